@@ -1,0 +1,1 @@
+"""What the records say: summaries, paired accuracy. Reads records, never runs anything."""

@@ -1,0 +1,46 @@
+"""Every error that ends a command, each with its exit code.
+
+Exit codes: 0 done, 1 regression (gates), 2 usage, 3 inconclusive (gates), 4 infrastructure,
+130 interrupted. A message is one or more full sentences and ends with what to do next.
+"""
+
+from typing import ClassVar
+
+
+class BenchError(Exception):
+    """A failure that a user can act on; shown without a traceback unless ``--debug`` is given."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class UsageError(BenchError):
+    """The command line, a scenario or a results folder is wrong; nothing was run."""
+
+    exit_code = 2
+
+
+class ScenarioError(UsageError):
+    """A scenario file has mistakes; ``problems`` holds one line for each of them."""
+
+    def __init__(self, problems: list[str]) -> None:
+        """Take one complete line per problem, in file order."""
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class InfrastructureError(BenchError):
+    """Something around the measurement failed: a disk, a worker that would not start, a download."""
+
+    exit_code = 4
+
+
+class UnavailableError(BenchError):
+    """This machine cannot do what the cell asks; recorded as the outcome *unavailable*."""
+
+    exit_code = 4
+
+
+class InterruptedByUserError(BenchError):
+    """Ctrl-C or SIGTERM; everything finished before it is on disk."""
+
+    exit_code = 130

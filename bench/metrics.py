@@ -1,0 +1,137 @@
+"""Every metric once: its name in a table, unit, direction, instrument and how it is shown."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One column of the comparison. ``kind`` says how two values may be compared."""
+
+    name: str
+    unit: str
+    better: Literal["lower", "higher", "neither"]
+    kind: Literal["deterministic", "statistical", "paired"]
+    instrument: str
+    meaning: str
+
+
+_ALL = (
+    Metric(
+        name="ledger_peak_bytes",
+        unit="bytes",
+        better="lower",
+        kind="deterministic",
+        instrument="ledger",
+        meaning="Most live tensor bytes at once over a steady pair of steps.",
+    ),
+    Metric(
+        name="host_peak_bytes",
+        unit="bytes",
+        better="lower",
+        kind="statistical",
+        instrument="VmHWM",
+        meaning="Most resident memory of the worker over the training phases, Python and libraries included.",
+    ),
+    Metric(
+        name="cuda_allocated_peak_bytes",
+        unit="bytes",
+        better="lower",
+        kind="deterministic",
+        instrument="torch allocator",
+        meaning="Most bytes torch had allocated on the device over the training phases.",
+    ),
+    Metric(
+        name="cuda_reserved_peak_bytes",
+        unit="bytes",
+        better="lower",
+        kind="statistical",
+        instrument="torch allocator",
+        meaning="Most bytes torch's caching allocator held from the device.",
+    ),
+    Metric(
+        name="tokens_per_second",
+        unit="tokens/s",
+        better="higher",
+        kind="statistical",
+        instrument="clock",
+        meaning="Non-padding tokens per second of a measured step; the median over steps.",
+    ),
+    Metric(
+        name="step_time_ns",
+        unit="ns",
+        better="lower",
+        kind="statistical",
+        instrument="clock",
+        meaning="Median time of a measured optimizer step.",
+    ),
+    Metric(
+        name="load_time_ns",
+        unit="ns",
+        better="lower",
+        kind="statistical",
+        instrument="clock",
+        meaning="Time to read the weights, quantising included.",
+    ),
+    Metric(
+        name="step_flops",
+        unit="FLOP",
+        better="lower",
+        kind="deterministic",
+        instrument="torch FLOP counter",
+        meaning="Floating-point operations of one step as executed.",
+    ),
+    Metric(
+        name="op_count",
+        unit="ops",
+        better="neither",
+        kind="deterministic",
+        instrument="ledger",
+        meaning="Operators dispatched in a steady pair of steps.",
+    ),
+    Metric(
+        name="saved_for_backward_bytes",
+        unit="bytes",
+        better="lower",
+        kind="deterministic",
+        instrument="ledger",
+        meaning="Tensor bytes the forward pass leaves alive for the backward pass.",
+    ),
+    Metric(
+        name="parameters_trainable",
+        unit="parameters",
+        better="neither",
+        kind="deterministic",
+        instrument="count",
+        meaning="Parameters that receive a gradient.",
+    ),
+    Metric(
+        name="adapter_file_bytes",
+        unit="bytes",
+        better="lower",
+        kind="deterministic",
+        instrument="file size",
+        meaning="Size of the saved adapter.",
+    ),
+    Metric(
+        name="accuracy_before",
+        unit="share",
+        better="neither",
+        kind="paired",
+        instrument="lm-eval",
+        meaning="Share of items answered correctly before training.",
+    ),
+    Metric(
+        name="accuracy_after",
+        unit="share",
+        better="higher",
+        kind="paired",
+        instrument="lm-eval",
+        meaning="Share of items answered correctly after training.",
+    ),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -1,0 +1,1 @@
+"""Pages from analysis rows. Renderers do no arithmetic."""

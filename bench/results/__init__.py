@@ -1,0 +1,1 @@
+"""What was measured: the record schema, the store, the table and the environment's fingerprint."""

