@@ -142,7 +142,7 @@ def make_evaluation(when: str, correct: Iterable[bool], *, task: str = "held-out
 
 
 def make_measurement(**changes: Any) -> Measurement:  # noqa: ANN401 - any field of a measurement
-    """Return all readings of a cell that ended well: from 5 to 15 right of 20; ``changes`` replaces fields."""
+    """Return all readings of a good cell, 5 of 20 right before, 15 after; ``changes`` replaces fields."""
     fields: dict[str, Any] = {
         "device": DeviceFacts(cpu_threads=2, cuda_available=False, host_peak_instrument="VmHWM"),
         "model": ModelFacts(

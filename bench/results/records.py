@@ -4,13 +4,13 @@ History of the format (``SCHEMA_VERSION``):
 - 1 (2026-11-22): first.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bench.spec.types import Cell
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 Outcome = Literal["ok", "oom", "timeout", "crashed", "failed", "unavailable", "skipped"]
 Phase = Literal[
