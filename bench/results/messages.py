@@ -68,9 +68,7 @@ class Failed(Stored):
     failure: Failure
 
 
-Message = Annotated[
-    PhaseStarted | ReadingMade | Heartbeat | Finished | Failed, Field(discriminator="type")
-]
+Message = Annotated[PhaseStarted | ReadingMade | Heartbeat | Finished | Failed, Field(discriminator="type")]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 

@@ -90,8 +90,8 @@ class PhaseReading(Stored):
     duration_ns: int
     host_start_bytes: int | None = Field(None, description="VmRSS as the phase began.")
     host_peak_bytes: int | None = Field(None, description="VmHWM, reset as the phase began.")
-    cuda_allocated_peak_bytes: int | None = Field(None, description="torch max_memory_allocated, reset likewise.")
-    cuda_reserved_peak_bytes: int | None = Field(None, description="torch max_memory_reserved, reset likewise.")
+    cuda_allocated_peak_bytes: int | None = Field(None, description="max_memory_allocated, reset likewise.")
+    cuda_reserved_peak_bytes: int | None = Field(None, description="max_memory_reserved, reset likewise.")
 
 
 class TokenCounts(Stored):

@@ -1,0 +1,123 @@
+"""The metrics of one record, computed from its raw samples; nothing here compares two records.
+
+Every function returns None where the record lacks what it needs, never 0.
+"""
+
+import statistics
+from collections.abc import Iterable
+from typing import Literal
+
+from bench.results.records import EvaluationReading, Phase, PhaseReading, Record, StepSample
+
+NS_PER_SECOND = 1_000_000_000
+
+# What a user needs for training itself. Evaluation and the instrumented steps after it are left out:
+# they would not run in a plain training job.
+TRAINING_PHASES: tuple[Phase, ...] = (
+    "load",
+    "adapt",
+    "prepare_data",
+    "first_forward",
+    "first_backward",
+    "first_optimizer_step",
+    "warmup",
+    "steady",
+)
+
+PeakField = Literal["host_peak_bytes", "cuda_allocated_peak_bytes", "cuda_reserved_peak_bytes"]
+
+
+def read_metrics(record: Record) -> dict[str, float | int | None]:
+    """Return one value for each entry of ``bench.metrics.METRICS``, in the unit stated there."""
+    measurement = record.measurement
+    ledger, model, flops = measurement.ledger, measurement.model, measurement.flops
+    before, after = headline_evaluation(record, "before"), headline_evaluation(record, "after")
+    return {
+        "ledger_peak_bytes": ledger.peak_bytes if ledger else None,
+        "host_peak_bytes": peak_bytes(record, "host_peak_bytes"),
+        "cuda_allocated_peak_bytes": peak_bytes(record, "cuda_allocated_peak_bytes"),
+        "cuda_reserved_peak_bytes": peak_bytes(record, "cuda_reserved_peak_bytes"),
+        "tokens_per_second": _median(step_tokens_per_second(record)),
+        "step_time_ns": _median(step.step_time_ns for step in measured_steps(record)),
+        "load_time_ns": phase_time_ns(record, ("load",)),
+        "step_flops": flops.step_flops if flops else None,
+        "op_count": ledger.op_count if ledger else None,
+        "saved_for_backward_bytes": ledger.saved_for_backward_bytes if ledger else None,
+        "parameters_trainable": model.parameters_trainable if model else None,
+        "adapter_file_bytes": model.adapter_file_bytes if model else None,
+        "accuracy_before": accuracy(before),
+        "accuracy_after": accuracy(after),
+    }
+
+
+def measured_steps(record: Record) -> tuple[StepSample, ...]:
+    """Return the steps after the first and the warm-up."""
+    return tuple(step for step in record.measurement.steps if step.stage == "measured")
+
+
+def step_tokens_per_second(record: Record) -> tuple[float, ...]:
+    """Return non-padding tokens per second of each measured step, in order."""
+    return tuple(
+        step.tokens.non_padding * NS_PER_SECOND / step.step_time_ns
+        for step in measured_steps(record)
+        if step.step_time_ns > 0
+    )
+
+
+def peak_phase(record: Record, field: PeakField) -> PhaseReading | None:
+    """Return the training phase with the highest peak by one instrument."""
+    readings = [
+        phase
+        for phase in record.measurement.phases
+        if phase.name in TRAINING_PHASES and getattr(phase, field) is not None
+    ]
+    return max(readings, key=lambda phase: getattr(phase, field), default=None)
+
+
+def peak_bytes(record: Record, field: PeakField) -> int | None:
+    """Return the highest peak of the training phases by one instrument, in bytes."""
+    phase = peak_phase(record, field)
+    return None if phase is None else getattr(phase, field)
+
+
+def start_up_bytes(record: Record) -> int | None:
+    """Return the worker's resident bytes as loading began: Python and the libraries."""
+    starts = [phase.host_start_bytes for phase in record.measurement.phases if phase.name == "load"]
+    return starts[0] if starts else None
+
+
+def phase_time_ns(record: Record, names: Iterable[Phase]) -> int | None:
+    """Return the time spent in the named phases together; None when the record has none of them."""
+    wanted = frozenset(names)
+    durations = [phase.duration_ns for phase in record.measurement.phases if phase.name in wanted]
+    return sum(durations) if durations else None
+
+
+def evaluation(record: Record, task: str, when: Literal["before", "after"]) -> EvaluationReading | None:
+    """Return one task's reading before or after training."""
+    readings = (item for item in record.measurement.evaluations if (item.task, item.when) == (task, when))
+    return next(readings, None)
+
+
+def evaluated_tasks(record: Record) -> tuple[str, ...]:
+    """Return the names of the tasks with a reading, each once, in the order they were run."""
+    return tuple(dict.fromkeys(reading.task for reading in record.measurement.evaluations))
+
+
+def headline_evaluation(record: Record, when: Literal["before", "after"]) -> EvaluationReading | None:
+    """Return the reading of the first task that was run; a table names the task beside the number."""
+    tasks = evaluated_tasks(record)
+    return evaluation(record, tasks[0], when) if tasks else None
+
+
+def accuracy(reading: EvaluationReading | None) -> float | None:
+    """Return the share of items answered correctly; None without a reading or without items."""
+    if reading is None or not reading.items:
+        return None
+    return sum(item.correct for item in reading.items) / len(reading.items)
+
+
+def _median(values: Iterable[float]) -> float | None:
+    """Return the median, or None of nothing."""
+    found = list(values)
+    return statistics.median(found) if found else None
