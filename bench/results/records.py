@@ -45,7 +45,8 @@ Category = Literal[
 class Stored(BaseModel):
     """Immutable; unknown keys are mistakes, since the version says what to expect."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A loss may be NaN or infinite; JSON has neither, so they are written as "NaN" and "Infinity".
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Caveat(Stored):

@@ -1,0 +1,202 @@
+"""Records on disk: one JSON file per run, written whole or not at all, read one by one.
+
+A results folder may come from a stranger: nothing outside it is read or written, and a file that is
+damaged is named while the others are still read.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.errors import InfrastructureError, UsageError
+from bench.results.records import SCHEMA_VERSION, Record
+
+LOCK_NAME = ".lock"
+MAX_RECORD_BYTES = 64 * 1024**2
+MIN_FREE_BYTES = 16 * 1024**2
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRecords:
+    """What a folder held: the readable records, oldest first, and one line per file that is not one."""
+
+    records: tuple[Record, ...]
+    problems: tuple[str, ...]
+
+
+def record_file_name(record: Record) -> str:
+    """Return ``<cell id>--<8 digits of the key>--r<run>.json`` with every unusual character replaced."""
+    slug = _UNSAFE.sub("-", record.cell.id).strip(".-")[:150] or "cell"
+    key = _UNSAFE.sub("-", record.key)[:8]
+    return f"{slug}--{key}--r{record.run}.json"
+
+
+@contextlib.contextmanager
+def open_folder(folder: Path) -> Iterator[None]:
+    """Make a results folder ready for writing and keep every other ``bench run`` out of it meanwhile.
+
+    Raises ``InfrastructureError`` when it cannot be written, its disk is full, or another run holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        _lock(lock, folder)
+        for left_over in folder.glob(".*.tmp"):
+            left_over.unlink(missing_ok=True)
+        _check_writable(folder)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InfrastructureError(
+            f"another bench run is writing to {folder}; wait for it, or choose another folder with --results"
+        ) from None
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _check_writable(folder: Path) -> None:
+    """Write and remove a small file, so that a full disk is found before hours of measuring."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < MIN_FREE_BYTES:
+        raise InfrastructureError(
+            f"only {free_bytes} bytes are free on the disk of {folder}; "
+            f"free at least {MIN_FREE_BYTES}, or choose another folder with --results"
+        )
+    _write_whole(folder, "write-check", b"{}")
+    (folder / "write-check").unlink(missing_ok=True)
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """Write one record so that after a crash or a power cut it is there whole or not at all.
+
+    Raises ``InfrastructureError`` when the disk is full or the folder cannot be written.
+    """
+    return _write_whole(folder, record_file_name(record), record.model_dump_json(indent=1).encode() + b"\n")
+
+
+def _write_whole(folder: Path, name: str, content: bytes) -> Path:
+    """Write to a temporary file beside the final one, sync it, rename it, and sync the folder."""
+    temporary, final = folder / f".{name}.tmp", folder / name
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - Path.open cannot refuse to follow a link
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(final)
+        _sync_folder(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _unwritable(folder, error) from error
+    return final
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(folder: Path, error: OSError) -> InfrastructureError:
+    advice = (
+        "free some space and run the same command again"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}
+        else "choose a folder you may write to with --results"
+    )
+    return InfrastructureError(f"cannot write to the results folder {folder} ({error.strerror}); {advice}")
+
+
+def load_records(path: Path) -> LoadedRecords:
+    """Read the records of a folder (not of its subfolders), or the one record of a file.
+
+    Raises ``UsageError`` when there is neither.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("[!.]*.json"))
+    elif path.is_file():
+        files = [path]
+    else:
+        raise UsageError(
+            f"{path} is neither a results folder nor a record; give one that bench run has written"
+        )
+    found: list[tuple[str, Record]] = []
+    problems: list[str] = []
+    seen: dict[tuple[str, int], str] = {}
+    for file in files:
+        record = _read(file)
+        if isinstance(record, str):
+            problems.append(f"{file}: {record}")
+            continue
+        first = seen.setdefault((record.key, record.run), file.name)
+        if first != file.name:
+            problems.append(f"{file}: holds the same run as {first}; delete one of them")
+            continue
+        found.append((record.started_at, record))
+    found.sort(key=lambda item: item[0])
+    return LoadedRecords(records=tuple(record for _, record in found), problems=tuple(problems))
+
+
+def _read(file: Path) -> Record | str:
+    """Return the record, or in one sentence why there is none."""
+    try:
+        facts = file.lstat()
+        if not stat.S_ISREG(facts.st_mode):
+            return (
+                "is a link or not a plain file; records are read only from plain files in the folder itself"
+            )
+        if facts.st_size > MAX_RECORD_BYTES:
+            return f"is larger than {MAX_RECORD_BYTES} bytes; this is not a record of bench run"
+        content = file.read_bytes()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    try:
+        return Record.model_validate_json(content)
+    except ValidationError as error:
+        return _diagnose(content, error)
+
+
+def _diagnose(content: bytes, error: ValidationError) -> str:
+    """Say what is wrong with a file that is not a record of this version."""
+    if not content.strip():
+        return "is empty; delete it and run the same command again"
+    try:
+        document: Any = json.loads(content.decode())
+    except UnicodeDecodeError:
+        return "is not UTF-8 text; delete it and run the same command again"
+    except (ValueError, RecursionError):
+        return "is cut off or not JSON; delete it and run the same command again"
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        return (
+            f"was written by a newer finetune-bench (record version {version}, this one reads up to "
+            f"{SCHEMA_VERSION}); upgrade finetune-bench"
+        )
+    if version is None:
+        return "is not a record (it has no schema_version); move it out of the results folder"
+    mistake = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in mistake["loc"]) or "the record"
+    return f"is not a valid record ({where}: {mistake['msg']}); delete it and run the same command again"
