@@ -1,0 +1,78 @@
+"""What a reader must know beyond the numbers: the worker's caveats, and those seen across runs."""
+
+from collections.abc import Iterator, Sequence
+
+from bench.analysis.rows import Row
+from bench.analysis.steady import FEWEST_VALUES
+from bench.results.readings import accuracy, evaluation
+from bench.results.records import Caveat, Record
+
+
+def row_caveats(row: Row, ok: Sequence[Record]) -> tuple[Caveat, ...]:
+    """Return every caveat once: first the worker's own, then those of the row."""
+    own = [caveat for record in ok for caveat in record.measurement.caveats]
+    return tuple(dict.fromkeys([*own, *_found(row, ok)]))
+
+
+def _found(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:
+    """Yield what the numbers themselves show."""
+    if row.weights_note:
+        yield Caveat(code="weights", message=f"The weights are {row.weights_note}.")
+    if row.runs_ok == 1:
+        message = "One run only: the spread shown is within that run, and says nothing about the next run."
+        yield Caveat(code="one-run", message=message)
+    if ok and row.runs_ok < row.runs:
+        yield Caveat(
+            code="other-outcomes", message=f"{row.runs - row.runs_ok} of {row.runs} runs did not end ok."
+        )
+    yield from _speed(row)
+    yield from _evaluation(row, ok)
+    ledgers = {record.measurement.ledger.peak_bytes for record in ok if record.measurement.ledger}
+    if len(ledgers) > 1:
+        message = f"The ledger's peak should be the same in every run, and is not ({_listed(ledgers)} bytes)."
+        yield Caveat(code="ledger-differs", message=message)
+    if any(record.measurement.merge and not record.measurement.merge.within_tolerance for record in ok):
+        message = "The merged adapter's logits differ from the adapter's by more than the tolerance."
+        yield Caveat(code="merge-differs", message=message)
+
+
+def _speed(row: Row) -> Iterator[Caveat]:
+    """Yield what the trend over the measured steps says."""
+    if row.throughput is None:
+        return
+    trend = row.throughput.trend
+    if trend.verdict == "not steady" and trend.drift_share is not None:
+        message = (
+            f"Not steady: tokens/s drifted by {trend.drift_share:+.0%} over the measured steps "
+            f"(Mann-Kendall p = {trend.p_value:.2g}); raise window.warmup_steps."
+        )
+        yield Caveat(code="not-steady", message=message)
+    elif trend.verdict == "too few steps to tell":
+        message = (
+            f"Too few measured steps ({row.throughput.steps}) to tell whether the speed had settled; "
+            f"set window.measured_steps to {FEWEST_VALUES} or more."
+        )
+        yield Caveat(code="few-steps", message=message)
+
+
+def _evaluation(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:
+    """Yield what makes an accuracy less than it seems."""
+    for result in row.accuracies:
+        if result.truncated_items:
+            message = (
+                f"{result.truncated_items} of {result.items} items of {result.task} were truncated to fit."
+            )
+            yield Caveat(code="truncated-evaluation", message=message)
+        if result.not_paired:
+            yield Caveat(code="not-paired", message=f"{result.task}: {result.not_paired}.")
+        found = (accuracy(evaluation(record, result.task, "after")) for record in ok)
+        shares = sorted({share for share in found if share is not None})
+        if len(shares) > 1:
+            listed = ", ".join(f"{share:.1%}" for share in shares)
+            message = f"The runs differ on {result.task} after training ({listed}); the first run is shown."
+            yield Caveat(code="accuracy-differs", message=message)
+
+
+def _listed(values: set[int]) -> str:
+    """Return numbers in order, with thousands separated."""
+    return ", ".join(f"{value:,}" for value in sorted(values))

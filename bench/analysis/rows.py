@@ -1,0 +1,181 @@
+"""The plain typed rows of a comparison: what the analysis computes and the reports only show.
+
+Bytes, nanoseconds and shares (0 to 1) throughout; None is *not measured*, and never stands for 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.analysis.paired import Paired
+from bench.analysis.steady import Trend
+from bench.results.records import Category, Caveat, Outcome
+
+Instrument = Literal["ledger", "host_net", "host", "cuda_allocated", "cuda_reserved"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """The peak memory of training by one instrument: the median over runs, and its range.
+
+    ``saving_share`` is 1 minus this over full fine-tuning by the same instrument.
+    """
+
+    instrument: Instrument
+    peak_bytes: int
+    low_bytes: int
+    high_bytes: int
+    phase: str
+    saving_share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Non-padding tokens per second: the median over steps, then over runs.
+
+    The spread is the range over runs when there are several, else the middle half of the steps.
+    """
+
+    tokens_per_second: float
+    low: float
+    high: float
+    spread: Literal["range over runs", "middle half of the steps"]
+    runs: int
+    steps: int
+    trend: Trend
+    against_full: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """One task before and after training, of one run; the errors are standard errors over its items.
+
+    ``not_paired`` is the reason why ``change`` is missing although both readings are there.
+    """
+
+    task: str
+    metric: str
+    instrument: str
+    num_fewshot: int
+    items: int
+    before: float | None
+    before_error: float | None
+    after: float | None
+    after_error: float | None
+    change: Paired | None
+    not_paired: str | None = None
+    against_full: Paired | None = None
+    truncated_items: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakCause:
+    """What the ledger saw as the most tensor bytes were alive."""
+
+    phase: str
+    op: str
+    module: str
+    categories_bytes: Mapping[Category, int]
+    largest_category: Category
+    largest_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeBreakdown:
+    """Where a cell's wall time went, the median over runs of each part. The parts add up within a run.
+
+    ``overhead_ns`` is all that is not loading, stepping, instrumented steps and checks, or evaluation:
+    starting the worker, tokenising, handing over results and ending it.
+    """
+
+    total_ns: int
+    loading_ns: int
+    stepping_ns: int
+    instruments_ns: int
+    evaluation_ns: int
+    overhead_ns: int
+    first_measured: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The loss at the first step and the last ones; the mean over up to three steps at each end."""
+
+    first: float
+    last: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """A run that did not end ok: its outcome and the sentence that says why."""
+
+    run: int
+    outcome: Outcome
+    phase: str | None
+    message: str
+    requested_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One cell under one key, over all its runs."""
+
+    cell: str
+    key: str
+    model: str
+    method: str
+    window: str
+    device: str
+    kind: Literal["full", "lora", "qlora"]
+    environment: str
+    outcome: Outcome
+    runs: int
+    runs_ok: int
+    endings: tuple[Ending, ...]
+    source: str | None = None
+    weights_note: str | None = None
+    parameters_total: int | None = None
+    parameters_trainable: int | None = None
+    trainable_share: float | None = None
+    adapter_file_bytes: int | None = None
+    flops_per_token: float | None = None
+    load_time_ns: int | None = None
+    peaks: tuple[Peak, ...] = ()
+    throughput: Throughput | None = None
+    accuracies: tuple[Accuracy, ...] = ()
+    cause: PeakCause | None = None
+    losses: Losses | None = None
+    times: TimeBreakdown | None = None
+    reference: str | None = None
+    no_reference: str | None = None
+    caveats: tuple[Caveat, ...] = ()
+
+    def peak(self, instrument: Instrument) -> Peak | None:
+        """Return the peak by one instrument, if it was there."""
+        return next((peak for peak in self.peaks if peak.instrument == instrument), None)
+
+    def accuracy(self, task: str) -> Accuracy | None:
+        """Return the accuracy on one task, if it was evaluated."""
+        return next((accuracy for accuracy in self.accuracies if accuracy.task == task), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """Where some of the records were made, under a letter that the rows refer to."""
+
+    label: str
+    records: int
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything a report shows."""
+
+    scenarios: tuple[str, ...]
+    records: int
+    first_started_at: str | None
+    rows: tuple[Row, ...]
+    surroundings: tuple[Surroundings, ...]
+    differences: tuple[str, ...]

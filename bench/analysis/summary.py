@@ -1,0 +1,189 @@
+"""From records to the rows of a comparison: grouped by cell and key, each set against full fine-tuning.
+
+Nothing is shown here. A number that cannot be had is None, and a caveat or ``no_reference`` says why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from bench.analysis import runs as over_runs
+from bench.analysis.caveats import row_caveats
+from bench.analysis.paired import try_pair
+from bench.analysis.rows import Accuracy, Comparison, Ending, Peak, Row, Surroundings
+from bench.analysis.surroundings import differences, label_of, place, surroundings
+from bench.errors import UsageError
+from bench.results.readings import evaluation
+from bench.results.records import Caveat, EvaluationReading, Record
+
+# What a method may have its own value of and still be compared with full fine-tuning: it changes what is
+# learned, not the memory or the arithmetic of a step.
+_MAY_DIFFER = {"learning_rate", "weight_decay", "schedule", "schedule_warmup_steps"}
+
+
+def compare(records: Sequence[Record]) -> Comparison:
+    """Return one row per cell and key, in the order of the records.
+
+    Raises UsageError when there is no record at all.
+    """
+    if not records:
+        raise UsageError(
+            "there is no record to report on; run `bench run SCENARIO` first, or name its folder"
+        )
+    places = surroundings(records)
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.run):
+        groups.setdefault((record.cell.id, record.key), []).append(record)
+    order = dict.fromkeys((record.cell.id, record.key) for record in records)
+    ok = [record for record in records if record.outcome == "ok"]
+    first = min(ok, key=lambda record: record.started_at, default=None)
+    rows = [_row(groups[group], places, first) for group in order]
+    starts = [record.started_at for record in records]
+    return Comparison(
+        scenarios=tuple(dict.fromkeys(record.cell.scenario for record in records)),
+        records=len(records),
+        first_started_at=min(starts),
+        rows=tuple(_against_full(row, groups, rows) for row in rows),
+        surroundings=places,
+        differences=differences(places),
+    )
+
+
+def _row(group: Sequence[Record], places: Sequence[Surroundings], first: Record | None) -> Row:
+    """Return the row of one cell under one key, not yet compared with another."""
+    latest, ok = group[-1], [record for record in group if record.outcome == "ok"]
+    cell = latest.cell
+    model, method, window = _labels(latest)
+    numbers: dict[str, Any] = _numbers(ok, is_first=any(record is first for record in ok)) if ok else {}
+    row = Row(
+        cell=cell.id,
+        key=latest.key,
+        model=model,
+        method=method,
+        window=window,
+        device=cell.device,
+        kind=cell.method.kind,
+        environment=label_of(latest, places),
+        outcome="ok" if ok else latest.outcome,
+        runs=len(group),
+        runs_ok=len(ok),
+        endings=tuple(_ending(record) for record in group if record.outcome != "ok"),
+        **numbers,
+    )
+    return replace(row, caveats=row_caveats(row, ok))
+
+
+def _numbers(ok: Sequence[Record], *, is_first: bool) -> dict[str, Any]:
+    """Return the fields of a row that come from good runs."""
+    model = next((record.measurement.model for record in ok if record.measurement.model), None)
+    flops = next((record.measurement.flops for record in ok if record.measurement.flops), None)
+    times = over_runs.times(ok, first_measured=is_first)
+    return {
+        "source": model.source if model else None,
+        "weights_note": model.weights_note if model else None,
+        "parameters_total": model.parameters_total if model else None,
+        "parameters_trainable": model.parameters_trainable if model else None,
+        "trainable_share": model.parameters_trainable / model.parameters_total if model else None,
+        "adapter_file_bytes": model.adapter_file_bytes if model else None,
+        "flops_per_token": flops.step_flops / flops.tokens.non_padding if flops else None,
+        "load_time_ns": over_runs.load_time_ns(ok),
+        "peaks": over_runs.peaks(ok),
+        "throughput": over_runs.throughput(ok),
+        "accuracies": over_runs.accuracies(ok),
+        "cause": over_runs.cause(ok),
+        "losses": over_runs.losses(ok),
+        "times": times,
+    }
+
+
+def _labels(record: Record) -> tuple[str, str, str]:
+    """Return model, method and window as the id names them."""
+    parts = record.cell.id.split("/")
+    if len(parts) == 3:  # noqa: PLR2004 - model/method/window
+        return parts[0], parts[1], parts[2]
+    training = record.cell.training
+    window = f"b{training.micro_batch}-s{training.sequence_length}"
+    return record.cell.model.name, record.cell.method.name, window
+
+
+def _ending(record: Record) -> Ending:
+    """Return how a run that is not ok ended."""
+    failure = record.failure
+    return Ending(
+        run=record.run,
+        outcome=record.outcome,
+        phase=failure.phase if failure else None,
+        message=failure.message if failure else "No reason was recorded; run the cell again.",
+        requested_bytes=failure.requested_bytes if failure else None,
+    )
+
+
+def _against_full(row: Row, groups: dict[tuple[str, str], list[Record]], rows: Sequence[Row]) -> Row:
+    """Set a row against full fine-tuning of the same model, data and training, in the same surroundings."""
+    if row.kind == "full":
+        return row
+    wanted = _same_but_method(groups[row.cell, row.key][-1])
+    fulls = [
+        other
+        for other in rows
+        if other.kind == "full" and _same_but_method(groups[other.cell, other.key][-1]) == wanted
+    ]
+    full = next((other for other in fulls if other.outcome == "ok"), None)
+    if full is None:
+        ended = (
+            f"full fine-tuning ended as {fulls[0].outcome}" if fulls else "full fine-tuning was not run alike"
+        )
+        return replace(row, no_reference=ended)
+    if row.outcome != "ok":
+        return replace(row, reference=full.cell)
+    accuracies, caveats = _paired_with(row, groups[row.cell, row.key], groups[full.cell, full.key])
+    return replace(
+        row,
+        reference=full.cell,
+        peaks=tuple(_with_saving(peak, full.peak(peak.instrument)) for peak in row.peaks),
+        throughput=row.throughput and replace(row.throughput, against_full=_ratio(row, full)),
+        accuracies=accuracies,
+        caveats=(*row.caveats, *caveats),
+    )
+
+
+def _same_but_method(record: Record) -> tuple[Any, ...]:
+    """Return what two cells must share for their memory and speed to be compared across methods."""
+    cell = record.cell
+    training = cell.training.model_dump(exclude=_MAY_DIFFER)
+    return cell.device, cell.model, cell.data, training, place(record.environment)
+
+
+def _with_saving(peak: Peak, full: Peak | None) -> Peak:
+    """Add the saving against full fine-tuning, by the same instrument only."""
+    if full is None or full.peak_bytes <= 0:
+        return peak
+    return replace(peak, saving_share=1 - peak.peak_bytes / full.peak_bytes)
+
+
+def _ratio(row: Row, full: Row) -> float | None:
+    """Return the speed as a multiple of full fine-tuning's."""
+    if row.throughput is None or full.throughput is None:
+        return None
+    return row.throughput.tokens_per_second / full.throughput.tokens_per_second
+
+
+def _paired_with(
+    row: Row, group: Sequence[Record], full: Sequence[Record]
+) -> tuple[tuple[Accuracy, ...], list[Caveat]]:
+    """Pair each task's answers after training with those of full fine-tuning."""
+    paired, caveats = [], []
+    for accuracy in row.accuracies:
+        theirs, ours = _after(full, accuracy.task), _after(group, accuracy.task)
+        against_full, reason = try_pair(theirs, ours)
+        paired.append(replace(accuracy, against_full=against_full))
+        if reason:
+            message = f"{accuracy.task} is not compared with full fine-tuning: {reason}."
+            caveats.append(Caveat(code="not-paired", message=message))
+    return tuple(paired), caveats
+
+
+def _after(group: Sequence[Record], task: str) -> EvaluationReading | None:
+    """Return a task's reading after training, of the first good run that has one."""
+    readings = (evaluation(record, task, "after") for record in group if record.outcome == "ok")
+    return next((reading for reading in readings if reading), None)

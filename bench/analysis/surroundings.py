@@ -1,0 +1,59 @@
+"""Where the records were made: each distinct place gets a letter, and what differs between them is named."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bench.analysis.rows import Surroundings
+from bench.results.records import Environment, Record
+
+# What changes the code under measurement only; two records that differ in nothing else are comparable.
+_NOT_THE_MACHINE = "git"
+
+
+def place(environment: Environment) -> tuple[tuple[str, str], ...]:
+    """Return what two comparable records share: machine, versions and threads, but not the commit."""
+    return tuple(item for item in _facts(environment).items() if not item[0].startswith(_NOT_THE_MACHINE))
+
+
+def surroundings(records: Sequence[Record]) -> tuple[Surroundings, ...]:
+    """Return each distinct environment once, lettered in the order of the records."""
+    found: dict[tuple[tuple[str, str], ...], int] = {}
+    for record in records:
+        facts = tuple(_facts(record.environment).items())
+        found[facts] = found.get(facts, 0) + 1
+    return tuple(
+        Surroundings(label=_letter(index), records=count, facts=dict(facts))
+        for index, (facts, count) in enumerate(found.items())
+    )
+
+
+def label_of(record: Record, places: Iterable[Surroundings]) -> str:
+    """Return the letter of the environment a record was made in."""
+    facts = _facts(record.environment)
+    return next(where.label for where in places if where.facts == facts)
+
+
+def differences(places: Sequence[Surroundings]) -> tuple[str, ...]:
+    """Return one line for each fact that is not the same everywhere."""
+    names = dict.fromkeys(name for where in places for name in where.facts)
+    lines = []
+    for name in names:
+        values = {where.label: where.facts.get(name, "not recorded") for where in places}
+        if len(set(values.values())) > 1:
+            lines.append(f"{name}: " + ", ".join(f"{value} in {label}" for label, value in values.items()))
+    return tuple(lines)
+
+
+def _facts(environment: Environment) -> Mapping[str, str]:
+    """Flatten an environment to ``group.name`` and text; what was not found is left out."""
+    return {
+        f"{group}.{name}": str(value)
+        for group, facts in environment.model_dump(mode="json").items()
+        for name, value in sorted(facts.items())
+        if value is not None
+    }
+
+
+def _letter(index: int) -> str:
+    """Return A to Z, then A2 to Z2, and so on."""
+    turn, place_in_turn = divmod(index, 26)
+    return chr(ord("A") + place_in_turn) + (str(turn + 1) if turn else "")

@@ -1,0 +1,79 @@
+"""The exact McNemar test on questions joined by id and hash."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.analysis.paired import Paired, pair_items, try_pair
+from bench.errors import UsageError
+from bench.results.records import EvaluationItem
+from records_factory import make_evaluation
+
+
+def _items(answers: list[bool]) -> tuple[EvaluationItem, ...]:
+    """Return questions with the given answers."""
+    return make_evaluation("after", answers).items
+
+
+def test_the_counts_and_the_exact_p_value() -> None:
+    """Nine gained and one lost: p = 2 (C(10,0) + C(10,1)) / 2**10 = 22/1024."""
+    before = [False] * 9 + [True] + [True] * 5 + [False] * 5
+    after = [True] * 9 + [False] + [True] * 5 + [False] * 5
+    expected = Paired(items=20, unmatched=0, gained=9, lost=1, difference_share=0.4, p_value=22 / 1024)
+    actual = pair_items(_items(before), _items(after))
+    assert (expected.items, expected.unmatched, expected.gained, expected.lost) == (
+        actual.items,
+        actual.unmatched,
+        actual.gained,
+        actual.lost,
+    )
+    assert pytest.approx((0.4, 22 / 1024)) == (actual.difference_share, actual.p_value)
+
+
+def test_no_change_is_no_evidence() -> None:
+    """The same answers give p = 1."""
+    assert pair_items(_items([True, False]), _items([True, False])).p_value == 1.0
+
+
+def test_order_does_not_matter_and_unmatched_are_counted() -> None:
+    """Questions are joined by id, whatever their order; those in one evaluation only are said."""
+    paired = pair_items(_items([True, False, True])[::-1], _items([True, True]))
+    assert (2, 1, 1, 0) == (paired.items, paired.unmatched, paired.gained, paired.lost)
+
+
+def test_another_question_under_the_same_id_is_refused() -> None:
+    """An unequal hash means another question, whose answer may not be compared."""
+    other = make_evaluation("after", [True], task="another").items
+    with pytest.raises(UsageError, match="question 0 is not the same"):
+        pair_items(_items([True]), other)
+
+
+def test_a_question_twice_is_refused() -> None:
+    """Counting one question twice would make the evidence look stronger."""
+    item = _items([True])
+    with pytest.raises(UsageError, match="twice"):
+        pair_items(item + item, item)
+
+
+def test_nothing_in_common_is_refused() -> None:
+    """Two sets of different ids cannot be paired."""
+    with pytest.raises(UsageError, match="no question in common"):
+        pair_items(_items([True])[:0], _items([True]))
+
+
+def test_a_refusal_can_be_kept_as_a_sentence() -> None:
+    """A report shows the reason instead of ending."""
+    first, second = make_evaluation("before", [True]), make_evaluation("after", [True], task="another")
+    paired, reason = try_pair(first, second)
+    assert (None, True) == (paired, str(reason).startswith("question 0 is not the same"))
+    assert (None, None) == try_pair(None, second)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_swapping_the_two_mirrors_the_result(answers: list[tuple[bool, bool]]) -> None:
+    """Gained and lost change places, and the two-sided p-value stays."""
+    first, second = _items([a for a, _ in answers]), _items([b for _, b in answers])
+    there, back = pair_items(first, second), pair_items(second, first)
+    assert (there.gained, there.lost) == (back.lost, back.gained)
+    assert pytest.approx(there.p_value) == back.p_value
+    assert 0 < there.p_value <= 1

@@ -1,0 +1,46 @@
+"""The test for a trend that remains over the measured steps."""
+
+import random
+
+import pytest
+
+from bench.analysis.steady import Trend, find_trend
+
+
+def test_a_constant_speed_is_steady() -> None:
+    """Equal values have no trend."""
+    assert Trend(verdict="steady", drift_share=0.0, p_value=1.0) == find_trend([100.0] * 8)
+
+
+def test_a_steady_climb_is_found_with_its_size() -> None:
+    """Eight values from 100 to 107 drift by 7 of the median 104, and p = 2/8!."""
+    trend = find_trend([100.0 + step for step in range(8)])
+    assert trend.verdict == "not steady"
+    assert pytest.approx((7 / 104, 2 / 40320)) == (trend.drift_share, trend.p_value)
+
+
+def test_a_fall_counts_as_much_as_a_climb() -> None:
+    """A machine that gets slower is not steady either."""
+    assert find_trend([100.0 - step for step in range(8)]).verdict == "not steady"
+
+
+def test_a_tiny_drift_does_no_harm() -> None:
+    """A perfect order over 0.7 % of the speed is significant and too small to matter."""
+    trend = find_trend([100.0 + step / 10 for step in range(8)])
+    assert trend.p_value is not None
+    assert (True, "steady") == (trend.p_value < 0.01, trend.verdict)
+
+
+def test_few_values_cannot_tell() -> None:
+    """Five values in perfect order reach only p = 2/5! = 0.017."""
+    assert find_trend([1.0, 2.0, 3.0, 4.0, 5.0]).verdict == "too few steps to tell"
+    assert find_trend([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).verdict == "not steady"
+
+
+def test_noise_alone_is_seldom_called_a_trend() -> None:
+    """Of 1000 windows of pure 3 % noise, at most 2 % are called not steady."""
+    noise = random.Random(0)  # noqa: S311 - a simulation
+    alarms = sum(
+        find_trend([noise.gauss(100, 3) for _ in range(10)]).verdict == "not steady" for _ in range(1000)
+    )
+    assert alarms <= 20
