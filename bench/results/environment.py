@@ -45,7 +45,7 @@ def _machine() -> dict[str, str | int | None]:
         "kernel": platform.release(),
         "architecture": platform.machine(),
         "cpu_model": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": len(os.sched_getaffinity(0)),
         "memory_bytes": _memory_bytes(),
         "memory_limit_bytes": _memory_limit_bytes(),
     }

@@ -1,0 +1,100 @@
+"""What a sweep has to do: which cells, in which order, and which of them are on disk already. Pure."""
+
+import difflib
+import fnmatch
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from bench.errors import UsageError
+from bench.results.environment import KEY_PACKAGES
+from bench.results.records import DeviceFacts, Environment, Outcome, Record
+from bench.spec.types import Cell
+
+KEY_MACHINE = ("architecture", "cpu_model", "cpu_cores")
+NEAR_IDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run to do; ``reason`` says why this machine cannot, and then nothing is started."""
+
+    cell: Cell
+    key: str
+    run: int
+    reason: str | None
+
+
+def run_key(cell: Cell, environment: Environment, facts: DeviceFacts) -> str:
+    """Return what two runs must share to be the same: a SHA-256 of cell, versions and machine, in hex."""
+    content = {
+        "cell": cell.digest,
+        "versions": {name: environment.versions.get(name) for name in ("python", *KEY_PACKAGES)},
+        "machine": {name: environment.machine.get(name) for name in KEY_MACHINE},
+        "device": facts.cuda_name if cell.device == "cuda" else None,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def choose_cells(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
+    """Return the cells whose id matches a shell pattern; ``*`` crosses slashes.
+
+    Raises ``UsageError`` with near ids when none does.
+    """
+    if pattern is None:
+        return list(cells)
+    chosen = [cell for cell in cells if fnmatch.fnmatchcase(cell.id, pattern)]
+    if not chosen:
+        ids = [cell.id for cell in cells]
+        near = [id_ for id_ in ids if pattern.strip("*?") in id_][:NEAR_IDS]
+        near = near or difflib.get_close_matches(pattern, ids, n=NEAR_IDS, cutoff=0.3) or ids[:NEAR_IDS]
+        raise UsageError(f"--only {pattern} matches no cell; perhaps you meant {' or '.join(near)}")
+    return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """How often each cell is run, and which records do not count as done."""
+
+    repeats: int = 1
+    retry: Collection[Outcome] = ()
+    force: bool = False
+
+
+def plan_runs(
+    cells: Sequence[Cell],
+    records: Sequence[Record],
+    *,
+    key_of: Callable[[Cell], str],
+    reason_of: Callable[[Cell], str | None],
+    options: PlanOptions,
+) -> list[PlannedRun]:
+    """Return the runs to do, repeats outermost: every cell once, then every cell again.
+
+    A run on disk counts as done whatever its outcome, except outcomes to retry, and *unavailable* where
+    the machine can do it by now. What does not count stays on disk, and the new run takes the next number.
+    """
+    last_run: Counter[str] = Counter()
+    for record in records:
+        last_run[record.key] = max(last_run[record.key], record.run)
+    keys = {cell.id: key_of(cell) for cell in cells}
+    reasons = {cell.id: reason_of(cell) for cell in cells}
+
+    def counts(record: Record, cell: Cell) -> bool:
+        possible_by_now = record.outcome == "unavailable" and reasons[cell.id] is None
+        return record.key == keys[cell.id] and record.outcome not in options.retry and not possible_by_now
+
+    done = {
+        cell.id: 0 if options.force else sum(counts(record, cell) for record in records) for cell in cells
+    }
+    planned = []
+    for repeat in range(options.repeats):
+        for cell in cells:
+            if repeat < done[cell.id]:
+                continue
+            key = keys[cell.id]
+            last_run[key] += 1
+            planned.append(PlannedRun(cell=cell, key=key, run=last_run[key], reason=reasons[cell.id]))
+    return planned
