@@ -18,12 +18,16 @@ app = typer.Typer(
 )
 
 ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (TOML).", show_default=False)]
+ResultPaths = Annotated[
+    list[Path],
+    typer.Argument(metavar="RESULTS…", help="Results folders or record files.", show_default=False),
+]
 
 
 @app.callback()
 def _options(
     *,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,  # noqa: ARG001 - read in main()
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Measure and compare full fine-tuning, LoRA and QLoRA: memory, speed and accuracy."""
 
@@ -45,6 +49,61 @@ def schema() -> None:
     from bench.spec.load import scenario_json_schema
 
     typer.echo(json.dumps(scenario_json_schema(), indent=2))
+
+
+@app.command()
+def table(
+    results: ResultPaths,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.csv or FILE.parquet.")] = None,
+) -> None:
+    """Show the tidy table of records, one row for each run; CSV when not on a terminal."""
+    from rich.console import Console
+
+    from bench.report.frame import render_frame
+    from bench.report.sources import gather
+    from bench.results.table import tidy, write_table
+
+    loaded = gather(results)
+    for problem in loaded.problems:
+        typer.echo(f"bench: not read: {problem}", err=True)
+    frame = tidy(loaded.records)
+    if output is not None:
+        write_table(frame, output)
+    elif sys.stdout.isatty():
+        Console().print(render_frame(frame))
+    else:
+        typer.echo(frame.to_csv(index=False), nl=False)
+
+
+@app.command()
+def report(
+    results: ResultPaths = [],  # noqa: B006 - typer copies it; --update and --check need no path
+    *,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Markdown file to write.")] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Fill the generated blocks of README.md and report/*.md.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail when a generated block is not in step.")
+    ] = False,
+) -> None:
+    """Compare methods in a Markdown page made from records; on stdout without -o."""
+    from bench.report import blocks
+    from bench.report.comparison import render_page, write_text
+    from bench.report.sources import gather
+
+    if check:
+        blocks.require_in_step(Path())
+    elif update:
+        for page in blocks.update(Path()):
+            typer.echo(f"updated {page}")
+    else:
+        text = render_page(gather(results))
+        if output is None:
+            typer.echo(text, nl=False)
+        else:
+            write_text(output, text)
+            typer.echo(f"wrote {output}")
 
 
 def main() -> None:

@@ -1,0 +1,100 @@
+"""Generated blocks in pages that people write: filled from committed records, and checked to be in step.
+
+A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end -->``, each on its own line;
+FOLDER holds records and is relative to the root of the repository. What is outside is never touched.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.analysis.rows import Comparison
+from bench.analysis.summary import compare
+from bench.errors import UsageError
+from bench.report.comparison import render_details, render_summary, write_text
+from bench.report.sources import gather
+
+_BEGIN = re.compile(r"<!-- bench:begin (?P<kind>\S+) (?P<folder>\S+) -->")
+_END = "<!-- bench:end -->"
+_KINDS: dict[str, Callable[[Comparison], str]] = {"comparison": render_summary, "details": render_details}
+
+
+def update(root: Path) -> list[Path]:
+    """Fill the blocks of README.md and report/*.md; return the pages that changed.
+
+    Raises UsageError when a block is malformed or its folder holds no readable record.
+    """
+    changed = []
+    for page in pages(root):
+        text = page.read_text(encoding="utf-8")
+        filled = fill(text, page, root)
+        if filled != text:
+            write_text(page, filled)
+            changed.append(page)
+    return changed
+
+
+def check(root: Path) -> list[str]:
+    """Return one line for each page that is out of step with its records or has a block beyond filling."""
+    problems = []
+    for page in pages(root):
+        text = page.read_text(encoding="utf-8")
+        try:
+            if fill(text, page, root) != text:
+                name = page.relative_to(root)
+                problems.append(f"{name}: not in step with its records; run `bench report --update`")
+        except UsageError as error:
+            problems.append(str(error))
+    return problems
+
+
+def require_in_step(root: Path) -> None:
+    """Raise UsageError with one line for each problem, if there is any."""
+    problems = check(root)
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def pages(root: Path) -> list[Path]:
+    """Return the pages that may hold blocks."""
+    return [page for page in (root / "README.md", *sorted((root / "report").glob("*.md"))) if page.is_file()]
+
+
+def fill(text: str, page: Path, root: Path) -> str:
+    """Return the text with every block filled anew. Raises UsageError with the page and the line."""
+    lines: list[str] = []
+    inside_since: int | None = None
+    for number, line in enumerate(text.split("\n"), start=1):
+        begin = _BEGIN.fullmatch(line.strip())
+        where = f"{page.relative_to(root)}:{number}"
+        if begin and inside_since is not None:
+            raise UsageError(f"{where}: a block begins inside another; end the first with {_END}")
+        if begin:
+            inside_since = number
+            lines += [line, "", *_content(begin["kind"], begin["folder"], where, root).split("\n"), ""]
+        elif line.strip() == _END:
+            if inside_since is None:
+                raise UsageError(f"{where}: a block ends that has not begun; remove the line")
+            inside_since = None
+            lines.append(line)
+        elif inside_since is None:
+            lines.append(line)
+    if inside_since is not None:
+        raise UsageError(f"{page.relative_to(root)}:{inside_since}: the block has no end; add {_END}")
+    return "\n".join(lines)
+
+
+def _content(kind: str, folder: str, where: str, root: Path) -> str:
+    """Return what belongs in one block."""
+    if kind not in _KINDS:
+        raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join(_KINDS)}")
+    inside = (root / folder).resolve()
+    if not inside.is_relative_to(root.resolve()):
+        raise UsageError(f"{where}: {folder} leads out of the repository; name a folder inside it")
+    try:
+        loaded = gather([root / folder])
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    if loaded.problems:
+        raise UsageError(f"{where}: {loaded.problems[0]}")
+    return _KINDS[kind](compare(loaded.records))

@@ -1,0 +1,177 @@
+"""A comparison as a Markdown page, as a block of one, and as a table in the terminal; no arithmetic."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.analysis.rows import Comparison, Row
+from bench.analysis.summary import compare
+from bench.errors import InfrastructureError
+from bench.report import details, tables
+from bench.report.how_read import how_read
+from bench.report.sentences import sentences
+from bench.report.tables import Table
+from bench.report.text import markdown, plain
+from bench.results.records import Caveat, Record
+from bench.results.store import LoadedRecords
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_MOST_NAMES = 8
+
+
+def render_markdown(comparison: Comparison, problems: Sequence[str] = ()) -> str:
+    """Return the whole page as GitHub-flavoured Markdown; ``problems`` names files that could not be read."""
+    title = markdown(", ".join(comparison.scenarios))
+    parts = [f"# {title}: methods compared", render_summary(comparison, problems), *_details(comparison)]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_page(loaded: LoadedRecords) -> str:
+    """Return the whole page of what was loaded. Raises UsageError when there is no record."""
+    return render_markdown(compare(loaded.records), loaded.problems)
+
+
+def render_summary(comparison: Comparison, problems: Sequence[str] = ()) -> str:
+    """Return the sentences, the comparison tables, what did not end ok and the caveats, without a title."""
+    unit = tables.memory_unit(comparison)
+    parts = [markdown(paragraph) for paragraph in sentences(comparison, unit)]
+    if problems:
+        listed = _bullets(markdown(problem) for problem in problems)
+        parts.append(f"**Not everything could be read, and what follows leaves it out:**\n\n{listed}")
+    for rows in tables.groups(comparison).values():
+        parts.append(f"**{markdown(tables.group_title(rows))}**")
+        parts.append(_table(tables.comparison_table(rows, unit)))
+    endings = details.ending_table(comparison.rows)
+    if endings.rows:
+        parts.append(f"Runs that did not end ok:\n\n{_table(endings)}")
+    caveats = list(_caveats(comparison.rows))
+    if caveats:
+        parts.append("Caveats:\n\n" + _bullets(caveats))
+    return "\n\n".join(parts)
+
+
+def render_details(comparison: Comparison) -> str:
+    """Return everything below the summary: causes, categories, speed, accuracy, loss, times, environment."""
+    return "\n\n".join(_details(comparison))
+
+
+def write_page(records: Sequence[Record], path: Path, problems: Sequence[str] = ()) -> None:
+    """Write the page of these records.
+
+    Raises InfrastructureError when the file cannot be written, UsageError when there is no record.
+    """
+    write_text(path, render_markdown(compare(records), problems))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, or say in one sentence why not."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InfrastructureError(
+            f"{path}: cannot write the report ({error.strerror}); choose another place"
+        ) from None
+
+
+def render_terminal(records: Sequence[Record]) -> "Group":
+    """Return the comparison tables and the caveats for a rich console."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    comparison = compare(records)
+    unit = tables.memory_unit(comparison)
+    parts: list[RichTable | Text] = []
+    for rows in tables.groups(comparison).values():
+        content = tables.narrow_table(rows, unit)
+        table = RichTable(title=Text(plain(tables.group_title(rows))), title_justify="left", box=box.SIMPLE)
+        for index, name in enumerate(content.header):
+            words = index < content.left
+            table.add_column(Text(plain(name)), justify="left" if words else "right", no_wrap=words)
+        for line in content.rows:
+            table.add_row(*(Text(plain(cell)) for cell in line))
+        parts.append(table)
+    for cell, run, outcome, _, why in details.ending_table(comparison.rows).rows:
+        parts.append(Text(plain(f"{cell}, run {run}, {outcome}: {why}")))
+    parts.extend(Text(plain(f"- {message} ({cells})")) for message, cells in _gathered(comparison.rows))
+    return Group(*parts)
+
+
+def _details(comparison: Comparison) -> Iterator[str]:
+    """Yield each section that has something to show."""
+    rows, unit = comparison.rows, tables.memory_unit(comparison)
+    name = _namer(comparison)
+    sections = (
+        ("What was trained", details.model_table(rows, name)),
+        ("What set each peak of live tensors", details.cause_table(rows, name)),
+        ("Live tensors at the peak, by category", details.category_table(rows, name, unit)),
+        ("Peak memory by each instrument", details.memory_table(rows, name, unit)),
+        ("Speed", details.speed_table(rows, name)),
+        ("Accuracy", details.accuracy_table(rows, name)),
+        ("Training loss", details.loss_table(rows, name)),
+        ("Where the wall time went", details.time_table(rows, name)),
+    )
+    for title, table in sections:
+        if table.rows:
+            yield f"## {title}\n\n{_table(table)}"
+    yield "## Where it was measured\n\n" + _places(comparison)
+    yield "## How each number was read\n\n" + _bullets(how_read(rows))
+
+
+def _namer(comparison: Comparison) -> Callable[[Row], str]:
+    """Name a row by its method where that is enough, else by its cell, and by its environment if several."""
+    one_group, one_place = len(tables.groups(comparison)) == 1, len(comparison.surroundings) == 1
+
+    def name(row: Row) -> str:
+        text = row.method if one_group else row.cell
+        return text if one_place else f"{text} ({row.environment})"
+
+    return name
+
+
+def _table(table: Table) -> str:
+    """Return a GitHub-flavoured Markdown table, every cell escaped."""
+    ruler = [":---" if index < table.left else "---:" for index in range(len(table.header))]
+    lines = [[markdown(name) for name in table.header], ruler]
+    lines.extend([markdown(cell) for cell in line] for line in table.rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _caveats(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield each caveat with the cells it holds for, escaped."""
+    for message, cells in _gathered(rows):
+        yield f"{markdown(message)} ({markdown(cells)})"
+
+
+def _gathered(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Yield each caveat's message once, with the cells it holds for."""
+    found: dict[Caveat, list[str]] = {}
+    for row in rows:
+        for caveat in row.caveats:
+            found.setdefault(caveat, []).append(row.cell)
+    measured = [row.cell for row in rows if row.outcome == "ok"]
+    for caveat, cells in found.items():
+        everywhere = len(measured) > 1 and cells == measured
+        listed = ", ".join(cells[:_MOST_NAMES])
+        if len(cells) > _MOST_NAMES:
+            listed += f" and {len(cells) - _MOST_NAMES} more"
+        yield caveat.message, "all measured cells" if everywhere else listed
+
+
+def _places(comparison: Comparison) -> str:
+    """Return each environment's facts, and first what differs between them."""
+    parts = [f"Records: {comparison.records}, the first begun at {markdown(comparison.first_started_at)}."]
+    if comparison.differences:
+        listed = _bullets(markdown(line) for line in comparison.differences)
+        parts.append(f"**The records are from different environments.** They differ in:\n\n{listed}")
+    for where in comparison.surroundings:
+        facts = Table(header=("Fact", f"Environment {where.label}"), rows=tuple(where.facts.items()), left=2)
+        parts.append(_table(facts))
+    return "\n\n".join(parts)

@@ -1,0 +1,217 @@
+"""The tables below the comparison: what set the peak, speed, accuracy, loss, time; no arithmetic.
+
+``name`` says how a row is called, since a report on one window needs no whole cell id.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+from bench.analysis.paired import Paired
+from bench.analysis.rows import Row
+from bench.report.tables import INSTRUMENT_NAMES, Table
+from bench.report.text import (
+    MEBIBYTES,
+    NOT_APPLICABLE,
+    NOT_MEASURED,
+    MemoryUnit,
+    p_value,
+    seconds,
+    share,
+    significant,
+    small_share,
+    words,
+)
+from bench.results.records import Category
+
+
+def memory_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUnit) -> Table:
+    """Return every peak by every instrument, with its phase and its range over runs."""
+    lines = []
+    for row in rows:
+        for peak in row.peaks:
+            spread = f"{unit.show(peak.low_bytes)} to {unit.show(peak.high_bytes)}"
+            lines.append(
+                (
+                    name(row),
+                    INSTRUMENT_NAMES[peak.instrument],
+                    unit.show(peak.peak_bytes),
+                    spread if row.runs_ok > 1 else "one run",
+                    words(peak.phase),
+                    NOT_APPLICABLE if row.kind == "full" else share(peak.saving_share, 0),
+                )
+            )
+    return Table(
+        header=("Cell", "Instrument", "Peak", "Over runs", "Phase", "Saving"), rows=tuple(lines), left=2
+    )
+
+
+def model_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+    """Return what was trained: where the weights are from, and how many of them move."""
+    return Table(
+        header=("Cell", "Weights", "Parameters", "Trainable", "Share", "Adapter file"),
+        left=2,
+        rows=tuple(
+            (
+                name(row),
+                row.source if row.weights_note is None else f"{row.source}, {row.weights_note}",
+                f"{row.parameters_total:,}",
+                f"{row.parameters_trainable:,}",
+                small_share(row.trainable_share),
+                NOT_APPLICABLE if row.kind == "full" else MEBIBYTES.show(row.adapter_file_bytes, digits=1),
+            )
+            for row in rows
+            if row.source is not None
+        ),
+    )
+
+
+def cause_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+    """Return what set each peak of live tensors."""
+    return Table(
+        header=("Cell", "Phase", "Operator", "Module", "Largest part"),
+        left=5,
+        rows=tuple(
+            (
+                name(row),
+                words(cause.phase),
+                cause.op,
+                cause.module or "outside any module",
+                f"{words(cause.largest_category)}, {share(cause.largest_share, 0)}",
+            )
+            for row in rows
+            if (cause := row.cause)
+        ),
+    )
+
+
+def category_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUnit) -> Table:
+    """Return the live tensors at the peak by category; a category that no row has is left out."""
+    with_cause = [(row, row.cause.categories_bytes) for row in rows if row.cause]
+    present = [
+        category
+        for category in get_args(Category)
+        if any(categories.get(category) for _, categories in with_cause)
+    ]
+    return Table(
+        header=("Cell", *(words(category) for category in present)),
+        rows=tuple(
+            (name(row), *(unit.show(categories.get(category, 0)) for category in present))
+            for row, categories in with_cause
+        ),
+    )
+
+
+def speed_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+    """Return tokens/s with what its spread is, the trend, and what a step computes."""
+    lines = []
+    for row in rows:
+        if row.throughput is None:
+            continue
+        speed = row.throughput
+        drift = "" if speed.trend.drift_share is None else f", drift {share(speed.trend.drift_share)}"
+        operations = NOT_MEASURED if row.flops_per_token is None else f"{row.flops_per_token / 1e9:.3g} GFLOP"
+        lines.append(
+            (
+                name(row),
+                significant(speed.tokens_per_second),
+                f"{significant(speed.low)} to {significant(speed.high)}, {speed.spread}",
+                str(speed.steps),
+                f"{speed.trend.verdict}{drift}",
+                seconds(row.load_time_ns),
+                operations,
+            )
+        )
+    header = ("Cell", "tokens/s", "Spread", "Measured steps", "Trend", "Load time", "Per token")
+    return Table(header=header, rows=tuple(lines))
+
+
+def accuracy_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+    """Return each task before and after, and the paired tests."""
+    header = (
+        "Cell",
+        "Task",
+        "Items",
+        "Before",
+        "After",
+        "Change (gained, lost)",
+        "Against full (gained, lost)",
+    )
+    return Table(
+        header=header,
+        left=2,
+        rows=tuple(
+            (
+                name(row),
+                f"{result.task} ({result.metric}, {result.num_fewshot}-shot)",
+                str(result.items),
+                _with_error(result.before, result.before_error),
+                _with_error(result.after, result.after_error),
+                _paired(result.change),
+                NOT_APPLICABLE if row.kind == "full" else _paired(result.against_full),
+            )
+            for row in rows
+            for result in row.accuracies
+        ),
+    )
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    return share(value) if error is None else f"{share(value)} ± {error * 100:.1f}"
+
+
+def _paired(paired: Paired | None) -> str:
+    if paired is None:
+        return NOT_MEASURED
+    return f"{share(paired.difference_share)} ({paired.gained}, {paired.lost}), {p_value(paired.p_value)}"
+
+
+def loss_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+    """Return the loss at both ends."""
+    return Table(
+        header=("Cell", "First", "Last", "Steps"),
+        rows=tuple(
+            (name(row), f"{losses.first:.3f}", f"{losses.last:.3f}", str(losses.steps))
+            for row in rows
+            if (losses := row.losses)
+        ),
+    )
+
+
+def time_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+    """Return where each cell's wall time went."""
+    header = ("Cell", "Total", "Loading", "Steps", "Instrumented steps", "Evaluation", "Everything else")
+    return Table(
+        header=header,
+        rows=tuple(
+            (
+                name(row),
+                seconds(times.total_ns),
+                seconds(times.loading_ns),
+                seconds(times.stepping_ns),
+                seconds(times.instruments_ns),
+                seconds(times.evaluation_ns),
+                seconds(times.overhead_ns) + (", first cell" if times.first_measured else ""),
+            )
+            for row in rows
+            if (times := row.times)
+        ),
+    )
+
+
+def ending_table(rows: Sequence[Row]) -> Table:
+    """Return every run that did not end ok, with the sentence that says why."""
+    return Table(
+        header=("Cell", "Run", "Outcome", "Phase", "Why"),
+        left=5,
+        rows=tuple(
+            (
+                row.cell,
+                str(ending.run),
+                ending.outcome,
+                words(ending.phase) if ending.phase else NOT_APPLICABLE,
+                ending.message,
+            )
+            for row in rows
+            for ending in row.endings
+        ),
+    )

@@ -1,0 +1,64 @@
+"""How each number of a report was read; only for what the report shows."""
+
+from collections.abc import Sequence
+
+from bench.analysis.rows import Instrument, Row
+from bench.analysis.steady import SIGNIFICANCE, SMALLEST_DRIFT_SHARE
+from bench.report.tables import INSTRUMENT_NAMES
+from bench.report.text import share
+
+_INSTRUMENTS: dict[Instrument, str] = {
+    "ledger": (
+        "exact bytes of all tensor storages alive at once over a steady pair of steps, "
+        "outside the timed ones. Scratch memory inside a kernel is not seen"
+    ),
+    "host_net": (
+        "the kernel's high-water mark of resident memory (VmHWM, reset as each phase begins) over loading "
+        "and training, less what was resident as loading began. Mapped weight files count as resident"
+    ),
+    "host": "the same high-water mark with Python and the libraries in it",
+    "cuda_allocated": (
+        "torch.cuda.max_memory_allocated, reset as each phase begins, over loading and training"
+    ),
+    "cuda_reserved": (
+        "torch.cuda.max_memory_reserved: what torch's caching allocator held, fragmentation included"
+    ),
+}
+
+
+def how_read(rows: Sequence[Row]) -> list[str]:
+    """Return one line of Markdown for each kind of number that the rows hold."""
+    lines = [
+        f"**{INSTRUMENT_NAMES[instrument]}**: {meaning}."
+        for instrument, meaning in _INSTRUMENTS.items()
+        if any(row.peak(instrument) for row in rows)
+    ]
+    if lines:
+        lines.append(
+            "**Saving**: against full fine-tuning of the same model, data and training window on the same "
+            "machine, by the same instrument. Different instruments are never set against each other. "
+            "Evaluation is left out of every peak."
+        )
+    if any(row.throughput for row in rows):
+        lines.append(
+            "**tokens/s**: non-padding tokens over the time of an optimizer step; the median over measured "
+            "steps, then over runs. In brackets the range over runs or, with one run, the middle half of its "
+            f"steps. *Not steady*: Mann-Kendall p < {SIGNIFICANCE} and a Theil-Sen drift above "
+            f"{share(SMALLEST_DRIFT_SHARE, 0)} over the measured steps."
+        )
+    if any(row.accuracies for row in rows):
+        lines.append(
+            "**Accuracy**: lm-eval on the same items before and after training, ± one standard error over "
+            "items. Changes are paired by question and tested by the exact two-sided McNemar test; the "
+            "p-values are not corrected for the number of comparisons, and cover items, not training seeds."
+        )
+    if any(row.losses for row in rows):
+        lines.append("**Training loss**: the mean over the first and the last steps, up to three each.")
+    if any(row.times for row in rows):
+        lines.append(
+            "**Everything else**: wall time that is not loading, stepping, instrumented steps or evaluation. "
+            "The first cell also waits for the libraries to be imported. Medians over runs, so that the "
+            "parts of several runs need not add up."
+        )
+    lines.append("**n/a**: not measured. It never stands for nought.")
+    return lines

@@ -1,0 +1,95 @@
+"""The summary of a comparison in plain sentences; every number in it is also in a table."""
+
+from collections.abc import Sequence
+
+from bench.analysis.rows import Comparison, Instrument, Row
+from bench.report.tables import INSTRUMENT_NAMES, group_title, groups
+from bench.report.text import MemoryUnit, share, significant
+
+# More than this is read in the table, not in a sentence.
+_MOST_METHODS = 6
+_MOST_GROUPS = 4
+_HEADLINES: dict[str, tuple[Instrument, ...]] = {
+    "cpu": ("ledger", "host_net"),
+    "cuda": ("cuda_allocated", "ledger"),
+}
+
+
+def sentences(comparison: Comparison, unit: MemoryUnit) -> list[str]:
+    """Return the summary, one paragraph for the whole and one for each model and window."""
+    paragraphs = [_opening(comparison)]
+    found = groups(comparison)
+    if len(found) > _MOST_GROUPS:
+        paragraphs.append(f"The {len(found)} combinations of model and window have a table each.")
+        return paragraphs
+    for rows in found.values():
+        measured = [row for row in rows if row.outcome == "ok"]
+        if measured and len(rows) <= _MOST_METHODS:
+            told = [_memory_and_speed(measured, unit), *_accuracy(measured)]
+            paragraphs.append(f"{group_title(rows)}: " + " ".join(told))
+    return paragraphs
+
+
+def _opening(comparison: Comparison) -> str:
+    """Say how many cells there are and how they ended."""
+    total = len(comparison.rows)
+    cells = "1 cell" if total == 1 else f"{total} cells"
+    endings = ", ".join(f"{count} {outcome}" for outcome, count in comparison.outcomes.items())
+    scenarios = ", ".join(comparison.scenarios)
+    text = f"{cells} of {scenarios}: {endings}."
+    if len(comparison.surroundings) > 1:
+        text += (
+            f" The records come from {len(comparison.surroundings)} different environments; "
+            "what differs between them is listed below, and nothing is compared across machines or versions."
+        )
+    return text
+
+
+def _memory_and_speed(rows: Sequence[Row], unit: MemoryUnit) -> str:
+    """Say what full fine-tuning takes, and what each other method saves against it."""
+    full = next((row for row in rows if row.kind == "full"), None)
+    others = [row for row in rows if row.kind != "full"]
+    parts = []
+    if full:
+        parts.append(f"{full.method} {_takes(full, unit)}.")
+    parts.extend(f"{row.method} {_takes(row, unit)}{_against(row)}." for row in others)
+    return " ".join(parts)
+
+
+def _takes(row: Row, unit: MemoryUnit) -> str:
+    """Say the peak by the headline instrument and the speed."""
+    said = []
+    peak = next((row.peak(name) for name in _HEADLINES[row.device] if row.peak(name)), None)
+    if peak:
+        said.append(f"peaks at {unit.show(peak.peak_bytes)} ({INSTRUMENT_NAMES[peak.instrument]})")
+    if row.throughput:
+        said.append(f"trains {significant(row.throughput.tokens_per_second)} tokens/s")
+    return " and ".join(said) or "was measured in neither memory nor speed"
+
+
+def _against(row: Row) -> str:
+    """Say the saving and the relative speed, or why there is none."""
+    if row.no_reference:
+        return f" (no saving stated: {row.no_reference})"
+    peak = next((row.peak(name) for name in _HEADLINES[row.device] if row.peak(name)), None)
+    said = []
+    if peak and peak.saving_share is not None:
+        more = peak.saving_share < 0
+        said.append(f"{share(abs(peak.saving_share), 0)} {'more' if more else 'less'} memory than full")
+    if row.throughput and row.throughput.against_full is not None:
+        said.append(f"{row.throughput.against_full:.2f} times its speed")
+    return f", {' and '.join(said)}" if said else ""
+
+
+def _accuracy(rows: Sequence[Row]) -> list[str]:
+    """Say where each task's accuracy went."""
+    told = []
+    for task in dict.fromkeys(result.task for row in rows for result in row.accuracies):
+        changes = [
+            f"{share(result.before)} to {share(result.after)} ({row.method})"
+            for row in rows
+            if (result := row.accuracy(task)) and result.before is not None and result.after is not None
+        ]
+        if changes:
+            told.append(f"Accuracy on {task} goes from {', '.join(changes)}.")
+    return told

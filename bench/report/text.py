@@ -1,0 +1,93 @@
+"""How a number or a stranger's text is written: units, digits, escapes. Nothing is computed but the unit."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from bench.metrics import GIB, MIB
+
+NOT_MEASURED = "n/a"
+NOT_APPLICABLE = "–"  # noqa: RUF001 - a dash is what a table shows for *does not apply*
+
+# Control characters, and the marks that reverse or hide text (Unicode TR 36), have no place in a report.
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
+_MARKDOWN = re.compile(r"([\\`*\[\]|~$])")
+# An underscore inside a word is plain text in GitHub's Markdown; elsewhere it can begin emphasis.
+_EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryUnit:
+    """One unit for a whole report, so that its columns can be read down."""
+
+    name: str
+    size_bytes: int
+    digits: int
+
+    def show(self, size_bytes: int | None, *, digits: int | None = None) -> str:
+        """Write bytes in this unit."""
+        if size_bytes is None:
+            return NOT_MEASURED
+        digits = self.digits if digits is None else digits
+        return f"{size_bytes / self.size_bytes:,.{digits}f} {self.name}"
+
+
+MEBIBYTES = MemoryUnit(name="MiB", size_bytes=MIB, digits=0)
+GIBIBYTES = MemoryUnit(name="GiB", size_bytes=GIB, digits=2)
+
+
+def share(value: float | None, digits: int = 1) -> str:
+    """Write a share as a percentage with a true minus sign."""
+    if value is None:
+        return NOT_MEASURED
+    return _minus(f"{value * 100:.{digits}f} %")
+
+
+def small_share(value: float | None) -> str:
+    """Write a share that may be tiny with three significant digits."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value * 100:.3g} %"
+
+
+def seconds(time_ns: int | None) -> str:
+    """Write nanoseconds as seconds."""
+    return NOT_MEASURED if time_ns is None else _minus(f"{time_ns / 1e9:,.2f} s")
+
+
+def significant(value: float | None) -> str:
+    """Write a number with three significant digits, and no exponent below a million."""
+    if value is None:
+        return NOT_MEASURED
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return _minus(f"{value:,.{digits}f}")
+
+
+def p_value(value: float) -> str:
+    """Write a p-value, the very small ones as a bound."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"  # noqa: PLR2004 - the usual bound
+
+
+def words(name: str) -> str:
+    """Write a phase or a category as words."""
+    return name.replace("_", " ")
+
+
+def plain(text: str) -> str:
+    """Return text on one line without control characters, safe for a terminal."""
+    return " ".join(_INVISIBLE.sub(" ", text).split())
+
+
+def markdown(text: str) -> str:
+    """Return text that GitHub's Markdown shows as it is: no table cell, tag, link or mention comes of it."""
+    escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    escaped = _EMPHASIS.sub(r"\\_", _MARKDOWN.sub(r"\\\1", escaped))
+    # The word joiner is invisible and keeps a name from becoming a mention, an address from becoming a link.
+    return escaped.replace("://", ":\\//").replace("www.", "www\\.").replace("@", "@\u2060")
+
+
+def _minus(text: str) -> str:
+    """Write a leading hyphen as a minus sign, so that a column of numbers lines up."""
+    return f"\u2212{text[1:]}" if text.startswith("-") else text
