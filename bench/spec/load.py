@@ -1,0 +1,54 @@
+"""Loading a scenario: from a TOML file to the cells it asks for, or to everything that is wrong with it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.spec.document import read_document
+from bench.spec.layout import NAME
+from bench.spec.matrix import expand
+from bench.spec.problems import Location, Problems
+from bench.spec.schema import json_schema
+from bench.spec.shape import sound_part
+from bench.spec.types import Cell
+from bench.spec.values import complaint_about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """A scenario file, expanded. ``name`` is the file's name without its ending."""
+
+    name: str
+    title: str
+    description: str
+    path: Path
+    cells: tuple[Cell, ...]
+    excluded: int
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read a scenario and all it extends, and expand it.
+
+    Raises ``ScenarioError`` with every mistake, one "file:line: key: what is wrong" each.
+    """
+    document = read_document(path)
+    problems = Problems(document.locations, Location(rank=1, line=1, file=str(path)))
+    if complaint_about(NAME, path.stem) is not None:
+        problems.add((), "the file's name must be letters, digits, dots, dashes and underscores; rename it")
+    sound = sound_part(document.data, problems)
+    expansion = expand(sound, path.stem, problems)
+    if problems:
+        raise problems.error()
+    return Scenario(
+        name=path.stem,
+        title=sound.get("title", path.stem),
+        description=sound.get("description", ""),
+        path=path,
+        cells=expansion.cells,
+        excluded=expansion.excluded,
+    )
+
+
+def scenario_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of scenario files, for editors."""
+    return json_schema()
