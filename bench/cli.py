@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bench.errors import BenchError
+from bench.errors import BenchError, InfrastructureError
 
 app = typer.Typer(
     name="bench",
@@ -104,6 +104,66 @@ def report(
         else:
             write_text(output, text)
             typer.echo(f"wrote {output}")
+
+
+@app.command()
+def run(  # noqa: PLR0913 - one parameter for each option
+    scenario: ScenarioFile,
+    *,
+    only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only the cells whose id matches.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each cell, finished ones included.")] = 1,
+    retry: Annotated[
+        str,
+        typer.Option(metavar="OUTCOMES", help="Run cells with these outcomes again: failed,crashed,oom …"),
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Run every cell again, finished or not.")] = False,
+    results: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Results folder.", show_default="results/<scenario>")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let models from a hub run code of their own.")
+    ] = False,
+) -> None:
+    """Run the cells of a scenario that are not on disk yet, then compare them."""
+    from rich.console import Console
+
+    from bench.report.comparison import render_terminal, write_page
+    from bench.run.live import outcome_table, watch
+    from bench.run.plan import PlanOptions, parse_outcomes
+    from bench.run.sweep import SweepOptions, run_sweep
+    from bench.spec.load import load_scenario
+
+    loaded = load_scenario(scenario)
+    options = SweepOptions(
+        results=results or Path("results") / loaded.name,
+        plan=PlanOptions(repeats=repeats, retry=parse_outcomes(retry), force=force),
+        only=only,
+        trust_remote_code=trust_remote_code,
+    )
+    console = Console()
+    with watch(console) as observer:
+        result = run_sweep(loaded.cells, options, observer)
+    console.print(outcome_table(result.records))
+    console.print(render_terminal(result.records))
+    page = options.results / "report.md"
+    write_page(result.records, page)
+    typer.echo(f"Records: {options.results}\nReport: {page}")
+    if result.complaint:
+        raise InfrastructureError(result.complaint)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run, and why not."""
+    from rich.console import Console
+
+    from bench.run.doctor import examine
+    from bench.run.live import PlainLines, finding_table
+
+    findings = examine(PlainLines(Console(stderr=True)))
+    Console().print(finding_table(findings))
+    if any(finding.blocking for finding in findings):
+        raise InfrastructureError("nothing can be run here; see the lines above for what to install")
 
 
 def main() -> None:

@@ -42,7 +42,6 @@ def replay(job: Job, send: Send) -> None:
         send(ReadingMade(reading=make_facts()))
     elif isinstance(job, FetchJob):
         name = ModelSpec.model_validate_json(job.model_json).name
-        print(f"fetching {name}", flush=True)
         if name == "unreachable":
             raise UnavailableError("The package registry cannot be reached; connect to the network.")
     else:
@@ -138,7 +137,7 @@ def _is_message_pipe(descriptor: int) -> bool:
 
 def _grandchild(_: Send) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print(f"grandchild {process.pid}", flush=True)
+    os.write(1, f"grandchild {process.pid}\n".encode())
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -51,8 +51,8 @@ def _cuda_obstacles(cell: Cell, facts: DeviceFacts) -> Iterator[str]:
     if not facts.cuda_available:
         reason = (facts.cuda_unavailable_reason or "torch finds none").strip().rstrip(".")
         yield (
-            f"This cell needs a CUDA device and there is none ({reason}); run it on a machine with one, or set "
-            'device = "cpu" in the scenario.'
+            f"This cell needs a CUDA device and there is none ({reason}); run it on a machine with one, or "
+            'set device = "cpu" in the scenario.'
         )
         return
     name = facts.cuda_name or "this card"

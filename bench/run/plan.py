@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from bench.errors import UsageError
 from bench.results.environment import KEY_PACKAGES
@@ -25,6 +26,18 @@ class PlannedRun:
     key: str
     run: int
     reason: str | None
+
+
+def parse_outcomes(text: str) -> frozenset[Outcome]:
+    """Return the outcomes of a comma-separated list; raise ``UsageError`` for one there is not."""
+    known: tuple[Outcome, ...] = get_args(Outcome)
+    outcomes = set()
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        found = next((outcome for outcome in known if outcome == name), None)
+        if found is None:
+            raise UsageError(f"--retry {name}: there is no such outcome; choose from {', '.join(known)}")
+        outcomes.add(found)
+    return frozenset(outcomes)
 
 
 def run_key(cell: Cell, environment: Environment, facts: DeviceFacts) -> str:

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class SweepOptions:
     """Where records go, which cells are run, how often, and what is run again."""
 
     results: Path
-    plan: PlanOptions = PlanOptions()
+    plan: PlanOptions = field(default_factory=PlanOptions)
     only: str | None = None
     trust_remote_code: bool = False
 
@@ -121,8 +121,8 @@ def probe(launcher: Launcher, observer: Observer) -> DeviceFacts:
         reason = end.failure.message if end.failure else "The worker told nothing."
         tail = end.failure.output_tail.strip() if end.failure else ""
         raise InfrastructureError(
-            f"no worker could look at this machine; {reason} Check the installation with: "
-            f"python -c 'import bench.window.preload'{chr(10) + tail if tail else ''}"
+            f"{tail}\nno worker could look at this machine ({reason.rstrip('.')}); "
+            "check the installation with: python -c 'import bench.window.preload'".lstrip()
         )
     return end.measurement.device
 

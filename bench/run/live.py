@@ -1,0 +1,254 @@
+"""What a sweep looks like on a terminal (one live table) and in a log (plain lines).
+
+Redraws only when a worker says something, so that watching does not disturb what is measured.
+"""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bench.metrics import GIB
+from bench.results.messages import Message, PhaseStarted, ReadingMade
+from bench.results.readings import NS_PER_SECOND, TRAINING_PHASES, read_metrics
+from bench.results.records import PhaseReading, Record, StepSample
+from bench.run.doctor import Finding
+from bench.run.observe import NullObserver, Observer
+from bench.spec.types import Cell
+
+REDRAW_INTERVAL_S = 0.5
+ROWS_AROUND_TABLE = 8
+STYLES = {"ok": "green", "oom": "yellow", "unavailable": "dim", "skipped": "dim"}
+
+
+@contextlib.contextmanager
+def watch(console: Console) -> Iterator[Observer]:
+    """Show a sweep meanwhile, in the way that suits where the output goes."""
+    if not console.is_terminal:
+        yield PlainLines(console)
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield LiveTable(live)
+
+
+@dataclass
+class CurrentRun:
+    """What is known of the run in progress."""
+
+    cell: Cell
+    run: int
+    started_s: float = field(default_factory=time.monotonic)
+    phase: str = "start"
+    total_steps: int | None = None
+    steps_in_phase: int = 0
+    tokens_per_second: float | None = None
+    host_peak_bytes: int | None = None
+    cuda_peak_bytes: int | None = None
+
+    def take(self, message: Message) -> None:
+        """Follow phase, steps and the peaks of training."""
+        reading = message.reading if isinstance(message, ReadingMade) else None
+        if isinstance(message, PhaseStarted):
+            self.phase, self.total_steps, self.steps_in_phase = message.phase, message.total_steps, 0
+        elif isinstance(reading, StepSample) and reading.step_time_ns:
+            self.steps_in_phase += 1
+            self.tokens_per_second = reading.tokens.non_padding * NS_PER_SECOND / reading.step_time_ns
+        elif isinstance(reading, PhaseReading) and reading.name in TRAINING_PHASES:
+            self.host_peak_bytes = _larger(self.host_peak_bytes, reading.host_peak_bytes)
+            self.cuda_peak_bytes = _larger(self.cuda_peak_bytes, reading.cuda_allocated_peak_bytes)
+
+    @property
+    def progress(self) -> str:
+        """The phase, and the step where steps are counted."""
+        return f"{self.phase} {self.steps_in_phase}/{self.total_steps}" if self.total_steps else self.phase
+
+
+class LiveTable(NullObserver):
+    """Finished runs, the current one and an estimate of the end, redrawn in place."""
+
+    def __init__(self, live: Live) -> None:
+        """Draw into a started ``Live``."""
+        self._live = live
+        self._current: CurrentRun | None = None
+        self._preparing = ""
+        self._ended: list[Record] = []
+        self._runs_to_do = 0
+        self._runs_on_disk = 0
+        self._drawn_s = float("-inf")
+
+    def sweep_started(self, *, runs_to_do: int, runs_on_disk: int) -> None:
+        """Remember how much there is."""
+        self._runs_to_do, self._runs_on_disk = runs_to_do, runs_on_disk
+        self._preparing = ""
+        self._draw()
+
+    def preparing(self, what: str) -> None:
+        """Show what takes its time."""
+        self._preparing = what
+        self._draw()
+
+    def run_started(self, cell: Cell, run: int) -> None:
+        """Add the current row."""
+        self._preparing = ""
+        self._current = CurrentRun(cell, run)
+        self._draw()
+
+    def message(self, message: Message) -> None:
+        """Bring the current row up to date."""
+        if self._current is not None:
+            self._current.take(message)
+            if time.monotonic() - self._drawn_s >= REDRAW_INTERVAL_S:
+                self._draw()
+
+    def run_ended(self, record: Record) -> None:
+        """Turn the current row into a finished one."""
+        self._ended.append(record)
+        self._current = None
+        self._draw()
+
+    def note(self, text: str) -> None:
+        """Print it above the table."""
+        self._live.console.print(Text(printable(text), style="yellow"))
+
+    def _draw(self) -> None:
+        self._drawn_s = time.monotonic()
+        self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        table = Table(caption=self._caption(), caption_justify="left")
+        for name in ("cell", "run", "state", "tokens/s", "peak", "time"):
+            table.add_column(name, overflow="fold")
+        room = max(1, self._live.console.height - ROWS_AROUND_TABLE)
+        for record in self._ended[-room:]:
+            table.add_row(*_record_row(record))
+        if (current := self._current) is not None:
+            speed = "" if current.tokens_per_second is None else f"{current.tokens_per_second:,.0f}"
+            peak = _peak(current.cuda_peak_bytes, current.host_peak_bytes)
+            elapsed = _duration(time.monotonic() - current.started_s)
+            state = Text(current.progress, style="bold")
+            table.add_row(current.cell.id, str(current.run), state, speed, peak, elapsed)
+        return table
+
+    def _caption(self) -> str:
+        if self._preparing:
+            return f"{self._preparing} …"
+        parts = [f"{len(self._ended)} of {self._runs_to_do} runs"]
+        if self._runs_on_disk:
+            parts.append(f"{self._runs_on_disk} on disk before")
+        spent_s = [record.total_ns / NS_PER_SECOND for record in self._ended if record.total_ns]
+        left = self._runs_to_do - len(self._ended)
+        if spent_s and left:
+            running_s = time.monotonic() - self._current.started_s if self._current else 0.0
+            left_s = max(0.0, statistics.fmean(spent_s) * left - running_s)
+            parts.append(f"about {_duration(left_s)} left")
+        return ", ".join(parts)
+
+
+class PlainLines(NullObserver):
+    """One line as a phase begins and one as a run ends."""
+
+    def __init__(self, console: Console) -> None:
+        """Print to a console that is not a terminal."""
+        self._console = console
+        self._current: CurrentRun | None = None
+        self._to_do = 0
+        self._ended = 0
+
+    def sweep_started(self, *, runs_to_do: int, runs_on_disk: int) -> None:
+        """Print how much there is to do."""
+        self._to_do = runs_to_do
+        self._print(f"{runs_to_do} runs to do, {runs_on_disk} on disk already")
+
+    def preparing(self, what: str) -> None:
+        """Print it."""
+        self._print(f"{what} …")
+
+    def run_started(self, cell: Cell, run: int) -> None:
+        """Remember which run the phases belong to."""
+        self._current = CurrentRun(cell, run)
+
+    def message(self, message: Message) -> None:
+        """Print a phase as it begins."""
+        if self._current is not None and isinstance(message, PhaseStarted):
+            self._print(f"{self._current.cell.id} run {self._current.run}: {message.phase}")
+
+    def run_ended(self, record: Record) -> None:
+        """Print how it ended."""
+        self._ended += 1
+        self._current = None
+        parts = [part for part in map(str, _record_row(record)[2:]) if part]
+        why = f": {record.failure.message}" if record.failure else ""
+        self._print(
+            f"[{self._ended}/{self._to_do}] {record.cell.id} run {record.run}: {', '.join(parts)}{why}"
+        )
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        self._print(f"note: {text}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def outcome_table(records: Sequence[Record]) -> Table:
+    """Return every run with its outcome and, where it is not ok, the reason."""
+    table = Table(title="Outcomes", title_justify="left")
+    for name in ("cell", "run", "outcome", "tokens/s", "peak", "time", "why"):
+        table.add_column(name, overflow="fold")
+    for record in records:
+        why = Text(printable(record.failure.message)) if record.failure else ""
+        table.add_row(*_record_row(record), why)
+    return table
+
+
+def finding_table(findings: Sequence[Finding]) -> Table:
+    """Return what ``bench doctor`` found, one line each."""
+    table = Table(box=None, show_header=False)
+    for finding in findings:
+        mark = Text("ok", style="green") if finding.good else Text("no", style="yellow")
+        table.add_row(mark, finding.subject, Text(printable(finding.text)))
+    return table
+
+
+def _record_row(record: Record) -> tuple[str, str, Text, str, str, str]:
+    """Return cell, run, outcome, tokens/s, peak and time of a finished run."""
+    metrics = read_metrics(record)
+    speed = metrics["tokens_per_second"]
+    return (
+        record.cell.id,
+        str(record.run),
+        Text(record.outcome, style=STYLES.get(record.outcome, "red")),
+        "" if speed is None else f"{speed:,.0f}",
+        _peak(metrics["cuda_allocated_peak_bytes"], metrics["host_peak_bytes"]),
+        _duration(record.total_ns / NS_PER_SECOND),
+    )
+
+
+def _peak(cuda_bytes: float | None, host_bytes: float | None) -> str:
+    """Return the peak with its instrument: the device's where there is one, else the host's."""
+    if cuda_bytes is not None:
+        return f"{cuda_bytes / GIB:.2f} GiB CUDA"
+    return "" if host_bytes is None else f"{host_bytes / GIB:.2f} GiB host"
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((value for value in (one, other) if value is not None), default=None)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def printable(text: str) -> str:
+    """Return the text without control characters, which a worker's message could carry."""
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
