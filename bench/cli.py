@@ -20,7 +20,7 @@ app = typer.Typer(
 ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (TOML).", show_default=False)]
 ResultPaths = Annotated[
     list[Path],
-    typer.Argument(metavar="RESULTS…", help="Results folders or record files.", show_default=False),
+    typer.Argument(metavar="RESULTS", help="Results folders or record files.", show_default=False),
 ]
 
 
@@ -125,10 +125,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     ] = False,
 ) -> None:
     """Run the cells of a scenario that are not on disk yet, then compare them."""
-    from rich.console import Console
-
-    from bench.report.comparison import render_terminal, write_page
-    from bench.run.live import outcome_table, watch
+    from bench.run.live import open_console, outcome_table, watch
     from bench.run.plan import PlanOptions, parse_outcomes
     from bench.run.sweep import SweepOptions, run_sweep
     from bench.spec.load import load_scenario
@@ -140,9 +137,13 @@ def run(  # noqa: PLR0913 - one parameter for each option
         only=only,
         trust_remote_code=trust_remote_code,
     )
-    console = Console()
+    console = open_console()
     with watch(console) as observer:
         result = run_sweep(loaded.cells, options, observer)
+
+    # Not before: it needs pandas, and nothing shall weigh on the machine while it is measured.
+    from bench.report.comparison import render_terminal, write_page
+
     console.print(outcome_table(result.records))
     console.print(render_terminal(result.records))
     page = options.results / "report.md"
@@ -155,13 +156,11 @@ def run(  # noqa: PLR0913 - one parameter for each option
 @app.command()
 def doctor() -> None:
     """Say what this machine can run, and why not."""
-    from rich.console import Console
-
     from bench.run.doctor import examine
-    from bench.run.live import PlainLines, finding_table
+    from bench.run.live import PlainLines, finding_lines, open_console
 
-    findings = examine(PlainLines(Console(stderr=True)))
-    Console().print(finding_table(findings))
+    findings = examine(PlainLines(open_console(stderr=True)))
+    open_console().print(finding_lines(findings), soft_wrap=True)
     if any(finding.blocking for finding in findings):
         raise InfrastructureError("nothing can be run here; see the lines above for what to install")
 

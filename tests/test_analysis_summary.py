@@ -219,7 +219,7 @@ def test_runs_that_answer_differently_are_said() -> None:
     other = make_measurement(evaluations=(make_evaluation("after", [True] * 20),))
     (row,) = compare([LORA, make_record(run=2, measurement=other)]).rows
     assert 0.75 == row.accuracies[0].after
-    assert ["The runs differ on held-out after training (75.0%, 100.0%); the first run is shown."] == [
+    assert ["The runs differ on held-out after training (75.0 %, 100.0 %); the first run is shown."] == [
         caveat.message for caveat in row.caveats if caveat.code == "accuracy-differs"
     ]
 

@@ -43,7 +43,7 @@ def _speed(row: Row) -> Iterator[Caveat]:
     trend = row.throughput.trend
     if trend.verdict == "not steady" and trend.drift_share is not None:
         message = (
-            f"Not steady: tokens/s drifted by {trend.drift_share:+.0%} over the measured steps "
+            f"Not steady: tokens/s drifted by {trend.drift_share * 100:+.0f} % over the measured steps "
             f"(Mann-Kendall p = {trend.p_value:.2g}); raise window.warmup_steps."
         )
         yield Caveat(code="not-steady", message=message)
@@ -68,7 +68,7 @@ def _evaluation(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:
         found = (accuracy(evaluation(record, result.task, "after")) for record in ok)
         shares = sorted({share for share in found if share is not None})
         if len(shares) > 1:
-            listed = ", ".join(f"{share:.1%}" for share in shares)
+            listed = ", ".join(f"{share * 100:.1f} %" for share in shares)
             message = f"The runs differ on {result.task} after training ({listed}); the first run is shown."
             yield Caveat(code="accuracy-differs", message=message)
 

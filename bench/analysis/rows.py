@@ -175,7 +175,8 @@ class Comparison:
 
     scenarios: tuple[str, ...]
     records: int
-    first_started_at: str | None
+    first_started_at: str
+    outcomes: Mapping[Outcome, int]
     rows: tuple[Row, ...]
     surroundings: tuple[Surroundings, ...]
     differences: tuple[str, ...]

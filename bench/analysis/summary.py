@@ -3,6 +3,7 @@
 Nothing is shown here. A number that cannot be had is None, and a caveat or ``no_reference`` says why.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,7 @@ def compare(records: Sequence[Record]) -> Comparison:
         scenarios=tuple(dict.fromkeys(record.cell.scenario for record in records)),
         records=len(records),
         first_started_at=min(starts),
+        outcomes=Counter(row.outcome for row in rows),
         rows=tuple(_against_full(row, groups, rows) for row in rows),
         surroundings=places,
         differences=differences(places),

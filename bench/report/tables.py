@@ -42,7 +42,7 @@ class Table:
 def memory_unit(comparison: Comparison) -> MemoryUnit:
     """Return GiB for GPUs and large models, else MiB: one unit for the whole report."""
     large = any(peak.peak_bytes >= _LARGE_BYTES for row in comparison.rows for peak in row.peaks)
-    on_gpu = any(row.device == "cuda" for row in comparison.rows)
+    on_gpu = any(row.device == "cuda" and row.peaks for row in comparison.rows)
     return GIBIBYTES if large or on_gpu else MEBIBYTES
 
 

@@ -1,0 +1,99 @@
+"""Generated blocks: filled from records, checked, and never reaching outside the repository."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UsageError
+from bench.report.blocks import check, fill, require_in_step, update
+from records_factory import make_record
+
+ROOT = Path(__file__).parents[1]
+PAGE = (
+    "# Title\n\n<!-- bench:begin comparison results/reference/tiny -->\nold\n<!-- bench:end -->\n\nAfter.\n"
+)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Return a folder with one page, one block and one record."""
+    folder = tmp_path / "results" / "reference" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "one.json").write_text(make_record().model_dump_json(), encoding="utf-8")
+    (tmp_path / "README.md").write_text(PAGE, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_block_is_filled_once_and_then_stays(repository: Path) -> None:
+    """The first update changes the page, the second nothing; the text around stays."""
+    assert [repository / "README.md"] == update(repository)
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    assert text.startswith(
+        "# Title\n\n<!-- bench:begin comparison results/reference/tiny -->\n\n1 cell of example: 1 ok."
+    )
+    assert text.endswith("<!-- bench:end -->\n\nAfter.\n")
+    assert "old" not in text.splitlines()
+    assert ([], []) == (update(repository), check(repository))
+
+
+def test_a_page_out_of_step_is_found(repository: Path) -> None:
+    """A hand-made change inside a block is a problem that says what to do."""
+    expected = ["README.md: not in step with its records; run `bench report --update`"]
+    assert expected == check(repository)
+    with pytest.raises(UsageError, match="not in step"):
+        require_in_step(repository)
+
+
+def test_pages_in_the_report_folder_count(repository: Path) -> None:
+    """Both kinds of block work, in any page."""
+    (repository / "report").mkdir()
+    page = repository / "report" / "tiny.md"
+    page.write_text(PAGE.replace("comparison", "details"), encoding="utf-8")
+    update(repository)
+    assert "## Where it was measured" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "<!-- bench:begin comparison results/none -->\n<!-- bench:end -->",
+            "README.md:1: .*neither a results folder",
+        ),
+        (
+            "<!-- bench:begin poem results/reference/tiny -->\n<!-- bench:end -->",
+            "README.md:1: unknown block poem",
+        ),
+        ("<!-- bench:begin comparison ../outside -->\n<!-- bench:end -->", "leads out of the repository"),
+        ("<!-- bench:begin comparison /etc -->\n<!-- bench:end -->", "leads out of the repository"),
+        ("x\n<!-- bench:end -->", "README.md:2: a block ends that has not begun"),
+        ("x\n<!-- bench:begin comparison results/reference/tiny -->", "README.md:2: the block has no end"),
+        (
+            "<!-- bench:begin comparison results/reference/tiny -->\n" * 2,
+            "README.md:2: a block begins inside",
+        ),
+    ],
+)
+def test_a_bad_block_is_refused_with_its_line(repository: Path, text: str, message: str) -> None:
+    """Page, line, what is wrong and what to do."""
+    with pytest.raises(UsageError, match=message):
+        fill(text, repository / "README.md", repository)
+
+
+def test_an_unreadable_record_is_not_left_out_silently(repository: Path) -> None:
+    """A committed page never shows only part of its records."""
+    (repository / "results" / "reference" / "tiny" / "two.json").write_text("{", encoding="utf-8")
+    (problem,) = check(repository)
+    assert "two.json" in problem
+
+
+def test_an_empty_folder_is_an_error(repository: Path) -> None:
+    """A block without records is not in step with anything."""
+    (repository / "results" / "reference" / "tiny" / "one.json").unlink()
+    (problem,) = check(repository)
+    assert "no record found" in problem
+
+
+def test_the_pages_of_this_repository_are_in_step() -> None:
+    """README.md and report/*.md show what the committed records say."""
+    assert check(ROOT) == []

@@ -1,0 +1,87 @@
+"""How numbers and strangers' text are written."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.report.text import (
+    GIBIBYTES,
+    MEBIBYTES,
+    markdown,
+    p_value,
+    plain,
+    seconds,
+    share,
+    significant,
+    small_share,
+)
+
+
+def test_memory_has_one_unit_and_its_digits() -> None:
+    """MiB whole, GiB with two decimals, n/a for what was not measured."""
+    assert ("1,024 MiB", "1.50 GiB", "n/a", "0 MiB") == (
+        MEBIBYTES.show(2**30),
+        GIBIBYTES.show(3 * 2**29),
+        GIBIBYTES.show(None),
+        MEBIBYTES.show(0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, "n/a"), (0.0, "0"), (1234.5, "1,234"), (12.345, "12.3"), (0.01234, "0.0123"), (-5.0, "−5.00")],  # noqa: RUF001 - a minus sign
+)
+def test_three_significant_digits(value: float | None, expected: str) -> None:
+    """No exponent, thousands separated, a true minus."""
+    assert expected == significant(value)
+
+
+def test_not_a_number_is_shown_as_such() -> None:
+    """A diverged loss is not hidden."""
+    assert ("nan", "inf") == (significant(float("nan")), significant(float("inf")))
+
+
+def test_shares_times_and_p_values() -> None:
+    """Percentages with a space, seconds with two decimals, tiny p-values as a bound."""
+    assert ("43.2 %", "−5 %", "n/a") == (share(0.432), share(-0.05, 0), share(None))  # noqa: RUF001 - a minus sign
+    assert ("0.363 %", "100 %", "0.00012 %") == (small_share(0.00363), small_share(1.0), small_share(1.2e-6))
+    assert ("2.50 s", "n/a") == (seconds(2_500_000_000), seconds(None))
+    assert ("p < 0.001", "p = 0.012") == (p_value(1e-9), p_value(0.0123))
+
+
+@pytest.mark.parametrize(
+    ("hostile", "expected"),
+    [
+        ("a|b", r"a\|b"),
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("<!-- bench:end -->", "&lt;!-- bench:end --&gt;"),
+        ("a\nb\r\n| c |", r"a b \| c \|"),
+        ("[click](https://example.org)", r"\[click\](https:\//example.org)"),
+        ("`code` *bold* $x$", r"\`code\` \*bold\* \$x\$"),
+        ("logits_proj _em_", r"logits_proj \_em\_"),
+        ("back\\slash|", r"back\\slash\|"),
+        ("&lt;", "&amp;lt;"),
+        ("\x1b[31mred\u202egnp", r"\[31mred gnp"),
+    ],
+)
+def test_text_of_a_stranger_stays_text(hostile: str, expected: str) -> None:
+    """No cell, tag, comment, link, code, emphasis, formula or control character comes of it."""
+    assert expected.strip() == markdown(hostile)
+
+
+@given(st.text())
+def test_escaped_text_never_breaks_a_table_row(text: str) -> None:
+    """Whatever the text, it is one line without a bare bar or an angle bracket."""
+    escaped = markdown(text)
+    assert len(escaped.splitlines()) <= 1
+    assert not set("<>") & set(escaped)
+    bars = [index for index, letter in enumerate(escaped) if letter == "|"]
+    for index in bars:
+        backslashes = len(escaped[:index]) - len(escaped[:index].rstrip("\\"))
+        assert backslashes % 2 == 1
+
+
+@given(st.text())
+def test_plain_text_has_no_control_characters(text: str) -> None:
+    """A terminal sees no escape sequence."""
+    assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in plain(text))
