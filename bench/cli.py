@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bench.errors import BenchError, InfrastructureError
+from bench.errors import BenchError, InfrastructureError, ScenarioError
 
 app = typer.Typer(
     name="bench",
@@ -34,11 +34,14 @@ def _options(
 
 @app.command()
 def cells(scenario: ScenarioFile) -> None:
-    """List the cells a scenario expands into."""
+    """List the cells a scenario expands into; nothing is run."""
     from bench.spec.load import load_scenario
 
-    for cell in load_scenario(scenario).cells:
+    loaded = load_scenario(scenario)
+    for cell in loaded.cells:
         typer.echo(cell.id)
+    if loaded.excluded:
+        typer.echo(f"{len(loaded.cells)} cells; {loaded.excluded} more are excluded.", err=True)
 
 
 @app.command()
@@ -172,5 +175,6 @@ def main() -> None:
     except BenchError as error:
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"bench: {error}", err=True)
+        located = isinstance(error, ScenarioError)  # each of its lines begins with a file and a line
+        typer.echo(str(error) if located else f"bench: {error}", err=True)
         raise SystemExit(error.exit_code) from None

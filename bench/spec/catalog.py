@@ -13,6 +13,9 @@ from pydantic import Field, model_validator
 from bench.errors import UsageError
 from bench.spec.types import Frozen, ModelSpec
 
+TASKS = ("longest-word", "largest-number", "first-in-alphabet")
+"""The built-in procedural tasks that ``data.task`` may name."""
+
 
 class Architecture(Frozen):
     """The shape of a published model and where its facts come from."""

@@ -49,7 +49,7 @@ def read_document(path: FilePath) -> Document:
         if "extends" in content:
             asked_from = f"{current}:{lines[('extends',)]}: extends: "
             following = _extended(current, content.pop("extends"), asked_from, seen)
-        data = merged(content, data)
+        data = merged(data, content)
         locations = own | locations
     return Document(path=path, data=data, locations=locations)
 

@@ -1,10 +1,12 @@
 """How a scenario file is laid out: its tables, and which types their keys fill."""
 
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from bench.spec.catalog import TASKS, architectures, wheels
 from bench.spec.types import (
     Cell,
     EvaluationSpec,
@@ -46,6 +48,13 @@ SECTIONS = ("data", "training", "window", "evaluation", "limits")
 TOP = ("title", "description", "extends", "device", "models", "methods", *SECTIONS, "exclude")
 CHOICES: dict[str, dict[str, type[Frozen]]] = {"kind": METHODS, "source": DATA}
 """Keys that choose the type of their table."""
+
+CATALOGUED: dict[str, tuple[str, Callable[[], Collection[str]]]] = {
+    "random": ("architecture", architectures),
+    "wheel": ("wheel", wheels),
+    "task": ("task", lambda: TASKS),
+}
+"""Keys whose value is a name in the catalogue: what it names, and the names."""
 
 
 @cache

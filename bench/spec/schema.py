@@ -6,8 +6,7 @@ impossible only ``bench cells`` tells.
 
 from typing import Any
 
-from bench.spec.catalog import architectures, wheels
-from bench.spec.layout import CHOICES, SECTIONS, TABLES, TOP
+from bench.spec.layout import CATALOGUED, CHOICES, SECTIONS, TABLES, TOP
 
 _TOP_DESCRIPTIONS = {
     "title": "One line for the head of a report.",
@@ -68,8 +67,9 @@ def _field(key: str, field: dict[str, Any]) -> dict[str, Any]:
         return {"enum": list(CHOICES[key])} | {
             "description": f"Which other keys have a meaning: {key} decides."
         }
-    if key in ("random", "wheel"):
-        one["enum"] = sorted(architectures() if key == "random" else wheels())
+    if key in CATALOGUED:
+        _, names = CATALOGUED[key]
+        one = {"enum": sorted(names())}
     if key == "overrides":
         return about | {"type": "object", "additionalProperties": _lever(one["additionalProperties"])}
     return about | _lever(one)

@@ -4,14 +4,13 @@ What depends on several keys together is checked where the cells are built.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from bench.spec.catalog import architectures, wheels
 from bench.spec.exclusions import Exclusion, read_exclusion
-from bench.spec.layout import CHOICES, DEVICE, METHODS, NAME, SECTIONS, TOP, fields_of
+from bench.spec.layout import CATALOGUED, CHOICES, DEVICE, METHODS, NAME, SECTIONS, TOP, fields_of
 from bench.spec.positions import Path
 from bench.spec.problems import Problems, shown
 from bench.spec.values import axis_of, complaint_about
@@ -22,10 +21,6 @@ MOST_EXCLUSIONS = 200
 _ESSENTIAL = ("kind", "hub", "path", "wheel", "random")
 _TEXT = FieldInfo(annotation=str)
 _SETTING = FieldInfo(annotation=int | float | bool | str)
-_CATALOGUES: dict[str, tuple[str, Callable[[], Mapping[str, object]]]] = {
-    "random": ("architecture", architectures),
-    "wheel": ("wheel", wheels),
-}
 
 
 def sound_part(data: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
@@ -106,8 +101,8 @@ class _Shape:
             return all(fits)
         if not self.lever(field, value, path):
             return False
-        if key in _CATALOGUES:
-            what, known = _CATALOGUES[key]
+        if key in CATALOGUED:
+            what, known = CATALOGUED[key]
             for name in axis_of(field, value) or [value]:
                 if name not in known():
                     self.problems.add(
