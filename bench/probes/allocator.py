@@ -1,0 +1,68 @@
+"""Peaks of torch's own device allocator, per phase; a null probe where the device has no such counters."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+
+class AllocatorPeaks(NamedTuple):
+    """Most bytes since the last ``start_peak``; None where the device keeps no count."""
+
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+
+
+class Allocator(Protocol):
+    """What the window asks of a device: exact peaks, and a moment when all queued work is done."""
+
+    def start_peak(self) -> None:
+        """Forget the peaks so far."""
+
+    def read_peak(self) -> AllocatorPeaks:
+        """Return the peaks since ``start_peak``."""
+
+    def synchronise(self) -> None:
+        """Wait until the device has done everything asked of it."""
+
+
+class CudaAllocator:
+    """torch.cuda's counters for one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Read ``device`` only."""
+        self._device = device
+
+    def start_peak(self) -> None:
+        """Reset torch's peak counters."""
+        self.synchronise()
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def read_peak(self) -> AllocatorPeaks:
+        """Return max_memory_allocated and max_memory_reserved, once the device is idle."""
+        self.synchronise()
+        return AllocatorPeaks(
+            torch.cuda.max_memory_allocated(self._device), torch.cuda.max_memory_reserved(self._device)
+        )
+
+    def synchronise(self) -> None:
+        """Wait for all streams of the device."""
+        torch.cuda.synchronize(self._device)
+
+
+class NullAllocator:
+    """The CPU: torch counts nothing there and nothing is queued."""
+
+    def start_peak(self) -> None:
+        """Nothing to reset."""
+
+    def read_peak(self) -> AllocatorPeaks:
+        """Nothing was counted."""
+        return AllocatorPeaks(None, None)
+
+    def synchronise(self) -> None:
+        """Nothing is queued."""
+
+
+def allocator_of(device: torch.device) -> Allocator:
+    """Return the probe that fits the device."""
+    return CudaAllocator(device) if device.type == "cuda" else NullAllocator()

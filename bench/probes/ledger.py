@@ -1,0 +1,285 @@
+"""The ledger: birth and death of every tensor storage, exact to the byte, as torch's dispatcher sees them.
+
+It watches what operators return and when storages die. Scratch memory inside one kernel never passes
+the dispatcher and is not in the ledger.
+"""
+
+import gc
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bench.results.records import Category, LedgerReading
+
+OUTSIDE = "outside the model"
+BEFORE = "before the ledger"
+StepPhase = Literal["inputs", "forward", "backward", "optimizer_step"]
+
+
+@dataclass(slots=True)
+class Block:
+    """One storage: its size, where it was born and, once dead, in which phase it died."""
+
+    nbytes: int
+    born_phase: StepPhase
+    op: str
+    module: str
+    recomputed: bool = False
+    category: Category | None = None
+    died_phase: StepPhase | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the ledger: a block came to life or died."""
+
+    block: int
+    born: bool
+
+
+@dataclass(slots=True)
+class Peak:
+    """The moment of most live bytes: how many, and after how many entries."""
+
+    live_bytes: int = 0
+    entries: int = 0
+
+
+@dataclass(slots=True)
+class _Books:
+    """What is written while the ledger is open."""
+
+    blocks: list[Block] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    live: dict[int, int] = field(default_factory=dict)  # storage address → block
+    guards: dict[int, weakref.ref[torch.UntypedStorage]] = field(default_factory=dict)
+    live_bytes: int = 0
+    peak: Peak = field(default_factory=Peak)
+    phase_peaks_bytes: dict[str, int] = field(default_factory=dict)
+
+
+class Ledger(TorchDispatchMode):
+    """Keep the books while a ``with`` block runs; ``mark`` names the phase, ``reading`` sums up.
+
+    ``vocabulary_size`` tells logits (tensors whose last dimension it is) from other activations.
+    """
+
+    def __init__(self, model: nn.Module, device_type: str, vocabulary_size: int) -> None:
+        super().__init__()
+        self._device_type = device_type
+        self._vocabulary_size = vocabulary_size
+        self._module_names = {id(module): name or "model" for name, module in model.named_modules()}
+        self._module_stack = [OUTSIDE]
+        self._module_of_backward = OUTSIDE
+        self._phase: StepPhase = "inputs"
+        self._books = _Books()
+        self._op_count = 0
+        self._saved_bytes = 0
+        self._hooks: list[Any] = []
+        self._gc_was_on = False
+
+    def mark(self, phase: StepPhase) -> None:
+        """Say which part of the step begins."""
+        if phase == "backward":
+            self._saved_bytes = max(self._saved_bytes, self._bytes_born_in("forward"))
+        self._phase = phase
+        self._note_phase_peak()
+
+    def register(self, tensors: Iterable[torch.Tensor], category: Category, module: str = "") -> None:
+        """Put tensors under a category, entering those that existed before the ledger was opened."""
+        for tensor in tensors:
+            block = self._enter(tensor, BEFORE, module or OUTSIDE) or self._known(tensor)
+            if block is not None and block.category is None:
+                block.category = category
+
+    def register_model(self, model: nn.Module) -> None:
+        """Enter a model's parameters, buffers and quantisation state, each under its module."""
+        for name, module in model.named_modules():
+            own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            self.register(own, "weights", name)
+            for tensor in own:
+                self.register(_quantisation_state(tensor), "quantisation_state", name)
+            self.register(_quantisation_state(getattr(module, "state", None)), "quantisation_state", name)
+
+    def reading(self) -> LedgerReading:
+        """Sum the closed books up."""
+        books = self._books
+        at_peak = self._live_at(books.peak.entries)
+        categories: Counter[Category] = Counter()
+        for block in at_peak:
+            categories[_category(block)] += block.nbytes
+        setter = self._peak_setter()
+        return LedgerReading(
+            device=self._device_type,
+            peak_bytes=books.peak.live_bytes,
+            peak_phase=setter.born_phase,
+            peak_op=setter.op,
+            peak_module=setter.module,
+            categories_at_peak_bytes=dict(sorted(categories.items())),
+            phase_peaks_bytes=dict(books.phase_peaks_bytes),
+            saved_for_backward_bytes=self._saved_bytes,
+            op_count=self._op_count,
+            allocation_count=sum(block.op != BEFORE for block in books.blocks),
+        )
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        self._gc_was_on = gc.isenabled()
+        gc.disable()  # when a cycle is collected must not move a peak
+        self._hooks = [
+            register_module_forward_pre_hook(self._enter_module),
+            register_module_forward_hook(self._leave_module, always_call=True),
+        ]
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        for hook in self._hooks:
+            hook.remove()
+        if self._gc_was_on:
+            gc.enable()
+        self._books.guards.clear()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's own signature
+        types: Any,  # noqa: ANN401, ARG002 - torch's own signature
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - torch's own signature
+        """Run the operator and enter the storages it returns."""
+        self._op_count += 1
+        module = self._module_of(args)
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                block = self._enter(tensor, func._schema.name, module)  # noqa: SLF001 - the op's only name
+                if block is not None and self._is_logits(tensor):
+                    block.category = "logits"
+        return result
+
+    def _enter(self, tensor: torch.Tensor, op: str, module: str) -> Block | None:
+        """Enter the tensor's storage unless it is known or lies elsewhere; return it if it is new."""
+        if tensor.device.type != self._device_type:
+            return None
+        storage = tensor.untyped_storage()
+        books, address = self._books, storage._cdata
+        if address in books.live or storage.nbytes() == 0:
+            return None
+        recomputed = self._phase == "backward" and torch.is_grad_enabled()
+        block = Block(storage.nbytes(), self._phase, op, module, recomputed)
+        number = len(books.blocks)
+        books.blocks.append(block)
+        books.live[address] = number
+        books.guards[number] = weakref.ref(storage, lambda _: self._bury(address, number))
+        self._write(number, born=True)
+        return block
+
+    def _known(self, tensor: torch.Tensor) -> Block | None:
+        number = self._books.live.get(tensor.untyped_storage()._cdata)
+        return None if number is None else self._books.blocks[number]
+
+    def _bury(self, address: int, number: int) -> None:
+        books = self._books
+        if books.live.get(address) == number:
+            del books.live[address]
+        books.guards.pop(number, None)
+        books.blocks[number].died_phase = self._phase
+        self._write(number, born=False)
+
+    def _write(self, number: int, *, born: bool) -> None:
+        books = self._books
+        books.entries.append(Entry(number, born))
+        books.live_bytes += books.blocks[number].nbytes * (1 if born else -1)
+        if books.live_bytes > books.peak.live_bytes:
+            books.peak = Peak(books.live_bytes, len(books.entries))
+        self._note_phase_peak()
+
+    def _note_phase_peak(self) -> None:
+        peaks = self._books.phase_peaks_bytes
+        peaks[self._phase] = max(peaks.get(self._phase, 0), self._books.live_bytes)
+
+    def _live_at(self, entries: int) -> list[Block]:
+        live: dict[int, None] = {}
+        for entry in self._books.entries[:entries]:
+            if entry.born:
+                live[entry.block] = None
+            else:
+                del live[entry.block]
+        return [self._books.blocks[number] for number in live]
+
+    def _peak_setter(self) -> Block:
+        """Return the block whose birth made the peak."""
+        if not self._books.peak.entries:
+            return Block(0, "inputs", "none", OUTSIDE)
+        return self._books.blocks[self._books.entries[self._books.peak.entries - 1].block]
+
+    def _bytes_born_in(self, phase: StepPhase) -> int:
+        blocks = (self._books.blocks[number] for number in self._books.live.values())
+        return sum(block.nbytes for block in blocks if block.born_phase == phase and block.category is None)
+
+    def _is_logits(self, tensor: torch.Tensor) -> bool:
+        wide = tensor.dim() > 0 and tensor.shape[-1] == self._vocabulary_size
+        return wide and tensor.is_floating_point() and self._phase in {"forward", "backward"}
+
+    def _module_of(self, args: tuple[Any, ...]) -> str:
+        """Name the module at work: by the forward stack, or in backward by whose tensors are read."""
+        if self._phase == "forward" or len(self._module_stack) > 1:
+            return self._module_stack[-1]
+        if self._phase != "backward":
+            return "optimizer" if self._phase == "optimizer_step" else OUTSIDE
+        for tensor in tree_leaves(args):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == self._device_type:
+                block = self._known(tensor)
+                if block is not None and block.born_phase != "backward":
+                    self._module_of_backward = block.module
+                    break
+        return self._module_of_backward
+
+    def _enter_module(self, module: nn.Module, _args: object) -> None:
+        self._module_stack.append(self._module_names.get(id(module), type(module).__name__))
+
+    def _leave_module(self, _module: nn.Module, _args: object, _result: object) -> None:
+        self._module_stack.pop()
+
+
+def _category(block: Block) -> Category:
+    """Sort what was not entered by name: alive from forward into backward means saved for it."""
+    if block.category is not None:
+        return block.category
+    if block.born_phase == "inputs":
+        return "inputs"
+    saved = block.born_phase == "forward" and block.died_phase != "forward"
+    return "activations" if saved or block.recomputed else "temporary"
+
+
+def _quantisation_state(holder: object) -> list[torch.Tensor]:
+    """Return the tensors that bitsandbytes keeps beside quantised weights.
+
+    4-bit weights carry a ``QuantState`` (absmax, code, offset, nested state2); 8-bit ones carry
+    ``CB`` and ``SCB`` on the parameter or on the module's matmul state.
+    """
+    found: list[torch.Tensor] = []
+    pending = [getattr(holder, "quant_state", None), holder if not isinstance(holder, torch.Tensor) else None]
+    pending += [getattr(holder, name, None) for name in ("CB", "SCB")]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif item is not None:
+            pending += [
+                getattr(item, name, None) for name in ("absmax", "code", "offset", "state2", "CB", "SCB")
+            ]
+    return found

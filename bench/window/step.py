@@ -1,0 +1,94 @@
+"""One optimizer step, the same lines under every instrument: the clock, the ledger, the FLOP counter."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from bench.probes.ledger import StepPhase
+from bench.spec.types import TrainingSpec
+from bench.window.data import Batch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """What a step works on."""
+
+    model: nn.Module
+    parameters: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    scaler: torch.amp.GradScaler
+    training: TrainingSpec
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the autocast region of the forward pass, or one that does nothing."""
+        if self.training.autocast == "off":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.training.autocast])
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Loss (mean over loss-bearing tokens) and gradient norm before clipping, still on the device."""
+
+    loss: torch.Tensor
+    gradient_norm: torch.Tensor | None
+
+
+def ignore_phase(_phase: StepPhase) -> None:
+    """Listen to no phase."""
+
+
+def run_step(
+    trainer: Trainer, micro_batches: Sequence[Batch], mark: Callable[[StepPhase], None] = ignore_phase
+) -> StepResult:
+    """Run forward and backward over the micro-batches, then the optimizer.
+
+    The loss of each micro-batch is weighted by its share of loss-bearing tokens, so accumulating
+    gradients gives what one large batch would. ``mark`` is told as each part begins.
+    """
+    loss_tokens = sum(batch.counts.loss_bearing for batch in micro_batches)
+    losses = []
+    for batch in micro_batches:
+        mark("inputs")
+        inputs = batch.inputs_on(trainer.device)
+        mark("forward")
+        with trainer.autocast():
+            # Only the loss is kept: a name for the whole output would hold the logits through backward.
+            loss = trainer.model(**inputs, use_cache=False).loss
+        loss = loss * (batch.counts.loss_bearing / loss_tokens)
+        mark("backward")
+        trainer.scaler.scale(loss).backward()
+        losses.append(loss.detach())
+        del inputs, loss
+    mark("optimizer_step")
+    norm = _update(trainer)
+    return StepResult(torch.stack(losses).sum(), norm)
+
+
+def _update(trainer: Trainer) -> torch.Tensor | None:
+    """Clip, step, advance the schedule and drop the gradients; return the norm if it was needed."""
+    norm = None
+    if trainer.training.max_grad_norm > 0:
+        trainer.scaler.unscale_(trainer.optimizer)
+        norm = nn.utils.clip_grad_norm_(trainer.parameters, trainer.training.max_grad_norm)
+    scale_before = trainer.scaler.get_scale()
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
+    if trainer.scaler.get_scale() >= scale_before:  # a step skipped for overflow does not advance it
+        trainer.schedule.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """Yield every tensor in an optimizer's state."""
+    for state in optimizer.state.values():
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor))

@@ -1,0 +1,247 @@
+"""The training window: load, adapt, first step, warm-up, measured steps, evaluate, then the ledger.
+
+One linear function for every method and device. Nothing is timed after the first instrument that
+slows a step, and everything read is sent at once.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal, Self
+
+import torch
+
+from bench.probes.allocator import Allocator, allocator_of
+from bench.probes.ledger import Ledger, StepPhase
+from bench.probes.phases import PhaseReader, Send
+from bench.results.messages import ReadingMade
+from bench.results.records import (
+    Caveat,
+    FlopsReading,
+    LedgerReading,
+    ModelFacts,
+    Phase,
+    StepSample,
+    TokenCounts,
+)
+from bench.spec.types import Cell
+from bench.window.adapters import adapter_file_bytes, check_merge
+from bench.window.data import Batch, prepare_batches
+from bench.window.evaluation import evaluate
+from bench.window.facts import read_facts
+from bench.window.flops import count_flops
+from bench.window.methods import adapt, count_parameters, trainable_parameters
+from bench.window.models import load_model
+from bench.window.optimizers import build_optimizer, build_schedule, optimizer_caveats
+from bench.window.step import DTYPES, Trainer, ignore_phase, optimizer_state, run_step
+from bench.window.weights import Weights, fetch_weights
+
+DEFAULT_CONTEXT = 2048  # tokens, for evaluating the few models whose configuration states none
+LEDGER_STEPS = 2  # a pair, so that whatever one step leaves behind is there in the next
+_FIRST_STEP: dict[StepPhase, Phase] = {
+    "forward": "first_forward",
+    "backward": "first_backward",
+    "optimizer_step": "first_optimizer_step",
+}
+
+
+def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> None:
+    """Run one cell from nothing to its last reading.
+
+    Raises what the libraries raise, and ``UnavailableError`` where this machine lacks something.
+    """
+    device = torch.device(cell.device)
+    allocator = allocator_of(device)
+    phases = PhaseReader(send, allocator)
+    window = cell.window
+    timed_steps = 1 + window.warmup_steps + window.measured_steps
+    further_steps = LEDGER_STEPS * window.ledger + window.flops
+
+    send(ReadingMade(reading=read_facts()))
+    weights = fetch_weights(cell.model)
+    torch.manual_seed(cell.training.seed)
+    with phases.phase("load"):
+        model, tokenizer = load_model(cell, weights, device, trust_remote_code=trust_remote_code)
+    vocabulary_size = int(model.config.get_text_config().vocab_size)
+    with phases.phase("adapt"):
+        model = adapt(model, cell)
+        trainer = build_trainer(model, cell, timed_steps)
+    with phases.phase("prepare_data"):
+        data = prepare_batches(
+            cell.data, cell.training, tokenizer, vocabulary_size, timed_steps + further_steps
+        )
+    adapter_bytes = None
+    if cell.method.kind != "full":
+        with phases.phase("save_adapter"):
+            adapter_bytes = adapter_file_bytes(model)
+    send(ReadingMade(reading=_model_facts(trainer, cell, weights, adapter_bytes)))
+    for caveat in (*data.caveats, *optimizer_caveats(cell.training, device)):
+        send(ReadingMade(reading=caveat))
+
+    if cell.evaluation.tasks:
+        with phases.phase("evaluate_before"):
+            _evaluate(model, tokenizer, cell, "before", send)
+
+    timed = TimedSteps(trainer, allocator, send)
+    batches = iter(data.steps)
+    with PhaseSwitch(phases) as switch:
+        timed.run(next(batches), "first", switch)
+    with phases.phase("warmup", total_steps=window.warmup_steps):
+        for _ in range(window.warmup_steps):
+            timed.run(next(batches), "warmup")
+    with phases.phase("steady", total_steps=window.measured_steps, keep_heap=True):
+        for _ in range(window.measured_steps):
+            timed.run(next(batches), "measured")
+
+    if cell.evaluation.tasks:
+        with phases.phase("evaluate_after"):
+            _evaluate(model, tokenizer, cell, "after", send)
+    if window.ledger:
+        with phases.phase("ledger"):
+            pair = [next(batches) for _ in range(LEDGER_STEPS)]
+            send(ReadingMade(reading=read_ledger(trainer, pair, vocabulary_size)))
+    if window.flops:
+        with phases.phase("flops"):
+            _send_flops(trainer, next(batches), send)
+    if window.merge_check and cell.method.kind != "full":
+        with phases.phase("merge_check"):
+            merge = check_merge(model, data.steps[0][0], device, DTYPES[cell.training.dtype])
+            send(ReadingMade(reading=merge))
+
+
+def build_trainer(model: Any, cell: Cell, steps: int) -> Trainer:  # noqa: ANN401 - transformers ships no types
+    """Put optimizer, schedule and gradient scaler around an adapted model."""
+    training = cell.training
+    parameters = trainable_parameters(model)
+    optimizer = build_optimizer(parameters, training)
+    return Trainer(
+        model=model,
+        parameters=parameters,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, training, steps),
+        scaler=torch.amp.GradScaler(cell.device, enabled=training.autocast == "fp16"),
+        training=training,
+        device=torch.device(cell.device),
+    )
+
+
+class TimedSteps:
+    """Runs steps, reads the clock around each, and sends the samples between them."""
+
+    def __init__(self, trainer: Trainer, allocator: Allocator, send: Send) -> None:
+        """Count steps from zero."""
+        self._trainer = trainer
+        self._allocator = allocator
+        self._send = send
+        self._index = 0
+
+    def run(
+        self,
+        micro_batches: Sequence[Batch],
+        stage: Literal["first", "warmup", "measured"],
+        mark: Callable[[StepPhase], None] = ignore_phase,
+    ) -> None:
+        """Run one step; the clock is read when the device has nothing left to do."""
+        self._allocator.synchronise()
+        started_ns = time.perf_counter_ns()
+        result = run_step(self._trainer, micro_batches, mark)
+        self._allocator.synchronise()
+        step_time_ns = time.perf_counter_ns() - started_ns
+        sample = StepSample(
+            index=self._index,
+            stage=stage,
+            step_time_ns=step_time_ns,
+            tokens=_counts(micro_batches),
+            loss=float(result.loss),
+            gradient_norm=None if result.gradient_norm is None else float(result.gradient_norm),
+        )
+        self._send(ReadingMade(reading=sample))
+        self._index += 1
+
+
+class PhaseSwitch:
+    """Turns the marks of one step into phases. Accumulation repeats forward and backward, a reading each."""
+
+    def __init__(self, phases: PhaseReader) -> None:
+        """Open no phase yet."""
+        self._phases = phases
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def __call__(self, phase: StepPhase) -> None:
+        """Close the phase that is open and begin the next; inputs belong to what went before."""
+        if phase != "inputs":
+            self._open.close()
+            self._open.enter_context(self._phases.phase(_FIRST_STEP[phase]))
+
+
+def read_ledger(
+    trainer: Trainer, pair: Sequence[Sequence[Batch]], vocabulary_size: int
+) -> LedgerReading:
+    """Run the steps under the ledger and sum it up."""
+    ledger = Ledger(trainer.model, trainer.device.type, vocabulary_size)
+    ledger.register_model(trainer.model)
+    ledger.register(optimizer_state(trainer.optimizer), "optimizer_state", "optimizer")
+
+    def mark(phase: StepPhase) -> None:
+        ledger.mark(phase)
+        if phase == "optimizer_step":
+            gradients = (parameter.grad for parameter in trainer.parameters)
+            ledger.register((gradient for gradient in gradients if gradient is not None), "gradients")
+
+    with ledger:
+        for micro_batches in pair:
+            for batch in micro_batches:
+                ledger.register(batch.inputs_on("cpu").values(), "inputs")
+            run_step(trainer, micro_batches, mark)
+    return ledger.reading()
+
+
+def _send_flops(trainer: Trainer, micro_batches: Sequence[Batch], send: Send) -> None:
+    counted = count_flops(lambda: run_step(trainer, micro_batches))
+    if counted.uncounted_operators:
+        names = ", ".join(counted.uncounted_operators)
+        send(ReadingMade(reading=Caveat(code="flops-incomplete", message=f"FLOPs leave out {names}.")))
+    send(ReadingMade(reading=FlopsReading(step_flops=counted.flops, tokens=_counts(micro_batches))))
+
+
+def _counts(micro_batches: Sequence[Batch]) -> TokenCounts:
+    """Add the token counts of micro-batches."""
+    return TokenCounts(
+        raw=sum(batch.counts.raw for batch in micro_batches),
+        non_padding=sum(batch.counts.non_padding for batch in micro_batches),
+        loss_bearing=sum(batch.counts.loss_bearing for batch in micro_batches),
+        computed=sum(batch.counts.computed for batch in micro_batches),
+    )
+
+
+def _evaluate(
+    model: Any,  # noqa: ANN401 - transformers ships no types
+    tokenizer: Any,  # noqa: ANN401 - the same
+    cell: Cell,
+    when: Literal["before", "after"],
+    send: Send,
+) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
+    readings, caveats = evaluate(model, tokenizer, cell.evaluation, cell.data, when, context)
+    for reading in (*readings, *caveats):
+        send(ReadingMade(reading=reading))
+
+
+def _model_facts(trainer: Trainer, cell: Cell, weights: Weights, adapter_bytes: int | None) -> ModelFacts:
+    model = trainer.model
+    return ModelFacts(
+        source=weights.source,
+        weights_note=weights.note,
+        parameters_total=count_parameters(model),
+        parameters_trainable=sum(parameter.numel() for parameter in trainer.parameters),
+        weights_dtype=cell.training.dtype,
+        attention=model.config._attn_implementation,
+        optimizer_class=f"{type(trainer.optimizer).__module__}.{type(trainer.optimizer).__name__}",
+        adapter_file_bytes=adapter_bytes,
+    )
