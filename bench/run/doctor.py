@@ -44,7 +44,7 @@ def examine(observer: Observer, launcher: Launcher | None = None) -> list[Findin
         if launcher.start_method == "forkserver"
         else "spawned, since importing the libraries touches CUDA here; each start takes seconds longer",
     )
-    return [*packages, *_machine(environment, facts), start, *_instruments(facts), *_cuda(environment, facts)]
+    return [*_machine(environment, facts), *packages, start, *_instruments(facts), *_cuda(environment, facts)]
 
 
 def _packages() -> Iterator[Finding]:

@@ -11,6 +11,7 @@ import sys
 import time
 import types
 from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -148,6 +149,7 @@ class Launcher:
         for name, value in SERVER_VARIABLES.items():
             os.environ.setdefault(name, value)
         self._work = work
+        self._server_log = os.memfd_create("worker server")  # open as long as the server, so to the end
         self.start_method: Literal["forkserver", "spawn"] = "forkserver"
         _CONTEXTS["forkserver"].set_forkserver_preload(list(preload))
 
@@ -177,16 +179,36 @@ class Launcher:
         process = context.Process(target=child.main, args=(ends, assignment), daemon=True)
         try:
             with _no_main_module():
+                self._ensure_server()
                 process.start()
         except (OSError, EOFError) as error:
             raise InfrastructureError(
-                f"no worker process came up ({str(error) or type(error).__name__}); "
-                "python -c 'import bench.window.preload' may show why"
+                f"{self._server_said()}\nno worker process came up ({str(error) or type(error).__name__}); "
+                "check the installation with: python -c 'import bench.window.preload'".lstrip()
             ) from error
         for end in (worker_messages, worker_output, worker_lifeline):
             end.close()
         worker = Worker(process, messages=messages, output=output, lifeline=lifeline)
         return worker, _parent_pid(process.pid)
+
+    def _ensure_server(self) -> None:
+        """Start the server unless it runs, with what its imports print kept from the terminal."""
+        if self.start_method == "spawn":
+            return
+        kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+        try:
+            for descriptor in kept:
+                os.dup2(self._server_log, descriptor)
+            forkserver.ensure_running()
+        finally:
+            for descriptor, copy in kept.items():
+                os.dup2(copy, descriptor)
+                os.close(copy)
+
+    def _server_said(self) -> str:
+        size_bytes = os.fstat(self._server_log).st_size
+        said = os.pread(self._server_log, TAIL_BYTES, max(0, size_bytes - TAIL_BYTES))
+        return said.decode(errors="replace").strip()
 
 
 @contextlib.contextmanager

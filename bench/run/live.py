@@ -24,7 +24,14 @@ from bench.spec.types import Cell
 
 REDRAW_INTERVAL_S = 0.5
 ROWS_AROUND_TABLE = 8
+LOG_WIDTH = 140
 STYLES = {"ok": "green", "oom": "yellow", "unavailable": "dim", "skipped": "dim"}
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Return a console as wide as the terminal, or wide enough for a table in a log."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=LOG_WIDTH)
 
 
 @contextlib.contextmanager
@@ -207,13 +214,14 @@ def outcome_table(records: Sequence[Record]) -> Table:
     return table
 
 
-def finding_table(findings: Sequence[Finding]) -> Table:
+def finding_lines(findings: Sequence[Finding]) -> Text:
     """Return what ``bench doctor`` found, one line each."""
-    table = Table(box=None, show_header=False)
+    width = max(len(finding.subject) for finding in findings)
+    lines = []
     for finding in findings:
         mark = Text("ok", style="green") if finding.good else Text("no", style="yellow")
-        table.add_row(mark, finding.subject, Text(printable(finding.text)))
-    return table
+        lines.append(Text.assemble(mark, f"  {finding.subject:<{width}}  {printable(finding.text)}"))
+    return Text("\n").join(lines)
 
 
 def _record_row(record: Record) -> tuple[str, str, Text, str, str, str]:
