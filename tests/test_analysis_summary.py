@@ -304,14 +304,6 @@ def test_shares_of_parameters() -> None:
             },
             "weights",
         ),
-        (
-            {
-                "evaluations": (
-                    make_evaluation("after", [True, False]).model_copy(update={"truncated_items": 1}),
-                )
-            },
-            "truncated-evaluation",
-        ),
     ],
 )
 def test_each_caveat(measurement: dict[str, object], code: str) -> None:

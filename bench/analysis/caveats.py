@@ -58,11 +58,6 @@ def _speed(row: Row) -> Iterator[Caveat]:
 def _evaluation(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:
     """Yield what makes an accuracy less than it seems."""
     for result in row.accuracies:
-        if result.truncated_items:
-            message = (
-                f"{result.truncated_items} of {result.items} items of {result.task} were truncated to fit."
-            )
-            yield Caveat(code="truncated-evaluation", message=message)
         if result.not_paired:
             yield Caveat(code="not-paired", message=f"{result.task}: {result.not_paired}.")
         found = (accuracy(evaluation(record, result.task, "after")) for record in ok)

@@ -65,7 +65,6 @@ class Accuracy:
     change: Paired | None
     not_paired: str | None = None
     against_full: Paired | None = None
-    truncated_items: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,7 +133,6 @@ def _accuracy(run: Record, task: str) -> Accuracy:
         after_error=standard_error(after),
         change=change,
         not_paired=not_paired,
-        truncated_items=max(reading.truncated_items for reading in (before, after) if reading),
     )
 
 
