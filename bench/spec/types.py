@@ -74,13 +74,13 @@ class LoraMethod(Frozen):
 
     kind: Literal["lora"] = "lora"
     name: Name = "lora"
-    rank: int = Field(8, ge=1, le=65536)
-    alpha: float = Field(16, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(8, ge=1, le=65536, description="Rank of each adapter.")
+    alpha: float = Field(16, gt=0, description="The update is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before each adapter.")
     target_modules: str | tuple[str, ...] = Field(
         "all-linear", description="Module names, a regular expression, or all-linear."
     )
-    bias: Literal["none", "all", "lora_only"] = "none"
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="Biases that are trained.")
     adapter_dtype: Literal["fp32", "weights"] = Field(
         "fp32", description="fp32 as peft does by default over a 16-bit base, or the base weights' own dtype."
     )
@@ -102,9 +102,9 @@ class QloraMethod(Frozen):
     target_modules: str | tuple[str, ...] = "all-linear"
     bias: Literal["none", "all", "lora_only"] = "none"
     adapter_dtype: Literal["fp32", "weights"] = "fp32"
-    quantisation: Literal["nf4", "fp4"] = "nf4"
-    double_quantisation: bool = True
-    compute_dtype: Dtype = "bf16"
+    quantisation: Literal["nf4", "fp4"] = Field("nf4", description="Type of the 4-bit weights.")
+    double_quantisation: bool = Field(default=True, description="Quantise the block scales as well.")
+    compute_dtype: Dtype = Field("bf16", description="Dtype the weights are de-quantised to for products.")
     kbit_preparation: bool = Field(
         default=True, description="Call peft's prepare_model_for_kbit_training (upcasts what stays 16-bit)."
     )
@@ -118,31 +118,38 @@ class TaskData(Frozen):
     """A built-in procedural task; its training items and held-out items never overlap."""
 
     source: Literal["task"] = "task"
-    task: Name
-    difficulty: Literal["easy", "hard"] = "easy"
-    train_items: int = Field(2048, ge=1, le=1_000_000)
-    held_out_items: int = Field(400, ge=1, le=100_000)
-    train_on: Literal["completion", "all"] = "completion"
+    task: Name = Field(description="Name of the built-in task.")
+    difficulty: Literal["easy", "hard"] = Field("easy", description="hard leaves room between good models.")
+    train_items: int = Field(2048, ge=1, le=1_000_000, description="Items to train on.")
+    held_out_items: int = Field(400, ge=1, le=100_000, description="Items of the evaluation task held-out.")
+    train_on: Literal["completion", "all"] = Field(
+        "completion", description="Tokens that bear the loss: the answers', or all."
+    )
 
 
 class JsonlData(Frozen):
     """A local file of JSON lines."""
 
     source: Literal["jsonl"]
-    path: str
-    format: Literal["alpaca", "dolly", "chat", "text"] = "alpaca"
-    template: Literal["alpaca", "chat", "plain"] = "alpaca"
+    path: str = Field(description="The file, relative to where bench is run.")
+    format: Literal["alpaca", "dolly", "chat", "text"] = Field(
+        "alpaca",
+        description="Fields of a row: instruction, input, output; …, context, response; messages; text.",
+    )
+    template: Literal["alpaca", "chat", "plain"] = Field(
+        "alpaca", description="How a row becomes a prompt; chat is the tokenizer's own template."
+    )
     train_on: Literal["completion", "all"] = "completion"
-    max_items: int | None = Field(None, ge=1)
+    max_items: int | None = Field(None, ge=1, description="Rows to read, the first ones.")
 
 
 class HubData(Frozen):
     """A data set from the hub, read through the datasets library."""
 
     source: Literal["hub"]
-    dataset: str
-    config: str | None = None
-    split: str = "train"
+    dataset: str = Field(description="Repository id of the data set on the hub.")
+    config: str | None = Field(None, description="Configuration of the data set, where it has several.")
+    split: str = Field("train", description="Split to train on.")
     revision: str = "main"
     format: Literal["alpaca", "dolly", "chat", "text"] = "alpaca"
     template: Literal["alpaca", "chat", "plain"] = "alpaca"
@@ -167,16 +174,23 @@ class TrainingSpec(Frozen):
     gradient_accumulation: int = Field(1, ge=1, le=65536, description="Forward passes per optimizer step.")
     dtype: Dtype = Field("bf16", description="Dtype of the weights (of what is not quantised).")
     autocast: Autocast = Field("off", description="torch.autocast dtype; fp16 adds a gradient scaler.")
-    gradient_checkpointing: Checkpointing = "off"
-    attention: Attention = "sdpa"
-    optimizer: Optimizer = "adamw-fused"
-    learning_rate: float = Field(1e-4, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Schedule = "constant"
-    schedule_warmup_steps: int = Field(0, ge=0)
+    gradient_checkpointing: Checkpointing = Field(
+        "off", description="Recompute activations in the backward pass instead of keeping them."
+    )
+    attention: Attention = Field("sdpa", description="Attention implementation of transformers.")
+    optimizer: Optimizer = Field("adamw-fused", description="8-bit and paged ones by bitsandbytes.")
+    learning_rate: float = Field(1e-4, ge=0, description="At its highest.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    schedule: Schedule = Field("constant", description="Course of the learning rate after its warm-up.")
+    schedule_warmup_steps: int = Field(
+        0, ge=0, description="Steps over which the learning rate rises from 0."
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping; 0 turns it off.")
-    batching: Batching = "pad-to-longest"
-    seed: int = Field(0, ge=0, lt=2**31)
+    batching: Batching = Field(
+        "pad-to-longest",
+        description="Pad to the longest of the batch or to the full length, or pack examples.",
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Of adapters, dropout and the order of the data.")
 
 
 class WindowSpec(Frozen):
@@ -185,7 +199,7 @@ class WindowSpec(Frozen):
     warmup_steps: int = Field(
         2, ge=0, le=1_000_000, description="Steps after the first that are not measured."
     )
-    measured_steps: int = Field(10, ge=1, le=1_000_000)
+    measured_steps: int = Field(10, ge=1, le=1_000_000, description="Steps that are timed.")
     ledger: bool = Field(default=True, description="Two more steps under the ledger, after everything timed.")
     flops: bool = Field(default=True, description="One more step under torch's FLOP counter.")
     merge_check: bool = Field(
@@ -200,8 +214,8 @@ class EvaluationSpec(Frozen):
         (), description="held-out (the built-in task's), mmlu-281 (offline), or any lm-eval task name."
     )
     limit: int | None = Field(None, ge=1, description="Items per task, the first ones.")
-    num_fewshot: int = Field(0, ge=0, le=64)
-    batch_size: int = Field(16, ge=1, le=4096)
+    num_fewshot: int = Field(0, ge=0, le=64, description="Worked examples before each question.")
+    batch_size: int = Field(16, ge=1, le=4096, description="Sequences per forward pass of the evaluation.")
 
 
 class LimitsSpec(Frozen):
