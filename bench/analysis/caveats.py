@@ -17,7 +17,7 @@ def row_caveats(row: Row, ok: Sequence[Record]) -> tuple[Caveat, ...]:
 def _found(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:
     """Yield what the numbers themselves show."""
     if row.weights_note:
-        yield Caveat(code="weights", message=f"The weights are {row.weights_note}.")
+        yield Caveat(code="weights", message=f"Weights: {row.weights_note}.")
     if row.runs_ok == 1:
         message = "One run only: the spread shown is within that run, and says nothing about the next run."
         yield Caveat(code="one-run", message=message)
