@@ -156,7 +156,7 @@ def _abort_on_bad_alloc(_: Send) -> None:
 
 
 def _slow(_: Send) -> None:
-    time.sleep(0.3)
+    time.sleep(0.2)
 
 
 def _torch_allocation(_: Send) -> None:

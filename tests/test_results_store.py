@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InfrastructureError, UsageError
-from bench.results import store
 from bench.results.records import Record
 from bench.results.store import load_records, open_folder, record_file_name, write_record
 
@@ -136,7 +135,7 @@ def test_a_full_disk_leaves_no_torn_record(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(InfrastructureError, match=r"No space left on device\); free some space"):
         write_record(tmp_path, make_record())
     assert list(tmp_path.iterdir()) == []

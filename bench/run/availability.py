@@ -34,11 +34,6 @@ def needs_bitsandbytes(cell: Cell) -> bool:
 
 
 def _cpu_obstacles(cell: Cell) -> Iterator[str]:
-    if cell.training.attention == "flash_attention_2":
-        yield (
-            "Attention flash_attention_2 runs on CUDA only; set training.attention to sdpa, or run this cell "
-            "on a machine with a CUDA device."
-        )
     if cell.training.attention == "flex_attention":
         # torch/nn/attention/flex_attention.py: "FlexAttention does not support backward on CPU."
         yield (

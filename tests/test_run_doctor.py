@@ -1,0 +1,73 @@
+"""What ``bench doctor`` finds, with a replayed probe in the place of a real one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from bench.results.messages import Job, ReadingMade
+from bench.run.child import Send
+from bench.run.doctor import Finding, examine
+from bench.run.launch import Launcher
+from bench.run.observe import NullObserver
+from replay_worker import make_facts, replay
+
+CARD = {
+    "cuda_available": True,
+    "cuda_unavailable_reason": None,
+    "cuda_name": "Tesla P100",
+    "cuda_capability": (6, 0),
+    "cuda_total_bytes": 16 * 1024**3,
+    "cuda_version": "12.8",
+    "bf16_on_cuda": False,
+    "host_peak_instrument": "unavailable",
+}
+
+
+def probe_of_a_card(_: Job, send: Send) -> None:
+    """Find an old card in a sandbox."""
+    send(ReadingMade(reading=make_facts(**CARD)))
+
+
+def by_subject(findings: list[Finding]) -> Iterator[tuple[str, bool]]:
+    """Yield subject and verdict."""
+    return ((finding.subject, finding.good) for finding in findings)
+
+
+def test_a_machine_without_cuda_is_told_so_and_the_rest_is_good() -> None:
+    """Python, torch, processor, memory, instruments and bitsandbytes are there, and why CUDA is not."""
+    findings = examine(NullObserver(), Launcher(work=replay, preload=["bench.run.child"]))
+    found = dict(by_subject(findings))
+    assert found["CUDA"] is False
+    assert all(found[name] for name in ("python", "torch", "processor", "memory", "packages", "workers"))
+    assert found["host peak memory"]
+    assert found["bitsandbytes on CPU"]
+    assert "this build of torch has no CUDA; cells with" in next(
+        f.text for f in findings if f.subject == "CUDA"
+    )
+
+
+def test_an_old_card_is_told_feature_by_feature() -> None:
+    """What the card has is ok, and what it lacks says what to use in its place."""
+    found = dict(
+        by_subject(examine(NullObserver(), Launcher(work=probe_of_a_card, preload=["bench.run.child"])))
+    )
+    assert found["CUDA"]
+    assert found["4-bit on CUDA"]
+    assert not found["int8 on CUDA"]
+    assert not found["bf16 on CUDA"]
+    assert not found["flash_attention_2"]
+    assert not found["host peak memory"]
+
+
+def test_a_package_that_is_too_old_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is started with packages below their minimum; the line says what to install."""
+    requirements = ["torch>=999", "no-such-package>=1", "pydantic>=2", 'ray>=1; extra == "cluster"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: requirements)
+    torch, missing, packages = examine(NullObserver())
+    assert torch.blocking
+    assert torch.text.startswith("torch>=999 is needed and version ")
+    assert torch.text.endswith("pip install 'torch>=999'")
+    assert missing.text == (
+        "no-such-package>=1 is needed and it is not installed; pip install 'no-such-package>=1'"
+    )
+    assert (packages.good, packages.text) == (False, "1 of 3 as new as needed")
