@@ -41,7 +41,7 @@ def cells(scenario: ScenarioFile) -> None:
     for cell in loaded.cells:
         typer.echo(cell.id)
     if loaded.excluded:
-        typer.echo(f"{len(loaded.cells)} cells; {loaded.excluded} more are excluded.", err=True)
+        typer.echo(f"Cells: {len(loaded.cells)}; excluded: {loaded.excluded}.", err=True)
 
 
 @app.command()

@@ -33,15 +33,17 @@ def load_scenario(path: Path) -> Scenario:
     """
     document = read_document(path)
     problems = Problems(document.locations, Location(rank=1, line=1, file=str(path)))
-    if complaint_about(NAME, path.stem) is not None:
+    name = path.stem
+    if complaint_about(NAME, name) is not None:
         problems.add((), "the file's name must be letters, digits, dots, dashes and underscores; rename it")
+        name = "unnamed"
     sound = sound_part(document.data, problems)
-    expansion = expand(sound, path.stem, problems)
+    expansion = expand(sound, name, problems)
     if problems:
         raise problems.error()
     return Scenario(
-        name=path.stem,
-        title=sound.get("title", path.stem),
+        name=name,
+        title=sound.get("title", name),
         description=sound.get("description", ""),
         path=path,
         cells=expansion.cells,

@@ -162,21 +162,18 @@ class _Builder:
 
     def cell(self, combination: Combination, candidate: Cell) -> Cell | None:
         """Return the finished cell; None if its parts contradict each other."""
-        parts = dict(candidate) | {"id": cell_id(candidate, combination.axes)}
+        cell = None
+        found = absurdities(candidate)
         try:
-            cell = Cell(**parts)
+            cell = Cell(**dict(candidate) | {"id": cell_id(candidate, combination.axes)})
         except ValidationError as error:
             reason = error.errors()[0].get("ctx", {}).get("error")
             if not isinstance(reason, ContradictionError):
                 raise
-            found = reason.problems
-        else:
-            found = absurdities(cell)
-            if not found:
-                return cell
+            found += reason.problems
         for part, field, message in found:
             self._problems.add(self._origin(combination, part, field), message)
-        return None
+        return None if found else cell
 
     def _part(self, combination: Combination, part: str, table: dict[str, Any]) -> Frozen | None:
         key = (part, json.dumps(table, sort_keys=True))

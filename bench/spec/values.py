@@ -22,6 +22,7 @@ _WORDS = (
     ("an object", "a table"),
     ("a valid array", "a list"),
     ("a valid integer", "an integer"),
+    ("a valid boolean", "true or false"),
     ("a valid ", "a "),
     ("'", '"'),
 )
