@@ -31,6 +31,15 @@ def test_a_tiny_drift_does_no_harm() -> None:
     assert (True, "steady") == (trend.p_value < 0.01, trend.verdict)
 
 
+def test_a_drift_that_may_be_noise_is_neither() -> None:
+    """A slope of 8 % among swings as large is not called steady, nor a trend."""
+    trend = find_trend([100.0, 104, 98, 107, 101, 109, 99, 108])
+    assert (True, "no clear trend") == (
+        trend.drift_share is not None and trend.drift_share > 0.02,
+        trend.verdict,
+    )
+
+
 def test_few_values_cannot_tell() -> None:
     """Five values in perfect order reach only p = 2/5! = 0.017."""
     assert find_trend([1.0, 2.0, 3.0, 4.0, 5.0]).verdict == "too few steps to tell"

@@ -5,7 +5,7 @@ import pytest
 from bench.analysis.rows import Comparison, Row
 from bench.analysis.summary import compare
 from bench.errors import UsageError
-from bench.results.records import Caveat, Failure, Measurement, MergeCheck, ModelFacts, Record
+from bench.results.records import Caveat, DeviceFacts, Failure, Measurement, MergeCheck, ModelFacts, Record
 from records_factory import (
     MIB,
     make_cell,
@@ -263,6 +263,17 @@ def test_the_overhead_is_what_is_left_of_the_total() -> None:
             times.overhead_ns,
         )
     )
+    assert (0.1, 0.2) == (times.starting_ns / 1e9, times.preparing_ns / 1e9)
+
+
+def test_the_device_has_a_name() -> None:
+    """CPU threads as the worker found them, the card's name on a GPU, the kind where no worker looked."""
+    card = DeviceFacts(cpu_threads=8, cuda_available=True, cuda_name="Example 24 GB")
+    gpu = make_record(cell=make_cell(device="cuda"), measurement=make_measurement(device=card))
+    unknown = make_record(cell=make_cell(device="cuda"), outcome="unavailable", measurement=Measurement())
+    assert ["cpu, 2 threads", "Example 24 GB", "cuda"] == [
+        compare([record]).rows[0].device_name for record in (LORA, gpu, unknown)
+    ]
 
 
 def test_the_first_measured_cell_is_marked() -> None:

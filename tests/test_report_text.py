@@ -8,6 +8,7 @@ from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
     markdown,
+    operations,
     p_value,
     plain,
     seconds,
@@ -34,6 +35,16 @@ def test_memory_has_one_unit_and_its_digits() -> None:
 def test_three_significant_digits(value: float | None, expected: str) -> None:
     """No exponent, thousands separated, a true minus."""
     assert expected == significant(value)
+
+
+def test_operations_have_the_unit_that_suits_them() -> None:
+    """A toy's million and a model's billions are both readable."""
+    assert ("0.952 MFLOP", "0.812 GFLOP", "14.0 GFLOP", "n/a") == (
+        operations(952_000.0),
+        operations(8.12e8),
+        operations(1.4e10),
+        operations(None),
+    )
 
 
 def test_not_a_number_is_shown_as_such() -> None:

@@ -84,7 +84,8 @@ class TimeBreakdown:
     """Where a cell's wall time went, the median over runs of each part. The parts add up within a run.
 
     ``overhead_ns`` is all that is not loading, stepping, instrumented steps and checks, or evaluation:
-    starting the worker, tokenising, handing over results and ending it.
+    starting the worker (``starting_ns``), making and tokenising the data (``preparing_ns``), handing over
+    results and ending it.
     """
 
     total_ns: int
@@ -93,6 +94,8 @@ class TimeBreakdown:
     instruments_ns: int
     evaluation_ns: int
     overhead_ns: int
+    starting_ns: int
+    preparing_ns: int
     first_measured: bool
 
 
@@ -126,6 +129,7 @@ class Row:
     method: str
     window: str
     device: str
+    device_name: str
     kind: Literal["full", "lora", "qlora"]
     environment: str
     outcome: Outcome

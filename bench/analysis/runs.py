@@ -18,7 +18,7 @@ from bench.analysis.rows import (
     Throughput,
     TimeBreakdown,
 )
-from bench.analysis.steady import Trend, find_trend
+from bench.analysis.steady import Trend, Verdict, find_trend
 from bench.results.readings import (
     PeakField,
     accuracy,
@@ -34,13 +34,14 @@ from bench.results.records import EvaluationReading, Phase, Record
 _LOADING: tuple[Phase, ...] = ("load", "adapt")
 _STEPPING: tuple[Phase, ...] = ("first_forward", "first_backward", "first_optimizer_step", "warmup", "steady")
 _INSTRUMENTS: tuple[Phase, ...] = ("ledger", "flops", "merge_check", "save_adapter")
+_BEFORE: tuple[Phase, Phase] = ("start", "prepare_data")
 _EVALUATION: tuple[Phase, ...] = ("evaluate_before", "evaluate_after")
 _PHASE_FIELDS: dict[Instrument, PeakField] = {
     "host": "host_peak_bytes",
     "cuda_allocated": "cuda_allocated_peak_bytes",
     "cuda_reserved": "cuda_reserved_peak_bytes",
 }
-_WORST_FIRST = ("not steady", "too few steps to tell", "steady")
+_WORST_FIRST: tuple[Verdict, ...] = ("not steady", "too few steps to tell", "no clear trend", "steady")
 _LOSSES_AT_EACH_END = 3
 
 
@@ -198,6 +199,9 @@ def times(runs: Sequence[Record], *, first_measured: bool) -> TimeBreakdown:
     total, loading, stepping, instruments, evaluating = (
         round(statistics.median(column)) for column in zip(*parts, strict=True)
     )
+    starting, preparing = (
+        round(statistics.median(phase_time_ns(run, (name,)) or 0 for run in runs)) for name in _BEFORE
+    )
     return TimeBreakdown(
         total_ns=total,
         loading_ns=loading,
@@ -205,5 +209,7 @@ def times(runs: Sequence[Record], *, first_measured: bool) -> TimeBreakdown:
         instruments_ns=instruments,
         evaluation_ns=evaluating,
         overhead_ns=round(statistics.median(part[0] - sum(part[1:]) for part in parts)),
+        starting_ns=starting,
+        preparing_ns=preparing,
         first_measured=first_measured,
     )

@@ -64,6 +64,7 @@ def _row(group: Sequence[Record], places: Sequence[Surroundings], first: Record 
         method=method,
         window=window,
         device=cell.device,
+        device_name=_device_name(latest),
         kind=cell.method.kind,
         environment=label_of(latest, places),
         outcome="ok" if ok else latest.outcome,
@@ -106,6 +107,16 @@ def _labels(record: Record) -> tuple[str, str, str]:
     training = record.cell.training
     window = f"b{training.micro_batch}-s{training.sequence_length}"
     return record.cell.model.name, record.cell.method.name, window
+
+
+def _device_name(record: Record) -> str:
+    """Return the card's name or the CPU threads, as the worker found them; else the device's kind."""
+    facts = record.measurement.device
+    if facts is None:
+        return record.cell.device
+    if record.cell.device == "cuda":
+        return facts.cuda_name or "cuda"
+    return "cpu, 1 thread" if facts.cpu_threads == 1 else f"cpu, {facts.cpu_threads} threads"
 
 
 def _ending(record: Record) -> Ending:

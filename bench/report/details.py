@@ -8,12 +8,14 @@ from typing import get_args
 
 from bench.analysis.paired import Paired
 from bench.analysis.rows import Row
+from bench.analysis.steady import Trend
 from bench.report.tables import INSTRUMENT_NAMES, Table
 from bench.report.text import (
-    MEBIBYTES,
     NOT_APPLICABLE,
     NOT_MEASURED,
+    SMALL_MEBIBYTES,
     MemoryUnit,
+    operations,
     p_value,
     seconds,
     share,
@@ -57,7 +59,7 @@ def model_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
                 f"{row.parameters_total:,}",
                 f"{row.parameters_trainable:,}",
                 small_share(row.trainable_share),
-                NOT_APPLICABLE if row.kind == "full" else MEBIBYTES.show(row.adapter_file_bytes, digits=1),
+                NOT_APPLICABLE if row.kind == "full" else SMALL_MEBIBYTES.show(row.adapter_file_bytes),
             )
             for row in rows
             if row.source is not None
@@ -108,21 +110,25 @@ def speed_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
         if row.throughput is None:
             continue
         speed = row.throughput
-        drift = "" if speed.trend.drift_share is None else f", drift {share(speed.trend.drift_share)}"
-        operations = NOT_MEASURED if row.flops_per_token is None else f"{row.flops_per_token / 1e9:.3g} GFLOP"
         lines.append(
             (
                 name(row),
                 significant(speed.tokens_per_second),
                 f"{significant(speed.low)} to {significant(speed.high)}, {speed.spread}",
                 str(speed.steps),
-                f"{speed.trend.verdict}{drift}",
+                _trend(speed.trend),
                 seconds(row.load_time_ns),
-                operations,
+                operations(row.flops_per_token),
             )
         )
     header = ("Cell", "tokens/s", "Spread", "Measured steps", "Trend", "Load time", "Per token")
     return Table(header=header, rows=tuple(lines))
+
+
+def _trend(trend: Trend) -> str:
+    if trend.drift_share is None or trend.p_value is None:
+        return trend.verdict
+    return f"{trend.verdict} (drift {share(trend.drift_share)}, {p_value(trend.p_value)})"
 
 
 def accuracy_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
@@ -179,7 +185,17 @@ def loss_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
 
 def time_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
     """Return where each cell's wall time went."""
-    header = ("Cell", "Total", "Loading", "Steps", "Instrumented steps", "Evaluation", "Everything else")
+    header = (
+        "Cell",
+        "Total",
+        "Loading",
+        "Steps",
+        "Instrumented steps",
+        "Evaluation",
+        "All else",
+        "of it start",
+        "of it data",
+    )
     return Table(
         header=header,
         rows=tuple(
@@ -191,6 +207,8 @@ def time_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
                 seconds(times.instruments_ns),
                 seconds(times.evaluation_ns),
                 seconds(times.overhead_ns) + (", first cell" if times.first_measured else ""),
+                seconds(times.starting_ns),
+                seconds(times.preparing_ns),
             )
             for row in rows
             if (times := row.times)

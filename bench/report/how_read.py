@@ -44,7 +44,8 @@ def how_read(rows: Sequence[Row]) -> list[str]:
             "**tokens/s**: non-padding tokens over the time of an optimizer step; the median over measured "
             "steps, then over runs. In brackets the range over runs or, with one run, the middle half of its "
             f"steps. *Not steady*: Mann-Kendall p < {SIGNIFICANCE} and a Theil-Sen drift above "
-            f"{share(SMALLEST_DRIFT_SHARE, 0)} over the measured steps."
+            f"{share(SMALLEST_DRIFT_SHARE, 0)} over the measured steps; *no clear trend*: such a drift "
+            "without that significance."
         )
     if any(row.accuracies for row in rows):
         lines.append(
@@ -56,9 +57,9 @@ def how_read(rows: Sequence[Row]) -> list[str]:
         lines.append("**Training loss**: the mean over the first and the last steps, up to three each.")
     if any(row.times for row in rows):
         lines.append(
-            "**Everything else**: wall time that is not loading, stepping, instrumented steps or evaluation. "
-            "The first cell also waits for the libraries to be imported. Medians over runs, so that the "
-            "parts of several runs need not add up."
+            "**All else**: wall time that is not loading, stepping, instrumented steps or evaluation, and of "
+            "it the start of the worker and the making of the data. The first cell also waits for the "
+            "libraries to be imported. Medians over runs, so that the parts of several runs need not add up."
         )
     lines.append("**n/a**: not measured. It never stands for nought.")
     return lines

@@ -9,6 +9,7 @@ from bench.report.text import (
     MEBIBYTES,
     NOT_APPLICABLE,
     NOT_MEASURED,
+    SMALL_MEBIBYTES,
     MemoryUnit,
     share,
     significant,
@@ -25,6 +26,7 @@ INSTRUMENT_NAMES: dict[Instrument, str] = {
 # The process with its start-up is below, among the details: it says more about Python than about a method.
 _COMPARED: tuple[Instrument, ...] = ("ledger", "host_net", "cuda_allocated", "cuda_reserved")
 _LARGE_BYTES = 16 * GIBIBYTES.size_bytes
+_SMALL_BYTES = 100 * MEBIBYTES.size_bytes
 
 
 Column = tuple[str, Callable[[Row], str]]
@@ -41,9 +43,11 @@ class Table:
 
 def memory_unit(comparison: Comparison) -> MemoryUnit:
     """Return GiB for GPUs and large models, else MiB: one unit for the whole report."""
-    large = any(peak.peak_bytes >= _LARGE_BYTES for row in comparison.rows for peak in row.peaks)
+    sizes = [peak.peak_bytes for row in comparison.rows for peak in row.peaks]
     on_gpu = any(row.device == "cuda" and row.peaks for row in comparison.rows)
-    return GIBIBYTES if large or on_gpu else MEBIBYTES
+    if on_gpu or max(sizes, default=0) >= _LARGE_BYTES:
+        return GIBIBYTES
+    return SMALL_MEBIBYTES if min(sizes, default=_SMALL_BYTES) < _SMALL_BYTES else MEBIBYTES
 
 
 def groups(comparison: Comparison) -> dict[tuple[str, str, str], list[Row]]:
@@ -58,7 +62,8 @@ def group_title(rows: Sequence[Row]) -> str:
     """Return what the rows of one group have in common, with the note on the weights if there is one."""
     notes = dict.fromkeys(row.weights_note for row in rows if row.weights_note)
     model = f"{rows[0].model} ({'; '.join(notes)})" if notes else rows[0].model
-    return f"{model}, {rows[0].window}, {rows[0].device}"
+    devices = dict.fromkeys(row.device_name for row in rows if row.runs_ok) or {rows[0].device: None}
+    return f"{model}, {rows[0].window}, {' and '.join(devices)}"
 
 
 def comparison_table(rows: Sequence[Row], unit: MemoryUnit) -> Table:

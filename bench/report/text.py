@@ -24,15 +24,15 @@ class MemoryUnit:
     size_bytes: int
     digits: int
 
-    def show(self, size_bytes: int | None, *, digits: int | None = None) -> str:
+    def show(self, size_bytes: int | None) -> str:
         """Write bytes in this unit."""
         if size_bytes is None:
             return NOT_MEASURED
-        digits = self.digits if digits is None else digits
-        return f"{size_bytes / self.size_bytes:,.{digits}f} {self.name}"
+        return f"{size_bytes / self.size_bytes:,.{self.digits}f} {self.name}"
 
 
 MEBIBYTES = MemoryUnit(name="MiB", size_bytes=MIB, digits=0)
+SMALL_MEBIBYTES = MemoryUnit(name="MiB", size_bytes=MIB, digits=2)
 GIBIBYTES = MemoryUnit(name="GiB", size_bytes=GIB, digits=2)
 
 
@@ -53,6 +53,14 @@ def small_share(value: float | None) -> str:
 def seconds(time_ns: int | None) -> str:
     """Write nanoseconds as seconds."""
     return NOT_MEASURED if time_ns is None else _minus(f"{time_ns / 1e9:,.2f} s")
+
+
+def operations(count: float | None) -> str:
+    """Write floating-point operations in the unit that suits them."""
+    if count is None:
+        return NOT_MEASURED
+    unit, size = ("GFLOP", 1e9) if count >= 1e8 else ("MFLOP", 1e6)  # noqa: PLR2004 - a tenth of the unit
+    return f"{significant(count / size)} {unit}"
 
 
 def significant(value: float | None) -> str:
