@@ -95,7 +95,7 @@ def _page() -> str:
 
 
 def test_the_page_is_the_golden_one() -> None:
-    """Every table, sentence and escape as it is committed; to renew it, run this file and read the difference."""
+    """Every table, sentence and escape is as committed; running this file renews it."""
     assert GOLDEN.read_text(encoding="utf-8") == _page()
 
 
