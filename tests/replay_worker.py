@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Callable
 import records_factory
 from bench.errors import UnavailableError
 from bench.results.messages import CellJob, FetchJob, Job, PhaseStarted, ProbeJob, ReadingMade
-from bench.results.records import DeviceFacts
+from bench.results.records import Caveat, DeviceFacts
 from bench.run.child import Send
 from bench.spec.types import Cell, ModelSpec
 
@@ -47,6 +48,11 @@ def replay(job: Job, send: Send) -> None:
     else:
         _begin(send)
         BEHAVIOURS[Cell.model_validate_json(job.cell_json).method.name](send)
+
+
+def count_frozen(_: Job, send: Send) -> None:
+    """Report how many objects garbage collection leaves alone in this worker."""
+    send(ReadingMade(reading=Caveat(code="frozen", message=str(gc.get_freeze_count()))))
 
 
 def make_facts(**changes: object) -> DeviceFacts:

@@ -174,6 +174,22 @@ def test_starting_again_is_quick(launcher: Launcher) -> None:
     assert min(starts_ns) < 1_000_000_000
 
 
+def test_workers_share_what_the_server_imported() -> None:
+    """Garbage collection leaves the server's objects alone, or it would copy them all at each start."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from replay_worker import count_frozen\n"
+        "from bench.results.messages import ProbeJob\n"
+        "from bench.run.launch import PRELOAD, Launcher\n"
+        "from bench.run.supervise import run_job\n"
+        "assert PRELOAD[-1] == 'bench.run.freeze'\n"
+        "launcher = Launcher(work=count_frozen, preload=['bench.run.child', PRELOAD[-1]])\n"
+        "print(run_job(ProbeJob(), launcher).measurement.caveats[0].message)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert int(done.stdout) > 10_000
+
+
 def test_a_memory_limit_makes_a_real_torch_allocation_fail_as_out_of_memory(launcher: Launcher) -> None:
     """Under the limit torch raises its own error; bytes and phase are in the record."""
     end = run(launcher, "torch-allocation", LIMITS.model_copy(update={"host_memory_gib": 2.0}))

@@ -22,7 +22,7 @@ from bench.errors import InfrastructureError
 from bench.results.messages import Job
 from bench.run import child
 
-PRELOAD = ("bench.window.preload", "bench.run.child")
+PRELOAD = ("bench.window.preload", "bench.run.child", "bench.run.freeze")
 READ_BYTES = 65536
 TAIL_BYTES = 65536
 MAX_READS_AT_END = 256  # a pipe holds 64 KiB; what flows on after the end is a stray process's
