@@ -1,6 +1,7 @@
 """What ``bench doctor`` finds, with a replayed probe in the place of a real one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,15 @@ def probe_of_a_card(_: Job, send: Send) -> None:
     send(ReadingMade(reading=make_facts(**CARD)))
 
 
+@pytest.fixture(autouse=True)
+def _one_cached_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every test a cache with one complete model and one broken off."""
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path))
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "complete.json").write_text("{}")
+    (tmp_path / "broken-off").mkdir()
+
+
 def by_subject(findings: list[Finding]) -> Iterator[tuple[str, bool]]:
     """Yield subject and verdict."""
     return ((finding.subject, finding.good) for finding in findings)
@@ -41,6 +51,7 @@ def test_a_machine_without_cuda_is_told_so_and_the_rest_is_good() -> None:
     assert all(found[name] for name in ("python", "torch", "processor", "memory", "packages", "workers"))
     assert found["host peak memory"]
     assert found["bitsandbytes on CPU"]
+    assert next(f.text for f in findings if f.subject == "weights in the cache").endswith(": whole")
     assert "this build of torch has no CUDA; cells with" in next(
         f.text for f in findings if f.subject == "CUDA"
     )

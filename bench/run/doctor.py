@@ -44,7 +44,14 @@ def examine(observer: Observer, launcher: Launcher | None = None) -> list[Findin
         if launcher.start_method == "forkserver"
         else "spawned, since importing the libraries touches CUDA here; each start takes seconds longer",
     )
-    return [*_machine(environment, facts), *packages, start, *_instruments(facts), *_cuda(environment, facts)]
+    return [
+        *_machine(environment, facts),
+        *packages,
+        start,
+        *_instruments(facts),
+        _weights(),
+        *_cuda(environment, facts),
+    ]
 
 
 def _packages() -> Iterator[Finding]:
@@ -108,6 +115,16 @@ def _instruments(facts: DeviceFacts) -> Iterator[Finding]:
         if counted
         else "not counted where this process can see it, so a kill for memory is recorded as crashed",
     )
+
+
+def _weights() -> Finding:
+    # Imports torch here in the parent; nothing is measured beside it.
+    from bench.window.weights import cache_folder
+
+    folder = cache_folder()
+    names = sorted(path.parent.name for path in folder.glob("*/complete.json"))
+    held = ", ".join(names) or "none yet; bench run fetches what a scenario needs, and then needs a network"
+    return Finding(subject="weights in the cache", good=bool(names), text=f"{folder}: {held}")
 
 
 def _cuda(environment: Environment, facts: DeviceFacts) -> Iterator[Finding]:
