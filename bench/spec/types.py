@@ -150,7 +150,7 @@ class HubData(Frozen):
     dataset: str = Field(description="Repository id of the data set on the hub.")
     config: str | None = Field(None, description="Configuration of the data set, where it has several.")
     split: str = Field("train", description="Split to train on.")
-    revision: str = "main"
+    revision: str = Field("main", description="Git revision of the data set's repository.")
     format: Literal["alpaca", "dolly", "chat", "text"] = "alpaca"
     template: Literal["alpaca", "chat", "plain"] = "alpaca"
     train_on: Literal["completion", "all"] = "completion"
