@@ -71,6 +71,16 @@ def test_unavailable_is_tried_again_only_where_it_became_possible() -> None:
     assert plan(on_disk) == [("ok", 2)]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "expected"), [("oom", 2), ("timeout", 2), ("ok", None), ("failed", None)]
+)
+def test_changed_limits_count_only_for_what_a_limit_can_end(outcome: str, expected: int | None) -> None:
+    """Raising the limit that ended a cell and running the same command again runs it again."""
+    tighter = make_cell("ok", limits={"timeout_s": 1, "host_memory_gib": 1})
+    planned = plan([record(tighter, 1, outcome), record(B)])
+    assert planned == ([] if expected is None else [("ok", expected)])
+
+
 def test_records_under_another_key_do_not_count() -> None:
     """Another version or machine is another measurement."""
     other = make_record(cell=A, key="another")

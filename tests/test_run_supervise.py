@@ -196,7 +196,11 @@ def test_a_memory_limit_makes_a_real_torch_allocation_fail_as_out_of_memory(laun
     assert end.failure is not None
     assert (end.outcome, end.failure.phase) == ("oom", "steady")
     assert end.failure.requested_bytes == ASKED_BYTES
-    assert "DefaultCPUAllocator" in end.failure.message
+    assert end.failure.message == (
+        "Out of memory (DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+        f"{ASKED_BYTES} bytes. Error code 12 (Cannot allocate memory)); lower micro_batch or sequence_length, "
+        "or turn gradient_checkpointing on, or raise limits.host_memory_gib (2)."
+    )
     assert_kept_readings(end)
 
 

@@ -29,6 +29,7 @@ _OUT_OF_MEMORY = re.compile(
     r"|Cannot allocate memory"
     r"|Unable to allocate [0-9.]+ [KMGTPE]?i?B"
 )
+_ENFORCE = re.compile(r"^\[enforce fail at [^\]]*\] (?:err == 0\. )?")
 _REQUESTED = re.compile(
     r"(?:tried to allocate|Tried to allocate|Unable to allocate) (?P<number>[0-9]+(?:\.[0-9]+)?) ?"
     r"(?P<unit>bytes|[KMGTPE]?i?B)"
@@ -90,7 +91,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _first_line(text: str) -> str:
-    return _clip(text.strip().splitlines()[0].rstrip(".")) if text.strip() else ""
+    text = _ENFORCE.sub("", text).strip()
+    return _clip(text.splitlines()[0].rstrip(".")) if text else ""
 
 
 def _last_line(text: str) -> str:

@@ -16,6 +16,7 @@ from bench.spec.types import Cell
 
 KEY_MACHINE = ("architecture", "cpu_model", "cpu_cores")
 NEAR_IDS = 5
+ENDED_BY_LIMITS = frozenset({"oom", "timeout"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,9 @@ def plan_runs(
 ) -> list[PlannedRun]:
     """Return the runs to do, repeats outermost: every cell once, then every cell again.
 
-    A run on disk counts as done whatever its outcome, except outcomes to retry, and *unavailable* where
-    the machine can do it by now. What does not count stays on disk, and the new run takes the next number.
+    A run on disk counts as done whatever its outcome, except outcomes to retry, *unavailable* where the
+    machine can do it by now, and *oom* and *timeout* under limits that have been changed since. What does
+    not count stays on disk, and the new run takes the next number.
     """
     last_run: Counter[str] = Counter()
     for record in records:
@@ -96,8 +98,11 @@ def plan_runs(
     reasons = {cell.id: reason_of(cell) for cell in cells}
 
     def counts(record: Record, cell: Cell) -> bool:
-        possible_by_now = record.outcome == "unavailable" and reasons[cell.id] is None
-        return record.key == keys[cell.id] and record.outcome not in options.retry and not possible_by_now
+        if record.key != keys[cell.id] or record.outcome in options.retry:
+            return False
+        if record.outcome == "unavailable":
+            return reasons[cell.id] is not None
+        return record.outcome not in ENDED_BY_LIMITS or record.cell.limits == cell.limits
 
     done = {
         cell.id: 0 if options.force else sum(counts(record, cell) for record in records) for cell in cells

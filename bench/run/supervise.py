@@ -63,6 +63,9 @@ def run_job(
     )
     outcome, failure = _verdict(stop, transcript, limits, end)
     if failure is not None:
+        if outcome == "oom" and limits.host_memory_gib is not None:
+            advice = f", or raise limits.host_memory_gib ({limits.host_memory_gib:g})."
+            failure = failure.model_copy(update={"message": failure.message.removesuffix(".") + advice})
         failure = _complete(failure, transcript.phase, worker.output_tail)
     return JobEnd(
         outcome=outcome,
