@@ -30,7 +30,8 @@ def _ids(folder: Path, text: str) -> list[str]:
         ("[methods.full]", "llama-2-7b/full/b1-s512"),
         (
             (
-                '[methods.full]\n[training]\nmicro_batch = 4\nsequence_length = 256\noptimizer = "adamw-8bit"\n'
+                "[methods.full]\n[training]\nmicro_batch = 4\nsequence_length = 256\n"
+                'optimizer = "adamw-8bit"\n'
                 'gradient_checkpointing = "non-reentrant"'
             ),
             "llama-2-7b/full/b4-s256-ckpt-adamw8bit",
