@@ -101,7 +101,7 @@ def test_train_on_all_trains_the_prompt_too() -> None:
 
 def test_hub_rows_are_read_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Name, split, revision and the number of rows go to the datasets library."""
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def load_dataset(path: str, **settings: Any) -> Any:  # noqa: ANN401 - stands in for the library's
         asked.update(settings, path=path)
