@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -212,7 +211,6 @@ def test_too_many_cells_are_refused_before_any_is_built(tmp_path: Path) -> None:
     """A matrix of a billion cells is counted, not built."""
     seeds = ", ".join(map(str, range(1, 1001)))
     text = SMALL + f"[training]\nseed = [{seeds}]\nmicro_batch = [{seeds}]\nsequence_length = [2, 3, 4]\n"
-    before = time.monotonic()
     (problem,) = problems_of(tmp_path, text)
     assert problem == (
         "s.toml:1: expands into 3,000,000 cells, more than 20,000; "
@@ -221,7 +219,6 @@ def test_too_many_cells_are_refused_before_any_is_built(tmp_path: Path) -> None:
     names = "".join(f'[models.m{n}]\nhub = "a/b"\n[methods.x{n}]\nkind = "full"\n' for n in range(400))
     (problem,) = problems_of(tmp_path, names + '[data]\nsource = "synthetic"\n')
     assert problem == "s.toml:1: expands into 160,000 cells, more than 20,000; name fewer models or methods."
-    assert time.monotonic() - before < 60
 
 
 def test_command_lists_the_cells(tmp_path: Path) -> None:

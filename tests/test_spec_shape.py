@@ -1,6 +1,5 @@
-"""Files made to waste time: all are refused, or loaded, soon."""
+"""Files made to waste time: all are refused, none hangs (the test timeout would tell)."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -32,14 +31,12 @@ _SIZE = 2**18
         "models = 0x" + "f" * 5000,
     ],
 )
-def test_wasteful_file_is_refused_soon(tmp_path: Path, text: str) -> None:
+def test_wasteful_file_is_refused(tmp_path: Path, text: str) -> None:
     """Thousands of keys, tables, exclusions or digits end in a list of mistakes of bounded length."""
     path = tmp_path / "s.toml"
     path.write_text(text, encoding="utf-8")
-    before = time.monotonic()
     with pytest.raises(ScenarioError) as refused:
         load_scenario(path)
-    assert time.monotonic() - before < 60
     assert len(refused.value.problems) <= 51
     assert max(map(len, refused.value.problems)) < 1000
 
