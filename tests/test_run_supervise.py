@@ -198,8 +198,8 @@ def test_a_memory_limit_makes_a_real_torch_allocation_fail_as_out_of_memory(laun
     assert end.failure.requested_bytes == ASKED_BYTES
     assert end.failure.message == (
         "Out of memory (DefaultCPUAllocator: can't allocate memory: you tried to allocate "
-        f"{ASKED_BYTES} bytes. Error code 12 (Cannot allocate memory)); lower micro_batch or sequence_length, "
-        "or turn gradient_checkpointing on, or raise limits.host_memory_gib (2)."
+        f"{ASKED_BYTES} bytes. Error code 12 (Cannot allocate memory)); lower micro_batch or sequence_length"
+        ", or turn gradient_checkpointing on, or raise limits.host_memory_gib (2)."
     )
     assert_kept_readings(end)
 
