@@ -1,6 +1,8 @@
 """What every test can use: the ``--gpu`` option and the factory of made-up records."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +43,16 @@ def _weights_are_here() -> bool:
 def make_record() -> Callable[..., Record]:
     """Return the factory ``records_factory.make_record``."""
     return records_factory.make_record
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep random weights of this test session in a cache of its own; return its folder."""
+    folder = tmp_path_factory.mktemp("weights")
+    before = os.environ.get("FINETUNE_BENCH_CACHE")
+    os.environ["FINETUNE_BENCH_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["FINETUNE_BENCH_CACHE"]
+    else:
+        os.environ["FINETUNE_BENCH_CACHE"] = before

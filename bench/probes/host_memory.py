@@ -1,6 +1,7 @@
-"""Exact peaks of this process's resident memory, phase by phase, from Linux's own counters.
+"""Peaks of this process's resident memory, phase by phase, from Linux's own counters.
 
-The kernel keeps the high-water mark (VmHWM), so nothing is sampled and no short spike is missed.
+The kernel keeps the high-water mark (VmHWM), so nothing is sampled and no short spike is missed. It
+counts pages in per-processor batches (Linux 6.2 and later), so a reading can be off by some 100 KiB.
 Elsewhere than on Linux, or where /proc is restricted, readings are None.
 """
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
+import torch._dynamo  # torch imports it at the first dispatch, and frames of that import would keep tensors alive
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -137,7 +138,7 @@ class Ledger(TorchDispatchMode):
         gc.disable()  # when a cycle is collected must not move a peak
         self._hooks = [
             register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module, always_call=True),
+            register_module_forward_hook(self._leave_module),
         ]
         super().__enter__()
         return self
@@ -243,7 +244,7 @@ class Ledger(TorchDispatchMode):
         for tensor in tree_leaves(args):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == self._device_type:
                 block = self._known(tensor)
-                if block is not None and block.born_phase != "backward":
+                if block is not None and block.born_phase != "backward" and block.module != OUTSIDE:
                     self._module_of_backward = block.module
                     break
         return self._module_of_backward
