@@ -87,8 +87,8 @@ def test_the_peak_and_its_categories_by_hand() -> None:
         "weights": weights,
         "inputs": inputs,
         "gradients": gradient,
-        "activations": relu_output + FLOAT_BYTES,
-        "temporary": 2 * relu_output + FLOAT_BYTES,
+        "activations": relu_output + scalars,
+        "temporary": 2 * relu_output,
     }
     assert (reading.peak_phase, reading.peak_op) == ("backward", "aten::threshold_backward")
 
