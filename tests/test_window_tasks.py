@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from bench.errors import UsageError
+from bench.spec import catalog
 from bench.window import tasks
 from bench.window.tasks import (
     LETTERS,
@@ -118,6 +119,11 @@ def test_asking_for_more_items_than_there_are_is_refused(monkeypatch: pytest.Mon
 
     with pytest.raises(UsageError, match=r"Task tiny \(easy\) has \d train items, not 6; lower"):
         training_items("tiny", "easy", 6)
+
+
+def test_scenarios_may_name_every_task() -> None:
+    """The names that a scenario is checked against are those of the tasks."""
+    assert catalog.TASKS == tuple(TASKS)
 
 
 def test_words_are_distinct_and_plain() -> None:

@@ -1,16 +1,24 @@
 """Templates: the text to the letter, and which part of it is trained."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from bench.errors import UsageError
+from bench.results.records import Record
+from bench.spec.types import TEMPLATES_OF_FORMAT, Cell
 from bench.window.templates import (
+    TEMPLATES,
     AlpacaRow,
     ChatRow,
     DollyRow,
+    FormatName,
     Message,
+    Row,
     Segment,
+    TemplateName,
     TextRow,
     alpaca_template,
     chat_template,
@@ -25,6 +33,12 @@ CHAT = ChatRow(
         Message(role="assistant", content="so long"),
     ]
 )
+ROW_OF_FORMAT: dict[FormatName, Row] = {
+    "alpaca": AlpacaRow.model_validate({"instruction": "Add.", "output": "3"}),
+    "dolly": DollyRow(instruction="Add.", response="3"),
+    "chat": CHAT,
+    "text": TextRow(text="Once."),
+}
 
 
 class ChatTokenizer:
@@ -133,3 +147,24 @@ def test_other_templates_refuse_what_they_cannot_show() -> None:
         alpaca_template(CHAT, None)
     with pytest.raises(UsageError, match=r"set data\.template to chat"):
         plain_template(CHAT, None)
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+@pytest.mark.parametrize("row_format", sorted(ROW_OF_FORMAT))
+def test_a_cell_is_refused_exactly_if_its_template_cannot_show_its_rows(
+    make_record: Callable[..., Record], row_format: FormatName, template: TemplateName
+) -> None:
+    """What the scenario's validation lets through, the template can write, and the other way round."""
+    fits = template in TEMPLATES_OF_FORMAT[row_format]
+    fields = make_record().cell.model_dump()
+    fields["data"] = {"source": "hub", "dataset": "owner/name", "format": row_format, "template": template}
+    fields["evaluation"]["tasks"] = ()
+
+    if fits:
+        assert Cell.model_validate(fields).digest
+        assert TEMPLATES[template](ROW_OF_FORMAT[row_format], ChatTokenizer()).text
+    else:
+        with pytest.raises(ValidationError, match=f"{template} does not fit format {row_format}; set "):
+            Cell.model_validate(fields)
+        with pytest.raises(UsageError):
+            TEMPLATES[template](ROW_OF_FORMAT[row_format], ChatTokenizer())

@@ -163,6 +163,14 @@ class SyntheticData(Frozen):
     source: Literal["synthetic"] = "synthetic"
 
 
+TEMPLATES_OF_FORMAT = {
+    "alpaca": ("alpaca", "chat", "plain"),
+    "dolly": ("alpaca", "chat", "plain"),
+    "chat": ("chat",),
+    "text": ("plain",),
+}
+"""Which templates can show the rows of a format."""
+
 DataSpec = Annotated[TaskData | JsonlData | HubData | SyntheticData, Field(discriminator="source")]
 
 
@@ -286,4 +294,11 @@ def _contradictions(cell: Cell) -> list[tuple[str, str, str]]:
     if training.attention == "flash_attention_2" and cell.device == "cpu":
         message = "flash_attention_2 runs on CUDA only; set device to cuda, or attention to sdpa"
         problems.append(("training", "attention", message))
+    if isinstance(cell.data, JsonlData | HubData):
+        fitting = TEMPLATES_OF_FORMAT[cell.data.format]
+        if cell.data.template not in fitting:
+            message = (
+                f"{cell.data.template} does not fit format {cell.data.format}; set {' or '.join(fitting)}"
+            )
+            problems.append(("data", "template", message))
     return problems
