@@ -108,7 +108,7 @@ def test_torchs_profiler_sees_the_same_peak() -> None:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         _step(model, rows, _ignore)
     live = peak = 0
-    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]  # set after exit
+    for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)
@@ -143,12 +143,15 @@ def test_hooks_and_garbage_collection_are_put_back() -> None:
 
 def _ledger_of_a_process(cell_json: str) -> str:
     script = Path(__file__).with_name("print_ledger.py")
-    result = subprocess.run([sys.executable, str(script)], input=cell_json, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, str(script)], input=cell_json, capture_output=True, text=True, check=True
+    )
     return result.stdout
 
 
+@pytest.mark.usefixtures("tiny_weights")
 @pytest.mark.parametrize("kind", ["full", "lora", "qlora"])
-def test_two_processes_agree_to_the_byte(kind: str, tiny_weights: Path) -> None:
+def test_two_processes_agree_to_the_byte(kind: str) -> None:
     """The whole reading, not only the peak, is identical in two processes."""
     from tiny_cells import tiny_cell
 

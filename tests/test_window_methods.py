@@ -55,7 +55,9 @@ def test_other_lora_fields_pass_through(fields: dict[str, Any], attribute: str) 
     assert layer.scaling["default"] == (16 / 4**0.5 if "use_rslora" in fields else 16 / 4)
 
 
-@pytest.mark.parametrize("change", [{"peft": {"no_such_field": 1}}, {"target_modules": ["no_such_layer"]}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"peft": {"no_such_field": 1}}, {"target_modules": ["no_such_layer"]}], ids=str
+)
 def test_what_peft_refuses_is_a_usage_error(change: dict[str, Any]) -> None:
     """A wrong field or target names the method and what to correct."""
     with pytest.raises(UsageError, match="peft refuses the adapter of method 'lora'"):
@@ -64,7 +66,7 @@ def test_what_peft_refuses_is_a_usage_error(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("prepared", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
 def test_kbit_preparation_upcasts_what_stays_16_bit(prepared: bool, dtype: torch.dtype) -> None:  # noqa: FBT001 - a parameter of the test
-    """peft's preparation turns norms and embeddings to fp32; without it they stay."""
+    """Peft's preparation turns norms and embeddings to fp32; without it they stay."""
     model = _adapted(tiny_cell({"kind": "qlora", "kbit_preparation": prepared}))
     assert model.get_input_embeddings().weight.dtype == dtype
 

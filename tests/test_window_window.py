@@ -1,6 +1,5 @@
 """The window from load to ledger, on random weights, for every method and most levers."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,7 +76,8 @@ def test_phases_come_in_the_order_of_the_window() -> None:
         (2, "measured"),
         (3, "measured"),
     ]
-    assert [(r.when, len(r.items)) for r in of_type(readings, EvaluationReading)] == [("before", 4), ("after", 4)]
+    evaluations = of_type(readings, EvaluationReading)
+    assert [(reading.when, len(reading.items)) for reading in evaluations] == [("before", 4), ("after", 4)]
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
@@ -94,7 +94,7 @@ def test_every_method_learns_a_repeated_batch(method: dict[str, Any]) -> None:
 
 
 def test_trainable_parameters_are_those_of_the_adapter() -> None:
-    """LoRA r4 on all linear layers: r × (inputs + outputs) of each of the seven projections, twice."""
+    """LoRA r4 on all linear layers: r times (inputs + outputs) of each of the seven projections, twice."""
     facts = _one(readings_of(tiny_cell(LORA)), ModelFacts)
     hidden, kv, wide = 64, 32, 256
     pairs = [(hidden, hidden), (hidden, kv), (hidden, kv), (hidden, hidden)] + 3 * [(hidden, wide)]
@@ -113,11 +113,14 @@ def test_a_quantised_base_counts_as_many_parameters(method: dict[str, Any]) -> N
 def test_quantised_weights_take_the_bytes_that_the_formats_say() -> None:
     """nf4: half a byte a weight; absmax in fp32 per 64 weights, or 8 bits each plus fp32 per 256 of those."""
     double = _ledger(tiny_cell(NF4)).categories_at_peak_bytes["quantisation_state"]
-    single = _ledger(tiny_cell({**NF4, "double_quantisation": False})).categories_at_peak_bytes["quantisation_state"]
+    plain = tiny_cell({**NF4, "double_quantisation": False})
+    single = _ledger(plain).categories_at_peak_bytes["quantisation_state"]
     sizes = [64 * 64, 64 * 32, 64 * 32, 64 * 64, 64 * 256, 64 * 256, 64 * 256]
     code, nested_code, offset = 16 * 4, 256 * 4, 4
     expected_single = 2 * sum(size // 64 * 4 + code for size in sizes)
-    expected_double = 2 * sum(size // 64 + -(-size // 64 // 256) * 4 + code + nested_code + offset for size in sizes)
+    expected_double = 2 * sum(
+        size // 64 + -(-size // 64 // 256) * 4 + code + nested_code + offset for size in sizes
+    )
     assert single == expected_single
     assert double == expected_double
 
@@ -181,7 +184,7 @@ def test_optimizer_state_is_in_the_ledger() -> None:
     adam = _ledger(tiny_cell(FULL)).categories_at_peak_bytes
     sgd = _ledger(tiny_cell(FULL, training={"optimizer": "sgd"})).categories_at_peak_bytes
     tensors = 2 + 2 * 9  # embedding and last norm, and nine weights in each of two layers
-    assert adam["optimizer_state"] == 2 * 2 * 155_968 + 4 * (tensors - 0)
+    assert adam["optimizer_state"] == 2 * 2 * 155_968 + 4 * tensors
     assert "optimizer_state" not in sgd
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
-import torch._dynamo  # torch imports it at the first dispatch, and frames of that import would keep tensors alive
+import torch._dynamo  # else imported at the first dispatch, and frames of that import keep tensors alive
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,7 +75,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, device_type: str, vocabulary_size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
         self._device_type = device_type
         self._vocabulary_size = vocabulary_size
         self._module_names = {id(module): name or "model" for name, module in model.named_modules()}
@@ -140,13 +140,13 @@ class Ledger(TorchDispatchMode):
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module),
         ]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]  # the same
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]  # the same
         for hook in self._hooks:
             hook.remove()
         if self._gc_was_on:
@@ -156,7 +156,7 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self,
         func: Any,  # noqa: ANN401 - torch's own signature
-        types: Any,  # noqa: ANN401, ARG002 - torch's own signature
+        types: Any,  # noqa: ANN401 - torch's own signature
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - torch's own signature
@@ -176,7 +176,7 @@ class Ledger(TorchDispatchMode):
         if tensor.device.type != self._device_type:
             return None
         storage = tensor.untyped_storage()
-        books, address = self._books, storage._cdata
+        books, address = self._books, _address(storage)
         if address in books.live or storage.nbytes() == 0:
             return None
         recomputed = self._phase == "backward" and torch.is_grad_enabled()
@@ -189,7 +189,7 @@ class Ledger(TorchDispatchMode):
         return block
 
     def _known(self, tensor: torch.Tensor) -> Block | None:
-        number = self._books.live.get(tensor.untyped_storage()._cdata)
+        number = self._books.live.get(_address(tensor.untyped_storage()))
         return None if number is None else self._books.blocks[number]
 
     def _bury(self, address: int, number: int) -> None:
@@ -254,6 +254,12 @@ class Ledger(TorchDispatchMode):
 
     def _leave_module(self, _module: nn.Module, _args: object, _result: object) -> None:
         self._module_stack.pop()
+
+
+def _address(storage: torch.UntypedStorage) -> int:
+    """Return what identifies a live storage; views of one tensor share it."""
+    address: int = storage._cdata  # noqa: SLF001 - torch has no public name for it
+    return address
 
 
 def _category(block: Block) -> Category:

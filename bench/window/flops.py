@@ -30,13 +30,13 @@ class _ForeignOperators(TorchDispatchMode):
     """Collects operators that are not torch's own: torch's counter takes an unknown one for free."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
         self.names: set[str] = set()
 
     def __torch_dispatch__(
         self,
         func: Any,  # noqa: ANN401 - torch's own signature
-        types: Any,  # noqa: ANN401, ARG002 - torch's own signature
+        types: Any,  # noqa: ANN401 - torch's own signature
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - torch's own signature

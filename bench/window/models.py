@@ -36,12 +36,15 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
             trust_remote_code=trust_remote_code,
         )
     except ImportError as error:
-        raise UnavailableError(f"{cell.id} needs a package that is missing here: {_one_line(error)}") from error
+        raise UnavailableError(
+            f"{cell.id} needs a package that is missing here: {_one_line(error)}"
+        ) from error
     except ValueError as error:
         if "does not support" not in str(error):
             raise
         raise UnavailableError(
-            f"transformers cannot load {cell.model.name} so: {_one_line(error)}; choose another training.attention."
+            f"transformers cannot load {cell.model.name} so: {_one_line(error)}; "
+            "choose another training.attention."
         ) from error
     _keep_quantised_weights(model)
     return Loaded(model, tokenizer)

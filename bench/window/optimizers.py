@@ -10,6 +10,8 @@ from transformers import get_scheduler
 from bench.results.records import Caveat
 from bench.spec.types import Optimizer, TrainingSpec
 
+_Builder = Callable[[Sequence[nn.Parameter], TrainingSpec], torch.optim.Optimizer]
+
 
 def build_optimizer(parameters: Sequence[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
     """Build the optimizer named by ``training.optimizer``; betas and epsilon are each library's defaults."""
@@ -32,18 +34,22 @@ def optimizer_caveats(training: TrainingSpec, device: torch.device) -> list[Cave
             Caveat(
                 code="optimizer-pages-nothing",
                 message=(
-                    f"{training.optimizer} pages nothing on {device.type}: bitsandbytes falls back to ordinary "
-                    "memory there, so this cell shows its arithmetic, not its memory saving."
+                    f"{training.optimizer} pages nothing on {device.type}: bitsandbytes falls back to "
+                    "ordinary memory there, so this cell shows its arithmetic, not its memory saving."
                 ),
             )
         ]
     return []
 
 
-def _torch_adamw(**kernel: bool) -> Callable[[Sequence[nn.Parameter], TrainingSpec], torch.optim.Optimizer]:
+def _torch_adamw(*, fused: bool, foreach: bool) -> _Builder:
     def build(parameters: Sequence[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
-            parameters, lr=training.learning_rate, weight_decay=training.weight_decay, **kernel
+            parameters,
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            fused=fused,
+            foreach=foreach,
         )
 
     return build
@@ -53,7 +59,7 @@ def _sgd(parameters: Sequence[nn.Parameter], training: TrainingSpec) -> torch.op
     return torch.optim.SGD(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
 
 
-def _bitsandbytes(name: str) -> Callable[[Sequence[nn.Parameter], TrainingSpec], torch.optim.Optimizer]:
+def _bitsandbytes(name: str) -> _Builder:
     def build(parameters: Sequence[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
         import bitsandbytes
 
@@ -65,10 +71,10 @@ def _bitsandbytes(name: str) -> Callable[[Sequence[nn.Parameter], TrainingSpec],
     return build
 
 
-_BUILDERS: dict[Optimizer, Callable[[Sequence[nn.Parameter], TrainingSpec], torch.optim.Optimizer]] = {
-    "adamw-fused": _torch_adamw(fused=True),
-    "adamw-foreach": _torch_adamw(foreach=True),
-    "adamw-loop": _torch_adamw(foreach=False, fused=False),
+_BUILDERS: dict[Optimizer, _Builder] = {
+    "adamw-fused": _torch_adamw(fused=True, foreach=False),
+    "adamw-foreach": _torch_adamw(fused=False, foreach=True),
+    "adamw-loop": _torch_adamw(fused=False, foreach=False),
     "sgd": _sgd,
     "adamw-8bit": _bitsandbytes("AdamW8bit"),
     "paged-adamw-32bit": _bitsandbytes("PagedAdamW32bit"),

@@ -180,9 +180,7 @@ class PhaseSwitch:
             self._open.enter_context(self._phases.phase(_FIRST_STEP[phase]))
 
 
-def read_ledger(
-    trainer: Trainer, pair: Sequence[Sequence[Batch]], vocabulary_size: int
-) -> LedgerReading:
+def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], vocabulary_size: int) -> LedgerReading:
     """Run the steps under the ledger and sum it up."""
     ledger = Ledger(trainer.model, trainer.device.type, vocabulary_size)
     ledger.register_model(trainer.model)
@@ -234,14 +232,14 @@ def _evaluate(
 
 
 def _model_facts(trainer: Trainer, cell: Cell, weights: Weights, adapter_bytes: int | None) -> ModelFacts:
-    model = trainer.model
+    model: Any = trainer.model
     return ModelFacts(
         source=weights.source,
         weights_note=weights.note,
         parameters_total=count_parameters(model),
         parameters_trainable=sum(parameter.numel() for parameter in trainer.parameters),
         weights_dtype=cell.training.dtype,
-        attention=model.config._attn_implementation,
+        attention=model.config._attn_implementation,  # noqa: SLF001 - has no public name
         optimizer_class=f"{type(trainer.optimizer).__module__}.{type(trainer.optimizer).__name__}",
         adapter_file_bytes=adapter_bytes,
     )
