@@ -236,18 +236,21 @@ class Ledger(TorchDispatchMode):
         return wide and tensor.is_floating_point() and self._phase in {"forward", "backward"}
 
     def _module_of(self, args: tuple[Any, ...]) -> str:
-        """Name the module at work: by the forward stack, or in backward by whose tensors are read."""
+        """Name the module at work: by the forward stack, or in backward by whose tensors are read.
+
+        An operator that reads gradients only comes after the last such module.
+        """
         if self._phase == "forward" or len(self._module_stack) > 1:
             return self._module_stack[-1]
         if self._phase != "backward":
             return "optimizer" if self._phase == "optimizer_step" else OUTSIDE
-        for tensor in tree_leaves(args):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == self._device_type:
-                block = self._known(tensor)
-                if block is not None and block.born_phase != "backward" and block.module != OUTSIDE:
-                    self._module_of_backward = block.module
-                    break
-        return self._module_of_backward
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+        blocks = [block for tensor in tensors if (block := self._known(tensor)) is not None]
+        owners = [block.module for block in blocks if block.born_phase != "backward" and block.module != OUTSIDE]
+        if owners:
+            self._module_of_backward = owners[0]
+            return owners[0]
+        return f"{self._module_of_backward} (gradients only)" if blocks else self._module_of_backward
 
     def _enter_module(self, module: nn.Module, _args: object) -> None:
         self._module_stack.append(self._module_names.get(id(module), type(module).__name__))

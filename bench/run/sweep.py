@@ -181,7 +181,7 @@ class _Runner:
                 measurement=Measurement(),
                 total_ns=0,
             )
-        if cell.model.wheel is not None or cell.model.random is not None:
+        if cell.model.path is None:
             fetched = self._fetch(cell.model)
             if fetched.outcome != "ok":
                 return fetched

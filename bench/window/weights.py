@@ -23,7 +23,7 @@ from bench.errors import UnavailableError
 from bench.spec.catalog import Architecture, WheelWeights, architecture, wheel
 from bench.spec.types import ModelSpec
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_HUB_FILES = ["*.json", "*.py", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _COMPLETE = "complete.json"  # written last: a folder without it is a broken-off attempt
 
 
