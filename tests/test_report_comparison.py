@@ -10,7 +10,7 @@ from bench.analysis.rows import Comparison
 from bench.analysis.summary import compare
 from bench.errors import InfrastructureError
 from bench.report.comparison import render_markdown, render_summary, render_terminal, write_page
-from bench.results.records import Caveat, Failure, Measurement, ModelFacts, Record
+from bench.results.records import Caveat, Failure, Measurement, MergeCheck, ModelFacts, Record
 from records_factory import (
     MIB,
     make_cell,
@@ -56,6 +56,9 @@ def _records() -> list[Record]:
             ),
             ledger=make_ledger(600 * MIB, peak_module="model.layers.0|<b>", peak_op="aten::_log_softmax"),
             steps=make_steps([900.0, 910, 920, 930, 940, 950, 960, 970]),
+            merge=MergeCheck(
+                max_abs_difference=0.5, reference_max_abs=20, tolerance=0.6, within_tolerance=True
+            ),
             caveats=(Caveat(code="recycled", message="The data was seen 1.2 times."),),
         )
     )

@@ -109,6 +109,15 @@ class Losses:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Merge:
+    """The largest difference that merging the adapter made to a logit, as shares of the largest logit."""
+
+    worst_share: float
+    tolerated_share: float
+    within_tolerance: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ending:
     """A run that did not end ok: its outcome and the sentence that says why."""
 
@@ -149,6 +158,7 @@ class Row:
     accuracies: tuple[Accuracy, ...] = ()
     cause: PeakCause | None = None
     losses: Losses | None = None
+    merge: Merge | None = None
     times: TimeBreakdown | None = None
     reference: str | None = None
     no_reference: str | None = None

@@ -13,6 +13,7 @@ from bench.analysis.rows import (
     Accuracy,
     Instrument,
     Losses,
+    Merge,
     Peak,
     PeakCause,
     Throughput,
@@ -179,6 +180,19 @@ def losses(runs: Sequence[Record]) -> Losses | None:
                 first=statistics.fmean(curve[:count]), last=statistics.fmean(curve[-count:]), steps=len(curve)
             )
     return None
+
+
+def merge(runs: Sequence[Record]) -> Merge | None:
+    """Return the run whose merge moved the logits most, if any was merged."""
+    merges = [check for run in runs if (check := run.measurement.merge) and check.reference_max_abs > 0]
+    if not merges:
+        return None
+    worst = max(merges, key=lambda check: check.max_abs_difference / check.reference_max_abs)
+    return Merge(
+        worst_share=worst.max_abs_difference / worst.reference_max_abs,
+        tolerated_share=worst.tolerance / worst.reference_max_abs,
+        within_tolerance=worst.within_tolerance,
+    )
 
 
 def load_time_ns(runs: Sequence[Record]) -> int | None:

@@ -95,6 +95,7 @@ def _numbers(ok: Sequence[Record], *, is_first: bool) -> dict[str, Any]:
         "accuracies": over_runs.accuracies(ok),
         "cause": over_runs.cause(ok),
         "losses": over_runs.losses(ok),
+        "merge": over_runs.merge(ok),
         "times": times,
     }
 

@@ -246,7 +246,9 @@ class Ledger(TorchDispatchMode):
             return "optimizer" if self._phase == "optimizer_step" else OUTSIDE
         tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
         blocks = [block for tensor in tensors if (block := self._known(tensor)) is not None]
-        owners = [block.module for block in blocks if block.born_phase != "backward" and block.module != OUTSIDE]
+        owners = [
+            block.module for block in blocks if block.born_phase != "backward" and block.module != OUTSIDE
+        ]
         if owners:
             self._module_of_backward = owners[0]
             return owners[0]

@@ -112,6 +112,7 @@ def _details(comparison: Comparison) -> Iterator[str]:
         ("Speed", details.speed_table(rows, name)),
         ("Accuracy", details.accuracy_table(rows, name)),
         ("Training loss", details.loss_table(rows, name)),
+        ("Merging the adapter into the base", details.merge_table(rows, name)),
         ("Where the wall time went", details.time_table(rows, name)),
     )
     for title, table in sections:

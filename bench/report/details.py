@@ -183,6 +183,23 @@ def loss_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
     )
 
 
+def merge_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+    """Return what merging the adapter into the base did to the logits."""
+    return Table(
+        header=("Cell", "Largest change of a logit", "Tolerance", "Verdict"),
+        rows=tuple(
+            (
+                name(row),
+                small_share(merge.worst_share),
+                small_share(merge.tolerated_share),
+                "as before, within tolerance" if merge.within_tolerance else "changed",
+            )
+            for row in rows
+            if (merge := row.merge)
+        ),
+    )
+
+
 def time_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
     """Return where each cell's wall time went."""
     header = (

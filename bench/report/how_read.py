@@ -55,6 +55,12 @@ def how_read(rows: Sequence[Row]) -> list[str]:
         )
     if any(row.losses for row in rows):
         lines.append("**Training loss**: the mean over the first and the last steps, up to three each.")
+    if any(row.merge for row in rows):
+        lines.append(
+            "**Merging**: the adapter is merged into the base, for good, and the logits of one batch are "
+            "compared; both numbers are shares of the largest logit. The tolerance is what rounding the "
+            "merged weights once does in their dtype. A quantised base is quantised anew: more than that."
+        )
     if any(row.times for row in rows):
         lines.append(
             "**All else**: wall time that is not loading, stepping, instrumented steps or evaluation, and of "
