@@ -168,7 +168,7 @@ def _undisturbed(model: Any, tokenizer: Any) -> Iterator[None]:  # noqa: ANN401 
     use_cache = config.use_cache
     padding_side, pad_token_id = tokenizer.padding_side, tokenizer.pad_token_id
     random_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - the global one is what libraries draw from
-    cuda_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's own omission
+    cuda_used = torch.cuda.is_initialized()
     cuda_states = torch.cuda.get_rng_state_all() if cuda_used else []
     config.use_cache = False  # one pass per prompt: keys and values would be kept for nothing
     # HFLM ties weights anew, which would undo an adapter's own copy of the output layer.
