@@ -56,9 +56,7 @@ def _records() -> list[Record]:
             ),
             ledger=make_ledger(600 * MIB, peak_module="model.layers.0|<b>", peak_op="aten::_log_softmax"),
             steps=make_steps([900.0, 910, 920, 930, 940, 950, 960, 970]),
-            merge=MergeCheck(
-                max_abs_difference=0.5, reference_max_abs=20, tolerance=0.6, within_tolerance=True
-            ),
+            merge=MergeCheck(max_abs_difference=0.5, reference_max_abs=20),
             caveats=(Caveat(code="recycled", message="The data was seen 1.2 times."),),
         )
     )

@@ -20,6 +20,7 @@ from bench.spec.types import DataSpec, EvaluationSpec, TaskData, TrainingSpec
 from bench.window import evaluation as evaluation_module
 from bench.window.data import prepare_batches
 from bench.window.evaluation import evaluate
+from bench.window.models import keep_quantised_weights
 from bench.window.offline_tasks import mmlu_questions
 from bench.window.tasks import held_out_items
 from bench.window.words import WORDS
@@ -73,6 +74,7 @@ def quantised(make_layer: Any) -> Any:  # noqa: ANN401 - a bitsandbytes layer cl
                 layer = make_layer(child.in_features, child.out_features)
                 layer.load_state_dict(child.state_dict())
                 setattr(module, name, layer)
+    keep_quantised_weights(model)
     return model.to("cpu")
 
 

@@ -77,7 +77,7 @@ def test_a_measured_step_costs_what_a_bare_one_does(benchmark: BenchmarkFixture,
             for step in (bare_step, window_step, window_step, bare_step):
                 step(batches[len(bare_ns) % len(batches)])
 
-        benchmark.pedantic(abba, rounds=ROUNDS, warmup_rounds=WARMUP_ROUNDS)
+        benchmark.pedantic(abba, rounds=ROUNDS, warmup_rounds=WARMUP_ROUNDS)  # type: ignore[no-untyped-call]
     ratio = statistics.median(bare_ns) / statistics.median(window_ns)
     benchmark.extra_info["bare_over_window"] = ratio
     assert ratio >= 0.98

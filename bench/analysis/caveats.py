@@ -31,7 +31,7 @@ def _found(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:
     if len(ledgers) > 1:
         message = f"The ledger's peak should be the same in every run, and is not ({_listed(ledgers)} bytes)."
         yield Caveat(code="ledger-differs", message=message)
-    if any(record.measurement.merge and not record.measurement.merge.within_tolerance for record in ok):
+    if row.merge is not None and not row.merge.within_tolerance:
         message = "The merged adapter's logits differ from the adapter's by more than the tolerance."
         yield Caveat(code="merge-differs", message=message)
 

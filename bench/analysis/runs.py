@@ -20,6 +20,7 @@ from bench.analysis.rows import (
     TimeBreakdown,
 )
 from bench.analysis.steady import Trend, Verdict, find_trend
+from bench.metrics import MERGE_TOLERANCES
 from bench.results.readings import (
     PeakField,
     accuracy,
@@ -184,14 +185,18 @@ def losses(runs: Sequence[Record]) -> Losses | None:
 
 def merge(runs: Sequence[Record]) -> Merge | None:
     """Return the run whose merge moved the logits most, if any was merged."""
-    merges = [check for run in runs if (check := run.measurement.merge) and check.reference_max_abs > 0]
-    if not merges:
+    shares = [
+        check.max_abs_difference / check.reference_max_abs
+        for run in runs
+        if (check := run.measurement.merge) and check.reference_max_abs > 0
+    ]
+    if not shares:
         return None
-    worst = max(merges, key=lambda check: check.max_abs_difference / check.reference_max_abs)
+    tolerated_share = MERGE_TOLERANCES[runs[0].cell.training.dtype]
     return Merge(
-        worst_share=worst.max_abs_difference / worst.reference_max_abs,
-        tolerated_share=worst.tolerance / worst.reference_max_abs,
-        within_tolerance=worst.within_tolerance,
+        worst_share=max(shares),
+        tolerated_share=tolerated_share,
+        within_tolerance=max(shares) <= tolerated_share,
     )
 
 

@@ -23,7 +23,7 @@ _MAY_DIFFER = {"learning_rate", "weight_decay", "schedule", "schedule_warmup_ste
 
 
 def compare(records: Sequence[Record]) -> Comparison:
-    """Return one row per cell and key, in the order of the records.
+    """Return one row per cell and key, in the order of the records but with full fine-tuning first.
 
     Raises UsageError when there is no record at all.
     """
@@ -35,7 +35,8 @@ def compare(records: Sequence[Record]) -> Comparison:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: record.run):
         groups.setdefault((record.cell.id, record.key), []).append(record)
-    order = dict.fromkeys((record.cell.id, record.key) for record in records)
+    full_first = sorted(records, key=lambda record: record.cell.method.kind != "full")
+    order = dict.fromkeys((record.cell.id, record.key) for record in full_first)
     ok = [record for record in records if record.outcome == "ok"]
     first = min(ok, key=lambda record: record.started_at, default=None)
     rows = [_row(groups[group], places, first) for group in order]

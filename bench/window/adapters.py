@@ -9,10 +9,6 @@ import torch
 from bench.results.records import MergeCheck
 from bench.window.data import Batch
 
-# Of the largest logit. A merge rounds each weight once to the weights' dtype and the sums run in another
-# order; on SmolLM2-135M (30 layers) that moved logits by 0.3e-5, 1.5e-2 of the largest in fp32 and bf16.
-_RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-
 
 def adapter_file_bytes(model: Any) -> int:  # noqa: ANN401 - transformers ships no types
     """Save the adapter as safetensors and return the size of its weight files."""
@@ -21,21 +17,12 @@ def adapter_file_bytes(model: Any) -> int:  # noqa: ANN401 - transformers ships 
         return sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
 
 
-def check_merge(model: Any, batch: Batch, device: torch.device, dtype: torch.dtype) -> MergeCheck:  # noqa: ANN401 - transformers ships no types
-    """Merge the adapter into the base, for good, and compare logits on one batch.
-
-    The tolerance is a share of the largest logit, by ``dtype``, the dtype of the weights.
-    """
+def check_merge(model: Any, batch: Batch, device: torch.device) -> MergeCheck:  # noqa: ANN401 - transformers ships no types
+    """Merge the adapter into the base, for good, and compare logits on one batch."""
     apart = _logits(model, batch, device)
     merged = _logits(model.merge_and_unload(), batch, device)
-    reference = float(apart.abs().max())
-    difference = float((apart - merged).abs().max())
-    tolerance = _RELATIVE_TOLERANCE[dtype] * reference
     return MergeCheck(
-        max_abs_difference=difference,
-        reference_max_abs=reference,
-        tolerance=tolerance,
-        within_tolerance=difference <= tolerance,
+        max_abs_difference=float((apart - merged).abs().max()), reference_max_abs=float(apart.abs().max())
     )
 
 

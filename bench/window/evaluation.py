@@ -7,7 +7,6 @@ import contextlib
 import io
 import logging
 import random
-import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -49,21 +48,11 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one call says all there is to say
 
 
 def _wrap(model: Any, tokenizer: Any, batch_size: int, max_length: int) -> Any:  # noqa: ANN401 - the same
-    """Wrap the model for lm-eval, in eval mode but for the layers whose weights that mode changes.
-
-    On a CPU with AVX512-BF16, the first pass in eval mode makes bitsandbytes (0.50) repack a 4-bit
-    weight in place: double quantisation is undone, and no gradient passes such a layer any more.
-    """
     from lm_eval.models.huggingface import HFLM
 
-    language_model = HFLM(
+    return HFLM(
         pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
     )
-    bitsandbytes = sys.modules.get("bitsandbytes")
-    for module in model.modules():
-        if bitsandbytes is not None and isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.training = True  # it has no dropout or other such behaviour
-    return language_model
 
 
 def _evaluate_task(

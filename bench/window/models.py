@@ -46,7 +46,7 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
             f"transformers cannot load {cell.model.name} so: {_one_line(error)}; "
             "choose another training.attention."
         ) from error
-    _keep_quantised_weights(model)
+    keep_quantised_weights(model)
     return Loaded(model, tokenizer)
 
 
@@ -66,12 +66,13 @@ def _quantisation(cell: Cell) -> Any:  # noqa: ANN401 - transformers ships no ty
     return None
 
 
-def _keep_quantised_weights(model: nn.Module) -> None:
+def keep_quantised_weights(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights when a model is evaluated on a CPU.
 
-    Outside training its CPU path rewrites them in a layout whose way back re-quantises the scales
-    (bitsandbytes 0.50, functional._convert_weight_packed_for_cpu_inverse: "best-effort"), so training
-    after an evaluation would continue from other weights than before it.
+    Outside training its CPU path (with AVX512-BF16) rewrites them in a layout that has no gradient and
+    whose way back re-quantises the scales (bitsandbytes 0.50, its functional.py,
+    _convert_weight_packed_for_cpu_inverse: "best-effort"), so training after an evaluation would go on
+    from other weights than before it.
     """
     import bitsandbytes
 

@@ -33,7 +33,7 @@ from bench.window.flops import count_flops
 from bench.window.methods import adapt, count_parameters, trainable_parameters
 from bench.window.models import load_model
 from bench.window.optimizers import build_optimizer, build_schedule, optimizer_caveats
-from bench.window.step import DTYPES, Trainer, ignore_phase, optimizer_state, run_step
+from bench.window.step import Trainer, ignore_phase, optimizer_state, run_step
 from bench.window.weights import Weights, fetch_weights
 
 DEFAULT_CONTEXT = 2048  # tokens, for evaluating the few models whose configuration states none
@@ -105,8 +105,7 @@ def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> No
             _send_flops(trainer, next(batches), send)
     if window.merge_check and cell.method.kind != "full":
         with phases.phase("merge_check"):
-            merge = check_merge(model, data.steps[0][0], device, DTYPES[cell.training.dtype])
-            send(ReadingMade(reading=merge))
+            send(ReadingMade(reading=check_merge(model, data.steps[0][0], device)))
 
 
 def build_trainer(model: Any, cell: Cell, steps: int) -> Trainer:  # noqa: ANN401 - transformers ships no types

@@ -1,0 +1,98 @@
+"""The commands as a user types them, in processes of their own: exit codes, what is written, what is said."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.results.store import load_records
+
+SCENARIO = """
+device = "cpu"
+
+[models.tiny]
+random = "tiny-llama-test"
+
+[methods.full]
+
+[methods.lora]
+rank = 4
+
+[methods.qlora]
+rank = 4
+
+[data]
+source = "task"
+task = "largest-number"
+
+[training]
+sequence_length = 128
+micro_batch = 2
+
+[window]
+warmup_steps = 1
+measured_steps = 3
+
+[evaluation]
+tasks = ["held-out"]
+limit = 8
+"""
+
+
+def _bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.mark.usefixtures("tiny_weights")
+def test_a_scenario_runs_compares_and_resumes(tmp_path: Path) -> None:
+    """One command measures three methods, writes records and a page; the same command again runs nothing."""
+    (tmp_path / "tiny.toml").write_text(SCENARIO)
+    first = _bench(tmp_path, "run", "tiny.toml")
+    assert first.returncode == 0, first.stderr
+    loaded = load_records(tmp_path / "results" / "tiny")
+    assert loaded.problems == ()
+    assert ["full", "lora", "qlora"] == sorted(record.cell.method.kind for record in loaded.records)
+    assert {record.outcome for record in loaded.records} == {"ok"}
+    page = (tmp_path / "results" / "tiny" / "report.md").read_text()
+    assert "qlora-nf4-dq-r4" in page
+    assert "random weights, not trained" in page
+    again = _bench(tmp_path, "run", "tiny.toml")
+    assert again.returncode == 0
+    assert "0 runs to do, 3 on disk already" in again.stdout
+    assert load_records(tmp_path / "results" / "tiny") == loaded
+    table = _bench(tmp_path, "table", "results/tiny")
+    assert len(table.stdout.splitlines()) == 1 + 3
+
+
+def test_a_scenario_for_a_gpu_is_unavailable_without_one(tmp_path: Path) -> None:
+    """Every cell is recorded with one sentence before anything is loaded, and the exit code says so."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    (tmp_path / "tiny.toml").write_text(SCENARIO.replace('"cpu"', '"cuda"'))
+    result = _bench(tmp_path, "run", "tiny.toml")
+    assert result.returncode == 4
+    assert result.stderr.strip().splitlines()[-1].startswith("bench: nothing could be measured")
+    records = load_records(tmp_path / "results" / "tiny").records
+    assert {record.outcome for record in records} == {"unavailable"}
+    assert {record.measurement.phases for record in records} == {()}
+    (sentence,) = {record.failure.message for record in records if record.failure}
+    assert "CUDA" in sentence
+
+
+def test_a_mistake_in_a_scenario_is_one_line_each(tmp_path: Path) -> None:
+    """Exit code 2, file and line, the nearest valid name, and no traceback."""
+    (tmp_path / "tiny.toml").write_text(SCENARIO.replace("micro_batch", "micro_bach"))
+    result = _bench(tmp_path, "run", "tiny.toml")
+    assert result.returncode == 2
+    assert result.stderr.startswith("tiny.toml:20: training.micro_bach:")
+    assert "micro_batch" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "results").exists()
