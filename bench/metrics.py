@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# What a merge may move a logit by, as a share of the largest one: it rounds each weight once to their
-# dtype, and sums run in another order. Twice what trained adapters of rank 8 to 64 did to SmolLM2-135M in bf16
+# What a merge may move a logit by, as a share of the largest one: it rounds each weight once to its dtype,
+# and sums run in another order. About twice what trained adapters of rank 8 to 64 did to SmolLM2-135M in bf16
 # (0.03 to 0.06) and fp32 (3e-6); fp16 has three bits more than bf16, so an eighth of its share.
 MERGE_TOLERANCES = {"fp32": 1e-5, "fp16": 1.25e-2, "bf16": 1e-1}
 
