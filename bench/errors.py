@@ -1,7 +1,7 @@
 """Every error that ends a command, each with its exit code.
 
-Exit codes: 0 done, 1 regression (gates), 2 usage, 3 inconclusive (gates), 4 infrastructure,
-130 interrupted. A message is one or more full sentences and ends with what to do next.
+Exit codes: 0 done, 2 usage, 4 infrastructure (a cell failed, or nothing could be measured), 130
+interrupted. A message is one or more full sentences and ends with what to do next.
 """
 
 from typing import ClassVar

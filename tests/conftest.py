@@ -9,6 +9,9 @@ import pytest
 import records_factory
 from bench.results.records import Record
 
+# Models here are tiny: a second thread only waits, and two processes that wait for each other crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--gpu``; without it no test touches a GPU."""

@@ -92,7 +92,7 @@ def test_a_mistake_in_a_scenario_is_one_line_each(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(SCENARIO.replace("micro_batch", "micro_bach"))
     result = _bench(tmp_path, "run", "tiny.toml")
     assert result.returncode == 2
-    assert result.stderr.startswith("tiny.toml:20: training.micro_bach:")
+    assert result.stderr.startswith("tiny.toml:21: training.micro_bach:")
     assert "micro_batch" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "results").exists()

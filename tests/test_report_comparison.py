@@ -142,8 +142,10 @@ def test_the_summary_says_what_the_table_says() -> None:
     told = render_summary(_comparison())
     assert told.startswith("5 cells of example: 2 ok, 1 oom, 1 failed, 1 unavailable.")
     assert (
-        "lora-r8 peaks at 600 MiB (live tensors) and trains 935 tokens/s, 50 % less memory than full" in told
+        "lora-r8 peaks at 600 MiB (live tensors) and trains 935 tokens/s (memory against full 50 % less by "
+        "live tensors and 50 % less by process, net of start-up; 1.87 times its speed)." in told
     )
+    assert told.count("no method differs significantly from full") == 1
     assert "Accuracy on held-out goes from 25.0 % to 90.0 % (full), 25.0 % to 75.0 % (lora-r8)." in told
 
 

@@ -96,7 +96,6 @@ class TimeBreakdown:
     overhead_ns: int
     starting_ns: int
     preparing_ns: int
-    first_measured: bool
 
 
 @dataclass(frozen=True, kw_only=True)

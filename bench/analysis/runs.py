@@ -206,7 +206,7 @@ def load_time_ns(runs: Sequence[Record]) -> int | None:
     return round(statistics.median(found)) if found else None
 
 
-def times(runs: Sequence[Record], *, first_measured: bool) -> TimeBreakdown:
+def times(runs: Sequence[Record]) -> TimeBreakdown:
     """Return the median over runs of each part of the wall time."""
     parts = [
         (
@@ -230,5 +230,4 @@ def times(runs: Sequence[Record], *, first_measured: bool) -> TimeBreakdown:
         overhead_ns=round(statistics.median(part[0] - sum(part[1:]) for part in parts)),
         starting_ns=starting,
         preparing_ns=preparing,
-        first_measured=first_measured,
     )

@@ -35,11 +35,8 @@ def compare(records: Sequence[Record]) -> Comparison:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: record.run):
         groups.setdefault((record.cell.id, record.key), []).append(record)
-    full_first = sorted(records, key=lambda record: record.cell.method.kind != "full")
-    order = dict.fromkeys((record.cell.id, record.key) for record in full_first)
-    ok = [record for record in records if record.outcome == "ok"]
-    first = min(ok, key=lambda record: record.started_at, default=None)
-    rows = [_row(groups[group], places, first) for group in order]
+    order = dict.fromkeys((record.cell.id, record.key) for record in _full_first(records))
+    rows = [_row(groups[group], places) for group in order]
     starts = [record.started_at for record in records]
     return Comparison(
         scenarios=tuple(dict.fromkeys(record.cell.scenario for record in records)),
@@ -52,12 +49,26 @@ def compare(records: Sequence[Record]) -> Comparison:
     )
 
 
-def _row(group: Sequence[Record], places: Sequence[Surroundings], first: Record | None) -> Row:
+def _full_first(records: Sequence[Record]) -> list[Record]:
+    """Order records by the first appearance of their model and window, and full fine-tuning first within."""
+    appearance: dict[tuple[str, str], int] = {}
+    for record in records:
+        model, _, window = _labels(record)
+        appearance.setdefault((model, window), len(appearance))
+
+    def place(record: Record) -> tuple[int, bool]:
+        model, _, window = _labels(record)
+        return appearance[model, window], record.cell.method.kind != "full"
+
+    return sorted(records, key=place)
+
+
+def _row(group: Sequence[Record], places: Sequence[Surroundings]) -> Row:
     """Return the row of one cell under one key, not yet compared with another."""
     latest, ok = group[-1], [record for record in group if record.outcome == "ok"]
     cell = latest.cell
     model, method, window = _labels(latest)
-    numbers: dict[str, Any] = _numbers(ok, is_first=any(record is first for record in ok)) if ok else {}
+    numbers: dict[str, Any] = _numbers(ok) if ok else {}
     row = Row(
         cell=cell.id,
         key=latest.key,
@@ -77,11 +88,11 @@ def _row(group: Sequence[Record], places: Sequence[Surroundings], first: Record 
     return replace(row, caveats=row_caveats(row, ok))
 
 
-def _numbers(ok: Sequence[Record], *, is_first: bool) -> dict[str, Any]:
+def _numbers(ok: Sequence[Record]) -> dict[str, Any]:
     """Return the fields of a row that come from good runs."""
     model = next((record.measurement.model for record in ok if record.measurement.model), None)
     flops = next((record.measurement.flops for record in ok if record.measurement.flops), None)
-    times = over_runs.times(ok, first_measured=is_first)
+    times = over_runs.times(ok)
     return {
         "source": model.source if model else None,
         "weights_note": model.weights_note if model else None,

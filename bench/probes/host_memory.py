@@ -35,7 +35,7 @@ def start_peak(*, trim: bool = True) -> int | None:
 
 
 def read_peak() -> int | None:
-    """Return the most resident bytes since ``start_peak``."""
+    """Return the most resident bytes since ``start_peak``, or ever if that returned None."""
     return _read_bytes("VmHWM")
 
 

@@ -168,7 +168,8 @@ def _with_error(value: float | None, error: float | None) -> str:
 def _paired(paired: Paired | None) -> str:
     if paired is None:
         return NOT_MEASURED
-    return f"{share(paired.difference_share)} ({paired.gained}, {paired.lost}), {p_value(paired.p_value)}"
+    difference = share(paired.difference_share).removesuffix(" %")
+    return f"{difference} points ({paired.gained}, {paired.lost}), {p_value(paired.p_value)}"
 
 
 def loss_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
@@ -223,7 +224,7 @@ def time_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
                 seconds(times.stepping_ns),
                 seconds(times.instruments_ns),
                 seconds(times.evaluation_ns),
-                seconds(times.overhead_ns) + (", first cell" if times.first_measured else ""),
+                seconds(times.overhead_ns),
                 seconds(times.starting_ns),
                 seconds(times.preparing_ns),
             )

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from bench.analysis.rows import Comparison, Instrument, Row
 from bench.report.tables import INSTRUMENT_NAMES, group_title, groups
-from bench.report.text import MemoryUnit, share, significant
+from bench.report.text import MemoryUnit, p_value, share, significant
 
 # More than this is read in the table, not in a sentence.
 _MOST_METHODS = 6
 _MOST_GROUPS = 4
+SIGNIFICANT_P = 0.01  # not corrected for the number of methods, hence not 0.05
 _HEADLINES: dict[str, tuple[Instrument, ...]] = {
     "cpu": ("ledger", "host_net"),
     "cuda": ("cuda_allocated", "ledger"),
@@ -71,14 +72,18 @@ def _against(row: Row) -> str:
     """Say the saving and the relative speed, or why there is none."""
     if row.no_reference:
         return f" (no saving stated: {row.no_reference})"
-    peak = next((row.peak(name) for name in _HEADLINES[row.device] if row.peak(name)), None)
     said = []
-    if peak and peak.saving_share is not None:
-        more = peak.saving_share < 0
-        said.append(f"{share(abs(peak.saving_share), 0)} {'more' if more else 'less'} memory than full")
+    savings = [
+        f"{share(abs(peak.saving_share), 0)} {'more' if peak.saving_share < 0 else 'less'}"
+        f" by {INSTRUMENT_NAMES[peak.instrument]}"
+        for name in _HEADLINES[row.device]
+        if (peak := row.peak(name)) and peak.saving_share is not None
+    ]
+    if savings:
+        said.append(f"memory against full {' and '.join(savings)}")
     if row.throughput and row.throughput.against_full is not None:
         said.append(f"{row.throughput.against_full:.2f} times its speed")
-    return f", {' and '.join(said)}" if said else ""
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _accuracy(rows: Sequence[Row]) -> list[str]:
@@ -92,4 +97,24 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
         ]
         if changes:
             told.append(f"Accuracy on {task} goes from {', '.join(changes)}.")
+        told.extend(_against_full(rows, task))
     return told
+
+
+def _against_full(rows: Sequence[Row], task: str) -> list[str]:
+    """Say which methods' accuracy differs from full fine-tuning's beyond the chance of the items."""
+    compared = [
+        (row.method, result.against_full)
+        for row in rows
+        if row.kind != "full" and (result := row.accuracy(task)) and result.against_full is not None
+    ]
+    if not compared:
+        return []
+    differing = [
+        f"{method} ({p_value(paired.p_value)})"
+        for method, paired in compared
+        if paired.p_value < SIGNIFICANT_P
+    ]
+    told = ", ".join(differing) if differing else "no method"
+    verb = "differ" if len(differing) > 1 else "differs"
+    return [f"After this one training run {told} {verb} significantly from full there."]

@@ -42,7 +42,7 @@ def read_environment() -> Environment:
 def _machine() -> dict[str, str | int | None]:
     return {
         "system": platform.system(),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "architecture": platform.machine(),
         "cpu_model": _cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),

@@ -10,7 +10,7 @@ NF4_CAPABILITY = (6, 0)
 INT8_CAPABILITY = (7, 5)
 # https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support (Ampere and newer)
 FLASH_ATTENTION_CAPABILITY = (8, 0)
-EIGHT_BIT_OPTIMIZERS = frozenset({"adamw-8bit", "paged-adamw-8bit", "paged-adamw-32bit"})
+BITSANDBYTES_OPTIMIZERS = frozenset({"adamw-8bit", "paged-adamw-8bit", "paged-adamw-32bit"})
 
 
 def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) -> str | None:
@@ -30,7 +30,7 @@ def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iter
 def needs_bitsandbytes(cell: Cell) -> bool:
     """Tell whether weights or optimizer state of this cell are bitsandbytes'."""
     int8_base = cell.method.kind == "lora" and cell.method.base == "int8"
-    return cell.method.kind == "qlora" or int8_base or cell.training.optimizer in EIGHT_BIT_OPTIMIZERS
+    return cell.method.kind == "qlora" or int8_base or cell.training.optimizer in BITSANDBYTES_OPTIMIZERS
 
 
 def _cpu_obstacles(cell: Cell) -> Iterator[str]:

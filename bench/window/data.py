@@ -221,7 +221,7 @@ def _packing_caveats(rows: Sequence[Sequence[Piece]], left_out: int) -> Iterator
     if continued:
         yield Caveat(
             code="examples-split",
-            message=f"Packing continues examples in a row without their beginning, {continued} times.",
+            message=f"{continued} packed rows begin in the middle of an example.",
         )
     if left_out:
         yield Caveat(
