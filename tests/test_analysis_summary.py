@@ -1,5 +1,7 @@
 """The rows of a comparison: grouped by cell and key, set against full fine-tuning, with every caveat."""
 
+import math
+
 import pytest
 
 from bench.analysis.rows import Comparison, Row
@@ -292,6 +294,14 @@ def test_shares_of_parameters() -> None:
         ({"steps": make_steps([100.0, 110, 120, 130, 140, 150, 160, 170])}, "not-steady"),
         ({"steps": make_steps([100.0, 101.0])}, "few-steps"),
         ({"caveats": (Caveat(code="recycled", message="The data was seen twice."),)}, "recycled"),
+        (
+            {"steps": tuple(step.model_copy(update={"loss": math.nan}) for step in make_steps())},
+            "loss-not-finite",
+        ),
+        (
+            {"steps": tuple(step.model_copy(update={"skipped": True}) for step in make_steps())},
+            "steps-skipped",
+        ),
         ({"merge": MergeCheck(max_abs_difference=0.2, reference_max_abs=1)}, "merge-differs"),
         (
             {

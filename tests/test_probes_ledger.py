@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 from bench.metrics import MIB
 from bench.probes.ledger import Ledger, StepPhase
@@ -140,6 +141,18 @@ def test_hooks_and_garbage_collection_are_put_back() -> None:
         model(torch.randn(1, HIDDEN + 1))
     assert not nn.modules.module._global_forward_hooks
     assert not nn.modules.module._global_forward_pre_hooks
+
+
+def test_a_recomputation_broken_off_leaves_no_module_open() -> None:
+    """Non-reentrant checkpointing stops its recomputation by an exception; later operators are not misnamed."""
+    model, rows = TwoLayers(), torch.randn(ROWS, HIDDEN, requires_grad=True)
+    ledger = Ledger(model, "cpu", vocabulary_size=-1)
+    with ledger:
+        ledger.mark("forward")
+        loss = checkpoint(model, rows, use_reentrant=False).sum()
+        ledger.mark("backward")
+        loss.backward()
+    assert ledger._module_stack == ["outside the model"]
 
 
 def _ledgers_of_a_process(cells: list[str]) -> list[str]:

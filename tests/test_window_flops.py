@@ -14,6 +14,16 @@ def test_a_linear_layer_by_hand() -> None:
     assert counted == CountedFlops(3 * 2 * 32 * 64 * 256, [])
 
 
+def test_attention_on_a_cpu_by_hand() -> None:
+    """Two products forward and five backward, of 2 times batch, heads, positions squared and width each."""
+    query, key, value = (torch.randn(2, 4, 32, 16, requires_grad=True) for _ in range(3))
+
+    def attend() -> None:
+        nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+
+    assert count_flops(attend) == CountedFlops(7 * 2 * 2 * 4 * 32 * 32 * 16, [])
+
+
 def test_an_unknown_operator_is_named() -> None:
     """A custom operator without a formula is reported, not taken for free."""
 

@@ -1,5 +1,7 @@
 """The window from load to ledger, on random weights, for every method and most levers."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,6 +243,32 @@ def test_the_merge_check_tells_a_good_merge_from_a_lost_adapter(monkeypatch: pyt
 
     monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
     assert _merged_share(cell) > 100 * MERGE_TOLERANCES["fp32"]
+
+
+def test_the_ledger_sees_the_longest_batch_that_was_trained(tmp_path: Path) -> None:
+    """One long row among short ones sets the peak, whichever step it fell into."""
+    rows = ["short"] * 23 + ["long " * 20]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    data = {"source": "jsonl", "path": str(tmp_path / "rows.jsonl"), "format": "text", "template": "plain"}
+    peaks = set()
+    for seed in (0, 1):
+        training = {"sequence_length": 128, "micro_batch": 2, "seed": seed}
+        cell = tiny_cell(FULL, data=data, training=training, window={"measured_steps": 10, "flops": False})
+        readings = readings_of(cell)
+        assert max(step.tokens.computed for step in of_type(readings, StepSample)) > 100
+        peaks.add(_one(readings, LedgerReading).peak_bytes)
+    assert len(peaks) == 1
+
+
+def test_a_scaler_that_skips_a_step_says_so() -> None:
+    """fp16 autocast overflows on huge weights: the first steps are marked as skipped."""
+    cell = tiny_cell(
+        FULL,
+        model={"overrides": {"initializer_range": 1.0}},
+        training={"dtype": "fp32", "autocast": "fp16"},
+        window={"ledger": False, "flops": False},
+    )
+    assert of_type(readings_of(cell), StepSample)[0].skipped
 
 
 def _merged_share(cell: Cell) -> float:

@@ -1,5 +1,6 @@
 """What a reader must know beyond the numbers: the worker's caveats, and those seen across runs."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from bench.analysis.rows import Row
@@ -25,6 +26,7 @@ def _found(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:
         yield Caveat(
             code="other-outcomes", message=f"{row.runs - row.runs_ok} of {row.runs} runs did not end ok."
         )
+    yield from _training(ok)
     yield from _speed(row)
     yield from _evaluation(row, ok)
     ledgers = {record.measurement.ledger.peak_bytes for record in ok if record.measurement.ledger}
@@ -34,6 +36,22 @@ def _found(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:
     if row.merge is not None and not row.merge.within_tolerance:
         message = "The merged adapter's logits differ from the adapter's by more than the tolerance."
         yield Caveat(code="merge-differs", message=message)
+
+
+def _training(ok: Sequence[Record]) -> Iterator[Caveat]:
+    """Yield what makes the training itself doubtful: losses that are no numbers, steps left out."""
+    steps = [step for record in ok for step in record.measurement.steps]
+    bad = sum(not math.isfinite(step.loss) for step in steps)
+    if bad:
+        message = f"The loss was not finite in {bad} of {len(steps)} steps: this training diverged."
+        yield Caveat(code="loss-not-finite", message=message)
+    skipped = sum(step.skipped for step in steps)
+    if skipped:
+        message = (
+            f"The gradient scaler skipped the optimizer in {skipped} of {len(steps)} steps; "
+            "their time is in tokens/s."
+        )
+        yield Caveat(code="steps-skipped", message=message)
 
 
 def _speed(row: Row) -> Iterator[Caveat]:

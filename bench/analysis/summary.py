@@ -177,7 +177,10 @@ def _same_but_method(record: Record) -> tuple[Any, ...]:
     """Return what two cells must share for their memory and speed to be compared across methods."""
     cell = record.cell
     training = cell.training.model_dump(exclude=_MAY_DIFFER)
-    return cell.device, cell.model, cell.data, training, place(record.environment)
+    # With padding to the longest, the number of steps decides which batches are seen.
+    steps = (cell.window.warmup_steps, cell.window.measured_steps)
+    place_and_inputs = (place(record.environment), record.inputs_digest)
+    return cell.device, cell.model, cell.data, training, steps, place_and_inputs
 
 
 def _with_saving(peak: Peak, full: Peak | None) -> Peak:

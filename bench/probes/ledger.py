@@ -93,6 +93,7 @@ class Ledger(TorchDispatchMode):
         if phase == "backward":
             self._saved_bytes = max(self._saved_bytes, self._bytes_born_in("forward"))
         self._phase = phase
+        del self._module_stack[1:]  # a recomputation that is broken off early may leave its modules open
         self._note_phase_peak()
 
     def register(self, tensors: Iterable[torch.Tensor], category: Category, module: str = "") -> None:
@@ -138,7 +139,7 @@ class Ledger(TorchDispatchMode):
         gc.disable()  # when a cycle is collected must not move a peak
         self._hooks = [
             register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module),
+            register_module_forward_hook(self._leave_module, always_call=True),
         ]
         super().__enter__()  # type: ignore[no-untyped-call]  # the same
         return self

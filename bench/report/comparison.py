@@ -1,5 +1,6 @@
 """A comparison as a Markdown page, as a block of one, and as a table in the terminal; no arithmetic."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,9 +67,14 @@ def write_page(records: Sequence[Record], path: Path, problems: Sequence[str] = 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, or say in one sentence why not."""
+    """Write a file whole, or say in one sentence why not; a link in its place is replaced, not followed."""
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.write_text(text, encoding="utf-8")
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+        temporary.replace(path)
     except OSError as error:
         raise InfrastructureError(
             f"{path}: cannot write the report ({error.strerror}); choose another place"

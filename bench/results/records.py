@@ -42,6 +42,11 @@ Category = Literal[
 ]
 
 
+# Records may come from strangers: what no machine can have measured must not reach the arithmetic.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
+
+
 class Stored(BaseModel):
     """Immutable; unknown keys are mistakes, since the version says what to expect."""
 
@@ -59,12 +64,12 @@ class Caveat(Stored):
 class DeviceFacts(Stored):
     """What the worker found on this machine, before anything was loaded."""
 
-    cpu_threads: int
+    cpu_threads: Count
     cuda_available: bool
     cuda_unavailable_reason: str | None = None
     cuda_name: str | None = None
     cuda_capability: tuple[int, int] | None = None
-    cuda_total_bytes: int | None = None
+    cuda_total_bytes: Count | None = None
     cuda_version: str | None = None
     bf16_on_cuda: bool | None = None
     flash_attention_2: bool = False
@@ -76,43 +81,44 @@ class ModelFacts(Stored):
 
     source: str
     weights_note: str | None = None
-    parameters_total: int
-    parameters_trainable: int
+    parameters_total: Positive
+    parameters_trainable: Count
     weights_dtype: str
     attention: str
     optimizer_class: str
-    adapter_file_bytes: int | None = None
+    adapter_file_bytes: Count | None = None
 
 
 class PhaseReading(Stored):
     """Peaks of one phase, each by its own instrument; None where the instrument was not there."""
 
     name: Phase
-    duration_ns: int
-    host_start_bytes: int | None = Field(None, description="VmRSS as the phase began.")
-    host_peak_bytes: int | None = Field(None, description="VmHWM, reset as the phase began.")
-    cuda_allocated_peak_bytes: int | None = Field(None, description="max_memory_allocated, reset likewise.")
-    cuda_reserved_peak_bytes: int | None = Field(None, description="max_memory_reserved, reset likewise.")
+    duration_ns: Count
+    host_start_bytes: Count | None = Field(None, description="VmRSS as the phase began.")
+    host_peak_bytes: Count | None = Field(None, description="VmHWM, reset as the phase began.")
+    cuda_allocated_peak_bytes: Count | None = Field(None, description="max_memory_allocated, reset likewise.")
+    cuda_reserved_peak_bytes: Count | None = Field(None, description="max_memory_reserved, reset likewise.")
 
 
 class TokenCounts(Stored):
     """Four counts of the same batch; tokens/s is stated on ``non_padding``."""
 
-    raw: int = Field(description="Tokens of the examples before truncation.")
-    non_padding: int = Field(description="Tokens of examples that reached the model.")
-    loss_bearing: int = Field(description="Positions with a label, after the shift by one.")
-    computed: int = Field(description="Positions the model computed, padding included.")
+    raw: Count = Field(description="Tokens of the examples before truncation.")
+    non_padding: Positive = Field(description="Tokens of examples that reached the model.")
+    loss_bearing: Count = Field(description="Positions with a label, after the shift by one.")
+    computed: Count = Field(description="Positions the model computed, padding included.")
 
 
 class StepSample(Stored):
     """One optimizer step, all its micro-batches included."""
 
-    index: int
+    index: Count
     stage: Literal["first", "warmup", "measured"]
-    step_time_ns: int
+    step_time_ns: Positive
     tokens: TokenCounts
     loss: float
     gradient_norm: float | None = None
+    skipped: bool = Field(default=False, description="The gradient scaler left the optimizer out.")
 
 
 class LedgerReading(Stored):
@@ -122,21 +128,21 @@ class LedgerReading(Stored):
     """
 
     device: str
-    peak_bytes: int
+    peak_bytes: Count
     peak_phase: Literal["inputs", "forward", "backward", "optimizer_step"]
     peak_op: str
     peak_module: str
-    categories_at_peak_bytes: dict[Category, int]
-    phase_peaks_bytes: dict[str, int]
-    saved_for_backward_bytes: int
-    op_count: int
-    allocation_count: int
+    categories_at_peak_bytes: dict[Category, Count]
+    phase_peaks_bytes: dict[str, Count]
+    saved_for_backward_bytes: Count
+    op_count: Count
+    allocation_count: Count
 
 
 class FlopsReading(Stored):
     """Floating-point operations of one step as executed (recomputation included), by torch's counter."""
 
-    step_flops: int
+    step_flops: Count
     tokens: TokenCounts
 
 
@@ -150,7 +156,7 @@ class MergeCheck(Stored):
 class EvaluationItem(Stored):
     """One held-out question: its id and hash say whether two runs saw the same one."""
 
-    doc_id: int
+    doc_id: Count
     doc_hash: str
     correct: bool
 
@@ -162,10 +168,10 @@ class EvaluationReading(Stored):
     when: Literal["before", "after"]
     metric: str
     instrument: str
-    num_fewshot: int
+    num_fewshot: Count
     items: tuple[EvaluationItem, ...]
-    truncated_items: int
-    duration_ns: int
+    truncated_items: Count
+    duration_ns: Count
 
 
 class Measurement(Stored):
@@ -187,7 +193,9 @@ class Failure(Stored):
 
     message: str = Field(description="One sentence: what happened and what to do.")
     phase: Phase | None = None
-    requested_bytes: int | None = Field(None, description="What the failed allocation asked for, if it said.")
+    requested_bytes: Count | None = Field(
+        None, description="What the failed allocation asked for, if it said."
+    )
     exit_signal: str | None = None
     output_tail: str = Field("", description="The last lines the worker printed.")
 
@@ -207,11 +215,12 @@ class Record(Stored):
     schema_version: Literal[1] = SCHEMA_VERSION
     cell: Cell
     key: str = Field(description="Hash of the cell, the versions and the machine: what a rerun must share.")
-    run: int = Field(ge=1, description="1 for the first run under this key.")
+    inputs_digest: str | None = Field(None, description="SHA-256 over the local files that the cell reads.")
+    run: Positive = Field(description="1 for the first run under this key.")
     outcome: Outcome
     failure: Failure | None = None
     started_at: str = Field(description="UTC, ISO 8601.")
-    total_ns: int = Field(description="From asking for the worker until its end was seen.")
+    total_ns: Count = Field(description="From asking for the worker until its end was seen.")
     environment: Environment
     measurement: Measurement
 

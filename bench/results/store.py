@@ -56,8 +56,9 @@ def open_folder(folder: Path) -> Iterator[None]:
         raise _unwritable(folder, error) from error
     try:
         _lock(lock, folder)
-        for left_over in folder.glob(".*.tmp"):
-            left_over.unlink(missing_ok=True)
+        for left_over in folder.glob(".*.json.tmp"):
+            with contextlib.suppress(IsADirectoryError):
+                left_over.unlink(missing_ok=True)
         _check_writable(folder)
         yield
     finally:
@@ -83,8 +84,8 @@ def _check_writable(folder: Path) -> None:
             f"only {free_bytes} bytes are free on the disk of {folder}; "
             f"free at least {MIN_FREE_BYTES}, or choose another folder with --results"
         )
-    _write_whole(folder, "write-check", b"{}")
-    (folder / "write-check").unlink(missing_ok=True)
+    _write_whole(folder, ".write-check.json", b"{}")
+    (folder / ".write-check.json").unlink(missing_ok=True)
 
 
 def write_record(folder: Path, record: Record) -> Path:

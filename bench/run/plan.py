@@ -41,13 +41,17 @@ def parse_outcomes(text: str) -> frozenset[Outcome]:
     return frozenset(outcomes)
 
 
-def run_key(cell: Cell, environment: Environment, facts: DeviceFacts) -> str:
-    """Return what two runs must share to be the same: a SHA-256 of cell, versions and machine, in hex."""
+def run_key(
+    cell: Cell, environment: Environment, facts: DeviceFacts, inputs_digest: str | None = None
+) -> str:
+    """Return what two runs must share to be the same: a SHA-256 of cell, inputs, versions and machine."""
     content = {
         "cell": cell.digest,
         "versions": {name: environment.versions.get(name) for name in ("python", *KEY_PACKAGES)},
         "machine": {name: environment.machine.get(name) for name in KEY_MACHINE},
         "device": facts.cuda_name if cell.device == "cuda" else None,
+        "threads": [facts.cpu_threads, environment.threads],
+        "inputs": inputs_digest,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

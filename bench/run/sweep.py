@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from bench.results.messages import CellJob, FetchJob, ProbeJob
 from bench.results.records import DeviceFacts, Environment, Failure, Measurement, Record
 from bench.results.store import load_records, open_folder, write_record
 from bench.run.availability import why_unavailable
+from bench.run.inputs import inputs_digest
 from bench.run.launch import Launcher
 from bench.run.observe import Observer
 from bench.run.plan import PlannedRun, PlanOptions, choose_cells, plan_runs, run_key
@@ -86,18 +87,25 @@ def _sweep(
     observer.preparing("importing the libraries")
     environment = read_environment()
     facts = probe(launcher, observer)
+    inputs = {cell.id: inputs_digest(cell) for cell in cells}
+    key_of = {cell.id: run_key(cell, environment, facts, inputs[cell.id]) for cell in cells}
     planned = plan_runs(
         cells,
         loaded.records,
-        key_of=lambda cell: run_key(cell, environment, facts),
+        key_of=lambda cell: key_of[cell.id],
         reason_of=lambda cell: why_unavailable(cell, facts, environment),
         options=options.plan,
     )
-    keys = {run_key(cell, environment, facts): None for cell in cells}
+    keys = dict.fromkeys(key_of.values())
     records = [record for record in loaded.records if record.key in keys]
     observer.sweep_started(runs_to_do=len(planned), runs_on_disk=len(records))
     runner = _Runner(
-        launcher=launcher, observer=observer, environment=environment, facts=facts, options=options
+        launcher=launcher,
+        observer=observer,
+        environment=environment,
+        facts=facts,
+        inputs=inputs,
+        options=options,
     )
     for run in planned:
         record = runner.run(run)
@@ -148,6 +156,7 @@ class _Runner:
     observer: Observer
     environment: Environment
     facts: DeviceFacts
+    inputs: Mapping[str, str | None]
     options: SweepOptions
 
     def __post_init__(self) -> None:
@@ -163,6 +172,7 @@ class _Runner:
         return Record(
             cell=planned.cell,
             key=planned.key,
+            inputs_digest=self.inputs[planned.cell.id],
             run=planned.run,
             outcome=end.outcome,
             failure=end.failure,

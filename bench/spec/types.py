@@ -282,8 +282,9 @@ def _contradictions(cell: Cell) -> list[tuple[str, str, str]]:
     """Name every contradiction between the fields of a cell."""
     training, method = cell.training, cell.method
     problems = []
-    if training.autocast == "fp16" and training.dtype == "fp16" and method.kind == "full":
-        message = "fp16 cannot unscale fp16 gradients; set training.dtype to fp32 for full fine-tuning"
+    trains_fp16 = training.dtype == "fp16" and (method.kind == "full" or method.adapter_dtype == "weights")
+    if training.autocast == "fp16" and trains_fp16:
+        message = "fp16 cannot unscale fp16 gradients; keep what is trained in fp32 (dtype, or adapter_dtype)"
         problems.append(("training", "autocast", message))
     if "held-out" in cell.evaluation.tasks and cell.data.source != "task":
         message = "held-out needs data.source task; remove it or choose a built-in task"
@@ -294,6 +295,8 @@ def _contradictions(cell: Cell) -> list[tuple[str, str, str]]:
     if training.attention == "flash_attention_2" and cell.device == "cpu":
         message = "flash_attention_2 runs on CUDA only; set device to cuda, or attention to sdpa"
         problems.append(("training", "attention", message))
+    if method.kind != "full":
+        problems.extend(("method", "peft", message) for message in _misplaced_peft_fields(method.peft))
     if isinstance(cell.data, JsonlData | HubData):
         fitting = TEMPLATES_OF_FORMAT[cell.data.format]
         if cell.data.template not in fitting:
@@ -302,3 +305,15 @@ def _contradictions(cell: Cell) -> list[tuple[str, str, str]]:
             )
             problems.append(("data", "template", message))
     return problems
+
+
+def _misplaced_peft_fields(peft: dict[str, Any]) -> list[str]:
+    """Name fields of LoraConfig that the method has under a name of its own, or that stop it training."""
+    own = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+    own |= {name: name for name in ("target_modules", "bias")}
+    found = [f"may not hold {name}; set the method's {own[name]}" for name in peft if name in own]
+    if "task_type" in peft or "inference_mode" in peft:
+        found.append(
+            "may not hold task_type or inference_mode: adapters here are for training a causal model"
+        )
+    return found

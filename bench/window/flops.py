@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 _WITHOUT_PRODUCTS = {
     "bitsandbytes::dequantize_4bit",
@@ -27,7 +27,7 @@ class CountedFlops(NamedTuple):
 
 
 class _ForeignOperators(TorchDispatchMode):
-    """Collects operators that are not torch's own: torch's counter takes an unknown one for free."""
+    """Collects operators that torch's counter does not know and takes for free."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
@@ -40,8 +40,11 @@ class _ForeignOperators(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - torch's own signature
-        if func.namespace not in {"aten", "prim", "prims", "profiler"}:
-            self.names.add(func._schema.name)  # noqa: SLF001 - the op's only full name
+        name = func._schema.name  # noqa: SLF001 - the op's only full name
+        foreign = func.namespace not in {"aten", "prim", "prims", "profiler"}
+        attention = "attention" in name and func._overloadpacket not in flop_registry  # noqa: SLF001 - the same
+        if foreign or attention:
+            self.names.add(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -50,17 +53,22 @@ def count_flops(run: Callable[[], object]) -> CountedFlops:
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
     with _ForeignOperators() as foreign, counter:
         run()
-    known = _WITHOUT_PRODUCTS | {f"bitsandbytes::{name}" for name in _FORMULAS}
+    known = _WITHOUT_PRODUCTS | set(_FORMULAS)
     uncounted = sorted(name for name in foreign.names if name not in known)
     return CountedFlops(int(counter.get_total_flops()), uncounted)
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Map the operators that this version of bitsandbytes has to their formulas."""
+    """Map the operators that the installed versions have to their formulas."""
     import bitsandbytes  # noqa: F401 - registers the operators
 
-    found = {getattr(torch.ops.bitsandbytes, name, None): formula for name, formula in _FORMULAS.items()}
-    return {operator: formula for operator, formula in found.items() if operator is not None}
+    found = {}
+    for full_name, formula in _FORMULAS.items():
+        namespace, name = full_name.split("::")
+        operator = getattr(getattr(torch.ops, namespace), name, None)
+        if operator is not None:
+            found[operator] = formula
+    return found
 
 
 def _gemm_4bit(
@@ -82,9 +90,27 @@ def _int8_mixed_scaled_mm(
     return 2 * ca_shape.numel() * cb_shape[0]
 
 
-# Every operator of bitsandbytes 0.50 that multiplies matrices in training (its _ops.py).
+def _attention_forward(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    """Count the scores and their product with the values; shapes are [batch, heads, positions, width]."""
+    return 2 * query.numel() * key[2] + 2 * query[:3].numel() * key[2] * value[3]
+
+
+def _attention_backward(
+    _gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    """Count the scores again, then the gradients of scores, values, queries and keys: five products."""
+    scores, values = 2 * query.numel() * key[2], 2 * query[:3].numel() * key[2] * value[3]
+    return 3 * scores + 2 * values
+
+
+# Operators that multiply matrices in training and that torch 2.13's counter does not know: all of
+# bitsandbytes 0.50 (its _ops.py), and attention on a CPU.
 _FORMULAS: dict[str, Callable[..., int]] = {
-    "gemm_4bit": _gemm_4bit,
-    "int8_scaled_mm": _int8_scaled_mm,
-    "int8_mixed_scaled_mm": _int8_mixed_scaled_mm,
+    "bitsandbytes::gemm_4bit": _gemm_4bit,
+    "bitsandbytes::int8_scaled_mm": _int8_scaled_mm,
+    "bitsandbytes::int8_mixed_scaled_mm": _int8_mixed_scaled_mm,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention_forward,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
 }

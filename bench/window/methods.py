@@ -1,5 +1,6 @@
 """Full fine-tuning, LoRA and QLoRA: what each does to a loaded model. One small function a method."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +82,7 @@ def _with_adapter(model: Any, method: LoraMethod | QloraMethod) -> Any:  # noqa:
             **method.peft,
         )
         return get_peft_model(model, config, autocast_adapter_dtype=method.adapter_dtype == "fp32")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, re.error) as error:
         raise UsageError(
             f"peft refuses the adapter of method {method.name!r}: {' '.join(str(error).split())} "
             "Correct target_modules or the method's peft table."

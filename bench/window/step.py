@@ -36,10 +36,14 @@ class Trainer:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss (mean over loss-bearing tokens) and gradient norm before clipping, still on the device."""
+    """Loss (mean over loss-bearing tokens) and gradient norm before clipping, still on the device.
+
+    ``skipped`` says that the gradient scaler found an overflow and left the optimizer out.
+    """
 
     loss: torch.Tensor
     gradient_norm: torch.Tensor | None
+    skipped: bool
 
 
 def ignore_phase(_phase: StepPhase) -> None:
@@ -69,12 +73,12 @@ def run_step(
         losses.append(loss.detach())
         del inputs, loss
     mark("optimizer_step")
-    norm = _update(trainer)
-    return StepResult(torch.stack(losses).sum(), norm)
+    norm, skipped = _update(trainer)
+    return StepResult(torch.stack(losses).sum(), norm, skipped)
 
 
-def _update(trainer: Trainer) -> torch.Tensor | None:
-    """Clip, step, advance the schedule and drop the gradients; return the norm if it was needed."""
+def _update(trainer: Trainer) -> tuple[torch.Tensor | None, bool]:
+    """Clip, step, advance the schedule, drop the gradients; return the norm, and whether it was skipped."""
     norm = None
     if trainer.training.max_grad_norm > 0:
         trainer.scaler.unscale_(trainer.optimizer)
@@ -82,10 +86,11 @@ def _update(trainer: Trainer) -> torch.Tensor | None:
     scale_before = trainer.scaler.get_scale()
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
-    if trainer.scaler.get_scale() >= scale_before:  # a step skipped for overflow does not advance it
+    skipped = trainer.scaler.get_scale() < scale_before
+    if not skipped:
         trainer.schedule.step()
     trainer.optimizer.zero_grad(set_to_none=True)
-    return norm
+    return norm, skipped
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:

@@ -75,7 +75,8 @@ def _from_hub(repository: str, revision: str) -> Weights:
             f"{source} is not in the local cache and the hub did not provide it ({_first_line(error)}); "
             "download it where there is a network (`hf download`), or give the model as a local path."
         ) from error
-    return Weights(_checked(Path(folder), source), source, None)
+    # The snapshot's folder is named by its commit: a branch moves, a commit does not.
+    return Weights(_checked(Path(folder), source), f"{source} ({Path(folder).name})", None)
 
 
 def _from_folder(folder: Path) -> Weights:

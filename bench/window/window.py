@@ -55,7 +55,6 @@ def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> No
     phases = PhaseReader(send, allocator)
     window = cell.window
     timed_steps = 1 + window.warmup_steps + window.measured_steps
-    further_steps = LEDGER_STEPS * window.ledger + window.flops
 
     send(ReadingMade(reading=read_facts()))
     weights = fetch_weights(cell.model)
@@ -67,9 +66,7 @@ def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> No
         model = adapt(model, cell)
         trainer = build_trainer(model, cell, timed_steps)
     with phases.phase("prepare_data"):
-        data = prepare_batches(
-            cell.data, cell.training, tokenizer, vocabulary_size, timed_steps + further_steps
-        )
+        data = prepare_batches(cell.data, cell.training, tokenizer, vocabulary_size, timed_steps)
     adapter_bytes = None
     if cell.method.kind != "full":
         with phases.phase("save_adapter"):
@@ -98,11 +95,11 @@ def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> No
             _evaluate(model, tokenizer, cell, "after", send)
     if window.ledger:
         with phases.phase("ledger"):
-            pair = [next(batches) for _ in range(LEDGER_STEPS)]
+            pair = [max(data.steps, key=_widest)] * LEDGER_STEPS
             send(ReadingMade(reading=read_ledger(trainer, pair, vocabulary_size)))
     if window.flops:
         with phases.phase("flops"):
-            _send_flops(trainer, next(batches), send)
+            _send_flops(trainer, data.steps[-1], send)
     if window.merge_check and cell.method.kind != "full":
         with phases.phase("merge_check"):
             send(ReadingMade(reading=check_merge(model, data.steps[0][0], device)))
@@ -152,6 +149,7 @@ class TimedSteps:
             step_time_ns=step_time_ns,
             tokens=_counts(micro_batches),
             loss=float(result.loss),
+            skipped=result.skipped,
             gradient_norm=None if result.gradient_norm is None else float(result.gradient_norm),
         )
         self._send(ReadingMade(reading=sample))
@@ -205,6 +203,11 @@ def _send_flops(trainer: Trainer, micro_batches: Sequence[Batch], send: Send) ->
         names = ", ".join(counted.uncounted_operators)
         send(ReadingMade(reading=Caveat(code="flops-incomplete", message=f"FLOPs leave out {names}.")))
     send(ReadingMade(reading=FlopsReading(step_flops=counted.flops, tokens=_counts(micro_batches))))
+
+
+def _widest(micro_batches: Sequence[Batch]) -> int:
+    """Return the positions of a step's largest forward pass, which decides its peak."""
+    return max(batch.counts.computed for batch in micro_batches)
 
 
 def _counts(micro_batches: Sequence[Batch]) -> TokenCounts:
