@@ -144,7 +144,7 @@ def test_hooks_and_garbage_collection_are_put_back() -> None:
 
 
 def test_a_recomputation_broken_off_leaves_no_module_open() -> None:
-    """Non-reentrant checkpointing stops its recomputation by an exception; later operators are not misnamed."""
+    """Non-reentrant checkpointing ends its recomputation by an exception; no later operator is misnamed."""
     model, rows = TwoLayers(), torch.randn(ROWS, HIDDEN, requires_grad=True)
     ledger = Ledger(model, "cpu", vocabulary_size=-1)
     with ledger:

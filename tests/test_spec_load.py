@@ -149,7 +149,7 @@ tasks = ["held-out"]
         ),
         (
             "s.toml:13: training.autocast: fp16 cannot unscale fp16 gradients; "
-            "set training.dtype to fp32 for full fine-tuning."
+            "keep what is trained in fp32 (dtype, or adapter_dtype)."
         ),
         (
             "s.toml:15: methods.lora.training.sequence_length: 16384 is beyond the 8192 "
