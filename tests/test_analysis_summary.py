@@ -278,6 +278,15 @@ def test_the_device_has_a_name() -> None:
     ]
 
 
+def test_runs_belong_together_when_a_cell_gets_another_id() -> None:
+    """A list that becomes a single value renames a cell; its runs stay one row, under the newest name."""
+    renamed = LORA.model_copy(
+        update={"run": 2, "cell": LORA.cell.model_copy(update={"id": "tiny/new/b4-s256"})}
+    )
+    (row,) = compare([LORA, renamed]).rows
+    assert (row.cell, row.runs) == ("tiny/new/b4-s256", 2)
+
+
 def test_full_fine_tuning_comes_first() -> None:
     """What the others are compared with heads the table, whatever the order of the records."""
     assert ["full", "lora"] == [row.kind for row in compare([LORA, FULL]).rows]

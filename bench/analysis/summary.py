@@ -23,7 +23,7 @@ _MAY_DIFFER = {"learning_rate", "weight_decay", "schedule", "schedule_warmup_ste
 
 
 def compare(records: Sequence[Record]) -> Comparison:
-    """Return one row per cell and key, in the order of the records but with full fine-tuning first.
+    """Return one row per key (an id may change), in the order of the records but full fine-tuning first.
 
     Raises UsageError when there is no record at all.
     """
@@ -32,10 +32,10 @@ def compare(records: Sequence[Record]) -> Comparison:
             "there is no record to report on; run `bench run SCENARIO` first, or name its folder"
         )
     places = surroundings(records)
-    groups: dict[tuple[str, str], list[Record]] = {}
+    groups: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.run):
-        groups.setdefault((record.cell.id, record.key), []).append(record)
-    order = dict.fromkeys((record.cell.id, record.key) for record in _full_first(records))
+        groups.setdefault(record.key, []).append(record)
+    order = dict.fromkeys(record.key for record in _full_first(records))
     rows = [_row(groups[group], places) for group in order]
     starts = [record.started_at for record in records]
     return Comparison(
@@ -144,15 +144,13 @@ def _ending(record: Record) -> Ending:
     )
 
 
-def _against_full(row: Row, groups: dict[tuple[str, str], list[Record]], rows: Sequence[Row]) -> Row:
+def _against_full(row: Row, groups: dict[str, list[Record]], rows: Sequence[Row]) -> Row:
     """Set a row against full fine-tuning of the same model, data and training, in the same surroundings."""
     if row.kind == "full":
         return row
-    wanted = _same_but_method(groups[row.cell, row.key][-1])
+    wanted = _same_but_method(groups[row.key][-1])
     fulls = [
-        other
-        for other in rows
-        if other.kind == "full" and _same_but_method(groups[other.cell, other.key][-1]) == wanted
+        other for other in rows if other.kind == "full" and _same_but_method(groups[other.key][-1]) == wanted
     ]
     full = next((other for other in fulls if other.outcome == "ok"), None)
     if full is None:
@@ -162,7 +160,7 @@ def _against_full(row: Row, groups: dict[tuple[str, str], list[Record]], rows: S
         return replace(row, no_reference=ended)
     if row.outcome != "ok":
         return replace(row, reference=full.cell)
-    accuracies, caveats = _paired_with(row, groups[row.cell, row.key], groups[full.cell, full.key])
+    accuracies, caveats = _paired_with(row, groups[row.key], groups[full.key])
     return replace(
         row,
         reference=full.cell,
