@@ -21,19 +21,19 @@ from bench.window.weights import fetch_weights
 from bench.window.window import TimedSteps, build_trainer
 from tiny_cells import tiny_cell
 
-ROUNDS = 60
-WARMUP_ROUNDS = 5
-MODEL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 1024}
+ROUNDS = 24
+WARMUP_ROUNDS = 3
+MODEL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 4096}
 
 
 def _trainer_and_batches() -> tuple[Trainer, Sequence[Sequence[Batch]]]:
     cell = tiny_cell(
         {"kind": "lora"},
         model={"overrides": MODEL},
-        training={"sequence_length": 64, "micro_batch": 4, "dtype": "fp32"},
+        training={"sequence_length": 128, "micro_batch": 4, "dtype": "fp32"},
     )
     loaded = load_model(cell, fetch_weights(cell.model), torch.device("cpu"), trust_remote_code=False)
-    batches = prepare_batches(cell.data, cell.training, loaded.tokenizer, 1024, optimizer_steps=4).steps
+    batches = prepare_batches(cell.data, cell.training, loaded.tokenizer, 4096, optimizer_steps=4).steps
     return build_trainer(adapt(loaded.model, cell), cell, ROUNDS), batches
 
 
