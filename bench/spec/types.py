@@ -208,7 +208,10 @@ class WindowSpec(Frozen):
         2, ge=0, le=1_000_000, description="Steps after the first that are not measured."
     )
     measured_steps: int = Field(10, ge=1, le=1_000_000, description="Steps that are timed.")
-    ledger: bool = Field(default=True, description="Two more steps under the ledger, after everything timed.")
+    ledger: bool = Field(
+        default=True,
+        description="Two more steps under the ledger, on the longest batch, after everything timed.",
+    )
     flops: bool = Field(default=True, description="One more step under torch's FLOP counter.")
     merge_check: bool = Field(
         default=False, description="Merge the adapter and compare logits; full fine-tuning has none to merge."
