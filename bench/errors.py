@@ -40,6 +40,12 @@ class UnavailableError(BenchError):
     exit_code = 4
 
 
+class UntraceableError(BenchError):
+    """A cell cannot be predicted; the message names the operator, method or setting to blame."""
+
+    exit_code = 4
+
+
 class InterruptedByUserError(BenchError):
     """Ctrl-C or SIGTERM; everything finished before it is on disk."""
 

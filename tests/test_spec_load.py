@@ -103,7 +103,7 @@ seed = 3
             'or set kind to "qlora".'
         ),
         's.toml:18: methods.qlora.trainig: there is no such key here. Perhaps you meant "training"?',
-        's.toml:19: methods.dora: kind is missing; write kind = "full", "lora" or "qlora".',
+        's.toml:19: methods.dora: kind is missing; write kind = "full", "lora", "qlora" or "peft".',
         (
             's.toml:23: data.task: there is no task "longest-wrod" in the catalogue. '
             'Perhaps you meant "longest-word"?'

@@ -138,7 +138,7 @@ class Row:
     window: str
     device: str
     device_name: str
-    kind: Literal["full", "lora", "qlora"]
+    kind: Literal["full", "lora", "qlora", "peft"]
     environment: str
     outcome: Outcome
     runs: int

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 from bench.spec.positions import Path
-from bench.spec.types import Cell, FullMethod, LoraMethod
+from bench.spec.types import Cell, FullMethod, LoraMethod, PeftMethod
 
 _LEVERS: dict[Path, str | dict[object, str]] = {
     ("method", "target_modules"): "on-{}",
@@ -68,6 +68,8 @@ def _method(cell: Cell) -> list[str]:
     method = cell.method
     if isinstance(method, FullMethod):
         return [method.name]
+    if isinstance(method, PeftMethod):
+        return [method.name, *([] if method.type.lower() in method.name.lower() else [_safe(method.type)])]
     if isinstance(method, LoraMethod):
         base = ["int8"] if method.base == "int8" else []
     else:

@@ -17,6 +17,7 @@ from bench.spec.types import (
     LimitsSpec,
     LoraMethod,
     ModelSpec,
+    PeftMethod,
     QloraMethod,
     SyntheticData,
     TaskData,
@@ -24,7 +25,12 @@ from bench.spec.types import (
     WindowSpec,
 )
 
-METHODS: dict[str, type[Frozen]] = {"full": FullMethod, "lora": LoraMethod, "qlora": QloraMethod}
+METHODS: dict[str, type[Frozen]] = {
+    "full": FullMethod,
+    "lora": LoraMethod,
+    "qlora": QloraMethod,
+    "peft": PeftMethod,
+}
 DATA: dict[str, type[Frozen]] = {
     "task": TaskData,
     "jsonl": JsonlData,

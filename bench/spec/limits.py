@@ -1,7 +1,7 @@
 """What a catalogued architecture makes absurd, refused before anything is allocated."""
 
 from bench.spec.catalog import architecture_of
-from bench.spec.types import Cell, FullMethod
+from bench.spec.types import Cell, LoraMethod, QloraMethod
 
 
 def absurdities(cell: Cell) -> list[tuple[str, str, str]]:
@@ -14,7 +14,7 @@ def absurdities(cell: Cell) -> list[tuple[str, str, str]]:
         return []
     found = []
     method, length = cell.method, cell.training.sequence_length
-    if not isinstance(method, FullMethod) and method.rank > known.hidden_size:
+    if isinstance(method, LoraMethod | QloraMethod) and method.rank > known.hidden_size:
         message = f"{method.rank} is above the hidden size of {known.name}, {known.hidden_size}; lower it"
         found.append(("method", "rank", message))
     if length > known.max_positions:

@@ -67,7 +67,7 @@ class _Shape:
                 kept = self.table(part, own, path, others=SECTIONS)
                 sections = self.sections(table, path)
                 if what == "methods" and "kind" not in own:
-                    self.problems.add(path, 'kind is missing; write kind = "full", "lora" or "qlora"')
+                    self.problems.add(path, 'kind is missing; write kind = "full", "lora", "qlora" or "peft"')
                 elif all(key in kept for key in own if key in _ESSENTIAL):
                     sound[name] = kept | sections
         return sound

@@ -17,6 +17,7 @@ Autocast = Literal["off", "bf16", "fp16"]
 Checkpointing = Literal["off", "reentrant", "non-reentrant"]
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 Batching = Literal["pad-to-longest", "pad-to-length", "pack"]
+Loss = Literal["full", "chunked", "liger"]
 Schedule = Literal["constant", "linear", "cosine"]
 Optimizer = Literal[
     "adamw-fused",
@@ -88,6 +89,10 @@ class LoraMethod(Frozen):
         "as-trained",
         description="The frozen base: in the training dtype, or int8 by bitsandbytes (LLM.int8).",
     )
+    kbit_preparation: bool = Field(
+        default=True,
+        description="Over an int8 base, call peft's prepare_model_for_kbit_training.",
+    )
     peft: dict[str, Any] = Field(default_factory=dict, description="Any other field of peft's LoraConfig.")
 
 
@@ -105,13 +110,28 @@ class QloraMethod(Frozen):
     quantisation: Literal["nf4", "fp4"] = Field("nf4", description="Type of the 4-bit weights.")
     double_quantisation: bool = Field(default=True, description="Quantise the block scales as well.")
     compute_dtype: Dtype = Field("bf16", description="Dtype the weights are de-quantised to for products.")
+    quantise_lm_head: bool = Field(
+        default=False, description="Quantise the output layer too; transformers leaves it as it is."
+    )
     kbit_preparation: bool = Field(
         default=True, description="Call peft's prepare_model_for_kbit_training (upcasts what stays 16-bit)."
     )
     peft: dict[str, Any] = Field(default_factory=dict, description="Any other field of peft's LoraConfig.")
 
 
-MethodSpec = Annotated[FullMethod | LoraMethod | QloraMethod, Field(discriminator="kind")]
+class PeftMethod(Frozen):
+    """Any other method of peft over a frozen base in the training dtype: IA3, BOFT, VeRA and so on."""
+
+    kind: Literal["peft"] = "peft"
+    name: Name = "peft"
+    type: str = Field(description="One of peft's PeftType names, in any case, such as ia3, boft or vera.")
+    adapter_dtype: Literal["fp32", "weights"] = "fp32"
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of that method's configuration class in peft."
+    )
+
+
+MethodSpec = Annotated[FullMethod | LoraMethod | QloraMethod | PeftMethod, Field(discriminator="kind")]
 
 
 class TaskData(Frozen):
@@ -161,6 +181,11 @@ class SyntheticData(Frozen):
     """Seeded random token ids that fill every sequence: the worst-case batch, nothing to learn."""
 
     source: Literal["synthetic"] = "synthetic"
+    attention_mask: Literal["none", "ones", "padded"] = Field(
+        "none",
+        description="Given to the model: no mask, a mask of ones, or one that pads all rows but the first "
+        "to the right, to three quarters of the length.",
+    )
 
 
 TEMPLATES_OF_FORMAT = {
@@ -194,6 +219,23 @@ class TrainingSpec(Frozen):
         0, ge=0, description="Steps over which the learning rate rises from 0."
     )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping; 0 turns it off.")
+    loss: Loss = Field(
+        "full",
+        description="All logits at once, as transformers does; the output layer and the loss in chunks of "
+        "loss_chunk_tokens; or Liger's fused linear cross-entropy (CUDA only).",
+    )
+    loss_chunk_tokens: int = Field(128, ge=1, le=1_000_000, description="Tokens of a chunk of the loss.")
+    upcast_outputs: bool = Field(
+        default=False,
+        description="Copy the model's outputs to fp32, as accelerate's Trainer does under autocast.",
+    )
+    keep_outputs: bool = Field(
+        default=False,
+        description="Keep a step's outputs, logits too, until the next step's are there, as many loops do.",
+    )
+    empty_cache_steps: int = Field(
+        0, ge=0, description="Call torch.cuda.empty_cache() every so many steps; 0 never does."
+    )
     batching: Batching = Field(
         "pad-to-longest",
         description="Pad to the longest of the batch or to the full length, or pack examples.",
@@ -298,7 +340,7 @@ def _contradictions(cell: Cell) -> list[tuple[str, str, str]]:
     if training.attention == "flash_attention_2" and cell.device == "cpu":
         message = "flash_attention_2 runs on CUDA only; set device to cuda, or attention to sdpa"
         problems.append(("training", "attention", message))
-    if method.kind != "full":
+    if isinstance(method, LoraMethod | QloraMethod):
         problems.extend(("method", "peft", message) for message in _misplaced_peft_fields(method.peft))
     if isinstance(cell.data, JsonlData | HubData):
         fitting = TEMPLATES_OF_FORMAT[cell.data.format]

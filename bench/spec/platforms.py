@@ -1,0 +1,21 @@
+"""What a prediction is made for: the kind of device and the library versions that choose its kernels."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from bench.spec.types import Frozen
+
+VERSION = r"^\d+\.\d+(\.\d+)?$"
+
+
+class Platform(Frozen):
+    """Everything besides the cell that decides which kernels run and what scratch memory they take.
+
+    How much memory a card has, and how much its context takes, is the card's (``cards.py``).
+    """
+
+    device: Literal["cpu", "cuda"] = "cuda"
+    capability: tuple[int, int] = Field((8, 0), description="CUDA compute capability; unused on the CPU.")
+    torch: str = Field("2.13", pattern=VERSION, description="Version of torch that will run the cell.")
+    bitsandbytes: str = Field("0.50", pattern=VERSION, description="Likewise of bitsandbytes.")
