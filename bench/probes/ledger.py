@@ -23,7 +23,7 @@ from bench.results.records import Category, LedgerReading
 
 OUTSIDE = "outside the model"
 BEFORE = "before the ledger"
-StepPhase = Literal["inputs", "forward", "backward", "optimizer_step"]
+StepPhase = Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]
 
 
 @dataclass(slots=True)

@@ -2,12 +2,18 @@
 
 History of the format (``SCHEMA_VERSION``):
 - 1 (2026-11-22): first.
+- 1 (2026-11-22): ``prediction`` added; records without it are read as before, so the number stays.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from bench.results.predictions import Prediction, Refusal
+from bench.results.stored import Category as Category
+from bench.results.stored import Caveat as Caveat
+from bench.results.stored import Count, Positive
+from bench.results.stored import Stored as Stored
 from bench.spec.types import Cell
 
 SCHEMA_VERSION: Final = 1
@@ -30,35 +36,6 @@ Phase = Literal[
     "merge_check",
     "save_adapter",
 ]
-Category = Literal[
-    "weights",
-    "quantisation_state",
-    "gradients",
-    "optimizer_state",
-    "activations",
-    "logits",
-    "inputs",
-    "temporary",
-]
-
-
-# Records may come from strangers: what no machine can have measured must not reach the arithmetic.
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-Positive = Annotated[int, Field(gt=0, lt=2**63)]
-
-
-class Stored(BaseModel):
-    """Immutable; unknown keys are mistakes, since the version says what to expect."""
-
-    # A loss may be NaN or infinite; JSON has neither, so they are written as "NaN" and "Infinity".
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class Caveat(Stored):
-    """Something a reader of the numbers must know; shown wherever they are shown."""
-
-    code: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
-    message: str
 
 
 class DeviceFacts(Stored):
@@ -129,7 +106,7 @@ class LedgerReading(Stored):
 
     device: str
     peak_bytes: Count
-    peak_phase: Literal["inputs", "forward", "backward", "optimizer_step"]
+    peak_phase: Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]
     peak_op: str
     peak_module: str
     categories_at_peak_bytes: dict[Category, Count]
@@ -223,6 +200,9 @@ class Record(Stored):
     total_ns: Count = Field(description="From asking for the worker until its end was seen.")
     environment: Environment
     measurement: Measurement
+    prediction: Prediction | Refusal | None = Field(
+        None, description="Peak memory as predicted before the run; None where none was asked for."
+    )
 
 
 def json_schema() -> dict[str, Any]:

@@ -30,7 +30,7 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
             weights.folder,
             dtype=DTYPES[cell.training.dtype],
             attn_implementation=cell.training.attention,
-            quantization_config=_quantisation(cell),
+            quantization_config=quantisation_of(cell),
             device_map={"": str(device)},
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
@@ -50,7 +50,7 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
     return Loaded(model, tokenizer)
 
 
-def _quantisation(cell: Cell) -> Any:  # noqa: ANN401 - transformers ships no types
+def quantisation_of(cell: Cell) -> Any:  # noqa: ANN401 - transformers ships no types
     from transformers import BitsAndBytesConfig
 
     method = cell.method

@@ -96,7 +96,8 @@ def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> No
     if window.ledger:
         with phases.phase("ledger"):
             pair = [max(data.steps, key=_widest)] * LEDGER_STEPS
-            send(ReadingMade(reading=read_ledger(trainer, pair, vocabulary_size)))
+            books = Ledger(trainer.model, trainer.device.type, vocabulary_size)
+            send(ReadingMade(reading=read_ledger(trainer, pair, books)))
     if window.flops:
         with phases.phase("flops"):
             _send_flops(trainer, data.steps[-1], send)
@@ -177,9 +178,8 @@ class PhaseSwitch:
             self._open.enter_context(self._phases.phase(_FIRST_STEP[phase]))
 
 
-def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], vocabulary_size: int) -> LedgerReading:
-    """Run the steps under the ledger and sum it up."""
-    ledger = Ledger(trainer.model, trainer.device.type, vocabulary_size)
+def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledger) -> LedgerReading:
+    """Run the steps under a new ledger and sum it up."""
     ledger.register_model(trainer.model)
     ledger.register(optimizer_state(trainer.optimizer), "optimizer_state", "optimizer")
 

@@ -1,0 +1,112 @@
+"""Runs a cell's window on meta tensors and keeps the stream of births and deaths. Replays nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.memory.kernels import Kernels
+from bench.memory.meta_ledger import Mark, MetaLedger
+from bench.memory.staging import staged
+from bench.probes.ledger import Block, Entry
+from bench.results.records import LedgerReading
+from bench.spec.platforms import Platform
+from bench.spec.types import Cell, SyntheticData
+from bench.window.data import Batch, prepare_batches
+from bench.window.empty import build_empty_model, configuration_of, quantise_empty
+from bench.window.methods import adapt
+from bench.window.step import Trainer, optimizer_state, run_step
+from bench.window.window import LEDGER_STEPS, build_trainer, read_ledger
+
+TRACED_STEPS = 2  # optimizer state appears in the first; the second is often the peak
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A window's stream of memory: blocks, their births and deaths in order, and the phases."""
+
+    blocks: Sequence[Block]
+    entries: Sequence[Entry]
+    marks: Sequence[Mark]
+    cache_emptied_at: Sequence[int]
+    reading: LedgerReading
+
+
+def trace_cuda(cell: Cell, platform: Platform, config: Any | None = None) -> Trace:  # noqa: ANN401 - transformers ships no types
+    """Trace loading, adapting and two steps as on CUDA."""
+    with staged(platform):
+        config = config or configuration_of(cell.model)
+        model = build_empty_model(cell, config)
+        vocabulary_size = int(config.get_text_config().vocab_size)
+        batch = worst_batch(cell, vocabulary_size)
+        ledger = MetaLedger(
+            model, vocabulary_size, Kernels(platform, padded=batch.attention_mask is not None)
+        )
+        with ledger:
+            _load(model, ledger)
+            ledger.mark("adapt")
+            with torch.device("meta"):
+                model = adapt(model, cell)
+            ledger.rename(model)
+            ledger.register_model(model)
+            trainer = _trainer(model, cell)
+            for ledger.step in range(TRACED_STEPS):
+                run_step(trainer, [batch] * cell.training.gradient_accumulation, _marker(ledger, trainer))
+            ledger.register(optimizer_state(trainer.optimizer), "optimizer_state", "optimizer")
+        books = ledger._books
+        return Trace(
+            blocks=books.blocks,
+            entries=books.entries,
+            marks=ledger.marks,
+            cache_emptied_at=ledger.cache_emptied_at,
+            reading=ledger.reading(),
+        )
+
+
+def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -> LedgerReading:  # noqa: ANN401 - the same
+    """Read the ledger of two steady steps as on the CPU, after one that nothing watches."""
+    with staged(platform):
+        config = config or configuration_of(cell.model)
+        model = build_empty_model(cell, config)
+        vocabulary_size = int(config.get_text_config().vocab_size)
+        batch = worst_batch(cell, vocabulary_size)
+        for module in model.modules():
+            quantise_empty(module)
+        with torch.device("meta"):
+            model = adapt(model, cell)
+        trainer = _trainer(model, cell)
+        kernels = Kernels(platform, padded=batch.attention_mask is not None)
+        ledger = MetaLedger(model, vocabulary_size, kernels)
+        step = [batch] * cell.training.gradient_accumulation
+        with ledger:
+            run_step(trainer, step)
+        return read_ledger(trainer, [step] * LEDGER_STEPS, MetaLedger(model, vocabulary_size, kernels))
+
+
+def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
+    """Return the widest micro-batch that the cell's settings allow: every sequence at its full length."""
+    mask = cell.data.attention_mask if isinstance(cell.data, SyntheticData) else "none"
+    data = SyntheticData(attention_mask=mask)
+    return prepare_batches(data, cell.training, None, vocabulary_size, 1).steps[0][0]
+
+
+def _load(model: Any, ledger: MetaLedger) -> None:  # noqa: ANN401 - the same
+    """Enter the weights as loading does, one after the other, each quantised as soon as it is there."""
+    for name, module in model.named_modules():
+        ledger.register([*module.parameters(recurse=False), *module.buffers(recurse=False)], "weights", name)
+        quantise_empty(module)
+    ledger.register_model(model)
+
+
+def _trainer(model: Any, cell: Cell) -> Trainer:  # noqa: ANN401 - the same
+    return build_trainer(model, cell.model_copy(update={"device": "meta"}), TRACED_STEPS)
+
+
+def _marker(ledger: MetaLedger, trainer: Trainer) -> Any:  # noqa: ANN401 - a callable
+    def mark(phase: Any) -> None:  # noqa: ANN401 - the same
+        ledger.mark(phase)
+        if phase == "optimizer_step":
+            ledger.register((p.grad for p in trainer.parameters if p.grad is not None), "gradients")
+
+    return mark

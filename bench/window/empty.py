@@ -1,0 +1,79 @@
+"""Builds a cell's base model without data, on torch's meta device: shapes, dtypes and quantisation only.
+
+The result goes through the same adaptation and the same steps as a loaded model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.errors import UnavailableError
+from bench.spec.catalog import architecture_of
+from bench.spec.types import Cell, ModelSpec
+from bench.window.models import quantisation_of
+from bench.window.step import DTYPES
+
+
+def configuration_of(model: ModelSpec, *, trust_remote_code: bool = False) -> Any:  # noqa: ANN401 - transformers ships no types
+    """Return the model's transformers configuration: the catalogue's, a local folder's or the hub's.
+
+    Raises ``UnavailableError`` where none of these can be read.
+    """
+    from transformers import AutoConfig
+
+    known = architecture_of(model)
+    if known is not None:
+        return AutoConfig.for_model(**known.config)
+    place = model.path or model.hub
+    if model.path is not None and not (Path(model.path) / "config.json").is_file():
+        raise UnavailableError(
+            f"folder {model.path} has no config.json; give the folder of a transformers model"
+        )
+    try:
+        revision = {"revision": model.revision} if model.hub else {}
+        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **revision)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise UnavailableError(
+            f"the configuration of {place} cannot be read ({reason}); name a catalogued architecture, or give "
+            "a local folder with its config.json"
+        ) from error
+
+
+def build_empty_model(cell: Cell, config: Any) -> Any:  # noqa: ANN401 - transformers ships no types
+    """Return the model on the meta device in the cell's dtype, attention and quantisation, not adapted.
+
+    Weights that quantisation replaces are still 16-bit: ``quantise_empty`` packs them one by one, as
+    loading does.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=DTYPES[cell.training.dtype], attn_implementation=cell.training.attention
+        )
+    model.tie_weights()  # part of the initialisation that was left out
+    quantisation = quantisation_of(cell)
+    if quantisation is not None:
+        from transformers.quantizers import AutoHfQuantizer
+
+        quantiser = AutoHfQuantizer.from_config(quantisation, pre_quantized=False)
+        quantiser.preprocess_model(model=model, device_map={"": "meta"}, dtype=DTYPES[cell.training.dtype])
+        quantiser.postprocess_model(model)
+    return model
+
+
+def quantise_empty(module: nn.Module) -> None:
+    """Pack the weight of one bitsandbytes layer, by bitsandbytes' own code on the meta device."""
+    import bitsandbytes
+
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, bitsandbytes.nn.Linear4bit):
+        weight.module = module
+        weight._quantize(weight.device)  # noqa: SLF001 - .to() leaves meta tensors alone
+    elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
+        packed, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.data.to(torch.float16))
+        weight.data, weight.CB, weight.SCB = packed, packed, scales
