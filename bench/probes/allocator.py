@@ -24,6 +24,9 @@ class Allocator(Protocol):
     def synchronise(self) -> None:
         """Wait until the device has done everything asked of it."""
 
+    def empty_cache(self) -> None:
+        """Give memory that is reserved but not in use back to the device."""
+
 
 class CudaAllocator:
     """torch.cuda's counters for one device."""
@@ -48,6 +51,10 @@ class CudaAllocator:
         """Wait for all streams of the device."""
         torch.cuda.synchronize(self._device)
 
+    def empty_cache(self) -> None:
+        """Release torch's unused cached blocks."""
+        torch.cuda.empty_cache()
+
 
 class NullAllocator:
     """The CPU: torch counts nothing there and nothing is queued."""
@@ -61,6 +68,9 @@ class NullAllocator:
 
     def synchronise(self) -> None:
         """Nothing is queued."""
+
+    def empty_cache(self) -> None:
+        """Nothing is cached."""
 
 
 def allocator_of(device: torch.device) -> Allocator:

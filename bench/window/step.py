@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -11,13 +11,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from bench.probes.ledger import StepPhase
 from bench.spec.types import TrainingSpec
 from bench.window.data import Batch
+from bench.window.losses import loss_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """What a step works on."""
+    """What a step works on; ``kept_outputs`` is what ``keep_outputs`` carries from one step into the next."""
 
     model: nn.Module
     parameters: Sequence[nn.Parameter]
@@ -26,6 +27,7 @@ class Trainer:
     scaler: torch.amp.GradScaler
     training: TrainingSpec
     device: torch.device
+    kept_outputs: list[object] = field(default_factory=list)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the autocast region of the forward pass, or one that does nothing."""
@@ -65,8 +67,10 @@ def run_step(
         inputs = batch.inputs_on(trainer.device)
         mark("forward")
         with trainer.autocast():
-            # Only the loss is kept: a name for the whole output would hold the logits through backward.
-            loss = trainer.model(**inputs, use_cache=False).loss
+            loss, outputs = loss_of(trainer.model, inputs, trainer.training)
+        # As in a loop that assigns to one name: the last outputs die once the new ones are there.
+        trainer.kept_outputs[:] = [outputs] if trainer.training.keep_outputs else []
+        del outputs  # or the logits would live through backward
         loss = loss * (batch.counts.loss_bearing / loss_tokens)
         mark("backward")
         trainer.scaler.scale(loss).backward()
@@ -75,6 +79,11 @@ def run_step(
     mark("optimizer_step")
     norm, skipped = _update(trainer)
     return StepResult(torch.stack(losses).sum(), norm, skipped)
+
+
+def empties_cache(training: TrainingSpec, finished_steps: int) -> bool:
+    """Tell whether ``empty_cache_steps`` asks for an empty_cache() after that many optimizer steps."""
+    return training.empty_cache_steps > 0 and finished_steps % training.empty_cache_steps == 0
 
 
 def _update(trainer: Trainer) -> tuple[torch.Tensor | None, bool]:

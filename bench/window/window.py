@@ -33,7 +33,7 @@ from bench.window.flops import count_flops
 from bench.window.methods import adapt, count_parameters, trainable_parameters
 from bench.window.models import load_model
 from bench.window.optimizers import build_optimizer, build_schedule, optimizer_caveats
-from bench.window.step import Trainer, ignore_phase, optimizer_state, run_step
+from bench.window.step import Trainer, empties_cache, ignore_phase, optimizer_state, run_step
 from bench.window.weights import Weights, fetch_weights
 
 DEFAULT_CONTEXT = 2048  # tokens, for evaluating the few models whose configuration states none
@@ -142,6 +142,8 @@ class TimedSteps:
         self._allocator.synchronise()
         started_ns = time.perf_counter_ns()
         result = run_step(self._trainer, micro_batches, mark)
+        if empties_cache(self._trainer.training, self._index + 1):
+            self._allocator.empty_cache()
         self._allocator.synchronise()
         step_time_ns = time.perf_counter_ns() - started_ns
         sample = StepSample(
