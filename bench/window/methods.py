@@ -1,13 +1,14 @@
-"""Full fine-tuning, LoRA and QLoRA: what each does to a loaded model. One small function a method."""
+"""Full fine-tuning, LoRA, QLoRA and the rest of peft: what each does to a loaded model. One small function a method."""
 
 import re
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
 from bench.errors import UsageError
-from bench.spec.types import Cell, FullMethod, LoraMethod, QloraMethod
+from bench.spec.types import Cell, LoraMethod, PeftMethod, QloraMethod
 
 
 def adapt(model: Any, cell: Cell) -> Any:  # noqa: ANN401 - transformers ships no types
@@ -52,45 +53,85 @@ def _adapt_lora(model: Any, cell: Cell) -> Any:  # noqa: ANN401 - transformers s
     method = cell.method
     if not isinstance(method, LoraMethod):
         raise TypeError(f"expected a LoRA method, got {method.kind}")
-    return _with_adapter(model, method)
+    if method.base == "int8" and method.kbit_preparation:
+        model = _prepared(model)
+    return _with_lora(model, method)
 
 
 def _adapt_qlora(model: Any, cell: Cell) -> Any:  # noqa: ANN401 - transformers ships no types
-    from peft import prepare_model_for_kbit_training
-
     method = cell.method
     if not isinstance(method, QloraMethod):
         raise TypeError(f"expected a QLoRA method, got {method.kind}")
     if method.kbit_preparation:
-        # Checkpointing has its own lever, so peft's switch for it stays off.
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return _with_adapter(model, method)
+        model = _prepared(model)
+    return _with_lora(model, method)
 
 
-def _with_adapter(model: Any, method: LoraMethod | QloraMethod) -> Any:  # noqa: ANN401 - transformers ships no types
-    from peft import LoraConfig, get_peft_model
+def _adapt_peft(model: Any, cell: Cell) -> Any:  # noqa: ANN401 - transformers ships no types
+    method = cell.method
+    if not isinstance(method, PeftMethod):
+        raise TypeError(f"expected a method of peft, got {method.kind}")
+    return _with_adapter(model, method, _configuration_class(method.type), method.config)
+
+
+def _prepared(model: Any) -> Any:  # noqa: ANN401 - transformers ships no types
+    """Freeze and upcast as peft does; checkpointing has its own lever, so peft's switch stays off."""
+    from peft import prepare_model_for_kbit_training
+
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _with_lora(model: Any, method: LoraMethod | QloraMethod) -> Any:  # noqa: ANN401 - transformers ships no types
+    from peft import LoraConfig
 
     targets = method.target_modules
+    own = {
+        "r": method.rank,
+        "lora_alpha": method.alpha,
+        "lora_dropout": method.dropout,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "bias": method.bias,
+    }
+    return _with_adapter(model, method, LoraConfig, own | method.peft)
+
+
+def _configuration_class(name: str) -> Any:  # noqa: ANN401 - a class of peft's, chosen by name
+    """Return the configuration class of one of peft's types, named in any case."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    classes = {str(kind.value): found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    wanted = name.upper().replace("-", "_")
+    if wanted in classes:
+        return classes[wanted]
+    nearest = get_close_matches(wanted, classes, n=1)
+    hint = f' Perhaps you meant "{nearest[0].lower()}"?' if nearest else ""
+    raise UsageError(
+        f"peft has no method of type \"{name}\"; set the method's type to one of peft's PeftType.{hint}"
+    )
+
+
+def _with_adapter(
+    model: Any,  # noqa: ANN401 - transformers ships no types
+    method: LoraMethod | QloraMethod | PeftMethod,
+    configuration: Any,  # noqa: ANN401 - a class of peft's
+    fields: dict[str, Any],
+) -> Any:  # noqa: ANN401 - transformers ships no types
+    from peft import get_peft_model
+
     try:
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=method.rank,
-            lora_alpha=method.alpha,
-            lora_dropout=method.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            bias=method.bias,
-            **method.peft,
-        )
+        config = configuration(task_type="CAUSAL_LM", **fields)
         return get_peft_model(model, config, autocast_adapter_dtype=method.adapter_dtype == "fp32")
     except (TypeError, ValueError, re.error) as error:
+        table = "config" if isinstance(method, PeftMethod) else "peft"
         raise UsageError(
-            f"peft refuses the adapter of method {method.name!r}: {' '.join(str(error).split())} "
-            "Correct target_modules or the method's peft table."
+            f"peft refuses the adapter of method {method.name!r}: {' '.join(str(error).split()).rstrip('.')}. "
+            f"Correct target_modules or the method's {table} table."
         ) from error
 
 
 _ADAPT: dict[str, Callable[[Any, Cell], Any]] = {
-    FullMethod().kind: _adapt_full,
-    LoraMethod().kind: _adapt_lora,
-    QloraMethod().kind: _adapt_qlora,
+    "full": _adapt_full,
+    "lora": _adapt_lora,
+    "qlora": _adapt_qlora,
+    "peft": _adapt_peft,
 }
