@@ -1,0 +1,1 @@
+"""Predicted memory beside published measurements: the rows, their scores. Predicts nothing itself."""
