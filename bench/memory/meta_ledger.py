@@ -1,11 +1,10 @@
 """The ledger over meta tensors: shapes flow, no data does, and what the device would do is filled in.
 
-It adds to the dispatcher's view what a device allocates without telling it, and answers the questions
-that code asks of data.
+It adds to the dispatcher's view what a device allocates without telling it, answers the questions that
+code asks of data, and notes at which layer of the model each entry was made.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,46 +12,72 @@ import torch
 from torch import nn
 
 from bench.memory.kernels import Kernels
-from bench.probes.ledger import OUTSIDE, Block, Ledger, StepPhase
+from bench.probes.ledger import Block, Ledger, StepPhase
 
 _ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
-EMPTY_CACHE = -1
+NO_LAYER = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A phase began after so many entries."""
+    """A phase of a step began after so many entries."""
 
     phase: StepPhase
-    entries: int
     step: int
+    entries: int
 
 
 class MetaLedger(Ledger):
-    """A ledger of meta tensors that stands for a device with the given kernels."""
+    """A ledger of meta tensors that stands for a device with the given kernels.
 
-    def __init__(self, model: nn.Module, vocabulary_size: int, kernels: Kernels) -> None:
-        """Start in phase load."""
+    ``layers_added`` layers like the second one are to be imagined: what is sized by the number of
+    parameters is sized as if they were there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vocabulary_size: int,
+        kernels: Kernels,
+        *,
+        layers_added: int = 0,
+        phase: StepPhase = "load",
+    ) -> None:
+        """Start in a phase."""
         super().__init__(model, "meta", vocabulary_size)
         self._kernels = kernels
+        self._layers_added = layers_added
         self.marks: list[Mark] = []
         self.step = 0
         self.cache_emptied_at: list[int] = []
-        self.mark("load")
+        self.layer_of_entry: list[int] = []  # the layer at work, or whose block it was
+        self.layer_of_block: list[int] = []
+        self._layers: dict[str, int] = {}
+        self._layer = NO_LAYER
+        self._layers_of_results: list[int] = []
+        self.mark(phase)
 
     def mark(self, phase: StepPhase) -> None:
         """Say which part begins, and note where in the stream."""
         super().mark(phase)
-        self.marks.append(Mark(phase, len(self._books.entries), self.step))
+        self.marks.append(Mark(phase, self.step, len(self._books.entries)))
+        self._layer = NO_LAYER
 
     def rename(self, model: nn.Module) -> None:
         """Learn the module names of a model that has been adapted."""
         self._module_names = {id(module): name or "model" for name, module in model.named_modules()}
 
+    def work_on(self, module: str) -> None:
+        """Say which module is being loaded."""
+        self._layer = self._layer_named(module)
+
+    def empty_cache(self) -> None:
+        """Note that the allocator's cache was emptied here."""
+        self.cache_emptied_at.append(len(self._books.entries))
+
     def hold(self, nbytes: int, op: str) -> int:
-        """Enter a block that no tensor stands for; it lives until ``release``."""
-        block = Block(nbytes, self._phase, op, self._module_stack[-1])
-        self._books.blocks.append(block)
+        """Enter a block that no tensor stands for, until it is released; return its number."""
+        self._books.blocks.append(Block(nbytes, self._phase, op, self._module_stack[-1]))
         number = len(self._books.blocks) - 1
         self._write(number, born=True)
         return number
@@ -61,17 +86,6 @@ class MetaLedger(Ledger):
         """End a block made by ``hold``."""
         self._books.blocks[number].died_phase = self._phase
         self._write(number, born=False)
-
-    @contextmanager
-    def scratch(self, nbytes: int, op: str) -> Iterator[None]:
-        """Hold a block for as long as the ``with`` block runs."""
-        number = self.hold(nbytes, op)
-        yield
-        self.release(number)
-
-    def empty_cache(self) -> None:
-        """Note that the allocator's cache was emptied here."""
-        self.cache_emptied_at.append(len(self._books.entries))
 
     def __torch_dispatch__(
         self,
@@ -85,12 +99,70 @@ class MetaLedger(Ledger):
             return self._kernels.answer(args[0])
         for nbytes, op in self._kernels.kept_workspaces(func, in_backward=self._phase == "backward"):
             self.hold(nbytes, op)
+        if self._phase == "optimizer_step":
+            self._layers_of_results = self._layers_read(args)
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        nbytes = self._kernels.scratch_bytes(func, args, kwargs or {}, result)
+        imagined = self._with_added_layers(args)
+        if imagined is not args:
+            self._size_by_parameters(args[0], imagined[0], result)
+        nbytes = self._kernels.scratch_bytes(func, imagined, kwargs or {}, result)
         if nbytes:
-            with self.scratch(nbytes, f"{func._schema.name} (workspace)"):  # noqa: SLF001 - its only name
-                pass
+            self.release(self.hold(nbytes, f"{func._schema.name} (workspace)"))  # noqa: SLF001 - its only name
         return result
 
+    def _layers_read(self, args: tuple[Any, ...]) -> list[int]:
+        """Return the layers that an optimizer's operator works on: one for each result, last one first.
 
-__all__ = ["EMPTY_CACHE", "OUTSIDE", "Mark", "MetaLedger"]
+        A list of tensors gives a list of results; a single tensor's layer is its result's.
+        """
+        first = args[0] if args else None
+        tensors: Sequence[Any] = first if isinstance(first, list | tuple) else args
+        layers = [self._layer_of(tensor) for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        known = [layer for layer in layers if layer is not None]
+        if tensors is args:
+            self._layer = known[0] if known else self._layer
+            return []
+        return known[::-1]
+
+    def _with_added_layers(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments with a list of tensors as long as it would be with the layers added."""
+        first = args[0] if args else None
+        if not self._layers_added or self._phase != "optimizer_step" or not isinstance(first, list | tuple):
+            return args
+        repeated = [tensor for tensor in first if isinstance(tensor, torch.Tensor) and self._layer_of(tensor) == 1]
+        return ([*first, *repeated * self._layers_added], *args[1:])
+
+    def _size_by_parameters(self, given: Sequence[Any], imagined: Sequence[Any], result: Any) -> None:  # noqa: ANN401 - whatever the operator returns
+        """Size a result with one element for each tensor of a list, such as all norms, as with the layers added."""
+        block = self._known(result) if isinstance(result, torch.Tensor) else None
+        if block is not None and result.numel() == len(given):
+            block.nbytes = block.nbytes // len(given) * len(imagined)
+
+    def _layer_of(self, tensor: torch.Tensor) -> int | None:
+        number = self._books.live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it
+        return None if number is None else self.layer_of_block[number]
+
+    def _module_of(self, args: tuple[Any, ...]) -> str:
+        module = super()._module_of(args)
+        if self._phase in {"forward", "backward"}:
+            self._layer = self._layer_named(module)
+        return module
+
+    def _layer_named(self, module: str) -> int:
+        """Return the layer that a module's name tells: its first number, as in model.layers.3.mlp."""
+        layer = self._layers.get(module)
+        if layer is None:
+            numbers = [int(part) for part in module.split(" ")[0].split(".") if part.isdecimal()]
+            layer = self._layers[module] = numbers[0] if numbers else NO_LAYER
+        return layer
+
+    def _write(self, number: int, *, born: bool) -> None:
+        super()._write(number, born=born)
+        if born:
+            if self._layers_of_results:
+                self._layer = self._layers_of_results.pop()
+            self.layer_of_block.append(self._layer)
+            self.layer_of_entry.append(self._layer)
+        else:
+            own = self._phase == "optimizer_step"
+            self.layer_of_entry.append(self.layer_of_block[number] if own else self._layer)

@@ -1,7 +1,7 @@
 """Runs a cell's window on meta tensors and keeps the stream of births and deaths. Replays nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,11 +77,11 @@ def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -
             model = adapt(model, cell)
         trainer = _trainer(model, cell)
         kernels = Kernels(platform, padded=batch.attention_mask is not None)
-        ledger = MetaLedger(model, vocabulary_size, kernels)
-        step = [batch] * cell.training.gradient_accumulation
-        with ledger:
+        step = [on_meta(batch)] * cell.training.gradient_accumulation
+        with MetaLedger(model, vocabulary_size, kernels):
             run_step(trainer, step)
-        return read_ledger(trainer, [step] * LEDGER_STEPS, MetaLedger(model, vocabulary_size, kernels))
+        books = MetaLedger(model, vocabulary_size, kernels, phase="inputs")
+        return read_ledger(trainer, [step] * LEDGER_STEPS, books)
 
 
 def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
@@ -89,6 +89,13 @@ def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
     mask = cell.data.attention_mask if isinstance(cell.data, SyntheticData) else "none"
     data = SyntheticData(attention_mask=mask)
     return prepare_batches(data, cell.training, None, vocabulary_size, 1).steps[0][0]
+
+
+def on_meta(batch: Batch) -> Batch:
+    """Return a batch without data, which its model then has no need to copy: as on the CPU."""
+    tensors = batch.inputs_on("meta")
+    names = ("input_ids", "attention_mask", "labels", "position_ids")
+    return replace(batch, **{name: tensors.get(name) for name in names})
 
 
 def _load(model: Any, ledger: MetaLedger) -> None:  # noqa: ANN401 - the same

@@ -30,7 +30,7 @@ from bench.window.data import Batch, prepare_batches
 from bench.window.evaluation import evaluate
 from bench.window.facts import read_facts
 from bench.window.flops import count_flops
-from bench.window.methods import adapt, count_parameters, trainable_parameters
+from bench.window.methods import adapt, count_parameters, method_caveats, trainable_parameters
 from bench.window.models import load_model
 from bench.window.optimizers import build_optimizer, build_schedule, optimizer_caveats
 from bench.window.step import Trainer, empties_cache, ignore_phase, optimizer_state, run_step
@@ -72,7 +72,7 @@ def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> No
         with phases.phase("save_adapter"):
             adapter_bytes = adapter_file_bytes(model)
     send(ReadingMade(reading=_model_facts(trainer, cell, weights, adapter_bytes)))
-    for caveat in (*data.caveats, *optimizer_caveats(cell.training, device)):
+    for caveat in (*method_caveats(cell), *data.caveats, *optimizer_caveats(cell.training, device)):
         send(ReadingMade(reading=caveat))
 
     if cell.evaluation.tasks:
@@ -194,7 +194,7 @@ def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledge
     with ledger:
         for micro_batches in pair:
             for batch in micro_batches:
-                ledger.register(batch.inputs_on("cpu").values(), "inputs")
+                ledger.register(batch.inputs_on(batch.input_ids.device).values(), "inputs")
             run_step(trainer, micro_batches, mark)
     return ledger.reading()
 
