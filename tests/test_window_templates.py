@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from bench.errors import UsageError
 from bench.results.records import Record
-from bench.spec.types import TEMPLATES_OF_FORMAT, Cell
+from bench.spec.contradictions import TEMPLATES_OF_FORMAT
+from bench.spec.types import Cell
 from bench.window.templates import (
     TEMPLATES,
     AlpacaRow,

@@ -21,7 +21,16 @@ KEY_PACKAGES = (
     "lm-eval",
     "finetune-bench",
 )
-OTHER_PACKAGES = ("datasets", "tokenizers", "safetensors", "numpy", "triton", "flash-attn", "nvidia-ml-py")
+OTHER_PACKAGES = (
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "triton",
+    "flash-attn",
+    "liger-kernel",
+    "nvidia-ml-py",
+)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_PROC_BIND")
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "MALLOC_ARENA_MAX")
 GIT_TIMEOUT_S = 5

@@ -23,6 +23,7 @@ from bench.spec.types import (
     LimitsSpec,
     LoraMethod,
     ModelSpec,
+    PeftMethod,
     QloraMethod,
     SyntheticData,
     TaskData,
@@ -32,7 +33,7 @@ from bench.spec.types import (
 
 _LEVERS: dict[str, tuple[type[BaseModel], ...]] = {
     "model": (ModelSpec,),
-    "method": (FullMethod, LoraMethod, QloraMethod),
+    "method": (FullMethod, LoraMethod, QloraMethod, PeftMethod),
     "data": (TaskData, JsonlData, HubData, SyntheticData),
     "training": (TrainingSpec,),
     "window": (WindowSpec,),

@@ -10,7 +10,17 @@ NF4_CAPABILITY = (6, 0)
 INT8_CAPABILITY = (7, 5)
 # https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support (Ampere and newer)
 FLASH_ATTENTION_CAPABILITY = (8, 0)
-BITSANDBYTES_OPTIMIZERS = frozenset({"adamw-8bit", "paged-adamw-8bit", "paged-adamw-32bit"})
+BITSANDBYTES_OPTIMIZERS = frozenset(
+    {
+        "adamw-32bit",
+        "adamw-8bit",
+        "paged-adamw-32bit",
+        "paged-adamw-8bit",
+        "lion-8bit",
+        "paged-lion-8bit",
+        "ademamix-8bit",
+    }
+)
 
 
 def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) -> str | None:
@@ -21,6 +31,11 @@ def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) ->
 def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iterator[str]:
     if needs_bitsandbytes(cell) and "bitsandbytes" not in environment.versions:
         yield "This cell needs the package bitsandbytes, which is not installed; pip install bitsandbytes."
+    if cell.training.loss == "liger" and "liger-kernel" not in environment.versions:
+        yield (
+            "Loss liger needs the package liger-kernel, which is not installed; pip install liger-kernel, "
+            "or set training.loss to chunked."
+        )
     if cell.device == "cuda":
         yield from _cuda_obstacles(cell, facts)
     else:

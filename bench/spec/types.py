@@ -1,7 +1,7 @@
 """The frozen types of a cell: one model, one method, one training window, on one device.
 
 A scenario file may give a list for most values; expansion (``matrix.py``) turns it into cells of these
-scalar types. Checks that need one field stand here; checks across fields stand in ``Cell``.
+scalar types. Checks that need one field stand here; checks across fields in ``contradictions.py``.
 """
 
 import hashlib
@@ -9,6 +9,8 @@ import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from bench.spec.contradictions import contradictions
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 Device = Literal["cpu", "cuda"]
@@ -24,9 +26,15 @@ Optimizer = Literal[
     "adamw-foreach",
     "adamw-loop",
     "sgd",
+    "sgd-momentum",
+    "adafactor",
+    "adamw-32bit",
     "adamw-8bit",
     "paged-adamw-32bit",
     "paged-adamw-8bit",
+    "lion-8bit",
+    "paged-lion-8bit",
+    "ademamix-8bit",
 ]
 
 
@@ -188,14 +196,6 @@ class SyntheticData(Frozen):
     )
 
 
-TEMPLATES_OF_FORMAT = {
-    "alpaca": ("alpaca", "chat", "plain"),
-    "dolly": ("alpaca", "chat", "plain"),
-    "chat": ("chat",),
-    "text": ("plain",),
-}
-"""Which templates can show the rows of a format."""
-
 DataSpec = Annotated[TaskData | JsonlData | HubData | SyntheticData, Field(discriminator="source")]
 
 
@@ -308,7 +308,7 @@ class Cell(Frozen):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         """Refuse what no machine can do; what only this machine cannot do is found before the run."""
-        problems = _contradictions(self)
+        problems = contradictions(self)
         if problems:
             raise ContradictionError(problems)
         return self
@@ -321,44 +321,3 @@ class ContradictionError(ValueError):
         """Take every contradiction of the cell."""
         self.problems = problems
         super().__init__("; ".join(f"{part}.{field} {message}" for part, field, message in problems))
-
-
-def _contradictions(cell: Cell) -> list[tuple[str, str, str]]:
-    """Name every contradiction between the fields of a cell."""
-    training, method = cell.training, cell.method
-    problems = []
-    trains_fp16 = training.dtype == "fp16" and (method.kind == "full" or method.adapter_dtype == "weights")
-    if training.autocast == "fp16" and trains_fp16:
-        message = "fp16 cannot unscale fp16 gradients; keep what is trained in fp32 (dtype, or adapter_dtype)"
-        problems.append(("training", "autocast", message))
-    if "held-out" in cell.evaluation.tasks and cell.data.source != "task":
-        message = "held-out needs data.source task; remove it or choose a built-in task"
-        problems.append(("evaluation", "tasks", message))
-    if training.attention == "flash_attention_2" and training.dtype == "fp32" and training.autocast == "off":
-        message = "flash_attention_2 needs 16-bit activations; set dtype or autocast"
-        problems.append(("training", "attention", message))
-    if training.attention == "flash_attention_2" and cell.device == "cpu":
-        message = "flash_attention_2 runs on CUDA only; set device to cuda, or attention to sdpa"
-        problems.append(("training", "attention", message))
-    if isinstance(method, LoraMethod | QloraMethod):
-        problems.extend(("method", "peft", message) for message in _misplaced_peft_fields(method.peft))
-    if isinstance(cell.data, JsonlData | HubData):
-        fitting = TEMPLATES_OF_FORMAT[cell.data.format]
-        if cell.data.template not in fitting:
-            message = (
-                f"{cell.data.template} does not fit format {cell.data.format}; set {' or '.join(fitting)}"
-            )
-            problems.append(("data", "template", message))
-    return problems
-
-
-def _misplaced_peft_fields(peft: dict[str, Any]) -> list[str]:
-    """Name fields of LoraConfig that the method has under a name of its own, or that stop it training."""
-    own = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
-    own |= {name: name for name in ("target_modules", "bias")}
-    found = [f"may not hold {name}; set the method's {own[name]}" for name in peft if name in own]
-    if "task_type" in peft or "inference_mode" in peft:
-        found.append(
-            "may not hold task_type or inference_mode: adapters here are for training a causal model"
-        )
-    return found

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bench.results.records import MergeCheck
+from bench.results.records import Caveat, MergeCheck
 from bench.window.data import Batch
 
 
@@ -17,12 +17,27 @@ def adapter_file_bytes(model: Any) -> int:  # noqa: ANN401 - transformers ships 
         return sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
 
 
-def check_merge(model: Any, batch: Batch, device: torch.device) -> MergeCheck:  # noqa: ANN401 - transformers ships no types
-    """Merge the adapter into the base, for good, and compare logits on one batch."""
+def check_merge(model: Any, batch: Batch, device: torch.device) -> MergeCheck | Caveat:  # noqa: ANN401 - transformers ships no types
+    """Merge the adapter into the base, for good, and compare logits on one batch.
+
+    Returns a caveat for an adapter that no base can take in, such as a learned prompt.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return _not_mergeable("peft has no merge for it")
     apart = _logits(model, batch, device)
-    merged = _logits(model.merge_and_unload(), batch, device)
+    try:
+        model = model.merge_and_unload()
+    except (NotImplementedError, ValueError) as error:
+        return _not_mergeable(" ".join(str(error).split()).rstrip("."))
+    merged = _logits(model, batch, device)
     return MergeCheck(
         max_abs_difference=float((apart - merged).abs().max()), reference_max_abs=float(apart.abs().max())
+    )
+
+
+def _not_mergeable(reason: str) -> Caveat:
+    return Caveat(
+        code="not-mergeable", message=f"This adapter cannot be merged ({reason}), so none was checked."
     )
 
 

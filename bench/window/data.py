@@ -47,7 +47,7 @@ def prepare_batches(
     """
     count = optimizer_steps * training.gradient_accumulation
     if isinstance(data, SyntheticData):
-        batches = list(_synthetic_batches(training, vocab_size, count))
+        batches = list(_synthetic_batches(data, training, vocab_size, count))
         caveats = [Caveat(code="synthetic-data", message="Random tokens: the loss and accuracy say nothing.")]
     else:
         examples = load_examples(data, tokenizer)
@@ -58,14 +58,27 @@ def prepare_batches(
     return PreparedData(steps=steps, caveats=tuple(caveats))
 
 
-def _synthetic_batches(training: TrainingSpec, vocab_size: int, count: int) -> Iterator[Batch]:
+def _synthetic_batches(
+    data: SyntheticData, training: TrainingSpec, vocab_size: int, count: int
+) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(training.seed)
-    shape = (training.micro_batch, training.sequence_length)
-    tokens = shape[0] * shape[1]
-    counts = TokenCounts(raw=tokens, non_padding=tokens, loss_bearing=tokens - shape[0], computed=tokens)
+    rows, length = training.micro_batch, training.sequence_length
+    mask = torch.ones((rows, length), dtype=torch.int64)
+    if data.attention_mask == "padded":
+        mask[1:, length * 3 // 4 :] = 0
+    tokens = int(mask.sum())
+    counts = TokenCounts(
+        raw=tokens, non_padding=tokens, loss_bearing=int(mask[:, 1:].sum()), computed=rows * length
+    )
     for _ in range(count):
-        ids = torch.randint(vocab_size, shape, generator=generator)
-        yield Batch(input_ids=ids, attention_mask=None, labels=ids.clone(), position_ids=None, counts=counts)
+        ids = torch.randint(vocab_size, (rows, length), generator=generator)
+        yield Batch(
+            input_ids=ids,
+            attention_mask=None if data.attention_mask == "none" else mask,
+            labels=ids.masked_fill(mask == 0, IGNORED_LABEL),
+            position_ids=None,
+            counts=counts,
+        )
 
 
 def _tokenise(examples: Sequence[Example], tokenizer: Any) -> list[Piece]:  # noqa: ANN401 - the same

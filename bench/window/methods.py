@@ -1,4 +1,4 @@
-"""Full fine-tuning, LoRA, QLoRA and the rest of peft: what each does to a loaded model. One small function a method."""
+"""Full fine-tuning, LoRA, QLoRA and all of peft: what each does to a loaded model. A small function each."""
 
 import re
 from collections.abc import Callable
@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from bench.errors import UsageError
+from bench.results.records import Caveat
+from bench.spec.contradictions import peft_type
 from bench.spec.types import Cell, LoraMethod, PeftMethod, QloraMethod
 
 
@@ -17,6 +19,18 @@ def adapt(model: Any, cell: Cell) -> Any:  # noqa: ANN401 - transformers ships n
     adapted = _ADAPT[cell.method.kind](model, cell)
     adapted.train()
     return adapted
+
+
+def method_caveats(cell: Cell) -> list[Caveat]:
+    """Say where a method is not run as its authors would."""
+    if isinstance(cell.method, PeftMethod) and peft_type(cell.method.type) == "ADALORA":
+        return [
+            Caveat(
+                code="adalora-not-pruned",
+                message="AdaLoRA's ranks stay as they begin: update_and_allocate is never called here.",
+            )
+        ]
+    return []
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -100,7 +114,7 @@ def _configuration_class(name: str) -> Any:  # noqa: ANN401 - a class of peft's,
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     classes = {str(kind.value): found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    wanted = name.upper().replace("-", "_")
+    wanted = peft_type(name)
     if wanted in classes:
         return classes[wanted]
     nearest = get_close_matches(wanted, classes, n=1)
@@ -123,8 +137,9 @@ def _with_adapter(
         return get_peft_model(model, config, autocast_adapter_dtype=method.adapter_dtype == "fp32")
     except (TypeError, ValueError, re.error) as error:
         table = "config" if isinstance(method, PeftMethod) else "peft"
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"peft refuses the adapter of method {method.name!r}: {' '.join(str(error).split()).rstrip('.')}. "
+            f"peft refuses the adapter of method {method.name!r}: {reason}. "
             f"Correct target_modules or the method's {table} table."
         ) from error
 

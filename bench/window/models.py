@@ -46,11 +46,13 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
             f"transformers cannot load {cell.model.name} so: {_one_line(error)}; "
             "choose another training.attention."
         ) from error
+    quantise_tied_head(model)
     keep_quantised_weights(model)
     return Loaded(model, tokenizer)
 
 
 def quantisation_of(cell: Cell) -> Any:  # noqa: ANN401 - transformers ships no types
+    """Return how the method quantises the base, as transformers wants it; None where it does not."""
     from transformers import BitsAndBytesConfig
 
     method = cell.method
@@ -60,10 +62,31 @@ def quantisation_of(cell: Cell) -> Any:  # noqa: ANN401 - transformers ships no 
             bnb_4bit_quant_type=method.quantisation,
             bnb_4bit_use_double_quant=method.double_quantisation,
             bnb_4bit_compute_dtype=DTYPES[method.compute_dtype],
+            llm_int8_skip_modules=[] if method.quantise_lm_head else None,  # None skips the output layer
         )
     if isinstance(method, LoraMethod) and method.base == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return None
+
+
+def quantise_tied_head(model: Any) -> None:  # noqa: ANN401 - transformers ships no types
+    """Pack weights for an output layer of 4 bits that loading left tied to the 16-bit embeddings.
+
+    The embeddings stay as they are, so the two are not tied any more.
+    """
+    import bitsandbytes
+
+    head = model.get_output_embeddings()
+    if isinstance(head, bitsandbytes.nn.Linear4bit) and not hasattr(head.weight, "quant_state"):
+        weight, options = head.weight, model.config.quantization_config
+        head.weight = bitsandbytes.nn.Params4bit(
+            weight.data,
+            requires_grad=False,
+            quant_type=options.bnb_4bit_quant_type,
+            compress_statistics=options.bnb_4bit_use_double_quant,
+            module=head,
+        ).to(weight.device)
+        model.config.get_text_config().tie_word_embeddings = False
 
 
 def keep_quantised_weights(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from transformers import Adafactor, get_scheduler
 
 from bench.results.records import Caveat
 from bench.spec.types import Optimizer, TrainingSpec
@@ -55,8 +55,25 @@ def _torch_adamw(*, fused: bool, foreach: bool) -> _Builder:
     return build
 
 
-def _sgd(parameters: Sequence[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+def _sgd(momentum: float) -> _Builder:
+    def build(parameters: Sequence[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters, lr=training.learning_rate, momentum=momentum, weight_decay=training.weight_decay
+        )
+
+    return build
+
+
+def _adafactor(parameters: Sequence[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
+    """Build transformers' own with the schedule's learning rate, as its Trainer does."""
+    optimizer: torch.optim.Optimizer = Adafactor(
+        parameters,
+        lr=training.learning_rate,
+        weight_decay=training.weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+    )
+    return optimizer
 
 
 def _bitsandbytes(name: str) -> _Builder:
@@ -75,8 +92,14 @@ _BUILDERS: dict[Optimizer, _Builder] = {
     "adamw-fused": _torch_adamw(fused=True, foreach=False),
     "adamw-foreach": _torch_adamw(fused=False, foreach=True),
     "adamw-loop": _torch_adamw(fused=False, foreach=False),
-    "sgd": _sgd,
+    "sgd": _sgd(momentum=0.0),
+    "sgd-momentum": _sgd(momentum=0.9),  # what nearly every recipe with momentum takes
+    "adafactor": _adafactor,
+    "adamw-32bit": _bitsandbytes("AdamW32bit"),
     "adamw-8bit": _bitsandbytes("AdamW8bit"),
     "paged-adamw-32bit": _bitsandbytes("PagedAdamW32bit"),
     "paged-adamw-8bit": _bitsandbytes("PagedAdamW8bit"),
+    "lion-8bit": _bitsandbytes("Lion8bit"),
+    "paged-lion-8bit": _bitsandbytes("PagedLion8bit"),
+    "ademamix-8bit": _bitsandbytes("AdEMAMix8bit"),
 }
