@@ -58,9 +58,9 @@ def _of_loss(cell: Cell) -> Iterator[Problem]:
     training = cell.training
     if training.loss == "liger" and cell.device == "cpu":
         yield "training", "loss", "liger runs on CUDA only; set device to cuda, or loss to chunked"
-    if training.upcast_outputs and training.loss != "full":
-        message = f"upcast_outputs copies all logits, which loss {training.loss} never has; turn one off"
-        yield "training", "upcast_outputs", message
+    for field in ("upcast_outputs", "keep_outputs"):
+        if training.loss == "liger" and getattr(training, field):
+            yield "training", field, "is about logits, and loss liger makes none; turn one of them off"
 
 
 def _of_data(cell: Cell) -> Iterator[Problem]:

@@ -227,7 +227,8 @@ class TrainingSpec(Frozen):
     loss_chunk_tokens: int = Field(128, ge=1, le=1_000_000, description="Tokens of a chunk of the loss.")
     upcast_outputs: bool = Field(
         default=False,
-        description="Copy the model's outputs to fp32, as accelerate's Trainer does under autocast.",
+        description="Copy the model's outputs to fp32, as accelerate does under autocast and Lightning "
+        "Fabric (so litgpt) always.",
     )
     keep_outputs: bool = Field(
         default=False,

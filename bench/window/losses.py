@@ -5,6 +5,7 @@ themselves, so they refuse models that do anything else to what the output layer
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,47 +18,66 @@ from bench.window.batches import IGNORED_LABEL
 Inputs = dict[str, torch.Tensor]
 
 
-def loss_of(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> tuple[torch.Tensor, object]:
-    """Run the forward pass; return the mean loss over loss-bearing tokens, and the outputs that it left.
+@dataclass(frozen=True)
+class FusedOutputs:
+    """What is left of a forward pass that made no logits."""
 
-    ``inputs`` are the model's keyword arguments, with ``labels`` not shifted. The outputs hold logits: as
-    long as a caller has a name for them, these stay in memory.
+    loss: torch.Tensor
+
+
+def forward_pass(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> object:
+    """Run the model on its keyword arguments, ``labels`` (not shifted) among them; return its outputs.
+
+    The outputs hold logits: as long as a caller has a name for them, these stay in memory. ``loss_of``
+    gives their loss.
     Raises ``UnavailableError`` where this model or this machine cannot compute ``training.loss``.
     """
-    return _LOSSES[training.loss](model, inputs, training)
-
-
-def _full(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> tuple[torch.Tensor, object]:
-    """Return transformers' own loss, over an fp32 copy of all logits."""
-    outputs = model(**inputs, use_cache=False)
+    outputs = _FORWARD[training.loss](model, inputs, training)
     if training.upcast_outputs:
         from accelerate.utils import convert_to_fp32
 
-        outputs = convert_to_fp32(outputs)  # what accelerate puts around a prepared model's forward
-    return outputs.loss, outputs
+        outputs = convert_to_fp32(outputs)
+    return outputs
 
 
-def _chunked(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> tuple[torch.Tensor, object]:
-    """Return the loss as litgpt computes it: output layer and cross-entropy on some positions at a time.
+def loss_of(outputs: Any, labels: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - transformers ships no types
+    """Return the mean loss over loss-bearing tokens."""
+    if isinstance(outputs, list):
+        return _loss_of_chunks(outputs, labels)
+    loss: torch.Tensor = outputs.loss
+    return loss
 
-    The chunks of logits are all kept for the backward pass, in the dtype in which the output layer gives
-    them; fp32 copies are never made. Source: lm_head_chunk_size in litgpt's model.py and
-    chunked_cross_entropy in its utils.py (https://github.com/Lightning-AI/litgpt).
+
+def _whole(model: nn.Module, inputs: Inputs, _training: TrainingSpec) -> Any:  # noqa: ANN401 - the same
+    """Return transformers' own outputs, their loss computed over an fp32 copy of all logits."""
+    return model(**inputs, use_cache=False)
+
+
+def _chunked(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> list[torch.Tensor]:
+    """Return the logits of some positions of all rows at a time, as the output layer gives them.
+
+    Source: lm_head_chunk_size in litgpt's model.py (https://github.com/Lightning-AI/litgpt).
     """
     head, hidden = _before_output_layer(model, inputs)
-    targets = _next_tokens(inputs["labels"], hidden)
-    chunks = [head(part) for part in hidden.split(training.loss_chunk_tokens, dim=1)]
+    return [head(part) for part in hidden.split(training.loss_chunk_tokens, dim=1)]
+
+
+def _loss_of_chunks(chunks: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy, a chunk at a time and in its dtype; autocast makes that fp32.
+
+    Source: chunked_cross_entropy in litgpt's utils.py.
+    """
+    targets = _next_tokens(labels, sum(chunk.shape[1] for chunk in chunks))
     losses = [
         nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+            logits.flatten(0, 1), expected.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
         )
-        for logits, labels in zip(chunks, targets.split(training.loss_chunk_tokens, dim=1), strict=True)
+        for logits, expected in zip(chunks, targets.split(chunks[0].shape[1], dim=1), strict=True)
     ]
-    total = torch.cat(losses).sum(dtype=torch.float32)
-    return total / (targets != IGNORED_LABEL).sum(), chunks
+    return torch.cat(losses).sum(dtype=torch.float32) / (targets != IGNORED_LABEL).sum()
 
 
-def _liger(model: nn.Module, inputs: Inputs, _training: TrainingSpec) -> tuple[torch.Tensor, object]:
+def _liger(model: nn.Module, inputs: Inputs, _training: TrainingSpec) -> FusedOutputs:
     """Return the loss of Liger's fused kernel; there are no logits to keep."""
     head, hidden = _before_output_layer(model, inputs)
     if type(head) is not nn.Linear or head.bias is not None:
@@ -65,7 +85,7 @@ def _liger(model: nn.Module, inputs: Inputs, _training: TrainingSpec) -> tuple[t
             f"loss liger needs an output layer that is a plain linear layer without bias, and "
             f"{_name(model)} has {type(head).__name__}; set training.loss to chunked or full."
         )
-    return liger_loss(hidden, head.weight, _next_tokens(inputs["labels"], hidden)), None
+    return FusedOutputs(liger_loss(hidden, head.weight, _next_tokens(inputs["labels"], hidden.shape[1])))
 
 
 def liger_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -129,12 +149,12 @@ def _before_output_layer(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, t
     return head, outputs.logits
 
 
-def _next_tokens(labels: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Return the label that each position of ``hidden`` predicts; the last one predicts none.
+def _next_tokens(labels: torch.Tensor, positions: int) -> torch.Tensor:
+    """Return the label that each of the model's positions predicts; the last one predicts none.
 
     Methods that learn a prompt put its positions, which bear no loss, before the first token.
     """
-    learned = hidden.shape[1] - labels.shape[1]
+    learned = positions - labels.shape[1]
     return nn.functional.pad(labels, (learned, 1), value=IGNORED_LABEL)[:, 1:]
 
 
@@ -149,8 +169,8 @@ def _name(model: Any) -> str:  # noqa: ANN401 - transformers ships no types
     return str(model.config.model_type)
 
 
-_LOSSES: dict[str, Callable[[nn.Module, Inputs, TrainingSpec], tuple[torch.Tensor, object]]] = {
-    "full": _full,
+_FORWARD: dict[str, Callable[[nn.Module, Inputs, TrainingSpec], Any]] = {
+    "full": _whole,
     "chunked": _chunked,
     "liger": _liger,
 }

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from bench.probes.ledger import StepPhase
 from bench.spec.types import TrainingSpec
 from bench.window.data import Batch
-from bench.window.losses import loss_of
+from bench.window.losses import forward_pass, loss_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,9 +67,10 @@ def run_step(
         inputs = batch.inputs_on(trainer.device)
         mark("forward")
         with trainer.autocast():
-            loss, outputs = loss_of(trainer.model, inputs, trainer.training)
-        # As in a loop that assigns to one name: the last outputs die once the new ones are there.
-        trainer.kept_outputs[:] = [outputs] if trainer.training.keep_outputs else []
+            outputs = forward_pass(trainer.model, inputs, trainer.training)
+            # As in a loop that assigns to one name: the last outputs die once the new ones are there.
+            trainer.kept_outputs[:] = [outputs] if trainer.training.keep_outputs else []
+            loss = loss_of(outputs, inputs["labels"])
         del outputs  # or the logits would live through backward
         loss = loss * (batch.counts.loss_bearing / loss_tokens)
         mark("backward")
