@@ -30,8 +30,8 @@ class Mark:
 class MetaLedger(Ledger):
     """A ledger of meta tensors that stands for a device with the given kernels.
 
-    ``layers_added`` layers like the second one are to be imagined: what is sized by the number of
-    parameters is sized as if they were there.
+    ``periods_added`` more periods of ``period`` layers, like the second one, are to be imagined: what is
+    sized by the number of parameters is sized as if they were there.
     """
 
     def __init__(
@@ -40,13 +40,15 @@ class MetaLedger(Ledger):
         vocabulary_size: int,
         kernels: Kernels,
         *,
-        layers_added: int = 0,
+        periods_added: int = 0,
+        period: int = 1,
         phase: StepPhase = "load",
     ) -> None:
         """Start in a phase."""
         super().__init__(model, "meta", vocabulary_size)
         self._kernels = kernels
-        self._layers_added = layers_added
+        self._periods_added = periods_added
+        self._period = period
         self.marks: list[Mark] = []
         self.step = 0
         self.cache_emptied_at: list[int] = []
@@ -63,9 +65,20 @@ class MetaLedger(Ledger):
         self.marks.append(Mark(phase, self.step, len(self._books.entries)))
         self._layer = NO_LAYER
 
-    def rename(self, model: nn.Module) -> None:
-        """Learn the module names of a model that has been adapted."""
+    def learn(self, model: nn.Module) -> None:
+        """Learn the names of an adapted model's modules, and whose the blocks of its parameters are."""
         self._module_names = {id(module): name or "model" for name, module in model.named_modules()}
+        self.register_model(model)
+        for name, parameter in model.named_parameters():
+            self._belongs(parameter, self._layer_named(name))
+
+    def register_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Enter gradients as such, each under the layer of its parameter."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                self.register([parameter.grad], "gradients")
+                layer = self._layer_of(parameter)
+                self._belongs(parameter.grad, NO_LAYER if layer is None else layer)
 
     def work_on(self, module: str) -> None:
         """Say which module is being loaded."""
@@ -127,16 +140,22 @@ class MetaLedger(Ledger):
     def _with_added_layers(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return the arguments with a list of tensors as long as it would be with the layers added."""
         first = args[0] if args else None
-        if not self._layers_added or self._phase != "optimizer_step" or not isinstance(first, list | tuple):
+        if not self._periods_added or self._phase != "optimizer_step" or not isinstance(first, list | tuple):
             return args
-        repeated = [tensor for tensor in first if isinstance(tensor, torch.Tensor) and self._layer_of(tensor) == 1]
-        return ([*first, *repeated * self._layers_added], *args[1:])
+        period = range(self._period, 2 * self._period)
+        repeated = [each for each in first if isinstance(each, torch.Tensor) and self._layer_of(each) in period]
+        return ([*first, *repeated * self._periods_added], *args[1:])
 
     def _size_by_parameters(self, given: Sequence[Any], imagined: Sequence[Any], result: Any) -> None:  # noqa: ANN401 - whatever the operator returns
         """Size a result with one element for each tensor of a list, such as all norms, as with the layers added."""
         block = self._known(result) if isinstance(result, torch.Tensor) else None
         if block is not None and result.numel() == len(given):
             block.nbytes = block.nbytes // len(given) * len(imagined)
+
+    def _belongs(self, tensor: torch.Tensor, layer: int) -> None:
+        number = self._books.live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it
+        if number is not None:
+            self.layer_of_block[number] = layer
 
     def _layer_of(self, tensor: torch.Tensor) -> int | None:
         number = self._books.live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it

@@ -1,67 +1,62 @@
 """Runs a cell's window on meta tensors and keeps the stream of births and deaths. Replays nothing."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from bench.memory.depth import Depth, shallow
 from bench.memory.kernels import Kernels
-from bench.memory.meta_ledger import Mark, MetaLedger
+from bench.memory.meta_ledger import MetaLedger
 from bench.memory.staging import staged
-from bench.probes.ledger import Block, Entry
+from bench.memory.stream import Stream, stream_of
+from bench.probes.ledger import StepPhase
 from bench.results.records import LedgerReading
 from bench.spec.platforms import Platform
 from bench.spec.types import Cell, SyntheticData
 from bench.window.data import Batch, prepare_batches
 from bench.window.empty import build_empty_model, configuration_of, quantise_empty
 from bench.window.methods import adapt
-from bench.window.step import Trainer, optimizer_state, run_step
+from bench.window.step import Trainer, empties_cache, optimizer_state, run_step
 from bench.window.window import LEDGER_STEPS, build_trainer, read_ledger
 
 TRACED_STEPS = 2  # optimizer state appears in the first; the second is often the peak
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trace:
-    """A window's stream of memory: blocks, their births and deaths in order, and the phases."""
+def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = None) -> Stream:  # noqa: ANN401 - transformers ships no types
+    """Trace loading, adapting and two steps as on CUDA.
 
-    blocks: Sequence[Block]
-    entries: Sequence[Entry]
-    marks: Sequence[Mark]
-    cache_emptied_at: Sequence[int]
-    reading: LedgerReading
-
-
-def trace_cuda(cell: Cell, platform: Platform, config: Any | None = None) -> Trace:  # noqa: ANN401 - transformers ships no types
-    """Trace loading, adapting and two steps as on CUDA."""
+    With ``depth`` the model is cut to so many layers, but what is sized by the number of its parameters is
+    sized as in the whole. Raises ``UntraceableError`` naming what cannot be traced.
+    """
     with staged(platform):
-        config = config or configuration_of(cell.model)
-        model = build_empty_model(cell, config)
+        model = build_empty_model(cell, deepcopy(config) if depth is None else shallow(config, depth.traced))
         vocabulary_size = int(config.get_text_config().vocab_size)
         batch = worst_batch(cell, vocabulary_size)
         ledger = MetaLedger(
-            model, vocabulary_size, Kernels(platform, padded=batch.attention_mask is not None)
+            model,
+            vocabulary_size,
+            Kernels(platform, padded=batch.attention_mask is not None),
+            periods_added=depth.periods_added if depth else 0,
+            period=depth.period if depth else 1,
         )
         with ledger:
             _load(model, ledger)
             ledger.mark("adapt")
             with torch.device("meta"):
                 model = adapt(model, cell)
-            ledger.rename(model)
-            ledger.register_model(model)
+            ledger.learn(model)
             trainer = _trainer(model, cell)
+            steps = [batch] * cell.training.gradient_accumulation
             for ledger.step in range(TRACED_STEPS):
-                run_step(trainer, [batch] * cell.training.gradient_accumulation, _marker(ledger, trainer))
+                run_step(trainer, steps, _marker(ledger, trainer))
+                if empties_cache(cell.training, ledger.step + 1):
+                    ledger.empty_cache()
             ledger.register(optimizer_state(trainer.optimizer), "optimizer_state", "optimizer")
-        books = ledger._books
-        return Trace(
-            blocks=books.blocks,
-            entries=books.entries,
-            marks=ledger.marks,
-            cache_emptied_at=ledger.cache_emptied_at,
-            reading=ledger.reading(),
-        )
+            stream = stream_of(ledger)
+    return stream
 
 
 def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -> LedgerReading:  # noqa: ANN401 - the same
@@ -101,19 +96,20 @@ def on_meta(batch: Batch) -> Batch:
 def _load(model: Any, ledger: MetaLedger) -> None:  # noqa: ANN401 - the same
     """Enter the weights as loading does, one after the other, each quantised as soon as it is there."""
     for name, module in model.named_modules():
+        ledger.work_on(name)
         ledger.register([*module.parameters(recurse=False), *module.buffers(recurse=False)], "weights", name)
         quantise_empty(module)
-    ledger.register_model(model)
+    ledger.learn(model)
 
 
 def _trainer(model: Any, cell: Cell) -> Trainer:  # noqa: ANN401 - the same
     return build_trainer(model, cell.model_copy(update={"device": "meta"}), TRACED_STEPS)
 
 
-def _marker(ledger: MetaLedger, trainer: Trainer) -> Any:  # noqa: ANN401 - a callable
-    def mark(phase: Any) -> None:  # noqa: ANN401 - the same
+def _marker(ledger: MetaLedger, trainer: Trainer) -> Callable[[StepPhase], None]:
+    def mark(phase: StepPhase) -> None:
         ledger.mark(phase)
         if phase == "optimizer_step":
-            ledger.register((p.grad for p in trainer.parameters if p.grad is not None), "gradients")
+            ledger.register_gradients(trainer.parameters)
 
     return mark

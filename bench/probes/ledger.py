@@ -7,7 +7,7 @@ the dispatcher and is not in the ledger.
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -92,6 +92,7 @@ class Ledger(TorchDispatchMode):
         """Say which part of the step begins."""
         if phase == "backward":
             self._saved_bytes = max(self._saved_bytes, self._bytes_born_in("forward"))
+            self._module_of_backward = OUTSIDE
         self._phase = phase
         del self._module_stack[1:]  # a recomputation that is broken off early may leave its modules open
         self._note_phase_peak()
@@ -112,13 +113,23 @@ class Ledger(TorchDispatchMode):
                 self.register(_quantisation_state(tensor), "quantisation_state", name)
             self.register(_quantisation_state(getattr(module, "state", None)), "quantisation_state", name)
 
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """Every storage that was entered, in order of birth."""
+        return self._books.blocks
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Births and deaths in order."""
+        return self._books.entries
+
     def reading(self) -> LedgerReading:
         """Sum the closed books up."""
         books = self._books
         at_peak = self._live_at(books.peak.entries)
         categories: Counter[Category] = Counter()
         for block in at_peak:
-            categories[_category(block)] += block.nbytes
+            categories[category_of(block)] += block.nbytes
         setter = self._peak_setter()
         return LedgerReading(
             device=self._device_type,
@@ -268,7 +279,7 @@ def _address(storage: torch.UntypedStorage) -> int:
     return address
 
 
-def _category(block: Block) -> Category:
+def category_of(block: Block) -> Category:
     """Sort what was not entered by name: alive from forward into backward means saved for it."""
     if block.category is not None:
         return block.category
