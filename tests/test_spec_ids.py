@@ -59,6 +59,19 @@ def _ids(folder: Path, text: str) -> list[str]:
             ),
             "llama-2-7b/full/b1-s512-ga8-fp32-autocast-bf16-ckpt-reentrant-eager-paged32bit-padded",
         ),
+        (
+            (
+                'attention_mask = "padded"\n[methods.qlora]\nquantise_lm_head = true\n[training]\n'
+                'loss = "chunked"\nloss_chunk_tokens = 64\nupcast_outputs = true\nkeep_outputs = true\n'
+                'empty_cache_steps = 10\noptimizer = "ademamix-8bit"'
+            ),
+            (
+                "llama-2-7b/qlora-nf4-dq-r8-head/"
+                "b1-s512-ademamix8bit-loss-chunked-chunk64-upcast-kept-empty10-mask-padded"
+            ),
+        ),
+        ('[methods.boft]\nkind = "peft"\ntype = "boft"', "llama-2-7b/boft/b1-s512"),
+        ('[methods.mine]\nkind = "peft"\ntype = "IA3"', "llama-2-7b/mine-IA3/b1-s512"),
     ],
 )
 def test_cell_is_called(tmp_path: Path, text: str, expected: str) -> None:

@@ -266,6 +266,20 @@ def test_synthetic_tokens_fill_the_batch_and_the_vocabulary() -> None:
         assert (300, 300, 297, 300) == tuple(batch.counts.model_dump().values())
 
 
+@pytest.mark.parametrize(
+    ("mask", "tokens", "counts"),
+    [("ones", [100, 100, 100], (300, 300, 297, 300)), ("padded", [100, 75, 75], (250, 250, 247, 300))],
+)
+def test_synthetic_masks(mask: Literal["ones", "padded"], tokens: list[int], counts: tuple[int, ...]) -> None:
+    """Ones change nothing but that a mask is there; padding shortens all rows but the first."""
+    prepared = prepare(SyntheticData(attention_mask=mask), sequence_length=100, micro_batch=3, tokenizer=None)
+    for batch in batches(prepared):
+        assert batch.attention_mask is not None
+        assert tokens == batch.attention_mask.sum(dim=1).tolist()
+        assert torch.equal(batch.labels == IGNORED_LABEL, batch.attention_mask == 0)
+        assert counts == tuple(batch.counts.model_dump().values())
+
+
 def test_a_tokenizer_without_offsets_is_refused() -> None:
     """Where a prompt ends must be known, not guessed."""
 

@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from bench.errors import UsageError
+from bench.results.records import Caveat
 from bench.spec.types import Cell
+from bench.window.adapters import check_merge
+from bench.window.data import prepare_batches
 from bench.window.methods import adapt, count_parameters, trainable_parameters
 from bench.window.models import load_model
+from bench.window.step import run_step
 from bench.window.weights import fetch_weights
+from bench.window.window import build_trainer
 from tiny_cells import tiny_cell
 
 pytestmark = pytest.mark.usefixtures("tiny_weights")
@@ -96,3 +101,92 @@ def test_evaluation_does_not_rewrite_4_bit_weights() -> None:
         model(input_ids=torch.ones(1, 8, dtype=torch.int64))
     assert torch.equal(packed, weight.data)
     assert torch.equal(scales, weight.quant_state.absmax)
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_an_int8_base_is_prepared_where_asked(prepared: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Peft's preparation turns the embeddings to fp32 over int8 weights too."""
+    model = _adapted(tiny_cell({"kind": "lora", "base": "int8", "kbit_preparation": prepared}))
+    expected = torch.float32 if prepared else torch.bfloat16
+    assert model.get_input_embeddings().weight.dtype == expected
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_output_layer_can_be_quantised_too(tied: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Its 4-bit weights are its own: the embeddings it was tied to stay 16-bit, and logits stay close."""
+    logits, heads = [], []
+    for quantised in (False, True):
+        cell = tiny_cell(
+            {"kind": "qlora", "kbit_preparation": False, "quantise_lm_head": quantised},
+            model={"overrides": {"tie_word_embeddings": tied}},
+        )
+        model = load_model(
+            cell, fetch_weights(cell.model), torch.device("cpu"), trust_remote_code=False
+        ).model
+        logits.append(model(input_ids=torch.arange(16)[None]).logits.detach().float())
+        heads.append(model.get_output_embeddings().weight)
+        assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert (torch.bfloat16, torch.uint8) == (heads[0].dtype, heads[1].dtype)
+    assert heads[0].numel() == heads[1].quant_state.shape.numel() == 2 * heads[1].numel()
+    assert 0 < float((logits[0] - logits[1]).norm() / logits[0].norm()) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "trained"),
+    [
+        ("ia3", {}, 2 * (32 + 32 + 256)),
+        ("Prompt-Tuning", {"num_virtual_tokens": 4}, 4 * 64),
+        ("prefix_tuning", {"num_virtual_tokens": 4}, 4 * 2 * 2 * 32),
+        ("fourierft", {"n_frequency": 50, "target_modules": ["q_proj"]}, 2 * 50),
+        ("trainable_tokens", {"token_indices": [1, 2, 3]}, 3 * 64),
+    ],
+)
+def test_other_methods_of_peft_train_what_they_say(name: str, config: dict[str, Any], trained: int) -> None:
+    """A step reaches each trained tensor, whose number follows from the method; the base is frozen."""
+    cell = tiny_cell({"kind": "peft", "type": name, "config": config}, training={"max_grad_norm": 0})
+    model = _adapted(cell)
+    trainer = build_trainer(model, cell, 2)
+    assert trained == sum(parameter.numel() for parameter in trainer.parameters)
+    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    (step,) = prepare_batches(cell.data, cell.training, None, 512, 1).steps
+    result = run_step(trainer, step)
+    assert bool(result.loss.isfinite())
+    assert not any(torch.equal(old, new) for old, new in zip(before, trainer.parameters, strict=True))
+
+
+def test_an_adapter_has_the_dtype_of_the_weights_in_other_methods_too() -> None:
+    """``adapter_dtype`` holds for any method of peft."""
+    model = _adapted(tiny_cell({"kind": "peft", "type": "ia3", "adapter_dtype": "weights"}))
+    assert {p.dtype for p in trainable_parameters(model)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ({"type": "promt_tuning"}, 'peft has no method of type "promt_tuning"; .* meant "prompt_tuning"?'),
+        ({"type": "vblora"}, "peft refuses the adapter of method 'peft': .* the method's config table"),
+        ({"type": "ia3", "config": {"rank": 8}}, "peft refuses the adapter of method 'peft': .*'rank'"),
+    ],
+    ids=["unknown", "unfit", "unknown field"],
+)
+def test_what_peft_has_not_is_a_usage_error(method: dict[str, Any], expected: str) -> None:
+    """A wrong type proposes the nearest one; a wrong configuration names its table."""
+    with pytest.raises(UsageError, match=expected):
+        _adapted(tiny_cell({"kind": "peft", **method}))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"type": "prompt_tuning", "config": {"num_virtual_tokens": 4}},
+        {"type": "lily", "config": {"target_modules": ["q_proj"]}},
+    ],
+    ids=["no merge", "refused merge"],
+)
+def test_what_cannot_be_merged_says_so(config: dict[str, Any]) -> None:
+    """A learned prompt and an adapter that peft does not merge end in a caveat, not in a failure."""
+    cell = tiny_cell({"kind": "peft", **config})
+    (step,) = prepare_batches(cell.data, cell.training, None, 512, 1).steps
+    found = check_merge(_adapted(cell), step[0], torch.device("cpu"))
+    assert isinstance(found, Caveat)
+    assert found.code == "not-mergeable"

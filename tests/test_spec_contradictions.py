@@ -1,0 +1,64 @@
+"""Fields of a cell that exclude each other are told by the field, with what to do."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tiny_cells import tiny_cell
+
+PROMPT: dict[str, Any] = {"kind": "peft", "type": "prompt-tuning", "config": {"num_virtual_tokens": 4}}
+PREFIX: dict[str, Any] = {**PROMPT, "type": "PREFIX_TUNING"}
+TASK: dict[str, Any] = {"data": {"source": "task", "task": "largest-number"}}
+HELD_OUT: dict[str, Any] = {**TASK, "evaluation": {"tasks": ["held-out"]}}
+LIGER: dict[str, Any] = {"loss": "liger"}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "expected"),
+    [
+        ({"kind": "full"}, {"training": LIGER}, "training.loss liger runs on CUDA only; set device"),
+        (
+            {"kind": "full"},
+            {"device": "cuda", "training": {**LIGER, "keep_outputs": True}},
+            "training.keep_outputs is about logits, and loss liger makes none; turn one",
+        ),
+        (
+            {"kind": "full"},
+            {"device": "cuda", "training": {**LIGER, "upcast_outputs": True}},
+            "training.upcast_outputs is about logits",
+        ),
+        (PROMPT, {"training": {"batching": "pack"}}, "training.batching pack is not for prompt-tuning"),
+        (PROMPT, HELD_OUT, "evaluation.tasks would be judged at wrong positions: prompt-tuning returns"),
+        ({**PROMPT, "config": {}}, {}, "method.config needs num_virtual_tokens for prompt-tuning; set it"),
+        ({"kind": "peft", "type": "poly"}, {}, "method.type poly needs task ids; choose another"),
+        ({"kind": "peft", "type": "xlora"}, {}, "method.type xlora needs adapters that are trained already"),
+        ({**PROMPT, "config": {"peft_type": "LORA"}}, {}, "method.config may not hold task_type, inference"),
+        (
+            {"kind": "peft", "type": "adalora", "config": {"total_step": 9}},
+            {"training": {"loss": "chunked"}},
+            "training.loss must be full for adalora",
+        ),
+    ],
+)
+def test_what_excludes_each_other_is_refused(
+    method: dict[str, Any], changes: dict[str, Any], expected: str
+) -> None:
+    """Each contradiction has its sentence."""
+    with pytest.raises(ValidationError) as caught:
+        tiny_cell(method, **changes)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        (PREFIX, HELD_OUT),
+        (PROMPT, {"training": {"loss": "chunked"}}),
+        ({"kind": "full"}, {"training": {"loss": "chunked", "upcast_outputs": True, "keep_outputs": True}}),
+        ({"kind": "full"}, {"device": "cuda", "training": LIGER}),
+    ],
+)
+def test_what_only_looks_like_it_is_allowed(method: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Neighbours of contradictions make a cell."""
+    assert tiny_cell(method, **changes).id
