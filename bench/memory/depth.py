@@ -47,7 +47,10 @@ def shallow(config: Any, layers: int) -> Any:  # noqa: ANN401 - the same
 
 def _per_layer(config: Any, layers: int) -> dict[str, list[Any] | tuple[Any, ...]]:  # noqa: ANN401 - the same
     """Return the fields that hold one value for each layer."""
-    fields = {**vars(config), **({"layer_types": config.layer_types} if hasattr(config, "layer_types") else {})}
+    fields = {
+        **vars(config),
+        **({"layer_types": config.layer_types} if hasattr(config, "layer_types") else {}),
+    }
     return {
         name: values
         for name, values in fields.items()

@@ -143,7 +143,9 @@ class MetaLedger(Ledger):
         if not self._periods_added or self._phase != "optimizer_step" or not isinstance(first, list | tuple):
             return args
         period = range(self._period, 2 * self._period)
-        repeated = [each for each in first if isinstance(each, torch.Tensor) and self._layer_of(each) in period]
+        repeated = [
+            each for each in first if isinstance(each, torch.Tensor) and self._layer_of(each) in period
+        ]
         return ([*first, *repeated * self._periods_added], *args[1:])
 
     def _size_by_parameters(self, given: Sequence[Any], imagined: Sequence[Any], result: Any) -> None:  # noqa: ANN401 - whatever the operator returns

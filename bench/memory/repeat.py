@@ -118,7 +118,9 @@ def _sweeps(groups: Ints, part: range) -> Iterator[Sweep]:
             covered += 2
             yield Sweep(start, middle, end, upwards=order[0] == SECOND)
     if covered != sum(group in {SECOND, THIRD} for group, _ in runs):
-        raise LayersDifferError(f"a list in events {part.start} to {part.stop} is not in the order of the layers")
+        raise LayersDifferError(
+            f"a list in events {part.start} to {part.stop} is not in the order of the layers"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,9 @@ def _described(  # noqa: PLR0913 - the same
         born=_first_appearances(events),
         sizes=sizes,
         kinds=np.concatenate([stream.kinds, stream.kinds[repeated]]),
-        layers=np.concatenate([layers, np.where(layers[repeated] == NO_LAYER, NO_LAYER, layers[repeated] + deeper)]),
+        layers=np.concatenate(
+            [layers, np.where(layers[repeated] == NO_LAYER, NO_LAYER, layers[repeated] + deeper)]
+        ),
         blocks=stream.blocks,
         marks=[Mark(mark.phase, mark.step, moved(mark.entries)) for mark in stream.marks],
         cache_emptied_at=[moved(position) for position in stream.cache_emptied_at],

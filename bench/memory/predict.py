@@ -1,0 +1,116 @@
+"""What a cell will take, on a platform and under an allocator's settings: traced, deepened, replayed, summed up."""
+
+from typing import Any
+
+import numpy as np
+
+from bench.memory.allocator import EMPTY_CACHE, Replay, replay
+from bench.memory.depth import depth_of
+from bench.memory.repeat import LayersDifferError, deepen
+from bench.memory.settings import AllocatorSettings
+from bench.memory.stream import Ints, Stream
+from bench.memory.trace import read_cpu_ledger, trace
+from bench.results.predictions import PredictedPhase, Prediction
+from bench.spec.platforms import Platform
+from bench.spec.types import Cell
+from bench.window.empty import configuration_of
+
+DEFAULT_SETTINGS = AllocatorSettings()
+
+
+def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAULT_SETTINGS) -> Prediction:
+    """Predict one cell.
+
+    Raises ``UntraceableError`` naming what stands in the way, ``UnavailableError`` where the model's
+    configuration cannot be read.
+    """
+    config = configuration_of(cell.model)
+    if platform.device == "cpu":
+        return _predict_cpu(cell, platform, config)
+    stream, method = stream_for(cell, platform, config)
+    return summed_up(stream, platform, settings, method)
+
+
+def stream_for(cell: Cell, platform: Platform, config: Any) -> tuple[Stream, str]:  # noqa: ANN401 - transformers ships no types
+    """Return a cell's stream and how it was made: of one layer in full and repeated, or of all layers."""
+    depth = depth_of(cell, config)
+    if depth is not None:
+        try:
+            return deepen(
+                trace(cell, platform, config, depth), depth.period, depth.periods_added
+            ), "repeated layers"
+        except LayersDifferError:
+            pass  # the whole model tells
+    return trace(cell, platform, config), "full trace"
+
+
+def summed_up(stream: Stream, platform: Platform, settings: AllocatorSettings, method: str) -> Prediction:
+    """Replay a stream through the allocator and say what it took."""
+    replayed = _replayed(stream, settings)
+    allocated = replayed.allocated_bytes
+    peak = int(allocated.argmax())
+    block = int(stream.events[peak])
+    phases = [(mark.phase, mark.step, slice(mark.entries, end)) for mark, end in _ends(stream)]
+    peaks: dict[PredictedPhase, int] = {}
+    first_ends: dict[PredictedPhase, int] = {}
+    for phase, step, part in phases:
+        if part.stop > part.start:
+            peaks[phase] = max(peaks.get(phase, 0), int(allocated[part].max()))
+        if step == 0:
+            first_ends[phase] = int(allocated[part.stop - 1]) if part.stop else 0
+    peak_phase = next(phase for phase, _, part in phases if part.start <= peak < part.stop)
+    return Prediction(
+        platform=platform,
+        allocator=str(settings),
+        allocated_peak_bytes=replayed.allocated_peak_bytes,
+        reserved_peak_bytes=replayed.reserved_peak_bytes,
+        reserved_low_bytes=replayed.reserved_peak_bytes,
+        reserved_high_bytes=replayed.reserved_peak_bytes,
+        paged_bytes=stream.paged_bytes,
+        phase_peaks_bytes=peaks,
+        phase_ends_bytes=first_ends,
+        peak_phase=peak_phase,
+        peak_op=stream.blocks[stream.kinds[block]].op,
+        peak_module=stream.module_of(block),
+        categories_at_peak_bytes=stream.categories(stream.live_at(peak + 1)),
+        method=method,
+    )
+
+
+def _replayed(stream: Stream, settings: AllocatorSettings) -> Replay:
+    """Replay with the calls of empty_cache() put in; the counters are those after each event of the stream."""
+    positions = np.asarray(stream.cache_emptied_at, dtype=np.int64)
+    events: Ints = np.insert(stream.events, positions, EMPTY_CACHE)
+    replayed = replay(events.tolist(), stream.sizes.tolist(), settings)
+    if not len(positions):
+        return replayed
+    kept = events != EMPTY_CACHE
+    return Replay(
+        allocated_bytes=replayed.allocated_bytes[kept],
+        requested_bytes=replayed.requested_bytes[kept],
+        reserved_bytes=replayed.reserved_bytes[kept],
+        segments_acquired=replayed.segments_acquired,
+        retries=replayed.retries,
+        out_of_memory=replayed.out_of_memory,
+    )
+
+
+def _ends(stream: Stream) -> list[tuple[Any, int]]:
+    """Return each mark and where its phase ends."""
+    starts = [mark.entries for mark in stream.marks]
+    return list(zip(stream.marks, [*starts[1:], len(stream.events)], strict=True))
+
+
+def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:  # noqa: ANN401 - the same
+    reading = read_cpu_ledger(cell, platform, config)
+    return Prediction(
+        platform=platform,
+        allocated_peak_bytes=reading.peak_bytes,
+        phase_peaks_bytes=reading.phase_peaks_bytes,
+        phase_ends_bytes={},
+        peak_phase=reading.peak_phase,
+        peak_op=reading.peak_op,
+        peak_module=reading.peak_module,
+        categories_at_peak_bytes=reading.categories_at_peak_bytes,
+        method="full trace",
+    )
