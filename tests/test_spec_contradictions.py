@@ -31,6 +31,11 @@ LIGER: dict[str, Any] = {"loss": "liger"}
         (PROMPT, {"training": {"batching": "pack"}}, "training.batching pack is not for prompt-tuning"),
         (PROMPT, HELD_OUT, "evaluation.tasks would be judged at wrong positions: prompt-tuning returns"),
         ({**PROMPT, "config": {}}, {}, "method.config needs num_virtual_tokens for prompt-tuning; set it"),
+        (
+            {"kind": "lora", "peft": {"init_lora_weights": "eva"}},
+            {},
+            "method.peft may not ask for eva, whose",
+        ),
         ({"kind": "peft", "type": "poly"}, {}, "method.type poly needs task ids; choose another"),
         ({"kind": "peft", "type": "xlora"}, {}, "method.type xlora needs adapters that are trained already"),
         ({**PROMPT, "config": {"peft_type": "LORA"}}, {}, "method.config may not hold task_type, inference"),

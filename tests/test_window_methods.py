@@ -49,8 +49,12 @@ def test_an_adapter_can_have_the_dtype_of_the_weights() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "attribute"),
-    [({"use_dora": True}, "lora_magnitude_vector"), ({"use_rslora": True}, "lora_A")],
-    ids=["dora", "rslora"],
+    [
+        ({"use_dora": True}, "lora_magnitude_vector"),
+        ({"use_rslora": True}, "lora_A"),
+        ({"init_lora_weights": "pissa"}, "lora_A"),
+    ],
+    ids=["dora", "rslora", "pissa"],
 )
 def test_other_lora_fields_pass_through(fields: dict[str, Any], attribute: str) -> None:
     """The method's peft table reaches LoraConfig."""
@@ -175,17 +179,19 @@ def test_what_peft_has_not_is_a_usage_error(method: dict[str, Any], expected: st
         _adapted(tiny_cell({"kind": "peft", **method}))
 
 
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
 @pytest.mark.parametrize(
-    "config",
+    "method",
     [
-        {"type": "prompt_tuning", "config": {"num_virtual_tokens": 4}},
-        {"type": "lily", "config": {"target_modules": ["q_proj"]}},
+        {"kind": "peft", "type": "prompt_tuning", "config": {"num_virtual_tokens": 4}},
+        {"kind": "peft", "type": "lily", "config": {"target_modules": ["q_proj"]}},
+        {"kind": "lora", "peft": {"lora_bias": True}},
     ],
-    ids=["no merge", "refused merge"],
+    ids=["no merge", "none yet", "impossible merge"],
 )
-def test_what_cannot_be_merged_says_so(config: dict[str, Any]) -> None:
+def test_what_cannot_be_merged_says_so(method: dict[str, Any]) -> None:
     """A learned prompt and an adapter that peft does not merge end in a caveat, not in a failure."""
-    cell = tiny_cell({"kind": "peft", **config})
+    cell = tiny_cell(method)
     (step,) = prepare_batches(cell.data, cell.training, None, 512, 1).steps
     found = check_merge(_adapted(cell), step[0], torch.device("cpu"))
     assert isinstance(found, Caveat)

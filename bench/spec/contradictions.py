@@ -109,3 +109,6 @@ def _misplaced_fields(peft: dict[str, Any]) -> Iterator[str]:
     yield from (f"may not hold {name}; set the method's {own[name]}" for name in peft if name in own)
     if "task_type" in peft or "inference_mode" in peft:
         yield "may not hold task_type or inference_mode: adapters here are for training a causal model"
+    if peft.get("init_lora_weights") == "eva":
+        # peft leaves them as for plain LoRA until initialize_lora_eva_weights is called with data.
+        yield "may not ask for eva, whose weights need a pass over data first; set pissa or olora"

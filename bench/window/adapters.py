@@ -27,7 +27,10 @@ def check_merge(model: Any, batch: Batch, device: torch.device) -> MergeCheck | 
     apart = _logits(model, batch, device)
     try:
         model = model.merge_and_unload()
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        refused = isinstance(error, NotImplementedError | ValueError) or "Impossible to merge" in str(error)
+        if not refused:
+            raise
         return _not_mergeable(" ".join(str(error).split()).rstrip("."))
     merged = _logits(model, batch, device)
     return MergeCheck(
