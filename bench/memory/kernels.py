@@ -25,6 +25,11 @@ class Kernels:
         self._padded = padded
         self._handles: set[bool] = set()
 
+    @property
+    def on_cpu(self) -> bool:
+        """Tell whether the platform is the CPU."""
+        return self._platform.device == "cpu"
+
     def answer(self, question: torch.Tensor) -> bool | float | int:
         """Answer what code asks of a tensor's data, as a finite batch of this kind would."""
         if question.dtype is torch.bool:

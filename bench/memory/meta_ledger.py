@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from bench.memory.kernels import Kernels
+from bench.memory.shapes import ShapeMemory
 from bench.probes.ledger import Block, Ledger, StepPhase
 
 _ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
+_INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
 NO_LAYER = -1
+_SHAPES = ShapeMemory()  # what operators return depends on nothing but their arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,8 @@ class MetaLedger(Ledger):
         """Start in a phase."""
         super().__init__(model, "meta", vocabulary_size)
         self._kernels = kernels
+        if kernels.on_cpu:  # where small tensors that no device is asked for count like all others
+            self._counted_devices = {"meta", "cpu"}
         self._periods_added = periods_added
         self._period = period
         self.marks: list[Mark] = []
@@ -109,7 +114,10 @@ class MetaLedger(Ledger):
     ) -> Any:  # noqa: ANN401 - torch's own signature
         """Run the operator and add what its kernel would take besides its result."""
         if func is _ITEM and args[0].device.type == "meta":
+            self._op_count += 1
             return self._kernels.answer(args[0])
+        if func in _INDEXING:
+            self._enter_indices(args)
         for nbytes, op in self._kernels.kept_workspaces(func, in_backward=self._phase == "backward"):
             self.hold(nbytes, op)
         if self._phase == "optimizer_step":
@@ -122,6 +130,16 @@ class MetaLedger(Ledger):
         if nbytes:
             self.release(self.hold(nbytes, f"{func._schema.name} (workspace)"))  # noqa: SLF001 - its only name
         return result
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - torch's own signature
+        return _SHAPES.run(func, args, kwargs)
+
+    def _enter_indices(self, args: tuple[Any, ...]) -> None:
+        """Enter index tensors that torch made of lists: on other devices the dispatcher is shown those."""
+        for index in args[1]:
+            if index is not None and self._known(index) is None:
+                self._op_count += 1
+                self._enter(index, "aten::lift_fresh", self._module_of(args))
 
     def _layers_read(self, args: tuple[Any, ...]) -> list[int]:
         """Return the layers that an optimizer's operator works on: one for each result, last one first.

@@ -4,41 +4,101 @@ torch and its companions choose kernels by device; on the meta device they would
 reference implementation. Everything is put back when the ``with`` block ends.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from bench.memory.staging_attention import Attention
+from bench.memory.autocast import staged_autocast
+from bench.memory.four_bit import four_bit_product
+from bench.memory.staging_attention import staged_attention
+from bench.memory.stand_ins import staged_results
 from bench.spec.platforms import Platform
-
 
 
 @contextmanager
 def staged(platform: Platform) -> Iterator[None]:
-    """Run a ``with`` block as if the meta device were the platform's."""
-    import bitsandbytes.functional
+    """Run a ``with`` block as if the meta device were the platform's.
 
+    Raises ``UntraceableError`` for whatever torch or a model cannot do without data.
+    """
     with ExitStack() as stack:
-        for module, name in _device_lists():
-            listed = getattr(module, name)()
-            stack.enter_context(patch.object(module, name, lambda listed=listed: [*listed, "meta"]))
-        stack.enter_context(
-            patch.object(torch.nn.functional, "scaled_dot_product_attention", Attention(platform))
-        )
-        # bitsandbytes keeps its quantisation maps in a global; those made here have no data.
-        maps = dict(bitsandbytes.functional.name2qmap)
-        stack.callback(bitsandbytes.functional.name2qmap.update, maps)
-        stack.callback(bitsandbytes.functional.name2qmap.clear)
+        for owner, name, replacement in _replacements(platform):
+            stack.enter_context(patch.object(owner, name, replacement))
+        stack.enter_context(_fresh_quantisation_maps())
+        stack.enter_context(staged_attention(platform))
+        stack.enter_context(staged_results(platform))
+        stack.enter_context(staged_autocast(platform))
         yield
 
 
-def _device_lists() -> list[tuple[Any, str]]:
-    """Return torch's functions that list the devices with fused and foreach kernels, where imported."""
-    names = ("_get_fused_kernels_supported_devices", "_get_foreach_kernels_supported_devices")
+def _replacements(platform: Platform) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+    """Yield what is put in the place of functions that choose by device: owner, name, replacement."""
     # torch.optim hides its modules behind the classes of the same name.
-    modules = [import_module(f"torch.{name}") for name in ("utils._foreach_utils", "optim.optimizer")]
-    return [(module, name) for module in modules for name in names if hasattr(module, name)]
+    for_clipping, for_optimizers = map(import_module, ("torch.utils._foreach_utils", "torch.optim.optimizer"))
+    names = ("_get_fused_kernels_supported_devices", "_get_foreach_kernels_supported_devices")
+    for owner, name in product((for_clipping, for_optimizers), names):
+        listed = getattr(owner, name)()
+        # Clipping uses foreach kernels on the CPU as well, optimizers only if they are told to.
+        if platform.device in listed or owner is for_clipping:
+            yield owner, name, lambda listed=listed: [*listed, "meta"]
+    if platform.device == "cuda":
+        from bitsandbytes.autograd import _functions
+
+        yield _functions, "MatMul4Bit", four_bit_product(platform)
+        yield torch.nn.functional, "dropout", _dropout_on_cuda
+    if platform.device == "cpu":
+        import bitsandbytes
+
+        yield bitsandbytes, "matmul", _int8_matmul_on_cpu
+
+
+def _dropout_on_cuda(
+    input: torch.Tensor,  # noqa: A002 - torch's own signature
+    p: float = 0.5,
+    training: bool = True,  # noqa: FBT001, FBT002 - the same
+    inplace: bool = False,  # noqa: FBT001, FBT002 - the same
+) -> torch.Tensor:
+    """Keep one byte for each element, where the meta device would multiply with noise of the input's dtype.
+
+    Source: pytorch aten/src/ATen/native/Dropout.cpp, is_fused_kernel_acceptable.
+    """
+    if not training or inplace or not 0 < p < 1 or not input.numel():
+        return torch.dropout_(input, p, training) if inplace else torch.dropout(input, p, training)
+    return torch.native_dropout(input, p, training)[0]
+
+
+def _int8_matmul_on_cpu(  # noqa: PLR0913, PLR0917 - bitsandbytes' own signature
+    values: Any,  # noqa: ANN401 - bitsandbytes ships no types
+    weight: Any,  # noqa: ANN401 - the same
+    out: Any = None,  # noqa: ANN401 - the same
+    state: Any = None,  # noqa: ANN401 - the same
+    threshold: float = 0.0,
+    bias: Any = None,  # noqa: ANN401 - the same
+) -> Any:  # noqa: ANN401 - the same
+    """Choose what bitsandbytes chooses for training on a CPU (its autograd/_functions.py, matmul)."""
+    from bitsandbytes.autograd import _functions
+
+    if not state.is_training:
+        return _functions.matmul(values, weight, out, state, threshold, bias)
+    state.threshold = threshold or state.threshold
+    return _functions.MatMul8bitFp.apply(values, weight, out, bias, state)  # type: ignore[no-untyped-call]  # the same
+
+
+@contextmanager
+def _fresh_quantisation_maps() -> Iterator[None]:
+    """Keep maps without data out of the global in which bitsandbytes keeps its quantisation maps."""
+    import bitsandbytes.functional
+
+    maps = bitsandbytes.functional.name2qmap
+    before = dict(maps)
+    maps.clear()
+    try:
+        yield
+    finally:
+        maps.clear()
+        maps.update(before)

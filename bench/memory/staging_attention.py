@@ -4,6 +4,8 @@ Source of every rule: pytorch aten/src/ATen/native/transformers/attention.cpp, s
 cuda/sdp_utils.cpp.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -14,7 +16,6 @@ from bench.spec.platforms import Platform
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
-_REFERENCE = functional.scaled_dot_product_attention  # on the meta device: the "math" backend
 
 
 class _Call(NamedTuple):
@@ -34,7 +35,18 @@ class _Call(NamedTuple):
         return torch.is_grad_enabled() and any(t.requires_grad for t in self[:3])
 
 
-class Attention:
+@contextmanager
+def staged_attention(platform: Platform) -> Iterator[None]:
+    """Use the platform's kernels for tensors of the meta device while a ``with`` block runs."""
+    library = torch.library.Library("aten", "IMPL")  # noqa: TOR901 - destroyed below
+    try:
+        library.impl("scaled_dot_product_attention", _Attention(platform), "AutogradMeta")
+        yield
+    finally:
+        library._destroy()  # noqa: SLF001 - has no public name
+
+
+class _Attention:
     """scaled_dot_product_attention as a platform runs it, for tensors of the meta device."""
 
     def __init__(self, platform: Platform) -> None:
@@ -49,25 +61,19 @@ class Attention:
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,  # noqa: FBT001, FBT002 - torch's own signature
+        *,
         scale: float | None = None,
-        enable_gqa: bool = False,  # noqa: FBT001, FBT002 - torch's own signature
+        enable_gqa: bool = False,
     ) -> Tensor:
         """Run the kernel that the platform would run."""
         call = _Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        if query.device.type == "meta":
-            if self._platform.device == "cpu" and _flash_on_cpu(call):
-                return _run_flash_on_cpu(call)
-            if self._platform.device == "cuda":
-                kernel = cuda_kernel(call, self._platform)
-                if kernel != "math":
-                    return _RUN[kernel](call)
-        return _REFERENCE(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return _RUN[kernel_of(call, self._platform)](call)
 
 
-def cuda_kernel(call: _Call, platform: Platform) -> str:
-    """Return flash, efficient or math: the first in torch's order of preference that takes the call."""
+def kernel_of(call: _Call, platform: Platform) -> str:
+    """Return the first kernel in torch's order of preference that takes the call."""
+    if platform.device == "cpu":
+        return "flash on the CPU" if _flash_on_cpu(call) else "math"
     if _flash_on_cuda(call, platform):
         return "flash"
     return "efficient" if _efficient_on_cuda(call, platform) else "math"
@@ -189,4 +195,15 @@ def _pad_last(tensor: Tensor, alignment: int) -> Tensor:
     return functional.pad(tensor, (0, missing)) if missing else tensor
 
 
-_RUN = {"flash": _run_flash, "efficient": _run_efficient}
+def _run_math(call: _Call) -> Tensor:
+    return _aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]  # noqa: SLF001 - its only name
+        *call[:3], _additive(call), call.dropout, call.causal, scale=call.scale, enable_gqa=call.grouped
+    )[0]
+
+
+_RUN = {
+    "flash": _run_flash,
+    "efficient": _run_efficient,
+    "flash on the CPU": _run_flash_on_cpu,
+    "math": _run_math,
+}

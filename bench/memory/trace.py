@@ -38,7 +38,7 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
         ledger = MetaLedger(
             model,
             vocabulary_size,
-            Kernels(platform, padded=batch.attention_mask is not None),
+            Kernels(platform, padded=_pads(batch)),
             periods_added=depth.periods_added if depth else 0,
             period=depth.period if depth else 1,
         )
@@ -71,7 +71,7 @@ def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -
         with torch.device("meta"):
             model = adapt(model, cell)
         trainer = _trainer(model, cell)
-        kernels = Kernels(platform, padded=batch.attention_mask is not None)
+        kernels = Kernels(platform, padded=_pads(batch))
         step = [on_meta(batch)] * cell.training.gradient_accumulation
         with MetaLedger(model, vocabulary_size, kernels):
             run_step(trainer, step)
@@ -84,6 +84,11 @@ def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
     mask = cell.data.attention_mask if isinstance(cell.data, SyntheticData) else "none"
     data = SyntheticData(attention_mask=mask)
     return prepare_batches(data, cell.training, None, vocabulary_size, 1).steps[0][0]
+
+
+def _pads(batch: Batch) -> bool:
+    """Tell whether the attention mask hides anything."""
+    return batch.attention_mask is not None and not bool(batch.attention_mask.all())
 
 
 def on_meta(batch: Batch) -> Batch:

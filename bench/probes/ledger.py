@@ -77,6 +77,7 @@ class Ledger(TorchDispatchMode):
     def __init__(self, model: nn.Module, device_type: str, vocabulary_size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
         self._device_type = device_type
+        self._counted_devices = {device_type}
         self._vocabulary_size = vocabulary_size
         self._module_names = {id(module): name or "model" for name, module in model.named_modules()}
         self._module_stack = [OUTSIDE]
@@ -175,7 +176,7 @@ class Ledger(TorchDispatchMode):
         """Run the operator and enter the storages it returns."""
         self._op_count += 1
         module = self._module_of(args)
-        result = func(*args, **(kwargs or {}))
+        result = self._run(func, args, kwargs or {})
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 block = self._enter(tensor, func._schema.name, module)  # noqa: SLF001 - the op's only name
@@ -183,9 +184,12 @@ class Ledger(TorchDispatchMode):
                     block.category = "logits"
         return result
 
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - torch's own signature
+        return func(*args, **kwargs)
+
     def _enter(self, tensor: torch.Tensor, op: str, module: str) -> Block | None:
         """Enter the tensor's storage unless it is known or lies elsewhere; return it if it is new."""
-        if tensor.device.type != self._device_type:
+        if tensor.device.type not in self._counted_devices:
             return None
         storage = tensor.untyped_storage()
         books, address = self._books, _address(storage)

@@ -63,7 +63,18 @@ def build_empty_model(cell: Cell, config: Any) -> Any:  # noqa: ANN401 - transfo
         quantiser = AutoHfQuantizer.from_config(quantisation, pre_quantized=False)
         quantiser.preprocess_model(model=model, device_map={"": "meta"}, dtype=DTYPES[cell.training.dtype])
         quantiser.postprocess_model(model)
+        for module in model.modules():
+            _to_loaded_dtype(module, DTYPES[cell.training.dtype])
     return model
+
+
+def _to_loaded_dtype(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give a layer made for quantisation the dtype that loading would have given it before it is packed."""
+    import bitsandbytes
+
+    if isinstance(module, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt):
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
 
 
 def quantise_empty(module: nn.Module) -> None:
