@@ -30,7 +30,7 @@ from bench.spec.types import (
 )
 
 Metric = Literal["allocated", "reserved", "unknown"]
-Moment = Literal["peak", "load_peak", "load", "adapt", "forward", "backward", "optimizer_step"]
+Moment = Literal["peak", "adapt_peak", "load", "adapt", "forward", "backward", "optimizer_step"]
 
 
 class Source(Frozen):
@@ -48,8 +48,8 @@ class Source(Frozen):
 class Measured(Frozen):
     """One published number in bytes. The bounds say what the published rounding leaves open.
 
-    A moment is the run's ``peak``, the peak while loading (``load_peak``), or the end of a phase of the
-    first step.
+    A moment is the run's ``peak``, the peak until the model is adapted (``adapt_peak``), or the end of a
+    phase: of loading, of adapting, or of a part of the first step.
     """
 
     metric: Metric

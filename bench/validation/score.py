@@ -129,8 +129,8 @@ def _figure(measured: Measured, prediction: Prediction) -> int | None:
         return None
     if measured.moment == "peak":
         return prediction.allocated_peak_bytes
-    if measured.moment == "load_peak":
-        return prediction.phase_peaks_bytes.get("load")
+    if measured.moment == "adapt_peak":
+        return max(prediction.phase_peaks_bytes.get(phase, 0) for phase in ("load", "adapt")) or None
     return prediction.phase_ends_bytes.get(measured.moment)
 
 
