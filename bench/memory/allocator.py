@@ -1,8 +1,8 @@
 """Replays births and deaths of blocks through the rules of CUDA's caching allocator, on one stream.
 
 The rules are those of c10/cuda/CUDACachingAllocator.cpp, torch 2.6 to 2.13. One thing is the driver's
-and not torch's: new segments are given ascending addresses here, which decides among free blocks of
-equal size. Nothing is known here of tensors, phases or cards.
+and not torch's: where new segments lie, which decides among free blocks of equal size; here their
+addresses rise, or fall. Nothing is known here of tensors, phases or cards.
 """
 
 from collections.abc import Sequence
@@ -69,13 +69,14 @@ def _most(values: NDArray[np.int64]) -> int:
     return int(values.max(initial=0))
 
 
-def replay(
+def replay(  # noqa: PLR0913 - a stream, and what may differ between two replays of it, by keyword
     events: Sequence[int],
     sizes: Sequence[int],
     settings: AllocatorSettings = DEFAULT_SETTINGS,
     *,
     capacity_bytes: int | None = None,
     total_bytes: int | None = None,
+    ascending: bool = True,
 ) -> Replay:
     """Return the counters of the allocator along a stream of events.
 
@@ -83,9 +84,10 @@ def replay(
     empty_cache(); ``sizes`` holds the bytes asked for by each block, by its number. Blocks of 0 bytes take
     no memory. ``capacity_bytes`` is what the driver can give; None for any amount. ``total_bytes`` is the
     memory of the card, which settings.per_process_memory_fraction is a share of (default: the capacity).
-    Garbage collection happens only where that fraction is set, as in torch.
+    Garbage collection happens only where that fraction is set, as in torch. ``ascending`` says whether the
+    driver gives new segments rising or falling addresses.
     """
-    allocator = CachingAllocator(settings, capacity_bytes, total_bytes)
+    allocator = CachingAllocator(settings, capacity_bytes, total_bytes, ascending=ascending)
     small, large, device = allocator.small, allocator.large, allocator.device
     rounded = _rounded(sizes, settings)
     live: list[Block | None] = [None] * len(rounded)
@@ -164,13 +166,15 @@ class CachingAllocator:
         settings: AllocatorSettings = DEFAULT_SETTINGS,
         capacity_bytes: int | None = None,
         total_bytes: int | None = None,
+        *,
+        ascending: bool = True,
     ) -> None:
         """Start empty; see ``replay`` for the arguments."""
         total = total_bytes if total_bytes is not None else capacity_bytes
         fraction = settings.per_process_memory_fraction
         allowed = None if total is None or fraction == 1 else int(fraction * total)
         limits = [limit for limit in (capacity_bytes, allowed) if limit is not None]
-        self.device = Device(min(limits, default=None))
+        self.device = Device(min(limits, default=None), ascending=ascending)
         self.retries = 0
         threshold = settings.garbage_collection_threshold
         self._collect_above_bytes = int(threshold * allowed) if allowed and threshold else None

@@ -1,6 +1,6 @@
 """One pool of CUDA's caching allocator: how free blocks are chosen, split, merged and released.
 
-Addresses are numbers of our own: each segment starts beyond the last one, with a gap, so that blocks of
+Addresses are numbers of our own: each segment lies beyond the last one, with a gap, so that blocks of
 different segments never touch. The pool that grows by pages is in ``expandable.py``.
 """
 
@@ -16,6 +16,7 @@ _MINIMUM_BYTES = 512  # kMinBlockSize
 
 ADDRESS_BITS = 48
 ADDRESS_MASK = (1 << ADDRESS_BITS) - 1
+_MIDDLE = 1 << ADDRESS_BITS - 1
 
 Block = tuple[int, int]
 """Address and bytes."""
@@ -24,9 +25,10 @@ Block = tuple[int, int]
 class Device:
     """The driver: how much memory it has given and how much more it can give, in bytes."""
 
-    def __init__(self, limit_bytes: int | None) -> None:
-        """Take the most it can give; None for any amount."""
+    def __init__(self, limit_bytes: int | None, *, ascending: bool = True) -> None:
+        """Take the most it can give (None: any amount), and whether new segments get rising addresses."""
         self.limit_bytes = limit_bytes
+        self.ascending = ascending
         self.reserved_bytes = 0
         self.segments_acquired = 0
 
@@ -128,7 +130,7 @@ class SegmentPool(FreeBlocks):
         self._largest_rest = _MINIMUM_BYTES - 1 if small else SMALL_REQUEST_BYTES
         self._largest_split = settings.max_split_bytes
         self._segments: dict[int, int] = {}
-        self._next_address = _GRAIN_BYTES
+        self._frontier = _MIDDLE  # beyond it no address has been given out yet
 
     def take(self, size: int) -> Block | None:
         """Best fit by (size, address), the rest split off: get_free_block(), should_split()."""
@@ -165,13 +167,18 @@ class SegmentPool(FreeBlocks):
             segment = -(-size // _GRAIN_BYTES) * _GRAIN_BYTES
         if not self._device.acquire(segment):
             return None
-        address = self._next_address
+        address = self._place(-(-segment // _GRAIN_BYTES) * _GRAIN_BYTES)
         self._segments[address] = segment
-        self._next_address += -(-segment // _GRAIN_BYTES) * _GRAIN_BYTES + _GRAIN_BYTES  # and a gap
         if segment - size > self._largest_rest and self._splits(size):
             self.add(address + size, segment - size)
             return address, size
         return address, segment
+
+    def _place(self, extent: int) -> int:
+        """Return the address of a new segment, with a gap to the last one."""
+        address = self._frontier if self._device.ascending else self._frontier - extent
+        self._frontier = address + extent + _GRAIN_BYTES if self._device.ascending else address - _GRAIN_BYTES
+        return address
 
     def release(self) -> None:
         """Free every segment that is one free block: release_blocks()."""

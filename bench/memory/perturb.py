@@ -1,0 +1,98 @@
+"""How far reserved memory may lie from its replay: the same stream, perturbed as reality perturbs it.
+
+Allocated memory hardly depends on order; what is reserved depends on which free block happens to fit. The
+perturbations are fixed, so the same stream always has the same band.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from bench.memory.allocator import DEFAULT_SETTINGS, replay
+from bench.memory.settings import MIB, AllocatorSettings
+
+LOADING_THREADS = 4  # GLOBAL_WORKERS in core_model_loading.py of transformers 5
+WARM_UP_CHANGES_BYTES = (-32 * MIB, -2 * MIB, 2 * MIB, 32 * MIB)
+"""A segment's grain, and about a weight of a mid-sized model: each leaves other gaps for what follows."""
+TOKENS_SHORTER = 8  # a few tokens: as much as padding to a multiple of 8 hides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freedom:
+    """What a stream leaves open.
+
+    ``weights`` are the ranges of events (start, end) in which one weight each is loaded, back to back.
+    ``warm_up`` is the block that the loader allocates and frees first. ``elastic`` holds, for each step,
+    the blocks whose size is proportional to the length of the sequences, and ``tokens`` that length. Leave
+    both out where all sequences are of one length: a first step that is a few tokens shorter leaves large
+    blocks behind that later steps cannot use, and reserved memory may double until memory is short.
+    """
+
+    weights: Sequence[tuple[int, int]] = ()
+    warm_up: int | None = None
+    elastic: Sequence[Sequence[int]] = ()
+    tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """Peak of reserved bytes: as replayed, and the least and most of all perturbed replays."""
+
+    traced_bytes: int
+    low_bytes: int
+    high_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Variant:
+    events: Sequence[int]
+    sizes: Sequence[int]
+    ascending: bool = True
+
+
+def band(
+    events: Sequence[int],
+    sizes: Sequence[int],
+    settings: AllocatorSettings = DEFAULT_SETTINGS,
+    freedom: Freedom | None = None,
+) -> Band:
+    """Return the peak of reserved memory over at most ten replays of a stream (see ``replay``)."""
+    peaks = [
+        replay(each.events, each.sizes, settings, ascending=each.ascending).reserved_peak_bytes
+        for each in _variants(_Variant(events=events, sizes=sizes), freedom or Freedom())
+    ]
+    return Band(traced_bytes=peaks[0], low_bytes=min(peaks), high_bytes=max(peaks))
+
+
+def _variants(traced: _Variant, freedom: Freedom) -> Iterator[_Variant]:
+    """Yield the stream as traced, then each perturbation by itself."""
+    yield traced
+    yield replace(traced, ascending=False)
+    if freedom.warm_up is not None:
+        for change in WARM_UP_CHANGES_BYTES:
+            size = max(traced.sizes[freedom.warm_up] + change, 0)
+            yield replace(traced, sizes=_resized(traced.sizes, {freedom.warm_up: size}))
+    if freedom.weights:
+        for turn in (1, 2):
+            yield replace(traced, events=_reordered(traced.events, freedom.weights, turn))
+    steps = range(len(freedom.elastic)) if freedom.tokens > TOKENS_SHORTER else ()
+    for step in steps[:2]:
+        shorter = {
+            block: traced.sizes[block] * (freedom.tokens - TOKENS_SHORTER) // freedom.tokens
+            for block in freedom.elastic[step]
+        }
+        yield replace(traced, sizes=_resized(traced.sizes, shorter))
+
+
+def _resized(sizes: Sequence[int], changes: dict[int, int]) -> list[int]:
+    return [changes.get(block, size) for block, size in enumerate(sizes)]
+
+
+def _reordered(events: Sequence[int], weights: Sequence[tuple[int, int]], turn: int) -> list[int]:
+    """Rotate the weights within each group that loads at the same time, as threads may overtake."""
+    order: list[int] = []
+    for group in range(0, len(weights), LOADING_THREADS):
+        together = weights[group : group + LOADING_THREADS]
+        for start, end in (*together[turn:], *together[:turn]):
+            order.extend(events[start:end])
+    first, last = weights[0][0], weights[-1][1]
+    return [*events[:first], *order, *events[last:]]
