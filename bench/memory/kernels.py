@@ -21,14 +21,14 @@ class Kernels:
 
     def __init__(self, platform: Platform, *, padded: bool) -> None:
         """``padded`` says that the attention mask of the traced batch hides something."""
-        self._platform = platform
+        self.platform = platform
         self._padded = padded
         self._handles: set[bool] = set()
 
     @property
     def on_cpu(self) -> bool:
         """Tell whether the platform is the CPU."""
-        return self._platform.device == "cpu"
+        return self.platform.device == "cpu"
 
     def answer(self, question: torch.Tensor) -> bool | float | int:
         """Answer what code asks of a tensor's data, as a finite batch of this kind would."""
@@ -38,16 +38,16 @@ class Kernels:
 
     def kept_workspaces(self, func: Any, *, in_backward: bool) -> Iterator[tuple[int, str]]:  # noqa: ANN401 - torch ships no type
         """Yield workspaces that this operator is the first to need: cuBLAS's, one for each thread's handle."""
-        if self._platform.device == "cuda" and func in _GEMMS and in_backward not in self._handles:
+        if self.platform.device == "cuda" and func in _GEMMS and in_backward not in self._handles:
             self._handles.add(in_backward)
-            yield cublas_workspace_bytes(self._platform), "cuBLAS workspace"
+            yield cublas_workspace_bytes(self.platform), "cuBLAS workspace"
 
     def scratch_bytes(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:  # noqa: ANN401 - the same
         """Return the bytes of temporary memory that the operator takes inside its kernel."""
-        if self._platform.device == "cpu":
+        if self.platform.device == "cpu":
             return 0
         scratch = _SCRATCH.get(func)
-        return scratch(self._platform, args, kwargs, result) if scratch else 0
+        return scratch(self.platform, args, kwargs, result) if scratch else 0
 
 
 def cublas_workspace_bytes(platform: Platform) -> int:

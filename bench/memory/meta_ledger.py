@@ -6,6 +6,7 @@ code asks of data, and notes at which layer of the model each entry was made.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from bench.probes.ledger import Block, Ledger, StepPhase
 _ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
 _INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
 NO_LAYER = -1
-_SHAPES = ShapeMemory()  # what operators return depends on nothing but their arguments
+shapes_on = cache(
+    lambda _platform: ShapeMemory()
+)  # what operators return follows from arguments and platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class MetaLedger(Ledger):
         """Start in a phase."""
         super().__init__(model, "meta", vocabulary_size)
         self._kernels = kernels
+        self._shapes = shapes_on(kernels.platform)
         if kernels.on_cpu:  # where small tensors that no device is asked for count like all others
             self._counted_devices = {"meta", "cpu"}
         self._periods_added = periods_added
@@ -131,8 +135,11 @@ class MetaLedger(Ledger):
             self.release(self.hold(nbytes, f"{func._schema.name} (workspace)"))  # noqa: SLF001 - its only name
         return result
 
+    def _settle(self) -> None:
+        """Leave garbage alone: none of it is in this ledger, and there is much of it between traces."""
+
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - torch's own signature
-        return _SHAPES.run(func, args, kwargs)
+        return self._shapes.run(func, args, kwargs)
 
     def _enter_indices(self, args: tuple[Any, ...]) -> None:
         """Enter index tensors that torch made of lists: on other devices the dispatcher is shown those."""

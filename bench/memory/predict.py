@@ -1,21 +1,25 @@
 """What a cell will take, on a platform and under an allocator's settings: traced, deepened, replayed, summed up."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
+from bench.errors import UnavailableError, UntraceableError
 from bench.memory.allocator import EMPTY_CACHE, Replay, replay
 from bench.memory.depth import depth_of
+from bench.memory.families import families, streams
 from bench.memory.repeat import LayersDifferError, deepen
 from bench.memory.settings import AllocatorSettings
 from bench.memory.stream import Ints, Stream
 from bench.memory.trace import read_cpu_ledger, trace
-from bench.results.predictions import PredictedPhase, Prediction
+from bench.results.predictions import PredictedPhase, Prediction, Refusal
 from bench.spec.platforms import Platform
-from bench.spec.types import Cell
+from bench.spec.types import Cell, ModelSpec
 from bench.window.empty import configuration_of
 
 DEFAULT_SETTINGS = AllocatorSettings()
+Method = Literal["full trace", "repeated layers"]
 
 
 def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAULT_SETTINGS) -> Prediction:
@@ -31,7 +35,47 @@ def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAUL
     return summed_up(stream, platform, settings, method)
 
 
-def stream_for(cell: Cell, platform: Platform, config: Any) -> tuple[Stream, str]:  # noqa: ANN401 - transformers ships no types
+def predict_all(
+    cells: Sequence[Cell], platform: Platform, settings: AllocatorSettings = DEFAULT_SETTINGS
+) -> Iterator[tuple[Cell, Prediction | Refusal]]:
+    """Predict many cells, tracing once what they share; in the order in which they come about."""
+    for model, members in _by_model(cells):
+        try:
+            config = configuration_of(model)
+        except UnavailableError as error:
+            yield from ((cell, Refusal(message=str(error))) for cell in members)
+            continue
+        if platform.device == "cpu":
+            yield from ((cell, _predicted_or_refused(cell, platform, settings)) for cell in members)
+            continue
+        for family in families(members, config):
+            done = set()
+            try:
+                for cell, stream, method in streams(family, platform, config):
+                    yield cell, summed_up(stream, platform, settings, method)
+                    done.add(cell.id)
+            except (UntraceableError, UnavailableError):  # of one cell; each is asked for its own reason
+                left = [cell for _, cell in family.cells if cell.id not in done]
+                yield from ((cell, _predicted_or_refused(cell, platform, settings)) for cell in left)
+
+
+def _by_model(cells: Sequence[Cell]) -> Iterable[tuple[ModelSpec, list[Cell]]]:
+    grouped: dict[str, tuple[ModelSpec, list[Cell]]] = {}
+    for cell in cells:
+        grouped.setdefault(cell.model.model_dump_json(), (cell.model, []))[1].append(cell)
+    return grouped.values()
+
+
+def _predicted_or_refused(
+    cell: Cell, platform: Platform, settings: AllocatorSettings
+) -> Prediction | Refusal:
+    try:
+        return predict(cell, platform, settings)
+    except (UntraceableError, UnavailableError) as error:
+        return Refusal(message=str(error))
+
+
+def stream_for(cell: Cell, platform: Platform, config: Any) -> tuple[Stream, Method]:  # noqa: ANN401 - transformers ships no types
     """Return a cell's stream and how it was made: of one layer in full and repeated, or of all layers."""
     depth = depth_of(cell, config)
     if depth is not None:
@@ -44,7 +88,7 @@ def stream_for(cell: Cell, platform: Platform, config: Any) -> tuple[Stream, str
     return trace(cell, platform, config), "full trace"
 
 
-def summed_up(stream: Stream, platform: Platform, settings: AllocatorSettings, method: str) -> Prediction:
+def summed_up(stream: Stream, platform: Platform, settings: AllocatorSettings, method: Method) -> Prediction:
     """Replay a stream through the allocator and say what it took."""
     replayed = _replayed(stream, settings)
     allocated = replayed.allocated_bytes

@@ -146,7 +146,7 @@ class Ledger(TorchDispatchMode):
         )
 
     def __enter__(self) -> Self:
-        gc.collect()
+        self._settle()
         self._gc_was_on = gc.isenabled()
         gc.disable()  # when a cycle is collected must not move a peak
         self._hooks = [
@@ -183,6 +183,10 @@ class Ledger(TorchDispatchMode):
                 if block is not None and self._is_logits(tensor):
                     block.category = "logits"
         return result
+
+    def _settle(self) -> None:
+        """Bury what is dead but not yet collected, or it would die in the middle of a step."""
+        gc.collect()
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - torch's own signature
         return func(*args, **kwargs)
