@@ -5,20 +5,30 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import nn
 
 from bench.errors import UsageError
 from bench.results.records import Caveat
 from bench.spec.contradictions import peft_type
-from bench.spec.types import Cell, LoraMethod, PeftMethod, QloraMethod
+from bench.spec.types import Cell, FullMethod, LoraMethod, PeftMethod, QloraMethod
+from bench.window.step import DTYPES
 
 
 def adapt(model: Any, cell: Cell) -> Any:  # noqa: ANN401 - transformers ships no types
     """Return the model ready to train: frozen and adapted as the method says, checkpointing set."""
     _enable_checkpointing(model, cell)
     adapted = _ADAPT[cell.method.kind](model, cell)
+    if not isinstance(cell.method, FullMethod) and cell.method.adapter_dtype == "weights":
+        _cast_trainable(adapted, DTYPES[cell.training.dtype])
     adapted.train()
     return adapted
+
+
+def _cast_trainable(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give adapters the weights' dtype; peft leaves them fp32 over 4-bit weights, and on the meta device."""
+    for parameter in trainable_parameters(model):
+        parameter.data = parameter.data.to(dtype)
 
 
 def method_caveats(cell: Cell) -> list[Caveat]:
