@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bench.results.records import Category, Caveat, Count, Stored
+from bench.results.stored import Category, Caveat, Count, Stored
 from bench.spec.platforms import Platform
 
 PredictedPhase = Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]

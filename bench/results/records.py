@@ -10,10 +10,10 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from bench.results.predictions import Prediction, Refusal
-from bench.results.stored import Category as Category
-from bench.results.stored import Caveat as Caveat
+from bench.results.stored import Category as Category  # noqa: PLC0414 - part of records
+from bench.results.stored import Caveat as Caveat  # noqa: PLC0414 - part of records
 from bench.results.stored import Count, Positive
-from bench.results.stored import Stored as Stored
+from bench.results.stored import Stored as Stored  # noqa: PLC0414 - part of records
 from bench.spec.types import Cell
 
 SCHEMA_VERSION: Final = 1
