@@ -49,12 +49,30 @@ _DTYPE_GIVEN_BY = {"norm.Scalar": "ScalarOpt_dtype", "norm.ScalarOpt_dim": "Scal
 class _State:
     """What torch keeps in C++: whether autocast is on, to which dtype, how deep, and the cached casts."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str, stack: ExitStack) -> None:
+        """Undo on ``stack`` what the first region sets up."""
+        self._device = device
+        self._stack = stack
+        self._ready = False
         self.enabled = False
         self.dtype = torch.bfloat16
         self.caches = True
         self.depth = 0
         self.casts: dict[int, tuple[Tensor, Tensor]] = {}  # by id of the weight, which is kept as well
+
+    def prepare(self) -> None:
+        """Register the casts; regions that are never entered cost nothing."""
+        if self._ready:
+            return
+        self._ready = True
+        rest, aten = (torch.library.Library(namespace, "IMPL") for namespace in ("_", "aten"))  # noqa: TOR901 - destroyed below
+        for library in (rest, aten):
+            self._stack.callback(library._destroy)  # noqa: SLF001 - has no public name
+        rest.fallback(torch.library.fallthrough_kernel, _KEY)
+        for name, cast in _policies(self._device).items():
+            aten.impl(name, _kernel(name, cast, self), _KEY)
+        self._stack.callback(torch.set_autocast_enabled, _DEVICE, torch.is_autocast_enabled(_DEVICE))
+        torch.set_autocast_enabled(_DEVICE, True)  # noqa: FBT003 - torch's own signature
 
 
 class _Region:
@@ -73,16 +91,22 @@ class _Region:
         self._enabled = enabled
         self._caches = self.state.caches if cache_enabled is None else cache_enabled
         self._before: list[tuple[bool, torch.dtype, bool]] = []
+        self._guard = ExitStack()
 
     def __enter__(self) -> Self:
         state = self.state
         self._before.append((state.enabled, state.dtype, state.caches))
         state.enabled, state.dtype, state.caches = self._enabled, self._dtype, self._caches
         state.depth += 1
+        if self._enabled:
+            state.prepare()
+            key = getattr(torch._C.DispatchKey, _KEY)  # noqa: SLF001 - has no public name
+            self._guard.enter_context(torch._C._IncludeDispatchKeyGuard(key))  # noqa: SLF001 - the same
         return self
 
     def __exit__(self, *_error: object) -> None:
         state = self.state
+        self._guard.close()
         state.depth -= 1
         if state.depth == 0:
             state.casts.clear()
@@ -94,52 +118,36 @@ def staged_autocast(platform: Platform) -> Iterator[None]:
     """Let torch.autocast cast tensors of the meta device as the platform casts its own."""
     import transformers.utils.generic
 
-    state = _State()
-    region = type("MetaAutocast", (_Region,), {"state": state})
+    asked, dtype_asked, available = (
+        torch.is_autocast_enabled,
+        torch.get_autocast_dtype,
+        torch.amp.is_autocast_available,
+    )
     theirs = torch.autocast
     ours = ("meta", platform.device)
-
-    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - torch's own signature
-        return (region if device_type == "meta" else theirs)(device_type, *args, **kwargs)
-
-    asked, dtype_asked = torch.is_autocast_enabled, torch.get_autocast_dtype
-    replaced: list[tuple[Any, str, Callable[..., Any]]] = [
-        (torch, "autocast", autocast),
-        (torch.amp, "autocast", autocast),
-        (torch.amp.autocast_mode, "autocast", autocast),
-        (torch.amp, "is_autocast_available", lambda device: device == "meta" or _AVAILABLE(device)),
-        (
-            torch,
-            "is_autocast_enabled",
-            # Without an argument it asks for CUDA.
-            lambda device="cuda": state.enabled if device in ours else asked(device),
-        ),
-        (torch, "get_autocast_dtype", lambda device: state.dtype if device in ours else dtype_asked(device)),
-        # What maybe_autocast(..., enabled=False) returns for tensors of the meta device: it must switch off.
-        (transformers.utils.generic, "nullcontext", lambda: region("meta", enabled=False)),
-    ]
     with ExitStack() as stack:
+        state = _State(platform.device, stack)
+        region = type("MetaAutocast", (_Region,), {"state": state})
+
+        def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - torch's own signature
+            return (region if device_type == "meta" else theirs)(device_type, *args, **kwargs)
+
+        def is_enabled(device: str = "cuda") -> bool:
+            return state.enabled if device in ours else asked(device)
+
+        replaced: list[tuple[Any, str, Callable[..., Any]]] = [
+            (torch, "autocast", autocast),
+            (torch.amp, "autocast", autocast),
+            (torch.amp.autocast_mode, "autocast", autocast),
+            (torch.amp, "is_autocast_available", lambda device: device == "meta" or available(device)),
+            (torch, "is_autocast_enabled", is_enabled),
+            (torch, "get_autocast_dtype", lambda d: state.dtype if d in ours else dtype_asked(d)),
+            # What maybe_autocast(..., enabled=False) returns for tensors of the meta device: it switches off.
+            (transformers.utils.generic, "nullcontext", lambda: region("meta", enabled=False)),
+        ]
         for owner, name, function in replaced:
             stack.enter_context(patch.object(owner, name, function))
-        for namespace in ("_", "aten"):
-            library = torch.library.Library(namespace, "IMPL")  # noqa: TOR901 - destroyed below
-            stack.callback(library._destroy)  # noqa: SLF001 - has no public name
-            if namespace == "_":
-                library.fallback(torch.library.fallthrough_kernel, _KEY)
-        _register(library, platform.device, state)
-        was_enabled = torch.is_autocast_enabled(_DEVICE)
-        torch.set_autocast_enabled(_DEVICE, True)  # noqa: FBT003 - torch's own signature
-        stack.callback(torch.set_autocast_enabled, _DEVICE, was_enabled)
-        stack.enter_context(torch._C._IncludeDispatchKeyGuard(getattr(torch._C.DispatchKey, _KEY)))  # noqa: SLF001 - the same
         yield
-
-
-_AVAILABLE = torch.amp.is_autocast_available
-
-
-def _register(library: torch.library.Library, device: str, state: _State) -> None:
-    for name, cast in _policies(device).items():
-        library.impl(name, _kernel(name, cast, state), _KEY)
 
 
 @cache
@@ -225,7 +233,9 @@ def _cast(
             return [changed(item) for item in value]
         return change(value) if _eligible(value) else value
 
-    return tuple(changed(value) for value in args), {name: changed(value) for name, value in kwargs.items()}
+    # The last argument first, as the compiler of torch's wheels evaluates them.
+    named = {name: changed(kwargs[name]) for name in reversed(kwargs)}
+    return tuple(reversed([changed(value) for value in reversed(args)])), named
 
 
 def _eligible(value: object) -> bool:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._meta_registrations
 from torch import Tensor
 
 from bench.spec.platforms import Platform
@@ -46,10 +47,25 @@ def _layer_norm(
     """
     mixed = any(part is not None and part.dtype != values.dtype for part in (weight, bias))
     outer = values.shape[: values.dim() - len(shape)]
-    statistics = values.new_empty(
-        (*outer, *[1] * len(shape)), dtype=torch.float32 if mixed else values.dtype
+    statistics = values.new_empty((*outer, *[1] * len(shape)), dtype=torch.float32 if mixed else values.dtype)
+    return (
+        torch.empty_like(values, memory_format=torch.contiguous_format),
+        statistics,
+        torch.empty_like(statistics),
     )
-    return torch.empty_like(values, memory_format=torch.contiguous_format), statistics, torch.empty_like(statistics)
+
+
+def _grouped_product(
+    left: Tensor,
+    right: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,  # noqa: ARG001 - the operator's own signature
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Multiply group by group in any dtype; torch's kernel for the meta device takes bf16 only."""
+    return torch._meta_registrations._create_grouped_mm_output_tensor(  # type: ignore[no-any-return]  # noqa: SLF001 - the rule of all devices
+        left, right, offs, out_dtype or left.dtype
+    )
 
 
 def _int8_rows(values: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -74,6 +90,7 @@ def _int8_mixed_product(  # noqa: PLR0913, PLR0917 - the operator's own signatur
 
 
 _EVERYWHERE: dict[str, Callable[..., Any]] = {
+    "aten::_grouped_mm": _grouped_product,
     "aten::histc": _histogram,
     "bitsandbytes::int8_vectorwise_quant": _int8_rows,
     "bitsandbytes::int8_mixed_scaled_mm": _int8_mixed_product,
