@@ -1,4 +1,4 @@
-"""What is predicted for the CPU is what the ledger of a real run reads there, to the byte and to the operator.
+"""What is predicted for the CPU is what the ledger reads of a real run, to the byte and the operator.
 
 No exception is known: each cell below must agree in every field of its reading.
 """
@@ -100,7 +100,7 @@ def _quick_collections() -> Iterator[None]:
 )
 @pytest.mark.parametrize(("family", "method", "levers"), CELLS, ids=str)
 def test_the_prediction_is_the_reading(family: str, method: str, levers: dict[str, Any]) -> None:
-    """Peak, categories, phases, saved bytes, operators and allocations of two steps are those of the real run."""
+    """Every field of the reading is as in the real run: peak, categories, phases, operators, allocations."""
     data = {"source": "synthetic", "attention_mask": levers.get("mask", "none")}
     training = {"sequence_length": 16} | {key: value for key, value in levers.items() if key != "mask"}
     cell = tiny_cell(METHODS[method], data=data, training=training)

@@ -24,24 +24,24 @@ _LOWERED = {
     "cpu": """conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding bmm mm linalg_vecdot baddbmm
         addmm _addmm_activation addbmm linear _convolution.deprecated matmul conv_tbc mkldnn_rnn_layer
         conv_transpose1d conv_transpose2d.input conv_transpose3d.input prelu scaled_dot_product_attention
-        _native_multi_head_attention""".split(),
+        _native_multi_head_attention""",
     "cuda": """_convolution.deprecated _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d
         conv_transpose2d.input conv_transpose3d.input convolution prelu addmm addmv addr matmul einsum mm mv
         linalg_vecdot linear addbmm baddbmm bmm chain_matmul linalg_multi_dot _thnn_fused_lstm_cell
         _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
         _scaled_dot_product_flash_attention scaled_dot_product_attention cudnn_convolution
-        cudnn_convolution_transpose""".split(),
+        cudnn_convolution_transpose""",
 }
 _GIVEN_FP32_AS_DTYPE = {
-    "cpu": [],
+    "cpu": "",
     "cuda": """prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm
         linalg_matrix_norm linalg_matrix_norm.str_ord sum sum.dim_IntList norm.Scalar
-        norm.ScalarOpt_dim""".split(),
+        norm.ScalarOpt_dim""",
 }
 _PROMOTED = {
-    "cpu": "stack cat index_copy".split(),
+    "cpu": "stack cat index_copy",
     "cuda": """addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot
-        scatter_add""".split(),
+        scatter_add""",
 }
 _DTYPE_GIVEN_BY = {"norm.Scalar": "ScalarOpt_dtype", "norm.ScalarOpt_dim": "ScalarOpt_dim_dtype"}
 
@@ -65,7 +65,7 @@ class _State:
         if self._ready:
             return
         self._ready = True
-        rest, aten = (torch.library.Library(namespace, "IMPL") for namespace in ("_", "aten"))  # noqa: TOR901 - destroyed below
+        rest, aten = (torch.library.Library(namespace, "IMPL") for namespace in ("_", "aten"))
         for library in (rest, aten):
             self._stack.callback(library._destroy)  # noqa: SLF001 - has no public name
         rest.fallback(torch.library.fallthrough_kernel, _KEY)
@@ -85,7 +85,7 @@ class _Region:
         device_type: str,
         dtype: torch.dtype | None = None,
         enabled: bool = True,  # noqa: FBT001, FBT002 - torch's own signature
-        cache_enabled: bool | None = None,
+        cache_enabled: bool | None = None,  # noqa: FBT001 - the same
     ) -> None:
         self._dtype = dtype or (torch.float16 if device_type == "cuda" else self.state.dtype)
         self._enabled = enabled
@@ -156,9 +156,9 @@ def _policies(device: str) -> dict[str, "Cast"]:
     key = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}[device]
     registered = torch._C._dispatch_get_registrations_for_dispatch_key(key)  # noqa: SLF001 - has no public name
     names = (name.removeprefix("aten::") for name in registered if name.startswith("aten::"))
-    by_name: dict[str, Cast] = {name: _to_fp32 for name in names}
+    by_name: dict[str, Cast] = dict.fromkeys(names, _to_fp32)
     for cast, listed in ((_lowered, _LOWERED), (_with_dtype, _GIVEN_FP32_AS_DTYPE), (_promoted, _PROMOTED)):
-        by_name.update({name: cast for name in listed[device] if name in by_name})
+        by_name.update({name: cast for name in listed[device].split() if name in by_name})
     return by_name
 
 

@@ -15,6 +15,7 @@ import torch
 
 from bench.memory.autocast import staged_autocast
 from bench.memory.four_bit import four_bit_product
+from bench.memory.older_losses import staged_loss
 from bench.memory.staging_attention import staged_attention
 from bench.memory.stand_ins import staged_results
 from bench.spec.platforms import Platform
@@ -32,6 +33,7 @@ def staged(platform: Platform) -> Iterator[None]:
         stack.enter_context(_fresh_quantisation_maps())
         stack.enter_context(staged_attention(platform))
         stack.enter_context(staged_results(platform))
+        stack.enter_context(staged_loss(platform))
         stack.enter_context(staged_autocast(platform))
         yield
 

@@ -20,8 +20,8 @@ def staged_results(platform: Platform) -> Iterator[None]:
     import bitsandbytes  # noqa: F401 - registers the operators
 
     kernels = _EVERYWHERE | (_ON_CPU if platform.device == "cpu" else {})
-    library = torch.library.Library("aten", "IMPL")  # noqa: TOR901 - destroyed below
-    foreign = torch.library.Library("bitsandbytes", "IMPL")  # noqa: TOR901 - the same
+    library = torch.library.Library("aten", "IMPL")
+    foreign = torch.library.Library("bitsandbytes", "IMPL")
     try:
         for name, kernel in kernels.items():
             namespace, _, bare = name.partition("::")
@@ -76,7 +76,7 @@ def _int8_rows(values: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, 
     return packed, scales, values.new_empty(0, dtype=torch.int64) if threshold > 0 else None
 
 
-def _int8_mixed_product(  # noqa: PLR0913, PLR0917 - the operator's own signature
+def _int8_mixed_product(
     values: Tensor,
     packed: Tensor,
     weight: Tensor,

@@ -7,7 +7,7 @@ the dispatcher and is not in the ledger.
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -17,7 +17,6 @@ import torch._dynamo  # else imported at the first dispatch, and frames of that 
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from bench.results.records import Category, LedgerReading
 
@@ -166,6 +165,11 @@ class Ledger(TorchDispatchMode):
             gc.enable()
         self._books.guards.clear()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Spare each operator the wrapper that keeps the compiler out: nothing here is compiled."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,  # noqa: ANN401 - torch's own signature
@@ -177,11 +181,10 @@ class Ledger(TorchDispatchMode):
         self._op_count += 1
         module = self._module_of(args)
         result = self._run(func, args, kwargs or {})
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                block = self._enter(tensor, func._schema.name, module)  # noqa: SLF001 - the op's only name
-                if block is not None and self._is_logits(tensor):
-                    block.category = "logits"
+        for tensor in _tensors((result,)):
+            block = self._enter(tensor, func._schema.name, module)  # noqa: SLF001 - the op's only name
+            if block is not None and self._is_logits(tensor):
+                block.category = "logits"
         return result
 
     def _settle(self) -> None:
@@ -264,8 +267,7 @@ class Ledger(TorchDispatchMode):
             return self._module_stack[-1]
         if self._phase != "backward":
             return "optimizer" if self._phase == "optimizer_step" else OUTSIDE
-        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
-        blocks = [block for tensor in tensors if (block := self._known(tensor)) is not None]
+        blocks = [block for tensor in _tensors(args) if (block := self._known(tensor)) is not None]
         owners = [
             block.module for block in blocks if block.born_phase != "backward" and block.module != OUTSIDE
         ]
@@ -279,6 +281,15 @@ class Ledger(TorchDispatchMode):
 
     def _leave_module(self, _module: nn.Module, _args: object, _result: object) -> None:
         self._module_stack.pop()
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors among an operator's arguments or results, in order; lists and tuples nest."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def _address(storage: torch.UntypedStorage) -> int:
