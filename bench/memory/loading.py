@@ -5,7 +5,7 @@ Source: transformers 5, core_model_loading.py (convert_and_load_state_dict_in_mo
 (caching_allocator_warmup, _move_missing_keys_from_meta_to_device).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -40,16 +40,17 @@ def in_loading_order(model: nn.Module) -> Iterator[LoadedTensor]:
             yield _loaded(model, name, buffer)
 
 
-def warm_up_bytes(model: nn.Module) -> int:
+def warm_up_bytes(model: nn.Module, times: Callable[[str], int] = lambda _name: 1) -> int:
     """Return the bytes of the one block that is allocated and freed before any weight is loaded.
 
     A weight to be quantised counts half a byte per element (4-bit) or one (int8), any other tensor of the
     checkpoint its own bytes, and the sum is a whole number of 16-bit elements. A card with less than
-    1.2 GiB beyond that gets a smaller block, which is not modelled.
+    1.2 GiB beyond that gets a smaller block, which is not modelled. ``times`` tells how often a name stands
+    for its like.
     """
     stored = model.state_dict(keep_vars=True)
     total = sum(
-        tensor.numel() * _bytes_per_element(_loaded(model, name, tensor))
+        times(name) * tensor.numel() * _bytes_per_element(_loaded(model, name, tensor))
         for name, tensor in stored.items()
         if name not in _tied_to_others(model)
     )

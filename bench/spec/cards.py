@@ -73,7 +73,8 @@ def card(name: str) -> Card:
     known = cards()
     if name in known:
         return known[name]
-    nearest = get_close_matches(name.lower(), known, n=1)
+    begun = [each for each in known if name and each.startswith(name.lower())]
+    nearest = begun or get_close_matches(name.lower(), known, n=1)
     hint = f'Perhaps you meant "{nearest[0]}"?' if nearest else f"Known: {', '.join(known)}."
     raise UsageError(f'There is no card "{name}" in the catalogue. {hint} Or give its memory, as in 24GiB.')
 
