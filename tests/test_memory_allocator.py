@@ -132,8 +132,8 @@ def test_a_share_of_the_card_limits_as_its_size_does() -> None:
 
 
 def test_oversize_blocks_are_not_split_nor_given_to_smaller_requests() -> None:
-    """With a limit of 64 MiB a free block of 100 serves neither 30 MiB nor 79, but 81 MiB whole."""
-    sizes = [100 * MIB, 30 * MIB, 79 * MIB, 81 * MIB]
+    """With a limit of 64 MiB a free block of 100 serves neither 30 MiB nor 80, but 81 MiB whole."""
+    sizes = [100 * MIB, 30 * MIB, 80 * MIB, 81 * MIB]
     assert (30 * 1024, 130 * 1024) == _final([0, 0, 1], sizes, settings=SPLIT_LIMIT)
     assert (80 * 1024, 180 * 1024) == _final([0, 0, 2], sizes, settings=SPLIT_LIMIT)
     assert (100 * 1024, 100 * 1024) == _final([0, 0, 3], sizes, settings=SPLIT_LIMIT)
