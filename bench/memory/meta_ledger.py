@@ -93,6 +93,16 @@ class MetaLedger(Ledger):
         """Say which module is being loaded."""
         self._layer = self._layer_named(module)
 
+    def times(self, name: str) -> int:
+        """Return for how many modules or parameters the named one stands: one, and one in each added period."""
+        return 1 + self._periods_added * (self._period <= self._layer_named(name) < 2 * self._period)
+
+    def times_of(self, parameter: torch.Tensor) -> int:
+        """Return for how many parameters this one stands."""
+        layer = self._layer_of(parameter)
+        in_period = layer is not None and self._period <= layer < 2 * self._period
+        return 1 + self._periods_added * in_period
+
     def empty_cache(self) -> None:
         """Note that the allocator's cache was emptied here."""
         self.cache_emptied_at.append(len(self._books.entries))

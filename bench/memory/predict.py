@@ -1,5 +1,6 @@
 """What a cell will take, on a platform and under an allocator's settings: traced, deepened, replayed, summed up."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from bench.errors import UnavailableError, UntraceableError
 from bench.memory.allocator import EMPTY_CACHE, Replay, replay
 from bench.memory.depth import depth_of
 from bench.memory.families import families, streams
+from bench.memory.perturb import band
 from bench.memory.repeat import LayersDifferError, deepen
 from bench.memory.settings import AllocatorSettings
 from bench.memory.stream import Ints, Stream
@@ -91,6 +93,7 @@ def stream_for(cell: Cell, platform: Platform, config: Any) -> tuple[Stream, Met
 def summed_up(stream: Stream, platform: Platform, settings: AllocatorSettings, method: Method) -> Prediction:
     """Replay a stream through the allocator and say what it took."""
     replayed = _replayed(stream, settings)
+    reserved = band(*_with_empty_cache(stream), settings, stream.freedom())
     allocated = replayed.allocated_bytes
     peak = int(allocated.argmax())
     block = int(stream.events[peak])
@@ -108,8 +111,8 @@ def summed_up(stream: Stream, platform: Platform, settings: AllocatorSettings, m
         allocator=str(settings),
         allocated_peak_bytes=replayed.allocated_peak_bytes,
         reserved_peak_bytes=replayed.reserved_peak_bytes,
-        reserved_low_bytes=replayed.reserved_peak_bytes,
-        reserved_high_bytes=replayed.reserved_peak_bytes,
+        reserved_low_bytes=reserved.low_bytes,
+        reserved_high_bytes=reserved.high_bytes,
         paged_bytes=stream.paged_bytes,
         phase_peaks_bytes=peaks,
         phase_ends_bytes=first_ends,
@@ -123,20 +126,24 @@ def summed_up(stream: Stream, platform: Platform, settings: AllocatorSettings, m
 
 def _replayed(stream: Stream, settings: AllocatorSettings) -> Replay:
     """Replay with the calls of empty_cache() put in; the counters are those after each event of the stream."""
-    positions = np.asarray(stream.cache_emptied_at, dtype=np.int64)
-    events: Ints = np.insert(stream.events, positions, EMPTY_CACHE)
-    replayed = replay(events.tolist(), stream.sizes.tolist(), settings)
-    if not len(positions):
+    events, sizes = _with_empty_cache(stream)
+    replayed = replay(events, sizes, settings)
+    if not stream.cache_emptied_at:
         return replayed
-    kept = events != EMPTY_CACHE
-    return Replay(
+    kept = np.asarray(events) != EMPTY_CACHE
+    return dataclasses.replace(
+        replayed,
         allocated_bytes=replayed.allocated_bytes[kept],
         requested_bytes=replayed.requested_bytes[kept],
         reserved_bytes=replayed.reserved_bytes[kept],
-        segments_acquired=replayed.segments_acquired,
-        retries=replayed.retries,
-        out_of_memory=replayed.out_of_memory,
     )
+
+
+def _with_empty_cache(stream: Stream) -> tuple[list[int], list[int]]:
+    """Return events and sizes as a replay takes them."""
+    positions = np.asarray(stream.cache_emptied_at, dtype=np.int64)
+    events: list[int] = np.insert(stream.events, positions, EMPTY_CACHE).tolist()
+    return events, stream.sizes.tolist()
 
 
 def _ends(stream: Stream) -> list[tuple[Any, int]]:

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.memory.meta_ledger import NO_LAYER, Mark, MetaLedger
-from bench.probes.ledger import Block, category_of
+from bench.memory.perturb import Freedom
+from bench.probes.ledger import BEFORE, Block, category_of
 from bench.results.records import Category
 
 Ints = NDArray[np.int64]
+WARM_UP = "loader's warm-up"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,15 @@ class Stream:
         """Return the blocks that live after so many events."""
         numbers, counts = np.unique(self.events[:event], return_counts=True)
         return numbers[counts == 1]
+
+    def freedom(self) -> Freedom:
+        """Return what of the stream reality may do otherwise: the order of the weights, the warm-up's size."""
+        starts = [mark.entries for mark in self.marks]
+        end = starts[1] if len(starts) > 1 else len(self.events)
+        ops = [self.blocks[kind].op for kind in self.kinds[self.events[:end]]]
+        first = [index for index in range(end) if self.born[index] and ops[index] == BEFORE]
+        warm_up = next((int(self.events[index]) for index in range(end) if ops[index] == WARM_UP), None)
+        return Freedom(weights=list(pairwise([*first, end])), warm_up=warm_up)
 
     def categories(self, blocks: Ints) -> Mapping[Category, int]:
         """Return the bytes of the given blocks by category."""

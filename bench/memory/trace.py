@@ -9,9 +9,11 @@ import torch
 
 from bench.memory.depth import Depth, shallow
 from bench.memory.kernels import Kernels
+from bench.memory.loading import in_loading_order, warm_up_bytes
 from bench.memory.meta_ledger import MetaLedger
+from bench.memory.paged import is_paged, staged_paging
 from bench.memory.staging import staged
-from bench.memory.stream import Stream, stream_of
+from bench.memory.stream import WARM_UP, Stream, stream_of
 from bench.probes.ledger import StepPhase
 from bench.results.records import LedgerReading
 from bench.spec.platforms import Platform
@@ -31,7 +33,7 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
     With ``depth`` the model is cut to so many layers, but what is sized by the number of its parameters is
     sized as in the whole. Raises ``UntraceableError`` naming what cannot be traced.
     """
-    with staged(platform):
+    with staged(platform), staged_paging(platform):
         model = build_empty_model(cell, deepcopy(config) if depth is None else shallow(config, depth.traced))
         vocabulary_size = int(config.get_text_config().vocab_size)
         batch = worst_batch(cell, vocabulary_size)
@@ -54,14 +56,15 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
                 run_step(trainer, steps, _marker(ledger, trainer))
                 if empties_cache(cell.training, ledger.step + 1):
                     ledger.empty_cache()
-            ledger.register(optimizer_state(trainer.optimizer), "optimizer_state", "optimizer")
-            stream = stream_of(ledger)
+            unpaged = (state for state in optimizer_state(trainer.optimizer) if not is_paged(state))
+            ledger.register(unpaged, "optimizer_state", "optimizer")
+            stream = stream_of(ledger, paged_bytes=_paged_bytes(trainer, ledger))
     return stream
 
 
 def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -> LedgerReading:  # noqa: ANN401 - the same
     """Read the ledger of two steady steps as on the CPU, after one that nothing watches."""
-    with staged(platform):
+    with staged(platform), staged_paging(platform):
         config = config or configuration_of(cell.model)
         model = build_empty_model(cell, config)
         vocabulary_size = int(config.get_text_config().vocab_size)
@@ -100,11 +103,23 @@ def on_meta(batch: Batch) -> Batch:
 
 def _load(model: Any, ledger: MetaLedger) -> None:  # noqa: ANN401 - the same
     """Enter the weights as loading does, one after the other, each quantised as soon as it is there."""
-    for name, module in model.named_modules():
-        ledger.work_on(name)
-        ledger.register([*module.parameters(recurse=False), *module.buffers(recurse=False)], "weights", name)
-        quantise_empty(module)
+    ledger.release(ledger.hold(warm_up_bytes(model, ledger.times), WARM_UP))
+    for loaded in in_loading_order(model):
+        ledger.work_on(loaded.name)
+        ledger.register([loaded.tensor], "weights", loaded.name.rpartition(".")[0])
+        if loaded.name.endswith("weight"):
+            quantise_empty(loaded.module)
     ledger.learn(model)
+
+
+def _paged_bytes(trainer: Trainer, ledger: MetaLedger) -> int:
+    """Return the bytes of optimizer state in managed memory, in the whole model."""
+    return sum(
+        tensor.nbytes * ledger.times_of(parameter)
+        for parameter, state in trainer.optimizer.state.items()
+        for tensor in state.values()
+        if isinstance(tensor, torch.Tensor) and is_paged(tensor)
+    )
 
 
 def _trainer(model: Any, cell: Cell) -> Trainer:  # noqa: ANN401 - the same

@@ -1,0 +1,115 @@
+"""Plans of many cells: the shortcuts give what tracing every layer of every cell gives, to the byte."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.memory.families import Family, Point, families, streams
+from bench.memory.trace import trace
+from bench.spec.platforms import Platform
+from bench.spec.types import Cell, FullMethod, LoraMethod, ModelSpec, QloraMethod, TrainingSpec
+from bench.window.empty import configuration_of
+from tiny_cells import tiny_cell
+
+PLATFORM = Platform(device="cuda", capability=(8, 9))
+TINY: dict[str, dict[str, Any]] = {
+    "llama-2-7b": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 7, "num_attention_heads": 4,
+                   "num_key_value_heads": 2, "vocab_size": 512},
+    "qwen2.5-0.5b": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
+                     "num_key_value_heads": 2, "vocab_size": 512},
+    "mistral-7b": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 8, "num_attention_heads": 4,
+                   "num_key_value_heads": 2, "vocab_size": 512, "sliding_window": 300},
+    "gpt2": {"n_embd": 64, "n_layer": 6, "n_head": 4, "vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0},
+    "phi-3-mini": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
+                   "num_key_value_heads": 4, "vocab_size": 512, "pad_token_id": 0},
+    "starcoder2-3b": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
+                      "num_key_value_heads": 2, "vocab_size": 512},
+}  # fmt: skip
+
+
+def model(name: str) -> ModelSpec:
+    """Return a catalogued architecture at toy width, deep enough to leave layers out."""
+    return ModelSpec(name="m", random=name, overrides=TINY[name])
+
+
+def random_structure(choose: random.Random) -> Cell:
+    """Return a cell drawn from all levers that a family has in common."""
+    name = choose.choice(sorted(TINY))
+    fused = choose.choice([("c_attn",), ("c_proj",)]) if name == "gpt2" else "all-linear"
+    method = choose.choice(
+        [
+            FullMethod(),
+            LoraMethod(target_modules=fused, dropout=choose.choice([0.0, 0.05])),
+            LoraMethod(target_modules=fused, adapter_dtype="weights"),
+            QloraMethod(double_quantisation=choose.random() < 0.5, kbit_preparation=choose.random() < 0.5),
+        ]
+    )
+    training = TrainingSpec(
+        gradient_accumulation=choose.choice([1, 1, 2]),
+        gradient_checkpointing=choose.choice(["off", "reentrant", "non-reentrant"]),
+        optimizer=choose.choice(["adamw-fused", "adamw-foreach", "adamw-loop", "sgd", "adamw-8bit"]),
+        attention=choose.choice(["sdpa", "sdpa", "eager"]),
+        loss=choose.choice(["full", "full", "chunked"]),
+        keep_outputs=choose.random() < 0.3,
+        max_grad_norm=choose.choice([0.0, 1.0]),
+    )
+    return tiny_cell(device="cuda", model=model(name), method=method, training=training)
+
+
+def at(cell: Cell, micro_batch: int, length: int, rank: int) -> Cell:
+    """Return the cell with another batch, length and rank."""
+    training = cell.training.model_copy(update={"micro_batch": micro_batch, "sequence_length": length})
+    method = cell.method
+    if isinstance(method, LoraMethod | QloraMethod):
+        method = method.model_copy(update={"rank": rank})
+    ident = f"{micro_batch}-{length}-{rank}"
+    return cell.model_copy(update={"id": ident, "training": training, "method": method})
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft sets it right, and says so
+@pytest.mark.parametrize("seed", range(10))
+def test_a_hundred_random_cells_equal_their_full_traces(seed: int) -> None:
+    """Ten structures, ten cells of each: every event and every size is that of the whole model's trace."""
+    choose = random.Random(seed)
+    structure = random_structure(choose)
+    grid = [
+        at(structure, micro_batch, length, rank)
+        for micro_batch in (2, 3, 5)
+        for length in (128, 256, 384, 512)
+        for rank in ((4, 8) if structure.method.kind != "full" else (0,))
+    ]
+    config = configuration_of(structure.model)
+    found = {
+        cell.id: (stream, method)
+        for family in families(grid, config)
+        for cell, stream, method in streams(family, PLATFORM, config)
+    }
+    assert {cell.id for cell in grid} == set(found)
+    for cell in choose.sample(grid, 10):
+        stream, method = found[cell.id]
+        whole = trace(cell, PLATFORM, config)
+        assert method == "repeated layers"
+        np.testing.assert_array_equal(whole.sizes[whole.events], stream.sizes[stream.events])
+        np.testing.assert_array_equal(whole.born, stream.born)
+        assert [mark.entries for mark in whole.marks] == [mark.entries for mark in stream.marks]
+        assert int(whole.live_bytes().max()) == int(stream.live_bytes().max())
+
+
+def test_a_family_is_sampled_at_its_corners() -> None:
+    """Degree one in the batch and rank, two in the length: 2 x 3 x 2 points stand for 4 x 5 x 3."""
+    cell = tiny_cell()
+    points = [Point(batch, length, rank) for batch in (1, 2, 4, 8) for length in (128, 256, 384, 512, 640)
+              for rank in (4, 8, 16)]  # fmt: skip
+    samples = Family([(point, cell) for point in points]).samples()
+    expected = {
+        Point(batch, length, rank) for batch in (1, 8) for length in (128, 384, 640) for rank in (4, 16)
+    }
+    assert expected == set(samples)
+
+
+def test_a_small_family_is_traced_whole() -> None:
+    """Where sampling would save nothing, every point is a sample."""
+    points = [Point(1, 128, 8), Point(1, 256, 8), Point(2, 128, 8)]
+    assert sorted(points) == Family([(point, tiny_cell()) for point in points]).samples()
