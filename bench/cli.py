@@ -157,6 +157,38 @@ def run(  # noqa: PLR0913 - one parameter for each option
 
 
 @app.command()
+def validate(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE", help="Measurements (TOML).", show_default="those that come with bench"
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    *,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="FILE.json for a page's block, or FILE.md.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+) -> None:
+    """Predict published measurements anew and say how far off each prediction is."""
+    from bench.report.comparison import write_text
+    from bench.report.validation import render_validation
+    from bench.validation import predictions
+    from bench.validation.rows import read_rows, shipped_rows
+    from bench.validation.stored import write_validation
+
+    done = predictions.validate([read_rows(path) for path in files] or shipped_rows())
+    if output is not None and output.suffix == ".json":
+        write_validation(done, output)
+    elif output is not None:
+        write_text(output, f"# Predicted and measured memory\n\n{render_validation(done)}\n")
+    else:
+        typer.echo(done.model_dump_json(indent=1) if json else render_validation(done))
+    if output is not None:
+        typer.echo(f"wrote {output}", err=True)
+
+
+@app.command()
 def doctor() -> None:
     """Say what this machine can run, and why not."""
     from bench.run.doctor import examine

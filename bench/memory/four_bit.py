@@ -30,7 +30,7 @@ def four_bit_product(platform: Platform) -> Any:  # noqa: ANN401 - bitsandbytes 
 
     class Product(MatMul4Bit):  # type: ignore[misc]  # bitsandbytes ships no types
         @staticmethod
-        def forward(  # noqa: PLR0913, PLR0917 - bitsandbytes' own signature
+        def forward(
             ctx: Any,  # noqa: ANN401 - torch's own signature
             values: torch.Tensor,
             packed: torch.Tensor,
@@ -40,7 +40,11 @@ def four_bit_product(platform: Platform) -> Any:  # noqa: ANN401 - bitsandbytes 
         ) -> torch.Tensor:
             ctx.is_empty = False
             ctx.state = state
-            ctx.dtype_A, ctx.dtype_B, ctx.dtype_bias = values.dtype, packed.dtype, getattr(bias, "dtype", None)
+            ctx.dtype_A, ctx.dtype_B, ctx.dtype_bias = (
+                values.dtype,
+                packed.dtype,
+                getattr(bias, "dtype", None),
+            )
             ctx.tensors = (None, packed)
             if keeps_input and any(ctx.needs_input_grad[:2]):
                 ctx.kept_input = values

@@ -1,7 +1,8 @@
 """Generated blocks in pages that people write: filled from committed records, and checked to be in step.
 
 A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end -->``, each on its own line;
-FOLDER holds records and is relative to the root of the repository. What is outside is never touched.
+FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
+``bench validate`` made. What is outside is never touched.
 """
 
 import re
@@ -13,9 +14,12 @@ from bench.analysis.summary import compare
 from bench.errors import UsageError
 from bench.report.comparison import render_details, render_summary, write_text
 from bench.report.sources import gather
+from bench.report.validation import render_validation
+from bench.validation.stored import read_validation
 
 _BEGIN = re.compile(r"<!-- bench:begin (?P<kind>\S+) (?P<folder>\S+) -->")
 _END = "<!-- bench:end -->"
+_PREDICTION = "prediction"
 _KINDS: dict[str, Callable[[Comparison], str]] = {"comparison": render_summary, "details": render_details}
 
 
@@ -86,12 +90,14 @@ def fill(text: str, page: Path, root: Path) -> str:
 
 def _content(kind: str, folder: str, where: str, root: Path) -> str:
     """Return what belongs in one block."""
-    if kind not in _KINDS:
-        raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join(_KINDS)}")
+    if kind not in (*_KINDS, _PREDICTION):
+        raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join((*_KINDS, _PREDICTION))}")
     inside = (root / folder).resolve()
     if not inside.is_relative_to(root.resolve()):
         raise UsageError(f"{where}: {folder} leads out of the repository; name a folder inside it")
     try:
+        if kind == _PREDICTION:
+            return render_validation(read_validation(root / folder))
         loaded = gather([root / folder])
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None

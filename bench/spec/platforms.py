@@ -19,3 +19,6 @@ class Platform(Frozen):
     capability: tuple[int, int] = Field((8, 0), description="CUDA compute capability; unused on the CPU.")
     torch: str = Field("2.13", pattern=VERSION, description="Version of torch that will run the cell.")
     bitsandbytes: str = Field("0.50", pattern=VERSION, description="Likewise of bitsandbytes.")
+    transformers: str = Field(
+        "5.23", pattern=VERSION, description="Likewise of transformers; only its loss before 4.49 differs."
+    )

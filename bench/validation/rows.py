@@ -143,7 +143,11 @@ def _source(document: Document, problems: Problems) -> Source | None:
 
 
 def _row(
-    table: object, defaults: dict[str, Any], source: Source | None, at: tuple[str | int, ...], problems: Problems
+    table: object,
+    defaults: dict[str, Any],
+    source: Source | None,
+    at: tuple[str | int, ...],
+    problems: Problems,
 ) -> Row | None:
     """Lay a row's table over the defaults and build its cell; None after a mistake, which is noted."""
     if not isinstance(table, dict):
@@ -168,7 +172,9 @@ def _row(
 
 def _over_defaults(table: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Merge key by key; of the defaults' methods only the one of the row's kind counts."""
-    content: dict[str, Any] = merged(table, {key: value for key, value in defaults.items() if key != "method"})
+    content: dict[str, Any] = merged(
+        table, {key: value for key, value in defaults.items() if key != "method"}
+    )
     method = content.get("method")
     if isinstance(method, dict):
         of_kind = defaults.get("method", {}).get(method.get("kind"), {})

@@ -1,4 +1,4 @@
-"""Predictions held against measurements: errors of rows, summaries of groups. Pure arithmetic on plain data."""
+"""Predictions held against measurements: errors of rows, summaries of groups. Arithmetic on plain data."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,10 @@ class ScoredMeasurement(Stored):
         """Whether the measurement, rounding considered, lies within the predicted band; None without one."""
         if self.band_low_bytes is None or self.band_high_bytes is None:
             return None
-        return self.band_low_bytes <= self.measured.high_bytes and self.measured.low_bytes <= self.band_high_bytes
+        return (
+            self.band_low_bytes <= self.measured.high_bytes
+            and self.measured.low_bytes <= self.band_high_bytes
+        )
 
 
 class ScoredRow(Stored):
@@ -96,19 +99,23 @@ def _refusal(row: Row) -> Refusal | None:
 
 
 def _scored(row: Row, outcome: Outcome) -> ScoredRow:
-    predicted = isinstance(outcome, Prediction)
+    common = {
+        "source": row.source,
+        "name": row.name,
+        "tier": row.tier,
+        "method": row.cell.method.kind if row.cell else "",
+    }
+    if isinstance(outcome, Refusal):
+        return ScoredRow(
+            **common,
+            measurements=tuple(ScoredMeasurement(measured=one) for one in row.measured),
+            refused=outcome.message,
+            inexpressible=row.refused is not None,
+        )
     return ScoredRow(
-        source=row.source,
-        name=row.name,
-        tier=row.tier,
-        method=row.cell.method.kind if row.cell else "",
-        measurements=tuple(
-            _held_against(one, outcome) if predicted else ScoredMeasurement(measured=one)
-            for one in row.measured
-        ),
-        refused=None if predicted else outcome.message,
-        inexpressible=row.refused is not None,
-        peak=f"{outcome.peak_phase}: {outcome.peak_op} in {outcome.peak_module}" if predicted else "",
+        **common,
+        measurements=tuple(_held_against(one, outcome) for one in row.measured),
+        peak=f"{outcome.peak_phase}: {outcome.peak_op} in {outcome.peak_module}",
     )
 
 
@@ -134,9 +141,7 @@ def _figure(measured: Measured, prediction: Prediction) -> int | None:
     return prediction.phase_ends_bytes.get(measured.moment)
 
 
-def _summary(
-    source: str, tier: int, metric: str, moment: str, group: Sequence[ScoredMeasurement]
-) -> Summary:
+def _summary(source: str, tier: int, metric: str, moment: str, group: Sequence[ScoredMeasurement]) -> Summary:
     errors = [one.error for one in group if one.error is not None]
     sizes = [abs(error) for error in errors]
     bands = [one.in_band for one in group if one.in_band is not None]
