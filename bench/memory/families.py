@@ -18,6 +18,7 @@ from bench.memory.depth import depth_of
 from bench.memory.repeat import LayersDifferError, deepen
 from bench.memory.stream import Ints, Stream
 from bench.memory.trace import trace
+from bench.results.predictions import Method
 from bench.spec.platforms import Platform
 from bench.spec.types import Cell, LoraMethod, QloraMethod
 
@@ -59,7 +60,7 @@ def families(cells: Iterable[Cell], config: Any) -> list[Family]:  # noqa: ANN40
     return [Family(members) for members in found.values()]
 
 
-def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[Cell, Stream, str]]:  # noqa: ANN401 - the same
+def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[Cell, Stream, Method]]:  # noqa: ANN401 - the same
     """Yield each cell's stream and how it was made.
 
     Raises what tracing raises, at the first cell that is traced.
@@ -81,28 +82,23 @@ def _deepened(
     traced: dict[Point, Stream],
     platform: Platform,
     config: Any,  # noqa: ANN401 - the same
-) -> Iterator[tuple[Cell, Stream, str]]:
-    deep: Stream | None = None
-    reference = next(iter(traced.values()))
+) -> Iterator[tuple[Cell, Stream, Method]]:
+    """Yield the family's streams at full depth; what is repeated where is found once for each structure."""
+    deep = reference = None
     for point, cell in family.cells:
         depth = depth_of(cell, config)
-        stream = traced.get(point)
-        shallow = stream if stream is not None else _interpolated(traced, point)
+        shallow = traced.get(point) or _interpolated(traced, point)
         if depth is None:
             yield cell, shallow, "full trace"
             continue
         try:
-            same = deep is not None and shallow.sizes is not None and _same_structure(shallow, reference)
-            if not same or deep is None:
-                deep = deepen(shallow, depth.period, depth.periods_added)
-                reference = shallow
-            yield (
-                cell,
-                replace(deep, sizes=shallow.sizes[deep.kinds], paged_bytes=shallow.paged_bytes),
-                "repeated layers",
-            )
+            if deep is None or reference is None or not _same_structure(shallow, reference):
+                deep, reference = deepen(shallow, depth.period, depth.periods_added), shallow
         except LayersDifferError:
             yield cell, trace(cell, platform, config), "full trace"
+            continue
+        sizes = shallow.sizes[deep.kinds]
+        yield cell, replace(deep, sizes=sizes, paged_bytes=shallow.paged_bytes), "repeated layers"
 
 
 def _shallow(cell: Cell, platform: Platform, config: Any) -> Stream:  # noqa: ANN401 - the same

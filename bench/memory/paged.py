@@ -33,8 +33,9 @@ def is_paged(tensor: torch.Tensor) -> bool:
 def _managed(*shape: int, dtype: torch.dtype = torch.float32, device: object = None) -> torch.Tensor:  # noqa: ARG001 - bitsandbytes' own signature
     with _disable_current_modes():
         tensor: Any = torch.empty(shape, dtype=dtype, device="meta")
-    tensor.is_paged = True
-    return tensor
+    tensor.is_paged = True  # as bitsandbytes marks them
+    paged: torch.Tensor = tensor
+    return paged
 
 
 def _ordinary(*shape: int, dtype: torch.dtype = torch.float32, device: object = None) -> torch.Tensor:  # noqa: ARG001 - the same

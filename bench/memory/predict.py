@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +15,12 @@ from bench.memory.repeat import LayersDifferError, deepen
 from bench.memory.settings import AllocatorSettings
 from bench.memory.stream import Ints, Stream
 from bench.memory.trace import read_cpu_ledger, trace
-from bench.results.predictions import PredictedPhase, Prediction, Refusal
+from bench.results.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.spec.platforms import Platform
 from bench.spec.types import Cell, ModelSpec
 from bench.window.empty import configuration_of
 
 DEFAULT_SETTINGS = AllocatorSettings()
-Method = Literal["full trace", "repeated layers"]
 
 
 def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAULT_SETTINGS) -> Prediction:

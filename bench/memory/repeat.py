@@ -96,7 +96,7 @@ def _single_sweep(groups: Ints, part: range) -> Iterator[Sweep]:
         return
     firsts = [part.start + int(np.argmax(seen == group)) for group in range(LAST + 1)]
     if firsts == sorted(firsts):
-        yield Sweep(*firsts[SECOND:], upwards=True)
+        yield Sweep(firsts[SECOND], firsts[THIRD], firsts[LAST], upwards=True)
     elif firsts == sorted(firsts, reverse=True):
         yield Sweep(firsts[THIRD], firsts[SECOND], firsts[FIRST], upwards=False)
     else:

@@ -39,7 +39,8 @@ class Stream:
 
     def live_bytes(self) -> Ints:
         """Return the bytes asked for and not yet given back, after each event."""
-        return np.cumsum(np.where(self.born, self.sizes[self.events], -self.sizes[self.events]))
+        changes: Ints = np.where(self.born, self.sizes[self.events], -self.sizes[self.events])
+        return changes.cumsum()
 
     def live_at(self, event: int) -> Ints:
         """Return the blocks that live after so many events."""
@@ -47,13 +48,17 @@ class Stream:
         return numbers[counts == 1]
 
     def freedom(self) -> Freedom:
-        """Return what of the stream reality may do otherwise: the order of the weights, the warm-up's size."""
+        """Return what of the stream reality may do otherwise: the order of the weights, the warm-up's size.
+
+        Weights that are quantised while loading come one after the other, so their order is given.
+        """
         starts = [mark.entries for mark in self.marks]
         end = starts[1] if len(starts) > 1 else len(self.events)
         ops = [self.blocks[kind].op for kind in self.kinds[self.events[:end]]]
         first = [index for index in range(end) if self.born[index] and ops[index] == BEFORE]
         warm_up = next((int(self.events[index]) for index in range(end) if ops[index] == WARM_UP), None)
-        return Freedom(weights=list(pairwise([*first, end])), warm_up=warm_up)
+        quantised = any(op.startswith("bitsandbytes::") for op in ops)
+        return Freedom(weights=[] if quantised else list(pairwise([*first, end])), warm_up=warm_up)
 
     def categories(self, blocks: Ints) -> Mapping[Category, int]:
         """Return the bytes of the given blocks by category."""
@@ -65,7 +70,7 @@ class Stream:
 
     def module_of(self, block: int) -> str:
         """Name the module in which a block was born."""
-        module = self.blocks[self.kinds[block]].module
+        module = str(self.blocks[self.kinds[block]].module)
         layer = int(self.layers[block])
         if layer == NO_LAYER:
             return module

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -47,7 +48,12 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
         with ledger:
             _load(model, ledger)
             ledger.mark("adapt")
-            with torch.device("meta"):
+            # peft asks for it after preparing quantised weights, but only where there is a CUDA device.
+            with (
+                torch.device("meta"),
+                patch.object(torch.cuda, "is_available", return_value=True),
+                patch.object(torch.cuda, "empty_cache", ledger.empty_cache),
+            ):
                 model = adapt(model, cell)
             ledger.learn(model)
             trainer = _trainer(model, cell)
@@ -97,8 +103,13 @@ def _pads(batch: Batch) -> bool:
 def on_meta(batch: Batch) -> Batch:
     """Return a batch without data, which its model then has no need to copy: as on the CPU."""
     tensors = batch.inputs_on("meta")
-    names = ("input_ids", "attention_mask", "labels", "position_ids")
-    return replace(batch, **{name: tensors.get(name) for name in names})
+    return replace(
+        batch,
+        input_ids=tensors["input_ids"],
+        labels=tensors["labels"],
+        attention_mask=tensors.get("attention_mask"),
+        position_ids=tensors.get("position_ids"),
+    )
 
 
 def _load(model: Any, ledger: MetaLedger) -> None:  # noqa: ANN401 - the same

@@ -7,6 +7,7 @@ from pydantic import Field
 from bench.results.stored import Category, Caveat, Count, Stored
 from bench.spec.platforms import Platform
 
+Method = Literal["full trace", "repeated layers"]
 PredictedPhase = Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]
 
 
@@ -33,7 +34,7 @@ class Prediction(Stored):
     peak_op: str
     peak_module: str
     categories_at_peak_bytes: dict[Category, Count]
-    method: Literal["full trace", "repeated layers"] = Field(
+    method: Method = Field(
         description="Every layer traced, or one layer's trace repeated after checking that layers repeat."
     )
     caveats: tuple[Caveat, ...] = ()

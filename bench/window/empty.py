@@ -58,10 +58,13 @@ def build_empty_model(cell: Cell, config: Any) -> Any:  # noqa: ANN401 - transfo
     model.tie_weights()  # part of the initialisation that was left out
     quantisation = quantisation_of(cell)
     if quantisation is not None:
+        from transformers.modeling_utils import local_torch_dtype
         from transformers.quantizers import AutoHfQuantizer
 
         quantiser = AutoHfQuantizer.from_config(quantisation, pre_quantized=False)
-        quantiser.preprocess_model(model=model, device_map={"": "meta"}, dtype=DTYPES[cell.training.dtype])
+        dtype = DTYPES[cell.training.dtype]
+        with local_torch_dtype(dtype, type(model).__name__):  # as from_pretrained does: biases are made anew
+            quantiser.preprocess_model(model=model, device_map={"": "meta"}, dtype=dtype)
         quantiser.postprocess_model(model)
         for module in model.modules():
             _to_loaded_dtype(module, DTYPES[cell.training.dtype])
