@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from bench.results.predictions import Prediction, Refusal
 from bench.results.records import (
     Caveat,
     DeviceFacts,
@@ -21,6 +22,7 @@ from bench.results.records import (
     StepSample,
     Stored,
 )
+from bench.spec.platforms import Platform
 
 
 class PhaseStarted(Stored):
@@ -48,6 +50,14 @@ class ReadingMade(Stored):
     )
 
 
+class PredictionMade(Stored):
+    """What one cell of a ``PlanJob`` will take, or why that cannot be told; cells come in any order."""
+
+    type: Literal["prediction_made"] = "prediction_made"
+    cell_id: str
+    answer: Prediction | Refusal
+
+
 class Heartbeat(Stored):
     """The worker's interpreter still turns."""
 
@@ -68,7 +78,9 @@ class Failed(Stored):
     failure: Failure
 
 
-Message = Annotated[PhaseStarted | ReadingMade | Heartbeat | Finished | Failed, Field(discriminator="type")]
+Message = Annotated[
+    PhaseStarted | ReadingMade | PredictionMade | Heartbeat | Finished | Failed, Field(discriminator="type")
+]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 
 
@@ -93,5 +105,14 @@ class CellJob(Stored):
     trust_remote_code: bool = False
 
 
-Job = Annotated[ProbeJob | FetchJob | CellJob, Field(discriminator="job")]
+class PlanJob(Stored):
+    """Predict the memory of cells with different ids on one platform, as a ``PredictionMade`` each."""
+
+    job: Literal["plan"] = "plan"
+    cells_json: tuple[str, ...]
+    platform: Platform
+    allocator: str = ""
+
+
+Job = Annotated[ProbeJob | FetchJob | CellJob | PlanJob, Field(discriminator="job")]
 JOB: TypeAdapter[Job] = TypeAdapter(Job)

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench.metrics import GIB
-from bench.results.messages import JOB, Finished, Heartbeat, Job, Message
+from bench.results.messages import JOB, Finished, Heartbeat, Job, Message, PlanJob
 from bench.run.classify import classify_exception
 
 HEARTBEAT_INTERVAL_S = 1.0
@@ -31,9 +31,14 @@ Work = Callable[[Job, Send], None]
 
 def run_in_window(job: Job, send: Send) -> None:
     """Do the job for real; everything heavy is imported here, in the worker."""
-    from bench.window.jobs import run_job
+    if isinstance(job, PlanJob):
+        from bench.memory.jobs import run_plan
 
-    run_job(job, send)
+        run_plan(job, send)
+    else:
+        from bench.window.jobs import run_job
+
+        run_job(job, send)
 
 
 @dataclass(frozen=True, kw_only=True)

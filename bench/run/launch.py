@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -66,7 +66,7 @@ class Worker:
 
     def receive(self, timeout_s: float) -> bytes:
         """Sleep until the worker sends, prints or ends, and return what it sent."""
-        self._wait(timeout_s, self._messages, self._output)
+        wait(self.sources, timeout_s)
         self._drain_output()
         return _read_available(self._messages)
 
@@ -101,13 +101,16 @@ class Worker:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 return False
-            self._wait(left_s, self._output)
+            wait([self._process.sentinel, *([] if self._output.closed else [self._output])], left_s)
             self._drain_output()
         return True
 
-    def _wait(self, timeout_s: float, *pipes: Connection) -> None:
+    @property
+    def sources(self) -> list[Connection | int]:
+        """What becomes ready as the worker sends, prints or ends."""
         # A pipe whose other end is closed would be ready for ever, so reading its end closes it.
-        wait([self._process.sentinel, *(pipe for pipe in pipes if not pipe.closed)], timeout_s)
+        open_pipes = [pipe for pipe in (self._messages, self._output) if not pipe.closed]
+        return [self._process.sentinel, *open_pipes]
 
     def _drain_output(self) -> bool:
         """Take some of what the worker has printed, keep the last of it, say whether there was any."""
@@ -126,6 +129,11 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 if not self.ended:
                     os.kill(pid, number)
+
+
+def wait_for_any(workers: Iterable[Worker], timeout_s: float) -> None:
+    """Sleep until one of the workers sends, prints or ends."""
+    wait([source for worker in workers for source in worker.sources], timeout_s)
 
 
 def _read_available(pipe: Connection) -> bytes:

@@ -12,7 +12,7 @@ from typing import Literal
 from bench.results.messages import Failed, Job
 from bench.results.records import Failure, Measurement, Outcome, Phase
 from bench.run.classify import WorkerEnd, classify_exit, count_oom_kills
-from bench.run.launch import Launcher, Worker
+from bench.run.launch import Launcher
 from bench.run.observe import NullObserver, Observer
 from bench.run.transcript import Transcript
 from bench.spec.types import LimitsSpec
@@ -47,46 +47,57 @@ def run_job(
 
     Raises ``InfrastructureError`` when no worker starts or one cannot be ended.
     """
-    asked_ns = time.monotonic_ns()
-    transcript = Transcript(asked_ns, observer or NullObserver())
-    kills_before = oom_kills()
-    worker = launcher.start(job, host_memory_gib=limits.host_memory_gib)
+    running = RunningJob(job, launcher, limits, observer, oom_kills=oom_kills)
     try:
-        stop = _watch(worker, transcript, limits)
-    finally:
-        exit_code = worker.end()
-    kills_after = oom_kills()
-    end = WorkerEnd(
-        exit_code=exit_code,
-        output_tail=worker.output_tail,
-        killed_for_memory=kills_before is not None and kills_after is not None and kills_after > kills_before,
-    )
-    outcome, failure = _verdict(stop, transcript, limits, end)
-    if failure is not None:
-        if outcome == "oom" and limits.host_memory_gib is not None:
-            advice = f", or raise limits.host_memory_gib ({limits.host_memory_gib:g})."
-            failure = failure.model_copy(update={"message": failure.message.removesuffix(".") + advice})
-        failure = _complete(failure, transcript.phase, worker.output_tail)
-    return JobEnd(
-        outcome=outcome,
-        failure=failure,
-        measurement=transcript.measurement(),
-        total_ns=time.monotonic_ns() - asked_ns,
-    )
+        while (end := running.advance(MAX_SLEEP_S)) is None:
+            pass
+    except BaseException:
+        running.abandon()
+        raise
+    return end
 
 
-def _watch(worker: Worker, transcript: Transcript, limits: LimitsSpec) -> Stop:
-    """Follow the worker until it has reported, has ended, or has to be ended."""
-    started_s = heard_s = time.monotonic()
-    while True:
-        left_s = min(started_s + limits.timeout_s, heard_s + limits.heartbeat_timeout_s) - time.monotonic()
+class RunningJob:
+    """A job in a worker of its own: followed until it has reported, has ended, or has to be ended."""
+
+    def __init__(
+        self,
+        job: Job,
+        launcher: Launcher,
+        limits: LimitsSpec = NO_LIMITS,
+        observer: Observer | None = None,
+        *,
+        oom_kills: Callable[[], int | None] = count_oom_kills,
+    ) -> None:
+        """Start the worker. Raises ``InfrastructureError`` when none comes up."""
+        self._asked_ns = time.monotonic_ns()
+        self._limits = limits
+        self._transcript = Transcript(self._asked_ns, observer or NullObserver())
+        self._oom_kills = oom_kills
+        self._kills_before = oom_kills()
+        self.worker = launcher.start(job, host_memory_gib=limits.host_memory_gib)
+        self._started_s = self._heard_s = time.monotonic()
+
+    def advance(self, timeout_s: float) -> JobEnd | None:
+        """Sleep at most so long for what the worker says; once the job is over, end the worker and tell."""
+        stop = self._follow(timeout_s)
+        return None if stop is None else self._end(stop)
+
+    def abandon(self) -> None:
+        """End the worker and its children, whatever they are doing."""
+        self.worker.end()
+
+    def _follow(self, timeout_s: float) -> Stop | None:
+        worker, transcript, limits = self.worker, self._transcript, self._limits
+        deadline_s = min(self._started_s + limits.timeout_s, self._heard_s + limits.heartbeat_timeout_s)
+        left_s = deadline_s - time.monotonic()
         # Whether it had ended is asked before reading: what it sent before its end is then all there.
         ended = worker.ended
-        received = worker.receive(0 if ended else max(0.0, min(left_s, MAX_SLEEP_S)))
+        received = worker.receive(0 if ended else max(0.0, min(left_s, timeout_s)))
         now_s = time.monotonic()
         if received:
             # Read before the limits are looked at: a supervisor that was itself stopped has mail waiting.
-            heard_s = now_s
+            self._heard_s = now_s
             if not transcript.feed(received):
                 return "malformed"
             if transcript.result is not None:
@@ -94,10 +105,30 @@ def _watch(worker: Worker, transcript: Transcript, limits: LimitsSpec) -> Stop:
                 return "result"
         elif ended:
             return "ended"
-        if now_s - started_s >= limits.timeout_s:
+        if now_s - self._started_s >= limits.timeout_s:
             return "timeout"
-        if now_s - heard_s >= limits.heartbeat_timeout_s:
+        if now_s - self._heard_s >= limits.heartbeat_timeout_s:
             return "silent"
+        return None
+
+    def _end(self, stop: Stop) -> JobEnd:
+        exit_code = self.worker.end()
+        kills_before, kills_after = self._kills_before, self._oom_kills()
+        killed = kills_before is not None and kills_after is not None and kills_after > kills_before
+        tail, limits = self.worker.output_tail, self._limits
+        end = WorkerEnd(exit_code=exit_code, output_tail=tail, killed_for_memory=killed)
+        outcome, failure = _verdict(stop, self._transcript, limits, end)
+        if failure is not None:
+            if outcome == "oom" and limits.host_memory_gib is not None:
+                advice = f", or raise limits.host_memory_gib ({limits.host_memory_gib:g})."
+                failure = failure.model_copy(update={"message": failure.message.removesuffix(".") + advice})
+            failure = _complete(failure, self._transcript.phase, tail)
+        return JobEnd(
+            outcome=outcome,
+            failure=failure,
+            measurement=self._transcript.measurement(),
+            total_ns=time.monotonic_ns() - self._asked_ns,
+        )
 
 
 def _verdict(

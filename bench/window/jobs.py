@@ -4,14 +4,14 @@ import logging
 import warnings
 
 from bench.probes.phases import Send
-from bench.results.messages import CellJob, FetchJob, Job, ProbeJob, ReadingMade
+from bench.results.messages import CellJob, FetchJob, ProbeJob, ReadingMade
 from bench.spec.types import Cell, ModelSpec
 from bench.window.facts import read_facts
 
 
-def run_job(job: Job, send: Send) -> None:
+def run_job(job: ProbeJob | FetchJob | CellJob, send: Send) -> None:
     """Do the job and send its readings; the caller says that it finished."""
-    _quiet_libraries()
+    quiet_libraries()
     if isinstance(job, ProbeJob):
         send(ReadingMade(reading=read_facts()))
     elif isinstance(job, FetchJob):
@@ -32,7 +32,7 @@ def _run_cell(job: CellJob, send: Send) -> None:
     run_window(Cell.model_validate_json(job.cell_json), send, trust_remote_code=job.trust_remote_code)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep libraries from logging at every step: writing that down would be measured too."""
     from transformers.utils import logging as transformers_logging
 

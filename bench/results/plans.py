@@ -1,0 +1,92 @@
+"""What ``bench plan`` found: every cell's prediction, the verdict for each card, what changes would do.
+
+Written as JSON and read back to render pages; what is shown follows from it without predicting anew.
+"""
+
+import json
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from bench.errors import UsageError
+from bench.results.predictions import Prediction, Refusal
+from bench.results.stored import Count, Positive, Stored
+from bench.results.verdict import Answer, judge
+from bench.spec.cards import Card
+from bench.spec.types import Cell
+
+PLAN_VERSION: Final = 1
+MAX_PLAN_BYTES = 64 * 1024**2
+
+
+class CardVerdict(Stored):
+    """The answer for one card; ``needed_bytes`` is the top of the reserved band and the card's context."""
+
+    card: str
+    answer: Answer
+    needed_bytes: Count
+    usable_bytes: Positive
+
+    @classmethod
+    def of(cls, prediction: Prediction, card: Card) -> Self:
+        """Judge a prediction for CUDA."""
+        verdict = judge(prediction, card)
+        return cls(
+            card=card.name,
+            answer=verdict.answer,
+            needed_bytes=verdict.needed_bytes,
+            usable_bytes=verdict.usable_bytes,
+        )
+
+
+class Change(Stored):
+    """What a cell would take after one change; only changes that free memory are kept."""
+
+    what: str
+    prediction: Prediction
+    verdicts: tuple[CardVerdict, ...]
+
+
+class PlannedCell(Stored):
+    """One cell on one platform. ``changes`` is None where none was tried."""
+
+    cell: Cell
+    answer: Prediction | Refusal
+    verdicts: tuple[CardVerdict, ...] = ()
+    changes: tuple[Change, ...] | None = None
+
+
+class Plan(Stored):
+    """All that one ``bench plan`` found. On a ``ladder`` the smallest card that fits is of interest."""
+
+    plan_version: Literal[1] = PLAN_VERSION
+    scenario: str
+    title: str
+    allocator: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF as replayed.")
+    cards: tuple[Card, ...] = Field(description="What was judged for, smallest first; none for the CPU.")
+    ladder: bool = False
+    cells: tuple[PlannedCell, ...]
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan as ``bench plan --json`` writes it; raise ``UsageError`` where it is none."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise UsageError(f"{path} is not a plain file; give one that bench plan --json has written")
+        if path.stat().st_size > MAX_PLAN_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_PLAN_BYTES} bytes; that is not a plan")
+        return Plan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); give a plan's JSON file") from None
+    except ValidationError as error:
+        mistake = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, mistake["loc"])) or "the file"
+        raise UsageError(
+            f"{path} is not a plan ({where}: {mistake['msg']}); write it anew with bench plan --json"
+        ) from None
+
+
+def plan_json(plan: Plan) -> str:
+    """Return a plan as JSON, one line for each member, so that a change shows in a diff."""
+    return json.dumps(plan.model_dump(mode="json"), indent=1) + "\n"
