@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.errors import UntraceableError
 from bench.memory.kernels import Kernels
 from bench.memory.shapes import ShapeMemory
 from bench.probes.ledger import Block, Ledger, StepPhase
@@ -136,13 +137,17 @@ class MetaLedger(Ledger):
             self.hold(nbytes, op)
         if self._phase == "optimizer_step":
             self._layers_of_results = self._layers_read(args)
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+        try:
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+        except (NotImplementedError, RuntimeError) as error:
+            raise self._untraceable(func, args) from error
         imagined = self._with_added_layers(args)
         if imagined is not args:
             self._size_by_parameters(args[0], imagined[0], result)
-        nbytes = self._kernels.scratch_bytes(func, imagined, kwargs or {}, result)
-        if nbytes:
-            self.release(self.hold(nbytes, f"{func._schema.name} (workspace)"))  # noqa: SLF001 - its only name
+        blocks = self._kernels.scratch_blocks(func, imagined, kwargs or {}, result)
+        held = [self.hold(nbytes, f"{func._schema.name} (workspace)") for nbytes in blocks]  # noqa: SLF001 - its only name
+        for number in held:
+            self.release(number)
         return result
 
     def _settle(self) -> None:
@@ -150,6 +155,12 @@ class MetaLedger(Ledger):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - torch's own signature
         return self._shapes.run(func, args, kwargs)
+
+    def _untraceable(self, func: Any, args: tuple[Any, ...]) -> UntraceableError:  # noqa: ANN401 - torch ships no type
+        return UntraceableError(
+            f"{func._schema.name} in {self._module_of(args)} cannot be predicted: the size of its result depends "  # noqa: SLF001 - its only name
+            "on data, or torch has no kernel of it without data; measure this cell with bench run."
+        )
 
     def _enter_indices(self, args: tuple[Any, ...]) -> None:
         """Enter index tensors that torch made of lists: on other devices the dispatcher is shown those."""
