@@ -19,6 +19,7 @@ _LEVERS: dict[Path, str | dict[object, str]] = {
     ("method", "compute_dtype"): "compute-{}",
     ("method", "kbit_preparation"): {False: "unprepared"},
     ("method", "quantise_lm_head"): {True: "head"},
+    ("method", "recast_embeddings"): {True: "recast"},
     ("training", "gradient_accumulation"): "ga{}",
     ("training", "dtype"): "{}",
     ("training", "autocast"): "autocast-{}",

@@ -124,6 +124,10 @@ class QloraMethod(Frozen):
     kbit_preparation: bool = Field(
         default=True, description="Call peft's prepare_model_for_kbit_training (upcasts what stays 16-bit)."
     )
+    recast_embeddings: bool = Field(
+        default=False,
+        description="After that, cast embeddings and output layer back to the training dtype, as trl does.",
+    )
     peft: dict[str, Any] = Field(default_factory=dict, description="Any other field of peft's LoraConfig.")
 
 

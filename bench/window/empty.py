@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.errors import UnavailableError
+from bench.errors import UnavailableError, UntraceableError
 from bench.spec.catalog import architecture_of
-from bench.spec.types import Cell, ModelSpec
+from bench.spec.types import Cell, ModelSpec, SyntheticData
 from bench.window.models import quantisation_of
 from bench.window.step import DTYPES
 
@@ -37,8 +37,8 @@ def configuration_of(model: ModelSpec, *, trust_remote_code: bool = False) -> An
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UnavailableError(
-            f"the configuration of {place} cannot be read ({reason}); name a catalogued architecture, or give "
-            "a local folder with its config.json"
+            f"the configuration of {place} cannot be read ({reason}); name a catalogued architecture, or "
+            "give a local folder with its config.json"
         ) from error
 
 
@@ -53,7 +53,7 @@ def build_empty_model(cell: Cell, config: Any) -> Any:  # noqa: ANN401 - transfo
 
     with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[cell.training.dtype], attn_implementation=cell.training.attention
+            config, dtype=DTYPES[cell.training.dtype], attn_implementation=_attention(cell)
         )
     model.tie_weights()  # part of the initialisation that was left out
     quantisation = quantisation_of(cell)
@@ -78,6 +78,23 @@ def _to_loaded_dtype(module: nn.Module, dtype: torch.dtype) -> None:
     if isinstance(module, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt):
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.to(dtype)
+
+
+def _attention(cell: Cell) -> str:
+    """Return the implementation that shows what the cell's allocates; flash-attn's own needs its package.
+
+    Without padding, and with one sequence a row, torch's SDPA runs the same kernel on the same tensors.
+    """
+    attention = cell.training.attention
+    if attention != "flash_attention_2":
+        return attention
+    padded = isinstance(cell.data, SyntheticData) and cell.data.attention_mask == "padded"
+    if padded or cell.training.batching == "pack":
+        raise UntraceableError(
+            "flash_attention_2 over padded or packed rows cannot be traced: its kernel's sizes depend on the "
+            'data; set training.attention to "sdpa", or data.attention_mask to "ones".'
+        )
+    return "sdpa"
 
 
 def quantise_empty(module: nn.Module) -> None:

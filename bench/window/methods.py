@@ -88,6 +88,11 @@ def _adapt_qlora(model: Any, cell: Cell) -> Any:  # noqa: ANN401 - transformers 
         raise TypeError(f"expected a QLoRA method, got {method.kind}")
     if method.kbit_preparation:
         model = _prepared(model)
+    if method.recast_embeddings:
+        # As trl's peft_module_casting_to_bf16: norms stay fp32, and everything after them with them.
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer.weight.dtype == torch.float32:
+                layer.weight.data = layer.weight.data.to(DTYPES[cell.training.dtype])
     return _with_lora(model, method)
 
 
