@@ -6,15 +6,18 @@ as a kernel chosen by the number of tokens, is kept apart, and one more cell of 
 check the rest.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from bench.memory.calls import rebuilt
 from bench.memory.depth import depth_of
+from bench.memory.kernels import Kernels
 from bench.memory.repeat import LayersDifferError, deepen
 from bench.memory.stream import Ints, Stream
 from bench.memory.trace import trace
@@ -23,7 +26,6 @@ from bench.spec.platforms import Platform
 from bench.spec.types import Cell, LoraMethod, QloraMethod
 
 _UNPADDED = 128  # flash attention's backward pass rounds lengths up to it
-_THRESHOLDS_TOKENS = (1536, 3072)  # bitsandbytes' gemm_4bit and torch's embedding backward change kernels
 _DEGREES = (1, 2, 1)
 
 
@@ -41,15 +43,19 @@ class Family:
 
     cells: Sequence[tuple[Point, Cell]]
 
-    def samples(self) -> list[Point]:
-        """Return the points from which all others follow; all points where that saves nothing."""
+    def samples(self, structure_of: Callable[[Point], object] = lambda _point: None) -> list[Point]:
+        """Return the points from which all others follow; all points where that saves nothing.
+
+        A sample need not be one of the family's points, but must have its structure.
+        """
         points = [point for point, _ in self.cells]
         axes = [
             _spread(sorted(set(values)), degree + 1)
             for values, degree in zip(zip(*points, strict=True), _DEGREES, strict=True)
         ]
         grid = [Point(*values) for values in product(*axes)]
-        return grid if len(grid) + 1 < len(set(points)) else sorted(set(points))
+        alike = {structure_of(point) for point in (*grid, points[0])}
+        return grid if len(alike) == 1 and len(grid) + 1 < len(set(points)) else sorted(set(points))
 
 
 def families(cells: Iterable[Cell], config: Any) -> list[Family]:  # noqa: ANN401 - transformers ships no types
@@ -65,29 +71,32 @@ def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[C
 
     Raises what tracing raises, at the first cell that is traced.
     """
-    samples = family.samples()
+    kernels = Kernels(platform, padded=False)
     example = family.cells[0][1]
+    samples = family.samples(lambda point: _structure(_at(example, point), config))
     traced = {point: _shallow(_at(example, point), platform, config) for point in samples}
     others = [point for point, _ in family.cells if point not in traced]
     if others:
         checked = others[len(others) // 2]
         truth = _shallow(_at(example, checked), platform, config)
-        if not _follows(traced, checked, truth):
+        if not _follows(traced, checked, truth, kernels):
             traced |= {point: _shallow(_at(example, point), platform, config) for point in others}
-    yield from _deepened(family, traced, platform, config)
+    yield from _deepened(family, traced, kernels, config)
 
 
 def _deepened(
     family: Family,
     traced: dict[Point, Stream],
-    platform: Platform,
+    kernels: Kernels,
     config: Any,  # noqa: ANN401 - the same
 ) -> Iterator[tuple[Cell, Stream, Method]]:
     """Yield the family's streams at full depth; what is repeated where is found once for each structure."""
     deep = reference = None
     for point, cell in family.cells:
         depth = depth_of(cell, config)
-        shallow = traced.get(point) or _interpolated(traced, point)
+        shallow = traced.get(point) or _interpolated(traced, point, kernels)
+        if shallow is None:
+            shallow = _shallow(cell, kernels.platform, config)
         if depth is None:
             yield cell, shallow, "full trace"
             continue
@@ -95,7 +104,7 @@ def _deepened(
             if deep is None or reference is None or not _same_structure(shallow, reference):
                 deep, reference = deepen(shallow, depth.period, depth.periods_added), shallow
         except LayersDifferError:
-            yield cell, trace(cell, platform, config), "full trace"
+            yield cell, trace(cell, kernels.platform, config), "full trace"
             continue
         sizes = shallow.sizes[deep.kinds]
         yield cell, replace(deep, sizes=sizes, paged_bytes=shallow.paged_bytes), "repeated layers"
@@ -105,13 +114,13 @@ def _shallow(cell: Cell, platform: Platform, config: Any) -> Stream:  # noqa: AN
     return trace(cell, platform, config, depth_of(cell, config))
 
 
-def _follows(traced: dict[Point, Stream], point: Point, truth: Stream) -> bool:
+def _follows(traced: dict[Point, Stream], point: Point, truth: Stream, kernels: Kernels) -> bool:
     """Tell whether the samples give what a trace of the point gave."""
     reference = next(iter(traced.values()))
     if not all(_same_structure(stream, reference) for stream in (*traced.values(), truth)):
         return False
-    sizes = _sizes_at(traced, point)
-    return sizes is not None and np.array_equal(sizes, truth.sizes)
+    made = _interpolated(traced, point, kernels)
+    return made is not None and np.array_equal(made.sizes, truth.sizes)
 
 
 def _same_structure(one: Stream, other: Stream) -> bool:
@@ -120,26 +129,45 @@ def _same_structure(one: Stream, other: Stream) -> bool:
     )
 
 
-def _interpolated(traced: dict[Point, Stream], point: Point) -> Stream:
-    sizes = _sizes_at(traced, point)
-    if sizes is None:
-        raise AssertionError("a family's sizes are checked before they are used")
-    return replace(next(iter(traced.values())), sizes=sizes)
+def _interpolated(traced: dict[Point, Stream], point: Point, kernels: Kernels) -> Stream | None:
+    """Return the stream that the samples imply; None where they imply no whole numbers.
+
+    What kernels take besides follows from their arguments by rules with roundings and thresholds, so
+    there the arguments are interpolated and the rules asked again.
+    """
+    weights = _weights(traced, point)
+    sizes, whole = _weighted([stream.sizes for stream in traced.values()], weights)
+    calls = list(zip(*(stream.scratch_calls for stream in traced.values()), strict=True))
+    for alike in calls:
+        numbers, sound = _weighted([call.numbers for call in alike], weights)
+        args, kwargs, result = rebuilt(alike[0], numbers)
+        blocks = kernels.scratch_blocks(alike[0].func, args, kwargs, result)
+        its = slice(alike[0].first, alike[0].first + alike[0].count)
+        if not sound.all() or len(blocks) != alike[0].count:
+            return None
+        sizes[its], whole[its] = blocks, True
+    reference = next(iter(traced.values()))
+    paged, _ = _weighted([np.array([stream.paged_bytes]) for stream in traced.values()], weights)
+    return replace(reference, sizes=sizes, paged_bytes=int(paged[0])) if whole.all() else None
 
 
-def _sizes_at(traced: dict[Point, Stream], point: Point) -> Ints | None:
-    """Return the sizes that the samples imply, by Lagrange's formula; None if they are not whole numbers."""
+def _weights(traced: dict[Point, Stream], point: Point) -> list[Fraction]:
+    """Return what each sample counts for at a point, by Lagrange's formula."""
     axes = [sorted(set(values)) for values in zip(*traced, strict=True)]
-    total: Any = 0
-    weights = {
-        sample: _product(_lagrange(axis, x, at) for axis, x, at in zip(axes, sample, point, strict=True))
+    return [
+        _product(_lagrange(axis, x, at) for axis, x, at in zip(axes, sample, point, strict=True))
         for sample in traced
-    }
-    divisor = int(np.lcm.reduce([weight.denominator for weight in weights.values()]))
-    for sample, stream in traced.items():
-        total = total + stream.sizes * int(weights[sample] * divisor)
-    sizes: Ints = total // divisor
-    return sizes if np.array_equal(sizes * divisor, total) and (sizes >= 0).all() else None
+    ]
+
+
+def _weighted(values: Sequence[Ints], weights: Sequence[Fraction]) -> tuple[Ints, NDArray[np.bool_]]:
+    """Return the weighted sum, and where it is a whole number."""
+    divisor = int(np.lcm.reduce([weight.denominator for weight in weights]))
+    total = np.zeros_like(values[0])
+    for weight, each in zip(weights, values, strict=True):
+        total = total + each * int(weight * divisor)
+    quotient: Ints = total // divisor
+    return quotient, quotient * divisor == total
 
 
 def _lagrange(axis: Sequence[int], of: int, at: int) -> Fraction:
@@ -198,12 +226,11 @@ def _structure(cell: Cell, config: Any) -> object:  # noqa: ANN401 - the same
 def _regime(point: Point, config: Any) -> tuple[object, ...]:  # noqa: ANN401 - the same
     """Return on which side of every threshold a point lies."""
     text = config.get_text_config()
-    length, tokens = point.sequence_length, point.micro_batch * point.sequence_length
+    length = point.sequence_length
     borders = [getattr(text, name, None) for name in ("sliding_window", "original_max_position_embeddings")]
     borders += [(getattr(text, "rope_parameters", None) or {}).get("original_max_position_embeddings")]
     return (
         length if length % _UNPADDED else 0,
         *(length > border for border in borders if border),
-        *(tokens > threshold for threshold in _THRESHOLDS_TOKENS),
         point.micro_batch == 1,
     )

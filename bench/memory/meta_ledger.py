@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bench.errors import UntraceableError
+from bench.memory.calls import ScratchCall, described
 from bench.memory.kernels import Kernels
 from bench.memory.shapes import ShapeMemory
 from bench.probes.ledger import Block, Ledger, StepPhase
@@ -62,6 +63,7 @@ class MetaLedger(Ledger):
         self.marks: list[Mark] = []
         self.step = 0
         self.cache_emptied_at: list[int] = []
+        self.scratch_calls: list[ScratchCall] = []
         self.layer_of_entry: list[int] = []  # the layer at work, or whose block it was
         self.layer_of_block: list[int] = []
         self._layers: dict[str, int] = {}
@@ -145,9 +147,11 @@ class MetaLedger(Ledger):
         if imagined is not args:
             self._size_by_parameters(args[0], imagined[0], result)
         blocks = self._kernels.scratch_blocks(func, imagined, kwargs or {}, result)
-        held = [self.hold(nbytes, f"{func._schema.name} (workspace)") for nbytes in blocks]  # noqa: SLF001 - its only name
-        for number in held:
-            self.release(number)
+        if blocks:
+            held = [self.hold(nbytes, f"{func._schema.name} (workspace)") for nbytes in blocks]  # noqa: SLF001 - its only name
+            self.scratch_calls.append(described(func, (imagined, kwargs or {}, result), held[0], len(held)))
+            for number in held:
+                self.release(number)
         return result
 
     def _settle(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.memory.calls import ScratchCall
 from bench.memory.meta_ledger import NO_LAYER, Mark, MetaLedger
 from bench.memory.perturb import Freedom
 from bench.probes.ledger import BEFORE, Block, category_of
@@ -35,6 +36,7 @@ class Stream:
     marks: Sequence[Mark]
     cache_emptied_at: Sequence[int]
     layer_of_entry: Ints
+    scratch_calls: Sequence[ScratchCall] = ()
     paged_bytes: int = 0
 
     def live_bytes(self) -> Ints:
@@ -92,6 +94,7 @@ def stream_of(ledger: MetaLedger, *, paged_bytes: int = 0) -> Stream:
         marks=tuple(ledger.marks),
         cache_emptied_at=tuple(ledger.cache_emptied_at),
         layer_of_entry=_filled_in(ledger),
+        scratch_calls=tuple(ledger.scratch_calls),
         paged_bytes=paged_bytes,
     )
 
