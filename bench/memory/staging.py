@@ -15,10 +15,12 @@ import torch
 
 from bench.memory.autocast import staged_autocast
 from bench.memory.four_bit import four_bit_product
+from bench.memory.liger import empty_liger_loss
 from bench.memory.older_losses import staged_loss
 from bench.memory.staging_attention import staged_attention
 from bench.memory.stand_ins import staged_results
 from bench.spec.platforms import Platform
+from bench.window import losses
 
 
 @contextmanager
@@ -53,6 +55,7 @@ def _replacements(platform: Platform) -> Iterator[tuple[Any, str, Callable[..., 
 
         yield _functions, "MatMul4Bit", four_bit_product(platform)
         yield torch.nn.functional, "dropout", _dropout_on_cuda
+        yield losses, "liger_loss", empty_liger_loss
     if platform.device == "cpu":
         import bitsandbytes
 
