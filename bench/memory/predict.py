@@ -10,17 +10,24 @@ from bench.errors import UnavailableError, UntraceableError
 from bench.memory.allocator import EMPTY_CACHE, Replay, replay
 from bench.memory.depth import depth_of
 from bench.memory.families import families, streams
-from bench.memory.perturb import band
+from bench.memory.perturb import Band, band
 from bench.memory.repeat import LayersDifferError, deepen
 from bench.memory.settings import AllocatorSettings
 from bench.memory.stream import Ints, Stream
 from bench.memory.trace import read_cpu_ledger, trace
 from bench.results.predictions import Method, PredictedPhase, Prediction, Refusal
+from bench.results.stored import Caveat
 from bench.spec.platforms import Platform
 from bench.spec.types import Cell, ModelSpec
 from bench.window.empty import configuration_of
 
 DEFAULT_SETTINGS = AllocatorSettings()
+BANDS_REPLAYED = 48  # cells; ten replays each take most of a prediction's time
+_BORROWED_BAND = Caveat(
+    code="band-of-a-relative",
+    message="In a plan of so many cells the band is replayed for one cell of each kind and lent to those that "
+    "differ from it in batch, length or rank; plan fewer cells to have each replayed.",
+)
 
 
 def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAULT_SETTINGS) -> Prediction:
@@ -39,7 +46,12 @@ def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAUL
 def predict_all(
     cells: Sequence[Cell], platform: Platform, settings: AllocatorSettings = DEFAULT_SETTINGS
 ) -> Iterator[tuple[Cell, Prediction | Refusal]]:
-    """Predict many cells, tracing once what they share; in the order in which they come about."""
+    """Predict many cells, tracing once what they share; in the order in which they come about.
+
+    Beyond ``BANDS_REPLAYED`` cells, one cell of each family has its band replayed; the others
+    have as wide a band in proportion, and a caveat says so.
+    """
+    frugal = len(cells) > BANDS_REPLAYED
     for model, members in _by_model(cells):
         try:
             config = configuration_of(model)
@@ -52,8 +64,11 @@ def predict_all(
         for family in families(members, config):
             done = set()
             try:
+                relative = None
                 for cell, stream, method in streams(family, platform, config):
-                    yield cell, summed_up(stream, platform, settings, method)
+                    prediction = summed_up(stream, platform, settings, method, relative)
+                    relative = prediction if frugal and relative is None else relative
+                    yield cell, prediction
                     done.add(cell.id)
             except (UntraceableError, UnavailableError):  # of one cell; each is asked for its own reason
                 left = [cell for _, cell in family.cells if cell.id not in done]
@@ -89,10 +104,20 @@ def stream_for(cell: Cell, platform: Platform, config: Any) -> tuple[Stream, Met
     return trace(cell, platform, config), "full trace"
 
 
-def summed_up(stream: Stream, platform: Platform, settings: AllocatorSettings, method: Method) -> Prediction:
-    """Replay a stream through the allocator and say what it took."""
+def summed_up(
+    stream: Stream,
+    platform: Platform,
+    settings: AllocatorSettings,
+    method: Method,
+    relative: Prediction | None = None,
+) -> Prediction:
+    """Replay a stream through the allocator and say what it took; the band as wide as a relative's, if given."""
     replayed = _replayed(stream, settings)
-    reserved = band(*_with_empty_cache(stream), settings, stream.freedom())
+    traced = replayed.reserved_peak_bytes
+    if relative is None:
+        reserved = band(*_with_empty_cache(stream), settings, stream.freedom())
+    else:
+        reserved = _band_like(relative, traced)
     allocated = replayed.allocated_bytes
     peak = int(allocated.argmax())
     block = int(stream.events[peak])
@@ -109,7 +134,7 @@ def summed_up(stream: Stream, platform: Platform, settings: AllocatorSettings, m
         platform=platform,
         allocator=str(settings),
         allocated_peak_bytes=replayed.allocated_peak_bytes,
-        reserved_peak_bytes=replayed.reserved_peak_bytes,
+        reserved_peak_bytes=traced,
         reserved_low_bytes=reserved.low_bytes,
         reserved_high_bytes=reserved.high_bytes,
         paged_bytes=stream.paged_bytes,
@@ -120,6 +145,19 @@ def summed_up(stream: Stream, platform: Platform, settings: AllocatorSettings, m
         peak_module=stream.module_of(block),
         categories_at_peak_bytes=stream.categories(stream.live_at(peak + 1)),
         method=method,
+        caveats=(_BORROWED_BAND,) if relative else (),
+    )
+
+
+def _band_like(relative: Prediction, traced_bytes: int) -> Band:
+    """Return a band in the same proportion to its replay as a relative's."""
+    peak, low, high = relative.reserved_peak_bytes, relative.reserved_low_bytes, relative.reserved_high_bytes
+    if not peak or low is None or high is None:
+        raise AssertionError("a prediction for CUDA has a band")
+    return Band(
+        traced_bytes=traced_bytes,
+        low_bytes=traced_bytes * low // peak,
+        high_bytes=traced_bytes * high // peak,
     )
 
 
