@@ -22,6 +22,21 @@ ResultPaths = Annotated[
     list[Path],
     typer.Argument(metavar="RESULTS", help="Results folders or record files.", show_default=False),
 ]
+Cards = Annotated[
+    list[str], typer.Option("--gpu", metavar="NAME", help="A card, such as rtx4090; may be repeated.")
+]
+Memories = Annotated[
+    list[str], typer.Option("--memory", metavar="SIZE", help="Any card with so much memory, such as 24GiB.")
+]
+Allocator = Annotated[
+    str,
+    typer.Option(
+        envvar=["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"], help="torch's allocator settings."
+    ),
+]
+TorchVersion = Annotated[
+    str | None, typer.Option(metavar="VERSION", help="torch that will run it.", show_default="as installed")
+]
 
 
 @app.callback()
@@ -154,6 +169,46 @@ def run(  # noqa: PLR0913 - one parameter for each option
     typer.echo(f"Records: {options.results}\nReport: {page}")
     if result.complaint:
         raise InfrastructureError(result.complaint)
+
+
+@app.command()
+def plan(  # noqa: PLR0913 - one parameter for each option
+    scenario: ScenarioFile,
+    *,
+    only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only the cells whose id matches.")] = None,
+    gpu: Cards = [],  # noqa: B006 - typer copies it
+    memory: Memories = [],  # noqa: B006 - the same
+    allocator: Allocator = "",
+    torch: TorchVersion = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Show phases, categories and what changes would free.")
+    ] = False,
+    advice: Annotated[
+        bool | None,
+        typer.Option("--advice/--no-advice", help="Predict changes too.", show_default="up to 12 cells"),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown page.")] = False,
+) -> None:
+    """Predict the memory of a scenario's cells, without a GPU; nothing is run."""
+    from bench.report.plan import render_markdown, render_terminal
+    from bench.results.plans import plan_json
+    from bench.run.live import open_console, watch_predicting
+    from bench.run.outlook import Outlook, chosen_cards, plan_scenario
+
+    outlook = Outlook(
+        cards=chosen_cards(gpu, memory), allocator=allocator, torch_version=torch, advice=advice
+    )
+    with watch_predicting(open_console(stderr=True)) as progress:
+        found = plan_scenario(scenario, only, outlook, progress)
+    if json:
+        typer.echo(plan_json(found), nl=False)
+    elif markdown:
+        typer.echo(render_markdown(found), nl=False)
+    else:
+        open_console().print(render_terminal(found, details=details), soft_wrap=False)
+    if not found.any_predicted:
+        raise InfrastructureError("no cell could be predicted; the reasons are given above")
 
 
 @app.command()

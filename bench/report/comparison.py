@@ -1,7 +1,7 @@
 """A comparison as a Markdown page, as a block of one, and as a table in the terminal; no arithmetic."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,14 @@ from bench.analysis.summary import compare
 from bench.errors import InfrastructureError
 from bench.report import details, tables
 from bench.report.how_read import how_read
+from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.sentences import sentences
-from bench.report.tables import Table
 from bench.report.text import markdown, plain
 from bench.results.records import Caveat, Record
 from bench.results.store import LoadedRecords
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, RenderableType
 
 _MOST_NAMES = 8
 
@@ -39,17 +39,17 @@ def render_summary(comparison: Comparison, problems: Sequence[str] = ()) -> str:
     unit = tables.memory_unit(comparison)
     parts = [markdown(paragraph) for paragraph in sentences(comparison, unit)]
     if problems:
-        listed = _bullets(markdown(problem) for problem in problems)
+        listed = bullets(markdown(problem) for problem in problems)
         parts.append(f"**Not everything could be read, and what follows leaves it out:**\n\n{listed}")
     for rows in tables.groups(comparison).values():
         parts.append(f"**{markdown(tables.group_title(rows))}**")
-        parts.append(_table(tables.comparison_table(rows, unit)))
+        parts.append(markdown_table(tables.comparison_table(rows, unit)))
     endings = details.ending_table(comparison.rows)
     if endings.rows:
-        parts.append(f"Runs that did not end ok:\n\n{_table(endings)}")
+        parts.append(f"Runs that did not end ok:\n\n{markdown_table(endings)}")
     caveats = list(_caveats(comparison.rows))
     if caveats:
-        parts.append("Caveats:\n\n" + _bullets(caveats))
+        parts.append("Caveats:\n\n" + bullets(caveats))
     return "\n\n".join(parts)
 
 
@@ -83,23 +83,15 @@ def write_text(path: Path, text: str) -> None:
 
 def render_terminal(records: Sequence[Record]) -> "Group":
     """Return the comparison tables and the caveats for a rich console."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     comparison = compare(records)
     unit = tables.memory_unit(comparison)
-    parts: list[RichTable | Text] = []
+    parts: list[RenderableType] = []
     for rows in tables.groups(comparison).values():
         content = tables.narrow_table(rows, unit)
-        table = RichTable(title=Text(plain(tables.group_title(rows))), title_justify="left", box=box.SIMPLE)
-        for index, name in enumerate(content.header):
-            words = index < content.left
-            table.add_column(Text(plain(name)), justify="left" if words else "right", no_wrap=words)
-        for line in content.rows:
-            table.add_row(*(Text(plain(cell)) for cell in line))
-        parts.append(table)
+        parts.append(terminal_table(content, tables.group_title(rows)))
     for cell, run, outcome, _, why in details.ending_table(comparison.rows).rows:
         parts.append(Text(plain(f"{cell}, run {run}, {outcome}: {why}")))
     parts.extend(Text(plain(f"- {message} ({cells})")) for message, cells in _gathered(comparison.rows))
@@ -123,9 +115,9 @@ def _details(comparison: Comparison) -> Iterator[str]:
     )
     for title, table in sections:
         if table.rows:
-            yield f"## {title}\n\n{_table(table)}"
+            yield f"## {title}\n\n{markdown_table(table)}"
     yield "## Where it was measured\n\n" + _places(comparison)
-    yield "## How each number was read\n\n" + _bullets(how_read(rows))
+    yield "## How each number was read\n\n" + bullets(how_read(rows))
 
 
 def _namer(comparison: Comparison) -> Callable[[Row], str]:
@@ -137,18 +129,6 @@ def _namer(comparison: Comparison) -> Callable[[Row], str]:
         return text if one_place else f"{text} ({row.environment})"
 
     return name
-
-
-def _table(table: Table) -> str:
-    """Return a GitHub-flavoured Markdown table, every cell escaped."""
-    ruler = [":---" if index < table.left else "---:" for index in range(len(table.header))]
-    lines = [[markdown(name) for name in table.header], ruler]
-    lines.extend([markdown(cell) for cell in line] for line in table.rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def _caveats(rows: Sequence[Row]) -> Iterator[str]:
@@ -176,9 +156,9 @@ def _places(comparison: Comparison) -> str:
     """Return each environment's facts, and first what differs between them."""
     parts = [f"Records: {comparison.records}, the first begun at {markdown(comparison.first_started_at)}."]
     if comparison.differences:
-        listed = _bullets(markdown(line) for line in comparison.differences)
+        listed = bullets(markdown(line) for line in comparison.differences)
         parts.append(f"**The records are from different environments.** They differ in:\n\n{listed}")
     for where in comparison.surroundings:
         facts = Table(header=("Fact", f"Environment {where.label}"), rows=tuple(where.facts.items()), left=2)
-        parts.append(_table(facts))
+        parts.append(markdown_table(facts))
     return "\n\n".join(parts)

@@ -9,7 +9,8 @@ from typing import get_args
 from bench.analysis.paired import Paired
 from bench.analysis.rows import Row
 from bench.analysis.steady import Trend
-from bench.report.tables import INSTRUMENT_NAMES, Table
+from bench.report.layout import Table
+from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import (
     NOT_APPLICABLE,
     NOT_MEASURED,

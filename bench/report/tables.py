@@ -1,9 +1,9 @@
 """The comparison itself as plain text cells, for Markdown and the terminal alike; no arithmetic."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from bench.analysis.rows import Comparison, Instrument, Row
+from bench.report.layout import Table
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
@@ -30,15 +30,6 @@ _SMALL_BYTES = 100 * MEBIBYTES.size_bytes
 
 
 Column = tuple[str, Callable[[Row], str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A header and rows of plain text, not yet escaped; ``left`` columns are words, the others numbers."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int = 1
 
 
 def memory_unit(comparison: Comparison) -> MemoryUnit:

@@ -30,6 +30,15 @@ class MemoryUnit:
             return NOT_MEASURED
         return f"{size_bytes / self.size_bytes:,.{self.digits}f} {self.name}"
 
+    def figure(self, size_bytes: int | None) -> str:
+        """Write bytes in this unit without naming it, for a table that names it once."""
+        return self.show(size_bytes).removesuffix(f" {self.name}")
+
+    def span(self, low_bytes: int | None, high_bytes: int | None) -> str:
+        """Write two sizes as a range, or one where both look the same."""
+        low, high = self.show(low_bytes), self.show(high_bytes)
+        return high if low == high else f"{self.figure(low_bytes)} to {high}"
+
 
 MEBIBYTES = MemoryUnit(name="MiB", size_bytes=MIB, digits=0)
 SMALL_MEBIBYTES = MemoryUnit(name="MiB", size_bytes=MIB, digits=2)

@@ -68,6 +68,17 @@ class Plan(Stored):
     ladder: bool = False
     cells: tuple[PlannedCell, ...]
 
+    @property
+    def any_predicted(self) -> bool:
+        """Whether any cell could be predicted."""
+        return any(isinstance(planned.answer, Prediction) for planned in self.cells)
+
+
+def needed_bytes(prediction: Prediction) -> int:
+    """Return what decides whether it fits, less the context: the top of the band; on the CPU the peak."""
+    high = prediction.reserved_high_bytes or prediction.reserved_peak_bytes
+    return high or prediction.allocated_peak_bytes
+
 
 def read_plan(path: Path) -> Plan:
     """Read a plan as ``bench plan --json`` writes it; raise ``UsageError`` where it is none."""

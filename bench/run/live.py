@@ -6,11 +6,12 @@ Redraws only when a worker says something, so that watching does not disturb wha
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +24,7 @@ from bench.run.observe import NullObserver, Observer
 from bench.spec.types import Cell
 
 REDRAW_INTERVAL_S = 0.5
+LOGGED_PROGRESS_INTERVAL_S = 10.0
 ROWS_AROUND_TABLE = 8
 LOG_WIDTH = 140
 STYLES = {"ok": "green", "oom": "yellow", "unavailable": "dim", "skipped": "dim"}
@@ -42,6 +44,32 @@ def watch(console: Console) -> Iterator[Observer]:
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield LiveTable(live)
+
+
+@contextlib.contextmanager
+def watch_predicting(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show meanwhile how many cells are predicted: a bar on a terminal, now and then a line in a log."""
+    if not console.is_terminal:
+        yield _LoggedProgress(console).show
+        return
+    with Progress(
+        TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("predicting", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _LoggedProgress:
+    """A line whenever a good while has passed since the last."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown_s = time.monotonic()
+
+    def show(self, done: int, total: int) -> None:
+        if time.monotonic() - self._shown_s >= LOGGED_PROGRESS_INTERVAL_S:
+            self._shown_s = time.monotonic()
+            self._console.print(f"predicting: {done} of {total} cells", highlight=False)
 
 
 @dataclass

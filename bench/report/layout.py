@@ -1,0 +1,47 @@
+"""Tables of plain text as GitHub-flavoured Markdown and for the terminal; every cell is made safe here."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.report.text import markdown, plain
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A header and rows of plain text, not yet escaped; ``left`` columns are words, the others numbers."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+
+
+def markdown_table(table: Table) -> str:
+    """Return a GitHub-flavoured Markdown table, every cell escaped."""
+    ruler = [":---" if index < table.left else "---:" for index in range(len(table.header))]
+    lines = [[markdown(name) for name in table.header], ruler]
+    lines.extend([markdown(cell) for cell in line] for line in table.rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Return a Markdown list of lines that are Markdown already."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def terminal_table(table: Table, title: str) -> "RichTable":
+    """Return a table for a rich console."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=Text(plain(title)), title_justify="left", box=box.SIMPLE)
+    for index, name in enumerate(table.header):
+        words = index < table.left
+        shown.add_column(Text(plain(name)), justify="left" if words else "right", no_wrap=words)
+    for line in table.rows:
+        shown.add_row(*(Text(plain(cell)) for cell in line))
+    return shown

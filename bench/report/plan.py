@@ -1,0 +1,209 @@
+"""A plan for the terminal and as Markdown; no arithmetic, and neither pandas nor scipy is imported."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, get_args
+
+from bench.analysis.plan_rows import Forecast, PlanRow, plan_rows
+from bench.metrics import GIB
+from bench.report.layout import Table, bullets, markdown_table, terminal_table
+from bench.report.plan_notes import notes_on, sentences, why_untried
+from bench.report.text import (
+    GIBIBYTES,
+    MEBIBYTES,
+    NOT_APPLICABLE,
+    MemoryUnit,
+    markdown,
+    plain,
+    words,
+)
+from bench.results.plans import Plan
+from bench.results.predictions import PredictedPhase
+from bench.results.stored import Category
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+
+_Show = Callable[[PlanRow], str]
+
+
+def render_markdown(plan: Plan) -> str:
+    """Return the whole plan as a page."""
+    title = f"# {markdown(plan.title)}: predicted memory"
+    return f"{title}\n\n{render_summary(plan)}\n\n{render_details(plan)}\n"
+
+
+def render_summary(plan: Plan) -> str:
+    """Return the verdicts in a sentence, the table of all cells, what was refused, and how to read it."""
+    rows = plan_rows(plan)
+    parts = [markdown(line) for line in sentences(plan, rows)]
+    parts += [markdown_table(_table(plan, rows)), *_refusals(rows)]
+    return "\n\n".join(
+        [*parts, "How to read it:\n\n" + bullets(markdown(line) for line in notes_on(plan, rows))]
+    )
+
+
+def render_details(plan: Plan) -> str:
+    """Return what sets each cell's peak, its phases and categories, and what changes would free."""
+    sections = [(title, table) for title, table in _detail_tables(plan) if table.rows]
+    shown = [f"## {title}\n\n{markdown_table(table)}" for title, table in sections]
+    missing = why_untried(plan)
+    return "\n\n".join([*shown, *([markdown(missing)] if missing else [])])
+
+
+def render_terminal(plan: Plan, *, details: bool = False, notes: bool = True) -> "Group":
+    """Return the plan for a rich console; ``notes`` say how to read it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    rows = plan_rows(plan)
+    parts: list[RenderableType] = [terminal_table(_table(plan, rows), f"{plan.title}: predicted memory")]
+    parts += [Text(plain(f"{row.cell} cannot be predicted: {row.refusal}")) for row in rows if row.refusal]
+    if details:
+        parts += [terminal_table(table, title) for title, table in _detail_tables(plan) if table.rows]
+    lines = [*sentences(plan, rows), *(f"- {note}" for note in notes_on(plan, rows) if notes)]
+    missing = why_untried(plan) if details else None
+    parts += [Text(plain(line)) for line in [*lines, *([missing] if missing else [])]]
+    return Group(*parts)
+
+
+def _unit(rows: Sequence[PlanRow]) -> MemoryUnit:
+    """Return GiB, or MiB where every cell is small."""
+    largest = max((row.forecast.allocated_bytes for row in rows if row.forecast), default=GIB)
+    return GIBIBYTES if largest >= GIB else MEBIBYTES
+
+
+def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
+    """Return all cells; a column that has nothing to say is left out."""
+    unit = _unit(rows)
+    forecasts = [row.forecast for row in rows if row.forecast]
+    columns: list[tuple[str, _Show]] = [("Cell", lambda row: row.cell)]
+    on_cuda = any(forecast.reserved_high_bytes for forecast in forecasts)
+    name = "Allocated" if on_cuda else "Live tensors"
+    columns.append((name, _forecast(lambda one: unit.span(one.allocated_low_bytes, one.allocated_bytes))))
+    if on_cuda:
+        reserved = _forecast(lambda one: unit.span(one.reserved_low_bytes, one.reserved_high_bytes))
+        columns.append(("Reserved", reserved))
+    if len(plan.cards) == 1:
+        columns.append(("Context", _forecast(lambda one: unit.show(one.context_bytes))))
+        columns.append(("Total", _forecast(lambda one: unit.show(one.total_bytes))))
+    if any(forecast.paged_bytes for forecast in forecasts):
+        columns.append(("Paged, apart", _forecast(lambda one: unit.show(one.paged_bytes))))
+    columns.append(("Peak in", _forecast(lambda one: words(one.peak_phase))))
+    if plan.ladder:
+        columns.append(("Smallest card that fits", _forecast(lambda one: _smallest(one, unit))))
+    else:
+        columns.extend((card.name, _on_card(card.name, len(plan.cards) == 1, unit)) for card in plan.cards)
+    return Table(
+        header=tuple(title for title, _ in columns),
+        rows=tuple(tuple(show(row) for _, show in columns) for row in rows),
+    )
+
+
+def _forecast(show: Callable[[Forecast], str]) -> _Show:
+    return lambda row: NOT_APPLICABLE if row.forecast is None else show(row.forecast)
+
+
+def _smallest(forecast: Forecast, unit: MemoryUnit) -> str:
+    verdict = forecast.smallest
+    return "none of them" if verdict is None else f"{verdict.card}, {unit.show(verdict.needed_bytes)}"
+
+
+def _on_card(card: str, alone: bool, unit: MemoryUnit) -> _Show:  # noqa: FBT001 - called in one place
+    def show(row: PlanRow) -> str:
+        verdict = row.verdict(card)
+        if verdict is None:
+            return NOT_APPLICABLE
+        return verdict.answer if alone else f"{verdict.answer}, {unit.show(verdict.needed_bytes)}"
+
+    return show
+
+
+def _refusals(rows: Sequence[PlanRow]) -> list[str]:
+    lines = [f"{markdown(row.cell)}: {markdown(row.refusal)}" for row in rows if row.refusal]
+    return [f"Cells that cannot be predicted:\n\n{bullets(lines)}"] if lines else []
+
+
+def _detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
+    rows = [row for row in plan_rows(plan) if row.forecast]
+    unit = _unit(rows)
+    yield "What sets each peak", _cause_table(rows)
+    yield f"Most allocated in each phase, {unit.name}", _phase_table(rows, unit)
+    yield f"Live at the peak by category, {unit.name}", _category_table(rows, unit)
+    yield f"What a change would do, {unit.name}", _change_table(plan, rows, unit)
+
+
+def _cause_table(rows: Sequence[PlanRow]) -> Table:
+    return Table(
+        header=("Cell", "Phase", "Operator", "Module"),
+        left=4,
+        rows=tuple(
+            (row.cell, words(one.peak_phase), one.peak_op, one.peak_module or "outside any module")
+            for row in rows
+            if (one := row.forecast)
+        ),
+    )
+
+
+def _phase_table(rows: Sequence[PlanRow], unit: MemoryUnit) -> Table:
+    forecasts = [row.forecast for row in rows if row.forecast]
+    phases = [
+        phase
+        for phase in get_args(PredictedPhase)
+        if any(phase in forecast.phase_peaks_bytes for forecast in forecasts)
+    ]
+    return Table(
+        header=("Cell", *(words(phase) for phase in phases)),
+        rows=tuple(
+            (
+                row.cell,
+                *(
+                    unit.figure(one.phase_peaks_bytes[phase])
+                    if phase in one.phase_peaks_bytes
+                    else NOT_APPLICABLE
+                    for phase in phases
+                ),
+            )
+            for row in rows
+            if (one := row.forecast)
+        ),
+    )
+
+
+def _category_table(rows: Sequence[PlanRow], unit: MemoryUnit) -> Table:
+    forecasts = [row.forecast for row in rows if row.forecast]
+    present = [
+        category
+        for category in get_args(Category)
+        if any(forecast.categories_bytes.get(category) for forecast in forecasts)
+    ]
+    return Table(
+        header=("Cell", *(words(category) for category in present)),
+        rows=tuple(
+            (row.cell, *(unit.figure(one.categories_bytes.get(category, 0)) for category in present))
+            for row in rows
+            if (one := row.forecast)
+        ),
+    )
+
+
+def _change_table(plan: Plan, rows: Sequence[PlanRow], unit: MemoryUnit) -> Table:
+    on_cards = [] if plan.ladder else [card.name for card in plan.cards]
+    lines = []
+    for row in rows:
+        for change in row.changes or ():
+            fitting = [verdict for verdict in change.verdicts if verdict.answer == "fits"]
+            by_card = {verdict.card: verdict.answer for verdict in change.verdicts}
+            lines.append(
+                (
+                    row.cell,
+                    change.what,
+                    unit.figure(change.allocated_bytes),
+                    unit.figure(change.needed_bytes),
+                    unit.figure(change.freed_bytes),
+                    *(by_card.get(card, NOT_APPLICABLE) for card in on_cards),
+                    *([fitting[0].card if fitting else "none of them"] if plan.ladder else []),
+                )
+            )
+    needed = "Reserved" if plan.cards else "Needed"
+    last = ("Smallest card that fits",) if plan.ladder else tuple(on_cards)
+    return Table(header=("Cell", "Change", "Allocated", needed, "Freed", *last), rows=tuple(lines), left=2)

@@ -1,0 +1,92 @@
+"""A plan in sentences: what it says as a whole, how each number came about, what was assumed."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from bench.analysis.plan_rows import PlanRow, card_counts
+from bench.report.text import GIBIBYTES
+from bench.results.plans import Plan
+from bench.spec.platforms import Platform
+
+
+def sentences(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
+    """Yield what the plan says as a whole."""
+    refused = sum(row.forecast is None for row in rows)
+    if refused:
+        yield f"{refused} of {_cells(len(rows))} cannot be predicted; the reasons are given below the table."
+    if plan.ladder:
+        nowhere = sum(row.forecast is not None and bool(row.verdicts) and not row.fitting for row in rows)
+        if nowhere:
+            largest, verb = _named(plan.cards[-1].title), "fits" if nowhere == 1 else "fit"
+            yield f"{_cells(nowhere)} of {len(rows)} {verb} on no card tried, not even {largest}."
+        return
+    for count in card_counts(plan):
+        answers = {"fit": count.fit, "do not": count.not_fit, "are too close to call": count.close}
+        said = [f"{number} {what}" for what, number in answers.items() if number]
+        yield f"On {_named(count.card.title)}, of {_cells(len(rows))}, {', '.join(said) or 'none is judged'}."
+
+
+def _named(title: str) -> str:
+    return title if title.startswith("a ") else f"one {title}"
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
+    """Yield how each number came about and what was assumed."""
+    forecasts = [row.forecast for row in rows if row.forecast]
+    platforms = {platform for forecast in forecasts for platform in forecast.platforms}
+    yield (
+        "Nothing was run. The training window was traced on tensors without data, every sequence at its full "
+        f"length, for {_targets(platforms)}."
+    )
+    if any(platform.device == "cpu" for platform in platforms):
+        yield (
+            "Live tensors: the peak of tensor bytes alive at once, as the ledger of a run on the CPU counts "
+            "it; the process takes more. Name a card with --gpu or --memory to ask about one."
+        )
+    if not plan.cards:
+        return
+    settings = f"PYTORCH_CUDA_ALLOC_CONF={plan.allocator}" if plan.allocator else "its default settings"
+    yield (
+        "Allocated: torch.cuda.max_memory_allocated. Reserved: max_memory_reserved, from a replay through a "
+        f"model of torch's caching allocator with {settings}; the band is from replays with small changes of "
+        "order and length. A cell fits if the top of the band and the CUDA context do, and does not fit if "
+        "even what is allocated and the context do not; between the two is too close to call."
+    )
+    if any(forecast.paged_bytes for forecast in forecasts):
+        yield "Paged: optimizer state in managed memory, which moves to host memory when the card is full."
+    if plan.ladder:
+        yield (
+            "No card was named, so these were tried, all with the kernels of the compute capability above: "
+            f"{', '.join(card.name for card in plan.cards)}. Name yours with --gpu or --memory."
+        )
+    for card in plan.cards:
+        usable, context = GIBIBYTES.show(card.usable_bytes), GIBIBYTES.show(card.context_bytes)
+        assumed = f"; {', '.join(card.assumptions)}" if card.assumptions else ""
+        yield f"{card.name}: {card.title}, {usable} usable, CUDA context {context}{assumed}."
+    yield from dict.fromkeys(caveat.message for forecast in forecasts for caveat in forecast.caveats)
+
+
+def _targets(platforms: Collection[Platform]) -> str:
+    """Say what was predicted for: devices and versions."""
+    versions = {f"torch {one.torch}, bitsandbytes {one.bitsandbytes}" for one in platforms}
+    cuda = sorted({one.capability for one in platforms if one.device == "cuda"})
+    names = (
+        [f"CUDA compute capability {' and '.join(f'{major}.{minor}' for major, minor in cuda)}"]
+        if cuda
+        else []
+    )
+    names += ["the CPU"] if any(one.device == "cpu" for one in platforms) else []
+    return f"{' and '.join(names)} ({'; '.join(sorted(versions))})"
+
+
+def why_untried(plan: Plan) -> str | None:
+    """Say why no changes are shown, where none were tried."""
+    if any(planned.changes is not None for planned in plan.cells):
+        return None
+    return (
+        "What changes would free was not predicted, since the plan has many cells; choose some with --only, "
+        "or ask with --advice, which tries changes on the cells that do not fit."
+    )

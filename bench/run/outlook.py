@@ -1,0 +1,178 @@
+"""A plan for the cells of a scenario: each predicted, judged for each card, with what would make it fit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+
+from bench.memory.settings import AllocatorSettings
+from bench.results.plans import CardVerdict, Change, Plan, PlannedCell, needed_bytes
+from bench.results.predictions import Prediction
+from bench.results.records import DeviceFacts
+from bench.run.advice import changed_cells
+from bench.run.launch import Launcher
+from bench.run.observe import NullObserver
+from bench.run.plan import choose_cells
+from bench.run.planning import Answer, Progress, Question, platform_of, predict_cells
+from bench.run.sweep import probe
+from bench.spec.cards import Card, card, card_of_memory
+from bench.spec.load import Scenario, load_scenario
+from bench.spec.platforms import Platform
+from bench.spec.types import Cell
+
+LADDER = ("rtx3060-12gb", "rtx4070ti-super", "rtx4090", "a100-40gb", "rtx-a6000", "a100-80gb", "h200")
+"""One card of each size that people have or rent, for a plan that names none."""
+LADDER_CAPABILITY = (8, 0)
+MOST_CELLS_WITH_ADVICE = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What to predict for: cards (none: a ladder of usual ones), allocator settings, version of torch.
+
+    ``advice`` None tries changes where the plan is small.
+    """
+
+    cards: tuple[Card, ...] = ()
+    allocator: str = ""
+    torch_version: str | None = None
+    advice: bool | None = None
+
+
+def chosen_cards(names: Sequence[str], sizes: Sequence[str]) -> tuple[Card, ...]:
+    """Return the cards that a user names and those of sizes; raise ``UsageError`` for an unknown one."""
+    return tuple({one.name: one for one in (*map(card, names), *map(card_of_memory, sizes))}.values())
+
+
+def plan_scenario(
+    path: Path,
+    only: str | None,
+    outlook: Outlook,
+    progress: Progress,
+    launcher: Launcher | None = None,
+) -> Plan:
+    """Plan the chosen cells of a scenario; where it is for CUDA and names no card, for this machine's.
+
+    Raises ``UsageError`` on a wrong scenario, choice of cells, allocator setting or version.
+    """
+    scenario = load_scenario(path)
+    cells = choose_cells(scenario.cells, only)
+    AllocatorSettings.parse(outlook.allocator)
+    launcher = launcher or Launcher()
+    if not outlook.cards and any(cell.device == "cuda" for cell in cells):
+        own = card_of_device(probe(launcher, NullObserver()))
+        outlook = replace(outlook, cards=() if own is None else (own,))
+    return make_plan(scenario, cells, outlook, launcher, progress)
+
+
+def make_plan(
+    scenario: Scenario, cells: Sequence[Cell], outlook: Outlook, launcher: Launcher, progress: Progress
+) -> Plan:
+    """Predict cells, and what changes would free. Nothing is measured and nothing downloaded but configs."""
+    ladder = not outlook.cards and any(cell.device == "cuda" for cell in cells)
+    cards = tuple(card(name) for name in LADDER) if ladder else outlook.cards
+    cards = tuple(sorted(cards, key=attrgetter("usable_bytes")))
+    asked = [
+        (Question(cell=cell, platform=platform), judged)
+        for cell in cells
+        for platform, judged in _platforms(cell, cards, outlook, ladder=ladder)
+    ]
+    answers = predict_cells(
+        [question for question, _ in asked], launcher, allocator=outlook.allocator, progress=progress
+    )
+    planned = [
+        PlannedCell(cell=question.cell, answer=answer, verdicts=_verdicts(answer, judged))
+        for (question, judged), answer in zip(asked, answers, strict=True)
+    ]
+    if outlook.advice or (outlook.advice is None and len(planned) <= MOST_CELLS_WITH_ADVICE):
+        judged_for = [judged for _, judged in asked]
+        planned = _with_changes(planned, judged_for, outlook.allocator, launcher, progress)
+    return Plan(
+        scenario=scenario.name,
+        title=scenario.title,
+        allocator=outlook.allocator,
+        cards=cards,
+        ladder=ladder,
+        cells=tuple(planned),
+    )
+
+
+def _platforms(
+    cell: Cell, cards: Sequence[Card], outlook: Outlook, *, ladder: bool
+) -> list[tuple[Platform, tuple[Card, ...]]]:
+    """Return the platforms to predict a cell on, each with the cards to judge it for.
+
+    A cell for the CPU is predicted for the CPU unless cards are named; the ladder is judged from one
+    prediction.
+    """
+    if not cards or (ladder and cell.device == "cpu"):
+        return [(platform_of("cpu", torch_version=outlook.torch_version), ())]
+    if ladder:
+        return [(platform_of("cuda", LADDER_CAPABILITY, outlook.torch_version), tuple(cards))]
+    alike: dict[tuple[int, int], list[Card]] = {}
+    for one in cards:
+        alike.setdefault(one.capability, []).append(one)
+    return [
+        (platform_of("cuda", capability, outlook.torch_version), tuple(members))
+        for capability, members in alike.items()
+    ]
+
+
+def _verdicts(answer: Answer, cards: Sequence[Card]) -> tuple[CardVerdict, ...]:
+    if not isinstance(answer, Prediction):
+        return ()
+    return tuple(CardVerdict.of(answer, one) for one in cards)
+
+
+def _with_changes(
+    planned: Sequence[PlannedCell],
+    cards: Sequence[tuple[Card, ...]],
+    allocator: str,
+    launcher: Launcher,
+    progress: Progress,
+) -> list[PlannedCell]:
+    """Predict each cell's changes: of all cells of a small plan, else of those that do not fit everywhere."""
+    small = len(planned) <= MOST_CELLS_WITH_ADVICE
+    tried = [
+        (index, what, changed, one.answer.platform)
+        for index, one in enumerate(planned)
+        if isinstance(one.answer, Prediction) and (small or not _fits_everywhere(one))
+        for what, changed in changed_cells(one.cell)
+    ]
+    questions = [Question(cell=changed, platform=platform) for _, _, changed, platform in tried]
+    answers = predict_cells(questions, launcher, allocator=allocator, progress=progress)
+    found: dict[int, list[Change]] = {index: [] for index, *_ in tried}
+    for (index, what, _, _), answer in zip(tried, answers, strict=True):
+        before = planned[index].answer
+        if (
+            isinstance(answer, Prediction)
+            and isinstance(before, Prediction)
+            and needed_bytes(answer) < needed_bytes(before)
+        ):
+            verdicts = _verdicts(answer, cards[index])
+            found[index].append(Change(what=what, prediction=answer, verdicts=verdicts))
+    changed = list(planned)
+    for index, changes in found.items():
+        changes.sort(key=lambda change: needed_bytes(change.prediction))
+        changed[index] = planned[index].model_copy(update={"changes": tuple(changes)})
+    return changed
+
+
+def _fits_everywhere(planned: PlannedCell) -> bool:
+    return all(verdict.answer == "fits" for verdict in planned.verdicts)
+
+
+def card_of_device(facts: DeviceFacts) -> Card | None:
+    """Return the CUDA device of this machine as a card; None where there is none."""
+    if facts.cuda_total_bytes is None or facts.cuda_capability is None:
+        return None
+    title = facts.cuda_name or "this machine's card"
+    return Card(
+        name="this-device",
+        title=title,
+        memory_bytes=facts.cuda_total_bytes,
+        read_usable_bytes=facts.cuda_total_bytes,
+        memory_source="read from the device",
+        capability=facts.cuda_capability,
+        assumptions=("the size of its CUDA context is assumed",),
+    )
