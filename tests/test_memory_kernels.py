@@ -94,7 +94,7 @@ def test_the_embedding_gradient_is_summed_in_segments() -> None:
     backward = aten.embedding_dense_backward.default
 
     def blocks(tokens: int) -> list[int]:
-        return _blocks(backward, _meta(1, tokens, 64), _meta(1, tokens, dtype=torch.int64), 1000, -1, False)
+        return _blocks(backward, _meta(1, tokens, 64), _meta(1, tokens, dtype=torch.int64), 1000, -1, 0)
 
     assert 0 == sum(blocks(3072))
     expected = [8 * 4000] * 2 + [8 * 1000] * 3 + [8 * 1400, 4 * 1400 * 64]
@@ -104,8 +104,8 @@ def test_the_embedding_gradient_is_summed_in_segments() -> None:
 def test_rows_that_are_added_up_are_sorted() -> None:
     """Accumulating into 500 indexed rows takes six lists of 64-bit indices; overwriting them takes none."""
     values, index = _meta(100, 64), _meta(500, dtype=torch.int64)
-    assert [8 * 500] * 6 == _blocks(aten.index_put.default, values, [index], values, True)
-    assert [] == _blocks(aten.index_put.default, values, [index], values, False)
+    assert [8 * 500] * 6 == _blocks(aten.index_put.default, values, [index], values, 1)
+    assert [] == _blocks(aten.index_put.default, values, [index], values, 0)
 
 
 def test_norms_are_summed_in_chunks() -> None:

@@ -1,7 +1,6 @@
-"""Tensors without data take the code paths of the platform that they stand for, and only while it is staged."""
+"""Tensors without data take the code paths of the platform they stand for, only while it is staged."""
 
 import math
-from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -63,7 +62,7 @@ def _attention(
     return next((name for name in names if "attention" in name and "backward" not in name), MATH), names
 
 
-BOOLEAN = {"attn_mask": torch.ones(2, 1, 32, 32, dtype=torch.bool, device="meta")}
+BOOLEAN: dict[str, Any] = {"attn_mask": torch.ones(2, 1, 32, 32, dtype=torch.bool, device="meta")}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def test_a_mask_out_of_line_is_padded_to_eight() -> None:
 
 
 def test_staging_leaves_no_trace() -> None:
-    """After the block attention is the reference's, autocast refuses the meta device, and lists are torch's."""
+    """After the block attention and lists are torch's, autocast refuses the meta device."""
     optimizer = import_module("torch.optim.optimizer")  # torch.optim hides it behind a class
     before = optimizer._get_foreach_kernels_supported_devices()
     with staged(AMPERE):
@@ -134,9 +133,9 @@ def test_the_lists_of_autocast_name_operators_that_torch_registers(device: str, 
 
 
 @pytest.fixture
-def weight() -> Iterator[torch.Tensor]:
-    """Yield a trained fp32 weight of the meta device."""
-    yield torch.empty(8, 8, device="meta", requires_grad=True)
+def weight() -> torch.Tensor:
+    """Return a trained fp32 weight of the meta device."""
+    return torch.empty(8, 8, device="meta", requires_grad=True)
 
 
 @pytest.mark.parametrize(("platform", "softmax"), [(AMPERE, torch.float32), (CPU, torch.bfloat16)])
@@ -182,6 +181,12 @@ def test_what_depends_on_data_is_refused_by_name() -> None:
             bool(values.sum() > 0)
 
 
+def test_a_list_made_of_missing_data_is_refused() -> None:
+    """What never reaches torch's dispatcher is refused with the line that asks for it."""
+    with pytest.raises(UntraceableError, match=r"test_memory_staging\.py, line \d+ needs"), staged(AMPERE):
+        torch.empty(3, device="meta").tolist()
+
+
 def test_int8_products_have_no_outliers() -> None:
     """The operators of LLM.int8 run without data: an int8 copy, fp32 row scales and no outlier columns."""
     import bitsandbytes  # noqa: F401 - registers the operators
@@ -196,7 +201,7 @@ def test_int8_products_have_no_outliers() -> None:
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_ligers_loss_works_in_chunks(trained: bool) -> None:
+def test_ligers_loss_works_in_chunks(*, trained: bool) -> None:
     """64 tokens, width 16, vocabulary 100: chunks of 16 rows, at most one of their logits at a time."""
     hidden = torch.empty(2, 32, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
     head = torch.empty(100, 16, dtype=torch.bfloat16, device="meta", requires_grad=trained)

@@ -207,7 +207,12 @@ def _with_dtype(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _s
 def _promoted(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _state: _State) -> Any:  # noqa: ANN401 - the same
     """Cast all to fp32 if one is."""
     dtypes: set[torch.dtype] = set()
-    _cast(args, kwargs, lambda tensor: (dtypes.add(tensor.dtype), tensor)[1])
+
+    def note(tensor: Tensor) -> Tensor:
+        dtypes.add(tensor.dtype)
+        return tensor
+
+    _cast(args, kwargs, note)
     if torch.float32 not in dtypes:
         return operator, args, kwargs
     return _to_fp32(operator, args, kwargs, _state)

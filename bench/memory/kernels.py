@@ -20,6 +20,12 @@ _aten = torch.ops.aten
 _FP32 = 4
 _INT64 = 8
 _HALF = (torch.float16, torch.bfloat16)
+_WIDTH_IN_REGISTERS = 128
+"""Of a head: up to it the memory-efficient kernels accumulate outputs, dk and dv in registers."""
+_FLASH_STEP_WIDTH = 192
+"""Of a head: up to it FlashAttention rounds to 32, beyond it to 256."""
+_UNSORTED_TOKENS = 3072
+"""Up to it the gradient of an embedding is summed without sorting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,7 @@ class Kernels:
     """The kernels of one platform, and what they have kept so far."""
 
     def __init__(self, platform: Platform, *, padded: bool) -> None:
-        """``padded`` says that the attention mask of the traced batch hides something."""
+        """Take a platform; ``padded`` says that the attention mask of the traced batch hides something."""
         self.platform = platform
         self._padded = padded
         self._handles: set[bool] = set()
@@ -62,11 +68,11 @@ class Kernels:
         """Tell whether the platform is the CPU."""
         return self.platform.device == "cpu"
 
-    def answer(self, question: torch.Tensor) -> bool | float | int:
+    def answer(self, _question: torch.Tensor) -> bool | float | int:
         """Answer what code asks of a tensor's data; raises ``UntraceableError`` where nobody can know."""
-        return answer(question, padded=self._padded)
+        return answer(padded=self._padded)
 
-    def kept_workspaces(self, func: Any, *, in_backward: bool) -> Iterator[tuple[int, str]]:  # noqa: ANN401 - torch ships no type
+    def kept_workspaces(self, func: Any, *, in_backward: bool) -> Iterator[tuple[int, str]]:  # noqa: ANN401 - the same
         """Yield workspaces that this operator is the first to need: cuBLAS's, one for each thread's handle."""
         if self.platform.device == "cuda" and func in _GEMMS and in_backward not in self._handles:
             self._handles.add(in_backward)
@@ -116,7 +122,7 @@ def _flash_backward(call: Call) -> Sequence[int]:
     rounded_length = _up(length, 128)
     blocks = [
         _FP32 * batch * heads * rounded_length,
-        _FP32 * batch * rounded_length * heads * (_up(width, 32) if width <= 192 else 256),
+        _FP32 * batch * rounded_length * heads * (_up(width, 32) if width <= _FLASH_STEP_WIDTH else 256),
     ]
     if heads != key_heads:
         blocks += 2 * [query.element_size() * batch * key_length * heads * width]
@@ -127,7 +133,7 @@ def _efficient_forward(call: Call) -> Sequence[int]:
     """Accumulate half-precision outputs in fp32 where a head is too wide for the registers."""
     query, _, value = call.args[:3]
     batch, heads, length, _ = query.shape
-    wide = value.shape[-1] > 128 and query.dtype in _HALF
+    wide = value.shape[-1] > _WIDTH_IN_REGISTERS and query.dtype in _HALF
     return (_FP32 * batch * length * heads * value.shape[-1],) if wide else ()
 
 
@@ -137,14 +143,13 @@ def _efficient_backward(call: Call) -> Sequence[int]:
     The accumulator of dq is in tiles of 128 queries by 64 columns (64 by 64 for some kernels: at most one
     tile a head less), those of dk and dv are only there where a head is too wide for the registers.
     """
-    output, query, key, value = call.args[5] if len(call.args) > 5 else None, *call.args[1:4]
+    query, key, value = call.args[1:4]
     batch, heads, length, width = query.shape
     delta = _FP32 * batch * heads * length
     if query.dtype not in _HALF:
-        product = _FP32 * (output if output is not None else query).numel()
-        return product, delta, delta
+        return _FP32 * batch * heads * length * value.shape[-1], delta, delta
     per_head = _up(length, 128) * _up(width, 64)
-    if max(width, value.shape[-1]) > 128:
+    if max(width, value.shape[-1]) > _WIDTH_IN_REGISTERS:
         per_head += _up(key.shape[2], 128) * (_up(width, 64) + _up(value.shape[-1], 64))
     return delta, _FP32 * batch * heads * per_head
 
@@ -156,7 +161,7 @@ def _embedding_backward(call: Call) -> Sequence[int]:
     """
     gradient, indices, rows = call.args[:3]
     tokens, width = indices.numel(), gradient.shape[-1]
-    if tokens <= 3072:
+    if tokens <= _UNSORTED_TOKENS:
         return 7 * [0]
     segments = min(tokens, rows)
     partial = tokens // 10 + segments
@@ -171,10 +176,10 @@ def _embedding_backward(call: Call) -> Sequence[int]:
 
 def _index_put(call: Call) -> Sequence[int]:
     """Sum rows by sorting their indices: linear, sorted and original ones, a range, and the sort's copies."""
-    accumulates = len(call.args) > 3 and bool(call.args[3])
-    if not accumulates:
+    _tensor, indices, _values, *accumulates = call.args
+    if not any(accumulates[:1]):
         return ()
-    rows = prod(torch.broadcast_shapes(*(index.shape for index in call.args[1] if index is not None)))
+    rows = prod(torch.broadcast_shapes(*(index.shape for index in indices if index is not None)))
     return 6 * [_INT64 * rows]
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.window.batches import IGNORED_LABEL
+
 
 def empty_liger_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Stand for ``bench.window.losses.liger_loss``: the same arguments, a loss without a value."""
@@ -27,7 +29,7 @@ class _FusedLoss(torch.autograd.Function):
         hidden_gradient = torch.zeros_like(hidden)
         weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
         losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
-        counted = (targets != -100).sum()
+        counted = (targets != IGNORED_LABEL).sum()
         for start in range(0, tokens, chunk):
             part = hidden[start : start + chunk]
             logits = (part @ weight.t()).contiguous()  # becomes its own gradient

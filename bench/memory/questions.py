@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from types import FrameType
 
-import torch
-
 from bench.errors import UntraceableError
 
 _DEPTH = 24  # frames; the dispatcher's own lie between the question and who asks it
@@ -24,8 +22,8 @@ _SCALE = {"get_scale"}
 """The same: the scale itself, which is only compared with that of the step before."""
 
 
-def answer(question: torch.Tensor, *, padded: bool) -> bool | float | int:
-    """Return what ``.item()`` would.
+def answer(*, padded: bool) -> bool | float | int:
+    """Return what ``.item()`` of a tensor would; who asks tells which.
 
     ``padded`` says that the batch's attention mask hides something. Raises ``UntraceableError`` naming the
     line that asks something else.

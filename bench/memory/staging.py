@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from itertools import product
+from pathlib import PurePath
+from traceback import extract_tb
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
+from bench.errors import UntraceableError
 from bench.memory.autocast import staged_autocast
 from bench.memory.four_bit import four_bit_product
 from bench.memory.liger import empty_liger_loss
@@ -22,14 +25,18 @@ from bench.memory.stand_ins import staged_results
 from bench.spec.platforms import Platform
 from bench.window import losses
 
+_WITHOUT_DATA = ("meta tensor", "Meta tensor", "meta device", "Meta device")
+"""What torch's messages say where data was asked for."""
+
 
 @contextmanager
 def staged(platform: Platform) -> Iterator[None]:
     """Run a ``with`` block as if the meta device were the platform's.
 
-    Raises ``UntraceableError`` for whatever torch or a model cannot do without data.
+    Raises ``UntraceableError`` for what a model asks of tensors' data outside torch's operators, such as
+    ``tolist`` or ``numpy``, and for what torch itself cannot do without data.
     """
-    with ExitStack() as stack:
+    with ExitStack() as stack, _refusals():
         for owner, name, replacement in _replacements(platform):
             stack.enter_context(patch.object(owner, name, replacement))
         stack.enter_context(_fresh_quantisation_maps())
@@ -38,6 +45,22 @@ def staged(platform: Platform) -> Iterator[None]:
         stack.enter_context(staged_loss(platform))
         stack.enter_context(staged_autocast(platform))
         yield
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn torch's complaint about missing data into a refusal that names the line."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        if not any(word in str(error) for word in _WITHOUT_DATA):
+            raise
+        frames = [frame for frame in extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+        place = f"{PurePath(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "torch"
+        raise UntraceableError(
+            f"this cell cannot be predicted: {place} needs the data of a tensor "
+            f"({' '.join(str(error).split())[:150]}); measure it with bench run."
+        ) from error
 
 
 def _replacements(platform: Platform) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
@@ -91,7 +114,7 @@ def _int8_matmul_on_cpu(  # noqa: PLR0913, PLR0917 - bitsandbytes' own signature
     if not state.is_training:
         return _functions.matmul(values, weight, out, state, threshold, bias)
     state.threshold = threshold or state.threshold
-    return _functions.MatMul8bitFp.apply(values, weight, out, bias, state)  # type: ignore[no-untyped-call]  # the same
+    return _functions.MatMul8bitFp.apply(values, weight, out, bias, state)
 
 
 @contextmanager

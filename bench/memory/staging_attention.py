@@ -16,6 +16,10 @@ from bench.spec.platforms import Platform
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)
+_WIDEST_FLASH = 256
+_WIDEST_FLASH_TRAINED = 192  # on consumer cards; wider ones only without dropout and from the next on
+_WIDE_FLASH_TRAINED = 224
+_DIMENSIONS = 4  # batch, heads, positions, width
 
 
 class _Call(NamedTuple):
@@ -95,13 +99,17 @@ def _flash_on_cuda(call: _Call, platform: Platform) -> bool:
     width = call.query.shape[-1]
     # Its backward pass has no kernel for some wide heads on consumer cards.
     small = (8, 6) <= platform.capability <= (8, 9) or (12, 0) <= platform.capability <= (12, 1)
-    trainable = not (call.trains and small) or width <= 192 or (call.dropout == 0.0 and width > 224)
+    trainable = (
+        not (call.trains and small)
+        or width <= _WIDEST_FLASH_TRAINED
+        or (call.dropout == 0.0 and width > _WIDE_FLASH_TRAINED)
+    )
     return (
         platform.capability >= (8, 0)
         and _fused_shapes(call, grouped_heads=True)
         and call.mask is None
         and width == call.key.shape[-1] == call.value.shape[-1]
-        and width <= 256
+        and width <= _WIDEST_FLASH
         and trainable
         and not (call.causal and call.query.shape[-2] != call.key.shape[-2])
         and call.query.dtype in _HALF
@@ -128,7 +136,7 @@ def _efficient_on_cuda(call: _Call, platform: Platform) -> bool:
 def _fused_shapes(call: _Call, *, grouped_heads: bool) -> bool:
     """Check what every fused kernel asks of queries, keys and values (sdp_utils_cpp.h)."""
     query, key, value = call[:3]
-    if not query.dim() == key.dim() == value.dim() == 4:
+    if not query.dim() == key.dim() == value.dim() == _DIMENSIONS:
         return False
     if call.grouped and grouped_heads:
         heads_fit = key.shape[1] == value.shape[1] and query.shape[1] % key.shape[1] == 0
@@ -163,7 +171,7 @@ def _run_flash(call: _Call) -> Tensor:
     scale = width**-0.5 if call.scale is None else call.scale
     padded = [_pad_last(tensor, 8) for tensor in call[:3]]
     out: Tensor = _aten._scaled_dot_product_flash_attention(  # noqa: SLF001 - its only name
-        *padded, call.dropout, call.causal, False, scale=scale
+        *padded, call.dropout, call.causal, return_debug_mask=False, scale=scale
     )[0]
     return out if out.shape[-1] == width else out[..., :width]
 
