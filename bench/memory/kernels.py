@@ -73,7 +73,7 @@ class Kernels:
         return answer(padded=self._padded)
 
     def kept_workspaces(self, func: Any, *, in_backward: bool) -> Iterator[tuple[int, str]]:  # noqa: ANN401 - the same
-        """Yield workspaces that this operator is the first to need: cuBLAS's, one for each thread's handle."""
+        """Yield the workspaces that this operator is the first to need: one of cuBLAS for each thread."""
         if self.platform.device == "cuda" and func in _GEMMS and in_backward not in self._handles:
             self._handles.add(in_backward)
             yield cublas_workspace_bytes(self.platform), "cuBLAS workspace"
