@@ -141,8 +141,12 @@ def run(  # noqa: PLR0913 - one parameter for each option
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let models from a hub run code of their own.")
     ] = False,
+    skip_unfit: Annotated[
+        bool, typer.Option("--skip-unfit", help="Skip cells predicted not to fit on this machine's GPU.")
+    ] = False,
 ) -> None:
-    """Run the cells of a scenario that are not on disk yet, then compare them."""
+    """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
+    from bench.report.plan import render_short
     from bench.run.live import open_console, outcome_table, watch
     from bench.run.plan import PlanOptions, parse_outcomes
     from bench.run.sweep import SweepOptions, run_sweep
@@ -151,12 +155,14 @@ def run(  # noqa: PLR0913 - one parameter for each option
     loaded = load_scenario(scenario)
     options = SweepOptions(
         results=results or Path("results") / loaded.name,
-        plan=PlanOptions(repeats=repeats, retry=parse_outcomes(retry), force=force),
+        plan=PlanOptions(repeats=repeats, retry=parse_outcomes(retry), force=force, keep_skipped=skip_unfit),
         only=only,
         trust_remote_code=trust_remote_code,
+        predict=True,
+        skip_unfit=skip_unfit,
     )
     console = open_console()
-    with watch(console) as observer:
+    with watch(console, render_short) as observer:
         result = run_sweep(loaded.cells, options, observer)
 
     # Not before: it needs pandas, and nothing shall weigh on the machine while it is measured.
@@ -181,11 +187,15 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     allocator: Allocator = "",
     torch: TorchVersion = None,
     details: Annotated[
-        bool, typer.Option("--details", help="Show phases, categories and what changes would free.")
+        bool, typer.Option("--details", help="Show what sets each peak, phases, categories, changes.")
     ] = False,
     advice: Annotated[
         bool | None,
-        typer.Option("--advice/--no-advice", help="Predict changes too.", show_default="up to 12 cells"),
+        typer.Option(
+            "--advice/--no-advice",
+            help="Predict what changes would free.",
+            show_default="with details, for up to 12 cells",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown page.")] = False,
@@ -197,7 +207,11 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     from bench.run.outlook import Outlook, chosen_cards, plan_scenario
 
     outlook = Outlook(
-        cards=chosen_cards(gpu, memory), allocator=allocator, torch_version=torch, advice=advice
+        cards=chosen_cards(gpu, memory),
+        allocator=allocator,
+        torch_version=torch,
+        # Where nobody would see it, it would only take time.
+        advice=advice if details or json or markdown or advice else False,
     )
     with watch_predicting(open_console(stderr=True)) as progress:
         found = plan_scenario(scenario, only, outlook, progress)
@@ -206,7 +220,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     elif markdown:
         typer.echo(render_markdown(found), nl=False)
     else:
-        open_console().print(render_terminal(found, details=details), soft_wrap=False)
+        open_console().print(render_terminal(found, details=details or bool(advice)))
     if not found.any_predicted:
         raise InfrastructureError("no cell could be predicted; the reasons are given above")
 

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.results.predictions import Prediction
 from bench.results.records import (
     DeviceFacts,
     Environment,
@@ -20,6 +21,7 @@ from bench.results.records import (
     StepSample,
     TokenCounts,
 )
+from bench.spec.platforms import Platform
 from bench.spec.types import Cell
 
 MIB = 1024**2
@@ -162,6 +164,27 @@ def make_measurement(**changes: Any) -> Measurement:  # noqa: ANN401 - any field
         ),
     }
     return Measurement.model_validate(fields | changes)
+
+
+def make_prediction(allocated_bytes: int = 600 * MIB, **changes: Any) -> Prediction:  # noqa: ANN401 - any field
+    """Return a prediction for CUDA, or the CPU where its platform says so, reserved up to a tenth more."""
+    fields: dict[str, Any] = {
+        "platform": Platform(),
+        "allocated_peak_bytes": allocated_bytes,
+        "phase_peaks_bytes": {"load": allocated_bytes // 2, "backward": allocated_bytes},
+        "phase_ends_bytes": {"load": allocated_bytes // 2},
+        "peak_phase": "backward",
+        "peak_op": "aten::mm",
+        "peak_module": "lm_head",
+        "categories_at_peak_bytes": {"weights": allocated_bytes // 2, "logits": allocated_bytes // 2},
+        "method": "repeated layers",
+    }
+    prediction = Prediction.model_validate(fields | changes)
+    if prediction.platform.device == "cpu" or "reserved_peak_bytes" in changes:
+        return prediction
+    low, high = allocated_bytes * 105 // 100, allocated_bytes * 110 // 100
+    reserved = {"reserved_peak_bytes": low, "reserved_low_bytes": low, "reserved_high_bytes": high}
+    return prediction.model_copy(update=reserved)
 
 
 def make_environment(**changes: Any) -> Environment:  # noqa: ANN401 - any field of an environment

@@ -13,7 +13,17 @@ from collections.abc import Callable
 
 import records_factory
 from bench.errors import UnavailableError
-from bench.results.messages import CellJob, FetchJob, Job, PhaseStarted, ProbeJob, ReadingMade
+from bench.results.messages import (
+    CellJob,
+    FetchJob,
+    Job,
+    PhaseStarted,
+    PlanJob,
+    PredictionMade,
+    ProbeJob,
+    ReadingMade,
+)
+from bench.results.predictions import Prediction, Refusal
 from bench.results.records import Caveat, DeviceFacts
 from bench.run.child import Send
 from bench.spec.types import Cell, ModelSpec
@@ -45,9 +55,29 @@ def replay(job: Job, send: Send) -> None:
         name = ModelSpec.model_validate_json(job.model_json).name
         if name == "unreachable":
             raise UnavailableError("The package registry cannot be reached; connect to the network.")
+    elif isinstance(job, PlanJob):
+        _predict(job, send)
     else:
         _begin(send)
         BEHAVIOURS[Cell.model_validate_json(job.cell_json).method.name](send)
+
+
+def _predict(job: PlanJob, send: Send) -> None:
+    """Answer as the cell's method is named: a refusal, the end of the worker, or a GiB for each sequence."""
+    for text in job.cells_json:
+        cell = Cell.model_validate_json(text)
+        if cell.method.name == "refused":
+            answer: Prediction | Refusal = Refusal(
+                message="aten::nonzero depends on data; choose another method."
+            )
+        elif cell.method.name == "sigkill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif cell.method.name == "hang":
+            time.sleep(600)
+        else:
+            size_bytes = cell.training.micro_batch * 1024**3
+            answer = records_factory.make_prediction(size_bytes, platform=job.platform)
+        send(PredictionMade(cell_id=cell.id, answer=answer))
 
 
 def count_frozen(_: Job, send: Send) -> None:

@@ -99,6 +99,20 @@ class TimeBreakdown:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """A peak as predicted before the run, beside the one that an instrument then read.
+
+    ``difference_share`` is the prediction less the reading, over the reading; with a band, of its top.
+    """
+
+    instrument: Instrument
+    low_bytes: int
+    high_bytes: int
+    measured_bytes: int
+    difference_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Losses:
     """The loss at the first step and the last ones; the mean over up to three steps at each end."""
 
@@ -159,6 +173,7 @@ class Row:
     losses: Losses | None = None
     merge: Merge | None = None
     times: TimeBreakdown | None = None
+    predictions: tuple[Predicted, ...] = ()
     reference: str | None = None
     no_reference: str | None = None
     caveats: tuple[Caveat, ...] = ()

@@ -11,6 +11,7 @@ from typing import Any
 from bench.analysis import runs as over_runs
 from bench.analysis.caveats import row_caveats
 from bench.analysis.paired import try_pair
+from bench.analysis.predicted import against_readings
 from bench.analysis.rows import Accuracy, Comparison, Ending, Peak, Row, Surroundings
 from bench.analysis.surroundings import differences, label_of, place, surroundings
 from bench.errors import UsageError
@@ -93,6 +94,7 @@ def _numbers(ok: Sequence[Record]) -> dict[str, Any]:
     model = next((record.measurement.model for record in ok if record.measurement.model), None)
     flops = next((record.measurement.flops for record in ok if record.measurement.flops), None)
     times = over_runs.times(ok)
+    peaks = over_runs.peaks(ok)
     return {
         "source": model.source if model else None,
         "weights_note": model.weights_note if model else None,
@@ -102,7 +104,8 @@ def _numbers(ok: Sequence[Record]) -> dict[str, Any]:
         "adapter_file_bytes": model.adapter_file_bytes if model else None,
         "flops_per_token": flops.step_flops / flops.tokens.non_padding if flops else None,
         "load_time_ns": over_runs.load_time_ns(ok),
-        "peaks": over_runs.peaks(ok),
+        "peaks": peaks,
+        "predictions": against_readings(ok[-1].prediction, peaks),
         "throughput": over_runs.throughput(ok),
         "accuracies": over_runs.accuracies(ok),
         "cause": over_runs.cause(ok),

@@ -107,6 +107,7 @@ def _details(comparison: Comparison) -> Iterator[str]:
         ("What set each peak of live tensors", details.cause_table(rows, name)),
         ("Live tensors at the peak, by category", details.category_table(rows, name, unit)),
         ("Peak memory by each instrument", details.memory_table(rows, name, unit)),
+        ("Peak memory, predicted and read", details.predicted_table(rows, name, unit)),
         ("Speed", details.speed_table(rows, name)),
         ("Accuracy", details.accuracy_table(rows, name)),
         ("Training loss", details.loss_table(rows, name)),

@@ -48,6 +48,25 @@ def memory_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUn
     )
 
 
+def predicted_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUnit) -> Table:
+    """Return each peak as predicted before the run and as read in it."""
+    return Table(
+        header=("Cell", "Instrument", "Predicted", "Read", "Difference"),
+        left=2,
+        rows=tuple(
+            (
+                name(row),
+                INSTRUMENT_NAMES[one.instrument],
+                unit.span(one.low_bytes, one.high_bytes),
+                unit.show(one.measured_bytes),
+                share(one.difference_share, 2),
+            )
+            for row in rows
+            for one in row.predictions
+        ),
+    )
+
+
 def model_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
     """Return what was trained: where the weights are from, and how many of them move."""
     return Table(

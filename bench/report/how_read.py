@@ -39,6 +39,12 @@ def how_read(rows: Sequence[Row]) -> list[str]:
             "machine, by the same instrument. Different instruments are never set against each other. "
             "Evaluation is left out of every peak."
         )
+    if any(row.predictions for row in rows):
+        lines.append(
+            "**Predicted**: before the run, by tracing the window on tensors without data, every sequence at "
+            "its full length. The difference is the prediction (of a band its top) less the reading, over the "
+            "reading."
+        )
     if any(row.throughput for row in rows):
         lines.append(
             "**tokens/s**: non-padding tokens over the time of an optimizer step; the median over measured "

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, get_args
 
 from bench.analysis.plan_rows import Forecast, PlanRow, plan_rows
-from bench.metrics import GIB
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.plan_notes import notes_on, sentences, why_untried
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
     NOT_APPLICABLE,
+    SMALL_MEBIBYTES,
     MemoryUnit,
     markdown,
     plain,
@@ -23,6 +23,8 @@ from bench.results.stored import Category
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
 
+LARGE_BYTES = 16 * GIBIBYTES.size_bytes
+SMALL_BYTES = 100 * MEBIBYTES.size_bytes
 _Show = Callable[[PlanRow], str]
 
 
@@ -50,26 +52,46 @@ def render_details(plan: Plan) -> str:
     return "\n\n".join([*shown, *([markdown(missing)] if missing else [])])
 
 
-def render_terminal(plan: Plan, *, details: bool = False, notes: bool = True) -> "Group":
-    """Return the plan for a rich console; ``notes`` say how to read it."""
+def render_terminal(plan: Plan, *, details: bool = False) -> "Group":
+    """Return the plan for a rich console."""
     from rich.console import Group
     from rich.text import Text
 
     rows = plan_rows(plan)
-    parts: list[RenderableType] = [terminal_table(_table(plan, rows), f"{plan.title}: predicted memory")]
-    parts += [Text(plain(f"{row.cell} cannot be predicted: {row.refusal}")) for row in rows if row.refusal]
+    parts = _short(plan, rows)
     if details:
         parts += [terminal_table(table, title) for title, table in _detail_tables(plan) if table.rows]
-    lines = [*sentences(plan, rows), *(f"- {note}" for note in notes_on(plan, rows) if notes)]
-    missing = why_untried(plan) if details else None
-    parts += [Text(plain(line)) for line in [*lines, *([missing] if missing else [])]]
-    return Group(*parts)
+    lines = [f"- {note}" for note in notes_on(plan, rows)]
+    missing = (
+        why_untried(plan) if details else "--details shows what sets each peak and what would free memory."
+    )
+    return Group(*parts, *(Text(plain(line)) for line in [*lines, *([missing] if missing else [])]))
+
+
+def render_short(plan: Plan) -> "Group":
+    """Return the table, what was refused and the sum, as ``bench run`` shows it first."""
+    from rich.console import Group
+
+    return Group(*_short(plan, plan_rows(plan)))
+
+
+def _short(plan: Plan, rows: Sequence[PlanRow]) -> "list[RenderableType]":
+    from rich.text import Text
+
+    refusals = [f"{row.cell} cannot be predicted: {row.refusal}" for row in rows if row.refusal]
+    lines = [*refusals, *sentences(plan, rows)]
+    table = terminal_table(_table(plan, rows), f"{plan.title}: predicted memory")
+    return [table, *(Text(plain(line)) for line in lines)]
 
 
 def _unit(rows: Sequence[PlanRow]) -> MemoryUnit:
-    """Return GiB, or MiB where every cell is small."""
-    largest = max((row.forecast.allocated_bytes for row in rows if row.forecast), default=GIB)
-    return GIBIBYTES if largest >= GIB else MEBIBYTES
+    """Return GiB for GPUs and large models, else MiB: one unit for the whole plan."""
+    forecasts = [row.forecast for row in rows if row.forecast]
+    large = any(one.allocated_bytes >= LARGE_BYTES or one.reserved_high_bytes for one in forecasts)
+    if large:
+        return GIBIBYTES
+    smallest = min((one.allocated_bytes for one in forecasts), default=SMALL_BYTES)
+    return SMALL_MEBIBYTES if smallest < SMALL_BYTES else MEBIBYTES
 
 
 def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from bench.metrics import GIB
 from bench.results.messages import Message, PhaseStarted, ReadingMade
+from bench.results.plans import Plan
 from bench.results.readings import NS_PER_SECOND, TRAINING_PHASES, read_metrics
 from bench.results.records import PhaseReading, Record, StepSample
 from bench.run.doctor import Finding
@@ -27,6 +28,7 @@ REDRAW_INTERVAL_S = 0.5
 LOGGED_PROGRESS_INTERVAL_S = 10.0
 ROWS_AROUND_TABLE = 8
 LOG_WIDTH = 140
+RenderPlan = Callable[[Plan], RenderableType]
 STYLES = {"ok": "green", "oom": "yellow", "unavailable": "dim", "skipped": "dim"}
 
 
@@ -37,13 +39,13 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 @contextlib.contextmanager
-def watch(console: Console) -> Iterator[Observer]:
+def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[Observer]:
     """Show a sweep meanwhile, in the way that suits where the output goes."""
     if not console.is_terminal:
-        yield PlainLines(console)
+        yield PlainLines(console, render_plan)
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield LiveTable(live)
+        yield LiveTable(live, render_plan)
 
 
 @contextlib.contextmanager
@@ -107,9 +109,10 @@ class CurrentRun:
 class LiveTable(NullObserver):
     """Finished runs, the current one and an estimate of the end, redrawn in place."""
 
-    def __init__(self, live: Live) -> None:
-        """Draw into a started ``Live``."""
+    def __init__(self, live: Live, render_plan: RenderPlan | None = None) -> None:
+        """Draw into a started ``Live``; show what is predicted where it is said how."""
         self._live = live
+        self._render_plan = render_plan
         self._current: CurrentRun | None = None
         self._preparing = ""
         self._ended: list[Record] = []
@@ -127,6 +130,11 @@ class LiveTable(NullObserver):
         """Show what takes its time."""
         self._preparing = what
         self._draw()
+
+    def predicted(self, plan: Plan) -> None:
+        """Print it above the table."""
+        if self._render_plan is not None:
+            self._live.console.print(self._render_plan(plan))
 
     def run_started(self, cell: Cell, run: int) -> None:
         """Add the current row."""
@@ -188,9 +196,10 @@ class LiveTable(NullObserver):
 class PlainLines(NullObserver):
     """One line as a phase begins and one as a run ends."""
 
-    def __init__(self, console: Console) -> None:
-        """Print to a console that is not a terminal."""
+    def __init__(self, console: Console, render_plan: RenderPlan | None = None) -> None:
+        """Print to a console that is not a terminal; show what is predicted where it is said how."""
         self._console = console
+        self._render_plan = render_plan
         self._current: CurrentRun | None = None
         self._to_do = 0
         self._ended = 0
@@ -203,6 +212,11 @@ class PlainLines(NullObserver):
     def preparing(self, what: str) -> None:
         """Print it."""
         self._print(f"{what} …")
+
+    def predicted(self, plan: Plan) -> None:
+        """Print it."""
+        if self._render_plan is not None:
+            self._console.print(self._render_plan(plan))
 
     def run_started(self, cell: Cell, run: int) -> None:
         """Remember which run the phases belong to."""

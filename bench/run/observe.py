@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from bench.results.messages import Message
+from bench.results.plans import Plan
 from bench.results.records import Record
 from bench.spec.types import Cell
 
@@ -15,6 +16,9 @@ class Observer(Protocol):
 
     def preparing(self, what: str) -> None:
         """Say that something before or between cells takes its time: the libraries, the weights."""
+
+    def predicted(self, plan: Plan) -> None:
+        """Say what the cells that are to run will take."""
 
     def run_started(self, cell: Cell, run: int) -> None:
         """Say that a cell's worker is asked for."""
@@ -36,6 +40,9 @@ class NullObserver:
         """Ignore it."""
 
     def preparing(self, what: str) -> None:
+        """Ignore it."""
+
+    def predicted(self, plan: Plan) -> None:
         """Ignore it."""
 
     def run_started(self, cell: Cell, run: int) -> None:

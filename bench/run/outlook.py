@@ -8,12 +8,11 @@ from pathlib import Path
 from bench.memory.settings import AllocatorSettings
 from bench.results.plans import CardVerdict, Change, Plan, PlannedCell, needed_bytes
 from bench.results.predictions import Prediction
-from bench.results.records import DeviceFacts
 from bench.run.advice import changed_cells
 from bench.run.launch import Launcher
 from bench.run.observe import NullObserver
 from bench.run.plan import choose_cells
-from bench.run.planning import Answer, Progress, Question, platform_of, predict_cells
+from bench.run.planning import Answer, Progress, Question, card_of_device, platform_of, predict_cells
 from bench.run.sweep import probe
 from bench.spec.cards import Card, card, card_of_memory
 from bench.spec.load import Scenario, load_scenario
@@ -160,19 +159,3 @@ def _with_changes(
 
 def _fits_everywhere(planned: PlannedCell) -> bool:
     return all(verdict.answer == "fits" for verdict in planned.verdicts)
-
-
-def card_of_device(facts: DeviceFacts) -> Card | None:
-    """Return the CUDA device of this machine as a card; None where there is none."""
-    if facts.cuda_total_bytes is None or facts.cuda_capability is None:
-        return None
-    title = facts.cuda_name or "this machine's card"
-    return Card(
-        name="this-device",
-        title=title,
-        memory_bytes=facts.cuda_total_bytes,
-        read_usable_bytes=facts.cuda_total_bytes,
-        memory_source="read from the device",
-        capability=facts.cuda_capability,
-        assumptions=("the size of its CUDA context is assumed",),
-    )

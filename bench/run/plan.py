@@ -74,11 +74,12 @@ def choose_cells(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """How often each cell is run, and which records do not count as done."""
+    """How often each cell is run, and which records do not count as done; skipped ones do only on request."""
 
     repeats: int = 1
     retry: Collection[Outcome] = ()
     force: bool = False
+    keep_skipped: bool = False
 
 
 def plan_runs(
@@ -92,8 +93,8 @@ def plan_runs(
     """Return the runs to do, repeats outermost: every cell once, then every cell again.
 
     A run on disk counts as done whatever its outcome, except outcomes to retry, *unavailable* where the
-    machine can do it by now, and *oom* and *timeout* under limits that have been changed since. What does
-    not count stays on disk, and the new run takes the next number.
+    machine can do it by now, *skipped* unless those are kept, and *oom* and *timeout* under limits that
+    have been changed since. What does not count stays on disk, and the new run takes the next number.
     """
     last_run: Counter[str] = Counter()
     for record in records:
@@ -104,6 +105,8 @@ def plan_runs(
     def counts(record: Record, cell: Cell) -> bool:
         if record.key != keys[cell.id] or record.outcome in options.retry:
             return False
+        if record.outcome == "skipped":
+            return options.keep_skipped
         if record.outcome == "unavailable":
             return reasons[cell.id] is not None
         return record.outcome not in ENDED_BY_LIMITS or record.cell.limits == cell.limits

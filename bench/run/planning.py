@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from bench.errors import UsageError
 from bench.results.messages import Message, PlanJob, PredictionMade
 from bench.results.predictions import Prediction, Refusal
+from bench.results.records import DeviceFacts
 from bench.run.launch import Launcher, wait_for_any
 from bench.run.observe import NullObserver
 from bench.run.supervise import MAX_SLEEP_S, JobEnd, RunningJob
+from bench.spec.cards import Card
 from bench.spec.platforms import Platform
 from bench.spec.types import Cell, LimitsSpec
 
@@ -55,6 +57,22 @@ def _installed(package: str) -> str | None:
         return ".".join(map(str, Version(version(package)).release[:3]))
     except PackageNotFoundError:
         return None
+
+
+def card_of_device(facts: DeviceFacts) -> Card | None:
+    """Return the CUDA device of this machine as a card; None where there is none."""
+    if facts.cuda_total_bytes is None or facts.cuda_capability is None:
+        return None
+    title = facts.cuda_name or "this machine's card"
+    return Card(
+        name="this-device",
+        title=title,
+        memory_bytes=facts.cuda_total_bytes,
+        read_usable_bytes=facts.cuda_total_bytes,
+        memory_source="read from the device",
+        capability=facts.cuda_capability,
+        assumptions=("the size of its CUDA context is assumed",),
+    )
 
 
 def predict_cells(

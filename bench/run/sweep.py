@@ -12,9 +12,11 @@ from pathlib import Path
 from bench.errors import InfrastructureError, InterruptedByUserError
 from bench.results.environment import read_environment
 from bench.results.messages import CellJob, FetchJob, ProbeJob
-from bench.results.records import DeviceFacts, Environment, Failure, Measurement, Record
+from bench.results.plans import Plan
+from bench.results.records import DeviceFacts, Environment, Failure, Measurement, Outcome, Record
 from bench.results.store import load_records, open_folder, write_record
 from bench.run.availability import why_unavailable
+from bench.run.expect import expect, why_unfit
 from bench.run.inputs import inputs_digest
 from bench.run.launch import Launcher
 from bench.run.observe import Observer
@@ -25,12 +27,17 @@ from bench.spec.types import Cell, ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """Where records go, which cells are run, how often, and what is run again."""
+    """Where records go, which cells are run, how often, and what is run again.
+
+    ``predict`` has memory predicted first; ``skip_unfit`` then skips cells that cannot fit the card.
+    """
 
     results: Path
     plan: PlanOptions = field(default_factory=PlanOptions)
     only: str | None = None
     trust_remote_code: bool = False
+    predict: bool = False
+    skip_unfit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +103,7 @@ def _sweep(
         reason_of=lambda cell: why_unavailable(cell, facts, environment),
         options=options.plan,
     )
+    plan = _plan(planned, facts, options, observer, launcher)
     keys = dict.fromkeys(key_of.values())
     records = [record for record in loaded.records if record.key in keys]
     observer.sweep_started(runs_to_do=len(planned), runs_on_disk=len(records))
@@ -106,6 +114,7 @@ def _sweep(
         facts=facts,
         inputs=inputs,
         options=options,
+        plan=plan,
     )
     for run in planned:
         record = runner.run(run)
@@ -115,6 +124,23 @@ def _sweep(
     order = list(keys)
     records.sort(key=lambda record: (order.index(record.key), record.run))
     return SweepResult(records=tuple(records), new_records=len(planned))
+
+
+def _plan(
+    planned: Sequence[PlannedRun],
+    facts: DeviceFacts,
+    options: SweepOptions,
+    observer: Observer,
+    launcher: Launcher,
+) -> Plan | None:
+    """Predict the cells that are about to run, and show it."""
+    cells = list({run.cell.id: run.cell for run in planned if run.reason is None}.values())
+    if not cells or not options.predict:
+        return None
+    observer.preparing("predicting memory")
+    plan = expect(cells, facts, launcher)
+    observer.predicted(plan)
+    return plan
 
 
 def probe(launcher: Launcher, observer: Observer) -> DeviceFacts:
@@ -158,9 +184,11 @@ class _Runner:
     facts: DeviceFacts
     inputs: Mapping[str, str | None]
     options: SweepOptions
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         self._fetched: dict[str, JobEnd] = {}
+        self._expected = {one.cell.id: one for one in self.plan.cells} if self.plan else {}
 
     def run(self, planned: PlannedRun) -> Record:
         """Run a cell, or say why not, and return its record."""
@@ -169,6 +197,7 @@ class _Runner:
         measurement = end.measurement
         if measurement.device is None:
             measurement = measurement.model_copy(update={"device": self.facts})
+        expected = self._expected.get(planned.cell.id)
         return Record(
             cell=planned.cell,
             key=planned.key,
@@ -180,17 +209,16 @@ class _Runner:
             total_ns=end.total_ns,
             environment=self.environment,
             measurement=measurement,
+            prediction=expected.answer if expected else None,
         )
 
     def _end_of(self, planned: PlannedRun) -> JobEnd:
         cell = planned.cell
         if planned.reason is not None:
-            return JobEnd(
-                outcome="unavailable",
-                failure=Failure(message=planned.reason),
-                measurement=Measurement(),
-                total_ns=0,
-            )
+            return _not_run("unavailable", planned.reason)
+        unfit = self._why_unfit(cell)
+        if unfit is not None:
+            return _not_run("skipped", unfit)
         if cell.model.path is None:
             fetched = self._fetch(cell.model)
             if fetched.outcome != "ok":
@@ -198,6 +226,13 @@ class _Runner:
         self.observer.run_started(cell, planned.run)
         job = CellJob(cell_json=cell.model_dump_json(), trust_remote_code=self.options.trust_remote_code)
         return run_job(job, self.launcher, cell.limits, self.observer)
+
+    def _why_unfit(self, cell: Cell) -> str | None:
+        """Return why a cell is skipped; None where it is to be run."""
+        expected = self._expected.get(cell.id)
+        if expected is None or self.plan is None or not self.plan.cards or not self.options.skip_unfit:
+            return None
+        return why_unfit(expected, self.plan.cards[0])
 
     def _fetch(self, model: ModelSpec) -> JobEnd:
         """Bring weights here once per sweep; how that ended is how all cells of the model end."""
@@ -208,3 +243,7 @@ class _Runner:
                 FetchJob(model_json=model_json), self.launcher, observer=self.observer
             )
         return self._fetched[model_json]
+
+
+def _not_run(outcome: Outcome, reason: str) -> JobEnd:
+    return JobEnd(outcome=outcome, failure=Failure(message=reason), measurement=Measurement(), total_ns=0)
