@@ -73,6 +73,9 @@ def _replacements(platform: Platform) -> Iterator[tuple[Any, str, Callable[..., 
         # Clipping uses foreach kernels on the CPU as well, optimizers only if they are told to.
         if platform.device in listed or owner is for_clipping:
             yield owner, name, lambda listed=listed: [*listed, "meta"]
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    yield BaseTunerLayer, "_move_adapter_to_device_of_base_layer", _move_adapter_to_base_layer
     if platform.device == "cuda":
         from bitsandbytes.autograd import _functions
 
@@ -83,6 +86,27 @@ def _replacements(platform: Platform) -> Iterator[tuple[Any, str, Callable[..., 
         import bitsandbytes
 
         yield bitsandbytes, "matmul", _int8_matmul_on_cpu
+
+
+def _move_adapter_to_base_layer(
+    self: Any,  # noqa: ANN401 - peft ships no types
+    adapter_name: str,
+    device: torch.device | None = None,  # noqa: ARG001 - peft's own signature
+) -> None:
+    """Give a new adapter the dtype of its layer, as peft does on every device but the meta device.
+
+    Source: peft's tuners/tuners_utils.py, the method of this name. Parameters that are not in a module of
+    their own become trainable by it, AdaLoRA's ranknum among them.
+    """
+    _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+    if dtype is None or not dtype.is_floating_point:
+        return
+    for name in self.adapter_layer_names + self.other_param_names:
+        held = getattr(self, name, None)
+        if isinstance(held, torch.nn.ModuleDict | torch.nn.ParameterDict) and adapter_name in held:
+            item = held[adapter_name]
+            if isinstance(item, torch.nn.Module) or item.is_floating_point():
+                held[adapter_name] = item.to(dtype=dtype)
 
 
 def _dropout_on_cuda(
