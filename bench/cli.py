@@ -226,6 +226,65 @@ def plan(  # noqa: PLR0913 - one parameter for each option
 
 
 @app.command()
+def fit(  # noqa: PLR0913 - one parameter for each option
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A catalogued name, a hub's id, or a folder with config.json.", show_default=False
+        ),
+    ],
+    *,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="NAME", help="The card, such as rtx4090.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="Or its memory, such as 24GiB.")
+    ] = None,
+    method: Annotated[
+        list[str], typer.Option("--method", help="full, lora or qlora; may be repeated.", show_default="all")
+    ] = [],  # noqa: B006 - typer copies it
+    sequence: Annotated[
+        list[int], typer.Option("--sequence", min=2, help="Lengths to find the largest batch at; repeatable.")
+    ] = [512, 1024, 2048, 4096],  # noqa: B006 - the same
+    batch: Annotated[int, typer.Option(min=1, help="Micro-batch to find the longest sequence at.")] = 1,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA and QLoRA.")] = 16,
+    dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16 or fp32.")] = "bf16",
+    checkpointing: Annotated[str, typer.Option(help="off, non-reentrant or reentrant.")] = "non-reentrant",
+    optimizer: Annotated[str, typer.Option(help="As in a scenario's training.optimizer.")] = "adamw-fused",
+    allocator: Allocator = "",
+    torch: TorchVersion = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown page.")] = False,
+) -> None:
+    """Find the largest batch, sequence and rank of each method that fit on a card; nothing is run."""
+    from bench.report.fit import render_markdown, render_terminal
+    from bench.run.fitting import FitRequest, find_bounds, one_card, training_of
+    from bench.run.live import open_console, watch_predicting
+
+    request = FitRequest(
+        model=model,
+        card=one_card(gpu, memory),
+        methods=tuple(method) or ("full", "lora", "qlora"),
+        rank=rank,
+        micro_batch=batch,
+        lengths=tuple(sequence),
+        training=training_of(dtype=dtype, gradient_checkpointing=checkpointing, optimizer=optimizer),
+        allocator=allocator,
+        torch_version=torch,
+    )
+    with watch_predicting(open_console(stderr=True)) as progress:
+        found = find_bounds(request, progress)
+    if json:
+        typer.echo(found.model_dump_json(indent=1))
+    elif markdown:
+        typer.echo(render_markdown(found), nl=False)
+    else:
+        open_console().print(render_terminal(found))
+    if all(bound.refusal for bound in found.bounds):
+        raise InfrastructureError("nothing could be predicted; the reasons are given above")
+
+
+@app.command()
 def validate(
     files: Annotated[
         list[Path],

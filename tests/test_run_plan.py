@@ -40,10 +40,17 @@ def test_repeats_are_outermost() -> None:
     assert plan([], PlanOptions(repeats=2)) == [("ok", 1), ("oom", 1), ("ok", 2), ("oom", 2)]
 
 
-@pytest.mark.parametrize("outcome", ["ok", "oom", "timeout", "crashed", "failed", "skipped"])
+@pytest.mark.parametrize("outcome", ["ok", "oom", "timeout", "crashed", "failed"])
 def test_a_finished_run_is_not_done_again_whatever_its_outcome(outcome: str) -> None:
     """A failure is a result."""
     assert plan([record(A, outcome=outcome)]) == [("oom", 1)]
+
+
+def test_a_skipped_run_is_done_once_nothing_is_skipped() -> None:
+    """It counts as long as cells are being skipped, and no longer."""
+    skipped = [record(A, outcome="skipped"), record(B)]
+    assert plan(skipped, PlanOptions(keep_skipped=True)) == []
+    assert plan(skipped) == [("ok", 2)]
 
 
 def test_repeats_count_what_is_on_disk() -> None:

@@ -42,8 +42,8 @@ def how_read(rows: Sequence[Row]) -> list[str]:
     if any(row.predictions for row in rows):
         lines.append(
             "**Predicted**: before the run, by tracing the window on tensors without data, every sequence at "
-            "its full length. The difference is the prediction (of a band its top) less the reading, over the "
-            "reading."
+            "its full length. The difference is the prediction (of a band its top) less the reading, over "
+            "the reading."
         )
     if any(row.throughput for row in rows):
         lines.append(

@@ -1,0 +1,127 @@
+"""What fits, for the terminal and as Markdown: the frontier as bars, and every bound with both its sides."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from bench.report.layout import Table, bullets, markdown_table, terminal_table
+from bench.report.text import GIBIBYTES, NOT_APPLICABLE, markdown, plain
+from bench.results.fits import Bound, Fit, Tried
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+AXES = {"micro_batch": "micro-batch", "sequence_length": "sequence length", "rank": "rank"}
+WIDTH_OF_DOUBLING = 4
+
+
+def render_markdown(fit: Fit) -> str:
+    """Return the whole as a page."""
+    parts = [
+        f"# {markdown(_title(fit))}",
+        f"Largest micro-batch at each sequence length:\n\n```\n{frontier(fit)}\n```",
+        markdown_table(_bound_table(fit)),
+        "How to read it:\n\n" + bullets(markdown(note) for note in _notes(fit)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_terminal(fit: Fit) -> "Group":
+    """Return the whole for a rich console."""
+    from rich.console import Group
+    from rich.text import Text
+
+    chart = Text(f"{_title(fit)}\n\nlargest micro-batch at each sequence length:\n\n{frontier(fit)}\n")
+    return Group(
+        chart,
+        terminal_table(_bound_table(fit), "Every bound, predicted on both sides"),
+        *(Text(plain(f"- {note}")) for note in _notes(fit)),
+    )
+
+
+def frontier(fit: Fit) -> str:
+    """Return the largest batch at each length as bars, one line a method; a doubling is one step longer."""
+    bounds = [bound for bound in fit.bounds if bound.axis == "micro_batch"]
+    width = max((len(plain(bound.method)) for bound in bounds), default=0)
+    groups = [
+        "\n".join(
+            f"{length:>7,}  {plain(bound.method):<{width}}  {_bar(bound)}"
+            for bound in bounds
+            if bound.sequence_length == length
+        )
+        for length in dict.fromkeys(bound.sequence_length for bound in bounds)
+    ]
+    return "\n\n".join(groups)
+
+
+def _bar(bound: Bound) -> str:
+    if bound.refusal is not None:
+        return "cannot be predicted"
+    if bound.fits is None:
+        return "not even 1"
+    size = bound.fits.value
+    beyond = " or more" if bound.next is None else ""
+    return f"{'█' * (1 + round(math.log2(size) * WIDTH_OF_DOUBLING))} {size:,}{beyond}"
+
+
+def _bound_table(fit: Fit) -> Table:
+    return Table(
+        header=("Method", "Largest", "With", "Fits", "Needs", "Next", "Needs", "Verdict"),
+        left=3,
+        rows=tuple(
+            (
+                bound.method,
+                AXES[bound.axis],
+                _held(bound),
+                *_side(bound.fits),
+                *_side(bound.next),
+                _verdict(bound),
+            )
+            for bound in fit.bounds
+        ),
+    )
+
+
+def _held(bound: Bound) -> str:
+    values = {
+        "micro_batch": f"batch {bound.micro_batch}",
+        "sequence_length": f"length {bound.sequence_length:,}",
+        "rank": None if bound.rank is None else f"rank {bound.rank}",
+    }
+    return ", ".join(text for axis, text in values.items() if axis != bound.axis and text)
+
+
+def _side(tried: Tried | None) -> tuple[str, str]:
+    if tried is None:
+        return NOT_APPLICABLE, NOT_APPLICABLE
+    return f"{tried.value:,}", GIBIBYTES.show(tried.verdict.needed_bytes)
+
+
+def _verdict(bound: Bound) -> str:
+    if bound.refusal is not None:
+        return "cannot be predicted"
+    return f"{bound.limit:,} is the limit" if bound.next is None else bound.next.verdict.answer
+
+
+def _title(fit: Fit) -> str:
+    return f"{fit.model} on {fit.card.title}: what fits"
+
+
+def _notes(fit: Fit) -> Iterator[str]:
+    usable, context = GIBIBYTES.show(fit.card.usable_bytes), GIBIBYTES.show(fit.card.context_bytes)
+    assumed = f"; {', '.join(fit.card.assumptions)}" if fit.card.assumptions else ""
+    yield f"{fit.card.title}: {usable} usable, CUDA context {context}{assumed}."
+    settings = fit.allocator or "torch's default"
+    yield f"All methods: {fit.window}. torch {fit.torch}, allocator settings: {settings}."
+    yield (
+        "Needs: the top of the predicted reserved band and the context. Nothing was run; both sides of each "
+        "bound were predicted by tracing the training step on tensors without data."
+    )
+    steps = {AXES[bound.axis]: bound.step for bound in fit.bounds if bound.step > 1}
+    if steps:
+        listed = " and ".join(f"a {what} in steps of {step}" for what, step in steps.items())
+        yield f"Searched: {listed}."
+    yield from dict.fromkeys(
+        f"{bound.method} cannot be predicted: {bound.refusal}" for bound in fit.bounds if bound.refusal
+    )
+    yield from dict.fromkeys(caveat.message for bound in fit.bounds for caveat in bound.caveats)
