@@ -2,7 +2,8 @@
 
 A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end -->``, each on its own line;
 FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
-``bench validate`` made. What is outside is never touched.
+``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``. What is outside
+is never touched.
 """
 
 import re
@@ -12,15 +13,21 @@ from pathlib import Path
 from bench.analysis.rows import Comparison
 from bench.analysis.summary import compare
 from bench.errors import UsageError
+from bench.report import plan
 from bench.report.comparison import render_details, render_summary, write_text
 from bench.report.sources import gather
 from bench.report.validation import render_validation
+from bench.results.plans import read_plan
 from bench.validation.stored import read_validation
 
 _BEGIN = re.compile(r"<!-- bench:begin (?P<kind>\S+) (?P<folder>\S+) -->")
 _END = "<!-- bench:end -->"
-_PREDICTION = "prediction"
 _KINDS: dict[str, Callable[[Comparison], str]] = {"comparison": render_summary, "details": render_details}
+_FILE_KINDS: dict[str, Callable[[Path], str]] = {
+    "prediction": lambda path: render_validation(read_validation(path)),
+    "plan": lambda path: plan.render_summary(read_plan(path)),
+    "plan-details": lambda path: plan.render_details(read_plan(path)),
+}
 
 
 def update(root: Path) -> list[Path]:
@@ -90,14 +97,15 @@ def fill(text: str, page: Path, root: Path) -> str:
 
 def _content(kind: str, folder: str, where: str, root: Path) -> str:
     """Return what belongs in one block."""
-    if kind not in (*_KINDS, _PREDICTION):
-        raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join((*_KINDS, _PREDICTION))}")
+    kinds = (*_KINDS, *_FILE_KINDS)
+    if kind not in kinds:
+        raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join(kinds)}")
     inside = (root / folder).resolve()
     if not inside.is_relative_to(root.resolve()):
         raise UsageError(f"{where}: {folder} leads out of the repository; name a folder inside it")
     try:
-        if kind == _PREDICTION:
-            return render_validation(read_validation(root / folder))
+        if kind in _FILE_KINDS:
+            return _FILE_KINDS[kind](root / folder)
         loaded = gather([root / folder])
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None

@@ -16,7 +16,7 @@ from bench.errors import UsageError
 from bench.memory.settings import AllocatorSettings
 from bench.results.fits import Axis, Bound, Fit, Tried
 from bench.results.plans import CardVerdict
-from bench.results.predictions import Refusal
+from bench.results.predictions import Prediction
 from bench.run.launch import Launcher
 from bench.run.planning import Answer, Progress, Question, platform_of, predict_cells
 from bench.spec.cards import Card, card, card_of_memory
@@ -150,15 +150,15 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
 def _search(line: _Line, judged_for: Card) -> Search:
     """Yield the values to predict, receive each answer, return the bound. Positions count steps."""
     tried: dict[int, Tried] = {}
-    caveats = []
+    predictions: list[Prediction] = []
     refusal = None
     low, high, position = 0, line.top + 1, 1  # what fits, trivially; what does not, or is beyond the limit
     while high - low > 1 and refusal is None:
         answer = yield position * line.step
-        if isinstance(answer, Refusal):
+        if not isinstance(answer, Prediction):
             refusal = answer.message
             continue
-        caveats += answer.caveats
+        predictions.append(answer)
         verdict = CardVerdict.of(answer, judged_for)
         tried[position] = Tried(value=position * line.step, verdict=verdict)
         if verdict.answer == "fits":
@@ -178,8 +178,8 @@ def _search(line: _Line, judged_for: Card) -> Search:
         fits=tried.get(low),
         next=tried.get(high),
         refusal=refusal,
-        predictions=len(tried),
-        caveats=tuple(dict.fromkeys(caveats)),
+        predictions=len(predictions),
+        caveats=tuple(dict.fromkeys(caveat for one in predictions for caveat in one.caveats)),
     )
 
 
