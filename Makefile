@@ -19,7 +19,8 @@ run: $(VENV)/.installed
 	$(BIN)/bench run $(SCENARIO)
 
 test: lint weights
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -p no:benchmark -m "not alone"
+	$(BIN)/pytest -m alone
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check

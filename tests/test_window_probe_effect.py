@@ -54,6 +54,7 @@ def _timed_ns(run: Callable[[], None]) -> int:
     return time.perf_counter_ns() - started_ns
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("tiny_weights")
 def test_a_measured_step_costs_what_a_bare_one_does(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     """Ratio of medians, bare over window, is at least 0.98; sending the samples is included."""

@@ -235,5 +235,5 @@ class MetaLedger(Ledger):
             self.layer_of_block.append(self._layer)
             self.layer_of_entry.append(self._layer)
         else:
-            own = self._phase == "optimizer_step"
+            own = self._phase in {"adapt", "optimizer_step"}
             self.layer_of_entry.append(self.layer_of_block[number] if own else self._layer)

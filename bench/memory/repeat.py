@@ -213,8 +213,7 @@ def _described(  # noqa: PLR0913 - the same
     """Return the deep stream with what is known of each block and moment."""
     repeated = np.tile(births.second, added)
     deeper = np.repeat(np.arange(1, added + 1), len(births.second)) * period
-    layers = np.where(stream.layers // period >= LAST, stream.layers + added * period, stream.layers)
-    layers[births.third] += np.where(layers[births.third] == NO_LAYER, 0, added * period)
+    layers = np.where(stream.layers // period >= THIRD, stream.layers + added * period, stream.layers)
     sizes = np.concatenate([stream.sizes, stream.sizes[repeated]])
     _require_alike(events, births, added, len(sizes))
     middles = np.array([sweep.middle for sweep in sweeps])

@@ -19,7 +19,9 @@ from bench.errors import UntraceableError
 from bench.memory.autocast import staged_autocast
 from bench.memory.four_bit import four_bit_product
 from bench.memory.liger import empty_liger_loss
+from bench.memory.older_caches import staged_caches
 from bench.memory.older_losses import staged_loss
+from bench.memory.peft_initialisation import staged_initialisation
 from bench.memory.staging_attention import staged_attention
 from bench.memory.stand_ins import staged_results
 from bench.spec.platforms import Platform
@@ -41,8 +43,10 @@ def staged(platform: Platform) -> Iterator[None]:
             stack.enter_context(patch.object(owner, name, replacement))
         stack.enter_context(_fresh_quantisation_maps())
         stack.enter_context(staged_attention(platform))
+        stack.enter_context(staged_initialisation())
         stack.enter_context(staged_results(platform))
         stack.enter_context(staged_loss(platform))
+        stack.enter_context(staged_caches(platform))
         stack.enter_context(staged_autocast(platform))
         yield
 

@@ -103,8 +103,8 @@ def stream_of(ledger: MetaLedger, *, paged_bytes: int = 0) -> Stream:
 def _filled_in(ledger: MetaLedger) -> Ints:
     """Return the layer of each entry.
 
-    While adapters are made nothing tells the layer at work; there it is that of the next block that turned
-    out to belong to one.
+    While a model is adapted the layer at work is known only as adapters are made; elsewhere it is that of
+    the next block that turned out to belong to one.
     """
     layers = np.array(ledger.layer_of_entry, dtype=np.int64)
     starts = [mark.entries for mark in ledger.marks] + [len(layers)]
@@ -116,5 +116,6 @@ def _filled_in(ledger: MetaLedger) -> Ints:
             entry = ledger.entries[position]
             if entry.born and ledger.layer_of_block[entry.block] != NO_LAYER:
                 upcoming = ledger.layer_of_block[entry.block]
-            layers[position] = upcoming
+            if layers[position] == NO_LAYER:
+                layers[position] = upcoming
     return layers

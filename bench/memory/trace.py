@@ -1,6 +1,7 @@
 """Runs a cell's window on meta tensors and keeps the stream of births and deaths. Replays nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -48,12 +49,7 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
         with ledger:
             _load(model, ledger)
             ledger.mark("adapt")
-            # peft asks for it after preparing quantised weights, but only where there is a CUDA device.
-            with (
-                torch.device("meta"),
-                patch.object(torch.cuda, "is_available", return_value=True),
-                patch.object(torch.cuda, "empty_cache", ledger.empty_cache),
-            ):
+            with torch.device("meta"), _adapting(ledger):
                 model = adapt(model, cell)
             ledger.learn(model)
             trainer = _trainer(model, cell)
@@ -131,6 +127,29 @@ def _paged_bytes(trainer: Trainer, ledger: MetaLedger) -> int:
         for tensor in state.values()
         if isinstance(tensor, torch.Tensor) and is_paged(tensor)
     )
+
+
+@contextmanager
+def _adapting(ledger: MetaLedger) -> Iterator[None]:
+    """Tell the ledger what peft is doing: at which module, and that it empties the allocator's cache.
+
+    It does the latter after preparing quantised weights, but only where it sees a CUDA device.
+    """
+    from peft.tuners.lora import LoraModel
+
+    replace_module = LoraModel._create_and_replace  # noqa: SLF001 - where an adapter is made
+
+    def replace_noted(tuner: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - peft's own signature
+        ledger.work_on(kwargs["current_key"])
+        replace_module(tuner, *args, **kwargs)
+        ledger.work_on("")
+
+    with (
+        patch.object(LoraModel, "_create_and_replace", replace_noted),
+        patch.object(torch.cuda, "is_available", return_value=True),
+        patch.object(torch.cuda, "empty_cache", ledger.empty_cache),
+    ):
+        yield
 
 
 def _trainer(model: Any, cell: Cell) -> Trainer:  # noqa: ANN401 - the same
