@@ -43,7 +43,7 @@ def staged(platform: Platform) -> Iterator[None]:
             stack.enter_context(patch.object(owner, name, replacement))
         stack.enter_context(_fresh_quantisation_maps())
         stack.enter_context(staged_attention(platform))
-        stack.enter_context(staged_initialisation())
+        stack.enter_context(staged_initialisation(platform))
         stack.enter_context(staged_results(platform))
         stack.enter_context(staged_loss(platform))
         stack.enter_context(staged_caches(platform))

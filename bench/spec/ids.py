@@ -43,6 +43,7 @@ _LEVERS: dict[Path, str | dict[object, str]] = {
     ("training", "loss_chunk_tokens"): "chunk{}",
     ("training", "upcast_outputs"): {True: "upcast"},
     ("training", "keep_outputs"): {True: "kept"},
+    ("training", "use_cache"): {True: "cache"},
     ("training", "empty_cache_steps"): "empty{}",
     ("training", "batching"): {"pad-to-length": "padded", "pack": "pack"},
     ("data", "attention_mask"): {"ones": "mask-ones", "padded": "mask-padded"},

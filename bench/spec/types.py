@@ -238,6 +238,10 @@ class TrainingSpec(Frozen):
         default=False,
         description="Keep a step's outputs, logits too, until the next step's are there, as many loops do.",
     )
+    use_cache: bool = Field(
+        default=False,
+        description="Let the model return its cache of keys and values, as transformers' Trainer does.",
+    )
     empty_cache_steps: int = Field(
         0, ge=0, description="Call torch.cuda.empty_cache() every so many steps; 0 never does."
     )

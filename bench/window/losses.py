@@ -48,9 +48,9 @@ def loss_of(outputs: Any, labels: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     return loss
 
 
-def _whole(model: nn.Module, inputs: Inputs, _training: TrainingSpec) -> Any:  # noqa: ANN401 - the same
+def _whole(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> Any:  # noqa: ANN401 - the same
     """Return transformers' own outputs, their loss computed over an fp32 copy of all logits."""
-    return model(**inputs, use_cache=False)
+    return model(**inputs, use_cache=training.use_cache)
 
 
 def _chunked(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> list[torch.Tensor]:
