@@ -83,8 +83,10 @@ def make_plan(
         PlannedCell(cell=question.cell, answer=answer, verdicts=_verdicts(answer, judged))
         for (question, judged), answer in zip(asked, answers, strict=True)
     ]
-    if outlook.advice or (outlook.advice is None and len(planned) <= MOST_CELLS_WITH_ADVICE):
-        judged_for = [judged for _, judged in asked]
+    small = len(cells) <= MOST_CELLS_WITH_ADVICE
+    if outlook.advice or (outlook.advice is None and small):
+        tried = [small or not _fits_everywhere(one) for one in planned]
+        judged_for = [judged if chosen else None for (_, judged), chosen in zip(asked, tried, strict=True)]
         planned = _with_changes(planned, judged_for, outlook.allocator, launcher, progress)
     return Plan(
         scenario=scenario.name,
@@ -125,36 +127,30 @@ def _verdicts(answer: Answer, cards: Sequence[Card]) -> tuple[CardVerdict, ...]:
 
 def _with_changes(
     planned: Sequence[PlannedCell],
-    cards: Sequence[tuple[Card, ...]],
+    judged_for: Sequence[Sequence[Card] | None],
     allocator: str,
     launcher: Launcher,
     progress: Progress,
 ) -> list[PlannedCell]:
-    """Predict each cell's changes: of all cells of a small plan, else of those that do not fit everywhere."""
-    small = len(planned) <= MOST_CELLS_WITH_ADVICE
+    """Predict the changes of each cell and keep those that free memory; None: no change is tried."""
     tried = [
-        (index, what, changed, one.answer.platform)
-        for index, one in enumerate(planned)
-        if isinstance(one.answer, Prediction) and (small or not _fits_everywhere(one))
+        (index, what, changed, one.answer)
+        for index, (one, cards) in enumerate(zip(planned, judged_for, strict=True))
+        if cards is not None and isinstance(one.answer, Prediction)
         for what, changed in changed_cells(one.cell)
     ]
-    questions = [Question(cell=changed, platform=platform) for _, _, changed, platform in tried]
+    questions = [Question(cell=changed, platform=before.platform) for _, _, changed, before in tried]
     answers = predict_cells(questions, launcher, allocator=allocator, progress=progress)
     found: dict[int, list[Change]] = {index: [] for index, *_ in tried}
-    for (index, what, _, _), answer in zip(tried, answers, strict=True):
-        before = planned[index].answer
-        if (
-            isinstance(answer, Prediction)
-            and isinstance(before, Prediction)
-            and needed_bytes(answer) < needed_bytes(before)
-        ):
-            verdicts = _verdicts(answer, cards[index])
+    for (index, what, _, before), answer in zip(tried, answers, strict=True):
+        if isinstance(answer, Prediction) and needed_bytes(answer) < needed_bytes(before):
+            verdicts = _verdicts(answer, judged_for[index] or ())
             found[index].append(Change(what=what, prediction=answer, verdicts=verdicts))
-    changed = list(planned)
+    changed_plan = list(planned)
     for index, changes in found.items():
         changes.sort(key=lambda change: needed_bytes(change.prediction))
-        changed[index] = planned[index].model_copy(update={"changes": tuple(changes)})
-    return changed
+        changed_plan[index] = planned[index].model_copy(update={"changes": tuple(changes)})
+    return changed_plan
 
 
 def _fits_everywhere(planned: PlannedCell) -> bool:
