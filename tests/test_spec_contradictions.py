@@ -28,6 +28,11 @@ LIGER: dict[str, Any] = {"loss": "liger"}
             {"device": "cuda", "training": {**LIGER, "upcast_outputs": True}},
             "training.upcast_outputs is about logits",
         ),
+        (
+            {"kind": "full"},
+            {"training": {"loss": "chunked", "use_cache": True}},
+            "training.use_cache is not for loss chunked",
+        ),
         (PROMPT, {"training": {"batching": "pack"}}, "training.batching pack is not for prompt-tuning"),
         (PROMPT, HELD_OUT, "evaluation.tasks would be judged at wrong positions: prompt-tuning returns"),
         ({**PROMPT, "config": {}}, {}, "method.config needs num_virtual_tokens for prompt-tuning; set it"),

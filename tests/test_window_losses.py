@@ -56,6 +56,13 @@ def _gradients(model: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - transfo
     return found
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_outputs_hold_a_cache_only_where_it_is_asked_for(asked: bool) -> None:  # noqa: FBT001 - a case
+    """A loop that trains has no use for one, but some leave it on."""
+    outputs: Any = forward_pass(_model("llama"), _inputs(), TrainingSpec(use_cache=asked))
+    assert asked == (outputs.past_key_values is not None)
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [("llama", {}), ("llama", {"tie_word_embeddings": True}), ("phi", {}), ("gpt_neox", {})],

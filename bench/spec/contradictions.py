@@ -61,6 +61,8 @@ def _of_loss(cell: Cell) -> Iterator[Problem]:
     for field in ("upcast_outputs", "keep_outputs"):
         if training.loss == "liger" and getattr(training, field):
             yield "training", field, "is about logits, and loss liger makes none; turn one of them off"
+    if training.loss != "full" and training.use_cache:
+        yield "training", "use_cache", f"is not for loss {training.loss}, which takes no outputs; turn it off"
 
 
 def _of_data(cell: Cell) -> Iterator[Problem]:
