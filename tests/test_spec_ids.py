@@ -55,19 +55,19 @@ def _ids(folder: Path, text: str) -> list[str]:
             (
                 '[methods.full]\n[training]\ndtype = "fp32"\nautocast = "bf16"\ngradient_accumulation = 8\n'
                 'gradient_checkpointing = "reentrant"\nattention = "eager"\nbatching = "pad-to-length"\n'
-                'optimizer = "paged-adamw-32bit"'
+                'optimizer = "paged-adamw-32bit"\nuse_cache = true'
             ),
-            "llama-2-7b/full/b1-s512-ga8-fp32-autocast-bf16-ckpt-reentrant-eager-paged32bit-padded",
+            "llama-2-7b/full/b1-s512-ga8-fp32-autocast-bf16-ckpt-reentrant-eager-paged32bit-cache-padded",
         ),
         (
             (
                 'attention_mask = "padded"\n[methods.qlora]\nquantise_lm_head = true\n[training]\n'
                 'loss = "chunked"\nloss_chunk_tokens = 64\nupcast_outputs = true\nkeep_outputs = true\n'
-                'use_cache = true\nempty_cache_steps = 10\noptimizer = "ademamix-8bit"'
+                'empty_cache_steps = 10\noptimizer = "ademamix-8bit"'
             ),
             (
                 "llama-2-7b/qlora-nf4-dq-r8-head/"
-                "b1-s512-ademamix8bit-loss-chunked-chunk64-upcast-kept-cache-empty10-mask-padded"
+                "b1-s512-ademamix8bit-loss-chunked-chunk64-upcast-kept-empty10-mask-padded"
             ),
         ),
         ('[methods.boft]\nkind = "peft"\ntype = "boft"', "llama-2-7b/boft/b1-s512"),
