@@ -11,6 +11,7 @@ from bench.analysis.summary import compare
 from bench.errors import InfrastructureError
 from bench.report.comparison import render_markdown, render_summary, render_terminal, write_page
 from bench.results.records import Caveat, Failure, Measurement, MergeCheck, ModelFacts, Record
+from bench.spec.platforms import Platform
 from records_factory import (
     MIB,
     make_cell,
@@ -19,6 +20,7 @@ from records_factory import (
     make_ledger,
     make_measurement,
     make_phases,
+    make_prediction,
     make_record,
     make_steps,
 )
@@ -58,7 +60,8 @@ def _records() -> list[Record]:
             steps=make_steps([900.0, 910, 920, 930, 940, 950, 960, 970]),
             merge=MergeCheck(max_abs_difference=0.5, reference_max_abs=20),
             caveats=(Caveat(code="recycled", message="The data was seen 1.2 times."),),
-        )
+        ),
+        prediction=make_prediction(597 * MIB, platform=Platform(device="cpu")),
     )
     oom = make_record(
         cell=make_cell(id="tiny/lora-r64/b4-s256", method={"kind": "lora", "rank": 64}),

@@ -20,9 +20,16 @@ def sentences(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
             yield f"{_cells(nowhere)} of {len(rows)} {verb} on no card tried, not even {largest}."
         return
     for count in card_counts(plan):
-        answers = {"fit": count.fit, "do not": count.not_fit, "are too close to call": count.close}
-        said = [f"{number} {what}" for what, number in answers.items() if number]
-        yield f"On {_named(count.card.title)}, of {_cells(len(rows))}, {', '.join(said) or 'none is judged'}."
+        answers = [
+            _counted(count.fit, "fits", "fit"),
+            _counted(count.not_fit, "does not fit", "do not fit"),
+            _counted(count.close, "is too close to call", "are too close to call"),
+        ]
+        yield f"On {_named(count.card.title)}, {', '.join(filter(None, answers)) or 'no cell is judged'}."
+
+
+def _counted(count: int, one: str, many: str) -> str | None:
+    return None if count == 0 else f"{_cells(count)} {one if count == 1 else many}"
 
 
 def _named(title: str) -> str:

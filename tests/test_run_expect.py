@@ -1,0 +1,131 @@
+"""Predictions before a sweep: stored in its records, shown first, and used to skip what cannot fit."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.results.plans import Plan
+from bench.results.predictions import Prediction, Refusal
+from bench.results.records import DeviceFacts, Record
+from bench.results.store import load_records
+from bench.run.expect import expect
+from bench.run.launch import Launcher
+from bench.run.observe import NullObserver
+from bench.run.plan import PlanOptions
+from bench.run.sweep import SweepOptions, SweepResult, run_sweep
+from bench.spec.types import Cell
+from replay_worker import make_cell, make_facts, replay
+
+GIB = 1024**3
+CARD = make_facts(
+    cuda_available=True,
+    cuda_unavailable_reason=None,
+    cuda_name="NVIDIA L4",
+    cuda_total_bytes=22 * GIB,
+    cuda_capability=(8, 9),
+    bf16_on_cuda=True,
+)
+
+
+class Watcher(NullObserver):
+    """Keeps the plan it is shown."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.plans: list[Plan] = []
+        self.started: list[str] = []
+
+    def predicted(self, plan: Plan) -> None:
+        """Keep it."""
+        self.plans.append(plan)
+
+    def run_started(self, cell: Cell, run: int) -> None:
+        """Keep it."""
+        self.started.append(f"{cell.id} {run}")
+
+
+def launcher() -> Launcher:
+    """Return a launcher of replay workers."""
+    return Launcher(work=replay, preload=["bench.run.child"])
+
+
+def sweep(folder: Path, observer: Watcher, *cells: Cell, skip_unfit: bool = False) -> SweepResult:
+    """Run a sweep that predicts first."""
+    options = SweepOptions(
+        results=folder, plan=PlanOptions(keep_skipped=skip_unfit), predict=True, skip_unfit=skip_unfit
+    )
+    return run_sweep(cells, options, observer, launcher())
+
+
+def on_cuda(behaviour: str, batch: int) -> Cell:
+    """Return a cell for CUDA that is predicted to allocate so many GiB."""
+    return make_cell(behaviour, device="cuda", training={"sequence_length": 256, "micro_batch": batch})
+
+
+def test_predictions_and_refusals_are_stored_and_shown_once(tmp_path: Path) -> None:
+    """Each record has its own; what is on disk is not predicted again."""
+    observer = Watcher()
+    cells = (make_cell("ok"), make_cell("refused", method={"kind": "full", "name": "refused"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("replay_worker.BEHAVIOURS", {"ok": lambda _: None, "refused": lambda _: None})
+        records = sweep(tmp_path, observer, *cells).records
+    assert [len(plan.cells) for plan in observer.plans] == [2]
+    first, second = (record.prediction for record in records)
+    assert isinstance(first, Prediction)
+    assert (first.platform.device, first.allocated_peak_bytes) == ("cpu", 4 * GIB)
+    assert second == Refusal(message="aten::nonzero depends on data.")
+    assert load_records(tmp_path).records[0].prediction == first
+    sweep(tmp_path, observer, *cells)
+    assert len(observer.plans) == 1
+
+
+def test_a_prediction_that_fails_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allocator settings that are not modelled are a reason, not an error."""
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
+    (record,) = sweep(tmp_path, Watcher(), make_cell("ok")).records
+    assert record.outcome == "ok"
+    assert isinstance(record.prediction, Refusal)
+    assert "cudaMallocAsync" in record.prediction.message
+
+
+def test_a_cuda_cell_is_judged_for_the_card_that_is_there() -> None:
+    """Allocated and context beyond the card's memory: it does not fit."""
+    plan = expect([on_cuda("ok", 8), on_cuda("ok-2", 22)], CARD, launcher())
+    assert [card.title for card in plan.cards] == ["NVIDIA L4"]
+    assert [one.verdicts[0].answer for one in plan.cells] == ["fits", "does not fit"]
+    assert {one.answer.platform.capability for one in plan.cells if isinstance(one.answer, Prediction)} == {
+        (8, 9)
+    }
+
+
+def outcomes(records: tuple[Record, ...]) -> list[tuple[str, int, str]]:
+    """Return behaviour, run and outcome of each record."""
+    return [(record.cell.method.name, record.run, record.outcome) for record in records]
+
+
+def test_doomed_cells_are_skipped_on_request_and_run_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record names the figures; a sweep without the flag runs the cell after all."""
+    monkeypatch.setattr("bench.run.sweep.probe", _probe)
+    cells = (on_cuda("ok", 8), on_cuda("ok-2", 22))
+    observer = Watcher()
+    skipped = sweep(tmp_path, observer, *cells, skip_unfit=True)
+    assert outcomes(skipped.records) == [("ok", 1, "ok"), ("ok-2", 1, "skipped")]
+    assert observer.started == ["replay/ok 1"]
+    assert skipped.complaint is None
+    failure = skipped.records[1].failure
+    assert failure is not None
+    assert failure.message == (
+        "Predicted not to fit: 22.00 GiB of tensors at the peak and a CUDA context of 0.70 GiB, where "
+        "NVIDIA L4 has 22.00 GiB; run it without --skip-unfit to try it all the same."
+    )
+    assert sweep(tmp_path, observer, *cells, skip_unfit=True).new_records == 0
+    assert outcomes(sweep(tmp_path, observer, *cells).records)[1:] == [
+        ("ok-2", 1, "skipped"),
+        ("ok-2", 2, "ok"),
+    ]
+
+
+def _probe(*_: object) -> DeviceFacts:
+    return CARD
