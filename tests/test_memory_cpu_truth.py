@@ -38,6 +38,10 @@ EAGER: dict[str, Any] = {"attention": "eager"}  # the only attention of Gemma 2 
 CELLS: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "full", {}),
     ("llama", "lora", {"mask": "padded"}),
+    ("llama", "lora", {"batching": "pack"}),
+    ("qwen2", "full", {"batching": "pack", **EAGER}),
+    ("gemma3", "nf4", {"batching": "pack", **NON_REENTRANT}),
+    ("starcoder2", "full", {"batching": "pad-to-length"}),
     ("llama", "lora", {"mask": "ones", "optimizer": "sgd"}),
     ("llama", "lora", {**REENTRANT, "gradient_accumulation": 2}),
     ("llama", "lora", {**FP32_CAST, **REENTRANT}),
@@ -109,6 +113,8 @@ def _quick_collections() -> Iterator[None]:
 def test_the_prediction_is_the_reading(family: str, method: str, levers: dict[str, Any]) -> None:
     """Every field of the reading is as in the real run: peak, categories, phases, operators, allocations."""
     data = {"source": "synthetic", "attention_mask": levers.get("mask", "none")}
+    if "batching" in levers:  # laid out as real data would be
+        data = {"source": "task", "task": "longest-word"}
     training = {"sequence_length": 16} | {key: value for key, value in levers.items() if key != "mask"}
     cell = tiny_cell(METHODS[method], data=data, training=training)
     truth = true_reading(cell, configuration(family))

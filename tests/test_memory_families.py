@@ -59,7 +59,10 @@ def random_structure(choose: random.Random) -> Cell:
         keep_outputs=choose.random() < 0.3,
         max_grad_norm=choose.choice([0.0, 1.0]),
     )
-    return tiny_cell(device="cuda", model=model(name), method=method.model_dump(), training=training)
+    data = {"source": "synthetic", "attention_mask": choose.choice(["none", "ones", "padded"])}
+    return tiny_cell(
+        device="cuda", data=data, model=model(name), method=method.model_dump(), training=training
+    )
 
 
 def at(cell: Cell, micro_batch: int, length: int, rank: int) -> Cell:

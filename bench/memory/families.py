@@ -71,7 +71,7 @@ def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[C
 
     Raises what tracing raises, at the first cell that is traced.
     """
-    kernels = Kernels(platform, padded=False)
+    kernels = Kernels(platform)
     example = family.cells[0][1]
     samples = family.samples(lambda point: _structure(_at(example, point), config))
     traced = {point: _shallow(_at(example, point), platform, config) for point in samples}

@@ -52,10 +52,11 @@ class Scratch:
 class Kernels:
     """The kernels of one platform, and what they have kept so far."""
 
-    def __init__(self, platform: Platform, *, padded: bool) -> None:
-        """Take a platform; ``padded`` says that the attention mask of the traced batch hides something."""
+    def __init__(self, platform: Platform, *, padded: bool = False, packed: bool = False) -> None:
+        """Take a platform; the batch's mask hides something, its rows hold several sequences."""
         self.platform = platform
         self._padded = padded
+        self._packed = packed
         self._handles: set[bool] = set()
         version = version_of(platform.torch)
         entries = SCRATCH if platform.device == "cuda" else ()
@@ -70,7 +71,7 @@ class Kernels:
 
     def answer(self, _question: torch.Tensor) -> bool | float | int:
         """Answer what code asks of a tensor's data; raises ``UntraceableError`` where nobody can know."""
-        return answer(padded=self._padded)
+        return answer(padded=self._padded, packed=self._packed)
 
     def kept_workspaces(self, func: Any, *, in_backward: bool) -> Iterator[tuple[int, str]]:  # noqa: ANN401 - the same
         """Yield the workspaces that this operator is the first to need: one of cuBLAS for each thread."""

@@ -42,7 +42,7 @@ class MetaLedger(Ledger):
     sized by the number of parameters is sized as if they were there.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a ledger of a device, and what is imagined beside it
         self,
         model: nn.Module,
         vocabulary_size: int,

@@ -18,7 +18,7 @@ from bench.memory.trace import read_cpu_ledger, trace
 from bench.results.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.results.stored import Caveat
 from bench.spec.platforms import Platform
-from bench.spec.types import Cell, ModelSpec
+from bench.spec.types import Cell, LoraMethod, ModelSpec, SyntheticData
 from bench.window.empty import configuration_of
 
 DEFAULT_SETTINGS = AllocatorSettings()
@@ -38,9 +38,11 @@ def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAUL
     """
     config = configuration_of(cell.model)
     if platform.device == "cpu":
-        return _predict_cpu(cell, platform, config)
-    stream, method = stream_for(cell, platform, config)
-    return summed_up(stream, platform, settings, method)
+        prediction = _predict_cpu(cell, platform, config)
+    else:
+        stream, method = stream_for(cell, platform, config)
+        prediction = summed_up(stream, platform, settings, method)
+    return _with_caveats(prediction, _assumptions(cell))
 
 
 def predict_all(
@@ -68,7 +70,7 @@ def predict_all(
                 for cell, stream, method in streams(family, platform, config):
                     prediction = summed_up(stream, platform, settings, method, relative)
                     relative = prediction if frugal and relative is None else relative
-                    yield cell, prediction
+                    yield cell, _with_caveats(prediction, _assumptions(cell))
                     done.add(cell.id)
             except (UntraceableError, UnavailableError):  # of one cell; each is asked for its own reason
                 left = [cell for _, cell in family.cells if cell.id not in done]
@@ -89,6 +91,30 @@ def _predicted_or_refused(
         return predict(cell, platform, settings)
     except (UntraceableError, UnavailableError) as error:
         return Refusal(message=str(error))
+
+
+def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Prediction:
+    return prediction.model_copy(update={"caveats": (*prediction.caveats, *more)}) if more else prediction
+
+
+def _assumptions(cell: Cell) -> tuple[Caveat, ...]:
+    """Return what a prediction takes for granted that a run may not bear out."""
+    found = []
+    if not isinstance(cell.data, SyntheticData) and cell.training.batching != "pack":
+        found.append(
+            Caveat(
+                code="full-length-batch",
+                message="Predicted for sequences of the full length; where the data's are shorter, less is needed.",
+            )
+        )
+    if isinstance(cell.method, LoraMethod) and cell.method.base == "int8":
+        found.append(
+            Caveat(
+                code="int8-without-outliers",
+                message="Predicted without outlier columns in int8 products; their number depends on the data.",
+            )
+        )
+    return tuple(found)
 
 
 def stream_for(cell: Cell, platform: Platform, config: Any) -> tuple[Stream, Method]:  # noqa: ANN401 - transformers ships no types

@@ -1,4 +1,4 @@
-"""Answers what code asks of tensors that have no data, as a dense or padded batch of finite numbers would.
+"""Answers what code asks of tensors that have no data, as a dense, padded or packed batch of finite numbers would.
 
 Only questions that were met and thought about are answered; any other is refused, by the line that asks it.
 """
@@ -22,17 +22,18 @@ _SCALE = {"get_scale"}
 """The same: the scale itself, which is only compared with that of the step before."""
 
 
-def answer(*, padded: bool) -> bool | float | int:
+def answer(*, padded: bool, packed: bool) -> bool | float | int:
     """Return what ``.item()`` of a tensor would; who asks tells which.
 
-    ``padded`` says that the batch's attention mask hides something. Raises ``UntraceableError`` naming the
+    ``padded`` says that the batch's attention mask hides something, ``packed`` that its rows hold several
+    sequences. Raises ``UntraceableError`` naming the
     line that asks something else.
     """
     names = {frame.f_code.co_name for frame in _callers()}
     if names & _HIDES_NOTHING:
         return not padded
     if names & _ONE_SEQUENCE_PER_ROW:
-        return True
+        return not packed
     if names & _FOUND_INFINITIES:
         return 0.0
     if names & _SCALE:

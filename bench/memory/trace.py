@@ -42,7 +42,7 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
         ledger = MetaLedger(
             model,
             vocabulary_size,
-            Kernels(platform, padded=_pads(batch)),
+            _kernels(platform, batch),
             periods_added=depth.periods_added if depth else 0,
             period=depth.period if depth else 1,
         )
@@ -76,7 +76,7 @@ def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -
         with torch.device("meta"):
             model = adapt(model, cell)
         trainer = _trainer(model, cell)
-        kernels = Kernels(platform, padded=_pads(batch))
+        kernels = _kernels(platform, batch)
         step = [on_meta(batch)] * cell.training.gradient_accumulation
         with MetaLedger(model, vocabulary_size, kernels):
             run_step(trainer, step)
@@ -85,15 +85,30 @@ def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -
 
 
 def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
-    """Return the widest micro-batch that the cell's settings allow: every sequence at its full length."""
-    mask = cell.data.attention_mask if isinstance(cell.data, SyntheticData) else "none"
-    data = SyntheticData(attention_mask=mask)
-    return prepare_batches(data, cell.training, None, vocabulary_size, 1).steps[0][0]
+    """Return the widest micro-batch that the cell's settings allow: every row at its full length.
+
+    Of real data it is not known how sequences lie in it, only that packed rows hold more than one, and that
+    of several rows, or of rows padded to a given length, some end in padding.
+    """
+    training = cell.training
+    if isinstance(cell.data, SyntheticData):
+        return prepare_batches(cell.data, training, None, vocabulary_size, 1).steps[0][0]
+    batch = prepare_batches(SyntheticData(), training, None, vocabulary_size, 1).steps[0][0]
+    if training.batching == "pack":
+        half = training.sequence_length // 2
+        positions = torch.cat([torch.arange(half), torch.arange(training.sequence_length - half)])
+        return replace(batch, position_ids=positions.expand(batch.input_ids.shape).contiguous())
+    if training.micro_batch > 1 or training.batching == "pad-to-length":
+        mask = torch.ones_like(batch.input_ids)
+        mask[-1, training.sequence_length * 3 // 4 :] = 0
+        return replace(batch, attention_mask=mask)
+    return batch
 
 
-def _pads(batch: Batch) -> bool:
-    """Tell whether the attention mask hides anything."""
-    return batch.attention_mask is not None and not bool(batch.attention_mask.all())
+def _kernels(platform: Platform, batch: Batch) -> Kernels:
+    """Return the platform's kernels, told what the batch's mask and positions hide."""
+    padded = batch.attention_mask is not None and not bool(batch.attention_mask.all())
+    return Kernels(platform, padded=padded, packed=batch.position_ids is not None)
 
 
 def on_meta(batch: Batch) -> Batch:

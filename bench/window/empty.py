@@ -88,8 +88,12 @@ def _attention(cell: Cell) -> str:
     attention = cell.training.attention
     if attention != "flash_attention_2":
         return attention
-    padded = isinstance(cell.data, SyntheticData) and cell.data.attention_mask == "padded"
-    if padded or cell.training.batching == "pack":
+    training = cell.training
+    if isinstance(cell.data, SyntheticData):
+        ragged = cell.data.attention_mask == "padded"
+    else:
+        ragged = training.micro_batch > 1 or training.batching != "pad-to-longest"
+    if ragged:
         raise UntraceableError(
             "flash_attention_2 over padded or packed rows cannot be traced: its kernel's sizes depend on the "
             'data; set training.attention to "sdpa", or data.attention_mask to "ones".'
