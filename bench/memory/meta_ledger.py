@@ -97,7 +97,7 @@ class MetaLedger(Ledger):
         self._layer = self._layer_named(module)
 
     def times(self, name: str) -> int:
-        """Return for how many modules or parameters the named one stands: one, and one in each added period."""
+        """Return for how many the named module or parameter stands: one, and one in each added period."""
         return 1 + self._periods_added * (self._period <= self._layer_named(name) < 2 * self._period)
 
     def times_of(self, parameter: torch.Tensor) -> int:
@@ -162,8 +162,8 @@ class MetaLedger(Ledger):
 
     def _untraceable(self, func: Any, args: tuple[Any, ...]) -> UntraceableError:  # noqa: ANN401 - torch ships no type
         return UntraceableError(
-            f"{func._schema.name} in {self._module_of(args)} cannot be predicted: the size of its result depends "  # noqa: SLF001 - its only name
-            "on data, or torch has no kernel of it without data; measure this cell with bench run."
+            f"{func._schema.name} in {self._module_of(args)} cannot be predicted: the size of its result "  # noqa: SLF001 - its only name
+            "depends on data, or torch has no kernel of it without data; measure this cell with bench run."
         )
 
     def _enter_indices(self, args: tuple[Any, ...]) -> None:
@@ -199,7 +199,7 @@ class MetaLedger(Ledger):
         return ([*first, *repeated * self._periods_added], *args[1:])
 
     def _size_by_parameters(self, given: Sequence[Any], imagined: Sequence[Any], result: Any) -> None:  # noqa: ANN401 - whatever the operator returns
-        """Size a result with one element for each tensor of a list, such as all norms, as with the layers added."""
+        """Size a result of one element for each tensor of a list, such as all norms, with the layers added."""
         block = self._known(result) if isinstance(result, torch.Tensor) else None
         if block is not None and result.numel() == len(given):
             block.nbytes = block.nbytes // len(given) * len(imagined)
@@ -223,7 +223,7 @@ class MetaLedger(Ledger):
         """Return the layer that a module's name tells: its first number, as in model.layers.3.mlp."""
         layer = self._layers.get(module)
         if layer is None:
-            numbers = [int(part) for part in module.split(" ")[0].split(".") if part.isdecimal()]
+            numbers = [int(part) for part in module.split(" ", maxsplit=1)[0].split(".") if part.isdecimal()]
             layer = self._layers[module] = numbers[0] if numbers else NO_LAYER
         return layer
 

@@ -1,4 +1,4 @@
-"""Optimizer state in CUDA's managed memory, which torch's allocator never sees: kept out of the stream, counted apart."""
+"""Optimizer state in CUDA's managed memory, which torch's allocator never sees: counted apart."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a cell will take, on a platform and under an allocator's settings: traced, deepened, replayed, summed up."""
+"""What a cell takes on a platform, under an allocator's settings: traced, deepened, replayed, summed up."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from bench.memory.families import families, streams
 from bench.memory.perturb import Band, band
 from bench.memory.repeat import LayersDifferError, deepen
 from bench.memory.settings import AllocatorSettings
-from bench.memory.stream import Ints, Stream
+from bench.memory.stream import Stream
 from bench.memory.trace import read_cpu_ledger, trace
 from bench.results.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.results.stored import Caveat
@@ -25,8 +25,8 @@ DEFAULT_SETTINGS = AllocatorSettings()
 BANDS_REPLAYED = 48  # cells; ten replays each take most of a prediction's time
 _BORROWED_BAND = Caveat(
     code="band-of-a-relative",
-    message="In a plan of so many cells the band is replayed for one cell of each kind and lent to those that "
-    "differ from it in batch, length or rank; plan fewer cells to have each replayed.",
+    message="In a plan of so many cells the band is replayed for one cell of each kind and lent to those "
+    "that differ from it in batch, length or rank; plan fewer cells to have each replayed.",
 )
 
 
@@ -104,14 +104,14 @@ def _assumptions(cell: Cell) -> tuple[Caveat, ...]:
         found.append(
             Caveat(
                 code="full-length-batch",
-                message="Predicted for sequences of the full length; where the data's are shorter, less is needed.",
+                message="Predicted for sequences of the full length; shorter ones need less.",
             )
         )
     if isinstance(cell.method, LoraMethod) and cell.method.base == "int8":
         found.append(
             Caveat(
                 code="int8-without-outliers",
-                message="Predicted without outlier columns in int8 products; their number depends on the data.",
+                message="Predicted without outlier columns in int8 products: their number depends on data.",
             )
         )
     return tuple(found)
@@ -137,7 +137,7 @@ def summed_up(
     method: Method,
     relative: Prediction | None = None,
 ) -> Prediction:
-    """Replay a stream through the allocator and say what it took; the band as wide as a relative's, if given."""
+    """Replay a stream and say what it took; the band is as wide as a relative's, if one is given."""
     replayed = _replayed(stream, settings)
     traced = replayed.reserved_peak_bytes
     if relative is None:
@@ -188,7 +188,7 @@ def _band_like(relative: Prediction, traced_bytes: int) -> Band:
 
 
 def _replayed(stream: Stream, settings: AllocatorSettings) -> Replay:
-    """Replay with the calls of empty_cache() put in; the counters are those after each event of the stream."""
+    """Replay with the calls of empty_cache() put in; the counters are those after each event."""
     events, sizes = _with_empty_cache(stream)
     replayed = replay(events, sizes, settings)
     if not stream.cache_emptied_at:

@@ -1,4 +1,4 @@
-"""Answers what code asks of tensors that have no data, as a dense, padded or packed batch of finite numbers would.
+"""Answers what code asks of tensors without data, as a dense, padded or packed batch of finite numbers would.
 
 Only questions that were met and thought about are answered; any other is refused, by the line that asks it.
 """

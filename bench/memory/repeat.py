@@ -43,8 +43,11 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """What is repeated: for each event of a period its block's place among the period's births, and
-    in which period that block was born, counted from the event's own (-1, 0 or 1)."""
+    """What is repeated.
+
+    For each event of a period its block's place among the period's births, and in which period that block
+    was born, counted from the event's own (-1, 0 or 1); and where each pass ends.
+    """
 
     place: Ints
     step: Ints
@@ -174,7 +177,7 @@ def _common(births: _Births, one: int, other: int) -> tuple[int, int]:
     raise LayersDifferError(f"blocks {one} and {other} are not each other's like")
 
 
-def _built(  # noqa: PLR0913 - the pieces that the new stream is made of
+def _built(  # noqa: PLR0913, PLR0917 - the pieces that the new stream is made of
     stream: Stream, sweeps: Sequence[Sweep], births: _Births, template: _Template, period: int, added: int
 ) -> Stream:
     """Put the periods in."""
@@ -207,7 +210,7 @@ def _built(  # noqa: PLR0913 - the pieces that the new stream is made of
     return _described(stream, sweeps, births, np.concatenate(pieces), period, added)
 
 
-def _described(  # noqa: PLR0913 - the same
+def _described(  # noqa: PLR0913, PLR0917 - the same
     stream: Stream, sweeps: Sequence[Sweep], births: _Births, events: Ints, period: int, added: int
 ) -> Stream:
     """Return the deep stream with what is known of each block and moment."""

@@ -43,7 +43,7 @@ class ShapeMemory:
         ]
         return made[0] if kind == "one" else tuple(made)
 
-    def _learn(self, func: Any, args: Any, kwargs: Any, key: object, kind: str) -> Any:  # noqa: ANN401, PLR0917 - torch's
+    def _learn(self, func: Any, args: Any, kwargs: Any, key: object, kind: str) -> Any:  # noqa: ANN401 - torch's
         result = func(*args, **kwargs)
         results = result if isinstance(result, tuple) else (result,)
         if len(self._known) > _FORGETTABLE:
