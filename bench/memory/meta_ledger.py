@@ -199,7 +199,7 @@ class MetaLedger(Ledger):
         return ([*first, *repeated * self._periods_added], *args[1:])
 
     def _size_by_parameters(self, given: Sequence[Any], imagined: Sequence[Any], result: Any) -> None:  # noqa: ANN401 - whatever the operator returns
-        """Size a result of one element for each tensor of a list, such as all norms, with the layers added."""
+        """Size a result of one element for each tensor of a list, such as norms, with the layers added."""
         block = self._known(result) if isinstance(result, torch.Tensor) else None
         if block is not None and result.numel() == len(given):
             block.nbytes = block.nbytes // len(given) * len(imagined)

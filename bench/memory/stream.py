@@ -42,7 +42,8 @@ class Stream:
     def live_bytes(self) -> Ints:
         """Return the bytes asked for and not yet given back, after each event."""
         changes: Ints = np.where(self.born, self.sizes[self.events], -self.sizes[self.events])
-        return np.cumsum(changes).astype(np.int64)
+        live: Ints = np.add.accumulate(changes)
+        return live
 
     def live_at(self, event: int) -> Ints:
         """Return the blocks that live after so many events."""
