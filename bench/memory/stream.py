@@ -42,13 +42,13 @@ class Stream:
     def live_bytes(self) -> Ints:
         """Return the bytes asked for and not yet given back, after each event."""
         changes: Ints = np.where(self.born, self.sizes[self.events], -self.sizes[self.events])
-        live: Ints = np.add.accumulate(changes)
-        return live
+        return changes.cumsum()
 
     def live_at(self, event: int) -> Ints:
         """Return the blocks that live after so many events."""
         numbers, counts = np.unique(self.events[:event], return_counts=True)
-        return numbers[counts == 1]
+        alive: Ints = numbers[counts == 1]
+        return alive
 
     def freedom(self) -> Freedom:
         """Return what of the stream reality may do otherwise: the order of the weights, the warm-up's size.
