@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.results.plans import Plan
+from bench.results.predictions import Prediction
 from bench.results.store import load_records
 
 SCENARIO = """
@@ -59,6 +61,7 @@ def test_a_scenario_runs_compares_and_resumes(tmp_path: Path) -> None:
     assert loaded.problems == ()
     assert ["full", "lora", "qlora"] == sorted(record.cell.method.kind for record in loaded.records)
     assert {record.outcome for record in loaded.records} == {"ok"}
+    assert {type(record.prediction) for record in loaded.records} == {Prediction}
     page = (tmp_path / "results" / "tiny" / "report.md").read_text()
     assert "qlora-nf4-dq-r4" in page
     assert "random weights, not trained" in page
@@ -68,6 +71,20 @@ def test_a_scenario_runs_compares_and_resumes(tmp_path: Path) -> None:
     assert load_records(tmp_path / "results" / "tiny") == loaded
     table = _bench(tmp_path, "table", "results/tiny")
     assert len(table.stdout.splitlines()) == 1 + 3
+
+
+def test_a_plan_needs_neither_a_gpu_nor_weights(tmp_path: Path) -> None:
+    """A cell is predicted for the card that is named, in a process that traces it; the answer is JSON."""
+    (tmp_path / "tiny.toml").write_text(SCENARIO)
+    result = _bench(
+        tmp_path, "plan", "tiny.toml", "--only", "*/lora-*", "--gpu", "rtx4090", "--json", "--no-advice"
+    )
+    assert result.returncode == 0, result.stderr
+    (planned,) = Plan.model_validate_json(result.stdout).cells
+    assert isinstance(planned.answer, Prediction)
+    assert planned.answer.platform.capability == (8, 9)
+    assert planned.verdicts[0].answer == "fits"
+    assert list(tmp_path.iterdir()) == [tmp_path / "tiny.toml"]
 
 
 def test_a_scenario_for_a_gpu_is_unavailable_without_one(tmp_path: Path) -> None:
