@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bench.errors import BenchError, InfrastructureError, ScenarioError
+from bench.errors import BenchError, InfrastructureError, ScenarioError, UsageError
 
 app = typer.Typer(
     name="bench",
@@ -206,6 +206,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     from bench.run.live import open_console, watch_predicting
     from bench.run.outlook import Outlook, chosen_cards, plan_scenario
 
+    _one_format(json=json, markdown=markdown)
     outlook = Outlook(
         cards=chosen_cards(gpu, memory),
         allocator=allocator,
@@ -261,6 +262,7 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     from bench.run.fitting import FitRequest, find_bounds, one_card, training_of
     from bench.run.live import open_console, watch_predicting
 
+    _one_format(json=json, markdown=markdown)
     request = FitRequest(
         model=model,
         card=one_card(gpu, memory),
@@ -305,6 +307,8 @@ def validate(
     from bench.validation.rows import read_rows, shipped_rows
     from bench.validation.stored import write_validation
 
+    if output is not None and output.suffix not in {".json", ".md"}:
+        raise UsageError(f"-o {output} ends in neither .json nor .md; name the file by what it shall hold")
     done = predictions.validate([read_rows(path) for path in files] or shipped_rows())
     if output is not None and output.suffix == ".json":
         write_validation(done, output)
@@ -314,6 +318,12 @@ def validate(
         typer.echo(done.model_dump_json(indent=1) if json else render_validation(done))
     if output is not None:
         typer.echo(f"wrote {output}", err=True)
+
+
+def _one_format(*, json: bool, markdown: bool) -> None:
+    """Raise ``UsageError`` where both are asked for."""
+    if json and markdown:
+        raise UsageError("--json and --markdown exclude each other; give one of them")
 
 
 @app.command()

@@ -87,6 +87,26 @@ def test_a_plan_needs_neither_a_gpu_nor_weights(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny.toml"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("plan", "tiny.toml", "--json", "--markdown"), "--json and --markdown"),
+        (("fit", "llama-2-7b", "--gpu", "rtx4090", "--json", "--markdown"), "--json and --markdown"),
+        (("validate", "-o", "page.txt"), "page.txt"),
+    ],
+)
+def test_an_answer_that_could_not_be_given_is_refused_before_predicting(
+    tmp_path: Path, arguments: tuple[str, ...], named: str
+) -> None:
+    """Exit code 2 and one sentence, not minutes later or in another format than was asked for."""
+    (tmp_path / "tiny.toml").write_text(SCENARIO)
+    result = _bench(tmp_path, *arguments)
+    assert result.returncode == 2
+    (sentence,) = result.stderr.strip().splitlines()
+    assert named in sentence
+    assert "predicting" not in result.stderr
+
+
 def test_a_scenario_for_a_gpu_is_unavailable_without_one(tmp_path: Path) -> None:
     """Every cell is recorded with one sentence before anything is loaded, and the exit code says so."""
     import torch

@@ -3,7 +3,8 @@
 import pytest
 
 from bench.errors import UsageError
-from bench.memory.settings import MIB, AllocatorSettings
+from bench.memory.settings import AllocatorSettings
+from bench.metrics import MIB
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_what_the_file_refuses_is_not_asked_of_the_predictor() -> None:
     assert ["exact", "low", "far", "odd"] == asked
     assert ("GPTQ base.", True) == (scored["gptq"].refused, scored["gptq"].inexpressible)
     assert ("aten::nonzero needs data.", False) == (scored["odd"].refused, scored["odd"].inexpressible)
-    assert "forward: aten::mm in model.layers.3" == scored["exact"].peak
+    assert "forward: aten::mm, model.layers.3" == scored["exact"].peak
 
 
 def test_summary_is_by_source_tier_counter_and_moment() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bench.memory.allocator import DEFAULT_SETTINGS, replay
-from bench.memory.settings import MIB, AllocatorSettings
+from bench.memory.settings import AllocatorSettings
+from bench.metrics import MIB
 
 LOADING_THREADS = 4  # GLOBAL_WORKERS in core_model_loading.py of transformers 5
 WARM_UP_CHANGES_BYTES = (-32 * MIB, -2 * MIB, 2 * MIB, 32 * MIB)

@@ -7,7 +7,8 @@ different segments never touch. The pool that grows by pages is in ``expandable.
 from bisect import bisect_left, insort
 from typing import Protocol
 
-from bench.memory.settings import LARGE_REQUEST_BYTES, MIB, AllocatorSettings
+from bench.memory.settings import LARGE_REQUEST_BYTES, AllocatorSettings
+from bench.metrics import MIB
 
 SMALL_REQUEST_BYTES = MIB  # kSmallSize: up to here a request goes to the small pool
 SMALL_SEGMENT_BYTES = 2 * MIB  # kSmallBuffer

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UnavailableError, UntraceableError
-from bench.memory.allocator import EMPTY_CACHE, Replay, replay
+from bench.memory.allocator import DEFAULT_SETTINGS, EMPTY_CACHE, Replay, replay
 from bench.memory.depth import depth_of
 from bench.memory.families import families, streams
 from bench.memory.perturb import Band, band
@@ -21,7 +21,6 @@ from bench.spec.platforms import Platform
 from bench.spec.types import Cell, LoraMethod, ModelSpec, SyntheticData
 from bench.window.empty import configuration_of
 
-DEFAULT_SETTINGS = AllocatorSettings()
 BANDS_REPLAYED = 48  # cells; ten replays each take most of a prediction's time
 _BORROWED_BAND = Caveat(
     code="band-of-a-relative",

@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from typing import Self
 
 from bench.errors import UsageError
+from bench.metrics import MIB
 
-MIB = 1 << 20
 LARGE_REQUEST_BYTES = 10 * MIB  # kMinLargeAlloc: from here on a segment is as large as its request
 _INTERVALS = 16  # powers of two from 1 MiB to 32 GiB; larger sizes share the last
 _WITHOUT_EFFECT = frozenset(

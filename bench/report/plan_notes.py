@@ -58,9 +58,11 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
     settings = f"PYTORCH_CUDA_ALLOC_CONF={plan.allocator}" if plan.allocator else "its default settings"
     yield (
         "Allocated: torch.cuda.max_memory_allocated. Reserved: max_memory_reserved, from a replay through a "
-        f"model of torch's caching allocator with {settings}; the band is from replays with small changes of "
-        "order and length. A cell fits if the top of the band and the CUDA context do, and does not fit if "
-        "even what is allocated and the context do not; between the two is too close to call."
+        f"model of torch's caching allocator with {settings}; the band is from replays that vary the order "
+        "in which weights load (unless they are quantised on the way), the loader's first block and the "
+        "addresses of segments, but not the length of sequences. A cell fits if the top of the band and the "
+        "CUDA context together do (the total, or the figure beside a card), and does not fit if even what is "
+        "allocated and the context do not; between the two is too close to call."
     )
     if any(forecast.paged_bytes for forecast in forecasts):
         yield "Paged: optimizer state in managed memory, which moves to host memory when the card is full."

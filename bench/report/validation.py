@@ -1,7 +1,8 @@
 """Predicted memory beside published measurements, as Markdown; no arithmetic, and nothing is predicted."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from bench.report.layout import Table, bullets, markdown_table
 from bench.report.text import GIBIBYTES, NOT_APPLICABLE, markdown, share, words
 from bench.validation.rows import Source
 from bench.validation.score import ScoredMeasurement, ScoredRow, Summary, Validation, summarise
@@ -28,9 +29,10 @@ def render_validation(validation: Validation) -> str:
         f"Traced with {markdown(versions)}. Errors are predicted over measured, less one: plus is too much. "
         "The median, the mean and the largest are of their sizes."
     )
+    summary = tuple(map(_summary_line, summarise(validation.rows)))
     parts = [
         how_to_read,
-        _table(_SUMMARY, map(_summary_line, summarise(validation.rows)), left=4),
+        markdown_table(Table(header=_SUMMARY, rows=summary, left=4)),
         _counts(validation.rows),
     ]
     for source in validation.sources:
@@ -58,14 +60,14 @@ def _section(source: Source, rows: Sequence[ScoredRow]) -> list[str]:
         _row_line(row, one) for row in rows for one in row.measurements if one.predicted_bytes is not None
     ]
     if lines:
-        parts.append(_table(_ROW, lines, left=3))
+        parts.append(markdown_table(Table(header=_ROW, rows=tuple(lines), left=3)))
     refused: dict[str, list[str]] = {}
     for row in rows:
         if row.refused is not None:
             refused.setdefault(row.refused, []).append(row.name)
     if refused:
-        listed = "\n".join(
-            f"- {markdown(reason)} ({len(names)}: {markdown(', '.join(names))})"
+        listed = bullets(
+            f"{markdown(reason)} ({len(names)}: {markdown(', '.join(names))})"
             for reason, names in refused.items()
         )
         parts.append(f"Refused:\n\n{listed}")
@@ -100,10 +102,3 @@ def _row_line(row: ScoredRow, one: ScoredMeasurement) -> tuple[str, ...]:
         hit,
         row.peak if measured.moment == "peak" else NOT_APPLICABLE,
     )
-
-
-def _table(header: Sequence[str], lines: Iterable[Sequence[str]], *, left: int) -> str:
-    """Lay out a table; all but the first ``left`` columns are aligned to the right."""
-    rule = [":---" if index < left else "---:" for index in range(len(header))]
-    cells = [[markdown(cell) for cell in line] for line in lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *cells))

@@ -18,7 +18,8 @@ def validate(files: Sequence[RowFile]) -> Validation:
     """Predict every row that can be expressed, and hold it against what was measured."""
     rows = [row for file in files for row in file.rows]
     expressible = [row for row in rows if row.refused is None]
-    with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(max_workers=cores, mp_context=get_context("spawn")) as pool:
         outcomes = dict(zip(map(_key, expressible), pool.map(predict_row, expressible), strict=True))
     return Validation(
         versions={name: version(name) for name in TRACED_LIBRARIES},
@@ -31,7 +32,9 @@ def predict_row(row: Row) -> Outcome:
     """Predict one row in this process, or say why not. An error of this suite's own is named as such."""
     from bench.memory.predict import predict
     from bench.memory.settings import AllocatorSettings
+    from bench.window.jobs import quiet_libraries
 
+    quiet_libraries()
     if row.cell is None:
         raise ValueError(f"{row.name} has no cell to predict")
     try:

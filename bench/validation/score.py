@@ -115,7 +115,8 @@ def _scored(row: Row, outcome: Outcome) -> ScoredRow:
     return ScoredRow(
         **common,
         measurements=tuple(_held_against(one, outcome) for one in row.measured),
-        peak=f"{outcome.peak_phase}: {outcome.peak_op} in {outcome.peak_module}",
+        peak=f"{outcome.peak_phase.replace('_', ' ')}: {outcome.peak_op}, "
+        f"{outcome.peak_module or 'outside any module'}",
     )
 
 
