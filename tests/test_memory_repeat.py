@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from transformers import AutoConfig
 
 from bench.memory.depth import Depth, depth_of, shallow
 from bench.memory.repeat import LayersDifferError, deepen, depth_traced
@@ -73,3 +74,20 @@ def test_a_configuration_is_cut_with_its_lists() -> None:
     assert depth == Depth(traced=8, period=2, periods_added=9)
     cut = shallow(config, 8)
     assert (8, config.layer_types[:8]) == (cut.num_hidden_layers, cut.layer_types)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "deepseek_v3", "first_k_dense_replace": 3, "n_routed_experts": 8, "n_group": 2},
+        {"model_type": "qwen3_moe", "mlp_only_layers": [5, 6], "num_experts": 4},
+        {"model_type": "qwen3_moe", "decoder_sparse_step": 9, "num_experts": 4},
+    ],
+)
+def test_layers_told_apart_by_a_number_in_the_configuration_rule_the_short_cut_out(
+    fields: dict[str, object],
+) -> None:
+    """Experts in some layers only: four layers would not tell what the whole model takes."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = AutoConfig.for_model(**fields, **sizes, num_hidden_layers=13, vocab_size=96)
+    assert depth_of(lora(), config) is None

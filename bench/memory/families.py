@@ -27,6 +27,8 @@ from bench.spec.types import Cell, LoraMethod, QloraMethod
 
 _UNPADDED = 128  # flash attention's backward pass rounds lengths up to it
 _DEGREES = (1, 2, 1)
+_BORDERS = ("window", "max_position")
+"""In names of a configuration's fields: lengths at which a model turns to other computations."""
 
 
 class Point(NamedTuple):
@@ -227,10 +229,12 @@ def _regime(point: Point, config: Any) -> tuple[object, ...]:  # noqa: ANN401 - 
     """Return on which side of every threshold a point lies."""
     text = config.get_text_config()
     length = point.sequence_length
-    borders = [getattr(text, name, None) for name in ("sliding_window", "original_max_position_embeddings")]
+    numbers = {name: value for name, value in vars(text).items() if type(value) is int and value > 0}
+    borders: list[Any] = [value for name, value in numbers.items() if any(word in name for word in _BORDERS)]
     borders += [(getattr(text, "rope_parameters", None) or {}).get("original_max_position_embeddings")]
     return (
         length if length % _UNPADDED else 0,
         *(length > border for border in borders if border),
+        *(length % value for name, value in numbers.items() if "chunk_size" in name),
         point.micro_batch == 1,
     )

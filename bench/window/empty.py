@@ -35,7 +35,7 @@ def configuration_of(model: ModelSpec, *, trust_remote_code: bool = False) -> An
         revision = {"revision": model.revision} if model.hub else {}
         return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **revision)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        reason = " ".join(str(error).split()).partition(". ")[0][:200].rstrip(".")
         raise UnavailableError(
             f"the configuration of {place} cannot be read ({reason}); name a catalogued architecture, or "
             "give a local folder with its config.json"
@@ -48,13 +48,9 @@ def build_empty_model(cell: Cell, config: Any) -> Any:  # noqa: ANN401 - transfo
     Weights that quantisation replaces are still 16-bit: ``quantise_empty`` packs them one by one, as
     loading does.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    with torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[cell.training.dtype], attn_implementation=_attention(cell)
-        )
+    model = empty_causal_model(
+        config, dtype=DTYPES[cell.training.dtype], attn_implementation=_attention(cell)
+    )
     model.tie_weights()  # part of the initialisation that was left out
     quantisation = quantisation_of(cell)
     if quantisation is not None:
@@ -69,6 +65,21 @@ def build_empty_model(cell: Cell, config: Any) -> Any:  # noqa: ANN401 - transfo
         for module in model.modules():
             _to_loaded_dtype(module, DTYPES[cell.training.dtype])
     return model
+
+
+def empty_causal_model(config: Any, **settings: Any) -> Any:  # noqa: ANN401 - the same
+    """Return a configuration's model on the meta device; raise ``UntraceableError`` where it makes none."""
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    try:
+        with torch.device("meta"), no_init_weights():
+            return AutoModelForCausalLM.from_config(config, **settings)
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0][:200].partition(" for this kind of")[0]
+        raise UntraceableError(
+            f"transformers cannot build this {config.model_type} model: {reason}."
+        ) from error
 
 
 def _to_loaded_dtype(module: nn.Module, dtype: torch.dtype) -> None:
