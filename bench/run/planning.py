@@ -37,19 +37,29 @@ class Question:
     platform: Platform
 
 
+OLDEST_TORCH, NEXT_TORCH = Version("2.1"), Version("2.14")
+"""From the oldest that a published row was measured with, up to the one whose sources were read last."""
+
+
 def platform_of(
     device: str, capability: tuple[int, int] = (8, 0), torch_version: str | None = None
 ) -> Platform:
     """Return the platform of a device with the libraries installed here, or another version of torch.
 
-    Raises ``UsageError`` where that is no version.
+    Raises ``UsageError`` where that is no version, or one whose kernels are not known.
     """
     known = {"torch": torch_version or _installed("torch"), "bitsandbytes": _installed("bitsandbytes")}
     given = {name: text for name, text in known.items() if text is not None}
     try:
-        return Platform.model_validate({"device": device, "capability": capability, **given})
+        platform = Platform.model_validate({"device": device, "capability": capability, **given})
     except ValidationError:
         raise UsageError(f'"{torch_version}" is no version of torch; write it as in 2.13.') from None
+    if torch_version is not None and not OLDEST_TORCH <= Version(torch_version) < NEXT_TORCH:
+        raise UsageError(
+            f"the kernels of torch {torch_version} are not known here; give a version from {OLDEST_TORCH} "
+            "to 2.13, or leave --torch out."
+        )
+    return platform
 
 
 def _installed(package: str) -> str | None:
