@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench.spec.platforms import Platform
+from bench.spec.platforms import Platform, version_of
 
 FREES_ITS_INPUT = (0, 43, 2)
 """Version from which the input is not kept (bitsandbytes pull request 1270, commit 9e753741)."""
@@ -26,7 +26,7 @@ def four_bit_product(platform: Platform) -> Any:  # noqa: ANN401 - bitsandbytes 
     from bitsandbytes.autograd._functions import MatMul4Bit
     from bitsandbytes.functional import dequantize_4bit
 
-    keeps_input = tuple(map(int, platform.bitsandbytes.split("."))) < FREES_ITS_INPUT
+    keeps_input = version_of(platform.bitsandbytes) < FREES_ITS_INPUT
 
     class Product(MatMul4Bit):  # type: ignore[misc]  # bitsandbytes ships no types
         @staticmethod

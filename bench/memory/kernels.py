@@ -14,7 +14,7 @@ import torch
 
 from bench.memory.questions import answer
 from bench.metrics import MIB
-from bench.spec.platforms import Platform
+from bench.spec.platforms import Platform, version_of
 
 _aten = torch.ops.aten
 _FP32 = 4
@@ -91,11 +91,6 @@ class Kernels:
         if blocks is None:
             return ()
         return blocks(Call(platform=self.platform, args=args, kwargs=kwargs, result=result))
-
-
-def version_of(text: str) -> tuple[int, ...]:
-    """Return a version as numbers that compare."""
-    return tuple(int(part) for part in text.split("."))
 
 
 def cublas_workspace_bytes(platform: Platform) -> int:

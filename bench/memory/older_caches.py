@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from bench.spec.platforms import Platform
+from bench.spec.platforms import Platform, version_of
 
 RETURNS_A_CACHE_OBJECT = (4, 54)
 """Version from which GPTBigCode fills a DynamicCache, and none while its layers are checkpointed."""
@@ -17,7 +17,7 @@ RETURNS_A_CACHE_OBJECT = (4, 54)
 @contextmanager
 def staged_caches(platform: Platform) -> Iterator[None]:
     """Let GPTBigCode return the cache of the platform's version while a ``with`` block runs."""
-    version = tuple(map(int, platform.transformers.split(".")))
+    version = version_of(platform.transformers)
     with ExitStack() as stack:
         if platform.device == "cuda" and version < RETURNS_A_CACHE_OBJECT:
             from transformers.models.gpt_bigcode.modeling_gpt_bigcode import GPTBigCodeModel

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from bench.spec.platforms import Platform
+from bench.spec.platforms import Platform, version_of
 
 PADS_LABELS = (4, 49)
 """Version from which labels are padded in the place of cutting logits (transformers loss/loss_utils.py)."""
@@ -28,7 +28,7 @@ _OWN_LOSS = {
 @contextmanager
 def staged_loss(platform: Platform) -> Iterator[None]:
     """Use the loss of the platform's version of transformers while a ``with`` block runs."""
-    version = tuple(map(int, platform.transformers.split(".")))
+    version = version_of(platform.transformers)
     with ExitStack() as stack:
         if platform.device == "cuda" and version < PADS_LABELS:
             from transformers.loss.loss_utils import LOSS_MAPPING

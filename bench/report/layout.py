@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from bench.report.text import markdown, plain
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.table import Table as RichTable
 
 
@@ -33,15 +34,16 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def terminal_table(table: Table, title: str) -> "RichTable":
-    """Return a table for a rich console."""
+    """Return a table for a rich console; where that is narrow, long words are broken, never cut off."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
     shown = RichTable(title=Text(plain(title)), title_justify="left", box=box.SIMPLE)
     for index, name in enumerate(table.header):
-        words = index < table.left
-        shown.add_column(Text(plain(name)), justify="left" if words else "right", no_wrap=words)
+        justify: JustifyMethod = "left" if index < table.left else "right"
+        longest_word = max(map(len, plain(name).split()), default=1)
+        shown.add_column(Text(plain(name)), justify=justify, overflow="fold", min_width=longest_word)
     for line in table.rows:
         shown.add_row(*(Text(plain(cell)) for cell in line))
     return shown

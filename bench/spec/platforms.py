@@ -9,6 +9,11 @@ from bench.spec.types import Frozen
 VERSION = r"^\d+\.\d+(\.\d+)?$"
 
 
+def version_of(text: str) -> tuple[int, ...]:
+    """Return a version as numbers that compare."""
+    return tuple(int(part) for part in text.split("."))
+
+
 class Platform(Frozen):
     """Everything besides the cell that decides which kernels run and what scratch memory they take.
 
@@ -20,5 +25,7 @@ class Platform(Frozen):
     torch: str = Field("2.13", pattern=VERSION, description="Version of torch that will run the cell.")
     bitsandbytes: str = Field("0.50", pattern=VERSION, description="Likewise of bitsandbytes.")
     transformers: str = Field(
-        "5.23", pattern=VERSION, description="Likewise of transformers; only its loss before 4.49 differs."
+        "5.23",
+        pattern=VERSION,
+        description="Of transformers; the loss before 4.49 and GPTBigCode's cache before 4.54 differ.",
     )

@@ -1,0 +1,20 @@
+"""Tables for the terminal."""
+
+from io import StringIO
+
+from rich.console import Console
+
+from bench.report.layout import Table, terminal_table
+
+
+def test_a_narrow_terminal_breaks_long_words_and_cuts_nothing_off() -> None:
+    """Headers stay whole, and the letters of a long cell are all there."""
+    cell = "llama-33b/qlora-nf4-dq-r16/b1-s512-ckpt-paged32bit-pack"
+    table = Table(header=("Cell", "Allocated", "Reserved"), rows=((cell, "19.69 GiB", "20.41 to 20.46 GiB"),))
+    text = StringIO()
+    Console(file=text, width=44).print(terminal_table(table, "Plan"))
+    shown = text.getvalue()
+    assert "…" not in shown
+    assert "Allocated" in shown
+    first_column = "".join(line[2:].split("  ")[0].strip() for line in shown.splitlines()[4:])
+    assert cell == first_column
