@@ -1,7 +1,5 @@
 """The band of reserved memory: what is perturbed, and that nothing else is."""
 
-import pytest
-
 from bench.memory.perturb import Freedom, band
 
 MIB = 1 << 20
@@ -20,7 +18,7 @@ def _loading() -> tuple[list[int], list[int], Freedom]:
     first, second = len(sizes), len(sizes) + 1
     sizes += [300 * MIB, 300 * MIB]
     events += [first, first, second, second]
-    return events, sizes, Freedom(weights=ranges, warm_up=0, elastic=[[first], [second]], tokens=100)
+    return events, sizes, Freedom(weights=ranges, warm_up=0)
 
 
 def test_a_stream_that_leaves_nothing_open_has_no_width() -> None:
@@ -44,25 +42,9 @@ def test_a_warm_up_of_another_size_moves_it_too() -> None:
     assert found.low_bytes < found.traced_bytes < found.high_bytes
 
 
-def test_a_shorter_first_step_leaves_a_block_that_the_second_cannot_use() -> None:
-    """Eight tokens of 100 less make 276 of 300 MiB, which stay reserved beside the 300 of the second step."""
-    events, sizes, freedom = _loading()
-    steady = band(events, sizes)
-    found = band(events, sizes, freedom=Freedom(elastic=freedom.elastic, tokens=freedom.tokens))
-    assert steady.traced_bytes + 276 * MIB == found.high_bytes
-
-
 def test_the_same_stream_has_the_same_band() -> None:
     """Nothing is drawn at random, and the arguments stay as they were."""
     events, sizes, freedom = _loading()
     before = (list(events), list(sizes))
     assert band(events, sizes, freedom=freedom) == band(events, sizes, freedom=freedom)
     assert before == (events, sizes)
-
-
-@pytest.mark.parametrize("tokens", [0, 8])
-def test_sequences_too_short_to_shorten_are_left_alone(tokens: int) -> None:
-    """With eight tokens or fewer no shorter step is tried."""
-    events, sizes, freedom = _loading()
-    found = band(events, sizes, freedom=Freedom(elastic=freedom.elastic, tokens=tokens))
-    assert found.low_bytes == found.high_bytes == found.traced_bytes

@@ -94,6 +94,7 @@ def test_a_plan_of_many_cells_traces_few_and_lends_bands(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(families, "_shallow", counted)
     overrides = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 256}
+    overrides["max_position_embeddings"] = 1024  # on the same side of every border
     model = {"name": "small", "random": "tiny-llama-test", "overrides": overrides}
     cells = [
         cuda_cell(

@@ -126,5 +126,5 @@ def test_the_device_of_this_machine_is_a_card() -> None:
 @pytest.mark.parametrize("version", ["1.0", "2.14", "99.0"])
 def test_a_version_of_torch_with_unknown_kernels_is_refused(version: str) -> None:
     """A table for kernels that nobody has looked at would be a guess."""
-    with pytest.raises(UsageError, match="are not known here; give a version from 2.1 to 2.13"):
+    with pytest.raises(UsageError, match=r"are not known here; give a version from 2\.1 to 2\.13"):
         platform_of("cuda", torch_version=version)

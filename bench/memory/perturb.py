@@ -14,24 +14,20 @@ from bench.metrics import MIB
 LOADING_THREADS = 4  # GLOBAL_WORKERS in core_model_loading.py of transformers 5
 WARM_UP_CHANGES_BYTES = (-32 * MIB, -2 * MIB, 2 * MIB, 32 * MIB)
 """A segment's grain, and about a weight of a mid-sized model: each leaves other gaps for what follows."""
-TOKENS_SHORTER = 8  # a few tokens: as much as padding to a multiple of 8 hides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Freedom:
     """What a stream leaves open.
 
-    ``weights`` are the ranges of events (start, end) in which one weight each is loaded, back to back.
-    ``warm_up`` is the block that the loader allocates and frees first. ``elastic`` holds, for each step,
-    the blocks whose size is proportional to the length of the sequences, and ``tokens`` that length. Leave
-    both out where all sequences are of one length: a first step that is a few tokens shorter leaves large
-    blocks behind that later steps cannot use, and reserved memory may double until memory is short.
+    ``weights`` are the ranges of events (start, end) in which one weight each is loaded, back to back;
+    ``warm_up`` is the block that the loader allocates and frees first. Sequences whose lengths vary from
+    step to step are left out: the large blocks that a shorter step leaves behind stay reserved until memory
+    is short, so they may nearly double what is reserved without being needed.
     """
 
     weights: Sequence[tuple[int, int]] = ()
     warm_up: int | None = None
-    elastic: Sequence[Sequence[int]] = ()
-    tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +52,7 @@ def band(
     settings: AllocatorSettings = DEFAULT_SETTINGS,
     freedom: Freedom | None = None,
 ) -> Band:
-    """Return the peak of reserved memory over at most ten replays of a stream (see ``replay``)."""
+    """Return the peak of reserved memory over at most eight replays of a stream (see ``replay``)."""
     peaks = [
         replay(each.events, each.sizes, settings, ascending=each.ascending).reserved_peak_bytes
         for each in _variants(_Variant(events=events, sizes=sizes), freedom or Freedom())
@@ -75,13 +71,6 @@ def _variants(traced: _Variant, freedom: Freedom) -> Iterator[_Variant]:
     if freedom.weights:
         for turn in (1, 2):
             yield replace(traced, events=_reordered(traced.events, freedom.weights, turn))
-    steps = range(len(freedom.elastic)) if freedom.tokens > TOKENS_SHORTER else ()
-    for step in steps[:2]:
-        shorter = {
-            block: traced.sizes[block] * (freedom.tokens - TOKENS_SHORTER) // freedom.tokens
-            for block in freedom.elastic[step]
-        }
-        yield replace(traced, sizes=_resized(traced.sizes, shorter))
 
 
 def _resized(sizes: Sequence[int], changes: dict[int, int]) -> list[int]:

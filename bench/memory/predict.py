@@ -21,7 +21,7 @@ from bench.spec.platforms import Platform
 from bench.spec.types import Cell, LoraMethod, ModelSpec, SyntheticData
 from bench.window.empty import configuration_of
 
-BANDS_REPLAYED = 48  # cells; ten replays each take most of a prediction's time
+BANDS_REPLAYED = 48  # cells; eight replays each take most of a prediction's time
 _BORROWED_BAND = Caveat(
     code="band-of-a-relative",
     message="In a plan of so many cells the band is replayed for one cell of each kind and lent to those "
@@ -103,7 +103,8 @@ def _assumptions(cell: Cell) -> tuple[Caveat, ...]:
         found.append(
             Caveat(
                 code="full-length-batch",
-                message="Predicted for sequences of the full length; shorter ones need less.",
+                message="Predicted for sequences of the full length. Shorter ones need less, but where "
+                "lengths vary the allocator may keep more in reserve.",
             )
         )
     if isinstance(cell.method, LoraMethod) and cell.method.base == "int8":
