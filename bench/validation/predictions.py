@@ -1,6 +1,7 @@
 """Predictions of rows, each in a worker process: whoever asks for them never imports torch."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
@@ -30,11 +31,13 @@ def validate(files: Sequence[RowFile]) -> Validation:
 
 def predict_row(row: Row) -> Outcome:
     """Predict one row in this process, or say why not. An error of this suite's own is named as such."""
-    from bench.memory.predict import predict
-    from bench.memory.settings import AllocatorSettings
     from bench.window.jobs import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries()  # before the imports that have something to say
+    warnings.simplefilter("ignore")  # a prediction runs nothing that they could be about
+    from bench.memory.predict import predict
+    from bench.memory.settings import AllocatorSettings
+
     if row.cell is None:
         raise ValueError(f"{row.name} has no cell to predict")
     try:
