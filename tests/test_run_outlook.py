@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
-from bench.results.plans import Plan
+from bench.results.plans import Change, Plan
 from bench.results.predictions import Prediction, Refusal
+from bench.run import outlook
 from bench.run.launch import Launcher
 from bench.run.outlook import LADDER, Outlook, chosen_cards, plan_scenario
+from records_factory import make_prediction
 from replay_worker import replay
 
 GIB = 1024**3
@@ -102,3 +104,19 @@ def test_wrong_options_are_refused_before_anything_starts(tmp_path: Path) -> Non
         plan(tmp_path, Outlook(allocator="expandable_segment:True"))
     with pytest.raises(UsageError, match="matches no cell"):
         plan(tmp_path, Outlook(), only="nothing")
+
+
+def test_a_combined_change_is_kept_only_if_it_frees_more_than_its_parts() -> None:
+    """Chunks that add nothing to paging go; checkpointing adds something; LoRA is no part of QLoRA."""
+    sizes = {
+        "paged 8-bit AdamW": 10,
+        "paged 8-bit AdamW and loss in chunks": 10,
+        "gradient checkpointing, paged 8-bit AdamW and loss in chunks": 6,
+        "LoRA": 4,
+        "QLoRA": 5,
+    }
+    changes = [
+        Change(what=what, prediction=make_prediction(size * GIB), verdicts=()) for what, size in sizes.items()
+    ]
+    dropped = [change.what for change in changes if outlook._adds_nothing(change, changes)]
+    assert ["paged 8-bit AdamW and loss in chunks"] == dropped

@@ -13,6 +13,8 @@ def sentences(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
     refused = sum(row.forecast is None for row in rows)
     if refused:
         yield f"{refused} of {_cells(len(rows))} cannot be predicted; the reasons are given below the table."
+    if refused == len(rows):
+        return
     if plan.ladder:
         nowhere = sum(row.forecast is not None and bool(row.verdicts) and not row.fitting for row in rows)
         if nowhere:
@@ -43,6 +45,8 @@ def _cells(count: int) -> str:
 def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
     """Yield how each number came about and what was assumed."""
     forecasts = [row.forecast for row in rows if row.forecast]
+    if not forecasts:
+        return
     platforms = {platform for forecast in forecasts for platform in forecast.platforms}
     yield (
         "Nothing was run. The training window was traced on tensors without data, every sequence at its full "

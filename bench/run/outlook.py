@@ -148,9 +148,23 @@ def _with_changes(
             found[index].append(Change(what=what, prediction=answer, verdicts=verdicts))
     changed_plan = list(planned)
     for index, changes in found.items():
-        changes.sort(key=lambda change: needed_bytes(change.prediction))
-        changed_plan[index] = planned[index].model_copy(update={"changes": tuple(changes)})
+        changes.sort(key=lambda change: (needed_bytes(change.prediction), len(change.what)))
+        kept = [change for change in changes if not _adds_nothing(change, changes)]
+        changed_plan[index] = planned[index].model_copy(update={"changes": tuple(kept)})
     return changed_plan
+
+
+def _adds_nothing(change: Change, changes: Sequence[Change]) -> bool:
+    """Tell whether one part of a combined change frees as much by itself."""
+    return any(
+        _parts(one.what) < _parts(change.what)
+        and needed_bytes(one.prediction) <= needed_bytes(change.prediction)
+        for one in changes
+    )
+
+
+def _parts(what: str) -> set[str]:
+    return {part for some in what.split(", ") for part in some.split(" and ")}
 
 
 def _fits_everywhere(planned: PlannedCell) -> bool:
