@@ -26,7 +26,10 @@ def test_a_phase_is_announced_and_read() -> None:
     with PhaseReader(sent.append, CountingAllocator()).phase("warmup", total_steps=3):
         time.sleep(0.01)
     started, made = sent
-    assert started == PhaseStarted(phase="warmup", total_steps=3)
+    assert isinstance(started, PhaseStarted)
+    assert ("warmup", 3) == (started.phase, started.total_steps)
+    assert started.at_ns is not None
+    assert 0 < time.monotonic_ns() - started.at_ns < 10_000_000_000
     assert isinstance(made, ReadingMade)
     assert isinstance(made.reading, PhaseReading)
     assert made.reading.duration_ns >= 10_000_000

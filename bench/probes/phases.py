@@ -29,7 +29,7 @@ class PhaseReader:
         Freed heap goes back to the kernel first, unless ``keep_heap``: the steady steps should find
         the heap as the warm-up left it.
         """
-        self._send(PhaseStarted(phase=name, total_steps=total_steps))
+        self._send(PhaseStarted(phase=name, total_steps=total_steps, at_ns=time.monotonic_ns()))
         self._allocator.start_peak()
         host_start_bytes = host_memory.start_peak(trim=not keep_heap)
         started_ns = time.perf_counter_ns()

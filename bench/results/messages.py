@@ -22,6 +22,7 @@ from bench.results.records import (
     StepSample,
     Stored,
 )
+from bench.results.stored import Count
 from bench.spec.platforms import Platform
 
 
@@ -31,6 +32,23 @@ class PhaseStarted(Stored):
     type: Literal["phase_started"] = "phase_started"
     phase: Phase
     total_steps: int | None = None
+    at_ns: Count | None = Field(None, description="time.monotonic_ns, which all processes share.")
+
+
+class Mark(Stored):
+    """An instant of a worker on a GPU that stands still, so that an outside instrument can be held to it.
+
+    ``idle``, ``block_held`` and ``block_freed`` frame the allocation of a block of ``block_bytes``, which
+    tells which of NVML's readings moves; at ``quiescent`` nothing is queued and torch holds ``reserved_bytes``.
+    """
+
+    type: Literal["mark"] = "mark"
+    instant: Literal["idle", "block_held", "block_freed", "quiescent"]
+    at_ns: Count
+    holds_ns: Count = Field(description="The worker does nothing for so long after ``at_ns``.")
+    block_bytes: Count | None = None
+    allocated_bytes: Count | None = None
+    reserved_bytes: Count | None = None
 
 
 class ReadingMade(Stored):
@@ -79,7 +97,8 @@ class Failed(Stored):
 
 
 Message = Annotated[
-    PhaseStarted | ReadingMade | PredictionMade | Heartbeat | Finished | Failed, Field(discriminator="type")
+    PhaseStarted | Mark | ReadingMade | PredictionMade | Heartbeat | Finished | Failed,
+    Field(discriminator="type"),
 ]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
 

@@ -3,12 +3,14 @@
 History of the format (``SCHEMA_VERSION``):
 - 1 (2026-11-22): first.
 - 1 (2026-11-22): ``prediction`` added; records without it are read as before, so the number stays.
+- 1 (2026-11-22): ``measurement.gpu``, the outcome "contaminated", bytes of a failed allocation added.
 """
 
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from bench.results.gpu import GpuReading
 from bench.results.predictions import Prediction, Refusal
 from bench.results.stored import Category as Category  # noqa: PLC0414 - part of records
 from bench.results.stored import Caveat as Caveat  # noqa: PLC0414 - part of records
@@ -18,7 +20,7 @@ from bench.spec.types import Cell
 
 SCHEMA_VERSION: Final = 1
 
-Outcome = Literal["ok", "oom", "timeout", "crashed", "failed", "unavailable", "skipped"]
+Outcome = Literal["ok", "oom", "timeout", "crashed", "failed", "unavailable", "skipped", "contaminated"]
 Phase = Literal[
     "start",
     "load",
@@ -45,6 +47,7 @@ class DeviceFacts(Stored):
     cuda_available: bool
     cuda_unavailable_reason: str | None = None
     cuda_name: str | None = None
+    cuda_uuid: str | None = Field(None, description="GPU-… or MIG-… of torch's device 0, as NVML writes it.")
     cuda_capability: tuple[int, int] | None = None
     cuda_total_bytes: Count | None = None
     cuda_version: str | None = None
@@ -155,6 +158,7 @@ class Measurement(Stored):
     """Everything one worker read; as far as it came when the outcome is not ok."""
 
     device: DeviceFacts | None = None
+    gpu: GpuReading | None = Field(None, description="NVML, read by the parent; None where it was not asked.")
     model: ModelFacts | None = None
     phases: tuple[PhaseReading, ...] = ()
     steps: tuple[StepSample, ...] = ()
@@ -173,6 +177,8 @@ class Failure(Stored):
     requested_bytes: Count | None = Field(
         None, description="What the failed allocation asked for, if it said."
     )
+    allocated_bytes: Count | None = Field(None, description="torch's allocator at that moment, on CUDA.")
+    reserved_bytes: Count | None = Field(None, description="The same.")
     exit_signal: str | None = None
     output_tail: str = Field("", description="The last lines the worker printed.")
 
