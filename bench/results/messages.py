@@ -39,7 +39,7 @@ class Mark(Stored):
     """An instant of a worker on a GPU that stands still, so that an outside instrument can be held to it.
 
     ``idle``, ``block_held`` and ``block_freed`` frame the allocation of a block of ``block_bytes``, which
-    tells which of NVML's readings moves; at ``quiescent`` nothing is queued and torch holds ``reserved_bytes``.
+    tells which of NVML's readings moves; at ``quiescent`` nothing is queued and ``reserved_bytes`` are held.
     """
 
     type: Literal["mark"] = "mark"
