@@ -12,6 +12,14 @@ class AllocatorPeaks(NamedTuple):
     reserved_bytes: int | None
 
 
+class AllocatorUse(NamedTuple):
+    """What torch has allocated and reserved at this moment, and what the device could still give."""
+
+    allocated_bytes: int
+    reserved_bytes: int
+    free_bytes: int
+
+
 class Allocator(Protocol):
     """What the window asks of a device: exact peaks, and a moment when all queued work is done."""
 
@@ -26,6 +34,12 @@ class Allocator(Protocol):
 
     def empty_cache(self) -> None:
         """Give memory that is reserved but not in use back to the device."""
+
+    def use(self) -> AllocatorUse | None:
+        """Return what is in use now; None where the device keeps no count."""
+
+    def take(self, size_bytes: int) -> object:
+        """Allocate so much, without writing to it, for as long as the returned object lives."""
 
 
 class CudaAllocator:
@@ -55,6 +69,18 @@ class CudaAllocator:
         """Release torch's unused cached blocks."""
         torch.cuda.empty_cache()
 
+    def use(self) -> AllocatorUse | None:
+        """Return torch's own counters and what cudaMemGetInfo calls free."""
+        return AllocatorUse(
+            torch.cuda.memory_allocated(self._device),
+            torch.cuda.memory_reserved(self._device),
+            torch.cuda.mem_get_info(self._device)[0],
+        )
+
+    def take(self, size_bytes: int) -> object:
+        """Return an uninitialised tensor: no kernel runs."""
+        return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
+
 
 class NullAllocator:
     """The CPU: torch counts nothing there and nothing is queued."""
@@ -71,6 +97,14 @@ class NullAllocator:
 
     def empty_cache(self) -> None:
         """Nothing is cached."""
+
+    def use(self) -> AllocatorUse | None:
+        """Nothing is counted."""
+        return None
+
+    def take(self, size_bytes: int) -> object:
+        """Return as many bytes of host memory."""
+        return torch.empty(size_bytes, dtype=torch.uint8)
 
 
 def allocator_of(device: torch.device) -> Allocator:

@@ -13,6 +13,7 @@ import torch
 
 from bench.probes.allocator import Allocator, allocator_of
 from bench.probes.ledger import Ledger, StepPhase
+from bench.probes.marks import mark_block, mark_quiescent
 from bench.probes.phases import PhaseReader, Send
 from bench.results.messages import ReadingMade
 from bench.results.records import (
@@ -59,6 +60,7 @@ def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> No
     send(ReadingMade(reading=read_facts()))
     weights = fetch_weights(cell.model)
     torch.manual_seed(cell.training.seed)
+    mark_block(send, allocator)
     with phases.phase("load"):
         model, tokenizer = load_model(cell, weights, device, trust_remote_code=trust_remote_code)
     vocabulary_size = int(model.config.get_text_config().vocab_size)
@@ -89,6 +91,7 @@ def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> No
     with phases.phase("steady", total_steps=window.measured_steps, keep_heap=True):
         for _ in range(window.measured_steps):
             timed.run(next(batches), "measured")
+    mark_quiescent(send, allocator)
 
     if cell.evaluation.tasks:
         with phases.phase("evaluate_after"):
