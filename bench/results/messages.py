@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from bench.results.cuda import AllocatorSnapshot, PagedMemory, TorchSettings
 from bench.results.predictions import Prediction, Refusal
 from bench.results.records import (
     Caveat,
@@ -57,7 +58,10 @@ class ReadingMade(Stored):
     type: Literal["reading"] = "reading"
     reading: (
         DeviceFacts
+        | TorchSettings
         | ModelFacts
+        | PagedMemory
+        | AllocatorSnapshot
         | PhaseReading
         | StepSample
         | LedgerReading
@@ -122,6 +126,7 @@ class CellJob(Stored):
     job: Literal["cell"] = "cell"
     cell_json: str
     trust_remote_code: bool = False
+    snapshot_path: str | None = Field(None, description="Where the allocator's history goes, on CUDA.")
 
 
 class PlanJob(Stored):

@@ -4,12 +4,14 @@ History of the format (``SCHEMA_VERSION``):
 - 1 (2026-11-22): first.
 - 1 (2026-11-22): ``prediction`` added; records without it are read as before, so the number stays.
 - 1 (2026-11-22): ``measurement.gpu``, the outcome "contaminated", bytes of a failed allocation added.
+- 1 (2026-11-22): ``measurement.torch_settings``, ``paged`` and ``snapshot`` added.
 """
 
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from bench.results.cuda import AllocatorSnapshot, PagedMemory, TorchSettings
 from bench.results.gpu import GpuReading
 from bench.results.predictions import Prediction, Refusal
 from bench.results.stored import Category as Category  # noqa: PLC0414 - part of records
@@ -159,7 +161,10 @@ class Measurement(Stored):
 
     device: DeviceFacts | None = None
     gpu: GpuReading | None = Field(None, description="NVML, read by the parent; None where it was not asked.")
+    torch_settings: TorchSettings | None = None
     model: ModelFacts | None = None
+    paged: PagedMemory | None = Field(None, description="None on a CPU, which pages nothing.")
+    snapshot: AllocatorSnapshot | None = Field(None, description="None where none was asked for.")
     phases: tuple[PhaseReading, ...] = ()
     steps: tuple[StepSample, ...] = ()
     ledger: LedgerReading | None = None

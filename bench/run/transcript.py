@@ -4,6 +4,7 @@ import time
 
 from pydantic import ValidationError
 
+from bench.results.cuda import AllocatorSnapshot, PagedMemory, TorchSettings
 from bench.results.messages import MESSAGE, Failed, Finished, Message, PhaseStarted, ReadingMade
 from bench.results.records import (
     Caveat,
@@ -17,6 +18,7 @@ from bench.results.records import (
     Phase,
     PhaseReading,
     StepSample,
+    Stored,
 )
 from bench.run.observe import Observer
 
@@ -34,7 +36,7 @@ class Transcript:
         self._asked_ns = asked_ns
         self._observer = observer
         self._unfinished_line = bytearray()
-        self._single: dict[str, DeviceFacts | ModelFacts | LedgerReading | FlopsReading | MergeCheck] = {}
+        self._single: dict[str, Stored] = {}
         self._phases: list[PhaseReading] = []
         self._steps: list[StepSample] = []
         self._evaluations: list[EvaluationReading] = []
@@ -103,6 +105,12 @@ class Transcript:
                 self._caveats.append(reading)
             case DeviceFacts() as reading:
                 self._single["device"] = reading
+            case TorchSettings() as reading:
+                self._single["torch_settings"] = reading
+            case PagedMemory() as reading:
+                self._single["paged"] = reading
+            case AllocatorSnapshot() as reading:
+                self._single["snapshot"] = reading
             case ModelFacts() as reading:
                 self._single["model"] = reading
             case LedgerReading() as reading:
