@@ -1,5 +1,6 @@
 """Peaks of torch's own device allocator, per phase; a null probe where the device has no such counters."""
 
+import sys
 from typing import NamedTuple, Protocol
 
 import torch
@@ -55,8 +56,13 @@ class CudaAllocator:
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def read_peak(self) -> AllocatorPeaks:
-        """Return max_memory_allocated and max_memory_reserved, once the device is idle."""
-        self.synchronise()
+        """Return max_memory_allocated and max_memory_reserved, once the device is idle.
+
+        While an exception is on its way nothing is waited for: the counters are the host's, and a device that
+        failed would raise an error of its own in the exception's place.
+        """
+        if sys.exception() is None:
+            self.synchronise()
         return AllocatorPeaks(
             torch.cuda.max_memory_allocated(self._device), torch.cuda.max_memory_reserved(self._device)
         )

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from bench.results.stored import Count, Stored
 
-SnapshotMoment = Literal["after the warm-up", "out of memory"]
+SnapshotMoment = Literal["after the warm-up", "out of memory", "as the cell failed"]
 # A name in the record's own folder: nothing that could lead out of it.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=255)]
 
@@ -21,7 +21,7 @@ class TorchSettings(Stored):
     cudnn_deterministic: bool | None = Field(description="torch.backends.cudnn.deterministic.")
     deterministic_algorithms: Literal["off", "warn only", "on"]
     bf16_reduced_precision_reduction: bool | None = Field(
-        description="torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction, or its first part."
+        description="torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction."
     )
     allocator_backend: str | None = Field(description="torch.cuda.get_allocator_backend().")
     allocator_settings: str | None = Field(

@@ -2,8 +2,13 @@
 
 import logging
 import warnings
+from pathlib import Path
 
+import torch
+
+from bench.probes.out_of_memory import ignore, noted_out_of_memory
 from bench.probes.phases import Send
+from bench.probes.snapshot import SnapshotRecorder, nothing_to_snapshot
 from bench.results.messages import CellJob, FetchJob, ProbeJob, ReadingMade
 from bench.spec.types import Cell, ModelSpec
 from bench.window.facts import read_facts
@@ -27,9 +32,33 @@ def _fetch(job: FetchJob) -> None:
 
 
 def _run_cell(job: CellJob, send: Send) -> None:
+    """Run the window, watched: an exception leaves with what the allocator held, a snapshot is written."""
+    from bench.window.step import device_of
     from bench.window.window import run_window
 
-    run_window(Cell.model_validate_json(job.cell_json), send, trust_remote_code=job.trust_remote_code)
+    cell = Cell.model_validate_json(job.cell_json)
+    device = device_of(cell)
+    recorder = _recorder(job.snapshot_path, device, send)
+    with noted_out_of_memory(device, recorder.keep if recorder else ignore):
+        try:
+            if recorder:
+                recorder.start()
+            after_warmup = recorder.after_warmup if recorder else ignore
+            run_window(cell, send, trust_remote_code=job.trust_remote_code, after_warmup=after_warmup)
+        except BaseException:
+            if recorder:
+                recorder.failed()
+            raise
+
+
+def _recorder(path: str | None, device: torch.device, send: Send) -> SnapshotRecorder | None:
+    """Return what records the allocator's history; None where nobody asked or, as is said, there is none."""
+    if path is None:
+        return None
+    if device.type != "cuda":
+        send(ReadingMade(reading=nothing_to_snapshot()))
+        return None
+    return SnapshotRecorder(Path(path), send)
 
 
 def quiet_libraries() -> None:

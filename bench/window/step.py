@@ -9,11 +9,17 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from bench.probes.ledger import StepPhase
-from bench.spec.types import TrainingSpec
+from bench.results.cuda import PagedMemory
+from bench.spec.types import Cell, TrainingSpec
 from bench.window.data import Batch
 from bench.window.losses import forward_pass, loss_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def device_of(cell: Cell) -> torch.device:
+    """Return where a cell runs: on CUDA always the first device of those that CUDA_VISIBLE_DEVICES leaves."""
+    return torch.device("cuda", 0) if cell.device == "cuda" else torch.device(cell.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +107,12 @@ def _update(trainer: Trainer) -> tuple[torch.Tensor | None, bool]:
         trainer.schedule.step()
     trainer.optimizer.zero_grad(set_to_none=True)
     return norm, skipped
+
+
+def paged_memory(optimizer: torch.optim.Optimizer) -> PagedMemory:
+    """Return what bitsandbytes keeps in managed memory, which it marks on each tensor."""
+    tensors = [tensor for tensor in optimizer_state(optimizer) if getattr(tensor, "is_paged", False)]
+    return PagedMemory(paged_bytes=sum(tensor.nbytes for tensor in tensors), paged_tensors=len(tensors))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:

@@ -14,7 +14,9 @@ import torch
 from bench.probes.allocator import Allocator, allocator_of
 from bench.probes.ledger import Ledger, StepPhase
 from bench.probes.marks import mark_block, mark_quiescent
+from bench.probes.out_of_memory import ignore
 from bench.probes.phases import PhaseReader, Send
+from bench.probes.torch_settings import read_torch_settings
 from bench.results.messages import ReadingMade
 from bench.results.records import (
     Caveat,
@@ -27,14 +29,22 @@ from bench.results.records import (
 )
 from bench.spec.types import Cell
 from bench.window.adapters import adapter_file_bytes, check_merge
-from bench.window.data import Batch, prepare_batches
+from bench.window.data import Batch, PreparedData, prepare_batches
 from bench.window.evaluation import evaluate
 from bench.window.facts import read_facts
 from bench.window.flops import count_flops
 from bench.window.methods import adapt, count_parameters, method_caveats, trainable_parameters
 from bench.window.models import load_model
 from bench.window.optimizers import build_optimizer, build_schedule, optimizer_caveats
-from bench.window.step import Trainer, empties_cache, ignore_phase, optimizer_state, run_step
+from bench.window.step import (
+    Trainer,
+    device_of,
+    empties_cache,
+    ignore_phase,
+    optimizer_state,
+    paged_memory,
+    run_step,
+)
 from bench.window.weights import Weights, fetch_weights
 
 DEFAULT_CONTEXT = 2048  # tokens, for evaluating the few models whose configuration states none
@@ -46,29 +56,35 @@ _FIRST_STEP: dict[StepPhase, Phase] = {
 }
 
 
-def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> None:
-    """Run one cell from nothing to its last reading.
+def run_window(
+    cell: Cell,
+    send: Send,
+    *,
+    trust_remote_code: bool = False,
+    after_warmup: Callable[[], None] = ignore,
+) -> None:
+    """Run one cell from nothing to its last reading; ``after_warmup`` is called before the measured steps.
 
     Raises what the libraries raise, and ``UnavailableError`` where this machine lacks something.
     """
-    device = torch.device(cell.device)
+    device = device_of(cell)
     allocator = allocator_of(device)
     phases = PhaseReader(send, allocator)
     window = cell.window
     timed_steps = 1 + window.warmup_steps + window.measured_steps
 
     send(ReadingMade(reading=read_facts()))
+    send(ReadingMade(reading=read_torch_settings()))
     weights = fetch_weights(cell.model)
     torch.manual_seed(cell.training.seed)
     mark_block(send, allocator)
     with phases.phase("load"):
         model, tokenizer = load_model(cell, weights, device, trust_remote_code=trust_remote_code)
-    vocabulary_size = int(model.config.get_text_config().vocab_size)
     with phases.phase("adapt"):
         model = adapt(model, cell)
         trainer = build_trainer(model, cell, timed_steps)
     with phases.phase("prepare_data"):
-        data = prepare_batches(cell.data, cell.training, tokenizer, vocabulary_size, timed_steps)
+        data = prepare_batches(cell.data, cell.training, tokenizer, _vocabulary_size(model), timed_steps)
     adapter_bytes = None
     if cell.method.kind != "full":
         with phases.phase("save_adapter"):
@@ -85,9 +101,12 @@ def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> No
     batches = iter(data.steps)
     with PhaseSwitch(phases) as switch:
         timed.run(next(batches), "first", switch)
+    if device.type == "cuda":
+        send(ReadingMade(reading=paged_memory(trainer.optimizer)))
     with phases.phase("warmup", total_steps=window.warmup_steps):
         for _ in range(window.warmup_steps):
             timed.run(next(batches), "warmup")
+    after_warmup()
     with phases.phase("steady", total_steps=window.measured_steps, keep_heap=True):
         for _ in range(window.measured_steps):
             timed.run(next(batches), "measured")
@@ -96,17 +115,7 @@ def run_window(cell: Cell, send: Send, *, trust_remote_code: bool = False) -> No
     if cell.evaluation.tasks:
         with phases.phase("evaluate_after"):
             _evaluate(model, tokenizer, cell, "after", send)
-    if window.ledger:
-        with phases.phase("ledger"):
-            pair = [max(data.steps, key=_widest)] * LEDGER_STEPS
-            books = Ledger(trainer.model, trainer.device.type, vocabulary_size)
-            send(ReadingMade(reading=read_ledger(trainer, pair, books)))
-    if window.flops:
-        with phases.phase("flops"):
-            _send_flops(trainer, data.steps[-1], send)
-    if window.merge_check and cell.method.kind != "full":
-        with phases.phase("merge_check"):
-            send(ReadingMade(reading=check_merge(model, data.steps[0][0], device)))
+    _instrument(trainer, data, cell, phases, send)
 
 
 def build_trainer(model: Any, cell: Cell, steps: int) -> Trainer:  # noqa: ANN401 - transformers ships no types
@@ -121,7 +130,7 @@ def build_trainer(model: Any, cell: Cell, steps: int) -> Trainer:  # noqa: ANN40
         schedule=build_schedule(optimizer, training, steps),
         scaler=torch.amp.GradScaler(cell.device, enabled=training.autocast == "fp16"),
         training=training,
-        device=torch.device(cell.device),
+        device=device_of(cell),
     )
 
 
@@ -183,6 +192,22 @@ class PhaseSwitch:
             self._open.enter_context(self._phases.phase(_FIRST_STEP[phase]))
 
 
+def _instrument(trainer: Trainer, data: PreparedData, cell: Cell, phases: PhaseReader, send: Send) -> None:
+    """Take the steps that an instrument slows, and merge the adapter, after all that was timed."""
+    window = cell.window
+    if window.ledger:
+        with phases.phase("ledger"):
+            pair = [max(data.steps, key=_widest)] * LEDGER_STEPS
+            books = Ledger(trainer.model, trainer.device.type, _vocabulary_size(trainer.model))
+            send(ReadingMade(reading=read_ledger(trainer, pair, books)))
+    if window.flops:
+        with phases.phase("flops"):
+            _send_flops(trainer, data.steps[-1], send)
+    if window.merge_check and cell.method.kind != "full":
+        with phases.phase("merge_check"):
+            send(ReadingMade(reading=check_merge(trainer.model, data.steps[0][0], trainer.device)))
+
+
 def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledger) -> LedgerReading:
     """Run the steps under a new ledger and sum it up."""
     ledger.register_model(trainer.model)
@@ -208,6 +233,10 @@ def _send_flops(trainer: Trainer, micro_batches: Sequence[Batch], send: Send) ->
         names = ", ".join(counted.uncounted_operators)
         send(ReadingMade(reading=Caveat(code="flops-incomplete", message=f"FLOPs leave out {names}.")))
     send(ReadingMade(reading=FlopsReading(step_flops=counted.flops, tokens=_counts(micro_batches))))
+
+
+def _vocabulary_size(model: Any) -> int:  # noqa: ANN401 - transformers ships no types
+    return int(model.config.get_text_config().vocab_size)
 
 
 def _widest(micro_batches: Sequence[Batch]) -> int:
