@@ -1,12 +1,21 @@
 """What NVML said about a GPU while a cell ran, as stored: maxima and counters per phase, and who spoke."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
 from bench.results.stored import Count, Positive, Stored
 
 Isolation = Literal["process", "device_delta", "unavailable"]
+
+# nvml.h, nvmlClocksEventReason…: those that say that the card ran slower than it could.
+THROTTLE_REASONS: Final = {
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+POWER_CAP: Final = 0x04
 
 
 class GpuFacts(Stored):
@@ -32,6 +41,7 @@ class GpuPhase(Stored):
     utilisation_mean_percent: float | None = Field(None, ge=0, le=100)
     power_mean_mw: float | None = Field(None, ge=0)
     energy_mj: Count | None = Field(None, description="Counter at the end less at the start.")
+    energy_time_ns: Count | None = Field(None, description="Between those two readings of the counter.")
     sm_clock_min_mhz: Count | None = None
     sm_clock_max_mhz: Count | None = None
     temperature_max_c: int | None = None
@@ -58,3 +68,7 @@ class GpuReading(Stored):
         None, description="Most the device grew beyond what our process and its start explain."
     )
     problems: tuple[str, ...] = Field((), description="What NVML could not be asked for, once each.")
+
+    def phase(self, name: str) -> GpuPhase | None:
+        """Return what was seen in one phase, if it was reached."""
+        return next((phase for phase in self.phases if phase.name == name), None)
