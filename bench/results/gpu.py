@@ -1,21 +1,12 @@
 """What NVML said about a GPU while a cell ran, as stored: maxima and counters per phase, and who spoke."""
 
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from bench.results.stored import Count, Positive, Stored
 
 Isolation = Literal["process", "device_delta", "unavailable"]
-
-# nvml.h, nvmlClocksEventReason…: those that say that the card ran slower than it could.
-THROTTLE_REASONS: Final = {
-    0x08: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "hardware power brake",
-}
-POWER_CAP: Final = 0x04
 
 
 class GpuFacts(Stored):

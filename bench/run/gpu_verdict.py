@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from bench.metrics import GIB, MIB
 from bench.probes.nvml import Gpu, GpuSample
-from bench.results.gpu import POWER_CAP, THROTTLE_REASONS, GpuFacts, Isolation
+from bench.results.clock_events import INVALIDATING, NOTED, name_events
+from bench.results.gpu import GpuFacts, Isolation
 from bench.results.records import Caveat
 from bench.run.gpu_isolation import Owners
 from bench.run.gpu_phases import Timeline
@@ -119,13 +120,11 @@ def contamination(seen: Seen) -> str | None:
 def caveats(seen: Seen, gpu: Gpu, *, silent: bool) -> Iterator[Caveat]:
     """Yield what a reader of this run's numbers must know."""
     reasons = seen.timeline["steady"].event_reasons
-    throttles = [name for bit, name in THROTTLE_REASONS.items() if reasons & bit]
-    if throttles:
-        message = (
-            f"Throttled during the measured steps ({', '.join(throttles)}): the speed is not the card's own."
-        )
+    if reasons & INVALIDATING:
+        events = ", ".join(name_events(reasons, INVALIDATING))
+        message = f"Throttled during the measured steps ({events}): the speed is not the card's own."
         yield Caveat(code="throttled", message=message)
-    if reasons & POWER_CAP:
+    if reasons & NOTED:
         limit = gpu.facts.power_limit_mw
         at = f" of {limit / 1000:.0f} W" if limit else ""
         message = f"The card was held to its power limit{at} during the measured steps."
@@ -136,8 +135,9 @@ def caveats(seen: Seen, gpu: Gpu, *, silent: bool) -> Iterator[Caveat]:
         yield Caveat(code="gpu-shared", message=f"{others} on the GPU before the run{held}.")
     if silent or (lost := _lost(seen)):
         why = SILENT if silent else f"NVML told no memory in {lost} samples"
-        problem = f" ({gpu.problems[-1].rstrip('.')})" if gpu.problems else ""
-        yield Caveat(code="nvml-gaps", message=f"{why}{problem}: its peaks may be too low.")
+        problems = [problem for problem in gpu.problems if "memory" in problem or "everything" in problem]
+        detail = f" ({problems[-1].rstrip('.')})" if problems else ""
+        yield Caveat(code="nvml-gaps", message=f"{why}{detail}: its peaks may be too low.")
     if seen.isolation == "unavailable":
         yield Caveat(code="nvml-unattributed", message=f"No peak by NVML: {seen.isolation_reason}")
 

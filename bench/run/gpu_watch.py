@@ -66,16 +66,22 @@ class GpuWatch:
         if not self._answered.wait(ANSWER_S):
             return None
         deadline_s = time.monotonic() + self._idle_patience_s
-        while True:
-            before = self._latest
-            time.sleep(INTERVALS_BETWEEN_LOOKS * self._interval_ns / 1e9)
-            self._before = self._latest
-            busy = gpu_verdict.why_busy(before, self._before, self._gpu.facts)
-            if busy is None:
-                return None
-            if time.monotonic() >= deadline_s:
-                self._end_sampling()
-                return gpu_verdict.not_idle(busy, self._idle_patience_s)
+        try:
+            while (busy := self._look()) is not None:
+                if time.monotonic() >= deadline_s:
+                    self._end_sampling()
+                    return gpu_verdict.not_idle(busy, self._idle_patience_s)
+        except BaseException:
+            self._end_sampling()
+            raise
+        return None
+
+    def _look(self) -> str | None:
+        """Return what others do on the GPU over a few samples, the last of which is kept."""
+        earlier = self._latest
+        time.sleep(INTERVALS_BETWEEN_LOOKS * self._interval_ns / 1e9)
+        self._before = self._latest
+        return gpu_verdict.why_busy(earlier, self._before, self._gpu.facts)
 
     @property
     def silent(self) -> bool:

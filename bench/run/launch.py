@@ -55,6 +55,12 @@ class Worker:
             os.set_blocking(pipe.fileno(), False)
 
     @property
+    def pid(self) -> int:
+        """The worker's process number, which is also that of its session and its group."""
+        assert self._process.pid is not None  # noqa: S101 - for the type checker; a started process has one
+        return self._process.pid
+
+    @property
     def ended(self) -> bool:
         """Whether the process is gone; processes it has started may still be there."""
         return not self._process.is_alive()
@@ -121,8 +127,7 @@ class Worker:
 
     def _signal_group(self, number: signal.Signals) -> None:
         """Signal the worker's group; the worker alone if it does not lead a group yet."""
-        pid = self._process.pid
-        assert pid is not None  # noqa: S101 - for the type checker; a started process has a number
+        pid = self.pid
         try:
             os.killpg(pid, number)
         except ProcessLookupError:

@@ -3,9 +3,10 @@
 Sleeps while the worker works. Time is monotonic, so a clock that jumps changes nothing.
 """
 
+import functools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from bench.run.classify import WorkerEnd, classify_exit, count_oom_kills
 from bench.run.launch import Launcher
 from bench.run.observe import NullObserver, Observer
 from bench.run.transcript import Transcript
+from bench.run.watch import Findings, Watch
 from bench.spec.types import LimitsSpec
 
 STORED_TAIL_CHARACTERS = 8192
@@ -23,6 +25,8 @@ MAX_SLEEP_S = 60.0
 
 Stop = Literal["result", "ended", "timeout", "silent", "malformed"]
 NO_LIMITS = LimitsSpec.model_validate({})
+# How a run may have ended because of what others did; any other end would have come without them.
+SPOILT_BY_OTHERS = frozenset({"ok", "oom", "timeout"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +39,21 @@ class JobEnd:
     total_ns: int
 
 
-def run_job(
+def run_job(  # noqa: PLR0913 - who looks on, and what a test stands in for
     job: Job,
     launcher: Launcher,
     limits: LimitsSpec = NO_LIMITS,
     observer: Observer | None = None,
     *,
+    watches: Sequence[Watch] = (),
     oom_kills: Callable[[], int | None] = count_oom_kills,
 ) -> JobEnd:
     """Run a job in a worker of its own; on every path the worker and its children are gone afterwards.
 
-    Raises ``InfrastructureError`` when no worker starts or one cannot be ended.
+    ``watches`` look on meanwhile; what they find is in the end's measurement, and others' doings are the
+    outcome *contaminated*. Raises ``InfrastructureError`` when no worker starts or one cannot be ended.
     """
-    running = RunningJob(job, launcher, limits, observer, oom_kills=oom_kills)
+    running = RunningJob(job, launcher, limits, observer, watches=watches, oom_kills=oom_kills)
     try:
         while (end := running.advance(MAX_SLEEP_S)) is None:
             pass
@@ -60,22 +66,26 @@ def run_job(
 class RunningJob:
     """A job in a worker of its own: followed until it has reported, has ended, or has to be ended."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the same
         self,
         job: Job,
         launcher: Launcher,
         limits: LimitsSpec = NO_LIMITS,
         observer: Observer | None = None,
         *,
+        watches: Sequence[Watch] = (),
         oom_kills: Callable[[], int | None] = count_oom_kills,
     ) -> None:
         """Start the worker. Raises ``InfrastructureError`` when none comes up."""
         self._asked_ns = time.monotonic_ns()
         self._limits = limits
-        self._transcript = Transcript(self._asked_ns, observer or NullObserver())
+        self._watches = watches
+        self._transcript = Transcript(self._asked_ns, observer or NullObserver(), watches)
         self._oom_kills = oom_kills
         self._kills_before = oom_kills()
         self.worker = launcher.start(job, host_memory_gib=limits.host_memory_gib)
+        for watch in watches:
+            watch.begin(self.worker.pid)
         self._started_s = self._heard_s = time.monotonic()
 
     def advance(self, timeout_s: float) -> JobEnd | None:
@@ -86,6 +96,8 @@ class RunningJob:
     def abandon(self) -> None:
         """End the worker and its children, whatever they are doing."""
         self.worker.end()
+        for watch in self._watches:
+            watch.finish()
 
     def _follow(self, timeout_s: float) -> Stop | None:
         worker, transcript, limits = self.worker, self._transcript, self._limits
@@ -112,6 +124,8 @@ class RunningJob:
         return None
 
     def _end(self, stop: Stop) -> JobEnd:
+        # Before the worker is ended: what is seen as it dies is neither its work nor anybody else's.
+        findings = [watch.finish() for watch in self._watches]
         exit_code = self.worker.end()
         kills_before, kills_after = self._kills_before, self._oom_kills()
         killed = kills_before is not None and kills_after is not None and kills_after > kills_before
@@ -123,12 +137,27 @@ class RunningJob:
                 advice = f", or raise limits.host_memory_gib ({limits.host_memory_gib:g})."
                 failure = failure.model_copy(update={"message": failure.message.removesuffix(".") + advice})
             failure = _complete(failure, self._transcript.phase, tail)
-        return JobEnd(
+        end_of_job = JobEnd(
             outcome=outcome,
             failure=failure,
             measurement=self._transcript.measurement(),
             total_ns=time.monotonic_ns() - self._asked_ns,
         )
+        return functools.reduce(add_findings, findings, end_of_job)
+
+
+def add_findings(end: JobEnd, found: Findings) -> JobEnd:
+    """Return the end with what a watch saw; a run that others spoilt is *contaminated*."""
+    measured = end.measurement
+    update = {"gpu": found.gpu or measured.gpu, "caveats": (*measured.caveats, *found.caveats)}
+    end = replace(end, measurement=measured.model_copy(update=update))
+    if not found.contamination or end.outcome not in SPOILT_BY_OTHERS:
+        return end
+    if end.failure is None:
+        return replace(end, outcome="contaminated", failure=Failure(message=found.contamination))
+    message = f"{found.contamination} It ended as {end.outcome}: {end.failure.message}"
+    failure = end.failure.model_copy(update={"message": message})
+    return replace(end, outcome="contaminated", failure=failure)
 
 
 def _verdict(

@@ -1,6 +1,7 @@
 """What a worker has said so far: its messages put together into a measurement, however far it came."""
 
 import time
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 
@@ -21,20 +22,33 @@ from bench.results.records import (
     Stored,
 )
 from bench.run.observe import Observer
+from bench.run.watch import Watch
 
 MAX_MESSAGE_BYTES = 64 * 1024**2
+_SINGLE: dict[type[Stored], str] = {
+    DeviceFacts: "device",
+    TorchSettings: "torch_settings",
+    PagedMemory: "paged",
+    AllocatorSnapshot: "snapshot",
+    ModelFacts: "model",
+    LedgerReading: "ledger",
+    FlopsReading: "flops",
+    MergeCheck: "merge",
+}
+"""Readings that a measurement has at most one of, by the field it stands in."""
 
 
 class Transcript:
     """Takes the bytes of the message pipe, one JSON object a line, and keeps every reading at once."""
 
-    def __init__(self, asked_ns: int, observer: Observer) -> None:
+    def __init__(self, asked_ns: int, observer: Observer, watches: Sequence[Watch] = ()) -> None:
         """Start when the worker was asked for, on the clock of ``time.monotonic_ns``."""
         self.phase: Phase | None = None
         self.result: Finished | Failed | None = None
         self.malformed: str | None = None
         self._asked_ns = asked_ns
         self._observer = observer
+        self._watches = watches
         self._unfinished_line = bytearray()
         self._single: dict[str, Stored] = {}
         self._phases: list[PhaseReading] = []
@@ -75,6 +89,8 @@ class Transcript:
             self.malformed = f"it begins with {line[:80].decode(errors='replace')!r}."
             return False
         self._note(message)
+        for watch in self._watches:
+            watch.message(message)
         self._observer.message(message)
         return True
 
@@ -103,19 +119,5 @@ class Transcript:
                 self._evaluations.append(reading)
             case Caveat() as reading:
                 self._caveats.append(reading)
-            case DeviceFacts() as reading:
-                self._single["device"] = reading
-            case TorchSettings() as reading:
-                self._single["torch_settings"] = reading
-            case PagedMemory() as reading:
-                self._single["paged"] = reading
-            case AllocatorSnapshot() as reading:
-                self._single["snapshot"] = reading
-            case ModelFacts() as reading:
-                self._single["model"] = reading
-            case LedgerReading() as reading:
-                self._single["ledger"] = reading
-            case FlopsReading() as reading:
-                self._single["flops"] = reading
-            case MergeCheck() as reading:
-                self._single["merge"] = reading
+            case reading:
+                self._single[_SINGLE[type(reading)]] = reading
