@@ -1,15 +1,41 @@
 """NVML as the parent reads it: the real pynvml over a library that tells what a test wants."""
 
-from collections.abc import Iterator
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.probes.nvml import GpuProcess, GpuSample
+from bench.errors import UnavailableError
+from bench.probes.nvml import Gpu, GpuProcess, GpuSample, code_of
 from bench.probes.nvml_library import open_nvml
-from virtual_gpu import GIB, Box, VirtualCard, VirtualGpus
+from bench.results.gpu import GpuFacts
+from virtual_gpu import GIB, MIB, Box, VirtualCard, VirtualGpus, VirtualSlice
 
 CARD = VirtualCard()
+SLICE = VirtualSlice(used_bytes=3 * GIB, compute={7: 2 * GIB})
+CUT = replace(CARD, mig_mode=True, slices=(SLICE, VirtualSlice(uuid="MIG-b")), event_reasons=0x20)
+OLD_DRIVER_LACKS = (
+    "nvmlDeviceGetMemoryInfo_v2",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+    "nvmlDeviceGetComputeRunningProcesses_v2",
+    "nvmlDeviceGetGraphicsRunningProcesses_v3",
+    "nvmlDeviceGetGraphicsRunningProcesses_v2",
+    "nvmlDeviceGetCurrentClocksEventReasons",
+)
+ASKED = {
+    "device_used_bytes": ("device memory", "nvmlDeviceGetMemoryInfo_v2"),
+    "processes": ("processes", "nvmlDeviceGetComputeRunningProcesses_v3"),
+    "utilisation_percent": ("utilisation", "nvmlDeviceGetUtilizationRates"),
+    "power_mw": ("power", "nvmlDeviceGetPowerUsage"),
+    "energy_mj": ("energy", "nvmlDeviceGetTotalEnergyConsumption"),
+    "sm_clock_mhz": ("SM clock", "nvmlDeviceGetClockInfo"),
+    "temperature_c": ("temperature", "nvmlDeviceGetTemperature"),
+    "event_reasons": ("clock event reasons", "nvmlDeviceGetCurrentClocksEventReasons"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +51,24 @@ def box(gpus: VirtualGpus) -> Iterator[Box]:
         yield box
 
 
+class Kept:
+    """What stays open in the box from one call to the next."""
+
+    stack = contextlib.ExitStack()
+    gpu: Gpu
+
+
+def keep_open(uuid: str = CARD.uuid) -> None:
+    """Open NVML and keep one device of it."""
+    Kept.stack.close()
+    Kept.gpu = Kept.stack.enter_context(open_nvml()).gpu(uuid)
+
+
+def sample_kept() -> tuple[GpuSample, tuple[str, ...]]:
+    """Ask the device that is kept."""
+    return Kept.gpu.sample(), Kept.gpu.problems
+
+
 def sample_once(uuid: str = CARD.uuid) -> tuple[GpuSample, tuple[str, ...], str | None, str | None]:
     """Open NVML and ask one device once."""
     with open_nvml() as nvml:
@@ -33,11 +77,20 @@ def sample_once(uuid: str = CARD.uuid) -> tuple[GpuSample, tuple[str, ...], str 
         return sample, gpu.problems, gpu.memory_version, gpu.processes_version
 
 
-def test_a_card_tells_everything(gpus: VirtualGpus, box: Box) -> None:
-    """Every reading is what the driver said, with the versions that spoke and without a problem."""
-    gpus.write(replace(CARD, used_bytes=5 * GIB, compute={7: GIB, 9: 2 * GIB}, graphics={3: 100, 7: GIB}))
-    sample, problems, memory, processes = box.call(sample_once)
-    assert ("v2", "v3", ()) == (memory, processes, problems)
+def list_gpus() -> tuple[tuple[GpuFacts, ...], dict[str, bool | None], tuple[str, ...]]:
+    """Open NVML and list what it shows."""
+    with open_nvml() as nvml:
+        return nvml.gpus(), {gpu.uuid: nvml.mig_mode(gpu.uuid) for gpu in nvml.gpus()}, nvml.problems
+
+
+def test_a_card_tells_everything(gpus: VirtualGpus, box: Box, tmp_path: Path) -> None:
+    """Every reading is what the driver said, each asked once, with the versions that spoke and no problem."""
+    card = replace(CARD, used_bytes=5 * GIB, compute={7: GIB, 9: 2 * GIB}, graphics={3: 100, 7: GIB})
+    gpus.write(card)
+    box.call(keep_open)
+    gpus.write(card, calls=tmp_path / "calls")
+    sample, problems = box.call(sample_kept)
+    assert () == problems
     assert (
         GpuSample(
             at_ns=sample.at_ns,
@@ -56,3 +109,315 @@ def test_a_card_tells_everything(gpus: VirtualGpus, box: Box) -> None:
         )
         == sample
     )
+    calls = (tmp_path / "calls").read_text().split()
+    assert {function for _, function in ASKED.values()} < set(calls)
+    # pynvml asks for the length of a list and then for the list.
+    assert len(ASKED) + 1 + 2 == len(calls)
+
+
+def test_readings_follow_the_card(gpus: VirtualGpus, box: Box) -> None:
+    """A device that is kept is asked anew each time."""
+    gpus.write(CARD)
+    box.call(keep_open)
+    gpus.write(replace(CARD, used_bytes=GIB, compute={7: GIB}, utilisation_percent=97, event_reasons=0x24))
+    sample, _ = box.call(sample_kept)
+    assert (GIB, (GpuProcess(pid=7, used_bytes=GIB),), 97, 0x24) == (
+        sample.device_used_bytes,
+        sample.processes,
+        sample.utilisation_percent,
+        sample.event_reasons,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fail", "memory", "processes"),
+    [
+        ({}, "v2", "v3"),
+        ({"nvmlDeviceGetMemoryInfo_v2": 13}, "v1", "v3"),
+        ({"nvmlDeviceGetMemoryInfo_v2": 25}, "v1", "v3"),
+        ({"nvmlDeviceGetComputeRunningProcesses_v3": 13}, "v2", "v2"),
+    ],
+)
+def test_an_older_function_speaks_where_the_newer_is_missing(
+    gpus: VirtualGpus, box: Box, fail: Mapping[str, int], memory: str, processes: str
+) -> None:
+    """The sample says which version spoke; version 1 of memory counts what the driver reserves."""
+    gpus.write(replace(CARD, used_bytes=GIB, compute={7: GIB}), fail=fail)
+    sample, problems, memory_version, processes_version = box.call(sample_once)
+    assert (memory, processes) == (memory_version, processes_version)
+    assert (GpuProcess(pid=7, used_bytes=GIB),) == sample.processes
+    reserved_bytes = 0 if memory == "v2" else CARD.reserved_bytes
+    assert GIB + reserved_bytes == sample.device_used_bytes
+    said = ("device memory: version 1 of the function, which counts what the driver reserves",)
+    assert (said if memory == "v1" else ()) == problems
+
+
+def test_an_old_driver_without_the_symbols_and_a_library_removed_while_loaded(tmp_path: Path) -> None:
+    """Functions that are not there are replaced; a loaded library goes on though its file is gone."""
+    gpus = VirtualGpus(tmp_path, without=OLD_DRIVER_LACKS)
+    gpus.write(replace(CARD, used_bytes=GIB, compute={7: GIB, 8: None}, graphics={9: 5}, event_reasons=0x08))
+    with gpus.box() as box:
+        sample, problems, memory_version, processes_version = box.call(sample_once)
+        assert ("v1", "v1") == (memory_version, processes_version)
+        assert GIB + CARD.reserved_bytes == sample.device_used_bytes
+        assert (
+            GpuProcess(pid=7, used_bytes=GIB),
+            GpuProcess(pid=8, used_bytes=None),
+            GpuProcess(pid=9, used_bytes=5),
+        ) == sample.processes
+        assert 0x08 == sample.event_reasons
+        assert 2 == len(problems)
+        gpus.library.unlink()
+        again, *_ = box.call(sample_once)
+        assert replace(sample, at_ns=again.at_ns) == again
+
+
+@pytest.mark.parametrize("reading", [name for name in ASKED if name != "processes"])
+def test_a_reading_that_is_not_available_is_none(gpus: VirtualGpus, box: Box, reading: str) -> None:
+    """N/A (all bits set) is no number; every other reading is unharmed."""
+    absent: dict[str, Any] = {{"device_used_bytes": "used_bytes"}.get(reading, reading): None}
+    gpus.write(CARD)
+    whole, *_ = box.call(sample_once)
+    gpus.write(replace(CARD, **absent))
+    sample, problems, *_ = box.call(sample_once)
+    assert replace(whole, at_ns=sample.at_ns, **{reading: None}) == sample
+    assert (f"{ASKED[reading][0]}: not available (N/A)",) == problems
+
+
+@pytest.mark.parametrize("reading", list(ASKED))
+@pytest.mark.parametrize(
+    ("code", "words"), [(3, "Not Supported"), (4, "Insufficient"), (10, "Timeout"), (999, "Unknown")]
+)
+def test_a_reading_that_fails_is_none_and_said_once(
+    gpus: VirtualGpus, box: Box, reading: str, code: int, words: str
+) -> None:
+    """However often it fails, one line says so; it is asked again unless the device can never tell."""
+    what, function = ASKED[reading]
+    gpus.write(CARD)
+    box.call(keep_open)
+    whole, _ = box.call(sample_kept)
+    gpus.write(CARD, fail={function: code})
+    box.call(sample_kept)
+    sample, problems = box.call(sample_kept)
+    assert replace(whole, at_ns=sample.at_ns, **{reading: None}) == sample
+    assert 1 == len(problems)
+    assert problems[0].startswith(f"{what}: {words}")
+    assert problems[0].endswith(f"(NVML error {code})")
+    gpus.write(CARD)
+    after, _ = box.call(sample_kept)
+    assert (code == 3) == (getattr(after, reading) is None)
+
+
+@pytest.mark.parametrize(
+    ("compute", "graphics", "expected"),
+    [
+        pytest.param({}, {}, {}, id="idle"),
+        pytest.param({7: GIB, 4_000_000: GIB}, {}, {7: GIB, 4_000_000: GIB}, id="numbers of the host"),
+        pytest.param({1: 0}, {}, {1: 0}, id="numbers translated, memory 0"),
+        pytest.param({7: None}, {}, {7: None}, id="N/A in a container"),
+        pytest.param({7: None, 8: GIB}, {}, {7: None, 8: GIB}, id="N/A of one"),
+        pytest.param({7: None}, {7: GIB}, {7: GIB}, id="told on the other list"),
+        pytest.param({7: GIB}, {7: GIB}, {7: GIB}, id="on both lists"),
+        pytest.param({}, {7: None}, {7: None}, id="graphics only"),
+        pytest.param([(7, GIB), (7, MIB)], {}, {7: GIB + MIB}, id="once for each slice"),
+        pytest.param([(7, GIB), (7, None)], {}, {7: None}, id="N/A on one slice"),
+        pytest.param({pid: pid for pid in range(1, 301)}, {}, {pid: pid for pid in range(1, 301)}, id="many"),
+    ],
+)
+def test_processes_of_both_lists_are_told_once(
+    gpus: VirtualGpus,
+    box: Box,
+    compute: Mapping[int, int | None],
+    graphics: Mapping[int, int | None],
+    expected: Mapping[int, int | None],
+) -> None:
+    """Compute and graphics processes are one list by number; unknown memory is None, never nought."""
+    gpus.write(replace(CARD, compute=compute, graphics=graphics))
+    sample, problems, *_ = box.call(sample_once)
+    assert expected == {process.pid: process.used_bytes for process in sample.processes or ()}
+    unknown = "memory of processes: the driver does not tell it of all of them (N/A)"
+    assert ((unknown,) if None in expected.values() else ()) == problems
+
+
+def test_compute_processes_are_told_although_graphics_are_not(gpus: VirtualGpus, box: Box) -> None:
+    """A card that knows no graphics processes loses nothing else."""
+    gpus.write(replace(CARD, compute={7: GIB}), fail={"nvmlDeviceGetGraphicsRunningProcesses_v3": 3})
+    sample, problems, *_ = box.call(sample_once)
+    assert (GpuProcess(pid=7, used_bytes=GIB),) == sample.processes
+    assert ("graphics processes: Not Supported (NVML error 3)",) == problems
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(15, "GPU is lost"), (16, "GPU requires restart"), (1, "Uninitialized"), (9, "Driver Not Loaded")],
+)
+def test_a_gpu_that_is_gone_is_asked_one_thing_a_sample(
+    gpus: VirtualGpus, box: Box, tmp_path: Path, code: int, words: str
+) -> None:
+    """Each further call could block; nothing is raised, and a card that comes back is read again."""
+    gpus.write(CARD)
+    box.call(keep_open)
+    gpus.write(CARD, fail={"*": code}, calls=tmp_path / "calls")
+    samples = [box.call(sample_kept) for _ in range(2)]
+    for sample, problems in samples:
+        assert GpuSample(at_ns=sample.at_ns) == sample
+        assert (f"everything: {words} (NVML error {code})",) == problems
+    assert 2 == len((tmp_path / "calls").read_text().split())
+    gpus.write(CARD)
+    sample, _ = box.call(sample_kept)
+    assert 70_000 == sample.power_mw
+
+
+def test_cards_and_slices_are_listed_with_what_they_are(gpus: VirtualGpus, box: Box) -> None:
+    """Cards in NVML's order, each followed by its slices, which know their card."""
+    second = VirtualCard(uuid="GPU-2", name="NVIDIA T4", power_limit_mw=None, total_bytes=None, mig_mode=None)
+    gpus.write(CUT, second, driver_version="470.1")
+    facts, mig_modes, problems = box.call(list_gpus)
+    assert () == problems
+    assert [CARD.uuid, SLICE.uuid, "MIG-b", "GPU-2"] == [gpu.uuid for gpu in facts]
+    assert {CARD.uuid: True, SLICE.uuid: None, "MIG-b": None, "GPU-2": None} == mig_modes
+    assert [
+        GpuFacts(
+            uuid=CARD.uuid,
+            name=CARD.name,
+            index=0,
+            pci_bus_id="00000000:01:00.0",
+            total_bytes=80 * GIB,
+            driver_version="470.1",
+            power_limit_mw=700_000,
+        ),
+        GpuFacts(
+            uuid=SLICE.uuid,
+            name=SLICE.name,
+            total_bytes=10 * GIB,
+            parent_uuid=CARD.uuid,
+            driver_version="470.1",
+        ),
+    ] == list(facts[:2])
+    assert (1, None, None) == (facts[3].index, facts[3].total_bytes, facts[3].power_limit_mw)
+
+
+def test_a_slice_tells_its_memory_and_shares_its_cards_clock(gpus: VirtualGpus, box: Box) -> None:
+    """Power and energy are of all slices together and stay None; what comes from the card is said to."""
+    gpus.write(CUT)
+    sample, problems, *_ = box.call(sample_once, SLICE.uuid)
+    assert (
+        GpuSample(
+            at_ns=sample.at_ns,
+            device_used_bytes=3 * GIB,
+            processes=(GpuProcess(pid=7, used_bytes=2 * GIB),),
+            sm_clock_mhz=1_980,
+            temperature_c=35,
+            event_reasons=0x20,
+        )
+        == sample
+    )
+    assert (
+        "power and energy: the card's count all its MIG slices together, so none are stated",
+        "clock, temperature and clock event reasons: the card's, which its MIG slices share",
+        "utilisation: Not Supported (NVML error 3)",
+    ) == problems
+
+
+def test_a_card_in_mig_mode_without_slices_is_told(gpus: VirtualGpus, box: Box) -> None:
+    """CUDA shows nothing there, and the mode says why."""
+    gpus.write(replace(CARD, mig_mode=True))
+    facts, mig_modes, _ = box.call(list_gpus)
+    assert ([CARD.uuid], {CARD.uuid: True}) == ([gpu.uuid for gpu in facts], mig_modes)
+
+
+def test_a_card_that_may_not_be_opened_hides_no_other(gpus: VirtualGpus, box: Box) -> None:
+    """The one is a problem with its number and reason, the other is listed."""
+    gpus.write(replace(CARD, refuses_with=4), VirtualCard(uuid="GPU-2"))
+    facts, _, problems = box.call(list_gpus)
+    assert [("GPU-2", 1)] == [(gpu.uuid, gpu.index) for gpu in facts]
+    assert ("GPU 0: Insufficient Permissions (NVML error 4)",) == problems
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (4, "this user may not open the driver's devices; check the permissions of /dev/nvidia*"),
+        (9, "the driver's kernel module is not loaded; load it with modprobe nvidia, or reboot"),
+        (13, "the driver is too old for the installed nvidia-ml-py; update the driver"),
+        (
+            18,
+            (
+                "the driver's kernel module and its library have different versions; reboot to load the new "
+                "module, or restart the container"
+            ),
+        ),
+        (
+            999,
+            "it does not initialise (Unknown Error (NVML error 999)); see what nvidia-smi and dmesg say",
+        ),
+    ],
+)
+def test_a_driver_that_does_not_initialise_is_one_sentence(
+    gpus: VirtualGpus, box: Box, code: int, words: str
+) -> None:
+    """What is wrong, and what to do."""
+    gpus.write(CARD, fail={"nvmlInit": code})
+    with pytest.raises(UnavailableError) as caught:
+        box.call(list_gpus)
+    assert f"NVML cannot be asked: {words}" == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cards", "fail", "reason"),
+    [
+        ((), {}, ""),
+        ((replace(CARD, refuses_with=4),), {}, " (GPU 0: Insufficient Permissions (NVML error 4))"),
+        ((CARD,), {"nvmlDeviceGetCount_v2": 1}, " (number of GPUs: Uninitialized (NVML error 1))"),
+    ],
+)
+def test_a_driver_without_gpus_is_one_sentence(
+    gpus: VirtualGpus, box: Box, cards: tuple[VirtualCard, ...], fail: Mapping[str, int], reason: str
+) -> None:
+    """A driver that shows nothing says why, if it said so."""
+    gpus.write(*cards, fail=fail)
+    with pytest.raises(UnavailableError) as caught:
+        box.call(list_gpus)
+    assert (
+        f"NVIDIA's driver is here but shows no GPU{reason}; check nvidia-smi -L, and that the container, if "
+        "this is one, was given a GPU"
+    ) == str(caught.value)
+
+
+def test_a_device_that_is_not_there_is_named(gpus: VirtualGpus, box: Box) -> None:
+    """No other device is taken in its place."""
+    gpus.write(CARD)
+    with pytest.raises(UnavailableError, match="NVML shows no device GPU-no; see those it shows"):
+        box.call(sample_once, "GPU-no")
+
+
+def test_a_machine_without_a_driver_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is looked for as on any machine, and is not there."""
+
+    def find_nothing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+
+    pynvml = pytest.importorskip("pynvml")
+    monkeypatch.setattr(pynvml, "nvmlLib", None)
+    monkeypatch.setattr(pynvml, "CDLL", find_nothing)
+    expected = (
+        "NVML cannot be asked: no NVIDIA driver is installed here (libnvidia-ml.so.1 is not found); install "
+        "it, or start the container with its GPUs"
+    )
+    with pytest.raises(UnavailableError) as caught, open_nvml():
+        pass
+    assert expected == str(caught.value)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to install is said."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(UnavailableError, match="pip install nvidia-ml-py"), open_nvml():
+        pass
+
+
+def test_a_library_that_does_not_match_is_a_missing_function() -> None:
+    """Pynvml raises it outside its own family of errors."""
+    pynvml = pytest.importorskip("pynvml")
+    assert 13 == code_of(pynvml.NVMLLibraryMismatchError("does not match"))
+    assert None is code_of(ValueError("no code"))

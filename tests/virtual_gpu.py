@@ -19,22 +19,23 @@ from typing import ParamSpec, TypeVar
 
 import pytest
 
+MIB = 1024**2
 GIB = 1024**3
 SOURCE = Path(__file__).parent / "fake_nvml" / "fake_nvml.c"
 SONAME = "libnvidia-ml.so.1"
-Shares = Mapping[int, int | None]
+Shares = Mapping[int, int | None] | Sequence[tuple[int, int | None]]
 Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VirtualSlice:
-    """A MIG slice; ``compute`` and ``graphics`` give bytes by process number, None for N/A."""
+    """A MIG slice; ``compute`` and ``graphics`` pair process numbers with bytes, None for N/A."""
 
     uuid: str = "MIG-00000000-0000-4000-8000-00000000a000"
     name: str = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
     total_bytes: int | None = 10 * GIB
-    reserved_bytes: int = 16 * 1024**2
+    reserved_bytes: int = 16 * MIB
     used_bytes: int | None = 0
     compute: Shares = field(default_factory=dict)
     graphics: Shares = field(default_factory=dict)
@@ -42,12 +43,15 @@ class VirtualSlice:
 
 @dataclass(frozen=True, kw_only=True)
 class VirtualCard:
-    """A card; by default an idle H100 that is not cut into slices. None for a reading is N/A."""
+    """A card; by default an idle H100 that is not cut into slices. None for a reading is N/A.
+
+    ``refuses_with`` is the nvmlReturn_t with which the driver refuses a handle of it.
+    """
 
     uuid: str = "GPU-00000000-0000-4000-8000-000000000000"
     name: str = "NVIDIA H100 80GB HBM3"
     total_bytes: int | None = 80 * GIB
-    reserved_bytes: int = 512 * 1024**2
+    reserved_bytes: int = 512 * MIB
     used_bytes: int | None = 0
     compute: Shares = field(default_factory=dict)
     graphics: Shares = field(default_factory=dict)
@@ -59,6 +63,7 @@ class VirtualCard:
     temperature_c: int | None = 35
     event_reasons: int | None = 1
     mig_mode: bool | None = False
+    refuses_with: int = 0
     slices: tuple[VirtualSlice, ...] = ()
 
 
@@ -78,12 +83,15 @@ class VirtualGpus:
         fail: Mapping[str, int] | None = None,
         delay_us: Mapping[str, int] | None = None,
         driver_version: str = "575.57.08",
+        calls: Path | None = None,
     ) -> None:
         """Replace all that the library tells, at once, also in processes that run.
 
-        ``fail`` gives nvmlReturn_t codes and ``delay_us`` waits by function; "*" stands for every function.
+        ``fail`` gives nvmlReturn_t codes and ``delay_us`` waits by function, "*" standing for every other; to
+        ``calls`` the name of each function is added that is called.
         """
-        lines = {"driver_version": driver_version, "cuda_version": 12090, "cards": len(cards)}
+        lines: dict[str, object] = {"driver_version": driver_version, "cuda_version": 12090}
+        lines |= {"cards": len(cards)} | ({"calls": calls} if calls else {})
         for number, card in enumerate(cards):
             lines |= _fields(f"card.{number}", card)
             for place, part in enumerate(card.slices):
@@ -136,7 +144,8 @@ def _fields(prefix: str, device: VirtualCard | VirtualSlice) -> dict[str, object
             case "mig_mode", _:
                 lines[f"{prefix}.mig_mode"] = "na" if value is None else int(value)
             case (("compute" | "graphics"), _):
-                shares = (f"{pid}:{'na' if used is None else used}" for pid, used in value.items())
+                pairs = value.items() if isinstance(value, Mapping) else value
+                shares = (f"{pid}:{'na' if used is None else used}" for pid, used in pairs)
                 lines[f"{prefix}.{name}"] = " ".join(shares)
             case _:
                 lines[f"{prefix}.{name}"] = "na" if value is None else value
