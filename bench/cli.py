@@ -31,7 +31,7 @@ Memories = Annotated[
 Allocator = Annotated[
     str,
     typer.Option(
-        envvar=["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"], help="torch's allocator settings."
+        envvar=["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"], help="torch's allocator settings."
     ),
 ]
 TorchVersion = Annotated[
@@ -144,6 +144,13 @@ def run(  # noqa: PLR0913 - one parameter for each option
     skip_unfit: Annotated[
         bool, typer.Option("--skip-unfit", help="Skip cells predicted not to fit on this machine's GPU.")
     ] = False,
+    snapshot: Annotated[
+        bool,
+        typer.Option(
+            "--snapshot",
+            help="Keep the GPU allocator's history up to the measured steps, for torch's viewer.",
+        ),
+    ] = False,
 ) -> None:
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
     from bench.report.plan import render_short
@@ -160,6 +167,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         trust_remote_code=trust_remote_code,
         predict=True,
         skip_unfit=skip_unfit,
+        snapshot=snapshot,
     )
     console = open_console()
     with watch(console, render_short) as observer:

@@ -38,9 +38,17 @@ class LoadedRecords:
 
 def record_file_name(record: Record) -> str:
     """Return ``<cell id>--<8 digits of the key>--r<run>.json`` with every unusual character replaced."""
-    slug = _UNSAFE.sub("-", record.cell.id).strip(".-")[:150] or "cell"
-    key = _UNSAFE.sub("-", record.key)[:8]
-    return f"{slug}--{key}--r{record.run}.json"
+    return f"{_file_stem(record.cell.id, record.key, record.run)}.json"
+
+
+def snapshot_file_name(cell_id: str, key: str, run: int) -> str:
+    """Return the name of the allocator snapshot that lies beside the record of a run."""
+    return f"{_file_stem(cell_id, key, run)}.snapshot.pickle"
+
+
+def _file_stem(cell_id: str, key: str, run: int) -> str:
+    slug = _UNSAFE.sub("-", cell_id).strip(".-")[:150] or "cell"
+    return f"{slug}--{_UNSAFE.sub('-', key)[:8]}--r{run}"
 
 
 @contextlib.contextmanager
@@ -56,7 +64,7 @@ def open_folder(folder: Path) -> Iterator[None]:
         raise _unwritable(folder, error) from error
     try:
         _lock(lock, folder)
-        for left_over in folder.glob(".*.json.tmp"):
+        for left_over in folder.glob(".*.tmp"):
             with contextlib.suppress(IsADirectoryError):
                 left_over.unlink(missing_ok=True)
         _check_writable(folder)

@@ -8,7 +8,7 @@ from bench.memory.settings import AllocatorSettings
 from bench.metrics import GIB
 from bench.results.plans import CardVerdict, Plan, PlannedCell
 from bench.results.predictions import Prediction, Refusal
-from bench.results.records import DeviceFacts
+from bench.results.records import DeviceFacts, Failure
 from bench.run.launch import Launcher
 from bench.run.planning import Answer, Question, card_of_device, platform_of, predict_cells
 from bench.spec.cards import Card
@@ -16,12 +16,13 @@ from bench.spec.types import Cell, LimitsSpec
 
 LONGEST_S = 60
 LONGEST_A_CELL_S = 2
-ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+# In the order in which torch looks for them: c10/cuda/CUDAAllocatorConfig.h, CUDAAllocatorConfig::instance.
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def expect(cells: Sequence[Cell], facts: DeviceFacts, launcher: Launcher) -> Plan:
     """Return a plan of cells that are about to run on this machine; what cannot be predicted is refused."""
-    allocator = next((os.environ[name] for name in ALLOCATOR_VARIABLES if os.environ.get(name)), "")
+    allocator = next((os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ), "")
     card = card_of_device(facts)
     answers = _answers(cells, facts, launcher, allocator)
     return Plan(
@@ -71,3 +72,16 @@ def why_unfit(planned: PlannedCell, card: Card) -> str | None:
         f"{context:.2f} GiB, where {card.title} has {verdict.usable_bytes / GIB:.2f} GiB; run it without "
         "--skip-unfit to try it all the same."
     )
+
+
+def beside_expectation(failure: Failure, planned: PlannedCell | None) -> Failure:
+    """Return an out-of-memory failure with what had been predicted in its sentence, if anything had."""
+    if planned is None or not isinstance(planned.answer, Prediction):
+        return failure
+    if planned.verdicts:
+        (verdict,) = planned.verdicts
+        needed, usable = verdict.needed_bytes / GIB, verdict.usable_bytes / GIB
+        told = f"predicted to need {needed:.2f} GiB with its CUDA context; the card has {usable:.2f} GiB"
+    else:
+        told = f"predicted to hold {planned.answer.allocated_peak_bytes / GIB:.2f} GiB of tensors at its peak"
+    return failure.model_copy(update={"message": f"{failure.message.rstrip('.')}; {told}."})
