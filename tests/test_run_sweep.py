@@ -188,7 +188,7 @@ def start_sweep(folder: Path) -> subprocess.Popen[str]:
 def wait_for_records(folder: Path, count: int) -> None:
     """Return when so many records are there."""
     deadline_s = time.monotonic() + 30
-    while len(list(folder.glob("*.json"))) < count:
+    while len(list(folder.glob("[!.]*.json"))) < count:
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
 

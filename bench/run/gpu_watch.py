@@ -9,9 +9,9 @@ from collections import deque
 
 from bench.probes.nvml import Gpu, GpuSample
 from bench.results.gpu import GpuReading, Isolation
-from bench.results.messages import Mark, Message, PhaseStarted, ReadingMade
+from bench.results.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
 from bench.results.records import PhaseReading
-from bench.run import gpu_verdict
+from bench.run import gpu_verdict, interrupts
 from bench.run.gpu_isolation import BlockTest, Owners, judge_isolation
 from bench.run.gpu_phases import Taken, Timeline
 from bench.run.watch import Findings
@@ -79,7 +79,8 @@ class GpuWatch:
     def _look(self) -> str | None:
         """Return what others do on the GPU over a few samples, the last of which is kept."""
         earlier = self._latest
-        time.sleep(INTERVALS_BETWEEN_LOOKS * self._interval_ns / 1e9)
+        with interrupts.waiting():
+            time.sleep(INTERVALS_BETWEEN_LOOKS * self._interval_ns / 1e9)
         self._before = self._latest
         return gpu_verdict.why_busy(earlier, self._before, self._gpu.facts)
 
@@ -107,6 +108,8 @@ class GpuWatch:
                     self._block_bytes = message.block_bytes or self._block_bytes
                     if message.instant == "quiescent":
                         self._reserved_at_rest = message.reserved_bytes
+                case Finished() | Failed():
+                    self._timeline.close()
                 case ReadingMade(reading=PhaseReading(cuda_reserved_peak_bytes=int(size)) as reading):
                     self._reserved_peaks[reading.name] = max(size, self._reserved_peaks.get(reading.name, 0))
 

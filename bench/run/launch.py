@@ -20,7 +20,7 @@ from typing import Literal
 
 from bench.errors import InfrastructureError
 from bench.results.messages import Job
-from bench.run import child
+from bench.run import child, interrupts
 
 PRELOAD = ("bench.window.preload", "bench.run.child", "bench.run.freeze")
 READ_BYTES = 65536
@@ -72,7 +72,8 @@ class Worker:
 
     def receive(self, timeout_s: float) -> bytes:
         """Sleep until the worker sends, prints or ends, and return what it sent."""
-        wait(self.sources, timeout_s)
+        with interrupts.waiting():
+            wait(self.sources, timeout_s)
         self._drain_output()
         return _read_available(self._messages)
 

@@ -92,9 +92,10 @@ def plan_runs(
 ) -> list[PlannedRun]:
     """Return the runs to do, repeats outermost: every cell once, then every cell again.
 
-    A run on disk counts as done whatever its outcome, except outcomes to retry, *unavailable* where the
-    machine can do it by now, *skipped* unless those are kept, and *oom* and *timeout* under limits that
-    have been changed since. What does not count stays on disk, and the new run takes the next number.
+    A run on disk counts as done whatever its outcome, except outcomes to retry, *contaminated*,
+    *unavailable* where the machine can do it by now, *skipped* unless those are kept, and *oom* and
+    *timeout* under limits that have been changed since. What does not count stays on disk, and the new run
+    takes the next number.
     """
     last_run: Counter[str] = Counter()
     for record in records:
@@ -103,7 +104,7 @@ def plan_runs(
     reasons = {cell.id: reason_of(cell) for cell in cells}
 
     def counts(record: Record, cell: Cell) -> bool:
-        if record.key != keys[cell.id] or record.outcome in options.retry:
+        if record.key != keys[cell.id] or record.outcome in {"contaminated", *options.retry}:
             return False
         if record.outcome == "skipped":
             return options.keep_skipped

@@ -1,28 +1,31 @@
 """All cells of a scenario, one worker after the other, each ending in a record on disk."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.errors import InfrastructureError, InterruptedByUserError
 from bench.results.environment import read_environment
 from bench.results.messages import ProbeJob
 from bench.results.plans import Plan
-from bench.results.records import DeviceFacts, Record
+from bench.results.records import DeviceFacts, Outcome, Record
 from bench.results.store import load_records, open_folder, write_record
 from bench.run import interrupts
 from bench.run.availability import why_unavailable
+from bench.run.cell_runs import CellRunner
 from bench.run.expect import expect
 from bench.run.inputs import inputs_digest
 from bench.run.launch import Launcher
 from bench.run.observe import Observer
 from bench.run.plan import PlannedRun, PlanOptions, choose_cells, plan_runs, run_key
 from bench.run.supervise import run_job
+from bench.run.sweep_gpu import SweepGpu, sweep_gpu
 from bench.spec.types import Cell
 
 MOST_RERUNS = 2  # of a run that others spoilt; what is still spoilt then is left to the next sweep
-_TO_RETRY = ("failed", "crashed", "timeout", "contaminated")
+_TO_RETRY: tuple[Outcome, ...] = ("failed", "crashed", "timeout", "contaminated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,24 +112,43 @@ def _sweep(
     keys = dict.fromkeys(key_of.values())
     records = [record for record in loaded.records if record.key in keys]
     observer.sweep_started(runs_to_do=len(planned), runs_on_disk=len(records))
-    runner = _Runner(
-        launcher=launcher,
-        observer=observer,
-        environment=environment,
-        facts=facts,
-        inputs=inputs,
-        options=options,
-        plan=plan,
-    )
-    for run in planned:
-        with interrupts.held():  # an interrupt comes before a run's end or after its record is written
-            record = runner.run(run)
-            write_record(options.results, record)
-        records.append(record)
-        observer.run_ended(record)
+    on_gpu = any(run.cell.device == "cuda" and run.reason is None for run in planned)
+    with sweep_gpu(facts, observer) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
+        runner = CellRunner(
+            launcher=launcher,
+            observer=observer,
+            environment=environment,
+            facts=facts,
+            inputs=inputs,
+            gpu=gpu,
+            plan=plan,
+            trust_remote_code=options.trust_remote_code,
+            skip_unfit=options.skip_unfit,
+            snapshots=options.results.resolve() if options.snapshot else None,
+        )
+        made = _run_all(planned, runner, options.results)
     order = list(keys)
+    records += made
     records.sort(key=lambda record: (order.index(record.key), record.run))
-    return SweepResult(records=tuple(records), new_records=len(planned))
+    return SweepResult(records=tuple(records), new_records=len(made))
+
+
+def _run_all(planned: Sequence[PlannedRun], runner: CellRunner, results: Path) -> list[Record]:
+    """Run and write one after the other; a run that others spoilt is kept, and run again as the next."""
+    made = []
+    reruns: Counter[str] = Counter()
+    for run in planned:
+        for _ in range(1 + MOST_RERUNS):
+            with interrupts.held():  # an interrupt comes before a run's end or after its record is written
+                record = runner.run(replace(run, run=run.run + reruns[run.key]))
+                write_record(results, record)
+            made.append(record)
+            runner.observer.run_ended(record)
+            # Where nothing was begun, the GPU was waited for already.
+            if record.outcome != "contaminated" or not record.measurement.phases:
+                break
+            reruns[run.key] += 1
+    return made
 
 
 def _plan(
