@@ -215,6 +215,7 @@ BEHAVIOURS: dict[str, Callable[[Send], None]] = {
     "exception": _exception,
     "unavailable": _unavailable,
     "hang": _hang,
+    "stuck": _hang,  # as "hang", but can be predicted
     "hang-holding-the-lock": _hang_holding_the_lock,
     "chatter": _chatter,
     "malformed": _malformed,

@@ -3,6 +3,7 @@
 Workers need nothing from here: the kernel ends them when this process is gone, however it went.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -80,4 +81,11 @@ def _take(_number: int, _frame: FrameType | None) -> None:
 def _raise_if_came() -> None:
     if _State.came and not _State.raised:
         _State.raised = True
+        atexit.register(_ignore)
         raise KeyboardInterrupt
+
+
+def _ignore() -> None:
+    """Leave the interpreter undisturbed while it ends: all is said, and the exit code shall stand."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
