@@ -6,7 +6,7 @@ Never raises and never retries: what cannot be read is None, and said once.
 import ctypes
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +35,7 @@ class _Reading:
     functions: Sequence[tuple[str, Question]]
     highest: int = 2**63 - 1
     at: int = 0
-    over: bool = field(default=False)
+    over: bool = False
 
     @property
     def version(self) -> str:

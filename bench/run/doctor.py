@@ -1,7 +1,6 @@
 """What this machine can run and why not, one finding a line. Loads no model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 
 from packaging.requirements import Requirement
@@ -11,19 +10,13 @@ from bench.results.environment import read_environment
 from bench.results.records import DeviceFacts, Environment
 from bench.run.availability import FLASH_ATTENTION_CAPABILITY, INT8_CAPABILITY, NF4_CAPABILITY
 from bench.run.classify import count_oom_kills
+from bench.run.finding import Finding
+from bench.run.gpu_findings import find_gpus
 from bench.run.launch import Launcher
 from bench.run.observe import Observer
 from bench.run.sweep import probe
 
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One thing this machine has or lacks; ``blocking`` when without it nothing can be run."""
-
-    subject: str
-    good: bool
-    text: str
-    blocking: bool = False
+__all__ = ["Finding", "examine"]
 
 
 def examine(observer: Observer, launcher: Launcher | None = None) -> list[Finding]:
@@ -51,6 +44,7 @@ def examine(observer: Observer, launcher: Launcher | None = None) -> list[Findin
         *_instruments(facts),
         _weights(),
         *_cuda(environment, facts),
+        *find_gpus(facts),
     ]
 
 
