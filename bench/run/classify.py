@@ -14,26 +14,51 @@ MAX_MESSAGE_LENGTH = 600
 SERVER_GONE = 255  # multiprocessing's exit code for a worker whose fork server has vanished
 LESS_MEMORY = "lower micro_batch or sequence_length, or turn gradient_checkpointing on"
 
-# Where each text comes from: c10/core/impl/alloc_cpu.cpp; c10/cuda/CUDACachingAllocator.cpp (its NVML
-# assertion fails on MIG slices in place of an out-of-memory error); CUDA, cuBLAS and cuDNN status names;
-# bitsandbytes' csrc ("Error out of memory at line"); the C++ library; glibc's strerror(ENOMEM); NumPy.
+# Where each text comes from: c10/core/impl/alloc_cpu.cpp; c10/cuda/CUDACachingAllocator.cpp, whose NVML
+# assertions fail on MIG slices and Jetsons in place of an out-of-memory error; c10/cuda/
+# CUDAMallocAsyncAllocator.cpp; status names of CUDA, cuBLAS, cuDNN and their kin; Triton; bitsandbytes'
+# csrc ("Error out of memory at line"); the C++ library; glibc's strerror(ENOMEM); NumPy. torch 2.1 to 2.13.
 _OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory)"
-    r"|CUDA out of memory"
-    r"|CUDA (?:driver |runtime )?error(?: \(2\) ?)?: out of memory"
+    r"|(?:CUDA|HIP) out of memory"
+    r"|(?:CUDA|HIP) (?:driver |runtime )?error(?: \(2\) ?)?: out of memory"
+    r"|Triton Error \[CUDA\]: out of memory"
+    r"|would exceed allowed memory\. \(out of memory\)"
     r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
-    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
-    r"|NVML_SUCCESS == r INTERNAL ASSERT"
+    r"|CU[A-Z]+_STATUS_(?:[A-Z_]+_)?ALLOC(?:ATION)?_FAILED"
+    r"|NVML_SUCCESS == [^\n]{1,200}INTERNAL ASSERT FAILED[^\n]{1,300}CUDACachingAllocator"
     r"|Error out of memory at line"
     r"|std::bad_alloc"
     r"|Cannot allocate memory"
     r"|Unable to allocate [0-9.]+ [KMGTPE]?i?B"
 )
 _ENFORCE = re.compile(r"^\[enforce fail at [^\]]*\] (?:err == 0\. )?")
+_ADVICE = re.compile(r" If reserved (?:but unallocated )?memory is .*")
+_SIZE = r"(?P<{name}>[0-9]+(?:\.[0-9]+)?) ?(?P<{name}_unit>bytes|[KMGTPE]?i?B)"
 _REQUESTED = re.compile(
-    r"(?:tried to allocate|Tried to allocate|Unable to allocate) (?P<number>[0-9]+(?:\.[0-9]+)?) ?"
-    r"(?P<unit>bytes|[KMGTPE]?i?B)"
+    r"(?:tried to allocate|Tried to allocate|Unable to allocate|Requested {1,20}:) "
+    + _SIZE.format(name="requested")
 )
+# What the worker's own note says to the byte (bench.probes.out_of_memory.describe).
+_NOTED = re.compile(
+    r"held (?P<allocated>[0-9]+) bytes allocated, (?P<reserved>[0-9]+) bytes reserved"
+    r"(?:; (?P<requested>[0-9]+) bytes were asked for)?"
+)
+# torch 2.1 and later; before a comma may stand what private pools of CUDA graphs hold, a part of the first.
+_HELD = re.compile(
+    _SIZE.format(name="allocated")
+    + r" is allocated by PyTorch,(?: with [^()\n]{1,40}\(e\.g\., CUDA Graphs\),)? and "
+    + _SIZE.format(name="unallocated")
+    + r" is reserved by PyTorch but unallocated"
+)
+# Before torch 2.1, and torch's backend:cudaMallocAsync.
+_HELD_BEFORE = re.compile(
+    _SIZE.format(name="allocated")
+    + r" already allocated; .{1,80}; "
+    + _SIZE.format(name="reserved")
+    + r" reserved in total by PyTorch"
+)
+_HELD_ASYNC = re.compile(r"Currently allocated {1,20}: " + _SIZE.format(name="allocated"))
 _UNIT_BYTES = {"bytes": 1, "B": 1} | {
     prefix + suffix: 1024**power
     for power, prefix in enumerate("KMGTPE", start=1)
@@ -51,8 +76,32 @@ def requested_bytes(text: str) -> int | None:
 
     CUDA prints two decimals of a unit ("2.00 GiB"), so there the number is rounded as printed.
     """
-    found = _REQUESTED.search(text)
-    return round(float(found["number"]) * _UNIT_BYTES[found["unit"]]) if found else None
+    noted = _NOTED.search(text)
+    if noted and noted["requested"]:
+        return int(noted["requested"])
+    return _bytes(_REQUESTED.search(text), "requested")
+
+
+def held_bytes(text: str) -> tuple[int | None, int | None]:
+    """Return what torch's allocator had allocated and reserved, in bytes, as far as the text says so.
+
+    To the byte where the worker has noted it, else rounded as torch prints it.
+    """
+    noted = _NOTED.search(text)
+    if noted:
+        return int(noted["allocated"]), int(noted["reserved"])
+    found = _HELD.search(text)
+    if found:
+        allocated, unallocated = _bytes(found, "allocated"), _bytes(found, "unallocated")
+        return allocated, (allocated or 0) + (unallocated or 0)
+    before = _HELD_BEFORE.search(text)
+    if before:
+        return _bytes(before, "allocated"), _bytes(before, "reserved")
+    return _bytes(_HELD_ASYNC.search(text), "allocated"), None
+
+
+def _bytes(found: re.Match[str] | None, name: str) -> int | None:
+    return round(float(found[name]) * _UNIT_BYTES[found[f"{name}_unit"]]) if found else None
 
 
 def classify_exception(error: BaseException) -> Failed:
@@ -61,14 +110,12 @@ def classify_exception(error: BaseException) -> Failed:
     An error raised while another was handled, or because of it, counts as out of memory when that one
     was: libraries wrap.
     """
-    for link in _chain(error):
+    links = _chain(error)
+    for link in links:
         names = {kind.__name__ for kind in type(link).__mro__}
         text = str(link)
         if names & {"OutOfMemoryError", "MemoryError"} or is_out_of_memory(text):
-            message = f"Out of memory ({_first_line(text) or type(link).__name__}); {LESS_MEMORY}."
-            return Failed(
-                outcome="oom", failure=Failure(message=message, requested_bytes=requested_bytes(text))
-            )
+            return Failed(outcome="oom", failure=_out_of_memory(link, links))
     text = _last_line(str(error))
     if isinstance(error, UnavailableError):
         return Failed(outcome="unavailable", failure=Failure(message=text or "Not available here."))
@@ -77,6 +124,19 @@ def classify_exception(error: BaseException) -> Failed:
     name = type(error).__name__
     return Failed(
         outcome="failed", failure=Failure(message=f"{name}: {text}" if text else f"{name} was raised.")
+    )
+
+
+def _out_of_memory(link: BaseException, links: list[BaseException]) -> Failure:
+    """Return the failure of an allocation; the worker's note stands on the newest of the exceptions."""
+    notes = [note for each in links for note in getattr(each, "__notes__", ())]
+    text = "\n".join([*notes, str(link)])
+    allocated, reserved = held_bytes(text)
+    return Failure(
+        message=f"Out of memory ({_first_line(str(link)) or type(link).__name__}); {LESS_MEMORY}.",
+        requested_bytes=requested_bytes(text),
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
     )
 
 
@@ -91,7 +151,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _first_line(text: str) -> str:
-    text = _ENFORCE.sub("", text).strip()
+    text = _ADVICE.sub("", _ENFORCE.sub("", text)).strip()
     return _clip(text.splitlines()[0].rstrip(".")) if text else ""
 
 
@@ -141,8 +201,15 @@ def classify_exit(end: WorkerEnd, phase: Phase | None) -> tuple[Outcome, Failure
     else:
         outcome = "crashed"
         message = f"The worker exited with code {end.exit_code} before its job was done{during}."
-    asked = requested_bytes(end.output_tail) if outcome == "oom" else None
-    return outcome, Failure(message=message, exit_signal=name, requested_bytes=asked)
+    tail = end.output_tail if outcome == "oom" else ""
+    allocated, reserved = held_bytes(tail)
+    return outcome, Failure(
+        message=message,
+        exit_signal=name,
+        requested_bytes=requested_bytes(tail),
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+    )
 
 
 def _signal_name(exit_code: int | None) -> str | None:
