@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -266,6 +267,22 @@ def test_a_gpu_that_is_gone_is_asked_one_thing_a_sample(
     gpus.write(CARD)
     sample, _ = box.call(sample_kept)
     assert 70_000 == sample.power_mw
+
+
+def sample_timed() -> tuple[int, int, int]:
+    """Return the clock before a sample, the sample's own, and the clock after it."""
+    before_ns = time.monotonic_ns()
+    sample = Kept.gpu.sample()
+    return before_ns, sample.at_ns, time.monotonic_ns()
+
+
+def test_a_sample_of_a_slow_driver_is_of_the_moment_before_it(gpus: VirtualGpus, box: Box) -> None:
+    """The clock is read first, so that a slow answer is not put into a later phase."""
+    gpus.write(CARD)
+    box.call(keep_open)
+    gpus.write(CARD, delay_us={"nvmlDeviceGetPowerUsage": 20_000})
+    before_ns, at_ns, after_ns = box.call(sample_timed)
+    assert before_ns <= at_ns <= after_ns - 20_000_000
 
 
 def test_cards_and_slices_are_listed_with_what_they_are(gpus: VirtualGpus, box: Box) -> None:

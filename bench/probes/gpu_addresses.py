@@ -102,7 +102,8 @@ def _first_index(entries: Sequence[str], count: int) -> tuple[int | None, str]:
 def _unrestricted(gpus: Sequence[GpuFacts], cards: Sequence[GpuFacts], order: str | None) -> Address:
     slices = [gpu for gpu in gpus if gpu.parent_uuid is not None]
     if slices:
-        # MIG User Guide, "CUDA Device Enumeration": one slice only, and no card as soon as there are slices.
+        # MIG User Guide, "CUDA Device Enumeration": CUDA shows no uncut card beside a slice, and of several
+        # slices it picks. https://docs.nvidia.com/datacenter/tesla/mig-user-guide/mig-device-names.html
         if len(slices) == 1:
             return Address(gpu=slices[0], reason=f"{slices[0].uuid} is the only MIG slice here.")
         return Address(gpu=None, reason=_name_the_slice("CUDA takes one of several MIG slices"))
