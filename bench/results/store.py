@@ -7,11 +7,13 @@ damaged is named while the others are still read.
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +53,46 @@ def _file_stem(cell_id: str, key: str, run: int) -> str:
     return f"{slug}--{_UNSAFE.sub('-', key)[:8]}--r{run}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenFolder:
+    """A results folder that no other ``bench run`` writes to meanwhile; ``lock`` is an open descriptor."""
+
+    path: Path
+    lock: int
+
+    def write(self, record: Record) -> Path:
+        """Write one record as ``write_record`` does, or else keep it where temporary files are.
+
+        Raises ``InfrastructureError``, which says where it was kept, when the folder cannot be written or is
+        no longer the one that was opened: removed, moved, or replaced by a link.
+        """
+        try:
+            self._require_the_same()
+            return write_record(self.path, record)
+        except InfrastructureError as error:
+            raise InfrastructureError(f"{error}; {_keep_elsewhere(record)}") from error
+
+    def _require_the_same(self) -> None:
+        """Refuse where the lock that lies in the folder is not the one that is held."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(self.path / LOCK_NAME), os.fstat(self.lock)):
+                return
+        raise InfrastructureError(f"the results folder {self.path} was removed or replaced meanwhile")
+
+
+def _keep_elsewhere(record: Record) -> str:
+    """Write a record to a new temporary folder; return in words where it is and what to do with it."""
+    try:
+        kept = write_record(Path(tempfile.mkdtemp(prefix="bench-kept-")), record)
+    except (InfrastructureError, OSError):
+        return (
+            f"the finished run of {record.cell.id} could not be kept elsewhere either and has to be repeated"
+        )
+    return f"the finished run was kept: move {kept} into the folder, then run the same command again"
+
+
 @contextlib.contextmanager
-def open_folder(folder: Path) -> Iterator[None]:
+def open_folder(folder: Path) -> Iterator[OpenFolder]:
     """Make a results folder ready for writing and keep every other ``bench run`` out of it meanwhile.
 
     Raises ``InfrastructureError`` when it cannot be written, its disk is full, or another run holds it.
@@ -68,7 +108,7 @@ def open_folder(folder: Path) -> Iterator[None]:
             with contextlib.suppress(IsADirectoryError):
                 left_over.unlink(missing_ok=True)
         _check_writable(folder)
-        yield
+        yield OpenFolder(path=folder, lock=lock)
     finally:
         os.close(lock)
 
@@ -99,6 +139,7 @@ def _check_writable(folder: Path) -> None:
 def write_record(folder: Path, record: Record) -> Path:
     """Write one record so that after a crash or a power cut it is there whole or not at all.
 
+    A file of its name that was there before (damaged, say, or of a newer version) is kept as ``NAME.old``.
     Raises ``InfrastructureError`` when the disk is full or the folder cannot be written.
     """
     return _write_whole(folder, record_file_name(record), record.model_dump_json(indent=1).encode() + b"\n")
@@ -113,6 +154,7 @@ def _write_whole(folder: Path, name: str, content: bytes) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        _put_aside(final)
         temporary.replace(final)
         _sync_folder(folder)
     except OSError as error:
@@ -120,6 +162,12 @@ def _write_whole(folder: Path, name: str, content: bytes) -> Path:
             temporary.unlink(missing_ok=True)
         raise _unwritable(folder, error) from error
     return final
+
+
+def _put_aside(file: Path) -> None:
+    if os.path.lexists(file):
+        asides = (file.with_name(f"{file.name}.old{number or ''}") for number in itertools.count())
+        file.rename(next(aside for aside in asides if not os.path.lexists(aside)))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -131,11 +179,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> InfrastructureError:
-    advice = (
-        "free some space and run the same command again"
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}
-        else "choose a folder you may write to with --results"
-    )
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        advice = "free some space"
+    elif error.errno == errno.EFBIG:
+        advice = "raise the limit on the size of files (ulimit -f)"
+    else:
+        advice = "choose a folder you may write to with --results"
     return InfrastructureError(f"cannot write to the results folder {folder} ({error.strerror}); {advice}")
 
 

@@ -11,7 +11,7 @@ from bench.results.environment import read_environment
 from bench.results.messages import ProbeJob
 from bench.results.plans import Plan
 from bench.results.records import DeviceFacts, Outcome, Record
-from bench.results.store import load_records, open_folder, write_record
+from bench.results.store import OpenFolder, load_records, open_folder
 from bench.run import interrupts
 from bench.run.availability import why_unavailable
 from bench.run.cell_runs import CellRunner
@@ -81,9 +81,9 @@ def run_sweep(
     workers cannot be started, ``InterruptedByUserError`` on Ctrl-C and SIGTERM.
     """
     chosen = choose_cells(cells, options.only)
-    with open_folder(options.results), interrupts.caught():
+    with open_folder(options.results) as folder, interrupts.caught():
         try:
-            return _sweep(chosen, options, observer, launcher or Launcher())
+            return _sweep(chosen, options, folder, observer, launcher or Launcher())
         except KeyboardInterrupt:
             raise InterruptedByUserError(
                 f"interrupted; what was finished is in {options.results}, and the same command again resumes"
@@ -91,7 +91,11 @@ def run_sweep(
 
 
 def _sweep(
-    cells: Sequence[Cell], options: SweepOptions, observer: Observer, launcher: Launcher
+    cells: Sequence[Cell],
+    options: SweepOptions,
+    folder: OpenFolder,
+    observer: Observer,
+    launcher: Launcher,
 ) -> SweepResult:
     loaded = load_records(options.results)
     for problem in loaded.problems:
@@ -126,14 +130,14 @@ def _sweep(
             skip_unfit=options.skip_unfit,
             snapshots=options.results.resolve() if options.snapshot else None,
         )
-        made = _run_all(planned, runner, options.results)
+        made = _run_all(planned, runner, folder)
     order = list(keys)
     records += made
     records.sort(key=lambda record: (order.index(record.key), record.run))
     return SweepResult(records=tuple(records), new_records=len(made))
 
 
-def _run_all(planned: Sequence[PlannedRun], runner: CellRunner, results: Path) -> list[Record]:
+def _run_all(planned: Sequence[PlannedRun], runner: CellRunner, folder: OpenFolder) -> list[Record]:
     """Run and write one after the other; a run that others spoilt is kept, and run again as the next."""
     made = []
     reruns: Counter[str] = Counter()
@@ -141,7 +145,7 @@ def _run_all(planned: Sequence[PlannedRun], runner: CellRunner, results: Path) -
         for _ in range(1 + MOST_RERUNS):
             with interrupts.held():  # an interrupt comes before a run's end or after its record is written
                 record = runner.run(replace(run, run=run.run + reruns[run.key]))
-                write_record(results, record)
+                folder.write(record)
             made.append(record)
             runner.observer.run_ended(record)
             # Where nothing was begun, the GPU was waited for already.
