@@ -77,6 +77,7 @@ def table(
     """Show the tidy table of records, one row for each run; CSV when not on a terminal."""
     from rich.console import Console
 
+    from bench.analysis.lints import with_findings
     from bench.report.frame import render_frame
     from bench.report.sources import gather
     from bench.results.table import tidy, write_table
@@ -84,7 +85,7 @@ def table(
     loaded = gather(results)
     for problem in loaded.problems:
         typer.echo(f"bench: not read: {problem}", err=True)
-    frame = tidy(loaded.records)
+    frame = with_findings(tidy(loaded.records), loaded.records)
     if output is not None:
         write_table(frame, output)
     elif sys.stdout.isatty():

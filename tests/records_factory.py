@@ -47,7 +47,7 @@ def make_cell(**changes: Any) -> Cell:  # noqa: ANN401 - any field of a cell
 
 def make_steps(tokens_per_second: Sequence[float] = (1000.0,) * 8) -> tuple[StepSample, ...]:
     """Return a first step, two of warm-up, and one measured step for each given speed in tokens/s."""
-    tokens = TokenCounts(raw=1000, non_padding=1000, loss_bearing=100, computed=1024)
+    tokens = TokenCounts(raw=100, non_padding=100, loss_bearing=10, computed=128)
     speeds = (500.0, 900.0, 900.0, *tokens_per_second)
     stages = ("first", "warmup", "warmup", *("measured",) * len(tokens_per_second))
     return tuple(
@@ -203,7 +203,10 @@ def make_record(**changes: Any) -> Record:  # noqa: ANN401 - any field of a reco
 
     ``make_record(outcome="oom", failure=..., measurement={})`` is a failed one. The key follows the cell.
     """
-    cell = changes.get("cell") or make_cell()
+    measurement = changes.get("measurement") or make_measurement()
+    steps = measurement.steps if isinstance(measurement, Measurement) else ()
+    measured = sum(step.stage == "measured" for step in steps) or 8
+    cell = changes.get("cell") or make_cell(window={"measured_steps": measured})
     fields: dict[str, Any] = {
         "cell": cell,
         "key": cell.digest + "0" * 52,
@@ -212,6 +215,6 @@ def make_record(**changes: Any) -> Record:  # noqa: ANN401 - any field of a reco
         "started_at": "2026-11-22T08:00:00Z",
         "total_ns": round(11.3 * SECOND_NS),
         "environment": make_environment(),
-        "measurement": make_measurement(),
+        "measurement": measurement,
     }
     return Record.model_validate(fields | changes)

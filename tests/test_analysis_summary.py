@@ -71,10 +71,10 @@ def test_runs_of_one_cell_share_a_row() -> None:
 
 
 def test_one_run_gives_the_middle_half_of_its_steps_and_says_so() -> None:
-    """The quartiles of 1 to 9 are 3 and 7; the caveat says that there was one run."""
-    (row,) = compare([_with(steps=make_steps([5.0, 1, 9, 2, 8, 3, 7, 4, 6]))]).rows
+    """The quartiles of 1000 to 9000 are 3000 and 7000; the caveat says that there was one run."""
+    (row,) = compare([_with(steps=make_steps([1000.0 * each for each in (5, 1, 9, 2, 8, 3, 7, 4, 6)]))]).rows
     assert row.throughput is not None
-    assert pytest.approx((5.0, 3.0, 7.0)) == (
+    assert pytest.approx((5000.0, 3000.0, 7000.0)) == (
         row.throughput.tokens_per_second,
         row.throughput.low,
         row.throughput.high,
@@ -300,7 +300,7 @@ def test_shares_of_parameters() -> None:
 @pytest.mark.parametrize(
     ("measurement", "code"),
     [
-        ({"steps": make_steps([100.0, 110, 120, 130, 140, 150, 160, 170])}, "not-steady"),
+        ({"steps": make_steps([1000.0, 1100, 1200, 1300, 1400, 1500, 1600, 1700])}, "not-steady"),
         ({"steps": make_steps([100.0, 101.0])}, "few-steps"),
         ({"caveats": (Caveat(code="recycled", message="The data was seen twice."),)}, "recycled"),
         (

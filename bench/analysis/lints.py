@@ -44,9 +44,8 @@ def lint(record: Record) -> tuple[Finding, ...]:
 def with_findings(frame: "pd.DataFrame", records: Sequence[Record]) -> "pd.DataFrame":
     """Return the tidy table of these records with the codes of their findings in a column; NA for none."""
     codes = ["; ".join(dict.fromkeys(finding.code for finding in lint(record))) for record in records]
-    return (
-        frame.assign(implausible=codes).replace({"implausible": {"": None}}).astype({"implausible": "string"})
-    )
+    column = frame.assign(implausible=codes)["implausible"].astype("string")
+    return frame.assign(implausible=column.mask(column == ""))
 
 
 def _allocator(record: Record) -> Iterator[Finding]:

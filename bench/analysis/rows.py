@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.analysis.lints import Doubted
 from bench.analysis.paired import Paired
 from bench.analysis.steady import Trend
 from bench.results.records import Category, Caveat, Outcome
@@ -143,7 +144,7 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One cell under one key, over all its runs."""
+    """One cell under one key, over all its runs; ``doubts`` names what kind of numbers lints found wrong."""
 
     cell: str
     key: str
@@ -177,6 +178,7 @@ class Row:
     reference: str | None = None
     no_reference: str | None = None
     caveats: tuple[Caveat, ...] = ()
+    doubts: frozenset[Doubted] = frozenset()
 
     def peak(self, instrument: Instrument) -> Peak | None:
         """Return the peak by one instrument, if it was there."""

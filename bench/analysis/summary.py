@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.analysis import runs as over_runs
 from bench.analysis.caveats import row_caveats
+from bench.analysis.lints import lint
 from bench.analysis.paired import try_pair
 from bench.analysis.predicted import against_readings
 from bench.analysis.rows import Accuracy, Comparison, Ending, Peak, Row, Surroundings
@@ -86,7 +87,8 @@ def _row(group: Sequence[Record], places: Sequence[Surroundings]) -> Row:
         endings=tuple(_ending(record) for record in group if record.outcome != "ok"),
         **numbers,
     )
-    return replace(row, caveats=row_caveats(row, ok))
+    doubts = frozenset(finding.doubts for record in ok for finding in lint(record))
+    return replace(row, caveats=row_caveats(row, ok, group), doubts=doubts)
 
 
 def _numbers(ok: Sequence[Record]) -> dict[str, Any]:

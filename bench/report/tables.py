@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from bench.analysis.lints import Doubted
 from bench.analysis.rows import Comparison, Instrument, Row
 from bench.report.layout import Table
 from bench.report.text import (
@@ -113,7 +114,7 @@ def _tasks(rows: Sequence[Row]) -> list[str]:
 def _peak(instrument: Instrument, unit: MemoryUnit) -> Callable[[Row], str]:
     def show(row: Row) -> str:
         peak = row.peak(instrument)
-        return unit.show(peak.peak_bytes if peak else None)
+        return _flagged(unit.show(peak.peak_bytes), row, "memory") if peak else NOT_MEASURED
 
     return show
 
@@ -133,7 +134,13 @@ def _speed(row: Row) -> str:
         return NOT_MEASURED
     speed = row.throughput
     text = f"{significant(speed.tokens_per_second)} ({significant(speed.low)} to {significant(speed.high)})"
-    return f"{text}, not steady" if speed.trend.verdict == "not steady" else text
+    text = f"{text}, not steady" if speed.trend.verdict == "not steady" else text
+    return _flagged(text, row, "speed")
+
+
+def _flagged(text: str, row: Row, kind: Doubted) -> str:
+    """Mark a number that a lint found to be wrong; the caveat says why."""
+    return f"{text}, implausible" if kind in row.doubts else text
 
 
 def _ratio(row: Row) -> str:
@@ -160,9 +167,9 @@ def _peak_and_saving(instrument: Instrument, unit: MemoryUnit) -> Callable[[Row]
     def show(row: Row) -> str:
         peak = row.peak(instrument)
         text = unit.show(peak.peak_bytes if peak else None)
-        return (
-            text if peak is None or peak.saving_share is None else f"{text} ({share(peak.saving_share, 0)})"
-        )
+        if peak is not None and peak.saving_share is not None:
+            text = f"{text} ({share(peak.saving_share, 0)})"
+        return _flagged(text, row, "memory") if peak else text
 
     return show
 
@@ -173,7 +180,8 @@ def _speed_and_ratio(row: Row) -> str:
     text = significant(row.throughput.tokens_per_second)
     ratio = row.throughput.against_full
     text = text if ratio is None else f"{text} ({ratio:.2f})"
-    return f"{text}, not steady" if row.throughput.trend.verdict == "not steady" else text
+    text = f"{text}, not steady" if row.throughput.trend.verdict == "not steady" else text
+    return _flagged(text, row, "speed")
 
 
 def _accuracy_only(task: str) -> Callable[[Row], str]:
