@@ -115,9 +115,11 @@ class VirtualGpus:
     def box(self) -> Iterator["Box"]:
         """Start a process in which these GPUs are there, to call functions in."""
         context = get_context("spawn")  # a new program, so that the loader reads its variables anew
-        with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, mp_context=context) as pool:
-            for name, value in self.environment().items():
-                patch.setenv(name, value)
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in self.environment().items():
+                    patch.setenv(name, value)
+                pool.submit(os.getpid).result(timeout=60)  # starts the process
             yield Box(pool)
 
 

@@ -100,7 +100,7 @@ class Nvml:
             f"GPU {index}" if parent is None else f"MIG slice of GPU {parent.index}",
         )
         uuid = self._try(f"UUID of {what}", library.nvmlDeviceGetUUID, handle)
-        if uuid is None:
+        if not uuid:
             return None
         card_facts: dict[str, Any] = {"index": index}
         if parent is None:
