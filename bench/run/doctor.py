@@ -6,6 +6,7 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 from bench.metrics import GIB
+from bench.results.cache import cache_folder
 from bench.results.environment import read_environment
 from bench.results.records import DeviceFacts, Environment
 from bench.run.availability import FLASH_ATTENTION_CAPABILITY, INT8_CAPABILITY, NF4_CAPABILITY
@@ -112,9 +113,6 @@ def _instruments(facts: DeviceFacts) -> Iterator[Finding]:
 
 
 def _weights() -> Finding:
-    # Imports torch here in the parent; nothing is measured beside it.
-    from bench.window.weights import cache_folder
-
     folder = cache_folder()
     names = sorted(path.parent.name for path in folder.glob("*/complete.json"))
     held = ", ".join(names) or "none yet; bench run fetches what a scenario needs, and then needs a network"

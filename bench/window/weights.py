@@ -6,7 +6,6 @@ is ``models.py``'s.
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import torch
 from filelock import FileLock
 
 from bench.errors import UnavailableError
+from bench.results.cache import cache_folder
 from bench.spec.catalog import Architecture, WheelWeights, architecture, wheel
 from bench.spec.types import ModelSpec
 
@@ -33,14 +33,6 @@ class Weights(NamedTuple):
     folder: Path
     source: str
     note: str | None
-
-
-def cache_folder() -> Path:
-    """Return where fetched weights are kept: $FINETUNE_BENCH_CACHE, else under $XDG_CACHE_HOME."""
-    given = os.environ.get("FINETUNE_BENCH_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-bench"
 
 
 def fetch_weights(model: ModelSpec) -> Weights:

@@ -1,0 +1,12 @@
+"""Measuring for a gate: two environments, the *sides*, run cell by cell in turn (A B B A …) in one sitting.
+
+    with prepared_sides(base="peft==0.20.0", candidate=None) as (base, candidate):      # sides.py
+        result = run_sitting(cells, base, candidate, judge, SittingOptions(folder=…))   # sitting.py
+    result.records["base"], result.records["candidate"]     # that count, in the order run
+    result.sitting                                          # who, in which order, when, why it stopped
+
+``judge(records, repeats)`` returns the ids of the cells that more runs could decide. ``load_sitting(folder)``
+of ``bench.results.sittings`` returns the same result from disk. ``calibrate(cells, options)`` runs the
+environment as it is against itself and returns a ``bench.results.calibrations.Calibration``. Nothing here
+decides whether something is a regression, or shows it.
+"""

@@ -1,0 +1,145 @@
+"""A sitting as stored: two sides run in turn, in which order, when, and why it ended.
+
+A folder holds ``sitting.json`` and two results folders, ``base`` and ``candidate``; discarded warm-up runs lie
+in a subfolder of each. Nothing here is a verdict: it can be computed again from the records.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from bench.errors import InfrastructureError, UsageError
+from bench.results.records import Environment, Outcome, Record
+from bench.results.store import load_records, record_file_name
+from bench.results.stored import Caveat, Count, Positive, Stored
+
+SITTING_VERSION: Final = 1
+SITTING_FILE = "sitting.json"
+WARM_UP_FOLDER = "warm-up"
+MAX_SITTING_BYTES = 64 * 1024**2
+
+_Stored = TypeVar("_Stored", bound=BaseModel)
+SideName = Literal["base", "candidate"]
+SIDES: tuple[SideName, SideName] = ("base", "candidate")
+Kind = Literal["environment", "python", "packages", "revision", "checkout"]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.json$", max_length=255)]
+
+
+class SideFacts(Stored):
+    """What one side is: how its REF was understood, and what it turned out to have installed."""
+
+    given: str | None = Field(None, description="As given; None for the environment as it is.")
+    kind: Kind
+    understood: str = Field(description="What that was taken for, in words.")
+    commit: str | None = None
+    environment: Environment | None = Field(None, description="None until the side was opened.")
+
+
+class SittingRun(Stored):
+    """One run in its place. ``repeat`` counts pairs of runs from 1; a discarded warm-up has 0.
+
+    A *check* says whether exact metrics repeat; a run that others spoilt (*contaminated*) is followed by
+    another of the same repeat.
+    """
+
+    cell: str
+    side: SideName
+    purpose: Literal["warm-up", "measured", "check"]
+    repeat: Count
+    started_at: str = Field(description="UTC, ISO 8601.")
+    total_ns: Count
+    outcome: Outcome
+    file: FileName
+
+
+class Sitting(Stored):
+    """Who was compared and how the sitting went; ``runs`` are in the order in which they were made."""
+
+    sitting_version: Literal[1] = SITTING_VERSION
+    scenario: str
+    cells: tuple[str, ...] = Field(description="Ids, in the order of the scenario.")
+    base: SideFacts
+    candidate: SideFacts
+    looks: tuple[Positive, ...] = Field(description="Repeats after which the sitting could end.")
+    exact_only: bool = Field(default=False, description="Only metrics without noise were of interest.")
+    budget_s: float | None = None
+    started_at: str
+    resumed_at: tuple[str, ...] = ()
+    ended_at: str | None = None
+    stopped: Literal["decided", "all repeats", "budget"] | None = None
+    runs: tuple[SittingRun, ...] = ()
+    caveats: tuple[Caveat, ...] = ()
+
+    def facts(self, side: SideName) -> SideFacts:
+        """Return what a side is."""
+        return self.base if side == "base" else self.candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class SittingRecords:
+    """A sitting with the records that count, by side and in the order run: no warm-up, none that was repeated."""
+
+    folder: Path
+    sitting: Sitting
+    records: Mapping[SideName, tuple[Record, ...]]
+    problems: tuple[str, ...] = ()
+
+
+def counted_runs(runs: Sequence[SittingRun]) -> tuple[SittingRun, ...]:
+    """Return the runs that count: of each cell, side and repeat the last, without warm-ups."""
+    last = {(run.cell, run.side, run.repeat, run.purpose): run for run in runs if run.purpose != "warm-up"}
+    return tuple(last.values())
+
+
+def load_sitting(folder: Path) -> SittingRecords:
+    """Read a sitting and its records; a record that is missing or damaged is named in ``problems``.
+
+    Raises ``UsageError`` where there is no sitting.
+    """
+    sitting = read_stored(folder / SITTING_FILE, Sitting, "a sitting", "run bench gate again")
+    records: dict[SideName, tuple[Record, ...]] = {}
+    problems: list[str] = []
+    for side in SIDES:
+        loaded = load_records(folder / side)
+        problems += loaded.problems
+        by_file = {record_file_name(record): record for record in loaded.records}
+        wanted = [run.file for run in counted_runs(sitting.runs) if run.side == side]
+        problems += [f"{folder / side / file}: is missing" for file in wanted if file not in by_file]
+        records[side] = tuple(by_file[file] for file in wanted if file in by_file)
+    return SittingRecords(folder=folder, sitting=sitting, records=records, problems=tuple(problems))
+
+
+def read_stored(path: Path, kind: type[_Stored], name: str, advice: str) -> _Stored:
+    """Read one JSON file of a known type. Raises ``UsageError`` where it is none."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise UsageError(f"{path} is not a plain file; {advice}")
+        if path.stat().st_size > MAX_SITTING_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_SITTING_BYTES:,} bytes, which {name} never is")
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); {advice}") from None
+    except ValidationError as error:
+        mistake = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, mistake["loc"])) or "the file"
+        raise UsageError(f"{path} is not {name} ({where}: {mistake['msg']}); {advice}") from None
+
+
+def write_stored(path: Path, content: BaseModel) -> None:
+    """Write one JSON file whole or not at all. Raises ``InfrastructureError`` when it cannot be written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content.model_dump_json(indent=1).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InfrastructureError(
+            f"cannot write {path} ({error.strerror}); free some space or choose another folder"
+        ) from error
