@@ -14,7 +14,12 @@ MIB = 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One column of the comparison. ``kind`` says how two values may be compared."""
+    """One column of the comparison. ``kind`` says how two values may be compared.
+
+    ``gated`` and ``tolerance`` are what a gate goes by unless a scenario's ``[gate]`` says otherwise. The
+    tolerance is the smallest change for the worse that matters: in ``unit`` where the metric is
+    deterministic (0: any), else a share of the value, or for accuracy of the questions.
+    """
 
     name: str
     unit: str
@@ -22,6 +27,8 @@ class Metric:
     kind: Literal["deterministic", "statistical", "paired"]
     instrument: str
     meaning: str
+    gated: bool = False
+    tolerance: float = 0.0
 
 
 _ALL = (
@@ -32,6 +39,8 @@ _ALL = (
         kind="deterministic",
         instrument="ledger",
         meaning="Most live tensor bytes at once over a steady pair of steps.",
+        gated=True,
+        tolerance=MIB,
     ),
     Metric(
         name="host_peak_bytes",
@@ -40,6 +49,7 @@ _ALL = (
         kind="statistical",
         instrument="VmHWM",
         meaning="Most resident memory of the worker over the training phases, Python and libraries included.",
+        tolerance=0.05,
     ),
     Metric(
         name="cuda_allocated_peak_bytes",
@@ -48,6 +58,8 @@ _ALL = (
         kind="deterministic",
         instrument="torch allocator",
         meaning="Most bytes torch had allocated on the device over the training phases.",
+        gated=True,
+        tolerance=MIB,
     ),
     Metric(
         name="cuda_reserved_peak_bytes",
@@ -56,6 +68,7 @@ _ALL = (
         kind="statistical",
         instrument="torch allocator",
         meaning="Most bytes torch's caching allocator held from the device.",
+        tolerance=0.05,
     ),
     Metric(
         name="tokens_per_second",
@@ -64,6 +77,8 @@ _ALL = (
         kind="statistical",
         instrument="clock",
         meaning="Non-padding tokens per second of a measured step; the median over steps.",
+        gated=True,
+        tolerance=0.05,
     ),
     Metric(
         name="step_time_ns",
@@ -72,6 +87,7 @@ _ALL = (
         kind="statistical",
         instrument="clock",
         meaning="Median time of a measured optimizer step.",
+        tolerance=0.05,
     ),
     Metric(
         name="load_time_ns",
@@ -80,6 +96,7 @@ _ALL = (
         kind="statistical",
         instrument="clock",
         meaning="Time to read the weights, quantising included.",
+        tolerance=0.2,
     ),
     Metric(
         name="step_flops",
@@ -88,6 +105,7 @@ _ALL = (
         kind="deterministic",
         instrument="torch FLOP counter",
         meaning="Floating-point operations of one step as executed.",
+        gated=True,
     ),
     Metric(
         name="op_count",
@@ -104,6 +122,8 @@ _ALL = (
         kind="deterministic",
         instrument="ledger",
         meaning="Tensor bytes the forward pass leaves alive for the backward pass.",
+        gated=True,
+        tolerance=MIB,
     ),
     Metric(
         name="parameters_trainable",
@@ -112,6 +132,7 @@ _ALL = (
         kind="deterministic",
         instrument="count",
         meaning="Parameters that receive a gradient.",
+        gated=True,
     ),
     Metric(
         name="adapter_file_bytes",
@@ -120,6 +141,8 @@ _ALL = (
         kind="deterministic",
         instrument="file size",
         meaning="Size of the saved adapter.",
+        gated=True,
+        tolerance=MIB,
     ),
     Metric(
         name="accuracy_before",
@@ -128,6 +151,7 @@ _ALL = (
         kind="paired",
         instrument="lm-eval",
         meaning="Share of items answered correctly before training.",
+        tolerance=0.05,
     ),
     Metric(
         name="accuracy_after",
@@ -136,6 +160,8 @@ _ALL = (
         kind="paired",
         instrument="lm-eval",
         meaning="Share of items answered correctly after training.",
+        gated=True,
+        tolerance=0.05,
     ),
 )
 

@@ -6,8 +6,12 @@ It covers the questions, not training seeds: a claim about a method needs severa
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.special import bdtrc, ndtri
 from scipy.stats import binomtest
 
+from bench.analysis.sequential import PASS, REGRESSION, UNDECIDED
+from bench.analysis.settling import Floats
 from bench.errors import UsageError
 from bench.results.records import EvaluationItem, EvaluationReading
 
@@ -68,6 +72,47 @@ def try_pair(
         return pair_items(first.items, second.items), None
     except UsageError as error:
         return None, str(error)
+
+
+def drop_p_value(lost: Floats, gained: Floats) -> Floats:
+    """Return the one-sided exact p-value of no drop: so many lost or more among those that changed.
+
+    McNemar's test as in ``pair_items``, for arrays of counts; 1 where no answer changed.
+    """
+    changed = lost + gained
+    p_value: Floats = np.where(lost > 0, bdtrc(np.maximum(lost - 1, 0), np.maximum(changed, 1), 0.5), 1.0)
+    return p_value
+
+
+def drop_bounds(lost: Floats, gained: Floats, items: Floats, alpha: float) -> tuple[Floats, Floats]:
+    """Return one-sided bounds of the drop as a share of the questions, each missed with about ``alpha``.
+
+    The adjusted Wald interval of Bonett and Price 2012 (J. Educ. Behav. Stat. 37:479), which stays honest
+    with few questions and where none changed.
+    """
+    fall, rise = (lost + 1) / (items + 2), (gained + 1) / (items + 2)
+    width = ndtri(1 - alpha) * np.sqrt((fall + rise - (fall - rise) ** 2) / (items + 2))
+    return fall - rise - width, fall - rise + width
+
+
+def decide_drop(  # noqa: PLR0913 - three counts and three promises, all of them numbers
+    lost: Floats,
+    gained: Floats,
+    items: Floats,
+    *,
+    family_p_values: Floats,
+    alpha: float,
+    minimum_drop: float,
+    tolerance: float,
+) -> Floats:
+    """Return the place in ``sequential.DECISIONS`` of each pair of evaluations.
+
+    A *regression* needs an adjusted p-value of at most alpha and a drop of at least ``minimum_drop``, a
+    *pass* an upper bound below ``tolerance``: too few questions are undecided, not passed.
+    """
+    _, upper = drop_bounds(lost, gained, items, alpha)
+    worse = (family_p_values <= alpha) & (lost - gained >= minimum_drop * items)
+    return np.select([worse, upper < tolerance], [REGRESSION, PASS], UNDECIDED)
 
 
 def _by_id(items: Sequence[EvaluationItem]) -> dict[int, EvaluationItem]:

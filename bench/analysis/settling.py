@@ -1,0 +1,73 @@
+"""One number for each run: the logarithm of its median step time, once the steps have settled.
+
+The process run is the unit of analysis. Steps of one run depend on one another, and tests that pool them
+see differences where there are none.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtr
+
+Floats = npt.NDArray[np.float64]
+
+SIGNIFICANCE = 0.01
+SMALLEST_DRIFT_LOG = 0.01
+"""Between the medians of the two halves: about 2 % over the window, as in ``steady.py``."""
+
+FEWEST_RUNS = 3
+FEWEST_STEPS = 6
+_SHARES_DROPPED = (0.0, 0.25, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """Logs of the runs' medians (..., runs), the leading steps left out of all, and whether a trend stayed.
+
+    ``drift_log`` is the mean over runs of log(median of the second half / median of the first).
+    """
+
+    log_medians: Floats
+    dropped_steps: npt.NDArray[np.int64]
+    steady: npt.NDArray[np.bool_]
+    drift_log: Floats
+
+
+def settle(log_steps: Floats) -> Settled:
+    """Summarise the runs of one cell, both sides together; shape (..., runs, steps), natural logarithms.
+
+    The warm-up is extended by a quarter and then by half of the steps while the runs share a trend, for all
+    runs alike, so that neither side can gain by it. A trend is a mean drift over runs of at least 1 % between
+    the halves, with p < 0.01 by a t-test over runs: inside a run autocorrelated steps wander too often for a
+    test. With fewer than three runs or six steps nothing is tested, and the runs count as steady.
+    """
+    runs, steps = log_steps.shape[-2:]
+    log_medians = np.median(log_steps, axis=-1)
+    outer = log_steps.shape[:-2]
+    dropped, trending = np.zeros(outer, dtype=np.int64), np.zeros(outer, dtype=np.bool_)
+    drift = np.zeros(outer)
+    if runs < FEWEST_RUNS:
+        return Settled(log_medians=log_medians, dropped_steps=dropped, steady=~trending, drift_log=drift)
+    undecided = np.ones(outer, dtype=np.bool_)
+    for share in _SHARES_DROPPED:
+        cut = round(share * steps)
+        if steps - cut < FEWEST_STEPS or not undecided.any():
+            break
+        rest = log_steps[undecided][..., cut:]
+        log_medians[undecided] = np.median(rest, axis=-1)
+        dropped[undecided] = cut
+        drift[undecided], trending[undecided] = _shared_trend(rest)
+        undecided = trending.copy()
+    return Settled(log_medians=log_medians, dropped_steps=dropped, steady=~trending, drift_log=drift)
+
+
+def _shared_trend(log_steps: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return the mean drift over runs, and whether it is both large and significant."""
+    runs, steps = log_steps.shape[-2:]
+    half = steps // 2
+    drifts = np.median(log_steps[..., -half:], axis=-1) - np.median(log_steps[..., :half], axis=-1)
+    mean = drifts.mean(axis=-1)
+    error = np.maximum(drifts.std(axis=-1, ddof=1) / np.sqrt(runs), np.finfo(float).tiny)
+    p_value = 2 * stdtr(runs - 1, -np.abs(mean) / error)
+    return mean, (p_value < SIGNIFICANCE) & (np.abs(mean) >= SMALLEST_DRIFT_LOG)

@@ -1,0 +1,83 @@
+"""The ``[gate]`` table of a scenario: what counts as a regression, and how sure a gate must be.
+
+It shapes verdicts, never measurements, so it is no part of a cell and changes no id or digest.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from bench.metrics import METRICS
+from bench.spec.types import Frozen
+
+
+class MetricGate(Frozen):
+    """What a scenario says of one metric; what it leaves out is as in ``bench.metrics``."""
+
+    gated: bool | None = Field(None, description="Whether the metric can fail the gate.")
+    direction: Literal["lower", "higher", "same"] | None = Field(
+        None, description="Which way is better; with same, any change is a regression (exact metrics only)."
+    )
+    tolerance: float | None = Field(
+        None,
+        ge=0,
+        description="The smallest change for the worse that matters: in the metric's unit where it is exact "
+        "(0: any), else a share of the value that a pass must rule out (0.05 is 5 %), for accuracy of the "
+        "questions.",
+    )
+    relative_tolerance: float | None = Field(
+        None, ge=0, description="Exact metrics: the tolerance as a share of the baseline, where that is more."
+    )
+
+
+class GateSpec(Frozen):
+    """How a gate decides. Each side is run ``repeats`` times, and more while undecided."""
+
+    alpha: float = Field(
+        0.01, gt=0, le=0.2, description="Probability of a false alarm, over all cells and metrics together."
+    )
+    minimum_effect: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="Slowdown, as a share, that is never a regression, however sure it is.",
+    )
+    minimum_drop: float = Field(
+        0.01, ge=0, lt=1, description="Drop in accuracy, as a share of the questions, that is none either."
+    )
+    repeats: int = Field(3, ge=2, le=1000, description="Runs of each side before the first verdict.")
+    max_repeats: int = Field(8, ge=2, le=1000, description="Runs of each side at most.")
+    metrics: dict[str, MetricGate] = Field(
+        default_factory=dict, description="Tolerance, direction and gating of single metrics."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = contradictions(self)
+        if problems:
+            raise ValueError("; ".join(f"{'.'.join(path)} {message}" for path, message in problems))
+        return self
+
+
+def contradictions(gate: GateSpec) -> list[tuple[tuple[str, ...], str]]:
+    """Return every key that is at odds with another, and what to do about it."""
+    found: list[tuple[tuple[str, ...], str]] = []
+    if gate.repeats > gate.max_repeats:
+        found.append((("max_repeats",), f"must be at least repeats ({gate.repeats}); raise it"))
+    for name, own in gate.metrics.items():
+        path = ("metrics", name)
+        metric = METRICS.get(name)
+        if metric is None:
+            found.append((path, "is no metric; name one of the columns of bench table"))
+            continue
+        least = {"statistical": gate.minimum_effect, "paired": gate.minimum_drop}.get(metric.kind)
+        if least is None:
+            continue
+        if own.relative_tolerance is not None:
+            found.append(((*path, "relative_tolerance"), "is for exact metrics; use tolerance"))
+        if own.direction == "same":
+            found.append(((*path, "direction"), 'must be "lower" or "higher" for what varies between runs'))
+        if own.tolerance is not None and own.tolerance <= least:
+            smallest = "minimum_drop" if metric.kind == "paired" else "minimum_effect"
+            found.append(((*path, "tolerance"), f"must be above {smallest} ({least:g}); raise it"))
+    return found
