@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from bench.analysis.floors import flops_per_second_limit, weights_floor_bytes, weights_read_bytes_per_second
 from bench.metrics import GIB, MIB
-from bench.results.readings import NS_PER_SECOND, measured_steps
-from bench.results.records import PhaseReading, Record, StepSample
+from bench.results.readings import NS_PER_SECOND, TRAINING_PHASES, measured_steps
+from bench.results.records import Phase, PhaseReading, Record, StepSample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -248,15 +248,17 @@ def _fastest(record: Record) -> StepSample | None:
     return max(steps, key=lambda step: step.tokens.computed / step.step_time_ns, default=None)
 
 
-def _peaks(record: Record, after: str | None = None) -> dict[str, list[int]]:
-    """Return every phase's peak by each instrument, from a phase on."""
-    phases = list(record.measurement.phases)
-    names = [phase.name for phase in phases]
-    start = 0 if after is None else names.index(after) + 1 if after in names else len(phases)
-    fields = ("host_peak_bytes", "cuda_allocated_peak_bytes")
+def _peaks(record: Record, after: Phase | None = None) -> dict[str, list[int]]:
+    """Return the peaks of training and of the ledger's steps by each instrument, from a phase on."""
+    names: list[Phase] = [*TRAINING_PHASES, "ledger"]
+    wanted = names if after is None else names[names.index(after) + 1 :]
     return {
-        field: [peak for phase in phases[start:] if (peak := getattr(phase, field)) is not None]
-        for field in fields
+        field: [
+            peak
+            for phase in record.measurement.phases
+            if phase.name in wanted and (peak := getattr(phase, field)) is not None
+        ]
+        for field in ("host_peak_bytes", "cuda_allocated_peak_bytes")
     }
 
 
