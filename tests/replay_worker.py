@@ -128,6 +128,12 @@ def _hang(_: Send) -> None:
     time.sleep(600)
 
 
+def _deaf(send: Send) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    send(PhaseStarted(phase="evaluate_after"))
+    time.sleep(600)
+
+
 def _hang_holding_the_lock(_: Send) -> None:
     ctypes.PyDLL(None).sleep(600)  # PyDLL, unlike CDLL, keeps the interpreter lock
 
@@ -215,6 +221,7 @@ BEHAVIOURS: dict[str, Callable[[Send], None]] = {
     "exception": _exception,
     "unavailable": _unavailable,
     "hang": _hang,
+    "deaf": _deaf,
     "stuck": _hang,  # as "hang", but can be predicted
     "hang-holding-the-lock": _hang_holding_the_lock,
     "chatter": _chatter,
