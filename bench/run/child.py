@@ -63,7 +63,7 @@ def main(pipes: Pipes, assignment: Assignment) -> None:
     """Do one job, report how it went, and leave at once, whatever still runs in this process."""
     os.setsid()
     multiprocessing.current_process().daemon = False  # a daemon may not start processes, and libraries do
-    _die_with_parent(pipes.lifeline.fileno())
+    die_with_parent(pipes.lifeline.fileno())
     _redirect_output(pipes.output)
     send = _sender(pipes.messages.fileno())
     send(Heartbeat())
@@ -81,7 +81,7 @@ def main(pipes: Pipes, assignment: Assignment) -> None:
     os._exit(0)
 
 
-def _die_with_parent(lifeline: int) -> None:
+def die_with_parent(lifeline: int) -> None:
     """Have the kernel kill this whole process group when the supervisor is gone, however it went.
 
     The supervisor holds the other end of the pipe; when that closes, the pipe signals its owner, here
