@@ -4,6 +4,7 @@ The process run is the unit of analysis. Steps of one run depend on one another,
 see differences where there are none.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,18 @@ def settle(log_steps: Floats) -> Settled:
         drift[undecided], trending[undecided] = _shared_trend(rest)
         undecided = trending.copy()
     return Settled(log_medians=log_medians, dropped_steps=dropped, steady=~trending, drift_log=drift)
+
+
+def settle_runs(runs: Sequence[Sequence[float]]) -> Settled:
+    """Summarise runs given as positive samples in the order measured, those of both sides of a cell together.
+
+    Longer runs are cut to the shortest; a run of one sample is that sample. Raises ValueError for a run
+    without any.
+    """
+    shortest = min(map(len, runs))
+    if shortest == 0:
+        raise ValueError("a run without samples has no summary; leave it out")
+    return settle(np.log([list(run[:shortest]) for run in runs]))
 
 
 def _shared_trend(log_steps: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:

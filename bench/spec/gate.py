@@ -3,12 +3,16 @@
 It shapes verdicts, never measurements, so it is no part of a cell and changes no id or digest.
 """
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from bench.metrics import METRICS
+from bench.spec.positions import Path
+from bench.spec.problems import Problems, shown
 from bench.spec.types import Frozen
+from bench.spec.values import complaint_about
 
 
 class MetricGate(Frozen):
@@ -55,8 +59,17 @@ class GateSpec(Frozen):
     def _consistent(self) -> Self:
         problems = contradictions(self)
         if problems:
-            raise ValueError("; ".join(f"{'.'.join(path)} {message}" for path, message in problems))
+            raise GateContradictionError(problems)
         return self
+
+
+class GateContradictionError(ValueError):
+    """Keys of a gate that exclude each other: (key, what to do) for each contradiction."""
+
+    def __init__(self, problems: list[tuple[tuple[str, ...], str]]) -> None:
+        """Take every contradiction of the gate."""
+        self.problems = problems
+        super().__init__("; ".join(f"{'.'.join(path)} {message}" for path, message in problems))
 
 
 def contradictions(gate: GateSpec) -> list[tuple[tuple[str, ...], str]]:
@@ -81,3 +94,46 @@ def contradictions(gate: GateSpec) -> list[tuple[tuple[str, ...], str]]:
             smallest = "minimum_drop" if metric.kind == "paired" else "minimum_effect"
             found.append(((*path, "tolerance"), f"must be above {smallest} ({least:g}); raise it"))
     return found
+
+
+def read_gate(table: Mapping[str, Any], problems: Problems) -> GateSpec:
+    """Return the gate of a scenario's ``[gate]`` table; what is wrong with it is noted and left out."""
+    metrics = table.get("metrics", {})
+    sound: dict[str, Any] = _sound(GateSpec, table, ("gate",), problems, skip="metrics")
+    if not isinstance(metrics, dict) or not all(isinstance(own, dict) for own in metrics.values()):
+        problems.add(("gate", "metrics"), f"must be tables [gate.metrics.NAME], not {shown(metrics)}")
+        metrics = {}
+    for name in metrics.keys() - METRICS.keys():
+        problems.add(("gate", "metrics", name), "there is no such metric", name, METRICS)
+    sound["metrics"] = {
+        name: _sound(MetricGate, own, ("gate", "metrics", name), problems)
+        for name, own in metrics.items()
+        if name in METRICS
+    }
+    try:
+        return GateSpec.model_validate(sound)
+    except ValidationError as error:
+        reason = error.errors()[0].get("ctx", {}).get("error")
+        if not isinstance(reason, GateContradictionError):
+            raise
+        for path, message in reason.problems:
+            problems.add(("gate", *path), message)
+        return GateSpec()
+
+
+def _sound(
+    kind: type[Frozen], table: Mapping[str, Any], path: Path, problems: Problems, skip: str = ""
+) -> dict[str, Any]:
+    """Return the keys of a table that its type has and whose values fit."""
+    sound = {}
+    for key, value in table.items():
+        if key == skip:
+            continue
+        if key not in kind.model_fields:
+            problems.add((*path, key), "there is no such key here", key, kind.model_fields)
+        elif (complaint := complaint_about(kind.model_fields[key], value)) is None:
+            sound[key] = value
+        else:
+            wrong = value if isinstance(value, str) else ""
+            problems.add((*path, key), complaint.message, wrong, complaint.known)
+    return sound

@@ -51,7 +51,7 @@ TABLES: dict[str, tuple[type[Frozen], ...]] = {
 SECTIONS = ("data", "training", "window", "evaluation", "limits")
 """Parts that stand at the top of a file, and inside a model or a method, where they override the top."""
 
-TOP = ("title", "description", "extends", "device", "models", "methods", *SECTIONS, "exclude")
+TOP = ("title", "description", "extends", "device", "models", "methods", *SECTIONS, "exclude", "gate")
 CHOICES: dict[str, dict[str, type[Frozen]]] = {"kind": METHODS, "source": DATA}
 """Keys that choose the type of their table."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.spec.document import read_document
+from bench.spec.gate import GateSpec
 from bench.spec.layout import NAME
 from bench.spec.matrix import expand
 from bench.spec.problems import Location, Problems
@@ -24,6 +25,7 @@ class Scenario:
     path: Path
     cells: tuple[Cell, ...]
     excluded: int
+    gate: GateSpec
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -48,6 +50,7 @@ def load_scenario(path: Path) -> Scenario:
         path=path,
         cells=expansion.cells,
         excluded=expansion.excluded,
+        gate=sound["gate"],
     )
 
 

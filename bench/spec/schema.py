@@ -6,6 +6,7 @@ impossible only ``bench cells`` tells.
 
 from typing import Any
 
+from bench.spec.gate import GateSpec, MetricGate
 from bench.spec.layout import CATALOGUED, CHOICES, SECTIONS, TABLES, TOP
 
 _TOP_DESCRIPTIONS = {
@@ -15,6 +16,7 @@ _TOP_DESCRIPTIONS = {
     "models": "The models to compare, each a table [models.NAME].",
     "methods": "The methods to compare, each a table [methods.NAME]; NAME is its kind where it is one.",
     "exclude": "Cells not to run: all conditions of a table must hold; strings are glob patterns.",
+    "gate": "What bench gate counts as a regression, and how sure it must be.",
 }
 
 
@@ -31,6 +33,7 @@ def json_schema() -> dict[str, Any]:
         "methods": {"type": "object", "additionalProperties": _ref("method"), **named},
         **sections,
         "exclude": {"type": "array", "items": {"type": "object", "minProperties": 1}},
+        "gate": _gate(),
     }
     for key, description in _TOP_DESCRIPTIONS.items():
         properties[key]["description"] = description
@@ -47,6 +50,20 @@ def json_schema() -> dict[str, Any]:
     }
 
 
+def _gate() -> dict[str, Any]:
+    """Return the schema of ``[gate]``: plain values, no axes."""
+    own = {key: _described(field) for key, field in MetricGate.model_json_schema()["properties"].items()}
+    table = {"type": "object", "additionalProperties": False}
+    fields = GateSpec.model_json_schema()["properties"]
+    properties = {key: _described(field) for key, field in fields.items() if key != "metrics"}
+    metrics = {
+        "type": "object",
+        "description": fields["metrics"]["description"],
+        "additionalProperties": table | {"properties": own},
+    }
+    return table | {"properties": properties | {"metrics": metrics}}
+
+
 def _table(table: str) -> dict[str, Any]:
     """Return the schema of a part of a cell: the fields of every type it may have, each maybe a list."""
     properties: dict[str, Any] = {}
@@ -58,11 +75,7 @@ def _table(table: str) -> dict[str, Any]:
 
 
 def _field(key: str, field: dict[str, Any]) -> dict[str, Any]:
-    about = {name: field[name] for name in ("description", "default") if field.get(name) is not None}
-    one = {name: value for name, value in field.items() if name not in ("title", "description", "default")}
-    if "anyOf" in one:  # TOML has no null: an optional key is left out
-        kinds = [kind for kind in one.pop("anyOf") if kind != {"type": "null"}]
-        one |= kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    about, one = _parted(field)
     if key in CHOICES:
         return {"enum": list(CHOICES[key])} | {
             "description": f"Which other keys have a meaning: {key} decides."
@@ -73,6 +86,21 @@ def _field(key: str, field: dict[str, Any]) -> dict[str, Any]:
     if key == "overrides":
         return about | {"type": "object", "additionalProperties": _lever(one["additionalProperties"])}
     return about | _lever(one)
+
+
+def _parted(field: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a field is about, and the schema of one value of it."""
+    about = {name: field[name] for name in ("description", "default") if field.get(name) is not None}
+    one = {name: value for name, value in field.items() if name not in ("title", "description", "default")}
+    if "anyOf" in one:  # TOML has no null: an optional key is left out
+        kinds = [kind for kind in one.pop("anyOf") if kind != {"type": "null"}]
+        one |= kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    return about, one
+
+
+def _described(field: dict[str, Any]) -> dict[str, Any]:
+    about, one = _parted(field)
+    return about | one
 
 
 def _lever(one: dict[str, Any]) -> dict[str, Any]:

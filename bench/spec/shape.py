@@ -10,6 +10,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from bench.spec.exclusions import Exclusion, read_exclusion
+from bench.spec.gate import read_gate
 from bench.spec.layout import CATALOGUED, CHOICES, DEVICE, METHODS, NAME, SECTIONS, TOP, fields_of
 from bench.spec.positions import Path
 from bench.spec.problems import Problems, shown
@@ -26,7 +27,7 @@ _SETTING = FieldInfo(annotation=int | float | bool | str)
 def sound_part(data: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
     """Return what is sound of a file's ``data``, in the same layout, and note the rest in ``problems``.
 
-    ``exclude`` is returned as ``Exclusion`` objects.
+    ``exclude`` is returned as ``Exclusion`` objects, ``gate`` as a ``GateSpec``.
     """
     return _Shape(problems).scenario(data)
 
@@ -48,6 +49,8 @@ class _Shape:
         sound["methods"] = self.named("methods", "method", data)
         if "data" not in data:
             self.problems.add((), 'there is no [data] table; say what to train on, e.g. source = "synthetic"')
+        gate = data.get("gate", {})
+        sound["gate"] = read_gate(gate if self.is_table(gate, ("gate",)) else {}, self.problems)
         return sound | self.sections(data, ()) | {"exclude": self.exclusions(data.get("exclude", []))}
 
     def named(self, what: str, part: str, data: Mapping[str, Any]) -> dict[str, Any]:
