@@ -71,7 +71,7 @@ class Owners:
     def _in_session(self, pid: int) -> bool:
         try:
             return os.getsid(pid) == self._worker_pid
-        except OSError:  # gone, or a number of another namespace
+        except (OSError, OverflowError):  # gone, or a number of another namespace
             return False
 
 
