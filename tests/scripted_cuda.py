@@ -40,7 +40,7 @@ class ScriptedCuda:
         )
 
     def run_out(self, requested_bytes: int, allocated_bytes: int, reserved_bytes: int) -> None:
-        """Fail to allocate as torch does: first its observers, with the counters as they are, then the error."""
+        """Fail to allocate as torch does: first its observers, while nothing has died, then the error."""
         self.allocated_bytes, self.reserved_bytes = allocated_bytes, reserved_bytes
         for observer in self.observers:
             observer(0, requested_bytes, 24 * 1024**3, 0)
