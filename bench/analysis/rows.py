@@ -10,9 +10,18 @@ from typing import Literal
 from bench.analysis.lints import Doubted
 from bench.analysis.paired import Paired
 from bench.analysis.steady import Trend
+from bench.results.gpu import Isolation
 from bench.results.records import Category, Caveat, Outcome
 
-Instrument = Literal["ledger", "host_net", "host", "cuda_allocated", "cuda_reserved"]
+Instrument = Literal[
+    "ledger",
+    "host_net",
+    "host",
+    "cuda_allocated",
+    "cuda_reserved",
+    "nvml_process",
+    "nvml_device_delta",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +43,8 @@ class Peak:
 class Throughput:
     """Non-padding tokens per second: the median over steps, then over runs.
 
-    The spread is the range over runs when there are several, else the middle half of the steps.
+    The spread is the range over runs when there are several, else the middle half of the steps. *Throttled*
+    says that in one run at least the card was too hot, or its supply too weak, for its own speed.
     """
 
     tokens_per_second: float
@@ -45,6 +55,7 @@ class Throughput:
     steps: int
     trend: Trend
     against_full: float | None = None
+    throttled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +77,26 @@ class Accuracy:
     change: Paired | None
     not_paired: str | None = None
     against_full: Paired | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSeen:
+    """What NVML showed besides peaks: the median over runs, or both ends over runs.
+
+    ``isolations`` are the readings that could be told to be the worker's, each with the reason. Power, clock
+    and events are those of the measured steps; the temperature is the highest of the training.
+    """
+
+    isolations: tuple[tuple[Isolation, str], ...]
+    interval_ns: int
+    longest_gap_ns: int
+    non_torch_bytes: int | None
+    energy_per_token_mj: float | None
+    power_mean_mw: float | None
+    sm_clock_min_mhz: int | None
+    sm_clock_max_mhz: int | None
+    temperature_max_c: int | None
+    events: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +202,7 @@ class Row:
     throughput: Throughput | None = None
     accuracies: tuple[Accuracy, ...] = ()
     cause: PeakCause | None = None
+    gpu: GpuSeen | None = None
     losses: Losses | None = None
     merge: Merge | None = None
     times: TimeBreakdown | None = None

@@ -6,7 +6,7 @@ Every function takes the runs of one cell under one key, all with outcome *ok*, 
 import math
 import statistics
 from collections.abc import Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 from bench.analysis.paired import try_pair
 from bench.analysis.rows import (
@@ -26,10 +26,12 @@ from bench.results.readings import (
     accuracy,
     evaluated_tasks,
     evaluation,
+    nvml_peak,
     peak_phase,
     phase_time_ns,
     start_up_bytes,
     step_tokens_per_second,
+    throttle_reasons,
 )
 from bench.results.records import EvaluationReading, Phase, Record
 
@@ -42,6 +44,10 @@ _PHASE_FIELDS: dict[Instrument, PeakField] = {
     "host": "host_peak_bytes",
     "cuda_allocated": "cuda_allocated_peak_bytes",
     "cuda_reserved": "cuda_reserved_peak_bytes",
+}
+_NVML: dict[Instrument, Literal["process", "device_delta"]] = {
+    "nvml_process": "process",
+    "nvml_device_delta": "device_delta",
 }
 _WORST_FIRST: tuple[Verdict, ...] = ("not steady", "too few steps to tell", "no clear trend", "steady")
 _LOSSES_AT_EACH_END = 3
@@ -76,6 +82,9 @@ def _readings(runs: Sequence[Record], instrument: Instrument) -> list[tuple[int,
             and phase.host_peak_bytes is not None
             and (start := start_up_bytes(run)) is not None
         ]
+    if instrument in _NVML:
+        found_by_nvml = [nvml_peak(run, _NVML[instrument]) for run in runs]
+        return [(peak[1], peak[0].name) for peak in found_by_nvml if peak]
     field = _PHASE_FIELDS[instrument]
     found = [(phase, getattr(phase, field)) for run in runs if (phase := peak_phase(run, field))]
     return [(size, phase.name) for phase, size in found]
@@ -96,6 +105,7 @@ def throughput(runs: Sequence[Record]) -> Throughput | None:
         runs=len(medians),
         steps=min(len(values) for values in speeds),
         trend=min((find_trend(values) for values in speeds), key=_badness),
+        throttled=any(throttle_reasons(run) for run in runs),
     )
 
 

@@ -10,15 +10,20 @@ from typing import Any
 
 from bench.analysis import runs as over_runs
 from bench.analysis.caveats import row_caveats
+from bench.analysis.gpu_seen import gpu_seen
 from bench.analysis.lints import lint
 from bench.analysis.paired import try_pair
 from bench.analysis.predicted import against_readings
-from bench.analysis.rows import Accuracy, Comparison, Ending, Peak, Row, Surroundings
+from bench.analysis.rows import Accuracy, Comparison, Ending, Instrument, Peak, Row, Surroundings
 from bench.analysis.surroundings import differences, label_of, place, surroundings
 from bench.errors import UsageError
 from bench.results.readings import evaluation
 from bench.results.records import Caveat, EvaluationReading, Record
 
+_NVML_NAMES: dict[Instrument, str] = {
+    "nvml_process": "the process",
+    "nvml_device_delta": "the device less what was on it before",
+}
 # What a method may have its own value of and still be compared with full fine-tuning: it changes what is
 # learned, not the memory or the arithmetic of a step.
 _MAY_DIFFER = {"learning_rate", "weight_decay", "schedule", "schedule_warmup_steps"}
@@ -111,6 +116,7 @@ def _numbers(ok: Sequence[Record]) -> dict[str, Any]:
         "throughput": over_runs.throughput(ok),
         "accuracies": over_runs.accuracies(ok),
         "cause": over_runs.cause(ok),
+        "gpu": gpu_seen(ok),
         "losses": over_runs.losses(ok),
         "merge": over_runs.merge(ok),
         "times": times,
@@ -166,6 +172,7 @@ def _against_full(row: Row, groups: dict[str, list[Record]], rows: Sequence[Row]
     if row.outcome != "ok":
         return replace(row, reference=full.cell)
     accuracies, caveats = _paired_with(row, groups[row.key], groups[full.key])
+    caveats += _other_instrument(row, full)
     return replace(
         row,
         reference=full.cell,
@@ -191,6 +198,16 @@ def _with_saving(peak: Peak, full: Peak | None) -> Peak:
     if full is None or full.peak_bytes <= 0:
         return peak
     return replace(peak, saving_share=1 - peak.peak_bytes / full.peak_bytes)
+
+
+def _other_instrument(row: Row, full: Row) -> list[Caveat]:
+    """Say that NVML's peaks cannot be set against full fine-tuning's where they are not the same reading."""
+    ours, theirs = ({peak.instrument for peak in one.peaks} & set(_NVML_NAMES) for one in (row, full))
+    if not ours or not theirs or ours & theirs:
+        return []
+    names = [" and ".join(_NVML_NAMES[name] for name in sorted(found)) for found in (ours, theirs)]
+    message = f"NVML's peak is of {names[0]} here and of {names[1]} for full fine-tuning: not compared."
+    return [Caveat(code="nvml-instruments-differ", message=message)]
 
 
 def _ratio(row: Row, full: Row) -> float | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bench.analysis.rows import Comparison, Row
 from bench.analysis.summary import compare
 from bench.errors import InfrastructureError
-from bench.report import details, tables
+from bench.report import details, gpu_tables, tables
 from bench.report.how_read import how_read
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.sentences import sentences
@@ -107,6 +107,8 @@ def _details(comparison: Comparison) -> Iterator[str]:
         ("What set each peak of live tensors", details.cause_table(rows, name)),
         ("Live tensors at the peak, by category", details.category_table(rows, name, unit)),
         ("Peak memory by each instrument", details.memory_table(rows, name, unit)),
+        ("What NVML's peak is of", gpu_tables.isolation_table(rows, name)),
+        ("The GPU during the measured steps", gpu_tables.gpu_table(rows, name, unit)),
         ("Peak memory, predicted and read", details.predicted_table(rows, name, unit)),
         ("Speed", details.speed_table(rows, name)),
         ("Accuracy", details.accuracy_table(rows, name)),

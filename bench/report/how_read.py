@@ -6,6 +6,7 @@ from bench.analysis.rows import Instrument, Row
 from bench.analysis.steady import SIGNIFICANCE, SMALLEST_DRIFT_SHARE
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import share
+from bench.results.readings import LEAST_ENERGY_TIME_NS, NS_PER_SECOND
 
 _INSTRUMENTS: dict[Instrument, str] = {
     "ledger": (
@@ -22,6 +23,14 @@ _INSTRUMENTS: dict[Instrument, str] = {
     ),
     "cuda_reserved": (
         "torch.cuda.max_memory_reserved: what torch's caching allocator held, fragmentation included"
+    ),
+    "nvml_process": (
+        "the most that NVML gave the worker's process over loading and training, context and libraries "
+        "included: the largest of samples, so that shorter spikes are missed"
+    ),
+    "nvml_device_delta": (
+        "where NVML tells no bytes of a process: the most used on the whole device, less what was used "
+        "before the worker started; the largest of samples"
     ),
 }
 
@@ -44,6 +53,14 @@ def how_read(rows: Sequence[Row]) -> list[str]:
             "**Predicted**: before the run, by tracing the window on tensors without data, every sequence at "
             "its full length. The difference is the prediction (of a band its top) less the reading, over "
             "the reading."
+        )
+    if any(row.gpu for row in rows):
+        lines.append(
+            "**NVML**: asked by the parent process, never by the worker. Which of its readings is the "
+            "worker's was tested before loading, by a block of known size. *Not torch's*: NVML less torch's "
+            "reserved bytes as the worker stood still after the measured steps. Energy per token: the card's "
+            f"counter over the measured steps, if these took {LEAST_ENERGY_TIME_NS / NS_PER_SECOND:g} s or "
+            "more, since it is brought up to date every 20 to 100 ms."
         )
     if any(row.throughput for row in rows):
         lines.append(

@@ -64,7 +64,8 @@ def _takes(row: Row, unit: MemoryUnit) -> str:
     if peak:
         said.append(f"peaks at {unit.show(peak.peak_bytes)} ({INSTRUMENT_NAMES[peak.instrument]})")
     if row.throughput:
-        said.append(f"trains {significant(row.throughput.tokens_per_second)} tokens/s")
+        speed = f"trains {significant(row.throughput.tokens_per_second)} tokens/s"
+        said.append(f"{speed} while throttled" if row.throughput.throttled else speed)
     return " and ".join(said) or "was measured in neither memory nor speed"
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from bench.analysis.lints import Doubted
-from bench.analysis.rows import Comparison, Instrument, Row
+from bench.analysis.rows import Comparison, Instrument, Row, Throughput
 from bench.report.layout import Table
 from bench.report.text import (
     GIBIBYTES,
@@ -23,9 +23,18 @@ INSTRUMENT_NAMES: dict[Instrument, str] = {
     "host": "process, start-up included",
     "cuda_allocated": "GPU, allocated",
     "cuda_reserved": "GPU, reserved",
+    "nvml_process": "GPU, process by NVML",
+    "nvml_device_delta": "GPU, device by NVML less idle",
 }
 # The process with its start-up is below, among the details: it says more about Python than about a method.
-_COMPARED: tuple[Instrument, ...] = ("ledger", "host_net", "cuda_allocated", "cuda_reserved")
+_COMPARED: tuple[Instrument, ...] = (
+    "ledger",
+    "host_net",
+    "cuda_allocated",
+    "cuda_reserved",
+    "nvml_process",
+    "nvml_device_delta",
+)
 _LARGE_BYTES = 16 * GIBIBYTES.size_bytes
 _SMALL_BYTES = 100 * MEBIBYTES.size_bytes
 
@@ -134,7 +143,13 @@ def _speed(row: Row) -> str:
         return NOT_MEASURED
     speed = row.throughput
     text = f"{significant(speed.tokens_per_second)} ({significant(speed.low)} to {significant(speed.high)})"
+    return _flagged_speed(text, row, speed)
+
+
+def _flagged_speed(text: str, row: Row, speed: Throughput) -> str:
+    """Mark a speed that had not settled, or that is not the card's own."""
     text = f"{text}, not steady" if speed.trend.verdict == "not steady" else text
+    text = f"{text}, throttled" if speed.throttled else text
     return _flagged(text, row, "speed")
 
 
@@ -180,8 +195,7 @@ def _speed_and_ratio(row: Row) -> str:
     text = significant(row.throughput.tokens_per_second)
     ratio = row.throughput.against_full
     text = text if ratio is None else f"{text} ({ratio:.2f})"
-    text = f"{text}, not steady" if row.throughput.trend.verdict == "not steady" else text
-    return _flagged(text, row, "speed")
+    return _flagged_speed(text, row, row.throughput)
 
 
 def _accuracy_only(task: str) -> Callable[[Row], str]:

@@ -7,9 +7,17 @@ import statistics
 from collections.abc import Iterable
 from typing import Literal
 
+from bench.results.clock_events import INVALIDATING
+from bench.results.gpu import GpuPhase, GpuReading
 from bench.results.records import EvaluationReading, Phase, PhaseReading, Record, StepSample
 
 NS_PER_SECOND = 1_000_000_000
+
+# NVML's counters are brought up to date every 20 to 100 ms (Yang, Adamek and Armour, "Accurate and Convenient
+# Energy Measurements for GPUs", SC 2024, arXiv:2312.02741), so that a difference is off by up to 100 ms of
+# power: over two seconds, 5 %.
+LEAST_ENERGY_TIME_NS = 2 * NS_PER_SECOND
+LEAST_ENERGY_SAMPLES = 20
 
 # What a user needs for training itself. Evaluation and the instrumented steps after it are left out:
 # they would not run in a plain training job.
@@ -37,8 +45,12 @@ def read_metrics(record: Record) -> dict[str, float | int | None]:
         "host_peak_bytes": peak_bytes(record, "host_peak_bytes"),
         "cuda_allocated_peak_bytes": peak_bytes(record, "cuda_allocated_peak_bytes"),
         "cuda_reserved_peak_bytes": peak_bytes(record, "cuda_reserved_peak_bytes"),
+        "nvml_process_peak_bytes": _bytes_of(nvml_peak(record, "process")),
+        "nvml_device_delta_peak_bytes": _bytes_of(nvml_peak(record, "device_delta")),
+        "non_torch_bytes": measurement.gpu.non_torch_bytes if measurement.gpu else None,
         "tokens_per_second": _median(step_tokens_per_second(record)),
         "step_time_ns": _median(step.step_time_ns for step in measured_steps(record)),
+        "energy_per_token_mj": energy_per_token_mj(record),
         "load_time_ns": phase_time_ns(record, ("load",)),
         "step_flops": flops.step_flops if flops else None,
         "op_count": ledger.op_count if ledger else None,
@@ -78,6 +90,53 @@ def peak_bytes(record: Record, field: PeakField) -> int | None:
     """Return the highest peak of the training phases by one instrument, in bytes."""
     phase = peak_phase(record, field)
     return None if phase is None else getattr(phase, field)
+
+
+def nvml_peak(record: Record, instrument: Literal["process", "device_delta"]) -> tuple[GpuPhase, int] | None:
+    """Return the training phase with the highest peak by NVML, and its bytes.
+
+    Only where NVML could be held to this instrument; None if it told nothing in a phase that was sampled.
+    """
+    gpu = record.measurement.gpu
+    if gpu is None or gpu.isolation != instrument:
+        return None
+    sampled = [phase for phase in gpu.phases if phase.name in TRAINING_PHASES and phase.samples]
+    peaks = [(phase, size) for phase in sampled if (size := _nvml_bytes(phase, gpu)) is not None]
+    return max(peaks, key=lambda peak: peak[1]) if peaks and len(peaks) == len(sampled) else None
+
+
+def _nvml_bytes(phase: GpuPhase, gpu: GpuReading) -> int | None:
+    if gpu.isolation == "process":
+        return phase.process_peak_bytes
+    if phase.device_peak_bytes is None or gpu.idle_device_bytes is None:
+        return None
+    return max(0, phase.device_peak_bytes - gpu.idle_device_bytes)
+
+
+def _bytes_of(peak: tuple[GpuPhase, int] | None) -> int | None:
+    return None if peak is None else peak[1]
+
+
+def energy_per_token_mj(record: Record) -> float | None:
+    """Return millijoules for a non-padding token of the measured steps; None where they took too short.
+
+    The counter's mean power between its first and last reading, times what the phase took.
+    """
+    gpu, duration_ns = record.measurement.gpu, phase_time_ns(record, ("steady",))
+    steady = gpu.phase("steady") if gpu else None
+    tokens = sum(step.tokens.non_padding for step in measured_steps(record))
+    if steady is None or steady.energy_mj is None or not steady.energy_time_ns or not duration_ns:
+        return None
+    if steady.energy_time_ns < LEAST_ENERGY_TIME_NS or steady.samples < LEAST_ENERGY_SAMPLES or not tokens:
+        return None
+    return steady.energy_mj / steady.energy_time_ns * duration_ns / tokens
+
+
+def throttle_reasons(record: Record) -> int:
+    """Return the bits of ``bench.results.clock_events`` that made the measured steps' speed worthless."""
+    gpu = record.measurement.gpu
+    steady = gpu.phase("steady") if gpu else None
+    return steady.event_reasons & INVALIDATING if steady else 0
 
 
 def start_up_bytes(record: Record) -> int | None:

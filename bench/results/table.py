@@ -13,7 +13,15 @@ from pydantic import BaseModel
 
 from bench.errors import InfrastructureError, UsageError
 from bench.metrics import METRICS
-from bench.results.readings import accuracy, evaluated_tasks, evaluation, headline_evaluation, read_metrics
+from bench.results.clock_events import name_events
+from bench.results.readings import (
+    accuracy,
+    evaluated_tasks,
+    evaluation,
+    headline_evaluation,
+    read_metrics,
+    throttle_reasons,
+)
 from bench.results.records import Record
 from bench.spec.types import (
     EvaluationSpec,
@@ -47,7 +55,8 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
 
     Columns: what was run (``cell``, ``run``, every lever as ``training_micro_batch``), how it ended
     (``outcome``, ``failure_message``), every metric of ``bench.metrics`` under its name with its unit, the
-    accuracy of each task, caveats, and the environment. A lever that a method does not have is NA.
+    accuracy of each task, which of NVML's readings is meant, caveats, and the environment. A lever that a
+    method does not have is NA.
     """
     rows = [dict(_row(record)) for record in records]
     columns = dict.fromkeys([*_fixed_columns(), *(name for row in rows for name in row)])
@@ -84,6 +93,7 @@ def _fixed_columns() -> list[str]:
     return [
         *("cell", "scenario", "key", "run", "outcome", "failure_phase", "failure_message", "device"),
         *METRICS,
+        *("nvml_isolation", "throttled"),
         *("accuracy_task", "accuracy_items", "parameters_total", "total_time_ns", "caveats", "started_at"),
         *levers,
     ]
@@ -97,6 +107,9 @@ def _row(record: Record) -> Iterator[tuple[str, Any]]:
     yield "failure_phase", failure and failure.phase
     yield "failure_message", failure and failure.message
     yield from read_metrics(record).items()
+    gpu = record.measurement.gpu
+    yield "nvml_isolation", gpu and gpu.isolation
+    yield "throttled", ", ".join(name_events(throttle_reasons(record))) or None
     headline = headline_evaluation(record, "after") or headline_evaluation(record, "before")
     yield "accuracy_task", headline and headline.task
     yield "accuracy_items", headline and len(headline.items)
