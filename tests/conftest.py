@@ -24,6 +24,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     on_weights = [item for item in items if item.get_closest_marker("weights")]
     if on_gpu and not config.getoption("--gpu"):
         _skip(on_gpu, "needs a CUDA device; run pytest --gpu on a machine that has one")
+    elif on_gpu and not _cuda_is_here():
+        _skip(on_gpu, "torch finds no CUDA device here; see bench doctor")
     if on_weights and not _weights_are_here():
         _skip(on_weights, "needs the SmolLM2 weights in the cache; run `make weights`")
 
@@ -31,6 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _skip(items: list[pytest.Item], reason: str) -> None:
     for item in items:
         item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _cuda_is_here() -> bool:
+    """Ask torch, which is imported only where a test on a GPU is asked for."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _weights_are_here() -> bool:
