@@ -1,7 +1,7 @@
 """Measuring for a gate: two environments, the *sides*, run cell by cell in turn (A B B A …) in one sitting.
 
-    with prepared_sides(base="peft==0.20.0", candidate=None) as (base, candidate):      # sides.py
-        result = run_sitting(cells, base, candidate, judge, SittingOptions(folder=…))   # sitting.py
+    with prepared_sides("peft==0.20.0", None) as sides:                                 # sides.py
+        result = run_sitting(cells, sides, judge, SittingOptions(folder=…))             # sitting.py
     result.records["base"], result.records["candidate"]     # that count, in the order run
     result.sitting                                          # who, in which order, when, why it stopped
 

@@ -1,0 +1,105 @@
+"""The sitting on disk, kept in step with what is run: each record, and who ran when in which order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from bench.gate.observe import GateObserver
+from bench.gate.process import SideProcess
+from bench.gate.schedule import Turn
+from bench.results.records import Record
+from bench.results.sittings import (
+    SIDES,
+    SITTING_FILE,
+    WARM_UP_FOLDER,
+    SideName,
+    Sitting,
+    SittingRun,
+    counted_runs,
+    write_stored,
+)
+from bench.results.store import record_file_name, write_record
+from bench.run import interrupts
+from bench.run.sweep import MOST_RERUNS
+
+Purpose = Literal["warm-up", "measured", "check"]
+NS_PER_SECOND = 1e9
+
+
+def utc_now() -> str:
+    """Return the time, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(kw_only=True)
+class Logbook:
+    """Has runs made, and writes each down before the next begins; ``records`` holds all, by side and file."""
+
+    folder: Path
+    sitting: Sitting
+    processes: Mapping[SideName, SideProcess]
+    observer: GateObserver
+    records: dict[SideName, dict[str, Record]] = field(default_factory=lambda: {side: {} for side in SIDES})
+
+    def run(self, turn: Turn, purpose: Purpose) -> None:
+        """Make one run. One that others spoilt is kept, and made again at once, twice at most."""
+        for _ in range(1 + MOST_RERUNS):
+            self.observer.run_started(turn.cell, turn.side, turn.repeat)
+            with interrupts.held():  # an interrupt comes before a run's end or after it was written down
+                record, run = self._run_once(turn, purpose)
+            self.observer.run_ended(run, record)
+            if record.outcome != "contaminated":
+                return
+
+    def _run_once(self, turn: Turn, purpose: Purpose) -> tuple[Record, SittingRun]:
+        warm_up = purpose == "warm-up"
+        earlier = sum(
+            (run.cell, run.side, run.purpose == "warm-up") == (turn.cell.id, turn.side, warm_up)
+            for run in self.sitting.runs
+        )
+        record = self.processes[turn.side].run(turn.cell, earlier + 1)
+        folder = self.folder / turn.side
+        folder = folder / WARM_UP_FOLDER if warm_up else folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(folder, record)
+        run = SittingRun(
+            cell=turn.cell.id,
+            side=turn.side,
+            purpose=purpose,
+            repeat=turn.repeat,
+            started_at=record.started_at,
+            total_ns=record.total_ns,
+            outcome=record.outcome,
+            file=record_file_name(record),
+        )
+        if not warm_up:
+            self.records[turn.side][run.file] = record
+        self.note(runs=(*self.sitting.runs, run))
+        return record, run
+
+    def note(self, **changes: object) -> None:
+        """Change the sitting and write it."""
+        self.sitting = self.sitting.model_copy(update=changes)
+        write_stored(self.folder / SITTING_FILE, self.sitting)
+
+    def counted(self) -> dict[SideName, tuple[Record, ...]]:
+        """Return the records that count so far, by side and in the order run."""
+        runs = counted_runs(self.sitting.runs)
+        return {
+            side: tuple(self.records[side][run.file] for run in runs if run.side == side) for side in SIDES
+        }
+
+    def all_ran(self, cell_id: str) -> bool:
+        """Tell whether every run of a cell so far was measured to its end, or was spoilt by others."""
+        return all(run.outcome in {"ok", "contaminated"} for run in self.sitting.runs if run.cell == cell_id)
+
+    def longest_repeat_s(self, cell_id: str) -> float:
+        """Return how long a repeat of a cell took at most so far, warm-ups included; 0 where none was made."""
+        took: dict[tuple[str, int], int] = {}
+        for run in self.sitting.runs:
+            if run.cell == cell_id:
+                part = (run.purpose, run.repeat)
+                took[part] = took.get(part, 0) + run.total_ns
+        return max(took.values(), default=0) / NS_PER_SECOND

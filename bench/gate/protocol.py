@@ -1,0 +1,77 @@
+"""What a gate and one of its sides say to each other: one JSON object a line, each way on a pipe of its own.
+
+History (``PROTOCOL_VERSION``): 1 (2026-11-22): first.
+"""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, TypeAdapter
+
+from bench.results.records import Environment, Record
+from bench.results.stored import Positive, Stored
+
+PROTOCOL_VERSION: Final = 1
+MAX_ANSWER_BYTES = 64 * 1024**2
+
+
+class Opening(Stored):
+    """The first line: what the side needs to know once.
+
+    ``stamped`` are packages that this side imports from sources, whose version is then ``VERSION+label``;
+    ``located`` are those of either side, whose place is wanted.
+    """
+
+    trust_remote_code: bool = False
+    stamped: tuple[str, ...] = ()
+    label: str = ""
+    located: tuple[str, ...] = ()
+
+
+class Assignment(Stored):
+    """Run a cell once, as its run number so and so."""
+
+    cell_json: str
+    run: Positive
+
+
+class Greeting(Stored):
+    """Who answers; sent before anything heavy is imported, so it is read by every later version."""
+
+    type: Literal["greeting"] = "greeting"
+    protocol: int
+    record_schema: int
+    python: str
+
+
+class Ready(Stored):
+    """The libraries are imported, and a worker has looked at the machine."""
+
+    type: Literal["ready"] = "ready"
+    environment: Environment
+    cuda_name: str | None = None
+    locations: dict[str, str | None] = Field(description="By package; None where it is not found.")
+
+
+class Note(Stored):
+    """Something the user has to know, in one sentence."""
+
+    type: Literal["note"] = "note"
+    text: str
+
+
+class Made(Stored):
+    """An assignment is done."""
+
+    type: Literal["made"] = "made"
+    record: Record
+
+
+class Broken(Stored):
+    """The side cannot go on; it ends after this."""
+
+    type: Literal["broken"] = "broken"
+    message: str
+
+
+Answer = Annotated[Greeting | Ready | Note | Made | Broken, Field(discriminator="type")]
+ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)

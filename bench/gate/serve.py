@@ -1,0 +1,170 @@
+"""One side of a gate: a process that runs the cells it is given, one at a time, and hands back their records.
+
+Started by ``process.py`` with the side's interpreter and path. Jobs come on standard input, answers go to a
+pipe of their own; whatever is printed here does not matter.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from typing import IO
+
+from packaging.utils import canonicalize_name
+
+from bench.errors import BenchError
+from bench.gate.protocol import (
+    PROTOCOL_VERSION,
+    Answer,
+    Assignment,
+    Broken,
+    Greeting,
+    Made,
+    Note,
+    Opening,
+    Ready,
+)
+from bench.results.environment import KEY_PACKAGES, OTHER_PACKAGES, read_environment
+from bench.results.records import SCHEMA_VERSION, DeviceFacts, Environment, Record
+from bench.run import interrupts
+from bench.run.availability import why_unavailable
+from bench.run.cell_runs import CellRunner
+from bench.run.child import die_with_parent
+from bench.run.inputs import inputs_digest
+from bench.run.launch import Launcher
+from bench.run.observe import NullObserver
+from bench.run.plan import PlannedRun, run_key
+from bench.run.sweep import probe
+from bench.run.sweep_gpu import SweepGpu, sweep_gpu
+from bench.spec.types import Cell
+
+Tell = Callable[[Answer], None]
+
+
+class _Noting(NullObserver):
+    """Passes on what a user has to know."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._tell(Note(text=text))
+
+
+def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None:
+    """Greet, get ready, and work until standard input ends.
+
+    ``answers`` and ``lifeline`` are inherited descriptors: one is written to, and when the other's far end
+    is closed, the kernel ends this process and its group.
+    """
+    die_with_parent(lifeline)
+    jobs = _take_over_input()
+    tell = functools.partial(_tell, os.fdopen(answers, "wb", closefd=False))
+    os.set_inheritable(answers, False)  # noqa: FBT003 - the parameter has no name
+    tell(Greeting(protocol=PROTOCOL_VERSION, record_schema=SCHEMA_VERSION, python=platform.python_version()))
+    with interrupts.caught():
+        try:
+            opening = Opening.model_validate_json(jobs.readline())
+            run = _ready(opening, tell, launcher or Launcher())
+            for line in jobs:
+                assignment = Assignment.model_validate_json(line)
+                tell(Made(record=run(Cell.model_validate_json(assignment.cell_json), assignment.run)))
+        except BenchError as error:
+            tell(Broken(message=str(error)))
+        except KeyboardInterrupt:
+            return
+
+
+def _take_over_input() -> IO[bytes]:
+    """Return standard input, kept from the processes that are started here."""
+    jobs = os.fdopen(os.dup(0), "rb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return jobs
+
+
+def _tell(pipe: IO[bytes], answer: Answer) -> None:
+    pipe.write(answer.model_dump_json().encode() + b"\n")
+    pipe.flush()
+
+
+def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Cell, int], Record]:
+    """Look at this machine and return what runs a cell, given the number of the run."""
+    observer = _Noting(tell)
+    environment = stamped(read_environment(), opening)
+    facts = probe(launcher, observer)
+    locations = {name: _location(name) for name in opening.located}
+    tell(Ready(environment=environment, cuda_name=facts.cuda_name, locations=locations))
+    inputs: dict[str, str | None] = {}
+    runner = CellRunner(
+        launcher=launcher,
+        observer=observer,
+        environment=environment,
+        facts=facts,
+        inputs=inputs,
+        gpu=SweepGpu(),
+        trust_remote_code=opening.trust_remote_code,
+    )
+
+    def run(cell: Cell, number: int) -> Record:
+        inputs[cell.id] = inputs_digest(cell)
+        planned = PlannedRun(
+            cell=cell,
+            key=run_key(cell, environment, facts, inputs[cell.id]),
+            run=number,
+            reason=why_unavailable(cell, facts, environment),
+        )
+        # Held for this run only: the other side's run is next.
+        with _gpu(cell, facts, observer) as runner.gpu:
+            return runner.run(planned)
+
+    return run
+
+
+def _gpu(
+    cell: Cell, facts: DeviceFacts, observer: NullObserver
+) -> contextlib.AbstractContextManager[SweepGpu]:
+    if cell.device == "cuda" and facts.cuda_available:
+        return sweep_gpu(facts, observer)
+    return contextlib.nullcontext(SweepGpu())
+
+
+def stamped(environment: Environment, opening: Opening) -> Environment:
+    """Return the environment with versions marked of what is imported from sources, as in 0.21.2+git.1a2b3c.
+
+    Metadata is that of the installed package, which the sources hide.
+    """
+    if not opening.stamped:
+        return environment
+    by_package = metadata.packages_distributions()
+    versions = dict(environment.versions)
+    for package in opening.stamped:
+        for distribution in by_package.get(package, [package]):
+            name = canonicalize_name(distribution)
+            if name in KEY_PACKAGES or name in OTHER_PACKAGES:
+                version = versions.get(name, "0")
+                versions[name] = f"{version}{'.' if '+' in version else '+'}{opening.label}"
+    return environment.model_copy(update={"versions": versions})
+
+
+def _location(package: str) -> str | None:
+    """Return where a package would be imported from, without importing it."""
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    if found is None:
+        return None
+    if found.origin is not None:
+        return found.origin
+    return next(iter(found.submodule_search_locations or ()), None)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]))
