@@ -1,4 +1,4 @@
-"""One side of a gate with replay workers in the place of training: ``python replay_serve.py ANSWERS LIFELINE``.
+"""One side of a gate with replay workers: ``python replay_serve.py ANSWERS LIFELINE``.
 
 Two processes that work at the same moment would both hold the file named by ``REPLAY_ALONE``: then it fails.
 """

@@ -118,7 +118,8 @@ def open_logbook(
         before = sitting.facts(side.name)
         if before.environment is not None and before.environment.versions != ready.environment.versions:
             raise UsageError(
-                f"the sitting in {folder} cannot be resumed: versions of the {side.name} changed since; run it "
+                f"the sitting in {folder} cannot be resumed: versions of the {side.name} changed since; run "
+                "it "
                 "without --resume"
             )
         _require_from_tree(side, ready)
@@ -156,7 +157,8 @@ def _where_from(side: Side, ready: Ready) -> list[Caveat]:
     if not installed:
         return []
     message = (
-        f"The {side.name} imports {' and '.join(installed)} as installed, not from the repository; give a folder "
+        f"The {side.name} imports {' and '.join(installed)} as installed, not from the repository; give a "
+        "folder "
         "(--candidate .) to have it as it lies there."
     )
     return [Caveat(code="as-installed", message=message)]

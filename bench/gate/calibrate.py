@@ -1,4 +1,4 @@
-"""The environment as it is against itself: what this machine's runs of a scenario spread when nothing changed."""
+"""The environment as it is against itself: how far runs spread when nothing changed."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class CalibrateOptions:
     """Where the calibration goes, and how much is run: ``repeats`` runs of each of two sides in each sitting.
 
     Each side of each sitting is a group. Two sittings of three repeats are four groups of three runs: eight
-    degrees of freedom, and more would not count for more (``MOST_PRIOR_DEGREES`` in ``analysis/moderated.py``).
+    degrees of freedom, and more would not weigh more (``MOST_PRIOR_DEGREES``, ``analysis/moderated.py``).
     """
 
     folder: Path
@@ -74,7 +74,7 @@ def _never_decided(records: Mapping[SideName, Sequence[Record]], repeats: int) -
 
 
 def calibration_of(cells: Sequence[Cell], sittings: Sequence[SittingRecords]) -> Calibration:
-    """Return what sittings of unchanged code say. Raises ``InfrastructureError`` where nothing was measured."""
+    """Return what sittings of unchanged code say. Raises ``InfrastructureError`` where all of it failed."""
     calibrated, caveats = [], []
     for cell in cells:
         groups = tuple(

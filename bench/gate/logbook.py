@@ -96,7 +96,7 @@ class Logbook:
         return all(run.outcome in {"ok", "contaminated"} for run in self.sitting.runs if run.cell == cell_id)
 
     def longest_repeat_s(self, cell_id: str) -> float:
-        """Return how long a repeat of a cell took at most so far, warm-ups included; 0 where none was made."""
+        """Return how long a repeat of a cell took at most so far, warm-ups included; 0 if none was made."""
         took: dict[tuple[str, int], int] = {}
         for run in self.sitting.runs:
             if run.cell == cell_id:

@@ -76,13 +76,14 @@ def _install(packages: Packages, target: Path) -> None:
         errors = [line for line in said.splitlines() if line.startswith("ERROR")] or said.splitlines()
         last = errors[-1].removeprefix("ERROR: ").strip() if errors else "it said nothing"
         raise InfrastructureError(
-            f"pip cannot install {', '.join(pins)} ({last.rstrip('.')}); check the versions, or give a virtual "
+            f"pip cannot install {', '.join(pins)} ({last.rstrip('.')}); check the versions, or give a "
+            "virtual "
             "environment that has them"
         )
 
 
 def unmet(folder: Path, beneath: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return a sentence for each requirement that the overlay leaves unmet, its packages' and others' on them.
+    """Return a sentence for each requirement of or on the overlay's packages that is left unmet.
 
     Metadata only, as ``pip check`` does it. ``beneath`` is the path it lies over, this process's by default.
     """
@@ -99,7 +100,8 @@ def unmet(folder: Path, beneath: Sequence[str] | None = None) -> tuple[str, ...]
                 continue
             there = f"{needed} {found.version} is there" if found is not None else "it is not installed"
             sentences.append(
-                f"{name} {distribution.version} needs {requirement.name}{requirement.specifier}, and {there}; "
+                f"{name} {distribution.version} needs {requirement.name}{requirement.specifier}, and "
+                f"{there}; "
                 "dependencies of laid-over packages are not resolved."
             )
     return tuple(sentences)

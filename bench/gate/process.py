@@ -64,7 +64,8 @@ class SideProcess:
             )
         except OSError as error:
             raise UsageError(
-                f"the {side.name} cannot be started: {side.python.name} of {side.facts.understood} does not run "
+                f"the {side.name} cannot be started: {side.python.name} of {side.facts.understood} does not "
+                "run "
                 f"({error.strerror}); check the path"
             ) from error
         finally:
@@ -126,7 +127,7 @@ class SideProcess:
             stdin.flush()
 
     def _expect(self, kind: type[_Kind], deadline_s: float) -> _Kind:
-        """Return the next answer but notes. Raises ``InfrastructureError`` where it is another, or none comes."""
+        """Return the next answer but notes. Raises ``InfrastructureError`` for another, or none."""
         while True:
             answer = self._answer(deadline_s)
             if isinstance(answer, Note):
@@ -144,7 +145,8 @@ class SideProcess:
                 ready = wait([self._answers], max(0.0, deadline_s - time.monotonic()))
             if not ready:
                 raise InfrastructureError(
-                    f"the {self.side.name} does not answer any more; look at what its process does, then run the "
+                    f"the {self.side.name} does not answer any more; look at what its process does, then run "
+                    "the "
                     "same command again"
                 )
             content = os.read(self._answers, _READ_BYTES)
@@ -164,7 +166,8 @@ class SideProcess:
 
     def _garbled(self, what: str) -> InfrastructureError:
         return InfrastructureError(
-            f"the {self.side.name} answered what cannot be understood ({what}); its finetune-bench differs too "
+            f"the {self.side.name} answered what cannot be understood ({what}); its finetune-bench differs "
+            "too "
             "much from this one, so choose a revision or environment whose is closer"
         )
 
@@ -180,7 +183,8 @@ class SideProcess:
             )
         if "No module named 'bench.gate" in said or "No module named bench.gate" in said:
             return UsageError(
-                f"{side} has a finetune-bench that is too old to be gated, or a package called bench of its own; "
+                f"{side} has a finetune-bench that is too old to be gated, or a package called bench of its "
+                "own; "
                 "choose a later revision"
             )
         code = self._process.returncode

@@ -129,7 +129,8 @@ def _revision(given: str, here: Path, *, required: bool) -> Revision | None:
         if not required:
             return None
         raise UsageError(
-            f"{given} is no path, and no git revision can be meant, since {here} is in no git repository that can "
+            f"{given} is no path, and no git revision can be meant, since {here} is in no git repository "
+            "that can "
             f"be read; {_FORMS}"
         )
     commit = repository.commit_of(given)

@@ -27,7 +27,8 @@ def unrepeatable(records: Mapping[SideName, Sequence[Record]]) -> tuple[Caveat, 
                     caveats.append(
                         Caveat(
                             code="not-repeatable",
-                            message=f"{name} of {cell} differs between runs of the {side} ({shown} {metric.unit}), "
+                            message=f"{name} of {cell} differs between runs of the {side} ({shown} "
+                            f"{metric.unit}), "
                             "so it is no exact metric here.",
                         )
                     )

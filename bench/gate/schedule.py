@@ -29,7 +29,7 @@ class Turn:
 
 
 def turns(cell: Cell, repeats: Iterable[int], made: Sequence[SittingRun]) -> Iterator[tuple[Turn, ...]]:
-    """Yield what is left to run of each repeat of a cell, in order; ``made`` are runs that are there already."""
+    """Yield what is left to run of each repeat of a cell, in order; ``made`` are the runs so far."""
     there = {
         (run.side, run.repeat)
         for run in made

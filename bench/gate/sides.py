@@ -1,4 +1,4 @@
-"""The two sides of a gate made ready: interpreter, path and variables of each, and how its REF was understood."""
+"""The two sides of a gate made ready: interpreter, path, variables, and how each REF was understood."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ _BESIDE = frozenset({"tests", "test", "docs", "doc", "examples", "scripts", "ben
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTree:
-    """Python packages that are imported from where they lie; ``label`` marks their version, as in 1.0+LABEL."""
+    """Python packages imported from where they lie; ``label`` marks their version, as in 1.0+LABEL."""
 
     root: Path
     packages: tuple[str, ...]
@@ -176,13 +176,14 @@ def _imported(tree: SourceTree) -> str:
 
 
 def _source_tree(folder: Path, given: str, *, label: str) -> SourceTree:
-    """Return the packages under src/, or else in the folder itself. Raises ``UsageError`` where there are none."""
+    """Return the packages in src/, or else in the folder itself. Raises ``UsageError`` without any."""
     for root in (folder / "src", folder):
         packages = tuple(sorted({path.parent.name for path in root.glob("*/__init__.py")} - _BESIDE))
         if packages:
             return SourceTree(root=root, packages=packages, label=label)
     raise UsageError(
-        f"{given} has no Python package in its folder or in src/; install it into a virtual environment and give that"
+        f"{given} has no Python package in its folder or in src/; install it into a virtual environment and "
+        "give that"
     )
 
 

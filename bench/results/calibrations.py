@@ -3,7 +3,6 @@
 It holds samples, no variances, and is small enough to be committed.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -61,19 +60,19 @@ class Calibration(Stored):
 
 def samples(record: Record) -> Samples:
     """Return what a run says of each metric that varies between runs, in the units of ``bench.metrics``."""
-    found: dict[str, Sequence[float | None]] = {
+    found: dict[str, tuple[float | None, ...]] = {
         "tokens_per_second": step_tokens_per_second(record),
-        "step_time_ns": [float(step.step_time_ns) for step in measured_steps(record)],
-        "load_time_ns": [phase_time_ns(record, ("load",))],
-        "host_peak_bytes": [peak_bytes(record, "host_peak_bytes")],
-        "cuda_reserved_peak_bytes": [peak_bytes(record, "cuda_reserved_peak_bytes")],
+        "step_time_ns": tuple(step.step_time_ns for step in measured_steps(record)),
+        "load_time_ns": (phase_time_ns(record, ("load",)),),
+        "host_peak_bytes": (peak_bytes(record, "host_peak_bytes"),),
+        "cuda_reserved_peak_bytes": (peak_bytes(record, "cuda_reserved_peak_bytes"),),
     }
     known = {name: tuple(value for value in values if value is not None) for name, values in found.items()}
     return {name: values for name, values in known.items() if values}
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read a calibration from its file or the folder that it is in. Raises ``UsageError`` where there is none."""
+    """Read a calibration from its file or its folder. Raises ``UsageError`` where there is none."""
     file = path / CALIBRATION_FILE if path.is_dir() else path
     return read_stored(file, Calibration, "a calibration", "make one with bench calibrate")
 
@@ -88,7 +87,9 @@ def require_this_machine(
     ]
     pairs.append(("CUDA device", calibration.cuda_name, cuda_name))
     names = sorted({*calibration.environment.threads, *environment.threads})
-    pairs += [(name, calibration.environment.threads.get(name), environment.threads.get(name)) for name in names]
+    pairs += [
+        (name, calibration.environment.threads.get(name), environment.threads.get(name)) for name in names
+    ]
     different = [f"{name} {then} then, {now} now" for name, then, now in pairs if then != now]
     if different:
         raise UsageError(

@@ -1,7 +1,7 @@
 """A sitting as stored: two sides run in turn, in which order, when, and why it ended.
 
-A folder holds ``sitting.json`` and two results folders, ``base`` and ``candidate``; discarded warm-up runs lie
-in a subfolder of each. Nothing here is a verdict: it can be computed again from the records.
+A folder holds ``sitting.json`` and two results folders, ``base`` and ``candidate``, each with the discarded
+warm-up runs in a subfolder. Nothing here is a verdict: it can be computed again from the records.
 """
 
 import os
@@ -81,7 +81,7 @@ class Sitting(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class SittingRecords:
-    """A sitting with the records that count, by side and in the order run: no warm-up, none that was repeated."""
+    """A sitting with the records that count, by side, in the order run: no warm-up, none that was redone."""
 
     folder: Path
     sitting: Sitting
