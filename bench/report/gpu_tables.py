@@ -43,21 +43,17 @@ def gpu_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUnit)
             (
                 name(row),
                 unit.show(gpu.non_torch_bytes),
-                _in_thousands(gpu.energy_per_token_mj, "J"),
-                _in_thousands(gpu.power_mean_mw, "W"),
+                NOT_MEASURED if energy is None else f"{significant(energy)} mJ",
+                NOT_MEASURED if power is None else f"{significant(power / 1000)} W",
                 _clocks(gpu.sm_clock_min_mhz, gpu.sm_clock_max_mhz),
                 NOT_MEASURED if gpu.temperature_max_c is None else f"{gpu.temperature_max_c} °C",
                 ", ".join(gpu.events) or NOT_APPLICABLE,
             )
             for row in rows
             if (gpu := row.gpu)
+            for energy, power in [(gpu.energy_per_token_mj, gpu.power_mean_mw)]
         ),
     )
-
-
-def _in_thousands(value: float | None, unit: str) -> str:
-    """Write thousandths of a unit in that unit."""
-    return NOT_MEASURED if value is None else f"{significant(value / 1000)} {unit}"
 
 
 def _clocks(low_mhz: int | None, high_mhz: int | None) -> str:
