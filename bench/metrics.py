@@ -71,6 +71,14 @@ _ALL = (
         tolerance=0.05,
     ),
     Metric(
+        name="paged_bytes",
+        unit="bytes",
+        better="neither",
+        kind="deterministic",
+        instrument="bitsandbytes",
+        meaning="Optimizer state in CUDA's managed memory after the first step; in no other metric.",
+    ),
+    Metric(
         name="nvml_process_peak_bytes",
         unit="bytes",
         better="lower",

@@ -1,10 +1,13 @@
 """The exact McNemar test on questions joined by id and hash."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from bench.analysis.paired import Paired, pair_items, try_pair
+from bench.analysis.paired import Paired, decide_drop, drop_bounds, drop_p_value, pair_items, try_pair
+from bench.analysis.sequential import DECISIONS
 from bench.errors import UsageError
 from bench.results.records import EvaluationItem
 from records_factory import make_evaluation
@@ -77,3 +80,40 @@ def test_swapping_the_two_mirrors_the_result(answers: list[tuple[bool, bool]]) -
     assert (there.gained, there.lost) == (back.lost, back.gained)
     assert pytest.approx(there.p_value) == back.p_value
     assert 0 < there.p_value <= 1
+
+
+def test_the_one_sided_p_value_is_the_binomial_tail() -> None:
+    """As scipy's exact test one by one; without a loss there is no evidence."""
+    lost, gained = np.array([9.0, 3.0, 0.0, 0.0]), np.array([1.0, 3.0, 5.0, 0.0])
+    expected = [binomtest(9, 10, alternative="greater").pvalue, binomtest(3, 6, alternative="greater").pvalue]
+    assert pytest.approx([*expected, 1.0, 1.0]) == list(drop_p_value(lost, gained))
+
+
+def test_the_interval_of_a_drop() -> None:
+    """Bonett and Price by hand: 30 lost and 10 gained of 198 are 31/200 and 11/200 after adjustment."""
+    lower, upper = drop_bounds(np.array([30.0]), np.array([10.0]), np.array([198.0]), 0.01)
+    width = 2.326348 * ((42 / 200 - 0.1**2) / 200) ** 0.5
+    assert pytest.approx((0.1 - width, 0.1 + width)) == (float(lower[0]), float(upper[0]))
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "items", "expected"),
+    [
+        (0, 0, 1000, "pass"),  # the same answers, and enough of them
+        (0, 0, 10, "undecided"),  # the same answers, but too few to rule out 5 points
+        (75, 25, 1000, "regression"),
+        (9, 0, 1000, "pass"),  # significant, but less than a point
+        (5, 0, 100, "undecided"),  # a drop of 5 points that may be chance
+        (25, 75, 1000, "pass"),
+    ],
+)
+def test_a_drop_needs_evidence_and_size_and_a_pass_enough_questions(
+    lost: int, gained: int, items: int, expected: str
+) -> None:
+    """Neither luck nor too few questions decide."""
+    counts = [np.array([float(count)]) for count in (lost, gained, items)]
+    p_values = drop_p_value(*counts[:2])
+    (decision,) = decide_drop(
+        *counts, family_p_values=p_values, alpha=0.01, minimum_drop=0.01, tolerance=0.05
+    )
+    assert expected == DECISIONS[int(decision)]

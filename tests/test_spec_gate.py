@@ -69,8 +69,10 @@ def test_keys_at_odds_are_told_at_their_place(tmp_path: Path) -> None:
     assert [
         "6: gate.max_repeats: must be at least repeats (9); raise it.",
         "10: gate.metrics.tokens_per_second.tolerance: must be above minimum_effect (0.05); raise it.",
-        "11: gate.metrics.tokens_per_second.direction: "
-        'must be "lower" or "higher" for what varies between runs.',
+        (
+            "11: gate.metrics.tokens_per_second.direction: "
+            'must be "lower" or "higher" for what varies between runs.'
+        ),
         "12: gate.metrics.tokens_per_second.relative_tolerance: is for exact metrics; use tolerance.",
     ] == problems_of(tmp_path, SMALL + gate)
 

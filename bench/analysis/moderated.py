@@ -140,11 +140,12 @@ def weigh(
         pooled, pooled_weight = _pool(own, degrees)
         pooled_weight = np.where(_too_spread(own, degrees, pooled, pooled_weight), 0.0, pooled_weight)
         squares, total = squares + pooled_weight * pooled, total + pooled_weight
-    variance = squares / np.maximum(total, 1.0)
+    complete = np.isfinite(moments.scale)
+    variance = squares / np.maximum(total, 1.0) * np.where(complete, moments.scale, 1.0)
     return Evidence(
         difference=moments.difference,
-        standard_error=np.sqrt(variance * moments.scale),
-        degrees_of_freedom=total,
+        standard_error=np.where(complete, np.sqrt(variance), np.inf),
+        degrees_of_freedom=np.where(complete, total, 0.0),
         calibration_held=held,
     )
 
