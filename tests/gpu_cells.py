@@ -135,7 +135,8 @@ def check_paged(record: Record) -> None:
     paged = record.measurement.paged
     assert paged is not None
     assert paged.paged_bytes == _prediction(record).paged_bytes
-    assert (paged.paged_bytes > 0) == record.cell.training.optimizer.startswith("paged-")
+    if record.cell.method.kind == "full":  # bitsandbytes pages tensors of 100,000 elements and more only
+        assert (paged.paged_bytes > 0) == record.cell.training.optimizer.startswith("paged-")
 
 
 def check_nvml(record: Record) -> None:

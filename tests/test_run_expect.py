@@ -4,16 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from bench.results.plans import Plan
+from bench.results.messages import CellJob, Job
+from bench.results.plans import Plan, PlannedCell
 from bench.results.predictions import Prediction, Refusal
-from bench.results.records import DeviceFacts, Record
+from bench.results.records import DeviceFacts, Failure, Record
 from bench.results.store import load_records
-from bench.run.expect import expect
-from bench.run.launch import Launcher
+from bench.run.expect import beside_expectation, expect
+from bench.run.launch import Launcher, Worker
 from bench.run.observe import NullObserver
 from bench.run.plan import PlanOptions
 from bench.run.sweep import SweepOptions, SweepResult, run_sweep
+from bench.spec.platforms import Platform
 from bench.spec.types import Cell
+from records_factory import make_prediction
 from replay_worker import make_cell, make_facts, replay
 
 GIB = 1024**3
@@ -86,6 +89,78 @@ def test_a_prediction_that_fails_stops_no_run(tmp_path: Path, monkeypatch: pytes
     assert record.outcome == "ok"
     assert isinstance(record.prediction, Refusal)
     assert "cudaMallocAsync" in record.prediction.message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_split_size_mb:abc", "abc is not a whole number."),
+        ("expandable_segment:True", 'Perhaps you meant "expandable_segments"?'),
+        ("garbage_collection_threshold:2", "2 is not a fraction between 0 and 1."),
+    ],
+)
+def test_allocator_settings_that_torch_would_refuse_are_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    """Before a worker is started, with the text and what is wrong with it."""
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", text)
+    (planned,) = expect([on_cuda("ok", 8)], CARD, launcher()).cells
+    assert isinstance(planned.answer, Refusal)
+    assert planned.answer.message.startswith(f'The allocator settings "{text}" cannot be used: ')
+    assert said in planned.answer.message
+
+
+def test_of_two_variables_the_predictor_takes_the_one_that_torch_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CUDA's own, even where it is empty."""
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
+    allocators = []
+    for text in ("expandable_segments:True", ""):
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", text)
+        allocators.append(expect([on_cuda("refused", 8)], CARD, launcher()).allocator)
+    assert allocators == ["expandable_segments:True", ""]
+
+
+def test_running_out_of_memory_is_told_beside_what_was_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the sentence that the record and every report show; a refusal adds nothing."""
+    monkeypatch.setattr("bench.run.sweep.probe", _probe)
+    cell = on_cuda("oom", 22)
+    (record,) = sweep(tmp_path, Watcher(), cell).records
+    assert record.failure is not None
+    assert record.failure.message.endswith(
+        "turn gradient_checkpointing on; predicted to need 24.90 GiB with its CUDA context; "
+        "the card has 22.00 GiB."
+    )
+    on_cpu = PlannedCell(cell=cell, answer=make_prediction(3 * GIB, platform=Platform(device="cpu")))
+    refused = PlannedCell(cell=cell, answer=Refusal(message="No."))
+    failure = Failure(message="Out of memory.")
+    assert [beside_expectation(failure, planned).message for planned in (on_cpu, refused, None)] == [
+        "Out of memory; predicted to hold 3.00 GiB of tensors at its peak.",
+        "Out of memory.",
+        "Out of memory.",
+    ]
+
+
+def test_a_snapshots_file_lies_beside_its_record(tmp_path: Path) -> None:
+    """The worker is told where; hostile ids cannot lead it elsewhere."""
+    told: list[str | None] = []
+
+    class Noting(Launcher):
+        def start(self, job: Job, *, host_memory_gib: float | None = None) -> Worker:
+            """Keep where a snapshot goes."""
+            if isinstance(job, CellJob):
+                told.append(job.snapshot_path)
+            return super().start(job, host_memory_gib=host_memory_gib)
+
+    cell = make_cell("ok", id="../../etc/passwd")
+    for snapshot in (True, False):
+        options = SweepOptions(results=tmp_path, plan=PlanOptions(force=True), snapshot=snapshot)
+        run_sweep([cell], options, Watcher(), Noting(work=replay, preload=["bench.run.child"]))
+    (first, _) = sorted(path.name for path in tmp_path.glob("*.json"))
+    assert told == [str(tmp_path / first.replace(".json", ".snapshot.pickle")), None]
 
 
 def test_a_cuda_cell_is_judged_for_the_card_that_is_there() -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 from bench.analysis.lints import Doubted
 from bench.analysis.paired import Paired
 from bench.analysis.steady import Trend
+from bench.results.cuda import TorchSettings
 from bench.results.gpu import Isolation
 from bench.results.records import Category, Caveat, Outcome
 
@@ -196,6 +197,8 @@ class Row:
     parameters_trainable: int | None = None
     trainable_share: float | None = None
     adapter_file_bytes: int | None = None
+    paged_bytes: int | None = None
+    torch_settings: TorchSettings | None = None
     flops_per_token: float | None = None
     load_time_ns: int | None = None
     peaks: tuple[Peak, ...] = ()

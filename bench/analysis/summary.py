@@ -109,6 +109,8 @@ def _numbers(ok: Sequence[Record]) -> dict[str, Any]:
         "parameters_trainable": model.parameters_trainable if model else None,
         "trainable_share": model.parameters_trainable / model.parameters_total if model else None,
         "adapter_file_bytes": model.adapter_file_bytes if model else None,
+        "paged_bytes": ok[-1].measurement.paged.paged_bytes if ok[-1].measurement.paged else None,
+        "torch_settings": ok[-1].measurement.torch_settings,
         "flops_per_token": flops.step_flops / flops.tokens.non_padding if flops else None,
         "load_time_ns": over_runs.load_time_ns(ok),
         "peaks": peaks,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bench.analysis.rows import Comparison, Row
 from bench.analysis.summary import compare
 from bench.errors import InfrastructureError
-from bench.report import details, gpu_tables, tables
+from bench.report import details, gpu_tables, tables, torch_tables
 from bench.report.how_read import how_read
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.sentences import sentences
@@ -111,6 +111,7 @@ def _details(comparison: Comparison) -> Iterator[str]:
         ("The GPU during the measured steps", gpu_tables.gpu_table(rows, name, unit)),
         ("Peak memory, predicted and read", details.predicted_table(rows, name, unit)),
         ("Speed", details.speed_table(rows, name)),
+        ("How torch was set", torch_tables.torch_table(rows, name)),
         ("Accuracy", details.accuracy_table(rows, name)),
         ("Training loss", details.loss_table(rows, name)),
         ("Merging the adapter into the base", details.merge_table(rows, name)),

@@ -73,6 +73,8 @@ def comparison_table(rows: Sequence[Row], unit: MemoryUnit) -> Table:
     for instrument in _present(rows):
         columns.append((f"Peak memory: {INSTRUMENT_NAMES[instrument]}", _peak(instrument, unit)))
         columns.append(("Saving", _saving(instrument)))
+    if any(row.paged_bytes for row in rows):
+        columns.append(("Paged optimizer state", lambda row: unit.show(row.paged_bytes)))
     columns.append(("tokens/s", _speed))
     if any(row.throughput and row.throughput.against_full is not None for row in rows):
         columns.append(("Speed, full = 1", _ratio))

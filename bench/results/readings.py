@@ -45,6 +45,7 @@ def read_metrics(record: Record) -> dict[str, float | int | None]:
         "host_peak_bytes": peak_bytes(record, "host_peak_bytes"),
         "cuda_allocated_peak_bytes": peak_bytes(record, "cuda_allocated_peak_bytes"),
         "cuda_reserved_peak_bytes": peak_bytes(record, "cuda_reserved_peak_bytes"),
+        "paged_bytes": measurement.paged.paged_bytes if measurement.paged else None,
         "nvml_process_peak_bytes": _bytes_of(nvml_peak(record, "process")),
         "nvml_device_delta_peak_bytes": _bytes_of(nvml_peak(record, "device_delta")),
         "non_torch_bytes": measurement.gpu.non_torch_bytes if measurement.gpu else None,
