@@ -172,7 +172,7 @@ class _Builder:
                 raise
             found += reason.problems
         for part, field, message in found:
-            self._problems.add(self._origin(combination, part, field), message)
+            self._problems.add(self._origin(combination, part, *field.split(".")), message)
         return None if found else cell
 
     def _part(self, combination: Combination, part: str, table: dict[str, Any]) -> Frozen | None:

@@ -220,7 +220,7 @@ class TrainingSpec(Frozen):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     schedule: Schedule = Field("constant", description="Course of the learning rate after its warm-up.")
     schedule_warmup_steps: int = Field(
-        0, ge=0, description="Steps over which the learning rate rises from 0."
+        0, ge=0, lt=2**31, description="Steps over which the learning rate rises from 0."
     )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping; 0 turns it off.")
     loss: Loss = Field(
@@ -243,7 +243,7 @@ class TrainingSpec(Frozen):
         description="Let the model return its cache of keys and values, as transformers' Trainer does.",
     )
     empty_cache_steps: int = Field(
-        0, ge=0, description="Call torch.cuda.empty_cache() every so many steps; 0 never does."
+        0, ge=0, lt=2**31, description="Call torch.cuda.empty_cache() every so many steps; 0 never does."
     )
     batching: Batching = Field(
         "pad-to-longest",
@@ -283,10 +283,10 @@ class EvaluationSpec(Frozen):
 class LimitsSpec(Frozen):
     """When the supervisor ends a cell."""
 
-    timeout_s: float = Field(3600, gt=0, description="Wall-clock limit of a cell.")
-    heartbeat_timeout_s: float = Field(300, gt=0, description="Longest silence of a worker.")
+    timeout_s: float = Field(3600, gt=0, le=1e9, description="Wall-clock limit of a cell.")
+    heartbeat_timeout_s: float = Field(300, gt=0, le=1e9, description="Longest silence of a worker.")
     host_memory_gib: float | None = Field(
-        None, gt=0, description="Limit on the worker's own data, on top of start-up."
+        None, gt=0, le=1e6, description="Limit on the worker's own data, on top of start-up."
     )
 
 
