@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 FULL = os.environ.get("FAULTS") == "full"
