@@ -24,6 +24,7 @@ class ScriptedCuda:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put the script in the place of what the probes call."""
         cuda, memory = torch.cuda, torch.cuda.memory
+        monkeypatch.setattr(cuda, "init", lambda: None)
         monkeypatch.setattr(cuda, "is_initialized", lambda: True)
         monkeypatch.setattr(cuda, "synchronize", self._call("synchronize"))
         monkeypatch.setattr(cuda, "reset_peak_memory_stats", self._call("reset"))

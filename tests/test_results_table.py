@@ -69,6 +69,14 @@ def test_missing_is_na_never_zero() -> None:
     assert ("first_backward", "The card is too small.") == (row["failure_phase"], row["failure_message"])
 
 
+def test_a_failed_allocation_is_told_in_bytes() -> None:
+    """What was asked for and what torch held then; NA where nobody said."""
+    failure = Failure(message="Out.", requested_bytes=512, allocated_bytes=2048, reserved_bytes=4096)
+    row = tidy([make_record(outcome="oom", failure=failure), make_record()])
+    columns = ["failure_requested_bytes", "failure_allocated_bytes", "failure_reserved_bytes"]
+    assert [[512, 2048, 4096], [pd.NA] * 3] == row[columns].astype(object).to_numpy().tolist()
+
+
 def test_levers_are_columns_and_na_where_the_method_has_none() -> None:
     """A full fine-tuning row has no rank; its sequence length is there."""
     frame = tidy([make_record(), OOM])

@@ -142,6 +142,7 @@ def test_without_an_observer_the_counters_are_read_as_the_error_arrives(cuda: Sc
     assert caught.value.__notes__ == [describe(5, 6)]
     failure = classify_exception(caught.value).failure
     assert (failure.requested_bytes, failure.allocated_bytes, failure.reserved_bytes) == (None, 5, 6)
+    assert "; torch held 0.00 GiB allocated, 0.00 GiB reserved); " in failure.message
 
 
 def test_an_allocator_without_observers_is_no_obstacle(

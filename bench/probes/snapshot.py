@@ -31,6 +31,7 @@ class SnapshotRecorder:
 
     def start(self) -> None:
         """Begin to record, with the Python stack of each allocation."""
+        torch.cuda.init()  # before it there is no allocator that could record
         torch.cuda.memory._record_memory_history(stacks="python", max_entries=MAX_ENTRIES)  # noqa: SLF001 - torch's documented way
 
     def keep(self) -> None:

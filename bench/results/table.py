@@ -50,6 +50,9 @@ _LEVERS: dict[str, tuple[type[BaseModel], ...]] = {
 }
 
 
+_FAILED_ALLOCATION = ("requested_bytes", "allocated_bytes", "reserved_bytes")
+
+
 def tidy(records: Sequence[Record]) -> pd.DataFrame:
     """Return one row per record, in the order given.
 
@@ -92,6 +95,7 @@ def _fixed_columns() -> list[str]:
     ]
     return [
         *("cell", "scenario", "key", "run", "outcome", "failure_phase", "failure_message", "device"),
+        *(f"failure_{name}" for name in _FAILED_ALLOCATION),
         *METRICS,
         *("nvml_isolation", "throttled"),
         *("accuracy_task", "accuracy_items", "parameters_total", "total_time_ns", "caveats", "started_at"),
@@ -106,6 +110,8 @@ def _row(record: Record) -> Iterator[tuple[str, Any]]:
     yield from {"outcome": record.outcome, "device": cell.device}.items()
     yield "failure_phase", failure and failure.phase
     yield "failure_message", failure and failure.message
+    for name in _FAILED_ALLOCATION:
+        yield f"failure_{name}", failure and getattr(failure, name)
     yield from read_metrics(record).items()
     gpu = record.measurement.gpu
     yield "nvml_isolation", gpu and gpu.isolation

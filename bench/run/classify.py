@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError, UnavailableError
+from bench.metrics import GIB
 from bench.results.environment import control_group_files
 from bench.results.messages import Failed
 from bench.results.records import Failure, Outcome, Phase
@@ -132,8 +133,11 @@ def _out_of_memory(link: BaseException, links: list[BaseException]) -> Failure:
     notes = [note for each in links for note in getattr(each, "__notes__", ())]
     text = "\n".join([*notes, str(link)])
     allocated, reserved = held_bytes(text)
+    said = _first_line(str(link)) or type(link).__name__
+    if held_bytes(str(link))[0] is None and allocated is not None and reserved is not None:
+        said += f"; torch held {allocated / GIB:.2f} GiB allocated, {reserved / GIB:.2f} GiB reserved"
     return Failure(
-        message=f"Out of memory ({_first_line(str(link)) or type(link).__name__}); {LESS_MEMORY}.",
+        message=f"Out of memory ({said}); {LESS_MEMORY}.",
         requested_bytes=requested_bytes(text),
         allocated_bytes=allocated,
         reserved_bytes=reserved,
