@@ -142,7 +142,8 @@ def _run_all(planned: Sequence[PlannedRun], runner: CellRunner, folder: OpenFold
     made = []
     reruns: Counter[str] = Counter()
     for run in planned:
-        for _ in range(1 + MOST_RERUNS):
+        for attempt in range(1 + MOST_RERUNS):
+            reruns[run.key] += attempt > 0
             with interrupts.held():  # an interrupt comes before a run's end or after its record is written
                 record = runner.run(replace(run, run=run.run + reruns[run.key]))
                 folder.write(record)
@@ -151,7 +152,6 @@ def _run_all(planned: Sequence[PlannedRun], runner: CellRunner, folder: OpenFold
             # Where nothing was begun, the GPU was waited for already.
             if record.outcome != "contaminated" or not record.measurement.phases:
                 break
-            reruns[run.key] += 1
     return made
 
 
