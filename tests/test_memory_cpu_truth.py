@@ -119,4 +119,11 @@ def test_the_prediction_is_the_reading(family: str, method: str, levers: dict[st
     cell = tiny_cell(METHODS[method], data=data, training=training)
     truth = true_reading(cell, configuration(family))
     predicted = read_cpu_ledger(cell, Platform(device="cpu"), configuration(family))
-    assert truth.model_dump() == predicted.model_dump() | {"device": "cpu"}
+    apart = {"device", "timeline"}
+    assert truth.model_dump(exclude=apart) == predicted.model_dump(exclude=apart)
+    # Which of two storages dies first within one operator may differ, so single points may.
+    assert truth.timeline is not None
+    assert predicted.timeline is not None
+    assert truth.timeline.phases == predicted.timeline.phases
+    assert truth.timeline.last_entry == predicted.timeline.last_entry
+    assert max(truth.timeline.live_bytes) == max(predicted.timeline.live_bytes)

@@ -95,6 +95,19 @@ def test_the_peak_and_its_categories_by_hand() -> None:
     assert (reading.peak_phase, reading.peak_op) == ("backward", "aten::threshold_backward")
 
 
+def test_the_timeline_runs_from_the_weights_to_the_peak_and_back() -> None:
+    """It begins with what was there, names the phases, holds the exact peak and ends without gradients."""
+    reading = _reading(TwoLayers(), torch.randn(ROWS, HIDDEN))
+    timeline = reading.timeline
+    assert timeline is not None
+    weights, inputs = 2 * HIDDEN * WIDE * FLOAT_BYTES, ROWS * HIDDEN * FLOAT_BYTES
+    assert weights + inputs == timeline.live_bytes[0]
+    assert reading.peak_bytes == max(timeline.live_bytes)
+    assert ["inputs", "forward", "backward", "optimizer_step"] == [start.phase for start in timeline.phases]
+    assert 0 == timeline.phases[0].entry <= timeline.phases[1].entry <= timeline.last_entry
+    assert weights + inputs == timeline.live_bytes[-1]
+
+
 def test_one_mebibyte_more_moves_the_peak_by_exactly_that() -> None:
     """An extra tensor of 1 MiB held through the step raises the peak by 1,048,576 bytes."""
     model, rows = TwoLayers(), torch.randn(ROWS, HIDDEN)

@@ -9,8 +9,9 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 import torch._dynamo  # else imported at the first dispatch, and frames of that import keep tensors alive
@@ -19,10 +20,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.results.records import Category, LedgerReading
+from bench.results.timelines import PhaseStart, Timeline, TracedPhase, decimated
 
 OUTSIDE = "outside the model"
 BEFORE = "before the ledger"
-StepPhase = Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]
+StepPhase = TracedPhase
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class _Books:
     live_bytes: int = 0
     peak: Peak = field(default_factory=Peak)
     phase_peaks_bytes: dict[str, int] = field(default_factory=dict)
+    opened_at: int = 0  # so many entries were of what existed before
+    phase_starts: list[tuple[StepPhase, int]] = field(default_factory=list)
 
 
 class Ledger(TorchDispatchMode):
@@ -94,6 +98,7 @@ class Ledger(TorchDispatchMode):
             self._saved_bytes = max(self._saved_bytes, self._bytes_born_in("forward"))
             self._module_of_backward = OUTSIDE
         self._phase = phase
+        self._books.phase_starts.append((phase, len(self._books.entries)))
         del self._module_stack[1:]  # a recomputation that is broken off early may leave its modules open
         self._note_phase_peak()
 
@@ -142,10 +147,13 @@ class Ledger(TorchDispatchMode):
             saved_for_backward_bytes=self._saved_bytes,
             op_count=self._op_count,
             allocation_count=sum(block.op != BEFORE for block in books.blocks),
+            timeline=self._timeline(),
         )
 
     def __enter__(self) -> Self:
         self._settle()
+        self._books.opened_at = len(self._books.entries)
+        self._books.phase_starts.append((self._phase, self._books.opened_at))
         self._gc_was_on = gc.isenabled()
         gc.disable()  # when a cycle is collected must not move a peak
         self._hooks = [
@@ -243,6 +251,17 @@ class Ledger(TorchDispatchMode):
             else:
                 del live[entry.block]
         return [self._books.blocks[number] for number in live]
+
+    def _timeline(self) -> Timeline:
+        """Return what was alive after each entry, from the moment at which the ledger was opened."""
+        books, opened = self._books, self._books.opened_at
+        changes = (books.blocks[entry.block].nbytes * (1 if entry.born else -1) for entry in books.entries)
+        starts = [
+            PhaseStart(phase=phase, entry=entry - opened)
+            for phase, entry in books.phase_starts
+            if entry >= opened
+        ]
+        return decimated(list(accumulate(changes))[opened:], starts)
 
     def _peak_setter(self) -> Block:
         """Return the block whose birth made the peak."""

@@ -5,6 +5,7 @@ History of the format (``SCHEMA_VERSION``):
 - 1 (2026-11-22): ``prediction`` added; records without it are read as before, so the number stays.
 - 1 (2026-11-22): ``measurement.gpu``, the outcome "contaminated", bytes of a failed allocation added.
 - 1 (2026-11-22): ``measurement.torch_settings``, ``paged`` and ``snapshot`` added.
+- 1 (2026-11-22): ``ledger.timeline`` added.
 """
 
 from typing import Any, Final, Literal
@@ -18,6 +19,7 @@ from bench.results.stored import Category as Category  # noqa: PLC0414 - part of
 from bench.results.stored import Caveat as Caveat  # noqa: PLC0414 - part of records
 from bench.results.stored import Count, Positive
 from bench.results.stored import Stored as Stored  # noqa: PLC0414 - part of records
+from bench.results.timelines import Timeline
 from bench.spec.types import Cell
 
 SCHEMA_VERSION: Final = 1
@@ -119,6 +121,7 @@ class LedgerReading(Stored):
     saved_for_backward_bytes: Count
     op_count: Count
     allocation_count: Count
+    timeline: Timeline | None = Field(None, description="None in records made before it was kept.")
 
 
 class FlopsReading(Stored):
