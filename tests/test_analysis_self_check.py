@@ -14,6 +14,7 @@ from bench.analysis.situations import FALSE_ALARMS, SITUATIONS, Situation
 REPLICATIONS = int(os.environ.get("BENCH_SELF_CHECK_REPLICATIONS", "160"))
 
 
+@pytest.mark.timeout(3600)
 def test_every_promise_is_kept() -> None:
     """No rate lies on the wrong side of its bound by more than chance explains."""
     rows = list(self_check(REPLICATIONS))

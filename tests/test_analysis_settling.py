@@ -3,24 +3,32 @@
 import numpy as np
 import pytest
 
-from bench.analysis.settling import settle, settle_runs
+from bench.analysis.settling import settle, settle_cells
 from bench.analysis.simulate import NoiseModel, sitting
 
 QUIET = NoiseModel(warmup_steps=1000)
 
 
 def test_the_summary_is_the_log_of_the_median() -> None:
-    """One slow step among five moves nothing; longer runs are cut to the shortest."""
-    settled = settle_runs([[2.0, 1.0, 9.0, 2.0, 2.0], [4.0, 4.0, 4.0, 4.0, 4.0, 100.0]])
-    assert pytest.approx([np.log(2), np.log(4)]) == list(settled.log_medians)
-    assert (0, True) == (int(settled.dropped_steps), bool(settled.steady))
+    """One slow step among five moves nothing; longer runs are cut to the shortest; cells keep their order."""
+    first, second, empty = settle_cells(
+        [
+            [[2.0, 1.0, 9.0, 2.0, 2.0], [4.0, 4.0, 4.0, 4.0, 4.0, 100.0]],
+            [[1.0, 1.0, 1.0, 1.0, 5.0], [3.0] * 5],
+            [],
+        ]
+    )
+    assert pytest.approx((np.log(2), np.log(4))) == first.log_medians
+    assert pytest.approx((0.0, np.log(3))) == second.log_medians
+    assert ((), 0, True) == (empty.log_medians, first.dropped_steps, first.steady)
 
 
 def test_one_sample_is_its_own_summary_and_none_is_refused() -> None:
     """Load times have one sample a run; a run without any has to be left out."""
-    assert pytest.approx([0.0, 0.0, np.log(3)]) == list(settle_runs([[1], [1], [3]]).log_medians)
+    (cell,) = settle_cells([[[1], [1], [3]]])
+    assert pytest.approx((0.0, 0.0, np.log(3))) == cell.log_medians
     with pytest.raises(ValueError, match="without samples"):
-        settle_runs([[1.0], []])
+        settle_cells([[[1.0], []]])
 
 
 def test_a_shared_trend_extends_the_warm_up_until_it_is_gone() -> None:

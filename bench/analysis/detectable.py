@@ -3,13 +3,13 @@
 From quantiles, for planning; what was found in a comparison is in its confidence interval.
 """
 
-import numpy as np
-import numpy.typing as npt
+import math
+from bisect import bisect_left
+
 from scipy.special import stdtrit
 
 from bench.analysis.moderated import MOST_PRIOR_DEGREES, Noise
 from bench.analysis.sequential import Rule
-from bench.analysis.settling import Floats
 
 MOST_REPEATS = 100
 
@@ -23,24 +23,23 @@ def detectable_effect(
     stand for the non-central t distribution, as in Julious 2004 (Stat. Med. 23:1921); the other cells of a
     sweep are not counted in, so a sweep finds a little more. Infinite where nothing is known of the noise.
     """
-    return float(_effects(noise, np.array([repeats]), rule, tests=tests, power=power)[0])
+    degrees = 2 * (repeats - 1) + min(noise.degrees_of_freedom, MOST_PRIOR_DEGREES)
+    if degrees <= 0:
+        return math.inf
+    error = math.sqrt(noise.log_variance * 2 / repeats)
+    alpha = rule.alpha_of_a_look
+    missed, alone, among_all = stdtrit(degrees, (power, 1 - alpha, 1 - alpha / tests))
+    return math.expm1(max(rule.minimum_effect_log + (alone + missed) * error, (among_all + missed) * error))
 
 
 def repeats_needed(
     noise: Noise, effect_share: float, rule: Rule, *, tests: int = 1, power: float = 0.95
 ) -> int | None:
     """Return the fewest repeats that find a slowdown of ``effect_share``; None if a hundred do not."""
-    repeats = np.arange(2, MOST_REPEATS + 1)
-    enough = _effects(noise, repeats, rule, tests=tests, power=power) <= effect_share
-    return int(repeats[enough.argmax()]) if enough.any() else None
 
+    def enough(repeats: int) -> bool:
+        return detectable_effect(noise, repeats, rule, tests=tests, power=power) <= effect_share
 
-def _effects(noise: Noise, repeats: npt.NDArray[np.int64], rule: Rule, *, tests: int, power: float) -> Floats:
-    """Return what each number of repeats finds: above the minimum effect, and among all tests."""
-    degrees = 2.0 * (repeats - 1) + min(noise.degrees_of_freedom, MOST_PRIOR_DEGREES)
-    known = np.maximum(degrees, 1.0)
-    error = np.sqrt(noise.log_variance * 2 / repeats)
-    missed = stdtrit(known, power)
-    alone = rule.minimum_effect_log + (stdtrit(known, 1 - rule.alpha_of_a_look) + missed) * error
-    among_all = (stdtrit(known, 1 - rule.alpha_of_a_look / tests) + missed) * error
-    return np.where(degrees > 0, np.expm1(np.maximum(alone, among_all)), np.inf)
+    repeats = range(2, MOST_REPEATS + 1)
+    place = bisect_left(repeats, x=True, key=enough)
+    return repeats[place] if place < len(repeats) else None

@@ -63,16 +63,39 @@ def settle(log_steps: Floats) -> Settled:
     return Settled(log_medians=log_medians, dropped_steps=dropped, steady=~trending, drift_log=drift)
 
 
-def settle_runs(runs: Sequence[Sequence[float]]) -> Settled:
-    """Summarise runs given as positive samples in the order measured, those of both sides of a cell together.
+@dataclass(frozen=True, kw_only=True)
+class SettledCell:
+    """``Settled`` for one cell: the log summary of each run, in the order given."""
 
-    Longer runs are cut to the shortest; a run of one sample is that sample. Raises ValueError for a run
-    without any.
+    log_medians: tuple[float, ...]
+    dropped_steps: int
+    steady: bool
+    drift_log: float
+
+
+def settle_cells(cells: Sequence[Sequence[Sequence[float]]]) -> tuple[SettledCell, ...]:
+    """Summarise cells, each given as its runs of positive samples in the order measured, both sides together.
+
+    Longer runs are cut to the cell's shortest; a run of one sample is that sample. Cells of the same shape go
+    together, which is quick for thousands. Raises ValueError for a run without samples.
     """
-    shortest = min(map(len, runs))
-    if shortest == 0:
+    shapes = [(len(runs), min(map(len, runs), default=0)) for runs in cells]
+    if any(runs and not steps for runs, steps in shapes):
         raise ValueError("a run without samples has no summary; leave it out")
-    return settle(np.log([list(run[:shortest]) for run in runs]))
+    found: list[SettledCell] = [
+        SettledCell(log_medians=(), dropped_steps=0, steady=True, drift_log=0.0)
+    ] * len(cells)
+    for shape in {shape for shape in shapes if shape[0]}:
+        places = [place for place, own in enumerate(shapes) if own == shape]
+        settled = settle(np.log([[run[: shape[1]] for run in cells[place]] for place in places]))
+        for row, place in enumerate(places):
+            found[place] = SettledCell(
+                log_medians=tuple(settled.log_medians[row].tolist()),
+                dropped_steps=int(settled.dropped_steps[row]),
+                steady=bool(settled.steady[row]),
+                drift_log=float(settled.drift_log[row]),
+            )
+    return tuple(found)
 
 
 def _shared_trend(log_steps: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
