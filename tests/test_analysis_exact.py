@@ -7,7 +7,7 @@ import pytest
 from bench.analysis.exact import judge_exact, judge_outcomes
 from bench.analysis.policy import MetricPolicy, policies
 from bench.metrics import MIB
-from bench.spec.gate import GateSpec, MetricGate
+from bench.spec.gate import GateSpec
 
 PEAK = policies(GateSpec())["ledger_peak_bytes"]
 COUNT = policies(GateSpec())["parameters_trainable"]
@@ -82,26 +82,3 @@ def test_how_runs_ended(before: list[str], after: list[str], verdict: str, *, im
     """Out of memory where the baseline ran is a regression; another failure says nothing."""
     judgement = judge_outcomes("cell", before, after)  # type: ignore[arg-type]
     assert (verdict, improved) == (judgement.verdict, judgement.improved)
-
-
-def test_a_scenario_overrides_the_metric_table() -> None:
-    """Tolerance, direction and gating as given; the rest as in the table."""
-    own = {"op_count": MetricGate(gated=True, direction="lower", tolerance=3.0)}
-    policy = policies(GateSpec(metrics=own))["op_count"]
-    assert (True, "lower", 3.0, 0.0) == (
-        policy.gated,
-        policy.direction,
-        policy.tolerance,
-        policy.relative_tolerance,
-    )
-    plain = policies(GateSpec())["op_count"]
-    assert (False, "same") == (plain.gated, plain.direction)
-
-
-def test_every_gated_metric_that_varies_has_a_tolerance_a_pass_can_rule_out() -> None:
-    """Else no run could ever pass."""
-    gate = GateSpec()
-    least = {"statistical": gate.minimum_effect, "paired": gate.minimum_drop}
-    for policy in policies(gate).values():
-        if policy.gated and policy.metric.kind in least:
-            assert policy.tolerance > least[policy.metric.kind]

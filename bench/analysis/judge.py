@@ -120,20 +120,17 @@ def _judge(  # noqa: PLR0913 - one cell of several columns
 
 
 def _reason(row: _CellEvidence, policy: MetricPolicy, rule: Rule, *, tests: int) -> str:
+    difference, lower, upper = (_change(log, policy) for log in (row.difference, row.lower, row.upper))
     if row.decision == "regression":
-        text = f"worse by {_share(row.difference)}, at least {_share(row.lower)}"
+        text = f"{difference}, at least {lower}"
     elif row.decision == "pass":
-        text = (
-            f"better by at least {_share(-row.upper)}"
-            if row.upper < 0
-            else (f"worse by at most {_share(row.upper)}")
-        )
+        text = f"{upper} at {'least' if row.upper < 0 else 'most'}"
     elif row.degrees_of_freedom == 0:
         text = f"{row.repeats} repeats do not tell the noise; run at least {rule.looks[0]}"
     else:
         text = (
-            f"too noisy: anything from {_signed(row.lower)} to {_signed(row.upper)} after {row.repeats} "
-            f"repeats; {_advice(row, policy, rule, tests=tests)}"
+            f"too noisy: anything from {lower} to {upper} after {row.repeats} repeats; "
+            f"{_advice(row, policy, rule, tests=tests)}"
         )
     if not row.calibration_held:
         text += " (the runs spread more than the calibration allows, so it was left out; calibrate again)"
@@ -145,7 +142,7 @@ def _advice(row: _CellEvidence, policy: MetricPolicy, rule: Rule, *, tests: int)
     noise = Noise(
         log_variance=row.standard_error**2 * row.repeats / 2, degrees_of_freedom=int(row.degrees_of_freedom)
     )
-    needed = repeats_needed(noise, policy.tolerance, rule, tests=tests)
+    needed = repeats_needed(noise, math.expm1(policy.tolerance_log), rule, tests=tests)
     if needed is None:
         return f"more than {MOST_REPEATS} would be needed to find {policy.tolerance:.1%}: quieten the machine"
     if needed > row.repeats:
@@ -153,13 +150,9 @@ def _advice(row: _CellEvidence, policy: MetricPolicy, rule: Rule, *, tests: int)
     return f"the change lies near the tolerance of {policy.tolerance:.1%}; more repeats would decide"
 
 
-def _share(log: float) -> str:
-    """Return how much worse in per cent, of the candidate's against the baseline's time or size."""
-    return f"{math.expm1(log):.1%}"
-
-
-def _signed(log: float) -> str:
-    return f"{abs(math.expm1(log)):.1%} {'worse' if log >= 0 else 'better'}"
+def _change(log: float, policy: MetricPolicy) -> str:
+    """Return a change of the metric's value in words; ``log`` is positive where it is for the worse."""
+    return f"{abs(math.expm1(policy.worse_sign * log)):.1%} {'worse' if log >= 0 else 'better'}"
 
 
 def judge_accuracy(

@@ -1,8 +1,10 @@
 """What a gate holds each metric to: the metric table, overridden by a scenario's ``[gate]``."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.analysis.sequential import Rule, looks
 from bench.metrics import METRICS, Metric
 from bench.spec.gate import GateSpec, MetricGate
 
@@ -23,6 +25,25 @@ class MetricPolicy:
     def worse_sign(self) -> int:
         """1 where more is worse, -1 where less is."""
         return -1 if self.direction == "higher" else 1
+
+    @property
+    def tolerance_log(self) -> float:
+        """The tolerance of a metric that varies, as a log ratio for the worse; infinite where all may pass.
+
+        A fall by 5 % is a little more than a rise by 5 %.
+        """
+        if self.direction != "higher":
+            return math.log1p(self.tolerance)
+        return -math.log1p(-self.tolerance) if self.tolerance < 1 else math.inf
+
+
+def rule_of(gate: GateSpec) -> Rule:
+    """Return the promise of a gate to metrics that vary, and when it looks at them."""
+    return Rule(
+        alpha=gate.alpha,
+        minimum_effect_log=math.log1p(gate.minimum_effect),
+        looks=looks(gate.repeats, gate.max_repeats),
+    )
 
 
 def policies(gate: GateSpec) -> dict[str, MetricPolicy]:
