@@ -52,10 +52,12 @@ class ReplayBench(subprocess.Popen[str]):
             **options,
         )
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End it, whatever it is doing."""
         self.kill()
-        super().__exit__(*error)
+        super().__exit__(kind, error, trace)
 
     def wait_for(self, text: str) -> None:
         """Return when a line with this text has been printed."""
@@ -64,6 +66,10 @@ class ReplayBench(subprocess.Popen[str]):
             if text in line:
                 return
         raise AssertionError(f"it never said {text!r}, but {self.stderr.read() if self.stderr else ''}")
+
+    def wait_until_ended(self) -> None:
+        """Wait for its end; what it says fits into the pipes."""
+        self.wait(60)
 
     def finish(self) -> tuple[int, str]:
         """Wait for its end; return its exit code and what it said on stderr."""

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import records_factory
 from bench.errors import UnavailableError
@@ -128,6 +129,13 @@ def _hang(_: Send) -> None:
     time.sleep(600)
 
 
+def _staged(send: Send) -> None:
+    """Say where it is, and wait until the file ``go`` is there."""
+    send(PhaseStarted(phase="evaluate_after"))
+    while not Path("go").exists():
+        time.sleep(0.01)
+
+
 def _deaf(send: Send) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     send(PhaseStarted(phase="evaluate_after"))
@@ -150,18 +158,64 @@ def _malformed(_: Send) -> None:
     time.sleep(600)
 
 
+def _speak_as_before(_: Send) -> None:
+    """Leave out what messages have learned since."""
+    _write_to_message_pipe(
+        b'{"type": "phase_started", "phase": "evaluate_after"}\n'
+        b'{"type": "reading", "reading": {"cpu_threads": 7, "cuda_available": false}}\n'
+        b'{"type": "finished"}\n'
+    )
+    time.sleep(600)
+
+
+def _speak_as_one_day(_: Send) -> None:
+    """Send a message with a field that nobody knows yet."""
+    _write_to_message_pipe(b'{"type": "phase_started", "phase": "steady", "mood": "good"}\n')
+    time.sleep(600)
+
+
+def _close_messages(_: Send) -> None:
+    """Close the message pipe, as a library does that closes what it does not know."""
+    os.close(_message_pipe())
+    time.sleep(600)
+
+
+def _close_output(_: Send) -> None:
+    """Close standard output and standard error, and go on."""
+    os.close(1)
+    os.close(2)
+    time.sleep(0.1)
+
+
+def _read_address_zero(_: Send) -> None:
+    ctypes.string_at(0)
+
+
+def _flood(_: Send) -> None:
+    """Print 2 GiB and a last line."""
+    line = b"x" * (1024**2 - 1) + b"\n"
+    for _count in range(2048):
+        for start in range(0, len(line), 65536):
+            os.write(1, line[start : start + 65536])
+    os.write(1, b"the last line\n")
+
+
 def _endless_line(_: Send) -> None:
     while True:
         _write_to_message_pipe(b"x" * 65536)
 
 
 def _write_to_message_pipe(content: bytes) -> None:
-    """Write past the protocol: the message pipe is the one pipe open for writing besides 1 and 2."""
+    """Write past the protocol."""
+    os.write(_message_pipe(), content)
+
+
+def _message_pipe() -> int:
+    """Return the one pipe that is open for writing besides 1 and 2."""
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - bare numbers are wanted
         descriptor = int(name)
         if descriptor > 2 and _is_message_pipe(descriptor):
-            os.write(descriptor, content)
-            return
+            return descriptor
     raise AssertionError("no message pipe found")
 
 
@@ -221,6 +275,13 @@ BEHAVIOURS: dict[str, Callable[[Send], None]] = {
     "exception": _exception,
     "unavailable": _unavailable,
     "hang": _hang,
+    "staged": _staged,
+    "older": _speak_as_before,
+    "newer": _speak_as_one_day,
+    "close-messages": _close_messages,
+    "close-output": _close_output,
+    "segfault": _read_address_zero,
+    "flood": _flood,
     "deaf": _deaf,
     "stuck": _hang,  # as "hang", but can be predicted
     "hang-holding-the-lock": _hang_holding_the_lock,
