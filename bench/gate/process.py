@@ -145,9 +145,8 @@ class SideProcess:
                 ready = wait([self._answers], max(0.0, deadline_s - time.monotonic()))
             if not ready:
                 raise InfrastructureError(
-                    f"the {self.side.name} does not answer any more; look at what its process does, then run "
-                    "the "
-                    "same command again"
+                    f"the {self.side.name} does not answer any more; look at what its process does, then "
+                    "run the same command again"
                 )
             content = os.read(self._answers, _READ_BYTES)
             if not content:
@@ -181,7 +180,7 @@ class SideProcess:
             return UsageError(
                 f"{side} has no finetune-bench; install it there with pip install finetune-bench"
             )
-        if "No module named 'bench.gate" in said or "No module named bench.gate" in said:
+        if "No module named 'bench." in said or "No module named bench." in said:
             return UsageError(
                 f"{side} has a finetune-bench that is too old to be gated, or a package called bench of its "
                 "own; "

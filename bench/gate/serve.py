@@ -1,7 +1,7 @@
 """One side of a gate: a process that runs the cells it is given, one at a time, and hands back their records.
 
 Started by ``process.py`` with the side's interpreter and path. Jobs come on standard input, answers go to a
-pipe of their own; whatever is printed here does not matter.
+pipe of their own; what is printed is quoted only when this process ends before it is told to.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from typing import IO
 from packaging.utils import canonicalize_name
 
 from bench.errors import BenchError
+from bench.gate.own_sources import run_from_own_sources
 from bench.gate.protocol import (
     PROTOCOL_VERSION,
     Answer,
@@ -35,7 +36,7 @@ from bench.run.availability import why_unavailable
 from bench.run.cell_runs import CellRunner
 from bench.run.child import die_with_parent
 from bench.run.inputs import inputs_digest
-from bench.run.launch import Launcher
+from bench.run.launch import PRELOAD, Launcher
 from bench.run.observe import NullObserver
 from bench.run.plan import PlannedRun, run_key
 from bench.run.sweep import probe
@@ -70,7 +71,7 @@ def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None
     with interrupts.caught():
         try:
             opening = Opening.model_validate_json(jobs.readline())
-            run = _ready(opening, tell, launcher or Launcher())
+            run = _ready(opening, tell, launcher or _own_launcher())
             for line in jobs:
                 assignment = Assignment.model_validate_json(line)
                 tell(Made(record=run(Cell.model_validate_json(assignment.cell_json), assignment.run)))
@@ -78,6 +79,10 @@ def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None
             tell(Broken(message=str(error)))
         except KeyboardInterrupt:
             return
+
+
+def _own_launcher() -> Launcher:
+    return Launcher(work=run_from_own_sources, preload=("bench.gate.own_sources", *PRELOAD))
 
 
 def _take_over_input() -> IO[bytes]:

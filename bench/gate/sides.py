@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.errors import UsageError
 from bench.gate.overlays import overlay, unmet
+from bench.gate.own_sources import VARIABLE
 from bench.gate.references import Checkout, Installed, Interpreter, Packages, Reference, Revision, understand
 from bench.gate.repository import Repository, around
 from bench.results.sittings import SideFacts, SideName
@@ -143,7 +144,7 @@ def _at_revision(name: SideName, given: str | None, revision: Revision, folder: 
         name=name,
         facts=facts,
         python=Path(sys.executable),
-        variables=_variables(tree.root),
+        variables=_variables(tree.root) | {VARIABLE: ",".join(tree.packages)},
         tree=tree,
         caveats=tuple(caveats),
     )
@@ -166,7 +167,7 @@ def _checkout(name: SideName, given: str | None, folder: Path) -> Side:
             commit=commit,
         ),
         python=Path(sys.executable),
-        variables=_variables(tree.root),
+        variables=_variables(tree.root) | {VARIABLE: ",".join(tree.packages)},
         tree=tree,
     )
 

@@ -1,0 +1,79 @@
+"""Package versions laid over the environment: installed once, really imported, unmet requirements named."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.errors import InfrastructureError
+from bench.gate.overlays import overlay, unmet
+from bench.gate.references import Packages
+from gate_projects import make_wheel
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder that is pip's only source, with a cache of its own beside it."""
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    return tmp_path / "wheels"
+
+
+def test_an_overlay_is_installed_once_and_hides_what_lies_beneath(wheels: Path) -> None:
+    """The second time pip has nothing to do with it; python imports what pip has put there."""
+    make_wheel(wheels, "gated-package", "1.5")
+    packages = Packages(pins=(("gated-package", "1.5"),))
+    folder = overlay(packages)
+    for wheel in wheels.iterdir():
+        wheel.unlink()
+    assert folder == overlay(packages)
+    code = (
+        "import gated_package, importlib.metadata as metadata;"
+        "print(gated_package.__version__, metadata.version('gated-package'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "1.5 1.5" == done.stdout.strip()
+
+
+def test_what_pip_cannot_have_is_its_last_line(wheels: Path) -> None:
+    """And nothing half installed stays to be taken for an overlay the next time."""
+    packages = Packages(pins=(("gated-package", "6.6"),))
+    with pytest.raises(
+        InfrastructureError, match=r"pip cannot install gated-package==6\.6 \(No matching dist"
+    ):
+        overlay(packages)
+    assert [] == [path for path in (wheels.parent / "cache" / "overlays").iterdir() if path.is_dir()]
+
+
+def test_requirements_that_an_overlay_leaves_unmet_are_named(tmp_path: Path) -> None:
+    """Its own, and those of others on it; what has nothing to do with it is not ours to tell."""
+    beneath, over = tmp_path / "beneath", tmp_path / "over"
+    for folder, name, version, requires in (
+        (beneath, "gated-package", "2.0", []),
+        (beneath, "user", "1.0", ["gated-package>=2", "gone"]),
+        (over, "gated-package", "1.0", ["torch-like>=3", "extra-like; extra == 'all'", "user"]),
+    ):
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "zipfile",
+                "-e",
+                str(make_wheel(tmp_path, name, version, requires)),
+                str(folder),
+            ],
+            check=True,
+        )
+    end = "; dependencies of laid-over packages are not resolved."
+    assert (
+        f"gated-package 1.0 needs torch-like>=3, and it is not installed{end}",
+        f"user 1.0 needs gated-package>=2, and gated-package 1.0 is there{end}",
+    ) == unmet(over, [str(beneath)])
