@@ -44,10 +44,8 @@ def caveats(
 
 def test_others_on_our_cpus_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two CPUs busy for 8 of 10 s, of which the worker had 10 s: 6 of 20 s were others'."""
-    assert [
-        "Other processes used 30 % of this machine's 2 CPUs during the measured steps: "
-        "the speed may be too low."
-    ] == caveats(tmp_path, monkeypatch, busy_s=8)
+    (said,) = caveats(tmp_path, monkeypatch, busy_s=8)
+    assert said.startswith("Other processes used 30 % of this machine's 2 CPUs during the measured steps: ")
 
 
 def test_our_own_time_a_short_run_and_a_quota_say_nothing(
