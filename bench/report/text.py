@@ -30,6 +30,10 @@ class MemoryUnit:
             return NOT_MEASURED
         return f"{size_bytes / self.size_bytes:,.{self.digits}f} {self.name}"
 
+    def scaled(self, size_bytes: int) -> float:
+        """Return bytes in this unit, for an axis."""
+        return size_bytes / self.size_bytes
+
     def figure(self, size_bytes: int | None) -> str:
         """Write bytes in this unit without naming it, for a table that names it once."""
         return self.show(size_bytes).removesuffix(f" {self.name}")
