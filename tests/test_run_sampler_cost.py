@@ -27,6 +27,7 @@ def watch_for_ever(ready: Path) -> None:
     from bench.results.messages import PhaseStarted
     from bench.run.gpu_watch import GpuWatch
 
+    os.setsid()  # as a worker and its parent, which Linux may give a share of the processor each
     with open_nvml() as nvml:
         watch = GpuWatch(nvml.gpu(VirtualCard().uuid))
         watch.wait_until_idle()
