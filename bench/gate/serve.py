@@ -149,12 +149,14 @@ def stamped(environment: Environment, opening: Opening) -> Environment:
         return environment
     by_package = metadata.packages_distributions()
     versions = dict(environment.versions)
-    for package in opening.stamped:
-        for distribution in by_package.get(package, [package]):
-            name = canonicalize_name(distribution)
-            if name in KEY_PACKAGES or name in OTHER_PACKAGES:
-                version = versions.get(name, "0")
-                versions[name] = f"{version}{'.' if '+' in version else '+'}{opening.label}"
+    names = {
+        canonicalize_name(distribution)
+        for package in opening.stamped
+        for distribution in by_package.get(package, [package])
+    }
+    for name in names.intersection((*KEY_PACKAGES, *OTHER_PACKAGES)):
+        version = versions.get(name, "0")
+        versions[name] = f"{version}{'.' if '+' in version else '+'}{opening.label}"
     return environment.model_copy(update={"versions": versions})
 
 
