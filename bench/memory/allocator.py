@@ -7,12 +7,33 @@ addresses rise, or fall. Nothing is known here of tensors, phases or cards.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.memory.expandable import ExpandablePool
-from bench.memory.pools import SMALL_REQUEST_BYTES, Block, CollectedPool, Device, Pool, SegmentPool
+from bench.memory.compiled import compiled, compiled_entry
+from bench.memory.expandable import map_pages, release_pages, take_from_pages
+from bench.memory.pools import (
+    ACQUIRED,
+    COUNTS,
+    REQUESTS,
+    RESERVED,
+    RETRIES,
+    SMALL_REQUEST_BYTES,
+    UNLIMITED,
+    Block,
+    Numbers,
+    Rules,
+    Table,
+    add_segment,
+    device_of,
+    give,
+    pool_of,
+    rules_of,
+    take_from_segments,
+)
+from bench.memory.releases import collect, release_oversize, release_segments
 from bench.memory.settings import AllocatorSettings
 
 DEFAULT_SETTINGS = AllocatorSettings()
@@ -70,8 +91,8 @@ def _most(values: NDArray[np.int64]) -> int:
 
 
 def replay(  # noqa: PLR0913 - a stream, and what may differ between two replays of it, by keyword
-    events: Sequence[int],
-    sizes: Sequence[int],
+    events: Sequence[int] | Numbers,
+    sizes: Sequence[int] | Numbers,
     settings: AllocatorSettings = DEFAULT_SETTINGS,
     *,
     capacity_bytes: int | None = None,
@@ -87,119 +108,155 @@ def replay(  # noqa: PLR0913 - a stream, and what may differ between two replays
     Garbage collection happens only where that fraction is set, as in torch. ``ascending`` says whether the
     driver gives new segments rising or falling addresses.
     """
-    allocator = CachingAllocator(settings, capacity_bytes, total_bytes, ascending=ascending)
-    small, large, device = allocator.small, allocator.large, allocator.device
-    rounded = _rounded(sizes, settings)
-    live: list[Block | None] = [None] * len(rounded)
-    changes: list[int] = []  # of allocated bytes, by event
-    reserved = [(0, 0)]  # (event, bytes held from then on)
+    numbers, asked = np.asarray(events, dtype=np.int64), np.asarray(sizes, dtype=np.int64)
+    allocator = allocator_of(
+        settings, len(asked), capacity_bytes=capacity_bytes, total_bytes=total_bytes, ascending=ascending
+    )
+    counters, held = np.empty((3, len(numbers)), dtype=np.int64), np.zeros((2, len(asked)), dtype=np.int64)
+    replayed = run(allocator, numbers, asked, _rounded(asked, settings), held, counters)
+    allocated, requested, reserved = counters[:, :replayed]
+    device = allocator.device
     failed = None
-    for event, block in enumerate(events):
-        if block < 0:
-            allocator.empty_cache()
-            reserved.append((event, device.reserved_bytes))
-            changes.append(0)
-            continue
-        size = rounded[block]
-        pool = small if size <= SMALL_REQUEST_BYTES else large
-        held = live[block]
-        if held is not None:
-            live[block] = None
-            pool.give(*held)
-            changes.append(-held[1])
-            continue
-        born = pool.take(size) if size else (0, 0)
-        if born is None:
-            born = allocator.grow(pool, size)
-            reserved.append((event, device.reserved_bytes))
-            if born is None:
-                failed = block
-                break
-        if size:
-            live[block] = born
-        changes.append(born[1])
-    return _summary(allocator, events, sizes, changes, reserved, failed)
-
-
-def _rounded(sizes: Sequence[int], settings: AllocatorSettings) -> list[int]:
-    """Round every block's size; a stream has few distinct sizes."""
-    known = {size: settings.rounded(size) if size else 0 for size in set(sizes)}
-    return [known[size] for size in sizes]
-
-
-def _summary(  # noqa: PLR0913, PLR0917 - the parts of one result, put together in one place
-    allocator: "CachingAllocator",
-    events: Sequence[int],
-    sizes: Sequence[int],
-    changes: list[int],
-    reserved: list[tuple[int, int]],
-    failed: int | None,
-) -> Replay:
-    replayed = len(changes)
-    allocated = np.asarray(changes, dtype=np.int64)
-    numbers = np.maximum(np.asarray(events[:replayed], dtype=np.int64), EMPTY_CACHE)
-    asked = np.append(np.asarray(sizes, dtype=np.int64), 0)[numbers]  # empty_cache, -1, asks for the 0
-    starts, held = np.asarray(reserved, dtype=np.int64).T
-    totals = allocated.cumsum()
-    return Replay(
-        allocated_bytes=totals,
-        requested_bytes=(np.sign(allocated) * asked).cumsum(),
-        reserved_bytes=np.repeat(held, np.diff(np.append(starts, max(replayed, starts[-1])))),
-        segments_acquired=allocator.device.segments_acquired,
-        retries=allocator.retries,
-        out_of_memory=None
-        if failed is None
-        else OutOfMemory(
+    if replayed < len(numbers):
+        failed = OutOfMemory(
             event=replayed,
-            requested_bytes=sizes[failed],
-            allocated_bytes=int(totals[-1]) if replayed else 0,
-            reserved_bytes=allocator.device.reserved_bytes,
-        ),
+            requested_bytes=int(asked[numbers[replayed]]),
+            allocated_bytes=int(allocated[-1]) if replayed else 0,
+            reserved_bytes=int(device[RESERVED]),
+        )
+    return Replay(
+        allocated_bytes=allocated,
+        requested_bytes=requested,
+        reserved_bytes=reserved,
+        segments_acquired=int(device[ACQUIRED]),
+        retries=int(device[RETRIES]),
+        out_of_memory=failed,
     )
 
 
-class CachingAllocator:
+def _rounded(sizes: Numbers, settings: AllocatorSettings) -> Numbers:
+    """Round every block's size; a stream has few distinct sizes."""
+    distinct, places = np.unique(sizes, return_inverse=True)
+    known = [settings.rounded(size) if size else 0 for size in distinct.tolist()]
+    return np.array(known, dtype=np.int64)[places]
+
+
+class Allocator(NamedTuple):
     """Two pools of free blocks over one device: requests up to 1 MiB, and larger ones."""
 
-    def __init__(
-        self,
-        settings: AllocatorSettings = DEFAULT_SETTINGS,
-        capacity_bytes: int | None = None,
-        total_bytes: int | None = None,
-        *,
-        ascending: bool = True,
-    ) -> None:
-        """Start empty; see ``replay`` for the arguments."""
-        total = total_bytes if total_bytes is not None else capacity_bytes
-        fraction = settings.per_process_memory_fraction
-        allowed = None if total is None or fraction == 1 else int(fraction * total)
-        limits = [limit for limit in (capacity_bytes, allowed) if limit is not None]
-        self.device = Device(min(limits, default=None), ascending=ascending)
-        self.retries = 0
-        threshold = settings.garbage_collection_threshold
-        self._collect_above_bytes = int(threshold * allowed) if allowed and threshold else None
-        segments = SegmentPool if self._collect_above_bytes is None else CollectedPool
-        kind = ExpandablePool if settings.expandable_segments else segments
-        self.small: Pool = kind(self.device, settings, small=True)
-        self.large: Pool = kind(self.device, settings, small=False)
+    device: Numbers
+    small: Table
+    large: Table
+    small_rules: Rules
+    large_rules: Rules
+    collect_above_bytes: int
 
-    def empty_cache(self) -> None:
-        """Give back to the driver what is whole and free."""
-        self.large.release()
-        self.small.release()
 
-    def grow(self, pool: Pool, size: int) -> Block | None:
-        """Ask the driver for a pool that has no block; where memory is out, release cached blocks first.
+def allocator_of(
+    settings: AllocatorSettings = DEFAULT_SETTINGS,
+    blocks: int = 1000,
+    *,
+    capacity_bytes: int | None = None,
+    total_bytes: int | None = None,
+    ascending: bool = True,
+) -> Allocator:
+    """Return an allocator that holds nothing, for so many blocks at most; see ``replay`` for the others."""
+    total = total_bytes if total_bytes is not None else capacity_bytes
+    fraction = settings.per_process_memory_fraction
+    allowed = None if total is None or fraction == 1 else int(fraction * total)
+    limits = [limit for limit in (capacity_bytes, allowed) if limit is not None]
+    threshold = settings.garbage_collection_threshold
+    small, large = (rules_of(settings, small=small) for small in (True, False))
+    return Allocator(
+        device=device_of(min(limits, default=None), ascending=ascending),
+        small=pool_of(small, blocks),
+        large=pool_of(large, blocks),
+        small_rules=small,
+        large_rules=large,
+        collect_above_bytes=int(threshold * allowed) if allowed and threshold else UNLIMITED,
+    )
 
-        Returns None where even that does not help.
-        """
-        if self._collect_above_bytes is not None:
-            self.large.collect(self.device.reserved_bytes - self._collect_above_bytes)
-        block = pool.grow(size)
-        if block is None and pool.release_oversize(size):
-            block = pool.grow(size)
-        if block is None:
-            self.empty_cache()
-            self.retries += 1
-            block = pool.grow(size)
-        return block
+
+@compiled_entry
+def run(  # noqa: PLR0913, PLR0917 - compiled: what is read, and the arrays that are filled in
+    allocator: Allocator, events: Numbers, asked: Numbers, sizes: Numbers, held: Table, counters: Table
+) -> int:
+    """Play events; return how many were possible.
+
+    ``sizes`` are the rounded ones; ``held`` takes the start and size of each live block, size 0 of others;
+    ``counters`` takes allocated, requested and reserved bytes after each event.
+    """
+    allocated = requested = 0
+    for event in range(len(events)):
+        block = events[event]
+        if block < 0:
+            empty_cache(allocator)
+        elif held[1, block]:
+            pool = allocator.small if sizes[block] <= SMALL_REQUEST_BYTES else allocator.large
+            give(pool, held[0, block], held[1, block])
+            allocated -= held[1, block]
+            requested -= asked[block]
+            held[1, block] = 0
+        elif sizes[block]:
+            held[0, block], held[1, block] = allocate(allocator, sizes[block])
+            if not held[1, block]:
+                return event
+            allocated += held[1, block]
+            requested += asked[block]
+        counters[0, event], counters[1, event] = allocated, requested
+        counters[2, event] = allocator.device[RESERVED]
+    return len(events)
+
+
+@compiled
+def allocate(allocator: Allocator, size: int) -> Block:
+    """Return a block for a rounded request, cached or of new memory; one of 0 bytes where memory is out."""
+    if size <= SMALL_REQUEST_BYTES:
+        return _allocate(allocator, allocator.small, allocator.small_rules, size)
+    return _allocate(allocator, allocator.large, allocator.large_rules, size)
+
+
+@compiled
+def _allocate(allocator: Allocator, pool: Table, rules: Rules, size: int) -> Block:
+    pool[COUNTS, REQUESTS] += 1
+    start, held = (
+        take_from_pages(pool, rules, size) if rules.expandable else take_from_segments(pool, rules, size)
+    )
+    if not held:
+        start, held = _grow(allocator, pool, rules, size)
+    return start, held
+
+
+@compiled
+def _grow(allocator: Allocator, pool: Table, rules: Rules, size: int) -> Block:
+    """Ask the driver for a pool that has no block; where memory is out, release cached blocks first."""
+    device = allocator.device
+    if allocator.collect_above_bytes < UNLIMITED:
+        excess = device[RESERVED] - allocator.collect_above_bytes
+        collect(allocator.large, allocator.large_rules, device, excess)
+    start, held = _add_memory(pool, rules, device, size)
+    if not held and release_oversize(pool, rules, device, size):
+        start, held = _add_memory(pool, rules, device, size)
+    if not held:
+        empty_cache(allocator)
+        device[RETRIES] += 1
+        start, held = _add_memory(pool, rules, device, size)
+    return start, held
+
+
+@compiled
+def _add_memory(pool: Table, rules: Rules, device: Numbers, size: int) -> Block:
+    return (
+        map_pages(pool, rules, device, size) if rules.expandable else add_segment(pool, rules, device, size)
+    )
+
+
+@compiled
+def empty_cache(allocator: Allocator) -> None:
+    """Give back to the driver what is whole and free."""
+    if allocator.large_rules.expandable:
+        release_pages(allocator.large, allocator.large_rules, allocator.device)
+        release_pages(allocator.small, allocator.small_rules, allocator.device)
+    else:
+        release_segments(allocator.large, allocator.device)
+        release_segments(allocator.small, allocator.device)

@@ -4,113 +4,190 @@ torch bounds the segment's addresses at 9/8 of the card's memory and starts anot
 unbounded. The rules are those of c10/cuda/CUDACachingAllocator.cpp.
 """
 
-from bisect import bisect_left
-
+from bench.memory.compiled import compiled
 from bench.memory.pools import (
-    ADDRESS_BITS,
-    ADDRESS_MASK,
-    SMALL_SEGMENT_BYTES,
+    COUNTS,
+    FREE,
+    RANGE_ENDS,
+    RANGE_STARTS,
+    RANGES,
+    RESERVED,
+    SIZES,
+    STARTS,
     Block,
-    Device,
-    FreeBlocks,
+    Numbers,
+    Rules,
+    Table,
+    acquire,
+    add,
+    best_fit,
+    ending_at,
+    give,
     may_serve,
+    remove,
+    starting_at,
 )
-from bench.memory.settings import AllocatorSettings
 
 
-class ExpandablePool(FreeBlocks):
-    """Free blocks, and the ranges of addresses that have no memory, in one segment."""
+@compiled
+def take_from_pages(pool: Table, rules: Rules, size: int) -> Block:
+    """Best fit, where a block before unmapped addresses counts as all it could grow to."""
+    index = best_fit(pool, size)
+    if index < 0:
+        return 0, 0
+    following = _next_fit(pool, index)
+    while following >= 0 and _room(pool, following) < _room(pool, index):
+        index, following = following, _next_fit(pool, following)
+    if not may_serve(rules, pool[SIZES, index], size):
+        return 0, 0
+    return _split(pool, index, size)
 
-    def __init__(self, device: Device, settings: AllocatorSettings, *, small: bool) -> None:
-        """Start with a segment that has no memory yet."""
-        super().__init__()
-        self._device = device
-        self._settings = settings
-        self._page = SMALL_SEGMENT_BYTES if small else settings.large_segment_bytes
-        self._unmapped = {0: ADDRESS_MASK}  # start → end of a range without memory
 
-    def take(self, size: int) -> Block | None:
-        """Best fit, where a block before unmapped addresses counts as all it could grow to."""
-        by_size = self.by_size
-        index = bisect_left(by_size, size << ADDRESS_BITS)
-        if index == len(by_size):
-            return None
-        while index + 1 < len(by_size) and self._room(by_size[index + 1]) < self._room(by_size[index]):
-            index += 1
-        if not may_serve(self._settings, by_size[index] >> ADDRESS_BITS, size):
-            return None
-        return self._split(by_size[index] & ADDRESS_MASK, size)
+@compiled
+def _next_fit(pool: Table, index: int) -> int:
+    """Return the index of the free block next in order of size and start; -1 for the last one."""
+    size, start = pool[SIZES, index], pool[STARTS, index]
+    found = -1
+    for other in range(pool[COUNTS, FREE]):
+        its_size, its_start = pool[SIZES, other], pool[STARTS, other]
+        if its_size < size or (its_size == size and its_start <= start):
+            continue
+        if (
+            found < 0
+            or its_size < pool[SIZES, found]
+            or (its_size == pool[SIZES, found] and its_start < pool[STARTS, found])
+        ):
+            found = other
+    return found
 
-    def _room(self, key: int) -> int:
-        """Return a free block's bytes with the unmapped addresses after it."""
-        size = key >> ADDRESS_BITS
-        end = (key & ADDRESS_MASK) + size
-        return size + self._unmapped.get(end, end) - end
 
-    def _split(self, address: int, size: int) -> Block:
-        """Cut the request off a free block; here any rest is worth keeping: should_split()."""
-        rest = self.remove(address) - size
-        if rest:
-            self.add(address + size, rest)
-        return address, size
+@compiled
+def _room(pool: Table, index: int) -> int:
+    """Return a free block's bytes with the unmapped addresses after it."""
+    end = pool[STARTS, index] + pool[SIZES, index]
+    return int(max(_unmapped_until(pool, end), end) - pool[STARTS, index])
 
-    def grow(self, size: int) -> Block | None:
-        """Map pages at the lowest address with room: try_allocate_expandable_block().
 
-        Pages that were mapped before the driver ran out stay mapped and free, as in torch.
-        """
-        address = self._lowest_with_room(size)
-        have = self.size_at.get(address, 0)
-        while have < size:
-            gap = address + have
-            wanted = min(size - have, self._unmapped[gap] - gap)
-            mapped = -(-wanted // self._page) * self._page
-            if not self._device.acquire(mapped):
-                return None
-            end = self._unmapped.pop(gap)
-            if gap + mapped < end:
-                self._unmapped[gap + mapped] = end
-            self.give(gap, mapped)
-            have = self.size_at[address]
-        return self._split(address, size)
+@compiled
+def map_pages(pool: Table, rules: Rules, device: Numbers, size: int) -> Block:
+    """Map pages at the lowest address with room: try_allocate_expandable_block().
 
-    def _lowest_with_room(self, size: int) -> int:
-        """Return where free and unmapped ranges in a row hold the request: find_expandable_block()."""
-        for start in sorted(self._unmapped):
-            first = self.start_before.get(start, start)
-            end = first
-            while end - first < size:
-                beyond = self._unmapped.get(end) or end + self.size_at.get(end, 0)
-                if beyond == end:
-                    break
-                end = beyond
-            else:
-                return first
-        raise AssertionError("the last unmapped range is without end")
+    Pages that were mapped before the driver ran out stay mapped and free, as in torch.
+    """
+    start = _lowest_with_room(pool, size)
+    end = max(_free_until(pool, start), start)
+    while end - start < size:
+        index = _range_from(pool, end)
+        wanted = min(start + size, pool[RANGE_ENDS, index]) - end
+        mapped = -(-wanted // rules.segment_bytes) * rules.segment_bytes
+        if not acquire(device, mapped):
+            return 0, 0
+        pool[RANGE_STARTS, index] += mapped
+        if pool[RANGE_STARTS, index] >= pool[RANGE_ENDS, index]:
+            _remove_range(pool, index)
+        give(pool, end, mapped)
+        end = _free_until(pool, start)
+    return _split(pool, starting_at(pool, start), size)
 
-    def release(self) -> None:
-        """Unmap every page that is free: unmap_block()."""
-        for address, size in list(self.size_at.items()):
-            start = -(-address // self._page) * self._page
-            end = (address + size) // self._page * self._page
-            if start >= end:
-                continue
-            self.remove(address)
-            if address < start:
-                self.add(address, start - address)
-            if end < address + size:
-                self.add(end, address + size - end)
-            self._unmap(start, end)
 
-    def _unmap(self, start: int, end: int) -> None:
-        self._device.reserved_bytes -= end - start
-        before = next((low for low, high in self._unmapped.items() if high == start), start)
-        self._unmapped[before] = self._unmapped.pop(end, end)
+@compiled
+def _lowest_with_room(pool: Table, size: int) -> int:
+    """Return where free and unmapped ranges in a row hold the request: find_expandable_block().
 
-    def release_oversize(self, size: int) -> bool:
-        """Refuse: torch releases pages, never an oversize block, of such a segment."""
-        del size
-        return False
+    The last unmapped range is as good as without end, so there is such a place.
+    """
+    start = 0
+    for index in range(pool[COUNTS, RANGES]):
+        start = pool[RANGE_STARTS, index]
+        before = ending_at(pool, start)
+        if before >= 0:
+            start = pool[STARTS, before]
+        end = start
+        while end - start < size:
+            beyond = max(_unmapped_until(pool, end), _free_until(pool, end))
+            if not beyond:
+                break
+            end = beyond
+        if end - start >= size:
+            break
+    return start
 
-    def collect(self, excess_bytes: int) -> None:
-        """Nothing: only whole segments are collected, and this one is never whole."""
+
+@compiled
+def _split(pool: Table, index: int, size: int) -> Block:
+    """Cut the request off a free block; here any rest is worth keeping: should_split()."""
+    start = pool[STARTS, index]
+    if pool[SIZES, index] == size:
+        remove(pool, index)
+    else:
+        pool[STARTS, index] += size
+        pool[SIZES, index] -= size
+    return start, size
+
+
+@compiled
+def release_pages(pool: Table, rules: Rules, device: Numbers) -> None:
+    """Unmap every page that is free: unmap_block()."""
+    page = rules.segment_bytes
+    for index in range(pool[COUNTS, FREE] - 1, -1, -1):
+        start, end = pool[STARTS, index], pool[STARTS, index] + pool[SIZES, index]
+        first, last = -(-start // page) * page, end // page * page
+        if first >= last:
+            continue
+        remove(pool, index)
+        if start < first:
+            add(pool, start, first - start)
+        if last < end:
+            add(pool, last, end - last)
+        device[RESERVED] -= last - first
+        _add_range(pool, first, last)
+
+
+@compiled
+def _free_until(pool: Table, address: int) -> int:
+    """Return the end of the free block that begins at an address; 0 where none does."""
+    index = starting_at(pool, address)
+    return address + pool[SIZES, index] if index >= 0 else 0
+
+
+@compiled
+def _unmapped_until(pool: Table, address: int) -> int:
+    """Return the end of the range without memory that begins at an address; 0 where none does."""
+    index = _range_from(pool, address)
+    if index == pool[COUNTS, RANGES] or pool[RANGE_STARTS, index] != address:
+        return 0
+    return int(pool[RANGE_ENDS, index])
+
+
+@compiled
+def _range_from(pool: Table, address: int) -> int:
+    """Return the index of the first range without memory that starts at an address or after it."""
+    index = 0
+    while index < pool[COUNTS, RANGES] and pool[RANGE_STARTS, index] < address:
+        index += 1
+    return index
+
+
+@compiled
+def _add_range(pool: Table, start: int, end: int) -> None:
+    """Add addresses without memory, joined to those beside them."""
+    index = _range_from(pool, start)
+    if index < pool[COUNTS, RANGES] and pool[RANGE_STARTS, index] == end:
+        end = pool[RANGE_ENDS, index]
+        _remove_range(pool, index)
+    if index > 0 and pool[RANGE_ENDS, index - 1] == start:
+        pool[RANGE_ENDS, index - 1] = end
+        return
+    for moved in range(pool[COUNTS, RANGES], index, -1):
+        pool[RANGE_STARTS, moved] = pool[RANGE_STARTS, moved - 1]
+        pool[RANGE_ENDS, moved] = pool[RANGE_ENDS, moved - 1]
+    pool[RANGE_STARTS, index], pool[RANGE_ENDS, index] = start, end
+    pool[COUNTS, RANGES] += 1
+
+
+@compiled
+def _remove_range(pool: Table, index: int) -> None:
+    pool[COUNTS, RANGES] -= 1
+    for moved in range(index, pool[COUNTS, RANGES]):
+        pool[RANGE_STARTS, moved] = pool[RANGE_STARTS, moved + 1]
+        pool[RANGE_ENDS, moved] = pool[RANGE_ENDS, moved + 1]

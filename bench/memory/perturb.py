@@ -7,7 +7,10 @@ perturbations are fixed, so the same stream always has the same band.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from bench.memory.allocator import DEFAULT_SETTINGS, replay
+from bench.memory.pools import Numbers
 from bench.memory.settings import AllocatorSettings
 from bench.metrics import MIB
 
@@ -41,21 +44,22 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class _Variant:
-    events: Sequence[int]
-    sizes: Sequence[int]
+    events: Numbers
+    sizes: Numbers
     ascending: bool = True
 
 
 def band(
-    events: Sequence[int],
-    sizes: Sequence[int],
+    events: Sequence[int] | Numbers,
+    sizes: Sequence[int] | Numbers,
     settings: AllocatorSettings = DEFAULT_SETTINGS,
     freedom: Freedom | None = None,
 ) -> Band:
     """Return the peak of reserved memory over at most eight replays of a stream (see ``replay``)."""
+    traced = _Variant(events=np.asarray(events, dtype=np.int64), sizes=np.asarray(sizes, dtype=np.int64))
     peaks = [
         replay(each.events, each.sizes, settings, ascending=each.ascending).reserved_peak_bytes
-        for each in _variants(_Variant(events=events, sizes=sizes), freedom or Freedom())
+        for each in _variants(traced, freedom or Freedom())
     ]
     return Band(traced_bytes=peaks[0], low_bytes=min(peaks), high_bytes=max(peaks))
 
@@ -66,23 +70,18 @@ def _variants(traced: _Variant, freedom: Freedom) -> Iterator[_Variant]:
     yield replace(traced, ascending=False)
     if freedom.warm_up is not None:
         for change in WARM_UP_CHANGES_BYTES:
-            size = max(traced.sizes[freedom.warm_up] + change, 0)
-            yield replace(traced, sizes=_resized(traced.sizes, {freedom.warm_up: size}))
+            sizes = traced.sizes.copy()
+            sizes[freedom.warm_up] = max(sizes[freedom.warm_up] + change, 0)
+            yield replace(traced, sizes=sizes)
     if freedom.weights:
         for turn in (1, 2):
             yield replace(traced, events=_reordered(traced.events, freedom.weights, turn))
 
 
-def _resized(sizes: Sequence[int], changes: dict[int, int]) -> list[int]:
-    return [changes.get(block, size) for block, size in enumerate(sizes)]
-
-
-def _reordered(events: Sequence[int], weights: Sequence[tuple[int, int]], turn: int) -> list[int]:
+def _reordered(events: Numbers, weights: Sequence[tuple[int, int]], turn: int) -> Numbers:
     """Rotate the weights within each group that loads at the same time, as threads may overtake."""
-    order: list[int] = []
+    order = [events[: weights[0][0]]]
     for group in range(0, len(weights), LOADING_THREADS):
         together = weights[group : group + LOADING_THREADS]
-        for start, end in (*together[turn:], *together[:turn]):
-            order.extend(events[start:end])
-    first, last = weights[0][0], weights[-1][1]
-    return [*events[:first], *order, *events[last:]]
+        order += [events[start:end] for start, end in (*together[turn:], *together[:turn])]
+    return np.concatenate([*order, events[weights[-1][1] :]])

@@ -13,7 +13,7 @@ from bench.memory.families import families, streams
 from bench.memory.perturb import Band, band
 from bench.memory.repeat import LayersDifferError, deepen
 from bench.memory.settings import AllocatorSettings
-from bench.memory.stream import Stream
+from bench.memory.stream import Ints, Stream
 from bench.memory.trace import read_cpu_ledger, trace
 from bench.results.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.results.stored import Caveat
@@ -193,7 +193,7 @@ def _replayed(stream: Stream, settings: AllocatorSettings) -> Replay:
     replayed = replay(events, sizes, settings)
     if not stream.cache_emptied_at:
         return replayed
-    kept = np.asarray(events) != EMPTY_CACHE
+    kept = events != EMPTY_CACHE
     return dataclasses.replace(
         replayed,
         allocated_bytes=replayed.allocated_bytes[kept],
@@ -202,11 +202,10 @@ def _replayed(stream: Stream, settings: AllocatorSettings) -> Replay:
     )
 
 
-def _with_empty_cache(stream: Stream) -> tuple[list[int], list[int]]:
+def _with_empty_cache(stream: Stream) -> tuple[Ints, Ints]:
     """Return events and sizes as a replay takes them."""
     positions = np.asarray(stream.cache_emptied_at, dtype=np.int64)
-    events: list[int] = np.insert(stream.events, positions, EMPTY_CACHE).tolist()
-    return events, stream.sizes.tolist()
+    return np.insert(stream.events, positions, EMPTY_CACHE), stream.sizes
 
 
 def _ends(stream: Stream) -> list[tuple[Any, int]]:
