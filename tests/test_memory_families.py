@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bench.memory.families import Family, Point, families, streams
+from bench.memory.stream import Stream
 from bench.memory.trace import trace
 from bench.spec.platforms import Platform
 from bench.spec.types import Cell, FullMethod, LoraMethod, ModelSpec, QloraMethod, TrainingSpec
@@ -104,19 +105,33 @@ def test_a_hundred_random_cells_equal_their_full_traces(seed: int) -> None:
         assert int(whole.live_bytes().max()) == int(stream.live_bytes().max())
 
 
-def test_a_family_is_sampled_at_its_corners() -> None:
-    """Degree one in the batch and rank, two in the length: 2 x 3 x 2 points stand for 4 x 5 x 3."""
-    cell = tiny_cell()
-    points = [Point(batch, length, rank) for batch in (1, 2, 4, 8) for length in (128, 256, 384, 512, 640)
-              for rank in (4, 8, 16)]  # fmt: skip
-    samples = Family([(point, cell) for point in points]).samples()
-    expected = {
-        Point(batch, length, rank) for batch in (1, 8) for length in (128, 384, 640) for rank in (4, 16)
-    }
-    assert expected == set(samples)
+def test_a_family_is_sampled_from_its_ends_inwards() -> None:
+    """First both ends, then the middle and the middles of the halves; in the end every point once."""
+    points = [Point(batch, 128, rank) for batch in (1, 2, 4) for rank in (4, 8, 16)]
+    samples = Family([(point, tiny_cell()) for point in points]).samples()
+    assert [points[index] for index in (0, 8, 4, 2, 6)] == samples[:5]
+    assert points == sorted(samples)
 
 
-def test_a_small_family_is_traced_whole() -> None:
-    """Where sampling would save nothing, every point is a sample."""
-    points = [Point(1, 128, 8), Point(1, 256, 8), Point(2, 128, 8)]
-    assert sorted(points) == Family([(point, tiny_cell()) for point in points]).samples()
+def test_a_large_family_is_known_after_a_few_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sixty cells four are traced: three that tell, one that checks."""
+    structure = tiny_cell(
+        device="cuda", model=model("llama-2-7b"), method=LoraMethod(target_modules="all-linear").model_dump()
+    )
+    grid = [
+        at(structure, batch, length, rank)
+        for batch in (2, 4, 8)
+        for length in (128, 256, 384, 512, 640)
+        for rank in (4, 8, 16, 32)
+    ]
+    traced: list[Cell] = []
+
+    def noted(cell: Cell, *rest: Any) -> Stream:  # noqa: ANN401 - passed on
+        traced.append(cell)
+        return trace(cell, *rest)
+
+    monkeypatch.setattr("bench.memory.families.trace", noted)
+    config = configuration_of(structure.model)
+    (family,) = families(grid, config)
+    assert 60 == len(list(streams(family, PLATFORM, config)))
+    assert 4 == len(traced)

@@ -6,18 +6,16 @@ as a kernel chosen by the number of tokens, is kept apart, and one more cell of 
 check the rest.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.memory.calls import rebuilt
+from bench.memory.calls import ScratchCall, rebuilt
 from bench.memory.depth import depth_of
 from bench.memory.kernels import Kernels
+from bench.memory.polynomials import Polynomials, fitted
 from bench.memory.repeat import LayersDifferError, deepen
 from bench.memory.stream import Ints, Stream
 from bench.memory.trace import trace
@@ -45,19 +43,23 @@ class Family:
 
     cells: Sequence[tuple[Point, Cell]]
 
-    def samples(self, structure_of: Callable[[Point], object] = lambda _point: None) -> list[Point]:
-        """Return the points from which all others follow; all points where that saves nothing.
+    def samples(self) -> list[Point]:
+        """Return the points, those first that tell most of the others: both ends, then middles of gaps."""
+        points = sorted({point for point, _ in self.cells})
+        order = [0, len(points) - 1]
+        gaps = [(0, len(points) - 1)]
+        while gaps:
+            low, high = gaps.pop(0)
+            middle = (low + high) // 2
+            if low < middle:
+                order.append(middle)
+                gaps += [(low, middle), (middle, high)]
+        return [points[index] for index in dict.fromkeys(order)]
 
-        A sample need not be one of the family's points, but must have its structure.
-        """
-        points = [point for point, _ in self.cells]
-        axes = [
-            _spread(sorted(set(values)), degree + 1)
-            for values, degree in zip(zip(*points, strict=True), _DEGREES, strict=True)
-        ]
-        grid = [Point(*values) for values in product(*axes)]
-        alike = {structure_of(point) for point in (*grid, points[0])}
-        return grid if len(alike) == 1 and len(grid) + 1 < len(set(points)) else sorted(set(points))
+    def degrees(self) -> list[int]:
+        """Return the highest power of batch, length and rank that matters among the points."""
+        axes = zip(*(point for point, _ in self.cells), strict=True)
+        return [min(degree, len(set(axis)) - 1) for degree, axis in zip(_DEGREES, axes, strict=True)]
 
 
 def families(cells: Iterable[Cell], config: Any) -> list[Family]:  # noqa: ANN401 - transformers ships no types
@@ -75,20 +77,27 @@ def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[C
     """
     kernels = Kernels(platform)
     example = family.cells[0][1]
-    samples = family.samples(lambda point: _structure(_at(example, point), config))
-    traced = {point: _shallow(_at(example, point), platform, config) for point in samples}
-    others = [point for point, _ in family.cells if point not in traced]
-    if others:
-        checked = others[len(others) // 2]
-        truth = _shallow(_at(example, checked), platform, config)
-        if not _follows(traced, checked, truth, kernels):
-            traced |= {point: _shallow(_at(example, point), platform, config) for point in others}
-    yield from _deepened(family, traced, kernels, config)
+    traced: dict[Point, Stream] = {}
+    sizes = None
+    for point in family.samples():
+        truth = _shallow(_at(example, point), platform, config)
+        sizes = (
+            _Sizes.learnt(traced, family.degrees(), kernels)
+            if _all_alike([*traced.values(), truth])
+            else None
+        )
+        traced[point] = truth
+        if sizes is not None and sizes.gives(point, truth):
+            break
+    else:
+        sizes = None
+    yield from _deepened(family, traced, sizes, kernels, config)
 
 
 def _deepened(
     family: Family,
     traced: dict[Point, Stream],
+    sizes: "_Sizes | None",
     kernels: Kernels,
     config: Any,  # noqa: ANN401 - the same
 ) -> Iterator[tuple[Cell, Stream, Method]]:
@@ -96,7 +105,7 @@ def _deepened(
     deep = reference = None
     for point, cell in family.cells:
         depth = depth_of(cell, config)
-        shallow = traced.get(point) or _interpolated(traced, point, kernels)
+        shallow = traced.get(point) or (sizes.stream_at(point) if sizes else None)
         if shallow is None:
             shallow = _shallow(cell, kernels.platform, config)
         if depth is None:
@@ -108,21 +117,16 @@ def _deepened(
         except LayersDifferError:
             yield cell, trace(cell, kernels.platform, config), "full trace"
             continue
-        sizes = shallow.sizes[deep.kinds]
-        yield cell, replace(deep, sizes=sizes, paged_bytes=shallow.paged_bytes), "repeated layers"
+        its = shallow.sizes[deep.kinds]
+        yield cell, replace(deep, sizes=its, paged_bytes=shallow.paged_bytes), "repeated layers"
 
 
 def _shallow(cell: Cell, platform: Platform, config: Any) -> Stream:  # noqa: ANN401 - the same
     return trace(cell, platform, config, depth_of(cell, config))
 
 
-def _follows(traced: dict[Point, Stream], point: Point, truth: Stream, kernels: Kernels) -> bool:
-    """Tell whether the samples give what a trace of the point gave."""
-    reference = next(iter(traced.values()))
-    if not all(_same_structure(stream, reference) for stream in (*traced.values(), truth)):
-        return False
-    made = _interpolated(traced, point, kernels)
-    return made is not None and np.array_equal(made.sizes, truth.sizes)
+def _all_alike(streams: Sequence[Stream]) -> bool:
+    return all(_same_structure(stream, streams[0]) for stream in streams[1:])
 
 
 def _same_structure(one: Stream, other: Stream) -> bool:
@@ -131,64 +135,68 @@ def _same_structure(one: Stream, other: Stream) -> bool:
     )
 
 
-def _interpolated(traced: dict[Point, Stream], point: Point, kernels: Kernels) -> Stream | None:
-    """Return the stream that the samples imply; None where they imply no whole numbers.
+@dataclass(frozen=True)
+class _Sizes:
+    """The sizes of a family's blocks as polynomials of batch, length and rank.
 
     What kernels take besides follows from their arguments by rules with roundings and thresholds, so
-    there the arguments are interpolated and the rules asked again.
+    there the arguments are polynomials and the rules are asked again.
     """
-    weights = _weights(traced, point)
-    sizes, whole = _weighted([stream.sizes for stream in traced.values()], weights)
-    calls = list(zip(*(stream.scratch_calls for stream in traced.values()), strict=True))
-    for alike in calls:
-        numbers, sound = _weighted([call.numbers for call in alike], weights)
-        args, kwargs, result = rebuilt(alike[0], numbers)
-        blocks = kernels.scratch_blocks(alike[0].func, args, kwargs, result)
-        its = slice(alike[0].first, alike[0].first + alike[0].count)
-        if not sound.all() or len(blocks) != alike[0].count:
+
+    reference: Stream
+    numbers: Polynomials
+    kernels: Kernels
+    forms: Sequence[str]  # of the reference's scratch calls, which repeat by layer and step
+    asked: dict[object, Sequence[int]]
+
+    @classmethod
+    def learnt(cls, traced: dict[Point, Stream], degrees: Sequence[int], kernels: Kernels) -> "_Sizes | None":
+        """Return what traces of one structure imply; None where they do not decide it."""
+        if len(traced) < 2:  # noqa: PLR2004 - one value agrees with everything
             return None
-        sizes[its], whole[its] = blocks, True
-    reference = next(iter(traced.values()))
-    paged, _ = _weighted([np.array([stream.paged_bytes]) for stream in traced.values()], weights)
-    return replace(reference, sizes=sizes, paged_bytes=int(paged[0])) if whole.all() else None
+        values = np.stack([_numbers(stream) for stream in traced.values()])
+        numbers = fitted(list(traced), values, degrees)
+        reference = next(iter(traced.values()))
+        forms = [f"{call.func} {call.form}" for call in reference.scratch_calls]
+        return None if numbers is None else cls(reference, numbers, kernels, forms, {})
+
+    def stream_at(self, point: Point) -> Stream | None:
+        """Return the stream at a point; None where that would not be in whole numbers."""
+        numbers = self.numbers.at(point)
+        if numbers is None:
+            return None
+        count = len(self.reference.sizes)
+        sizes, paged_bytes, position = numbers[:count], int(numbers[count]), count + 1
+        for call, form in zip(self.reference.scratch_calls, self.forms, strict=True):
+            its = numbers[position : position + len(call.numbers)]
+            position += len(its)
+            blocks = self._scratch_blocks(call, form, its)
+            if len(blocks) != call.count:
+                return None
+            sizes[call.first : call.first + call.count] = blocks
+        return replace(self.reference, sizes=sizes, paged_bytes=paged_bytes)
+
+    def _scratch_blocks(self, call: ScratchCall, form: str, numbers: Ints) -> Sequence[int]:
+        key = form, numbers.tobytes()
+        if key not in self.asked:
+            args, kwargs, result = rebuilt(call, numbers)
+            self.asked[key] = self.kernels.scratch_blocks(call.func, args, kwargs, result)
+        return self.asked[key]
+
+    def gives(self, point: Point, truth: Stream) -> bool:
+        """Tell whether what was learnt is what a trace of the point gave."""
+        made = self.stream_at(point)
+        if made is None or made.paged_bytes != truth.paged_bytes:
+            return False
+        return np.array_equal(made.sizes, truth.sizes)
 
 
-def _weights(traced: dict[Point, Stream], point: Point) -> list[Fraction]:
-    """Return what each sample counts for at a point, by Lagrange's formula."""
-    axes = [sorted(set(values)) for values in zip(*traced, strict=True)]
-    return [
-        _product(_lagrange(axis, x, at) for axis, x, at in zip(axes, sample, point, strict=True))
-        for sample in traced
-    ]
-
-
-def _weighted(values: Sequence[Ints], weights: Sequence[Fraction]) -> tuple[Ints, NDArray[np.bool_]]:
-    """Return the weighted sum, and where it is a whole number."""
-    divisor = int(np.lcm.reduce([weight.denominator for weight in weights]))
-    total = np.zeros_like(values[0])
-    for weight, each in zip(weights, values, strict=True):
-        total = total + each * int(weight * divisor)
-    quotient: Ints = total // divisor
-    return quotient, quotient * divisor == total
-
-
-def _lagrange(axis: Sequence[int], of: int, at: int) -> Fraction:
-    """Return the value at ``at`` of the polynomial that is 1 at ``of`` and 0 elsewhere on the axis."""
-    return _product(Fraction(at - other, of - other) for other in axis if other != of)
-
-
-def _product(factors: Iterable[Fraction]) -> Fraction:
-    result = Fraction(1)
-    for factor in factors:
-        result *= factor
-    return result
-
-
-def _spread(values: Sequence[int], count: int) -> Sequence[int]:
-    """Return ``count`` of the values, the outermost among them."""
-    if len(values) <= count:
-        return values
-    return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
+def _numbers(stream: Stream) -> Ints:
+    """Return all that differs within a family: sizes but those of scratch blocks, paged bytes, arguments."""
+    sizes = stream.sizes.copy()
+    for call in stream.scratch_calls:
+        sizes[call.first : call.first + call.count] = 0
+    return np.concatenate([sizes, [stream.paged_bytes], *(call.numbers for call in stream.scratch_calls)])
 
 
 def _point(cell: Cell) -> Point:

@@ -46,9 +46,7 @@ class Stream:
 
     def live_at(self, event: int) -> Ints:
         """Return the blocks that live after so many events."""
-        numbers, counts = np.unique(self.events[:event], return_counts=True)
-        alive: Ints = numbers[counts == 1]
-        return alive
+        return np.flatnonzero(np.bincount(self.events[:event], minlength=1) == 1)
 
     def freedom(self) -> Freedom:
         """Return what of the stream reality may do otherwise: the order of the weights, the warm-up's size.
@@ -65,10 +63,13 @@ class Stream:
 
     def categories(self, blocks: Ints) -> Mapping[Category, int]:
         """Return the bytes of the given blocks by category."""
+        kinds, which = np.unique(self.kinds[blocks], return_inverse=True)
+        bytes_by_kind = np.zeros(len(kinds), dtype=np.int64)
+        np.add.at(bytes_by_kind, which, self.sizes[blocks])
         sums: dict[Category, int] = {}
-        for kind, size in zip(self.kinds[blocks], self.sizes[blocks], strict=True):
+        for kind, size in zip(kinds.tolist(), bytes_by_kind.tolist(), strict=True):
             name = category_of(self.blocks[kind])
-            sums[name] = sums.get(name, 0) + int(size)
+            sums[name] = sums.get(name, 0) + size
         return dict(sorted(sums.items()))
 
     def module_of(self, block: int) -> str:
