@@ -77,12 +77,13 @@ def unexplained_bytes(seen: Seen) -> int | None:
 
     In process mode, what the device held beside the worker's process, in several samples on end, less what
     it held before. In device mode, what a phase's peak exceeds torch's reserved peak and the non-torch
-    overhead by; of that overhead no more counts than the start took and kernels loaded later may take.
+    overhead by; of that overhead no more counts than the start took and kernels loaded later may take. None
+    where optimizer state is paged: neither torch nor NVML counts managed memory as the process's.
     """
-    if seen.isolation == "process":
-        return seen.excess_bytes
     if seen.isolation == "unavailable" or seen.pages_state or seen.idle_device_bytes is None:
         return None
+    if seen.isolation == "process":
+        return seen.excess_bytes
     start = seen.timeline["idle"].last
     start_bytes = (_delta(seen, start) if start else None) or 0
     overhead = min(non_torch_bytes(seen) or 0, start_bytes + LAZILY_LOADED_BYTES)
