@@ -61,9 +61,11 @@ def test_killed_at_random_instants_a_sweep_loses_repeats_and_tears_nothing(
         while not finished:
             running = start(folder, "run", "s.toml")
             if kills < KILLS:
+                left = CELLS_TO_KILL - len(before)
                 if chance.random() < 0.9:
-                    running.wait_for("runs to do")
-                time.sleep(chance.uniform(0, 0.5))
+                    ended = chance.randrange(left) if left else 0
+                    running.wait_for(f"[{ended}/{left}]" if ended else "runs to do")
+                time.sleep(chance.uniform(0, 0.1))
                 finished = running.poll() is not None
                 running.kill()
                 kills += not finished
