@@ -94,7 +94,9 @@ class CellRunner:
         gpu, unwatched = self.gpu.gpu, self.gpu.unwatched
         if gpu is None:
             end = run_job(job, self.launcher, cell.limits, self.observer)
-            caveat = Caveat(code="nvml-unavailable", message=f"No peak by NVML: {unwatched}.")
+            caveat = Caveat(
+                code="nvml-unavailable", message=f"No peak by NVML: {(unwatched or '').rstrip('.')}."
+            )
             return add_findings(end, Findings(caveats=(caveat,)))
         watch = GpuWatch(gpu, pages_state=cell.training.optimizer.startswith("paged"))
         not_idle = watch.wait_until_idle()
