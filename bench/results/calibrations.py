@@ -51,11 +51,18 @@ class Calibration(Stored):
     cells: tuple[CalibratedCell, ...]
     caveats: tuple[Caveat, ...] = ()
 
-    def groups(self, digest: str, metric: str) -> tuple[tuple[tuple[float, ...], ...], ...]:
-        """Return the samples of a metric: by group, then by run; empty where the cell was not calibrated."""
-        found = next((cell.groups for cell in self.cells if cell.digest == digest), ())
-        groups = (tuple(run[metric] for run in group.runs if metric in run) for group in found)
-        return tuple(group for group in groups if group)
+    def runs(self, digest: str, metric: str) -> tuple[tuple[tuple[float, ...], ...], ...]:
+        """Return the samples of a metric by sitting and run, both sides together: their code is the same.
+
+        Empty where the cell was not calibrated.
+        """
+        groups = next((cell.groups for cell in self.cells if cell.digest == digest), ())
+        by_sitting: dict[int, list[tuple[float, ...]]] = {}
+        for group in groups:
+            by_sitting.setdefault(group.sitting, []).extend(
+                run[metric] for run in group.runs if metric in run
+            )
+        return tuple(tuple(runs) for runs in by_sitting.values() if runs)
 
 
 def samples(record: Record) -> Samples:
