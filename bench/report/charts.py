@@ -15,8 +15,8 @@ from bench.analysis.series import AccuracyPoint, ScalingPoint
 from bench.report.text import MemoryUnit, words
 
 INK, FAINT, PAPER = "#1a1c20", "#b9bdc6", "#fefefe"
-# Paul Tol's bright scheme (technical note SRON/EPS/TN/09-002), which stays apart with deficient colour vision,
-# and a few more; all have contrast enough on white and on black.
+# Paul Tol's bright scheme (technical note SRON/EPS/TN/09-002), which stays apart with deficient colour
+# vision, and a few more; all have contrast enough on white and on black.
 _PARTS = {
     "weights": "#4477aa",
     "quantisation state": "#66ccee",
@@ -31,21 +31,23 @@ _PARTS = {
 }
 _PHASES = {"inputs": "#999933", "forward": "#4477aa", "backward": "#ee6677", "optimizer step": "#228833"}
 _LIMIT = "#dd3333"
+# All of one width, so that labels are as wide in a browser as they were when they were placed.
+_FONT = "Arial, Liberation Sans, Helvetica, sans-serif"
 _WIDTH, _HEIGHT, _BAR = 560, 300, 22
 Limits = Sequence[tuple[str, int]]
-Chart = alt.TopLevelMixin
+Chart = Any  # altair builds its types at run time
 Points = list[dict[str, Any]]
 
 
-def _data(points: Points) -> Any:  # noqa: ANN401 - altair builds its types at run time
+def _data(points: Points) -> Chart:
     return alt.Data(values=points)  # type: ignore[no-untyped-call]  # altair leaves its core untyped
 
 
-def _bytes_axis(unit: MemoryUnit, title: str) -> Any:  # noqa: ANN401 - the same
+def _bytes_axis(unit: MemoryUnit, title: str) -> Chart:
     return alt.Axis(title=f"{title}, {unit.name}", format=",~f")
 
 
-def _cells_axis() -> Any:  # noqa: ANN401 - the same
+def _cells_axis() -> Chart:
     return alt.Axis(title=None, labelLimit=340)
 
 
@@ -82,8 +84,7 @@ def stacked_memory(stacks: Sequence[Stack], limits: Limits, unit: MemoryUnit) ->
 
 
 def _layered(layers: Sequence[Any], height: int) -> Chart:
-    drawn: Chart = alt.layer(*layers).properties(width=_WIDTH, height=height)
-    return drawn
+    return alt.layer(*layers).properties(width=_WIDTH, height=height)
 
 
 def _limit_lines(limits: Limits, unit: MemoryUnit) -> list[alt.Chart]:
@@ -100,7 +101,7 @@ def memory_over_step(courses: Sequence[Course], unit: MemoryUnit) -> Chart:
     return alt.vconcat(*(_course(course, unit) for course in courses)).resolve_scale(color="shared")
 
 
-def _course(course: Course, unit: MemoryUnit) -> Any:  # noqa: ANN401 - the same
+def _course(course: Course, unit: MemoryUnit) -> Chart:
     line = course.timeline
     shades = [{"phase": words(phase), "start": start, "end": end} for phase, start, end in course.spans]
     points = [
@@ -267,9 +268,8 @@ def scaling(points: Sequence[ScalingPoint], lever: str, unit: MemoryUnit, limits
 
 def specification(chart: Chart) -> dict[str, Any]:
     """Return the Vega-Lite specification, checked against its schema, in the house's style."""
-    styled: Any = chart
     styled = (
-        styled.configure(background=PAPER, font="sans-serif", padding=8)
+        chart.configure(background=PAPER, font=_FONT, padding=8)
         .configure_axis(
             labelColor=INK,
             titleColor=INK,

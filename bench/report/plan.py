@@ -46,7 +46,7 @@ def render_summary(plan: Plan) -> str:
 
 def render_details(plan: Plan) -> str:
     """Return what sets each cell's peak, its phases and categories, and what changes would free."""
-    sections = [(title, table) for title, table in _detail_tables(plan) if table.rows]
+    sections = [(title, table) for title, table in detail_tables(plan) if table.rows]
     shown = [f"## {title}\n\n{markdown_table(table)}" for title, table in sections]
     missing = why_untried(plan)
     return "\n\n".join([*shown, *([markdown(missing)] if missing else [])])
@@ -60,7 +60,7 @@ def render_terminal(plan: Plan, *, details: bool = False) -> "Group":
     rows = plan_rows(plan)
     parts = _short(plan, rows)
     if details:
-        parts += [terminal_table(table, title) for title, table in _detail_tables(plan) if table.rows]
+        parts += [terminal_table(table, title) for title, table in detail_tables(plan) if table.rows]
     lines = [f"- {note}" for note in notes_on(plan, rows)]
     missing = (
         why_untried(plan) if details else "--details shows what sets each peak and what would free memory."
@@ -145,7 +145,8 @@ def _refusals(rows: Sequence[PlanRow]) -> list[str]:
     return [f"Cells that cannot be predicted:\n\n{bullets(lines)}"] if lines else []
 
 
-def _detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
+def detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
+    """Yield what sets each peak, its phases and categories, and what changes would free, with titles."""
     rows = [row for row in plan_rows(plan) if row.forecast]
     unit = _unit(rows)
     yield "What sets each peak", _cause_table(rows)

@@ -1,0 +1,174 @@
+"""The answers of a comparison as sentences that link to their rows; every number is in the table too."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bench.analysis.answers import Answers, Exchange, Fastest, MostAccurate
+from bench.analysis.paired import Paired
+from bench.analysis.rows import Instrument, Row
+from bench.report.sentences import SIGNIFICANT_P
+from bench.report.tables import INSTRUMENT_NAMES
+from bench.report.text import MemoryUnit, p_value, share, significant, words
+from bench.results.stored import Category
+
+_REMEDIES: dict[Category, str] = {
+    "weights": "quantise the frozen base (qlora), or train adapters instead of all weights",
+    "quantisation_state": "quantise the block scales as well (double_quantisation)",
+    "gradients": "train fewer parameters: a smaller rank, or LoRA instead of full fine-tuning",
+    "optimizer_state": "an optimizer with 8-bit or paged state, or fewer trained parameters",
+    "activations": "gradient checkpointing, a smaller batch or shorter sequences",
+    "logits": "a loss in chunks, a smaller batch or shorter sequences",
+    "inputs": "a smaller batch or shorter sequences",
+    "temporary": "a smaller batch or shorter sequences",
+}
+
+
+@dataclass(frozen=True)
+class RowLink:
+    """The name of a cell, which leads to its row."""
+
+    text: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What a sentence is about, and its pieces in order."""
+
+    about: str
+    pieces: tuple[str | RowLink, ...]
+
+
+def answer_sentences(found: Answers, unit: MemoryUnit) -> Iterator[Sentence]:
+    """Yield what is known of one group, the question first that readers ask first."""
+    for instrument, row in found.least_memory.items():
+        yield _least_memory(instrument, row, found.rows, unit)
+    if found.fastest:
+        yield _fastest(found.fastest)
+    for one in found.most_accurate:
+        yield _most_accurate(one)
+    for exchange in found.exchanges:
+        yield _exchange(exchange)
+    yield from _causes(found.rows)
+    yield from _remedies(found.rows)
+
+
+def _link(row: Row) -> RowLink:
+    return RowLink(row.method, row.key)
+
+
+def _listed(rows: Sequence[Row]) -> tuple[str | RowLink, ...]:
+    pieces: list[str | RowLink] = []
+    for index, row in enumerate(rows):
+        if index:
+            pieces.append(" and " if index == len(rows) - 1 else ", ")
+        pieces.append(_link(row))
+    return tuple(pieces)
+
+
+def _least_memory(instrument: Instrument, row: Row, rows: Sequence[Row], unit: MemoryUnit) -> Sentence:
+    peak = row.peak(instrument)
+    assert peak is not None  # noqa: S101 - chosen for its peak
+    told = f" needs least, {unit.show(peak.peak_bytes)}"
+    if peak.saving_share is not None:
+        told += f", {share(peak.saving_share, 0)} less than full fine-tuning"
+    unmeasured = sum(other.outcome != "ok" for other in rows)
+    if unmeasured:
+        told += f"; {unmeasured} of {len(rows)} cells did not end ok and have no reading"
+    return Sentence(f"Least memory ({INSTRUMENT_NAMES[instrument]})", (_link(row), f"{told}."))
+
+
+def _fastest(found: Fastest) -> Sentence:
+    speed = found.row.throughput
+    assert speed is not None  # noqa: S101 - chosen for its speed
+    told = (
+        f" trains {significant(speed.tokens_per_second)} tokens/s "
+        f"({significant(speed.low)} to {significant(speed.high)}, {speed.spread})"
+    )
+    if speed.against_full is not None:
+        told += f", {speed.against_full:.2f} times full fine-tuning's speed"
+    if not found.level:
+        return Sentence("Fastest", (_link(found.row), f"{told}; no other range reaches its own."))
+    return Sentence(
+        "Fastest",
+        (
+            _link(found.row),
+            f"{told}. Not clearly slower, since the ranges meet: ",
+            *_listed(found.level),
+            ".",
+        ),
+    )
+
+
+def _most_accurate(found: MostAccurate) -> Sentence:
+    error = "" if found.accuracy.after_error is None else f" ± {found.accuracy.after_error * 100:.1f}"
+    told: list[str | RowLink] = [
+        _link(found.row),
+        f" answers {share(found.accuracy.after)}{error} of {found.accuracy.items} questions after training.",
+    ]
+    pairs = [(row, pair) for row, pair in found.others if pair is not None]
+    worse = [(row, pair) for row, pair in pairs if pair.p_value < SIGNIFICANT_P]
+    level = [(row, pair) for row, pair in pairs if pair.p_value >= SIGNIFICANT_P]
+    if worse:
+        told += [" Significantly less accurate: ", *_with_p(worse), "."]
+    if level:
+        told += [" No significant difference: ", *_with_p(level), "."]
+    if len(pairs) < len(found.others):
+        told.append(" The rest answered other questions and cannot be compared.")
+    if pairs:
+        told.append(f" (Significant: p < {SIGNIFICANT_P} over these questions, one training run each.)")
+    return Sentence(f"Most accurate on {found.task}", tuple(told))
+
+
+def _with_p(pairs: Sequence[tuple[Row, Paired]]) -> Iterator[str | RowLink]:
+    for index, (row, pair) in enumerate(pairs):
+        yield ", " if index else ""
+        yield _link(row)
+        yield f" ({_points(pair)}, {p_value(pair.p_value)})"
+
+
+def _points(pair: Paired) -> str:
+    return f"{share(pair.difference_share).removesuffix(' %')} points"
+
+
+def _exchange(found: Exchange) -> Sentence:
+    told = [
+        f"{share(abs(change), 0)} {'less' if change < 0 else 'more'} memory by {INSTRUMENT_NAMES[instrument]}"
+        for instrument, change in found.memory_shares.items()
+    ]
+    if found.speed_share is not None:
+        told.append(f"{share(abs(found.speed_share), 0)} {'slower' if found.speed_share < 0 else 'faster'}")
+    if found.accuracy is not None:
+        verdict = "significant" if found.accuracy.p_value < SIGNIFICANT_P else "not significant"
+        told.append(
+            f"{_points(found.accuracy)} on {found.task} ({p_value(found.accuracy.p_value)}, {verdict})"
+        )
+    pieces = (_link(found.qlora), " against ", _link(found.lora), f": {', '.join(told) or 'not measured'}.")
+    return Sentence("QLoRA instead of LoRA", pieces)
+
+
+def _causes(rows: Sequence[Row]) -> Iterator[Sentence]:
+    """Yield what set the peak, one sentence for cells in which it was the same operator."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.cause:
+            groups.setdefault((row.cause.phase, row.cause.op), []).append(row)
+    for (phase, op), alike in groups.items():
+        modules = dict.fromkeys(row.cause.module or "outside any module" for row in alike if row.cause)
+        pieces = (*_listed(alike), f": {op} in {' or '.join(modules)}, in the {words(phase)} pass.")
+        yield Sentence("What set the peak of live tensors", pieces)
+
+
+def _remedies(rows: Sequence[Row]) -> Iterator[Sentence]:
+    """Yield what to try where memory is short, by the largest part of each peak."""
+    groups: dict[Category, list[Row]] = {}
+    for row in rows:
+        if row.cause:
+            groups.setdefault(row.cause.largest_category, []).append(row)
+    for category, alike in groups.items():
+        shares = sorted(row.cause.largest_share for row in alike if row.cause)
+        most = share(shares[-1], 0)
+        span = most if share(shares[0], 0) == most else f"{share(shares[0], 0)} to {most}"
+        told = f": the largest part is {words(category)} ({span}); try {_REMEDIES[category]}. "
+        pieces = (*_listed(alike), told, "bench plan --details predicts what each change frees.")
+        yield Sentence("To need less", pieces)

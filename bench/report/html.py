@@ -1,0 +1,226 @@
+"""A comparison, plans or both as one HTML file that asks the network for nothing; no arithmetic.
+
+Text comes from strangers: the template escapes all of it, and the page's own policy runs no script but ours.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from bench.analysis.answers import answers
+from bench.analysis.card_fits import ModelFits, card_fits
+from bench.analysis.plan_rows import plan_rows
+from bench.analysis.rows import Comparison, Row
+from bench.analysis.summary import compare
+from bench.report import details, gpu_tables, torch_tables
+from bench.report.answers import Sentence, answer_sentences
+from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
+from bench.report.grids import Grid, comparison_grid
+from bench.report.how_read import how_read
+from bench.report.layout import Table
+from bench.report.plan import detail_tables
+from bench.report.plan_grid import plan_grid
+from bench.report.plan_notes import notes_on, sentences, why_untried
+from bench.report.tables import memory_unit
+from bench.report.text import GIBIBYTES, plain
+from bench.results.plans import Plan
+from bench.results.store import LoadedRecords
+from bench.spec.cards import Card
+
+_MOST_GROUPS = 6
+_NOT_RUN = (
+    "Predicted: nothing was run. Memory only: speed and accuracy are not predicted. "
+    "Run the cells that fit (bench run) to learn what they cost in time."
+)
+_THEMED = {"#1a1c20": "currentColor", "#fefefe": "transparent", "#b9bdc6": "var(--faint)"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """The sentences of one model, window and place."""
+
+    title: str
+    sentences: tuple[Sentence, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One set of records or one plan, ready for the template. ``prefix`` keeps its anchors apart."""
+
+    prefix: str
+    title: str
+    opening: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+    answered: tuple[Answered, ...] = ()
+    unanswered: int = 0
+    fits: tuple[ModelFits, ...] = ()
+    anchors: Mapping[str, str]
+    grid: Grid
+    figures: tuple[Figure, ...]
+    failures: Table | None = None
+    folded: tuple[tuple[str, Table], ...]
+    differences: tuple[str, ...] = ()
+    how_read: tuple[str, ...]
+
+
+def render_html(loaded: LoadedRecords | None, plans: Sequence[Plan], cards: Sequence[Card] = ()) -> str:
+    """Return the page of records, if there are any, and of each plan; ``cards`` are limits to show.
+
+    Raises UsageError where the libraries that draw figures are not installed.
+    """
+    require_libraries()
+    sections = [_measured(loaded, cards)] if loaded else []
+    sections += [_planned(plan, f"p{index}-") for index, plan in enumerate(plans, start=1)]
+    title = sections[0].title if len(sections) == 1 else "Measured and planned"
+    return render_template("report.html.j2", title=title, sections=sections)
+
+
+def _measured(loaded: LoadedRecords, cards: Sequence[Card]) -> Section:
+    comparison = compare(loaded.records)
+    anchors = {row.key: f"m-cell-{index}" for index, row in enumerate(comparison.rows, start=1)}
+    unit, groups = memory_unit(comparison), answers(comparison, loaded.records)
+    endings = details.ending_table(comparison.rows)
+    return Section(
+        prefix="m-",
+        title=f"{', '.join(comparison.scenarios)}: methods compared",
+        opening=tuple(_opening(comparison)),
+        problems=loaded.problems,
+        answered=tuple(
+            Answered(
+                title=f"{one.rows[0].model}, {one.rows[0].window}, {one.rows[0].device_name}",
+                sentences=tuple(answer_sentences(one, unit)),
+            )
+            for one in groups[:_MOST_GROUPS]
+        ),
+        unanswered=len(groups[_MOST_GROUPS:]),
+        anchors=anchors,
+        grid=comparison_grid(comparison, anchors),
+        figures=comparison_figures(comparison, loaded.records, cards),
+        failures=endings if endings.rows else None,
+        folded=tuple(folded_tables(comparison)),
+        differences=comparison.differences,
+        how_read=tuple(how_read(comparison.rows)),
+    )
+
+
+def _opening(comparison: Comparison) -> Iterator[str]:
+    endings = ", ".join(f"{count} {outcome}" for outcome, count in comparison.outcomes.items())
+    yield (
+        f"Measured: {comparison.records} runs of {len(comparison.rows)} cells ({endings}), the first begun "
+        f"at {comparison.first_started_at}. Only cells of one model, window and machine are compared."
+    )
+    notes = dict.fromkeys(row.weights_note for row in comparison.rows if row.weights_note)
+    if notes:
+        yield f"Weights: {'; '.join(notes)}."
+
+
+def folded_tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
+    """Yield the tables below the fold that have a row, the same as a Markdown page has."""
+    rows, unit = comparison.rows, memory_unit(comparison)
+
+    def name(row: Row) -> str:
+        return row.cell if len(comparison.surroundings) == 1 else f"{row.cell} ({row.environment})"
+
+    tables = (
+        ("What was trained", details.model_table(rows, name)),
+        ("What set each peak of live tensors", details.cause_table(rows, name)),
+        ("Live tensors at the peak, by category", details.category_table(rows, name, unit)),
+        ("Peak memory by each instrument", details.memory_table(rows, name, unit)),
+        ("What NVML's peak is of", gpu_tables.isolation_table(rows, name)),
+        ("The GPU during the measured steps", gpu_tables.gpu_table(rows, name, unit)),
+        ("Peak memory, predicted and read", details.predicted_table(rows, name, unit)),
+        ("Speed", details.speed_table(rows, name)),
+        ("How torch was set", torch_tables.torch_table(rows, name)),
+        ("Accuracy", details.accuracy_table(rows, name)),
+        ("Training loss", details.loss_table(rows, name)),
+        ("Merging the adapter into the base", details.merge_table(rows, name)),
+        ("Where the wall time went", details.time_table(rows, name)),
+    )
+    yield from ((title, table) for title, table in tables if table.rows)
+    for place in comparison.surroundings:
+        header = ("Fact", f"Environment {place.label}")
+        facts = Table(header=header, rows=tuple(place.facts.items()), left=2)
+        yield f"Where it was measured: environment {place.label}, {place.records} records", facts
+
+
+def _planned(plan: Plan, prefix: str) -> Section:
+    rows = plan_rows(plan)
+    anchors = {row.cell: f"{prefix}cell-{index}" for index, row in enumerate(rows, start=1)}
+    untried = why_untried(plan)
+    return Section(
+        prefix=prefix,
+        title=f"{plan.title}: predicted memory",
+        opening=(_NOT_RUN, *sentences(plan, rows)),
+        fits=card_fits(plan),
+        anchors=anchors,
+        grid=plan_grid(plan, rows, anchors),
+        figures=plan_figures(plan),
+        folded=tuple((title, table) for title, table in detail_tables(plan) if table.rows),
+        how_read=tuple(_escaped(line) for line in (*notes_on(plan, rows), *([untried] if untried else []))),
+    )
+
+
+def _escaped(text: str) -> str:
+    """Return text as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>&~|])", r"\\\1", plain(text))
+
+
+def render_template(name: str, **values: Any) -> str:  # noqa: ANN401 - whatever the template shows
+    """Return a page with our style and script inside and a policy that allows nothing else."""
+    template = _environment().get_template(name)
+    style, script = _asset("page.css"), _asset("page.js")
+    policy = (
+        f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return template.render(policy=policy, style=Markup(style), script=Markup(script), **values) + "\n"  # noqa: S704 - our own files
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("bench.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=themed_svg, inline=_inline, plain=plain, gibibytes=_gibibytes)
+    return environment
+
+
+@cache
+def _asset(name: str) -> str:
+    return files("bench.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _gibibytes(size_bytes: int) -> str:
+    return f"{GIBIBYTES.scaled(size_bytes):.0f} GiB"
+
+
+def _inline(text: str) -> Markup:
+    """Return a line of our own Markdown as HTML; tags in it are shown, not obeyed."""
+    return Markup(MarkdownIt("js-default", {"html": False}).renderInline(text))  # noqa: S704 - it escapes
+
+
+def themed_svg(figure: Figure, prefix: str) -> Markup:
+    """Return a figure's SVG in the colours of the page, its ids made unique."""
+    svg = figure.svg()
+    for literal, themed in _THEMED.items():
+        svg = svg.replace(f'"{literal}"', f'"{themed}"')
+    svg = re.sub(r'(?<= )id="', f'id="{prefix}{figure.name}-', svg)
+    svg = svg.replace("url(#", f"url(#{prefix}{figure.name}-")
+    return Markup(svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))  # noqa: S704 - vl-convert escapes what it draws

@@ -1,0 +1,145 @@
+"""A static folder for a web host: the Markdown pages as HTML, and a report of all committed results.
+
+It begins at the index page and follows links. A linked Markdown page is rendered too, any other linked file
+of the repository is copied, a linked folder with a README.md leads to that; nothing outside is touched.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markupsafe import Markup
+
+from bench.errors import InfrastructureError, UsageError
+from bench.report.comparison import write_text
+from bench.report.html import render_html, render_template
+from bench.report.sources import gather
+from bench.results.plans import read_plan
+
+INDEX = Path("report/README.md")
+_COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//|#")
+
+
+def write_site(root: Path, folder: Path) -> Iterator[str]:
+    """Write the site of the repository at ``root``; yield a line on each page.
+
+    Raises UsageError where there is no index page or the folder holds something else already,
+    InfrastructureError where it cannot be written.
+    """
+    root = root.resolve()
+    if not (root / INDEX).is_file():
+        raise UsageError(f"{root / INDEX} is not there; run bench report --site in the repository")
+    if folder.exists() and any(folder.iterdir()) and not (folder / ".nojekyll").is_file():
+        raise UsageError(f"{folder} is not empty and not a site made here; name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".nojekyll").touch()  # GitHub Pages shall serve files as they are
+        yield from _Site(root, folder).write()
+    except OSError as error:
+        raise InfrastructureError(
+            f"{folder}: cannot write the site ({error.strerror}); choose another place"
+        ) from None
+
+
+class _Site:
+    """One pass over the repository: what was found, and what is still to be rendered."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self._root, self._folder = root, folder
+        self._reports = dict(_reports(root))
+        self._done: set[Path] = set()
+        self._waiting = [root / INDEX, root / "README.md"]
+
+    def write(self) -> Iterator[str]:
+        """Write everything that the index leads to."""
+        for source, target in self._reports.items():
+            text = (
+                render_html(gather([source]), ())
+                if source.is_dir()
+                else render_html(None, [read_plan(source)])
+            )
+            yield self._put(target, text)
+        while self._waiting:
+            page = self._waiting.pop()
+            if page not in self._done and page.is_file():
+                self._done.add(page)
+                yield self._put(_target(page.relative_to(self._root)), self._page(page))
+        yield self._put(Path("index.html"), self._index())
+
+    def _put(self, target: Path, text: str) -> str:
+        path = self._folder / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+        return f"wrote {path}"
+
+    def _page(self, page: Path, *, at: Path | None = None) -> str:
+        """Render a page as it is seen from its own place, or from another folder of the site."""
+        markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+        tokens = markdown.parse(_COMMENT.sub("", page.read_text(encoding="utf-8")))
+        here = page.parent.relative_to(self._root) if at is None else at
+        for token in _links(tokens):
+            token.attrSet("href", self._href(str(token.attrGet("href")), page, here))
+        body = Markup(markdown.renderer.render(tokens, markdown.options, {}))  # noqa: S704 - raw HTML is off
+        heading = next((each.content for each in tokens if each.type == "inline"), page.stem)
+        home = "/".join([*[".."] * len(here.parts), "index.html"])
+        return render_template("prose.html.j2", title=heading, body=body, home=home)
+
+    def _index(self) -> str:
+        """Render the index page for the top of the site, with the reports below."""
+        page = self._root / INDEX
+        text = self._page(page, at=Path())
+        links = "".join(
+            str(Markup('<li><a href="{}">{}</a></li>').format(target.as_posix(), target.stem))
+            for target in self._reports.values()
+        )
+        listed = f"<h2>Reports to sort and filter</h2>\n<ul>{links}</ul>\n</article>"
+        return text.replace("</article>", listed, 1)
+
+    def _href(self, link: str, page: Path, here: Path) -> str:
+        """Return where a link of a page leads on the site; what is outside the repository stays."""
+        if _SCHEME.match(link):
+            return link
+        path, mark, fragment = link.partition("#")
+        source = (page.parent / unquote(path)).resolve()
+        if not source.is_relative_to(self._root) or not source.exists():
+            return link
+        inside = source.relative_to(self._root)
+        if source in self._reports:
+            target = self._reports[source]
+        elif source.is_dir():
+            if not (source / "README.md").is_file():
+                return link
+            self._waiting.append(source / "README.md")
+            target = _target(inside / "README.md")
+        elif source.suffix == ".md":
+            self._waiting.append(source)
+            target = _target(inside)
+        else:
+            target = inside
+            copy = self._folder / inside
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+        up = [".."] * len(here.parts)
+        return "/".join([*up, *target.parts]) + mark + fragment
+
+
+def _reports(root: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield each committed folder of records and each plan, with its place on the site."""
+    for folder in sorted((root / "results" / "reference").glob("*/")):
+        yield folder, Path("results") / f"{folder.name}.html"
+    for plan in sorted((root / "results" / "predicted").glob("*.json")):
+        yield plan, Path("results") / f"predicted_{plan.stem}.html"
+
+
+def _target(page: Path) -> Path:
+    return page.with_suffix(".html")
+
+
+def _links(tokens: list[Token]) -> Iterator[Token]:
+    for token in tokens:
+        yield from (child for child in token.children or () if child.type == "link_open")
