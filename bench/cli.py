@@ -95,10 +95,21 @@ def table(
 
 
 @app.command()
-def report(
-    results: ResultPaths = [],  # noqa: B006 - typer copies it; --update and --check need no path
+def report(  # noqa: PLR0913 - one parameter for each option
+    results: ResultPaths = [],  # noqa: B006 - typer copies it; --update, --check and --site need no path
     *,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Markdown file to write.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="FILE.md, or FILE.html to sort, filter and look at.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each figure there, as SVG and PNG.")
+    ] = None,
+    gpu: Cards = [],  # noqa: B006 - typer copies it
+    memory: Memories = [],  # noqa: B006 - the same
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write report/*.md and all committed results as a web site."),
+    ] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Fill the generated blocks of README.md and report/*.md.")
     ] = False,
@@ -106,23 +117,35 @@ def report(
         bool, typer.Option("--check", help="Fail when a generated block is not in step.")
     ] = False,
 ) -> None:
-    """Compare methods in a Markdown page made from records; on stdout without -o."""
+    """Compare methods in a page of records, or show plans; Markdown on stdout without -o.
+
+    Cards that are named are drawn as limits in the figures of records.
+    """
     from bench.report import blocks
-    from bench.report.comparison import render_page, write_text
-    from bench.report.sources import gather
+    from bench.report import output as pages
+    from bench.spec.cards import card, card_of_memory
 
     if check:
         blocks.require_in_step(Path())
     elif update:
         for page in blocks.update(Path()):
             typer.echo(f"updated {page}")
+    elif site is not None:
+        from bench.report.site import write_site
+
+        for line in write_site(Path(), site):
+            typer.echo(line)
     else:
-        text = render_page(gather(results))
-        if output is None:
-            typer.echo(text, nl=False)
-        else:
-            write_text(output, text)
+        limits = [*map(card, gpu), *map(card_of_memory, memory)]
+        material = pages.read_material(results)
+        if output is not None:
+            pages.write_page(material, output, limits)
             typer.echo(f"wrote {output}")
+        if figures is not None:
+            for line in pages.write_all_figures(material, figures, limits):
+                typer.echo(line)
+        elif output is None:
+            typer.echo(pages.render_markdown(material), nl=False)
 
 
 @app.command()
