@@ -179,13 +179,7 @@ from replay_worker import make_cell
 from bench.errors import BenchError
 from bench.gate.begin import SittingOptions
 from bench.gate.observe import NullGateObserver
-from bench.gate.sides import prepared_sides
-from bench.gate.sitting import run_sitting
-from bench.gate import sitting
-from bench.gate.logbook import Logbook
-from typing import TYPE_CHECKING, cast
-from records_factory import make_record
-from bench.run import interrupts
+from bench.gate.sitting import run_gate
 
 class Telling(NullGateObserver):
     def run_started(self, cell, side, repeat):
@@ -193,8 +187,8 @@ class Telling(NullGateObserver):
 
 options = SittingOptions(folder=Path({folder!r}), command=({command!r},), exact_only=True)
 try:
-    with interrupts.caught(), prepared_sides("v1.0", here=Path({repository!r})) as sides:
-        run_sitting([make_cell("hang")], sides, lambda records, repeats: (), options, Telling())
+    cells, here = [make_cell("hang")], Path({repository!r})
+    run_gate(cells, ("v1.0", None), lambda records, repeats: (), options, Telling(), here=here)
 except BenchError as error:
     print(error)
     sys.exit(error.exit_code)

@@ -1,7 +1,6 @@
 """Measuring for a gate: two environments, the *sides*, run cell by cell in turn (A B B A …) in one sitting.
 
-    with prepared_sides("peft==0.20.0", None) as sides:                                 # sides.py
-        result = run_sitting(cells, sides, judge, SittingOptions(folder=…))             # sitting.py
+    result = run_gate(cells, ("peft==0.20.0", None), judge, SittingOptions(folder=…))  # sitting.py
     result.records["base"], result.records["candidate"]     # that count, in the order run
     result.sitting                                          # who, in which order, when, why it stopped
 

@@ -6,6 +6,7 @@ soon as it is there.
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 from bench.errors import InterruptedByUserError
@@ -15,14 +16,14 @@ from bench.gate.observe import GateObserver, NullGateObserver
 from bench.gate.process import open_sides
 from bench.gate.repeatable import unrepeatable
 from bench.gate.schedule import Turn, turns, warm_ups
-from bench.gate.sides import Side
+from bench.gate.sides import Side, prepared_sides
 from bench.results.records import Record
 from bench.results.sittings import SideName, SittingRecords, load_sitting
 from bench.results.store import open_folder
 from bench.run import interrupts
 from bench.spec.types import Cell
 
-__all__ = ["Judge", "SittingOptions", "run_sitting"]
+__all__ = ["Judge", "SittingOptions", "run_gate", "run_sitting"]
 
 Stopped = Literal["decided", "all repeats", "budget"]
 
@@ -32,6 +33,28 @@ class Judge(Protocol):
 
     def __call__(self, records: Mapping[SideName, Sequence[Record]], repeats: int) -> Collection[str]:
         """Return their ids. ``records`` are all so far that count; the look is after so many repeats."""
+
+
+def run_gate(  # noqa: PLR0913 - what run_sitting takes, and where
+    cells: Sequence[Cell],
+    references: tuple[str, str | None],
+    judge: Judge,
+    options: SittingOptions,
+    observer: GateObserver | None = None,
+    *,
+    here: Path | None = None,
+) -> SittingRecords:
+    """Make ready what the REFs of base and candidate stand for, and run a sitting; only records stay.
+
+    ``here`` is the folder that REFs are relative to, the current one by default. Raises what
+    ``prepared_sides`` and ``run_sitting`` raise.
+    """
+    with interrupts.caught():
+        try:
+            with prepared_sides(*references, here=here) as sides:
+                return run_sitting(cells, sides, judge, options, observer)
+        except KeyboardInterrupt:
+            raise InterruptedByUserError("interrupted before anything was measured") from None
 
 
 def run_sitting(
