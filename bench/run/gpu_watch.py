@@ -3,6 +3,8 @@
 It asks nothing of the worker but its marks, and touches neither torch nor CUDA.
 """
 
+import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -163,6 +165,9 @@ class GpuWatch:
         )
 
     def _sample_until_stopped(self) -> None:
+        # sched(7): such a thread, as it wakes, takes the processor from nobody who is running on it.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         due_ns = last_ns = time.monotonic_ns()
         while not self._stop.is_set():
             began_ns = time.monotonic_ns()
