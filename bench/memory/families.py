@@ -25,7 +25,7 @@ from bench.spec.types import Cell, LoraMethod, QloraMethod
 
 _UNPADDED = 128  # flash attention's backward pass rounds lengths up to it
 _DEGREES = (1, 2, 1)
-_BORDERS = ("window", "max_position")
+_WINDOW, _POSITIONS = "window", "max_position"
 """In names of a configuration's fields: lengths at which a model turns to other computations."""
 
 
@@ -238,11 +238,13 @@ def _regime(point: Point, config: Any) -> tuple[object, ...]:  # noqa: ANN401 - 
     text = config.get_text_config()
     length = point.sequence_length
     numbers = {name: value for name, value in vars(text).items() if type(value) is int and value > 0}
-    borders: list[Any] = [value for name, value in numbers.items() if any(word in name for word in _BORDERS)]
+    windows = [value for name, value in numbers.items() if _WINDOW in name]
+    borders: list[Any] = [value for name, value in numbers.items() if _POSITIONS in name or _WINDOW in name]
     borders += [(getattr(text, "rope_parameters", None) or {}).get("original_max_position_embeddings")]
     return (
         length if length % _UNPADDED else 0,
         *(length > border for border in borders if border),
+        *(length >= window for window in windows),  # from there on a mask cuts off what lies before it
         *(length % value for name, value in numbers.items() if "chunk_size" in name),
         point.micro_batch == 1,
     )
