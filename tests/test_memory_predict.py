@@ -110,7 +110,7 @@ def test_a_plan_of_many_cells_traces_few_and_lends_bands(monkeypatch: pytest.Mon
     assert len(cells) > BANDS_REPLAYED
     answers = {cell.id: answer for cell, answer in predict_all(cells, A100)}
     assert len(cells) == len(answers)
-    assert len(traced) == 2 * 3 * 2 + 1
+    assert 7 == len(traced)  # at so small a width six values decide what each block grows with; one checks
     lent = [answer for answer in answers.values() if isinstance(answer, Prediction) and answer.caveats]
     assert len(cells) - 1 == len(lent)
     assert {"band-of-a-relative"} == {caveat.code for answer in lent for caveat in answer.caveats}
