@@ -53,6 +53,8 @@ def policies(gate: GateSpec) -> dict[str, MetricPolicy]:
 
 def _policy(metric: Metric, own: MetricGate) -> MetricPolicy:
     by_default: Direction = "same" if metric.better == "neither" else metric.better
+    if metric.kind == "paired":  # more right answers are better, if a scenario gates them at all
+        by_default = "higher"
     return MetricPolicy(
         metric=metric,
         direction=own.direction or by_default,

@@ -14,7 +14,8 @@ class Judgement:
     ``ratio`` is candidate / baseline with its interval, each bound missed with the gate's error rate; None
     where there is none. For accuracy ``difference`` and its interval hold the change instead, as a share of
     the questions. ``p_value`` is adjusted for the family and the looks. ``improved`` says that a pass is a
-    proven change for the better. ``repeats`` are the runs of each side that decided.
+    proven change for the better. ``repeats`` are the runs of each side that decided, and
+    ``task`` is the evaluation's, for accuracy.
     """
 
     cell: str
@@ -33,6 +34,7 @@ class Judgement:
     difference_high: float | None = None
     p_value: float | None = None
     repeats: int | None = None
+    task: str | None = None
 
 
 def overall(judgements: Iterable[Judgement]) -> Verdict:

@@ -15,6 +15,7 @@ from bench.gate.sides import Side
 from bench.results.sittings import SITTING_FILE, SideFacts, SideName, Sitting, load_sitting
 from bench.results.store import record_file_name
 from bench.results.stored import Caveat
+from bench.spec.gate import GateSpec
 from bench.spec.types import Cell
 
 _SAME_WHEN_RESUMED = {"given", "kind", "understood", "commit"}
@@ -25,13 +26,15 @@ class SittingOptions:
     """Where sittings go (each a folder of its own), when to look, and how long it may take.
 
     ``looks`` are numbers of repeats, rising. ``exact_only`` says that no gated metric varies between runs:
-    then each side runs once, and the candidate once more as a check. ``budget_s`` counts from the start; no
-    repeat is begun that would end after it. ``resume`` goes on with the latest sitting where it broke off.
+    then each side runs once, and the candidate once more as a check. ``gate`` is kept with the sitting, for
+    whoever judges it again. ``budget_s`` counts from the start; no repeat is begun that would end after it.
+    ``resume`` goes on with the latest sitting where it broke off.
     """
 
     folder: Path
     looks: tuple[int, ...] = (3, 5, 8)
     exact_only: bool = False
+    gate: GateSpec | None = None
     budget_s: float | None = None
     resume: bool = False
     trust_remote_code: bool = False
@@ -56,6 +59,7 @@ def new_sitting(
         candidate=sides[1].facts,
         looks=(1,) if options.exact_only else options.looks,
         exact_only=options.exact_only,
+        gate=options.gate,
         budget_s=options.budget_s,
         started_at=utc_now(),
         caveats=tuple(caveats),

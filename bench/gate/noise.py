@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from bench.analysis.calibrated import noise_of
 from bench.analysis.detectable import detectable_effect, repeats_needed
-from bench.analysis.moderated import Noise, calibrate
+from bench.analysis.moderated import Noise
 from bench.analysis.policy import MetricPolicy, policies, rule_of
-from bench.analysis.settling import settle_cells
 from bench.results.calibrations import Calibration
 from bench.spec.gate import GateSpec
 
@@ -27,16 +27,6 @@ class NoiseRow:
     detectable_shares: tuple[float, ...]
     tolerance_share: float
     repeats_needed: int | None
-
-
-def noise_of(calibration: Calibration, digest: str, metric: str) -> Noise:
-    """Return the noise of a metric of the cell with this digest; 0 degrees of freedom if it is not known.
-
-    Both sides of a sitting are one group, since they were the same: what differs between two processes that
-    workers are forked from is noise too.
-    """
-    sittings = calibration.runs(digest, metric)
-    return calibrate([settled.log_medians for settled in settle_cells(sittings)])
 
 
 def noise_rows(calibration: Calibration, gate: GateSpec) -> tuple[NoiseRow, ...]:

@@ -16,6 +16,7 @@ from bench.errors import InfrastructureError, UsageError
 from bench.results.records import Environment, Outcome, Record
 from bench.results.store import load_records, record_file_name
 from bench.results.stored import Caveat, Count, Positive, Stored
+from bench.spec.gate import GateSpec
 
 SITTING_VERSION: Final = 1
 SITTING_FILE = "sitting.json"
@@ -66,6 +67,7 @@ class Sitting(Stored):
     candidate: SideFacts
     looks: tuple[Positive, ...] = Field(description="Repeats after which the sitting could end.")
     exact_only: bool = Field(default=False, description="Only metrics without noise were of interest.")
+    gate: GateSpec | None = Field(None, description="What it was judged by, so that it can be again.")
     budget_s: float | None = None
     started_at: str
     resumed_at: tuple[str, ...] = ()
