@@ -5,15 +5,31 @@ It covers the questions, not training seeds: a claim about a method needs severa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.special import betainc, ndtri
-from scipy.stats import binomtest
 
 from bench.analysis.sequential import PASS, REGRESSION, UNDECIDED
 from bench.analysis.settling import Floats
 from bench.errors import UsageError
-from bench.results.records import EvaluationItem, EvaluationReading
+from bench.results.records import EvaluationReading
+
+
+class Item(Protocol):
+    """One question and whether it was answered correctly; see ``records.EvaluationItem``."""
+
+    @property
+    def doc_id(self) -> int:
+        """Its place in the task."""
+
+    @property
+    def doc_hash(self) -> str:
+        """What tells whether two questions are the same."""
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer was right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +44,13 @@ class Paired:
     p_value: float
 
 
-def pair_items(first: Sequence[EvaluationItem], second: Sequence[EvaluationItem]) -> Paired:
+def pair_items(first: Sequence[Item], second: Sequence[Item]) -> Paired:
     """Join two evaluations on ``doc_id`` and test whether one answered more questions than the other.
 
     ``gained`` counts wrong → right, ``lost`` right → wrong. ``p_value`` is two-sided and exact: under no
     change the gained ones among those that changed follow a binomial distribution with p = 1/2 (McNemar
-    1947, Psychometrika 12:153). Raises UsageError when a question's hash differs, when a question is
-    there twice, or when the two have none in common.
+    1947, Psychometrika 12:153), which is symmetric, so it is twice the smaller tail. Raises UsageError
+    when a question's hash differs, when a question is there twice, or when the two have none in common.
     """
     before, after = _by_id(first), _by_id(second)
     common = sorted(before.keys() & after.keys())
@@ -48,14 +64,21 @@ def pair_items(first: Sequence[EvaluationItem], second: Sequence[EvaluationItem]
             )
     gained = sum(after[doc_id].correct and not before[doc_id].correct for doc_id in common)
     lost = sum(before[doc_id].correct and not after[doc_id].correct for doc_id in common)
-    changed = gained + lost
+    return paired_counts(
+        items=len(common), unmatched=len(before.keys() ^ after.keys()), gained=gained, lost=lost
+    )
+
+
+def paired_counts(*, items: int, unmatched: int, gained: int, lost: int) -> Paired:
+    """Return the pairing of evaluations whose changes have been counted."""
+    more, fewer = np.array([float(max(gained, lost))]), np.array([float(min(gained, lost))])
     return Paired(
-        items=len(common),
-        unmatched=len(before.keys() ^ after.keys()),
+        items=items,
+        unmatched=unmatched,
         gained=gained,
         lost=lost,
-        difference_share=(gained - lost) / len(common),
-        p_value=float(binomtest(gained, changed, 0.5).pvalue) if changed else 1.0,
+        difference_share=(gained - lost) / items,
+        p_value=min(1.0, 2 * float(drop_p_value(more, fewer)[0])),
     )
 
 
@@ -115,7 +138,7 @@ def decide_drop(  # noqa: PLR0913 - three counts and three promises, all of them
     return np.select([worse, upper < tolerance], [REGRESSION, PASS], UNDECIDED)
 
 
-def _by_id(items: Sequence[EvaluationItem]) -> dict[int, EvaluationItem]:
+def _by_id(items: Sequence[Item]) -> dict[int, Item]:
     """Index the questions by id."""
     found = {item.doc_id: item for item in items}
     if len(found) != len(items):

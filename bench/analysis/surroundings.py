@@ -11,25 +11,25 @@ _NOT_THE_MACHINE = "git"
 
 def place(environment: Environment) -> tuple[tuple[str, str], ...]:
     """Return what two comparable records share: machine, versions and threads, but not the commit."""
-    return tuple(item for item in _facts(environment).items() if not item[0].startswith(_NOT_THE_MACHINE))
+    return tuple(item for item in facts(environment).items() if not item[0].startswith(_NOT_THE_MACHINE))
 
 
 def surroundings(records: Sequence[Record]) -> tuple[Surroundings, ...]:
     """Return each distinct environment once, lettered in the order of the records."""
     found: dict[tuple[tuple[str, str], ...], int] = {}
     for record in records:
-        facts = tuple(_facts(record.environment).items())
-        found[facts] = found.get(facts, 0) + 1
+        own = tuple(facts(record.environment).items())
+        found[own] = found.get(own, 0) + 1
     return tuple(
-        Surroundings(label=_letter(index), records=count, facts=dict(facts))
-        for index, (facts, count) in enumerate(found.items())
+        Surroundings(label=_letter(index), records=count, facts=dict(own))
+        for index, (own, count) in enumerate(found.items())
     )
 
 
 def label_of(record: Record, places: Iterable[Surroundings]) -> str:
     """Return the letter of the environment a record was made in."""
-    facts = _facts(record.environment)
-    return next(where.label for where in places if where.facts == facts)
+    own = facts(record.environment)
+    return next(where.label for where in places if where.facts == own)
 
 
 def differences(places: Sequence[Surroundings]) -> tuple[str, ...]:
@@ -43,12 +43,12 @@ def differences(places: Sequence[Surroundings]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _facts(environment: Environment) -> Mapping[str, str]:
-    """Flatten an environment to ``group.name`` and text; what was not found is left out."""
+def facts(environment: Environment) -> Mapping[str, str]:
+    """Return an environment as ``group.name`` and text; what was not found is left out."""
     return {
         f"{group}.{name}": str(value)
-        for group, facts in environment.model_dump(mode="json").items()
-        for name, value in sorted(facts.items())
+        for group, values in environment.model_dump(mode="json").items()
+        for name, value in sorted(values.items())
         if value is not None
     }
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-Verdict = Literal["pass", "regression", "inconclusive", "not comparable"]
+from bench.results.verdicts import Judged
+from bench.results.verdicts import VerdictName as Verdict
+
+__all__ = ["Judgement", "Verdict", "overall"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Judgement:
     task: str | None = None
 
 
-def overall(judgements: Iterable[Judgement]) -> Verdict:
+def overall(judgements: Iterable[Judgement | Judged]) -> Verdict:
     """Return what the gated ones come to: one regression is enough; without any decided, nothing passed.
 
     What is not comparable has not passed, so it makes the whole inconclusive.

@@ -220,6 +220,17 @@ def load_records(path: Path) -> LoadedRecords:
 
 def _read(file: Path) -> Record | str:
     """Return the record, or in one sentence why there is none."""
+    content = read_plain_file(file)
+    if isinstance(content, str):
+        return content
+    try:
+        return Record.model_validate_json(content)
+    except ValidationError:
+        return diagnose(content)
+
+
+def read_plain_file(file: Path) -> bytes | str:
+    """Return what a file of a results folder holds, or in one sentence why it is not read."""
     try:
         facts = file.lstat()
         if not stat.S_ISREG(facts.st_mode):
@@ -228,17 +239,13 @@ def _read(file: Path) -> Record | str:
             )
         if facts.st_size > MAX_RECORD_BYTES:
             return f"is larger than {MAX_RECORD_BYTES} bytes; this is not a record of bench run"
-        content = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    try:
-        return Record.model_validate_json(content)
-    except ValidationError as error:
-        return _diagnose(content, error)
 
 
-def _diagnose(content: bytes, error: ValidationError) -> str:
-    """Say what is wrong with a file that is not a record of this version."""
+def diagnose(content: bytes) -> str:
+    """Say in one sentence what is wrong with the content of a file that is not a record of this version."""
     if not content.strip():
         return "is empty; delete it and run the same command again"
     try:
@@ -255,6 +262,12 @@ def _diagnose(content: bytes, error: ValidationError) -> str:
         )
     if version is None:
         return "is not a record (it has no schema_version); move it out of the results folder"
-    mistake = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in mistake["loc"]) or "the record"
-    return f"is not a valid record ({where}: {mistake['msg']}); delete it and run the same command again"
+    try:
+        Record.model_validate_json(content)
+    except ValidationError as error:
+        mistake = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in mistake["loc"]) or "the record"
+        what = f"{where}: {mistake['msg']}"
+    else:
+        what = "its parts contradict one another"
+    return f"is not a valid record ({what}); delete it and run the same command again"

@@ -1,0 +1,125 @@
+"""Accuracy over the cells of a comparison: the same questions before and after, task by task."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from bench.analysis.compare_pairs import Pair, ended_ok
+from bench.analysis.judge import judge_accuracy
+from bench.analysis.paired import Paired, drop_p_value, pair_items, paired_counts
+from bench.analysis.policy import MetricPolicy
+from bench.analysis.settling import Floats
+from bench.analysis.verdicts import Judgement
+from bench.errors import UsageError
+from bench.results.run_facts import Answers, RunFacts
+from bench.spec.gate import GateSpec
+
+_WHEN: dict[str, Literal["before", "after"]] = {"accuracy_before": "before", "accuracy_after": "after"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One task of one cell: how its answers changed, or why that cannot be told."""
+
+    cell: str
+    task: str
+    policy: MetricPolicy
+    baseline: float | None
+    candidate: float | None
+    paired: Paired | None
+    why_not: str | None
+
+
+def changes(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[Change]:
+    """Yield the tasks that either side evaluated; each from the first run of a side that did."""
+    when = _WHEN[policy.metric.name]
+    for pair in pairs:
+        before = _by_task(ended_ok(pair.baseline), when)
+        after = _by_task(ended_ok(pair.candidate), when)
+        for task in {**before, **after}:
+            first, second = before.get(task), after.get(task)
+            paired, why_not = _pair(first, second)
+            yield Change(
+                cell=pair.cell_id,
+                task=task,
+                policy=policy,
+                baseline=None if first is None else first.accuracy,
+                candidate=None if second is None else second.accuracy,
+                paired=paired,
+                why_not=why_not,
+            )
+
+
+def _by_task(runs: Sequence[RunFacts], when: str) -> dict[str, Answers]:
+    found: dict[str, Answers] = {}
+    for run in runs:
+        for answers in run.answers:
+            if answers.when == when:
+                found.setdefault(answers.task, answers)
+    return found
+
+
+def _pair(first: Answers | None, second: Answers | None) -> tuple[Paired | None, str | None]:
+    if first is None or second is None:
+        return None, f"not evaluated in the {'baseline' if first is None else 'candidate'}"
+    for name in ("metric", "num_fewshot", "instrument"):
+        before, after = getattr(first, name), getattr(second, name)
+        if before != after:
+            return None, f"read by different instruments: {name} {before} before, {after} now"
+    try:
+        # Runs that saw the same questions share one object, and their answers are counted as whole numbers.
+        if first.questions is second.questions and first.questions:
+            return _count(first.correct, second.correct), None
+        return pair_items(first.items, second.items), None
+    except UsageError as error:
+        return None, str(error)
+
+
+def _count(before: bytes, after: bytes) -> Paired:
+    was, is_now = int.from_bytes(before), int.from_bytes(after)
+    return paired_counts(
+        items=len(before),
+        unmatched=0,
+        gained=(is_now & ~was).bit_count(),
+        lost=(was & ~is_now).bit_count(),
+    )
+
+
+def p_values(found: Sequence[Change]) -> Floats:
+    """Return the p-value of each change being none for the worse, for those that can be told, in order."""
+    counts = [_worse_and_better(change) for change in found if change.paired is not None]
+    worse, better = np.array(counts, dtype=np.float64).reshape(-1, 2).T
+    return drop_p_value(worse, better)
+
+
+def _worse_and_better(change: Change) -> tuple[int, int]:
+    assert change.paired is not None  # noqa: S101 - asked by the caller
+    lost, gained = change.paired.lost, change.paired.gained
+    return (gained, lost) if change.policy.direction == "lower" else (lost, gained)
+
+
+def judge_changes(found: Sequence[Change], family_p_values: Floats, gate: GateSpec) -> Iterator[Judgement]:
+    """Yield the judgement of each change; the p-values are those of ``p_values``, adjusted."""
+    adjusted = iter(family_p_values.tolist())
+    for change in found:
+        if change.paired is None:
+            judgement = Judgement(
+                cell=change.cell,
+                metric=change.policy.metric.name,
+                verdict="not comparable",
+                gated=change.policy.gated,
+                reason=change.why_not or "",
+            )
+        else:
+            judgement = judge_accuracy(change.cell, change.policy, change.paired, next(adjusted), gate)
+        unmatched = change.paired.unmatched if change.paired else 0
+        note = f"; {unmatched} questions on one side only" if unmatched else ""
+        yield replace(
+            judgement,
+            task=change.task,
+            baseline=change.baseline,
+            candidate=change.candidate,
+            reason=judgement.reason + note,
+        )

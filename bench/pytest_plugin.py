@@ -1,0 +1,1 @@
+"""For pytest: each cell of a scenario a test, judged against a baseline. Does nothing unless asked to."""

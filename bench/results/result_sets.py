@@ -1,0 +1,94 @@
+"""Runs to compare, from wherever they lie: a folder, a file, one side of a sitting, or a git revision."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from pydantic import ValidationError
+
+from bench.errors import UsageError
+from bench.results.committed import committed_files
+from bench.results.run_facts import RunFacts, facts_of_content
+from bench.results.sittings import SIDES, SITTING_FILE, Sitting, counted_runs, read_stored
+from bench.results.step_times import read_step_times
+from bench.results.store import MAX_RECORD_BYTES, diagnose, read_plain_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultSet:
+    """Runs, oldest first or in the order of their sitting, and one line for each file that holds none.
+
+    ``sitting`` is the folder of the sitting whose side this is, where it is one.
+    """
+
+    given: str
+    runs: tuple[RunFacts, ...]
+    problems: tuple[str, ...] = ()
+    sitting: Path | None = None
+
+
+def load_result_set(given: str) -> ResultSet:
+    """Read the runs of an existing folder or file, else of ``REV:path``, a path in a git revision.
+
+    Raises ``UsageError`` where there is no run.
+    """
+    path, sitting = Path(given), None
+    if path.is_dir():
+        sitting = _sitting_around(path)
+        files = sorted(path.glob("[!.]*.json")) if sitting is None else _counted(path, sitting)
+        found = _gathered(((file.name, read_plain_file(file)) for file in files), str(path))
+    elif path.exists():
+        found = _gathered([(path.name, read_plain_file(path))], str(path.parent))
+    elif ":" in given:
+        revision, _, inside = given.partition(":")
+        contents = committed_files(revision, inside, most_bytes=MAX_RECORD_BYTES)
+        found = _gathered(contents, given)
+    else:
+        raise UsageError(
+            f"{given} is no results folder, record or revision; name what bench run has written, or REV:path"
+        )
+    if not found.runs:
+        why = f" ({found.problems[0]})" if found.problems else ""
+        raise UsageError(f"{given}: no run found{why}; run `bench run SCENARIO` first, or name its folder")
+    return ResultSet(given=given, runs=found.runs, problems=found.problems, sitting=sitting)
+
+
+def _gathered(contents: Iterable[tuple[str, bytes | str]], place: str) -> ResultSet:
+    """Return the runs of some files, each run once."""
+    runs: list[RunFacts] = []
+    problems: list[str] = []
+    seen: dict[tuple[str, str, int], str] = {}
+    for name, content in contents:
+        found = content if isinstance(content, str) else _read(content)
+        if isinstance(found, str):
+            problems.append(f"{place}/{name}: {found}")
+            continue
+        for run in found:
+            first = seen.setdefault((run.cell_id, run.key, run.run), name)
+            if first == name:
+                runs.append(run)
+            else:
+                problems.append(f"{place}/{name}: holds the same run as {first}; delete one of them")
+    runs.sort(key=lambda run: run.started_at)
+    return ResultSet(given=place, runs=tuple(runs), problems=tuple(problems))
+
+
+def _read(content: bytes) -> Sequence[RunFacts] | str:
+    """Return the runs of a file: one of a record, several of another tool's; or in one sentence why none."""
+    try:
+        return [facts_of_content(content)]
+    except (msgspec.DecodeError, ValidationError, ValueError):
+        return read_step_times(content) or diagnose(content)
+
+
+def _sitting_around(folder: Path) -> Path | None:
+    """Return the folder of the sitting that this folder is a side of."""
+    parent = folder.resolve().parent
+    return parent if folder.resolve().name in SIDES and (parent / SITTING_FILE).is_file() else None
+
+
+def _counted(folder: Path, sitting: Path) -> list[Path]:
+    """Return the files of a side's runs that count."""
+    runs = read_stored(sitting / SITTING_FILE, Sitting, "a sitting", "run bench gate again").runs
+    return [folder / run.file for run in counted_runs(runs) if run.side == folder.resolve().name]

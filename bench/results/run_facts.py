@@ -1,0 +1,183 @@
+"""What a verdict goes by of one run: values, samples and answers, and what they were read with and on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
+from typing import Literal, NamedTuple
+
+from bench.metrics import METRICS
+from bench.results.briefs import BriefEvaluation, BriefRecord, as_record, read_brief
+from bench.results.calibrations import SAME_MACHINE
+from bench.results.readings import measured_steps, read_metrics, step_tokens_per_second
+from bench.results.records import Environment, EvaluationReading, Outcome, Record
+from bench.spec.types import Cell
+
+Samples = Mapping[str, tuple[float, ...]]
+Facts = tuple[tuple[str, str | int | None], ...]
+
+CARD_CONDITIONS = ("card", "driver", "power limit in mW")
+_MACHINE = ("system", *SAME_MACHINE)
+
+
+class Answer(NamedTuple):
+    """One question of an evaluation and whether it was answered correctly."""
+
+    doc_id: int
+    doc_hash: str
+    correct: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """One task's evaluation; ``questions`` is one and the same object for all runs that saw the same ones."""
+
+    task: str
+    when: Literal["before", "after"]
+    metric: str
+    instrument: str
+    num_fewshot: int
+    questions: tuple[tuple[int, str], ...]
+    correct: bytes
+
+    @property
+    def items(self) -> list[Answer]:
+        """Return the questions with their answers."""
+        return [
+            Answer(*question, bool(right))
+            for question, right in zip(self.questions, self.correct, strict=True)
+        ]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the share of questions answered correctly."""
+        return sum(self.correct) / len(self.correct) if self.correct else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFacts:
+    """One run. ``values`` has each metric in its unit, ``samples`` those that vary: by step or one a run.
+
+    ``cell`` is None for what other tools measured; then ``cell_id`` and ``digest`` are all that is known.
+    ``conditions`` are what speed depends on besides the program and its versions: machine, threads, card,
+    driver. ``instruments`` names what read a metric where that can differ.
+    """
+
+    cell_id: str
+    digest: str | None
+    cell: Cell | None
+    inputs_digest: str | None
+    key: str
+    run: int
+    outcome: Outcome
+    started_at: str
+    environment: Environment
+    conditions: Facts
+    instruments: tuple[tuple[str, str], ...]
+    values: Mapping[str, float | int | None]
+    samples: Samples
+    answers: tuple[Answers, ...]
+
+
+def facts_of_content(content: bytes) -> RunFacts:
+    """Return the facts of a record's text. Raises ``msgspec.DecodeError`` or ``ValidationError``."""
+    brief = read_brief(content)
+    cell, digest = _cell(bytes(brief.cell))
+    return _facts(brief, cell, digest, *_environment(bytes(brief.environment)))
+
+
+def facts_of(record: Record) -> RunFacts:
+    """Return the facts of a record that was read whole."""
+    where = record.environment
+    return _facts(record, record.cell, record.cell.digest, where, conditions_of(where))
+
+
+@lru_cache(maxsize=20_000)
+def _cell(text: bytes) -> tuple[Cell, str]:
+    """Return a cell and its digest, which take longest of all; runs of one cell hold the same text."""
+    cell = Cell.model_validate_json(text)
+    return cell, cell.digest
+
+
+@lru_cache(maxsize=1000)
+def _environment(text: bytes) -> tuple[Environment, Facts]:
+    environment = Environment.model_validate_json(text)
+    return environment, conditions_of(environment)
+
+
+def conditions_of(environment: Environment) -> Facts:
+    """Return what speed depends on besides versions; what a machine did not record is left out."""
+    machine = [(name, environment.machine[name]) for name in _MACHINE if name in environment.machine]
+    return (*machine, *sorted(environment.threads.items()))
+
+
+def _facts(
+    record: Record | BriefRecord, cell: Cell, digest: str, environment: Environment, conditions: Facts
+) -> RunFacts:
+    whole = record if isinstance(record, Record) else as_record(record)
+    values = read_metrics(whole)
+    return RunFacts(
+        cell_id=cell.id,
+        digest=digest,
+        cell=cell,
+        inputs_digest=record.inputs_digest,
+        key=record.key,
+        run=record.run,
+        outcome=record.outcome,
+        started_at=record.started_at,
+        environment=environment,
+        conditions=conditions + _card(whole),
+        instruments=_instruments(whole),
+        values=values,
+        samples=_samples(whole, values),
+        answers=tuple(map(_answers, record.measurement.evaluations)),
+    )
+
+
+def _samples(record: Record, values: Mapping[str, float | None]) -> Samples:
+    found: dict[str, tuple[float, ...]] = {
+        "tokens_per_second": step_tokens_per_second(record),
+        "step_time_ns": tuple(step.step_time_ns for step in measured_steps(record)),
+    }
+    for name, value in values.items():
+        # A rate or a size of 0 has no logarithm, and no machine measures one.
+        if METRICS[name].kind == "statistical" and name not in found and value is not None and value > 0:
+            found[name] = (value,)
+    return {name: samples for name, samples in found.items() if samples}
+
+
+def _card(record: Record) -> Facts:
+    device, gpu = record.measurement.device, record.measurement.gpu
+    if gpu is None and (device is None or device.cuda_name is None):
+        return ()
+    found = (
+        device.cuda_name if device else None,
+        gpu.facts.driver_version if gpu else None,
+        gpu.facts.power_limit_mw if gpu else None,
+    )
+    return tuple(zip(CARD_CONDITIONS, found, strict=True))
+
+
+def _instruments(record: Record) -> tuple[tuple[str, str], ...]:
+    device, gpu = record.measurement.device, record.measurement.gpu
+    return (
+        ("NVML", gpu.isolation if gpu else "not asked"),
+        ("host memory", device.host_peak_instrument if device else "unavailable"),
+    )
+
+
+_QUESTION, _CORRECT = attrgetter("doc_id", "doc_hash"), attrgetter("correct")
+_QUESTIONS: dict[tuple[tuple[int, str], ...], tuple[tuple[int, str], ...]] = {}
+
+
+def _answers(reading: EvaluationReading | BriefEvaluation) -> Answers:
+    questions = tuple(map(_QUESTION, reading.items))
+    return Answers(
+        task=reading.task,
+        when="before" if reading.when == "before" else "after",
+        metric=reading.metric,
+        instrument=reading.instrument,
+        num_fewshot=reading.num_fewshot,
+        questions=_QUESTIONS.setdefault(questions, questions),
+        correct=bytes(map(_CORRECT, reading.items)),
+    )
