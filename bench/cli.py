@@ -1,12 +1,19 @@
 """The command line: each command parses, calls and prints. No logic, and nothing heavy imported at start."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.errors import BenchError, InfrastructureError, ScenarioError, UsageError
+from bench.errors import (
+    BenchError,
+    InfrastructureError,
+    InterruptedByUserError,
+    ScenarioError,
+    UsageError,
+)
 
 app = typer.Typer(
     name="bench",
@@ -411,8 +418,13 @@ def doctor() -> None:
 
 def main() -> None:
     """Run a command; a mistake of the user's ends in one sentence and its exit code, not a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM ends workers as Ctrl-C does
     try:
         app()
+    except SystemExit as leaving:
+        if leaving.code == InterruptedByUserError.exit_code:  # typer's, for Ctrl-C that no command caught
+            typer.echo("bench: interrupted before the end; run the same command again", err=True)
+        raise
     except BenchError as error:
         if "--debug" in sys.argv:
             raise

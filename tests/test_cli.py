@@ -1,8 +1,10 @@
 """The commands as a user types them, in processes of their own: exit codes, what is written, what is said."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,15 @@ def test_a_mistake_in_a_scenario_is_one_line_each(tmp_path: Path) -> None:
     assert "micro_batch" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_a_plan_that_is_interrupted_ends_in_one_sentence() -> None:
+    """SIGTERM, as CI sends it, ends a command as Ctrl-C does: exit code 130, a sentence, no traceback."""
+    command = [sys.executable, "-m", "bench", "plan", "scenarios/70b_single_gpu.toml", "--gpu", "a100-80gb"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as plan:
+        children = Path(f"/proc/{plan.pid}/task/{plan.pid}/children")
+        while not children.read_text(encoding="ascii"):  # the server that workers are forked from
+            time.sleep(0.05)
+        plan.send_signal(signal.SIGTERM)
+        _, said = plan.communicate(timeout=120)
+    assert (130, "bench: interrupted before the end; run the same command again\n") == (plan.returncode, said)
