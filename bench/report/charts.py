@@ -271,14 +271,16 @@ def specification(chart: Chart) -> dict[str, Any]:
     styled = (
         chart.configure(background=PAPER, font=_FONT, padding=8)
         .configure_axis(
-            labelColor=INK,
-            titleColor=INK,
             domainColor=FAINT,
-            tickColor=FAINT,
             gridColor=FAINT,
             gridOpacity=0.4,
+            labelColor=INK,
+            labelFontSize=11,
+            tickColor=FAINT,
+            titleColor=INK,
+            titleFontSize=12,
+            titleFontWeight="normal",
         )
-        .configure_axis(titleFontWeight="normal", labelFontSize=11, titleFontSize=12)
         .configure_legend(labelColor=INK, titleColor=INK, labelFontSize=11, symbolType="square")
         .configure_title(color=INK, fontSize=12, anchor="start", fontWeight="normal")
         .configure_view(stroke=None)

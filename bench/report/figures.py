@@ -198,7 +198,8 @@ def _predicted(comparison: Comparison, unit: MemoryUnit) -> Figure:
         reason = "no record holds both a prediction and a reading by its instrument."
         return Figure("predicted", title, missing=reason)
     caption = (
-        "A prediction was made before the run; where it is a band, the allocator may reserve anything in it. "
+        "Predicted before the run, for sequences at their full length: shorter ones need less. Where it is a "
+        "band, the allocator may reserve anything in it. "
         f"The axis need not begin at nought.{_more(len(pairs[MOST_ROWS:]), 'readings')}"
     )
     return Figure(

@@ -78,14 +78,19 @@ def render_html(loaded: LoadedRecords | None, plans: Sequence[Plan], cards: Sequ
     Raises UsageError where the libraries that draw figures are not installed.
     """
     require_libraries()
-    sections = [_measured(loaded, cards)] if loaded else []
-    sections += [_planned(plan, f"p{index}-") for index, plan in enumerate(plans, start=1)]
+    sections = [measured_section(compare(loaded.records), loaded, cards)] if loaded else []
+    sections += [planned_section(plan, f"p{index}-") for index, plan in enumerate(plans, start=1)]
+    return render_sections(sections)
+
+
+def render_sections(sections: Sequence[Section]) -> str:
+    """Return the page of sections that are worked out."""
     title = sections[0].title if len(sections) == 1 else "Measured and planned"
     return render_template("report.html.j2", title=title, sections=sections)
 
 
-def _measured(loaded: LoadedRecords, cards: Sequence[Card]) -> Section:
-    comparison = compare(loaded.records)
+def measured_section(comparison: Comparison, loaded: LoadedRecords, cards: Sequence[Card]) -> Section:
+    """Return what is shown of a comparison of these records."""
     anchors = {row.key: f"m-cell-{index}" for index, row in enumerate(comparison.rows, start=1)}
     unit, groups = memory_unit(comparison), answers(comparison, loaded.records)
     endings = details.ending_table(comparison.rows)
@@ -152,7 +157,8 @@ def folded_tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
         yield f"Where it was measured: environment {place.label}, {place.records} records", facts
 
 
-def _planned(plan: Plan, prefix: str) -> Section:
+def planned_section(plan: Plan, prefix: str) -> Section:
+    """Return what is shown of a plan."""
     rows = plan_rows(plan)
     anchors = {row.cell: f"{prefix}cell-{index}" for index, row in enumerate(rows, start=1)}
     untried = why_untried(plan)

@@ -1,6 +1,8 @@
 // Sorting, filtering, the theme. Without it the page shows everything, in its own order.
 "use strict";
 
+const SHOWN_AT_ONCE = 200; // a browser lays out so many rows in no time, and thousands in seconds
+
 const root = document.documentElement;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const theme = document.getElementById("theme");
@@ -18,68 +20,98 @@ const sortKey = (cell) => {
   return Number.isNaN(number) ? raw : number;
 };
 
+const words = new Intl.Collator("en", { numeric: true });
 const compare = (a, b) =>
-  typeof a === "number" && typeof b === "number" ? a - b
-    : String(a).localeCompare(String(b), "en", { numeric: true });
+  typeof a === "number" && typeof b === "number" ? a - b : words.compare(String(a), String(b));
 
-function makeSortable(table) {
-  const body = table.tBodies[0];
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => {
+const tags = (cell) => cell.dataset.tags?.split("\n") ?? [cell.firstChild?.textContent.trim() ?? ""];
+
+class Grid {
+  constructor(form) {
+    this.form = form;
+    this.table = document.getElementById(form.dataset.for);
+    this.body = this.table.tBodies[0];
+    this.heads = [...this.table.tHead.rows[0].cells];
+    this.status = form.querySelector("output");
+    this.more = form.querySelector("button.more");
+    this.texts = new Map([...this.body.rows].map((row) => [row, row.textContent.toLowerCase()]));
+    this.limit = SHOWN_AT_ONCE;
+    this.heads.forEach((head, column) => this.addButton(head, column));
+    form.addEventListener("input", () => this.show());
+    form.addEventListener("reset", () => setTimeout(() => this.show()));
+    form.addEventListener("submit", (event) => event.preventDefault());
+    this.more.addEventListener("click", () => this.show(Infinity));
+    form.hidden = false;
+    this.show();
+  }
+
+  addButton(head, column) {
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
     head.append(button);
-    button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") === "ascending";
-      heads.forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const keyed = [...body.rows].map((row) => [sortKey(row.cells[column]), row]);
-      const present = keyed.filter(([key]) => key !== null);
-      present.sort(([a], [b]) => (down ? compare(b, a) : compare(a, b)));
-      const absent = keyed.filter(([key]) => key === null);
-      body.replaceChildren(...[...present, ...absent].map(([, row]) => row));
-    });
-  });
-}
+    button.addEventListener("click", () => this.sort(column));
+  }
 
-function makeFilterable(form) {
-  const table = document.getElementById(form.dataset.for);
-  const rows = [...table.tBodies[0].rows].map((row) => [row, row.textContent.toLowerCase()]);
-  const status = form.querySelector("output");
-  const tags = (cell) => cell.dataset.tags?.split("\n") ?? [cell.firstChild?.textContent.trim() ?? ""];
-  const apply = () => {
-    const words = form.elements.search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const choices = [...form.querySelectorAll("select")].filter((one) => one.value);
-    const limits = [...form.querySelectorAll("input[data-limit]")].filter((one) => one.value);
-    let shown = 0;
-    for (const [row, text] of rows) {
-      const keep = words.every((word) => text.includes(word))
-        && choices.every((one) => tags(row.cells[one.dataset.column]).includes(one.value))
-        && limits.every((one) => {
-          const value = row.cells[one.dataset.limit].dataset.v;
-          return value !== undefined && value !== "" && Number(value) <= Number(one.value);
-        });
-      row.hidden = !keep;
-      shown += keep;
+  sort(column) {
+    const head = this.heads[column];
+    const down = head.getAttribute("aria-sort") === "ascending";
+    this.heads.forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const keyed = [...this.body.rows].map((row) => [sortKey(row.cells[column]), row]);
+    const present = keyed.filter(([key]) => key !== null);
+    present.sort(([a], [b]) => (down ? compare(b, a) : compare(a, b)));
+    const absent = keyed.filter(([key]) => key === null);
+    this.body.replaceChildren(...[...present, ...absent].map(([, row]) => row));
+    this.show();
+  }
+
+  // Show the rows that are asked for, up to the limit.
+  show(limit = this.limit) {
+    this.limit = limit;
+    const asked = this.form.elements.search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const choices = [...this.form.querySelectorAll("select")].filter((one) => one.value);
+    const limits = [...this.form.querySelectorAll("input[data-limit]")].filter((one) => one.value);
+    const keep = (row) => asked.every((word) => this.texts.get(row).includes(word))
+      && choices.every((one) => tags(row.cells[one.dataset.column]).includes(one.value))
+      && limits.every((one) => {
+        const value = row.cells[one.dataset.limit].dataset.v;
+        return value !== undefined && value !== "" && Number(value) <= Number(one.value);
+      });
+    let kept = 0;
+    for (const row of this.body.rows) {
+      const wanted = keep(row);
+      kept += wanted;
+      row.hidden = !wanted || kept > limit;
     }
-    status.textContent = `${shown} of ${rows.length} cells`;
-  };
-  form.addEventListener("input", apply);
-  form.addEventListener("reset", () => setTimeout(apply));
-  form.addEventListener("submit", (event) => event.preventDefault());
-  form.hidden = false;
+    const beyond = Math.max(0, kept - limit);
+    this.more.hidden = beyond === 0;
+    this.more.textContent = `Show the other ${beyond}`;
+    const first = beyond ? `, the first ${limit} shown` : "";
+    this.status.textContent = `${kept} of ${this.texts.size} cells${first}`;
+  }
+
+  // Show all rows, whatever is asked for.
+  reveal() {
+    this.form.reset();
+    this.show(Infinity);
+  }
 }
 
-// A link to a row that is filtered out shows all rows again.
-addEventListener("hashchange", () => {
-  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  const table = target?.closest("table.grid");
-  if (!target?.hidden || !table) return;
-  document.querySelector(`form[data-for="${table.id}"]`).reset();
-  setTimeout(() => target.scrollIntoView({ block: "center" }));
-});
+const grids = new Map([...document.querySelectorAll("form.filters")].map((form) => [form.dataset.for, new Grid(form)]));
 
-document.querySelectorAll("table.grid").forEach(makeSortable);
-document.querySelectorAll("form.filters").forEach(makeFilterable);
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+// A link to a row that is not shown reveals it.
+const follow = () => {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const grid = grids.get(target?.closest("table.grid")?.id);
+  if (!grid || !target.hidden) return;
+  grid.reveal();
+  target.scrollIntoView({ block: "center" });
+};
+addEventListener("hashchange", follow);
+follow();
+
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details").forEach((one) => { one.open = true; });
+  grids.forEach((grid) => grid.show(Infinity));
+});

@@ -1,0 +1,131 @@
+"""Figures: drawn from rows where there is data, left out with a reason where there is none."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from bench.analysis.summary import compare
+from bench.report.figures import Figure, comparison_figures, plan_figures, write_figures
+from bench.report.output import read_material, write_all_figures
+from bench.results.plans import read_plan
+from bench.results.records import Record
+from bench.spec.cards import card
+from hostile_records import SCRIPT, make_hostile_records
+from many_cells import make_records
+from records_factory import make_measurement, make_prediction, make_record
+
+ROOT = Path(__file__).parents[1]
+NAMES = {
+    "memory",
+    "memory-over-step",
+    "predicted",
+    "speed",
+    "frontier",
+    "accuracy-by-rank",
+    "accuracy-by-quantisation",
+    "scaling-sequence-length",
+    "scaling-micro-batch",
+}
+
+
+def figures_of(*records: Record) -> dict[str, Figure]:
+    """Return the figures of records by name."""
+    return {figure.name: figure for figure in comparison_figures(compare(records), records)}
+
+
+@pytest.fixture(scope="module")
+def sweep() -> dict[str, Figure]:
+    """Return the figures of twenty methods, each at two lengths, and one with a prediction."""
+    predicted = make_prediction(550 * 1024**2, platform={"device": "cpu"})
+    return figures_of(*(one.model_copy(update={"prediction": predicted}) for one in make_records(40)))
+
+
+def shown(figure: Figure) -> str:
+    """Return the text of a figure as drawn."""
+    return " ".join(text for text in ET.fromstring(figure.svg()).itertext() if text.strip())  # noqa: S314 - our own
+
+
+def test_a_sweep_has_every_figure_and_says_what_each_shows(sweep: dict[str, Figure]) -> None:
+    """None is left out; each is valid Vega-Lite, drawn, and told apart by its caption."""
+    assert NAMES == {name for name, figure in sweep.items() if figure.missing is None}
+    assert len(sweep) == len({figure.caption for figure in sweep.values()})
+
+
+def test_the_peak_is_labelled_with_its_operator_and_module(sweep: dict[str, Figure]) -> None:
+    """Over the step: phases by name, and at the highest point how much, what and where."""
+    text = shown(sweep["memory-over-step"])
+    assert "600 MiB: aten::mm in lm_head" in text
+    assert "forward" in text
+    assert "Not drawn: 14 more cells" in sweep["memory-over-step"].caption
+
+
+def test_prediction_and_reading_stand_beside_each_other(sweep: dict[str, Figure]) -> None:
+    """Both in one row of one axis, named apart."""
+    values = sweep["predicted"].specification["layer"][0]["data"]["values"]
+    assert ("tiny", 550.0, 600.0) == ("tiny", values[0]["high"], values[0]["read"])
+    assert "predicted" in shown(sweep["predicted"])
+
+
+def test_cards_that_are_named_are_lines_in_the_figure() -> None:
+    """The line is at what the card has to give, and its name stands at it."""
+    records = (make_record(),)
+    (memory, *_) = comparison_figures(compare(records), records, [card("rtx4090")])
+    lines = memory.specification["layer"][2]["data"]["values"]
+    assert [(card("rtx4090").usable_bytes / 1024**2, "GeForce RTX 4090")] == [
+        (line["size"], line["text"]) for line in lines
+    ]
+
+
+def test_what_is_dominated_is_grey_and_the_rest_is_not(sweep: dict[str, Figure]) -> None:
+    """Memory falls and speed rises with the number: only the last cell is on the frontier."""
+    values = sweep["frontier"].specification["layer"][0]["data"]["values"]
+    assert [True] * 39 + [False] == [value["grey"] for value in values]
+
+
+def test_without_data_a_figure_is_left_out_with_its_reason() -> None:
+    """One run without ledger, steps or evaluations: nothing is drawn, and every reason is given."""
+    empty = make_measurement(ledger=None, steps=(), evaluations=())
+    figures = figures_of(make_record(measurement=empty))
+    assert NAMES == {name for name, figure in figures.items() if figure.missing}
+    assert "no record holds the ledger's timeline; records made before it was kept have none." == (
+        figures["memory-over-step"].missing
+    )
+
+
+def test_more_cells_than_can_be_seen_are_not_drawn_and_counted() -> None:
+    """Forty bars, and a caption that says how many more there are."""
+    memory = figures_of(*make_records(45))["memory"]
+    assert "Not drawn: 5 more cells, which are in the table." in memory.caption
+    assert 40 == len(memory.specification["layer"][1]["data"]["values"])
+
+
+def test_a_plan_for_one_card_adds_up_to_what_has_to_fit() -> None:
+    """Live tensors, what is reserved beyond them and the context are one bar, against the card's line."""
+    plan = read_plan(ROOT / "results" / "predicted" / "65b_48gb.json")
+    only = plan.cards[0]
+    cells = tuple(one for one in plan.cells if any(verdict.card == only.name for verdict in one.verdicts))
+    plan = plan.model_copy(update={"cells": cells, "cards": (only,)})
+    (memory, *_) = plan_figures(plan)
+    totals = memory.specification["layer"][1]["data"]["values"]
+    needed = [one.verdicts[0].needed_bytes / 1024**3 for one in cells]
+    assert pytest.approx(needed) == [total["size"] for total in totals]
+
+
+def test_figures_are_written_as_svg_and_png(tmp_path: Path) -> None:
+    """Both are what their names say; a stranger's text is text in them too."""
+    records = make_hostile_records()
+    lines = list(write_figures(comparison_figures(compare(records), records), tmp_path / "new"))
+    assert f"wrote {tmp_path / 'new' / 'memory'}.svg and .png" in lines
+    assert any(line.startswith("no figure predicted: ") for line in lines)
+    svg = (tmp_path / "new" / "memory.svg").read_text(encoding="utf-8")
+    assert SCRIPT not in svg
+    assert [] == [one for one in ET.fromstring(svg).iter() if one.tag.endswith("script")]  # noqa: S314 - our own
+    assert (tmp_path / "new" / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_of_a_plan_alone_lie_in_the_folder_itself(tmp_path: Path) -> None:
+    """With records beside it they lie in a folder of their own, so that none is overwritten."""
+    material = read_material([ROOT / "results" / "predicted" / "33b_24gb.json"])
+    list(write_all_figures(material, tmp_path, ()))
+    assert (tmp_path / "memory.svg").is_file()
