@@ -31,6 +31,7 @@ from bench.analysis.situations import (
     Event,
     Situation,
 )
+from bench.results.stored import Positive, Stored
 
 _CHUNK_CELLS = 3000
 
@@ -58,6 +59,19 @@ class CheckRow:
         if self.bound is None:
             return True
         return self.low <= self.bound if self.side == "at most" else self.high >= self.bound
+
+
+class SelfCheck(Stored):
+    """A self-check as stored, so that a page can show it: what was simulated how often."""
+
+    self_check_version: Literal[1] = 1
+    replications: Positive
+    rows: tuple[CheckRow, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every promise is kept."""
+        return all(row.holds for row in self.rows)
 
 
 def self_check(replications: int) -> Iterator[CheckRow]:
