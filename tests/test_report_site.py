@@ -80,4 +80,4 @@ def test_the_index_leads_to_all_pages() -> None:
     """Every page of report/ has its line."""
     index = (ROOT / "report" / "README.md").read_text(encoding="utf-8")
     pages = {page.name for page in (ROOT / "report").glob("*.md")} - {"README.md"}
-    assert pages == {link for link in re.findall(r"\]\(([^)/]+\.md)\)", index)}
+    assert pages == set(re.findall(r"\]\(([^)/]+\.md)\)", index))

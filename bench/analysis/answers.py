@@ -64,6 +64,11 @@ class Answers:
     most_accurate: tuple[MostAccurate, ...] = ()
     exchanges: tuple[Exchange, ...] = ()
 
+    @property
+    def device_name(self) -> str:
+        """Return the device as a run that ended ok found it."""
+        return next((row.device_name for row in self.rows if row.runs_ok), self.rows[0].device_name)
+
 
 def answers(comparison: Comparison, records: Sequence[Record]) -> tuple[Answers, ...]:
     """Return the answers for each group of rows, in the order of the rows."""
@@ -71,10 +76,24 @@ def answers(comparison: Comparison, records: Sequence[Record]) -> tuple[Answers,
     for record in sorted(records, key=lambda record: record.run):
         if record.outcome == "ok":
             first_ok.setdefault(record.key, []).append(record)
+    return tuple(_answers(rows, first_ok) for rows in _groups(comparison.rows))
+
+
+def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows of one model, window and device together.
+
+    A run that ended before it knew its device's name is put with those on the same kind of device.
+    """
+    names = {_place(row): row.device_name for row in reversed(rows) if row.runs_ok}
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in comparison.rows:
-        groups.setdefault((row.model, row.window, row.device_name, row.environment), []).append(row)
-    return tuple(_answers(rows, first_ok) for rows in groups.values())
+    for row in rows:
+        name = row.device_name if row.runs_ok else names.get(_place(row), row.device_name)
+        groups.setdefault((*_place(row), name), []).append(row)
+    return list(groups.values())
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return row.model, row.window, row.device, row.environment
 
 
 def _answers(rows: Sequence[Row], runs: Mapping[str, Sequence[Record]]) -> Answers:

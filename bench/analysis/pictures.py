@@ -77,7 +77,7 @@ def planned_stacks(rows: Sequence[PlanRow], card: Card | None) -> Stacks:
             continue
         parts = dict(_in_order(forecast.categories_bytes))
         if card is not None and forecast.reserved_high_bytes is not None:
-            parts["reserved beyond"] = max(0, forecast.reserved_high_bytes - forecast.allocated_bytes)
+            parts["reserved beyond"] = max(0, forecast.reserved_high_bytes - sum(parts.values()))
             parts["CUDA context"] = card.context_bytes
         stacks.append(Stack(cell=row.cell, parts_bytes=parts, total_bytes=sum(parts.values())))
     return _bounded(stacks)

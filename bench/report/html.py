@@ -101,7 +101,7 @@ def measured_section(comparison: Comparison, loaded: LoadedRecords, cards: Seque
         problems=loaded.problems,
         answered=tuple(
             Answered(
-                title=f"{one.rows[0].model}, {one.rows[0].window}, {one.rows[0].device_name}",
+                title=f"{one.rows[0].model}, {one.rows[0].window}, {one.device_name}",
                 sentences=tuple(answer_sentences(one, unit)),
             )
             for one in groups[:_MOST_GROUPS]

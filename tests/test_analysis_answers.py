@@ -1,0 +1,80 @@
+"""The answers that readers look for first, from records whose answers are known."""
+
+from bench.analysis.answers import answers
+from bench.analysis.summary import compare
+from bench.report.answers import RowLink, answer_sentences
+from bench.report.text import MEBIBYTES
+from bench.results.records import Failure, Record
+from records_factory import MIB, make_cell, make_ledger, make_measurement, make_record, make_steps
+
+METHODS = {
+    "full": {"kind": "full"},
+    "lora-r8": {"kind": "lora", "rank": 8},
+    "qlora-nf4-dq-r8": {"kind": "qlora", "rank": 8},
+}
+
+
+def make(name: str, memory: int, speeds: tuple[float, ...]) -> Record:
+    """Return a run of a method with a ledger's peak in MiB and a speed for each step."""
+    cell = make_cell(id=f"tiny/{name}/b4-s256", method=METHODS[name])
+    measurement = make_measurement(ledger=make_ledger(memory * MIB), steps=make_steps(speeds))
+    return make_record(cell=cell, measurement=measurement)
+
+
+FULL = make("full", 1000, (1000.0,) * 8)
+LORA = make("lora-r8", 600, (1010.0, 990.0) * 4)
+QLORA = make("qlora-nf4-dq-r8", 450, (800.0,) * 8)
+
+
+def said(*records: Record) -> dict[str, str]:
+    """Return the sentences about one group by what they are about."""
+    (one,) = answers(compare(records), records)
+    return {
+        sentence.about: "".join(
+            piece.text if isinstance(piece, RowLink) else piece for piece in sentence.pieces
+        )
+        for sentence in answer_sentences(one, MEBIBYTES)
+    }
+
+
+def test_least_memory_is_told_by_each_instrument_with_its_saving() -> None:
+    """The ledger and the process may disagree, so each has its sentence."""
+    found = said(FULL, LORA, QLORA)
+    expected = "qlora-nf4-dq-r8 needs least, 450 MiB, 55 % less than full fine-tuning."
+    assert expected == found["Least memory (live tensors)"]
+    assert "Least memory (process, net of start-up)" in found
+
+
+def test_ranges_that_meet_are_not_called_slower() -> None:
+    """Full fine-tuning's speed lies in the range of LoRA's; QLoRA's does not."""
+    (one,) = answers(compare((FULL, LORA, QLORA)), (FULL, LORA, QLORA))
+    assert one.fastest is not None
+    names = {one.fastest.row.method, *(row.method for row in one.fastest.level)}
+    assert {"full", "lora-r8"} == names
+
+
+def test_qlora_is_set_against_lora_of_the_same_rank() -> None:
+    """A quarter less memory, a fifth slower, the same answers."""
+    text = said(FULL, LORA, QLORA)["QLoRA instead of LoRA"]
+    assert text.startswith("qlora-nf4-dq-r8 against lora-r8: 25 % less memory by live tensors")
+    assert "20 % slower" in text
+    assert "0.0 points on held-out (p = 1.000, not significant)" in text
+
+
+def test_a_cell_that_failed_is_counted_where_the_least_is_named() -> None:
+    """Who did not run may need least; the sentence says how many did not."""
+    failed = make_record(
+        cell=make_cell(id="tiny/other/b4-s256", method={"kind": "lora", "rank": 4}),
+        outcome="oom",
+        failure=Failure(message="It did not fit."),
+        measurement={},
+    )
+    found = said(FULL, LORA, failed)
+    assert "Least memory (live tensors)" in found
+    assert found["Least memory (live tensors)"].startswith("lora-r8 needs least, 600 MiB, 40 % less")
+
+
+def test_the_largest_part_of_a_peak_decides_what_to_try() -> None:
+    """Weights at the peak: quantise the base."""
+    text = said(FULL, LORA)["To need less"]
+    assert "full and lora-r8: the largest part is weights (50 %); try quantise the frozen base" in text
