@@ -3,10 +3,11 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from bench.commands import baseline, compare, gate
 from bench.errors import (
     BenchError,
     InfrastructureError,
@@ -404,101 +405,10 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     typer.echo(f"Calibration: {options.folder}")
 
 
-@app.command()
-def gate(  # noqa: PLR0913 - one parameter for each option
-    scenario: Annotated[Path | None, typer.Argument(help="Scenario file (TOML).", show_default=False)] = None,
-    *,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REF",
-            help="What to compare with: a git revision, a folder with a project, a virtual environment, "
-            "or versions such as peft==0.21.2.",
-        ),
-    ] = None,
-    candidate: Annotated[
-        str | None,
-        typer.Option(metavar="REF", help="What is judged.", show_default="the environment as it is"),
-    ] = None,
-    only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only the cells whose id matches.")] = None,
-    repeats: Annotated[
-        int | None, typer.Option(help="Runs of each side at most.", show_default="gate.max_repeats")
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Begin nothing that would end later: 90s, 30m, 1.5h.")
-    ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="What bench calibrate wrote, for this machine.")
-    ] = None,
-    inconclusive: Annotated[
-        Literal["pass", "fail"] | None, typer.Option(help="What to make of it.", show_default="exit code 3")
-    ] = None,
-    results: Annotated[
-        Path | None, typer.Option(metavar="DIR", show_default="results/sittings/<scenario>")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the latest sitting, which was broken off.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let models from a hub run code of their own.")
-    ] = False,
-    self_check: Annotated[
-        bool, typer.Option("--self-check", help="Simulate the gates' error rates instead; nothing is run.")
-    ] = False,
-    replications: Annotated[int, typer.Option(min=1, help="How often, with --self-check.")] = 1000,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE.json", help="Write what was found there.")
-    ] = None,
-) -> None:
-    """Judge a candidate against a base, run in turn.
-
-    Exit codes: 0 pass, 1 regression, 2 usage, 3 inconclusive, 4 infrastructure: a run failed.
-    """
-    from bench.gate import gate as gating
-    from bench.gate.text import GateLines, verdict_lines
-    from bench.results.calibrations import read_calibration
-    from bench.results.sittings import write_stored
-    from bench.run.plan import choose_cells
-    from bench.spec.load import load_scenario
-
-    if output is not None and output.suffix != ".json":
-        raise UsageError(f"-o {output} does not end in .json; name the file so")
-    if self_check:
-        raise typer.Exit(_self_check(replications, output))
-    if scenario is None or base is None:
-        raise UsageError("name a scenario and --base REF, or give --self-check; see bench gate --help")
-    loaded = load_scenario(scenario)
-    options = gating.GateOptions(
-        folder=results or Path("results") / "sittings" / loaded.name,
-        gate=gating.with_repeats(loaded.gate, repeats),
-        calibration=read_calibration(calibration) if calibration is not None else None,
-        budget_s=gating.seconds(budget) if budget is not None else None,
-        resume=resume,
-        trust_remote_code=trust_remote_code,
-    )
-    observer = GateLines(lambda line: typer.echo(line, err=True))
-    cells = choose_cells(loaded.cells, only)
-    folder, verdicts = gating.gate_references(cells, (base, candidate), options, observer)
-    for line in verdict_lines(verdicts):
-        typer.echo(line)
-    typer.echo(f"Sitting: {folder}")
-    if output is not None:
-        write_stored(output, verdicts)
-    raise typer.Exit(verdicts.exit_code(inconclusive))
-
-
-def _self_check(replications: int, output: Path | None) -> int:
-    """Show the simulated error rates; return 0 where every promise is kept, else 1."""
-    from bench.analysis.self_check import SelfCheck, self_check
-    from bench.report.self_check import render_terminal
-    from bench.results.sittings import write_stored
-    from bench.run.live import open_console
-
-    check = SelfCheck(replications=replications, rows=tuple(self_check(replications)))
-    open_console().print(render_terminal(check))
-    if output is not None:
-        write_stored(output, check)
-    return 0 if check.holds else 1
+app.command()(compare.compare)
+app.command()(gate.gate)
+app.add_typer(baseline.app, name="baseline")
+app.command()(compare.export)
 
 
 @app.command()

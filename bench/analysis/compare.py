@@ -45,14 +45,13 @@ class HowToJudge:
     """The rules, and what is known of the runs.
 
     ``design`` *one sitting* is for sides that ran in turn; ``looks`` are then the repeats after which it
-    could end. ``exact_only`` takes everything that varies out of the gate.
+    could end.
     """
 
     gate: GateSpec
     design: Design
     looks: tuple[int, ...] | None = None
     noise_of: NoiseOf | None = None
-    exact_only: bool = False
     caveats: tuple[Caveat, ...] = ()
 
 
@@ -76,22 +75,15 @@ def compare_sides(baseline: Side, candidate: Side, how: HowToJudge) -> Verdicts:
     )
 
 
-def undecided_cells(verdicts: Verdicts) -> tuple[str, ...]:
-    """Return the cells with a gated metric that more runs could decide."""
-    open_ones = (one.cell for one in verdicts.gated if one.verdict == "inconclusive")
-    return tuple(dict.fromkeys(open_ones))
-
-
 def _judge(pairs: Sequence[Pair], how: HowToJudge) -> tuple[list[Judged], tuple[Unsettled, ...]]:
     """Judge all metrics: those with a p-value together, as one family."""
-    rules = {name: _policy(policy, how) for name, policy in policies(how.gate).items()}
     judged = [_outcome(pair, how) for pair in pairs]
     found: list[Change] = []
     gated: list[Arms] = []
     shown: list[Arms] = []
     drifting: tuple[Unsettled, ...] = ()
     both = [pair for pair in pairs if pair.baseline and pair.candidate]
-    for policy in rules.values():
+    for policy in policies(how.gate).values():
         comparable, refused = _sorted_out(policy, both)
         judged += [_stored(one, policy.metric.kind) for one in refused]
         if policy.metric.kind == "deterministic":
@@ -106,11 +98,6 @@ def _judge(pairs: Sequence[Pair], how: HowToJudge) -> tuple[list[Judged], tuple[
                 drifting += unsettled
     judged += _judged_by_chance(found, [a for a in gated if a.pairs], [a for a in shown if a.pairs], how)
     return judged, drifting
-
-
-def _policy(policy: MetricPolicy, how: HowToJudge) -> MetricPolicy:
-    varies = policy.metric.kind != "deterministic"
-    return replace(policy, gated=False) if how.exact_only and varies else policy
 
 
 def _judged_by_chance(

@@ -46,6 +46,16 @@ def rule_of(gate: GateSpec) -> Rule:
     )
 
 
+def without_noise(gate: GateSpec) -> GateSpec:
+    """Return the gate with what varies between runs only shown, for machines too noisy to time."""
+    shown = {
+        name: gate.metrics.get(name, MetricGate()).model_copy(update={"gated": False})
+        for name, metric in METRICS.items()
+        if metric.kind == "statistical"
+    }
+    return gate.model_copy(update={"metrics": {**gate.metrics, **shown}})
+
+
 def policies(gate: GateSpec) -> dict[str, MetricPolicy]:
     """Return the policy of every metric, gated or not, in the order of the metric table."""
     return {name: _policy(metric, gate.metrics.get(name, MetricGate())) for name, metric in METRICS.items()}

@@ -1,7 +1,7 @@
 """Runs to compare, from wherever they lie: a folder, a file, one side of a sitting, or a git revision."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -19,11 +19,13 @@ from bench.results.store import MAX_RECORD_BYTES, diagnose, read_plain_file
 class ResultSet:
     """Runs, oldest first or in the order of their sitting, and one line for each file that holds none.
 
-    ``sitting`` is the folder of the sitting whose side this is, where it is one.
+    ``files`` are where the runs lie, in their order. ``sitting`` is the folder of the sitting whose side
+    this is, where it is one.
     """
 
     given: str
     runs: tuple[RunFacts, ...]
+    files: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     sitting: Path | None = None
 
@@ -37,9 +39,9 @@ def load_result_set(given: str) -> ResultSet:
     if path.is_dir():
         sitting = _sitting_around(path)
         files = sorted(path.glob("[!.]*.json")) if sitting is None else _counted(path, sitting)
-        found = _gathered(((file.name, read_plain_file(file)) for file in files), str(path))
+        found = load_files(files, str(path))
     elif path.exists():
-        found = _gathered([(path.name, read_plain_file(path))], str(path.parent))
+        found = load_files([path], str(path.parent))
     elif ":" in given:
         revision, _, inside = given.partition(":")
         contents = committed_files(revision, inside, most_bytes=MAX_RECORD_BYTES)
@@ -51,12 +53,17 @@ def load_result_set(given: str) -> ResultSet:
     if not found.runs:
         why = f" ({found.problems[0]})" if found.problems else ""
         raise UsageError(f"{given}: no run found{why}; run `bench run SCENARIO` first, or name its folder")
-    return ResultSet(given=given, runs=found.runs, problems=found.problems, sitting=sitting)
+    return replace(found, given=given, sitting=sitting)
+
+
+def load_files(files: Iterable[Path], place: str) -> ResultSet:
+    """Read the runs of the files of one folder."""
+    return _gathered(((file.name, read_plain_file(file)) for file in files), place)
 
 
 def _gathered(contents: Iterable[tuple[str, bytes | str]], place: str) -> ResultSet:
     """Return the runs of some files, each run once."""
-    runs: list[RunFacts] = []
+    runs: list[tuple[RunFacts, str]] = []
     problems: list[str] = []
     seen: dict[tuple[str, str, int], str] = {}
     for name, content in contents:
@@ -67,11 +74,16 @@ def _gathered(contents: Iterable[tuple[str, bytes | str]], place: str) -> Result
         for run in found:
             first = seen.setdefault((run.cell_id, run.key, run.run), name)
             if first == name:
-                runs.append(run)
+                runs.append((run, name))
             else:
                 problems.append(f"{place}/{name}: holds the same run as {first}; delete one of them")
-    runs.sort(key=lambda run: run.started_at)
-    return ResultSet(given=place, runs=tuple(runs), problems=tuple(problems))
+    runs.sort(key=lambda found: found[0].started_at)
+    return ResultSet(
+        given=place,
+        runs=tuple(run for run, _ in runs),
+        files=tuple(name for _, name in runs),
+        problems=tuple(problems),
+    )
 
 
 def _read(content: bytes) -> Sequence[RunFacts] | str:

@@ -1,0 +1,112 @@
+"""`bench baseline`: what is accepted as normal, and how that changed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import Baselines, Json, Markdown, Output
+from bench.commands.verdicts import Outputs, show
+from bench.errors import UsageError
+
+app = typer.Typer(
+    help="Accept results as a baseline, list baselines, show and compare their history.", no_args_is_help=True
+)
+
+BaselineName = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the baseline.", show_default=False)
+]
+_BASELINES = Path("results/baselines")
+
+
+@app.command()
+def accept(
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="Results folder of one sitting.", show_default=False)
+    ],
+    *,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The baseline.", show_default=False)],
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Why this is as it should be.")
+    ] = "",
+    new_level: Annotated[
+        bool, typer.Option("--new-level", help="Judge only against this and later sittings from now on.")
+    ] = False,
+    baselines: Baselines = _BASELINES,
+) -> None:
+    """Add a sitting to a baseline, for a reason that is kept; nothing is ever removed from it."""
+    from bench.gate.stored import BaselineChoice, accept_results
+
+    chosen = BaselineChoice(root=baselines, name=name)
+    accepted = accept_results(results, chosen, reason=reason, new_level=new_level)
+    folder = baselines / name / accepted.folder
+    typer.echo(
+        f"accepted {len(accepted.files)} runs as sitting {accepted.number}, level {accepted.level}: {folder}"
+    )
+    typer.echo(f"Commit {baselines / name} to keep it.", err=True)
+
+
+@app.command("list")
+def list_(*, baselines: Baselines = _BASELINES) -> None:
+    """List the baselines."""
+    from bench.report.baselines import list_lines
+    from bench.results.baselines import names_of_baselines, read_baseline
+
+    for line in list_lines([read_baseline(baselines, name) for name in names_of_baselines(baselines)]):
+        typer.echo(line)
+
+
+@app.command("show")
+def show_(name: BaselineName, *, baselines: Baselines = _BASELINES) -> None:
+    """Show what was accepted, when and why."""
+    from rich.console import Console
+
+    from bench.report.baselines import history_table
+    from bench.report.layout import terminal_table
+    from bench.results.baselines import read_baseline
+
+    baseline = read_baseline(baselines, name)
+    Console().print(terminal_table(history_table(baseline), f"Baseline {name}"))
+
+
+@app.command()
+def diff(  # noqa: PLR0913 - one parameter for each option
+    name: BaselineName,
+    numbers: Annotated[
+        list[int],
+        typer.Argument(metavar="[FROM TO]", help="Numbers of two sittings.", show_default="the last two"),
+    ] = [],  # noqa: B006 - typer copies it
+    *,
+    output: Output = [],  # noqa: B006 - the same
+    json: Json = False,
+    markdown: Markdown = False,
+    baselines: Baselines = _BASELINES,
+) -> None:
+    """Compare two accepted sittings."""
+    from bench.gate.stored import BaselineChoice, diff_baseline
+
+    outputs = Outputs(files=tuple(output), json=json, markdown=markdown)
+    outputs.check()
+    if len(numbers) not in {0, 2}:
+        raise UsageError(
+            "give the numbers of two sittings, or none for the last two; see bench baseline show"
+        )
+    between = (numbers[0], numbers[1]) if numbers else None
+    verdicts = diff_baseline(BaselineChoice(root=baselines, name=name), between)
+    show(verdicts, outputs, f"Baseline {name}")
+
+
+@app.command()
+def history(name: BaselineName, *, baselines: Baselines = _BASELINES) -> None:
+    """Show where in a baseline's history a metric changed its level (needs finetune-bench[changepoint])."""
+    from rich.console import Console
+
+    from bench.gate.stored import BaselineChoice, changes_in_history
+    from bench.report.baselines import changes_table
+    from bench.report.layout import terminal_table
+
+    found = changes_in_history(BaselineChoice(root=baselines, name=name))
+    if not found.changes:
+        typer.echo(f"no metric of {found.series} changed its level over {found.sittings} sittings")
+        return
+    Console().print(terminal_table(changes_table(found.changes), f"Where baseline {name} changed"))

@@ -1,0 +1,178 @@
+"""Stored results judged: two result sets, results against a baseline, and what a baseline may take in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from bench.analysis.change_points import ChangePoint, exact_changes, level_changes
+from bench.analysis.compare import HowToJudge, Side, compare_sides
+from bench.analysis.sitting_verdicts import judge_folder
+from bench.errors import UsageError
+from bench.metrics import METRICS
+from bench.results.baselines import (
+    Accepted,
+    Baseline,
+    accept,
+    baseline_folder,
+    read_accepted,
+    read_baseline,
+)
+from bench.results.result_sets import ResultSet, load_result_set
+from bench.results.run_facts import RunFacts
+from bench.results.verdicts import Judged, Verdicts
+from bench.spec.gate import GateSpec
+
+
+def compare_results(baseline: str, candidate: str, gate: GateSpec) -> Verdicts:
+    """Compare two result sets: folders, files, or ``REV:path``.
+
+    The two sides of one sitting are judged as such, by the gate it was made for; anything else as measured on
+    different days. Raises ``UsageError`` where a side has no run.
+    """
+    before, after = load_result_set(baseline), load_result_set(candidate)
+    if before.sitting is not None and before.sitting == after.sitting:
+        return judge_folder(before.sitting)
+    return compare_sides(_side(before), _side(after), HowToJudge(gate=gate, design="two result sets"))
+
+
+def _side(found: ResultSet) -> Side:
+    return Side(given=found.given, sittings=(found.runs,), problems=found.problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineChoice:
+    """Which baseline, and where baselines lie."""
+
+    root: Path
+    name: str
+
+    def read(self) -> Baseline:
+        """Return its history."""
+        return read_baseline(self.root, self.name)
+
+    def side(self, accepted: Sequence[Accepted]) -> Side:
+        """Return the runs of some of its sittings as one side."""
+        found = [read_accepted(self.root, self.name, one) for one in accepted]
+        return Side(
+            given=f"{self.root / self.name} ({', '.join(one.folder for one in accepted)})",
+            sittings=tuple(each.runs for each in found),
+            problems=tuple(problem for each in found for problem in each.problems),
+        )
+
+
+def gate_results(results: str, baseline: BaselineChoice, gate: GateSpec) -> Verdicts:
+    """Judge stored results against the current level of a baseline."""
+    how = HowToJudge(gate=gate, design="stored baseline")
+    before = baseline.side(baseline.read().current)
+    return compare_sides(before, _side(load_result_set(results)), how)
+
+
+def diff_baseline(baseline: BaselineChoice, numbers: tuple[int, int] | None) -> Verdicts:
+    """Compare two accepted sittings, by default the last with the one before."""
+    accepted = baseline.read().accepted
+    chosen = numbers or (len(accepted) - 1, len(accepted))
+    for number in chosen:
+        if not 1 <= number <= len(accepted):
+            raise UsageError(
+                f"the baseline {baseline.name} has {len(accepted)} sittings and so no number {number}; "
+                "see bench baseline show"
+            )
+    before, after = (baseline.side([accepted[number - 1]]) for number in chosen)
+    return compare_sides(before, after, HowToJudge(gate=GateSpec(), design="two result sets"))
+
+
+def accept_results(results: Path, baseline: BaselineChoice, *, reason: str, new_level: bool) -> Accepted:
+    """Take the runs of a results folder that ended ok or out of memory into a baseline.
+
+    Unless it begins a new level, a sitting must be like those before. Raises ``UsageError`` where it is not,
+    or there is nothing to take.
+    """
+    if not results.is_dir():
+        raise UsageError(f"{results} is no results folder; a baseline takes the records of one sitting")
+    found = load_result_set(str(results))
+    if found.problems:
+        raise UsageError(f"{found.problems[0]}; a baseline takes only folders that can be read whole")
+    if any(run.cell is None for run in found.runs):
+        raise UsageError(
+            f"{results} holds results of another tool; a baseline takes only records of bench run"
+        )
+    taken = [
+        results / file
+        for run, file in zip(found.runs, found.files, strict=True)
+        if run.outcome in {"ok", "oom"}
+    ]
+    if not taken:
+        raise UsageError(f"no run of {results} ended ok; a baseline has nothing to take from it")
+    folder = baseline_folder(baseline.root, baseline.name)
+    if folder.exists():
+        _require_new(found, baseline)
+    if folder.exists() and not new_level and (unlike := _unlike(found, baseline)):
+        first = unlike[0]
+        raise UsageError(
+            f"{results} is not like the baseline {baseline.name}, in {len(unlike)} metrics, the first being "
+            f"{first.cell}, {first.metric}: {first.reason}; if that is as intended, begin a new level with "
+            "--new-level"
+        )
+    return accept(baseline.root, baseline.name, taken, reason=reason, new_level=new_level)
+
+
+def _require_new(found: ResultSet, baseline: BaselineChoice) -> None:
+    """Raise ``UsageError`` for runs that were accepted before: one day counted twice looks like two alike."""
+    known = {(run.key, run.run, run.started_at) for run in baseline.side(baseline.read().accepted).runs}
+    again = [run for run in found.runs if (run.key, run.run, run.started_at) in known]
+    if again:
+        raise UsageError(
+            f"{again[0].cell_id}, run {again[0].run}, is part of the baseline {baseline.name} already; a sitting "
+            "is accepted once, so run the scenario again into another folder (--results)"
+        )
+
+
+def _unlike(found: ResultSet, baseline: BaselineChoice) -> list[Judged]:
+    """Return what changed for certain, for better or worse, or cannot be compared."""
+    how = HowToJudge(gate=GateSpec(), design="stored baseline")
+    verdicts = compare_sides(baseline.side(baseline.read().current), _side(found), how)
+    return [
+        judged
+        for judged in verdicts.judgements
+        if (judged.gated or judged.baseline is None)
+        and (judged.verdict in {"regression", "not comparable"} or judged.improved)
+        and judged.kind != "statistical"
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What a baseline's history shows: changes of level, over so many sittings and series of values."""
+
+    changes: tuple[ChangePoint, ...]
+    sittings: int
+    series: int
+
+
+def changes_in_history(baseline: BaselineChoice) -> History:
+    """Return where gated metrics changed over all accepted sittings, of all levels.
+
+    Raises ``UnavailableError`` where that takes ruptures, which is not installed.
+    """
+    accepted = baseline.read().accepted
+    values: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for one, sitting in zip(accepted, baseline.side(accepted).sittings, strict=True):
+        for name, metric in METRICS.items():
+            for cell, found in _values(sitting, name).items() if metric.gated else ():
+                values.setdefault((cell, name), []).append((one.number, found))
+    changes: list[ChangePoint] = []
+    for (cell, name), points in values.items():
+        numbers, series = zip(*points, strict=True)
+        varies = METRICS[name].kind == "statistical"
+        changes += (level_changes if varies else exact_changes)(cell, name, numbers, series)
+    return History(changes=tuple(changes), sittings=len(accepted), series=len(values))
+
+
+def _values(runs: Sequence[RunFacts], metric: str) -> dict[str, float]:
+    """Return each cell's median over the good runs of one sitting."""
+    cells: dict[str, list[float]] = {}
+    for run in runs:
+        if run.outcome == "ok" and (value := run.values.get(metric)) is not None:
+            cells.setdefault(run.cell_id, []).append(value)
+    return {cell: median(found) for cell, found in cells.items()}

@@ -1,0 +1,53 @@
+"""Baselines as lines and tables. No arithmetic."""
+
+from collections.abc import Iterator, Sequence
+
+from bench.analysis.change_points import ChangePoint
+from bench.metrics import METRICS
+from bench.report.gate import value_text
+from bench.report.layout import Table
+from bench.report.text import NOT_APPLICABLE, plain
+from bench.results.baselines import Baseline
+
+
+def list_lines(baselines: Sequence[Baseline]) -> Iterator[str]:
+    """Yield a line for each baseline: its size, and what was accepted last."""
+    for one in baselines:
+        if one.accepted:
+            last = one.accepted[-1]
+            yield plain(
+                f"{one.name}: {len(one.current)} sittings on level {last.level}, {len(one.accepted)} in all; "
+                f"{last.accepted_at}: {last.reason}"
+            )
+
+
+def history_table(baseline: Baseline) -> Table:
+    """Return a row for each accepted sitting, oldest first."""
+    rows = tuple(
+        (
+            str(one.number),
+            str(one.level),
+            one.accepted_at,
+            (one.revision or NOT_APPLICABLE)[:12],
+            str(len(one.files)),
+            one.reason,
+        )
+        for one in baseline.accepted
+    )
+    return Table(header=("Sitting", "Level", "Accepted", "Revision", "Runs", "Reason"), rows=rows, left=6)
+
+
+def changes_table(changes: Sequence[ChangePoint]) -> Table:
+    """Return a row for each change of level."""
+    rows = tuple(
+        (
+            one.cell,
+            one.metric,
+            str(one.number),
+            value_text(METRICS[one.metric], one.before),
+            value_text(METRICS[one.metric], one.after),
+            NOT_APPLICABLE if one.ratio is None else f"× {one.ratio:.4g}",  # noqa: RUF001 - the sign of a factor
+        )
+        for one in changes
+    )
+    return Table(header=("Cell", "Metric", "From sitting", "Before", "After", "Change"), rows=rows, left=2)

@@ -1,0 +1,195 @@
+"""Verdicts as Markdown and in the terminal, worst first; what does not fit is counted. No arithmetic."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from bench.metrics import METRICS, Metric
+from bench.report.layout import Table, bullets, markdown_table, terminal_table
+from bench.report.text import (
+    NOT_APPLICABLE,
+    NOT_MEASURED,
+    SMALL_MEBIBYTES,
+    markdown,
+    plain,
+    seconds,
+    share,
+    significant,
+)
+from bench.results.verdicts import WORST_FIRST, Judged, Verdicts
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+
+_HEADER = ("Cell", "Metric", "Verdict", "Why", "Baseline", "Candidate", "Change", "Interval")
+_SHOWN = {"regression": "REGRESSION", "inconclusive": "inconclusive", "not comparable": "not comparable"}
+_MOST_TERMINAL_ROWS = 60
+_MOST_DIFFERENCES = 20
+_DESIGNS = {
+    "one sitting": "both sides ran in turn in one sitting",
+    "stored baseline": "stored results against an accepted baseline",
+    "two result sets": "two sets of stored results",
+}
+
+
+def headline(verdicts: Verdicts) -> str:
+    """Return the verdict and what it rests on in one line of plain text."""
+    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in WORST_FIRST if verdicts.count(name))
+    return f"{verdicts.verdict}: of {len(verdicts.gated)} gated metrics {counts or 'none could be judged'}"
+
+
+def subject(judged: Judged) -> str:
+    """Return a metric's name, for accuracy with its task."""
+    return judged.metric if judged.task is None else f"{judged.metric} ({judged.task})"
+
+
+def verdict_text(judged: Judged) -> str:
+    """Return the verdict as a table shows it."""
+    text = _SHOWN.get(judged.verdict, "better" if judged.improved else "pass")
+    return text if judged.gated else f"{text} (not gated)"
+
+
+def message(judged: Judged) -> str:
+    """Return one judgement as one line of plain text."""
+    values = f" ({_value(judged, judged.baseline)} → {_value(judged, judged.candidate)})"
+    known = judged.baseline is not None and judged.candidate is not None
+    return plain(
+        f"{judged.cell}: {subject(judged)} {judged.verdict}{values if known else ''}: {judged.reason}"
+    )
+
+
+def gate_table(judgements: Sequence[Judged]) -> Table:
+    """Return a row for each judgement."""
+    return Table(header=_HEADER, rows=tuple(map(_row, judgements)), left=4)
+
+
+def _row(judged: Judged) -> tuple[str, ...]:
+    return (
+        judged.cell,
+        subject(judged),
+        verdict_text(judged),
+        judged.reason,
+        _value(judged, judged.baseline),
+        _value(judged, judged.candidate),
+        _change(judged),
+        _interval(judged),
+    )
+
+
+def _value(judged: Judged, value: float | None) -> str:
+    return NOT_APPLICABLE if judged.kind == "outcome" else value_text(METRICS[judged.metric], value)
+
+
+def value_text(metric: Metric, value: float | None) -> str:
+    """Return a metric's value with its unit."""
+    if value is None:
+        return NOT_MEASURED
+    if metric.unit == "bytes":
+        return SMALL_MEBIBYTES.show(round(value))
+    if metric.unit == "ns":
+        return seconds(round(value))
+    if metric.unit == "share":
+        return share(value)
+    return f"{value:,.0f}" if metric.kind == "deterministic" else significant(value)
+
+
+def _change(judged: Judged) -> str:
+    if judged.ratio is not None:
+        return f"× {judged.ratio:.4g}"  # noqa: RUF001 - the sign of a factor
+    return _points(judged.difference)
+
+
+def _interval(judged: Judged) -> str:
+    if judged.ratio_low is not None and judged.ratio_high is not None:
+        return f"{judged.ratio_low:.4g} to {judged.ratio_high:.4g}"
+    if judged.difference_low is not None and judged.difference_high is not None:
+        return f"{_points(judged.difference_low)} to {_points(judged.difference_high)}"
+    return NOT_APPLICABLE
+
+
+def _points(difference: float | None) -> str:
+    return NOT_APPLICABLE if difference is None else share(difference).replace(" %", " points")
+
+
+def render_markdown(verdicts: Verdicts, *, most_bytes: int, title: str) -> str:
+    """Return a page of at most so many bytes of UTF-8. Rows that would not fit are counted instead."""
+    head = "\n\n".join(_head(verdicts, title))
+    tail = "\n\n".join(_tail(verdicts))
+    left = most_bytes - len(f"{head}\n\n\n\n{tail}".encode()) - _ROOM_FOR_COUNT
+    if left < 0:  # facts and caveats of strangers may be of any length; the verdict comes first
+        return f"## {markdown(title)}\n\n**{markdown(headline(verdicts))}**\n"
+    rows = markdown_table(gate_table(verdicts.judgements)).split("\n")
+    fitting = _fitting(rows, left)
+    parts = [head, "\n".join(rows[:fitting])] if fitting > _LINES_OF_HEADER else [head]
+    hidden = verdicts.judgements[max(fitting - _LINES_OF_HEADER, 0) :]
+    if hidden:
+        parts.append(f"{_counted(hidden)}; the JSON document has all of them.")
+    return "\n\n".join([*parts, tail] if tail else parts) + "\n"
+
+
+_LINES_OF_HEADER = 2
+_ROOM_FOR_COUNT = 200
+
+
+def _fitting(lines: Sequence[str], most_bytes: int) -> int:
+    """Return how many lines fit."""
+    for number, line in enumerate(lines):
+        most_bytes -= len(line.encode()) + 1
+        if most_bytes < 0:
+            return number
+    return len(lines)
+
+
+def _counted(hidden: Sequence[Judged]) -> str:
+    counts = (
+        (f"{len(some)} {name}{'' if gated else ' (not gated)'}")
+        for gated in (True, False)
+        for name in WORST_FIRST
+        if (some := [one for one in hidden if one.verdict == name and one.gated is gated])
+    )
+    return f"Not shown: {', '.join(counts)}"
+
+
+def _head(verdicts: Verdicts, title: str) -> Iterator[str]:
+    yield f"## {markdown(title)}"
+    yield f"**{markdown(headline(verdicts))}**"
+    before, after = verdicts.baseline, verdicts.candidate
+    yield (
+        f"{markdown(before.given)} ({before.runs} runs) against {markdown(after.given)} ({after.runs} runs): "
+        f"{_DESIGNS[verdicts.design]}. At most one such comparison in {round(1 / verdicts.alpha)} calls a "
+        "regression where nothing became worse."
+    )
+    if verdicts.differences:
+        named = [markdown(line) for line in verdicts.differences[:_MOST_DIFFERENCES]]
+        yield f"What differs between the two:\n\n{bullets(named)}"
+
+
+def _tail(verdicts: Verdicts) -> Iterator[str]:
+    notes = [caveat.message for caveat in verdicts.caveats]
+    if notes:
+        yield "Caveats:\n\n" + bullets(map(markdown, notes))
+    if verdicts.problems:
+        more = verdicts.problems[_MOST_DIFFERENCES:]
+        named = [
+            *map(markdown, verdicts.problems[:_MOST_DIFFERENCES]),
+            *([f"and {len(more)} more"] if more else []),
+        ]
+        yield "Not everything could be read, and the above leaves it out:\n\n" + bullets(named)
+
+
+def render_terminal(verdicts: Verdicts, title: str) -> "Group":
+    """Return the verdict, the worst rows and everything to be known, for a rich console."""
+    from rich.console import Group
+    from rich.text import Text
+
+    shown, hidden = verdicts.judgements[:_MOST_TERMINAL_ROWS], verdicts.judgements[_MOST_TERMINAL_ROWS:]
+    parts: list[RenderableType] = [terminal_table(gate_table(shown), title)]
+    if hidden:
+        parts.append(Text(f"{_counted(hidden)}; -o FILE.json has all of them."))
+    lines = [
+        *(f"differs: {line}" for line in verdicts.differences[:_MOST_DIFFERENCES]),
+        *(f"- {caveat.message}" for caveat in verdicts.caveats),
+        *(f"not read: {problem}" for problem in verdicts.problems[:_MOST_DIFFERENCES]),
+        headline(verdicts),
+    ]
+    parts.extend(Text(plain(line)) for line in lines)
+    return Group(*parts)
