@@ -66,7 +66,11 @@ def stacked_memory(stacks: Sequence[Stack], limits: Limits, unit: MemoryUnit) ->
         .encode(
             y=alt.Y("cell:N", sort=None, axis=_cells_axis()),
             x=alt.X("size:Q", stack="zero", axis=_bytes_axis(unit, "at the peak")),
-            color=alt.Color("part:N", scale=scale, legend=alt.Legend(title=None, orient="top", columns=4, columnPadding=32)),
+            color=alt.Color(
+                "part:N",
+                scale=scale,
+                legend=alt.Legend(title=None, orient="top", columns=4, columnPadding=32),
+            ),
             order=alt.Order("order:Q"),
         )
     )
