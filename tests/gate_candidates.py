@@ -7,6 +7,7 @@ in the product switches any of it on: a few lines are added at the end of one mo
 """
 
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -74,17 +75,22 @@ def build_schedule(optimizer, training, steps):
 }
 
 
-def make_candidate(name: str, folder: Path, revision: str = "HEAD") -> Path:
-    """Write one copy into a folder of that name, which must not be there yet, and return it."""
+def make_candidate(name: str, folder: Path, revision: str | None = "HEAD") -> Path:
+    """Write one copy into a folder of that name, which must not be there yet, and return it.
+
+    Without a revision it is of the files as they lie here.
+    """
     copy = folder / name
-    copy.mkdir(parents=True)
-    archive = subprocess.run(
-        ["git", "-C", str(HERE), "archive", revision, "bench", "pyproject.toml"],  # noqa: S607 - git is where it is
-        capture_output=True,
-        check=True,
-    ).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-        files.extractall(copy, filter="data")
+    if revision is None:
+        shutil.copytree(HERE / "bench", copy / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(HERE / "pyproject.toml", copy)
+    else:
+        copy.mkdir(parents=True)
+        git = ["git", "-C", str(HERE), "archive", revision, "bench", "pyproject.toml"]
+        with tarfile.open(
+            fileobj=io.BytesIO(subprocess.run(git, capture_output=True, check=True).stdout)
+        ) as files:
+            files.extractall(copy, filter="data")
     change = CHANGES[name]
     with (copy / change.module).open("a", encoding="utf-8") as module:
         module.write(change.lines)

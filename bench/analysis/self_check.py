@@ -6,6 +6,7 @@ Every number comes out of the code that judges real runs, from step times on, wi
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from bench.analysis.situations import (
     Event,
     Situation,
 )
+from bench.results.sittings import read_stored
 from bench.results.stored import Positive, Stored
 
 _CHUNK_CELLS = 3000
@@ -72,6 +74,11 @@ class SelfCheck(Stored):
     def holds(self) -> bool:
         """Whether every promise is kept."""
         return all(row.holds for row in self.rows)
+
+
+def read_self_check(path: Path) -> SelfCheck:
+    """Read what ``bench gate --self-check -o`` wrote. Raises ``UsageError`` where there is none."""
+    return read_stored(path, SelfCheck, "a self-check", f"make one with bench gate --self-check -o {path}")
 
 
 def self_check(replications: int) -> Iterator[CheckRow]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from bench.gate.sides import Side
 from bench.results.records import Record
 from bench.results.sittings import SideName, SittingRun
-from bench.results.verdicts import Verdicts
 from bench.spec.types import Cell
 
 if TYPE_CHECKING:
@@ -47,18 +46,6 @@ class GateLines:
     def note(self, text: str) -> None:
         """Say it."""
         self._say(text)
-
-
-def verdict_lines(verdicts: Verdicts) -> Iterator[str]:
-    """Yield a line for each gated metric that did not pass, the caveats, and the verdict last."""
-    for judged in verdicts.gated:
-        if judged.verdict != "pass":
-            task = f" on {judged.task}" if judged.task else ""
-            yield f"{judged.cell} {judged.metric}{task}: {judged.verdict}: {judged.reason}"
-    yield from (caveat.message for caveat in verdicts.caveats)
-    yield from verdicts.problems
-    passed, all_ = verdicts.count("pass"), len(verdicts.gated)
-    yield f"Verdict: {verdicts.verdict} ({passed} of {all_} gated metrics pass)"
 
 
 def noise_lines(rows: "Sequence[NoiseRow]") -> Iterator[str]:

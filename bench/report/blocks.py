@@ -2,8 +2,9 @@
 
 A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end -->``, each on its own line;
 FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
-``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``. What is outside
-is never touched.
+``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``, ``self-check``
+one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, which is judged anew. What is
+outside is never touched.
 """
 
 import re
@@ -11,10 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.analysis.rows import Comparison
+from bench.analysis.self_check import read_self_check
+from bench.analysis.sitting_verdicts import judge_folder
 from bench.analysis.summary import compare
 from bench.errors import UsageError
 from bench.report import plan
 from bench.report.comparison import render_details, render_summary, write_text
+from bench.report.gate import render_block
+from bench.report.self_check import render_self_check
 from bench.report.sources import gather
 from bench.report.validation import render_validation
 from bench.results.plans import read_plan
@@ -27,6 +32,8 @@ _FILE_KINDS: dict[str, Callable[[Path], str]] = {
     "prediction": lambda path: render_validation(read_validation(path)),
     "plan": lambda path: plan.render_summary(read_plan(path)),
     "plan-details": lambda path: plan.render_details(read_plan(path)),
+    "gate": lambda path: render_block(judge_folder(path)),
+    "self-check": lambda path: render_self_check(read_self_check(path)),
 }
 
 

@@ -126,6 +126,13 @@ def render_markdown(verdicts: Verdicts, *, most_bytes: int, title: str) -> str:
     return "\n\n".join([*parts, tail] if tail else parts) + "\n"
 
 
+def render_block(verdicts: Verdicts) -> str:
+    """Return what a page shows of a gate: what is gated, and everything to be known, without a title."""
+    gated = verdicts.model_copy(update={"judgements": verdicts.gated})
+    parts = [*_head(gated, "")][1:]
+    return "\n\n".join([*parts, markdown_table(gate_table(gated.judgements)), *_tail(gated)])
+
+
 _LINES_OF_HEADER = 2
 _ROOM_FOR_COUNT = 200
 
