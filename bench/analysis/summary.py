@@ -3,8 +3,9 @@
 Nothing is shown here. A number that cannot be had is None, and a caveat or ``no_reference`` says why.
 """
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,13 +45,14 @@ def compare(records: Sequence[Record]) -> Comparison:
         groups.setdefault(record.key, []).append(record)
     order = dict.fromkeys(record.key for record in _full_first(records))
     rows = [_row(groups[group], places) for group in order]
+    fulls = _full_by_window(rows, groups)
     starts = [record.started_at for record in records]
     return Comparison(
         scenarios=tuple(dict.fromkeys(record.cell.scenario for record in records)),
         records=len(records),
         first_started_at=min(starts),
         outcomes=Counter(row.outcome for row in rows),
-        rows=tuple(_against_full(row, groups, rows) for row in rows),
+        rows=tuple(_against_full(row, groups, fulls) for row in rows),
         surroundings=places,
         differences=differences(places),
     )
@@ -157,14 +159,24 @@ def _ending(record: Record) -> Ending:
     )
 
 
-def _against_full(row: Row, groups: dict[str, list[Record]], rows: Sequence[Row]) -> Row:
+def _full_by_window(
+    rows: Sequence[Row], groups: Mapping[str, Sequence[Record]]
+) -> dict[tuple[Hashable, ...], list[Row]]:
+    """Return the rows of full fine-tuning by what a row must share with one to be set against it."""
+    found: dict[tuple[Hashable, ...], list[Row]] = {}
+    for row in rows:
+        if row.kind == "full":
+            found.setdefault(_same_but_method(groups[row.key][-1]), []).append(row)
+    return found
+
+
+def _against_full(
+    row: Row, groups: Mapping[str, Sequence[Record]], full_by_window: Mapping[tuple[Hashable, ...], list[Row]]
+) -> Row:
     """Set a row against full fine-tuning of the same model, data and training, in the same surroundings."""
     if row.kind == "full":
         return row
-    wanted = _same_but_method(groups[row.key][-1])
-    fulls = [
-        other for other in rows if other.kind == "full" and _same_but_method(groups[other.key][-1]) == wanted
-    ]
+    fulls = full_by_window.get(_same_but_method(groups[row.key][-1]), [])
     full = next((other for other in fulls if other.outcome == "ok"), None)
     if full is None:
         ended = (
@@ -185,14 +197,20 @@ def _against_full(row: Row, groups: dict[str, list[Record]], rows: Sequence[Row]
     )
 
 
-def _same_but_method(record: Record) -> tuple[Any, ...]:
+def _same_but_method(record: Record) -> tuple[Hashable, ...]:
     """Return what two cells must share for their memory and speed to be compared across methods."""
     cell = record.cell
-    training = cell.training.model_dump(exclude=_MAY_DIFFER)
     # With padding to the longest, the number of steps decides which batches are seen.
     steps = (cell.window.warmup_steps, cell.window.measured_steps)
-    place_and_inputs = (place(record.environment), record.inputs_digest)
-    return cell.device, cell.model, cell.data, training, steps, place_and_inputs
+    return (
+        cell.device,
+        cell.model.model_dump_json(),
+        cell.data.model_dump_json(),
+        cell.training.model_dump_json(exclude=_MAY_DIFFER),
+        steps,
+        json.dumps(place(record.environment)),
+        record.inputs_digest,
+    )
 
 
 def _with_saving(peak: Peak, full: Peak | None) -> Peak:
