@@ -49,7 +49,8 @@ def level_changes(
 
     PELT with squared error (Killick, Fearnhead and Eckley 2012, J. Am. Stat. Assoc. 107:1590) on logarithms.
     The noise is the median absolute difference of neighbours, and a change has to gain 3 ln n times its
-    variance (Zhang and Siegmund 2007, Biometrics 63:22, as a rule of thumb). Raises ``UnavailableError`` without ruptures.
+    variance (Zhang and Siegmund 2007, Biometrics 63:22, as a rule of thumb).
+    Raises ``UnavailableError`` without ruptures.
     """
     if len(values) < FEWEST_SITTINGS:
         return []

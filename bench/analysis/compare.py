@@ -4,9 +4,8 @@ Calls what judges each kind of metric and adjusts for all of them together. Read
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-
-import numpy as np
+from dataclasses import dataclass, replace
+from statistics import median
 
 from bench.analysis.compare_accuracy import Change, changes, judge_changes, p_values
 from bench.analysis.compare_pairs import Pair, ended_ok, pair_up
@@ -23,7 +22,6 @@ from bench.results.verdicts import WORST_FIRST, ComparedSide, Design, Interval, 
 from bench.spec.gate import GateSpec
 
 _NAMED_CELLS = 5
-_FIELDS = fields(Judgement)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +140,15 @@ def _sorted_out(policy: MetricPolicy, pairs: Sequence[Pair]) -> tuple[list[Pair]
         obstacle = pair.obstacle(policy.metric)
         if obstacle is None:
             comparable.append(pair)
-        elif any(run.values.get(policy.metric.name) is not None for run in (*pair.baseline, *pair.candidate)):
+        elif any(_has(run, policy) for run in (*pair.baseline, *pair.candidate)):
             refused.append(_not_comparable(policy, pair, obstacle))
     return comparable, refused
+
+
+def _has(run: RunFacts, policy: MetricPolicy) -> bool:
+    if policy.metric.kind == "paired":
+        return any(f"accuracy_{answers.when}" == policy.metric.name for answers in run.answers)
+    return run.values.get(policy.metric.name) is not None
 
 
 def _not_comparable(policy: MetricPolicy, pair: Pair, reason: str) -> Judgement:
@@ -161,14 +165,14 @@ def _not_comparable(policy: MetricPolicy, pair: Pair, reason: str) -> Judgement:
 
 def _middle(policy: MetricPolicy, runs: Sequence[RunFacts]) -> float | None:
     values = [value for run in ended_ok(runs) if (value := run.values.get(policy.metric.name)) is not None]
-    return float(np.median(values)) if values else None
+    return float(median(values)) if values else None
 
 
 def _exact(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[Judged]:
     name = policy.metric.name
     for pair in pairs:
-        before = [run.values.get(name) for run in ended_ok(pair.baseline)]
-        after = [run.values.get(name) for run in ended_ok(pair.candidate)]
+        before = [run.values.get(name) for run in pair.baseline_ok]
+        after = [run.values.get(name) for run in pair.candidate_ok]
         if any(value is not None for value in (*before, *after)) and before and after:
             yield _stored(judge_exact(pair.cell_id, policy, before, after), "deterministic")
 
@@ -177,10 +181,12 @@ def _one_sided(policy: MetricPolicy, pairs: Sequence[Pair], arms: Arms) -> Itera
     """Yield a judgement on each pair with good runs on both sides, of which one lacks the metric."""
     judged = {pair.cell_id for pair in arms.pairs}
     for pair in pairs:
-        before, after = _middle(policy, pair.baseline), _middle(policy, pair.candidate)
-        if pair.cell_id in judged or (before is None) == (after is None):
+        if pair.cell_id in judged:
             continue
-        if ended_ok(pair.baseline) and ended_ok(pair.candidate):
+        before, after = _middle(policy, pair.baseline), _middle(policy, pair.candidate)
+        if (before is None) == (after is None):
+            continue
+        if pair.baseline_ok and pair.candidate_ok:
             side = "baseline" if before is None else "candidate"
             yield _not_comparable(policy, pair, f"not measured in the {side}")
 
@@ -189,7 +195,7 @@ def _stored(judgement: Judgement, kind: Kind, interval: Interval | None = None) 
     """Return a judgement with what its metric is."""
     metric = METRICS.get(judgement.metric)
     return Judged(
-        **{field.name: getattr(judgement, field.name) for field in _FIELDS},
+        **vars(judgement),
         kind=kind,
         unit=metric.unit if metric else "",
         instrument=metric.instrument if metric else "",

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from bench.analysis.compare_pairs import Pair, ended_ok
+from bench.analysis.compare_pairs import Pair
 from bench.analysis.judge import judge_accuracy
 from bench.analysis.paired import Paired, drop_p_value, pair_items, paired_counts
 from bench.analysis.policy import MetricPolicy
@@ -36,8 +36,8 @@ def changes(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[Change]:
     """Yield the tasks that either side evaluated; each from the first run of a side that did."""
     when = _WHEN[policy.metric.name]
     for pair in pairs:
-        before = _by_task(ended_ok(pair.baseline), when)
-        after = _by_task(ended_ok(pair.candidate), when)
+        before = _by_task(pair.baseline_ok, when)
+        after = _by_task(pair.candidate_ok, when)
         for task in {**before, **after}:
             first, second = before.get(task), after.get(task)
             paired, why_not = _pair(first, second)

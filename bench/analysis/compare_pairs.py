@@ -27,6 +27,16 @@ class Pair:
         return tuple(run for sitting in self.sittings for run in sitting)
 
     @cached_property
+    def baseline_ok(self) -> tuple[RunFacts, ...]:
+        """Those that measured everything."""
+        return tuple(run for run in self.baseline if run.outcome == "ok")
+
+    @cached_property
+    def candidate_ok(self) -> tuple[RunFacts, ...]:
+        """The candidate's that measured everything."""
+        return tuple(run for run in self.candidate if run.outcome == "ok")
+
+    @cached_property
     def failed(self) -> bool:
         """Whether a run of either side ended neither ok nor out of memory."""
         failed = any(run.outcome not in {"ok", "oom"} for run in (*self.baseline, *self.candidate))

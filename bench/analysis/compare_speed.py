@@ -66,7 +66,7 @@ def arms_of(policy: MetricPolicy, pairs: Sequence[Pair]) -> tuple[Arms, tuple[Un
             [run.samples[name] for run in ended_ok(sitting) if name in run.samples]
             for sitting in pair.sittings
         ]
-        after = [run.samples[name] for run in ended_ok(pair.candidate) if name in run.samples]
+        after = [run.samples[name] for run in pair.candidate_ok if name in run.samples]
         if any(before) and after:
             there.append(pair)
             samples.append((before, after))

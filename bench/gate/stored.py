@@ -123,7 +123,7 @@ def _require_new(found: ResultSet, baseline: BaselineChoice) -> None:
     again = [run for run in found.runs if (run.key, run.run, run.started_at) in known]
     if again:
         raise UsageError(
-            f"{again[0].cell_id}, run {again[0].run}, is part of the baseline {baseline.name} already; a sitting "
+            f"{again[0].cell_id}, run {again[0].run}, is in the baseline {baseline.name} already; a sitting "
             "is accepted once, so run the scenario again into another folder (--results)"
         )
 

@@ -10,7 +10,6 @@ from typing import Annotated, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from bench.results.readings import read_metrics
 from bench.results.records import Outcome, Phase, Record
 
 _Count = Annotated[int, Meta(ge=0)]
@@ -84,14 +83,14 @@ class BriefItem(Struct, frozen=True, gc=False):
 
 
 class BriefEvaluation(Struct, frozen=True):
-    """See ``records.EvaluationReading``."""
+    """See ``records.EvaluationReading``; ``items`` are left as they stand, many being alike."""
 
     task: str
     when: str
     metric: str
     instrument: str
     num_fewshot: _Count
-    items: tuple[BriefItem, ...]
+    items: msgspec.Raw
 
 
 class BriefGpuFacts(Struct, frozen=True):
@@ -128,7 +127,7 @@ class BriefGpu(Struct, frozen=True):
 
 
 class BriefMeasurement(Struct, frozen=True):
-    """See ``records.Measurement``."""
+    """See ``records.Measurement``; evaluations are hidden from ``readings.read_metrics``."""
 
     device: BriefDevice | None = None
     gpu: BriefGpu | None = None
@@ -138,7 +137,12 @@ class BriefMeasurement(Struct, frozen=True):
     steps: tuple[BriefStep, ...] = ()
     ledger: BriefLedger | None = None
     flops: BriefFlops | None = None
-    evaluations: tuple[BriefEvaluation, ...] = ()
+    brief_evaluations: tuple[BriefEvaluation, ...] = msgspec.field(default=(), name="evaluations")
+
+    @property
+    def evaluations(self) -> tuple[()]:
+        """None, so that accuracy is read from the answers alone, once."""
+        return ()
 
 
 class BriefRecord(Struct, frozen=True):
@@ -156,6 +160,7 @@ class BriefRecord(Struct, frozen=True):
 
 
 _DECODER = msgspec.json.Decoder(BriefRecord)
+_ITEMS = msgspec.json.Decoder(tuple[BriefItem, ...])
 
 
 def read_brief(content: bytes) -> BriefRecord:
@@ -163,11 +168,11 @@ def read_brief(content: bytes) -> BriefRecord:
     return _DECODER.decode(content)
 
 
+def read_items(content: bytes) -> tuple[BriefItem, ...]:
+    """Decode the items of an evaluation. Raises ``msgspec.DecodeError`` where they are none."""
+    return _ITEMS.decode(content)
+
+
 def as_record(brief: BriefRecord) -> Record:
-    """Return the same for functions of ``readings.py``, which read nothing that a brief lacks (tested)."""
+    """Return the same for functions of ``readings.py``; but for accuracy they read nothing that it lacks."""
     return cast("Record", brief)
-
-
-def brief_metrics(brief: BriefRecord) -> dict[str, float | int | None]:
-    """Return what ``readings.read_metrics`` says of the whole record."""
-    return read_metrics(as_record(brief))

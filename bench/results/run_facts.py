@@ -1,19 +1,27 @@
 """What a verdict goes by of one run: values, samples and answers, and what they were read with and on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from bench.metrics import METRICS
-from bench.results.briefs import BriefEvaluation, BriefRecord, as_record, read_brief
+from bench.results.briefs import (
+    BriefEvaluation,
+    BriefItem,
+    BriefRecord,
+    as_record,
+    read_brief,
+    read_items,
+)
 from bench.results.calibrations import SAME_MACHINE
 from bench.results.readings import measured_steps, read_metrics, step_tokens_per_second
-from bench.results.records import Environment, EvaluationReading, Outcome, Record
+from bench.results.records import Environment, EvaluationItem, EvaluationReading, Outcome, Record
 from bench.spec.types import Cell
 
 Samples = Mapping[str, tuple[float, ...]]
+Questions = tuple[tuple[int, str], ...]
 Facts = tuple[tuple[str, str | int | None], ...]
 
 CARD_CONDITIONS = ("card", "driver", "power limit in mW")
@@ -37,7 +45,7 @@ class Answers:
     metric: str
     instrument: str
     num_fewshot: int
-    questions: tuple[tuple[int, str], ...]
+    questions: Questions
     correct: bytes
 
     @property
@@ -58,6 +66,7 @@ class Answers:
 class RunFacts:
     """One run. ``values`` has each metric in its unit, ``samples`` those that vary: by step or one a run.
 
+    Accuracy is in ``answers`` only.
     ``cell`` is None for what other tools measured; then ``cell_id`` and ``digest`` are all that is known.
     ``conditions`` are what speed depends on besides the program and its versions: machine, threads, card,
     driver. ``instruments`` names what read a metric where that can differ.
@@ -115,7 +124,10 @@ def _facts(
     record: Record | BriefRecord, cell: Cell, digest: str, environment: Environment, conditions: Facts
 ) -> RunFacts:
     whole = record if isinstance(record, Record) else as_record(record)
-    values = read_metrics(whole)
+    values = {name: value for name, value in read_metrics(whole).items() if METRICS[name].kind != "paired"}
+    evaluations = (
+        record.measurement.evaluations if isinstance(record, Record) else record.measurement.brief_evaluations
+    )
     return RunFacts(
         cell_id=cell.id,
         digest=digest,
@@ -130,7 +142,7 @@ def _facts(
         instruments=_instruments(whole),
         values=values,
         samples=_samples(whole, values),
-        answers=tuple(map(_answers, record.measurement.evaluations)),
+        answers=tuple(map(_answers, evaluations)),
     )
 
 
@@ -167,17 +179,31 @@ def _instruments(record: Record) -> tuple[tuple[str, str], ...]:
 
 
 _QUESTION, _CORRECT = attrgetter("doc_id", "doc_hash"), attrgetter("correct")
-_QUESTIONS: dict[tuple[tuple[int, str], ...], tuple[tuple[int, str], ...]] = {}
+_SEEN: dict[Questions, Questions] = {}
 
 
 def _answers(reading: EvaluationReading | BriefEvaluation) -> Answers:
-    questions = tuple(map(_QUESTION, reading.items))
+    if isinstance(reading, EvaluationReading):
+        questions, correct = _counted(reading.items)
+    else:
+        questions, correct = _read_items(bytes(reading.items))
     return Answers(
         task=reading.task,
         when="before" if reading.when == "before" else "after",
         metric=reading.metric,
         instrument=reading.instrument,
         num_fewshot=reading.num_fewshot,
-        questions=_QUESTIONS.setdefault(questions, questions),
-        correct=bytes(map(_CORRECT, reading.items)),
+        questions=questions,
+        correct=correct,
     )
+
+
+@lru_cache(maxsize=2000)
+def _read_items(text: bytes) -> tuple[Questions, bytes]:
+    """Return questions and answers; before training, and often after it, runs hold the same text."""
+    return _counted(read_items(text))
+
+
+def _counted(items: Sequence[EvaluationItem | BriefItem]) -> tuple[Questions, bytes]:
+    questions = tuple(map(_QUESTION, items))
+    return _SEEN.setdefault(questions, questions), bytes(map(_CORRECT, items))
