@@ -33,9 +33,11 @@ class Change:
 
 
 def changes(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[Change]:
-    """Yield the tasks that either side evaluated; each from the first run of a side that did."""
+    """Yield the tasks that either side evaluated, where both have good runs; each from the first that did."""
     when = _WHEN[policy.metric.name]
     for pair in pairs:
+        if not pair.baseline_ok or not pair.candidate_ok:
+            continue  # how the runs ended is judged already
         before = _by_task(pair.baseline_ok, when)
         after = _by_task(pair.candidate_ok, when)
         for task in {**before, **after}:
