@@ -101,7 +101,7 @@ def test_noise_is_inconclusive_and_exits_so() -> None:
 
 
 def test_all_gated_tests_of_a_sitting_are_one_family() -> None:
-    """Nine answers lost, none gained, are significant alone (p = 0.002), not among the 48 tests of 24 cells."""
+    """Nine answers lost, none gained, are significant alone (p = 0.002), not in 48 tests of 24 cells."""
     alone = judged(make_runs(), make_runs(right=141))
     cells = [f"tiny/{number:02}" for number in range(24)]
     base = [record for cell in cells for record in make_runs(cell)]
