@@ -21,11 +21,11 @@ device = "cpu"
 [models.toy]
 random = "tiny-llama-test"
 
-[methods.ok]
+[methods.oom]
 kind = "lora"
 rank = 8
 
-[methods.oom]
+[methods.ok]
 kind = "lora"
 rank = 8
 
@@ -64,7 +64,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_two_references_are_run_in_turn_judged_and_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two revisions that are alike pass; judged again from its folder, the sitting has the same verdicts."""
+    """Revisions that are alike pass, also where both run out of memory; judged again, they do so again."""
     plain = gating.gate_references
 
     def with_replay(cells: Any, references: Any, options: Any, observer: Any) -> Any:  # noqa: ANN401 - passed on
@@ -72,16 +72,19 @@ def test_two_references_are_run_in_turn_judged_and_kept(
 
     monkeypatch.setattr(gating, "gate_references", with_replay)
     sides = ("--base", "v1.0", "--candidate", "v2.0", "--results", "sittings")
-    assert 0 == bench(
-        monkeypatch, "gate", "toy.toml", *sides, "--only", "*/ok*", "--budget", "5m", "-o", "v.json"
-    )
+    assert 0 == bench(monkeypatch, "gate", "toy.toml", *sides, "--budget", "5m", "-o", "v.json")
     verdicts = Verdicts.model_validate_json(Path("v.json").read_bytes())
-    assert ("pass", "v1.0", "v2.0", 2) == (
+    assert ("pass", "v1.0", "v2.0", 3) == (
         verdicts.verdict,
         verdicts.baseline.given,
         verdicts.candidate.given,
         verdicts.candidate.runs,
     )
+    outcomes = {one.cell.split("/")[1]: one.reason for one in verdicts.gated if one.metric == "outcome"}
+    assert {
+        "oom-r8": "both sides run out of memory",
+        "ok-r8": "every run finished on both sides",
+    } == outcomes
     said = capsys.readouterr()
     assert "base: revision v1.0 of this repository" in said.err
     assert "tokens_per_second" in said.out

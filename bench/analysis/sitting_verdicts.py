@@ -94,7 +94,7 @@ def judge_sitting(loaded: SittingRecords, calibration: Calibration | None = None
     verdicts = judge.judge(
         loaded.records,
         given={side: sitting.facts(side).given or AS_IT_IS for side in SIDES},
-        caveats=(*sitting.caveats, *_about_its_end(sitting)),
+        caveats=tuple(dict.fromkeys((*sitting.caveats, *_about_its_end(sitting)))),
         problems=loaded.problems,
     )
     judgements = (*_never_begun(sitting, verdicts), *verdicts.judgements)

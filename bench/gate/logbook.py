@@ -92,8 +92,15 @@ class Logbook:
         }
 
     def all_ran(self, cell_id: str) -> bool:
-        """Tell whether every run of a cell so far was measured to its end, or was spoilt by others."""
-        return all(run.outcome in {"ok", "contaminated"} for run in self.sitting.runs if run.cell == cell_id)
+        """Tell whether every run of a cell that counts so far ended well, or was spoilt by others.
+
+        A warm-up that failed does not count: how the cell ends has yet to be measured.
+        """
+        return all(
+            run.outcome in {"ok", "contaminated"}
+            for run in self.sitting.runs
+            if run.cell == cell_id and run.purpose != "warm-up"
+        )
 
     def longest_repeat_s(self, cell_id: str) -> float:
         """Return how long a repeat of a cell took at most so far, warm-ups included; 0 if none was made."""
