@@ -7,6 +7,7 @@ import pytest
 from bench.errors import UsageError
 from bench.report.blocks import check, fill, require_in_step, update
 from records_factory import make_record
+from sittings_factory import MIB, make_runs, write_sitting
 
 ROOT = Path(__file__).parents[1]
 PAGE = (
@@ -51,6 +52,22 @@ def test_pages_in_the_report_folder_count(repository: Path) -> None:
     page.write_text(PAGE.replace("comparison", "details"), encoding="utf-8")
     update(repository)
     assert "## Where it was measured" in page.read_text(encoding="utf-8")
+
+
+def test_a_sitting_is_judged_anew_for_its_block(tmp_path: Path) -> None:
+    """From its records: what is gated, with the verdict first."""
+    write_sitting(tmp_path / "results" / "gate", make_runs(), make_runs(ledger_bytes=601 * MIB))
+    page = tmp_path / "README.md"
+    page.write_text("<!-- bench:begin gate results/gate -->\n<!-- bench:end -->\n", encoding="utf-8")
+    assert [page] == update(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "**regression: of 6 gated metrics 1 regression, 5 pass**" in text
+    assert "| tiny/a | ledger_peak_bytes | REGRESSION |" in text
+    assert "host_peak_bytes" not in text
+    assert [] == check(tmp_path)
+    for record in (tmp_path / "results" / "gate" / "candidate").glob("*.json"):
+        record.unlink()
+    assert 1 == len(check(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@
 
 ``judge(records, repeats)`` returns the ids of the cells that more runs could decide. ``load_sitting(folder)``
 of ``bench.results.sittings`` returns the same result from disk. ``calibrate(cells, options)`` runs the
-environment as it is against itself and returns a ``bench.results.calibrations.Calibration``. Nothing here
-decides whether something is a regression, or shows it.
+environment as it is against itself and returns a ``bench.results.calibrations.Calibration``.
+``gate_references`` of ``gate.py`` has a sitting judged as well; what decides is in ``bench.analysis``, and
+what shows it in ``bench.report``.
 """
