@@ -21,6 +21,7 @@ from bench.gate.sides import prepared_sides, side_as_is
 from bench.gate.sitting import run_sitting
 from bench.results.records import Record
 from bench.results.sittings import SideName, Sitting, SittingRecords, SittingRun, load_sitting
+from bench.spec.gate import GateSpec
 from bench.spec.types import Cell
 from gate_projects import git, make_repository
 from records_factory import make_record
@@ -151,6 +152,8 @@ def test_sides_run_in_turn_until_each_cell_is_decided_even_after_one_was_killed(
     assert "ABB" == order(load_sitting(file.parent).sitting.runs, "ok-2")
     with pytest.raises(UsageError, match="its scenario changed since"):
         sit(tmp_path, [make_cell("ok", training={"seed": 1})], judge, looks=looks, resume=True)
+    with pytest.raises(UsageError, match="its gate changed since"):
+        sit(tmp_path, cells, judge, looks=looks, resume=True, gate=GateSpec(alpha=0.2))
     result = sit(tmp_path, cells, judge, looks=looks, resume=True)
     runs = result.sitting.runs
     assert ("abABab", "AB", "ABBAAB") == (order(runs, "ok"), order(runs, "oom"), order(runs, "ok-2"))

@@ -85,8 +85,14 @@ def resumed_sitting(
         for record in records
     )
     same_sides = all(_identity(sitting.facts(side.name)) == _identity(side.facts) for side in sides)
-    if not same_cells or not same_sides or loaded.problems:
-        what = "scenario" if not same_cells else "two sides" if not same_sides else "files"
+    changed = {
+        "scenario": not same_cells,
+        "two sides": not same_sides,
+        "gate": sitting.gate != options.gate,  # or the runs so far could choose their own rule
+        "files": bool(loaded.problems),
+    }
+    if any(changed.values()):
+        what = next(name for name, different in changed.items() if different)
         raise UsageError(
             f"the sitting in {folder} cannot be resumed: its {what} changed since; run it without --resume"
         )
