@@ -90,8 +90,10 @@ def test_without_bytes_of_processes_the_device_less_idle_is_the_peak(
 
 def test_a_run_with_a_foreign_process_is_kept_and_run_again(records: dict[str, list[Record]]) -> None:
     """The spoilt run names who came; the next number is the clean one."""
-    spoilt, clean = records["foreign"]
-    assert [(1, "contaminated"), (2, "ok")] == [(run.run, run.outcome) for run in (spoilt, clean)]
+    runs = records["foreign"]
+    ends = [(run.run, run.outcome) for run in runs]
+    assert [(1, "contaminated"), (2, "ok")] == ends, [run.failure for run in runs]
+    spoilt, clean = runs
     assert spoilt.failure is not None
     assert spoilt.failure.message.startswith(
         f"Process {FOREIGN_PID} came onto the GPU during the run with up to 2.0 GiB"
