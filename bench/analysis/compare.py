@@ -60,7 +60,7 @@ def compare_sides(baseline: Side, candidate: Side, how: HowToJudge) -> Verdicts:
     judged.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), -_size(one)))
     return Verdicts(
         design=how.design,
-        scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell)),
+        scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell.scenario)),
         verdict=overall(judged),
         alpha=how.gate.alpha,
         baseline=_described(baseline),

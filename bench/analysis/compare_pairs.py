@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError
+
 from bench.metrics import Metric
-from bench.results.run_facts import Facts, RunFacts
+from bench.results.run_facts import CellFacts, Facts, RunFacts
 
 _MOST_DIFFERENCES = 4
 _ANYWHERE = ("system", "architecture")
@@ -53,11 +55,15 @@ class Pair:
         if not self.baseline or not self.candidate:
             return None
         before, after = self.baseline[-1], self.candidate[-1]
-        if before.digest is not None and after.digest is not None and before.digest != after.digest:
-            return (
-                f"the cell itself was changed: {_cell_differences(before, after)}; measure both sides alike"
-            )
-        if before.inputs_digest != after.inputs_digest and None not in (before.digest, after.digest):
+        if not before.cell.text or not after.cell.text:
+            return None
+        try:
+            if before.cell is not after.cell and before.cell.digest != after.cell.digest:
+                differences = _cell_differences(before.cell, after.cell)
+                return f"the cell itself was changed: {differences}; measure both sides alike"
+        except ValidationError:
+            return "the cell in one side's record is damaged; run it again"
+        if before.inputs_digest != after.inputs_digest:
             return "the local files that the cell reads differ; measure both sides with the same"
         return None
 
@@ -123,13 +129,14 @@ def _listed(differences: dict[str, str]) -> str:
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
-def _cell_differences(before: RunFacts, after: RunFacts) -> str:
+def _cell_differences(before: CellFacts, after: CellFacts) -> str:
     """Name the fields of a cell that differ."""
-    if before.cell is None or after.cell is None:
-        return "one of them is not from bench run"
-    fields = {"id", "scenario", "limits"}
-    old = dict(_flat(before.cell.model_dump(mode="json", exclude=fields)))
-    new = dict(_flat(after.cell.model_dump(mode="json", exclude=fields)))
+    old, new = (
+        dict(_flat(side.cell.model_dump(mode="json", exclude={"id", "scenario", "limits"})))
+        if side.cell
+        else {}
+        for side in (before, after)
+    )
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return _listed(
         {name: f"{name} {_shown(old.get(name))} before, {_shown(new.get(name))} now" for name in names}

@@ -116,8 +116,9 @@ def judge_sitting(
 
 def _block(arms: Arms, noise_of: NoiseOf | None) -> Block:
     unknown = Noise(log_variance=0.0, degrees_of_freedom=0)
+    name = arms.policy.metric.name
     noises = [
-        unknown if noise_of is None else noise_of(pair.candidate[-1].digest or "", arms.policy.metric.name)
+        unknown if noise_of is None else noise_of(pair.candidate[-1].cell.digest or "", name)
         for pair in arms.pairs
     ]
     return Block(

@@ -93,7 +93,7 @@ def accept_results(results: Path, baseline: BaselineChoice, *, reason: str, new_
     found = load_result_set(str(results))
     if found.problems:
         raise UsageError(f"{found.problems[0]}; a baseline takes only folders that can be read whole")
-    if any(run.cell is None for run in found.runs):
+    if any(not run.cell.text for run in found.runs):
         raise UsageError(
             f"{results} holds results of another tool; a baseline takes only records of bench run"
         )

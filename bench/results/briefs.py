@@ -159,13 +159,26 @@ class BriefRecord(Struct, frozen=True):
     inputs_digest: str | None = None
 
 
+class BriefCell(Struct, frozen=True):
+    """See ``spec.types.Cell``."""
+
+    id: str
+    scenario: str
+
+
 _DECODER = msgspec.json.Decoder(BriefRecord)
+_CELL = msgspec.json.Decoder(BriefCell)
 _ITEMS = msgspec.json.Decoder(tuple[BriefItem, ...])
 
 
 def read_brief(content: bytes) -> BriefRecord:
     """Decode the text of a record. Raises ``msgspec.DecodeError`` where it is none of this version."""
     return _DECODER.decode(content)
+
+
+def read_cell_name(content: bytes) -> BriefCell:
+    """Decode what a cell is called. Raises ``msgspec.DecodeError`` where it is none."""
+    return _CELL.decode(content)
 
 
 def read_items(content: bytes) -> tuple[BriefItem, ...]:

@@ -1,8 +1,8 @@
 """What a verdict goes by of one run: values, samples and answers, and what they were read with and on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from bench.results.briefs import (
     BriefRecord,
     as_record,
     read_brief,
+    read_cell_name,
     read_items,
 )
 from bench.results.calibrations import SAME_MACHINE
@@ -62,19 +63,39 @@ class Answers:
         return sum(self.correct) / len(self.correct) if self.correct else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CellFacts:
+    """Which cell was run. Of the same ``text``, which runs of a cell share, there is one object.
+
+    ``text`` is the cell in a record; empty for what other tools measured, of which only the name is known.
+    Checking it takes longer than all the rest of a record, so it is done where two texts differ.
+    """
+
+    id: str
+    scenario: str | None
+    text: bytes = field(compare=False, repr=False)
+
+    @cached_property
+    def cell(self) -> Cell | None:
+        """The whole cell. Raises ``ValidationError`` where the text is none."""
+        return Cell.model_validate_json(self.text) if self.text else None
+
+    @cached_property
+    def digest(self) -> str | None:
+        """Its digest."""
+        return None if self.cell is None else self.cell.digest
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
     """One run. ``values`` has each metric in its unit, ``samples`` those that vary: by step or one a run.
 
     Accuracy is in ``answers`` only.
-    ``cell`` is None for what other tools measured; then ``cell_id`` and ``digest`` are all that is known.
     ``conditions`` are what speed depends on besides the program and its versions: machine, threads, card,
     driver. ``instruments`` names what read a metric where that can differ.
     """
 
-    cell_id: str
-    digest: str | None
-    cell: Cell | None
+    cell: CellFacts
     inputs_digest: str | None
     key: str
     run: int
@@ -87,25 +108,29 @@ class RunFacts:
     samples: Samples
     answers: tuple[Answers, ...]
 
+    @property
+    def cell_id(self) -> str:
+        """The id of its cell."""
+        return self.cell.id
+
 
 def facts_of_content(content: bytes) -> RunFacts:
     """Return the facts of a record's text. Raises ``msgspec.DecodeError`` or ``ValidationError``."""
     brief = read_brief(content)
-    cell, digest = _cell(bytes(brief.cell))
-    return _facts(brief, cell, digest, *_environment(bytes(brief.environment)))
+    return _facts(brief, _cell(bytes(brief.cell)), *_environment(bytes(brief.environment)))
 
 
 def facts_of(record: Record) -> RunFacts:
     """Return the facts of a record that was read whole."""
     where = record.environment
-    return _facts(record, record.cell, record.cell.digest, where, conditions_of(where))
+    cell = _cell(record.cell.model_dump_json().encode())
+    return _facts(record, cell, where, conditions_of(where))
 
 
 @lru_cache(maxsize=20_000)
-def _cell(text: bytes) -> tuple[Cell, str]:
-    """Return a cell and its digest, which take longest of all; runs of one cell hold the same text."""
-    cell = Cell.model_validate_json(text)
-    return cell, cell.digest
+def _cell(text: bytes) -> CellFacts:
+    name = read_cell_name(text)
+    return CellFacts(id=name.id, scenario=name.scenario, text=text)
 
 
 @lru_cache(maxsize=1000)
@@ -121,7 +146,7 @@ def conditions_of(environment: Environment) -> Facts:
 
 
 def _facts(
-    record: Record | BriefRecord, cell: Cell, digest: str, environment: Environment, conditions: Facts
+    record: Record | BriefRecord, cell: CellFacts, environment: Environment, conditions: Facts
 ) -> RunFacts:
     whole = record if isinstance(record, Record) else as_record(record)
     values = {name: value for name, value in read_metrics(whole).items() if METRICS[name].kind != "paired"}
@@ -129,8 +154,6 @@ def _facts(
         record.measurement.evaluations if isinstance(record, Record) else record.measurement.brief_evaluations
     )
     return RunFacts(
-        cell_id=cell.id,
-        digest=digest,
         cell=cell,
         inputs_digest=record.inputs_digest,
         key=record.key,

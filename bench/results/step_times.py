@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from bench.results.records import Environment
-from bench.results.run_facts import RunFacts, conditions_of
+from bench.results.run_facts import CellFacts, RunFacts, conditions_of
 
 NS_PER_SECOND = 1_000_000_000
 FORMAT_VERSION = "5.1.0"
@@ -89,9 +89,7 @@ def _run(benchmark: _Benchmark, started_at: str, environment: Environment) -> Ru
     rounds = benchmark.stats.data or (benchmark.stats.median,)
     times_ns = tuple(seconds * NS_PER_SECOND for seconds in rounds)
     return RunFacts(
-        cell_id=benchmark.fullname,
-        digest=None,
-        cell=None,
+        cell=CellFacts(id=benchmark.fullname, scenario=None, text=b""),
         inputs_digest=None,
         key=f"pytest-benchmark {started_at}",
         run=1,
