@@ -201,7 +201,7 @@ def _against_sittings(arms: Arms) -> tuple[Evidence, list[str | None]]:
     notes = [too_little(sittings, runs) for sittings, runs in zip(arms.baseline, arms.candidate, strict=True)]
     means = pad(
         [
-            [float(np.mean(runs)) for runs in sittings if len(runs) >= FEWEST_RUNS or note]
+            [sum(runs) / len(runs) for runs in sittings if runs and (len(runs) >= FEWEST_RUNS or note)]
             for sittings, note in zip(arms.baseline, notes, strict=True)
         ]
     )

@@ -98,15 +98,21 @@ def _judge(  # noqa: PLR0913 - one cell of several columns
 ) -> Judgement:
     """Return one cell's judgement; values and ratio in the metric's own direction."""
     missing = [side for side, value in (("baseline", before), ("candidate", after)) if math.isnan(value)]
-    judgement = Judgement(
-        cell=cell, metric=policy.metric.name, verdict="not comparable", gated=policy.gated, reason=reason
-    )
     if missing:
-        return replace(judgement, reason=f"not measured in the {' or the '.join(missing)}")
+        return Judgement(
+            cell=cell,
+            metric=policy.metric.name,
+            verdict="not comparable",
+            gated=policy.gated,
+            reason=f"not measured in the {' or the '.join(missing)}",
+        )
     sign, known = policy.worse_sign, row.degrees_of_freedom > 0
     low, high = sorted((sign * row.lower, sign * row.upper))
-    return replace(
-        judgement,
+    return Judgement(
+        cell=cell,
+        metric=policy.metric.name,
+        gated=policy.gated,
+        reason=reason,
         verdict=_VERDICTS[row.decision],
         improved=row.decision == "pass" and row.upper < 0,
         baseline=math.exp(sign * before),

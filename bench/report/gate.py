@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HEADER = ("Cell", "Metric", "Verdict", "Why", "Baseline", "Candidate", "Change", "Interval")
 _SHOWN = {"regression": "REGRESSION", "inconclusive": "inconclusive", "not comparable": "not comparable"}
-_MOST_TERMINAL_ROWS = 60
+_MOST_TERMINAL_ROWS = 40
 _MOST_DIFFERENCES = 20
 _DESIGNS = {
     "one sitting": "both sides ran in turn in one sitting",

@@ -32,6 +32,8 @@ TRAINING_PHASES: tuple[Phase, ...] = (
     "steady",
 )
 
+_TRAINING = frozenset(TRAINING_PHASES)
+
 PeakField = Literal["host_peak_bytes", "cuda_allocated_peak_bytes", "cuda_reserved_peak_bytes"]
 
 
@@ -82,7 +84,7 @@ def peak_phase(record: Record, field: PeakField) -> PhaseReading | None:
     readings = [
         phase
         for phase in record.measurement.phases
-        if phase.name in TRAINING_PHASES and getattr(phase, field) is not None
+        if phase.name in _TRAINING and getattr(phase, field) is not None
     ]
     return max(readings, key=lambda phase: getattr(phase, field), default=None)
 

@@ -26,6 +26,8 @@ Questions = tuple[tuple[int, str], ...]
 Facts = tuple[tuple[str, str | int | None], ...]
 
 CARD_CONDITIONS = ("card", "driver", "power limit in mW")
+_VARYING = tuple(name for name, metric in METRICS.items() if metric.kind == "statistical")
+_PAIRED = tuple(name for name, metric in METRICS.items() if metric.kind == "paired")
 _MACHINE = ("system", *SAME_MACHINE)
 
 
@@ -149,7 +151,9 @@ def _facts(
     record: Record | BriefRecord, cell: CellFacts, environment: Environment, conditions: Facts
 ) -> RunFacts:
     whole = record if isinstance(record, Record) else as_record(record)
-    values = {name: value for name, value in read_metrics(whole).items() if METRICS[name].kind != "paired"}
+    values = read_metrics(whole)
+    for name in _PAIRED:
+        del values[name]
     evaluations = (
         record.measurement.evaluations if isinstance(record, Record) else record.measurement.brief_evaluations
     )
@@ -170,15 +174,14 @@ def _facts(
 
 
 def _samples(record: Record, values: Mapping[str, float | None]) -> Samples:
+    # A rate or a size of 0 has no logarithm, and no machine measures one.
     found: dict[str, tuple[float, ...]] = {
-        "tokens_per_second": step_tokens_per_second(record),
-        "step_time_ns": tuple(step.step_time_ns for step in measured_steps(record)),
+        name: (value,) for name in _VARYING if (value := values[name]) is not None and value > 0
     }
-    for name, value in values.items():
-        # A rate or a size of 0 has no logarithm, and no machine measures one.
-        if METRICS[name].kind == "statistical" and name not in found and value is not None and value > 0:
-            found[name] = (value,)
-    return {name: samples for name, samples in found.items() if samples}
+    if steps := measured_steps(record):
+        found["step_time_ns"] = tuple(step.step_time_ns for step in steps)
+        found["tokens_per_second"] = step_tokens_per_second(record)
+    return found
 
 
 def _card(record: Record) -> Facts:

@@ -231,17 +231,22 @@ def _read(file: Path) -> Record | str:
 
 def read_plain_file(file: Path) -> bytes | str:
     """Return what a file of a results folder holds, or in one sentence why it is not read."""
+    other = "is a link or not a plain file; records are read only from plain files in the folder itself"
     try:
-        facts = file.lstat()
+        # Without O_NONBLOCK a pipe in the folder would keep us waiting.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return other if error.errno in {errno.ELOOP, errno.ENXIO} else f"cannot be read ({error.strerror})"
+    with open(descriptor, "rb", buffering=0) as stream:  # noqa: PTH123 - Path.open cannot refuse to follow a link
+        facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            return (
-                "is a link or not a plain file; records are read only from plain files in the folder itself"
-            )
+            return other
         if facts.st_size > MAX_RECORD_BYTES:
             return f"is larger than {MAX_RECORD_BYTES} bytes; this is not a record of bench run"
-        return file.read_bytes()
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        try:
+            return stream.read()
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
 
 
 def diagnose(content: bytes) -> str:
