@@ -11,7 +11,7 @@ from bench.probes.allocator import Allocator, AllocatorUse
 from bench.probes.phases import Send
 from bench.results.messages import Mark
 
-HOLD_NS = 250_000_000  # several of the parent's samples
+HOLD_NS = 400_000_000  # several of the parent's samples
 BLOCK_BYTES = 256 * MIB
 LEAST_BLOCK_BYTES = 16 * MIB
 FREE_BLOCKS = 4  # a block is at most so large a part of what is free

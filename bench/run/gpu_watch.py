@@ -18,7 +18,7 @@ from bench.run.gpu_isolation import BlockTest, Owners, judge_isolation
 from bench.run.gpu_phases import Taken, Timeline
 from bench.run.watch import Findings
 
-INTERVAL_NS = 50_000_000
+INTERVAL_NS = 100_000_000  # a sample beside a training that has two cores busy took up to 2 ms
 IDLE_PATIENCE_S = 30.0
 ANSWER_S = 5.0  # an NVML that has not answered for so long is not asked again
 INTERVALS_BETWEEN_LOOKS = 5
