@@ -98,7 +98,7 @@ def diff(  # noqa: PLR0913 - one parameter for each option
 
 @app.command()
 def history(name: BaselineName, *, baselines: Baselines = _BASELINES) -> None:
-    """Show where in a baseline's history a metric changed its level (needs finetune-bench[changepoint])."""
+    """Show where in a baseline's history a metric changed its level (needs the extra "changepoint")."""
     from rich.console import Console
 
     from bench.gate.stored import BaselineChoice, changes_in_history

@@ -15,7 +15,7 @@ Baselines = Annotated[
 ]
 GateFile = Annotated[
     Path | None,
-    typer.Option("--scenario", metavar="FILE", help="Scenario whose [gate] table sets the rules."),
+    typer.Option("--scenario", metavar="FILE", help="Scenario whose gate table sets the rules."),
 ]
 Output = Annotated[
     list[Path], typer.Option("-o", "--output", metavar="FILE", help="FILE.json or FILE.md; may be repeated.")
