@@ -1,4 +1,4 @@
-"""What every test can use: the ``--gpu`` option and the factory of made-up records."""
+"""What every test can use: the ``--gpu`` option, the factory of made-up records, a box with virtual GPUs."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ import pytest
 
 import records_factory
 from bench.results.records import Record
+from virtual_gpu import Box, VirtualGpus
 
 # Models here are tiny: a second thread only waits, and two processes that wait for each other crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -68,3 +69,16 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["FINETUNE_BENCH_CACHE"]
     else:
         os.environ["FINETUNE_BENCH_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def gpus(tmp_path_factory: pytest.TempPathFactory) -> VirtualGpus:
+    """Return virtual GPUs that every test writes anew."""
+    return VirtualGpus(tmp_path_factory.mktemp("gpus"))
+
+
+@pytest.fixture(scope="module")
+def box(gpus: VirtualGpus) -> Iterator[Box]:
+    """Return a process in which they are."""
+    with gpus.box() as box:
+        yield box

@@ -10,6 +10,22 @@ from bench.errors import UsageError
 if TYPE_CHECKING:
     from bench.spec.gate import GateSpec
 
+ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (TOML).", show_default=False)]
+Cards = Annotated[
+    list[str], typer.Option("--gpu", metavar="NAME", help="A card, such as rtx4090; may be repeated.")
+]
+Memories = Annotated[
+    list[str], typer.Option("--memory", metavar="SIZE", help="Any card with so much memory, such as 24GiB.")
+]
+Allocator = Annotated[
+    str,
+    typer.Option(
+        envvar=["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"], help="torch's allocator settings."
+    ),
+]
+TorchVersion = Annotated[
+    str | None, typer.Option(metavar="VERSION", help="torch that will run it.", show_default="as installed")
+]
 Baselines = Annotated[
     Path, typer.Option("--baselines", metavar="DIR", help="Where baselines lie.", show_default=True)
 ]

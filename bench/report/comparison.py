@@ -98,10 +98,9 @@ def render_terminal(records: Sequence[Record]) -> "Group":
     return Group(*parts)
 
 
-def _details(comparison: Comparison) -> Iterator[str]:
-    """Yield each section that has something to show."""
+def section_tables(comparison: Comparison, name: Callable[[Row], str]) -> Iterator[tuple[str, Table]]:
+    """Yield title and table of each section that has something to show; ``name`` says which row is which."""
     rows, unit = comparison.rows, tables.memory_unit(comparison)
-    name = _namer(comparison)
     sections = (
         ("What was trained", details.model_table(rows, name)),
         ("What set each peak of live tensors", details.cause_table(rows, name)),
@@ -117,9 +116,14 @@ def _details(comparison: Comparison) -> Iterator[str]:
         ("Merging the adapter into the base", details.merge_table(rows, name)),
         ("Where the wall time went", details.time_table(rows, name)),
     )
-    for title, table in sections:
-        if table.rows:
-            yield f"## {title}\n\n{markdown_table(table)}"
+    yield from ((title, table) for title, table in sections if table.rows)
+
+
+def _details(comparison: Comparison) -> Iterator[str]:
+    """Yield each section that has something to show."""
+    rows = comparison.rows
+    for title, table in section_tables(comparison, _namer(comparison)):
+        yield f"## {title}\n\n{markdown_table(table)}"
     yield "## Where it was measured\n\n" + _places(comparison)
     yield "## How each number was read\n\n" + bullets(how_read(rows))
 

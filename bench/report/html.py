@@ -21,8 +21,9 @@ from bench.analysis.card_fits import ModelFits, card_fits
 from bench.analysis.plan_rows import plan_rows
 from bench.analysis.rows import Comparison, Row
 from bench.analysis.summary import compare
-from bench.report import details, gpu_tables, torch_tables
+from bench.report import details
 from bench.report.answers import Sentence, answer_sentences
+from bench.report.comparison import section_tables
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
 from bench.report.grids import Grid, comparison_grid
 from bench.report.how_read import how_read
@@ -130,27 +131,11 @@ def _opening(comparison: Comparison) -> Iterator[str]:
 
 def folded_tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
     """Yield the tables below the fold that have a row, the same as a Markdown page has."""
-    rows, unit = comparison.rows, memory_unit(comparison)
 
     def name(row: Row) -> str:
         return row.cell if len(comparison.surroundings) == 1 else f"{row.cell} ({row.environment})"
 
-    tables = (
-        ("What was trained", details.model_table(rows, name)),
-        ("What set each peak of live tensors", details.cause_table(rows, name)),
-        ("Live tensors at the peak, by category", details.category_table(rows, name, unit)),
-        ("Peak memory by each instrument", details.memory_table(rows, name, unit)),
-        ("What NVML's peak is of", gpu_tables.isolation_table(rows, name)),
-        ("The GPU during the measured steps", gpu_tables.gpu_table(rows, name, unit)),
-        ("Peak memory, predicted and read", details.predicted_table(rows, name, unit)),
-        ("Speed", details.speed_table(rows, name)),
-        ("How torch was set", torch_tables.torch_table(rows, name)),
-        ("Accuracy", details.accuracy_table(rows, name)),
-        ("Training loss", details.loss_table(rows, name)),
-        ("Merging the adapter into the base", details.merge_table(rows, name)),
-        ("Where the wall time went", details.time_table(rows, name)),
-    )
-    yield from ((title, table) for title, table in tables if table.rows)
+    yield from section_tables(comparison, name)
     for place in comparison.surroundings:
         header = ("Fact", f"Environment {place.label}")
         facts = Table(header=header, rows=tuple(place.facts.items()), left=2)
