@@ -29,6 +29,10 @@ COUNTS = {
     "usecase_code_assistant": 6,
     "usecase_medical": 3,
     "usecase_summarisation": 6,
+    "study_rank": 36,
+    "study_quantisation": 18,
+    "study_targets": 12,
+    "study_levers": 27,
 }
 
 
@@ -135,4 +139,5 @@ def _shipped_bases(folder: Path) -> None:
     """Put the files that scenarios extend where a copy of a scenario looks for them."""
     if not (folder / "base").exists():
         (folder / "base").symlink_to(SCENARIOS / "base")
-        (folder / "smollm2_cpu.toml").symlink_to(SCENARIOS / "smollm2_cpu.toml")
+        for extended in ("smollm2_cpu.toml", "study_rank.toml"):
+            (folder / extended).symlink_to(SCENARIOS / extended)
