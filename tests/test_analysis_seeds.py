@@ -1,0 +1,168 @@
+"""Accuracy over seeds: groups, t-intervals worked out by hand, differences paired by seed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bench.analysis.seeds import (
+    SeedGroup,
+    accuracy_over_seeds,
+    difference_over_seeds,
+    differences_over_seeds,
+    group_by_seed,
+    mean_over_seeds,
+)
+from bench.errors import UsageError
+from bench.results.records import Record
+from records_factory import make_cell, make_environment, make_evaluation, make_measurement, make_record
+
+T_OF_TWO = 4.302653  # 97.5 % point of Student's t with two degrees of freedom, from a table
+
+
+def make_run(
+    seed: int,
+    right: Sequence[bool],
+    *,
+    method: str = "lora",
+    before: Sequence[bool] = (False,) * 20,
+    **changes: Any,  # noqa: ANN401 - any field of a record
+) -> Record:
+    """Return a run of one seed with the given answers before and after training."""
+    cell = make_cell(
+        id=f"tiny/{method}-r8/b4-s256-seed={seed}-task=longest-word",
+        method={"kind": "lora", "name": method, "rank": 8},
+        training={"sequence_length": 256, "micro_batch": 4, "seed": seed},
+    )
+    evaluations = (make_evaluation("before", before), make_evaluation("after", right))
+    return make_record(**{"cell": cell, "measurement": make_measurement(evaluations=evaluations)} | changes)
+
+
+def right(count: int, items: int = 20) -> list[bool]:
+    """Return answers of which the first ones are right."""
+    return [index < count for index in range(items)]
+
+
+def one_group(records: Sequence[Record]) -> SeedGroup:
+    """Return the only group of the records."""
+    (group,) = group_by_seed(records)
+    return group
+
+
+def test_mean_and_interval_by_hand() -> None:
+    """For 0.90, 0.92, 0.94: s = 0.02, so 0.92 ± 4.303 · 0.02 / √3 = 0.92 ± 0.0497."""
+    found = mean_over_seeds([0.90, 0.92, 0.94])
+    assert pytest.approx(0.92) == found.mean
+    assert pytest.approx((0.92 - 0.049683, 0.92 + 0.049683), abs=1e-6) == (found.low, found.high)
+
+
+def test_p_value_by_hand() -> None:
+    """With two degrees of freedom P(|T| > t) = 1 - t / √(2 + t²); at the interval's edge it is 5 %."""
+    found = mean_over_seeds([1.0, 2.0, 3.0])  # t = 2 / (1 / √3)
+    t = 2 * 3**0.5
+    assert pytest.approx(1 - t / (2 + t**2) ** 0.5) == found.p_value
+    assert not found.excludes_nought
+    edge = T_OF_TWO / 3**0.5  # the mean at which the interval of a deviation of 1 ends at nought
+    assert pytest.approx(0.05, abs=1e-6) == mean_over_seeds([edge - 1, edge, edge + 1]).p_value
+    assert mean_over_seeds([edge - 0.9, edge + 0.1, edge + 1.1]).excludes_nought
+
+
+def test_without_spread_nothing_is_claimed() -> None:
+    """One seed has no interval; equal seeds have one without width, and neither is a finding."""
+    single, equal = mean_over_seeds([0.5]), mean_over_seeds([0.25, 0.25, 0.25])
+    assert (0.5, None, None, None, False) == (
+        single.mean,
+        single.low,
+        single.high,
+        single.p_value,
+        single.excludes_nought,
+    )
+    assert (0.25, 0.25, None, False) == (equal.low, equal.high, equal.p_value, equal.excludes_nought)
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group() -> None:
+    """Another method, another machine and another length are groups of their own; the name has no seed."""
+    runs = [make_run(seed, right(15)) for seed in (2, 0, 1)]
+    other = make_run(0, right(15), method="lora-b")
+    elsewhere = make_run(0, right(15), environment=make_environment(machine={"cpu_cores": 64}))
+    groups = group_by_seed([*runs, other, elsewhere])
+    assert [(0, 1, 2), (0,), (0,)] == [tuple(group.runs) for group in groups]
+    assert "tiny/lora-r8/b4-s256-task=longest-word" == groups[0].name
+    assert ["lora-r8", "lora-b-r8"] == [group.method for group in groups[:2]]
+    assert groups[0].setting == groups[1].setting != groups[2].setting
+
+
+def test_a_seed_without_a_good_run_is_named() -> None:
+    """Of several runs of a seed the first good one counts; a seed that only failed is left out and named."""
+    failed = make_run(1, right(15), outcome="oom")
+    again = make_run(0, right(3), run=2)
+    group = one_group([failed, again, make_run(0, right(15)), make_run(2, right(16))])
+    assert ((0, 2), (1,)) == (tuple(group.runs), group.failed_seeds)
+    found = accuracy_over_seeds(group, "held-out")
+    assert found is not None
+    assert (0.75, 0.8) == found.after.values
+
+
+def test_accuracy_states_both_errors() -> None:
+    """16, 17 and 18 of 20 right, 5 before: 85 % ± 4.303 · 5 / √3 over seeds, and another error over items."""
+    group = one_group([make_run(seed, right(16 + seed), before=right(5)) for seed in range(3)])
+    found = accuracy_over_seeds(group, "held-out")
+    assert found is not None
+    assert found.change is not None
+    assert found.before is not None
+    assert ((0, 1, 2), 20, 0.25) == (found.seeds, found.items, found.before.mean)
+    assert pytest.approx((0.85, 0.85 - T_OF_TWO * 0.05 / 3**0.5)) == (found.after.mean, found.after.low)
+    assert pytest.approx((0.60, 0.60 + T_OF_TWO * 0.05 / 3**0.5)) == (found.change.mean, found.change.high)
+    # Averaged over seeds: 16 items at 1, one at 2/3, one at 1/3, two at 0; their variance over 19.
+    squares = 16 * 0.15**2 + (2 / 3 - 0.85) ** 2 + (1 / 3 - 0.85) ** 2 + 2 * 0.85**2
+    assert pytest.approx((squares / 19 / 20) ** 0.5) == found.items_error
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Both rise with the seed: apart their intervals overlap, paired the difference is 1, 1 and 2 of 20."""
+    group = one_group([make_run(seed, right(count)) for seed, count in enumerate((11, 15, 20))])
+    reference = one_group(
+        [make_run(seed, right(count), method="base") for seed, count in enumerate((10, 14, 18, 4))]
+    )
+    found = difference_over_seeds(group, reference, "held-out")
+    assert found is not None
+    assert ((0, 1, 2), (0.05, 0.05, 0.1), 4, 0) == (
+        found.seeds,
+        found.difference.values,
+        found.gained,
+        found.lost,
+    )
+    width = T_OF_TWO * (0.05 / 3**0.5) / 3**0.5  # s of 0.05, 0.05, 0.10 is 0.05 / √3
+    assert pytest.approx((0.2 / 3 - width, 0.2 / 3 + width)) == (found.difference.low, found.difference.high)
+
+
+def test_p_values_are_adjusted_for_one_another() -> None:
+    """Of two differences the smaller p-value is doubled; one without spread has none to adjust."""
+    reference = one_group([make_run(seed, right(10), method="base") for seed in range(3)])
+    counts = {"one": (14, 15, 16), "two": (8, 13, 12), "equal": (12, 12, 12)}
+    groups = [
+        one_group([make_run(seed, right(count), method=name) for seed, count in enumerate(values)])
+        for name, values in counts.items()
+    ]
+    found = differences_over_seeds([reference, *groups], reference, "held-out")
+    assert [group.name for group in groups] == list(found)
+    one, two, equal = found.values()
+    assert one.difference.p_value is not None
+    assert pytest.approx(2 * one.difference.p_value) == one.holm_p_value
+    assert two.difference.p_value == two.holm_p_value
+    assert (None, 0.1) == (equal.holm_p_value, equal.difference.mean)
+    assert {} == differences_over_seeds([reference], reference, "held-out")
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    """Other questions, another setting: a sentence; no common seed, no such task: nothing."""
+    group = one_group([make_run(seed, right(15)) for seed in range(2)])
+    short = one_group([make_run(0, right(10, items=19), method="base")])
+    with pytest.raises(UsageError, match="not all runs were asked the same questions"):
+        difference_over_seeds(group, short, "held-out")
+    elsewhere = one_group([make_run(0, right(15), environment=make_environment(threads={"torch": 8}))])
+    with pytest.raises(UsageError, match="differ in more than the method"):
+        difference_over_seeds(group, elsewhere, "held-out")
+    later = one_group([make_run(5, right(15), method="base")])
+    assert difference_over_seeds(group, later, "held-out") is None
+    assert accuracy_over_seeds(group, "mmlu-281") is None
