@@ -87,10 +87,12 @@ class ScriptedGpu:
         self.asked = 0
         self._tell = tell
 
-    def sample(self) -> GpuSample:
+    def sample(self, *, complete: bool = True) -> GpuSample:
         """Return the next sample."""
         told = self._tell(self.asked)
         self.asked += 1
+        if not complete:
+            told = {name: told[name] for name in told.keys() & {"processes", "device_used_bytes"}}
         return make_sample(at_ns=time.monotonic_ns(), **told)
 
 

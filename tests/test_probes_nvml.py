@@ -35,6 +35,8 @@ ASKED = {
     "event_reasons": ("clock event reasons", "nvmlDeviceGetCurrentClocksEventReasons"),
 }
 
+GRAPHICS = "nvmlDeviceGetGraphicsRunningProcesses_v3"
+
 
 class Kept:
     """What stays open in the box from one call to the next."""
@@ -49,9 +51,9 @@ def keep_open(uuid: str = CARD.uuid) -> None:
     Kept.gpu = Kept.stack.enter_context(open_nvml()).gpu(uuid)
 
 
-def sample_kept() -> tuple[GpuSample, tuple[str, ...]]:
+def sample_kept(*, complete: bool = True) -> tuple[GpuSample, tuple[str, ...]]:
     """Ask the device that is kept."""
-    return Kept.gpu.sample(), Kept.gpu.problems
+    return Kept.gpu.sample(complete=complete), Kept.gpu.problems
 
 
 def sample_once(uuid: str = CARD.uuid) -> tuple[GpuSample, tuple[str, ...], str | None, str | None]:
@@ -89,9 +91,35 @@ def test_a_card_tells_everything(gpus: VirtualGpus, box: Box, tmp_path: Path) ->
         == sample
     )
     calls = (tmp_path / "calls").read_text().split()
-    assert {function for _, function in ASKED.values()} < set(calls)
-    # pynvml asks for the length of a list and then for the list.
-    assert len(ASKED) + 1 + 2 == len(calls)
+    assert sorted([GRAPHICS, *(function for _, function in ASKED.values())]) == sorted(calls)
+
+
+@pytest.mark.parametrize(
+    ("compute", "more_calls", "listed"),
+    [
+        pytest.param({7: GIB}, [], {7: GIB}, id="told"),
+        pytest.param({7: None}, [GRAPHICS], {3: 100, 7: GIB}, id="N/A, which the other list may tell"),
+    ],
+)
+def test_a_sample_of_memory_asks_for_nothing_else(  # noqa: PLR0913 - three fixtures, three parameters
+    gpus: VirtualGpus,
+    box: Box,
+    tmp_path: Path,
+    *,
+    compute: Mapping[int, int | None],
+    more_calls: list[str],
+    listed: Mapping[int, int],
+) -> None:
+    """Two calls of the driver, and a third where the second leaves a process's memory open."""
+    card = replace(CARD, used_bytes=GIB, compute=compute, graphics={3: 100, 7: GIB})
+    gpus.write(card)
+    box.call(keep_open)
+    gpus.write(card, calls=tmp_path / "calls")
+    sample, _ = box.call(sample_kept, complete=False)
+    processes = tuple(GpuProcess(pid=pid, used_bytes=size) for pid, size in listed.items())
+    assert GpuSample(at_ns=sample.at_ns, device_used_bytes=GIB, processes=processes) == sample
+    two_calls = ["nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetComputeRunningProcesses_v3"]
+    assert [*two_calls, *more_calls] == (tmp_path / "calls").read_text().split()
 
 
 def test_readings_follow_the_card(gpus: VirtualGpus, box: Box) -> None:

@@ -96,6 +96,22 @@ def test_energy_is_the_counters_difference_and_pauses_are_left_out() -> None:
     assert [(37, 15), (None, None)] == [(one.energy_mj, one.energy_time_ns) for one in (load, warmup)]
 
 
+def test_energy_counts_between_the_samples_that_have_it() -> None:
+    """Samples of memory only come in between, before and after."""
+    found = played(
+        [
+            ("steady", 0, None),
+            taken(1),
+            taken(10, energy_mj=100),
+            taken(15),
+            taken(20, energy_mj=160),
+            taken(25),
+        ]
+    )
+    phase = found["steady"].as_phase(with_own_bytes=True)
+    assert (5, 60, 10) == (phase.samples, phase.energy_mj, phase.energy_time_ns)
+
+
 def test_what_the_samples_amount_to() -> None:
     """Means, extremes, and reasons or-ed; own bytes only where they are worth something."""
     found = played(

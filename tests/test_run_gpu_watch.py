@@ -141,9 +141,9 @@ def test_an_nvml_that_never_answers_holds_up_nothing(monkeypatch: pytest.MonkeyP
     release = threading.Event()
 
     class Stuck(ScriptedGpu):
-        def sample(self) -> GpuSample:
+        def sample(self, *, complete: bool = True) -> GpuSample:
             release.wait(30)
-            return super().sample()
+            return super().sample(complete=complete)
 
     watch = GpuWatch(Stuck(lambda _: {}), interval_ns=INTERVAL_NS)
     assert watch.wait_until_idle() is None
@@ -154,6 +154,51 @@ def test_an_nvml_that_never_answers_holds_up_nothing(monkeypatch: pytest.MonkeyP
     assert watch.silent
     assert {"nvml-gaps", "nvml-unattributed"} == {caveat.code for caveat in found.caveats}
     release.set()
+
+
+def test_more_than_memory_is_asked_for_every_fifth_time_and_as_a_phase_begins() -> None:
+    """Before the worker each sample is complete; a phase's first comes at once, not at the next interval."""
+    asked: list[bool] = []
+
+    class Noting(ScriptedGpu):
+        def sample(self, *, complete: bool = True) -> GpuSample:
+            asked.append(complete)
+            return super().sample(complete=complete)
+
+    device = Device()
+    gpu = Noting(device.tell)
+    watch = GpuWatch(gpu, interval_ns=INTERVAL_NS)
+    assert watch.wait_until_idle() is None
+    assert all(asked)
+    watch.begin(OWN)
+    wait_for_samples(gpu, 30)
+    later = asked[-25:]
+    assert [index % 5 == later.index(True) for index in range(25)] == later
+    watch._interval_ns = 3600 * 10**9
+    wait_for_samples(gpu, 1)
+    time.sleep(5 * INTERVAL_NS / 1e9)
+    before = len(asked)
+    watch.message(PhaseStarted(phase="steady", at_ns=time.monotonic_ns()))
+    wait_for_samples(gpu, 1)
+    found = watch.finish().gpu
+    assert [True] == asked[before:]
+    assert found is not None
+    assert (5 * watch._interval_ns, 1) == (found.complete_interval_ns, found.phases[0].samples)
+
+
+def test_the_record_says_what_watching_took() -> None:
+    """Processor time of the sampling thread alone, from the worker's start to its end."""
+    device = Device()
+    gpu = ScriptedGpu(device.tell)
+    watch = GpuWatch(gpu, interval_ns=INTERVAL_NS)
+    assert watch.wait_until_idle() is None
+    began_ns = time.monotonic_ns()
+    watch.begin(OWN)
+    wait_for_samples(gpu, 20)
+    found = watch.finish().gpu
+    took_ns = time.monotonic_ns() - began_ns
+    assert found is not None
+    assert 0 < (found.watching_cpu_ns or 0) < (found.watched_ns or 0) <= took_ns
 
 
 def test_an_older_worker_without_times_costs_no_run() -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -101,6 +102,8 @@ class VirtualGpus:
         text = "".join(f"{key} = {value}\n" for key, value in lines.items())
         with tempfile.NamedTemporaryFile("w", dir=self.folder, delete=False) as file:
             file.write(text)
+        # The library knows a file it has read by its time; the clock of the file system ticks too slowly.
+        os.utime(file.name, ns=(time.time_ns(), time.time_ns()))
         Path(file.name).replace(self._state)
 
     def environment(self) -> dict[str, str]:

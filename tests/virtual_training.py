@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pytest
 
@@ -104,24 +104,38 @@ def make_cell(name: str) -> Cell:
 
 
 class CountedGpu:
-    """The real thing, which says in a file how often it was sampled."""
+    """The real thing, which says in a file how often it was sampled, and how often completely."""
 
     def __init__(self, gpu: Gpu, file: Path) -> None:
         """Pass everything on to ``gpu``."""
-        self._gpu, self._file, self._count = gpu, file, 0
+        self._gpu, self._file, self._counts = gpu, file, Counts(samples=0, complete=0)
         self.facts = gpu.facts
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._gpu, name)
 
-    def sample(self) -> GpuSample:
+    def sample(self, *, complete: bool = True) -> GpuSample:
         """Sample and count."""
-        sample = self._gpu.sample()
-        self._count += 1
+        sample = self._gpu.sample(complete=complete)
+        before = self._counts
+        self._counts = Counts(samples=before.samples + 1, complete=before.complete + complete)
         written = self._file.with_suffix(".new")
-        written.write_text(str(self._count))
+        written.write_text(f"{self._counts.samples} {self._counts.complete}")
         written.replace(self._file)
         return sample
+
+
+class Counts(NamedTuple):
+    """How many samples the parent has taken, and how many of them were of more than memory."""
+
+    samples: int
+    complete: int
+
+    @classmethod
+    def read(cls, file: Path) -> "Counts":
+        """Read what ``CountedGpu`` has written."""
+        samples, complete = file.read_text().split()
+        return cls(int(samples), int(complete))
 
 
 def train_on_virtual_gpu(gpus: VirtualGpus, sampled: Path, uuid: str, job: Job, send: Send) -> None:
@@ -233,11 +247,11 @@ class Actor(NullAllocator):
         if phase == script.lost_from:
             stage.fail = {"*": 15}  # NVML_ERROR_GPU_IS_LOST
         self._write()
-        self._wait()
+        self._wait(complete=steady)
         if steady and not script.on_slice:
             stage.card["energy_mj"] = (CARD.energy_mj or 0) + STEADY_ENERGY_MJ
             self._write()
-            self._wait()
+            self._wait(complete=True)
 
     def _write(self) -> None:
         stage = self._stage
@@ -245,11 +259,11 @@ class Actor(NullAllocator):
         card = show(self._script, own_bytes=own_bytes, foreign=stage.foreign, **stage.card)
         self._gpus.write(card, fail=stage.fail)
 
-    def _wait(self) -> None:
-        """Return when a sample has been taken that began after this call."""
-        before = int(self._sampled.read_text())
+    def _wait(self, *, complete: bool) -> None:
+        """Return when a sample has been taken that began after this call, one of everything if asked."""
+        before = Counts.read(self._sampled)[complete]
         deadline_s = time.monotonic() + 120  # machines that test are busy
-        while int(self._sampled.read_text()) < before + 2:
+        while Counts.read(self._sampled)[complete] < before + 2:
             assert time.monotonic() < deadline_s
             time.sleep(INTERVAL_NS / 1e9)
 

@@ -27,7 +27,7 @@ class GpuProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSample:
-    """All readings of one moment, on the clock of ``time.monotonic_ns``; None is what was not to be had."""
+    """Readings of one moment, on the clock of ``time.monotonic_ns``; None: not asked for or not to be had."""
 
     at_ns: int
     device_used_bytes: int | None = None
@@ -48,8 +48,11 @@ class Gpu(Protocol):
     processes_version: str | None
     problems: tuple[str, ...]
 
-    def sample(self) -> GpuSample:
-        """Ask for everything once; raises nothing: what fails is None and named in ``problems``."""
+    def sample(self, *, complete: bool = True) -> GpuSample:
+        """Ask for everything once, or for the memory of device and compute processes only.
+
+        Raises nothing: what fails is None and named in ``problems``.
+        """
 
 
 def say(error: Exception) -> str:

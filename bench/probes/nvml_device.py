@@ -25,6 +25,7 @@ from bench.results.gpu import GpuFacts
 
 Question = Callable[[Any], Any]
 _MISSING = frozenset({FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH})
+_LEAST_ROOM, _MOST_ROOM = 64, 65_536  # processes in a list
 
 
 @dataclass(kw_only=True)
@@ -87,19 +88,22 @@ class NvmlDevice:
             self._note("power and energy: the card's count all its MIG slices together, so none are stated")
             self._note("clock, temperature and clock event reasons: the card's, which its MIG slices share")
 
-    def sample(self) -> GpuSample:
-        """Ask for everything once; what fails is None and named in ``problems``."""
+    def sample(self, *, complete: bool = True) -> GpuSample:
+        """Ask for everything once, or for memory only; what fails is None and named in ``problems``."""
         self._gone = False
         at_ns = time.monotonic_ns()
         used_bytes = self._ask(self._memory, self._handle)
-        if used_bytes is not None:
+        if used_bytes is not None and self.memory_version != self._memory.version:
             self.memory_version = self._memory.version
             if self.memory_version == "v1":
                 self._note("device memory: version 1 of the function, which counts what the driver reserves")
+        processes = self._processes(complete=complete)
+        if not complete:
+            return GpuSample(at_ns=at_ns, device_used_bytes=used_bytes, processes=processes)
         return GpuSample(
             at_ns=at_ns,
             device_used_bytes=used_bytes,
-            processes=self._processes(),
+            processes=processes,
             utilisation_percent=self._ask(self._utilisation, self._handle),
             power_mw=self._ask(self._power, self._card),
             energy_mj=self._ask(self._energy, self._card),
@@ -108,17 +112,21 @@ class NvmlDevice:
             event_reasons=self._ask(self._event_reasons, self._card),
         )
 
-    def _processes(self) -> tuple[GpuProcess, ...] | None:
-        """Return compute and graphics processes as one list; None where compute processes are not told."""
+    def _processes(self, *, complete: bool) -> tuple[GpuProcess, ...] | None:
+        """Return compute and graphics processes as one list; None where compute processes are not told.
+
+        Those that only draw, as no worker does, are left out of a sample that is not complete.
+        """
         compute = self._answer(self._compute, self._handle)
-        graphics = self._answer(self._graphics, self._handle)
+        used_bytes = {} if compute is None else _sum_by_pid(compute)
+        if complete or None in used_bytes.values():
+            graphics = self._answer(self._graphics, self._handle)
+            for pid, graphics_bytes in _sum_by_pid(graphics or []).items():
+                # A process on both lists has the same memory on both.
+                used_bytes[pid] = max((used_bytes.get(pid), graphics_bytes), key=lambda share: share or -1)
         if compute is None:
             return None
         self.processes_version = self._compute.version
-        used_bytes = _sum_by_pid(compute)
-        for pid, graphics_bytes in _sum_by_pid(graphics or []).items():
-            # A process on both lists has the same memory on both.
-            used_bytes[pid] = max((used_bytes.get(pid), graphics_bytes), key=lambda share: share or -1)
         if None in used_bytes.values():
             self._note("memory of processes: the driver does not tell it of all of them (N/A)")
         return tuple(GpuProcess(pid=pid, used_bytes=share) for pid, share in sorted(used_bytes.items()))
@@ -194,31 +202,39 @@ def _temperature_functions(library: ModuleType) -> Sequence[tuple[str, Question]
 
 
 def _process_functions(library: ModuleType, kind: str) -> Sequence[tuple[str, Question]]:
+    """Return the functions that list processes; version 1, of drivers before 450, knows no instances."""
     name = f"nvmlDeviceGet{kind}RunningProcesses"
     return (
-        ("v3", _named(library, f"{name}_v3")),
-        ("v2", _named(library, f"{name}_v2")),
-        ("v1", lambda handle: _processes_v1(library, name, handle)),
+        ("v3", _ProcessList(library, f"{name}_v3", library.c_nvmlProcessInfo_v2_t)),
+        ("v2", _ProcessList(library, f"{name}_v2", library.c_nvmlProcessInfo_v2_t)),
+        ("v1", _ProcessList(library, name, _ProcessV1)),
     )
 
 
 class _ProcessV1(ctypes.Structure):
-    """nvmlProcessInfo_v1_t, which pynvml has no name for any more."""
+    """nvmlProcessInfo_v1_t, which pynvml has no name for any more; versions 2 and 3 share the next."""
 
     _fields_ = (("pid", ctypes.c_uint), ("usedGpuMemory", ctypes.c_ulonglong))
 
 
-_ROOM_V1 = 1024
+class _ProcessList:
+    """Lists processes in one call; pynvml's own functions ask the driver for the length first, each time."""
 
+    def __init__(self, library: ModuleType, name: str, entry: type[ctypes.Structure]) -> None:
+        self._library, self._name, self._entry = library, name, entry
+        self._room: ctypes.Array[Any] = (entry * _LEAST_ROOM)()
 
-def _processes_v1(library: ModuleType, name: str, handle: Any) -> list[_ProcessV1]:  # noqa: ANN401 - pynvml has no types
-    """Ask a driver older than 450; pynvml's function without a version asks for the newest."""
-    function = getattr(library.nvmlLib, name)
-    count, processes = ctypes.c_uint(_ROOM_V1), (_ProcessV1 * _ROOM_V1)()
-    code = function(handle, ctypes.byref(count), processes)
-    if code != library.NVML_SUCCESS:
-        raise library.NVMLError(code)
-    return processes[: count.value]
+    def __call__(self, handle: Any) -> list[Any]:  # noqa: ANN401 - pynvml has no types
+        function = getattr(self._library.nvmlLib, self._name)
+        while True:
+            count = ctypes.c_uint(len(self._room))
+            code = function(handle, ctypes.byref(count), self._room)
+            if code != self._library.NVML_ERROR_INSUFFICIENT_SIZE or len(self._room) >= _MOST_ROOM:
+                break
+            self._room = (self._entry * (len(self._room) * 4))()
+        if code != self._library.NVML_SUCCESS:
+            raise self._library.NVMLError(code)
+        return self._room[: count.value]
 
 
 def _sum_by_pid(processes: Sequence[Any]) -> dict[int, int | None]:

@@ -46,7 +46,16 @@ class GpuReading(Stored):
     isolation: Isolation = Field(description="Which reading moved when a known block was allocated.")
     isolation_reason: str = Field(description="Why so, in one sentence.")
     interval_ns: Positive = Field(description="Aimed at between two samples; shorter spikes are missed.")
+    complete_interval_ns: Positive | None = Field(
+        None,
+        description="Aimed at between two samples that are of more than memory, besides the first of each "
+        "phase; None in older records, whose samples are all complete.",
+    )
     longest_gap_ns: Count = Field(0, description="Longest time between two samples that came about.")
+    watched_ns: Count | None = Field(None, description="From the worker's start to its end.")
+    watching_cpu_ns: Count | None = Field(
+        None, description="Of the thread that sampled meanwhile, the driver's part included."
+    )
     memory_version: Literal["v2", "v1"] | None = None
     processes_version: Literal["v3", "v2", "v1"] | None = None
     idle_device_bytes: Count | None = Field(None, description="Used before the worker was started.")

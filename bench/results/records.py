@@ -6,6 +6,7 @@ History of the format (``SCHEMA_VERSION``):
 - 1 (2026-11-22): ``measurement.gpu``, the outcome "contaminated", bytes of a failed allocation added.
 - 1 (2026-11-22): ``measurement.torch_settings``, ``paged`` and ``snapshot`` added.
 - 1 (2026-11-22): ``ledger.timeline`` added.
+- 1 (2026-11-22): ``measurement.gpu`` says how often more than memory was read, and what watching took.
 """
 
 from typing import Any, Final, Literal

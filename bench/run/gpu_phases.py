@@ -42,7 +42,8 @@ class Stretch:
     sampled_ns: int = 0
     _utilisation: list[int] = field(default_factory=lambda: [0, 0])
     _power: list[int] = field(default_factory=lambda: [0, 0])
-    _first: GpuSample | None = None
+    _energy_first: GpuSample | None = None
+    _energy_last: GpuSample | None = None
 
     def add(self, sample: GpuSample, own_bytes: int | None) -> None:
         """Take one more sample; ``own_bytes`` is what the worker and its children have in it."""
@@ -57,13 +58,14 @@ class Stretch:
         self.event_reasons |= sample.event_reasons or 0
         _count(self._utilisation, sample.utilisation_percent)
         _count(self._power, sample.power_mw)
-        self._first = self._first or sample
+        if sample.energy_mj is not None:
+            self._energy_first, self._energy_last = self._energy_first or sample, sample
         self.last = sample
 
     def pause(self) -> None:
         """Close what was sampled without a break; the same phase can begin again later."""
-        first, last = self._first, self.last
-        self._first = None
+        first, last = self._energy_first, self._energy_last
+        self._energy_first = self._energy_last = None
         if first is None or last is None or first.energy_mj is None or last.energy_mj is None:
             return
         if last.energy_mj >= first.energy_mj:  # a driver that is reloaded begins at nought

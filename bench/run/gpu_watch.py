@@ -18,7 +18,10 @@ from bench.run.gpu_isolation import BlockTest, Owners, judge_isolation
 from bench.run.gpu_phases import Taken, Timeline
 from bench.run.watch import Findings
 
-INTERVAL_NS = 100_000_000  # a sample beside a training that has two cores busy took up to 2 ms
+INTERVAL_NS = 100_000_000
+# Memory is asked for each time, all else (which drivers bring up to date every 20 to 100 ms at best) every
+# fifth time, and as each phase begins, so that also a short one has it.
+SAMPLES_FOR_A_COMPLETE_ONE = 5
 IDLE_PATIENCE_S = 30.0
 ANSWER_S = 5.0  # an NVML that has not answered for so long is not asked again
 INTERVALS_BETWEEN_LOOKS = 5
@@ -45,10 +48,14 @@ class GpuWatch:
         self._pages_state = pages_state
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._answered = threading.Event()
         self._thread = threading.Thread(target=self._sample_until_stopped, name="NVML", daemon=True)
         self._latest: GpuSample | None = None
+        self._until_complete = 0
         self._longest_gap_ns = 0
+        self._cpu_ns = self._cpu_before_ns = 0
+        self._began_ns: int | None = None
         self._before: GpuSample | None = None
         self._owners: Owners | None = None
         self._timeline = Timeline(self._weigh)
@@ -97,6 +104,7 @@ class GpuWatch:
         with self._lock:
             self._owners = Owners(worker_pid, background)
             self._longest_gap_ns = 0
+            self._cpu_before_ns, self._began_ns = self._cpu_ns, time.monotonic_ns()
 
     def message(self, message: Message) -> None:
         """Begin a phase or an instant where the worker says so, and note what torch had reserved."""
@@ -105,6 +113,8 @@ class GpuWatch:
                 case PhaseStarted(at_ns=int(at_ns)):
                     self._timeline.mark(message.phase, at_ns)
                     self._judge_isolation()
+                    self._until_complete = 0
+                    self._wake.set()
                 case Mark():
                     self._timeline.mark(message.instant, message.at_ns, message.at_ns + message.holds_ns)
                     self._block_bytes = message.block_bytes or self._block_bytes
@@ -149,7 +159,10 @@ class GpuWatch:
                 "isolation": seen.isolation,
                 "isolation_reason": seen.isolation_reason,
                 "interval_ns": self._interval_ns,
+                "complete_interval_ns": self._interval_ns * SAMPLES_FOR_A_COMPLETE_ONE,
                 "longest_gap_ns": self._longest_gap_ns,
+                "watched_ns": None if self._began_ns is None else time.monotonic_ns() - self._began_ns,
+                "watching_cpu_ns": None if self._began_ns is None else self._cpu_ns - self._cpu_before_ns,
                 "memory_version": self._gpu.memory_version,
                 "processes_version": self._gpu.processes_version,
                 "idle_device_bytes": seen.idle_device_bytes,
@@ -168,18 +181,27 @@ class GpuWatch:
         # sched(7): such a thread, as it wakes, takes the processor from nobody who is running on it.
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        due_ns = last_ns = time.monotonic_ns()
+        last_ns = time.monotonic_ns()
         while not self._stop.is_set():
+            self._wake.clear()
+            complete = self._is_complete_due()
             began_ns = time.monotonic_ns()
-            sample = self._gpu.sample()
+            sample = self._gpu.sample(complete=complete)
             ended_ns = time.monotonic_ns()
             with self._lock:
                 self._take(Taken(began_ns=began_ns, ended_ns=ended_ns, sample=sample))
                 self._longest_gap_ns = max(self._longest_gap_ns, began_ns - last_ns)
+                self._cpu_ns = time.thread_time_ns()
             self._answered.set()
             last_ns = began_ns
-            due_ns = max(due_ns + self._interval_ns, ended_ns)
-            self._stop.wait((due_ns - ended_ns) / 1e9)
+            self._wake.wait(max(0, began_ns + self._interval_ns - ended_ns) / 1e9)
+
+    def _is_complete_due(self) -> bool:
+        """Count the samples since the last complete one; before there is a worker, each one is."""
+        with self._lock:
+            due = self._until_complete == 0 or self._owners is None
+            self._until_complete = SAMPLES_FOR_A_COMPLETE_ONE - 1 if due else self._until_complete - 1
+        return due
 
     def _take(self, taken: Taken) -> None:
         self._latest = taken.sample
@@ -189,6 +211,7 @@ class GpuWatch:
 
     def _end_sampling(self) -> None:
         self._stop.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(ANSWER_S)
 

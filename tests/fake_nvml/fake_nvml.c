@@ -1,9 +1,10 @@
 /* A stand-in for the NVIDIA driver's libnvidia-ml.so.1, so that tests on machines without a GPU can let the
  * real pynvml load it and ask.
  *
- * All that it says is in the text file FAKE_NVML_STATE, of "key = value" lines, which every call reads anew
- * and once: one call sees one state, and a test changes what a running process will be told by replacing
- * the file. tests/virtual_gpu.py writes it and says what the keys are.
+ * All that it says is in the text file FAKE_NVML_STATE, of "key = value" lines: one call sees one state, and a
+ * test changes what a running process will be told by replacing the file. Every call asks whether it was
+ * replaced, and only then reads it: a real driver answers in microseconds, and what a sampler costs is measured
+ * against this library too. tests/virtual_gpu.py writes the file and says what the keys are.
  *
  * The functions, structures and codes are those of the public NVML reference:
  * https://docs.nvidia.com/deploy/nvml-api/
@@ -11,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -35,12 +37,21 @@ static __thread char state[STATE_BYTES];
 
 /* ---- The state file ---- */
 
+/* Read the file unless it is the one that was read last. Whoever writes it gives each a time of its own. */
 static void read_state(void)
 {
+    static __thread struct stat seen;
+    struct stat now;
     const char *path = getenv("FAKE_NVML_STATE");
-    FILE *file = path ? fopen(path, "r") : NULL;
-    size_t length = file ? fread(state, 1, sizeof state - 1, file) : 0;
-    state[length] = 0;
+    FILE *file;
+    if (path && !stat(path, &now) && now.st_ino == seen.st_ino && now.st_size == seen.st_size
+        && now.st_mtim.tv_sec == seen.st_mtim.tv_sec && now.st_mtim.tv_nsec == seen.st_mtim.tv_nsec)
+        return;
+    memset(&seen, 0, sizeof seen);
+    file = path ? fopen(path, "r") : NULL;
+    if (file)
+        fstat(fileno(file), &seen);
+    state[file ? fread(state, 1, sizeof state - 1, file) : 0] = 0;
     if (file)
         fclose(file);
 }
@@ -107,11 +118,13 @@ static void log_call(const char *function)
 static result enter(const char *function, int needs_initialised)
 {
     char key[128];
-    u64 code;
+    u64 code, delay_us;
     read_state();
     log_call(function);
     snprintf(key, sizeof key, "delay_us.%s", function);
-    usleep((useconds_t)number(key, number("delay_us.*", 0)));
+    delay_us = number(key, number("delay_us.*", 0));
+    if (delay_us) /* even a sleep of nought is a switch to another thread and back */
+        usleep((useconds_t)delay_us);
     snprintf(key, sizeof key, "fail.%s", function);
     code = number(key, number("fail.*", SUCCESS));
     if (code != SUCCESS)
