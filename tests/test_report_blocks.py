@@ -1,12 +1,14 @@
 """Generated blocks: filled from records, checked, and never reaching outside the repository."""
 
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from bench.errors import UsageError
 from bench.report.blocks import check, fill, require_in_step, update
-from records_factory import make_record
+from bench.report.figures import Figure
+from records_factory import make_ledger, make_measurement, make_record
 from sittings_factory import MIB, make_runs, write_sitting
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,44 @@ def test_pages_in_the_report_folder_count(repository: Path) -> None:
     assert "## Where it was measured" in page.read_text(encoding="utf-8")
 
 
+def test_a_figure_is_drawn_beside_the_page_and_checked_without_drawing(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page links to it; a picture changed by hand, or of other records, is out of step; so is none."""
+    block = "<!-- bench:begin figure:memory results/reference/tiny -->\n<!-- bench:end -->\n"
+    (repository / "README.md").write_text(block, encoding="utf-8")
+    picture = repository / "report" / "figures" / "tiny-memory.svg"
+    assert [picture, repository / "README.md"] == update(repository)
+    page = (repository / "README.md").read_text(encoding="utf-8")
+    assert "\n![Memory at the peak, by category](report/figures/tiny-memory.svg)\n" in page
+    drawn = picture.read_text(encoding="utf-8")
+    root = ET.fromstring(drawn)  # noqa: S314 - our own
+    assert root[0].tag.endswith("rect")  # a background of its own: read as well on a dark page
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "svg", None)
+        assert [] == check(repository)
+        stale = ["report/figures/tiny-memory.svg: not in step with its records; run `bench report --update`"]
+        picture.write_text(drawn.replace(">weights<", ">feathers<"), encoding="utf-8")
+        assert stale == check(repository)
+        picture.unlink()
+        assert stale == check(repository)
+    update(repository)
+    ledger = make_ledger(peak_bytes=601 * MIB)
+    record = make_record(measurement=make_measurement(ledger=ledger))
+    (repository / "results/reference/tiny/one.json").write_text(record.model_dump_json(), encoding="utf-8")
+    assert stale == check(repository)
+
+
+def test_a_figure_without_data_says_so_on_the_page(repository: Path) -> None:
+    """The block is filled by itself once the records have what it needs."""
+    block = "<!-- bench:begin figure:predicted results/reference/tiny -->\n<!-- bench:end -->\n"
+    (repository / "README.md").write_text(block, encoding="utf-8")
+    update(repository)
+    page = (repository / "README.md").read_text(encoding="utf-8")
+    assert "No figure of predicted against measured memory: no record holds both" in page
+    assert ([], False) == (check(repository), (repository / "report" / "figures").exists())
+
+
 def test_a_sitting_is_judged_anew_for_its_block(tmp_path: Path) -> None:
     """From its records: what is gated, with the verdict first."""
     write_sitting(tmp_path / "results" / "gate", make_runs(), make_runs(ledger_bytes=601 * MIB))
@@ -80,6 +120,10 @@ def test_a_sitting_is_judged_anew_for_its_block(tmp_path: Path) -> None:
         (
             "<!-- bench:begin poem results/reference/tiny -->\n<!-- bench:end -->",
             "README.md:1: unknown block poem",
+        ),
+        (
+            "<!-- bench:begin figure:poem results/reference/tiny -->\n<!-- bench:end -->",
+            "README.md:1: unknown figure poem; choose one of memory, ",
         ),
         ("<!-- bench:begin comparison ../outside -->\n<!-- bench:end -->", "leads out of the repository"),
         ("<!-- bench:begin comparison /etc -->\n<!-- bench:end -->", "leads out of the repository"),

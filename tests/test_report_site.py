@@ -1,5 +1,6 @@
 """The static site: pages, reports and files that link to each other, and nothing from outside."""
 
+import base64
 import re
 from pathlib import Path
 
@@ -22,7 +23,12 @@ def repository(tmp_path: Path) -> Path:
     (records / "one.json").write_text(make_record().model_dump_json(), encoding="utf-8")
     (root / "scenarios" / "a.toml").write_text("title = 'a'", encoding="utf-8")
     (tmp_path / "secret.txt").write_text("secret", encoding="utf-8")
-    (root / "README.md").write_text("# Home\n\n[Reports](report/)\n", encoding="utf-8")
+    (root / "README.md").write_text(
+        "# Home\n\n[Reports](report/)\n\n![A figure](report/a.svg) ![Another](../secret.svg)\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "secret.svg").write_text("<svg>secret</svg>", encoding="utf-8")
+    (root / "report" / "a.svg").write_text("<svg/>", encoding="utf-8")
     (root / "report" / "page.md").write_text(
         "# A page\n\n<!-- bench:begin -->\n\n| a | b |\n| :- | -: |\n| 1 | <script>alert(1)</script> |\n",
         encoding="utf-8",
@@ -49,6 +55,10 @@ def test_pages_link_to_pages_reports_and_files(repository: Path, tmp_path: Path)
         "../../secret.txt",
     } <= set(links)
     assert (site / "scenarios" / "a.toml").read_text(encoding="utf-8") == "title = 'a'"
+    picture = base64.b64encode(b"<svg/>").decode()
+    home = (site / "README.html").read_text(encoding="utf-8")
+    assert f'<img src="data:image/svg+xml;base64,{picture}" alt="A figure"' in home
+    assert '<img src="../secret.svg" alt="Another"' in home
     assert "1 runs of 1 cells" in (site / "results" / "tiny.html").read_text(encoding="utf-8")
     assert (site / ".nojekyll").is_file()
     assert not list(site.rglob("secret.txt"))

@@ -3,12 +3,13 @@
 A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end -->``, each on its own line;
 FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
 ``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``, ``self-check``
-one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, which is judged anew. What is
-outside is never touched.
+one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, which is judged anew; KIND
+``figure:NAME`` shows a figure of records or of a plan. What is outside is never touched.
 """
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.analysis.rows import Comparison
@@ -19,6 +20,7 @@ from bench.errors import UsageError
 from bench.report import plan
 from bench.report.comparison import render_details, render_summary, write_text
 from bench.report.gate import render_block
+from bench.report.page_figures import PageFigure, page_figure
 from bench.report.self_check import render_self_check
 from bench.report.sources import gather
 from bench.report.validation import render_validation
@@ -27,6 +29,8 @@ from bench.validation.stored import read_validation
 
 _BEGIN = re.compile(r"<!-- bench:begin (?P<kind>\S+) (?P<folder>\S+) -->")
 _END = "<!-- bench:end -->"
+_FIGURE = "figure:"
+_SOURCE = "its records; run `bench report --update`"
 _KINDS: dict[str, Callable[[Comparison], str]] = {"comparison": render_summary, "details": render_details}
 _FILE_KINDS: dict[str, Callable[[Path], str]] = {
     "prediction": lambda path: render_validation(read_validation(path)),
@@ -37,8 +41,16 @@ _FILE_KINDS: dict[str, Callable[[Path], str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Filled:
+    """A page with every block filled, and the figures that it shows."""
+
+    text: str
+    figures: tuple[PageFigure, ...]
+
+
 def update(root: Path) -> list[Path]:
-    """Fill the blocks of README.md and report/*.md; return the pages that changed.
+    """Fill the blocks of README.md and report/*.md; return the pages and figures that changed.
 
     Raises UsageError when a block is malformed or its folder holds no readable record.
     """
@@ -46,23 +58,29 @@ def update(root: Path) -> list[Path]:
     for page in pages(root):
         text = page.read_text(encoding="utf-8")
         filled = fill(text, page, root)
-        if filled != text:
-            write_text(page, filled)
+        for figure in filled.figures:
+            if not figure.is_in_step():
+                figure.write()
+                changed.append(figure.path)
+        if filled.text != text:
+            write_text(page, filled.text)
             changed.append(page)
     return changed
 
 
 def check(root: Path) -> list[str]:
-    """Return one line for each page that is out of step with its records or has a block beyond filling."""
+    """Return one line for each page or figure out of step with its records and each block beyond filling."""
     problems = []
     for page in pages(root):
         text = page.read_text(encoding="utf-8")
         try:
-            if fill(text, page, root) != text:
-                name = page.relative_to(root)
-                problems.append(f"{name}: not in step with its records; run `bench report --update`")
+            filled = fill(text, page, root)
         except UsageError as error:
             problems.append(str(error))
+            continue
+        stale = [page] if filled.text != text else []
+        stale += [figure.path for figure in filled.figures if not figure.is_in_step()]
+        problems += [f"{path.relative_to(root)}: not in step with {_SOURCE}" for path in stale]
     return problems
 
 
@@ -78,9 +96,10 @@ def pages(root: Path) -> list[Path]:
     return [page for page in (root / "README.md", *sorted((root / "report").glob("*.md"))) if page.is_file()]
 
 
-def fill(text: str, page: Path, root: Path) -> str:
+def fill(text: str, page: Path, root: Path) -> Filled:
     """Return the text with every block filled anew. Raises UsageError with the page and the line."""
     lines: list[str] = []
+    figures: list[PageFigure] = []
     inside_since: int | None = None
     for number, line in enumerate(text.split("\n"), start=1):
         begin = _BEGIN.fullmatch(line.strip())
@@ -89,7 +108,11 @@ def fill(text: str, page: Path, root: Path) -> str:
             raise UsageError(f"{where}: a block begins inside another; end the first with {_END}")
         if begin:
             inside_since = number
-            lines += [line, "", *_content(begin["kind"], begin["folder"], where, root).split("\n"), ""]
+            content = _content(begin["kind"], begin["folder"], where, root)
+            if isinstance(content, PageFigure):
+                figures.append(content)
+                content = content.content(page)
+            lines += [line, "", *content.split("\n"), ""]
         elif line.strip() == _END:
             if inside_since is None:
                 raise UsageError(f"{where}: a block ends that has not begun; remove the line")
@@ -99,18 +122,20 @@ def fill(text: str, page: Path, root: Path) -> str:
             lines.append(line)
     if inside_since is not None:
         raise UsageError(f"{page.relative_to(root)}:{inside_since}: the block has no end; add {_END}")
-    return "\n".join(lines)
+    return Filled("\n".join(lines), tuple(figures))
 
 
-def _content(kind: str, folder: str, where: str, root: Path) -> str:
+def _content(kind: str, folder: str, where: str, root: Path) -> str | PageFigure:
     """Return what belongs in one block."""
-    kinds = (*_KINDS, *_FILE_KINDS)
-    if kind not in kinds:
+    kinds = (*_KINDS, *_FILE_KINDS, f"{_FIGURE}NAME")
+    if kind not in kinds and not kind.startswith(_FIGURE):
         raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join(kinds)}")
     inside = (root / folder).resolve()
     if not inside.is_relative_to(root.resolve()):
         raise UsageError(f"{where}: {folder} leads out of the repository; name a folder inside it")
     try:
+        if kind.startswith(_FIGURE):
+            return page_figure(kind.removeprefix(_FIGURE), root / folder, root)
         if kind in _FILE_KINDS:
             return _FILE_KINDS[kind](root / folder)
         loaded = gather([root / folder])

@@ -180,9 +180,10 @@ def speeds(rows: Sequence[Row]) -> Chart:
 
 def frontier(one: Frontier, unit: MemoryUnit, instrument: str, *, label: bool) -> Chart:
     """Draw memory against speed, accuracy as colour; what another cell dominates is grey."""
+    several = len({standing.row.window for standing in one.standings}) > 1
     points = [
         {
-            "name": f"{standing.row.method} {standing.row.window}",
+            "name": f"{standing.row.method} {standing.row.window}" if several else standing.row.method,
             "size": unit.scaled(standing.memory_bytes),
             "speed": standing.tokens_per_second,
             "accuracy": standing.accuracy,
@@ -285,7 +286,9 @@ def specification(chart: Chart) -> dict[str, Any]:
             titleFontSize=12,
             titleFontWeight="normal",
         )
-        .configure_legend(labelColor=INK, titleColor=INK, labelFontSize=11, symbolType="square")
+        .configure_legend(
+            labelColor=INK, titleColor=INK, labelFontSize=11, titleFontWeight="normal", symbolType="square"
+        )
         .configure_title(color=INK, fontSize=12, anchor="start", fontWeight="normal")
         .configure_view(stroke=None)
         .configure_text(fontSize=11)

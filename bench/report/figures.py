@@ -4,7 +4,7 @@ Rendering is done by vl-convert, in this process and without a network.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -89,6 +89,7 @@ def comparison_figures(
     comparison: Comparison, records: Sequence[Record], cards: Sequence[Card] = ()
 ) -> tuple[Figure, ...]:
     """Return every figure of a comparison, drawn or missing; ``cards`` are limits to show."""
+    comparison, common = _with_short_names(comparison)
     unit, cells = memory_unit(comparison), {record.key: record.cell for record in records}
     limits = [(card.title, card.usable_bytes) for card in cards]
     figures = [
@@ -101,7 +102,23 @@ def comparison_figures(
         _accuracy("quantisation", accuracy_by_quantisation(comparison, cells)),
     ]
     levers = ((lever, scaling(comparison, cells, lever)) for lever in _LEVERS)
-    return (*figures, *(_scaling(lever, points, unit, limits) for lever, points in levers))
+    figures += [_scaling(lever, points, unit, limits) for lever, points in levers]
+    return tuple(replace(one, caption=f"{one.caption}{common}") for one in figures)
+
+
+def _with_short_names(comparison: Comparison) -> tuple[Comparison, str]:
+    """Name each cell by what not all have in common, no two alike; and say what all have in common."""
+    rows = comparison.rows
+    parts = [(row.model, row.method, row.window) for row in rows]
+    shared = [index for index in (0, 2) if len({part[index] for part in parts}) == 1]
+    names = ["/".join(name for index, name in enumerate(part) if index not in shared) for part in parts]
+    if len(comparison.surroundings) > 1:
+        names = [f"{name} ({row.environment})" for name, row in zip(names, rows, strict=True)]
+    again = [names[:index].count(name) for index, name in enumerate(names)]
+    names = [f"{name} [{count + 1}]" if count else name for name, count in zip(names, again, strict=True)]
+    told = f" All of {', '.join(parts[0][index] for index in shared)}." if shared else ""
+    named = tuple(replace(row, cell=name) for row, name in zip(rows, names, strict=True))
+    return replace(comparison, rows=named), told
 
 
 def plan_figures(plan: Plan) -> tuple[Figure, ...]:

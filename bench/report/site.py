@@ -1,9 +1,11 @@
 """A static folder for a web host: the Markdown pages as HTML, and a report of all committed results.
 
 It begins at the index page and follows links. A linked Markdown page is rendered too, any other linked file
-of the repository is copied, a linked folder with a README.md leads to that; nothing outside is touched.
+of the repository is copied, a linked folder with a README.md leads to that, pictures become part of the page;
+nothing outside is touched.
 """
 
+import base64
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from bench.results.plans import read_plan
 
 INDEX = Path("report/README.md")
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
+_PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//|#")
 
 
@@ -82,8 +85,10 @@ class _Site:
         markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
         tokens = markdown.parse(_COMMENT.sub("", page.read_text(encoding="utf-8")))
         here = page.parent.relative_to(self._root) if at is None else at
-        for token in _links(tokens):
+        for token in _inline(tokens, "link_open"):
             token.attrSet("href", self._href(str(token.attrGet("href")), page, here))
+        for token in _inline(tokens, "image"):
+            token.attrSet("src", self._picture(str(token.attrGet("src")), page))
         body = Markup(markdown.renderer.render(tokens, markdown.options, {}))  # noqa: S704 - raw HTML is off
         heading = next((each.content for each in tokens if each.type == "inline"), page.stem)
         home = "/".join([*[".."] * len(here.parts), "index.html"])
@@ -99,6 +104,14 @@ class _Site:
         )
         listed = f"<h2>Reports to sort and filter</h2>\n<ul>{links}</ul>\n</article>"
         return text.replace("</article>", listed, 1)
+
+    def _picture(self, link: str, page: Path) -> str:
+        """Return a picture of the repository as part of the page, which loads nothing; others stay links."""
+        source = (page.parent / unquote(link)).resolve()
+        kind = _PICTURES.get(source.suffix)
+        if _SCHEME.match(link) or not kind or not source.is_relative_to(self._root) or not source.is_file():
+            return link
+        return f"data:{kind};base64,{base64.b64encode(source.read_bytes()).decode()}"
 
     def _href(self, link: str, page: Path, here: Path) -> str:
         """Return where a link of a page leads on the site; what is outside the repository stays."""
@@ -140,6 +153,6 @@ def _target(page: Path) -> Path:
     return page.with_suffix(".html")
 
 
-def _links(tokens: list[Token]) -> Iterator[Token]:
+def _inline(tokens: list[Token], kind: str) -> Iterator[Token]:
     for token in tokens:
-        yield from (child for child in token.children or () if child.type == "link_open")
+        yield from (child for child in token.children or () if child.type == kind)
