@@ -20,6 +20,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# The panels of `bench --help`, in the order of their first commands below.
+_MEASURE, _READ, _JUDGE = "Measure and predict", "Read results", "Did a change make it worse?"
+_CHECK = "This machine, scenario files, the predictor"
+
 ResultPaths = Annotated[
     list[Path],
     typer.Argument(metavar="RESULTS", help="Results folders or record files.", show_default=False),
@@ -34,108 +38,7 @@ def _options(
     """Measure and compare full fine-tuning, LoRA and QLoRA: memory, speed and accuracy."""
 
 
-@app.command()
-def cells(scenario: ScenarioFile) -> None:
-    """List the cells a scenario expands into; nothing is run."""
-    from bench.spec.load import load_scenario
-
-    loaded = load_scenario(scenario)
-    for cell in loaded.cells:
-        typer.echo(cell.id)
-    if loaded.excluded:
-        typer.echo(f"Cells: {len(loaded.cells)}; excluded: {loaded.excluded}.", err=True)
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON Schema of scenario files."""
-    import json
-
-    from bench.spec.load import scenario_json_schema
-
-    typer.echo(json.dumps(scenario_json_schema(), indent=2))
-
-
-@app.command()
-def table(
-    results: ResultPaths,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.csv or FILE.parquet.")] = None,
-) -> None:
-    """Show the tidy table of records, one row for each run; CSV when not on a terminal."""
-    from rich.console import Console
-
-    from bench.analysis.lints import with_findings
-    from bench.report.frame import render_frame
-    from bench.report.sources import gather
-    from bench.results.table import tidy, write_table
-
-    loaded = gather(results)
-    for problem in loaded.problems:
-        typer.echo(f"bench: not read: {problem}", err=True)
-    frame = with_findings(tidy(loaded.records), loaded.records)
-    if output is not None:
-        write_table(frame, output)
-    elif sys.stdout.isatty():
-        Console().print(render_frame(frame))
-    else:
-        typer.echo(frame.to_csv(index=False), nl=False)
-
-
-@app.command()
-def report(  # noqa: PLR0913 - one parameter for each option
-    results: ResultPaths = [],  # noqa: B006 - typer copies it; --update, --check and --site need no path
-    *,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="FILE.md, or FILE.html to sort, filter and look at.")
-    ] = None,
-    figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each figure there, as SVG and PNG.")
-    ] = None,
-    gpu: Cards = [],  # noqa: B006 - typer copies it
-    memory: Memories = [],  # noqa: B006 - the same
-    site: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write report/*.md and all committed results as a web site."),
-    ] = None,
-    update: Annotated[
-        bool, typer.Option("--update", help="Fill the generated blocks of README.md and report/*.md.")
-    ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Fail when a generated block is not in step.")
-    ] = False,
-) -> None:
-    """Compare methods in a page of records, or show plans; Markdown on stdout without -o.
-
-    Cards that are named are drawn as limits in the figures of records.
-    """
-    from bench.report import blocks
-    from bench.report import output as pages
-    from bench.spec.cards import card, card_of_memory
-
-    if check:
-        blocks.require_in_step(Path())
-    elif update:
-        for page in blocks.update(Path()):
-            typer.echo(f"updated {page}")
-    elif site is not None:
-        from bench.report.site import write_site
-
-        for line in write_site(Path(), site):
-            typer.echo(line)
-    else:
-        limits = [*map(card, gpu), *map(card_of_memory, memory)]
-        material = pages.read_material(results)
-        if output is not None:
-            pages.write_page(material, output, limits)
-            typer.echo(f"wrote {output}")
-        if figures is not None:
-            for line in pages.write_all_figures(material, figures, limits):
-                typer.echo(line)
-        elif output is None:
-            typer.echo(pages.render_markdown(material), nl=False)
-
-
-@app.command()
+@app.command(rich_help_panel=_MEASURE)
 def run(  # noqa: PLR0913 - one parameter for each option
     scenario: ScenarioFile,
     *,
@@ -196,17 +99,97 @@ def run(  # noqa: PLR0913 - one parameter for each option
         raise InfrastructureError(result.complaint)
 
 
-app.command()(predict.plan)
-app.command()(predict.fit)
-app.command()(predict.validate)
-app.command()(calibrate.calibrate)
-app.command()(compare.compare)
-app.command()(gate.gate)
-app.add_typer(baseline.app, name="baseline")
-app.command()(compare.export)
+app.command(rich_help_panel=_MEASURE)(predict.plan)
+app.command(rich_help_panel=_MEASURE)(predict.fit)
 
 
-@app.command()
+@app.command(rich_help_panel=_READ)
+def report(  # noqa: PLR0913 - one parameter for each option
+    results: ResultPaths = [],  # noqa: B006 - typer copies it; --update, --check and --site need no path
+    *,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="FILE.md, or FILE.html to sort, filter and look at.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each figure there, as SVG and PNG.")
+    ] = None,
+    gpu: Cards = [],  # noqa: B006 - typer copies it
+    memory: Memories = [],  # noqa: B006 - the same
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write report/*.md and all committed results as a web site."),
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Fill the generated blocks of README.md and report/*.md.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail when a generated block is not in step.")
+    ] = False,
+) -> None:
+    """Compare methods in a page of records, or show plans; Markdown on stdout without -o.
+
+    Cards that are named are drawn as limits in the figures of records.
+    """
+    from bench.report import blocks
+    from bench.report import output as pages
+    from bench.spec.cards import card, card_of_memory
+
+    if check:
+        blocks.require_in_step(Path())
+    elif update:
+        for page in blocks.update(Path()):
+            typer.echo(f"updated {page}")
+    elif site is not None:
+        from bench.report.site import write_site
+
+        for line in write_site(Path(), site):
+            typer.echo(line)
+    else:
+        limits = [*map(card, gpu), *map(card_of_memory, memory)]
+        material = pages.read_material(results)
+        if output is not None:
+            pages.write_page(material, output, limits)
+            typer.echo(f"wrote {output}")
+        if figures is not None:
+            for line in pages.write_all_figures(material, figures, limits):
+                typer.echo(line)
+        elif output is None:
+            typer.echo(pages.render_markdown(material), nl=False)
+
+
+@app.command(rich_help_panel=_READ)
+def table(
+    results: ResultPaths,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.csv or FILE.parquet.")] = None,
+) -> None:
+    """Show the tidy table of records, one row for each run; CSV when not on a terminal."""
+    from rich.console import Console
+
+    from bench.analysis.lints import with_findings
+    from bench.report.frame import render_frame
+    from bench.report.sources import gather
+    from bench.results.table import tidy, write_table
+
+    loaded = gather(results)
+    for problem in loaded.problems:
+        typer.echo(f"bench: not read: {problem}", err=True)
+    frame = with_findings(tidy(loaded.records), loaded.records)
+    if output is not None:
+        write_table(frame, output)
+    elif sys.stdout.isatty():
+        Console().print(render_frame(frame))
+    else:
+        typer.echo(frame.to_csv(index=False), nl=False)
+
+
+app.command(rich_help_panel=_READ)(compare.export)
+app.command(rich_help_panel=_JUDGE)(compare.compare)
+app.command(rich_help_panel=_JUDGE)(gate.gate)
+app.add_typer(baseline.app, name="baseline", rich_help_panel=_JUDGE)
+app.command(rich_help_panel=_JUDGE)(calibrate.calibrate)
+
+
+@app.command(rich_help_panel=_CHECK)
 def doctor() -> None:
     """Say what this machine can run, and why not."""
     from bench.run.doctor import examine
@@ -216,6 +199,31 @@ def doctor() -> None:
     open_console().print(finding_lines(findings), soft_wrap=True)
     if any(finding.blocking for finding in findings):
         raise InfrastructureError("nothing can be run here; see the lines above for what to install")
+
+
+@app.command(rich_help_panel=_CHECK)
+def cells(scenario: ScenarioFile) -> None:
+    """List the cells a scenario expands into; nothing is run."""
+    from bench.spec.load import load_scenario
+
+    loaded = load_scenario(scenario)
+    for cell in loaded.cells:
+        typer.echo(cell.id)
+    if loaded.excluded:
+        typer.echo(f"Cells: {len(loaded.cells)}; excluded: {loaded.excluded}.", err=True)
+
+
+@app.command(rich_help_panel=_CHECK)
+def schema() -> None:
+    """Print the JSON Schema of scenario files."""
+    import json
+
+    from bench.spec.load import scenario_json_schema
+
+    typer.echo(json.dumps(scenario_json_schema(), indent=2))
+
+
+app.command(rich_help_panel=_CHECK)(predict.validate)
 
 
 def main() -> None:
