@@ -35,6 +35,16 @@ def played(outcomes: Iterable[str], phases: tuple[PhaseReading, ...]) -> Callabl
     return run
 
 
+class Counting(NullObserver):
+    """Counts the runs that are added to those that were planned."""
+
+    added = 0
+
+    def run_added(self) -> None:
+        """Count."""
+        self.added += 1
+
+
 @pytest.mark.parametrize(
     ("script", "begun", "expected"),
     [
@@ -56,12 +66,13 @@ def test_a_spoilt_run_is_kept_and_run_again_as_the_next(
     cell = make_cell("ok")
     planned = [PlannedRun(cell=cell, key="k" * 64, run=run, reason=None) for run in (1, 2)]
     phases = (PhaseReading(name="load", duration_ns=1),) if begun else ()
-    runner = SimpleNamespace(run=played(script, phases), observer=NullObserver())
+    observer = Counting()
+    runner = SimpleNamespace(run=played(script, phases), observer=observer)
     written: list[Record] = []
     folder = SimpleNamespace(write=written.append)
     made = _run_all(planned, runner, folder)  # type: ignore[arg-type] # all that it asks of both
     assert expected == [(record.run, record.outcome) for record in made]
-    assert written == made
+    assert (written, len(planned) + observer.added) == (made, len(made))
 
 
 def test_a_spoilt_run_on_disk_is_not_done_and_alone_is_no_success() -> None:

@@ -43,11 +43,13 @@ def test_where_output_goes_decides_how_it_looks() -> None:
 
 
 def test_a_log_gets_one_line_a_phase_and_one_a_run() -> None:
-    """Heartbeats and readings print nothing; the finished run shows speed, peak and time."""
+    """Heartbeats and readings print nothing; a finished run shows speed, peak and time; a rerun counts."""
     console, output = make_console(terminal=False)
     lines = PlainLines(console)
     play(lines)
-    lines.run_ended(make_record(cell=CELL))
+    lines.run_added()
+    lines.run_ended(make_record(cell=CELL, outcome="contaminated", failure={"message": "Spoilt."}))
+    lines.run_ended(make_record(cell=CELL, run=2))
     lines.run_ended(make_record(cell=CELL, outcome="oom", failure={"message": "Out of memory; less."}))
     lines.note("something to know")
     assert output.getvalue().splitlines() == [
@@ -55,21 +57,24 @@ def test_a_log_gets_one_line_a_phase_and_one_a_run() -> None:
         "2 runs to do, 1 on disk already",
         f"{CELL.id} run 1: load",
         f"{CELL.id} run 1: steady",
-        f"[1/2] {CELL.id} run 1: ok, 1,000, 0.98 GiB host, 11.3 s",
-        f"[2/2] {CELL.id} run 1: oom, 1,000, 0.98 GiB host, 11.3 s: Out of memory; less.",
+        f"[1/3] {CELL.id} run 1: contaminated, 1,000, 0.98 GiB host, 11.3 s: Spoilt.",
+        f"[2/3] {CELL.id} run 2: ok, 1,000, 0.98 GiB host, 11.3 s",
+        f"[3/3] {CELL.id} run 1: oom, 1,000, 0.98 GiB host, 11.3 s: Out of memory; less.",
         "note: something to know",
     ]
 
 
 def test_a_terminal_shows_step_speed_peak_and_what_is_left() -> None:
-    """The current row follows the messages, and finished runs give the estimate."""
+    """The current line follows the messages, and finished runs give the estimate."""
     console, output = make_console(terminal=True)
     with Live(console=console, auto_refresh=False) as live:
         table = LiveTable(live)
         play(table)
         table._draw()
         shown = output.getvalue().split("cell")[-1]
-        assert all(text in shown for text in (CELL.id, "steady 4/8", "1,000", "0.98 GiB host", "0 of 2 runs"))
+        assert all(
+            text in shown for text in (CELL.id, "steady 4/8, 1,000 tokens/s, 0.98 GiB host", "0 of 2 runs")
+        )
         table.run_ended(make_record(cell=CELL))
         shown = output.getvalue().split("cell")[-1]
         assert all(text in shown for text in ("ok", "1 of 2 runs", "1 on disk before", "about 11.3 s left"))
@@ -85,6 +90,21 @@ def test_a_live_table_draws_seldom_however_much_is_said() -> None:
         for _ in range(1000):
             table.message(Heartbeat())
         assert output.getvalue().count("tokens/s") - drawn <= 2
+
+
+def test_finished_runs_are_laid_out_once() -> None:
+    """A redraw shows them again, and reads no record again."""
+    console, output = make_console(terminal=True)
+    with Live(console=console, auto_refresh=False) as live:
+        table = LiveTable(live)
+        for run in (1, 2):
+            table.run_ended(make_record(cell=CELL, run=run, outcome="oom" if run == 1 else "ok"))
+        table._ended.clear()
+        table.run_started(CELL, 3)
+        table._next_draw_s = float("-inf")
+        table.message(Heartbeat())
+        shown = output.getvalue().split("tokens/s")[-1]
+        assert all(text in shown for text in (" oom ", " ok ", f"{CELL.id} run 3: start, "))
 
 
 def test_the_outcome_table_has_every_reason() -> None:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +26,7 @@ from bench.run.observe import NullObserver, Observer
 from bench.spec.types import Cell
 
 REDRAW_INTERVAL_S = 0.5
+DRAWING_SHARE = 0.001  # of the time between two phases, where a slow terminal makes that the longer interval
 LOGGED_PROGRESS_INTERVAL_S = 10.0
 ROWS_AROUND_TABLE = 8
 LOG_WIDTH = 140
@@ -101,13 +103,21 @@ class CurrentRun:
             self.cuda_peak_bytes = _larger(self.cuda_peak_bytes, reading.cuda_allocated_peak_bytes)
 
     @property
-    def progress(self) -> str:
-        """The phase, and the step where steps are counted."""
-        return f"{self.phase} {self.steps_in_phase}/{self.total_steps}" if self.total_steps else self.phase
+    def line(self) -> str:
+        """The phase with the step where steps are counted, the last step's speed, the peak, and the time."""
+        step = f" {self.steps_in_phase}/{self.total_steps}" if self.total_steps else ""
+        speed = "" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f} tokens/s"
+        peak = _peak(self.cuda_peak_bytes, self.host_peak_bytes)
+        elapsed = _duration(time.monotonic() - self.started_s)
+        parts = [part for part in (f"{self.phase}{step}", speed, peak, elapsed) if part]
+        return f"{self.cell.id} run {self.run}: {', '.join(parts)}"
 
 
 class LiveTable(NullObserver):
-    """Finished runs, the current one and an estimate of the end, redrawn in place."""
+    """Finished runs, the current one and an estimate of the end, redrawn in place.
+
+    The finished ones are laid out once: forty of them take rich as long as a hundred samples of a GPU.
+    """
 
     def __init__(self, live: Live, render_plan: RenderPlan | None = None) -> None:
         """Draw into a started ``Live``; show what is predicted where it is said how."""
@@ -118,7 +128,8 @@ class LiveTable(NullObserver):
         self._ended: list[Record] = []
         self._runs_to_do = 0
         self._runs_on_disk = 0
-        self._drawn_s = float("-inf")
+        self._laid_out = self._lay_out()
+        self._next_draw_s = float("-inf")
 
     def sweep_started(self, *, runs_to_do: int, runs_on_disk: int) -> None:
         """Remember how much there is."""
@@ -137,22 +148,27 @@ class LiveTable(NullObserver):
             self._live.console.print(self._render_plan(plan))
 
     def run_started(self, cell: Cell, run: int) -> None:
-        """Add the current row."""
+        """Add the current line."""
         self._preparing = ""
         self._current = CurrentRun(cell, run)
         self._draw()
 
     def message(self, message: Message) -> None:
-        """Bring the current row up to date."""
+        """Bring the current line up to date."""
         if self._current is not None:
             self._current.take(message)
-            if time.monotonic() - self._drawn_s >= REDRAW_INTERVAL_S:
+            if isinstance(message, PhaseStarted) or time.monotonic() >= self._next_draw_s:
                 self._draw()
 
+    def run_added(self) -> None:
+        """Count it."""
+        self._runs_to_do += 1
+
     def run_ended(self, record: Record) -> None:
-        """Turn the current row into a finished one."""
+        """Turn the current line into a row."""
         self._ended.append(record)
         self._current = None
+        self._laid_out = self._lay_out()
         self._draw()
 
     def note(self, text: str) -> None:
@@ -160,23 +176,23 @@ class LiveTable(NullObserver):
         self._live.console.print(Text(printable(text), style="yellow"))
 
     def _draw(self) -> None:
-        self._drawn_s = time.monotonic()
-        self._live.update(self._table(), refresh=True)
+        began_s = time.monotonic()
+        current = [Text(self._current.line, style="bold")] if self._current else []
+        shown = Group(self._laid_out, *current, Text(self._caption(), style="table.caption"))
+        self._live.update(shown, refresh=True)
+        now_s = time.monotonic()
+        self._next_draw_s = now_s + max(REDRAW_INTERVAL_S, (now_s - began_s) / DRAWING_SHARE)
 
-    def _table(self) -> Table:
-        table = Table(caption=self._caption(), caption_justify="left")
+    def _lay_out(self) -> RenderableType:
+        """Return the finished runs as lines for the terminal."""
+        table = Table()
         for name in ("cell", "run", "state", "tokens/s", "peak", "time"):
             table.add_column(name, overflow="fold")
-        room = max(1, self._live.console.height - ROWS_AROUND_TABLE)
+        console = self._live.console
+        room = max(1, console.height - ROWS_AROUND_TABLE)
         for record in self._ended[-room:]:
             table.add_row(*_record_row(record))
-        if (current := self._current) is not None:
-            speed = "" if current.tokens_per_second is None else f"{current.tokens_per_second:,.0f}"
-            peak = _peak(current.cuda_peak_bytes, current.host_peak_bytes)
-            elapsed = _duration(time.monotonic() - current.started_s)
-            state = Text(current.progress, style="bold")
-            table.add_row(current.cell.id, str(current.run), state, speed, peak, elapsed)
-        return table
+        return SegmentLines(console.render_lines(table, pad=False), new_lines=True)
 
     def _caption(self) -> str:
         if self._preparing:
@@ -226,6 +242,10 @@ class PlainLines(NullObserver):
         """Print a phase as it begins."""
         if self._current is not None and isinstance(message, PhaseStarted):
             self._print(f"{self._current.cell.id} run {self._current.run}: {message.phase}")
+
+    def run_added(self) -> None:
+        """Count it."""
+        self._to_do += 1
 
     def run_ended(self, record: Record) -> None:
         """Print how it ended."""

@@ -26,6 +26,9 @@ class Observer(Protocol):
     def message(self, message: Message) -> None:
         """Pass on what the current worker says."""
 
+    def run_added(self) -> None:
+        """Say that the run that ends next is to be run again, so that there is one more to do."""
+
     def run_ended(self, record: Record) -> None:
         """Say that a record was written."""
 
@@ -49,6 +52,9 @@ class NullObserver:
         """Ignore it."""
 
     def message(self, message: Message) -> None:
+        """Ignore it."""
+
+    def run_added(self) -> None:
         """Ignore it."""
 
     def run_ended(self, record: Record) -> None:

@@ -148,9 +148,12 @@ def _run_all(planned: Sequence[PlannedRun], runner: CellRunner, folder: OpenFold
                 record = runner.run(replace(run, run=run.run + reruns[run.key]))
                 folder.write(record)
             made.append(record)
-            runner.observer.run_ended(record)
             # Where nothing was begun, the GPU was waited for already.
-            if record.outcome != "contaminated" or not record.measurement.phases:
+            again = record.outcome == "contaminated" and record.measurement.phases and attempt < MOST_RERUNS
+            if again:
+                runner.observer.run_added()
+            runner.observer.run_ended(record)
+            if not again:
                 break
     return made
 
