@@ -44,6 +44,11 @@ class SeedMean:
     p_value: float | None = None
 
     @property
+    def half_width(self) -> float | None:
+        """Return how far the interval reaches to each side; None without a spread."""
+        return None if self.high is None or self.p_value is None else self.high - self.mean
+
+    @property
     def excludes_nought(self) -> bool:
         """Tell whether the interval lies on one side of nought; never without a spread."""
         return self.p_value is not None and self.p_value < 1 - CONFIDENCE

@@ -4,15 +4,15 @@ A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end
 FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
 ``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``, ``self-check``
 one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, which is judged anew; KIND
-``figure:NAME`` shows a figure of records or of a plan. What is outside is never touched.
+``figure:NAME`` shows a figure of records or of a plan, ``study:METHOD`` sets methods against that one over
+seeds, ``levers`` sets changes of one thing against the plain method. What is outside is never touched.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.analysis.rows import Comparison
 from bench.analysis.self_check import read_self_check
 from bench.analysis.sitting_verdicts import judge_folder
 from bench.analysis.summary import compare
@@ -20,18 +20,26 @@ from bench.errors import UsageError
 from bench.report import plan
 from bench.report.comparison import render_details, render_summary, write_text
 from bench.report.gate import render_block
+from bench.report.levers import render_levers
 from bench.report.page_figures import PageFigure, page_figure
 from bench.report.self_check import render_self_check
 from bench.report.sources import gather
+from bench.report.studies import render_study
 from bench.report.validation import render_validation
 from bench.results.plans import read_plan
+from bench.results.records import Record
 from bench.validation.stored import read_validation
 
 _BEGIN = re.compile(r"<!-- bench:begin (?P<kind>\S+) (?P<folder>\S+) -->")
 _END = "<!-- bench:end -->"
 _FIGURE = "figure:"
 _SOURCE = "its records; run `bench report --update`"
-_KINDS: dict[str, Callable[[Comparison], str]] = {"comparison": render_summary, "details": render_details}
+_STUDY = "study:"
+_KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
+    "comparison": lambda records: render_summary(compare(records)),
+    "details": lambda records: render_details(compare(records)),
+    "levers": render_levers,
+}
 _FILE_KINDS: dict[str, Callable[[Path], str]] = {
     "prediction": lambda path: render_validation(read_validation(path)),
     "plan": lambda path: plan.render_summary(read_plan(path)),
@@ -127,8 +135,8 @@ def fill(text: str, page: Path, root: Path) -> Filled:
 
 def _content(kind: str, folder: str, where: str, root: Path) -> str | PageFigure:
     """Return what belongs in one block."""
-    kinds = (*_KINDS, *_FILE_KINDS, f"{_FIGURE}NAME")
-    if kind not in kinds and not kind.startswith(_FIGURE):
+    kinds = (*_KINDS, *_FILE_KINDS, f"{_FIGURE}NAME", f"{_STUDY}METHOD")
+    if kind not in kinds and not kind.startswith((_FIGURE, _STUDY)):
         raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join(kinds)}")
     inside = (root / folder).resolve()
     if not inside.is_relative_to(root.resolve()):
@@ -138,9 +146,15 @@ def _content(kind: str, folder: str, where: str, root: Path) -> str | PageFigure
             return page_figure(kind.removeprefix(_FIGURE), root / folder, root)
         if kind in _FILE_KINDS:
             return _FILE_KINDS[kind](root / folder)
-        loaded = gather([root / folder])
+        return _of_records(kind, root / folder)
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
+
+
+def _of_records(kind: str, folder: Path) -> str:
+    loaded = gather([folder])
     if loaded.problems:
-        raise UsageError(f"{where}: {loaded.problems[0]}")
-    return _KINDS[kind](compare(loaded.records))
+        raise UsageError(loaded.problems[0])
+    if kind.startswith(_STUDY):
+        return render_study(loaded.records, kind.removeprefix(_STUDY))
+    return _KINDS[kind](loaded.records)

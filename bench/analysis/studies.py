@@ -1,0 +1,113 @@
+"""A study: methods of one setting over several seeds, each set against one of them. Nothing is shown here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.analysis import runs as over_runs
+from bench.analysis.rows import Peak, Throughput
+from bench.analysis.seeds import (
+    SeedAccuracy,
+    SeedDifference,
+    SeedGroup,
+    accuracy_over_seeds,
+    differences_over_seeds,
+    group_by_seed,
+)
+from bench.analysis.surroundings import label_of, surroundings
+from bench.errors import UsageError
+from bench.results.records import Record
+
+BUSY = "busy-machine"
+"""The caveat of a run whose speed is too low because others used the CPUs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One method over its seeds. ``against`` is None for the reference itself, and where nothing is paired.
+
+    Memory is the process's, net of start-up; speed the median over the seeds' runs. ``busy_runs`` counts
+    those whose speed others disturbed.
+    """
+
+    method: str
+    group: SeedGroup
+    accuracy: SeedAccuracy | None
+    against: SeedDifference | None
+    peak: Peak | None
+    throughput: Throughput | None
+    busy_runs: int
+    parameters_trainable: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One evaluation task of one setting; ``environment`` is a letter where records come from several."""
+
+    model: str
+    window: str
+    environment: str | None
+    task: str
+    reference: str
+    levels: tuple[Level, ...]
+
+    @property
+    def differences(self) -> tuple[tuple[Level, SeedDifference], ...]:
+        """Return every level with its difference from the reference, where there is one."""
+        return tuple((level, level.against) for level in self.levels if level.against)
+
+    @property
+    def resolution(self) -> tuple[float, float] | None:
+        """Return the narrowest and the widest reach of the differences' intervals to each side."""
+        found = [width for _, one in self.differences if (width := one.difference.half_width) is not None]
+        return (min(found), max(found)) if found else None
+
+
+def studies(records: Sequence[Record], reference: str) -> tuple[Study, ...]:
+    """Return a study for each setting and task; ``reference`` is the method the others are set against.
+
+    Raises UsageError where a setting lacks that method, or where its runs were asked different questions.
+    """
+    groups = group_by_seed(records)
+    places = surroundings(records)
+    settings: dict[object, list[SeedGroup]] = {}
+    for group in groups:
+        settings.setdefault(group.setting, []).append(group)
+    found: list[Study] = []
+    for members in settings.values():
+        base = next((group for group in members if group.method == reference), None)
+        if base is None:
+            methods = ", ".join(dict.fromkeys(group.method for group in members))
+            raise UsageError(f"{members[0].name}: no method {reference} there; choose one of {methods}")
+        first = next((run for group in members for run in group.runs.values()), None)
+        environment = label_of(first, places) if first and len(places) > 1 else None
+        tasks = dict.fromkeys(task for group in members for task in group.tasks)
+        found.extend(_study(members, base, task, environment) for task in tasks)
+    return tuple(found)
+
+
+def _study(members: Sequence[SeedGroup], base: SeedGroup, task: str, environment: str | None) -> Study:
+    against = differences_over_seeds(members, base, task)
+    return Study(
+        model=base.cell.model.name,
+        window=base.name.rpartition("/")[2],
+        environment=environment,
+        task=task,
+        reference=base.method,
+        levels=tuple(_level(group, task, against.get(group.name)) for group in members),
+    )
+
+
+def _level(group: SeedGroup, task: str, against: SeedDifference | None) -> Level:
+    runs = list(group.runs.values())
+    peaks = over_runs.peaks(runs)
+    models = [run.measurement.model for run in runs if run.measurement.model]
+    return Level(
+        method=group.method,
+        group=group,
+        accuracy=accuracy_over_seeds(group, task),
+        against=against,
+        peak=next((peak for peak in peaks if peak.instrument == "host_net"), None),
+        throughput=over_runs.throughput(runs),
+        busy_runs=sum(any(caveat.code == BUSY for caveat in run.measurement.caveats) for run in runs),
+        parameters_trainable=models[0].parameters_trainable if models else None,
+    )

@@ -1,0 +1,207 @@
+"""Studies over several seeds, as blocks of a page: sentences and tables, no arithmetic."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from bench.analysis.seeds import SeedDifference, SeedMean
+from bench.analysis.studies import Level, Study, studies
+from bench.report.layout import Table, bullets, markdown_table
+from bench.report.tables import INSTRUMENT_NAMES
+from bench.report.text import (
+    MEBIBYTES,
+    NOT_APPLICABLE,
+    NOT_MEASURED,
+    markdown,
+    p_value,
+    share,
+    significant,
+)
+from bench.results.records import Record
+
+Told = tuple[tuple[Level, SeedDifference], ...]
+_SIGNIFICANT_P = 0.05
+
+
+def render_study(records: Sequence[Record], reference: str) -> str:
+    """Return, for each setting and task, sentences and a table, and then how to read them.
+
+    Raises UsageError where a setting has no method of that name.
+    """
+    found = studies(records, reference)
+    parts = []
+    for study in found:
+        parts.append(f"**{markdown(_title(study))}**")
+        parts.append(markdown(" ".join(_sentences(study))))
+        parts.append(markdown_table(_table(study)))
+    parts.append(bullets(markdown(line) for line in _how_read(found)))
+    return "\n\n".join(parts)
+
+
+def points(difference_share: float, *, sign: bool = False) -> str:
+    """Write a difference of two shares in percentage points."""
+    plus = "+" if sign and difference_share > 0 else ""
+    return f"{plus}{share(difference_share).removesuffix(' %')} points"
+
+
+def _title(study: Study) -> str:
+    where = f", environment {study.environment}" if study.environment else ""
+    return f"{study.model}, {study.window}{where}: accuracy on {study.task}"
+
+
+def _sentences(study: Study) -> Iterator[str]:
+    """Say which methods differ from the reference beyond their intervals, and what was too small to see."""
+    base = next(level for level in study.levels if level.method == study.reference)
+    if base.accuracy:
+        yield f"{study.reference} answers {_mean(base.accuracy.after)} of the questions after training."
+    told = study.differences
+    if not told:
+        yield "No other method has a seed in common with it."
+        return
+    yield from _differing(told)
+    if study.resolution:
+        low, high = (share(width).removesuffix(" %") for width in study.resolution)
+        reach = f"{low} points" if low == high else f"{low} to {high} points"
+        yield f"The intervals of the differences reach {reach} to each side: smaller ones would not show."
+
+
+def _differing(told: Told) -> Iterator[str]:
+    differing = [(level, one) for level, one in told if one.difference.excludes_nought]
+    compared = "1 comparison" if len(told) == 1 else f"{len(told)} comparisons"
+    if not differing:
+        yield f"No other method differs from it beyond the 95 % interval over seeds ({compared})."
+        return
+    for level, one in differing:
+        verb = "gains" if one.difference.mean > 0 else "loses"
+        yield f"{level.method} {verb} {points(abs(one.difference.mean))} against it ({_interval(one)})."
+    rest = [level.method for level, one in told if not one.difference.excludes_nought]
+    if rest:
+        yield f"Not beyond the interval over seeds: {', '.join(rest)}."
+    if len(told) > 1:
+        kept = [level.method for level, one in differing if _holds(one)]
+        yield f"Still significant after Holm's correction for {compared}: {', '.join(kept) or 'none'}."
+
+
+def _holds(one: SeedDifference) -> bool:
+    return one.holm_p_value is not None and one.holm_p_value < _SIGNIFICANT_P
+
+
+def _table(study: Study) -> Table:
+    columns: list[tuple[str, Callable[[Level], str]]] = [
+        ("Method", lambda level: level.method),
+        ("Seeds", _seeds),
+        ("Before", lambda level: _mean(level.accuracy.before if level.accuracy else None)),
+        (
+            "After: mean, 95 % over seeds",
+            lambda level: _mean(level.accuracy.after if level.accuracy else None),
+        ),
+        ("Each seed", _each),
+        ("Error over items", _items_error),
+        (f"Against {study.reference}, 95 % over seeds", _difference),
+        ("Error over items", _difference_items_error),
+        ("p, Holm's", _holm),
+        ("Trainable", _trainable),
+        (f"Peak memory: {INSTRUMENT_NAMES['host_net']}", _memory),
+    ]
+    if not any(level.busy_runs for level in study.levels):
+        columns.append(("tokens/s", _speed))
+    return Table(
+        header=tuple(name for name, _ in columns),
+        rows=tuple(tuple(show(level) for _, show in columns) for level in study.levels),
+    )
+
+
+def _seeds(level: Level) -> str:
+    failed = level.group.failed_seeds
+    count = str(len(level.group.runs))
+    return f"{count}, failed: {', '.join(map(str, failed))}" if failed else count
+
+
+def _mean(found: SeedMean | None) -> str:
+    """Write a mean with its interval; alone where there is one seed, or no spread."""
+    if found is None:
+        return NOT_MEASURED
+    if found.low is None or found.p_value is None:
+        return share(found.mean)
+    return f"{share(found.mean)} ({_digits(found.low)} to {share(found.high)})"
+
+
+def _each(level: Level) -> str:
+    if level.accuracy is None:
+        return NOT_MEASURED
+    return ", ".join(_digits(value) for value in level.accuracy.after.values)
+
+
+def _digits(value: float) -> str:
+    return share(value).removesuffix(" %")
+
+
+def _items_error(level: Level) -> str:
+    return _error(level.accuracy.items_error, level.accuracy.items) if level.accuracy else NOT_MEASURED
+
+
+def _difference_items_error(level: Level) -> str:
+    return _error(level.against.items_error, level.against.items) if level.against else NOT_APPLICABLE
+
+
+def _error(error: float | None, items: int) -> str:
+    return NOT_MEASURED if error is None else f"± {_digits(error)} (n = {items:,})"
+
+
+def _difference(level: Level) -> str:
+    if level.against is None:
+        return NOT_APPLICABLE
+    return f"{points(level.against.difference.mean, sign=True)} ({_interval(level.against)})"
+
+
+def _interval(one: SeedDifference) -> str:
+    found = one.difference
+    count = len(found.values)
+    if found.low is None or found.high is None:
+        return "one seed, no interval"
+    if found.p_value is None:
+        return f"the same in all {count} seeds, no interval"
+    return f"{_digits(found.low)} to {_digits(found.high)}, {count} seeds"
+
+
+def _holm(level: Level) -> str:
+    adjusted = level.against.holm_p_value if level.against else None
+    return NOT_APPLICABLE if adjusted is None else p_value(adjusted)
+
+
+def _trainable(level: Level) -> str:
+    return NOT_MEASURED if level.parameters_trainable is None else f"{level.parameters_trainable:,}"
+
+
+def _memory(level: Level) -> str:
+    if level.peak is None:
+        return NOT_MEASURED
+    return MEBIBYTES.span(level.peak.low_bytes, level.peak.high_bytes)
+
+
+def _speed(level: Level) -> str:
+    speed = level.throughput
+    if speed is None:
+        return NOT_MEASURED
+    return f"{significant(speed.tokens_per_second)} ({significant(speed.low)} to {significant(speed.high)})"
+
+
+def _how_read(found: Sequence[Study]) -> Iterator[str]:
+    """Say what each column means, what was left out, and what the records themselves warn of."""
+    yield (
+        "Over seeds: the mean of the seeds' accuracies and Student's 95 % interval, for other training runs "
+        "on these same questions; it may reach past 100 %. A difference is taken seed by seed."
+    )
+    yield (
+        "Over items: one standard error of that mean for other questions of the same kind, by answers "
+        "averaged over the seeds. The two errors are of different chances, and neither holds the other."
+    )
+    yield "p, Holm's: of no difference over seeds, adjusted for all comparisons in its table."
+    levels = [level for study in found for level in study.levels]
+    busy, runs = sum(level.busy_runs for level in levels), sum(len(level.group.runs) for level in levels)
+    if busy:
+        yield (
+            f"Speed is left out of a table if others used the CPUs during the measured steps, as in {busy} "
+            f"of {runs} runs; accuracy and memory do not depend on it."
+        )
+    models = [run.measurement.model for level in levels for run in level.group.runs.values()]
+    notes = dict.fromkeys(model.weights_note for model in models if model and model.weights_note)
+    yield from (f"Weights: {note}." for note in notes)
