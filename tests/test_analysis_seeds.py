@@ -12,7 +12,9 @@ from bench.analysis.seeds import (
     differences_over_seeds,
     group_by_seed,
     mean_over_seeds,
+    over_seeds,
 )
+from bench.analysis.surroundings import surroundings
 from bench.errors import UsageError
 from bench.results.records import Record
 from records_factory import make_cell, make_environment, make_evaluation, make_measurement, make_record
@@ -166,3 +168,18 @@ def test_what_cannot_be_compared_is_refused() -> None:
     later = one_group([make_run(5, right(15), method="base")])
     assert difference_over_seeds(group, later, "held-out") is None
     assert accuracy_over_seeds(group, "mmlu-281") is None
+
+
+def test_groups_of_several_seeds_are_listed() -> None:
+    """One line a task; seeds that were asked different questions have a sentence in place of a mean."""
+    records = [make_run(seed, right(15)) for seed in range(2)]
+    records += [make_run(seed, right(9, items=19 + seed), method="base") for seed in range(2)]
+    records += [make_run(0, right(15), method="alone")]
+    found = over_seeds(records, surroundings(records))
+    assert [("A", "held-out"), ("A", "held-out")] == [(one.environment, one.task) for one in found]
+    assert found[0].accuracy is not None
+    assert 0.75 == found[0].accuracy.after.mean
+    assert found[1].accuracy is None
+    assert found[1].why_not is not None
+    assert "not all runs were asked the same questions" in found[1].why_not
+    assert () == over_seeds(records[:1], surroundings(records[:1]))

@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
+from bench.analysis.series import accuracy_by_rank
+from bench.analysis.summary import compare
 from bench.errors import UsageError
 from bench.report.blocks import check, update
+from bench.report.comparison import render_markdown
+from bench.report.figures import comparison_figures
 from bench.report.levers import render_levers
 from bench.report.studies import render_study
 from bench.results.records import Caveat, FlopsReading, Record, TokenCounts
@@ -198,6 +202,30 @@ def test_hostile_names_are_inert() -> None:
     assert "<" not in text
     assert "http://" not in text
     assert r"\|\[x\](http:\//x)" in text
+
+
+def test_a_comparison_gathers_seeds() -> None:
+    """Cells of several seeds get a section of their own; without several seeds there is none."""
+    records = [*make_study({"lora-r1": (16, 17, 18), "lora-r16": (17, 17, 17)})]
+    text = render_markdown(compare(records))
+    assert "## Accuracy over training seeds" in text
+    expected = "| held-out | 3 | 85.0 % (72.6 to 97.4 %) | +60.0 points (47.6 to 72.4) | ± 7.4 (n = 20) |"
+    assert f"| tiny/lora-r1/b4-s256 {expected}" in text
+    assert "over training seeds" not in render_markdown(compare(records[:1]))
+
+
+def test_a_figure_shows_seeds_as_one_point() -> None:
+    """Three seeds are one point with their interval, in a series without the seed; the caption says so."""
+    records = [*make_study({"lora-r1": (16, 17, 18), "lora-r2": (17, 17, 17)})]
+    comparison = compare(records)
+    figures = {figure.name: figure for figure in comparison_figures(comparison, records)}
+    first, second = accuracy_by_rank(comparison, {record.key: record.cell for record in records})
+    assert (1, 3) == (first.value, first.seeds)
+    assert pytest.approx(0.85) == first.accuracy
+    assert pytest.approx((0.7258, 0.9742), abs=1e-4) == (first.low, first.high)
+    assert (2, 0.85, 0.85, 0.85) == (second.value, second.accuracy, second.low, second.high)
+    assert "tiny, lora, b4-s256" == first.series == second.series
+    assert "with the 95 % interval over 3 training seeds" in figures["accuracy-by-rank"].caption
 
 
 def test_pages_hold_studies_and_levers(tmp_path: Path) -> None:

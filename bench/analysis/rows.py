@@ -5,7 +5,7 @@ Bytes, nanoseconds and shares (0 to 1) throughout; None is *not measured*, and n
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bench.analysis.lints import Doubted
 from bench.analysis.paired import Paired
@@ -13,6 +13,9 @@ from bench.analysis.steady import Trend
 from bench.results.cuda import TorchSettings
 from bench.results.gpu import Isolation
 from bench.results.records import Category, Caveat, Outcome
+
+if TYPE_CHECKING:
+    from bench.analysis.seeds import OverSeeds
 
 Instrument = Literal[
     "ledger",
@@ -244,3 +247,4 @@ class Comparison:
     rows: tuple[Row, ...]
     surroundings: tuple[Surroundings, ...]
     differences: tuple[str, ...]
+    over_seeds: "tuple[OverSeeds, ...]" = ()

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from bench.analysis.rows import Surroundings
 from bench.analysis.sequential import holm
 from bench.analysis.settling import Floats
-from bench.analysis.surroundings import place
+from bench.analysis.surroundings import label_of, place
 from bench.errors import UsageError
 from bench.results.readings import evaluated_tasks, evaluation
 from bench.results.records import EvaluationReading, Record
@@ -116,6 +117,17 @@ class SeedDifference:
     holm_p_value: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """One task of a group of several seeds; ``why_not`` says why it has no accuracy."""
+
+    name: str
+    environment: str
+    task: str
+    accuracy: SeedAccuracy | None
+    why_not: str | None = None
+
+
 def mean_over_seeds(values: Sequence[float]) -> SeedMean:
     """Return the mean of at least one value, and mean ± t(0.975, n - 1) · s / √n."""
     mean = statistics.mean(values)  # exact: equal values have themselves as their mean
@@ -128,6 +140,11 @@ def mean_over_seeds(values: Sequence[float]) -> SeedMean:
     width = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
     p_value = 2 * float(stdtr(freedom, -abs(mean) / error))
     return SeedMean(values=tuple(values), mean=mean, low=mean - width, high=mean + width, p_value=p_value)
+
+
+def without_seed(name: str) -> str:
+    """Return an id, or its last part, without the seed that a list of seeds puts into it."""
+    return _SEED_TOKEN.sub("", name)
 
 
 def group_by_seed(records: Sequence[Record]) -> tuple[SeedGroup, ...]:
@@ -212,6 +229,25 @@ def differences_over_seeds(
     return {name: replace(one, holm_p_value=adjusted.get(name)) for name, one in told.items()}
 
 
+def over_seeds(records: Sequence[Record], places: Sequence[Surroundings]) -> tuple[OverSeeds, ...]:
+    """Return every task of every group that has several seeds; none where all records share a seed."""
+    if len({record.cell.training.seed for record in records}) == 1:
+        return ()
+    found = []
+    for group in group_by_seed(records):
+        for task in group.tasks if len(group.runs) > 1 else ():
+            accuracy, why_not = None, None
+            try:
+                accuracy = accuracy_over_seeds(group, task)
+            except UsageError as error:
+                why_not = str(error)
+            where = label_of(next(iter(group.runs.values())), places)
+            found.append(
+                OverSeeds(name=group.name, environment=where, task=task, accuracy=accuracy, why_not=why_not)
+            )
+    return tuple(found)
+
+
 def _group(runs: Sequence[Record]) -> SeedGroup:
     good: dict[int, Record] = {}
     for record in sorted(runs, key=lambda record: (record.cell.training.seed, record.run)):
@@ -220,7 +256,7 @@ def _group(runs: Sequence[Record]) -> SeedGroup:
     cell = runs[0].cell
     seeds = {record.cell.training.seed for record in runs}
     return SeedGroup(
-        name=_SEED_TOKEN.sub("", cell.id),
+        name=without_seed(cell.id),
         cell=cell,
         runs=good,
         failed_seeds=tuple(sorted(seeds - good.keys())),

@@ -4,12 +4,13 @@ A series has two values of its lever at least; everything else about its cells i
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bench.analysis.frontier import INSTRUMENTS
 from bench.analysis.rows import Comparison, Instrument, Row
+from bench.analysis.seeds import mean_over_seeds, without_seed
 from bench.results.plans import PlannedCell, needed_bytes
 from bench.results.predictions import Prediction
 from bench.spec.types import Cell, LoraMethod, QloraMethod
@@ -17,11 +18,16 @@ from bench.spec.types import Cell, LoraMethod, QloraMethod
 Lever = Literal["sequence_length", "micro_batch"]
 _TOKENS: dict[Lever, str] = {"sequence_length": r"s\d+", "micro_batch": r"b\d+"}
 _APART = {"id", "scenario", "limits"}
+_SEED_APART: dict[str, Any] = {**dict.fromkeys(_APART, True), "training": {"seed"}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyPoint:
-    """Accuracy after training for one value of a lever, with one standard error to each side."""
+    """Accuracy after training for one value of a lever, and how far it may be off to each side.
+
+    That is one standard error over the items of a single training run; of several ``seeds`` the accuracy is
+    their mean, with its 95 % t-interval, and ``row`` is one of theirs.
+    """
 
     row: Row
     task: str
@@ -30,6 +36,7 @@ class AccuracyPoint:
     accuracy: float
     low: float
     high: float
+    seeds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +95,14 @@ def _accuracies(
     value_of: Callable[[Cell], str | int | None],
     apart: set[str],
 ) -> tuple[AccuracyPoint, ...]:
-    found: dict[Any, list[AccuracyPoint]] = {}
+    found: dict[Any, dict[str, list[AccuracyPoint]]] = {}
     for row in comparison.rows:
         cell = cells[row.key]
         value = value_of(cell)
         for result in row.accuracies if value is not None else ():
             if result.after is None or value is None:
                 continue
-            alike = cell.model_dump_json(exclude={"method": apart, **dict.fromkeys(_APART, True)})
+            alike = cell.model_dump_json(exclude=_SEED_APART | {"method": apart})
             error = result.after_error or 0.0
             point = AccuracyPoint(
                 row=row,
@@ -106,16 +113,29 @@ def _accuracies(
                 low=max(0.0, result.after - error),
                 high=min(1.0, result.after + error),
             )
-            found.setdefault((alike, result.task, row.environment), []).append(point)
+            series = found.setdefault((alike, result.task, row.environment), {})
+            series.setdefault(cell.model_dump_json(exclude=_SEED_APART), []).append(point)
     return tuple(
-        point for points in found.values() if len({one.value for one in points}) > 1 for point in points
+        _over_seeds(points)
+        for series in found.values()
+        if len({points[0].value for points in series.values()}) > 1
+        for points in series.values()
     )
+
+
+def _over_seeds(points: Sequence[AccuracyPoint]) -> AccuracyPoint:
+    """Return the one point of cells that differ in their seed alone."""
+    if len(points) == 1:
+        return points[0]
+    found = mean_over_seeds([point.accuracy for point in points])
+    low, high = (found.mean if bound is None else bound for bound in (found.low, found.high))
+    return replace(points[0], accuracy=found.mean, low=max(0.0, low), high=min(1.0, high), seeds=len(points))
 
 
 def _without_value(row: Row, value: str | int) -> str:
     """Name a series: the method without its rank, or without its format, and the window."""
     method = re.sub(r"-r\d+\b", "", row.method) if isinstance(value, int) else _rank_only(row.method)
-    return f"{row.model}, {method}, {row.window}"
+    return f"{row.model}, {method}, {without_seed(row.window)}"
 
 
 def _rank_only(method: str) -> str:

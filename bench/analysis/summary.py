@@ -16,6 +16,7 @@ from bench.analysis.lints import lint
 from bench.analysis.paired import try_pair
 from bench.analysis.predicted import against_readings
 from bench.analysis.rows import Accuracy, Comparison, Ending, Instrument, Peak, Row, Surroundings
+from bench.analysis.seeds import over_seeds
 from bench.analysis.surroundings import differences, label_of, place, surroundings
 from bench.errors import UsageError
 from bench.results.readings import evaluation
@@ -55,6 +56,7 @@ def compare(records: Sequence[Record]) -> Comparison:
         rows=tuple(_against_full(row, groups, fulls) for row in rows),
         surroundings=places,
         differences=differences(places),
+        over_seeds=over_seeds(records, places),
     )
 
 

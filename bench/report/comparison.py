@@ -12,6 +12,7 @@ from bench.report import details, gpu_tables, tables, torch_tables
 from bench.report.how_read import how_read
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.sentences import sentences
+from bench.report.studies import seeds_table
 from bench.report.text import markdown, plain
 from bench.results.records import Caveat, Record
 from bench.results.store import LoadedRecords
@@ -112,6 +113,7 @@ def section_tables(comparison: Comparison, name: Callable[[Row], str]) -> Iterat
         ("Speed", details.speed_table(rows, name)),
         ("How torch was set", torch_tables.torch_table(rows, name)),
         ("Accuracy", details.accuracy_table(rows, name)),
+        ("Accuracy over training seeds", seeds_table(comparison)),
         ("Training loss", details.loss_table(rows, name)),
         ("Merging the adapter into the base", details.merge_table(rows, name)),
         ("Where the wall time went", details.time_table(rows, name)),

@@ -267,9 +267,15 @@ def _accuracy(lever: str, points: Sequence[AccuracyPoint]) -> Figure:
         reason = f"no two evaluated cells differ in {lever} alone."
         return Figure(name, title, missing=reason)
     shown, left_out = _first_series(points)
+    spreads = dict.fromkeys(
+        f"the 95 % interval over {point.seeds} training seeds"
+        if point.seeds > 1
+        else "one standard error over the questions to each side (one training run)"
+        for point in shown
+    )
     caption = (
-        "Share of questions answered correctly after training, with one standard error over the questions to "
-        f"each side; one training run each.{_more(left_out, 'series')}"
+        "Share of questions answered correctly after training, with "
+        f"{' or '.join(spreads)}.{_more(left_out, 'series')}"
     )
     axis = "rank" if lever == "rank" else "how the frozen base is stored"
     return Figure(name, title, caption, lambda charts: charts.accuracies(shown, axis))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from bench.analysis.rows import Comparison
 from bench.analysis.seeds import SeedDifference, SeedMean
 from bench.analysis.studies import Level, Study, studies
 from bench.report.layout import Table, bullets, markdown_table
@@ -34,6 +35,33 @@ def render_study(records: Sequence[Record], reference: str) -> str:
         parts.append(markdown_table(_table(study)))
     parts.append(bullets(markdown(line) for line in _how_read(found)))
     return "\n\n".join(parts)
+
+
+def seeds_table(comparison: Comparison) -> Table:
+    """Return every cell that was trained with several seeds; without rows where there is none."""
+    several_places = len(comparison.surroundings) > 1
+    return Table(
+        header=(
+            "Cell, all seeds",
+            "Task",
+            "Seeds",
+            "After: mean, 95 % over seeds",
+            "Change",
+            "Error over items",
+        ),
+        rows=tuple(
+            (
+                f"{one.name} ({one.environment})" if several_places else one.name,
+                one.task,
+                str(len(one.accuracy.seeds)) if one.accuracy else NOT_MEASURED,
+                _mean(one.accuracy.after) if one.accuracy else one.why_not or NOT_MEASURED,
+                _change(one.accuracy.change) if one.accuracy else NOT_MEASURED,
+                _error(one.accuracy.items_error, one.accuracy.items) if one.accuracy else NOT_MEASURED,
+            )
+            for one in comparison.over_seeds
+        ),
+        left=2,
+    )
 
 
 def points(difference_share: float, *, sign: bool = False) -> str:
@@ -122,6 +150,14 @@ def _mean(found: SeedMean | None) -> str:
     if found.low is None or found.p_value is None:
         return share(found.mean)
     return f"{share(found.mean)} ({_digits(found.low)} to {share(found.high)})"
+
+
+def _change(found: SeedMean | None) -> str:
+    if found is None:
+        return NOT_MEASURED
+    if found.low is None or found.high is None or found.p_value is None:
+        return points(found.mean, sign=True)
+    return f"{points(found.mean, sign=True)} ({_digits(found.low)} to {_digits(found.high)})"
 
 
 def _each(level: Level) -> str:
