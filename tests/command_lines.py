@@ -1,0 +1,69 @@
+"""Runs one command line after another in one process, so that what they import is imported once.
+
+A line of JSON with a folder and the arguments comes in, one with exit code, stdout and stderr goes out.
+"""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A process that is waiting for commands."""
+
+    process: subprocess.Popen[str]
+
+    def __call__(self, folder: Path, *arguments: str) -> Answer:
+        """Run ``bench`` with these arguments as if it were typed in the folder."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps([str(folder), arguments]), file=self.process.stdin, flush=True)
+        return Answer(*json.loads(self.process.stdout.readline()))
+
+
+@contextlib.contextmanager
+def open_command_line() -> Iterator[CommandLine]:
+    """Start the process, and end it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, __file__], stdin=pipe, stdout=pipe, env=environment, text=True
+    ) as it:
+        yield CommandLine(it)
+
+
+def _run(folder: str, arguments: list[str]) -> tuple[int, str, str]:
+    from bench.cli import main
+
+    os.chdir(folder)
+    sys.argv = ["bench", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    return code, out.getvalue(), err.getvalue()
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(_run(*json.loads(line))) + "\n")
+        sys.stdout.flush()
