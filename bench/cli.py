@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands import baseline, calibrate, compare, gate, predict
+from bench.commands import baseline, calibrate, claims, compare, gate, predict
 from bench.commands.options import Cards, Memories, ScenarioFile
 from bench.errors import BenchError, InfrastructureError, InterruptedByUserError, ScenarioError
 
@@ -185,6 +185,7 @@ def table(
 app.command(rich_help_panel=_READ)(compare.export)
 app.command(rich_help_panel=_JUDGE)(compare.compare)
 app.command(rich_help_panel=_JUDGE)(gate.gate)
+app.command(rich_help_panel=_JUDGE)(claims.claims)
 app.add_typer(baseline.app, name="baseline", rich_help_panel=_JUDGE)
 app.command(rich_help_panel=_JUDGE)(calibrate.calibrate)
 

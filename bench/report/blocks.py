@@ -3,9 +3,10 @@
 A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end -->``, each on its own line;
 FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
 ``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``, ``self-check``
-one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, which is judged anew; KIND
-``figure:NAME`` shows a figure of records or of a plan, ``study:METHOD`` sets methods against that one over
-seeds, ``levers`` sets changes of one thing against the plain method. What is outside is never touched.
+one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, which is judged anew, ``claims``
+that of all results; KIND ``figure:NAME`` shows a figure of records or of a plan, ``study:METHOD`` sets methods
+against that one over seeds, ``levers`` sets changes of one thing against the plain method. What is outside is
+never touched.
 """
 
 import re
@@ -18,6 +19,7 @@ from bench.analysis.sitting_verdicts import judge_folder
 from bench.analysis.summary import compare
 from bench.errors import UsageError
 from bench.report import plan
+from bench.report.claims import render_committed
 from bench.report.comparison import render_details, render_summary, write_text
 from bench.report.gate import render_block
 from bench.report.levers import render_levers
@@ -45,6 +47,7 @@ _FILE_KINDS: dict[str, Callable[[Path], str]] = {
     "plan": lambda path: plan.render_summary(read_plan(path)),
     "plan-details": lambda path: plan.render_details(read_plan(path)),
     "gate": lambda path: render_block(judge_folder(path)),
+    "claims": render_committed,
     "self-check": lambda path: render_self_check(read_self_check(path)),
 }
 

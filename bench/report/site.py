@@ -24,6 +24,7 @@ from bench.results.plans import read_plan
 
 INDEX = Path("report/README.md")
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
+_FOLD = re.compile(r"<details><summary>([^<>&]*)</summary>|</details>")
 _PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//|#")
 
@@ -83,7 +84,7 @@ class _Site:
     def _page(self, page: Path, *, at: Path | None = None) -> str:
         """Render a page as it is seen from its own place, or from another folder of the site."""
         markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-        tokens = markdown.parse(_COMMENT.sub("", page.read_text(encoding="utf-8")))
+        tokens = _folding(markdown.parse(_COMMENT.sub("", page.read_text(encoding="utf-8"))))
         here = page.parent.relative_to(self._root) if at is None else at
         for token in _inline(tokens, "link_open"):
             token.attrSet("href", self._href(str(token.attrGet("href")), page, here))
@@ -139,6 +140,19 @@ class _Site:
             shutil.copyfile(source, copy)
         up = [".."] * len(here.parts)
         return "/".join([*up, *target.parts]) + mark + fragment
+
+
+def _folding(tokens: list[Token]) -> list[Token]:
+    """Let a paragraph that begins or ends what is folded be that; no other HTML of a page is let through."""
+    kept: list[Token] = []
+    for token in tokens:
+        if token.type == "paragraph_close" and kept[-1].type == "html_block":
+            continue
+        if token.type == "inline" and _FOLD.fullmatch(token.content):
+            kept[-1] = Token("html_block", "", 0, content=f"{token.content}\n")  # in place of paragraph_open
+        else:
+            kept.append(token)
+    return kept
 
 
 def _reports(root: Path) -> Iterator[tuple[Path, Path]]:
