@@ -3,10 +3,10 @@
 A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end -->``, each on its own line;
 FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
 ``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``, ``self-check``
-one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, which is judged anew, ``claims``
-that of all results; KIND ``figure:NAME`` shows a figure of records or of a plan, ``study:METHOD`` sets methods
-against that one over seeds, ``levers`` sets changes of one thing against the plain method. What is outside is
-never touched.
+one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, which is judged anew; ``claims``
+names that of all results; KIND ``figure:NAME`` shows a figure of records or of a plan, ``study:METHOD`` sets
+methods against that one over seeds, ``levers`` sets changes of one thing against the plain method. What is
+outside is never touched.
 """
 
 import re
