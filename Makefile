@@ -20,7 +20,7 @@ run: $(VENV)/.installed
 
 test: lint weights
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -p no:benchmark -m "not alone"
-	$(BIN)/pytest -m alone
+	$(BIN)/pytest -m alone $$(grep -l 'mark\.alone' tests/test_*.py)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check

@@ -14,7 +14,7 @@ from bench.results.records import Record
 from bench.spec.cards import card
 from hostile_records import SCRIPT, make_hostile_records
 from many_cells import make_records
-from records_factory import make_measurement, make_prediction, make_record
+from records_factory import make_environment, make_measurement, make_prediction, make_record
 
 ROOT = Path(__file__).parents[1]
 NAMES = {
@@ -86,6 +86,17 @@ def test_cards_that_are_named_are_lines_in_the_figure() -> None:
     assert [(card("rtx4090").usable_bytes / 1024**2, "GeForce RTX 4090")] == [
         (line["size"], line["text"]) for line in lines
     ]
+
+
+def test_cells_are_named_by_what_they_do_not_share_and_never_alike() -> None:
+    """Model and window are said once, under the figure; two environments, two keys are two bars."""
+    other = make_environment(threads={"torch": 4})
+    first, second = make_record(), make_record(key="2" * 64, environment=other)
+    memory = figures_of(first, second)["memory"]
+    assert {"lora-r8 (A)", "lora-r8 (B)"} == {bar["cell"] for bar in values_of(memory, 0)}
+    assert memory.caption.endswith("All of tiny, b4-s256.")
+    again = figures_of(first, make_record(key="3" * 64))["memory"]
+    assert {"lora-r8", "lora-r8 [2]"} == {bar["cell"] for bar in values_of(again, 0)}
 
 
 def test_what_is_dominated_is_grey_and_the_rest_is_not(sweep: dict[str, Figure]) -> None:
