@@ -86,7 +86,7 @@ def test_a_difference_beyond_its_interval_is_a_sentence() -> None:
     )
     expected = (
         "lora-r16 answers 85.0 % (72.6 to 97.4 %) of the questions after training. "
-        "lora-r1 loses 45.0 points against it (−57.4 to −32.6, 3 seeds). "  # noqa: RUF001 - a minus sign
+        "lora-r1 loses 45.0 points against it (−57.4 to −32.6, 3 seeds; ± 10.9 over items). "  # noqa: RUF001 - a minus sign
         "Not beyond the interval over seeds: lora-r64. "
         "Still significant after Holm's correction for 2 comparisons: lora-r1. "
         "The intervals of the differences reach 12.4 points to each side: smaller ones would not show."

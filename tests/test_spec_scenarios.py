@@ -33,6 +33,7 @@ COUNTS = {
     "study_quantisation": 18,
     "study_targets": 12,
     "study_levers": 27,
+    "study_7b": 100,
 }
 
 

@@ -99,13 +99,18 @@ def _differing(told: Told) -> Iterator[str]:
         return
     for level, one in differing:
         verb = "gains" if one.difference.mean > 0 else "loses"
-        yield f"{level.method} {verb} {points(abs(one.difference.mean))} against it ({_interval(one)})."
+        yield f"{level.method} {verb} {points(abs(one.difference.mean))} against it ({_both_errors(one)})."
     rest = [level.method for level, one in told if not one.difference.excludes_nought]
     if rest:
         yield f"Not beyond the interval over seeds: {', '.join(rest)}."
     if len(told) > 1:
         kept = [level.method for level, one in differing if _holds(one)]
         yield f"Still significant after Holm's correction for {compared}: {', '.join(kept) or 'none'}."
+
+
+def _both_errors(one: SeedDifference) -> str:
+    over_items = "" if one.items_error is None else f"; ± {_digits(one.items_error)} over items"
+    return f"{_interval(one)}{over_items}"
 
 
 def _holds(one: SeedDifference) -> bool:
