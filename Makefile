@@ -1,5 +1,5 @@
 # make run      compare full fine-tuning, LoRA and QLoRA on a real model, on this machine's CPU
-# make test     lint, types, import directions, tests
+# make test     lint, types, import directions, tests (WORKERS=3: that many at once, not one for each core)
 # make weights  fetch the real weights and nothing else
 # make pages    fill the generated blocks of README.md and report/*.md from results/reference
 # make constraints  write constraints.txt anew from the newest versions that fit
@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 SCENARIO ?= scenarios/smollm2_cpu.toml
+WORKERS ?= auto
 BIN := $(VENV)/bin
 # -qq: pip says nothing but errors. Without compiling every file it installs in half the time; Python
 # compiles what is imported, once.
@@ -19,7 +20,7 @@ run: $(VENV)/.installed
 	$(BIN)/bench run $(SCENARIO)
 
 test: lint weights
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal -p no:benchmark -m "not alone"
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -p no:benchmark -m "not alone"
 	$(BIN)/pytest -m alone $$(grep -l 'mark\.alone' tests/test_*.py)
 
 lint: $(VENV)/.installed

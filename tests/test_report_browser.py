@@ -21,10 +21,7 @@ from many_cells import make_records
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; install it, or name it in CHROMIUM"),
-    pytest.mark.xdist_group("browser"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; install it, or name it in CHROMIUM")
 Scheme = Literal["light", "dark"]
 SORT = """async (column) => {
   const button = document.querySelectorAll("table.grid thead button")[column];
