@@ -1,5 +1,7 @@
 """Predictions in worker processes: order, several platforms, a worker that dies, limits, interruption."""
 
+from importlib.util import find_spec
+
 import pytest
 
 from bench.errors import UsageError
@@ -128,3 +130,8 @@ def test_a_version_of_torch_with_unknown_kernels_is_refused(version: str) -> Non
     """A table for kernels that nobody has looked at would be a guess."""
     with pytest.raises(UsageError, match=r"are not known here; give a version from 2\.1 to 2\.13"):
         platform_of("cuda", torch_version=version)
+
+
+def test_what_workers_import_beforehand_is_there() -> None:
+    """The server that forks them passes over a module that it does not find, and each worker would pay."""
+    assert [name for name in planning.PRELOAD if find_spec(name) is None] == []

@@ -18,7 +18,7 @@ from bench.results.fits import Axis, Bound, Fit, Tried
 from bench.results.plans import CardVerdict
 from bench.results.predictions import Prediction
 from bench.run.launch import Launcher
-from bench.run.planning import Answer, Progress, Question, platform_of, predict_cells
+from bench.run.planning import PRELOAD, Answer, Progress, Question, platform_of, predict_cells
 from bench.spec.cards import Card, card, card_of_memory
 from bench.spec.catalog import architecture, architecture_of, architectures
 from bench.spec.types import (
@@ -116,7 +116,7 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
     unknown = [name for name in request.methods if name not in METHODS]
     if unknown:
         raise UsageError(f'there is no method "{unknown[0]}"; choose from {", ".join(METHODS)}')
-    launcher = launcher or Launcher()
+    launcher = launcher or Launcher(preload=PRELOAD)
     platform = platform_of("cuda", request.card.capability, request.torch_version)
     lines = [line for name in request.methods for line in _lines(request, name)]
     searches = {index: _search(line, request.card) for index, line in enumerate(lines)}

@@ -12,7 +12,15 @@ from bench.run.advice import changed_cells
 from bench.run.launch import Launcher
 from bench.run.observe import NullObserver
 from bench.run.plan import choose_cells
-from bench.run.planning import Answer, Progress, Question, card_of_device, platform_of, predict_cells
+from bench.run.planning import (
+    PRELOAD,
+    Answer,
+    Progress,
+    Question,
+    card_of_device,
+    platform_of,
+    predict_cells,
+)
 from bench.run.sweep import probe
 from bench.spec.cards import Card, card, card_of_memory
 from bench.spec.load import Scenario, load_scenario
@@ -57,7 +65,7 @@ def plan_scenario(
     scenario = load_scenario(path)
     cells = choose_cells(scenario.cells, only)
     AllocatorSettings.parse(outlook.allocator)
-    launcher = launcher or Launcher()
+    launcher = launcher or Launcher(preload=PRELOAD)
     if not outlook.cards and any(cell.device == "cuda" for cell in cells):
         own = card_of_device(probe(launcher, NullObserver()))
         outlook = replace(outlook, cards=() if own is None else (own,))

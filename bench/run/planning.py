@@ -7,6 +7,7 @@ the cell to blame is alone, and that cell is refused.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
@@ -23,6 +24,8 @@ from bench.spec.cards import Card
 from bench.spec.platforms import Platform
 from bench.spec.types import Cell, LimitsSpec
 
+PRELOAD = ("bench.memory.preload", "bench.run.child", "bench.run.freeze")
+"""For a ``Launcher`` whose workers predict and do nothing else."""
 LONGEST_PLAN = LimitsSpec(timeout_s=24 * 3600, heartbeat_timeout_s=300, host_memory_gib=None)
 Answer = Prediction | Refusal
 Progress = Callable[[int, int], None]
@@ -62,6 +65,7 @@ def platform_of(
     return platform
 
 
+@cache
 def _installed(package: str) -> str | None:
     try:
         return ".".join(map(str, Version(version(package)).release[:3]))
