@@ -4,15 +4,13 @@ The plain method is the one named after its kind, ``full`` or ``lora``; adapters
 ``lora``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 
-from bench.analysis.rows import Instrument, Row
-from bench.analysis.studies import BUSY
-from bench.analysis.summary import compare
+from bench.analysis.rows import Comparison, Instrument, Row
+from bench.analysis.studies import BUSY, PROCESS
 from bench.errors import UsageError
-from bench.results.records import Record
 from bench.spec.types import Cell
 
 _PLAIN = {"full": "full", "lora": "lora", "qlora": "lora"}
@@ -20,8 +18,6 @@ _ALWAYS_TOLD = {"quantisation", "double_quantisation"}
 IDLE_SHARE = 0.01
 TENSORS: dict[str, Instrument] = {"cpu": "ledger", "cuda": "cuda_allocated"}
 """What is predicted and read alike, by device."""
-PROCESS: dict[str, Instrument] = {"cpu": "host_net", "cuda": "cuda_reserved"}
-"""What has to fit, by device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +84,11 @@ class Levers:
         return tuple(one for share, one in sorted(found, key=itemgetter(0)) if asked(share))
 
 
-def levers(records: Sequence[Record]) -> tuple[Levers, ...]:
+def levers(comparison: Comparison, cells: Mapping[str, Cell]) -> tuple[Levers, ...]:
     """Return the levers of each plain method that ended well, by model and environment.
 
-    Raises UsageError when there is no plain method at all.
+    ``cells`` gives the cell of each row's key. Raises UsageError when there is no plain method at all.
     """
-    comparison = compare(records)
-    cells = {record.key: record.cell for record in records}
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in comparison.rows:
         if row.kind in _PLAIN:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.analysis import runs as over_runs
-from bench.analysis.rows import Peak, Throughput
+from bench.analysis.rows import Instrument, Peak, Throughput
 from bench.analysis.seeds import (
     SeedAccuracy,
     SeedDifference,
@@ -20,13 +20,16 @@ from bench.results.records import Record
 BUSY = "busy-machine"
 """The caveat of a run whose speed is too low because others used the CPUs."""
 
+PROCESS: dict[str, Instrument] = {"cpu": "host_net", "cuda": "cuda_reserved"}
+"""The instrument of what has to fit, by device."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
     """One method over its seeds. ``against`` is None for the reference itself, and where nothing is paired.
 
-    Memory is the process's, net of start-up; speed the median over the seeds' runs. ``busy_runs`` counts
-    those whose speed others disturbed.
+    The peak is by the instrument that ``PROCESS`` names; it and the speed are medians over the seeds' runs.
+    ``busy_runs`` counts those whose speed others disturbed.
     """
 
     method: str
@@ -45,6 +48,7 @@ class Study:
 
     model: str
     window: str
+    device: str
     environment: str | None
     task: str
     reference: str
@@ -90,6 +94,7 @@ def _study(members: Sequence[SeedGroup], base: SeedGroup, task: str, environment
     return Study(
         model=base.cell.model.name,
         window=base.name.rpartition("/")[2],
+        device=base.cell.device,
         environment=environment,
         task=task,
         reference=base.method,
@@ -106,7 +111,7 @@ def _level(group: SeedGroup, task: str, against: SeedDifference | None) -> Level
         group=group,
         accuracy=accuracy_over_seeds(group, task),
         against=against,
-        peak=next((peak for peak in peaks if peak.instrument == "host_net"), None),
+        peak=next((peak for peak in peaks if peak.instrument == PROCESS[group.cell.device]), None),
         throughput=over_runs.throughput(runs),
         busy_runs=sum(any(caveat.code == BUSY for caveat in run.measurement.caveats) for run in runs),
         parameters_trainable=models[0].parameters_trainable if models else None,

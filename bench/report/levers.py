@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.analysis.levers import IDLE_SHARE, PROCESS, TENSORS, Change, Effect, Levers, levers
+from bench.analysis.levers import IDLE_SHARE, TENSORS, Change, Effect, Levers, levers
 from bench.analysis.rows import Instrument
-from bench.analysis.studies import BUSY
+from bench.analysis.studies import BUSY, PROCESS
+from bench.analysis.summary import compare
 from bench.report.layout import Table, bullets, markdown_table
-from bench.report.tables import INSTRUMENT_NAMES
+from bench.report.tables import INSTRUMENT_NAMES, memory_unit
 from bench.report.text import (
-    MEBIBYTES,
     NOT_APPLICABLE,
     NOT_MEASURED,
+    MemoryUnit,
     markdown,
     operations,
     share,
@@ -27,12 +28,14 @@ def render_levers(records: Sequence[Record]) -> str:
 
     Raises UsageError where no plain method ended well.
     """
-    found = levers(records)
+    comparison = compare(records)
+    found = levers(comparison, {record.key: record.cell for record in records})
+    unit = memory_unit(comparison)
     parts = []
     for one in found:
         parts.append(f"**{markdown(_title(one))}**")
-        parts.append(markdown(" ".join(_sentences(one))))
-        parts.append(markdown_table(_table(one)))
+        parts.append(markdown(" ".join(_sentences(one, unit))))
+        parts.append(markdown_table(_table(one, unit)))
     parts.append(bullets(markdown(line) for line in _how_read(found)))
     return "\n\n".join(parts)
 
@@ -41,13 +44,13 @@ def _title(one: Levers) -> str:
     return f"Against {one.baseline.row.cell}, {one.baseline.row.device_name}"
 
 
-def _sentences(one: Levers) -> Iterator[str]:
+def _sentences(one: Levers, unit: MemoryUnit) -> Iterator[str]:
     """Say what saves, what costs, what does nothing, and how far predictions were from the readings."""
     base = one.baseline.row
     peak = base.peak(TENSORS[base.device])
     if peak:
         name = INSTRUMENT_NAMES[peak.instrument]
-        yield f"{base.method} peaks at {MEBIBYTES.show(peak.peak_bytes)} ({name})."
+        yield f"{base.method} peaks at {unit.show(peak.peak_bytes)} ({name})."
     for told, effects in (("Less", one.saving), ("More", one.costing)):
         if effects:
             listed = ", ".join(f"{each.row.method} ({_change(each.peak_share)})" for each in effects)
@@ -62,7 +65,7 @@ def _sentences(one: Levers) -> Iterator[str]:
         )
 
 
-def _table(one: Levers) -> Table:
+def _table(one: Levers, unit: MemoryUnit) -> Table:
     device = one.baseline.row.device
     tensors, process = INSTRUMENT_NAMES[TENSORS[device]], INSTRUMENT_NAMES[PROCESS[device]]
     return Table(
@@ -79,12 +82,14 @@ def _table(one: Levers) -> Table:
             "tokens/s",
             "Change",
         ),
-        rows=tuple(_line(each, is_baseline=each is one.baseline) for each in (one.baseline, *one.effects)),
+        rows=tuple(
+            _line(each, unit, is_baseline=each is one.baseline) for each in (one.baseline, *one.effects)
+        ),
         left=2,
     )
 
 
-def _line(effect: Effect, *, is_baseline: bool) -> tuple[str, ...]:
+def _line(effect: Effect, unit: MemoryUnit, *, is_baseline: bool) -> tuple[str, ...]:
     row = effect.row
 
     def change(value: float | None) -> str:
@@ -93,10 +98,10 @@ def _line(effect: Effect, *, is_baseline: bool) -> tuple[str, ...]:
     return (
         row.method,
         "; ".join(map(_told, effect.changes)) or NOT_APPLICABLE,
-        _peak(effect, TENSORS),
+        _peak(effect, TENSORS, unit),
         change(effect.peak_share),
         change(effect.predicted_share),
-        _peak(effect, PROCESS),
+        _peak(effect, PROCESS, unit),
         change(effect.process_share),
         operations(row.flops_per_token),
         change(effect.flops_share),
@@ -106,16 +111,18 @@ def _line(effect: Effect, *, is_baseline: bool) -> tuple[str, ...]:
 
 
 def _change(value: float | None) -> str:
-    plus = "+" if value is not None and value > 0 else ""
-    return f"{plus}{share(value)}"
+    if value is None:
+        return NOT_MEASURED
+    text = share(round(value, 3) + 0.0)  # no minus before a nought
+    return text if value < 0 or text == share(0) else f"+{text}"
 
 
-def _peak(effect: Effect, instruments: Mapping[str, Instrument]) -> str:
+def _peak(effect: Effect, instruments: Mapping[str, Instrument], unit: MemoryUnit) -> str:
     """Write a peak; where a cell did not end well, how it ended."""
     if effect.row.outcome != "ok":
         return effect.row.outcome
     peak = effect.row.peak(instruments[effect.row.device])
-    return MEBIBYTES.show(peak.peak_bytes if peak else None)
+    return unit.show(peak.peak_bytes if peak else None)
 
 
 def _told(change: Change) -> str:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bench.analysis.rows import Comparison
 from bench.analysis.seeds import SeedDifference, SeedMean
-from bench.analysis.studies import Level, Study, studies
+from bench.analysis.studies import PROCESS, Level, Study, studies
 from bench.report.layout import Table, bullets, markdown_table
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import (
+    GIBIBYTES,
     MEBIBYTES,
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -129,10 +130,10 @@ def _table(study: Study) -> Table:
         ("Each seed", _each),
         ("Error over items", _items_error),
         (f"Against {study.reference}, 95 % over seeds", _difference),
-        ("Error over items", _difference_items_error),
+        ("Its error over items", _difference_items_error),
         ("p, Holm's", _holm),
         ("Trainable", _trainable),
-        (f"Peak memory: {INSTRUMENT_NAMES['host_net']}", _memory),
+        (f"Peak memory: {INSTRUMENT_NAMES[PROCESS[study.device]]}", _memory),
     ]
     if not any(level.busy_runs for level in study.levels):
         columns.append(("tokens/s", _speed))
@@ -215,7 +216,8 @@ def _trainable(level: Level) -> str:
 def _memory(level: Level) -> str:
     if level.peak is None:
         return NOT_MEASURED
-    return MEBIBYTES.span(level.peak.low_bytes, level.peak.high_bytes)
+    unit = GIBIBYTES if level.group.cell.device == "cuda" else MEBIBYTES
+    return unit.span(level.peak.low_bytes, level.peak.high_bytes)
 
 
 def _speed(level: Level) -> str:
