@@ -249,3 +249,17 @@ def test_kills_are_counted_in_the_own_group_before_the_machine(monkeypatch: pyte
         if line.startswith("oom_kill ")
     )
     assert count_oom_kills() == counted
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "outcome"), [(8 * MIB, "oom"), (12 * GIB, "failed"), (None, "failed")]
+)
+def test_a_cublas_without_a_handle_is_out_of_memory_where_hardly_any_was_free(
+    free_bytes: int | None, outcome: str
+) -> None:
+    """It says the same where an earlier kernel failed; then memory is free, or cannot be asked for."""
+    error = RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
+    error.add_note(describe(22 * GIB, 23 * GIB, free_bytes=free_bytes))
+    failed = classify_exception(error)
+    assert outcome == failed.outcome
+    assert (22 * GIB if outcome == "oom" else None) == failed.failure.allocated_bytes

@@ -139,7 +139,7 @@ def test_without_an_observer_the_counters_are_read_as_the_error_arrives(cuda: Sc
     cuda.allocated_bytes, cuda.reserved_bytes = 5, 6
     with pytest.raises(RuntimeError) as caught, noted_out_of_memory(CUDA):
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-    assert caught.value.__notes__ == [describe(5, 6)]
+    assert caught.value.__notes__ == [describe(5, 6, free_bytes=0)]
     failure = classify_exception(caught.value).failure
     assert (failure.requested_bytes, failure.allocated_bytes, failure.reserved_bytes) == (None, 5, 6)
     assert "; torch held 0.00 GiB allocated, 0.00 GiB reserved); " in failure.message

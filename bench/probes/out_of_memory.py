@@ -19,7 +19,8 @@ def noted_out_of_memory(device: torch.device, also: Callable[[], None] = ignore)
     """Add to an exception that leaves what torch's allocator held, as a note that ``describe`` words.
 
     Where torch ended without calling its observer (cuBLAS, a failed assertion, another allocator), the
-    counters are read as the exception arrives. ``also`` is called at the moment of the error.
+    counters are read as the exception arrives, and what is free on the device. ``also`` is called at the
+    moment of the error.
     """
     if device.type != "cuda":
         yield
@@ -37,24 +38,38 @@ def noted_out_of_memory(device: torch.device, also: Callable[[], None] = ignore)
     except BaseException as error:
         if not seen and torch.cuda.is_initialized():
             with contextlib.suppress(RuntimeError):
-                seen.append(describe(*_held(device)))
+                seen.append(describe(*_held(device), free_bytes=_free(device)))
         for note in seen:
             error.add_note(note)
         raise
 
 
-def describe(allocated_bytes: int, reserved_bytes: int, requested_bytes: int | None = None) -> str:
+def describe(
+    allocated_bytes: int,
+    reserved_bytes: int,
+    requested_bytes: int | None = None,
+    *,
+    free_bytes: int | None = None,
+) -> str:
     """Return the note; ``bench.run.classify`` reads it.
 
     >>> describe(2048, 4096, 512)
     "torch's allocator held 2048 bytes allocated, 4096 bytes reserved; 512 bytes were asked for"
     """
     note = f"torch's allocator held {allocated_bytes} bytes allocated, {reserved_bytes} bytes reserved"
-    return note if requested_bytes is None else f"{note}; {requested_bytes} bytes were asked for"
+    note += "" if requested_bytes is None else f"; {requested_bytes} bytes were asked for"
+    return note if free_bytes is None else f"{note}; {free_bytes} bytes were free on the device"
 
 
 def _held(device: torch.device | int) -> tuple[int, int]:
     return torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+
+
+def _free(device: torch.device) -> int | None:
+    """Return the device's free bytes; None where it is in error, and answers nothing any more."""
+    with contextlib.suppress(RuntimeError):
+        return torch.cuda.mem_get_info(device)[0]
+    return None
 
 
 def _attach(observer: Callable[[int, int, int, int], None]) -> None:

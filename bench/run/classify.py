@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError, UnavailableError
-from bench.metrics import GIB
+from bench.metrics import GIB, MIB
 from bench.results.environment import control_group_files
 from bench.results.messages import Failed
 from bench.results.records import Failure, Outcome, Phase
@@ -33,6 +33,11 @@ _OUT_OF_MEMORY = re.compile(
     r"|Cannot allocate memory"
     r"|Unable to allocate [0-9.]+ [KMGTPE]?i?B"
 )
+# cuBLAS has no other word for a handle that it finds no memory for, nor for a device that an earlier kernel
+# left in error (pytorch/pytorch's forum, topic 125450), after which the free memory cannot be asked for.
+_NO_HANDLE = re.compile(r"CUBLAS_STATUS_NOT_INITIALIZED when calling `cublas(?:Lt)?Create")
+_FREE = re.compile(r"; (?P<free>[0-9]+) bytes were free on the device")
+HANDLE_BYTES = 256 * MIB  # more than a handle, its workspace and its kernels take
 _ENFORCE = re.compile(r"^\[enforce fail at [^\]]*\] (?:err == 0\. )?")
 _ADVICE = re.compile(r" If reserved (?:but unallocated )?memory is .*")
 _SIZE = r"(?P<{name}>[0-9]+(?:\.[0-9]+)?) ?(?P<{name}_unit>bytes|[KMGTPE]?i?B)"
@@ -115,7 +120,11 @@ def classify_exception(error: BaseException) -> Failed:
     for link in links:
         names = {kind.__name__ for kind in type(link).__mro__}
         text = str(link)
-        if names & {"OutOfMemoryError", "MemoryError"} or is_out_of_memory(text):
+        if (
+            names & {"OutOfMemoryError", "MemoryError"}
+            or is_out_of_memory(text)
+            or _lacks_a_handle(text, links)
+        ):
             return Failed(outcome="oom", failure=_out_of_memory(link, links))
     text = _last_line(str(error))
     if isinstance(error, UnavailableError):
@@ -142,6 +151,13 @@ def _out_of_memory(link: BaseException, links: list[BaseException]) -> Failure:
         allocated_bytes=allocated,
         reserved_bytes=reserved,
     )
+
+
+def _lacks_a_handle(text: str, links: list[BaseException]) -> bool:
+    """Tell whether cuBLAS found no memory for its handle: the worker has noted that hardly any was free."""
+    notes = "\n".join(note for link in links for note in getattr(link, "__notes__", ()))
+    free = _FREE.search(notes)
+    return _NO_HANDLE.search(text) is not None and free is not None and int(free["free"]) < HANDLE_BYTES
 
 
 def _chain(error: BaseException) -> list[BaseException]:
