@@ -34,6 +34,9 @@ COUNTS = {
     "study_targets": 12,
     "study_levers": 27,
     "study_7b": 100,
+    "claims_7b": 112,
+    "claims_levers_7b": 120,
+    "claims_large": 12,
 }
 
 

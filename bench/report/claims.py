@@ -11,7 +11,7 @@ from bench.analysis.claims.findings import Evidence, Figure, Finding
 from bench.analysis.claims.material import committed_paths, read_material
 from bench.analysis.claims.rules import Judged, judge_claims
 from bench.errors import UsageError
-from bench.report.claims_text import beside, conditions, figure_text, sentence, verdict_text
+from bench.report.claims_text import beside, capital, conditions, figure_text, sentence, verdict_text
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.text import NOT_APPLICABLE, markdown, plain
 
@@ -96,7 +96,7 @@ def _summary(judged: Sequence[Judged]) -> Table:
 
 def _because(one: Judged) -> str:
     said = [(finding.part, sentence(finding)) for finding in one.findings]
-    return " ".join(f"{part[:1].upper()}{part[1:]}: {text}" if part else text for part, text in said)
+    return " ".join(f"{capital(part)}: {text}" if part else text for part, text in said)
 
 
 def _folded(one: Judged) -> str:
@@ -105,7 +105,7 @@ def _folded(one: Judged) -> str:
     parts = [f"<details><summary>{one.claim.id}: {verdict_text(one.verdict)}</summary>", bullets(lines)]
     for finding in one.findings:
         if finding.part:
-            parts.append(f"**{markdown(finding.part)}: {verdict_text(finding.verdict)}**")
+            parts.append(f"**{markdown(capital(finding.part))}: {verdict_text(finding.verdict)}**")
         parts.append(bullets(markdown(line) for line in _told(finding)))
         if finding.deciding:
             shown = telling(finding.deciding)
@@ -127,7 +127,10 @@ def _told(finding: Finding) -> list[str]:
 
 
 def telling(rows: Sequence[Evidence]) -> list[Evidence]:
-    """Return all rows if they are few, else the lowest and highest figures of each answer, in their order."""
+    """Return all rows if they are few, else the lowest and highest figures of each answer, in their order.
+
+    Of an instrument that is not among these, one row stands for it.
+    """
     if len(rows) <= MOST_SHOWN:
         return list(rows)
     chosen: set[int] = set()
@@ -135,6 +138,9 @@ def telling(rows: Sequence[Evidence]) -> list[Evidence]:
         group = [index for index, row in enumerate(rows) if row.agrees is answer]
         group.sort(key=lambda index: rows[index].figure.value)
         chosen.update(group[:2] + group[-2:])
+    for instrument in {row.instrument for row in rows} - {rows[index].instrument for index in chosen}:
+        of_it = [index for index, row in enumerate(rows) if row.instrument == instrument]
+        chosen.add(next((index for index in of_it if rows[index].agrees), of_it[0]))
     return [row for index, row in enumerate(rows) if index in chosen]
 
 
@@ -166,8 +172,7 @@ def _table(rows: Sequence[Evidence]) -> Table:
 
 
 def _figure_name(rows: Sequence[Evidence]) -> str:
-    name = rows[0].figure.name
-    return name[:1].upper() + name[1:]
+    return capital(rows[0].figure.name)
 
 
 def _named(figure: Figure) -> str:

@@ -21,7 +21,12 @@ def figure_text(figure: Figure) -> str:
     show = _SHOWN[figure.unit]
     if figure.low is None or figure.high is None:
         return show(figure.value)
-    return f"{show(figure.value)} (95 %: {show(figure.low)} to {show(figure.high)})"
+    return f"{show(figure.value)} (95 %: {_span(show(figure.low), show(figure.high))})"
+
+
+def capital(text: str) -> str:
+    """Return text that begins a line."""
+    return text[:1].upper() + text[1:]
 
 
 def sentence(finding: Finding) -> str:
@@ -53,12 +58,15 @@ def _range(rows: Sequence[Evidence]) -> str:
 def named_span(lowest: Figure, highest: Figure) -> str:
     """Return a figure's name with its least and its most, the unit said once."""
     show = _SHOWN[lowest.unit]
-    low, high = show(lowest.value), show(highest.value)
-    number, _, unit = low.partition(" ")
-    span = high if low == high else f"{number if high.endswith(f' {unit}') else low} to {high}"
+    span = _span(show(lowest.value), show(highest.value))
     if lowest.name.startswith("times "):
         return f"{span.removesuffix(' times')} {lowest.name}"
     return f"{lowest.name} {span}"
+
+
+def _span(low: str, high: str) -> str:
+    number, _, unit = low.partition(" ")
+    return high if low == high else f"{number if high.endswith(f' {unit}') else low} to {high}"
 
 
 def _when(finding: Finding) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from bench.analysis.seeds import group_by_seed
 from bench.metrics import MERGE_TOLERANCES
 from bench.results.plans import Plan, PlannedCell
 from bench.results.predictions import Prediction
@@ -106,7 +107,7 @@ def _measured(group: Sequence[Record], source: str) -> Case:
     speeds = [step_tokens_per_second(record) for record in group]
     state = ledger.categories_at_peak_bytes.get("quantisation_state") if ledger else None
     return Case(
-        cell=cell,
+        cell=cell.model_copy(update={"id": group_by_seed(group)[0].name}),
         instrument="measured GPU" if on_gpu else "measured CPU",
         source=source,
         place=_place(first, source),
