@@ -157,9 +157,10 @@ def _folding(tokens: list[Token]) -> list[Token]:
 
 def _reports(root: Path) -> Iterator[tuple[Path, Path]]:
     """Yield each committed folder of records and each plan, with its place on the site."""
-    for folder in sorted((root / "results" / "reference").glob("*/")):
+    results = root / "results"
+    for folder in (*sorted(results.glob("reference/*/")), *sorted(results.glob("studies/*/"))):
         yield folder, Path("results") / f"{folder.name}.html"
-    for plan in sorted((root / "results" / "predicted").glob("*.json")):
+    for plan in sorted(results.glob("predicted/*.json")):
         yield plan, Path("results") / f"predicted_{plan.stem}.html"
 
 
