@@ -235,6 +235,12 @@ def _grandchild(_: Send) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _grandchild_of_another_session(_: Send) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    os.write(1, f"grandchild {process.pid}\n".encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _deadlock_at_exit(_: Send) -> None:
     atexit.register(threading.Event().wait)
     threading.Thread(target=threading.Event().wait).start()
@@ -289,6 +295,7 @@ BEHAVIOURS: dict[str, Callable[[Send], None]] = {
     "malformed": _malformed,
     "endless-line": _endless_line,
     "grandchild": _grandchild,
+    "grandchild-of-another-session": _grandchild_of_another_session,
     "deadlock-at-exit": _deadlock_at_exit,
     "exit-silently": _exit_silently,
     "abort-on-bad-alloc": _abort_on_bad_alloc,

@@ -158,10 +158,14 @@ def test_a_deadlock_at_exit_costs_nothing(launcher: Launcher) -> None:
     assert end.outcome == "ok"
 
 
-def test_a_grandchild_left_behind_is_ended(launcher: Launcher) -> None:
-    """Killing the worker takes along what it has started."""
-    end = run(launcher, "grandchild")
+@pytest.mark.parametrize(
+    ("kind", "caveats"), [("grandchild", []), ("grandchild-of-another-session", ["strays-killed"])]
+)
+def test_a_grandchild_left_behind_is_ended(launcher: Launcher, kind: str, caveats: list[str]) -> None:
+    """Killing the worker takes along what it has started; one in another session is found by its output."""
+    end = run(launcher, kind)
     assert end.failure is not None
+    assert caveats == [caveat.code for caveat in end.measurement.caveats]
     found = re.search(r"grandchild (\d+)", end.failure.output_tail)
     assert found
     assert gone([int(found[1])])

@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 import time
 import types
@@ -51,6 +52,8 @@ class Worker:
         self._output = output
         self._lifeline = lifeline
         self._tail = bytearray()
+        self.strays = 0
+        """How many processes that it had started in sessions of their own were there when it was ended."""
         for pipe in (messages, output):
             os.set_blocking(pipe.fileno(), False)
 
@@ -92,9 +95,12 @@ class Worker:
                 f"worker process {self._process.pid} does not end even by SIGKILL, and nothing can be "
                 "measured beside it; restart the machine, then run the same command again to resume"
             )
-        for _ in range(MAX_READS_AT_END):
-            if not self._drain_output():
-                break
+        self._drain_all_output()
+        # Where the output has not ended, somebody can still print to it: in a session of its own, since the
+        # group is gone.
+        self.strays = 0 if self._output.closed else _end_strays(self._output.fileno(), self.pid)
+        if self.strays:
+            self._drain_all_output()
         exit_code = self._process.exitcode
         for pipe in (self._messages, self._output, self._lifeline):
             pipe.close()
@@ -126,6 +132,11 @@ class Worker:
         del self._tail[:-TAIL_BYTES]
         return bool(printed)
 
+    def _drain_all_output(self) -> None:
+        for _ in range(MAX_READS_AT_END):
+            if not self._drain_output():
+                break
+
     def _signal_group(self, number: signal.Signals) -> None:
         """Signal the worker's group; the worker alone if it does not lead a group yet."""
         pid = self.pid
@@ -153,6 +164,20 @@ def _read_available(pipe: Connection) -> bytes:
     if not content:
         pipe.close()
     return content
+
+
+def _end_strays(output: int, worker_pid: int) -> int:
+    """Kill whoever can print to a worker's output from outside its group; return how many there were."""
+    name, ended = f"pipe:[{os.fstat(output).st_ino}]", 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # Those of the group were killed already, and may take a moment to go.
+            own = pid == os.getpid() or os.getpgid(pid) == worker_pid
+            if not own and holds_file_open(pid, name, writing=True):
+                os.kill(pid, signal.SIGKILL)
+                ended += 1
+    return ended
 
 
 class Launcher:
@@ -245,7 +270,7 @@ def _parent_pid(pid: int | None) -> int | None:
         return None
 
 
-def holds_file_open(pid: int | None, path: str) -> bool:
+def holds_file_open(pid: int | None, path: str, *, writing: bool = False) -> bool:
     """Tell whether a process has a file open; False for a process that is gone or not ours to ask."""
     try:
         descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
@@ -253,6 +278,8 @@ def holds_file_open(pid: int | None, path: str) -> bool:
         return False
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
-            if str(descriptor.readlink()) == path:
+            # proc_pid_fd(5): the link's own permissions are those the file was opened with.
+            writable = descriptor.lstat().st_mode & stat.S_IWUSR
+            if str(descriptor.readlink()) == path and (writable or not writing):
                 return True
     return False

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from bench.results.messages import Failed, Job
-from bench.results.records import Failure, Measurement, Outcome, Phase
+from bench.results.records import Caveat, Failure, Measurement, Outcome, Phase
 from bench.run.classify import WorkerEnd, classify_exit, count_oom_kills
 from bench.run.launch import Launcher
 from bench.run.observe import NullObserver, Observer
@@ -140,10 +140,19 @@ class RunningJob:
         end_of_job = JobEnd(
             outcome=outcome,
             failure=failure,
-            measurement=self._transcript.measurement(),
+            measurement=self._measurement(),
             total_ns=time.monotonic_ns() - self._asked_ns,
         )
         return functools.reduce(add_findings, findings, end_of_job)
+
+    def _measurement(self) -> Measurement:
+        measured, strays = self._transcript.measurement(), self.worker.strays
+        if not strays:
+            return measured
+        what = "A process" if strays == 1 else f"{strays} processes"
+        message = f"{what} that the worker had started in another session outlived it until killed."
+        caveat = Caveat(code="strays-killed", message=message)
+        return measured.model_copy(update={"caveats": (*measured.caveats, caveat)})
 
 
 def add_findings(end: JobEnd, found: Findings) -> JobEnd:
