@@ -159,6 +159,18 @@ def test_of_many_rows_the_ends_of_each_answer_are_shown() -> None:
     assert MOST_SHOWN == len(telling(rows))
 
 
+def test_each_source_of_measurements_is_shown() -> None:
+    """Among many predictions in the middle of which two sources measured, both are there."""
+    rule = {"kind": "value", "quantity": "parameters trained", "where": {}, "at_most": 100}
+    claim = Claim.model_validate(
+        {"id": "it", "statement": "it", "source": "it", "about": "it", "tests": [rule]}
+    )
+    measured = [make_case(trainable=10, instrument="published", source=source) for source in ("a", "b")]
+    cases = [*measured, *(make_case(trainable=count) for count in range(1, 21))]
+    shown = telling(judge_claim(claim, cases).findings[0].deciding)
+    assert ["a", "b"] == [row.source for row in shown if row.instrument == "published"]
+
+
 def test_on_the_site_details_fold_and_nothing_else_is_html() -> None:
     """The lines that fold are let through; other tags stay text."""
     text = "<details><summary>it: holds</summary>\n\n- one\n\n</details>\n\n<details><summary><b></summary>\n"

@@ -129,7 +129,7 @@ def _told(finding: Finding) -> list[str]:
 def telling(rows: Sequence[Evidence]) -> list[Evidence]:
     """Return all rows if they are few, else the lowest and highest figures of each answer, in their order.
 
-    Of an instrument that is not among these, one row stands for it.
+    One row stands for each source of measurements, and for predictions, that is not among these.
     """
     if len(rows) <= MOST_SHOWN:
         return list(rows)
@@ -138,8 +138,9 @@ def telling(rows: Sequence[Evidence]) -> list[Evidence]:
         group = [index for index, row in enumerate(rows) if row.agrees is answer]
         group.sort(key=lambda index: rows[index].figure.value)
         chosen.update(group[:2] + group[-2:])
-    for instrument in {row.instrument for row in rows} - {rows[index].instrument for index in chosen}:
-        of_it = [index for index, row in enumerate(rows) if row.instrument == instrument]
+    sources = [(row.instrument, "" if row.instrument == "predicted" else row.source) for row in rows]
+    for source in set(sources) - {sources[index] for index in chosen}:
+        of_it = [index for index in range(len(rows)) if sources[index] == source]
         chosen.add(next((index for index in of_it if rows[index].agrees), of_it[0]))
     return [row for index, row in enumerate(rows) if index in chosen]
 
