@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bench.analysis.judge import centre, judge_accuracy, judge_statistical
+from bench.analysis.judge import Answered, centre, judge_accuracy, judge_statistical
 from bench.analysis.moderated import pad
 from bench.analysis.paired import Paired
 from bench.analysis.policy import MetricPolicy, policies
@@ -116,6 +116,13 @@ def test_too_few_sittings_never_decide() -> None:
     assert pytest.approx(0.5, rel=1e-3) == judgement.ratio
 
 
+def judge_one(paired: Paired, p_value: float) -> Judgement:
+    """Return the judgement on one pair of evaluations."""
+    found = Answered(cell="cell", policy=ACCURACY, paired=paired, family_p_value=p_value)
+    (judgement,) = judge_accuracy([found], GateSpec())
+    return judgement
+
+
 @pytest.mark.parametrize(
     ("lost", "gained", "verdict", "improved"),
     [(75, 25, "regression", False), (25, 75, "pass", True), (20, 20, "pass", False)],
@@ -125,8 +132,8 @@ def test_accuracy_is_judged_on_the_same_questions(
 ) -> None:
     """The difference is in shares of the questions, with its interval around it."""
     share = (gained - lost) / 1000
-    paired = Paired(items=1000, unmatched=0, gained=gained, lost=lost, difference_share=share, p_value=1.0)
-    judgement = judge_accuracy("cell", ACCURACY, paired, 1e-6 if lost > gained else 1.0, GateSpec())
+    paired = Paired(items=1000, unmatched=0, gained=gained, lost=lost)
+    judgement = judge_one(paired, 1e-6 if lost > gained else 1.0)
     assert (verdict, improved, share) == (judgement.verdict, judgement.improved, judgement.difference)
     assert judgement.difference_low is not None
     assert judgement.difference_high is not None
@@ -135,8 +142,7 @@ def test_accuracy_is_judged_on_the_same_questions(
 
 def test_too_few_questions_are_inconclusive() -> None:
     """Sixty questions cannot rule out a drop of five points, even with as many gained as lost."""
-    paired = Paired(items=60, unmatched=0, gained=5, lost=5, difference_share=0.0, p_value=1.0)
-    judgement = judge_accuracy("cell", ACCURACY, paired, 1.0, GateSpec())
+    judgement = judge_one(Paired(items=60, unmatched=0, gained=5, lost=5), 1.0)
     assert ("inconclusive", True) == (judgement.verdict, "more questions" in judgement.reason)
 
 

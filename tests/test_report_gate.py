@@ -4,6 +4,7 @@ import io
 from xml.etree import ElementTree as ET
 
 import pytest
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from bench.report.gate import render_markdown, render_terminal
@@ -12,6 +13,7 @@ from bench.results.stored import Caveat
 from bench.results.verdicts import ComparedSide, Judged, VerdictName, Verdicts
 
 MIB = 1024**2
+_JUDGED = TypeAdapter(Judged)
 HOSTILE = "a|b <script>x</script> @all 100%: a,b \x1b[31m\n::error::boo ]]> [x](javascript:1)"
 
 
@@ -29,7 +31,7 @@ def make_judged(verdict: VerdictName = "pass", **changes: object) -> Judged:
         "candidate": 601 * MIB,
         "ratio": 601 / 600,
     }
-    return Judged.model_validate(fields | changes)
+    return _JUDGED.validate_python(fields | changes)
 
 
 def make_verdicts(*judgements: Judged, **changes: object) -> Verdicts:

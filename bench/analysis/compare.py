@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+from msgspec import structs
+
 from bench.analysis.compare_accuracy import Change, changes, judge_changes, p_values
 from bench.analysis.compare_pairs import Pair, ended_ok, pair_up
 from bench.analysis.compare_speed import Arms, NoiseOf, Unsettled, arms_of, judge_sitting, judge_stored
@@ -22,6 +24,7 @@ from bench.results.verdicts import WORST_FIRST, ComparedSide, Design, Interval, 
 from bench.spec.gate import GateSpec
 
 _NAMED_CELLS = 5
+_ORDER = {verdict: place for place, verdict in enumerate(WORST_FIRST)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ def compare_sides(baseline: Side, candidate: Side, how: HowToJudge) -> Verdicts:
     """Return every verdict on the candidate against the baseline."""
     pairs = pair_up(baseline.sittings, candidate.runs)
     judged, drifting = _judge(pairs, how)
-    judged.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), -_size(one)))
+    judged.sort(key=lambda one: (not one.gated, _ORDER[one.verdict], -_size(one)))
     return Verdicts(
         design=how.design,
         scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell.scenario)),
@@ -126,10 +129,10 @@ def _outcome(pair: Pair, how: HowToJudge) -> Judged:
     judgement = judge_outcomes(pair.cell_id, before, after)
     if not before and how.design != "one sitting":
         reason = "new: the baseline has no run of it, so it is not judged"
-        judgement = replace(judgement, gated=False, reason=reason)
+        judgement = structs.replace(judgement, gated=False, reason=reason)
     elif before and after and pair.never_ran:
         reason = f"neither side ran it ({' and '.join(sorted({*before, *after}))})"
-        judgement = replace(judgement, gated=False, reason=reason)
+        judgement = structs.replace(judgement, gated=False, reason=reason)
     return _stored(judgement, "outcome")
 
 
@@ -181,21 +184,22 @@ def _one_sided(policy: MetricPolicy, pairs: Sequence[Pair], arms: Arms) -> Itera
     """Yield a judgement on each pair with good runs on both sides, of which one lacks the metric."""
     judged = {pair.cell_id for pair in arms.pairs}
     for pair in pairs:
-        if pair.cell_id in judged:
+        if pair.cell_id in judged or not (pair.baseline_ok and pair.candidate_ok):
             continue
-        before, after = _middle(policy, pair.baseline), _middle(policy, pair.candidate)
-        if (before is None) == (after is None):
-            continue
-        if pair.baseline_ok and pair.candidate_ok:
-            side = "baseline" if before is None else "candidate"
-            yield _not_comparable(policy, pair, f"not measured in the {side}")
+        before, after = (
+            any(_has(run, policy) for run in runs) for runs in (pair.baseline_ok, pair.candidate_ok)
+        )
+        if before != after:
+            yield _not_comparable(
+                policy, pair, f"not measured in the {'candidate' if before else 'baseline'}"
+            )
 
 
 def _stored(judgement: Judgement, kind: Kind, interval: Interval | None = None) -> Judged:
     """Return a judgement with what its metric is."""
     metric = METRICS.get(judgement.metric)
     return Judged(
-        **vars(judgement),
+        **structs.asdict(judgement),
         kind=kind,
         unit=metric.unit if metric else "",
         instrument=metric.instrument if metric else "",

@@ -1,14 +1,16 @@
 """Accuracy over the cells of a comparison: the same questions before and after, task by task."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Literal
 
 import numpy as np
+from msgspec import structs
 
 from bench.analysis.compare_pairs import Pair
-from bench.analysis.judge import judge_accuracy
-from bench.analysis.paired import Paired, drop_p_value, pair_items, paired_counts
+from bench.analysis.judge import Answered, judge_accuracy
+from bench.analysis.paired import Paired, drop_p_value, pair_items
 from bench.analysis.policy import MetricPolicy
 from bench.analysis.settling import Floats
 from bench.analysis.verdicts import Judgement
@@ -73,15 +75,15 @@ def _pair(first: Answers | None, second: Answers | None) -> tuple[Paired | None,
     try:
         # Runs that saw the same questions share one object, and their answers are counted as whole numbers.
         if first.questions is second.questions and first.questions:
-            return _count(first.correct, second.correct), None
+            return _counted(first.correct, second.correct), None
         return pair_items(first.items, second.items), None
     except UsageError as error:
         return None, str(error)
 
 
-def _count(before: bytes, after: bytes) -> Paired:
+def _counted(before: bytes, after: bytes) -> Paired:
     was, is_now = int.from_bytes(before), int.from_bytes(after)
-    return paired_counts(
+    return Paired(
         items=len(before),
         unmatched=0,
         gained=(is_now & ~was).bit_count(),
@@ -91,37 +93,35 @@ def _count(before: bytes, after: bytes) -> Paired:
 
 def p_values(found: Sequence[Change]) -> Floats:
     """Return the p-value of each change being none for the worse, for those that can be told, in order."""
-    counts = [_worse_and_better(change) for change in found if change.paired is not None]
+    counts = [one.worse_and_better for one in _answered(found)]
     worse, better = np.array(counts, dtype=np.float64).reshape(-1, 2).T
     return drop_p_value(worse, better)
 
 
-def _worse_and_better(change: Change) -> tuple[int, int]:
-    assert change.paired is not None  # noqa: S101 - asked by the caller
-    lost, gained = change.paired.lost, change.paired.gained
-    return (gained, lost) if change.policy.direction == "lower" else (lost, gained)
+def _answered(found: Sequence[Change], family_p_values: Iterable[float] = repeat(1.0)) -> list[Answered]:
+    """Return the changes that can be told, each with its p-value."""
+    told = ((change, change.paired) for change in found if change.paired is not None)
+    return [
+        Answered(cell=change.cell, policy=change.policy, paired=paired, family_p_value=p_value)
+        for (change, paired), p_value in zip(told, family_p_values, strict=False)
+    ]
 
 
 def judge_changes(found: Sequence[Change], family_p_values: Floats, gate: GateSpec) -> Iterator[Judgement]:
     """Yield the judgement of each change; the p-values are those of ``p_values``, adjusted."""
-    adjusted = iter(family_p_values.tolist())
+    judged = iter(judge_accuracy(_answered(found, family_p_values.tolist()), gate))
     for change in found:
-        if change.paired is None:
-            judgement = Judgement(
-                cell=change.cell,
-                metric=change.policy.metric.name,
-                verdict="not comparable",
-                gated=change.policy.gated,
-                reason=change.why_not or "",
-            )
-        else:
-            judgement = judge_accuracy(change.cell, change.policy, change.paired, next(adjusted), gate)
-        unmatched = change.paired.unmatched if change.paired else 0
-        note = f"; {unmatched} questions on one side only" if unmatched else ""
-        yield replace(
-            judgement,
-            task=change.task,
-            baseline=change.baseline,
-            candidate=change.candidate,
-            reason=judgement.reason + note,
+        judgement = _not_told(change) if change.paired is None else next(judged)
+        yield structs.replace(
+            judgement, task=change.task, baseline=change.baseline, candidate=change.candidate
         )
+
+
+def _not_told(change: Change) -> Judgement:
+    return Judgement(
+        cell=change.cell,
+        metric=change.policy.metric.name,
+        verdict="not comparable",
+        gated=change.policy.gated,
+        reason=change.why_not or "",
+    )

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.metrics import Metric
-from bench.results.run_facts import CellFacts, Facts, RunFacts
+from bench.results.run_facts import CellFacts, Facts, Instruments, RunFacts
 
 _MOST_DIFFERENCES = 4
 _ANYWHERE = ("system", "architecture")
@@ -29,9 +29,14 @@ class Pair:
         return tuple(run for sitting in self.sittings for run in sitting)
 
     @cached_property
+    def sittings_ok(self) -> tuple[tuple[RunFacts, ...], ...]:
+        """Those that measured everything, by sitting."""
+        return tuple(tuple([run for run in sitting if run.outcome == "ok"]) for sitting in self.sittings)
+
+    @cached_property
     def baseline_ok(self) -> tuple[RunFacts, ...]:
         """Those that measured everything."""
-        return tuple(run for run in self.baseline if run.outcome == "ok")
+        return tuple(run for sitting in self.sittings_ok for run in sitting)
 
     @cached_property
     def candidate_ok(self) -> tuple[RunFacts, ...]:
@@ -82,22 +87,26 @@ class Pair:
         """Return in one sentence why this metric cannot be compared; None where it can."""
         if self.changed is not None:
             return self.changed
-        relevant = self.conditions
-        if metric.kind == "deterministic":
-            card = ("card",) if metric.instrument == "torch allocator" else ()
-            relevant = {name: text for name, text in relevant.items() if name in (*_ANYWHERE, *card)}
-        elif metric.kind == "paired":
-            relevant = {}
-        if relevant:
+        if self.conditions and (relevant := self._relevant(metric)):
             return f"measured under other conditions: {_listed(relevant)}"
         return self._other_instrument(metric)
+
+    def _relevant(self, metric: Metric) -> dict[str, str]:
+        """Return the differing conditions that this metric depends on."""
+        if metric.kind == "deterministic":
+            card = ("card",) if metric.instrument == "torch allocator" else ()
+            return {name: text for name, text in self.conditions.items() if name in (*_ANYWHERE, *card)}
+        return {} if metric.kind == "paired" else self.conditions
+
+    @cached_property
+    def _instruments(self) -> tuple[set[Instruments], set[Instruments]]:
+        return {run.instruments for run in self.baseline}, {run.instruments for run in self.candidate}
 
     def _other_instrument(self, metric: Metric) -> str | None:
         if "NVML" not in metric.instrument and metric.instrument != "VmHWM":
             return None
         name = "NVML" if "NVML" in metric.instrument else "host memory"
-        before = {dict(run.instruments).get(name) for run in self.baseline}
-        after = {dict(run.instruments).get(name) for run in self.candidate}
+        before, after = ({dict(each).get(name) for each in side} for side in self._instruments)
         if before == after and len(after) == 1:
             return None
         return f"read by different instruments: {name} {_either(before)} before, {_either(after)} now"

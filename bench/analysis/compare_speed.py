@@ -6,10 +6,12 @@ differ by, which takes ten sittings; with fewer, figures are shown and nothing i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
+from msgspec import structs
 
-from bench.analysis.compare_pairs import Pair, ended_ok
+from bench.analysis.compare_pairs import Pair
 from bench.analysis.judge import centre, judge_statistical
 from bench.analysis.moderated import Evidence, Noise, moments_of_arms, pad, weigh
 from bench.analysis.policy import MetricPolicy
@@ -38,12 +40,12 @@ class Arms:
         """Their ids."""
         return [pair.cell_id for pair in self.pairs]
 
-    @property
+    @cached_property
     def baseline_runs(self) -> Floats:
         """All runs of the baseline, a row for each cell."""
         return pad([[run for sitting in sittings for run in sitting] for sittings in self.baseline])
 
-    @property
+    @cached_property
     def candidate_runs(self) -> Floats:
         """The candidate's runs, a row for each cell."""
         return pad(self.candidate)
@@ -63,8 +65,7 @@ def arms_of(policy: MetricPolicy, pairs: Sequence[Pair]) -> tuple[Arms, tuple[Un
     there, samples = [], []
     for pair in pairs:
         before = [
-            [run.samples[name] for run in ended_ok(sitting) if name in run.samples]
-            for sitting in pair.sittings
+            [run.samples[name] for run in sitting if name in run.samples] for sitting in pair.sittings_ok
         ]
         after = [run.samples[name] for run in pair.candidate_ok if name in run.samples]
         if any(before) and after:
@@ -184,7 +185,9 @@ def _stored_judgements(
         for note, decision, sittings in zip(notes, decided.decisions.tolist(), arms.baseline, strict=True)
     ]
     return [
-        replace(judgement, p_value=None) if judgement.verdict == "inconclusive" and note else judgement
+        structs.replace(judgement, p_value=None)
+        if judgement.verdict == "inconclusive" and note
+        else judgement
         for judgement, note in zip(_judgements(arms, decided, rule, notes), notes, strict=True)
     ]
 

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import starmap
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from bench.analysis.detectable import MOST_REPEATS, repeats_needed
 from bench.analysis.moderated import Noise
 from bench.analysis.paired import Paired, decide_drop, drop_bounds
 from bench.analysis.policy import MetricPolicy
-from bench.analysis.sequential import DECISIONS, Decided, Decision, Rule
+from bench.analysis.sequential import DECISIONS, UNDECIDED, Decided, Decision, Rule
 from bench.analysis.settling import Floats
 from bench.analysis.verdicts import Judgement, Verdict
 from bench.spec.gate import GateSpec
@@ -22,8 +24,7 @@ _VERDICTS: dict[Decision, Verdict] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _CellEvidence:
+class _CellEvidence(NamedTuple):
     """One cell's row of ``Decided``, with its bounds; logs, positive being worse."""
 
     decision: Decision
@@ -53,12 +54,14 @@ def judge_statistical(  # noqa: PLR0913 - names, policy and promise of the gate,
     a side has no run: *not comparable*. A sentence in ``too_little`` makes its cell *inconclusive*.
     """
     notes = too_little or [None] * len(cells)
+    noted = np.array([bool(note) for note in notes], dtype=np.bool_)
+    decided = replace(decided, decisions=np.where(noted, UNDECIDED, decided.decisions).astype(np.int8))
     rows = zip(cells, _rows(decided, rule), baseline.tolist(), candidate.tolist(), notes, strict=True)
     return tuple(
         _judge(
             cell,
             policy,
-            replace(row, decision="undecided") if note else row,
+            row,
             before=before,
             after=after,
             reason=note or _reason(row, policy, rule, tests=len(cells)),
@@ -76,21 +79,19 @@ def centre(runs: Floats) -> Floats:
 def _rows(decided: Decided, rule: Rule) -> list[_CellEvidence]:
     """Return the evidence cell by cell."""
     lower, upper = decided.evidence.bounds(rule.alpha_of_a_look)
-    columns = {
-        "difference": decided.evidence.difference,
-        "lower": lower,
-        "upper": upper,
-        "standard_error": decided.evidence.standard_error,
-        "degrees_of_freedom": decided.evidence.degrees_of_freedom,
-        "calibration_held": decided.evidence.calibration_held,
-        "family_p_value": decided.family_p_values,
-        "repeats": decided.repeats,
-    }
-    values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return [
-        _CellEvidence(decision=DECISIONS[decision], **dict(zip(columns, row, strict=True)))
-        for decision, row in zip(decided.decisions.tolist(), values, strict=True)
-    ]
+    rows = zip(
+        [DECISIONS[decision] for decision in decided.decisions.tolist()],
+        decided.evidence.difference.tolist(),
+        lower.tolist(),
+        upper.tolist(),
+        decided.evidence.standard_error.tolist(),
+        decided.evidence.degrees_of_freedom.tolist(),
+        decided.evidence.calibration_held.tolist(),
+        decided.family_p_values.tolist(),
+        decided.repeats.tolist(),
+        strict=True,
+    )
+    return list(starmap(_CellEvidence, rows))
 
 
 def _judge(  # noqa: PLR0913 - one cell of several columns
@@ -161,39 +162,62 @@ def _change(log: float, policy: MetricPolicy) -> str:
     return f"{abs(math.expm1(policy.worse_sign * log)):.1%} {'worse' if log >= 0 else 'better'}"
 
 
-def judge_accuracy(
-    cell: str, policy: MetricPolicy, paired: Paired, family_p_value: float, gate: GateSpec
-) -> Judgement:
-    """Return the judgement on the answers to the same questions, ``paired`` being baseline against candidate.
+class Answered(NamedTuple):
+    """The answers to the same questions, baseline against candidate; ``family_p_value`` is adjusted."""
+
+    cell: str
+    policy: MetricPolicy
+    paired: Paired
+    family_p_value: float
+
+    @property
+    def worse_and_better(self) -> tuple[int, int]:
+        """How many answers changed for the worse, and how many for the better."""
+        lost, gained = self.paired.lost, self.paired.gained
+        return (gained, lost) if self.policy.direction == "lower" else (lost, gained)
+
+
+def judge_accuracy(found: Sequence[Answered], gate: GateSpec) -> tuple[Judgement, ...]:
+    """Return the judgement on each.
 
     It covers these questions and these two trained models, not the method: that takes several seeds.
     """
-    better_higher = policy.direction == "higher"
-    worse, better = (paired.lost, paired.gained) if better_higher else (paired.gained, paired.lost)
-    lost, gained, items = (np.array([float(count)]) for count in (worse, better, paired.items))
-    (decision,) = decide_drop(
+    lost, gained = np.array([one.worse_and_better for one in found], dtype=np.float64).reshape(-1, 2).T
+    items = np.array([one.paired.items for one in found], dtype=np.float64)
+    decisions = decide_drop(
         lost,
         gained,
         items,
-        family_p_values=np.array([family_p_value]),
+        family_p_values=np.array([one.family_p_value for one in found]),
         alpha=gate.alpha,
         minimum_drop=gate.minimum_drop,
-        tolerance=policy.tolerance,
+        tolerance=np.array([one.policy.tolerance for one in found]),
     )
-    low, high = (float(bound[0]) for bound in drop_bounds(lost, gained, items, gate.alpha))
-    verdict = _VERDICTS[DECISIONS[int(decision)]]
-    changed = f"{worse} of {paired.items} questions lost, {better} gained"
-    few = f"; too few to rule out a drop of {policy.tolerance:.1%}, evaluate more questions"
-    interval = (-high, -low) if better_higher else (low, high)
+    low, high = drop_bounds(lost, gained, items, gate.alpha)
+    rows = zip(found, decisions.tolist(), low.tolist(), high.tolist(), strict=True)
+    return tuple(_answered(one, DECISIONS[decision], low, high) for one, decision, low, high in rows)
+
+
+def _answered(one: Answered, decision: Decision, low: float, high: float) -> Judgement:
+    """Return the judgement on one; ``low`` and ``high`` bound the drop."""
+    policy, paired = one.policy, one.paired
+    worse, better = one.worse_and_better
+    verdict = _VERDICTS[decision]
+    reason = f"{worse} of {paired.items} questions lost, {better} gained"
+    if verdict == "inconclusive":
+        reason += f"; too few to rule out a drop of {policy.tolerance:.1%}, evaluate more questions"
+    if paired.unmatched:
+        reason += f"; {paired.unmatched} questions on one side only"
+    interval = (low, high) if policy.direction == "lower" else (-high, -low)
     return Judgement(
-        cell=cell,
+        cell=one.cell,
         metric=policy.metric.name,
         verdict=verdict,
         gated=policy.gated,
-        reason=changed + (few if verdict == "inconclusive" else ""),
+        reason=reason,
         improved=verdict == "pass" and high < 0,
         difference=paired.difference_share,
         difference_low=interval[0],
         difference_high=interval[1],
-        p_value=family_p_value,
+        p_value=one.family_p_value,
     )

@@ -34,23 +34,37 @@ class Item(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """How the answers to ``items`` common questions changed; the shares are of those questions."""
+    """How the answers to ``items`` common questions changed: ``gained`` wrong → right, ``lost`` the reverse.
+
+    ``unmatched`` questions were asked on one side only.
+    """
 
     items: int
     unmatched: int
     gained: int
     lost: int
-    difference_share: float
-    p_value: float
+
+    @property
+    def difference_share(self) -> float:
+        """The change in accuracy, as a share of the common questions."""
+        return (self.gained - self.lost) / self.items
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided and exact.
+
+        Under no change the gained ones among those that changed follow a binomial distribution with p = 1/2
+        (McNemar 1947, Psychometrika 12:153), which is symmetric, so it is twice the smaller tail.
+        """
+        more, fewer = np.sort(np.array([self.gained, self.lost], dtype=np.float64))[::-1]
+        return min(1.0, 2 * float(drop_p_value(more, fewer)))
 
 
 def pair_items(first: Sequence[Item], second: Sequence[Item]) -> Paired:
     """Join two evaluations on ``doc_id`` and test whether one answered more questions than the other.
 
-    ``gained`` counts wrong → right, ``lost`` right → wrong. ``p_value`` is two-sided and exact: under no
-    change the gained ones among those that changed follow a binomial distribution with p = 1/2 (McNemar
-    1947, Psychometrika 12:153), which is symmetric, so it is twice the smaller tail. Raises UsageError
-    when a question's hash differs, when a question is there twice, or when the two have none in common.
+    Raises UsageError when a question's hash differs, when a question is there twice, or when the two have
+    none in common.
     """
     before, after = _by_id(first), _by_id(second)
     common = sorted(before.keys() & after.keys())
@@ -64,22 +78,7 @@ def pair_items(first: Sequence[Item], second: Sequence[Item]) -> Paired:
             )
     gained = sum(after[doc_id].correct and not before[doc_id].correct for doc_id in common)
     lost = sum(before[doc_id].correct and not after[doc_id].correct for doc_id in common)
-    return paired_counts(
-        items=len(common), unmatched=len(before.keys() ^ after.keys()), gained=gained, lost=lost
-    )
-
-
-def paired_counts(*, items: int, unmatched: int, gained: int, lost: int) -> Paired:
-    """Return the pairing of evaluations whose changes have been counted."""
-    more, fewer = np.array([float(max(gained, lost))]), np.array([float(min(gained, lost))])
-    return Paired(
-        items=items,
-        unmatched=unmatched,
-        gained=gained,
-        lost=lost,
-        difference_share=(gained - lost) / items,
-        p_value=min(1.0, 2 * float(drop_p_value(more, fewer)[0])),
-    )
+    return Paired(items=len(common), unmatched=len(before.keys() ^ after.keys()), gained=gained, lost=lost)
 
 
 def try_pair(
@@ -100,8 +99,8 @@ def try_pair(
 def drop_p_value(lost: Floats, gained: Floats) -> Floats:
     """Return the one-sided exact p-value of no drop: so many lost or more among those that changed.
 
-    McNemar's test as in ``pair_items``, for arrays of counts; 1 where none was lost. The tail of the binomial
-    distribution at 1/2 is an incomplete beta function (Abramowitz and Stegun 26.5.24).
+    McNemar's test as in ``Paired.p_value``, for arrays of counts; 1 where none was lost. The tail of the
+    binomial distribution at 1/2 is an incomplete beta function (Abramowitz and Stegun 26.5.24).
     """
     p_value: Floats = np.where(lost > 0, betainc(np.maximum(lost, 1), gained + 1, 0.5), 1.0)
     return p_value
@@ -126,7 +125,7 @@ def decide_drop(  # noqa: PLR0913 - three counts and three promises, all of them
     family_p_values: Floats,
     alpha: float,
     minimum_drop: float,
-    tolerance: float,
+    tolerance: Floats | float,
 ) -> Floats:
     """Return the place in ``sequential.DECISIONS`` of each pair of evaluations.
 

@@ -1,7 +1,8 @@
 """The verdict on one metric of one cell, and what several come to together."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from bench.results.verdicts import Judged
 from bench.results.verdicts import VerdictName as Verdict
@@ -9,8 +10,7 @@ from bench.results.verdicts import VerdictName as Verdict
 __all__ = ["Judgement", "Verdict", "overall"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """One metric of one cell, in the metric's unit.
 
     ``ratio`` is candidate / baseline with its interval, each bound missed with the gate's error rate; None

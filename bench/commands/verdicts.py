@@ -40,7 +40,8 @@ def show(verdicts: "Verdicts", outputs: Outputs, title: str) -> None:
     from bench.report.comparison import write_text
     from bench.report.gate import render_markdown, render_terminal
 
-    text = verdicts.model_dump_json(indent=1) + "\n"
+    wants_text = outputs.json or any(file.suffix == ".json" for file in outputs.files)
+    text = verdicts.model_dump_json(indent=1) + "\n" if wants_text else ""
     page = render_markdown(verdicts, most_bytes=_ANY_SIZE, title=title) if _wants_page(outputs) else ""
     for file in outputs.files:
         write_text(file, text if file.suffix == ".json" else page)

@@ -42,6 +42,7 @@ def read_metrics(record: Record) -> dict[str, float | int | None]:
     measurement = record.measurement
     ledger, model, flops = measurement.ledger, measurement.model, measurement.flops
     before, after = headline_evaluation(record, "before"), headline_evaluation(record, "after")
+    steps = measured_steps(record)
     return {
         "ledger_peak_bytes": ledger.peak_bytes if ledger else None,
         "host_peak_bytes": peak_bytes(record, "host_peak_bytes"),
@@ -51,8 +52,8 @@ def read_metrics(record: Record) -> dict[str, float | int | None]:
         "nvml_process_peak_bytes": _bytes_of(nvml_peak(record, "process")),
         "nvml_device_delta_peak_bytes": _bytes_of(nvml_peak(record, "device_delta")),
         "non_torch_bytes": measurement.gpu.non_torch_bytes if measurement.gpu else None,
-        "tokens_per_second": _median(step_tokens_per_second(record)),
-        "step_time_ns": _median(step.step_time_ns for step in measured_steps(record)),
+        "tokens_per_second": _median(_speeds(steps)),
+        "step_time_ns": _median(step.step_time_ns for step in steps),
         "energy_per_token_mj": energy_per_token_mj(record),
         "load_time_ns": phase_time_ns(record, ("load",)),
         "step_flops": flops.step_flops if flops else None,
@@ -67,16 +68,18 @@ def read_metrics(record: Record) -> dict[str, float | int | None]:
 
 def measured_steps(record: Record) -> tuple[StepSample, ...]:
     """Return the steps after the first and the warm-up."""
-    return tuple(step for step in record.measurement.steps if step.stage == "measured")
+    return tuple([step for step in record.measurement.steps if step.stage == "measured"])
 
 
 def step_tokens_per_second(record: Record) -> tuple[float, ...]:
     """Return non-padding tokens per second of each measured step, in order."""
-    return tuple(
-        step.tokens.non_padding * NS_PER_SECOND / step.step_time_ns
-        for step in measured_steps(record)
-        if step.step_time_ns > 0
-    )
+    return tuple(_speeds(measured_steps(record)))
+
+
+def _speeds(steps: Iterable[StepSample]) -> list[float]:
+    return [
+        step.tokens.non_padding * NS_PER_SECOND / step.step_time_ns for step in steps if step.step_time_ns > 0
+    ]
 
 
 def peak_phase(record: Record, field: PeakField) -> PhaseReading | None:
@@ -127,9 +130,9 @@ def energy_per_token_mj(record: Record) -> float | None:
     """
     gpu, duration_ns = record.measurement.gpu, phase_time_ns(record, ("steady",))
     steady = gpu.phase("steady") if gpu else None
-    tokens = sum(step.tokens.non_padding for step in measured_steps(record))
     if steady is None or steady.energy_mj is None or not steady.energy_time_ns or not duration_ns:
         return None
+    tokens = sum(step.tokens.non_padding for step in measured_steps(record))
     if steady.energy_time_ns < LEAST_ENERGY_TIME_NS or steady.samples < LEAST_ENERGY_SAMPLES or not tokens:
         return None
     return steady.energy_mj / steady.energy_time_ns * duration_ns / tokens

@@ -24,6 +24,7 @@ from bench.spec.types import Cell
 Samples = Mapping[str, tuple[float, ...]]
 Questions = tuple[tuple[int, str], ...]
 Facts = tuple[tuple[str, str | int | None], ...]
+Instruments = tuple[tuple[str, str], ...]
 
 CARD_CONDITIONS = ("card", "driver", "power limit in mW")
 _VARYING = tuple(name for name, metric in METRICS.items() if metric.kind == "statistical")
@@ -105,7 +106,7 @@ class RunFacts:
     started_at: str
     environment: Environment
     conditions: Facts
-    instruments: tuple[tuple[str, str], ...]
+    instruments: Instruments
     values: Mapping[str, float | int | None]
     samples: Samples
     answers: tuple[Answers, ...]
@@ -196,7 +197,7 @@ def _card(record: Record) -> Facts:
     return tuple(zip(CARD_CONDITIONS, found, strict=True))
 
 
-def _instruments(record: Record) -> tuple[tuple[str, str], ...]:
+def _instruments(record: Record) -> Instruments:
     device, gpu = record.measurement.device, record.measurement.gpu
     return (
         ("NVML", gpu.isolation if gpu else "not asked"),

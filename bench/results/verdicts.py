@@ -7,9 +7,10 @@ History of the format (``VERDICTS_VERSION``):
 - 1 (2026-11-22): first.
 """
 
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from bench.results.stored import Caveat, Count, Stored
 
@@ -24,16 +25,20 @@ EXIT_PASS, EXIT_REGRESSION, EXIT_INCONCLUSIVE, EXIT_INFRASTRUCTURE = 0, 1, 3, 4
 WORST_FIRST: tuple[VerdictName, ...] = ("regression", "inconclusive", "not comparable", "pass")
 
 
-class Judged(Stored):
+@dataclass(frozen=True, kw_only=True)
+class Judged:
     """One metric of one cell. Values are in ``unit``, intervals and shares as in ``analysis.verdicts``.
 
     ``metric`` is *outcome* where it is about how the runs ended. ``improved`` is a proven change for the
-    better. ``interval`` says what the interval covers.
+    better. ``interval`` says what the interval covers. Checked when a document is read, and not when one is
+    made: there are tens of thousands.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = Stored.model_config
 
     cell: str
     metric: str
-    task: str | None = Field(None, description="The evaluation task, for accuracy.")
+    task: Annotated[str | None, Field(description="The evaluation task, for accuracy.")] = None
     unit: str = ""
     instrument: str = ""
     kind: Kind
@@ -43,10 +48,12 @@ class Judged(Stored):
     reason: str
     baseline: float | None = None
     candidate: float | None = None
-    ratio: float | None = Field(None, description="Candidate / baseline.")
+    ratio: Annotated[float | None, Field(description="Candidate / baseline.")] = None
     ratio_low: float | None = None
     ratio_high: float | None = None
-    difference: float | None = Field(None, description="Accuracy: candidate less baseline, in shares.")
+    difference: Annotated[
+        float | None, Field(description="Accuracy: candidate less baseline, in shares.")
+    ] = None
     difference_low: float | None = None
     difference_high: float | None = None
     p_value: float | None = None
