@@ -98,15 +98,20 @@ def _differing(told: Told) -> Iterator[str]:
     if not differing:
         yield f"No other method differs from it beyond the 95 % interval over seeds ({compared})."
         return
-    for level, one in differing:
+    upheld = [(level, one) for level, one in differing if _holds(one)]
+    for level, one in upheld:
         verb = "gains" if one.difference.mean > 0 else "loses"
         yield f"{level.method} {verb} {points(abs(one.difference.mean))} against it ({_both_errors(one)})."
+    for level, one in differing:
+        if not _holds(one):
+            verb = "gain" if one.difference.mean > 0 else "lose"
+            yield (
+                f"{level.method} seems to {verb} {points(abs(one.difference.mean))} ({_both_errors(one)}), "
+                f"which Holm's correction for {compared} does not uphold ({_adjusted(one)})."
+            )
     rest = [level.method for level, one in told if not one.difference.excludes_nought]
     if rest:
         yield f"Not beyond the interval over seeds: {', '.join(rest)}."
-    if len(told) > 1:
-        kept = [level.method for level, one in differing if _holds(one)]
-        yield f"Still significant after Holm's correction for {compared}: {', '.join(kept) or 'none'}."
 
 
 def _both_errors(one: SeedDifference) -> str:
@@ -205,8 +210,11 @@ def _interval(one: SeedDifference) -> str:
 
 
 def _holm(level: Level) -> str:
-    adjusted = level.against.holm_p_value if level.against else None
-    return NOT_APPLICABLE if adjusted is None else p_value(adjusted)
+    return _adjusted(level.against) if level.against else NOT_APPLICABLE
+
+
+def _adjusted(one: SeedDifference) -> str:
+    return NOT_APPLICABLE if one.holm_p_value is None else p_value(one.holm_p_value)
 
 
 def _trainable(level: Level) -> str:
