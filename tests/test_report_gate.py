@@ -86,7 +86,7 @@ def test_a_page_says_the_verdict_and_shows_each_change() -> None:
     assert "versions.peft: 1 before, 2 now" in page
 
 
-@pytest.mark.parametrize("rows", [1, 10, 5000])
+@pytest.mark.parametrize("rows", [1, 10, 1000])
 def test_a_comment_stays_under_its_limit_and_counts_what_it_leaves_out(rows: int) -> None:
     """The worst stand first; every judgement is either shown or counted."""
     judgements = [make_judged("regression", cell=f"tiny/{row}", reason="ü" * 100) for row in range(rows)]
@@ -94,7 +94,7 @@ def test_a_comment_stays_under_its_limit_and_counts_what_it_leaves_out(rows: int
     assert text.startswith(COMMENT_MARK)
     assert len(text.encode()) < 64_000
     shown = text.count("| REGRESSION |")
-    if rows == 5000:
+    if rows == 1000:
         assert 100 < shown < rows
         assert f"Not shown: {rows - shown} regression, 1 pass; the JSON document has all of them." in text
     else:
