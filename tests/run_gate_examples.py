@@ -7,6 +7,7 @@ Each goes through the command line as anyone would: the base is what is committe
 fills the page.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from bench.results.sittings import SIDES, SITTING_FILE
 from gate_candidates import HERE, make_candidate
 
 BUILD = Path("build/gate")
+
+# So that the two cores of a small machine are not both needed at once.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,8 @@ def run_example(name: str) -> int:
     sittings = BUILD / name / "sittings"
     scenario = f"scenarios/{example.scenario}.toml"
     command = ["gate", scenario, "--base", "HEAD", "--candidate", candidate, "--results", str(sittings)]
-    code = subprocess.run([sys.executable, "-m", "bench", *command], cwd=HERE, check=False).returncode
+    python = [sys.executable, "-m", "bench"]
+    code = subprocess.run([*python, *command], cwd=HERE, env=os.environ | ONE_THREAD, check=False).returncode
     (sitting,) = (HERE / sittings).iterdir()
     kept = HERE / "results" / "gate" / name
     shutil.rmtree(kept, ignore_errors=True)
