@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bench.commands.options import GateFile, Json, Markdown, Output, gate_of
-from bench.commands.verdicts import Outputs, show
+from bench.commands.verdicts import Outputs, garbage_kept, show
 from bench.errors import UsageError
 
 ResultSetName = Annotated[
@@ -28,8 +28,9 @@ def compare(  # noqa: PLR0913 - one parameter for each option
 
     outputs = Outputs(files=tuple(output), json=json, markdown=markdown)
     outputs.check()
-    verdicts = compare_results(baseline, candidate, gate_of(scenario))
-    show(verdicts, outputs, f"{candidate} against {baseline}")
+    with garbage_kept():
+        verdicts = compare_results(baseline, candidate, gate_of(scenario))
+        show(verdicts, outputs, f"{candidate} against {baseline}")
 
 
 def export(

@@ -18,7 +18,7 @@ from bench.commands.options import (
     Output,
     gate_of,
 )
-from bench.commands.verdicts import Outputs, conclude
+from bench.commands.verdicts import Outputs, conclude, garbage_kept
 from bench.errors import UsageError
 
 _BASELINES = Path("results/baselines")
@@ -121,8 +121,9 @@ def gate(  # noqa: PLR0913 - one parameter for each option
         from bench.gate.stored import BaselineChoice, gate_results
 
         chosen = BaselineChoice(root=baselines, name=baseline)
-        verdicts = gate_results(str(target), chosen, gate_of(scenario, exact_only=exact_only))
-        conclude(verdicts, outputs, f"{target} against the baseline {baseline}")
+        with garbage_kept():
+            verdicts = gate_results(str(target), chosen, gate_of(scenario, exact_only=exact_only))
+            conclude(verdicts, outputs, f"{target} against the baseline {baseline}")
     else:
         _again(target, outputs)
 
