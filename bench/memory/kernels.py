@@ -73,6 +73,10 @@ class Kernels:
         """Answer what code asks of a tensor's data; raises ``UntraceableError`` where nobody can know."""
         return answer(padded=self._padded, packed=self._packed)
 
+    def takes_more(self, func: Any) -> bool:  # noqa: ANN401 - torch ships no type
+        """Tell whether an operator's kernel may take more than its result: a workspace or scratch blocks."""
+        return func in _GEMMS or func in self._scratch
+
     def kept_workspaces(self, func: Any, *, in_backward: bool) -> Iterator[tuple[int, str]]:  # noqa: ANN401 - the same
         """Yield the workspaces that this operator is the first to need: one of cuBLAS for each thread."""
         if self.platform.device == "cuda" and func in _GEMMS and in_backward not in self._handles:

@@ -20,6 +20,7 @@ from bench.probes.ledger import Block, Ledger, StepPhase
 
 _ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
 _INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
+_SPECIAL = {_ITEM, *_INDEXING}
 NO_LAYER = -1
 shapes_on = cache(
     lambda _platform: ShapeMemory()
@@ -56,6 +57,7 @@ class MetaLedger(Ledger):
         super().__init__(model, "meta", vocabulary_size)
         self._kernels = kernels
         self._shapes = shapes_on(kernels.platform)
+        self._special: dict[Any, bool] = {}  # operators of which there is more to say than their results
         if kernels.on_cpu:  # where small tensors that no device is asked for count like all others
             self._counted_devices = {"meta", "cpu"}
         self._periods_added = periods_added
@@ -130,19 +132,26 @@ class MetaLedger(Ledger):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - torch's own signature
         """Run the operator and add what its kernel would take besides its result."""
-        if func is _ITEM and args[0].device.type == "meta":
-            self._op_count += 1
-            return self._kernels.answer(args[0])
-        if func in _INDEXING:
-            self._enter_indices(args)
-        for nbytes, op in self._kernels.kept_workspaces(func, in_backward=self._phase == "backward"):
-            self.hold(nbytes, op)
-        if self._phase == "optimizer_step":
+        special = self._special.get(func)
+        if special is None:
+            special = self._special[func] = func in _SPECIAL or self._kernels.takes_more(func)
+        if special:
+            if func is _ITEM and args[0].device.type == "meta":
+                self._op_count += 1
+                return self._kernels.answer(args[0])
+            if func in _INDEXING:
+                self._enter_indices(args)
+            for nbytes, op in self._kernels.kept_workspaces(func, in_backward=self._phase == "backward"):
+                self.hold(nbytes, op)
+        in_optimizer = self._phase == "optimizer_step"
+        if in_optimizer:
             self._layers_of_results = self._layers_read(args)
         try:
             result = super().__torch_dispatch__(func, types, args, kwargs)
         except (NotImplementedError, RuntimeError) as error:
             raise self._untraceable(func, args) from error
+        if not special and not in_optimizer:
+            return result
         imagined = self._with_added_layers(args)
         if imagined is not args:
             self._size_by_parameters(args[0], imagined[0], result)

@@ -5,13 +5,23 @@ only what one of them has said: sizes, strides and dtypes of results that share 
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
-_FORGETTABLE = 200_000  # entries; a plan of many cells would otherwise grow without end
+_META = torch.device("meta")
+_FORGETTABLE = 20_000  # entries of one operator; a plan of many cells would otherwise grow without end
+
+
+@dataclass(frozen=True, slots=True)
+class _Operator:
+    """How an operator's results can be made again, and what is known of them by its arguments' layouts."""
+
+    kind: str
+    known: dict[object, tuple[_Layout, ...]] = field(default_factory=dict)
 
 
 class ShapeMemory:
@@ -19,43 +29,48 @@ class ShapeMemory:
 
     def __init__(self) -> None:
         """Know nothing yet."""
-        self._known: dict[object, tuple[_Layout, ...]] = {}
-        self._kind: dict[Any, str] = {}
+        self._operators: dict[Any, _Operator] = {}
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - torch's own signature
         """Return what ``func`` would, running it only if it has not met these layouts before."""
-        kind = self._kind.get(func)
-        if kind is None:
-            kind = self._kind[func] = _kind(func)
+        operator = self._operators.get(func)
+        if operator is None:
+            operator = self._operators[func] = _Operator(_kind(func))
+        kind = operator.kind
         if kind == "run":
             return func(*args, **kwargs)
         try:
-            key = (func, *map(_layout, args), *((name, _layout(value)) for name, value in kwargs.items()))
-            layouts = self._known.get(key)
+            key: object = tuple(map(_layout, args))
+            if kwargs:
+                key = key, tuple([(name, _layout(value)) for name, value in kwargs.items()])
+            layouts = operator.known.get(key)
         except TypeError:  # an argument that cannot be a key
             return func(*args, **kwargs)
         if layouts is None:
-            return self._learn(func, args, kwargs, key, kind)
+            return self._learn(func, args, kwargs, key, operator)
         if kind == "in place":
             return args[0]
-        made = [
-            torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in layouts
-        ]
-        return made[0] if kind == "one" else tuple(made)
+        if kind == "one":
+            ((size, stride, dtype),) = layouts
+            return torch.empty_strided(size, stride, dtype=dtype, device=_META)
+        return tuple(
+            [torch.empty_strided(size, stride, dtype=dtype, device=_META) for size, stride, dtype in layouts]
+        )
 
-    def _learn(self, func: Any, args: Any, kwargs: Any, key: object, kind: str) -> Any:  # noqa: ANN401 - torch's
+    def _learn(self, func: Any, args: Any, kwargs: Any, key: object, operator: _Operator) -> Any:  # noqa: ANN401 - torch's
         result = func(*args, **kwargs)
         results = result if isinstance(result, tuple) else (result,)
-        if len(self._known) > _FORGETTABLE:
-            self._known.clear()
-        if kind == "in place":
+        known = operator.known
+        if len(known) > _FORGETTABLE:
+            known.clear()
+        if operator.kind == "in place":
             if result is args[0]:
-                self._known[key] = ()
+                known[key] = ()
         elif all(isinstance(each, torch.Tensor) and _is_plain(each) for each in results) and not (
             _storages(results)
             & _storages(tree_leaves((args, kwargs)))  # as _unsafe_view's, which does not say so
         ):
-            self._known[key] = tuple((each.size(), each.stride(), each.dtype) for each in results)
+            known[key] = tuple((each.size(), each.stride(), each.dtype) for each in results)
         return result
 
 
@@ -84,12 +99,11 @@ def _kind(func: Any) -> str:  # noqa: ANN401 - torch ships no type
 def _layout(value: Any) -> Any:  # noqa: ANN401 - any argument
     """Return what of an argument decides an operator's result."""
     if isinstance(value, torch.Tensor):
-        if value.device.type != "meta":
+        if not value.is_meta:
             raise TypeError
-        return value.size(), value.stride(), value.dtype
-    if isinstance(value, list | tuple):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
         return tuple(map(_layout, value))
-    hash(value)
     return value.__class__, value
 
 

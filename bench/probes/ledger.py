@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch._dynamo  # else imported at the first dispatch, and frames of that import keep tensors alive
@@ -40,8 +40,7 @@ class Block:
     died_phase: StepPhase | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of the ledger: a block came to life or died."""
 
     block: int
@@ -189,7 +188,8 @@ class Ledger(TorchDispatchMode):
         self._op_count += 1
         module = self._module_of(args)
         result = self._run(func, args, kwargs or {})
-        for tensor in _tensors((result,)):
+        # Nearly every operator returns one tensor, and there are tens of thousands of calls.
+        for tensor in (result,) if isinstance(result, torch.Tensor) else _tensors((result,)):
             block = self._enter(tensor, func._schema.name, module)  # noqa: SLF001 - the op's only name
             if block is not None and self._is_logits(tensor):
                 block.category = "logits"
@@ -234,7 +234,11 @@ class Ledger(TorchDispatchMode):
     def _write(self, number: int, *, born: bool) -> None:
         books = self._books
         books.entries.append(Entry(number, born))
-        books.live_bytes += books.blocks[number].nbytes * (1 if born else -1)
+        nbytes = books.blocks[number].nbytes
+        if not born:
+            books.live_bytes -= nbytes
+            return
+        books.live_bytes += nbytes
         if books.live_bytes > books.peak.live_bytes:
             books.peak = Peak(books.live_bytes, len(books.entries))
         self._note_phase_peak()
@@ -274,7 +278,8 @@ class Ledger(TorchDispatchMode):
         return sum(block.nbytes for block in blocks if block.born_phase == phase and block.category is None)
 
     def _is_logits(self, tensor: torch.Tensor) -> bool:
-        wide = tensor.dim() > 0 and tensor.shape[-1] == self._vocabulary_size
+        shape = tensor.shape
+        wide = len(shape) > 0 and shape[-1] == self._vocabulary_size
         return wide and tensor.is_floating_point() and self._phase in {"forward", "backward"}
 
     def _module_of(self, args: tuple[Any, ...]) -> str:
