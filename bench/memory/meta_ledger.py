@@ -139,10 +139,7 @@ class MetaLedger(Ledger):
             if func is _ITEM and args[0].device.type == "meta":
                 self._op_count += 1
                 return self._kernels.answer(args[0])
-            if func in _INDEXING:
-                self._enter_indices(args)
-            for nbytes, op in self._kernels.kept_workspaces(func, in_backward=self._phase == "backward"):
-                self.hold(nbytes, op)
+            self._prepare(func, args)
         in_optimizer = self._phase == "optimizer_step"
         if in_optimizer:
             self._layers_of_results = self._layers_read(args)
@@ -150,18 +147,28 @@ class MetaLedger(Ledger):
             result = super().__torch_dispatch__(func, types, args, kwargs)
         except (NotImplementedError, RuntimeError) as error:
             raise self._untraceable(func, args) from error
-        if not special and not in_optimizer:
-            return result
+        if special or in_optimizer:
+            self._add_scratch(func, args, kwargs or {}, result)
+        return result
+
+    def _prepare(self, func: Any, args: tuple[Any, ...]) -> None:  # noqa: ANN401 - torch ships no type
+        """Enter tensors that its indices are made of, and workspaces that it is the first to need."""
+        if func in _INDEXING:
+            self._enter_indices(args)
+        for nbytes, op in self._kernels.kept_workspaces(func, in_backward=self._phase == "backward"):
+            self.hold(nbytes, op)
+
+    def _add_scratch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:  # noqa: ANN401 - the same
+        """Enter what a kernel takes while it runs, and take it out again."""
         imagined = self._with_added_layers(args)
         if imagined is not args:
             self._size_by_parameters(args[0], imagined[0], result)
-        blocks = self._kernels.scratch_blocks(func, imagined, kwargs or {}, result)
+        blocks = self._kernels.scratch_blocks(func, imagined, kwargs, result)
         if blocks:
             held = [self.hold(nbytes, f"{func._schema.name} (workspace)") for nbytes in blocks]  # noqa: SLF001 - its only name
-            self.scratch_calls.append(described(func, (imagined, kwargs or {}, result), held[0], len(held)))
+            self.scratch_calls.append(described(func, (imagined, kwargs, result), held[0], len(held)))
             for number in held:
                 self.release(number)
-        return result
 
     def _settle(self) -> None:
         """Leave garbage alone: none of it is in this ledger, and there is much of it between traces."""
