@@ -1,54 +1,13 @@
-"""Accuracy over seeds: groups, t-intervals worked out by hand, differences paired by seed."""
-
-from collections.abc import Sequence
-from typing import Any
+"""Accuracy over seeds: groups, t-intervals worked out by hand."""
 
 import pytest
 
-from bench.analysis.seeds import (
-    SeedGroup,
-    accuracy_over_seeds,
-    difference_over_seeds,
-    differences_over_seeds,
-    group_by_seed,
-    mean_over_seeds,
-    over_seeds,
-)
+from bench.analysis.seeds import accuracy_over_seeds, group_by_seed, mean_over_seeds, over_seeds
 from bench.analysis.surroundings import surroundings
-from bench.errors import UsageError
-from bench.results.records import Record
-from records_factory import make_cell, make_environment, make_evaluation, make_measurement, make_record
+from records_factory import make_environment
+from seeds_factory import make_run, one_group, right
 
 T_OF_TWO = 4.302653  # 97.5 % point of Student's t with two degrees of freedom, from a table
-
-
-def make_run(
-    seed: int,
-    right: Sequence[bool],
-    *,
-    method: str = "lora",
-    before: Sequence[bool] = (False,) * 20,
-    **changes: Any,  # noqa: ANN401 - any field of a record
-) -> Record:
-    """Return a run of one seed with the given answers before and after training."""
-    cell = make_cell(
-        id=f"tiny/{method}-r8/b4-s256-seed={seed}-task=longest-word",
-        method={"kind": "lora", "name": method, "rank": 8},
-        training={"sequence_length": 256, "micro_batch": 4, "seed": seed},
-    )
-    evaluations = (make_evaluation("before", before), make_evaluation("after", right))
-    return make_record(**{"cell": cell, "measurement": make_measurement(evaluations=evaluations)} | changes)
-
-
-def right(count: int, items: int = 20) -> list[bool]:
-    """Return answers of which the first ones are right."""
-    return [index < count for index in range(items)]
-
-
-def one_group(records: Sequence[Record]) -> SeedGroup:
-    """Return the only group of the records."""
-    (group,) = group_by_seed(records)
-    return group
 
 
 def test_mean_and_interval_by_hand() -> None:
@@ -120,56 +79,6 @@ def test_accuracy_states_both_errors() -> None:
     assert pytest.approx((squares / 19 / 20) ** 0.5) == found.items_error
 
 
-def test_differences_are_paired_by_seed() -> None:
-    """Both rise with the seed: apart their intervals overlap, paired the difference is 1, 1 and 2 of 20."""
-    group = one_group([make_run(seed, right(count)) for seed, count in enumerate((11, 15, 20))])
-    reference = one_group(
-        [make_run(seed, right(count), method="base") for seed, count in enumerate((10, 14, 18, 4))]
-    )
-    found = difference_over_seeds(group, reference, "held-out")
-    assert found is not None
-    assert ((0, 1, 2), (0.05, 0.05, 0.1), 4, 0) == (
-        found.seeds,
-        found.difference.values,
-        found.gained,
-        found.lost,
-    )
-    width = T_OF_TWO * (0.05 / 3**0.5) / 3**0.5  # s of 0.05, 0.05, 0.10 is 0.05 / √3
-    assert pytest.approx((0.2 / 3 - width, 0.2 / 3 + width)) == (found.difference.low, found.difference.high)
-
-
-def test_p_values_are_adjusted_for_one_another() -> None:
-    """Of two differences the smaller p-value is doubled; one without spread has none to adjust."""
-    reference = one_group([make_run(seed, right(10), method="base") for seed in range(3)])
-    counts = {"one": (14, 15, 16), "two": (8, 13, 12), "equal": (12, 12, 12)}
-    groups = [
-        one_group([make_run(seed, right(count), method=name) for seed, count in enumerate(values)])
-        for name, values in counts.items()
-    ]
-    found = differences_over_seeds([reference, *groups], reference, "held-out")
-    assert [group.name for group in groups] == list(found)
-    one, two, equal = found.values()
-    assert one.difference.p_value is not None
-    assert pytest.approx(2 * one.difference.p_value) == one.holm_p_value
-    assert two.difference.p_value == two.holm_p_value
-    assert (None, 0.1) == (equal.holm_p_value, equal.difference.mean)
-    assert {} == differences_over_seeds([reference], reference, "held-out")
-
-
-def test_what_cannot_be_compared_is_refused() -> None:
-    """Other questions, another setting: a sentence; no common seed, no such task: nothing."""
-    group = one_group([make_run(seed, right(15)) for seed in range(2)])
-    short = one_group([make_run(0, right(10, items=19), method="base")])
-    with pytest.raises(UsageError, match="not all runs were asked the same questions"):
-        difference_over_seeds(group, short, "held-out")
-    elsewhere = one_group([make_run(0, right(15), environment=make_environment(threads={"torch": 8}))])
-    with pytest.raises(UsageError, match="differ in more than the method"):
-        difference_over_seeds(group, elsewhere, "held-out")
-    later = one_group([make_run(5, right(15), method="base")])
-    assert difference_over_seeds(group, later, "held-out") is None
-    assert accuracy_over_seeds(group, "mmlu-281") is None
-
-
 def test_groups_of_several_seeds_are_listed() -> None:
     """One line a task; seeds that were asked different questions have a sentence in place of a mean."""
     records = [make_run(seed, right(15)) for seed in range(2)]
@@ -183,3 +92,4 @@ def test_groups_of_several_seeds_are_listed() -> None:
     assert found[1].why_not is not None
     assert "not all runs were asked the same questions" in found[1].why_not
     assert () == over_seeds(records[:1], surroundings(records[:1]))
+    assert accuracy_over_seeds(group_by_seed(records)[0], "mmlu-281") is None

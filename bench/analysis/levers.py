@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from bench.analysis.rows import Comparison, Instrument, Row
-from bench.analysis.studies import BUSY, PROCESS
+from bench.analysis.studies import PROCESS
 from bench.errors import UsageError
+from bench.results.readings import speed_disturbed
 from bench.spec.types import Cell
 
 _PLAIN = {"full": "full", "lora": "lora", "qlora": "lora"}
@@ -35,12 +36,12 @@ class Effect:
 
     ``peak_share`` is by the instrument ``TENSORS`` names, ``predicted_share`` what was predicted of it before
     both ran, ``process_share`` by ``PROCESS``, ``flops_share`` of operations for each token. ``speed_share``
-    is left out where others used the CPUs.
+    is left out where either run's speed was disturbed.
     """
 
     row: Row
     changes: tuple[Change, ...]
-    busy: bool
+    disturbed: bool
     peak_share: float | None = None
     predicted_share: float | None = None
     process_share: float | None = None
@@ -109,19 +110,19 @@ def levers(comparison: Comparison, cells: Mapping[str, Cell]) -> tuple[Levers, .
 
 def _effect(row: Row, base: Row, cells: Mapping[str, Cell]) -> Effect:
     changes = tuple(_changes(cells[row.key], cells[base.key]))
-    busy = any(caveat.code == BUSY for one in (row, base) for caveat in one.caveats)
+    disturbed = any(speed_disturbed(one.caveats) for one in (row, base))
     if row.outcome != "ok":
-        return Effect(row=row, changes=changes, busy=busy)
+        return Effect(row=row, changes=changes, disturbed=disturbed)
     speeds = [one.throughput.tokens_per_second if one.throughput else None for one in (row, base)]
     return Effect(
         row=row,
         changes=changes,
-        busy=busy,
+        disturbed=disturbed,
         peak_share=_share(*(_peak(one, TENSORS) for one in (row, base))),
         predicted_share=_share(*(_predicted(one) for one in (row, base))),
         process_share=_share(*(_peak(one, PROCESS) for one in (row, base))),
         flops_share=_share(row.flops_per_token, base.flops_per_token),
-        speed_share=None if busy else _share(*speeds),
+        speed_share=None if disturbed else _share(*speeds),
     )
 
 

@@ -1,4 +1,4 @@
-"""Accuracy over training seeds: means, differences paired by seed, and what each does and does not cover.
+"""Accuracy over training seeds: means, and what their errors do and do not cover.
 
 Two errors are kept apart and named. *Over seeds*: how far another training run on the same questions may
 lie (Student's t). *Over items*: how far the same runs may lie on other questions. Neither holds the other.
@@ -8,14 +8,13 @@ import json
 import re
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from bench.analysis.rows import Surroundings
-from bench.analysis.sequential import holm
 from bench.analysis.settling import Floats
 from bench.analysis.surroundings import label_of, place
 from bench.errors import UsageError
@@ -98,26 +97,6 @@ class SeedAccuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedDifference:
-    """One group's accuracy after training less a reference's, paired by seed; shares.
-
-    ``gained`` and ``lost`` count answers over all seeds: right where the reference is wrong, and the
-    reverse. A question counts once a seed, so that they show the churn and are not tested. ``items_error`` is
-    as in ``SeedAccuracy``. ``holm_p_value`` is adjusted for all differences it was computed with.
-    """
-
-    task: str
-    reference: str
-    seeds: tuple[int, ...]
-    items: int
-    difference: SeedMean
-    gained: int
-    lost: int
-    items_error: float | None
-    holm_p_value: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class OverSeeds:
     """One task of a group of several seeds; ``why_not`` says why it has no accuracy."""
 
@@ -164,11 +143,13 @@ def accuracy_over_seeds(group: SeedGroup, task: str) -> SeedAccuracy | None:
 
     Raises UsageError where two seeds were asked different questions.
     """
-    afters = _answers(group, task, "after")
+    afters = answers_by_seed(group, task, "after")
     if not afters:
         return None
-    befores = {seed: found for seed, found in _answers(group, task, "before").items() if seed in afters}
-    right = _right([*afters.values(), *befores.values()], group.name)
+    befores = {
+        seed: found for seed, found in answers_by_seed(group, task, "before").items() if seed in afters
+    }
+    right = right_answers([*afters.values(), *befores.values()], group.name)
     after = dict(zip(afters, right, strict=False))
     before = dict(zip(befores, right[len(afters) :], strict=True))
     changes = [float((after[seed].sum() - found.sum()) / found.size) for seed, found in before.items()]
@@ -179,54 +160,8 @@ def accuracy_over_seeds(group: SeedGroup, task: str) -> SeedAccuracy | None:
         before=mean_over_seeds([float(one.mean()) for one in before.values()]) if before else None,
         after=mean_over_seeds([float(one.mean()) for one in after.values()]),
         change=mean_over_seeds(changes) if changes else None,
-        items_error=_error_over_items(right[: len(afters)].mean(axis=0)),
+        items_error=error_over_items(right[: len(afters)].mean(axis=0)),
     )
-
-
-def difference_over_seeds(group: SeedGroup, reference: SeedGroup, task: str) -> SeedDifference | None:
-    """Return a group's accuracy less the reference's, seed by seed; None without a common seed.
-
-    Raises UsageError where they were asked different questions, or are not of one setting.
-    """
-    names = f"{group.name} and {reference.name}"
-    if group.setting != reference.setting:
-        raise UsageError(
-            f"{names} differ in more than the method (model, data, training or machine); "
-            "set methods of one setting against each other"
-        )
-    ours, theirs = _answers(group, task, "after"), _answers(reference, task, "after")
-    seeds = tuple(seed for seed in ours if seed in theirs)
-    if not seeds:
-        return None
-    both = _right([reading for seed in seeds for reading in (ours[seed], theirs[seed])], names)
-    change = both[0::2] - both[1::2]
-    return SeedDifference(
-        task=task,
-        reference=reference.name,
-        seeds=seeds,
-        items=change.shape[1],
-        # Of whole numbers, so that equal differences are equal.
-        difference=mean_over_seeds([float(row.sum() / row.size) for row in change]),
-        gained=int((change > 0).sum()),
-        lost=int((change < 0).sum()),
-        items_error=_error_over_items(change.mean(axis=0)),
-    )
-
-
-def differences_over_seeds(
-    groups: Sequence[SeedGroup], reference: SeedGroup, task: str
-) -> dict[str, SeedDifference]:
-    """Return every other group's difference by the group's name, p-values adjusted by Holm's method.
-
-    Raises UsageError as ``difference_over_seeds`` does.
-    """
-    others = [group for group in groups if group is not reference]
-    found = {group.name: difference_over_seeds(group, reference, task) for group in others}
-    told = {name: one for name, one in found.items() if one is not None}
-    tested = {name: one.difference.p_value for name, one in told.items()}
-    p_values = {name: value for name, value in tested.items() if value is not None}
-    adjusted = dict(zip(p_values, holm(np.array([*p_values.values()])).tolist(), strict=True))
-    return {name: replace(one, holm_p_value=adjusted.get(name)) for name, one in told.items()}
 
 
 def over_seeds(records: Sequence[Record], places: Sequence[Surroundings]) -> tuple[OverSeeds, ...]:
@@ -277,19 +212,25 @@ def _where(record: Record) -> tuple[Hashable, ...]:
     return json.dumps(place(record.environment)), record.inputs_digest
 
 
-def _answers(group: SeedGroup, task: str, when: Literal["before", "after"]) -> dict[int, EvaluationReading]:
+def answers_by_seed(
+    group: SeedGroup, task: str, when: Literal["before", "after"]
+) -> dict[int, EvaluationReading]:
+    """Return the group's readings of a task that have answers, by seed."""
     found = {seed: evaluation(run, task, when) for seed, run in group.runs.items()}
     return {seed: reading for seed, reading in found.items() if reading is not None and reading.items}
 
 
-def _right(readings: Sequence[EvaluationReading], names: str) -> Floats:
-    """Return 1 for right and 0 for wrong, a row for each reading, a column for each question."""
+def right_answers(readings: Sequence[EvaluationReading], names: str) -> Floats:
+    """Return 1 for right and 0 for wrong, a row for each reading, a column for each question.
+
+    Raises UsageError where not all were asked the same questions; ``names`` says who was asked.
+    """
     questions = [[(item.doc_id, item.doc_hash) for item in reading.items] for reading in readings]
     if any(one != questions[0] for one in questions[1:]):
         raise UsageError(f"{names}: not all runs were asked the same questions; use one task, data and limit")
     return np.array([[float(item.correct) for item in reading.items] for reading in readings])
 
 
-def _error_over_items(values: Floats) -> float | None:
+def error_over_items(values: Floats) -> float | None:
     """Return the standard error of the mean: sample deviation over the root of n, as lm-eval's."""
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None

@@ -5,20 +5,12 @@ from dataclasses import dataclass
 
 from bench.analysis import runs as over_runs
 from bench.analysis.rows import Instrument, Peak, Throughput
-from bench.analysis.seeds import (
-    SeedAccuracy,
-    SeedDifference,
-    SeedGroup,
-    accuracy_over_seeds,
-    differences_over_seeds,
-    group_by_seed,
-)
+from bench.analysis.seed_differences import SeedDifference, differences_over_seeds
+from bench.analysis.seeds import SeedAccuracy, SeedGroup, accuracy_over_seeds, group_by_seed
 from bench.analysis.surroundings import label_of, surroundings
 from bench.errors import UsageError
+from bench.results.readings import speed_disturbed
 from bench.results.records import Record
-
-BUSY = "busy-machine"
-"""The caveat of a run whose speed is too low because others used the CPUs."""
 
 PROCESS: dict[str, Instrument] = {"cpu": "host_net", "cuda": "cuda_reserved"}
 """The instrument of what has to fit, by device."""
@@ -29,7 +21,7 @@ class Level:
     """One method over its seeds. ``against`` is None for the reference itself, and where nothing is paired.
 
     The peak is by the instrument that ``PROCESS`` names; it and the speed are medians over the seeds' runs.
-    ``busy_runs`` counts those whose speed others disturbed.
+    ``disturbed_runs`` counts those whose speed is not their own.
     """
 
     method: str
@@ -38,7 +30,7 @@ class Level:
     against: SeedDifference | None
     peak: Peak | None
     throughput: Throughput | None
-    busy_runs: int
+    disturbed_runs: int
     parameters_trainable: int | None
 
 
@@ -60,10 +52,18 @@ class Study:
         return tuple((level, level.against) for level in self.levels if level.against)
 
     @property
-    def resolution(self) -> tuple[float, float] | None:
-        """Return the narrowest and the widest reach of the differences' intervals to each side."""
-        found = [width for _, one in self.differences if (width := one.difference.half_width) is not None]
-        return (min(found), max(found)) if found else None
+    def resolution(self) -> float | None:
+        """Return how far the intervals of the differences reach to each side; None without one.
+
+        They share one variance, so that all reach as far.
+        """
+        widths = [one.difference.half_width for _, one in self.differences]
+        return next((width for width in widths if width is not None), None)
+
+    @property
+    def design(self) -> SeedDifference | None:
+        """Return a difference that has an interval, for what all of them share."""
+        return next((one for _, one in self.differences if one.difference.half_width is not None), None)
 
 
 def studies(records: Sequence[Record], reference: str) -> tuple[Study, ...]:
@@ -113,6 +113,6 @@ def _level(group: SeedGroup, task: str, against: SeedDifference | None) -> Level
         against=against,
         peak=next((peak for peak in peaks if peak.instrument == PROCESS[group.cell.device]), None),
         throughput=over_runs.throughput(runs),
-        busy_runs=sum(any(caveat.code == BUSY for caveat in run.measurement.caveats) for run in runs),
+        disturbed_runs=sum(speed_disturbed(run.measurement.caveats) for run in runs),
         parameters_trainable=models[0].parameters_trainable if models else None,
     )

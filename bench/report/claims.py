@@ -56,6 +56,8 @@ def render_terminal(judged: Sequence[Judged], *, details: bool = False) -> "Grou
     for one in judged if details else ():
         parts.append(Text(plain(f"\n{one.claim.id}: {one.verdict}"), style="bold"))
         parts += [Text(plain(f"- {line}")) for line in _facts(one)]
+        if one.by_setting:
+            parts.append(terminal_table(_settings(one.by_setting), "Setting by setting"))
         for finding in one.findings:
             parts += [Text(plain(f"- {line}")) for line in _told(finding)]
             if finding.deciding:
@@ -71,6 +73,7 @@ def render_json(judged: Sequence[Judged]) -> str:
         {
             "claim": one.claim.model_dump(mode="json"),
             "verdict": one.verdict,
+            "by_setting": [{"setting": found.part, "verdict": found.verdict} for found in one.by_setting],
             "findings": [dataclasses.asdict(finding) for finding in one.findings],
         }
         for one in judged
@@ -103,6 +106,8 @@ def _folded(one: Judged) -> str:
     """Return one claim behind its summary line; ids and verdicts are ours and need no escape."""
     lines = [markdown(line) for line in _facts(one)]
     parts = [f"<details><summary>{one.claim.id}: {verdict_text(one.verdict)}</summary>", bullets(lines)]
+    if one.by_setting:
+        parts.append(markdown_table(_settings(one.by_setting)))
     for finding in one.findings:
         if finding.part:
             parts.append(f"**{markdown(capital(finding.part))}: {verdict_text(finding.verdict)}**")
@@ -143,6 +148,14 @@ def telling(rows: Sequence[Evidence]) -> list[Evidence]:
         of_it = [index for index in range(len(rows)) if sources[index] == source]
         chosen.add(next((index for index in of_it if rows[index].agrees), of_it[0]))
     return [row for index, row in enumerate(rows) if index in chosen]
+
+
+def _settings(found: Sequence[Finding]) -> Table:
+    return Table(
+        header=("Setting", "Verdict", "Because"),
+        left=3,
+        rows=tuple((one.part, verdict_text(one.verdict), sentence(one)) for one in found),
+    )
 
 
 def _table(rows: Sequence[Evidence]) -> Table:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from bench.analysis.claims.boundary import Condition, Conjunction
-from bench.analysis.claims.findings import Evidence, Figure, Finding, Unit, Verdict
+from bench.analysis.claims.findings import Evidence, Figure, Finding, Outcome, Unit, Verdict
 from bench.report.text import GIBIBYTES, MEBIBYTES, share, significant, small_share
 
 _SMALL_BYTES = GIBIBYTES.size_bytes
@@ -31,9 +31,55 @@ def capital(text: str) -> str:
 
 def sentence(finding: Finding) -> str:
     """Return why a part of a claim was judged so."""
+    left_out = _left_out(finding.disturbed_runs)
     if not finding.deciding:
-        return f"Not tested: it needs {finding.needs}." if finding.needs else "Not tested."
-    return f"{_agreement(finding)}: {_range(finding.deciding)}.{_when(finding)}"
+        return (
+            f"Not tested: it needs {finding.needs}.{left_out}" if finding.needs else f"Not tested.{left_out}"
+        )
+    told = f"{_agreement(finding)}: {_range(finding.deciding)}.{_when(finding)}"
+    return " ".join([told, *outcomes(finding.deciding)]) + left_out
+
+
+def _left_out(runs: int) -> str:
+    if not runs:
+        return ""
+    whose = "1 run" if runs == 1 else f"{runs} runs"
+    return f" The speed of {whose} is left out: others used the CPUs, or the GPU was throttled."
+
+
+def outcomes(rows: Sequence[Evidence]) -> list[str]:
+    """Return a sentence for each skill on what comparisons of accuracies showed."""
+    topics: dict[str, list[tuple[Evidence, Outcome]]] = {}
+    for row in rows:
+        if row.outcome:
+            topics.setdefault(row.outcome.topic, []).append((row, row.outcome))
+    return [_outcome(topic, found) for topic, found in topics.items()]
+
+
+def _outcome(topic: str, found: Sequence[tuple[Evidence, Outcome]]) -> str:
+    kinds: dict[str, list[Evidence]] = {}
+    for row, one in found:
+        kinds.setdefault(_shown(one), []).append(row)
+    told = [f"{len(rows)} {kind} ({_differences(rows)})" for kind, rows in kinds.items()]
+    return f"On {topic}: {'; '.join(told)}."
+
+
+def _shown(one: Outcome) -> str:
+    """Say what is shown, and what is only not shown: that two differ, that they differ by little."""
+    margin = _SHOWN["points"](one.margin)
+    little = f"no more than {margin} lower" if one.one_sided else f"within {margin}"
+    if one.direction == "higher" and one.one_sided:
+        return "shown to be higher"
+    if one.direction:
+        return f"shown to be {one.direction}" + (f", but {little}" if one.within else "")
+    if one.within:
+        return f"not shown to differ, and shown to be {little}"
+    return f"not shown to differ, nor to be {little}"
+
+
+def _differences(rows: Sequence[Evidence]) -> str:
+    lowest, highest = (choose(row.figure.value for row in rows) for choose in (min, max))
+    return _span(*map(_SHOWN["points"], (lowest, highest)))
 
 
 def _agreement(finding: Finding) -> str:

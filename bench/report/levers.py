@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from bench.analysis.levers import IDLE_SHARE, TENSORS, Change, Effect, Levers, levers
 from bench.analysis.rows import Instrument
-from bench.analysis.studies import BUSY, PROCESS
+from bench.analysis.studies import PROCESS
 from bench.analysis.summary import compare
 from bench.report.layout import Table, bullets, markdown_table
 from bench.report.tables import INSTRUMENT_NAMES, memory_unit
@@ -18,9 +18,11 @@ from bench.report.text import (
     significant,
     words,
 )
+from bench.results.readings import BUSY_MACHINE, THROTTLED
 from bench.results.records import Record
 
-_SAID = {"few-steps", "one-run", BUSY, "synthetic-data"}  # caveats that this page states for all its cells
+# Caveats that this page states for all its cells.
+_SAID = {"few-steps", "one-run", BUSY_MACHINE, THROTTLED, "synthetic-data"}
 
 
 def render_levers(records: Sequence[Record]) -> str:
@@ -105,7 +107,9 @@ def _line(effect: Effect, unit: MemoryUnit, *, is_baseline: bool) -> tuple[str, 
         change(effect.process_share),
         operations(row.flops_per_token),
         change(effect.flops_share),
-        significant(row.throughput.tokens_per_second) if row.throughput and not effect.busy else NOT_MEASURED,
+        significant(row.throughput.tokens_per_second)
+        if row.throughput and not effect.disturbed
+        else NOT_MEASURED,
         change(effect.speed_share),
     )
 
@@ -154,14 +158,15 @@ def _how_read(found: Sequence[Levers]) -> Iterator[str]:
 
 
 def _on_speed(effects: Sequence[Effect]) -> Iterator[str]:
-    busy = sum(each.busy for each in effects)
-    if busy:
+    disturbed = sum(each.disturbed for each in effects)
+    if disturbed:
         yield (
-            "Speed is left out where others used the CPUs during the measured steps, of the cell or of the "
-            f"plain method: {busy} of {len(effects)} rows. Bytes and operations do not depend on it."
+            "Speed is left out where, during the measured steps of the cell or of the plain method, others "
+            f"used the CPUs or the GPU was throttled: {disturbed} of {len(effects)} rows. Bytes and "
+            "operations do not depend on it."
         )
     steps = [each.row.throughput.steps for each in effects if each.row.throughput]
-    if steps and busy < len(effects):
+    if steps and disturbed < len(effects):
         yield f"A cell has {min(steps)} measured steps: speed tells large differences only."
 
 

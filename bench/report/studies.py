@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from bench.analysis.rows import Comparison
-from bench.analysis.seeds import SeedDifference, SeedMean
+from bench.analysis.seed_differences import SeedDifference
+from bench.analysis.seeds import SeedMean
 from bench.analysis.studies import PROCESS, Level, Study, studies
 from bench.report.layout import Table, bullets, markdown_table
 from bench.report.tables import INSTRUMENT_NAMES
@@ -20,7 +21,6 @@ from bench.report.text import (
 from bench.results.records import Record
 
 Told = tuple[tuple[Level, SeedDifference], ...]
-_SIGNIFICANT_P = 0.05
 
 
 def render_study(records: Sequence[Record], reference: str) -> str:
@@ -86,41 +86,32 @@ def _sentences(study: Study) -> Iterator[str]:
         yield "No other method has a seed in common with it."
         return
     yield from _differing(told)
-    if study.resolution:
-        low, high = (share(width).removesuffix(" %") for width in study.resolution)
-        reach = f"{low} points" if low == high else f"{low} to {high} points"
-        yield f"The intervals of the differences reach {reach} to each side: smaller ones would not show."
+    if study.resolution and study.design:
+        design = study.design
+        yield (
+            f"The intervals of the differences reach {points(study.resolution)} to each side "
+            f"({design.methods} methods with {len(design.seeds)} seeds, {design.degrees_of_freedom} degrees "
+            "of freedom): smaller ones would not show."
+        )
 
 
 def _differing(told: Told) -> Iterator[str]:
     differing = [(level, one) for level, one in told if one.difference.excludes_nought]
-    compared = "1 comparison" if len(told) == 1 else f"{len(told)} comparisons"
+    rest = [level.method for level, one in told if not one.difference.excludes_nought]
     if not differing:
-        yield f"No other method differs from it beyond the 95 % interval over seeds ({compared})."
+        compared = "1 comparison" if len(told) == 1 else f"{len(told)} comparisons"
+        yield f"No other method is shown to differ from it ({compared}, 95 % over seeds for all at once)."
         return
-    upheld = [(level, one) for level, one in differing if _holds(one)]
-    for level, one in upheld:
+    for level, one in differing:
         verb = "gains" if one.difference.mean > 0 else "loses"
         yield f"{level.method} {verb} {points(abs(one.difference.mean))} against it ({_both_errors(one)})."
-    for level, one in differing:
-        if not _holds(one):
-            verb = "gain" if one.difference.mean > 0 else "lose"
-            yield (
-                f"{level.method} seems to {verb} {points(abs(one.difference.mean))} ({_both_errors(one)}), "
-                f"which Holm's correction for {compared} does not uphold ({_adjusted(one)})."
-            )
-    rest = [level.method for level, one in told if not one.difference.excludes_nought]
     if rest:
-        yield f"Not beyond the interval over seeds: {', '.join(rest)}."
+        yield f"Not shown to differ: {', '.join(rest)}."
 
 
 def _both_errors(one: SeedDifference) -> str:
     over_items = "" if one.items_error is None else f"; ± {_digits(one.items_error)} over items"
     return f"{_interval(one)}{over_items}"
-
-
-def _holds(one: SeedDifference) -> bool:
-    return one.holm_p_value is not None and one.holm_p_value < _SIGNIFICANT_P
 
 
 def _table(study: Study) -> Table:
@@ -134,13 +125,13 @@ def _table(study: Study) -> Table:
         ),
         ("Each seed", _each),
         ("Error over items", _items_error),
-        (f"Against {study.reference}, 95 % over seeds", _difference),
+        (f"Against {study.reference}, 95 % for all at once", _difference),
         ("Its error over items", _difference_items_error),
-        ("p, Holm's", _holm),
+        ("p, Dunnett's", _adjusted),
         ("Trainable", _trainable),
         (f"Peak memory: {INSTRUMENT_NAMES[PROCESS[study.device]]}", _memory),
     ]
-    if not any(level.busy_runs for level in study.levels):
+    if not any(level.disturbed_runs for level in study.levels):
         columns.append(("tokens/s", _speed))
     return Table(
         header=tuple(name for name, _ in columns),
@@ -202,19 +193,18 @@ def _difference(level: Level) -> str:
 def _interval(one: SeedDifference) -> str:
     found = one.difference
     count = len(found.values)
-    if found.low is None or found.high is None:
+    if count == 1:
         return "one seed, no interval"
+    if found.low is None or found.high is None:
+        return "too few seeds in common to all, no interval"
     if found.p_value is None:
         return f"the same in all {count} seeds, no interval"
     return f"{_digits(found.low)} to {_digits(found.high)}, {count} seeds"
 
 
-def _holm(level: Level) -> str:
-    return _adjusted(level.against) if level.against else NOT_APPLICABLE
-
-
-def _adjusted(one: SeedDifference) -> str:
-    return NOT_APPLICABLE if one.holm_p_value is None else p_value(one.holm_p_value)
+def _adjusted(level: Level) -> str:
+    found = level.against.difference.p_value if level.against else None
+    return NOT_APPLICABLE if found is None else p_value(found)
 
 
 def _trainable(level: Level) -> str:
@@ -239,20 +229,39 @@ def _how_read(found: Sequence[Study]) -> Iterator[str]:
     """Say what each column means, what was left out, and what the records themselves warn of."""
     yield (
         "Over seeds: the mean of the seeds' accuracies and Student's 95 % interval, for other training runs "
-        "on these same questions; it may reach past 100 %. A difference is taken seed by seed."
+        "on these same questions; it may reach past 100 %."
     )
+    yield from _how_compared(found)
     yield (
         "Over items: one standard error of that mean for other questions of the same kind, by answers "
         "averaged over the seeds. The two errors are of different chances, and neither holds the other."
     )
-    yield "p, Holm's: of no difference over seeds, adjusted for all comparisons in its table."
     levels = [level for study in found for level in study.levels]
-    busy, runs = sum(level.busy_runs for level in levels), sum(len(level.group.runs) for level in levels)
-    if busy:
+    disturbed, runs = (
+        sum(counts)
+        for counts in zip(*((level.disturbed_runs, len(level.group.runs)) for level in levels), strict=True)
+    )
+    if disturbed:
         yield (
-            f"Speed is left out of a table if others used the CPUs during the measured steps, as in {busy} "
-            f"of {runs} runs; accuracy and memory do not depend on it."
+            "Speed is left out of a table if others used the CPUs during the measured steps, or the GPU was "
+            f"throttled, as in {disturbed} of {runs} runs; accuracy and memory do not depend on it."
         )
     models = [run.measurement.model for level in levels for run in level.group.runs.values()]
     notes = dict.fromkeys(model.weights_note for model in models if model and model.weights_note)
     yield from (f"Weights: {note}." for note in notes)
+
+
+def _how_compared(found: Sequence[Study]) -> Iterator[str]:
+    """Say what the intervals of differences assume, where there are any."""
+    if not any(study.design for study in found):
+        return
+    yield (
+        "A difference is taken seed by seed, over the seeds that all methods of its table have. What varies "
+        "beside methods and seeds is assumed to vary alike in all methods, and is estimated from all of them "
+        "together; a method that wavers more than the others is told apart too easily, the others too rarely."
+    )
+    yield (
+        "For all at once: if no method differed from the reference, in 5 % of studies any of a table's "
+        "intervals would leave nought out (Dunnett, J. Am. Stat. Assoc. 50, 1955). p is adjusted alike: it "
+        "is below 0.05 where the interval leaves nought out."
+    )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from bench.results.clock_events import INVALIDATING
 from bench.results.gpu import GpuPhase, GpuReading
-from bench.results.records import EvaluationReading, Phase, PhaseReading, Record, StepSample
+from bench.results.records import Caveat, EvaluationReading, Phase, PhaseReading, Record, StepSample
 
 NS_PER_SECOND = 1_000_000_000
 
@@ -33,6 +33,12 @@ TRAINING_PHASES: tuple[Phase, ...] = (
 )
 
 _TRAINING = frozenset(TRAINING_PHASES)
+
+BUSY_MACHINE = "busy-machine"
+"""The caveat of a run beside which others used the CPUs."""
+
+THROTTLED = "throttled"
+"""The caveat of a run during which the GPU clocked lower than it could."""
 
 PeakField = Literal["host_peak_bytes", "cuda_allocated_peak_bytes", "cuda_reserved_peak_bytes"]
 
@@ -143,6 +149,11 @@ def throttle_reasons(record: Record) -> int:
     gpu = record.measurement.gpu
     steady = gpu.phase("steady") if gpu else None
     return steady.event_reasons & INVALIDATING if steady else 0
+
+
+def speed_disturbed(caveats: Iterable[Caveat]) -> bool:
+    """Tell whether a run's own caveats say that its speed is not what it would be on a machine at rest."""
+    return any(caveat.code in (BUSY_MACHINE, THROTTLED) for caveat in caveats)
 
 
 def start_up_bytes(record: Record) -> int | None:

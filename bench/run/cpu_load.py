@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.results.messages import Message, PhaseStarted, ReadingMade
+from bench.results.readings import BUSY_MACHINE
 from bench.results.records import Caveat, PhaseReading
 from bench.run.watch import Findings
 
@@ -60,7 +61,7 @@ class CpuLoadWatch:
             f"Other processes used {share * 100:.0f} % of this machine's {len(self._cpus)} CPUs during the "
             "measured steps: the speed may be too low."
         )
-        return Findings(caveats=(Caveat(code="busy-machine", message=message),))
+        return Findings(caveats=(Caveat(code=BUSY_MACHINE, message=message),))
 
     def _foreign_share(self) -> float | None:
         start, end = self._start, self._end

@@ -10,6 +10,7 @@ from bench.metrics import GIB, MIB
 from bench.probes.nvml import Gpu, GpuSample
 from bench.results.clock_events import INVALIDATING, NOTED, name_events
 from bench.results.gpu import GpuFacts, Isolation
+from bench.results.readings import THROTTLED
 from bench.results.records import Caveat
 from bench.run.gpu_isolation import Owners
 from bench.run.gpu_phases import Timeline
@@ -124,7 +125,7 @@ def caveats(seen: Seen, gpu: Gpu, *, silent: bool) -> Iterator[Caveat]:
     if reasons & INVALIDATING:
         events = ", ".join(name_events(reasons, INVALIDATING))
         message = f"Throttled during the measured steps ({events}): the speed is not the card's own."
-        yield Caveat(code="throttled", message=message)
+        yield Caveat(code=THROTTLED, message=message)
     if reasons & NOTED:
         limit = gpu.facts.power_limit_mw
         at = f" of {limit / 1000:.0f} W" if limit else ""

@@ -1,7 +1,7 @@
 """The cases that claims are judged by: records, plans, published measurements in one form. Reads no file."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -9,7 +9,13 @@ from bench.analysis.seeds import group_by_seed
 from bench.metrics import MERGE_TOLERANCES
 from bench.results.plans import Plan, PlannedCell
 from bench.results.predictions import Prediction
-from bench.results.readings import evaluated_tasks, evaluation, peak_bytes, step_tokens_per_second
+from bench.results.readings import (
+    evaluated_tasks,
+    evaluation,
+    peak_bytes,
+    speed_disturbed,
+    step_tokens_per_second,
+)
 from bench.results.records import EvaluationItem, Record
 from bench.results.run_facts import conditions_of
 from bench.results.verdict import Answer
@@ -56,7 +62,8 @@ class Case:
 
     Two cases are only ever compared where ``place`` is the same: one folder and machine, one published
     source, card and versions, or one predicted platform. ``peak_bytes`` is of live tensors on the CPU, else
-    what torch's allocator had allocated. ``speeds`` are tokens/s, one a run.
+    what torch's allocator had allocated. ``speeds`` are tokens/s, one a run, without the ``disturbed_runs``.
+    Accuracies of several seeds are judged among all cases of one ``study``.
     """
 
     cell: Cell
@@ -73,6 +80,8 @@ class Case:
     adapter_file_bytes: int | None = None
     cards: tuple[OnCard, ...] = ()
     speeds: tuple[float, ...] = ()
+    disturbed_runs: int = 0
+    study: tuple[Hashable, ...] = ()
     answers: tuple[Answers, ...] = ()
     merges: tuple[Merged, ...] = field(default=())
 
@@ -104,10 +113,12 @@ def _measured(group: Sequence[Record], source: str) -> Case:
     cell, facts, ledger = first.cell, first.measurement.model, first.measurement.ledger
     on_gpu = cell.device == "cuda"
     live = ledger.peak_bytes if ledger else None
-    speeds = [step_tokens_per_second(record) for record in group]
+    at_rest = [record for record in group if not speed_disturbed(record.measurement.caveats)]
+    speeds = [step_tokens_per_second(record) for record in at_rest]
+    seeds = group_by_seed(group)[0]
     state = ledger.categories_at_peak_bytes.get("quantisation_state") if ledger else None
     return Case(
-        cell=cell.model_copy(update={"id": group_by_seed(group)[0].name}),
+        cell=cell.model_copy(update={"id": seeds.name}),
         instrument="measured GPU" if on_gpu else "measured CPU",
         source=source,
         place=_place(first, source),
@@ -119,6 +130,8 @@ def _measured(group: Sequence[Record], source: str) -> Case:
         quantisation_state_bytes=state,
         adapter_file_bytes=facts.adapter_file_bytes if facts else None,
         speeds=tuple(statistics.median(steps) for steps in speeds if steps),
+        disturbed_runs=len(group) - len(at_rest),
+        study=(source, *seeds.setting),
         answers=tuple(answer for record in group for answer in _answers(record)),
         merges=tuple(merge for record in group for merge in _merges(record)),
     )

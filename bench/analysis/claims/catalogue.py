@@ -126,6 +126,21 @@ Rule = Annotated[
 ]
 
 
+class WantedSetting(Frozen):
+    """A setting that a claim is asked about as well; ``needs`` is what tests it, where nothing has yet."""
+
+    name: str
+    instrument: Literal["measured CPU", "measured GPU"]
+    billions_from: float = Field(0.0, ge=0)
+    billions_to: float = Field(1e6, gt=0)
+    needs: str
+
+    def is_met(self, instrument: str, parameters: int | None) -> bool:
+        """Tell whether a measurement by this instrument of so large a model is of this setting."""
+        large = parameters is not None and self.billions_from <= parameters / 1e9 <= self.billions_to
+        return instrument == self.instrument and large
+
+
 class Claim(Frozen):
     """One statement, who makes it, which models it is about, and its tests.
 
@@ -142,6 +157,9 @@ class Claim(Frozen):
     billions_to: float = Field(1e6, gt=0)
     tests: tuple[Rule, ...] = Field(min_length=1)
     combine: Literal["all", "any"] = "all"
+    settings_wanted: tuple[WantedSetting, ...] = Field(
+        (), description="Where given, each model on each machine has a verdict of its own beside these."
+    )
     reading: str = Field("", description="How the statement was made testable, and what to know of it.")
 
     def is_about(self, parameters: int | None) -> bool:

@@ -27,6 +27,21 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a comparison of accuracies showed, on questions about ``topic``.
+
+    ``direction`` is where the whole interval lies, None where it holds nought. ``within`` is that it lies
+    within ``margin`` of nought: not below by more where ``one_sided``, else on both sides.
+    """
+
+    topic: str
+    direction: Literal["higher", "lower"] | None
+    within: bool
+    margin: float
+    one_sided: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """One cell, or one pair of cells, and what it says of the claim; None where it cannot decide.
 
@@ -44,11 +59,15 @@ class Evidence:
     agrees: bool | None
     settings: Mapping[str, Setting]
     note: str = ""
+    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """The verdict on one part of a claim. ``beside`` are models that the claim is not about."""
+    """The verdict on one part of a claim. ``beside`` are models that the claim is not about.
+
+    ``disturbed_runs`` counts the runs whose speed was left out.
+    """
 
     part: str
     verdict: Verdict
@@ -56,6 +75,7 @@ class Finding:
     beside: tuple[Evidence, ...] = ()
     boundary: Boundary | None = None
     needs: str = ""
+    disturbed_runs: int = 0
 
     @property
     def agreeing(self) -> int:

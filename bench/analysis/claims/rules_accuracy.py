@@ -1,65 +1,71 @@
-"""Tests on accuracy after training: paired by question, over seeds where both sides ran with several."""
+"""Tests on accuracy after training: paired by question, over seeds as the studies' pages do it."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from bench.analysis.claims.cases import Answers, Case
 from bench.analysis.claims.catalogue import AccuracyRule
-from bench.analysis.claims.findings import Evidence, Figure
+from bench.analysis.claims.findings import Evidence, Figure, Outcome
 from bench.analysis.claims.rules_pairs import pair_row
-from bench.analysis.claims.settings import like_pairs, matches
+from bench.analysis.claims.settings import like_pairs, matches, value_at
 from bench.analysis.paired import Paired, drop_bounds, pair_items
-from bench.analysis.seeds import CONFIDENCE, mean_over_seeds
+from bench.analysis.seed_differences import SeedBlocks, difference_in_blocks, seed_blocks
+from bench.analysis.seeds import CONFIDENCE
 from bench.errors import UsageError
+
+_Answered = Mapping[int, Answers]
 
 
 def accuracy_evidence(rule: AccuracyRule, cases: Sequence[Case]) -> list[Evidence]:
-    """Return a row for each pair and task that both sides answered the same questions of."""
+    """Return a row for each pair of one study and task that both sides answered the same questions of."""
     subjects = [case for case in cases if case.answers and matches(case, rule.subject)]
     references = [case for case in cases if case.answers and matches(case, rule.reference)]
     rows = []
     for subject, reference in like_pairs(subjects, references, rule.freed):
         for task in dict.fromkeys(answer.task for answer in subject.answers):
-            pairs = _by_seed(subject, reference, task)
-            if pairs:
-                figure = difference_figure(pairs)
-                note = f"{task}, {pairs[0].items} questions, " + _runs(len(pairs))
+            ours, theirs = _first_of_seeds(subject, task), _first_of_seeds(reference, task)
+            design = _design(subject, reference, task, cases)
+            pairs = _by_seed(ours, theirs, design.seeds if design else None)
+            if pairs and subject.study == reference.study:
+                figure = difference_figure(pairs, design)
                 row = pair_row(
                     subject,
                     reference,
                     rule.freed,
                     figure,
-                    _accuracies(subject, reference, task),
+                    _accuracies(ours, theirs),
                     agrees=judge_difference(rule, figure),
-                    note=note,
+                    note=f"{task}, {pairs[0].items} questions, {_runs(len(pairs), design)}",
+                    outcome=outcome_of(rule, figure, _skill(subject, task)),
                 )
                 rows.append(row)
     return rows
 
 
-def difference_figure(pairs: Sequence[Paired]) -> Figure:
+def difference_figure(pairs: Sequence[Paired], design: SeedBlocks | None) -> Figure:
     """Return the difference of accuracy, as a share of the questions, with a 95 % interval.
 
-    Over several seeds that do not all agree, the t-interval over them, which covers training. Of one run, or
-    of seeds that agree, the paired interval of Bonett and Price over questions, which does not.
+    Over several seeds, the study's simultaneous interval, which covers training; none where nothing varies,
+    or where too few seeds are common to all methods. Of one run the paired interval of Bonett and Price over
+    questions, which does not cover training, and is not adjusted for other comparisons.
     """
-    differences = mean_over_seeds([pair.difference_share for pair in pairs])
-    low, high = differences.low, differences.high
-    if low is None or high is None or differences.p_value is None:
+    found = difference_in_blocks([pair.difference_share for pair in pairs], design)
+    low, high = (found.low, found.high) if found.p_value is not None else (None, None)
+    if len(pairs) == 1:
         only = pairs[0]
         lost, gained, items = (np.array([float(n)]) for n in (only.lost, only.gained, only.items))
         least, most = drop_bounds(lost, gained, items, (1 - CONFIDENCE) / 2)
         low, high = -float(most[0]), -float(least[0])
-    return Figure(name="difference of accuracy", unit="points", value=differences.mean, low=low, high=high)
+    return Figure(name="difference of accuracy", unit="points", value=found.mean, low=low, high=high)
 
 
 def judge_difference(rule: AccuracyRule, figure: Figure) -> bool | None:
-    """Judge by the whole interval; None where it reaches across the line."""
+    """Judge by the whole interval; None where it reaches across the line, or where there is none."""
     low, high = figure.low, figure.high
-    assert low is not None  # noqa: S101 - differences always have an interval
-    assert high is not None  # noqa: S101 - the same
+    if low is None or high is None:
+        return None
     if rule.asks == "no worse":
         # Not similar: below nought for sure, and by the best guess beyond the margin.
         yes, no = low >= -rule.margin, high < 0 and figure.value < -rule.margin
@@ -70,13 +76,44 @@ def judge_difference(rule: AccuracyRule, figure: Figure) -> bool | None:
     return True if yes else False if no else None
 
 
-def _by_seed(subject: Case, reference: Case, task: str) -> list[Paired]:
-    """Pair the first run of each seed that both have; questions that differ are not compared."""
-    ours, theirs = _first_of_seeds(subject, task), _first_of_seeds(reference, task)
+def outcome_of(rule: AccuracyRule, figure: Figure, topic: str) -> Outcome:
+    """Return what was found, whatever the claim asks: that there is a difference, or how small it is."""
+    one_sided = rule.asks != "different"
+    low = -1.0 if figure.low is None else figure.low  # without an interval it may be anything
+    high = 1.0 if figure.high is None else figure.high
+    return Outcome(
+        topic=topic,
+        direction="higher" if low > 0 else "lower" if high < 0 else None,
+        within=low >= -rule.margin and (one_sided or high <= rule.margin),
+        margin=rule.margin,
+        one_sided=one_sided,
+    )
+
+
+def _skill(case: Case, task: str) -> str:
+    """Return what the questions are about: the skill trained for, or a task of its own."""
+    trained = value_at(case, "data.task")
+    return trained if task == "held-out" and trained else task
+
+
+def _design(subject: Case, reference: Case, task: str, cases: Sequence[Case]) -> SeedBlocks | None:
+    """Return the study that both are part of; None where either has no part in its blocks."""
+    members = [case for case in cases if case.study == subject.study]
+    accuracies = {
+        str(id(case)): {seed: _accuracy(one) for seed, one in _first_of_seeds(case, task).items()}
+        for case in members
+        if case.answers
+    }
+    design = seed_blocks(accuracies)
+    both = {str(id(subject)), str(id(reference))}
+    return design if design and both <= set(design.methods) else None
+
+
+def _by_seed(ours: _Answered, theirs: _Answered, seeds: Sequence[int] | None) -> list[Paired]:
+    """Pair the runs of the seeds, or of all that both have; questions that differ are not compared."""
+    chosen = sorted(ours.keys() & theirs.keys()) if seeds is None else seeds
     try:
-        return [
-            pair_items(theirs[seed].items, ours[seed].items) for seed in sorted(ours.keys() & theirs.keys())
-        ]
+        return [pair_items(theirs[seed].items, ours[seed].items) for seed in chosen]
     except UsageError:
         return []
 
@@ -89,19 +126,20 @@ def _first_of_seeds(case: Case, task: str) -> dict[int, Answers]:
     return found
 
 
-def _accuracies(subject: Case, reference: Case, task: str) -> tuple[Figure, ...]:
-    named = (("accuracy", subject), ("accuracy, the other", reference))
+def _accuracies(ours: _Answered, theirs: _Answered) -> tuple[Figure, ...]:
     return tuple(
-        Figure(name=name, unit="share", value=_mean_accuracy(list(_first_of_seeds(case, task).values())))
-        for name, case in named
+        Figure(name=name, unit="share", value=statistics.fmean(map(_accuracy, found.values())))
+        for name, found in (("accuracy", ours), ("accuracy, the other", theirs))
     )
 
 
-def _mean_accuracy(answers: Sequence[Answers]) -> float:
-    return statistics.fmean(
-        sum(item.correct for item in answer.items) / len(answer.items) for answer in answers
-    )
+def _accuracy(answers: Answers) -> float:
+    return sum(item.correct for item in answers.items) / len(answers.items)
 
 
-def _runs(count: int) -> str:
-    return "one run" if count == 1 else f"{count} seeds"
+def _runs(count: int, design: SeedBlocks | None) -> str:
+    if count == 1:
+        return "one run"
+    if design is None:
+        return f"{count} seeds, too few in common with the study's other methods"
+    return f"{count} seeds, adjusted for {len(design.methods)} methods of the study"

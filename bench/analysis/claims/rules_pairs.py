@@ -9,7 +9,7 @@ from scipy.special import stdtrit
 
 from bench.analysis.claims.cases import Case
 from bench.analysis.claims.catalogue import LeverRule, PairOf, PairRule
-from bench.analysis.claims.findings import Evidence, Figure, Setting, Unit
+from bench.analysis.claims.findings import Evidence, Figure, Outcome, Setting, Unit
 from bench.analysis.claims.rules_values import within
 from bench.analysis.claims.settings import like_pairs, matches, settings_of, value_at
 from bench.analysis.seeds import CONFIDENCE
@@ -60,6 +60,7 @@ def pair_row(  # noqa: PLR0913 - the parts of one row
     agrees: bool | None,
     note: str = "",
     more: Mapping[str, Setting] = MappingProxyType({}),
+    outcome: Outcome | None = None,
 ) -> Evidence:
     """Return what two cells say together; ``more`` settings are looked at first for a boundary."""
     return Evidence(
@@ -73,6 +74,7 @@ def pair_row(  # noqa: PLR0913 - the parts of one row
         agrees=agrees,
         settings={**more, **settings_of(subject, reference, free)},
         note=note,
+        outcome=outcome,
     )
 
 
