@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.gate.schedule import order_of
+from bench.results.json_files import write_stored
 from bench.results.records import Record
-from bench.results.sittings import SIDES, SideFacts, SideName, Sitting, SittingRun, write_stored
+from bench.results.sittings import SIDES, SideFacts, SideName, Sitting, SittingRun
 from bench.results.store import record_file_name, write_record
 from bench.spec.gate import GateSpec
 from records_factory import make_cell, make_evaluation, make_ledger, make_measurement, make_record, make_steps

@@ -2,19 +2,22 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bench.analysis.sitting_verdicts import SittingJudge, judge_folder, open_cells
 from bench.errors import UsageError
+from bench.results.json_files import write_stored
 from bench.results.records import Record
-from bench.results.sittings import SideName, write_stored
 from bench.results.verdicts import Judged, Verdicts
 from bench.spec.gate import GateSpec, MetricGate
 from calibrations_factory import make_calibration
 from records_factory import make_environment
 from sittings_factory import LOUD, MIB, make_runs, write_sitting
+
+if TYPE_CHECKING:
+    from bench.results.sittings import SideName
 
 LOOKS = (3, 5, 8)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
-from bench.results.sittings import SIDES, SideFacts, Sitting, SittingRun, load_sitting, write_stored
+from bench.results.json_files import write_stored
+from bench.results.sittings import SIDES, SideFacts, Sitting, SittingRun, load_sitting
 from bench.results.store import record_file_name, write_record
 from records_factory import make_record
 

@@ -137,11 +137,11 @@ def test_validation_survives_its_file(tmp_path: Path) -> None:
 
 def test_file_that_is_no_validation_is_refused(tmp_path: Path) -> None:
     """A missing file and a foreign one are told as what they are."""
-    with pytest.raises(UsageError, match="run `bench validate"):
+    with pytest.raises(UsageError, match="make it with bench validate"):
         read_validation(tmp_path / "none.json")
     foreign = tmp_path / "foreign.json"
     foreign.write_text('{"format": 2}')
-    with pytest.raises(UsageError, match="is no validation"):
+    with pytest.raises(UsageError, match="is not a validation"):
         read_validation(foreign)
 
 

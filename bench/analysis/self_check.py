@@ -32,7 +32,7 @@ from bench.analysis.situations import (
     Event,
     Situation,
 )
-from bench.results.sittings import read_stored
+from bench.results.json_files import read_stored
 from bench.results.stored import Positive, Stored
 
 _CHUNK_CELLS = 3000

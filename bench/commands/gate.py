@@ -186,7 +186,7 @@ def _self_check(replications: int, output: list[Path]) -> int:
     """Show the simulated error rates; return 0 where every promise is kept, else 1."""
     from bench.analysis.self_check import SelfCheck, self_check
     from bench.report.self_check import render_terminal
-    from bench.results.sittings import write_stored
+    from bench.results.json_files import write_stored
     from bench.run.live import open_console
 
     if any(file.suffix != ".json" for file in output):

@@ -18,8 +18,9 @@ from bench.results.calibrations import (
     Calibration,
     samples,
 )
+from bench.results.json_files import write_stored
 from bench.results.records import Record
-from bench.results.sittings import SIDES, SideName, SittingRecords, write_stored
+from bench.results.sittings import SIDES, SideName, SittingRecords
 from bench.results.stored import Caveat
 from bench.spec.types import Cell
 

@@ -16,7 +16,7 @@ from bench.gate.process import SERVE
 from bench.gate.sitting import run_gate
 from bench.results.calibrations import CALIBRATION_FILE, Calibration, require_this_machine
 from bench.results.environment import read_environment
-from bench.results.sittings import write_stored
+from bench.results.json_files import write_stored
 from bench.results.verdicts import Verdicts
 from bench.spec.gate import GateSpec
 from bench.spec.types import Cell

@@ -9,6 +9,7 @@ from typing import Literal
 from bench.gate.observe import GateObserver
 from bench.gate.process import SideProcess
 from bench.gate.schedule import Turn
+from bench.results.json_files import write_stored
 from bench.results.records import Record
 from bench.results.sittings import (
     SIDES,
@@ -18,7 +19,6 @@ from bench.results.sittings import (
     Sitting,
     SittingRun,
     counted_runs,
-    write_stored,
 )
 from bench.results.store import record_file_name, write_record
 from bench.run import interrupts

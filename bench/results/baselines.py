@@ -14,8 +14,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.errors import InfrastructureError, UsageError
 from bench.results.committed import head_of
+from bench.results.json_files import read_stored, write_stored
 from bench.results.result_sets import ResultSet, load_files
-from bench.results.sittings import FileName, read_stored, write_stored
+from bench.results.sittings import FileName
 from bench.results.store import read_plain_file
 from bench.results.stored import Positive, Stored
 from bench.spec.types import Name

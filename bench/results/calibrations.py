@@ -9,9 +9,10 @@ from typing import Final, Literal
 from pydantic import Field
 
 from bench.errors import UsageError
+from bench.results.json_files import read_stored
 from bench.results.readings import measured_steps, peak_bytes, phase_time_ns, step_tokens_per_second
 from bench.results.records import Environment, Record
-from bench.results.sittings import SideName, read_stored
+from bench.results.sittings import SideName
 from bench.results.stored import Caveat, Positive, Stored
 
 CALIBRATION_VERSION: Final = 1

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from bench.errors import UsageError
+from bench.results.json_files import read_stored
 from bench.results.predictions import Prediction, Refusal
 from bench.results.stored import Count, Positive, Stored
 from bench.results.verdict import Answer, judge
@@ -17,7 +17,6 @@ from bench.spec.cards import Card
 from bench.spec.types import Cell
 
 PLAN_VERSION: Final = 1
-MAX_PLAN_BYTES = 64 * 1024**2
 
 
 class CardVerdict(Stored):
@@ -82,20 +81,7 @@ def needed_bytes(prediction: Prediction) -> int:
 
 def read_plan(path: Path) -> Plan:
     """Read a plan as ``bench plan --json`` writes it; raise ``UsageError`` where it is none."""
-    try:
-        if path.is_symlink() or not path.is_file():
-            raise UsageError(f"{path} is not a plain file; give one that bench plan --json has written")
-        if path.stat().st_size > MAX_PLAN_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_PLAN_BYTES} bytes; that is not a plan")
-        return Plan.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); give a plan's JSON file") from None
-    except ValidationError as error:
-        mistake = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, mistake["loc"])) or "the file"
-        raise UsageError(
-            f"{path} is not a plan ({where}: {mistake['msg']}); write it anew with bench plan --json"
-        ) from None
+    return read_stored(path, Plan, "a plan", "write one with bench plan --json")
 
 
 def plan_json(plan: Plan) -> str:

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from bench.errors import UsageError
 from bench.results.committed import committed_files
+from bench.results.json_files import read_stored
 from bench.results.run_facts import RunFacts, facts_of_content
-from bench.results.sittings import SIDES, SITTING_FILE, Sitting, counted_runs, read_stored
+from bench.results.sittings import SIDES, SITTING_FILE, Sitting, counted_runs
 from bench.results.step_times import read_step_times
 from bench.results.store import MAX_RECORD_BYTES, diagnose, read_plain_file
 

@@ -4,15 +4,14 @@ A folder holds ``sitting.json`` and two results folders, ``base`` and ``candidat
 warm-up runs in a subfolder. Nothing here is a verdict: it can be computed again from the records.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
-from bench.errors import InfrastructureError, UsageError
+from bench.results.json_files import read_stored
 from bench.results.records import Environment, Outcome, Record
 from bench.results.store import load_records, record_file_name
 from bench.results.stored import Caveat, Count, Positive, Stored
@@ -21,9 +20,7 @@ from bench.spec.gate import GateSpec
 SITTING_VERSION: Final = 1
 SITTING_FILE = "sitting.json"
 WARM_UP_FOLDER = "warm-up"
-MAX_SITTING_BYTES = 64 * 1024**2
 
-_Stored = TypeVar("_Stored", bound=BaseModel)
 SideName = Literal["base", "candidate"]
 SIDES: tuple[SideName, SideName] = ("base", "candidate")
 Kind = Literal["environment", "python", "packages", "revision", "checkout"]
@@ -113,35 +110,3 @@ def load_sitting(folder: Path) -> SittingRecords:
         problems += [f"{folder / side / file}: is missing" for file in wanted if file not in by_file]
         records[side] = tuple(by_file[file] for file in wanted if file in by_file)
     return SittingRecords(folder=folder, sitting=sitting, records=records, problems=tuple(problems))
-
-
-def read_stored(path: Path, kind: type[_Stored], name: str, advice: str) -> _Stored:
-    """Read one JSON file of a known type. Raises ``UsageError`` where it is none."""
-    try:
-        if path.is_symlink() or not path.is_file():
-            raise UsageError(f"{path} is not a plain file; {advice}")
-        if path.stat().st_size > MAX_SITTING_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_SITTING_BYTES:,} bytes, which {name} never is")
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); {advice}") from None
-    except ValidationError as error:
-        mistake = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, mistake["loc"])) or "the file"
-        raise UsageError(f"{path} is not {name} ({where}: {mistake['msg']}); {advice}") from None
-
-
-def write_stored(path: Path, content: BaseModel) -> None:
-    """Write one JSON file whole or not at all. Raises ``InfrastructureError`` when it cannot be written."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content.model_dump_json(indent=1).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InfrastructureError(
-            f"cannot write {path} ({error.strerror}); free some space or choose another folder"
-        ) from error

@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from bench.errors import UsageError
+from bench.results.json_files import read_stored
 from bench.validation.score import Validation
-
-MAX_BYTES = 16 * 1024**2
 
 
 def write_validation(validation: Validation, path: Path) -> None:
@@ -18,17 +14,4 @@ def write_validation(validation: Validation, path: Path) -> None:
 
 def read_validation(path: Path) -> Validation:
     """Read the file. Raises ``UsageError`` where it is none."""
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file; run `bench validate -o {path}` first.")
-    if path.stat().st_size > MAX_BYTES:
-        raise UsageError(
-            f"{path} is larger than {MAX_BYTES:,} bytes, which no validation is; check the path."
-        )
-    try:
-        return Validation.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise UsageError(
-            f"{path} is no validation ({place}: {first['msg']}); make it again with `bench validate`."
-        ) from None
+    return read_stored(path, Validation, "a validation", f"make it with bench validate -o {path}")
