@@ -86,7 +86,7 @@ def test_what_is_not_a_plan_is_said_to_be_none(tmp_path: Path, content: str) -> 
     """One sentence with the file and what to do."""
     path = tmp_path / "plan.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"plan\.json is not a plan .*write it anew"):
+    with pytest.raises(UsageError, match=r"plan\.json is not a plan .*write one with"):
         read_plan(path)
     (tmp_path / "link.json").symlink_to(path)
     with pytest.raises(UsageError, match="not a plain file"):
