@@ -33,9 +33,9 @@ class Example:
 
 
 EXAMPLES = {
-    "no_change": Example(scenario="gate_tiny", change=None, expected=(0, 3)),
+    "no_change": Example(scenario="gate_speed", change=None, expected=(0, 3)),
     "memory": Example(scenario="gate_tiny", change="memory", expected=(1,)),
-    "speed": Example(scenario="gate_tiny", change="speed", expected=(1, 3)),
+    "speed": Example(scenario="gate_speed", change="speed", expected=(1, 3)),
     "no_change_in_accuracy": Example(scenario="gate_learns", change=None, expected=(0,)),
     "learning_rate": Example(scenario="gate_learns", change="learning_rate", expected=(1,)),
 }
