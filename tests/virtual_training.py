@@ -55,7 +55,7 @@ class Script:
     shows: Visibility = "own"
     steady_reasons: int = 0
     foreign_in_run: int | None = None
-    lost_from: str | None = None
+    lost_after: str | None = None
     on_slice: bool = False
 
 
@@ -63,7 +63,7 @@ SCRIPTS = {
     "process": Script(),
     "device-delta": Script(shows="n/a", steady_reasons=0x44),
     "foreign": Script(foreign_in_run=1),
-    "lost": Script(lost_from="warmup"),
+    "lost": Script(lost_after="first_optimizer_step"),
     "slice": Script(shows="other number", on_slice=True),
 }
 CARD = VirtualCard()
@@ -231,6 +231,8 @@ class Actor(NullAllocator):
         def listen(message: Message) -> None:
             if isinstance(message, ReadingMade) and isinstance(message.reading, PhaseReading):
                 self._stage.torch_bytes = REST_BYTES
+                if message.reading.name == self._script.lost_after:  # before another begins
+                    self._stage.fail = {"*": 15}  # NVML_ERROR_GPU_IS_LOST
                 self._write()
             send(message)
             if isinstance(message, PhaseStarted):
@@ -244,8 +246,6 @@ class Actor(NullAllocator):
         steady = phase == "steady"
         stage.card = {"event_reasons": script.steady_reasons} if steady and script.steady_reasons else {}
         stage.foreign = {FOREIGN_PID: 2048 * MIB} if steady and self._run == script.foreign_in_run else {}
-        if phase == script.lost_from:
-            stage.fail = {"*": 15}  # NVML_ERROR_GPU_IS_LOST
         self._write()
         self._wait(complete=steady)
         if steady and not script.on_slice:
