@@ -1,6 +1,6 @@
 """What ``bench doctor`` says of GPUs, box by box: virtual cards that the real pynvml shows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,19 +22,6 @@ FIRST_NAMESPACE = "pid:[4026531836]"
 EVERYTHING = (
     "memory (v2), processes (v3), utilisation, power, energy, SM clock, temperature, clock event reasons"
 )
-
-
-@pytest.fixture(scope="module")
-def gpus(tmp_path_factory: pytest.TempPathFactory) -> VirtualGpus:
-    """Return virtual GPUs that every test writes anew."""
-    return VirtualGpus(tmp_path_factory.mktemp("gpus"))
-
-
-@pytest.fixture(scope="module")
-def box(gpus: VirtualGpus) -> Iterator[Box]:
-    """Return a process in which they are."""
-    with gpus.box() as box:
-        yield box
 
 
 def look(facts: DeviceFacts, environment: Mapping[str, str], root: Path) -> list[tuple[bool, str, str]]:
