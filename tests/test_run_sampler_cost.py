@@ -26,7 +26,6 @@ from virtual_gpu import Box, VirtualCard, VirtualGpus
 
 FULL = os.environ.get("SAMPLER_COST") == "full"
 TOLERATED_SHARE = 0.005
-CERTAIN_AT = 0.003  # half an interval so wide or less has to lie below the tolerated share as a whole
 STANDARD_ERRORS = 3  # in half an interval
 WATCHED_S = 300.0 if FULL else 6.0
 CONTROL_S, CONTROL_SAMPLE_S = 3.0, 0.02
@@ -187,7 +186,7 @@ def test_samples_take_less_than_half_a_per_cent_from_a_training(
     print(f"{watched.share_of_a_core:.3%} of a core, {lost:+.3%} ± {half:.3%} of steps")  # noqa: T201 - figures
     assert 0 < watched.share_of_a_core / CORES < TOLERATED_SHARE
     assert lost - half < TOLERATED_SHARE
-    if half <= CERTAIN_AT:
+    if FULL:  # seconds leave half an interval about as wide as what is left of the tolerated share
         assert lost + half < TOLERATED_SHARE
 
 
