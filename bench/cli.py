@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bench.commands import baseline, calibrate, claims, compare, gate, predict
+from bench.commands.garbage import garbage_kept
 from bench.commands.options import Cards, Memories, ScenarioFile
 from bench.errors import BenchError, InfrastructureError, InterruptedByUserError, ScenarioError
 
@@ -104,6 +105,7 @@ app.command(rich_help_panel=_MEASURE)(predict.fit)
 
 
 @app.command(rich_help_panel=_READ)
+@garbage_kept()
 def report(  # noqa: PLR0913 - one parameter for each option
     results: ResultPaths = [],  # noqa: B006 - typer copies it; --update, --check and --site need no path
     *,
@@ -130,14 +132,14 @@ def report(  # noqa: PLR0913 - one parameter for each option
 
     Cards that are named are drawn as limits in the figures of records.
     """
-    from bench.report import blocks
-    from bench.report import output as pages
-    from bench.spec.cards import card, card_of_memory
-
     if check:
-        blocks.require_in_step(Path())
+        from bench.report.blocks import require_in_step
+
+        require_in_step(Path())
     elif update:
-        for page in blocks.update(Path()):
+        from bench.report.blocks import update as update_blocks
+
+        for page in update_blocks(Path()):
             typer.echo(f"updated {page}")
     elif site is not None:
         from bench.report.site import write_site
@@ -145,6 +147,9 @@ def report(  # noqa: PLR0913 - one parameter for each option
         for line in write_site(Path(), site):
             typer.echo(line)
     else:
+        from bench.report import output as pages
+        from bench.spec.cards import card, card_of_memory
+
         limits = [*map(card, gpu), *map(card_of_memory, memory)]
         material = pages.read_material(results)
         if output is not None:
@@ -158,6 +163,7 @@ def report(  # noqa: PLR0913 - one parameter for each option
 
 
 @app.command(rich_help_panel=_READ)
+@garbage_kept()
 def table(
     results: ResultPaths,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.csv or FILE.parquet.")] = None,

@@ -4,7 +4,9 @@ import random
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau, theilslopes
 
+from bench.analysis import steady
 from bench.analysis.simulate import NoiseModel, sitting
 from bench.analysis.steady import Trend, find_trend
 
@@ -40,6 +42,25 @@ def test_a_drift_that_may_be_noise_is_neither() -> None:
         trend.drift_share is not None and trend.drift_share > 0.02,
         trend.verdict,
     )
+
+
+@pytest.mark.parametrize("count", [6, 11, 33, 34, 60])
+@pytest.mark.parametrize("rounded_to", [None, 0])
+def test_slope_and_significance_are_those_of_scipy(
+    monkeypatch: pytest.MonkeyPatch, count: int, rounded_to: int | None
+) -> None:
+    """With ties and without, exact and approximate, as if the values were independent."""
+    monkeypatch.setattr(steady, "_inflation", lambda _: 1.0)
+    noise = np.random.default_rng(count)
+    for _ in range(20):
+        values = np.sort(noise.normal(100, 2, count)) + noise.normal(0, 2, count)
+        if rounded_to is not None:
+            values = np.round(values, rounded_to)
+        trend, p_value = find_trend(values.tolist()), kendalltau(np.arange(count), values).pvalue
+        drift = theilslopes(values).slope * (count - 1) / np.sort(values)[count // 2]
+        assert pytest.approx(drift) == trend.drift_share
+        assert trend.p_value is not None
+        assert pytest.approx(p_value) == trend.p_value
 
 
 def test_few_values_cannot_tell() -> None:

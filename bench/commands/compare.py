@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from bench.commands.garbage import garbage_kept
 from bench.commands.options import GateFile, Json, Markdown, Output, gate_of
-from bench.commands.verdicts import Outputs, garbage_kept, show
+from bench.commands.verdicts import Outputs, show
 from bench.errors import UsageError
 
 ResultSetName = Annotated[
@@ -14,6 +15,7 @@ ResultSetName = Annotated[
 ]
 
 
+@garbage_kept()
 def compare(  # noqa: PLR0913 - one parameter for each option
     baseline: ResultSetName,
     candidate: ResultSetName,
@@ -28,9 +30,8 @@ def compare(  # noqa: PLR0913 - one parameter for each option
 
     outputs = Outputs(files=tuple(output), json=json, markdown=markdown)
     outputs.check()
-    with garbage_kept():
-        verdicts = compare_results(baseline, candidate, gate_of(scenario))
-        show(verdicts, outputs, f"{candidate} against {baseline}")
+    verdicts = compare_results(baseline, candidate, gate_of(scenario))
+    show(verdicts, outputs, f"{candidate} against {baseline}")
 
 
 def export(

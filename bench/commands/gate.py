@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from bench.commands.garbage import garbage_kept
 from bench.commands.options import (
     Baselines,
     Comment,
@@ -18,7 +19,7 @@ from bench.commands.options import (
     Output,
     gate_of,
 )
-from bench.commands.verdicts import Outputs, conclude, garbage_kept
+from bench.commands.verdicts import Outputs, conclude
 from bench.errors import UsageError
 
 _BASELINES = Path("results/baselines")

@@ -1,9 +1,6 @@
 """Where verdicts go: the terminal, files, and what continuous integration reads."""
 
-import gc
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,22 +31,6 @@ class Outputs:
         """Raise ``UsageError`` for what cannot be meant, before anything long is begun."""
         require_one_format(json=self.json, markdown=self.markdown)
         require_endings(list(self.files))
-
-
-@contextmanager
-def garbage_kept() -> Iterator[None]:
-    """Collect no cycles within: for commands that read thousands of records, show a page and end.
-
-    The collector would go through all of them again and again, for a quarter of the command's time, and find
-    nothing to free.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def show(verdicts: "Verdicts", outputs: Outputs, title: str) -> None:
