@@ -1,6 +1,7 @@
 """The replay worker of a gate's side, which fails where two sides work at the same moment.
 
-Both would lock the file that ``REPLAY_ALONE`` names. The package that ``REPLAY_IMPORT`` names is imported,
+Both would lock the file that ``REPLAY_ALONE`` names. Workers that take turns at steps write there whose each
+was. The package that ``REPLAY_IMPORT`` names is imported,
 and its version and place reported in caveats.
 """
 
@@ -8,16 +9,24 @@ import fcntl
 import importlib
 import os
 from pathlib import Path
+from typing import IO
 
-from bench.results.messages import CellJob, Job, ReadingMade
-from bench.results.records import Caveat
+from bench.results.messages import CellJob, Job, Message, ReadingMade
+from bench.results.records import Caveat, StepSample
 from bench.run.child import Send
+from bench.window.turns import Turns
 from replay_worker import replay
 
 
 def replay_alone(job: Job, send: Send) -> None:
     """Do as the cell is named after, while no other side does."""
-    with Path(os.environ.get("REPLAY_ALONE", os.devnull)).open("ab") as file:
+    with Path(os.environ.get("REPLAY_ALONE", os.devnull)).open("ab", buffering=0) as file:
+        if isinstance(job, CellJob) and job.turns is not None:
+            turns = Turns(job.turns, threads=1)
+            turns.wait()
+            send(ReadingMade(reading=turns.caveat()))
+            replay(job, turns.between_steps(_noting(send, file, "first" if job.turns.first else "second")))
+            return
         if isinstance(job, CellJob):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if name := os.environ.get("REPLAY_IMPORT"):
@@ -25,3 +34,15 @@ def replay_alone(job: Job, send: Send) -> None:
                 send(ReadingMade(reading=Caveat(code="version", message=package.__version__)))
                 send(ReadingMade(reading=Caveat(code="place", message=str(package.__file__))))
         replay(job, send)
+
+
+def _noting(send: Send, file: IO[bytes], name: str) -> Send:
+    """Write down each measured step."""
+
+    def sending(message: Message) -> None:
+        match message:
+            case ReadingMade(reading=StepSample(stage="measured")):
+                file.write(name.encode() + b"\n")
+        send(message)
+
+    return sending

@@ -108,7 +108,7 @@ ANSWER = (
     ("line", "kind", "said"),
     [
         (
-            f'{{"type": "greeting", "protocol": 1, "record_schema": {SCHEMA_VERSION + 1}, "python": "3"}}',
+            f'{{"type": "greeting", "protocol": 2, "record_schema": {SCHEMA_VERSION + 1}, "python": "3"}}',
             UsageError,
             f"writes records of version {SCHEMA_VERSION + 1} instead of {SCHEMA_VERSION}",
         ),

@@ -1,8 +1,11 @@
 """The noise of one cell and metric as a calibration has it."""
 
+from dataclasses import replace
+
 from bench.analysis.moderated import Noise, calibrate
-from bench.analysis.settling import settle_cells
+from bench.analysis.settling import settle_cells, step_ratios
 from bench.results.calibrations import Calibration
+from bench.results.run_facts import BY_STEP
 
 
 def noise_of(calibration: Calibration, digest: str, metric: str) -> Noise:
@@ -11,5 +14,14 @@ def noise_of(calibration: Calibration, digest: str, metric: str) -> Noise:
     Both sides of a sitting are one group, since they were the same: what differs between two processes that
     workers are forked from is noise too.
     """
+    if calibration.interleave == "steps" and metric in BY_STEP:
+        return _noise_by_steps(calibration, digest, metric)
     sittings = calibration.runs(digest, metric)
     return calibrate([settled.log_medians for settled in settle_cells(sittings)])
+
+
+def _noise_by_steps(calibration: Calibration, digest: str, metric: str) -> Noise:
+    """Return the noise of runs made step by step in turn: half the variance of their differences."""
+    repeats = [step_ratios(*sides) for sides in calibration.pairs(digest, metric)]
+    noise = calibrate([settled.log_medians for settled in settle_cells(repeats)])
+    return replace(noise, log_variance=noise.log_variance / 2, of_pairs=True)

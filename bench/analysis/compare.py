@@ -45,8 +45,8 @@ class Side:
 class HowToJudge:
     """The rules, and what is known of the runs.
 
-    ``design`` *one sitting* is for sides that ran in turn; ``looks`` are then the repeats after which it
-    could end.
+    ``design`` *one sitting* (also *by steps*) is for sides that ran in turn; ``looks`` are then the repeats
+    after which it could end.
     """
 
     gate: GateSpec
@@ -54,6 +54,11 @@ class HowToJudge:
     looks: tuple[int, ...] | None = None
     noise_of: NoiseOf | None = None
     caveats: tuple[Caveat, ...] = ()
+
+    @property
+    def one_sitting(self) -> bool:
+        """Whether both sides were measured in one."""
+        return self.design in {"one sitting", "one sitting by steps"}
 
 
 def compare_sides(baseline: Side, candidate: Side, how: HowToJudge) -> Verdicts:
@@ -92,7 +97,7 @@ def _judge(pairs: Sequence[Pair], how: HowToJudge) -> tuple[list[Judged], tuple[
         elif policy.metric.kind == "paired":
             found += changes(policy, comparable)
         else:
-            arms, unsettled = arms_of(policy, comparable)
+            arms, unsettled = arms_of(policy, comparable, by_steps=how.design == "one sitting by steps")
             judged += [_stored(one, "statistical") for one in _one_sided(policy, comparable, arms)]
             (gated if policy.gated else shown).append(arms)
             if policy.gated:
@@ -108,7 +113,7 @@ def _judged_by_chance(
     rule = rule_of(how.gate)
     tested = [change for change in found if change.policy.gated]
     others = [change for change in found if not change.policy.gated]
-    if how.design == "one sitting":
+    if how.one_sitting:
         rule = replace(rule, looks=how.looks or rule.looks)
         speed = judge_sitting(gated, shown, rule, how.noise_of, p_values(tested))
     else:
@@ -127,7 +132,7 @@ def _outcome(pair: Pair, how: HowToJudge) -> Judged:
     """Judge how a cell's runs ended; what the baseline lacks or neither side ever ran is only listed."""
     before, after = ([run.outcome for run in runs] for runs in (pair.baseline, pair.candidate))
     judgement = judge_outcomes(pair.cell_id, before, after)
-    if not before and how.design != "one sitting":
+    if not before and not how.one_sitting:
         reason = "new: the baseline has no run of it, so it is not judged"
         judgement = structs.replace(judgement, gated=False, reason=reason)
     elif before and after and pair.never_ran:

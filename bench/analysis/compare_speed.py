@@ -16,9 +16,10 @@ from bench.analysis.judge import centre, judge_statistical
 from bench.analysis.moderated import Evidence, Noise, moments_of_arms, pad, weigh
 from bench.analysis.policy import MetricPolicy
 from bench.analysis.sequential import Block, Decided, Rule, decide, follow, holm
-from bench.analysis.settling import Floats, settle_cells
+from bench.analysis.settling import Floats, settle_cells, step_ratios
 from bench.analysis.sittings import FEWEST_RUNS, predict, too_little
 from bench.analysis.verdicts import Judgement
+from bench.results.run_facts import BY_STEP
 
 NoiseOf = Callable[[str, str], Noise]
 """The calibrated noise of (digest of a cell, metric)."""
@@ -28,12 +29,17 @@ _INTERLEAVE = "`bench gate SCENARIO --base REF` compares the two in one sitting"
 
 @dataclass(frozen=True, kw_only=True)
 class Arms:
-    """One metric of the cells that have it on both sides: log summaries of runs, positive being worse."""
+    """One metric of the cells that have it on both sides: log summaries of runs, positive being worse.
+
+    ``differences`` are those of runs made step by step in turn, by repeat; None where runs had the machine to
+    themselves.
+    """
 
     policy: MetricPolicy
     pairs: tuple[Pair, ...]
     baseline: tuple[tuple[tuple[float, ...], ...], ...]
     candidate: tuple[tuple[float, ...], ...]
+    differences: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def cells(self) -> list[str]:
@@ -59,8 +65,13 @@ class Unsettled:
     drift_share: float
 
 
-def arms_of(policy: MetricPolicy, pairs: Sequence[Pair]) -> tuple[Arms, tuple[Unsettled, ...]]:
-    """Return the summaries of the runs of comparable cells, and which had not settled."""
+def arms_of(
+    policy: MetricPolicy, pairs: Sequence[Pair], *, by_steps: bool = False
+) -> tuple[Arms, tuple[Unsettled, ...]]:
+    """Return the summaries of the runs of comparable cells, and which had not settled.
+
+    ``by_steps`` says that the sides took turns at steps; metrics that have one for each are then compared so.
+    """
     name, sign = policy.metric.name, policy.worse_sign
     there, samples = [], []
     for pair in pairs:
@@ -79,12 +90,24 @@ def arms_of(policy: MetricPolicy, pairs: Sequence[Pair]) -> tuple[Arms, tuple[Un
         signed = iter([sign * summary for summary in cell.log_medians])
         baseline.append(tuple(tuple(next(signed) for _ in sitting) for sitting in before))
         candidate.append(tuple(signed))
+    differences = None
+    if by_steps and name in BY_STEP:
+        settled = settle_cells(
+            [step_ratios([run for sitting in before for run in sitting], after) for before, after in samples]
+        )
+        differences = tuple(tuple(sign * each for each in cell.log_medians) for cell in settled)
     drifting = tuple(
         Unsettled(cell=pair.cell_id, drift_share=float(np.expm1(cell.drift_log)))
         for pair, cell in zip(there, settled, strict=True)
         if not cell.steady
     )
-    arms = Arms(policy=policy, pairs=tuple(there), baseline=tuple(baseline), candidate=tuple(candidate))
+    arms = Arms(
+        policy=policy,
+        pairs=tuple(there),
+        baseline=tuple(baseline),
+        candidate=tuple(candidate),
+        differences=differences,
+    )
     return arms, drifting
 
 
@@ -125,6 +148,7 @@ def _block(arms: Arms, noise_of: NoiseOf | None) -> Block:
     return Block(
         baseline=arms.baseline_runs,
         candidate=arms.candidate_runs,
+        differences=None if arms.differences is None else pad(arms.differences),
         calibration_variance=np.array([noise.log_variance for noise in noises]),
         calibration_degrees=np.array([float(noise.degrees_of_freedom) for noise in noises]),
         tolerance_log=np.full(len(noises), arms.policy.tolerance_log),

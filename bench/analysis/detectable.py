@@ -22,8 +22,9 @@ def detectable_effect(
     For ``tests`` gated numbers of which one is worse, with ``noise`` as calibrated. Sums of quantiles of t
     stand for the non-central t distribution, as in Julious 2004 (Stat. Med. 23:1921); the other cells of a
     sweep are not counted in, so a sweep finds a little more. Infinite where nothing is known of the noise.
+    Runs compared two by two tell half as much of it.
     """
-    degrees = 2 * (repeats - 1) + min(noise.degrees_of_freedom, MOST_PRIOR_DEGREES)
+    degrees = (1 if noise.of_pairs else 2) * (repeats - 1) + min(noise.degrees_of_freedom, MOST_PRIOR_DEGREES)
     if degrees <= 0:
         return math.inf
     error = math.sqrt(noise.log_variance * 2 / repeats)

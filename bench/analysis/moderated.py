@@ -30,10 +30,15 @@ _NEARLY_ALIKE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Variance of a run's log summary, and the degrees of freedom it was learnt with (0: nothing known)."""
+    """Variance of a run's log summary, and the degrees of freedom it was learnt with (0: nothing known).
+
+    ``of_pairs`` says that runs are compared two by two, made step by step in turn: then it is half the
+    variance of a difference.
+    """
 
     log_variance: float
     degrees_of_freedom: int
+    of_pairs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,22 @@ def moments_of_arms(baseline: Floats, candidate: Floats, repeats: npt.NDArray[np
         variance=(first_squares + second_squares) / np.maximum(degrees, 1.0),
         degrees_of_freedom=degrees,
         scale=np.where(complete, 1 / np.maximum(first, 1) + 1 / np.maximum(second, 1), np.inf),
+    )
+
+
+def moments_of_pairs(differences: Floats, repeats: npt.NDArray[np.int64]) -> Moments:
+    """Return the moments of each cell's first ``repeats`` differences between runs made step by step in turn.
+
+    (..., cells, repeats), ``NaN`` where there is none. The variance is given as one run's, half that of a
+    difference, so that it means the same as that of arms.
+    """
+    count, mean, squares = _moments(differences, repeats)
+    degrees = np.maximum(count - 1, 0.0)
+    return Moments(
+        difference=mean,
+        variance=squares / np.maximum(degrees, 1.0) / 2,
+        degrees_of_freedom=degrees,
+        scale=np.where(count > 0, 2 / np.maximum(count, 1), np.inf),
     )
 
 

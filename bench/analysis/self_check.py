@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bench.analysis.paired import decide_drop, drop_p_value
 from bench.analysis.sequential import DECISIONS, Block, decide, follow, holm
 from bench.analysis.settling import Floats, settle
-from bench.analysis.simulate import NoiseModel, answers, sitting
+from bench.analysis.simulate import NoiseModel, answers, sitting, sitting_by_steps
 from bench.analysis.sittings import FEWEST_RUNS, FEWEST_SITTINGS, predict
 from bench.analysis.situations import (
     ACCURACY,
@@ -110,16 +110,15 @@ def _decisions(situation: Situation, count: int, rng: np.random.Generator) -> np
     slowdowns = np.zeros(situation.cells)
     slowdowns[0] = situation.slowdown
     baseline, candidate = _sitting(situation, situation.model, count, repeats, rng)
-    medians = settle(np.concatenate([baseline, candidate], axis=-2)).log_medians
+    arms = baseline, candidate + np.log1p(slowdowns)[:, np.newaxis, np.newaxis]
     variance, degrees = np.zeros(shape), np.zeros(shape)
     if situation.calibration_factor is not None:
-        machine = situation.calibration_model or situation.model
-        same = np.concatenate(_sitting(situation, machine, count, CALIBRATION_RUNS // 2, rng), axis=-2)
-        variance = settle(same).log_medians.var(axis=-1, ddof=1) * situation.calibration_factor**2
-        degrees = np.full(shape, CALIBRATION_RUNS - 1.0)
+        variance, degrees = _calibration(situation, situation.calibration_factor, count, rng)
+    medians = settle(np.concatenate(arms, axis=-2)).log_medians
     block = Block(
         baseline=medians[..., :repeats],
-        candidate=medians[..., repeats:] + np.log1p(slowdowns)[:, np.newaxis],
+        candidate=medians[..., repeats:],
+        differences=settle(arms[1] - arms[0]).log_medians if situation.by_steps else None,
         calibration_variance=variance,
         calibration_degrees=degrees,
         tolerance_log=np.full(shape, math.log1p(TOLERANCE)),
@@ -127,14 +126,29 @@ def _decisions(situation: Situation, count: int, rng: np.random.Generator) -> np
     return follow([block], situation.rule).blocks[0].decisions
 
 
+def _calibration(
+    situation: Situation, factor: float, count: int, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Return each cell's calibrated variance, off by the factor's square, and its degrees of freedom."""
+    machine = situation.calibration_model or situation.model
+    same = _sitting(situation, machine, count, CALIBRATION_RUNS // 2, rng)
+    if situation.by_steps:
+        variance = settle(same[1] - same[0]).log_medians.var(axis=-1, ddof=1) / 2
+    else:
+        variance = settle(np.concatenate(same, axis=-2)).log_medians.var(axis=-1, ddof=1)
+    known = CALIBRATION_RUNS // 2 if situation.by_steps else CALIBRATION_RUNS
+    return variance * factor**2, np.full(variance.shape, known - 1.0)
+
+
 def _sitting(
     situation: Situation, model: NoiseModel, count: int, repeats: int, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
     """Return both arms' log steps without a slowdown; cells of another noise stand last."""
-    quiet = sitting(model, (count, situation.cells - situation.noisy_cells), repeats, rng)
+    make = sitting_by_steps if situation.by_steps else sitting
+    quiet = make(model, (count, situation.cells - situation.noisy_cells), repeats, rng)
     if not situation.noisy_cells:
         return quiet
-    noisy = sitting(situation.noisy_model, (count, situation.noisy_cells), repeats, rng)
+    noisy = make(situation.noisy_model, (count, situation.noisy_cells), repeats, rng)
     return np.concatenate([quiet[0], noisy[0]], axis=1), np.concatenate([quiet[1], noisy[1]], axis=1)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bench.analysis.moderated import Bools, Evidence, moments_of_arms, weigh
+from bench.analysis.moderated import Bools, Evidence, moments_of_arms, moments_of_pairs, weigh
 from bench.analysis.settling import Floats
 
 Decision = Literal["undecided", "pass", "regression"]
@@ -44,11 +44,13 @@ class Block:
     """One metric over the cells of one sitting, as logs signed so that positive is worse.
 
     Arms are (..., cells, runs) in the order run, ``NaN`` where a run is missing or was not made; the rest is
-    (..., cells). A calibration of 0 degrees of freedom says that there is none.
+    (..., cells). A calibration of 0 degrees of freedom says that there is none. ``differences`` (..., cells,
+    repeats) are of runs made step by step in turn; there the arms are not what is compared.
     """
 
     baseline: Floats
     candidate: Floats
+    differences: Floats | None = None
     calibration_variance: Floats
     calibration_degrees: Floats
     tolerance_log: Floats
@@ -154,7 +156,10 @@ def _look(block: Block, state: Decided, repeats: int) -> Decided:
     """Return the state with the evidence of the cells still undecided after ``repeats`` repeats."""
     going_on = state.decisions == UNDECIDED
     used = np.where(going_on, np.minimum(repeats, _complete(block)), state.repeats)
-    moments = moments_of_arms(block.baseline, block.candidate, used)
+    if block.differences is None:
+        moments = moments_of_arms(block.baseline, block.candidate, used)
+    else:
+        moments = moments_of_pairs(block.differences, used)
     fresh = weigh(moments, block.calibration_variance, block.calibration_degrees)
     return Decided(
         decisions=state.decisions,

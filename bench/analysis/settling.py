@@ -98,6 +98,20 @@ def settle_cells(cells: Sequence[Sequence[Sequence[float]]]) -> tuple[SettledCel
     return tuple(found)
 
 
+def step_ratios(
+    baseline: Sequence[Sequence[float]], candidate: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """Return for each repeat the ratio of each of the candidate's steps to the baseline's beside it.
+
+    For runs that took turns at steps: what slows the machine down for longer than a step is in both, and not
+    in the ratio. A repeat that lacks a side is left out, and steps that only one of them has.
+    """
+    return [
+        [after / before for before, after in zip(*runs, strict=False)]
+        for runs in zip(baseline, candidate, strict=False)
+    ]
+
+
 def _shared_trend(log_steps: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Return the mean drift over runs, and whether it is both large and significant."""
     runs, steps = log_steps.shape[-2:]

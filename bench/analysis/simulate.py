@@ -14,7 +14,9 @@ class NoiseModel:
     ``run_noise`` and ``step_noise`` are standard deviations between runs and, autocorrelated (AR(1)), between
     steps. Spikes lengthen a step by an exponential share of ``spike_size`` on average. The warm-up leaves a
     quick part (60 %, decaying over 3 steps) and a slow one (5 %, over 15), of which ``warmup_steps`` are cut
-    off. ``drift`` is added evenly from the first run of a sitting to its last.
+    off. ``drift`` is added evenly from the first run of a sitting to its last. A restless machine has two
+    speeds, ``slow_log`` apart, and changes from one to the other after a step with a probability of
+    ``restlessness``.
     """
 
     run_noise: float = 0.012
@@ -25,6 +27,8 @@ class NoiseModel:
     warmup_steps: int = 10
     measured_steps: int = 30
     drift: float = 0.0
+    slow_log: float = 0.0
+    restlessness: float = 0.0
 
 
 def sitting(
@@ -32,10 +36,32 @@ def sitting(
 ) -> tuple[Floats, Floats]:
     """Return the log step times of two arms of the same code, each (*cells, repeats, measured steps)."""
     steps = _steps(model, (*cells, 2 * repeats), rng)
+    if model.slow_log:
+        steps += _speeds(model, steps.shape, rng)
     steps += model.drift * np.linspace(0, 1, 2 * repeats)[:, np.newaxis]
     first, second = steps[..., 0::2, :], steps[..., 1::2, :]
     candidate_first = (np.arange(repeats) % 2 == 1)[:, np.newaxis]  # A B, B A, A B, …
     return np.where(candidate_first, second, first), np.where(candidate_first, first, second)
+
+
+def sitting_by_steps(
+    model: NoiseModel, cells: tuple[int, ...], repeats: int, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Return the same of arms that take turns at steps, A B B A A B B A …, on one machine of any speed."""
+    shape, count = (*cells, repeats), model.measured_steps
+    arms = (_steps(model, shape, rng), _steps(model, shape, rng))
+    of_candidate = np.arange(2 * count) % 4 % 3 != 0
+    machine = _speeds(model, (*shape, 2 * count), rng)
+    machine += model.drift * np.linspace(0, 1, repeats)[:, np.newaxis]
+    return arms[0] + machine[..., ~of_candidate], arms[1] + machine[..., of_candidate]
+
+
+def _speeds(model: NoiseModel, shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
+    """Return the log slowness of a restless machine at each of the steps on the last axis."""
+    changes = rng.random(shape) < model.restlessness
+    changes[..., 0] = rng.random(shape[:-1]) < 0.5  # noqa: PLR2004 - either speed at first
+    slow = np.cumsum(changes, axis=-1) % 2 == 1
+    return np.where(slow, model.slow_log, 0.0)
 
 
 def _steps(model: NoiseModel, runs: tuple[int, ...], rng: np.random.Generator) -> Floats:

@@ -31,10 +31,14 @@ AS_IT_IS = "the environment as it is"
 
 @dataclass(frozen=True, kw_only=True)
 class SittingJudge:
-    """Judges the records of both sides by one gate. ``looks`` are the repeats after which it could end."""
+    """Judges the records of both sides by one gate. ``looks`` are the repeats after which it could end.
+
+    ``by_steps`` says that the sides took turns at steps.
+    """
 
     gate: GateSpec
     looks: tuple[int, ...]
+    by_steps: bool = False
     calibration: Calibration | None = None
 
     def __call__(self, records: Mapping[SideName, Sequence[Record]], repeats: int) -> frozenset[str]:
@@ -61,7 +65,7 @@ class SittingJudge:
             require_this_machine(self.calibration, made.environment, device.cuda_name if device else None)
         how = HowToJudge(
             gate=self.gate,
-            design="one sitting",
+            design="one sitting by steps" if self.by_steps else "one sitting",
             looks=self.looks,
             noise_of=partial(noise_of, self.calibration) if self.calibration else None,
             caveats=tuple(caveats),
@@ -90,7 +94,12 @@ def judge_folder(folder: Path) -> Verdicts:
 def judge_sitting(loaded: SittingRecords, calibration: Calibration | None = None) -> Verdicts:
     """Judge a sitting as loaded. A cell that never began has not passed; a missing record is a failure."""
     sitting = loaded.sitting
-    judge = SittingJudge(gate=sitting.gate or GateSpec(), looks=sitting.looks, calibration=calibration)
+    judge = SittingJudge(
+        gate=sitting.gate or GateSpec(),
+        looks=sitting.looks,
+        by_steps=sitting.by_steps,
+        calibration=calibration,
+    )
     verdicts = judge.judge(
         loaded.records,
         given={side: sitting.facts(side).given or AS_IT_IS for side in SIDES},

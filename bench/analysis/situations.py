@@ -18,6 +18,9 @@ TYPICAL = NoiseModel()
 HEAVY = NoiseModel(run_noise=0.027)
 TWICE_AS_NOISY = NoiseModel(run_noise=2 * TYPICAL.run_noise)
 DRIFTING = NoiseModel(drift=0.02)
+RESTLESS = NoiseModel(slow_log=math.log(1.4), restlessness=1 / 40)
+"""A virtual machine with neighbours: as fast as ever or 40 % slower, for forty steps on average."""
+
 SWEEP_CELLS = 24
 CALIBRATION_RUNS = 10
 DAY_NOISE = 0.008
@@ -33,7 +36,8 @@ class Situation:
 
     The first cell is the slower one. ``noisy_cells`` of ``cells`` are of ``noisy_model``. A calibration has
     ten runs of each cell, of ``calibration_model`` where that is another machine than the one at hand, and
-    its standard deviations are off by ``calibration_factor``; a factor of None is no calibration.
+    its standard deviations are off by ``calibration_factor``; a factor of None is no calibration. With
+    ``by_steps`` the sides take turns at steps.
     """
 
     name: str
@@ -46,12 +50,16 @@ class Situation:
     noisy_model: NoiseModel = TWICE_AS_NOISY
     calibration_model: NoiseModel | None = None
     calibration_factor: float | None = 1.0
+    by_steps: bool = False
 
 
 FALSE_ALARMS: Bounds = {"regression": ("at most", ALPHA)}
 _FALSE_IN_SWEEP: Bounds = {"any regression": ("at most", ALPHA)}
 _FOUND: Bounds = {"regression": ("at least", 0.95), "pass": ("at most", ALPHA)}
 _MISCALIBRATED: Bounds = {"regression": ("at most", 0.05)}
+_NOT_PROMISED: Bounds = {"regression": None, "pass": None, "undecided": None}
+_NOT_PROMISED_IN_SWEEP: Bounds = {"any regression": None}
+_UNTOLD: Bounds = {"regression": ("at most", ALPHA), "pass": None, "undecided": None}
 _HONEST: Bounds = {"regression": None, "pass": ("at most", ALPHA), "undecided": None}
 
 SITUATIONS: tuple[Situation, ...] = (
@@ -119,7 +127,7 @@ SITUATIONS: tuple[Situation, ...] = (
     ),
     Situation(
         name="1 cell, heavy noise, looks at 3, 5, 8, no change",
-        bounds={"regression": ("at most", ALPHA), "pass": None, "undecided": None},
+        bounds=_UNTOLD,
         model=HEAVY,
         rule=SEQUENTIAL,
     ),
@@ -143,6 +151,40 @@ SITUATIONS: tuple[Situation, ...] = (
         model=HEAVY,
         rule=SEQUENTIAL,
         calibration_model=TYPICAL,
+    ),
+    *(
+        Situation(
+            name=f"{cells}, restless machine, {turns} in turn{known}, looks at 3, 5, 8, {change}",
+            bounds=bounds,
+            slowdown=slowdown,
+            rule=SEQUENTIAL,
+            cells=SWEEP_CELLS if cells == "24 cells" else 1,
+            model=RESTLESS,
+            calibration_factor=1.0 if known else None,
+            by_steps=turns == "steps",
+        )
+        for cells, turns, known, change, slowdown, bounds in (
+            # Two speeds are no noise that few runs could tell from a change, so nothing is promised here.
+            ("1 cell", "runs", "", "no change", 0.0, _NOT_PROMISED),
+            ("24 cells", "runs", "", "no change", 0.0, _NOT_PROMISED_IN_SWEEP),
+            ("1 cell", "runs", ", calibrated", "no change", 0.0, _UNTOLD),
+            ("1 cell", "runs", ", calibrated", "5 % slower", TOLERANCE, _HONEST),
+            ("24 cells", "runs", ", calibrated", "no change", 0.0, _FALSE_IN_SWEEP),
+            ("1 cell", "steps", "", "no change", 0.0, _UNTOLD),
+            ("1 cell", "steps", "", "1 % slower", 0.01, FALSE_ALARMS),
+            ("1 cell", "steps", "", "5 % slower", TOLERANCE, _HONEST),
+            ("1 cell", "steps", ", calibrated", "5 % slower", TOLERANCE, _FOUND),
+            ("24 cells", "steps", "", "no change", 0.0, _FALSE_IN_SWEEP),
+            ("24 cells", "steps", "", "one 5 % slower", TOLERANCE, _HONEST),
+        )
+    ),
+    Situation(
+        name="24 cells, steps in turn, noise twice as calibrated, no change",
+        bounds={"any regression": ("at most", 0.05)},
+        cells=SWEEP_CELLS,
+        model=RESTLESS,
+        calibration_factor=0.5,
+        by_steps=True,
     ),
 )
 

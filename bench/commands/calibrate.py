@@ -32,6 +32,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
         folder=results or Path("results") / "calibration" / loaded.name,
         sittings=sittings,
         repeats=repeats,
+        gate=loaded.gate,
         trust_remote_code=trust_remote_code,
     )
     observer = GateLines(lambda line: typer.echo(line, err=True))

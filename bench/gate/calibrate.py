@@ -1,7 +1,7 @@
 """The environment as it is against itself: how far runs spread when nothing changed."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.errors import InfrastructureError
@@ -22,6 +22,7 @@ from bench.results.json_files import write_stored
 from bench.results.records import Record
 from bench.results.sittings import SIDES, SideName, SittingRecords
 from bench.results.stored import Caveat
+from bench.spec.gate import GateSpec
 from bench.spec.types import Cell
 
 
@@ -29,6 +30,7 @@ from bench.spec.types import Cell
 class CalibrateOptions:
     """Where the calibration goes, and how much is run: ``repeats`` runs of each of two sides in each sitting.
 
+    ``gate`` says what the sides take turns at: a gate's noise is learnt as it is met.
     Each side of each sitting is a group. Two sittings of three repeats are four groups of three runs: eight
     degrees of freedom, and more would not weigh more (``MOST_PRIOR_DEGREES``, ``analysis/moderated.py``).
     """
@@ -36,6 +38,7 @@ class CalibrateOptions:
     folder: Path
     sittings: int = 2
     repeats: int = 3
+    gate: GateSpec = field(default_factory=GateSpec)
     trust_remote_code: bool = False
     command: tuple[str, ...] = SERVE
 
@@ -56,6 +59,7 @@ def calibrate(
             SittingOptions(
                 folder=options.folder / "sittings",
                 looks=(options.repeats,),
+                gate=options.gate,
                 trust_remote_code=options.trust_remote_code,
                 command=options.command,
             ),
@@ -101,6 +105,7 @@ def calibration_of(cells: Sequence[Cell], sittings: Sequence[SittingRecords]) ->
         made_at=utc_now(),
         environment=facts.environment,
         cuda_name=next((device.cuda_name for device in devices if device), None),
+        interleave="steps" if sittings[0].sitting.by_steps else "runs",
         cells=tuple(calibrated),
         caveats=tuple(caveats),
     )

@@ -55,6 +55,7 @@ def gate_references(
     if calibration is not None:
         # Before anything is run; the card is compared once a worker has seen it.
         require_this_machine(calibration, read_environment(), calibration.cuda_name)
+        _require_same_turns(calibration, options.gate)
     varying = any(
         each.gated and each.metric.kind == "statistical" for each in policies(options.gate).values()
     )
@@ -62,7 +63,12 @@ def gate_references(
     sitting = run_gate(
         cells,
         references,
-        SittingJudge(gate=options.gate, looks=looks, calibration=calibration),
+        SittingJudge(
+            gate=options.gate,
+            looks=looks,
+            by_steps=varying and options.gate.interleave == "steps",
+            calibration=calibration,
+        ),
         SittingOptions(
             folder=options.folder,
             looks=looks,
@@ -81,6 +87,16 @@ def gate_references(
         write_stored(sitting.folder / CALIBRATION_FILE, calibration)
     write_stored(sitting.folder / VERDICTS_FILE, verdicts)
     return sitting.folder, verdicts
+
+
+def _require_same_turns(calibration: Calibration, gate: GateSpec) -> None:
+    """Raise ``UsageError`` where the sides of the calibration took turns at something else."""
+    if calibration.interleave != gate.interleave:
+        raise UsageError(
+            f"the sides of the calibration took turns at {calibration.interleave}, and those of this gate "
+            f"take turns at {gate.interleave} (gate.interleave), where noise is another; run bench calibrate "
+            "on the scenario as it is"
+        )
 
 
 def seconds(text: str) -> float:

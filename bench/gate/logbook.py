@@ -8,7 +8,8 @@ from typing import Literal
 
 from bench.gate.observe import GateObserver
 from bench.gate.process import SideProcess
-from bench.gate.schedule import Turn
+from bench.gate.schedule import Turn, order_of
+from bench.gate.together import run_together
 from bench.results.json_files import write_stored
 from bench.results.records import Record
 from bench.results.sittings import (
@@ -23,6 +24,7 @@ from bench.results.sittings import (
 from bench.results.store import record_file_name, write_record
 from bench.run import interrupts
 from bench.run.sweep import MOST_RERUNS
+from bench.spec.types import Cell
 
 Purpose = Literal["warm-up", "measured", "check"]
 NS_PER_SECOND = 1e9
@@ -53,13 +55,36 @@ class Logbook:
             if record.outcome != "contaminated":
                 return
 
+    def run_together(self, cell: Cell, repeat: int) -> None:
+        """Make a run of each side, step by step in turn. On a CPU nobody else is taken to spoil one."""
+        sides = order_of(repeat)
+        for side in sides:
+            self.observer.run_started(cell, side, repeat)
+        numbers = {side: self._earlier(cell, side, warm_up=False) + 1 for side in sides}
+        with interrupts.held():
+            records = run_together(self.processes, cell, repeat, numbers)
+            runs = [
+                self._written(Turn(cell=cell, side=side, repeat=repeat), "measured", records[side])
+                for side in sides
+            ]
+        for side, run in zip(sides, runs, strict=True):
+            self.observer.run_ended(run, records[side])
+
     def _run_once(self, turn: Turn, purpose: Purpose) -> tuple[Record, SittingRun]:
-        warm_up = purpose == "warm-up"
-        earlier = sum(
-            (run.cell, run.side, run.purpose == "warm-up") == (turn.cell.id, turn.side, warm_up)
+        earlier = self._earlier(turn.cell, turn.side, warm_up=purpose == "warm-up")
+        record = self.processes[turn.side].run(turn.cell, earlier + 1)
+        return record, self._written(turn, purpose, record)
+
+    def _earlier(self, cell: Cell, side: SideName, *, warm_up: bool) -> int:
+        """Return how many runs of a cell a side has made."""
+        return sum(
+            (run.cell, run.side, run.purpose == "warm-up") == (cell.id, side, warm_up)
             for run in self.sitting.runs
         )
-        record = self.processes[turn.side].run(turn.cell, earlier + 1)
+
+    def _written(self, turn: Turn, purpose: Purpose, record: Record) -> SittingRun:
+        """Write a record and its place in the sitting."""
+        warm_up = purpose == "warm-up"
         folder = self.folder / turn.side
         folder = folder / WARM_UP_FOLDER if warm_up else folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +102,7 @@ class Logbook:
         if not warm_up:
             self.records[turn.side][run.file] = record
         self.note(runs=(*self.sitting.runs, run))
-        return record, run
+        return run
 
     def note(self, **changes: object) -> None:
         """Change the sitting and write it."""
@@ -103,7 +128,10 @@ class Logbook:
         )
 
     def longest_repeat_s(self, cell_id: str) -> float:
-        """Return how long a repeat of a cell took at most so far, warm-ups included; 0 if none was made."""
+        """Return how long a repeat of a cell took at most so far, warm-ups included; 0 if none was made.
+
+        Runs step by step in turn each take as long as both, so a repeat of such is taken for twice as long.
+        """
         took: dict[tuple[str, int], int] = {}
         for run in self.sitting.runs:
             if run.cell == cell_id:

@@ -26,6 +26,7 @@ from bench.gate.protocol import (
     Ready,
 )
 from bench.gate.sides import Side
+from bench.results.messages import StepTurns
 from bench.results.records import SCHEMA_VERSION, Record
 from bench.results.stored import Stored
 from bench.run import interrupts
@@ -100,9 +101,25 @@ class SideProcess:
 
     def run(self, cell: Cell, number: int) -> Record:
         """Run a cell once and return its record. Raises ``InfrastructureError`` when the side breaks down."""
-        self._send(Assignment(cell_json=cell.model_dump_json(), run=number))
-        deadline_s = time.monotonic() + cell.limits.timeout_s + BEYOND_LIMITS_S
-        return self._expect(Made, deadline_s).record
+        self.begin(cell, number)
+        return self._expect(Made, time.monotonic() + cell.limits.timeout_s + BEYOND_LIMITS_S).record
+
+    def begin(self, cell: Cell, number: int, turns: StepTurns | None = None) -> None:
+        """Have a cell run once; does not wait for it."""
+        self._send(Assignment(cell_json=cell.model_dump_json(), run=number, turns=turns))
+
+    @property
+    def answers(self) -> int:
+        """The descriptor that becomes readable as the side answers."""
+        return self._answers
+
+    def made(self) -> Record | None:
+        """Return the record of the run that was begun, if its end is in what the side has answered."""
+        self._read()
+        while b"\n" in self._unread:
+            if (made := self._taken(Made)) is not None:
+                return made.record
+        return None
 
     def end(self) -> None:
         """End the process and whatever it has started; nothing of it is left afterwards."""
@@ -129,31 +146,33 @@ class SideProcess:
     def _expect(self, kind: type[_Kind], deadline_s: float) -> _Kind:
         """Return the next answer but notes. Raises ``InfrastructureError`` for another, or none."""
         while True:
-            answer = self._answer(deadline_s)
-            if isinstance(answer, Note):
-                self._note(f"{self.side.name}: {answer.text}")
-            elif isinstance(answer, kind):
+            while b"\n" not in self._unread:
+                wait_for_any([self], deadline_s)
+                self._read()
+            if (answer := self._taken(kind)) is not None:
                 return answer
-            elif isinstance(answer, Broken):
-                raise InfrastructureError(f"the {self.side.name} cannot go on: {answer.message}")
-            else:
-                raise self._garbled(f"a {answer.type} where a {kind.__name__.lower()} was due")
 
-    def _answer(self, deadline_s: float) -> Answer:
-        while b"\n" not in self._unread:
-            with interrupts.waiting():
-                ready = wait([self._answers], max(0.0, deadline_s - time.monotonic()))
-            if not ready:
-                raise InfrastructureError(
-                    f"the {self.side.name} does not answer any more; look at what its process does, then "
-                    "run the same command again"
-                )
-            content = os.read(self._answers, _READ_BYTES)
-            if not content:
-                raise self._gone()
-            self._unread += content
-            if len(self._unread) > MAX_ANSWER_BYTES:
-                raise self._garbled(f"a line of more than {MAX_ANSWER_BYTES:,} bytes")
+    def _taken(self, kind: type[_Kind]) -> _Kind | None:
+        """Take an answer from what was read; None where it was a note, which is passed on."""
+        answer = self._answer()
+        if isinstance(answer, kind):
+            return answer
+        if isinstance(answer, Note):
+            self._note(f"{self.side.name}: {answer.text}")
+            return None
+        if isinstance(answer, Broken):
+            raise InfrastructureError(f"the {self.side.name} cannot go on: {answer.message}")
+        raise self._garbled(f"a {answer.type} where a {kind.__name__.lower()} was due")
+
+    def _read(self) -> None:
+        content = os.read(self._answers, _READ_BYTES)
+        if not content:
+            raise self._gone()
+        self._unread += content
+        if len(self._unread) > MAX_ANSWER_BYTES:
+            raise self._garbled(f"a line of more than {MAX_ANSWER_BYTES:,} bytes")
+
+    def _answer(self) -> Answer:
         line, _, rest = bytes(self._unread).partition(b"\n")
         self._unread = bytearray(rest)
         try:
@@ -200,6 +219,19 @@ class SideProcess:
         size_bytes = os.fstat(self._log).st_size
         said = os.pread(self._log, _TAIL_BYTES, max(0, size_bytes - _TAIL_BYTES))
         return said.decode(errors="replace").strip()
+
+
+def wait_for_any(processes: Sequence[SideProcess], deadline_s: float) -> list[SideProcess]:
+    """Sleep until some answer, and return those. Raises ``InfrastructureError`` where none does in time."""
+    with interrupts.waiting():
+        ready = wait([each.answers for each in processes], max(0.0, deadline_s - time.monotonic()))
+    if not ready:
+        names = " and the ".join(each.side.name for each in processes)
+        raise InfrastructureError(
+            f"the {names} {'does' if len(processes) == 1 else 'do'} not answer any more; look at what its "
+            "process does, then run the same command again"
+        )
+    return [each for each in processes if each.answers in ready]
 
 
 @contextlib.contextmanager

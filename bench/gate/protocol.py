@@ -1,16 +1,19 @@
 """What a gate and one of its sides say to each other: one JSON object a line, each way on a pipe of its own.
 
-History (``PROTOCOL_VERSION``): 1 (2026-11-22): first.
+History (``PROTOCOL_VERSION``):
+- 2 (2026-11-22): an assignment can be run step by step in turn with the other side's.
+- 1 (2026-11-22): first.
 """
 
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
+from bench.results.messages import StepTurns
 from bench.results.records import Environment, Record
 from bench.results.stored import Positive, Stored
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_ANSWER_BYTES = 64 * 1024**2
 
 
@@ -28,10 +31,11 @@ class Opening(Stored):
 
 
 class Assignment(Stored):
-    """Run a cell once, as its run number so and so."""
+    """Run a cell once, as its run number so and so; alone, or in turn with the other side."""
 
     cell_json: str
     run: Positive
+    turns: StepTurns | None = None
 
 
 class Greeting(Stored):

@@ -73,8 +73,7 @@ def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None
             opening = Opening.model_validate_json(jobs.readline())
             run = _ready(opening, tell, launcher or _own_launcher())
             for line in jobs:
-                assignment = Assignment.model_validate_json(line)
-                tell(Made(record=run(Cell.model_validate_json(assignment.cell_json), assignment.run)))
+                tell(Made(record=run(Assignment.model_validate_json(line))))
         except BenchError as error:
             tell(Broken(message=str(error)))
         except KeyboardInterrupt:
@@ -99,8 +98,8 @@ def _tell(pipe: IO[bytes], answer: Answer) -> None:
     pipe.flush()
 
 
-def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Cell, int], Record]:
-    """Look at this machine and return what runs a cell, given the number of the run."""
+def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Assignment], Record]:
+    """Look at this machine and return what does an assignment."""
     observer = _Noting(tell)
     environment = stamped(read_environment(), opening)
     facts = probe(launcher, observer)
@@ -117,17 +116,18 @@ def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Cell, 
         trust_remote_code=opening.trust_remote_code,
     )
 
-    def run(cell: Cell, number: int) -> Record:
+    def run(assignment: Assignment) -> Record:
+        cell = Cell.model_validate_json(assignment.cell_json)
         inputs[cell.id] = inputs_digest(cell)
         planned = PlannedRun(
             cell=cell,
             key=run_key(cell, environment, facts, inputs[cell.id]),
-            run=number,
+            run=assignment.run,
             reason=why_unavailable(cell, facts, environment),
         )
         # Held for this run only: the other side's run is next.
         with _gpu(cell, facts, observer) as runner.gpu:
-            return runner.run(planned)
+            return runner.run(planned, assignment.turns)
 
     return run
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from bench.errors import InterruptedByUserError
+from bench.errors import InterruptedByUserError, UsageError
 from bench.gate.begin import SittingOptions, new_sitting, open_logbook, resumed_sitting
 from bench.gate.logbook import Logbook, utc_now
 from bench.gate.observe import GateObserver, NullGateObserver
@@ -70,6 +70,7 @@ def run_sitting(
     ``InfrastructureError`` where a side breaks down; ``InterruptedByUserError`` on Ctrl-C and SIGTERM. What
     was finished by then is on disk.
     """
+    _require_one_at_a_time_on_gpus(cells, options)
     deadline_s = None if options.budget_s is None else time.monotonic() + options.budget_s
     seen = observer or NullGateObserver()
     folder, sitting = (resumed_sitting if options.resume else new_sitting)(cells, sides, options)
@@ -93,6 +94,16 @@ def run_sitting(
                 "there, though a sitting without a break says more"
             ) from None
     return load_sitting(folder)
+
+
+def _require_one_at_a_time_on_gpus(cells: Sequence[Cell], options: SittingOptions) -> None:
+    """Raise ``UsageError`` where two models would have to share a GPU."""
+    on_gpu = next((cell.id for cell in cells if cell.device == "cuda"), None)
+    if on_gpu and options.gate and options.gate.interleave == "steps":
+        raise UsageError(
+            f'gate.interleave = "steps" keeps both sides in memory at once, and {on_gpu} runs on a GPU, '
+            'whose memory is what is measured; set it to "runs"'
+        )
 
 
 def _sit(
@@ -127,6 +138,9 @@ def _repeat(cell: Cell, repeats: range, log: Logbook, deadline_s: float | None) 
             return True
         if deadline_s is not None and time.monotonic() + log.longest_repeat_s(cell.id) > deadline_s:
             return False
+        if log.sitting.by_steps:
+            log.run_together(cell, repeat[0].repeat)
+            continue
         for turn in repeat:
             log.run(turn, "measured")
     return True

@@ -26,6 +26,7 @@ _MOST_TERMINAL_ROWS = 40
 _MOST_DIFFERENCES = 20
 _DESIGNS = {
     "one sitting": "both sides ran in turn in one sitting",
+    "one sitting by steps": "both sides ran in one sitting, step by step in turn on the same cores",
     "stored baseline": "stored results against an accepted baseline",
     "two result sets": "two sets of stored results",
 }

@@ -12,7 +12,7 @@ from bench.errors import UsageError
 from bench.results.json_files import read_stored
 from bench.results.readings import measured_steps, peak_bytes, phase_time_ns, step_tokens_per_second
 from bench.results.records import Environment, Record
-from bench.results.sittings import SideName
+from bench.results.sittings import SIDES, SideName
 from bench.results.stored import Caveat, Positive, Stored
 
 CALIBRATION_VERSION: Final = 1
@@ -20,6 +20,7 @@ CALIBRATION_FILE = "calibration.json"
 SAME_MACHINE = ("architecture", "cpu_model", "cpu_cores")
 
 Samples = dict[str, tuple[float, ...]]
+SampledRuns = tuple[tuple[float, ...], ...]
 
 
 class CalibratedGroup(Stored):
@@ -49,6 +50,7 @@ class Calibration(Stored):
     made_at: str = Field(description="UTC, ISO 8601.")
     environment: Environment
     cuda_name: str | None = None
+    interleave: Literal["runs", "steps"] = Field("runs", description="What the sides took turns at.")
     cells: tuple[CalibratedCell, ...]
     caveats: tuple[Caveat, ...] = ()
 
@@ -64,6 +66,17 @@ class Calibration(Stored):
                 run[metric] for run in group.runs if metric in run
             )
         return tuple(tuple(runs) for runs in by_sitting.values() if runs)
+
+    def pairs(self, digest: str, metric: str) -> tuple[tuple[SampledRuns, SampledRuns], ...]:
+        """Return the samples of a metric by sitting: the base's by run, and the candidate's, made in turn."""
+        groups = next((cell.groups for cell in self.cells if cell.digest == digest), ())
+        by_sitting: dict[int, dict[SideName, SampledRuns]] = {}
+        for group in groups:
+            sampled = tuple(run[metric] for run in group.runs if metric in run)
+            by_sitting.setdefault(group.sitting, {})[group.side] = sampled
+        return tuple(
+            (sides["base"], sides["candidate"]) for sides in by_sitting.values() if len(sides) == len(SIDES)
+        )
 
 
 def samples(record: Record) -> Samples:

@@ -3,7 +3,7 @@
 Readings are sent as they are made, so a worker that dies leaves all it had read.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -120,6 +120,21 @@ class FetchJob(Stored):
     model_json: str
 
 
+class StepTurns(Stored):
+    """Two runs that take turns, step by step: named pipes on which each is told to go on, and who is first.
+
+    A ``GO_ON`` is one turn; ``ALONE`` says that the other run is over.
+    """
+
+    own_pipe: str
+    other_pipe: str
+    first: bool
+
+
+GO_ON: Final = b"t"
+ALONE: Final = b"a"
+
+
 class CellJob(Stored):
     """Run the window for one cell."""
 
@@ -127,6 +142,7 @@ class CellJob(Stored):
     cell_json: str
     trust_remote_code: bool = False
     snapshot_path: str | None = Field(None, description="Where the allocator's history goes, on CUDA.")
+    turns: StepTurns | None = Field(None, description="None where the run has the machine for itself.")
 
 
 class PlanJob(Stored):

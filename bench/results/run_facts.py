@@ -27,6 +27,9 @@ Facts = tuple[tuple[str, str | int | None], ...]
 Instruments = tuple[tuple[str, str], ...]
 
 CARD_CONDITIONS = ("card", "driver", "power limit in mW")
+BY_STEP = ("step_time_ns", "tokens_per_second")
+"""Metrics with a sample for each measured step."""
+
 _VARYING = tuple(name for name, metric in METRICS.items() if metric.kind == "statistical")
 _PAIRED = tuple(name for name, metric in METRICS.items() if metric.kind == "paired")
 _MACHINE = ("system", *SAME_MACHINE)

@@ -73,6 +73,11 @@ class Sitting(Stored):
     runs: tuple[SittingRun, ...] = ()
     caveats: tuple[Caveat, ...] = ()
 
+    @property
+    def by_steps(self) -> bool:
+        """Whether the sides took turns at steps, not at runs."""
+        return self.gate is not None and self.gate.interleave == "steps" and not self.exact_only
+
     def facts(self, side: SideName) -> SideFacts:
         """Return what a side is."""
         return self.base if side == "base" else self.candidate

@@ -19,7 +19,7 @@ VERDICTS_VERSION: Final = 1
 VerdictName = Literal["pass", "regression", "inconclusive", "not comparable"]
 Kind = Literal["outcome", "deterministic", "statistical", "paired"]
 Interval = Literal["runs", "sittings", "questions"]
-Design = Literal["one sitting", "stored baseline", "two result sets"]
+Design = Literal["one sitting", "one sitting by steps", "stored baseline", "two result sets"]
 
 EXIT_PASS, EXIT_REGRESSION, EXIT_INCONCLUSIVE, EXIT_INFRASTRUCTURE = 0, 1, 3, 4
 WORST_FIRST: tuple[VerdictName, ...] = ("regression", "inconclusive", "not comparable", "pass")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.results.messages import CellJob, FetchJob
+from bench.results.messages import CellJob, FetchJob, StepTurns
 from bench.results.plans import Plan
 from bench.results.records import Caveat, DeviceFacts, Environment, Failure, Measurement, Outcome, Record
 from bench.results.store import snapshot_file_name
@@ -43,10 +43,10 @@ class CellRunner:
         self._fetched: dict[str, JobEnd] = {}
         self._expected = {one.cell.id: one for one in self.plan.cells} if self.plan else {}
 
-    def run(self, planned: PlannedRun) -> Record:
-        """Run a cell, or say why not, and return its record."""
+    def run(self, planned: PlannedRun, turns: StepTurns | None = None) -> Record:
+        """Run a cell, alone or step by step in turn with another run, or say why not; return its record."""
         started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        end = self._end_of(planned)
+        end = self._end_of(planned, turns)
         measurement = end.measurement
         if measurement.device is None:
             measurement = measurement.model_copy(update={"device": self.facts})
@@ -67,7 +67,7 @@ class CellRunner:
             prediction=expected.answer if expected else None,
         )
 
-    def _end_of(self, planned: PlannedRun) -> JobEnd:
+    def _end_of(self, planned: PlannedRun, turns: StepTurns | None) -> JobEnd:
         cell = planned.cell
         if planned.reason is not None:
             return _not_run("unavailable", planned.reason)
@@ -83,11 +83,19 @@ class CellRunner:
             cell_json=cell.model_dump_json(),
             trust_remote_code=self.trust_remote_code,
             snapshot_path=self._snapshot_path(planned),
+            turns=turns,
         )
+        if turns is not None:
+            return self._in_turn(job, cell)
         if cell.device == "cuda":
             return self._on_gpu(job, cell)
         load = CpuLoadWatch(cpu_quota=self.environment.threads.get("cpu_quota_percent") is not None)
         return run_job(job, self.launcher, cell.limits, self.observer, watches=[load])
+
+    def _in_turn(self, job: CellJob, cell: Cell) -> JobEnd:
+        """Run a cell beside another: that takes twice as long, and the CPUs' counters see somebody else."""
+        limits = cell.limits.model_copy(update={"timeout_s": 2 * cell.limits.timeout_s})
+        return run_job(job, self.launcher, limits, self.observer)
 
     def _on_gpu(self, job: CellJob, cell: Cell) -> JobEnd:
         """Run a cell watched through NVML, once the GPU is idle; or unwatched, and say so in the record."""

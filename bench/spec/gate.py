@@ -1,6 +1,6 @@
 """The ``[gate]`` table of a scenario: what counts as a regression, and how sure a gate must be.
 
-It shapes verdicts, never measurements, so it is no part of a cell and changes no id or digest.
+It says nothing of what a cell is, so it changes no id or digest.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class MetricGate(Frozen):
 
 
 class GateSpec(Frozen):
-    """How a gate decides. Each side is run ``repeats`` times, and more while undecided."""
+    """How a gate measures and decides. Each side is run ``repeats`` times, and more while undecided."""
 
     alpha: float = Field(
         0.01, gt=0, le=0.2, description="Probability of a false alarm, over all cells and metrics together."
@@ -51,6 +51,12 @@ class GateSpec(Frozen):
     )
     repeats: int = Field(3, ge=2, le=1000, description="Runs of each side before the first verdict.")
     max_repeats: int = Field(8, ge=2, le=1000, description="Runs of each side at most.")
+    interleave: Literal["runs", "steps"] = Field(
+        "runs",
+        description="What base and candidate take turns at: whole runs, or single steps of two runs on the "
+        "same cores, which tells speeds apart on a machine that others slow down for seconds at a time; not "
+        "on a GPU.",
+    )
     metrics: dict[str, MetricGate] = Field(
         default_factory=dict, description="Tolerance, direction and gating of single metrics."
     )

@@ -9,7 +9,7 @@ import torch
 from bench.probes.out_of_memory import ignore, noted_out_of_memory
 from bench.probes.phases import Send
 from bench.probes.snapshot import SnapshotRecorder, nothing_to_snapshot
-from bench.results.messages import CellJob, FetchJob, ProbeJob, ReadingMade
+from bench.results.messages import CellJob, FetchJob, ProbeJob, ReadingMade, StepTurns
 from bench.spec.types import Cell, ModelSpec
 from bench.window.facts import read_facts
 
@@ -38,6 +38,9 @@ def _run_cell(job: CellJob, send: Send) -> None:
 
     cell = Cell.model_validate_json(job.cell_json)
     device = device_of(cell)
+    if job.turns is not None:
+        _run_in_turn(cell, job.turns, send, trust_remote_code=job.trust_remote_code)
+        return
     recorder = _recorder(job.snapshot_path, device, send)
     with noted_out_of_memory(device, recorder.keep if recorder else ignore):
         try:
@@ -49,6 +52,19 @@ def _run_cell(job: CellJob, send: Send) -> None:
             if recorder:
                 recorder.failed()
             raise
+
+
+def _run_in_turn(cell: Cell, given: StepTurns, send: Send, *, trust_remote_code: bool) -> None:
+    """Run the window when it is this run's turn, and between the other's steps."""
+    from bench.window.turns import Turns
+    from bench.window.window import run_window
+
+    turns = Turns(given, threads=torch.get_num_threads())
+    turns.wait()
+    send(ReadingMade(reading=turns.caveat()))
+    run_window(
+        cell, turns.between_steps(send), trust_remote_code=trust_remote_code, after_warmup=turns.hand_over
+    )
 
 
 def _recorder(path: str | None, device: torch.device, send: Send) -> SnapshotRecorder | None:
