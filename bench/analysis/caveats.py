@@ -1,28 +1,32 @@
 """What a reader must know beyond the numbers: the worker's caveats, and those seen across runs."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from bench.analysis.lints import lint
+from bench.analysis.lints import Finding
 from bench.analysis.rows import Row
 from bench.analysis.steady import FEWEST_VALUES
 from bench.results.readings import accuracy, evaluation
 from bench.results.records import Caveat, Record
 
 
-def row_caveats(row: Row, ok: Sequence[Record], group: Sequence[Record]) -> tuple[Caveat, ...]:
-    """Return every caveat once: what cannot be right in any run, the worker's own, those of the row."""
+def row_caveats(
+    row: Row, ok: Sequence[Record], findings: Iterable[tuple[int, Finding]]
+) -> tuple[Caveat, ...]:
+    """Return every caveat once: what cannot be right in any run, the worker's own, those of the row.
+
+    ``findings`` are what the lints found, with the number of the run.
+    """
     own = [caveat for record in ok for caveat in record.measurement.caveats]
-    return tuple(dict.fromkeys([*_implausible(group), *own, *_found(row, ok)]))
+    return tuple(dict.fromkeys([*_implausible(findings), *own, *_found(row, ok)]))
 
 
-def _implausible(group: Sequence[Record]) -> Iterator[Caveat]:
-    """Yield what the lints find; a loss that is no number has its own caveat among those of the row."""
-    for record in group:
-        for finding in lint(record):
-            if finding.doubts != "loss":
-                message = f"Run {record.run} is implausible: {finding.sentence}"
-                yield Caveat(code=f"implausible-{finding.code}", message=message)
+def _implausible(findings: Iterable[tuple[int, Finding]]) -> Iterator[Caveat]:
+    """Yield what the lints found; a loss that is no number has its own caveat among those of the row."""
+    for run, finding in findings:
+        if finding.doubts != "loss":
+            message = f"Run {run} is implausible: {finding.sentence}"
+            yield Caveat(code=f"implausible-{finding.code}", message=message)
 
 
 def _found(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:

@@ -70,14 +70,16 @@ def pair_items(first: Sequence[Item], second: Sequence[Item]) -> Paired:
     common = sorted(before.keys() & after.keys())
     if not common:
         raise UsageError("the two evaluations have no question in common; compare the same task and data")
+    gained = lost = 0
     for doc_id in common:
-        if before[doc_id].doc_hash != after[doc_id].doc_hash:
+        old, new = before[doc_id], after[doc_id]
+        if old.doc_hash != new.doc_hash:
             raise UsageError(
                 f"question {doc_id} is not the same in both evaluations (its hash differs); "
                 "compare runs of the same task, data and seed"
             )
-    gained = sum(after[doc_id].correct and not before[doc_id].correct for doc_id in common)
-    lost = sum(before[doc_id].correct and not after[doc_id].correct for doc_id in common)
+        if new.correct != old.correct:
+            gained, lost = gained + new.correct, lost + old.correct
     return Paired(items=len(common), unmatched=len(before.keys() ^ after.keys()), gained=gained, lost=lost)
 
 

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
 from bench.analysis.settling import Floats
@@ -21,7 +22,7 @@ _MOST_CORRELATION = 0.95
 _MOST_FOR_EXACT = 33
 _ROUNDING = 1e-12
 
-
+Places = npt.NDArray[np.int64]
 Verdict = Literal["steady", "no clear trend", "not steady", "too few steps to tell"]
 
 
@@ -48,7 +49,7 @@ def find_trend(values: Sequence[float]) -> Trend:
     if len(set(values)) == 1:
         return Trend(verdict="steady", drift_share=0.0, p_value=1.0)
     observed = np.asarray(values, dtype=np.float64)
-    later, earlier = np.tril_indices(len(values), -1)
+    later, earlier = _pairs(len(values))
     rises = observed[later] - observed[earlier]
     slope = float(np.median(rises / (later - earlier)))
     as_if_independent = _kendall_p_value(int(np.sign(rises).sum()), observed)
@@ -61,6 +62,12 @@ def find_trend(values: Sequence[float]) -> Trend:
     if abs(drift_share) > SMALLEST_DRIFT_SHARE:
         verdict = "not steady" if p_value < SIGNIFICANCE else "no clear trend"
     return Trend(verdict=verdict, drift_share=drift_share, p_value=p_value)
+
+
+@cache
+def _pairs(count: int) -> tuple[Places, ...]:
+    """Return the places of the later and of the earlier of each two of so many values."""
+    return np.tril_indices(count, -1)
 
 
 def _kendall_p_value(score: int, values: Floats) -> float:

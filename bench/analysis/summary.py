@@ -96,8 +96,12 @@ def _row(group: Sequence[Record], places: Sequence[Surroundings]) -> Row:
         endings=tuple(_ending(record) for record in group if record.outcome != "ok"),
         **numbers,
     )
-    doubts = frozenset(finding.doubts for record in ok for finding in lint(record))
-    return replace(row, caveats=row_caveats(row, ok, group), doubts=doubts)
+    findings = [(record, finding) for record in group for finding in lint(record)]
+    return replace(
+        row,
+        caveats=row_caveats(row, ok, [(record.run, finding) for record, finding in findings]),
+        doubts=frozenset(finding.doubts for record, finding in findings if record.outcome == "ok"),
+    )
 
 
 def _numbers(ok: Sequence[Record]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def facts(environment: Environment) -> Mapping[str, str]:
     """Return an environment as ``group.name`` and text; what was not found is left out."""
     return {
         f"{group}.{name}": str(value)
-        for group, values in environment.model_dump(mode="json").items()
+        for group, values in environment  # its fields, all of them tables of plain values
         for name, value in sorted(values.items())
         if value is not None
     }

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bench.metrics import GIB, MIB
 
@@ -11,9 +12,11 @@ NOT_APPLICABLE = "–"  # noqa: RUF001 - a dash is what a table shows for *does 
 
 # Control characters, and the marks that reverse or hide text (Unicode TR 36), have no place in a report.
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
-_MARKDOWN = re.compile(r"([\\`*\[\]|~$])")
-# An underscore inside a word is plain text in GitHub's Markdown; elsewhere it can begin emphasis.
-_EMPHASIS = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+# What Markdown reads as more than text. An underscore inside a word is plain text to GitHub; elsewhere it can
+# begin emphasis.
+_MARKED = re.compile(r"[\\`*\[\]|~$<&>@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|://|www\.")
+# The word joiner is invisible and keeps a name from becoming a mention, an address from becoming a link.
+_ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@\u2060", "://": ":\\//", "www.": "www\\."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +104,14 @@ def plain(text: str) -> str:
     return " ".join(_INVISIBLE.sub(" ", text).split())
 
 
+@lru_cache(maxsize=10_000)  # the cells of large tables are seldom new
 def markdown(text: str) -> str:
     """Return text that GitHub's Markdown shows as it is: no table cell, tag, link or mention comes of it."""
-    escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    escaped = _EMPHASIS.sub(r"\\_", _MARKDOWN.sub(r"\\\1", escaped))
-    # The word joiner is invisible and keeps a name from becoming a mention, an address from becoming a link.
-    return escaped.replace("://", ":\\//").replace("www.", "www\\.").replace("@", "@\u2060")
+    return _MARKED.sub(_escape, plain(text))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return _ESCAPES.get(found[0]) or f"\\{found[0]}"
 
 
 def _minus(text: str) -> str:

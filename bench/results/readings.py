@@ -190,7 +190,7 @@ def accuracy(reading: EvaluationReading | None) -> float | None:
     """Return the share of items answered correctly; None without a reading or without items."""
     if reading is None or not reading.items:
         return None
-    return sum(item.correct for item in reading.items) / len(reading.items)
+    return [item.correct for item in reading.items].count(True) / len(reading.items)
 
 
 def _median(values: Iterable[float]) -> float | None:
