@@ -23,6 +23,15 @@ def test_the_effect_is_found_as_often_as_promised() -> None:
     assert pytest.approx(0.8, abs=0.04) == (decisions == DECISIONS.index("regression")).mean()
 
 
+def test_pairs_find_what_simulated_pairs_do() -> None:
+    """About 80 %, less five points: with eight degrees of freedom sums of quantiles promise much."""
+    noise = Noise(log_variance=PLAIN.run_noise**2, degrees_of_freedom=4, of_pairs=True)
+    effect = detectable_effect(noise, 5, RULE, power=0.8)
+    in_turn = Situation(name="", bounds={}, slowdown=effect, model=PLAIN, by_steps=True)
+    decisions = simulate(in_turn, 4000, seed=1)
+    assert pytest.approx(0.8, abs=0.06) == (decisions == DECISIONS.index("regression")).mean()
+
+
 def test_more_repeats_find_less_and_more_tests_need_more() -> None:
     """The effect falls with repeats; the repeats needed are the fewest that reach it, and grow with tests."""
     noise = Noise(log_variance=0.012**2, degrees_of_freedom=9)

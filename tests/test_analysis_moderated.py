@@ -5,7 +5,16 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from bench.analysis.moderated import Evidence, Moments, Noise, calibrate, moments_of_arms, pad, weigh
+from bench.analysis.moderated import (
+    Evidence,
+    Moments,
+    Noise,
+    calibrate,
+    moments_of_arms,
+    moments_of_pairs,
+    pad,
+    weigh,
+)
 from bench.analysis.settling import Floats
 
 RNG = np.random.default_rng(0)
@@ -32,6 +41,17 @@ def test_without_priors_it_is_the_t_test() -> None:
     assert pytest.approx((two_sided.low, two_sided.high)) == tuple(
         float(bound[0]) for bound in evidence.bounds(0.01)
     )
+
+
+def test_runs_made_in_pairs_are_a_paired_t_test() -> None:
+    """Scipy's p-value, whatever both runs of a pair share; a pair that is missing says nothing."""
+    shared, own = RNG.normal(0, 1, 6), RNG.normal(0.02, 0.01, 6)
+    differences = [*own, np.nan]
+    evidence = weigh(moments_of_pairs(pad([differences]), _repeats(7)), *_unknown(1))
+    expected = stats.ttest_rel(shared + own, shared, alternative="greater")
+    assert pytest.approx(expected.pvalue) == float(evidence.p_value()[0])
+    one = moments_of_pairs(pad([[0.1], []]), _repeats(1, 1))
+    assert ([0.0, 0.0], [2.0, np.inf]) == (list(one.degrees_of_freedom), list(one.scale))
 
 
 def test_only_the_first_repeats_count_and_missing_runs_do_not() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.analysis.settling import settle, settle_cells
+from bench.analysis.settling import settle, settle_cells, step_ratios
 from bench.analysis.simulate import NoiseModel, sitting
 
 QUIET = NoiseModel(warmup_steps=1000)
@@ -52,3 +52,11 @@ def test_autocorrelated_steps_seldom_look_like_a_trend() -> None:
     """Runs that wander by themselves are taken for a trend in 1 % of cells, not in every tenth."""
     steps, _ = sitting(QUIET, (2000,), 6, np.random.default_rng(1))
     assert settle(steps).dropped_steps.astype(bool).mean() < 0.02
+
+
+def test_steps_are_held_against_those_beside_them() -> None:
+    """A machine that is half as fast for a while slows both; what only one side has is left out."""
+    machine = [1.0, 1.0, 2.0, 2.0, 1.0]
+    slower = [[1.1 * step for step in machine], [5.0, 5.0]]
+    assert [pytest.approx([1.1] * 5), [2.5]] == step_ratios([machine, [2.0]], slower)
+    assert [] == step_ratios([machine], [])

@@ -103,6 +103,18 @@ def test_noise_is_inconclusive_and_exits_so() -> None:
     assert [3, 0, 1] == [verdicts.exit_code(choice) for choice in (None, "pass", "fail")]
 
 
+def test_sides_that_took_turns_at_steps_are_compared_pair_by_pair() -> None:
+    """What makes runs differ by half tells nothing apart, and in pairs a tenth of the speed is found."""
+    base, slower = make_runs(speeds=LOUD), make_runs(speeds=[0.9 * speed for speed in LOUD])
+    assert {"tokens_per_second": "inconclusive"} == bad(judged(base, slower))
+    by_steps = SittingJudge(gate=GateSpec(), looks=LOOKS, by_steps=True)
+    found = by_steps.judge({"base": base, "candidate": slower})
+    assert {"tokens_per_second": "regression"} == bad(found)
+    assert pytest.approx(0.9) == the(found, "tokens_per_second").ratio
+    assert {} == bad(by_steps.judge({"base": base, "candidate": base}))
+    assert "one sitting by steps" == found.design
+
+
 def test_all_gated_tests_of_a_sitting_are_one_family() -> None:
     """Nine answers lost, none gained, are significant alone (p = 0.002), not in 48 tests of 24 cells."""
     alone = judged(make_runs(), make_runs(right=141))
@@ -196,7 +208,7 @@ def test_spoilt_runs_and_breaks_are_told(tmp_path: Path) -> None:
     spoilt = make_runs()[0].model_copy(update={"outcome": "contaminated", "run": 9})
     write_sitting(tmp_path, make_runs(), [*make_runs(), spoilt], ended_at=None, stopped=None)
     verdicts = judge_folder(tmp_path)
-    assert {"left-out", "unfinished"} == {caveat.code for caveat in verdicts.caveats}
+    assert {"left-out", "not-calibrated", "unfinished"} == {caveat.code for caveat in verdicts.caveats}
     assert {} == bad(verdicts)
 
 

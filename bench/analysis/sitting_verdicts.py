@@ -71,7 +71,22 @@ class SittingJudge:
             caveats=tuple(caveats),
         )
         verdicts = compare_sides(base, candidate, how)
-        return verdicts.model_copy(update={"problems": (*verdicts.problems, *problems)})
+        return verdicts.model_copy(
+            update={
+                "caveats": (*verdicts.caveats, *self._assumption(verdicts)),
+                "problems": (*verdicts.problems, *problems),
+            }
+        )
+
+    def _assumption(self, verdicts: Verdicts) -> Iterator[Caveat]:
+        """Say what error rates rest on where nothing is known of the machine (*restless* in a self-check)."""
+        varying = any(one.kind == "statistical" for one in verdicts.gated)
+        if varying and not self.by_steps and self.calibration is None:
+            message = (
+                "Without a calibration error rates assume a machine that keeps about one speed; where it "
+                'jumps between two, use bench calibrate or gate.interleave = "steps".'
+            )
+            yield Caveat(code="not-calibrated", message=message)
 
 
 def open_cells(verdicts: Verdicts) -> frozenset[str]:

@@ -40,7 +40,8 @@ Points = list[dict[str, Any]]
 
 
 def _data(points: Points) -> Chart:
-    return alt.Data(values=points)  # type: ignore[no-untyped-call]  # altair leaves its core untyped
+    # In a tuple, which altair hands on, not a list, of which it makes a deep copy in every layer.
+    return alt.Data(values=tuple(points))  # type: ignore[no-untyped-call]  # altair leaves its core untyped
 
 
 def _bytes_axis(unit: MemoryUnit, title: str) -> Chart:
