@@ -94,13 +94,15 @@ def read_accepted(root: Path, name: str, accepted: Accepted) -> ResultSet:
     Raises ``UsageError`` where a record is missing or is no longer what was accepted.
     """
     folder = baseline_folder(root, name) / accepted.folder
-    for file, digest in accepted.files.items():
-        content = b"" if folder.is_symlink() else read_plain_file(folder / file)
-        if isinstance(content, str) or hashlib.sha256(content).hexdigest() != digest:
-            raise UsageError(
-                f"{folder / file} is missing or was changed since it was accepted; restore it from git"
-            )
-    return load_files([folder / file for file in accepted.files], str(folder))
+    linked = folder.is_symlink()
+
+    def read(file: Path) -> bytes:
+        content = b"" if linked else read_plain_file(file)
+        if isinstance(content, str) or hashlib.sha256(content).hexdigest() != accepted.files[file.name]:
+            raise UsageError(f"{file} is missing or was changed since it was accepted; restore it from git")
+        return content
+
+    return load_files([folder / file for file in accepted.files], str(folder), read)
 
 
 def accept(root: Path, name: str, files: Sequence[Path], *, reason: str, new_level: bool) -> Accepted:

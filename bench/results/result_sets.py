@@ -1,7 +1,7 @@
 """Runs to compare, from wherever they lie: a folder, a file, one side of a sitting, or a git revision."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from bench.results.run_facts import RunFacts, facts_of_content
 from bench.results.sittings import SIDES, SITTING_FILE, Sitting, counted_runs
 from bench.results.step_times import read_step_times
 from bench.results.store import MAX_RECORD_BYTES, diagnose, read_plain_file
+from bench.results.two_processes import map_in_two
+
+ReadFile = Callable[[Path], bytes | str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ def load_result_set(given: str) -> ResultSet:
     elif ":" in given:
         revision, _, inside = given.partition(":")
         contents = committed_files(revision, inside, most_bytes=MAX_RECORD_BYTES)
-        found = _gathered(contents, given)
+        found = _gathered(((name, _read(content)) for name, content in contents), given)
     else:
         raise UsageError(
             f"{given} is no results folder, record or revision; name what bench run has written, or REV:path"
@@ -64,18 +67,18 @@ def _json_files(folder: Path) -> list[Path]:
     return [folder / name for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
-def load_files(files: Iterable[Path], place: str) -> ResultSet:
-    """Read the runs of the files of one folder."""
-    return _gathered(((file.name, read_plain_file(file)) for file in files), place)
+def load_files(files: Sequence[Path], place: str, read: ReadFile = read_plain_file) -> ResultSet:
+    """Read the runs of the files of one folder; ``read`` returns what one holds, or why it is not read."""
+    found = map_in_two(lambda file: _read(read(file)), files)
+    return _gathered(zip([file.name for file in files], found, strict=True), place)
 
 
-def _gathered(contents: Iterable[tuple[str, bytes | str]], place: str) -> ResultSet:
-    """Return the runs of some files, each run once."""
+def _gathered(contents: Iterable[tuple[str, Sequence[RunFacts] | str]], place: str) -> ResultSet:
+    """Return the runs of some files, by name, each run once."""
     runs: list[tuple[RunFacts, str]] = []
     problems: list[str] = []
     seen: dict[tuple[str, str, int], str] = {}
-    for name, content in contents:
-        found = content if isinstance(content, str) else _read(content)
+    for name, found in contents:
         if isinstance(found, str):
             problems.append(f"{place}/{name}: {found}")
             continue
@@ -94,8 +97,10 @@ def _gathered(contents: Iterable[tuple[str, bytes | str]], place: str) -> Result
     )
 
 
-def _read(content: bytes) -> Sequence[RunFacts] | str:
+def _read(content: bytes | str) -> Sequence[RunFacts] | str:
     """Return the runs of a file: one of a record, several of another tool's; or in one sentence why none."""
+    if isinstance(content, str):
+        return content
     try:
         return [facts_of_content(content)]
     except (msgspec.DecodeError, ValidationError, ValueError):

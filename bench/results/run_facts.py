@@ -1,10 +1,10 @@
 """What a verdict goes by of one run: values, samples and answers, and what they were read with and on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from operator import attrgetter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bench.metrics import METRICS
 from bench.results.briefs import (
@@ -22,7 +22,6 @@ from bench.results.records import Environment, EvaluationItem, EvaluationReading
 from bench.spec.types import Cell
 
 Samples = Mapping[str, tuple[float, ...]]
-Questions = tuple[tuple[int, str], ...]
 Facts = tuple[tuple[str, str | int | None], ...]
 Instruments = tuple[tuple[str, str], ...]
 
@@ -33,6 +32,16 @@ BY_STEP = ("step_time_ns", "tokens_per_second")
 _VARYING = tuple(name for name, metric in METRICS.items() if metric.kind == "statistical")
 _PAIRED = tuple(name for name, metric in METRICS.items() if metric.kind == "paired")
 _MACHINE = ("system", *SAME_MACHINE)
+
+
+class Questions(tuple[tuple[int, str], ...]):
+    """The id and hash of each question of an evaluation; of the same questions there is one object."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return them as they are found again in another process."""
+        return _shared, (tuple(self),)
 
 
 class Answer(NamedTuple):
@@ -80,6 +89,10 @@ class CellFacts:
     id: str
     scenario: str | None
     text: bytes = field(compare=False, repr=False)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Return it as it is found again in another process."""
+        return (_cell, (self.text,)) if self.text else super().__reduce__()
 
     @cached_property
     def cell(self) -> Cell | None:
@@ -235,5 +248,9 @@ def _read_items(text: bytes) -> tuple[Questions, bytes]:
 
 
 def _counted(items: Sequence[EvaluationItem | BriefItem]) -> tuple[Questions, bytes]:
-    questions = tuple(map(_QUESTION, items))
-    return _SEEN.setdefault(questions, questions), bytes(map(_CORRECT, items))
+    return _shared(map(_QUESTION, items)), bytes(map(_CORRECT, items))
+
+
+def _shared(questions: Iterable[tuple[int, str]]) -> Questions:
+    found = Questions(questions)
+    return _SEEN.setdefault(found, found)
