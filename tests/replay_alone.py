@@ -23,7 +23,7 @@ def replay_alone(job: Job, send: Send) -> None:
     with Path(os.environ.get("REPLAY_ALONE", os.devnull)).open("ab", buffering=0) as file:
         if isinstance(job, CellJob) and job.turns is not None:
             turns = Turns(job.turns, threads=1)
-            turns.wait()
+            turns.begin()
             send(ReadingMade(reading=turns.caveat()))
             replay(job, turns.between_steps(_noting(send, file, "first" if job.turns.first else "second")))
             return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.results.messages import ALONE, GO_ON, Message, ReadingMade, StepTurns
+from bench.results.messages import ALONE, Message, ReadingMade, StepTurns
 from bench.window.turns import Turns
 from records_factory import make_steps
 
@@ -32,7 +32,7 @@ def run(pipes: tuple[Path, Path], *, first: bool, steps: int, seen: list[str]) -
         if isinstance(message, ReadingMade):
             seen.append(name)
 
-    turns.wait()
+    turns.begin()
     seen.append(f"load {name}")
     turns.hand_over()
     send = turns.between_steps(note)
@@ -64,7 +64,6 @@ def test_one_works_at_a_time_and_what_is_left_is_done_alone(
     ]
     for worker in workers:
         worker.start()
-    os.write(ends[0], GO_ON)
     for worker in workers:
         worker.join(timeout=20)
         assert not worker.is_alive()

@@ -106,6 +106,7 @@ def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Assign
     locations = {name: _location(name) for name in opening.located}
     tell(Ready(environment=environment, cuda_name=facts.cuda_name, locations=locations))
     inputs: dict[str, str | None] = {}
+    usual = launcher.start_method
     runner = CellRunner(
         launcher=launcher,
         observer=observer,
@@ -125,6 +126,9 @@ def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Assign
             run=assignment.run,
             reason=why_unavailable(cell, facts, environment),
         )
+        # Processes differ in speed by a per cent or two, by where their memory happens to lie, and forks of
+        # one server lie alike: in pairs of forks that would pass for a difference of the sides.
+        launcher.start_method = usual if assignment.turns is None else "spawn"
         # Held for this run only: the other side's run is next.
         with _gpu(cell, facts, observer) as runner.gpu:
             return runner.run(planned, assignment.turns)

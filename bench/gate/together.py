@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.gate.process import BEYOND_LIMITS_S, SideProcess, wait_for_any
 from bench.gate.schedule import order_of
-from bench.results.messages import ALONE, GO_ON, StepTurns
+from bench.results.messages import ALONE, StepTurns
 from bench.results.records import Record
 from bench.results.sittings import SideName
 from bench.spec.types import Cell
@@ -30,7 +30,6 @@ def run_together(
         for name, other in ((first, second), (second, first)):
             turns = StepTurns(own_pipe=pipes[name][0], other_pipe=pipes[other][0], first=name == first)
             processes[name].begin(cell, numbers[name], turns)
-        os.write(pipes[first][1], GO_ON)
         deadline_s = time.monotonic() + 2 * cell.limits.timeout_s + BEYOND_LIMITS_S
         while len(records) < len(processes):
             waiting = [process for name, process in processes.items() if name not in records]

@@ -60,7 +60,7 @@ def _run_in_turn(cell: Cell, given: StepTurns, send: Send, *, trust_remote_code:
     from bench.window.window import run_window
 
     turns = Turns(given, threads=torch.get_num_threads())
-    turns.wait()
+    turns.begin()
     send(ReadingMade(reading=turns.caveat()))
     run_window(
         cell, turns.between_steps(send), trust_remote_code=trust_remote_code, after_warmup=turns.hand_over

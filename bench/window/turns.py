@@ -13,7 +13,7 @@ from bench.results.records import Caveat, StepSample
 
 
 class Turns:
-    """This run's part: it has the machine from ``wait`` to ``hand_over``.
+    """This run's part: it has the machine from ``begin`` to ``hand_over``, and again when that returns.
 
     The order of steps is A | B B | A A | B B | …: half the steps of either follow one of the other's, which
     leaves its data in the caches, and a machine that grows slower slows both.
@@ -28,16 +28,22 @@ class Turns:
         self._measured_steps = 0
         self._cores = _share_cores(threads)
 
-    def wait(self) -> None:
-        """Sleep until it is this run's turn."""
-        if not self._alone:
-            self._alone = os.read(self._own, 1) != GO_ON
+    def begin(self) -> None:
+        """Sleep until it is this run's turn for the first time, both being ready."""
+        if self._first:
+            self._wait()
+        else:
+            self.hand_over()
 
     def hand_over(self) -> None:
         """Let the other run go on, and sleep until it hands back."""
         if not self._alone:
             os.write(self._other, GO_ON)
-            self.wait()
+            self._wait()
+
+    def _wait(self) -> None:
+        if not self._alone:
+            self._alone = os.read(self._own, 1) != GO_ON
 
     def between_steps(self, send: Send) -> Send:
         """Return a ``send`` that hands over after every other measured step, once the sample is sent."""
