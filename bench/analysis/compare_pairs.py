@@ -102,8 +102,13 @@ class Pair:
     def _instruments(self) -> tuple[set[Instruments], set[Instruments]]:
         return {run.instruments for run in self.baseline}, {run.instruments for run in self.candidate}
 
+    @cached_property
+    def _same_instruments(self) -> bool:
+        before, after = self._instruments
+        return before == after and len(after) == 1
+
     def _other_instrument(self, metric: Metric) -> str | None:
-        if "NVML" not in metric.instrument and metric.instrument != "VmHWM":
+        if self._same_instruments or ("NVML" not in metric.instrument and metric.instrument != "VmHWM"):
             return None
         name = "NVML" if "NVML" in metric.instrument else "host memory"
         before, after = ({dict(each).get(name) for each in side} for side in self._instruments)

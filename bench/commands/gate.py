@@ -119,10 +119,10 @@ def gate(  # noqa: PLR0913 - one parameter for each option
         )
         sitting.run(target, outputs)
     elif baseline is not None:
-        from bench.gate.stored import BaselineChoice, gate_results
-
-        chosen = BaselineChoice(root=baselines, name=baseline)
         with garbage_kept():
+            from bench.gate.stored import BaselineChoice, gate_results
+
+            chosen = BaselineChoice(root=baselines, name=baseline)
             verdicts = gate_results(str(target), chosen, gate_of(scenario, exact_only=exact_only))
             conclude(verdicts, outputs, f"{target} against the baseline {baseline}")
     else:

@@ -1,5 +1,6 @@
 """Verdicts as Markdown and in the terminal, worst first; what does not fit is counted. No arithmetic."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -148,11 +149,12 @@ def _fitting(lines: Sequence[str], most_bytes: int) -> int:
 
 
 def _counted(hidden: Sequence[Judged]) -> str:
+    found = Counter((judged.gated, judged.verdict) for judged in hidden)
     counts = (
-        (f"{len(some)} {name}{'' if gated else ' (not gated)'}")
+        f"{count} {name}{'' if gated else ' (not gated)'}"
         for gated in (True, False)
         for name in WORST_FIRST
-        if (some := [one for one in hidden if one.verdict == name and one.gated is gated])
+        if (count := found[gated, name])
     )
     return f"Not shown: {', '.join(counts)}"
 
