@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     correct: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Answers:
     """One task's evaluation; ``questions`` is one and the same object for all runs that saw the same ones."""
 
@@ -105,7 +105,7 @@ class CellFacts:
         return None if self.cell is None else self.cell.digest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """One run. ``values`` has each metric in its unit, ``samples`` those that vary: by step or one a run.
 
