@@ -8,7 +8,7 @@ import torch
 from bench.errors import UsageError
 from bench.results.records import Caveat
 from bench.spec.types import Cell
-from bench.window.adapters import check_merge
+from bench.window.adapters import check_merge, excess_ranks
 from bench.window.data import prepare_batches
 from bench.window.methods import adapt, count_parameters, trainable_parameters
 from bench.window.models import load_model
@@ -196,3 +196,13 @@ def test_what_cannot_be_merged_says_so(method: dict[str, Any]) -> None:
     found = check_merge(_adapted(cell), step[0], torch.device("cpu"))
     assert isinstance(found, Caveat)
     assert found.code == "not-mergeable"
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(32, ()), (48, ("k_proj, v_proj: 32",))])
+def test_a_rank_that_layers_cannot_use_is_remarked_on(rank: int, expected: tuple[str, ...]) -> None:
+    """Above the smaller side of a layer's weights; at it, and for other methods, nothing is said."""
+    lora = {"kind": "lora", "rank": rank, "target_modules": ["q_proj", "k_proj", "v_proj"]}
+    said = [caveat.message for caveat in excess_ranks(_adapted(tiny_cell(lora)))]
+    assert len(expected) == len(said)
+    assert all(part in message for part, message in zip(expected, said, strict=True))
+    assert () == excess_ranks(_adapted(tiny_cell({"kind": "full"})))

@@ -1,4 +1,4 @@
-"""What can be said of a trained adapter: its size on disk, and whether merging it changes the result."""
+"""What can be said of an adapter: ranks that no layer can use, its size on disk, what merging it changes."""
 
 import tempfile
 from pathlib import Path
@@ -8,6 +8,28 @@ import torch
 
 from bench.results.records import Caveat, MergeCheck
 from bench.window.data import Batch
+
+
+def excess_ranks(model: Any) -> tuple[Caveat, ...]:  # noqa: ANN401 - transformers ships no types
+    """Say where LoRA's rank is above the smaller side of a layer, which bounds the rank of any update."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    narrow: dict[tuple[int, int], list[str]] = {}
+    for name, layer in layers:
+        side = min(layer.in_features, layer.out_features)
+        for rank in layer.r.values():
+            if rank > side:
+                narrow.setdefault((rank, side), []).append(name.rpartition(".")[2])
+    return tuple(
+        Caveat(
+            code="excess-rank",
+            message=f"Rank {rank} is more than {len(names)} of the {len(layers)} adapted layers can use "
+            f"({', '.join(sorted(set(names)))}: {side}, the smaller side of their weights); what they train "
+            "beyond that adds memory and no freedom.",
+        )
+        for (rank, side), names in sorted(narrow.items())
+    )
 
 
 def adapter_file_bytes(model: Any) -> int:  # noqa: ANN401 - transformers ships no types

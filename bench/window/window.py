@@ -28,7 +28,7 @@ from bench.results.records import (
     TokenCounts,
 )
 from bench.spec.types import Cell
-from bench.window.adapters import adapter_file_bytes, check_merge
+from bench.window.adapters import adapter_file_bytes, check_merge, excess_ranks
 from bench.window.data import Batch, PreparedData, prepare_batches
 from bench.window.evaluation import evaluate
 from bench.window.facts import read_facts
@@ -90,7 +90,8 @@ def run_window(
         with phases.phase("save_adapter"):
             adapter_bytes = adapter_file_bytes(model)
     send(ReadingMade(reading=_model_facts(trainer, cell, weights, adapter_bytes)))
-    for caveat in (*method_caveats(cell), *data.caveats, *optimizer_caveats(cell.training, device)):
+    caveats = (*method_caveats(cell), *excess_ranks(model), *data.caveats)
+    for caveat in (*caveats, *optimizer_caveats(cell.training, device)):
         send(ReadingMade(reading=caveat))
 
     if cell.evaluation.tasks:
