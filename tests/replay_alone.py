@@ -7,6 +7,7 @@ and its version and place reported in caveats.
 
 import fcntl
 import importlib
+import multiprocessing
 import os
 from pathlib import Path
 from typing import IO
@@ -25,6 +26,9 @@ def replay_alone(job: Job, send: Send) -> None:
             turns = Turns(job.turns, threads=1)
             turns.begin()
             send(ReadingMade(reading=turns.caveat()))
+            parent = multiprocessing.parent_process()
+            forked = parent is None or parent.pid != os.getppid()  # by a server, whose child it then is
+            send(ReadingMade(reading=Caveat(code="forked", message=str(forked))))
             replay(job, turns.between_steps(_noting(send, file, "first" if job.turns.first else "second")))
             return
         if isinstance(job, CellJob):

@@ -33,8 +33,8 @@ class Example:
 
 
 EXAMPLES = {
-    "no_change": Example(scenario="gate_speed", change=None, expected=(0, 3)),
-    "no_change_coarse": Example(scenario="gate_coarse", change=None, expected=(0,)),
+    "no_change": Example(scenario="gate_speed", change=None, expected=(0,)),
+    "no_change_by_runs": Example(scenario="gate_speed_by_runs", change=None, expected=(0, 3)),
     "memory": Example(scenario="gate_tiny", change="memory", expected=(1,)),
     "speed": Example(scenario="gate_speed", change="speed", expected=(1, 3)),
     "no_change_in_accuracy": Example(scenario="gate_learns", change=None, expected=(0,)),

@@ -41,9 +41,9 @@ def test_steps_alternate_and_each_side_begins_every_other_repeat(
         (run.side, run.repeat) for run in measured if run.cell == "replay/ok"
     ]
     assert ["crashed", "crashed"] == [run.outcome for run in measured if run.cell == "replay/sigkill"]
-    assert ["steps-in-turn"] * 3 == [
-        caveat.code for record in result.records["base"] for caveat in record.measurement.caveats
-    ]
+    noted = [caveat for record in result.records["base"] for caveat in record.measurement.caveats]
+    assert ["steps-in-turn", "forked"] * 3 == [caveat.code for caveat in noted]
+    assert ["False"] * 3 == [caveat.message for caveat in noted if caveat.code == "forked"]
     assert [STEPS + 3] * 3 == [len(record.measurement.steps) for record in result.records["candidate"]]
     verdicts = judge_folder(result.folder)
     assert "one sitting by steps" == verdicts.design

@@ -14,8 +14,8 @@ SCENARIOS = Path(__file__).parent.parent / "scenarios"
 COUNTS = {
     "smollm2_cpu": 4,
     "smollm2_learns": 3,
-    "gate_coarse": 1,
     "gate_speed": 1,
+    "gate_speed_by_runs": 1,
     "gate_tiny": 2,
     "gate_learns": 1,
     "7b_single_gpu": 144,
