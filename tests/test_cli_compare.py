@@ -134,7 +134,14 @@ def test_a_mistake_ends_in_a_sentence(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [("compare", "results/same", "results/more"), ("baseline", "list")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", "results/same", "results/more"),
+        ("report", "results/same", "-o", "page.md"),
+        ("baseline", "list"),
+    ],
+)
 def test_neither_torch_nor_pandas_is_imported(arguments: tuple[str, ...]) -> None:
     """Nor is scipy.stats, which takes as long as reading a thousand records."""
     probe = f"""

@@ -1,7 +1,9 @@
 """Stored results against baselines: accepting, refusing, judging, history."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +55,24 @@ def test_an_accepted_sitting_is_what_results_are_held_against(
     )
     assert "inconclusive" == gate_results(str(same), baseline, GateSpec()).verdict
     assert "regression" == gate_results(str(more), baseline, GateSpec()).verdict
+
+
+def test_each_record_of_a_baseline_is_read_once(
+    tmp_path: Path, baseline: BaselineChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To see that it is what was accepted, and for what it says."""
+    opened: list[str] = []
+    really_open = os.open
+
+    def seen(path: Path, *arguments: Any, **options: Any) -> int:  # noqa: ANN401 - as os.open takes them
+        opened.append(str(path))
+        return really_open(path, *arguments, **options)
+
+    candidate = str(_write(tmp_path / "a", make_runs()))
+    monkeypatch.setattr(os, "open", seen)
+    gate_results(candidate, baseline, GateSpec())
+    (accepted,) = baseline.read().current
+    assert list(accepted.files) == [Path(path).name for path in opened if f"/{accepted.folder}/" in path]
 
 
 def test_a_sitting_that_is_not_alike_needs_a_new_level(tmp_path: Path, baseline: BaselineChoice) -> None:
