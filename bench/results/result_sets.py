@@ -15,7 +15,6 @@ from bench.results.run_facts import RunFacts, facts_of_content
 from bench.results.sittings import SIDES, SITTING_FILE, Sitting, counted_runs
 from bench.results.step_times import read_step_times
 from bench.results.store import MAX_RECORD_BYTES, diagnose, read_plain_file
-from bench.results.two_processes import map_in_two
 
 ReadFile = Callable[[Path], bytes | str]
 
@@ -67,10 +66,9 @@ def _json_files(folder: Path) -> list[Path]:
     return [folder / name for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
-def load_files(files: Sequence[Path], place: str, read: ReadFile = read_plain_file) -> ResultSet:
+def load_files(files: Iterable[Path], place: str, read: ReadFile = read_plain_file) -> ResultSet:
     """Read the runs of the files of one folder; ``read`` returns what one holds, or why it is not read."""
-    found = map_in_two(lambda file: _read(read(file)), files)
-    return _gathered(zip([file.name for file in files], found, strict=True), place)
+    return _gathered(((file.name, _read(read(file))) for file in files), place)
 
 
 def _gathered(contents: Iterable[tuple[str, Sequence[RunFacts] | str]], place: str) -> ResultSet:

@@ -1,10 +1,10 @@
 """What a verdict goes by of one run: values, samples and answers, and what they were read with and on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from bench.metrics import METRICS
 from bench.results.briefs import (
@@ -22,6 +22,7 @@ from bench.results.records import Environment, EvaluationItem, EvaluationReading
 from bench.spec.types import Cell
 
 Samples = Mapping[str, tuple[float, ...]]
+Questions = tuple[tuple[int, str], ...]
 Facts = tuple[tuple[str, str | int | None], ...]
 Instruments = tuple[tuple[str, str], ...]
 
@@ -34,16 +35,6 @@ _PAIRED = tuple(name for name, metric in METRICS.items() if metric.kind == "pair
 _MACHINE = ("system", *SAME_MACHINE)
 
 
-class Questions(tuple[tuple[int, str], ...]):
-    """The id and hash of each question of an evaluation; of the same questions there is one object."""
-
-    __slots__ = ()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return them as they are found again in another process."""
-        return _shared, (tuple(self),)
-
-
 class Answer(NamedTuple):
     """One question of an evaluation and whether it was answered correctly."""
 
@@ -52,7 +43,7 @@ class Answer(NamedTuple):
     correct: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
     """One task's evaluation; ``questions`` is one and the same object for all runs that saw the same ones."""
 
@@ -90,10 +81,6 @@ class CellFacts:
     scenario: str | None
     text: bytes = field(compare=False, repr=False)
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        """Return it as it is found again in another process."""
-        return (_cell, (self.text,)) if self.text else super().__reduce__()
-
     @cached_property
     def cell(self) -> Cell | None:
         """The whole cell. Raises ``ValidationError`` where the text is none."""
@@ -105,7 +92,7 @@ class CellFacts:
         return None if self.cell is None else self.cell.digest
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunFacts:
     """One run. ``values`` has each metric in its unit, ``samples`` those that vary: by step or one a run.
 
@@ -248,9 +235,5 @@ def _read_items(text: bytes) -> tuple[Questions, bytes]:
 
 
 def _counted(items: Sequence[EvaluationItem | BriefItem]) -> tuple[Questions, bytes]:
-    return _shared(map(_QUESTION, items)), bytes(map(_CORRECT, items))
-
-
-def _shared(questions: Iterable[tuple[int, str]]) -> Questions:
-    found = Questions(questions)
-    return _SEEN.setdefault(found, found)
+    questions = tuple(map(_QUESTION, items))
+    return _SEEN.setdefault(questions, questions), bytes(map(_CORRECT, items))
