@@ -181,7 +181,7 @@ def read_cell_name(content: bytes) -> BriefCell:
     return _CELL.decode(content)
 
 
-def read_items(content: bytes) -> tuple[BriefItem, ...]:
+def read_items(content: msgspec.Raw) -> tuple[BriefItem, ...]:
     """Decode the items of an evaluation. Raises ``msgspec.DecodeError`` where they are none."""
     return _ITEMS.decode(content)
 

@@ -58,7 +58,7 @@ def read_metrics(record: Record) -> dict[str, float | int | None]:
         "nvml_process_peak_bytes": _bytes_of(nvml_peak(record, "process")),
         "nvml_device_delta_peak_bytes": _bytes_of(nvml_peak(record, "device_delta")),
         "non_torch_bytes": measurement.gpu.non_torch_bytes if measurement.gpu else None,
-        "tokens_per_second": _median(_speeds(steps)),
+        "tokens_per_second": _median(tokens_per_second(steps)),
         "step_time_ns": _median(step.step_time_ns for step in steps),
         "energy_per_token_mj": energy_per_token_mj(record),
         "load_time_ns": phase_time_ns(record, ("load",)),
@@ -79,13 +79,18 @@ def measured_steps(record: Record) -> tuple[StepSample, ...]:
 
 def step_tokens_per_second(record: Record) -> tuple[float, ...]:
     """Return non-padding tokens per second of each measured step, in order."""
-    return tuple(_speeds(measured_steps(record)))
+    return tokens_per_second(measured_steps(record))
 
 
-def _speeds(steps: Iterable[StepSample]) -> list[float]:
-    return [
-        step.tokens.non_padding * NS_PER_SECOND / step.step_time_ns for step in steps if step.step_time_ns > 0
-    ]
+def tokens_per_second(steps: Iterable[StepSample]) -> tuple[float, ...]:
+    """Return non-padding tokens per second of each step, in order."""
+    return tuple(
+        [
+            step.tokens.non_padding * NS_PER_SECOND / step.step_time_ns
+            for step in steps
+            if step.step_time_ns > 0
+        ]
+    )
 
 
 def peak_phase(record: Record, field: PeakField) -> PhaseReading | None:
@@ -100,8 +105,8 @@ def peak_phase(record: Record, field: PeakField) -> PhaseReading | None:
 
 def peak_bytes(record: Record, field: PeakField) -> int | None:
     """Return the highest peak of the training phases by one instrument, in bytes."""
-    phase = peak_phase(record, field)
-    return None if phase is None else getattr(phase, field)
+    sizes = [getattr(phase, field) for phase in record.measurement.phases if phase.name in _TRAINING]
+    return max((size for size in sizes if size is not None), default=None)
 
 
 def nvml_peak(record: Record, instrument: Literal["process", "device_delta"]) -> tuple[GpuPhase, int] | None:
