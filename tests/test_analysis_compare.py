@@ -67,7 +67,7 @@ def test_one_mebibyte_more_is_a_regression() -> None:
 
 def test_sides_of_one_sitting_are_told_apart_by_their_runs() -> None:
     """Ten per cent between quiet runs that were made in turn is a regression; between loud ones it is not."""
-    how = HowToJudge(gate=GateSpec(), design="one sitting", looks=(3,))
+    how = HowToJudge(gate=GateSpec(), design="one sitting", looks=(5,))
     slow = [speed * 0.9 for speed in QUIET]
     verdicts = compare_sides(_side(make_runs()), _side(make_runs(speeds=slow)), how)
     assert "regression" == _one(verdicts, "tokens_per_second").verdict
@@ -187,4 +187,4 @@ def test_only_the_latest_key_counts() -> None:
     older = [record.model_copy(update={"key": "0" * 64}) for record in make_runs(ledger_bytes=700 * MIB)]
     verdicts = _stored([make_runs()], [*older, *make_runs()])
     assert "pass" == _one(verdicts, "ledger_peak_bytes").verdict
-    assert [True] == ["Left out: 3 runs" in caveat.message for caveat in verdicts.caveats]
+    assert [True] == ["Left out: 5 runs" in caveat.message for caveat in verdicts.caveats]

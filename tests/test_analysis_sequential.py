@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench.analysis.moderated import pad
-from bench.analysis.sequential import DECISIONS, Block, Decided, Rule, follow, holm, looks
+from bench.analysis.sequential import DECISIONS, Block, Decided, Rule, fewest_repeats, follow, holm, looks
 from bench.analysis.settling import Floats
 
 RULE = Rule(alpha=0.01, minimum_effect_log=0.01, looks=(3, 5, 8))
@@ -80,6 +80,23 @@ def test_a_sure_but_small_slowdown_is_no_regression() -> None:
     assert ["pass", "regression"] == _names(follow([block], RULE).blocks[0])
     lenient = replace(RULE, minimum_effect_log=0.03)
     assert ["pass", "pass"] == _names(follow([block], lenient).blocks[0])
+
+
+def test_without_a_calibration_few_repeats_are_no_proof() -> None:
+    """Three fast runs against three slow ones come up once in twenty sittings by chance; five once in 252."""
+    unknown = {"calibration_degrees": np.zeros(2), "calibration_variance": np.zeros(2)}
+    arms = pad([_arm(0.0)] * 2), pad([_arm(0.0), _arm(0.4)])
+    (three,) = follow([replace(_block(*(arm[:, :3] for arm in arms), sd=0.1), **unknown)], RULE).blocks
+    assert (["undecided", "undecided"], [5, 5]) == (_names(three), list(three.needed))
+    (all_looks,) = follow([replace(_block(*arms), **unknown)], RULE).blocks
+    assert (["pass", "regression"], [0, 0]) == (_names(all_looks), list(all_looks.needed))
+    assert [5, 5] == list(all_looks.repeats)
+
+
+@pytest.mark.parametrize(("tests", "expected"), [(1, 5), (2, 5), (3, 8), (24, 8), (128, 8), (129, 9)])
+def test_how_many_repeats_chance_alone_seldom_parts(tests: int, expected: int) -> None:
+    """Of n runs of each side, C(2n, n) orders: 20, 252, 12,870; from a look on, one in a hundred at most."""
+    assert expected == fewest_repeats(RULE, tests)
 
 
 def test_other_tests_belong_to_the_family() -> None:

@@ -14,7 +14,7 @@ from bench.results.verdicts import Judged, Verdicts
 from bench.spec.gate import GateSpec, MetricGate
 from calibrations_factory import make_calibration
 from records_factory import make_environment
-from sittings_factory import LOUD, MIB, make_runs, write_sitting
+from sittings_factory import LOUD, MIB, QUIET, make_runs, write_sitting
 
 if TYPE_CHECKING:
     from bench.results.sittings import SideName
@@ -39,7 +39,7 @@ def the(verdicts: Verdicts, metric: str, cell: str = "tiny/a") -> Judged:
 
 def test_no_change_passes_on_every_kind_of_metric() -> None:
     """How runs ended, exact metrics, speed and accuracy."""
-    verdicts = judged(make_runs(), make_runs(speeds=(1001.0, 999.0, 1002.0)))
+    verdicts = judged(make_runs(), make_runs(speeds=(1001.0, 999.0, 1002.0, 1000.0, 1001.0)))
     assert ("pass", 0, {}) == (verdicts.verdict, verdicts.exit_code(), bad(verdicts))
     kinds = {"outcome", "deterministic", "statistical", "paired"}
     assert kinds == {one.kind for one in verdicts.gated}
@@ -50,7 +50,7 @@ def test_no_change_passes_on_every_kind_of_metric() -> None:
     ("candidate", "metric"),
     [
         ({"ledger_bytes": 601 * MIB}, "ledger_peak_bytes"),
-        ({"speeds": (900.0, 902.0, 898.0)}, "tokens_per_second"),
+        ({"speeds": (900.0, 902.0, 898.0, 901.0, 899.0)}, "tokens_per_second"),
         ({"right": 130}, "accuracy_after"),
         ({"outcome": "oom"}, "outcome"),
     ],
@@ -68,7 +68,7 @@ def test_each_kind_of_regression_is_found_alone(candidate: dict[str, Any], metri
 
 def test_a_gain_is_no_regression() -> None:
     """Less memory, more speed, more right answers, or running where the base ran out of memory."""
-    better = make_runs(ledger_bytes=500 * MIB, speeds=(1100.0, 1103.0, 1098.0), right=190)
+    better = make_runs(ledger_bytes=500 * MIB, speeds=[1.1 * speed for speed in QUIET], right=190)
     verdicts = judged(make_runs(), better)
     improved = {one.metric for one in verdicts.gated if one.improved}
     assert ("pass", {"ledger_peak_bytes", "tokens_per_second", "accuracy_after"}) == (
@@ -133,7 +133,7 @@ def test_what_is_not_gated_is_shown_and_judged_apart() -> None:
     """A scenario can take speed out of the gate, and its tests out of the family."""
     verdicts = judged(
         make_runs(),
-        make_runs(speeds=(500.0, 501.0, 499.0), right=141),
+        make_runs(speeds=[speed / 2 for speed in QUIET], right=141),
         metrics={"tokens_per_second": MetricGate(gated=False)},
     )
     assert ("regression", False) == (
@@ -213,12 +213,13 @@ def test_spoilt_runs_and_breaks_are_told(tmp_path: Path) -> None:
 
 
 def test_samples_survive_the_way_to_the_figures() -> None:
-    """Values and the ratio are those of the runs: the geometric means of three speeds."""
-    one = the(judged(make_runs(), make_runs(speeds=(990.0, 1003.0, 1010.0))), "tokens_per_second")
-    before, after = (math.prod(speeds) ** (1 / 3) for speeds in ((1000, 1003, 998), (990, 1003, 1010)))
+    """Values and the ratio are those of the runs: the geometric means of five speeds."""
+    now = (990.0, 1003.0, 1010.0, 1000.0, 995.0)
+    one = the(judged(make_runs(), make_runs(speeds=now)), "tokens_per_second")
+    before, after = (math.prod(speeds) ** (1 / 5) for speeds in (QUIET, now))
     assert [pytest.approx(value, rel=1e-6) for value in (before, after, after / before)] == [
         one.baseline,
         one.candidate,
         one.ratio,
     ]
-    assert 3 == one.repeats
+    assert 5 == one.repeats

@@ -37,8 +37,8 @@ sequence_length = 32
 micro_batch = 2
 
 [gate]
-repeats = 2
-max_repeats = 3
+repeats = 5
+max_repeats = 5
 """
 COMMAND = (str(Path(__file__).parent / "replay_serve.py"),)
 
@@ -74,7 +74,7 @@ def test_two_references_are_run_in_turn_judged_and_kept(
     sides = ("--base", "v1.0", "--candidate", "v2.0", "--results", "sittings")
     assert 0 == bench(monkeypatch, "gate", "toy.toml", *sides, "--budget", "5m", "-o", "v.json")
     verdicts = Verdicts.model_validate_json(Path("v.json").read_bytes())
-    assert ("pass", "v1.0", "v2.0", 3) == (
+    assert ("pass", "v1.0", "v2.0", 6) == (
         verdicts.verdict,
         verdicts.baseline.given,
         verdicts.candidate.given,
@@ -148,9 +148,9 @@ def test_the_self_check_prints_its_rates_and_fails_where_a_promise_is_broken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And can be read again."""
-    assert 0 == bench(monkeypatch, "gate", "--self-check", "--replications", "4", "-o", "check.json")
+    assert 0 == bench(monkeypatch, "gate", "--self-check", "--replications", "8", "-o", "check.json")
     check = read_self_check(Path("check.json"))
-    assert (4, True) == (check.replications, check.holds)
+    assert (8, True) == (check.replications, check.holds)
     assert check.rows[0].situation in capsys.readouterr().out
     broken = CheckRow(
         situation="all is lost",

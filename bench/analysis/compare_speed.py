@@ -202,6 +202,7 @@ def _stored_judgements(
         evidence=evidence,
         family_p_values=family,
         repeats=np.array([len(runs) for runs in arms.candidate], dtype=np.int64),
+        needed=np.zeros(len(arms.pairs), dtype=np.int64),  # ten sittings are more than enough
     )
     # The advice that belongs to repeats within a sitting would mislead here.
     notes = [

@@ -36,6 +36,7 @@ class _CellEvidence(NamedTuple):
     calibration_held: bool
     family_p_value: float
     repeats: int
+    needed: int
 
 
 def judge_statistical(  # noqa: PLR0913 - names, policy and promise of the gate, and what was found
@@ -89,6 +90,7 @@ def _rows(decided: Decided, rule: Rule) -> list[_CellEvidence]:
         decided.evidence.calibration_held.tolist(),
         decided.family_p_values.tolist(),
         decided.repeats.tolist(),
+        decided.needed.tolist(),
         strict=True,
     )
     return list(starmap(_CellEvidence, rows))
@@ -134,6 +136,11 @@ def _reason(row: _CellEvidence, policy: MetricPolicy, rule: Rule, *, tests: int)
         text = f"{upper} at {'least' if row.upper < 0 else 'most'}"
     elif row.degrees_of_freedom == 0:
         text = f"{row.repeats} repeats do not tell the noise; run at least {rule.looks[0]}"
+    elif row.needed:
+        text = (
+            f"from {lower} to {upper}, but without a calibration {row.repeats} repeats may fall apart so by "
+            f"chance; run {row.needed}, or bench calibrate"
+        )
     else:
         text = (
             f"too noisy: anything from {lower} to {upper} after {row.repeats} repeats; "

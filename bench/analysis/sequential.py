@@ -2,9 +2,12 @@
 
 Promised over all looks together: with no cell worse at all, *any* cell of the sweep is called a regression
 with probability of at most alpha. A cell worse by no more than the minimum effect is called one, and a cell
-worse by the tolerance passes, with probability of at most alpha each.
+worse by the tolerance passes, with probability of at most alpha each. That rests on noise about as t has it;
+where no calibration vouches for that, so many runs are asked for that any other noise would seldom do it.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -58,12 +61,17 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
-    """What each cell came to, on which evidence, adjusted for the family and the looks, after how many."""
+    """What each cell came to, on which evidence, adjusted for the family and the looks, after how many.
+
+    ``needed`` are the repeats that cells wait for which would be decided if a calibration vouched for their
+    noise; 0 elsewhere.
+    """
 
     decisions: npt.NDArray[np.int8]
     evidence: Evidence
     family_p_values: Floats
     repeats: npt.NDArray[np.int64]
+    needed: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +88,21 @@ def looks(first: int, last: int) -> tuple[int, ...]:
     while found[-1] < last:
         found.append(min(last, round(found[-1] * _GROWTH)))
     return tuple(found)
+
+
+def fewest_repeats(rule: Rule, tests: int) -> int:
+    """Return how many repeats it takes for a verdict that does not rest on how runs are distributed.
+
+    Of 2 n runs of the same code in random order, all n of one side are the slower ones with a probability of
+    1 / C(2n, n), whatever the noise; a machine with two speeds gives no other sign that it was chance. Over
+    all cells tested and all looks from that number on, this is to be at most alpha. Where no look is late
+    enough, the number is above the last.
+    """
+    chances = [tests / math.comb(2 * look, look) for look in rule.looks]
+    for place, look in enumerate(rule.looks):
+        if sum(chances[place:]) <= rule.alpha:
+            return look
+    return next(n for n in itertools.count(rule.looks[-1] + 1) if tests / math.comb(2 * n, n) <= rule.alpha)
 
 
 def holm(p_values: Floats) -> Floats:
@@ -130,7 +153,7 @@ def follow(blocks: Sequence[Block], rule: Rule, other_p_values: Floats | None = 
         ]
         *adjusted, others = np.split(holm(np.concatenate([*p_values, once], axis=-1)), ends, axis=-1)
         states = [
-            _concluded(block, state, own, rule)
+            _concluded(block, state, own, rule, int(ends[-1]) + once.shape[-1])
             for block, state, own in zip(blocks, states, adjusted, strict=True)
         ]
     return Followed(blocks=tuple(states), other_family_p_values=others)
@@ -149,6 +172,7 @@ def _nothing_yet(block: Block) -> Decided:
         evidence=nothing,
         family_p_values=np.ones(shape),
         repeats=np.zeros(shape, dtype=np.int64),
+        needed=np.zeros(shape, dtype=np.int64),
     )
 
 
@@ -171,6 +195,7 @@ def _look(block: Block, state: Decided, repeats: int) -> Decided:
         ),
         family_p_values=state.family_p_values,
         repeats=used,
+        needed=state.needed,
     )
 
 
@@ -182,12 +207,20 @@ def _complete(block: Block) -> npt.NDArray[np.int64]:
     return repeats
 
 
-def _concluded(block: Block, state: Decided, adjusted: Floats, rule: Rule) -> Decided:
-    """Return the state with decisions on what was undecided."""
+def _concluded(block: Block, state: Decided, adjusted: Floats, rule: Rule, tests: int) -> Decided:
+    """Return the state with decisions on what was undecided, ``tests`` being those of the family."""
     fresh = decide(state.evidence, adjusted, rule, block.tolerance_log)
+    vouched = (block.calibration_degrees > 0) & state.evidence.calibration_held
+    asked = np.select(
+        [fresh == REGRESSION, fresh == PASS], [fewest_repeats(rule, tests), fewest_repeats(rule, 1)]
+    )
+    too_few = ~vouched & (state.repeats < asked)
+    fresh[too_few] = UNDECIDED
+    going_on = state.decisions == UNDECIDED
     return Decided(
-        decisions=np.where(state.decisions == UNDECIDED, fresh, state.decisions),
+        decisions=np.where(going_on, fresh, state.decisions),
         evidence=state.evidence,
         family_p_values=adjusted,
         repeats=state.repeats,
+        needed=np.where(going_on & too_few, asked, 0),
     )
