@@ -210,7 +210,9 @@ def _complete(block: Block) -> npt.NDArray[np.int64]:
 def _concluded(block: Block, state: Decided, adjusted: Floats, rule: Rule, tests: int) -> Decided:
     """Return the state with decisions on what was undecided, ``tests`` being those of the family."""
     fresh = decide(state.evidence, adjusted, rule, block.tolerance_log)
-    vouched = (block.calibration_degrees > 0) & state.evidence.calibration_held
+    # Also where it was dropped: that is for runs that spread more than it says, and those of two speeds that
+    # chance has parted spread less.
+    vouched = block.calibration_degrees > 0
     asked = np.select(
         [fresh == REGRESSION, fresh == PASS], [fewest_repeats(rule, tests), fewest_repeats(rule, 1)]
     )
