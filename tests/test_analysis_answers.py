@@ -2,7 +2,8 @@
 
 from bench.analysis.answers import answers
 from bench.analysis.summary import compare
-from bench.report.answers import RowLink, answer_sentences
+from bench.report.answers import answer_sentences
+from bench.report.linked import RowLink
 from bench.report.text import MEBIBYTES
 from bench.results.records import Failure, Record
 from records_factory import MIB, make_cell, make_ledger, make_measurement, make_record, make_steps

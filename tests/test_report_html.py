@@ -116,6 +116,14 @@ def test_a_plan_says_by_card_and_length_what_fits(planned: Page) -> None:
     assert any("speed and accuracy are not predicted" in block for block in planned.blocks)
 
 
+def test_a_ladder_says_in_short_the_smallest_card_for_each_method(planned: Page) -> None:
+    """The largest length first, and only where nothing is certain on any card is a method named last."""
+    start = planned.blocks.index("llama-2-7b at 2,048 tokens, smallest card that fits")
+    assert planned.blocks.index("Which methods fit which card") > start
+    assert "rtx4090 (24 GiB) for lora-r16 and lora-r64;" in planned.blocks[start + 1]
+    assert planned.blocks[start + 2].startswith("mistral-7b at 2,048 tokens")
+
+
 def test_every_link_leads_to_something_and_every_id_is_there_once(page: Page) -> None:
     """Sentences lead to rows, numbers to their notes."""
     ids = Counter(page.values("id"))
@@ -176,7 +184,9 @@ def test_the_ending_of_the_file_says_what_is_written(tmp_path: Path) -> None:
     material = read_material([tmp_path / "record.json", ROOT / "results" / "predicted" / "33b_24gb.json"])
     write_page(material, tmp_path / "page.html", ())
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert "Measured and planned" in page.blocks
+    title = page.blocks.index("Measured and planned", 2)
+    assert "In short: example: methods compared; 33B on 24 GB: predicted memory." == page.blocks[title + 1]
+    assert {"#m-short", "#p1-short"} <= set(page.values("href"))
     write_page(material, tmp_path / "page.md", ())
     markdown = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert ["# example: methods compared", "# 33B on 24 GB: predicted memory"] == re.findall(

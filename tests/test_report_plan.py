@@ -143,10 +143,6 @@ def test_rendering_a_plan_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-if __name__ == "__main__":
-    GOLDEN.write_text(render_markdown(example()), encoding="utf-8")
-
-
 def test_a_plan_of_refusals_says_only_that_and_why() -> None:
     """Nothing about kernels, cards and bands where no number is shown."""
     whole = example()
@@ -154,3 +150,7 @@ def test_a_plan_of_refusals_says_only_that_and_why() -> None:
     assert "1 of 1 cell cannot be predicted" in page
     assert "depends on data." in page
     assert not [words for words in ("is judged", "was traced", "H100", " for .") if words in page]
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(render_markdown(example()), encoding="utf-8")

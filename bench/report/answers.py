@@ -1,11 +1,11 @@
 """The answers of a comparison as sentences that link to their rows; every number is in the table too."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from bench.analysis.answers import Answers, Exchange, Fastest, MostAccurate
 from bench.analysis.paired import Paired
 from bench.analysis.rows import Instrument, Row
+from bench.report.linked import RowLink, Sentence, listed
 from bench.report.sentences import SIGNIFICANT_P
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import MemoryUnit, p_value, share, significant, words
@@ -21,22 +21,6 @@ _REMEDIES: dict[Category, str] = {
     "inputs": "a smaller batch or shorter sequences",
     "temporary": "a smaller batch or shorter sequences",
 }
-
-
-@dataclass(frozen=True)
-class RowLink:
-    """The name of a cell, which leads to its row."""
-
-    text: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """What a sentence is about, and its pieces in order."""
-
-    about: str
-    pieces: tuple[str | RowLink, ...]
 
 
 def answer_sentences(found: Answers, unit: MemoryUnit) -> Iterator[Sentence]:
@@ -58,12 +42,7 @@ def _link(row: Row) -> RowLink:
 
 
 def _listed(rows: Sequence[Row]) -> tuple[str | RowLink, ...]:
-    pieces: list[str | RowLink] = []
-    for index, row in enumerate(rows):
-        if index:
-            pieces.append(" and " if index == len(rows) - 1 else ", ")
-        pieces.append(_link(row))
-    return tuple(pieces)
+    return tuple(listed([_link(row) for row in rows]))
 
 
 def _least_memory(instrument: Instrument, row: Row, rows: Sequence[Row], unit: MemoryUnit) -> Sentence:

@@ -22,13 +22,15 @@ from bench.analysis.plan_rows import plan_rows
 from bench.analysis.rows import Comparison, Row
 from bench.analysis.summary import compare
 from bench.report import details
-from bench.report.answers import Sentence, answer_sentences
+from bench.report.answers import answer_sentences
 from bench.report.comparison import section_tables
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
 from bench.report.grids import Grid, comparison_grid
 from bench.report.how_read import how_read
 from bench.report.layout import Table
+from bench.report.linked import Sentence
 from bench.report.plan import detail_tables
+from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
 from bench.report.plan_grid import plan_grid
 from bench.report.plan_notes import notes_on, sentences, why_untried
 from bench.report.tables import memory_unit
@@ -47,10 +49,11 @@ _THEMED = {"#1a1c20": "currentColor", "#fefefe": "transparent", "#b9bdc6": "var(
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """The sentences of one model, window and place."""
+    """The sentences of one model, window and place, or of a plan; ``folded`` are those shown on demand."""
 
     title: str
     sentences: tuple[Sentence, ...]
+    folded: tuple[Sentence, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +149,13 @@ def planned_section(plan: Plan, prefix: str) -> Section:
     """Return what is shown of a plan."""
     rows = plan_rows(plan)
     anchors = {row.cell: f"{prefix}cell-{index}" for index, row in enumerate(rows, start=1)}
-    untried = why_untried(plan)
+    untried, told = why_untried(plan), fit_sentences(plan)
+    fitting = Answered(title="What fits", sentences=told[:MOST_SENTENCES], folded=told[MOST_SENTENCES:])
     return Section(
         prefix=prefix,
         title=f"{plan.title}: predicted memory",
         opening=(_NOT_RUN, *sentences(plan, rows)),
+        answered=(fitting,) if told else (),
         fits=card_fits(plan),
         anchors=anchors,
         grid=plan_grid(plan, rows, anchors),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, get_args
 
 from bench.analysis.plan_rows import Forecast, PlanRow, plan_rows
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
+from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
 from bench.report.plan_notes import notes_on, sentences, why_untried
 from bench.report.text import (
     GIBIBYTES,
@@ -38,6 +39,13 @@ def render_summary(plan: Plan) -> str:
     """Return the verdicts in a sentence, the table of all cells, what was refused, and how to read it."""
     rows = plan_rows(plan)
     parts = [markdown(line) for line in sentences(plan, rows)]
+    told = fit_sentences(plan)
+    if told:
+        lines = [f"**{markdown(one.about)}**: {markdown(one.text)}" for one in told[:MOST_SENTENCES]]
+        beyond = (
+            [f"{len(told[MOST_SENTENCES:])} more follow from the table."] if told[MOST_SENTENCES:] else []
+        )
+        parts.append(bullets([*lines, *beyond]))
     parts += [markdown_table(_table(plan, rows)), *_refusals(rows)]
     return "\n\n".join(
         [*parts, "How to read it:\n\n" + bullets(markdown(line) for line in notes_on(plan, rows))]
