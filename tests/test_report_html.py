@@ -124,6 +124,19 @@ def test_a_ladder_says_in_short_the_smallest_card_for_each_method(planned: Page)
     assert planned.blocks[start + 2].startswith("mistral-7b at 2,048 tokens")
 
 
+def test_what_is_assumed_of_a_card_stands_beside_what_fits_it() -> None:
+    """Usable memory, context and capability, and that nothing was read on a GPU and where to look."""
+    page = Page(render_html(None, [read_plan(ROOT / "results" / "predicted" / "33b_24gb.json")]))
+    start = page.blocks.index("Predictions, no readings. What is assumed of the cards:")
+    assert page.blocks.index("Which methods fit which card") == start - 2
+    assert (
+        "rtx3090: GeForce RTX 3090, 23.68 GiB usable, CUDA context 0.41 GiB."
+        in page.blocks[start : start + 3]
+    )
+    assert any("nothing of this was read on a GPU" in block for block in page.blocks[:start])
+    assert any("report/prediction.md" in block for block in page.blocks[:start])
+
+
 def test_every_link_leads_to_something_and_every_id_is_there_once(page: Page) -> None:
     """Sentences lead to rows, numbers to their notes."""
     ids = Counter(page.values("id"))

@@ -32,7 +32,7 @@ from bench.report.linked import Sentence
 from bench.report.plan import detail_tables
 from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
 from bench.report.plan_grid import plan_grid
-from bench.report.plan_notes import notes_on, sentences, why_untried
+from bench.report.plan_notes import PREDICTED, card_notes, notes_on, sentences, why_untried
 from bench.report.tables import memory_unit
 from bench.report.text import GIBIBYTES, plain
 from bench.results.plans import Plan
@@ -41,7 +41,7 @@ from bench.spec.cards import Card
 
 _MOST_GROUPS = 6
 _NOT_RUN = (
-    "Predicted: nothing was run. Memory only: speed and accuracy are not predicted. "
+    f"{PREDICTED} Memory only: speed and accuracy are not predicted. "
     "Run the cells that fit (bench run) to learn what they cost in time."
 )
 _THEMED = {"#1a1c20": "currentColor", "#fefefe": "transparent", "#b9bdc6": "var(--faint)"}
@@ -67,6 +67,7 @@ class Section:
     answered: tuple[Answered, ...] = ()
     unanswered: int = 0
     fits: tuple[ModelFits, ...] = ()
+    assumed: tuple[str, ...] = ()  # of the cards that fits are about
     anchors: Mapping[str, str]
     grid: Grid
     figures: tuple[Figure, ...]
@@ -157,6 +158,7 @@ def planned_section(plan: Plan, prefix: str) -> Section:
         opening=(_NOT_RUN, *sentences(plan, rows)),
         answered=(fitting,) if told else (),
         fits=card_fits(plan),
+        assumed=tuple(card_notes(plan)),
         anchors=anchors,
         grid=plan_grid(plan, rows, anchors),
         figures=plan_figures(plan),

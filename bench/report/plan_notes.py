@@ -7,6 +7,9 @@ from bench.report.text import GIBIBYTES
 from bench.results.plans import Plan
 from bench.spec.platforms import Platform
 
+_VALIDATED = "How near such predictions came to readings is in the project's report/prediction.md."
+PREDICTED = f"Predicted, not measured: nothing of this was read on a GPU. {_VALIDATED}"
+
 
 def sentences(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
     """Yield what the plan says as a whole."""
@@ -50,7 +53,7 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
     platforms = {platform for forecast in forecasts for platform in forecast.platforms}
     yield (
         "Nothing was run. The training window was traced on tensors without data, every sequence at its full "
-        f"length, for {_targets(platforms)}."
+        f"length, for {_targets(platforms)}. {_VALIDATED}"
     )
     if any(platform.device == "cpu" for platform in platforms):
         yield (
@@ -75,11 +78,16 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
             "No card was named, so these were tried, all with the kernels of the compute capability above: "
             f"{', '.join(card.name for card in plan.cards)}. Name yours with --gpu or --memory."
         )
+    yield from card_notes(plan)
+    yield from dict.fromkeys(caveat.message for forecast in forecasts for caveat in forecast.caveats)
+
+
+def card_notes(plan: Plan) -> Iterator[str]:
+    """Yield what each card is taken to have, and what of it is assumed."""
     for card in plan.cards:
         usable, context = GIBIBYTES.show(card.usable_bytes), GIBIBYTES.show(card.context_bytes)
         assumed = f"; {', '.join(card.assumptions)}" if card.assumptions else ""
         yield f"{card.name}: {card.title}, {usable} usable, CUDA context {context}{assumed}."
-    yield from dict.fromkeys(caveat.message for forecast in forecasts for caveat in forecast.caveats)
 
 
 def _targets(platforms: Collection[Platform]) -> str:
