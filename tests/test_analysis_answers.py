@@ -62,6 +62,17 @@ def test_qlora_is_set_against_lora_of_the_same_rank() -> None:
     assert "0.0 points on held-out (p = 1.000, not significant)" in text
 
 
+def test_what_cells_were_trained_with_is_one_line_and_says_where_they_differ() -> None:
+    """The task, the steps and the targets; and another learning rate with the methods that had it."""
+    other = LORA.cell.training.model_copy(update={"learning_rate": 0.001})
+    lora = LORA.model_copy(update={"cell": LORA.cell.model_copy(update={"training": other})})
+    text = said(FULL, lora, QLORA)["Trained with"]
+    shared, _, differs = text.partition(" Differs: ")
+    assert shared.startswith("tiny on cpu, 2 threads; data longest-word (easy, 2,048 items to train on); ")
+    assert "; LoRA targets all-linear." in shared
+    assert "learning rate 0.0001 (full and qlora-nf4-dq-r8), 0.001 (lora-r8)." == differs
+
+
 def test_a_cell_that_failed_is_counted_where_the_least_is_named() -> None:
     """Who did not run may need least; the sentence says how many did not."""
     failed = make_record(

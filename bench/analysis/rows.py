@@ -4,7 +4,7 @@ Bytes, nanoseconds and shares (0 to 1) throughout; None is *not measured*, and n
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from bench.analysis.lints import Doubted
@@ -194,6 +194,7 @@ class Row:
     runs: int
     runs_ok: int
     endings: tuple[Ending, ...]
+    recipe: Mapping[str, str] = field(default_factory=dict)
     source: str | None = None
     weights_note: str | None = None
     parameters_total: int | None = None

@@ -15,6 +15,7 @@ from bench.analysis.gpu_seen import gpu_seen
 from bench.analysis.lints import lint
 from bench.analysis.paired import try_pair
 from bench.analysis.predicted import against_readings
+from bench.analysis.recipe import recipe_of
 from bench.analysis.rows import Accuracy, Comparison, Ending, Instrument, Peak, Row, Surroundings
 from bench.analysis.seeds import over_seeds
 from bench.analysis.surroundings import differences, label_of, place, surroundings
@@ -94,6 +95,7 @@ def _row(group: Sequence[Record], places: Sequence[Surroundings]) -> Row:
         runs=len(group),
         runs_ok=len(ok),
         endings=tuple(_ending(record) for record in group if record.outcome != "ok"),
+        recipe=recipe_of(ok[-1] if ok else latest),
         **numbers,
     )
     findings = [(record, finding) for record in group for finding in lint(record)]

@@ -6,6 +6,7 @@ from bench.analysis.answers import Answers, Exchange, Fastest, MostAccurate
 from bench.analysis.paired import Paired
 from bench.analysis.rows import Instrument, Row
 from bench.report.linked import RowLink, Sentence, listed
+from bench.report.recipe import recipe
 from bench.report.sentences import SIGNIFICANT_P
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import MemoryUnit, p_value, share, significant, words
@@ -35,6 +36,7 @@ def answer_sentences(found: Answers, unit: MemoryUnit) -> Iterator[Sentence]:
         yield _exchange(exchange)
     yield from _causes(found.rows)
     yield from _remedies(found.rows)
+    yield Sentence("Trained with", (recipe(found.rows),))
 
 
 def _link(row: Row) -> RowLink:

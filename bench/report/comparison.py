@@ -11,6 +11,7 @@ from bench.errors import InfrastructureError
 from bench.report import details, gpu_tables, tables, torch_tables
 from bench.report.how_read import how_read
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
+from bench.report.recipe import recipe
 from bench.report.sentences import sentences
 from bench.report.studies import seeds_table
 from bench.report.text import markdown, plain
@@ -45,6 +46,7 @@ def render_summary(comparison: Comparison, problems: Sequence[str] = ()) -> str:
     for rows in tables.groups(comparison).values():
         parts.append(f"**{markdown(tables.group_title(rows))}**")
         parts.append(markdown_table(tables.comparison_table(rows, unit)))
+        parts.append(f"Trained with: {markdown(recipe(rows))}")
     endings = details.ending_table(comparison.rows)
     if endings.rows:
         parts.append(f"Runs that did not end ok:\n\n{markdown_table(endings)}")
