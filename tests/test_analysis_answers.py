@@ -54,6 +54,31 @@ def test_ranges_that_meet_are_not_called_slower() -> None:
     assert {"full", "lora-r8"} == names
 
 
+def test_a_ratio_of_speeds_says_when_they_are_not_told_apart() -> None:
+    """LoRA's range holds full fine-tuning's speed, QLoRA's does not; a CPU says nothing of a GPU."""
+    told = said(FULL, LORA, QLORA)
+    assert (
+        "lora-r8 1.00 (ranges overlap: not told apart), qlora-nf4-dq-r8 0.80. "
+        "Measured on a CPU, which says nothing of a GPU."
+    ) == told["Speed, full fine-tuning = 1"]
+    near = make("qlora-nf4-dq-r8", 450, (980.0, 1000.0) * 4)
+    assert "speed not told apart (1 % slower, ranges overlap)" in said(LORA, near)["QLoRA instead of LoRA"]
+
+
+def test_speeds_that_drift_are_rough() -> None:
+    """A tenth from the first step to the last, whether or not it is significant; or too few steps to see."""
+    drifting = make("lora-r8", 600, tuple(1000.0 + 20 * step for step in range(8)))
+    told = said(FULL, drifting)["Speed, full fine-tuning = 1"]
+    assert "Treat speeds as rough: not all kept within 10 % over the measured steps." in told
+    window = FULL.cell.window.model_copy(update={"measured_steps": 3})
+    few = [
+        one.model_copy(update={"cell": one.cell.model_copy(update={"window": window})})
+        for one in (make("full", 1000, (1000.0,) * 3), make("lora-r8", 600, (1010.0,) * 3))
+    ]
+    told = said(*few)["Speed, full fine-tuning = 1"]
+    assert "Treat speeds as rough: too few steps were measured to see whether they drifted." in told
+
+
 def test_qlora_is_set_against_lora_of_the_same_rank() -> None:
     """A quarter less memory, a fifth slower, the same answers."""
     text = said(FULL, LORA, QLORA)["QLoRA instead of LoRA"]

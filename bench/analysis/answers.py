@@ -50,19 +50,24 @@ class Exchange:
     lora: Row
     memory_shares: Mapping[Instrument, float]
     speed_share: float | None
+    speed_overlaps: bool
     task: str | None
     accuracy: Paired | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The answers for one model, window and place."""
+    """The answers for one model, window and place.
+
+    ``against_full`` are the rows whose speed is set against full fine-tuning's.
+    """
 
     rows: tuple[Row, ...]
     least_memory: Mapping[Instrument, Row] = field(default_factory=dict)
     fastest: Fastest | None = None
     most_accurate: tuple[MostAccurate, ...] = ()
     exchanges: tuple[Exchange, ...] = ()
+    against_full: tuple[Row, ...] = ()
 
     @property
     def device_name(self) -> str:
@@ -106,6 +111,7 @@ def _answers(rows: Sequence[Row], runs: Mapping[str, Sequence[Record]]) -> Answe
         fastest=_fastest(measured),
         most_accurate=tuple(_most_accurate(measured, runs)),
         exchanges=tuple(_exchanges(measured, runs)),
+        against_full=tuple(_comparable(measured)),
     )
 
 
@@ -126,6 +132,15 @@ def _fastest(rows: Sequence[Row]) -> Fastest | None:
     speed, best = max(timed, key=lambda pair: pair[0].tokens_per_second)
     level = [row for other, row in timed if row is not best and other.high >= speed.low]
     return Fastest(row=best, level=tuple(level))
+
+
+def _comparable(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rows whose speed was set against full fine-tuning's, unless one of the two is doubted."""
+    if any(row.kind == "full" and "speed" in row.doubts for row in rows):
+        return
+    for row in rows:
+        if row.throughput and row.throughput.against_full is not None and "speed" not in row.doubts:
+            yield row
 
 
 def _most_accurate(rows: Sequence[Row], runs: Mapping[str, Sequence[Record]]) -> Iterator[MostAccurate]:
@@ -156,11 +171,18 @@ def _exchanges(rows: Sequence[Row], runs: Mapping[str, Sequence[Record]]) -> Ite
             for name in HEADLINES[row.device]
             if (mine := row.peak(name)) and (theirs := lora.peak(name)) and theirs.peak_bytes
         }
-        speed = None
+        speed, overlaps = None, False
         if row.throughput and lora.throughput:
             speed = row.throughput.tokens_per_second / lora.throughput.tokens_per_second - 1
+            overlaps = row.throughput.overlaps(lora.throughput)
         yield Exchange(
-            qlora=row, lora=lora, memory_shares=shares, speed_share=speed, task=task, accuracy=pair
+            qlora=row,
+            lora=lora,
+            memory_shares=shares,
+            speed_share=speed,
+            speed_overlaps=overlaps,
+            task=task,
+            accuracy=pair,
         )
 
 

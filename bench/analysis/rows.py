@@ -27,6 +27,8 @@ Instrument = Literal[
     "nvml_device_delta",
 ]
 
+ROUGH_DRIFT_SHARE = 0.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
@@ -49,6 +51,7 @@ class Throughput:
 
     The spread is the range over runs when there are several, else the middle half of the steps. *Throttled*
     says that in one run at least the card was too hot, or its supply too weak, for its own speed.
+    ``against_full_overlaps``: the two ranges meet, so which is faster is not told.
     """
 
     tokens_per_second: float
@@ -59,7 +62,18 @@ class Throughput:
     steps: int
     trend: Trend
     against_full: float | None = None
+    against_full_overlaps: bool | None = None
     throttled: bool = False
+
+    @property
+    def rough(self) -> bool:
+        """Whether there were too few steps to see a drift, or the drift was a tenth or more."""
+        drift = self.trend.drift_share
+        return drift is None or abs(drift) >= ROUGH_DRIFT_SHARE
+
+    def overlaps(self, other: "Throughput") -> bool:
+        """Return whether the two ranges meet."""
+        return self.low <= other.high and other.low <= self.high
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from bench.analysis.lints import lint
 from bench.analysis.paired import try_pair
 from bench.analysis.predicted import against_readings
 from bench.analysis.recipe import recipe_of
-from bench.analysis.rows import Accuracy, Comparison, Ending, Instrument, Peak, Row, Surroundings
+from bench.analysis.rows import Accuracy, Comparison, Ending, Instrument, Peak, Row, Surroundings, Throughput
 from bench.analysis.seeds import over_seeds
 from bench.analysis.surroundings import differences, label_of, place, surroundings
 from bench.errors import UsageError
@@ -199,7 +199,7 @@ def _against_full(
         row,
         reference=full.cell,
         peaks=tuple(_with_saving(peak, full.peak(peak.instrument)) for peak in row.peaks),
-        throughput=row.throughput and replace(row.throughput, against_full=_ratio(row, full)),
+        throughput=_speed_against(row.throughput, full.throughput),
         accuracies=accuracies,
         caveats=(*row.caveats, *caveats),
     )
@@ -238,11 +238,12 @@ def _other_instrument(row: Row, full: Row) -> list[Caveat]:
     return [Caveat(code="nvml-instruments-differ", message=message)]
 
 
-def _ratio(row: Row, full: Row) -> float | None:
-    """Return the speed as a multiple of full fine-tuning's."""
-    if row.throughput is None or full.throughput is None:
-        return None
-    return row.throughput.tokens_per_second / full.throughput.tokens_per_second
+def _speed_against(speed: Throughput | None, full: Throughput | None) -> Throughput | None:
+    """Add the speed as a multiple of full fine-tuning's, and whether the ranges meet."""
+    if speed is None or full is None:
+        return speed
+    ratio = speed.tokens_per_second / full.tokens_per_second
+    return replace(speed, against_full=ratio, against_full_overlaps=speed.overlaps(full))
 
 
 def _paired_with(

@@ -7,7 +7,7 @@ from bench.analysis.paired import Paired
 from bench.analysis.rows import Instrument, Row
 from bench.report.linked import RowLink, Sentence, listed
 from bench.report.recipe import recipe
-from bench.report.sentences import SIGNIFICANT_P
+from bench.report.sentences import SIGNIFICANT_P, speed_reservations, times_full
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import MemoryUnit, p_value, share, significant, words
 from bench.results.stored import Category
@@ -30,6 +30,8 @@ def answer_sentences(found: Answers, unit: MemoryUnit) -> Iterator[Sentence]:
         yield _least_memory(instrument, row, found.rows, unit)
     if found.fastest:
         yield _fastest(found.fastest)
+    if found.against_full:
+        yield _speeds(found)
     for one in found.most_accurate:
         yield _most_accurate(one)
     for exchange in found.exchanges:
@@ -67,7 +69,7 @@ def _fastest(found: Fastest) -> Sentence:
         f"({significant(speed.low)} to {significant(speed.high)}, {speed.spread})"
     )
     if speed.against_full is not None:
-        told += f", {speed.against_full:.2f} times full fine-tuning's speed"
+        told += ", " + times_full(speed, "full fine-tuning's")
     if not found.level:
         return Sentence("Fastest", (_link(found.row), f"{told}; no other range reaches its own."))
     return Sentence(
@@ -79,6 +81,16 @@ def _fastest(found: Fastest) -> Sentence:
             ".",
         ),
     )
+
+
+def _speeds(found: Answers) -> Sentence:
+    pieces: list[str | RowLink] = []
+    for row in found.against_full:
+        if row.throughput:
+            overlaps = " (ranges overlap: not told apart)" if row.throughput.against_full_overlaps else ""
+            pieces += [", " if pieces else "", _link(row), f" {row.throughput.against_full:.2f}{overlaps}"]
+    told = ". ".join(["", *speed_reservations(found.rows)])
+    return Sentence("Speed, full fine-tuning = 1", (*pieces, f"{told}."))
 
 
 def _most_accurate(found: MostAccurate) -> Sentence:
@@ -118,7 +130,8 @@ def _exchange(found: Exchange) -> Sentence:
         for instrument, change in found.memory_shares.items()
     ]
     if found.speed_share is not None:
-        told.append(f"{share(abs(found.speed_share), 0)} {'slower' if found.speed_share < 0 else 'faster'}")
+        change = f"{share(abs(found.speed_share), 0)} {'slower' if found.speed_share < 0 else 'faster'}"
+        told.append(f"speed not told apart ({change}, ranges overlap)" if found.speed_overlaps else change)
     if found.accuracy is not None:
         verdict = "significant" if found.accuracy.p_value < SIGNIFICANT_P else "not significant"
         told.append(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bench.analysis.rows import Comparison, Instrument, Row
+from bench.analysis.rows import ROUGH_DRIFT_SHARE, Comparison, Instrument, Row, Throughput
 from bench.report.tables import INSTRUMENT_NAMES, group_title, groups
 from bench.report.text import MemoryUnit, p_value, share, significant
 
@@ -26,7 +26,9 @@ def sentences(comparison: Comparison, unit: MemoryUnit) -> list[str]:
     for rows in found.values():
         measured = [row for row in rows if row.outcome == "ok"]
         if measured and len(rows) <= _MOST_METHODS:
-            told = [_memory_and_speed(measured, unit), *_accuracy(measured)]
+            told = [_memory_and_speed(measured, unit)]
+            told += [f"{line}." for line in speed_reservations(measured)]
+            told += _accuracy(measured)
             paragraphs.append(f"{group_title(rows)}: " + " ".join(told))
     return paragraphs
 
@@ -83,8 +85,28 @@ def _against(row: Row) -> str:
     if savings:
         said.append(f"memory against full {' and '.join(savings)}")
     if row.throughput and row.throughput.against_full is not None:
-        said.append(f"{row.throughput.against_full:.2f} times its speed")
+        said.append(times_full(row.throughput, "its"))
     return f" ({'; '.join(said)})" if said else ""
+
+
+def times_full(speed: Throughput, whose: str) -> str:
+    """Return the speed as a multiple of full fine-tuning's, and say where the two are not told apart."""
+    overlaps = ", not told apart since the ranges overlap" if speed.against_full_overlaps else ""
+    return f"{speed.against_full:.2f} times {whose} speed{overlaps}"
+
+
+def speed_reservations(rows: Sequence[Row]) -> list[str]:
+    """Return why speeds of these rows are to be taken with care, if they are."""
+    speeds = [row.throughput for row in rows if row.throughput]
+    told = []
+    if any(speed.trend.drift_share is None for speed in speeds):
+        told.append("Treat speeds as rough: too few steps were measured to see whether they drifted")
+    elif any(speed.rough for speed in speeds):
+        drift = share(ROUGH_DRIFT_SHARE, 0)
+        told.append(f"Treat speeds as rough: not all kept within {drift} over the measured steps")
+    if speeds and rows[0].device == "cpu":
+        told.append("Measured on a CPU, which says nothing of a GPU")
+    return told
 
 
 def _accuracy(rows: Sequence[Row]) -> list[str]:
