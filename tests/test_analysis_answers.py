@@ -1,11 +1,13 @@
 """The answers that readers look for first, from records whose answers are known."""
 
+import pytest
+
 from bench.analysis.answers import answers
 from bench.analysis.summary import compare
 from bench.report.answers import answer_sentences
 from bench.report.linked import RowLink
 from bench.report.text import MEBIBYTES
-from bench.results.records import Failure, Record
+from bench.results.records import Category, Failure, MergeCheck, Record
 from records_factory import MIB, make_cell, make_ledger, make_measurement, make_record, make_steps
 
 METHODS = {
@@ -111,7 +113,48 @@ def test_a_cell_that_failed_is_counted_where_the_least_is_named() -> None:
     assert found["Least memory (live tensors)"].startswith("lora-r8 needs least, 600 MiB, 40 % less")
 
 
-def test_the_largest_part_of_a_peak_decides_what_to_try() -> None:
-    """Weights at the peak: quantise the base."""
-    text = said(FULL, LORA)["To need less"]
-    assert "full and lora-r8: the largest part is weights (50 %); try quantise the frozen base" in text
+def causes(name: str, part: Category, **training: str) -> Record:
+    """Return a run of a method whose peak is mostly of one category."""
+    record = make(name, 600, (1000.0,) * 8)
+    sizes = {part: 400 * MIB, "temporary": 200 * MIB}
+    ledger = make_ledger(600 * MIB, categories_at_peak_bytes=sizes)
+    cell = record.cell.model_copy(update={"training": record.cell.training.model_copy(update=training)})
+    measurement = record.measurement.model_copy(update={"ledger": ledger})
+    return record.model_copy(update={"measurement": measurement, "cell": cell})
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "expected"),
+    [
+        ("full", "weights", "try adapters on a frozen base (lora), which can be quantised as well (qlora)."),
+        ("lora-r8", "weights", "try a quantised base (qlora)."),
+        ("qlora-nf4-dq-r8", "weights", "try a smaller model, since the base is quantised already."),
+        ("lora-r8", "optimizer_state", "8-bit or paged state, or fewer trained parameters."),
+        ("full", "gradients", "try an adapter (lora), which trains fewer parameters."),
+        ("lora-r8", "activations", "try gradient checkpointing, a smaller batch or shorter sequences."),
+    ],
+)
+def test_the_largest_part_of_a_peak_decides_what_to_try(name: str, part: Category, expected: str) -> None:
+    """No adapter is told to become one; the command that predicts changes is named."""
+    text = said(causes(name, part))["To need less"]
+    assert f"{name}: the largest part is {part.replace('_', ' ')} (67 %); " in text
+    assert text.endswith(f"{expected} bench plan SCENARIO --advice predicts what each change frees.")
+
+
+def test_what_a_cell_does_already_is_not_advised() -> None:
+    """With gradient checkpointing on, only less data remains."""
+    text = said(causes("lora-r8", "activations", gradient_checkpointing="non-reentrant"))["To need less"]
+    assert "(67 %); try a smaller batch or shorter sequences." in text
+
+
+def test_an_adapter_that_changes_by_merging_is_not_to_be_merged() -> None:
+    """The change of a logit is told; one within the tolerance is not spoken of."""
+    merged = QLORA.measurement.model_copy(
+        update={"merge": MergeCheck(max_abs_difference=13.6, reference_max_abs=20)}
+    )
+    told = said(FULL, LORA, QLORA.model_copy(update={"measurement": merged}))
+    expected = (
+        "Do not merge qlora-nf4-dq-r8 into the quantised base here: a logit changes by 68 % of the largest."
+    )
+    assert expected == told["Merging"]
+    assert "Merging" not in said(FULL, LORA, QLORA)

@@ -28,6 +28,6 @@ def test_two_machines_are_lettered_and_what_differs_is_named() -> None:
 def test_another_commit_is_named_but_comparable() -> None:
     """A commit between two cells is said, and does not forbid comparing them."""
     later = make_record(environment=make_environment(git={"commit": "fedcba", "dirty": False}))
-    assert differences(surroundings([HERE, later])) == ("git.commit: 0123456789abcdef in A, fedcba in B",)
+    assert differences(surroundings([HERE, later])) == ("git.commit: 0123456789ab in A, fedcba in B",)
     assert place(HERE.environment) == place(later.environment)
     assert place(HERE.environment) != place(ELSEWHERE.environment)

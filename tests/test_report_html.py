@@ -23,7 +23,7 @@ from bench.results.records import Caveat, Failure
 from bench.results.store import LoadedRecords, load_records
 from hostile_records import SCRIPT, make_hostile_plan, make_hostile_records
 from many_cells import make_records
-from records_factory import make_measurement, make_record
+from records_factory import make_environment, make_measurement, make_record
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference" / "smollm2_cpu"
@@ -181,6 +181,22 @@ def test_a_failure_is_shown_with_its_sentence_and_a_caveat_at_its_number() -> No
     assert "Read this first." in page.blocks
     assert "Read this first." in list(page.values("title"))
     assert any(block.startswith("Runs that did not end well") for block in page.blocks)
+
+
+def test_another_commit_alone_is_one_plain_line() -> None:
+    """With short hashes, and not under the heading of different environments."""
+    commits = ("0123456789abcdef", "fedcba9876543210")
+    records = tuple(
+        make_record(key=commit * 4, environment=make_environment(git={"commit": commit}))
+        for commit in commits
+    )
+    page = Page(render_html(LoadedRecords(records=records, problems=()), ()))
+    line = (
+        "The records were made by different commits of bench, and are alike in all else: "
+        "0123456789ab in A, fedcba987654 in B."
+    )
+    assert line in page.blocks
+    assert not any("different environments" in block for block in page.blocks)
 
 
 def test_below_the_fold_is_what_the_markdown_page_has() -> None:

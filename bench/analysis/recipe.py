@@ -29,6 +29,8 @@ def recipe_of(record: Record) -> dict[str, str]:
         "measured steps": f"{window.measured_steps:,} after {window.warmup_steps:,} of warm-up",
         "attention": facts.attention if facts else training.attention,
     }
+    if training.gradient_checkpointing != "off":
+        found["gradient checkpointing"] = training.gradient_checkpointing
     targets = getattr(method, "target_modules", None)
     if targets:
         found["LoRA targets"] = targets if isinstance(targets, str) else " and ".join(targets)

@@ -7,6 +7,8 @@ from bench.results.records import Environment, Record
 
 # What changes the code under measurement only; two records that differ in nothing else are comparable.
 _NOT_THE_MACHINE = "git"
+COMMIT = "git.commit"
+_COMMIT_DIGITS = 12  # enough to find it; the whole hash is among the facts of each place
 
 
 def place(environment: Environment) -> tuple[tuple[str, str], ...]:
@@ -39,7 +41,10 @@ def differences(places: Sequence[Surroundings]) -> tuple[str, ...]:
     for name in names:
         values = {where.label: where.facts.get(name, "not recorded") for where in places}
         if len(set(values.values())) > 1:
-            lines.append(f"{name}: " + ", ".join(f"{value} in {label}" for label, value in values.items()))
+            digits = _COMMIT_DIGITS if name == COMMIT else None
+            lines.append(
+                f"{name}: " + ", ".join(f"{value[:digits]} in {label}" for label, value in values.items())
+            )
     return tuple(lines)
 
 

@@ -7,21 +7,13 @@ from bench.analysis.paired import Paired
 from bench.analysis.rows import Instrument, Row
 from bench.report.linked import RowLink, Sentence, listed
 from bench.report.recipe import recipe
-from bench.report.sentences import SIGNIFICANT_P, speed_reservations, times_full
+from bench.report.sentences import SIGNIFICANT_P, merging, speed_reservations, times_full
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import MemoryUnit, p_value, share, significant, words
 from bench.results.stored import Category
 
-_REMEDIES: dict[Category, str] = {
-    "weights": "quantise the frozen base (qlora), or train adapters instead of all weights",
-    "quantisation_state": "quantise the block scales as well (double_quantisation)",
-    "gradients": "train fewer parameters: a smaller rank, or LoRA instead of full fine-tuning",
-    "optimizer_state": "an optimizer with 8-bit or paged state, or fewer trained parameters",
-    "activations": "gradient checkpointing, a smaller batch or shorter sequences",
-    "logits": "a loss in chunks, a smaller batch or shorter sequences",
-    "inputs": "a smaller batch or shorter sequences",
-    "temporary": "a smaller batch or shorter sequences",
-}
+_SMALLER = "a smaller batch or shorter sequences"
+_ADVICE = "bench plan SCENARIO --advice predicts what each change frees."
 
 
 def answer_sentences(found: Answers, unit: MemoryUnit) -> Iterator[Sentence]:
@@ -38,6 +30,7 @@ def answer_sentences(found: Answers, unit: MemoryUnit) -> Iterator[Sentence]:
         yield _exchange(exchange)
     yield from _causes(found.rows)
     yield from _remedies(found.rows)
+    yield from _merging(found.rows)
     yield Sentence("Trained with", (recipe(found.rows),))
 
 
@@ -154,15 +147,43 @@ def _causes(rows: Sequence[Row]) -> Iterator[Sentence]:
 
 
 def _remedies(rows: Sequence[Row]) -> Iterator[Sentence]:
-    """Yield what to try where memory is short, by the largest part of each peak."""
-    groups: dict[Category, list[Row]] = {}
+    """Yield what to try where memory is short, by the largest part of the peak and what the method allows."""
+    groups: dict[tuple[Category, str], list[Row]] = {}
     for row in rows:
         if row.cause:
-            groups.setdefault(row.cause.largest_category, []).append(row)
-    for category, alike in groups.items():
+            part = row.cause.largest_category
+            groups.setdefault((part, _remedy(part, row)), []).append(row)
+    for index, ((category, remedy), alike) in enumerate(groups.items(), start=1):
         shares = sorted(row.cause.largest_share for row in alike if row.cause)
         most = share(shares[-1], 0)
         span = most if share(shares[0], 0) == most else f"{share(shares[0], 0)} to {most}"
-        told = f": the largest part is {words(category)} ({span}); try {_REMEDIES[category]}. "
-        pieces = (*_listed(alike), told, "bench plan --details predicts what each change frees.")
+        told = f": the largest part is {words(category)} ({span}); try {remedy}."
+        pieces = (*_listed(alike), f"{told} {_ADVICE}" if index == len(groups) else told)
         yield Sentence("To need less", pieces)
+
+
+def _merging(rows: Sequence[Row]) -> Iterator[Sentence]:
+    """Yield which adapters are not to be merged into the base that they were trained on."""
+    changed = [row for row in rows if row.merge and not row.merge.within_tolerance]
+    if changed:
+        yield Sentence("Merging", ("Do not merge ", *_listed(changed), f" {merging(changed)}"))
+
+
+def _remedy(part: Category, row: Row) -> str:
+    """Return what can be tried: nothing that the cell does already."""
+    full = row.kind == "full"
+    if part == "weights":
+        return {
+            "full": "adapters on a frozen base (lora), which can be quantised as well (qlora)",
+            "qlora": "a smaller model, since the base is quantised already",
+        }.get(row.kind, "a quantised base (qlora)")
+    if part == "quantisation_state":
+        return "quantised block scales (double_quantisation)"
+    fewer = "an adapter (lora), which trains fewer parameters" if full else "fewer trained parameters"
+    if part == "gradients":
+        return fewer
+    if part == "optimizer_state":
+        return f"an optimizer with 8-bit or paged state, or {fewer}"
+    if part == "activations" and "gradient checkpointing" not in row.recipe:
+        return f"gradient checkpointing, {_SMALLER}"
+    return f"a loss in chunks, {_SMALLER}" if part == "logits" else _SMALLER

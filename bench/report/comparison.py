@@ -12,7 +12,7 @@ from bench.report import details, gpu_tables, tables, torch_tables
 from bench.report.how_read import how_read
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.recipe import recipe
-from bench.report.sentences import sentences
+from bench.report.sentences import environments_told, sentences
 from bench.report.studies import seeds_table
 from bench.report.text import markdown, plain
 from bench.results.records import Caveat, Record
@@ -167,7 +167,10 @@ def _gathered(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 def _places(comparison: Comparison) -> str:
     """Return each environment's facts, and first what differs between them."""
     parts = [f"Records: {comparison.records}, the first begun at {markdown(comparison.first_started_at)}."]
-    if comparison.differences:
+    told = environments_told(comparison)
+    if told:
+        parts.append(markdown(told))
+    elif comparison.differences:
         listed = bullets(markdown(line) for line in comparison.differences)
         parts.append(f"**The records are from different environments.** They differ in:\n\n{listed}")
     for where in comparison.surroundings:

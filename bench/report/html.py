@@ -33,6 +33,7 @@ from bench.report.plan import detail_tables
 from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
 from bench.report.plan_grid import plan_grid
 from bench.report.plan_notes import PREDICTED, card_notes, notes_on, sentences, why_untried
+from bench.report.sentences import environments_told
 from bench.report.tables import memory_unit
 from bench.report.text import GIBIBYTES, plain
 from bench.results.plans import Plan
@@ -98,11 +99,11 @@ def measured_section(comparison: Comparison, loaded: LoadedRecords, cards: Seque
     """Return what is shown of a comparison of these records."""
     anchors = {row.key: f"m-cell-{index}" for index, row in enumerate(comparison.rows, start=1)}
     unit, groups = memory_unit(comparison), answers(comparison, loaded.records)
-    endings = details.ending_table(comparison.rows)
+    endings, told = details.ending_table(comparison.rows), environments_told(comparison)
     return Section(
         prefix="m-",
         title=f"{', '.join(comparison.scenarios)}: methods compared",
-        opening=tuple(_opening(comparison)),
+        opening=(*_opening(comparison), *([told] if told else [])),
         problems=loaded.problems,
         answered=tuple(
             Answered(
@@ -117,7 +118,7 @@ def measured_section(comparison: Comparison, loaded: LoadedRecords, cards: Seque
         figures=comparison_figures(comparison, loaded.records, cards),
         failures=endings if endings.rows else None,
         folded=tuple(folded_tables(comparison)),
-        differences=comparison.differences,
+        differences=() if told else comparison.differences,
         how_read=tuple(how_read(comparison.rows)),
     )
 

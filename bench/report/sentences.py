@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from bench.analysis.rows import ROUGH_DRIFT_SHARE, Comparison, Instrument, Row, Throughput
+from bench.analysis.surroundings import COMMIT
 from bench.report.tables import INSTRUMENT_NAMES, group_title, groups
 from bench.report.text import MemoryUnit, p_value, share, significant
 
@@ -29,6 +30,9 @@ def sentences(comparison: Comparison, unit: MemoryUnit) -> list[str]:
             told = [_memory_and_speed(measured, unit)]
             told += [f"{line}." for line in speed_reservations(measured)]
             told += _accuracy(measured)
+            changed = [row for row in measured if row.merge and not row.merge.within_tolerance]
+            if changed:
+                told.append(f"Do not merge {' and '.join(row.method for row in changed)} {merging(changed)}")
             paragraphs.append(f"{group_title(rows)}: " + " ".join(told))
     return paragraphs
 
@@ -40,12 +44,22 @@ def _opening(comparison: Comparison) -> str:
     endings = ", ".join(f"{count} {outcome}" for outcome, count in comparison.outcomes.items())
     scenarios = ", ".join(comparison.scenarios)
     text = f"{cells} of {scenarios}: {endings}."
-    if len(comparison.surroundings) > 1:
+    if told := environments_told(comparison):
+        text += f" {told}"
+    elif len(comparison.surroundings) > 1:
         text += (
             f" The records come from {len(comparison.surroundings)} different environments; "
             "what differs between them is listed below, and nothing is compared across machines or versions."
         )
     return text
+
+
+def environments_told(comparison: Comparison) -> str | None:
+    """Return one line where environments differ in the project's own commit only."""
+    if len(comparison.differences) != 1 or not comparison.differences[0].startswith(f"{COMMIT}: "):
+        return None
+    commits = comparison.differences[0].removeprefix(f"{COMMIT}: ")
+    return f"The records were made by different commits of bench, and are alike in all else: {commits}."
 
 
 def _memory_and_speed(rows: Sequence[Row], unit: MemoryUnit) -> str:
@@ -87,6 +101,15 @@ def _against(row: Row) -> str:
     if row.throughput and row.throughput.against_full is not None:
         said.append(times_full(row.throughput, "its"))
     return f" ({'; '.join(said)})" if said else ""
+
+
+def merging(changed: Sequence[Row]) -> str:
+    """Return into what not to merge these rows' adapters, and what it does to the logits."""
+    shares = sorted(row.merge.worst_share for row in changed if row.merge)
+    low, high = share(shares[0], 0), share(shares[-1], 0)
+    span = high if low == high else f"{low.removesuffix(' %')} to {high}"
+    base = "the quantised base" if any(row.kind == "qlora" for row in changed) else "the base"
+    return f"into {base} here: a logit changes by {span} of the largest."
 
 
 def times_full(speed: Throughput, whose: str) -> str:
