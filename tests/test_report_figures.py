@@ -134,6 +134,37 @@ def test_a_plan_for_one_card_adds_up_to_what_has_to_fit() -> None:
     assert pytest.approx(needed) == [total["size"] for total in totals]
 
 
+def test_a_large_plan_shows_every_model_and_method() -> None:
+    """Of 144 cells each of two models and nine methods is a bar, and a series of its model's figure."""
+    plan = read_plan(ROOT / "results" / "predicted" / "7b_single_gpu.json")
+    pairs = {tuple(one.cell.id.split("/")[:2]) for one in plan.cells}
+    figures = {figure.name: figure for figure in plan_figures(plan)}
+    memory = figures["memory"]
+    drawn = [bar["cell"] for bar in values_of(memory, 1)]
+    assert pairs == {tuple(cell.split("/")[:2]) for cell in drawn}
+    assert len(pairs) == len(drawn)
+    assert "llama-2-7b/qlora-nf4-dq-r16/b1-s2048-ckpt-pack" in drawn
+    assert "Of each model and method the cell at the longest sequence that needs least." in memory.caption
+    lengths = [figures["scaling-sequence-length"], figures["scaling-sequence-length-2"]]
+    series = {point["series"] for figure in lengths for point in values_of(figure, 0)}
+    assert pairs == {tuple(name.split("/")[:2]) for name in series}
+    titles = [f"Scaling with sequence length: {model}" for model in ("llama-2-7b", "mistral-7b")]
+    assert titles == [figure.title for figure in lengths]
+
+
+def test_no_two_figures_have_one_title_and_near_accuracies_one_label() -> None:
+    """Two windows are two frontiers, each named; 95.2 and 96.8 % are not both 96 %."""
+    folder = ROOT / "results" / "reference"
+    records = read_material([folder / "smollm2_cpu", folder / "smollm2_learns"]).loaded
+    assert records is not None
+    figures = comparison_figures(compare(records.records), records.records)
+    titles = [figure.title for figure in figures]
+    assert len(set(titles)) == len(titles)
+    near = next(figure for figure in figures if "b16-s64" in figure.title)
+    labels = [word for word in shown(near).split() if word.endswith("%")]
+    assert len(set(labels)) == len(labels) > 1
+
+
 def test_figures_are_written_as_svg_and_png(tmp_path: Path) -> None:
     """Both are what their names say; a stranger's text is text in them too."""
     records = make_hostile_records()

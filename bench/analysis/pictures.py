@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from bench.analysis.plan_rows import PlanRow
 from bench.analysis.rows import Comparison, Row
+from bench.analysis.series import ScalingPoint
+from bench.results.plans import PlannedCell
 from bench.results.records import Record
 from bench.results.stored import Category
 from bench.results.timelines import Timeline
@@ -29,10 +31,11 @@ class Stack:
 
 @dataclass(frozen=True, kw_only=True)
 class Stacks:
-    """Bars to draw, and how many more cells there are."""
+    """Bars to draw, and how many more cells there are; ``chosen``: one of each model and method."""
 
     stacks: tuple[Stack, ...]
     left_out: int
+    chosen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +71,12 @@ def measured_stacks(comparison: Comparison, records: Sequence[Record]) -> Stacks
     return _bounded(stacks)
 
 
-def planned_stacks(rows: Sequence[PlanRow], card: Card | None) -> Stacks:
-    """Return what is predicted by category; for a card with what is reserved beyond, and the context."""
+def planned_stacks(rows: Sequence[PlanRow], card: Card | None, planned: Sequence[PlannedCell]) -> Stacks:
+    """Return what is predicted by category; for a card with what is reserved beyond, and the context.
+
+    Of more cells than can be drawn, each model and method has the one at its longest sequence that needs
+    least.
+    """
     stacks = []
     for row in rows:
         forecast = row.forecast
@@ -80,7 +87,50 @@ def planned_stacks(rows: Sequence[PlanRow], card: Card | None) -> Stacks:
             parts["reserved beyond"] = max(0, forecast.reserved_high_bytes - sum(parts.values()))
             parts["CUDA context"] = card.context_bytes
         stacks.append(Stack(cell=row.cell, parts_bytes=parts, total_bytes=sum(parts.values())))
-    return _bounded(stacks)
+    if len(stacks) <= MOST_BARS:
+        return _bounded(stacks)
+    lengths = {one.cell.id: one.cell.training.sequence_length for one in planned}
+    found: dict[tuple[str, ...], Stack] = {}
+    for stack in sorted(stacks, key=lambda one: (-lengths[one.cell], one.total_bytes)):
+        found.setdefault(_model_and_method(stack.cell), stack)
+    order = dict.fromkeys(_model_and_method(stack.cell) for stack in stacks)
+    drawn = [found[name] for name in order][:MOST_BARS]
+    return Stacks(stacks=tuple(drawn), left_out=len(stacks) - len(drawn), chosen=True)
+
+
+def _model_and_method(name: str) -> tuple[str, ...]:
+    return tuple(name.split("/")[:2])
+
+
+def series_of_models(points: Sequence[ScalingPoint], most: int) -> Mapping[str, tuple[ScalingPoint, ...]]:
+    """Return the points of each model, and of a model with more series than ``most`` one of each method.
+
+    It is the one that needs least where it needs most. All points are under one empty name where they are
+    few enough for one figure.
+    """
+    series: dict[str, list[ScalingPoint]] = {}
+    for point in points:
+        series.setdefault(point.series, []).append(point)
+    if len(series) <= most:
+        return {"": tuple(points)} if points else {}
+    models: dict[str, dict[str, list[ScalingPoint]]] = {}
+    for name, own in series.items():
+        models.setdefault(name.partition("/")[0], {})[name] = own
+    return {
+        model: tuple(point for own in _few(found, most) for point in own) for model, found in models.items()
+    }
+
+
+def _few(series: Mapping[str, list[ScalingPoint]], most: int) -> list[list[ScalingPoint]]:
+    if len(series) <= most:
+        return list(series.values())
+    methods: dict[tuple[str, ...], list[list[ScalingPoint]]] = {}
+    for name, points in series.items():
+        methods.setdefault(_model_and_method(name), []).append(points)
+    return [
+        min(alike, key=lambda points: max(point.memory_bytes for point in points))
+        for alike in methods.values()
+    ]
 
 
 def _in_order(categories: Mapping[Category, int]) -> dict[str, int]:

@@ -34,6 +34,7 @@ _LIMIT = "#dd3333"
 # All of one width, so that labels are as wide in a browser as they were when they were placed.
 _FONT = "Arial, Liberation Sans, Helvetica, sans-serif"
 _WIDTH, _HEIGHT, _BAR = 560, 300, 22
+_WIDE_RANGE = 0.1  # of accuracies, as shares
 Limits = Sequence[tuple[str, int]]
 Chart = Any  # altair builds its types at run time
 Points = list[dict[str, Any]]
@@ -200,7 +201,10 @@ def frontier(one: Frontier, unit: MemoryUnit, instrument: str, *, label: bool) -
     base = alt.Chart(_data(points)).encode(x=x, y=y)
     colour: Any = alt.value("#4477aa")
     if one.task is not None:
-        legend = alt.Legend(title=f"accuracy, {one.task}", format=".0%", orient="top", gradientLength=200)
+        shares = [standing.accuracy for standing in one.standings if standing.accuracy is not None]
+        digits = 0 if max(shares) - min(shares) > _WIDE_RANGE else 1  # or its ends would read the same
+        form = f".{digits}%"
+        legend = alt.Legend(title=f"accuracy, {one.task}", format=form, orient="top", gradientLength=200)
         colour = alt.Color("accuracy:Q", scale=alt.Scale(scheme="plasma"), legend=legend)
     grey = base.transform_filter("datum.grey").mark_point(filled=True, size=70, color=FAINT, opacity=1)
     best = base.transform_filter("!datum.grey").mark_point(filled=True, size=130, opacity=1, stroke=INK)

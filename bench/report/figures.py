@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from bench.analysis.frontier import Frontier, frontiers
-from bench.analysis.pictures import Stacks, courses, measured_stacks, planned_stacks
+from bench.analysis.pictures import Stacks, courses, measured_stacks, planned_stacks, series_of_models
 from bench.analysis.plan_rows import plan_rows
 from bench.analysis.rows import Comparison
 from bench.analysis.series import (
@@ -34,7 +34,10 @@ from bench.spec.types import Cell
 MOST_ROWS = 40
 MOST_SERIES = 10
 MOST_FRONTIERS = 4
+MOST_MODELS = 4
 _MOST_LABELS = 25
+_CHOSEN = " Of each model and method the cell at the longest sequence that needs least."
+_CHOSEN_SERIES = " Of each method of many windows the one that needs least."
 P = TypeVar("P", AccuracyPoint, ScalingPoint)
 _LEVERS: dict[Lever, str] = {"sequence_length": "sequence length, tokens", "micro_batch": "batch, sequences"}
 
@@ -127,9 +130,28 @@ def plan_figures(plan: Plan) -> tuple[Figure, ...]:
     card = plan.cards[0] if len(plan.cards) == 1 else None
     limits = [(card.name, card.usable_bytes) for card in plan.cards]
     unit = GIBIBYTES
-    stacks = _memory(planned_stacks(rows, card), limits, unit, predicted=True, whole=card is not None)
+    stacks = planned_stacks(rows, card, plan.cells)
+    memory = _memory(stacks, limits, unit, predicted=True, whole=card is not None)
     levers = ((lever, planned_scaling(plan.cells, lever)) for lever in _LEVERS)
-    return (stacks, *(_scaling(lever, points, unit, limits) for lever, points in levers))
+    return (
+        memory,
+        *(figure for lever, points in levers for figure in _planned_scaling(lever, points, limits)),
+    )
+
+
+def _planned_scaling(
+    lever: Lever, points: Sequence[ScalingPoint], limits: Sequence[tuple[str, int]]
+) -> Iterator[Figure]:
+    """Yield one figure, or where that has too many series one for each model."""
+    models = series_of_models(points, MOST_SERIES)
+    drawn = {point.series for own in list(models.values())[:MOST_MODELS] for point in own}
+    left_out = len({point.series for point in points} - drawn)
+    for index, (model, own) in enumerate(list(models.items())[:MOST_MODELS] or [("", ())]):
+        figure = _scaling(lever, own, GIBIBYTES, limits)
+        if model:
+            chosen = _CHOSEN_SERIES + _more(left_out, "series of all models") if left_out else ""
+            figure = replace(figure, title=f"{figure.title}: {model}", caption=f"{figure.caption}{chosen}")
+        yield replace(figure, name=f"{figure.name}-{index + 1}") if index else figure
 
 
 def write_figures(figures: Sequence[Figure], folder: Path) -> Iterator[str]:
@@ -177,7 +199,7 @@ def _memory(
     return Figure(
         "memory",
         title,
-        f"{told}.{_more(stacks.left_out)}",
+        f"{told}.{_CHOSEN if stacks.chosen else ''}{_more(stacks.left_out)}",
         lambda charts: charts.stacked_memory(stacks.stacks, lines, unit),
     )
 
@@ -239,7 +261,12 @@ def _frontiers(comparison: Comparison, cells: Mapping[str, Cell], unit: MemoryUn
         reason = "no two cells of one model, data and machine have both memory and speed."
         return (Figure("frontier", "The frontier: memory, speed, accuracy", missing=reason),)
     more = _more(len(found[MOST_FRONTIERS:]), "models or machines")
-    return tuple(_frontier(one, index, unit, more) for index, one in enumerate(found[:MOST_FRONTIERS]))
+    drawn, several = found[:MOST_FRONTIERS], len({one.environment for one in found}) > 1
+    return tuple(
+        replace(figure, title=f"{figure.title} ({one.environment})") if several else figure
+        for index, one in enumerate(drawn)
+        for figure in [_frontier(one, index, unit, more)]
+    )
 
 
 def _frontier(one: Frontier, index: int, unit: MemoryUnit, more: str) -> Figure:
@@ -255,10 +282,15 @@ def _frontier(one: Frontier, index: int, unit: MemoryUnit, more: str) -> Figure:
         caption += f" Without memory or speed, and not drawn: {one.left_out}."
     return Figure(
         "frontier" if index == 0 else f"frontier-{index + 1}",
-        f"The frontier of {one.model}: memory, speed" + (", accuracy" if one.task else ""),
+        f"The frontier of {one.model}, {_windows(one)}: memory, speed" + (", accuracy" if one.task else ""),
         caption,
         lambda charts: charts.frontier(one, unit, instrument, label=label),
     )
+
+
+def _windows(one: Frontier) -> str:
+    names = dict.fromkeys(standing.row.window for standing in one.standings)
+    return next(iter(names)) if len(names) == 1 else f"{len(names)} windows"
 
 
 def _accuracy(lever: str, points: Sequence[AccuracyPoint]) -> Figure:
