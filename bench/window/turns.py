@@ -6,10 +6,13 @@ step slows both. Ends the waiting where the other run is over.
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from bench.probes.phases import Send
 from bench.results.messages import GO_ON, Message, ReadingMade, StepTurns
 from bench.results.records import Caveat, StepSample
+
+if TYPE_CHECKING:  # it imports torch, which nothing here needs
+    from bench.probes.phases import Send
 
 
 class Turns:
@@ -45,7 +48,7 @@ class Turns:
         if not self._alone:
             self._alone = os.read(self._own, 1) != GO_ON
 
-    def between_steps(self, send: Send) -> Send:
+    def between_steps(self, send: "Send") -> "Send":
         """Return a ``send`` that hands over after every other measured step, once the sample is sent."""
 
         def sending(message: Message) -> None:
