@@ -6,10 +6,12 @@ import pytest
 
 from bench.errors import InfrastructureError, UsageError
 from bench.gate.calibrate import CalibrateOptions, calibrate, calibration_of
+from bench.gate.gate import GateOptions, gate_references
 from bench.gate.sides import side_as_is
 from bench.results.calibrations import read_calibration, require_this_machine
 from bench.results.records import Record
 from bench.results.sittings import Sitting, SittingRecords
+from bench.spec.gate import GateSpec
 from records_factory import make_record
 from replay_worker import make_cell
 
@@ -31,6 +33,19 @@ def test_unchanged_code_is_run_against_itself(tmp_path: Path) -> None:
     assert ["replay/exception did not run to its end, so its noise is not known."] == [
         caveat.message for caveat in found.caveats
     ]
+
+
+def test_noise_is_learnt_as_a_gate_meets_it(tmp_path: Path) -> None:
+    """Sides that take turns at steps, as the scenario's gate says; another gate refuses that calibration."""
+    by_steps = GateSpec(interleave="steps")
+    options = CalibrateOptions(folder=tmp_path, sittings=1, repeats=2, gate=by_steps, command=COMMAND)
+    found = calibrate([make_cell("ok")], options)
+    assert "steps" == found.interleave
+    ((base, candidate),) = found.pairs(make_cell("ok").digest, "tokens_per_second")
+    assert [8, 8] == [len(run) for run in base] == [len(run) for run in candidate]
+    gate = GateOptions(folder=tmp_path / "sittings", gate=GateSpec(), calibration=found)
+    with pytest.raises(UsageError, match="took turns at steps, and those of this gate take turns at runs"):
+        gate_references([make_cell("ok")], ("nowhere", None), gate)
 
 
 def sitting_of(records: tuple[Record, ...]) -> SittingRecords:
