@@ -97,7 +97,8 @@ def test_the_first_sentences_answer_what_a_newcomer_asks(measured: Page) -> None
     assert "Least memory (live tensors) qlora-nf4-dq-r8 needs least, 1,118 MiB, 23 % less" in text
     judged = re.findall(r"(?:Significantly less accurate|No significant difference): (.*?\))\. ", text)
     assert {"lora-r8", "lora-r64", "qlora-nf4-dq-r8"} == set(re.findall(r"q?lora-[\w-]+", " ".join(judged)))
-    assert "aten::_log_softmax_backward_data in model or base_model.model, in the backward pass" in text
+    cause = "the loss's gradient over the vocabulary (aten::_log_softmax_backward_data)"
+    assert f"{cause} in model or base_model.model, in the backward pass" in text
     assert "qlora-nf4-dq-r8 against lora-r8: 2 % less memory by live tensors, " in text
 
 
@@ -114,6 +115,13 @@ def test_a_plan_says_by_card_and_length_what_fits(planned: Page) -> None:
     ]
     assert expected == planned.blocks[card + 4 : card + 7]
     assert any("speed and accuracy are not predicted" in block for block in planned.blocks)
+
+
+def test_what_set_a_planned_peak_is_in_words_with_its_largest_part(planned: Page) -> None:
+    """An operator that has a name of its own comes after what it does; how to read it says what is marked."""
+    cause = "backward: the loss's gradient over the vocabulary (aten::_log_softmax_backward_data) in model; "
+    assert any(re.fullmatch(re.escape(cause) + r"activations \d\d %", block) for block in planned.blocks)
+    assert any("(gradients only) marks an operator" in block for block in planned.blocks)
 
 
 def test_a_ladder_says_in_short_the_smallest_card_for_each_method(planned: Page) -> None:

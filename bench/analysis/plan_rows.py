@@ -43,6 +43,8 @@ class Forecast:
     peak_module: str
     phase_peaks_bytes: Mapping[PredictedPhase, int]
     categories_bytes: Mapping[Category, int]
+    largest_category: Category | None  # None where the prediction has none
+    largest_share: float
     smallest: CardVerdict | None  # of the cards that it fits on
     caveats: tuple[Caveat, ...]
 
@@ -100,6 +102,8 @@ def _forecast(
     most = max(predictions, key=lambda one: one.allocated_peak_bytes)
     lows = [one.reserved_low_bytes for one in predictions if one.reserved_low_bytes is not None]
     highs = [one.reserved_high_bytes for one in predictions if one.reserved_high_bytes is not None]
+    categories = most.categories_at_peak_bytes
+    largest = max(categories, key=categories.__getitem__, default=None)
     return Forecast(
         platforms=tuple(one.platform for one in predictions),
         allocated_low_bytes=min(one.allocated_peak_bytes for one in predictions),
@@ -114,6 +118,8 @@ def _forecast(
         peak_module=most.peak_module,
         phase_peaks_bytes=most.phase_peaks_bytes,
         categories_bytes=most.categories_at_peak_bytes,
+        largest_category=largest,
+        largest_share=categories[largest] / max(1, sum(categories.values())) if largest else 0.0,
         smallest=next((verdict for verdict in verdicts if verdict.answer == "fits"), None),
         caveats=tuple(dict.fromkeys(caveat for one in predictions for caveat in one.caveats)),
     )

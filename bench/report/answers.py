@@ -6,6 +6,7 @@ from bench.analysis.answers import Answers, Exchange, Fastest, MostAccurate
 from bench.analysis.paired import Paired
 from bench.analysis.rows import Instrument, Row
 from bench.report.linked import RowLink, Sentence, listed
+from bench.report.operators import operator
 from bench.report.recipe import recipe
 from bench.report.sentences import SIGNIFICANT_P, merging, speed_reservations, times_full
 from bench.report.tables import INSTRUMENT_NAMES
@@ -142,8 +143,13 @@ def _causes(rows: Sequence[Row]) -> Iterator[Sentence]:
             groups.setdefault((row.cause.phase, row.cause.op), []).append(row)
     for (phase, op), alike in groups.items():
         modules = dict.fromkeys(row.cause.module or "outside any module" for row in alike if row.cause)
-        pieces = (*_listed(alike), f": {op} in {' or '.join(modules)}, in the {words(phase)} pass.")
+        told = f"{operator(op)} in {' or '.join(modules)}, in the {_during(phase)}"
+        pieces = (*_listed(alike), f": {told}.")
         yield Sentence("What set the peak of live tensors", pieces)
+
+
+def _during(phase: str) -> str:
+    return f"{phase} pass" if phase in {"forward", "backward"} else words(phase)
 
 
 def _remedies(rows: Sequence[Row]) -> Iterator[Sentence]:

@@ -10,6 +10,7 @@ from bench.analysis.paired import Paired
 from bench.analysis.rows import Row
 from bench.analysis.steady import Trend
 from bench.report.layout import Table
+from bench.report.operators import operator
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import (
     NOT_APPLICABLE,
@@ -96,7 +97,7 @@ def cause_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
             (
                 name(row),
                 words(cause.phase),
-                cause.op,
+                operator(cause.op),
                 cause.module or "outside any module",
                 f"{words(cause.largest_category)}, {share(cause.largest_share, 0)}",
             )

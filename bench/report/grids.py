@@ -6,6 +6,7 @@ from typing import Generic, Literal, TypeVar
 
 from bench.analysis.answers import HEADLINES
 from bench.analysis.rows import Comparison, Instrument, Row
+from bench.report.operators import operator
 from bench.report.sentences import SIGNIFICANT_P
 from bench.report.tables import INSTRUMENT_NAMES, memory_unit
 from bench.report.text import (
@@ -271,7 +272,7 @@ def _cause(row: Row) -> GridCell:
     cause = row.cause
     if cause is None:
         return _NONE
-    text = f"{words(cause.phase)}: {cause.op} in {cause.module or 'no module'}"
+    text = f"{words(cause.phase)}: {operator(cause.op)} in {cause.module or 'no module'}"
     return GridCell(
         text=f"{text}; {words(cause.largest_category)} {share(cause.largest_share, 0)}", value=text
     )

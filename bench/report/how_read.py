@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from bench.analysis.rows import Instrument, Row
 from bench.analysis.steady import SIGNIFICANCE, SMALLEST_DRIFT_SHARE
+from bench.report.plan_notes import WHAT_SET_IT
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import share
 from bench.results.readings import LEAST_ENERGY_TIME_NS, NS_PER_SECOND
@@ -48,6 +49,8 @@ def how_read(rows: Sequence[Row]) -> list[str]:
             "machine, by the same instrument. Different instruments are never set against each other. "
             "Evaluation is left out of every peak."
         )
+    if any(row.cause for row in rows):
+        lines.append(f"**Peak set by**: {WHAT_SET_IT}")
     if any(row.predictions for row in rows):
         lines.append(
             "**Predicted**: before the run, by tracing the window on tensors without data, every sequence at "

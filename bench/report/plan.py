@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, get_args
 
 from bench.analysis.plan_rows import Forecast, PlanRow, plan_rows
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
+from bench.report.operators import operator
 from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
 from bench.report.plan_notes import notes_on, sentences, why_untried
 from bench.report.text import (
@@ -15,6 +16,7 @@ from bench.report.text import (
     MemoryUnit,
     markdown,
     plain,
+    share,
     words,
 )
 from bench.results.plans import Plan
@@ -165,10 +167,18 @@ def detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
 
 def _cause_table(rows: Sequence[PlanRow]) -> Table:
     return Table(
-        header=("Cell", "Phase", "Operator", "Module"),
-        left=4,
+        header=("Cell", "Phase", "Operator", "Module", "Largest part"),
+        left=5,
         rows=tuple(
-            (row.cell, words(one.peak_phase), one.peak_op, one.peak_module or "outside any module")
+            (
+                row.cell,
+                words(one.peak_phase),
+                operator(one.peak_op),
+                one.peak_module or "outside any module",
+                f"{words(one.largest_category)}, {share(one.largest_share, 0)}"
+                if one.largest_category
+                else NOT_APPLICABLE,
+            )
             for row in rows
             if (one := row.forecast)
         ),

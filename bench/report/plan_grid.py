@@ -5,7 +5,8 @@ from typing import Literal
 
 from bench.analysis.plan_rows import Forecast, PlanRow
 from bench.report.grids import Grid, GridCell, Notes, Part, Tone, made_grid, text_part
-from bench.report.text import GIBIBYTES, NOT_APPLICABLE, words
+from bench.report.operators import operator
+from bench.report.text import GIBIBYTES, NOT_APPLICABLE, share, words
 from bench.results.plans import Plan, PlannedCell
 
 
@@ -104,5 +105,7 @@ def _plan_cause(row: PlanRow) -> GridCell:
     one = row.forecast
     if one is None:
         return GridCell(text=NOT_APPLICABLE, value=None)
-    text = f"{words(one.peak_phase)}: {one.peak_op} in {one.peak_module or 'no module'}"
+    text = f"{words(one.peak_phase)}: {operator(one.peak_op)} in {one.peak_module or 'no module'}"
+    if one.largest_category:
+        text += f"; {words(one.largest_category)} {share(one.largest_share, 0)}"
     return GridCell(text=text, value=text)

@@ -7,6 +7,11 @@ from bench.report.text import GIBIBYTES
 from bench.results.plans import Plan
 from bench.spec.platforms import Platform
 
+WHAT_SET_IT = (
+    "the operator that ran as most bytes were alive, and the nearest module that was known "
+    "to be running or to own what it read; (gradients only) marks an operator that read gradients and no "
+    "module's tensors, so that it came after that module. The part is the largest of all live bytes then."
+)
 _VALIDATED = "How near such predictions came to readings is in the project's report/prediction.md."
 PREDICTED = f"Predicted, not measured: nothing of this was read on a GPU. {_VALIDATED}"
 
@@ -63,6 +68,7 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
     if not plan.cards:
         return
     settings = f"PYTORCH_CUDA_ALLOC_CONF={plan.allocator}" if plan.allocator else "its default settings"
+    yield f"Peak set by: {WHAT_SET_IT}"
     yield (
         "Allocated: torch.cuda.max_memory_allocated. Reserved: max_memory_reserved, from a replay through a "
         f"model of torch's caching allocator with {settings}; the band is from replays that vary the order "
