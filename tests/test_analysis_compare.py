@@ -8,6 +8,7 @@ import pytest
 from bench.analysis.compare import HowToJudge, Side, compare_sides
 from bench.results.records import DeviceFacts, Record
 from bench.results.run_facts import facts_of
+from bench.results.stored import Caveat
 from bench.results.verdicts import Judged, Verdicts
 from bench.spec.gate import GateSpec
 from gpu_factory import make_gpu
@@ -73,6 +74,25 @@ def test_sides_of_one_sitting_are_told_apart_by_their_runs() -> None:
     assert "regression" == _one(verdicts, "tokens_per_second").verdict
     verdicts = compare_sides(_side(make_runs(speeds=LOUD)), _side(make_runs(speeds=LOUD)), how)
     assert "inconclusive" == _one(verdicts, "tokens_per_second").verdict
+
+
+def test_steps_taken_in_turn_are_not_held_against_others() -> None:
+    """They begin with colder caches on fewer cores; what is counted is compared all the same."""
+    in_turn = [
+        record.model_copy(
+            update={
+                "measurement": record.measurement.model_copy(
+                    update={"caveats": (Caveat(code="steps-in-turn", message="In turn."),)}
+                )
+            }
+        )
+        for record in make_runs()
+    ]
+    verdicts = _stored([make_runs()], in_turn)
+    assert "pass" == _one(verdicts, "ledger_peak_bytes").verdict
+    speed = _one(verdicts, "tokens_per_second")
+    assert "not comparable" == speed.verdict
+    assert "steps one after the other before, in turn with another run's now" in speed.reason
 
 
 def test_another_machine_compares_what_is_exact_only() -> None:

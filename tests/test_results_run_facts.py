@@ -11,13 +11,14 @@ from bench.results.readings import headline_evaluation, read_metrics
 from bench.results.records import Record
 from bench.results.run_facts import facts_of, facts_of_content
 from gpu_factory import make_gpu, make_gpu_record
-from records_factory import make_record
+from records_factory import make_measurement, make_record
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 RECORDS = [
     *(Record.model_validate_json(file.read_bytes()) for file in sorted(REFERENCE.glob("*/*--r1.json"))),
     make_record(),
     make_record(outcome="oom", measurement={}),
+    make_record(measurement=make_measurement(caveats=[{"code": "steps-in-turn", "message": "In turn."}])),
     make_gpu_record(make_gpu(isolation="process")),
     make_gpu_record(make_gpu(isolation="device_delta")),
 ]

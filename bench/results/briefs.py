@@ -126,6 +126,12 @@ class BriefGpu(Struct, frozen=True):
         return next((phase for phase in self.phases if phase.name == name), None)
 
 
+class BriefCaveat(Struct, frozen=True):
+    """See ``stored.Caveat``."""
+
+    code: str
+
+
 class BriefMeasurement(Struct, frozen=True):
     """See ``records.Measurement``; evaluations are hidden from ``readings.read_metrics``."""
 
@@ -137,6 +143,7 @@ class BriefMeasurement(Struct, frozen=True):
     steps: tuple[BriefStep, ...] = ()
     ledger: BriefLedger | None = None
     flops: BriefFlops | None = None
+    caveats: tuple[BriefCaveat, ...] = ()
     brief_evaluations: tuple[BriefEvaluation, ...] = msgspec.field(default=(), name="evaluations")
 
     @property

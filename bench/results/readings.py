@@ -35,6 +35,7 @@ TRAINING_PHASES: tuple[Phase, ...] = (
 _TRAINING = frozenset(TRAINING_PHASES)
 
 BUSY_MACHINE = "busy-machine"
+STEPS_IN_TURN = "steps-in-turn"
 """The caveat of a run beside which others used the CPUs."""
 
 THROTTLED = "throttled"

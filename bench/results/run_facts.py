@@ -19,7 +19,12 @@ from bench.results.briefs import (
     read_items,
 )
 from bench.results.calibrations import SAME_MACHINE
-from bench.results.readings import measured_steps, read_metrics, tokens_per_second
+from bench.results.readings import (
+    STEPS_IN_TURN,
+    measured_steps,
+    read_metrics,
+    tokens_per_second,
+)
 from bench.results.records import Environment, EvaluationItem, EvaluationReading, Outcome, Record
 from bench.spec.types import Cell
 
@@ -171,7 +176,7 @@ def _facts(
         outcome=record.outcome,
         started_at=record.started_at,
         environment=environment,
-        conditions=conditions + _card(whole),
+        conditions=conditions + _steps(whole) + _card(whole),
         instruments=_instruments(whole),
         values=values,
         samples=_samples(whole, values),
@@ -188,6 +193,11 @@ def _samples(record: Record, values: Mapping[str, float | None]) -> Samples:
         found["step_time_ns"] = tuple(step.step_time_ns for step in steps)
         found["tokens_per_second"] = tokens_per_second(steps)
     return found
+
+
+def _steps(record: Record) -> Facts:
+    in_turn = any(caveat.code == STEPS_IN_TURN for caveat in record.measurement.caveats)
+    return (("steps", "in turn with another run's" if in_turn else "one after the other"),)
 
 
 def _card(record: Record) -> Facts:

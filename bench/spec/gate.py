@@ -54,8 +54,8 @@ class GateSpec(Frozen):
     interleave: Literal["runs", "steps"] = Field(
         "runs",
         description="What base and candidate take turns at: whole runs, or single steps of two runs on the "
-        "same cores, which tells speeds apart on a machine that others slow down for seconds at a time; not "
-        "on a GPU.",
+        "same cores, which tells speeds apart on a machine that others slow down for seconds at a time. Both "
+        "models are then in memory at once, so not on a GPU.",
     )
     metrics: dict[str, MetricGate] = Field(
         default_factory=dict, description="Tolerance, direction and gating of single metrics."

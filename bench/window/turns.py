@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.results.messages import GO_ON, Message, ReadingMade, StepTurns
+from bench.results.readings import STEPS_IN_TURN
 from bench.results.records import Caveat, StepSample
 
 if TYPE_CHECKING:  # it imports torch, which nothing here needs
@@ -69,7 +70,7 @@ class Turns:
             f"({cores}), so they begin with colder caches than alone, and the times of whole phases include "
             "waiting."
         )
-        return Caveat(code="steps-in-turn", message=message)
+        return Caveat(code=STEPS_IN_TURN, message=message)
 
 
 def _share_cores(count: int) -> Sequence[int]:
