@@ -1,6 +1,5 @@
 """Verdicts as Markdown and in the terminal, worst first; what does not fit is counted. No arithmetic."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,8 +34,9 @@ _DESIGNS = {
 
 def headline(verdicts: Verdicts) -> str:
     """Return the verdict and what it rests on in one line of plain text."""
-    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in WORST_FIRST if verdicts.count(name))
-    return f"{verdicts.verdict}: of {len(verdicts.gated)} gated metrics {counts or 'none could be judged'}"
+    gated = verdicts.gated_counts
+    counts = ", ".join(f"{gated[name]} {name}" for name in WORST_FIRST if gated[name])
+    return f"{verdicts.verdict}: of {gated.total()} gated metrics {counts or 'none could be judged'}"
 
 
 def subject(judged: Judged) -> str:

@@ -7,6 +7,7 @@ History of the format (``VERDICTS_VERSION``):
 - 1 (2026-11-22): first.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -91,9 +92,10 @@ class Verdicts(Stored):
         """Those that the verdict rests on."""
         return tuple(judged for judged in self.judgements if judged.gated)
 
-    def count(self, verdict: VerdictName) -> int:
-        """Return how many gated metrics have this verdict."""
-        return sum(judged.gated and judged.verdict == verdict for judged in self.judgements)
+    @property
+    def gated_counts(self) -> Counter[VerdictName]:
+        """How many gated metrics have each verdict."""
+        return Counter(judged.verdict for judged in self.judgements if judged.gated)
 
     def exit_code(self, inconclusive: Literal["pass", "fail"] | None = None) -> int:
         """Return 0 pass, 1 regression, 3 inconclusive, 4 where a run failed and nothing regressed.
