@@ -1,5 +1,6 @@
 """Verdicts as Markdown and in the terminal, worst first; what does not fit is counted. No arithmetic."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
