@@ -121,13 +121,14 @@ def _course(course: Course, unit: MemoryUnit) -> Chart:
         "text": f"{unit.show(course.peak_bytes)}: {where}",
     }
     scale = alt.Scale(domain=list(_PHASES), range=list(_PHASES.values()))
+    legend = alt.Legend(title=None, orient="top", symbolOpacity=0.7)  # the shades are too faint for a swatch
     shade = (
         alt.Chart(_data(shades))
         .mark_rect(opacity=0.18)
         .encode(
             x=alt.X("start:Q", scale=alt.Scale(nice=False), axis=alt.Axis(title=None, format=",~f")),
             x2="end:Q",
-            color=alt.Color("phase:N", scale=scale, legend=alt.Legend(title=None, orient="top")),
+            color=alt.Color("phase:N", scale=scale, legend=legend),
         )
     )
     top = alt.Scale(domainMax=unit.scaled(course.peak_bytes) * 1.18)  # room for the label

@@ -45,7 +45,12 @@ _NOT_RUN = (
     f"{PREDICTED} Memory only: speed and accuracy are not predicted. "
     "Run the cells that fit (bench run) to learn what they cost in time."
 )
-_THEMED = {"#1a1c20": "currentColor", "#fefefe": "transparent", "#b9bdc6": "var(--faint)"}
+_THEMED = {
+    "#1a1c20": "currentColor",
+    "#fefefe": "transparent",
+    "#b9bdc6": "var(--faint)",
+    "#dd3333": "var(--limit)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,14 +31,15 @@ class Grid {
     this.form = form;
     this.table = document.getElementById(form.dataset.for);
     this.body = this.table.tBodies[0];
+    this.box = this.table.closest(".scroll");
     this.heads = [...this.table.tHead.rows[0].cells];
     this.status = form.querySelector("output");
     this.more = form.querySelector("button.more");
     this.texts = new Map([...this.body.rows].map((row) => [row, row.textContent.toLowerCase()]));
     this.limit = SHOWN_AT_ONCE;
-    this.heads.forEach((head, column) => this.addButton(head, column));
-    form.addEventListener("input", () => this.show());
-    form.addEventListener("reset", () => setTimeout(() => this.show()));
+    this.buttons = this.heads.map((head, column) => this.addButton(head, column));
+    form.addEventListener("input", () => this.showFromTop());
+    form.addEventListener("reset", () => setTimeout(() => this.showFromTop()));
     form.addEventListener("submit", (event) => event.preventDefault());
     this.more.addEventListener("click", () => this.show(Infinity));
     form.hidden = false;
@@ -51,6 +52,17 @@ class Grid {
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => this.sort(column));
+    return button;
+  }
+
+  // On paper a header that is repeated shows text only: a browser leaves buttons out of it.
+  useButtons(wanted) {
+    this.heads.forEach((head, column) => {
+      const button = this.buttons[column];
+      if (wanted === head.contains(button)) return;
+      if (wanted) button.append(...head.childNodes);
+      head.replaceChildren(...(wanted ? [button] : button.childNodes));
+    });
   }
 
   sort(column) {
@@ -63,7 +75,13 @@ class Grid {
     present.sort(([a], [b]) => (down ? compare(b, a) : compare(a, b)));
     const absent = keyed.filter(([key]) => key === null);
     this.body.replaceChildren(...[...present, ...absent].map(([, row]) => row));
+    this.showFromTop();
+  }
+
+  // Other rows are first now: a place further down would mean nothing.
+  showFromTop() {
     this.show();
+    this.box.scrollTop = 0;
   }
 
   // Show the rows that are asked for, up to the limit.
@@ -104,14 +122,27 @@ const grids = new Map([...document.querySelectorAll("form.filters")].map((form) 
 const follow = () => {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   const grid = grids.get(target?.closest("table.grid")?.id);
-  if (!grid || !target.hidden) return;
-  grid.reveal();
-  target.scrollIntoView({ block: "center" });
+  if (!grid) return;
+  if (target.hidden) grid.reveal();
+  // A form that is reset shows its rows from the top a moment later.
+  setTimeout(() => target.scrollIntoView({ block: "center" }));
 };
 addEventListener("hashchange", follow);
 follow();
 
+// A table or figure that goes on to the right says so.
+const mark = (box) => box.classList.toggle("beyond", box.scrollWidth - box.clientWidth - box.scrollLeft > 2);
+const sizes = new ResizeObserver((entries) => entries.forEach((entry) => mark(entry.target)));
+document.querySelectorAll(".scroll").forEach((box) => {
+  box.addEventListener("scroll", () => mark(box), { passive: true });
+  sizes.observe(box);
+});
+
 addEventListener("beforeprint", () => {
   document.querySelectorAll("details").forEach((one) => { one.open = true; });
-  grids.forEach((grid) => grid.show(Infinity));
+  grids.forEach((grid) => {
+    grid.show(Infinity);
+    grid.useButtons(false);
+  });
 });
+addEventListener("afterprint", () => grids.forEach((grid) => grid.useButtons(true)));
