@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from bench.report.layout import Table, terminal_table
+from bench.report.layout import Table, terminal_table, told_once
 
 
 def test_a_narrow_terminal_breaks_long_words_and_cuts_nothing_off() -> None:
@@ -18,3 +18,18 @@ def test_a_narrow_terminal_breaks_long_words_and_cuts_nothing_off() -> None:
     assert "Allocated" in shown
     first_column = "".join(line[2:].split("  ")[0].strip() for line in shown.splitlines()[4:])
     assert cell == first_column
+
+
+def test_a_column_of_one_value_is_told_once() -> None:
+    """The first column and columns of one title stay; words are left, numbers right; one row stays whole."""
+    table = Table(
+        header=("Cell", "Phase", "Size", "Saving", "Saving"),
+        rows=(("a", "load", "1", "no", "no"), ("b", "load", "2", "no", "no")),
+        left=2,
+    )
+    varying, constants = told_once(table)
+    assert ((("Phase", "load"),), 1) == (constants, varying.left)
+    assert (("a", "1", "no", "no"), ("b", "2", "no", "no")) == varying.rows
+    assert ("Cell", "Size", "Saving", "Saving") == varying.header
+    single = Table(header=("Cell", "Size"), rows=(("a", "1"),))
+    assert (single, ()) == told_once(single)

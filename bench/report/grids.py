@@ -1,5 +1,6 @@
 """All cells as one table to sort and filter: what each column shows, sorts by and offers as a choice."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -66,13 +67,14 @@ class GridRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The whole table with its notes, which are numbered from 1."""
+    """The table with its notes, numbered from 1; ``constants``: title and value of columns all rows share."""
 
     name: str
     title: str
     columns: tuple[Column, ...]
     rows: tuple[GridRow, ...]
     notes: tuple[str, ...]
+    constants: tuple[tuple[str, str], ...] = ()
 
 
 class Notes:
@@ -146,11 +148,27 @@ def comparison_grid(comparison: Comparison, anchors: Mapping[str, str]) -> Grid:
 def made_grid(
     name: str, title: str, parts: Sequence[Part[R]], rows: Sequence[tuple[str, R]], notes: Notes
 ) -> Grid:
-    """Return the table of rows with their anchors; a choice is offered where there are several."""
-    made = [GridRow(anchor=anchor, cells=tuple(part.show(row) for part in parts)) for anchor, row in rows]
+    """Return the table of rows with their anchors; a choice is offered where there are several.
+
+    A column in which all rows show the same is told once, not shown; the first column names the rows.
+    """
+    shown_by = [(part, [part.show(row) for _, row in rows]) for part in parts]
+    titles = Counter(part.title for part in parts)  # one that comes again belongs to the column before it
+    alike = [
+        index > 0
+        and len(rows) > 1
+        and titles[part.title] == 1
+        and not cells[0].notes
+        and all(cell == cells[0] for cell in cells)
+        for index, (part, cells) in enumerate(shown_by)
+    ]
+    varying = [pair for pair, same in zip(shown_by, alike, strict=True) if not same]
+    made = [
+        GridRow(anchor=anchor, cells=tuple(cells[index] for _, cells in varying))
+        for index, (anchor, _) in enumerate(rows)
+    ]
     columns = []
-    for index, part in enumerate(parts):
-        shown = [row.cells[index] for row in made]
+    for part, shown in varying:
         choices = dict.fromkeys(tag for cell in shown for tag in (cell.tags or (cell.text,)))
         offered = tuple(choices) if part.choice and len(choices) > 1 else ()
         columns.append(
@@ -162,7 +180,17 @@ def made_grid(
                 at_most=part.at_most,
             )
         )
-    return Grid(name=name, title=title, columns=tuple(columns), rows=tuple(made), notes=notes.texts())
+    constants = [
+        (part.title, cells[0].text) for (part, cells), same in zip(shown_by, alike, strict=True) if same
+    ]
+    return Grid(
+        name=name,
+        title=title,
+        columns=tuple(columns),
+        rows=tuple(made),
+        notes=notes.texts(),
+        constants=tuple(constants),
+    )
 
 
 def text_part(title: str, show: Callable[[R], str]) -> Part[R]:

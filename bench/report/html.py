@@ -6,7 +6,7 @@ Text comes from strangers: the template escapes all of it, and the page's own po
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -27,7 +27,7 @@ from bench.report.comparison import section_tables
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
 from bench.report.grids import Grid, comparison_grid
 from bench.report.how_read import how_read
-from bench.report.layout import Table
+from bench.report.layout import Table, told_once
 from bench.report.linked import Sentence
 from bench.report.plan import detail_tables
 from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
@@ -63,6 +63,15 @@ class Answered:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Folded:
+    """A table below the fold; ``constants`` are the columns that it need not have."""
+
+    title: str
+    table: Table
+    constants: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """One set of records or one plan, ready for the template. ``prefix`` keeps its anchors apart."""
 
@@ -78,7 +87,7 @@ class Section:
     grid: Grid
     figures: tuple[Figure, ...]
     failures: Table | None = None
-    folded: tuple[tuple[str, Table], ...]
+    folded: tuple[Folded, ...]
     differences: tuple[str, ...] = ()
     how_read: tuple[str, ...]
 
@@ -122,7 +131,7 @@ def measured_section(comparison: Comparison, loaded: LoadedRecords, cards: Seque
         grid=comparison_grid(comparison, anchors),
         figures=comparison_figures(comparison, loaded.records, cards),
         failures=endings if endings.rows else None,
-        folded=tuple(folded_tables(comparison)),
+        folded=_folded(folded_tables(comparison)),
         differences=() if told else comparison.differences,
         how_read=tuple(how_read(comparison.rows)),
     )
@@ -168,9 +177,19 @@ def planned_section(plan: Plan, prefix: str) -> Section:
         anchors=anchors,
         grid=plan_grid(plan, rows, anchors),
         figures=plan_figures(plan),
-        folded=tuple((title, table) for title, table in detail_tables(plan) if table.rows),
+        folded=_folded(detail_tables(plan)),
         how_read=tuple(_escaped(line) for line in (*notes_on(plan, rows), *([untried] if untried else []))),
     )
+
+
+def _folded(tables: Iterable[tuple[str, Table]]) -> tuple[Folded, ...]:
+    """Return the tables that have a row, each value that all rows share told once."""
+    made = []
+    for title, table in tables:
+        if table.rows:
+            varying, constants = told_once(table)
+            made.append(Folded(title=title, table=varying, constants=constants))
+    return tuple(made)
 
 
 def _escaped(text: str) -> str:

@@ -20,6 +20,32 @@ class Table:
     left: int = 1
 
 
+def told_once(table: Table) -> tuple[Table, tuple[tuple[str, str], ...]]:
+    """Return a table without the columns in which all rows are alike, and the title and value of these.
+
+    The first column stays, since it names the rows, and so does a title that occurs twice.
+    """
+    if len(table.rows) < 2:  # noqa: PLR2004 - one row has no others to be like
+        return table, ()
+    columns = list(zip(*table.rows, strict=True))
+    kept = [
+        index
+        for index, column in enumerate(columns)
+        if index == 0 or len(set(column)) > 1 or table.header.count(table.header[index]) > 1
+    ]
+    if len(kept) < 2:  # noqa: PLR2004 - names alone would be no table
+        return table, ()
+    constants = [
+        (table.header[index], columns[index][0]) for index in range(len(columns)) if index not in kept
+    ]
+    varying = Table(
+        header=tuple(table.header[index] for index in kept),
+        rows=tuple(tuple(row[index] for index in kept) for row in table.rows),
+        left=sum(index < table.left for index in kept),
+    )
+    return varying, tuple(constants)
+
+
 def markdown_table(table: Table) -> str:
     """Return a GitHub-flavoured Markdown table, every cell escaped."""
     ruler = [":---" if index < table.left else "---:" for index in range(len(table.header))]
