@@ -126,7 +126,9 @@ def _course(course: Course, unit: MemoryUnit) -> Chart:
         alt.Chart(_data(shades))
         .mark_rect(opacity=0.18)
         .encode(
-            x=alt.X("start:Q", scale=alt.Scale(nice=False), axis=alt.Axis(title=None, format=",~f")),
+            x=alt.X(
+                "start:Q", scale=alt.Scale(nice=False), axis=alt.Axis(title=None, format=",~f", tickCount=8)
+            ),
             x2="end:Q",
             color=alt.Color("phase:N", scale=scale, legend=legend),
         )
