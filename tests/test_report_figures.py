@@ -150,6 +150,9 @@ def test_a_large_plan_shows_every_model_and_method() -> None:
     assert pairs == {tuple(name.split("/")[:2]) for name in series}
     titles = [f"Scaling with sequence length: {model}" for model in ("llama-2-7b", "mistral-7b")]
     assert titles == [figure.title for figure in lengths]
+    # Points are what torch reserves, so that a card's line has to leave out the CUDA context.
+    assert str(card("rtx4090").torch_bytes / 1024**3) in str(lengths[0].specification)
+    assert "Lines are what a card has beside its CUDA context." in lengths[0].caption
 
 
 def test_no_two_figures_have_one_title_and_near_accuracies_one_label() -> None:

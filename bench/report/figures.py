@@ -37,6 +37,7 @@ MOST_FRONTIERS = 4
 MOST_MODELS = 4
 _MOST_LABELS = 25
 _CHOSEN = " Of each model and method the cell at the longest sequence that needs least."
+_BESIDE_CONTEXT = "Lines are what a card has beside its CUDA context."
 _CHOSEN_SERIES = " Of each method of many windows the one that needs least."
 P = TypeVar("P", AccuracyPoint, ScalingPoint)
 _LEVERS: dict[Lever, str] = {"sequence_length": "sequence length, tokens", "micro_batch": "batch, sequences"}
@@ -133,9 +134,10 @@ def plan_figures(plan: Plan) -> tuple[Figure, ...]:
     stacks = planned_stacks(rows, card, plan.cells)
     memory = _memory(stacks, limits, unit, predicted=True, whole=card is not None)
     levers = ((lever, planned_scaling(plan.cells, lever)) for lever in _LEVERS)
+    beside_context = [(card.name, card.torch_bytes) for card in plan.cards]
     return (
         memory,
-        *(figure for lever, points in levers for figure in _planned_scaling(lever, points, limits)),
+        *(figure for lever, points in levers for figure in _planned_scaling(lever, points, beside_context)),
     )
 
 
@@ -148,6 +150,8 @@ def _planned_scaling(
     left_out = len({point.series for point in points} - drawn)
     for index, (model, own) in enumerate(list(models.items())[:MOST_MODELS] or [("", ())]):
         figure = _scaling(lever, own, GIBIBYTES, limits)
+        if limits and not figure.missing:
+            figure = replace(figure, caption=f"{figure.caption} {_BESIDE_CONTEXT}")
         if model:
             chosen = _CHOSEN_SERIES + _more(left_out, "series of all models") if left_out else ""
             figure = replace(figure, title=f"{figure.title}: {model}", caption=f"{figure.caption}{chosen}")

@@ -56,6 +56,11 @@ class Card(Frozen):
         return int(self.memory_bytes * share)
 
     @property
+    def torch_bytes(self) -> int:
+        """What torch can reserve: what is usable beside the context."""
+        return self.usable_bytes - self.context_bytes
+
+    @property
     def context_bytes(self) -> int:
         """What a process takes beyond torch's own memory; assumed where no reading was found."""
         return self.read_context_bytes or ASSUMED_CONTEXT_BYTES
