@@ -1,5 +1,6 @@
 """What measuring costs: the window's steps against a bare PyTorch loop, paired in one run."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from tiny_cells import tiny_cell
 
 ROUNDS = 24
 WARMUP_ROUNDS = 3
+STANDARD_ERRORS = 3
 MODEL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 4096}
 
 
@@ -57,7 +59,11 @@ def _timed_ns(run: Callable[[], None]) -> int:
 @pytest.mark.alone
 @pytest.mark.usefixtures("tiny_weights")
 def test_a_measured_step_costs_what_a_bare_one_does(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    """Ratio of medians, bare over window, is at least 0.98; sending the samples is included."""
+    """It is not shown to take more than 2 % longer, sending the samples included.
+
+    Each A B B A of steps is one ratio, so that a machine which changes its speed every few seconds does so in
+    both; their median's standard error (1.25 times that of a mean, from quartiles) says what is shown.
+    """
     trainer, batches = _trainer_and_batches()
     bare_ns: list[int] = []
     window_ns: list[int] = []
@@ -79,6 +85,11 @@ def test_a_measured_step_costs_what_a_bare_one_does(benchmark: BenchmarkFixture,
                 step(batches[len(bare_ns) % len(batches)])
 
         benchmark.pedantic(abba, rounds=ROUNDS, warmup_rounds=WARMUP_ROUNDS)  # type: ignore[no-untyped-call]
-    ratio = statistics.median(bare_ns) / statistics.median(window_ns)
-    benchmark.extra_info["bare_over_window"] = ratio
-    assert ratio >= 0.98
+    counted = range(2 * WARMUP_ROUNDS, len(bare_ns), 2)
+    ratios = [sum(bare_ns[at : at + 2]) / sum(window_ns[at : at + 2]) for at in counted]
+    assert ROUNDS == len(ratios)
+    low, ratio, high = statistics.quantiles(ratios, n=4)
+    error = 1.25 * (high - low) / 1.35 / math.sqrt(len(ratios))
+    benchmark.extra_info |= {"bare_over_window": ratio, "standard_error": error}
+    print(f"bare over window: {ratio:.3f} ± {error:.3f}")  # noqa: T201 - figures
+    assert ratio + STANDARD_ERRORS * error >= 0.98
