@@ -1,15 +1,19 @@
 """A sitting whose sides take turns at steps, with replay workers: order, records, runs that fail, a GPU."""
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from bench.analysis.sitting_verdicts import judge_folder
-from bench.errors import UsageError
+from bench.errors import InfrastructureError, UsageError
+from bench.gate import sitting
 from bench.gate.begin import SittingOptions
 from bench.gate.sides import side_as_is
 from bench.gate.sitting import run_sitting
+from bench.gate.together import run_together
 from bench.results.sittings import SittingRecords
 from bench.spec.gate import GateSpec
 from bench.spec.types import Cell
@@ -56,3 +60,16 @@ def test_two_models_do_not_share_a_gpu(tmp_path: Path) -> None:
     """Said before any process is started."""
     with pytest.raises(UsageError, match=r'gate.interleave = "steps" keeps both sides in memory at once'):
         sit(tmp_path, [make_cell("ok", device="cuda")])
+    exact = SittingOptions(folder=tmp_path, gate=GATE, exact_only=True)  # whose sides run one after the other
+    sitting._require_one_at_a_time_on_gpus([make_cell("ok", device="cuda")], exact)
+
+
+def test_a_temporary_folder_without_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sentence, before any side is given a run."""
+
+    def full(path: str, mode: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path, mode)
+
+    monkeypatch.setattr(os, "mkfifo", full)
+    with pytest.raises(InfrastructureError, match=r"No space left on device\); set TMPDIR to a local folder"):
+        run_together({}, make_cell("ok"), 1, {})

@@ -99,7 +99,8 @@ def run_sitting(
 def _require_one_at_a_time_on_gpus(cells: Sequence[Cell], options: SittingOptions) -> None:
     """Raise ``UsageError`` where two models would have to share a GPU."""
     on_gpu = next((cell.id for cell in cells if cell.device == "cuda"), None)
-    if on_gpu and options.gate and options.gate.interleave == "steps":
+    by_steps = options.gate is not None and options.gate.interleave == "steps" and not options.exact_only
+    if on_gpu and by_steps:
         raise UsageError(
             f'gate.interleave = "steps" keeps both sides in memory at once, and {on_gpu} runs on a GPU, '
             'whose memory is what is measured; set it to "runs"'

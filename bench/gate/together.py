@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from bench.errors import InfrastructureError
 from bench.gate.process import BEYOND_LIMITS_S, SideProcess, wait_for_any
 from bench.gate.schedule import order_of
 from bench.results.messages import ALONE, StepTurns
@@ -21,7 +22,7 @@ def run_together(
     """Run a cell once on each side, taking turns at steps, and return both records.
 
     ``numbers`` are those of the runs. A side whose run is over, however it went, leaves the rest to the
-    other. Raises ``InfrastructureError`` when a side breaks down.
+    other. Raises ``InfrastructureError`` when a side breaks down, or no pipes can be made.
     """
     first, second = order_of(repeat)
     records: dict[SideName, Record] = {}
@@ -47,11 +48,18 @@ def _pipes() -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
 
     Opened here for both reading and writing, so that no worker waits for the other to open its end (fifo(7)).
     """
-    with tempfile.TemporaryDirectory(prefix="bench-turns-") as folder, contextlib.ExitStack() as stack:
-        paths = (str(Path(folder) / "first"), str(Path(folder) / "second"))
-        ends = []
-        for path in paths:
-            os.mkfifo(path, mode=0o600)
-            ends.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-            stack.callback(os.close, ends[-1])
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-turns-"))
+            paths = (str(Path(folder) / "first"), str(Path(folder) / "second"))
+            ends = []
+            for path in paths:
+                os.mkfifo(path, mode=0o600)
+                ends.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+                stack.callback(os.close, ends[-1])
+        except OSError as error:
+            raise InfrastructureError(
+                f"no named pipes could be made in {tempfile.gettempdir()} for the sides to take turns by "
+                f"({error.strerror}); set TMPDIR to a local folder with room"
+            ) from error
         yield paths, (ends[0], ends[1])

@@ -49,7 +49,12 @@ class GateSpec(Frozen):
     minimum_drop: float = Field(
         0.01, ge=0, lt=1, description="Drop in accuracy, as a share of the questions, that is none either."
     )
-    repeats: int = Field(3, ge=2, le=1000, description="Runs of each side before the first verdict.")
+    repeats: int = Field(
+        3,
+        ge=2,
+        le=1000,
+        description="Runs of each side before the first verdict; on speed 5 or more without a calibration.",
+    )
     max_repeats: int = Field(8, ge=2, le=1000, description="Runs of each side at most.")
     interleave: Literal["runs", "steps"] = Field(
         "runs",
