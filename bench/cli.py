@@ -69,10 +69,10 @@ def run(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
     from bench.report.plan import render_short
-    from bench.run.live import open_console, outcome_table, watch
-    from bench.run.plan import PlanOptions, parse_outcomes
-    from bench.run.sweep import SweepOptions, run_sweep
-    from bench.spec.load import load_scenario
+    from bench.runner.live import open_console, outcome_table, watch
+    from bench.runner.schedule import PlanOptions, parse_outcomes
+    from bench.runner.sweep import SweepOptions, run_sweep
+    from bench.scenario.load import load_scenario
 
     loaded = load_scenario(scenario)
     options = SweepOptions(
@@ -133,11 +133,11 @@ def report(  # noqa: PLR0913 - one parameter for each option
     Cards that are named are drawn as limits in the figures of records.
     """
     if check:
-        from bench.report.blocks import require_in_step
+        from bench.commands.blocks import require_in_step
 
         require_in_step(Path())
     elif update:
-        from bench.report.blocks import update as update_blocks
+        from bench.commands.blocks import update as update_blocks
 
         for page in update_blocks(Path()):
             typer.echo(f"updated {page}")
@@ -148,7 +148,7 @@ def report(  # noqa: PLR0913 - one parameter for each option
             typer.echo(line)
     else:
         from bench.report import output as pages
-        from bench.spec.cards import card, card_of_memory
+        from bench.scenario.cards import card, card_of_memory
 
         limits = [*map(card, gpu), *map(card_of_memory, memory)]
         material = pages.read_material(results)
@@ -171,10 +171,10 @@ def table(
     """Show the tidy table of records, one row for each run; CSV when not on a terminal."""
     from rich.console import Console
 
-    from bench.analysis.lints import with_findings
+    from bench.compare.plausibility import with_findings
+    from bench.records.table import tidy, write_table
     from bench.report.frame import render_frame
     from bench.report.sources import gather
-    from bench.results.table import tidy, write_table
 
     loaded = gather(results)
     for problem in loaded.problems:
@@ -199,8 +199,8 @@ app.command(rich_help_panel=_JUDGE)(calibrate.calibrate)
 @app.command(rich_help_panel=_CHECK)
 def doctor() -> None:
     """Say what this machine can run, and why not."""
-    from bench.run.doctor import examine
-    from bench.run.live import PlainLines, finding_lines, open_console
+    from bench.runner.doctor import examine
+    from bench.runner.live import PlainLines, finding_lines, open_console
 
     findings = examine(PlainLines(open_console(stderr=True)))
     open_console().print(finding_lines(findings), soft_wrap=True)
@@ -211,7 +211,7 @@ def doctor() -> None:
 @app.command(rich_help_panel=_CHECK)
 def cells(scenario: ScenarioFile) -> None:
     """List the cells a scenario expands into; nothing is run."""
-    from bench.spec.load import load_scenario
+    from bench.scenario.load import load_scenario
 
     loaded = load_scenario(scenario)
     for cell in loaded.cells:
@@ -225,7 +225,7 @@ def schema() -> None:
     """Print the JSON Schema of scenario files."""
     import json
 
-    from bench.spec.load import scenario_json_schema
+    from bench.scenario.load import scenario_json_schema
 
     typer.echo(json.dumps(scenario_json_schema(), indent=2))
 

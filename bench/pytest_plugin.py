@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from bench.results.verdicts import Verdicts
-    from bench.spec.load import Scenario
+    from bench.records.verdicts import Verdicts
+    from bench.scenario.load import Scenario
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,7 +66,7 @@ class ScenarioFile(pytest.File):
     def scenario(self) -> "Scenario":
         """The scenario; a mistake in it ends the collection with its lines."""
         from bench.errors import BenchError
-        from bench.spec.load import load_scenario
+        from bench.scenario.load import load_scenario
 
         try:
             return load_scenario(self.path)
@@ -90,7 +90,7 @@ class ScenarioFile(pytest.File):
     @cached_property
     def outcomes(self) -> dict[str, set[str]]:
         """How the runs of each cell ended. Raises ``BenchError``."""
-        from bench.results.result_sets import load_result_set
+        from bench.records.result_sets import load_result_set
 
         found: dict[str, set[str]] = {}
         for run in load_result_set(self.results).runs:

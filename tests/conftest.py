@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import records_factory
-from bench.results.cache import cache_folder
-from bench.results.records import Record
-from bench.spec.catalog import wheel
+from bench.records.cache import cache_folder
+from bench.records.records import Record
+from bench.scenario.catalog import wheel
 from virtual_gpu import Box, VirtualGpus
 
 # Models here are tiny: a second thread only waits, and two processes that wait for each other crawl.

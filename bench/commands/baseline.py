@@ -49,8 +49,8 @@ def accept(
 @app.command("list")
 def list_(*, baselines: Baselines = _BASELINES) -> None:
     """List the baselines."""
+    from bench.records.baselines import names_of_baselines, read_baseline
     from bench.report.baselines import list_lines
-    from bench.results.baselines import names_of_baselines, read_baseline
 
     for line in list_lines([read_baseline(baselines, name) for name in names_of_baselines(baselines)]):
         typer.echo(line)
@@ -61,9 +61,9 @@ def show_(name: BaselineName, *, baselines: Baselines = _BASELINES) -> None:
     """Show what was accepted, when and why."""
     from rich.console import Console
 
+    from bench.records.baselines import read_baseline
     from bench.report.baselines import history_table
     from bench.report.layout import terminal_table
-    from bench.results.baselines import read_baseline
 
     baseline = read_baseline(baselines, name)
     Console().print(terminal_table(history_table(baseline), f"Baseline {name}"))

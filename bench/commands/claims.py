@@ -25,10 +25,10 @@ def claims(
     markdown: Markdown = False,
 ) -> None:
     """Judge what is often said of LoRA and QLoRA by records, plans and published measurements."""
-    from bench.analysis.claims.catalogue import shipped_claims
-    from bench.analysis.claims.material import committed_paths, read_material
-    from bench.analysis.claims.rules import judge_claims
-    from bench.report.claims import render_json, render_markdown, render_terminal
+    from bench.claims.catalogue import shipped_claims
+    from bench.claims.material import committed_paths, read_material
+    from bench.claims.page import render_json, render_markdown, render_terminal
+    from bench.claims.rules import judge_claims
 
     require_one_format(json=json, markdown=markdown)
     material = read_material(results or committed_paths(Path("results")))

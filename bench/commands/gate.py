@@ -148,9 +148,9 @@ class _Sitting:
         """Run it and judge it."""
         from bench.gate import gate as gating
         from bench.gate.text import GateLines
-        from bench.results.calibrations import read_calibration
-        from bench.run.plan import choose_cells
-        from bench.spec.load import load_scenario
+        from bench.records.calibrations import read_calibration
+        from bench.runner.schedule import choose_cells
+        from bench.scenario.load import load_scenario
 
         loaded = load_scenario(scenario)
         options = gating.GateOptions(
@@ -172,8 +172,8 @@ class _Sitting:
 
 def _again(folder: Path, outputs: Outputs) -> None:
     """Judge a stored sitting. Raises ``UsageError`` where the folder is none."""
-    from bench.analysis.sitting_verdicts import judge_folder
-    from bench.results.sittings import SITTING_FILE
+    from bench.compare.sitting_verdicts import judge_folder
+    from bench.records.sittings import SITTING_FILE
 
     if not (folder / SITTING_FILE).exists():
         raise UsageError(
@@ -185,10 +185,10 @@ def _again(folder: Path, outputs: Outputs) -> None:
 
 def _self_check(replications: int, output: list[Path]) -> int:
     """Show the simulated error rates; return 0 where every promise is kept, else 1."""
-    from bench.analysis.self_check import SelfCheck, self_check
+    from bench.records.json_files import write_stored
     from bench.report.self_check import render_terminal
-    from bench.results.json_files import write_stored
-    from bench.run.live import open_console
+    from bench.runner.live import open_console
+    from bench.stats.self_check import SelfCheck, self_check
 
     if any(file.suffix != ".json" for file in output):
         raise UsageError("with --self-check, -o FILE must end in .json; name the file so")

@@ -8,7 +8,7 @@ import typer
 from bench.errors import UsageError
 
 if TYPE_CHECKING:
-    from bench.spec.gate import GateSpec
+    from bench.scenario.gate import GateSpec
 
 ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (TOML).", show_default=False)]
 Cards = Annotated[
@@ -54,9 +54,9 @@ ExactOnly = Annotated[
 
 def gate_of(scenario: Path | None, *, exact_only: bool = False) -> "GateSpec":
     """Return the rules of a scenario's ``[gate]`` table, or the usual ones."""
-    from bench.analysis.policy import without_noise
-    from bench.spec.gate import GateSpec
-    from bench.spec.load import load_scenario
+    from bench.scenario.gate import GateSpec
+    from bench.scenario.load import load_scenario
+    from bench.stats.policy import without_noise
 
     gate = GateSpec() if scenario is None else load_scenario(scenario).gate
     return without_noise(gate) if exact_only else gate

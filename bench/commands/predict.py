@@ -41,10 +41,10 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     markdown: Markdown = False,
 ) -> None:
     """Predict the memory of a scenario's cells, without a GPU; nothing is run."""
+    from bench.records.plans import plan_json
     from bench.report.plan import render_markdown, render_terminal
-    from bench.results.plans import plan_json
-    from bench.run.live import open_console, watch_predicting
-    from bench.run.outlook import Outlook, chosen_cards, plan_scenario
+    from bench.runner.live import open_console, watch_predicting
+    from bench.runner.plan import Outlook, chosen_cards, plan_scenario
 
     require_one_format(json=json, markdown=markdown)
     outlook = Outlook(
@@ -98,8 +98,8 @@ def fit(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Find the largest batch, sequence and rank of each method that fit on a card; nothing is run."""
     from bench.report.fit import render_markdown, render_terminal
-    from bench.run.fitting import FitRequest, find_bounds, one_card, training_of
-    from bench.run.live import open_console, watch_predicting
+    from bench.runner.fitting import FitRequest, find_bounds, one_card, training_of
+    from bench.runner.live import open_console, watch_predicting
 
     require_one_format(json=json, markdown=markdown)
     request = FitRequest(
@@ -139,15 +139,15 @@ def validate(
     json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
 ) -> None:
     """Predict published measurements anew and say how far off each prediction is."""
+    from bench.predict import validate
+    from bench.records.published.rows import read_rows, shipped_rows
+    from bench.records.published.stored import write_validation
     from bench.report.comparison import write_text
     from bench.report.validation import render_validation
-    from bench.validation import predictions
-    from bench.validation.rows import read_rows, shipped_rows
-    from bench.validation.stored import write_validation
 
     if output is not None and output.suffix not in {".json", ".md"}:
         raise UsageError(f"-o {output} ends in neither .json nor .md; name the file by what it shall hold")
-    done = predictions.validate([read_rows(path) for path in files] or shipped_rows())
+    done = validate.validate([read_rows(path) for path in files] or shipped_rows())
     if output is not None and output.suffix == ".json":
         write_validation(done, output)
     elif output is not None:

@@ -11,7 +11,7 @@ from bench.commands.options import require_endings, require_one_format
 from bench.errors import InfrastructureError
 
 if TYPE_CHECKING:
-    from bench.results.verdicts import Verdicts
+    from bench.records.verdicts import Verdicts
 
 _ANY_SIZE = 2**40
 

@@ -12,11 +12,11 @@ from bench.gate.observe import GateObserver
 from bench.gate.process import SERVE, SideProcess
 from bench.gate.protocol import Ready
 from bench.gate.sides import Side
-from bench.results.sittings import SITTING_FILE, SideFacts, SideName, Sitting, load_sitting
-from bench.results.store import record_file_name
-from bench.results.stored import Caveat
-from bench.spec.gate import GateSpec
-from bench.spec.types import Cell
+from bench.records.sittings import SITTING_FILE, SideFacts, SideName, Sitting, load_sitting
+from bench.records.store import record_file_name
+from bench.records.stored import Caveat
+from bench.scenario.gate import GateSpec
+from bench.scenario.types import Cell
 
 _SAME_WHEN_RESUMED = {"given", "kind", "understood", "commit"}
 

@@ -11,19 +11,19 @@ from bench.gate.observe import GateObserver
 from bench.gate.process import SERVE
 from bench.gate.sides import side_as_is
 from bench.gate.sitting import run_sitting
-from bench.results.calibrations import (
+from bench.records.calibrations import (
     CALIBRATION_FILE,
     CalibratedCell,
     CalibratedGroup,
     Calibration,
     samples,
 )
-from bench.results.json_files import write_stored
-from bench.results.records import Record
-from bench.results.sittings import SIDES, SideName, SittingRecords
-from bench.results.stored import Caveat
-from bench.spec.gate import GateSpec
-from bench.spec.types import Cell
+from bench.records.json_files import write_stored
+from bench.records.records import Record
+from bench.records.sittings import SIDES, SideName, SittingRecords
+from bench.records.stored import Caveat
+from bench.scenario.gate import GateSpec
+from bench.scenario.types import Cell
 
 
 @dataclass(frozen=True, kw_only=True)

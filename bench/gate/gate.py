@@ -7,19 +7,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bench.analysis.policy import policies, rule_of
-from bench.analysis.sitting_verdicts import SittingJudge, judge_sitting
+from bench.compare.sitting_verdicts import SittingJudge, judge_sitting
 from bench.errors import UsageError
 from bench.gate.begin import SittingOptions
 from bench.gate.observe import GateObserver
 from bench.gate.process import SERVE
 from bench.gate.sitting import run_gate
-from bench.results.calibrations import CALIBRATION_FILE, Calibration, require_this_machine
-from bench.results.environment import read_environment
-from bench.results.json_files import write_stored
-from bench.results.verdicts import Verdicts
-from bench.spec.gate import GateSpec
-from bench.spec.types import Cell
+from bench.records.calibrations import CALIBRATION_FILE, Calibration, require_this_machine
+from bench.records.environment import read_environment
+from bench.records.json_files import write_stored
+from bench.records.verdicts import Verdicts
+from bench.scenario.gate import GateSpec
+from bench.scenario.types import Cell
+from bench.stats.policy import policies, rule_of
 
 VERDICTS_FILE = "verdicts.json"
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -10,9 +10,9 @@ from bench.gate.observe import GateObserver
 from bench.gate.process import SideProcess
 from bench.gate.schedule import Turn, order_of
 from bench.gate.together import run_together
-from bench.results.json_files import write_stored
-from bench.results.records import Record
-from bench.results.sittings import (
+from bench.records.json_files import write_stored
+from bench.records.records import Record
+from bench.records.sittings import (
     SIDES,
     SITTING_FILE,
     WARM_UP_FOLDER,
@@ -21,10 +21,10 @@ from bench.results.sittings import (
     SittingRun,
     counted_runs,
 )
-from bench.results.store import record_file_name, write_record
-from bench.run import interrupts
-from bench.run.sweep import MOST_RERUNS
-from bench.spec.types import Cell
+from bench.records.store import record_file_name, write_record
+from bench.runner import interrupts
+from bench.runner.sweep import MOST_RERUNS
+from bench.scenario.types import Cell
 
 Purpose = Literal["warm-up", "measured", "check"]
 NS_PER_SECOND = 1e9

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from bench.analysis.calibrated import noise_of
-from bench.analysis.detectable import detectable_effect, repeats_needed
-from bench.analysis.moderated import Noise
-from bench.analysis.policy import MetricPolicy, policies, rule_of
-from bench.results.calibrations import Calibration
-from bench.spec.gate import GateSpec
+from bench.records.calibrations import Calibration
+from bench.scenario.gate import GateSpec
+from bench.stats.calibrated import noise_of
+from bench.stats.detectable import detectable_effect, repeats_needed
+from bench.stats.moderated import Noise
+from bench.stats.policy import MetricPolicy, policies, rule_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from collections.abc import Collection
 from typing import Protocol
 
 from bench.gate.sides import Side
-from bench.results.records import Record
-from bench.results.sittings import SideName, SittingRun
-from bench.spec.types import Cell
+from bench.records.records import Record
+from bench.records.sittings import SideName, SittingRun
+from bench.scenario.types import Cell
 
 
 class GateObserver(Protocol):

@@ -21,8 +21,8 @@ from packaging.utils import canonicalize_name
 
 from bench.errors import InfrastructureError
 from bench.gate.references import Packages
-from bench.results.cache import cache_folder
-from bench.run import interrupts
+from bench.records.cache import cache_folder
+from bench.runner import interrupts
 
 _COMPLETE = ".complete"
 

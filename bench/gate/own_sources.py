@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import bench
 
 if TYPE_CHECKING:
-    from bench.results.messages import Job
-    from bench.run.child import Send
+    from bench.records.messages import Job
+    from bench.runner.child import Send
 
 VARIABLE = "FINETUNE_BENCH_SOURCES"
 """Names of the packages, with commas between them."""
@@ -33,7 +33,7 @@ def forget_editable_installs() -> None:
 
 def run_from_own_sources(job: "Job", send: "Send") -> None:
     """Do a worker's job; one that was not forked from the server keeps to its sources from here on."""
-    from bench.run.child import run_in_window
+    from bench.runner.child import run_in_window
 
     forget_editable_installs()
     run_in_window(job, send)

@@ -26,11 +26,11 @@ from bench.gate.protocol import (
     Ready,
 )
 from bench.gate.sides import Side
-from bench.results.messages import StepTurns
-from bench.results.records import SCHEMA_VERSION, Record
-from bench.results.stored import Stored
-from bench.run import interrupts
-from bench.spec.types import Cell
+from bench.records.messages import StepTurns
+from bench.records.records import SCHEMA_VERSION, Record
+from bench.records.stored import Stored
+from bench.runner import interrupts
+from bench.scenario.types import Cell
 
 SERVE: tuple[str, ...] = ("-m", "bench.gate.serve")
 OPENING_TIMEOUT_S = 900.0  # imports of all libraries from a cold network disk

@@ -9,9 +9,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
-from bench.results.messages import StepTurns
-from bench.results.records import Environment, Record
-from bench.results.stored import Positive, Stored
+from bench.records.messages import StepTurns
+from bench.records.records import Environment, Record
+from bench.records.stored import Positive, Stored
 
 PROTOCOL_VERSION: Final = 2
 MAX_ANSWER_BYTES = 64 * 1024**2

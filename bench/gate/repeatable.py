@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from bench.metrics import METRICS
-from bench.results.readings import read_metrics
-from bench.results.records import Record
-from bench.results.sittings import SideName
-from bench.results.stored import Caveat
+from bench.records.derived_metrics import read_metrics
+from bench.records.records import Record
+from bench.records.sittings import SideName
+from bench.records.stored import Caveat
 
 
 def unrepeatable(records: Mapping[SideName, Sequence[Record]]) -> tuple[Caveat, ...]:

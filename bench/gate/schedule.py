@@ -7,8 +7,8 @@ A B B A A B B A. A drift that is linear in time then adds to both sides alike af
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.results.sittings import SideName, SittingRun
-from bench.spec.types import Cell
+from bench.records.sittings import SideName, SittingRun
+from bench.scenario.types import Cell
 
 _FORTH: tuple[SideName, SideName] = ("base", "candidate")
 _BACK: tuple[SideName, SideName] = ("candidate", "base")

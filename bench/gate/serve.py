@@ -29,19 +29,19 @@ from bench.gate.protocol import (
     Opening,
     Ready,
 )
-from bench.results.environment import KEY_PACKAGES, OTHER_PACKAGES, read_environment
-from bench.results.records import SCHEMA_VERSION, DeviceFacts, Environment, Record
-from bench.run import interrupts
-from bench.run.availability import why_unavailable
-from bench.run.cell_runs import CellRunner
-from bench.run.child import die_with_parent
-from bench.run.inputs import inputs_digest
-from bench.run.launch import PRELOAD, Launcher
-from bench.run.observe import NullObserver
-from bench.run.plan import PlannedRun, run_key
-from bench.run.sweep import probe
-from bench.run.sweep_gpu import SweepGpu, sweep_gpu
-from bench.spec.types import Cell
+from bench.records.environment import KEY_PACKAGES, OTHER_PACKAGES, read_environment
+from bench.records.records import SCHEMA_VERSION, DeviceFacts, Environment, Record
+from bench.runner import interrupts
+from bench.runner.availability import why_unavailable
+from bench.runner.cell_runs import CellRunner
+from bench.runner.child import die_with_parent
+from bench.runner.gpu.sweep import SweepGpu, sweep_gpu
+from bench.runner.inputs import inputs_digest
+from bench.runner.launch import PRELOAD, Launcher
+from bench.runner.observe import NullObserver
+from bench.runner.schedule import PlannedRun, run_key
+from bench.runner.sweep import probe
+from bench.scenario.types import Cell
 
 Tell = Callable[[Answer], None]
 

@@ -17,11 +17,11 @@ from bench.gate.process import open_sides
 from bench.gate.repeatable import unrepeatable
 from bench.gate.schedule import Turn, turns, warm_ups
 from bench.gate.sides import Side, prepared_sides
-from bench.results.records import Record
-from bench.results.sittings import SideName, SittingRecords, load_sitting
-from bench.results.store import open_folder
-from bench.run import interrupts
-from bench.spec.types import Cell
+from bench.records.records import Record
+from bench.records.sittings import SideName, SittingRecords, load_sitting
+from bench.records.store import open_folder
+from bench.runner import interrupts
+from bench.scenario.types import Cell
 
 __all__ = ["Judge", "SittingOptions", "run_gate", "run_sitting"]
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from bench.analysis.change_points import ChangePoint, exact_changes, level_changes
-from bench.analysis.compare import HowToJudge, Side, compare_sides
-from bench.analysis.sitting_verdicts import judge_folder
+from bench.compare.compare import HowToJudge, Side, compare_sides
+from bench.compare.sitting_verdicts import judge_folder
 from bench.errors import UsageError
 from bench.metrics import METRICS
-from bench.results.baselines import (
+from bench.records.baselines import (
     Accepted,
     Baseline,
     accept,
@@ -18,10 +17,11 @@ from bench.results.baselines import (
     read_accepted,
     read_baseline,
 )
-from bench.results.result_sets import ResultSet, load_result_set
-from bench.results.run_facts import RunFacts
-from bench.results.verdicts import Judged, Verdicts
-from bench.spec.gate import GateSpec
+from bench.records.result_sets import ResultSet, load_result_set
+from bench.records.run_facts import RunFacts
+from bench.records.verdicts import Judged, Verdicts
+from bench.scenario.gate import GateSpec
+from bench.stats.change_points import ChangePoint, exact_changes, level_changes
 
 
 def compare_results(baseline: str, candidate: str, gate: GateSpec) -> Verdicts:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bench.gate.sides import Side
-from bench.results.records import Record
-from bench.results.sittings import SideName, SittingRun
-from bench.spec.types import Cell
+from bench.records.records import Record
+from bench.records.sittings import SideName, SittingRun
+from bench.scenario.types import Cell
 
 if TYPE_CHECKING:
     from bench.gate.noise import NoiseRow

@@ -10,10 +10,10 @@ from pathlib import Path
 from bench.errors import InfrastructureError
 from bench.gate.process import BEYOND_LIMITS_S, SideProcess, wait_for_any
 from bench.gate.schedule import order_of
-from bench.results.messages import ALONE, StepTurns
-from bench.results.records import Record
-from bench.results.sittings import SideName
-from bench.spec.types import Cell
+from bench.records.messages import ALONE, StepTurns
+from bench.records.records import Record
+from bench.records.sittings import SideName
+from bench.scenario.types import Cell
 
 
 def run_together(

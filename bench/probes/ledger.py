@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.results.records import Category, LedgerReading
-from bench.results.timelines import PhaseStart, Timeline, TracedPhase, decimated
+from bench.records.records import Category, LedgerReading
+from bench.records.timelines import PhaseStart, Timeline, TracedPhase, decimated
 
 OUTSIDE = "outside the model"
 BEFORE = "before the ledger"
@@ -179,11 +179,11 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401 - torch's own signature
-        types: Any,  # noqa: ANN401 - torch's own signature
+        func: Any,
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - torch's own signature
+    ) -> Any:
         """Run the operator and enter the storages it returns."""
         self._op_count += 1
         module = self._module_of(args)
@@ -199,7 +199,7 @@ class Ledger(TorchDispatchMode):
         """Bury what is dead but not yet collected, or it would die in the middle of a step."""
         gc.collect()
 
-    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - torch's own signature
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
 
     def _enter(self, tensor: torch.Tensor, op: str, module: str) -> Block | None:

@@ -9,7 +9,7 @@ from typing import Literal
 from bench.metrics import MIB
 from bench.probes.allocator import Allocator, AllocatorUse
 from bench.probes.phases import Send
-from bench.results.messages import Mark
+from bench.records.messages import Mark
 
 HOLD_NS = 400_000_000  # several of the parent's samples
 BLOCK_BYTES = 256 * MIB

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from bench.probes import host_memory
 from bench.probes.allocator import Allocator
-from bench.results.messages import Message, PhaseStarted, ReadingMade
-from bench.results.records import Phase, PhaseReading
+from bench.records.messages import Message, PhaseStarted, ReadingMade
+from bench.records.records import Phase, PhaseReading
 
 Send = Callable[[Message], None]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from bench.probes.phases import Send
-from bench.results.cuda import AllocatorSnapshot, SnapshotMoment
-from bench.results.messages import ReadingMade
-from bench.results.records import Caveat
+from bench.records.cuda import AllocatorSnapshot, SnapshotMoment
+from bench.records.messages import ReadingMade
+from bench.records.records import Caveat
 
 MAX_ENTRIES = 200_000  # births and deaths: several steps of a 7B model; older ones are dropped
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from bench.results.cuda import TorchSettings
+from bench.records.cuda import TorchSettings
 
 _Value = TypeVar("_Value")
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.analysis.answers import Answers, Exchange, Fastest, MostAccurate
-from bench.analysis.paired import Paired
-from bench.analysis.rows import Instrument, Row
+from bench.compare.answers import Answers, Exchange, Fastest, MostAccurate
+from bench.compare.measured import Instrument, Row
+from bench.records.stored import Category
 from bench.report.linked import RowLink, Sentence, listed
 from bench.report.operators import operator
 from bench.report.recipe import recipe
 from bench.report.sentences import SIGNIFICANT_P, merging, speed_reservations, times_full
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import MemoryUnit, p_value, share, significant, words
-from bench.results.stored import Category
+from bench.stats.paired import Paired
 
 _SMALLER = "a smaller batch or shorter sequences"
 _ADVICE = "bench plan SCENARIO --advice predicts what each change frees."

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.analysis.change_points import ChangePoint
 from bench.metrics import METRICS
+from bench.records.baselines import Baseline
 from bench.report.gate import value_text
 from bench.report.layout import Table
 from bench.report.text import NOT_APPLICABLE, plain
-from bench.results.baselines import Baseline
+from bench.stats.change_points import ChangePoint
 
 
 def list_lines(baselines: Sequence[Baseline]) -> Iterator[str]:

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import altair as alt
 
-from bench.analysis.frontier import Frontier
-from bench.analysis.pictures import Course, Stack
-from bench.analysis.rows import Predicted, Row
-from bench.analysis.series import AccuracyPoint, ScalingPoint
+from bench.compare.frontier import Frontier
+from bench.compare.measured import Predicted, Row
+from bench.compare.pictures import Course, Stack
+from bench.compare.series import AccuracyPoint, ScalingPoint
 from bench.report.text import MemoryUnit, words
 
 INK, FAINT, PAPER = "#1a1c20", "#b9bdc6", "#fefefe"

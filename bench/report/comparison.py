@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.analysis.rows import Comparison, Row
-from bench.analysis.summary import compare
+from bench.compare.measured import Comparison, Row
+from bench.compare.summary import compare
 from bench.errors import InfrastructureError
+from bench.records.records import Caveat, Record
+from bench.records.store import LoadedRecords
 from bench.report import details, gpu_tables, tables, torch_tables
 from bench.report.how_read import how_read
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
@@ -15,8 +17,6 @@ from bench.report.recipe import recipe
 from bench.report.sentences import environments_told, sentences
 from bench.report.studies import seeds_table
 from bench.report.text import markdown, plain
-from bench.results.records import Caveat, Record
-from bench.results.store import LoadedRecords
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType

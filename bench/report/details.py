@@ -6,9 +6,8 @@
 from collections.abc import Callable, Sequence
 from typing import get_args
 
-from bench.analysis.paired import Paired
-from bench.analysis.rows import Row
-from bench.analysis.steady import Trend
+from bench.compare.measured import Row
+from bench.records.records import Category
 from bench.report.layout import Table
 from bench.report.operators import operator
 from bench.report.tables import INSTRUMENT_NAMES
@@ -25,7 +24,8 @@ from bench.report.text import (
     small_share,
     words,
 )
-from bench.results.records import Category
+from bench.stats.paired import Paired
+from bench.stats.steady import Trend
 
 
 def memory_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUnit) -> Table:

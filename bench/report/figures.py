@@ -10,11 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from bench.analysis.frontier import Frontier, frontiers
-from bench.analysis.pictures import Stacks, courses, measured_stacks, planned_stacks, series_of_models
-from bench.analysis.plan_rows import plan_rows
-from bench.analysis.rows import Comparison
-from bench.analysis.series import (
+from bench.compare.frontier import Frontier, frontiers
+from bench.compare.measured import Comparison
+from bench.compare.pictures import Stacks, courses, measured_stacks, planned_stacks, series_of_models
+from bench.compare.plan_rows import plan_rows
+from bench.compare.series import (
     AccuracyPoint,
     Lever,
     ScalingPoint,
@@ -24,12 +24,12 @@ from bench.analysis.series import (
     scaling,
 )
 from bench.errors import InfrastructureError, UsageError
+from bench.records.plans import Plan
+from bench.records.records import Record
 from bench.report.tables import INSTRUMENT_NAMES, memory_unit
 from bench.report.text import GIBIBYTES, MemoryUnit
-from bench.results.plans import Plan
-from bench.results.records import Record
-from bench.spec.cards import Card
-from bench.spec.types import Cell
+from bench.scenario.cards import Card
+from bench.scenario.types import Cell
 
 MOST_ROWS = 40
 MOST_SERIES = 10

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from bench.records.fits import Bound, Fit, Tried
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.text import GIBIBYTES, NOT_APPLICABLE, markdown, plain
-from bench.results.fits import Bound, Fit, Tried
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -33,7 +33,7 @@ def render_frame(frame: "pd.DataFrame") -> "Group":
     return Group(table, Text(f"{rest} more columns in a file: bench table … -o FILE.csv or FILE.parquet"))
 
 
-def _cell(value: Any) -> str:  # noqa: ANN401 - whatever a column holds
+def _cell(value: Any) -> str:
     """Write one value; whole numbers with thousands separated."""
     import pandas as pd
 

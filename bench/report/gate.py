@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bench.metrics import METRICS, Metric
+from bench.records.verdicts import WORST_FIRST, Judged, Verdicts
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.text import (
     NOT_APPLICABLE,
@@ -16,7 +17,6 @@ from bench.report.text import (
     share,
     significant,
 )
-from bench.results.verdicts import WORST_FIRST, Judged, Verdicts
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType

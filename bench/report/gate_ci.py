@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Literal
 from xml.etree import ElementTree as ET
 
+from bench.records.verdicts import Judged, Verdicts
 from bench.report.gate import headline, message, render_markdown, subject
 from bench.report.text import plain
-from bench.results.verdicts import Judged, Verdicts
 
 COMMENT_MARK = "<!-- finetune-bench gate -->"
 """Stands first in a comment, so that a workflow finds the one to replace."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from bench.analysis.rows import Row
+from bench.compare.measured import Row
+from bench.records.gpu import Isolation
 from bench.report.layout import Table
 from bench.report.text import NOT_APPLICABLE, NOT_MEASURED, MemoryUnit, significant
-from bench.results.gpu import Isolation
 
 _READINGS: dict[Isolation, str] = {
     "process": "of the process",

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from bench.analysis.answers import HEADLINES
-from bench.analysis.rows import Comparison, Instrument, Row
+from bench.compare.answers import HEADLINES
+from bench.compare.measured import Comparison, Instrument, Row
 from bench.report.operators import operator
 from bench.report.sentences import SIGNIFICANT_P
 from bench.report.tables import INSTRUMENT_NAMES, memory_unit

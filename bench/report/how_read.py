@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from bench.analysis.rows import Instrument, Row
-from bench.analysis.steady import SIGNIFICANCE, SMALLEST_DRIFT_SHARE
+from bench.compare.measured import Instrument, Row
+from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS, NS_PER_SECOND
 from bench.report.plan_notes import WHAT_SET_IT
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import share
-from bench.results.readings import LEAST_ENERGY_TIME_NS, NS_PER_SECOND
+from bench.stats.steady import SIGNIFICANCE, SMALLEST_DRIFT_SHARE
 
 _INSTRUMENTS: dict[Instrument, str] = {
     "ledger": (

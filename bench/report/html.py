@@ -16,11 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from bench.analysis.answers import answers
-from bench.analysis.card_fits import ModelFits, card_fits
-from bench.analysis.plan_rows import plan_rows
-from bench.analysis.rows import Comparison, Row
-from bench.analysis.summary import compare
+from bench.compare.answers import answers
+from bench.compare.card_fits import ModelFits, card_fits
+from bench.compare.measured import Comparison, Row
+from bench.compare.plan_rows import plan_rows
+from bench.compare.summary import compare
+from bench.records.plans import Plan
+from bench.records.store import LoadedRecords
 from bench.report import details
 from bench.report.answers import answer_sentences
 from bench.report.comparison import section_tables
@@ -36,9 +38,7 @@ from bench.report.plan_notes import PREDICTED, card_notes, notes_on, sentences, 
 from bench.report.sentences import environments_told
 from bench.report.tables import memory_unit
 from bench.report.text import GIBIBYTES, plain
-from bench.results.plans import Plan
-from bench.results.store import LoadedRecords
-from bench.spec.cards import Card
+from bench.scenario.cards import Card
 
 _MOST_GROUPS = 6
 _NOT_RUN = (
@@ -197,7 +197,7 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>&~|])", r"\\\1", plain(text))
 
 
-def render_template(name: str, **values: Any) -> str:  # noqa: ANN401 - whatever the template shows
+def render_template(name: str, **values: Any) -> str:
     """Return a page with our style and script inside and a policy that allows nothing else."""
     template = _environment().get_template(name)
     style, script = _asset("page.css"), _asset("page.js")

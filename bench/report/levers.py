@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.analysis.levers import IDLE_SHARE, TENSORS, Change, Effect, Levers, levers
-from bench.analysis.rows import Instrument
-from bench.analysis.studies import PROCESS
-from bench.analysis.summary import compare
+from bench.compare.levers import IDLE_SHARE, TENSORS, Change, Effect, Levers, levers
+from bench.compare.measured import Instrument
+from bench.compare.studies import PROCESS
+from bench.compare.summary import compare
+from bench.records.derived_metrics import BUSY_MACHINE, THROTTLED
+from bench.records.records import Record
 from bench.report.layout import Table, bullets, markdown_table
 from bench.report.tables import INSTRUMENT_NAMES, memory_unit
 from bench.report.text import (
@@ -18,8 +20,6 @@ from bench.report.text import (
     significant,
     words,
 )
-from bench.results.readings import BUSY_MACHINE, THROTTLED
-from bench.results.records import Record
 
 # Caveats that this page states for all its cells.
 _SAID = {"few-steps", "one-run", BUSY_MACHINE, THROTTLED, "synthetic-data"}

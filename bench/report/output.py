@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import UsageError
+from bench.records.plans import Plan, read_plan
+from bench.records.store import LoadedRecords
 from bench.report import plan as plan_pages
 from bench.report.comparison import render_page, write_text
 from bench.report.sources import gather
-from bench.results.plans import Plan, read_plan
-from bench.results.store import LoadedRecords
-from bench.spec.cards import Card
+from bench.scenario.cards import Card
 
 _PAGES = (".html", ".htm", ".md", ".markdown", ".txt")
 # Where ``bench plan --json`` writes it; a record has no such member.
@@ -61,7 +61,7 @@ def write_page(material: Material, path: Path, cards: Sequence[Card]) -> None:
 
 def write_all_figures(material: Material, folder: Path, cards: Sequence[Card]) -> Iterator[str]:
     """Write the figures of the records to a folder, those of a plan to one inside; yield a line on each."""
-    from bench.analysis.summary import compare
+    from bench.compare.summary import compare
     from bench.report.figures import comparison_figures, plan_figures, write_figures
 
     if material.loaded:

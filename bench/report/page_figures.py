@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.analysis.summary import compare
+from bench.compare.summary import compare
 from bench.errors import InfrastructureError, UsageError
 from bench.report.comparison import write_text
 from bench.report.figures import Figure, comparison_figures, plan_figures

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from bench.analysis.plan_rows import Forecast, PlanRow, plan_rows
+from bench.compare.plan_rows import Forecast, PlanRow, plan_rows
+from bench.records.plans import Plan
+from bench.records.predictions import PredictedPhase
+from bench.records.stored import Category
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.operators import operator
 from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
@@ -19,9 +22,6 @@ from bench.report.text import (
     share,
     words,
 )
-from bench.results.plans import Plan
-from bench.results.predictions import PredictedPhase
-from bench.results.stored import Category
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType

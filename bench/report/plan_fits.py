@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.analysis.card_fits import CardFit, CardStep, Fitting, Ladder, ModelFits, Need, card_fits, ladders
+from bench.compare.card_fits import CardFit, CardStep, Fitting, Ladder, ModelFits, Need, card_fits, ladders
+from bench.records.plans import Plan
 from bench.report.linked import Pieces, RowLink, Sentence, listed
 from bench.report.text import GIBIBYTES
-from bench.results.plans import Plan
 
 MOST_SENTENCES = 8
 _MOST_METHODS = 12

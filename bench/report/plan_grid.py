@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from bench.analysis.plan_rows import Forecast, PlanRow
+from bench.compare.plan_rows import Forecast, PlanRow
+from bench.records.plans import Plan, PlannedCell
 from bench.report.grids import Grid, GridCell, Notes, Part, Tone, made_grid, text_part
 from bench.report.operators import operator
 from bench.report.text import GIBIBYTES, NOT_APPLICABLE, share, words
-from bench.results.plans import Plan, PlannedCell
 
 
 def plan_grid(plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str]) -> Grid:

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from bench.analysis.plan_rows import PlanRow, card_counts
+from bench.compare.plan_rows import PlanRow, card_counts
+from bench.records.plans import Plan
 from bench.report.text import GIBIBYTES
-from bench.results.plans import Plan
-from bench.spec.platforms import Platform
+from bench.scenario.platforms import Platform
 
 WHAT_SET_IT = (
     "the operator that ran as most bytes were alive, and the nearest module that was known "

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from bench.analysis.recipe import Setting, settings
-from bench.analysis.rows import Row
+from bench.compare.measured import Row
+from bench.compare.recipe import Setting, settings
 
 
 def recipe(rows: Sequence[Row]) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from bench.analysis.self_check import CheckRow, SelfCheck
 from bench.report.layout import Table, markdown_table, terminal_table
 from bench.report.text import NOT_APPLICABLE, share
+from bench.stats.self_check import CheckRow, SelfCheck
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

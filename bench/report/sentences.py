@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from bench.analysis.rows import ROUGH_DRIFT_SHARE, Comparison, Instrument, Row, Throughput
-from bench.analysis.surroundings import COMMIT
+from bench.compare.environments import COMMIT
+from bench.compare.measured import ROUGH_DRIFT_SHARE, Comparison, Instrument, Row, Throughput
 from bench.report.tables import INSTRUMENT_NAMES, group_title, groups
 from bench.report.text import MemoryUnit, p_value, share, significant
 

@@ -17,10 +17,10 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from bench.errors import InfrastructureError, UsageError
+from bench.records.plans import read_plan
 from bench.report.comparison import write_text
 from bench.report.html import render_html, render_template
 from bench.report.sources import gather
-from bench.results.plans import read_plan
 
 INDEX = Path("report/README.md")
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)

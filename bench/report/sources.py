@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import UsageError
-from bench.results.store import LoadedRecords, load_records
+from bench.records.store import LoadedRecords, load_records
 
 if TYPE_CHECKING:
-    from bench.results.records import Record
+    from bench.records.records import Record
 
 
 def gather(paths: Sequence[Path]) -> LoadedRecords:

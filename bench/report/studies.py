@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.analysis.rows import Comparison
-from bench.analysis.seed_differences import SeedDifference
-from bench.analysis.seeds import SeedMean
-from bench.analysis.studies import PROCESS, Level, Study, studies
+from bench.compare.measured import Comparison
+from bench.compare.seed_differences import SeedDifference
+from bench.compare.seeds import SeedMean
+from bench.compare.studies import PROCESS, Level, Study, studies
+from bench.records.records import Record
 from bench.report.layout import Table, bullets, markdown_table
 from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import (
@@ -18,7 +19,6 @@ from bench.report.text import (
     share,
     significant,
 )
-from bench.results.records import Record
 
 Told = tuple[tuple[Level, SeedDifference], ...]
 

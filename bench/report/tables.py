@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from bench.analysis.lints import Doubted
-from bench.analysis.rows import Comparison, Instrument, Row, Throughput
+from bench.compare.measured import Comparison, Instrument, Row, Throughput
+from bench.compare.plausibility import Doubted
 from bench.report.layout import Table
 from bench.report.text import (
     GIBIBYTES,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from bench.analysis.rows import Row
+from bench.compare.measured import Row
 from bench.report.layout import Table
 from bench.report.text import NOT_MEASURED
 

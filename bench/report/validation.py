@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from bench.records.published.rows import Source
+from bench.records.published.score import ScoredMeasurement, ScoredRow, Summary, Validation, summarise
 from bench.report.layout import Table, bullets, markdown_table
 from bench.report.text import GIBIBYTES, NOT_APPLICABLE, markdown, share, words
-from bench.validation.rows import Source
-from bench.validation.score import ScoredMeasurement, ScoredRow, Summary, Validation, summarise
 
 _SUMMARY = (
     "Source",

@@ -1,0 +1,163 @@
+"""Generated blocks in pages that people write: filled from committed records, and checked to be in step.
+
+A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end -->``, each on its own line;
+FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
+``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``, ``self-check``
+one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, which is judged anew; ``claims``
+names that of all results; KIND ``figure:NAME`` shows a figure of records or of a plan, ``study:METHOD`` sets
+methods against that one over seeds, ``levers`` sets changes of one thing against the plain method. What is
+outside is never touched.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.claims.page import render_committed
+from bench.compare.sitting_verdicts import judge_folder
+from bench.compare.summary import compare
+from bench.errors import UsageError
+from bench.records.plans import read_plan
+from bench.records.published.stored import read_validation
+from bench.records.records import Record
+from bench.report import plan
+from bench.report.comparison import render_details, render_summary, write_text
+from bench.report.gate import render_block
+from bench.report.levers import render_levers
+from bench.report.page_figures import PageFigure, page_figure
+from bench.report.self_check import render_self_check
+from bench.report.sources import gather
+from bench.report.studies import render_study
+from bench.report.validation import render_validation
+from bench.stats.self_check import read_self_check
+
+_BEGIN = re.compile(r"<!-- bench:begin (?P<kind>\S+) (?P<folder>\S+) -->")
+_END = "<!-- bench:end -->"
+_FIGURE = "figure:"
+_SOURCE = "its records; run `bench report --update`"
+_STUDY = "study:"
+_KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
+    "comparison": lambda records: render_summary(compare(records)),
+    "details": lambda records: render_details(compare(records)),
+    "levers": render_levers,
+}
+_FILE_KINDS: dict[str, Callable[[Path], str]] = {
+    "prediction": lambda path: render_validation(read_validation(path)),
+    "plan": lambda path: plan.render_summary(read_plan(path)),
+    "plan-details": lambda path: plan.render_details(read_plan(path)),
+    "gate": lambda path: render_block(judge_folder(path)),
+    "claims": render_committed,
+    "self-check": lambda path: render_self_check(read_self_check(path)),
+}
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A page with every block filled, and the figures that it shows."""
+
+    text: str
+    figures: tuple[PageFigure, ...]
+
+
+def update(root: Path) -> list[Path]:
+    """Fill the blocks of README.md and report/*.md; return the pages and figures that changed.
+
+    Raises UsageError when a block is malformed or its folder holds no readable record.
+    """
+    changed = []
+    for page in pages(root):
+        text = page.read_text(encoding="utf-8")
+        filled = fill(text, page, root)
+        for figure in filled.figures:
+            if not figure.is_in_step():
+                figure.write()
+                changed.append(figure.path)
+        if filled.text != text:
+            write_text(page, filled.text)
+            changed.append(page)
+    return changed
+
+
+def check(root: Path) -> list[str]:
+    """Return one line for each page or figure out of step with its records and each block beyond filling."""
+    problems = []
+    for page in pages(root):
+        text = page.read_text(encoding="utf-8")
+        try:
+            filled = fill(text, page, root)
+        except UsageError as error:
+            problems.append(str(error))
+            continue
+        stale = [page] if filled.text != text else []
+        stale += [figure.path for figure in filled.figures if not figure.is_in_step()]
+        problems += [f"{path.relative_to(root)}: not in step with {_SOURCE}" for path in stale]
+    return problems
+
+
+def require_in_step(root: Path) -> None:
+    """Raise UsageError with one line for each problem, if there is any."""
+    problems = check(root)
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def pages(root: Path) -> list[Path]:
+    """Return the pages that may hold blocks."""
+    return [page for page in (root / "README.md", *sorted((root / "report").glob("*.md"))) if page.is_file()]
+
+
+def fill(text: str, page: Path, root: Path) -> Filled:
+    """Return the text with every block filled anew. Raises UsageError with the page and the line."""
+    lines: list[str] = []
+    figures: list[PageFigure] = []
+    inside_since: int | None = None
+    for number, line in enumerate(text.split("\n"), start=1):
+        begin = _BEGIN.fullmatch(line.strip())
+        where = f"{page.relative_to(root)}:{number}"
+        if begin and inside_since is not None:
+            raise UsageError(f"{where}: a block begins inside another; end the first with {_END}")
+        if begin:
+            inside_since = number
+            content = _content(begin["kind"], begin["folder"], where, root)
+            if isinstance(content, PageFigure):
+                figures.append(content)
+                content = content.content(page)
+            lines += [line, "", *content.split("\n"), ""]
+        elif line.strip() == _END:
+            if inside_since is None:
+                raise UsageError(f"{where}: a block ends that has not begun; remove the line")
+            inside_since = None
+            lines.append(line)
+        elif inside_since is None:
+            lines.append(line)
+    if inside_since is not None:
+        raise UsageError(f"{page.relative_to(root)}:{inside_since}: the block has no end; add {_END}")
+    return Filled("\n".join(lines), tuple(figures))
+
+
+def _content(kind: str, folder: str, where: str, root: Path) -> str | PageFigure:
+    """Return what belongs in one block."""
+    kinds = (*_KINDS, *_FILE_KINDS, f"{_FIGURE}NAME", f"{_STUDY}METHOD")
+    if kind not in kinds and not kind.startswith((_FIGURE, _STUDY)):
+        raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join(kinds)}")
+    inside = (root / folder).resolve()
+    if not inside.is_relative_to(root.resolve()):
+        raise UsageError(f"{where}: {folder} leads out of the repository; name a folder inside it")
+    try:
+        if kind.startswith(_FIGURE):
+            return page_figure(kind.removeprefix(_FIGURE), root / folder, root)
+        if kind in _FILE_KINDS:
+            return _FILE_KINDS[kind](root / folder)
+        return _of_records(kind, root / folder)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _of_records(kind: str, folder: Path) -> str:
+    loaded = gather([folder])
+    if loaded.problems:
+        raise UsageError(loaded.problems[0])
+    if kind.startswith(_STUDY):
+        return render_study(loaded.records, kind.removeprefix(_STUDY))
+    return _KINDS[kind](loaded.records)

@@ -1,0 +1,204 @@
+"""Which runs of two sides belong together, and what makes comparing them worthless. Judges nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.metrics import Metric
+from bench.records.run_facts import CellFacts, Facts, Instruments, RunFacts
+
+_MOST_DIFFERENCES = 4
+_ANYWHERE = ("system", "architecture")
+"""Conditions that exact metrics depend on too. Speed depends on all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The runs of one cell on both sides, those of the baseline by sitting; either side may have none."""
+
+    cell_id: str
+    sittings: tuple[tuple[RunFacts, ...], ...]
+    candidate: tuple[RunFacts, ...]
+
+    @cached_property
+    def baseline(self) -> tuple[RunFacts, ...]:
+        """All runs of the baseline, in order."""
+        return tuple(run for sitting in self.sittings for run in sitting)
+
+    @cached_property
+    def sittings_ok(self) -> tuple[tuple[RunFacts, ...], ...]:
+        """Those that measured everything, by sitting."""
+        return tuple(tuple([run for run in sitting if run.outcome == "ok"]) for sitting in self.sittings)
+
+    @cached_property
+    def baseline_ok(self) -> tuple[RunFacts, ...]:
+        """Those that measured everything."""
+        return tuple(run for sitting in self.sittings_ok for run in sitting)
+
+    @cached_property
+    def candidate_ok(self) -> tuple[RunFacts, ...]:
+        """The candidate's that measured everything."""
+        return tuple(run for run in self.candidate if run.outcome == "ok")
+
+    @cached_property
+    def failed(self) -> bool:
+        """Whether a run of either side ended neither ok nor out of memory."""
+        failed = any(run.outcome not in {"ok", "oom"} for run in (*self.baseline, *self.candidate))
+        return failed and not self.never_ran
+
+    @cached_property
+    def never_ran(self) -> bool:
+        """Whether no run of either side was as much as tried."""
+        return {run.outcome for run in (*self.baseline, *self.candidate)} <= {"unavailable", "skipped"}
+
+    @cached_property
+    def changed(self) -> str | None:
+        """Return in one sentence why the two are not the same cell; None where they are."""
+        if not self.baseline or not self.candidate:
+            return None
+        before, after = self.baseline[-1], self.candidate[-1]
+        if not before.cell.text or not after.cell.text:
+            return None
+        try:
+            if before.cell is not after.cell and before.cell.digest != after.cell.digest:
+                differences = _cell_differences(before.cell, after.cell)
+                return f"the cell itself was changed: {differences}; measure both sides alike"
+        except ValidationError:
+            return "the cell in one side's record is damaged; run it again"
+        if before.inputs_digest != after.inputs_digest:
+            return "the local files that the cell reads differ; measure both sides with the same"
+        return None
+
+    @cached_property
+    def conditions(self) -> dict[str, str]:
+        """Return each condition that is not the same on both sides, with both values."""
+        if not self.baseline or not self.candidate:
+            return {}
+        after = self.candidate[-1].conditions
+        found: dict[str, str] = {}
+        for before in {run.conditions for run in self.baseline}:
+            found |= _different(before, after)
+        return found
+
+    def obstacle(self, metric: Metric) -> str | None:
+        """Return in one sentence why this metric cannot be compared; None where it can."""
+        if self.changed is not None:
+            return self.changed
+        if self.conditions and (relevant := self._relevant(metric)):
+            return f"measured under other conditions: {_listed(relevant)}"
+        return self._other_instrument(metric)
+
+    def _relevant(self, metric: Metric) -> dict[str, str]:
+        """Return the differing conditions that this metric depends on."""
+        if metric.kind == "deterministic":
+            card = ("card",) if metric.instrument == "torch allocator" else ()
+            return {name: text for name, text in self.conditions.items() if name in (*_ANYWHERE, *card)}
+        return {} if metric.kind == "paired" else self.conditions
+
+    @cached_property
+    def _instruments(self) -> tuple[set[Instruments], set[Instruments]]:
+        return {run.instruments for run in self.baseline}, {run.instruments for run in self.candidate}
+
+    @cached_property
+    def _same_instruments(self) -> bool:
+        before, after = self._instruments
+        return before == after and len(after) == 1
+
+    def _other_instrument(self, metric: Metric) -> str | None:
+        if self._same_instruments or ("NVML" not in metric.instrument and metric.instrument != "VmHWM"):
+            return None
+        name = "NVML" if "NVML" in metric.instrument else "host memory"
+        before, after = ({dict(each).get(name) for each in side} for side in self._instruments)
+        if before == after and len(after) == 1:
+            return None
+        return f"read by different instruments: {name} {_either(before)} before, {_either(after)} now"
+
+
+def _either(names: set[str | None]) -> str:
+    return " or ".join(sorted(name or "none" for name in names))
+
+
+def _different(before: Facts, after: Facts) -> dict[str, str]:
+    """Return what both recorded and did not find alike."""
+    if before == after:
+        return {}
+    there = dict(after)
+    return {
+        name: f"{name} {_shown(value)} before, {_shown(there[name])} now"
+        for name, value in before
+        if name in there and there[name] != value
+    }
+
+
+def _shown(value: object) -> str:
+    return "not set" if value is None else str(value)
+
+
+def _listed(differences: dict[str, str]) -> str:
+    shown = list(differences.values())[:_MOST_DIFFERENCES]
+    more = len(differences) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def _cell_differences(before: CellFacts, after: CellFacts) -> str:
+    """Name the fields of a cell that differ."""
+    old, new = (
+        dict(_flat(side.cell.model_dump(mode="json", exclude={"id", "scenario", "limits"})))
+        if side.cell
+        else {}
+        for side in (before, after)
+    )
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return _listed(
+        {name: f"{name} {_shown(old.get(name))} before, {_shown(new.get(name))} now" for name in names}
+    )
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the values of nested tables by their path with dots."""
+    found: list[tuple[str, Any]] = []
+    for name, value in table.items():
+        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return found
+
+
+def pair_up(sittings: Sequence[Sequence[RunFacts]], candidate: Sequence[RunFacts]) -> tuple[Pair, ...]:
+    """Return the cells of either side with their runs, the baseline's order first.
+
+    Of runs of one cell under several keys (other versions, another machine) only those of the latest run's
+    count. A contaminated run does not count where another took its place.
+    """
+    before = [_by_cell(sitting) for sitting in sittings]
+    after = _by_cell(candidate)
+    names = dict.fromkeys(name for side in (*before, after) for name in side)
+    return tuple(
+        Pair(
+            cell_id=name,
+            sittings=tuple(_current(sitting[name]) for sitting in before if name in sitting),
+            candidate=_current(after.get(name, [])),
+        )
+        for name in names
+    )
+
+
+def _by_cell(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
+    cells: dict[str, list[RunFacts]] = {}
+    for run in runs:
+        cells.setdefault(run.cell_id, []).append(run)
+    return cells
+
+
+def _current(runs: Sequence[RunFacts]) -> tuple[RunFacts, ...]:
+    if not runs:
+        return ()
+    same_key = [run for run in runs if run.key == runs[-1].key]
+    unspoilt = [run for run in same_key if run.outcome != "contaminated"]
+    return tuple(unspoilt or same_key)
+
+
+def ended_ok(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """Return the runs that measured everything."""
+    return [run for run in runs if run.outcome == "ok"]

@@ -1,0 +1,64 @@
+"""Where the records were made: each distinct place gets a letter, and what differs between them is named."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bench.compare.measured import Surroundings
+from bench.records.records import Environment, Record
+
+# What changes the code under measurement only; two records that differ in nothing else are comparable.
+_NOT_THE_MACHINE = "git"
+COMMIT = "git.commit"
+_COMMIT_DIGITS = 12  # enough to find it; the whole hash is among the facts of each place
+
+
+def place(environment: Environment) -> tuple[tuple[str, str], ...]:
+    """Return what two comparable records share: machine, versions and threads, but not the commit."""
+    return tuple(item for item in facts(environment).items() if not item[0].startswith(_NOT_THE_MACHINE))
+
+
+def surroundings(records: Sequence[Record]) -> tuple[Surroundings, ...]:
+    """Return each distinct environment once, lettered in the order of the records."""
+    found: dict[tuple[tuple[str, str], ...], int] = {}
+    for record in records:
+        own = tuple(facts(record.environment).items())
+        found[own] = found.get(own, 0) + 1
+    return tuple(
+        Surroundings(label=_letter(index), records=count, facts=dict(own))
+        for index, (own, count) in enumerate(found.items())
+    )
+
+
+def label_of(record: Record, places: Iterable[Surroundings]) -> str:
+    """Return the letter of the environment a record was made in."""
+    own = facts(record.environment)
+    return next(where.label for where in places if where.facts == own)
+
+
+def differences(places: Sequence[Surroundings]) -> tuple[str, ...]:
+    """Return one line for each fact that is not the same everywhere."""
+    names = dict.fromkeys(name for where in places for name in where.facts)
+    lines = []
+    for name in names:
+        values = {where.label: where.facts.get(name, "not recorded") for where in places}
+        if len(set(values.values())) > 1:
+            digits = _COMMIT_DIGITS if name == COMMIT else None
+            lines.append(
+                f"{name}: " + ", ".join(f"{value[:digits]} in {label}" for label, value in values.items())
+            )
+    return tuple(lines)
+
+
+def facts(environment: Environment) -> Mapping[str, str]:
+    """Return an environment as ``group.name`` and text; what was not found is left out."""
+    return {
+        f"{group}.{name}": str(value)
+        for group, values in environment  # its fields, all of them tables of plain values
+        for name, value in sorted(values.items())
+        if value is not None
+    }
+
+
+def _letter(index: int) -> str:
+    """Return A to Z, then A2 to Z2, and so on."""
+    turn, place_in_turn = divmod(index, 26)
+    return chr(ord("A") + place_in_turn) + (str(turn + 1) if turn else "")

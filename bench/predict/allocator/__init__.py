@@ -1,0 +1,1 @@
+"""The rules of torch's caching allocator, replayed over a stream of allocations."""

@@ -1,0 +1,47 @@
+"""Compiles functions of numbers and arrays to machine code with numba, once for each machine and version.
+
+NUMBA_DISABLE_JIT=1 runs them as Python, for a debugger.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import ParamSpec, TypeVar, cast
+from unittest.mock import patch
+
+import numba
+
+from bench.training.weights import cache_folder
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def compiled_entry(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return a function that is compiled at its first call, or read where that has been done before."""
+    with patch.object(numba.config, "CACHE_DIR", _folder()):
+        try:
+            return cast("Callable[_Arguments, _Result]", numba.njit(cache=True)(function))
+        except RuntimeError:  # the folder cannot be written to: compile in each process
+            return cast("Callable[_Arguments, _Result]", numba.njit(function))
+
+
+def compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Return a function for entries to call; that Python cannot call it saves a third of the compiling."""
+    part = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # type: ignore[call-overload]  # not in its stub
+    return cast("Callable[_Arguments, _Result]", part(function))
+
+
+@cache
+def _folder() -> str:
+    """Return where machine code of these sources is kept.
+
+    numba by itself would look at the file of the entry only, and miss a change in what that calls.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source = path.read_bytes()
+        if b"compiled" in source or path.stem == "settings":  # whose constants are compiled in
+            digest.update(source)
+    return str(cache_folder() / "compiled" / digest.hexdigest()[:16])

@@ -1,0 +1,229 @@
+"""What a cell takes on a platform, under an allocator's settings: traced, deepened, replayed, summed up."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from bench.errors import UnavailableError, UntraceableError
+from bench.predict.allocator.perturb import Band, band
+from bench.predict.allocator.replay import DEFAULT_SETTINGS, EMPTY_CACHE, Replay, replay
+from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.depth import depth_of
+from bench.predict.families import families, streams
+from bench.predict.trace.repeat import LayersDifferError, deepen
+from bench.predict.trace.stream import Ints, Stream
+from bench.predict.trace.trace import read_cpu_ledger, trace
+from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
+from bench.records.stored import Caveat
+from bench.scenario.platforms import Platform
+from bench.scenario.types import Cell, LoraMethod, ModelSpec, SyntheticData
+from bench.training.empty import configuration_of
+
+BANDS_REPLAYED = 48  # cells; eight replays each take most of a prediction's time
+_BORROWED_BAND = Caveat(
+    code="band-of-a-relative",
+    message="In a plan of so many cells the band is replayed for one cell of each kind and lent to those "
+    "that differ from it in batch, length or rank; plan fewer cells to have each replayed.",
+)
+
+
+def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAULT_SETTINGS) -> Prediction:
+    """Predict one cell.
+
+    Raises ``UntraceableError`` naming what stands in the way, ``UnavailableError`` where the model's
+    configuration cannot be read.
+    """
+    config = configuration_of(cell.model)
+    if platform.device == "cpu":
+        prediction = _predict_cpu(cell, platform, config)
+    else:
+        stream, method = stream_for(cell, platform, config)
+        prediction = summed_up(stream, platform, settings, method)
+    return _with_caveats(prediction, _assumptions(cell))
+
+
+def predict_all(
+    cells: Sequence[Cell], platform: Platform, settings: AllocatorSettings = DEFAULT_SETTINGS
+) -> Iterator[tuple[Cell, Prediction | Refusal]]:
+    """Predict many cells, tracing once what they share; in the order in which they come about.
+
+    Beyond ``BANDS_REPLAYED`` cells, one cell of each family has its band replayed; the others
+    have as wide a band in proportion, and a caveat says so.
+    """
+    frugal = len(cells) > BANDS_REPLAYED
+    for model, members in _by_model(cells):
+        try:
+            config = configuration_of(model)
+        except UnavailableError as error:
+            yield from ((cell, Refusal(message=str(error))) for cell in members)
+            continue
+        if platform.device == "cpu":
+            yield from ((cell, _predicted_or_refused(cell, platform, settings)) for cell in members)
+            continue
+        for family in families(members, config):
+            done = set()
+            try:
+                relative = None
+                for cell, stream, method in streams(family, platform, config):
+                    prediction = summed_up(stream, platform, settings, method, relative)
+                    relative = prediction if frugal and relative is None else relative
+                    yield cell, _with_caveats(prediction, _assumptions(cell))
+                    done.add(cell.id)
+            except (UntraceableError, UnavailableError):  # of one cell; each is asked for its own reason
+                left = [cell for _, cell in family.cells if cell.id not in done]
+                yield from ((cell, _predicted_or_refused(cell, platform, settings)) for cell in left)
+
+
+def _by_model(cells: Sequence[Cell]) -> Iterable[tuple[ModelSpec, list[Cell]]]:
+    grouped: dict[str, tuple[ModelSpec, list[Cell]]] = {}
+    for cell in cells:
+        grouped.setdefault(cell.model.model_dump_json(), (cell.model, []))[1].append(cell)
+    return grouped.values()
+
+
+def _predicted_or_refused(
+    cell: Cell, platform: Platform, settings: AllocatorSettings
+) -> Prediction | Refusal:
+    try:
+        return predict(cell, platform, settings)
+    except (UntraceableError, UnavailableError) as error:
+        return Refusal(message=str(error))
+
+
+def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Prediction:
+    return prediction.model_copy(update={"caveats": (*prediction.caveats, *more)}) if more else prediction
+
+
+def _assumptions(cell: Cell) -> tuple[Caveat, ...]:
+    """Return what a prediction takes for granted that a run may not bear out."""
+    found = []
+    if not isinstance(cell.data, SyntheticData) and cell.training.batching != "pack":
+        found.append(
+            Caveat(
+                code="full-length-batch",
+                message="Predicted for sequences of the full length. Shorter ones need less, but where "
+                "lengths vary the allocator may keep more in reserve.",
+            )
+        )
+    if isinstance(cell.method, LoraMethod) and cell.method.base == "int8":
+        found.append(
+            Caveat(
+                code="int8-without-outliers",
+                message="Predicted without outlier columns in int8 products: their number depends on data.",
+            )
+        )
+    return tuple(found)
+
+
+def stream_for(cell: Cell, platform: Platform, config: Any) -> tuple[Stream, Method]:
+    """Return a cell's stream and how it was made: of one layer in full and repeated, or of all layers."""
+    depth = depth_of(cell, config)
+    if depth is not None:
+        try:
+            return deepen(
+                trace(cell, platform, config, depth), depth.period, depth.periods_added
+            ), "repeated layers"
+        except LayersDifferError:
+            pass  # the whole model tells
+    return trace(cell, platform, config), "full trace"
+
+
+def summed_up(
+    stream: Stream,
+    platform: Platform,
+    settings: AllocatorSettings,
+    method: Method,
+    relative: Prediction | None = None,
+) -> Prediction:
+    """Replay a stream and say what it took; the band is as wide as a relative's, if one is given."""
+    replayed = _replayed(stream, settings)
+    traced = replayed.reserved_peak_bytes
+    if relative is None:
+        reserved = band(*_with_empty_cache(stream), settings, stream.freedom())
+    else:
+        reserved = _band_like(relative, traced)
+    allocated = replayed.allocated_bytes
+    peak = int(allocated.argmax())
+    block = int(stream.events[peak])
+    phases = [(mark.phase, mark.step, slice(mark.entries, end)) for mark, end in _ends(stream)]
+    peaks: dict[PredictedPhase, int] = {}
+    first_ends: dict[PredictedPhase, int] = {}
+    for phase, step, part in phases:
+        if part.stop > part.start:
+            peaks[phase] = max(peaks.get(phase, 0), int(allocated[part].max()))
+        if step == 0:
+            first_ends[phase] = int(allocated[part.stop - 1]) if part.stop else 0
+    peak_phase = next(phase for phase, _, part in phases if part.start <= peak < part.stop)
+    return Prediction(
+        platform=platform,
+        allocator=str(settings),
+        allocated_peak_bytes=replayed.allocated_peak_bytes,
+        reserved_peak_bytes=traced,
+        reserved_low_bytes=reserved.low_bytes,
+        reserved_high_bytes=reserved.high_bytes,
+        paged_bytes=stream.paged_bytes,
+        phase_peaks_bytes=peaks,
+        phase_ends_bytes=first_ends,
+        peak_phase=peak_phase,
+        peak_op=stream.blocks[stream.kinds[block]].op,
+        peak_module=stream.module_of(block),
+        categories_at_peak_bytes=stream.categories(stream.live_at(peak + 1)),
+        method=method,
+        caveats=(_BORROWED_BAND,) if relative else (),
+    )
+
+
+def _band_like(relative: Prediction, traced_bytes: int) -> Band:
+    """Return a band in the same proportion to its replay as a relative's."""
+    peak, low, high = relative.reserved_peak_bytes, relative.reserved_low_bytes, relative.reserved_high_bytes
+    if not peak or low is None or high is None:
+        raise AssertionError("a prediction for CUDA has a band")
+    return Band(
+        traced_bytes=traced_bytes,
+        low_bytes=traced_bytes * low // peak,
+        high_bytes=traced_bytes * high // peak,
+    )
+
+
+def _replayed(stream: Stream, settings: AllocatorSettings) -> Replay:
+    """Replay with the calls of empty_cache() put in; the counters are those after each event."""
+    events, sizes = _with_empty_cache(stream)
+    replayed = replay(events, sizes, settings)
+    if not stream.cache_emptied_at:
+        return replayed
+    kept = events != EMPTY_CACHE
+    return dataclasses.replace(
+        replayed,
+        allocated_bytes=replayed.allocated_bytes[kept],
+        requested_bytes=replayed.requested_bytes[kept],
+        reserved_bytes=replayed.reserved_bytes[kept],
+    )
+
+
+def _with_empty_cache(stream: Stream) -> tuple[Ints, Ints]:
+    """Return events and sizes as a replay takes them."""
+    positions = np.asarray(stream.cache_emptied_at, dtype=np.int64)
+    return np.insert(stream.events, positions, EMPTY_CACHE), stream.sizes
+
+
+def _ends(stream: Stream) -> list[tuple[Any, int]]:
+    """Return each mark and where its phase ends."""
+    starts = [mark.entries for mark in stream.marks]
+    return list(zip(stream.marks, [*starts[1:], len(stream.events)], strict=True))
+
+
+def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
+    reading = read_cpu_ledger(cell, platform, config)
+    return Prediction(
+        platform=platform,
+        allocated_peak_bytes=reading.peak_bytes,
+        phase_peaks_bytes=reading.phase_peaks_bytes,
+        phase_ends_bytes={},
+        peak_phase=reading.peak_phase,
+        peak_op=reading.peak_op,
+        peak_module=reading.peak_module,
+        categories_at_peak_bytes=reading.categories_at_peak_bytes,
+        method="full trace",
+    )

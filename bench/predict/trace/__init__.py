@@ -1,0 +1,1 @@
+"""The training step on tensors without data, as a stream of operators and allocations."""

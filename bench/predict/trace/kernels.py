@@ -1,0 +1,242 @@
+"""What CUDA kernels allocate without telling torch's dispatcher: one table, each entry with its source.
+
+Blocks are in bytes and live for one call of the kernel, except the workspaces of cuBLAS handles, which stay.
+Left out, as each is under a megabyte or so: buffers of reductions over few rows, of sorts of a few thousand
+numbers, and the split of a forward attention over too few query blocks to fill the card.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from bench.metrics import MIB
+from bench.predict.trace.data_dependent import answer
+from bench.scenario.platforms import Platform, version_of
+
+_aten = torch.ops.aten
+_FP32 = 4
+_INT64 = 8
+_HALF = (torch.float16, torch.bfloat16)
+_WIDTH_IN_REGISTERS = 128
+"""Of a head: up to it the memory-efficient kernels accumulate outputs, dk and dv in registers."""
+_FLASH_STEP_WIDTH = 192
+"""Of a head: up to it FlashAttention rounds to 32, beyond it to 256."""
+_UNSORTED_TOKENS = 3072
+"""Up to it the gradient of an embedding is summed without sorting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of an operator on a platform: its arguments by position and by name, and its result."""
+
+    platform: Platform
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    result: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """The temporary blocks of one operator, in versions of torch from ``since`` up to ``before``."""
+
+    operator: Any
+    blocks: Callable[[Call], Sequence[int]]
+    source: str
+    since: tuple[int, ...] = (0,)
+    before: tuple[int, ...] = (1000,)
+
+
+class Kernels:
+    """The kernels of one platform, and what they have kept so far."""
+
+    def __init__(self, platform: Platform, *, padded: bool = False, packed: bool = False) -> None:
+        """Take a platform; the batch's mask hides something, its rows hold several sequences."""
+        self.platform = platform
+        self._padded = padded
+        self._packed = packed
+        self._handles: set[bool] = set()
+        version = version_of(platform.torch)
+        entries = SCRATCH if platform.device == "cuda" else ()
+        self._scratch = {
+            entry.operator: entry.blocks for entry in entries if entry.since <= version < entry.before
+        }
+
+    @property
+    def on_cpu(self) -> bool:
+        """Tell whether the platform is the CPU."""
+        return self.platform.device == "cpu"
+
+    def answer(self, _question: torch.Tensor) -> bool | float | int:
+        """Answer what code asks of a tensor's data; raises ``UntraceableError`` where nobody can know."""
+        return answer(padded=self._padded, packed=self._packed)
+
+    def takes_more(self, func: Any) -> bool:
+        """Tell whether an operator's kernel may take more than its result: a workspace or scratch blocks."""
+        return func in _GEMMS or func in self._scratch
+
+    def kept_workspaces(self, func: Any, *, in_backward: bool) -> Iterator[tuple[int, str]]:
+        """Yield the workspaces that this operator is the first to need: one of cuBLAS for each thread."""
+        if self.platform.device == "cuda" and func in _GEMMS and in_backward not in self._handles:
+            self._handles.add(in_backward)
+            yield cublas_workspace_bytes(self.platform), "cuBLAS workspace"
+
+    def scratch_blocks(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
+    ) -> Sequence[int]:
+        """Return the blocks that the operator's kernel takes besides its result, for as long as it runs."""
+        blocks = self._scratch.get(func)
+        if blocks is None:
+            return ()
+        return blocks(Call(platform=self.platform, args=args, kwargs=kwargs, result=result))
+
+
+def cublas_workspace_bytes(platform: Platform) -> int:
+    """Return the size of a cuBLAS handle's workspace.
+
+    Source: pytorch aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize: ":4096:2:16:8" in KiB,
+    32 MiB on Hopper and, in later versions (taken to be those from 2.9), on Blackwell.
+    """
+    major = platform.capability[0]
+    large = {9} if version_of(platform.torch) < (2, 9) else {9, 10, 11, 12}
+    return 32 * MIB if major in large else 2 * 4 * MIB + 8 * 16 * 1024
+
+
+def _cublaslt(call: Call) -> Sequence[int]:
+    """Fused bias: cuBLASLt's own workspace, before it shared that of the cuBLAS handle."""
+    bias, left = call.args[0], call.args[1]
+    return (MIB,) if bias.dim() == 1 and left.dtype in (*_HALF, torch.float32) else ()
+
+
+def _flash_backward(call: Call) -> Sequence[int]:
+    """Softmax row sums, an fp32 accumulator of dq, and dk and dv of every query head under grouping."""
+    query, key = call.args[1], call.args[2]
+    batch, heads, length, width = query.shape
+    key_heads, key_length = key.shape[1:3]
+    rounded_length = _up(length, 128)
+    blocks = [
+        _FP32 * batch * heads * rounded_length,
+        _FP32 * batch * rounded_length * heads * (_up(width, 32) if width <= _FLASH_STEP_WIDTH else 256),
+    ]
+    if heads != key_heads:
+        blocks += 2 * [query.element_size() * batch * key_length * heads * width]
+    return blocks
+
+
+def _efficient_forward(call: Call) -> Sequence[int]:
+    """Accumulate half-precision outputs in fp32 where a head is too wide for the registers."""
+    query, _, value = call.args[:3]
+    batch, heads, length, _ = query.shape
+    wide = value.shape[-1] > _WIDTH_IN_REGISTERS and query.dtype in _HALF
+    return (_FP32 * batch * length * heads * value.shape[-1],) if wide else ()
+
+
+def _efficient_backward(call: Call) -> Sequence[int]:
+    """Row sums of gradient times output; in half precision fp32 accumulators of the gradients.
+
+    The accumulator of dq is in tiles of 128 queries by 64 columns (64 by 64 for some kernels: at most one
+    tile a head less), those of dk and dv are only there where a head is too wide for the registers.
+    """
+    query, key, value = call.args[1:4]
+    batch, heads, length, width = query.shape
+    delta = _FP32 * batch * heads * length
+    if query.dtype not in _HALF:
+        return _FP32 * batch * heads * length * value.shape[-1], delta, delta
+    per_head = _up(length, 128) * _up(width, 64)
+    if max(width, value.shape[-1]) > _WIDTH_IN_REGISTERS:
+        per_head += _up(key.shape[2], 128) * (_up(width, 64) + _up(value.shape[-1], 64))
+    return delta, _FP32 * batch * heads * per_head
+
+
+def _embedding_backward(call: Call) -> Sequence[int]:
+    """Sort the tokens, then sum their gradients in fp32 in segments of ten; few tokens need neither.
+
+    For few the blocks are empty, so that their number does not depend on the tokens.
+    """
+    gradient, indices, rows = call.args[:3]
+    tokens, width = indices.numel(), gradient.shape[-1]
+    if tokens <= _UNSORTED_TOKENS:
+        return 7 * [0]
+    segments = min(tokens, rows)
+    partial = tokens // 10 + segments
+    accumulated = max(_FP32, gradient.element_size())
+    return (
+        *2 * [_INT64 * tokens],  # the sorted tokens and where they were
+        *3 * [_INT64 * segments],
+        _INT64 * partial,
+        accumulated * partial * width,
+    )
+
+
+def _index_put(call: Call) -> Sequence[int]:
+    """Sum rows by sorting their indices: linear, sorted and original ones, a range, and the sort's copies."""
+    _tensor, indices, _values, *accumulates = call.args
+    if not any(accumulates[:1]):
+        return ()
+    rows = prod(torch.broadcast_shapes(*(index.shape for index in indices if index is not None)))
+    return 6 * [_INT64 * rows]
+
+
+def _foreach_norm(call: Call) -> Sequence[int]:
+    """One fp32 partial sum for each 65,536 elements of the largest tensor, for every tensor."""
+    tensors = call.args[0]
+    chunks = max((-(-tensor.numel() // 65536) for tensor in tensors), default=0)
+    return (max(_FP32, tensors[0].element_size()) * len(tensors) * chunks,) if chunks else ()
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+_GEMMS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
+
+SCRATCH: tuple[Scratch, ...] = (
+    Scratch(
+        operator=_aten.addmm.default,
+        blocks=_cublaslt,
+        before=(2, 7),
+        source="pytorch aten/src/ATen/cuda/CUDABlas.cpp, gemm_and_bias; CublasHandlePool.cpp shares from 2.7",
+    ),
+    Scratch(
+        operator=_aten._scaled_dot_product_flash_attention_backward.default,  # noqa: SLF001 - its only name
+        blocks=_flash_backward,
+        source="pytorch aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd",
+    ),
+    Scratch(
+        operator=_aten._scaled_dot_product_efficient_attention.default,  # noqa: SLF001 - its only name
+        blocks=_efficient_forward,
+        source="pytorch .../transformers/cuda/attention.cu; mem_eff_attention/kernel_forward.h, "
+        "kNeedsOutputAccumulatorBuffer",
+    ),
+    Scratch(
+        operator=_aten._scaled_dot_product_efficient_attention_backward.default,  # noqa: SLF001 - its only name
+        blocks=_efficient_backward,
+        source="pytorch .../transformers/cuda/attention_backward.cu; mem_eff_attention/kernel_backward.h, "
+        "kKernelComputesDelta, workspace_size",
+    ),
+    Scratch(
+        operator=_aten.embedding_dense_backward.default,
+        blocks=_embedding_backward,
+        source="pytorch aten/src/ATen/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu",
+    ),
+    *(
+        Scratch(
+            operator=operator,
+            blocks=_index_put,
+            source="pytorch aten/src/ATen/native/cuda/Indexing.cu, index_put_with_sort_kernel",
+        )
+        for operator in (_aten.index_put.default, _aten.index_put_.default)
+    ),
+    Scratch(
+        operator=_aten._foreach_norm.Scalar,  # noqa: SLF001 - its only name
+        blocks=_foreach_norm,
+        source="pytorch aten/src/ATen/native/cuda/ForeachReduceOp.cu; kChunkSize of MultiTensorApply.cuh",
+    ),
+)
+"""Entries by operator; of two for one operator, the versions exclude each other."""

@@ -1,0 +1,255 @@
+"""The ledger over meta tensors: shapes flow, no data does, and what the device would do is filled in.
+
+It adds to the dispatcher's view what a device allocates without telling it, answers the questions that
+code asks of data, and notes at which layer of the model each entry was made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.errors import UntraceableError
+from bench.predict.trace.calls import ScratchCall, described
+from bench.predict.trace.kernels import Kernels
+from bench.predict.trace.shapes import ShapeMemory
+from bench.probes.ledger import Block, Ledger, StepPhase
+
+_ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
+_INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
+_SPECIAL = {_ITEM, *_INDEXING}
+NO_LAYER = -1
+shapes_on = cache(
+    lambda _platform: ShapeMemory()
+)  # what operators return follows from arguments and platform
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A phase of a step began after so many entries."""
+
+    phase: StepPhase
+    step: int
+    entries: int
+
+
+class MetaLedger(Ledger):
+    """A ledger of meta tensors that stands for a device with the given kernels.
+
+    ``periods_added`` more periods of ``period`` layers, like the second one, are to be imagined: what is
+    sized by the number of parameters is sized as if they were there.
+    """
+
+    def __init__(  # noqa: PLR0913 - a ledger of a device, and what is imagined beside it
+        self,
+        model: nn.Module,
+        vocabulary_size: int,
+        kernels: Kernels,
+        *,
+        periods_added: int = 0,
+        period: int = 1,
+        phase: StepPhase = "load",
+    ) -> None:
+        """Start in a phase."""
+        super().__init__(model, "meta", vocabulary_size)
+        self._kernels = kernels
+        self._shapes = shapes_on(kernels.platform)
+        self._special: dict[Any, bool] = {}  # operators of which there is more to say than their results
+        if kernels.on_cpu:  # where small tensors that no device is asked for count like all others
+            self._counted_devices = {"meta", "cpu"}
+        self._periods_added = periods_added
+        self._period = period
+        self.marks: list[Mark] = []
+        self.step = 0
+        self.cache_emptied_at: list[int] = []
+        self.scratch_calls: list[ScratchCall] = []
+        self.layer_of_entry: list[int] = []  # the layer at work, or whose block it was
+        self.layer_of_block: list[int] = []
+        self._layers: dict[str, int] = {}
+        self._layer = NO_LAYER
+        self._layers_of_results: list[int] = []
+        self.mark(phase)
+
+    def mark(self, phase: StepPhase) -> None:
+        """Say which part begins, and note where in the stream."""
+        super().mark(phase)
+        self.marks.append(Mark(phase, self.step, len(self._books.entries)))
+        self._layer = NO_LAYER
+
+    def learn(self, model: nn.Module) -> None:
+        """Learn the names of an adapted model's modules, and whose the blocks of its parameters are."""
+        self._module_names = {id(module): name or "model" for name, module in model.named_modules()}
+        self.register_model(model)
+        for name, parameter in model.named_parameters():
+            self._belongs(parameter, self._layer_named(name))
+
+    def register_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Enter gradients as such, each under the layer of its parameter."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                self.register([parameter.grad], "gradients")
+                layer = self._layer_of(parameter)
+                self._belongs(parameter.grad, NO_LAYER if layer is None else layer)
+
+    def work_on(self, module: str) -> None:
+        """Say which module is being loaded."""
+        self._layer = self._layer_named(module)
+
+    def times(self, name: str) -> int:
+        """Return for how many the named module or parameter stands: one, and one in each added period."""
+        return 1 + self._periods_added * (self._period <= self._layer_named(name) < 2 * self._period)
+
+    def times_of(self, parameter: torch.Tensor) -> int:
+        """Return for how many parameters this one stands."""
+        layer = self._layer_of(parameter)
+        in_period = layer is not None and self._period <= layer < 2 * self._period
+        return 1 + self._periods_added * in_period
+
+    def empty_cache(self) -> None:
+        """Note that the allocator's cache was emptied here."""
+        self.cache_emptied_at.append(len(self._books.entries))
+
+    def hold(self, nbytes: int, op: str) -> int:
+        """Enter a block that no tensor stands for, until it is released; return its number."""
+        self._books.blocks.append(Block(nbytes, self._phase, op, self._module_stack[-1]))
+        number = len(self._books.blocks) - 1
+        self._write(number, born=True)
+        return number
+
+    def release(self, number: int) -> None:
+        """End a block made by ``hold``."""
+        self._books.blocks[number].died_phase = self._phase
+        self._write(number, born=False)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run the operator and add what its kernel would take besides its result."""
+        special = self._special.get(func)
+        if special is None:
+            special = self._special[func] = func in _SPECIAL or self._kernels.takes_more(func)
+        if special:
+            if func is _ITEM and args[0].device.type == "meta":
+                self._op_count += 1
+                return self._kernels.answer(args[0])
+            self._prepare(func, args)
+        in_optimizer = self._phase == "optimizer_step"
+        if in_optimizer:
+            self._layers_of_results = self._layers_read(args)
+        try:
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+        except (NotImplementedError, RuntimeError) as error:
+            raise self._untraceable(func, args) from error
+        if special or in_optimizer:
+            self._add_scratch(func, args, kwargs or {}, result)
+        return result
+
+    def _prepare(self, func: Any, args: tuple[Any, ...]) -> None:
+        """Enter tensors that its indices are made of, and workspaces that it is the first to need."""
+        if func in _INDEXING:
+            self._enter_indices(args)
+        for nbytes, op in self._kernels.kept_workspaces(func, in_backward=self._phase == "backward"):
+            self.hold(nbytes, op)
+
+    def _add_scratch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Enter what a kernel takes while it runs, and take it out again."""
+        imagined = self._with_added_layers(args)
+        if imagined is not args:
+            self._size_by_parameters(args[0], imagined[0], result)
+        blocks = self._kernels.scratch_blocks(func, imagined, kwargs, result)
+        if blocks:
+            held = [self.hold(nbytes, f"{func._schema.name} (workspace)") for nbytes in blocks]  # noqa: SLF001 - its only name
+            self.scratch_calls.append(described(func, (imagined, kwargs, result), held[0], len(held)))
+            for number in held:
+                self.release(number)
+
+    def _settle(self) -> None:
+        """Leave garbage alone: none of it is in this ledger, and there is much of it between traces."""
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._shapes.run(func, args, kwargs)
+
+    def _untraceable(self, func: Any, args: tuple[Any, ...]) -> UntraceableError:
+        return UntraceableError(
+            f"{func._schema.name} in {self._module_of(args)} cannot be predicted: the size of its result "  # noqa: SLF001 - its only name
+            "depends on data, or torch has no kernel of it without data; measure this cell with bench run."
+        )
+
+    def _enter_indices(self, args: tuple[Any, ...]) -> None:
+        """Enter index tensors that torch made of lists: on other devices the dispatcher is shown those."""
+        for index in args[1]:
+            if index is not None and self._known(index) is None:
+                self._op_count += 1
+                self._enter(index, "aten::lift_fresh", self._module_of(args))
+
+    def _layers_read(self, args: tuple[Any, ...]) -> list[int]:
+        """Return the layers that an optimizer's operator works on: one for each result, last one first.
+
+        A list of tensors gives a list of results; a single tensor's layer is its result's.
+        """
+        first = args[0] if args else None
+        tensors: Sequence[Any] = first if isinstance(first, list | tuple) else args
+        layers = [self._layer_of(tensor) for tensor in tensors if isinstance(tensor, torch.Tensor)]
+        known = [layer for layer in layers if layer is not None]
+        if tensors is args:
+            self._layer = known[0] if known else self._layer
+            return []
+        return known[::-1]
+
+    def _with_added_layers(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the arguments with a list of tensors as long as it would be with the layers added."""
+        first = args[0] if args else None
+        if not self._periods_added or self._phase != "optimizer_step" or not isinstance(first, list | tuple):
+            return args
+        period = range(self._period, 2 * self._period)
+        repeated = [
+            each for each in first if isinstance(each, torch.Tensor) and self._layer_of(each) in period
+        ]
+        return ([*first, *repeated * self._periods_added], *args[1:])
+
+    def _size_by_parameters(self, given: Sequence[Any], imagined: Sequence[Any], result: Any) -> None:
+        """Size a result of one element for each tensor of a list, such as norms, with the layers added."""
+        block = self._known(result) if isinstance(result, torch.Tensor) else None
+        if block is not None and result.numel() == len(given):
+            block.nbytes = block.nbytes // len(given) * len(imagined)
+
+    def _belongs(self, tensor: torch.Tensor, layer: int) -> None:
+        number = self._books.live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it
+        if number is not None:
+            self.layer_of_block[number] = layer
+
+    def _layer_of(self, tensor: torch.Tensor) -> int | None:
+        number = self._books.live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it
+        return None if number is None else self.layer_of_block[number]
+
+    def _module_of(self, args: tuple[Any, ...]) -> str:
+        module = super()._module_of(args)
+        if self._phase in {"forward", "backward"}:
+            self._layer = self._layer_named(module)
+        return module
+
+    def _layer_named(self, module: str) -> int:
+        """Return the layer that a module's name tells: its first number, as in model.layers.3.mlp."""
+        layer = self._layers.get(module)
+        if layer is None:
+            numbers = [int(part) for part in module.split(" ", maxsplit=1)[0].split(".") if part.isdecimal()]
+            layer = self._layers[module] = numbers[0] if numbers else NO_LAYER
+        return layer
+
+    def _write(self, number: int, *, born: bool) -> None:
+        super()._write(number, born=born)
+        if born:
+            if self._layers_of_results:
+                self._layer = self._layers_of_results.pop()
+            self.layer_of_block.append(self._layer)
+            self.layer_of_entry.append(self._layer)
+        else:
+            own = self._phase in {"adapt", "optimizer_step"}
+            self.layer_of_entry.append(self.layer_of_block[number] if own else self._layer)

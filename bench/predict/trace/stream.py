@@ -1,0 +1,122 @@
+"""A traced window as arrays: which block is born or dies when, and what each block is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.predict.allocator.perturb import Freedom
+from bench.predict.trace.calls import ScratchCall
+from bench.predict.trace.meta_ledger import NO_LAYER, Mark, MetaLedger
+from bench.probes.ledger import BEFORE, Block, category_of
+from bench.records.records import Category
+
+Ints = NDArray[np.int64]
+WARM_UP = "loader's warm-up"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """A window's memory events in order.
+
+    ``events[i]`` is the number of a block: at its first appearance it is born, at its second it dies.
+    ``sizes[b]`` are the bytes that block ``b`` asks for. ``kinds[b]`` is the block that ``blocks`` describes:
+    a repeated layer's blocks are described once.
+    """
+
+    events: Ints
+    born: NDArray[np.bool_]
+    sizes: Ints
+    kinds: Ints
+    layers: Ints
+    blocks: Sequence[Block]
+    marks: Sequence[Mark]
+    cache_emptied_at: Sequence[int]
+    layer_of_entry: Ints
+    scratch_calls: Sequence[ScratchCall] = ()
+    paged_bytes: int = 0
+
+    def live_bytes(self) -> Ints:
+        """Return the bytes asked for and not yet given back, after each event."""
+        changes: Ints = np.where(self.born, self.sizes[self.events], -self.sizes[self.events])
+        return changes.cumsum()
+
+    def live_at(self, event: int) -> Ints:
+        """Return the blocks that live after so many events."""
+        return np.flatnonzero(np.bincount(self.events[:event], minlength=1) == 1)
+
+    def freedom(self) -> Freedom:
+        """Return what of the stream reality may do otherwise: the order of the weights, the warm-up's size.
+
+        Weights that are quantised while loading come one after the other, so their order is given.
+        """
+        starts = [mark.entries for mark in self.marks]
+        end = starts[1] if len(starts) > 1 else len(self.events)
+        ops = [self.blocks[kind].op for kind in self.kinds[self.events[:end]]]
+        first = [index for index in range(end) if self.born[index] and ops[index] == BEFORE]
+        warm_up = next((int(self.events[index]) for index in range(end) if ops[index] == WARM_UP), None)
+        quantised = any(op.startswith("bitsandbytes::") for op in ops)
+        return Freedom(weights=[] if quantised else list(pairwise([*first, end])), warm_up=warm_up)
+
+    def categories(self, blocks: Ints) -> Mapping[Category, int]:
+        """Return the bytes of the given blocks by category."""
+        kinds, which = np.unique(self.kinds[blocks], return_inverse=True)
+        bytes_by_kind = np.zeros(len(kinds), dtype=np.int64)
+        np.add.at(bytes_by_kind, which, self.sizes[blocks])
+        sums: dict[Category, int] = {}
+        for kind, size in zip(kinds.tolist(), bytes_by_kind.tolist(), strict=True):
+            name = category_of(self.blocks[kind])
+            sums[name] = sums.get(name, 0) + size
+        return dict(sorted(sums.items()))
+
+    def module_of(self, block: int) -> str:
+        """Name the module in which a block was born."""
+        module = str(self.blocks[self.kinds[block]].module)
+        layer = int(self.layers[block])
+        if layer == NO_LAYER:
+            return module
+        parts = module.split(".")
+        index = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+        return module if index is None else ".".join([*parts[:index], str(layer), *parts[index + 1 :]])
+
+
+def stream_of(ledger: MetaLedger, *, paged_bytes: int = 0) -> Stream:
+    """Return the books of a closed ledger as arrays."""
+    entries, blocks = ledger.entries, ledger.blocks
+    return Stream(
+        events=np.array([entry.block for entry in entries], dtype=np.int64),
+        born=np.array([entry.born for entry in entries], dtype=np.bool_),
+        sizes=np.array([block.nbytes for block in blocks], dtype=np.int64),
+        kinds=np.arange(len(blocks), dtype=np.int64),
+        layers=np.array(ledger.layer_of_block, dtype=np.int64),
+        blocks=blocks,
+        marks=tuple(ledger.marks),
+        cache_emptied_at=tuple(ledger.cache_emptied_at),
+        layer_of_entry=_filled_in(ledger),
+        scratch_calls=tuple(ledger.scratch_calls),
+        paged_bytes=paged_bytes,
+    )
+
+
+def _filled_in(ledger: MetaLedger) -> Ints:
+    """Return the layer of each entry.
+
+    While a model is adapted the layer at work is known only as adapters are made; elsewhere it is that of
+    the next block that turned out to belong to one.
+    """
+    layers = np.array(ledger.layer_of_entry, dtype=np.int64)
+    starts = [mark.entries for mark in ledger.marks] + [len(layers)]
+    for mark, start, end in zip(ledger.marks, starts[:-1], starts[1:], strict=True):
+        if mark.phase != "adapt":
+            continue
+        upcoming: Any = NO_LAYER
+        for position in range(end - 1, start - 1, -1):
+            entry = ledger.entries[position]
+            if entry.born and ledger.layer_of_block[entry.block] != NO_LAYER:
+                upcoming = ledger.layer_of_block[entry.block]
+            if layers[position] == NO_LAYER:
+                layers[position] = upcoming
+    return layers

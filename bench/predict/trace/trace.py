@@ -1,0 +1,180 @@
+"""Runs a cell's window on meta tensors and keeps the stream of births and deaths. Replays nothing."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from bench.predict.depth import Depth, shallow
+from bench.predict.trace.kernels import Kernels
+from bench.predict.trace.loading import in_loading_order, warm_up_bytes
+from bench.predict.trace.meta_ledger import MetaLedger
+from bench.predict.trace.paged import is_paged, staged_paging
+from bench.predict.trace.staging import staged
+from bench.predict.trace.stream import WARM_UP, Stream, stream_of
+from bench.probes.ledger import StepPhase
+from bench.records.records import LedgerReading
+from bench.scenario.platforms import Platform
+from bench.scenario.types import Cell, SyntheticData
+from bench.training.data import Batch, prepare_batches
+from bench.training.empty import build_empty_model, configuration_of, quantise_empty
+from bench.training.methods import adapt
+from bench.training.step import Trainer, empties_cache, optimizer_state, run_step
+from bench.training.window import LEDGER_STEPS, build_trainer, read_ledger
+
+TRACED_STEPS = 2  # optimizer state appears in the first; the second is often the peak
+
+
+def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = None) -> Stream:
+    """Trace loading, adapting and two steps as on CUDA.
+
+    With ``depth`` the model is cut to so many layers, but what is sized by the number of its parameters is
+    sized as in the whole. Raises ``UntraceableError`` naming what cannot be traced.
+    """
+    with staged(platform), staged_paging(platform):
+        model = build_empty_model(cell, deepcopy(config) if depth is None else shallow(config, depth.traced))
+        vocabulary_size = int(config.get_text_config().vocab_size)
+        batch = worst_batch(cell, vocabulary_size)
+        ledger = MetaLedger(
+            model,
+            vocabulary_size,
+            _kernels(platform, batch),
+            periods_added=depth.periods_added if depth else 0,
+            period=depth.period if depth else 1,
+        )
+        with ledger:
+            _load(model, ledger)
+            ledger.mark("adapt")
+            with torch.device("meta"), _adapting(ledger):
+                model = adapt(model, cell)
+            ledger.learn(model)
+            trainer = _trainer(model, cell)
+            steps = [batch] * cell.training.gradient_accumulation
+            for ledger.step in range(TRACED_STEPS):
+                run_step(trainer, steps, _marker(ledger, trainer))
+                if empties_cache(cell.training, ledger.step + 1):
+                    ledger.empty_cache()
+            unpaged = (state for state in optimizer_state(trainer.optimizer) if not is_paged(state))
+            ledger.register(unpaged, "optimizer_state", "optimizer")
+            stream = stream_of(ledger, paged_bytes=_paged_bytes(trainer, ledger))
+    return stream
+
+
+def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -> LedgerReading:
+    """Read the ledger of two steady steps as on the CPU, after one that nothing watches."""
+    with staged(platform), staged_paging(platform):
+        config = config or configuration_of(cell.model)
+        model = build_empty_model(cell, config)
+        vocabulary_size = int(config.get_text_config().vocab_size)
+        batch = worst_batch(cell, vocabulary_size)
+        for module in model.modules():
+            quantise_empty(module)
+        with torch.device("meta"):
+            model = adapt(model, cell)
+        trainer = _trainer(model, cell)
+        kernels = _kernels(platform, batch)
+        step = [on_meta(batch)] * cell.training.gradient_accumulation
+        with MetaLedger(model, vocabulary_size, kernels):
+            run_step(trainer, step)
+        books = MetaLedger(model, vocabulary_size, kernels, phase="inputs")
+        return read_ledger(trainer, [step] * LEDGER_STEPS, books)
+
+
+def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
+    """Return the widest micro-batch that the cell's settings allow: every row at its full length.
+
+    Of real data it is not known how sequences lie in it, only that packed rows hold more than one, and that
+    of several rows, or of rows padded to a given length, some end in padding.
+    """
+    training = cell.training
+    if isinstance(cell.data, SyntheticData):
+        return prepare_batches(cell.data, training, None, vocabulary_size, 1).steps[0][0]
+    batch = prepare_batches(SyntheticData(), training, None, vocabulary_size, 1).steps[0][0]
+    if training.batching == "pack":
+        half = training.sequence_length // 2
+        positions = torch.cat([torch.arange(half), torch.arange(training.sequence_length - half)])
+        return replace(batch, position_ids=positions.expand(batch.input_ids.shape).contiguous())
+    if training.micro_batch > 1 or training.batching == "pad-to-length":
+        mask = torch.ones_like(batch.input_ids)
+        mask[-1, training.sequence_length * 3 // 4 :] = 0
+        return replace(batch, attention_mask=mask)
+    return batch
+
+
+def _kernels(platform: Platform, batch: Batch) -> Kernels:
+    """Return the platform's kernels, told what the batch's mask and positions hide."""
+    padded = batch.attention_mask is not None and not bool(batch.attention_mask.all())
+    return Kernels(platform, padded=padded, packed=batch.position_ids is not None)
+
+
+def on_meta(batch: Batch) -> Batch:
+    """Return a batch without data, which its model then has no need to copy: as on the CPU."""
+    tensors = batch.inputs_on("meta")
+    return replace(
+        batch,
+        input_ids=tensors["input_ids"],
+        labels=tensors["labels"],
+        attention_mask=tensors.get("attention_mask"),
+        position_ids=tensors.get("position_ids"),
+    )
+
+
+def _load(model: Any, ledger: MetaLedger) -> None:
+    """Enter the weights as loading does, one after the other, each quantised as soon as it is there."""
+    ledger.release(ledger.hold(warm_up_bytes(model, ledger.times), WARM_UP))
+    for loaded in in_loading_order(model):
+        ledger.work_on(loaded.name)
+        ledger.register([loaded.tensor], "weights", loaded.name.rpartition(".")[0])
+        if loaded.name.endswith("weight"):
+            quantise_empty(loaded.module)
+    ledger.learn(model)
+
+
+def _paged_bytes(trainer: Trainer, ledger: MetaLedger) -> int:
+    """Return the bytes of optimizer state in managed memory, in the whole model."""
+    return sum(
+        tensor.nbytes * ledger.times_of(parameter)
+        for parameter, state in trainer.optimizer.state.items()
+        for tensor in state.values()
+        if isinstance(tensor, torch.Tensor) and is_paged(tensor)
+    )
+
+
+@contextmanager
+def _adapting(ledger: MetaLedger) -> Iterator[None]:
+    """Tell the ledger what peft is doing: at which module, and that it empties the allocator's cache.
+
+    It does the latter after preparing quantised weights, but only where it sees a CUDA device.
+    """
+    from peft.tuners.lora import LoraModel
+
+    replace_module = LoraModel._create_and_replace  # noqa: SLF001 - where an adapter is made
+
+    def replace_noted(tuner: Any, *args: Any, **kwargs: Any) -> None:
+        ledger.work_on(kwargs["current_key"])
+        replace_module(tuner, *args, **kwargs)
+        ledger.work_on("")
+
+    with (
+        patch.object(LoraModel, "_create_and_replace", replace_noted),
+        patch.object(torch.cuda, "is_available", return_value=True),
+        patch.object(torch.cuda, "empty_cache", ledger.empty_cache),
+    ):
+        yield
+
+
+def _trainer(model: Any, cell: Cell) -> Trainer:
+    return build_trainer(model, cell.model_copy(update={"device": "meta"}), TRACED_STEPS)
+
+
+def _marker(ledger: MetaLedger, trainer: Trainer) -> Callable[[StepPhase], None]:
+    def mark(phase: StepPhase) -> None:
+        ledger.mark(phase)
+        if phase == "optimizer_step":
+            ledger.register_gradients(trainer.parameters)
+
+    return mark

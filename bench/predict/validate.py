@@ -1,0 +1,53 @@
+"""Predictions of rows, each in a worker process: whoever asks for them never imports torch."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
+
+from bench.errors import BenchError
+from bench.records.predictions import Refusal
+from bench.records.published.rows import Row, RowFile
+from bench.records.published.score import Outcome, Validation, score
+
+TRACED_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def validate(files: Sequence[RowFile]) -> Validation:
+    """Predict every row that can be expressed, and hold it against what was measured."""
+    rows = [row for file in files for row in file.rows]
+    expressible = [row for row in rows if row.refused is None]
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(max_workers=cores, mp_context=get_context("spawn")) as pool:
+        outcomes = dict(zip(map(_key, expressible), pool.map(predict_row, expressible), strict=True))
+    return Validation(
+        versions={name: version(name) for name in TRACED_LIBRARIES},
+        sources=tuple(file.source for file in files),
+        rows=score(rows, lambda row: outcomes[_key(row)]),
+    )
+
+
+def predict_row(row: Row) -> Outcome:
+    """Predict one row in this process, or say why not. An error of this suite's own is named as such."""
+    from bench.training.jobs import quiet_libraries
+
+    quiet_libraries()  # before the imports that have something to say
+    warnings.simplefilter("ignore")  # a prediction runs nothing that they could be about
+    from bench.predict.allocator.settings import AllocatorSettings
+    from bench.predict.predict import predict
+
+    if row.cell is None:
+        raise ValueError(f"{row.name} has no cell to predict")
+    try:
+        return predict(row.cell, row.platform, AllocatorSettings.parse(row.allocator))
+    except BenchError as error:
+        return Refusal(message=str(error))
+    except Exception as error:  # noqa: BLE001 - one row's failure must not lose the others
+        reason = " ".join(str(error).split())[:300]
+        return Refusal(message=f"An error of this suite: {type(error).__name__}: {reason}")
+
+
+def _key(row: Row) -> tuple[str, str]:
+    return row.source, row.name

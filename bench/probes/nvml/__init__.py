@@ -1,0 +1,1 @@
+"""The driver's view of a GPU, through NVML."""

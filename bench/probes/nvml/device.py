@@ -1,0 +1,246 @@
+"""One GPU or MIG slice, asked again and again: the newest function that the driver has, else an older one.
+
+Never raises and never retries: what cannot be read is None, and said once.
+"""
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from bench.probes.nvml.sampler_nvml import (
+    ARGUMENT_VERSION_MISMATCH,
+    FUNCTION_NOT_FOUND,
+    GONE,
+    NOT_SUPPORTED,
+    GpuProcess,
+    GpuSample,
+    code_of,
+    known,
+    say,
+)
+from bench.records.gpu import GpuFacts
+
+Question = Callable[[Any], Any]
+_MISSING = frozenset({FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH})
+_LEAST_ROOM, _MOST_ROOM = 64, 65_536  # processes in a list
+
+
+@dataclass(kw_only=True)
+class _Reading:
+    """One thing to ask for, and the functions that tell it, newest first; the driver's own is found once."""
+
+    what: str
+    functions: Sequence[tuple[str, Question]]
+    highest: int = 2**63 - 1
+    at: int = 0
+    over: bool = False
+
+    @property
+    def version(self) -> str:
+        return self.functions[self.at][0]
+
+
+class NvmlDevice:
+    """A device behind the protocol ``Gpu``; keep NVML open as long as it is asked.
+
+    Of a MIG slice NVML tells memory and processes only. Clock, temperature and event reasons are then the
+    card's, which all its slices share; power and energy are not taken from the card, since they are of all
+    slices together.
+    """
+
+    def __init__(self, library: ModuleType, facts: GpuFacts, *, handle: Any, card: Any) -> None:
+        """Take NVML's handles of the device and of the card it is or is cut from."""
+        self.facts = facts
+        self.memory_version: str | None = None
+        self.processes_version: str | None = None
+        self.problems: tuple[str, ...] = ()
+        self._handle = handle
+        self._card = card
+        self._gone = False
+        self._memory = _Reading(what="device memory", functions=_memory_functions(library))
+        self._compute = _Reading(what="processes", functions=_process_functions(library, "Compute"))
+        self._graphics = _Reading(
+            what="graphics processes", functions=_process_functions(library, "Graphics")
+        )
+        self._utilisation = _Reading(
+            what="utilisation",
+            functions=(("", lambda handle: library.nvmlDeviceGetUtilizationRates(handle).gpu),),
+            highest=100,
+        )
+        self._power = _reading(library, "power", "nvmlDeviceGetPowerUsage")
+        self._energy = _reading(library, "energy", "nvmlDeviceGetTotalEnergyConsumption")
+        self._sm_clock = _Reading(
+            what="SM clock",
+            functions=(("", lambda handle: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_SM)),),
+        )
+        self._temperature = _Reading(what="temperature", functions=_temperature_functions(library))
+        self._event_reasons = _reading(
+            library,
+            "clock event reasons",
+            "nvmlDeviceGetCurrentClocksEventReasons",
+            "nvmlDeviceGetCurrentClocksThrottleReasons",  # its name before driver 535
+        )
+        if facts.parent_uuid is not None:
+            self._power.over = self._energy.over = True
+            self._note("power and energy: the card's count all its MIG slices together, so none are stated")
+            self._note("clock, temperature and clock event reasons: the card's, which its MIG slices share")
+
+    def sample(self, *, complete: bool = True) -> GpuSample:
+        """Ask for everything once, or for memory only; what fails is None and named in ``problems``."""
+        self._gone = False
+        at_ns = time.monotonic_ns()
+        used_bytes = self._ask(self._memory, self._handle)
+        if used_bytes is not None and self.memory_version != self._memory.version:
+            self.memory_version = self._memory.version
+            if self.memory_version == "v1":
+                self._note("device memory: version 1 of the function, which counts what the driver reserves")
+        processes = self._processes(complete=complete)
+        if not complete:
+            return GpuSample(at_ns=at_ns, device_used_bytes=used_bytes, processes=processes)
+        return GpuSample(
+            at_ns=at_ns,
+            device_used_bytes=used_bytes,
+            processes=processes,
+            utilisation_percent=self._ask(self._utilisation, self._handle),
+            power_mw=self._ask(self._power, self._card),
+            energy_mj=self._ask(self._energy, self._card),
+            sm_clock_mhz=self._ask(self._sm_clock, self._card),
+            temperature_c=self._ask(self._temperature, self._card),
+            event_reasons=self._ask(self._event_reasons, self._card),
+        )
+
+    def _processes(self, *, complete: bool) -> tuple[GpuProcess, ...] | None:
+        """Return compute and graphics processes as one list; None where compute processes are not told.
+
+        Those that only draw, as no worker does, are left out of a sample that is not complete.
+        """
+        compute = self._answer(self._compute, self._handle)
+        used_bytes = {} if compute is None else _sum_by_pid(compute)
+        if complete or None in used_bytes.values():
+            graphics = self._answer(self._graphics, self._handle)
+            for pid, graphics_bytes in _sum_by_pid(graphics or []).items():
+                # A process on both lists has the same memory on both.
+                used_bytes[pid] = max((used_bytes.get(pid), graphics_bytes), key=lambda share: share or -1)
+        if compute is None:
+            return None
+        self.processes_version = self._compute.version
+        if None in used_bytes.values():
+            self._note("memory of processes: the driver does not tell it of all of them (N/A)")
+        return tuple(GpuProcess(pid=pid, used_bytes=share) for pid, share in sorted(used_bytes.items()))
+
+    def _ask(self, reading: _Reading, handle: Any) -> int | None:
+        """Return a number; None for N/A and for what no such reading can be."""
+        answer = self._answer(reading, handle)
+        if answer is None:
+            return None
+        value = known(answer)
+        if value is None or value > reading.highest:
+            self._note(f"{reading.what}: not available (N/A)")
+            return None
+        return value
+
+    def _answer(self, reading: _Reading, handle: Any) -> Any:
+        """Ask, going down to an older function where the driver lacks the newer."""
+        while not (self._gone or reading.over):
+            try:
+                return reading.functions[reading.at][1](handle)
+            except Exception as error:  # noqa: BLE001 - ctypes and pynvml raise anything, and a sampler must go on
+                self._learn(reading, error)
+                if not _is_missing(error):
+                    break
+        return None
+
+    def _learn(self, reading: _Reading, error: Exception) -> None:
+        """Remember what an error means for the next time."""
+        code = code_of(error)
+        if code in GONE:
+            self._gone = True  # for this sample: each further call may block until the driver gives up
+            self._note(f"everything: {say(error)}")
+        elif _is_missing(error) and reading.at + 1 < len(reading.functions):
+            reading.at += 1
+        else:
+            reading.over = _is_missing(error) or code == NOT_SUPPORTED
+            self._note(f"{reading.what}: {say(error)}")
+
+    def _note(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems += (problem,)
+
+
+def _is_missing(error: Exception) -> bool:
+    """Tell whether the driver, or an older pynvml, lacks the function."""
+    return isinstance(error, AttributeError) or code_of(error) in _MISSING
+
+
+def _reading(library: ModuleType, what: str, *names: str) -> _Reading:
+    """Return a reading of functions that take a device and give a number."""
+    return _Reading(what=what, functions=[(name, _named(library, name)) for name in names])
+
+
+def _named(library: ModuleType, name: str, *arguments: object) -> Question:
+    return lambda handle: getattr(library, name)(handle, *arguments)
+
+
+def _memory_functions(library: ModuleType) -> Sequence[tuple[str, Question]]:
+    """Return the functions for used bytes; version 1 counts what the driver reserves among them."""
+    return (
+        ("v2", lambda handle: library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used),
+        ("v1", lambda handle: library.nvmlDeviceGetMemoryInfo(handle).used),
+    )
+
+
+def _temperature_functions(library: ModuleType) -> Sequence[tuple[str, Question]]:
+    """Return the function that every driver so far has, and the one that is to replace it."""
+    sensor = library.NVML_TEMPERATURE_GPU
+    return (
+        ("", _named(library, "nvmlDeviceGetTemperature", sensor)),
+        ("", _named(library, "nvmlDeviceGetTemperatureV", sensor)),
+    )
+
+
+def _process_functions(library: ModuleType, kind: str) -> Sequence[tuple[str, Question]]:
+    """Return the functions that list processes; version 1, of drivers before 450, knows no instances."""
+    name = f"nvmlDeviceGet{kind}RunningProcesses"
+    return (
+        ("v3", _ProcessList(library, f"{name}_v3", library.c_nvmlProcessInfo_v2_t)),
+        ("v2", _ProcessList(library, f"{name}_v2", library.c_nvmlProcessInfo_v2_t)),
+        ("v1", _ProcessList(library, name, _ProcessV1)),
+    )
+
+
+class _ProcessV1(ctypes.Structure):
+    """nvmlProcessInfo_v1_t, which pynvml has no name for any more; versions 2 and 3 share the next."""
+
+    _fields_ = (("pid", ctypes.c_uint), ("usedGpuMemory", ctypes.c_ulonglong))
+
+
+class _ProcessList:
+    """Lists processes in one call; pynvml's own functions ask the driver for the length first, each time."""
+
+    def __init__(self, library: ModuleType, name: str, entry: type[ctypes.Structure]) -> None:
+        self._library, self._name, self._entry = library, name, entry
+        self._room: ctypes.Array[Any] = (entry * _LEAST_ROOM)()
+
+    def __call__(self, handle: Any) -> list[Any]:
+        function = getattr(self._library.nvmlLib, self._name)
+        while True:
+            count = ctypes.c_uint(len(self._room))
+            code = function(handle, ctypes.byref(count), self._room)
+            if code != self._library.NVML_ERROR_INSUFFICIENT_SIZE or len(self._room) >= _MOST_ROOM:
+                break
+            self._room = (self._entry * (len(self._room) * 4))()
+        if code != self._library.NVML_SUCCESS:
+            raise self._library.NVMLError(code)
+        return self._room[: count.value]
+
+
+def _sum_by_pid(processes: Sequence[Any]) -> dict[int, int | None]:
+    """Return bytes by process; a card cut into slices lists a process once for each slice it is on."""
+    sums: dict[int, int | None] = {}
+    for process in processes:
+        before, used_bytes = sums.get(process.pid, 0), known(process.usedGpuMemory)
+        sums[process.pid] = None if before is None or used_bytes is None else before + used_bytes
+    return sums

@@ -1,0 +1,205 @@
+"""The metrics of one record, computed from its raw samples; nothing here compares two records.
+
+Every function returns None where the record lacks what it needs, never 0.
+"""
+
+import statistics
+from collections.abc import Iterable
+from typing import Literal
+
+from bench.records.clock_events import INVALIDATING
+from bench.records.gpu import GpuPhase, GpuReading
+from bench.records.records import Caveat, EvaluationReading, Phase, PhaseReading, Record, StepSample
+
+NS_PER_SECOND = 1_000_000_000
+
+# NVML's counters are brought up to date every 20 to 100 ms (Yang, Adamek and Armour, "Accurate and Convenient
+# Energy Measurements for GPUs", SC 2024, arXiv:2312.02741), so that a difference is off by up to 100 ms of
+# power: over two seconds, 5 %.
+LEAST_ENERGY_TIME_NS = 2 * NS_PER_SECOND
+LEAST_ENERGY_SAMPLES = 20
+
+# What a user needs for training itself. Evaluation and the instrumented steps after it are left out:
+# they would not run in a plain training job.
+TRAINING_PHASES: tuple[Phase, ...] = (
+    "load",
+    "adapt",
+    "prepare_data",
+    "first_forward",
+    "first_backward",
+    "first_optimizer_step",
+    "warmup",
+    "steady",
+)
+
+_TRAINING = frozenset(TRAINING_PHASES)
+
+BUSY_MACHINE = "busy-machine"
+STEPS_IN_TURN = "steps-in-turn"
+"""The caveat of a run beside which others used the CPUs."""
+
+THROTTLED = "throttled"
+"""The caveat of a run during which the GPU clocked lower than it could."""
+
+PeakField = Literal["host_peak_bytes", "cuda_allocated_peak_bytes", "cuda_reserved_peak_bytes"]
+
+
+def read_metrics(record: Record) -> dict[str, float | int | None]:
+    """Return one value for each entry of ``bench.metrics.METRICS``, in the unit stated there."""
+    measurement = record.measurement
+    ledger, model, flops = measurement.ledger, measurement.model, measurement.flops
+    before, after = headline_evaluation(record, "before"), headline_evaluation(record, "after")
+    steps = measured_steps(record)
+    return {
+        "ledger_peak_bytes": ledger.peak_bytes if ledger else None,
+        "host_peak_bytes": peak_bytes(record, "host_peak_bytes"),
+        "cuda_allocated_peak_bytes": peak_bytes(record, "cuda_allocated_peak_bytes"),
+        "cuda_reserved_peak_bytes": peak_bytes(record, "cuda_reserved_peak_bytes"),
+        "paged_bytes": measurement.paged.paged_bytes if measurement.paged else None,
+        "nvml_process_peak_bytes": _bytes_of(nvml_peak(record, "process")),
+        "nvml_device_delta_peak_bytes": _bytes_of(nvml_peak(record, "device_delta")),
+        "non_torch_bytes": measurement.gpu.non_torch_bytes if measurement.gpu else None,
+        "tokens_per_second": _median(tokens_per_second(steps)),
+        "step_time_ns": _median(step.step_time_ns for step in steps),
+        "energy_per_token_mj": energy_per_token_mj(record),
+        "load_time_ns": phase_time_ns(record, ("load",)),
+        "step_flops": flops.step_flops if flops else None,
+        "op_count": ledger.op_count if ledger else None,
+        "saved_for_backward_bytes": ledger.saved_for_backward_bytes if ledger else None,
+        "parameters_trainable": model.parameters_trainable if model else None,
+        "adapter_file_bytes": model.adapter_file_bytes if model else None,
+        "accuracy_before": accuracy(before),
+        "accuracy_after": accuracy(after),
+    }
+
+
+def measured_steps(record: Record) -> tuple[StepSample, ...]:
+    """Return the steps after the first and the warm-up."""
+    return tuple([step for step in record.measurement.steps if step.stage == "measured"])
+
+
+def step_tokens_per_second(record: Record) -> tuple[float, ...]:
+    """Return non-padding tokens per second of each measured step, in order."""
+    return tokens_per_second(measured_steps(record))
+
+
+def tokens_per_second(steps: Iterable[StepSample]) -> tuple[float, ...]:
+    """Return non-padding tokens per second of each step, in order."""
+    return tuple(
+        [
+            step.tokens.non_padding * NS_PER_SECOND / step.step_time_ns
+            for step in steps
+            if step.step_time_ns > 0
+        ]
+    )
+
+
+def peak_phase(record: Record, field: PeakField) -> PhaseReading | None:
+    """Return the training phase with the highest peak by one instrument."""
+    readings = [
+        phase
+        for phase in record.measurement.phases
+        if phase.name in _TRAINING and getattr(phase, field) is not None
+    ]
+    return max(readings, key=lambda phase: getattr(phase, field), default=None)
+
+
+def peak_bytes(record: Record, field: PeakField) -> int | None:
+    """Return the highest peak of the training phases by one instrument, in bytes."""
+    sizes = [getattr(phase, field) for phase in record.measurement.phases if phase.name in _TRAINING]
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def nvml_peak(record: Record, instrument: Literal["process", "device_delta"]) -> tuple[GpuPhase, int] | None:
+    """Return the training phase with the highest peak by NVML, and its bytes.
+
+    Only where NVML could be held to this instrument; None if it told nothing in a phase that was sampled.
+    """
+    gpu = record.measurement.gpu
+    if gpu is None or gpu.isolation != instrument:
+        return None
+    sampled = [phase for phase in gpu.phases if phase.name in TRAINING_PHASES and phase.samples]
+    peaks = [(phase, size) for phase in sampled if (size := _nvml_bytes(phase, gpu)) is not None]
+    return max(peaks, key=lambda peak: peak[1]) if peaks and len(peaks) == len(sampled) else None
+
+
+def _nvml_bytes(phase: GpuPhase, gpu: GpuReading) -> int | None:
+    if gpu.isolation == "process":
+        return phase.process_peak_bytes
+    if phase.device_peak_bytes is None or gpu.idle_device_bytes is None:
+        return None
+    return max(0, phase.device_peak_bytes - gpu.idle_device_bytes)
+
+
+def _bytes_of(peak: tuple[GpuPhase, int] | None) -> int | None:
+    return None if peak is None else peak[1]
+
+
+def energy_per_token_mj(record: Record) -> float | None:
+    """Return millijoules for a non-padding token of the measured steps; None where they took too short.
+
+    The counter's mean power between its first and last reading, times what the phase took.
+    """
+    gpu, duration_ns = record.measurement.gpu, phase_time_ns(record, ("steady",))
+    steady = gpu.phase("steady") if gpu else None
+    if steady is None or steady.energy_mj is None or not steady.energy_time_ns or not duration_ns:
+        return None
+    tokens = sum(step.tokens.non_padding for step in measured_steps(record))
+    if steady.energy_time_ns < LEAST_ENERGY_TIME_NS or steady.samples < LEAST_ENERGY_SAMPLES or not tokens:
+        return None
+    return steady.energy_mj / steady.energy_time_ns * duration_ns / tokens
+
+
+def throttle_reasons(record: Record) -> int:
+    """Return the bits of ``bench.records.clock_events`` that made the measured steps' speed worthless."""
+    gpu = record.measurement.gpu
+    steady = gpu.phase("steady") if gpu else None
+    return steady.event_reasons & INVALIDATING if steady else 0
+
+
+def speed_disturbed(caveats: Iterable[Caveat]) -> bool:
+    """Tell whether a run's own caveats say that its speed is not what it would be on a machine at rest."""
+    return any(caveat.code in (BUSY_MACHINE, THROTTLED) for caveat in caveats)
+
+
+def start_up_bytes(record: Record) -> int | None:
+    """Return the worker's resident bytes as loading began: Python and the libraries."""
+    starts = [phase.host_start_bytes for phase in record.measurement.phases if phase.name == "load"]
+    return starts[0] if starts else None
+
+
+def phase_time_ns(record: Record, names: Iterable[Phase]) -> int | None:
+    """Return the time spent in the named phases together; None when the record has none of them."""
+    wanted = frozenset(names)
+    durations = [phase.duration_ns for phase in record.measurement.phases if phase.name in wanted]
+    return sum(durations) if durations else None
+
+
+def evaluation(record: Record, task: str, when: Literal["before", "after"]) -> EvaluationReading | None:
+    """Return one task's reading before or after training."""
+    readings = (item for item in record.measurement.evaluations if (item.task, item.when) == (task, when))
+    return next(readings, None)
+
+
+def evaluated_tasks(record: Record) -> tuple[str, ...]:
+    """Return the names of the tasks with a reading, each once, in the order they were run."""
+    return tuple(dict.fromkeys(reading.task for reading in record.measurement.evaluations))
+
+
+def headline_evaluation(record: Record, when: Literal["before", "after"]) -> EvaluationReading | None:
+    """Return the reading of the first task that was run; a table names the task beside the number."""
+    tasks = evaluated_tasks(record)
+    return evaluation(record, tasks[0], when) if tasks else None
+
+
+def accuracy(reading: EvaluationReading | None) -> float | None:
+    """Return the share of items answered correctly; None without a reading or without items."""
+    if reading is None or not reading.items:
+        return None
+    return [item.correct for item in reading.items].count(True) / len(reading.items)
+
+
+def _median(values: Iterable[float]) -> float | None:
+    """Return the median, or None of nothing."""
+    found = list(values)
+    return statistics.median(found) if found else None

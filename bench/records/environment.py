@@ -1,0 +1,191 @@
+"""What a record says about where it was made: machine, versions, source revision, thread settings.
+
+Read without importing torch. Never the host's name, a user's name, or any variable not listed here.
+"""
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from bench.records.records import Environment
+
+KEY_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "lm-eval",
+    "finetune-bench",
+)
+OTHER_PACKAGES = (
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "triton",
+    "flash-attn",
+    "liger-kernel",
+    "nvidia-ml-py",
+)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_PROC_BIND")
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "MALLOC_ARENA_MAX")
+GIT_TIMEOUT_S = 5
+_HARMLESS = re.compile(r"[A-Za-z0-9_.,:=\[\] -]{1,200}")
+_UNLIMITED_BYTES = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
+
+
+def read_environment() -> Environment:
+    """Return the fingerprint of this machine and installation; what cannot be read is None."""
+    return Environment(
+        machine=_machine(),
+        versions=_versions(),
+        git=_git(Path(__file__).resolve().parents[2]),
+        threads=_threads(),
+    )
+
+
+def _machine() -> dict[str, str | int | None]:
+    return {
+        "system": platform.system(),
+        "kernel": platform.release().partition("-")[0],
+        "architecture": platform.machine(),
+        "cpu_model": _cpu_model(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": _memory_bytes(),
+        "memory_limit_bytes": _memory_limit_bytes(),
+    }
+
+
+def _cpu_model() -> str | None:
+    """Return the processor's name, or on machines that give none its implementer and part number."""
+    fields: dict[str, str] = {}
+    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    if "model name" in fields:
+        return fields["model name"]
+    if "CPU part" in fields:
+        return f"implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
+    return None
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _memory_limit_bytes() -> int | None:
+    """Return the tightest memory limit of the control groups this process is in."""
+    limits = [
+        int(text)
+        for name in ("memory.max", "memory.limit_in_bytes")
+        for text in control_group_files("memory", name)
+        if text.isdigit() and int(text) < _UNLIMITED_BYTES
+    ]
+    return min(limits, default=None)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in (*KEY_PACKAGES, *OTHER_PACKAGES):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git(source: Path) -> dict[str, str | bool | None]:
+    """Return commit and cleanliness of the suite's own source; None where it is not a git checkout.
+
+    A package installed inside someone else's repository is not that repository's code.
+    """
+    if _run_git(source, "rev-parse", "--show-toplevel") != str(source):
+        return {"commit": None, "dirty": None}
+    changes = _run_git(source, "status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": _run_git(source, "rev-parse", "HEAD"),
+        "dirty": None if changes is None else changes != "",
+    }
+
+
+def _run_git(source: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
+            ["git", "-C", str(source), *arguments],  # noqa: S607 - git is where the user has it
+            capture_output=True,
+            text=True,
+            timeout=GIT_TIMEOUT_S,
+            check=True,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _threads() -> dict[str, str | int | None]:
+    """Return thread and allocator settings; a value of an unexpected form is replaced, never copied."""
+    settings: dict[str, str | int | None] = {}
+    for name in (*THREAD_VARIABLES, *ALLOCATOR_VARIABLES):
+        value = os.environ.get(name)
+        settings[name] = value if value is None or _HARMLESS.fullmatch(value) else "(unreadable)"
+    settings["cpu_quota_percent"] = _cpu_quota_percent()
+    return settings
+
+
+def _cpu_quota_percent() -> int | None:
+    """Return the tightest CPU quota of the control groups in percent of one core; None without one."""
+    quotas = []
+    for text in control_group_files("cpu", "cpu.max"):
+        quota, _, period = text.partition(" ")
+        if quota.isdigit() and period.isdigit():
+            quotas.append(int(quota) * 100 // int(period))
+    quotas += [
+        int(quota) * 100 // int(period)
+        for quota, period in zip(
+            control_group_files("cpu", "cpu.cfs_quota_us"),
+            control_group_files("cpu", "cpu.cfs_period_us"),
+            strict=False,
+        )
+        if quota.isdigit() and period.isdigit()
+    ]
+    return min(quotas, default=None)
+
+
+def control_group_files(
+    controller: str, name: str, *, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[str]:
+    """Return the texts of one control file, from this process's own group up to the root.
+
+    Version 2 names no controller (``0::/path``); version 1 mounts each under its name. The first is the
+    process's own group; groups that a container hides are left out.
+    """
+    texts = []
+    for line in (_read(own) or "").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0":
+            mount = root
+        elif controller in controllers.split(","):
+            mount = root / controller
+        else:
+            continue
+        group = mount / path.lstrip("/")
+        for folder in (group, *group.parents):
+            text = _read(folder / name)
+            if text is not None:
+                texts.append(text.strip())
+            if folder == mount:
+                break
+    return texts
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None

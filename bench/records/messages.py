@@ -1,0 +1,158 @@
+"""What a worker tells its supervisor: one JSON object a message, over a pipe of their own.
+
+Readings are sent as they are made, so a worker that dies leaves all it had read.
+"""
+
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, TypeAdapter
+
+from bench.records.cuda import AllocatorSnapshot, PagedMemory, TorchSettings
+from bench.records.predictions import Prediction, Refusal
+from bench.records.records import (
+    Caveat,
+    DeviceFacts,
+    EvaluationReading,
+    Failure,
+    FlopsReading,
+    LedgerReading,
+    MergeCheck,
+    ModelFacts,
+    Phase,
+    PhaseReading,
+    StepSample,
+    Stored,
+)
+from bench.records.stored import Count
+from bench.scenario.platforms import Platform
+
+
+class PhaseStarted(Stored):
+    """A phase began; ``total_steps`` tells a progress bar what to expect."""
+
+    type: Literal["phase_started"] = "phase_started"
+    phase: Phase
+    total_steps: int | None = None
+    at_ns: Count | None = Field(None, description="time.monotonic_ns, which all processes share.")
+
+
+class Mark(Stored):
+    """An instant of a worker on a GPU that stands still, so that an outside instrument can be held to it.
+
+    ``idle``, ``block_held`` and ``block_freed`` frame the allocation of a block of ``block_bytes``, which
+    tells which of NVML's readings moves; at ``quiescent`` nothing is queued and ``reserved_bytes`` are held.
+    """
+
+    type: Literal["mark"] = "mark"
+    instant: Literal["idle", "block_held", "block_freed", "quiescent"]
+    at_ns: Count
+    holds_ns: Count = Field(description="The worker does nothing for so long after ``at_ns``.")
+    block_bytes: Count | None = None
+    allocated_bytes: Count | None = None
+    reserved_bytes: Count | None = None
+
+
+class ReadingMade(Stored):
+    """One finished reading, to be added to the measurement."""
+
+    type: Literal["reading"] = "reading"
+    reading: (
+        DeviceFacts
+        | TorchSettings
+        | ModelFacts
+        | PagedMemory
+        | AllocatorSnapshot
+        | PhaseReading
+        | StepSample
+        | LedgerReading
+        | FlopsReading
+        | MergeCheck
+        | EvaluationReading
+        | Caveat
+    )
+
+
+class PredictionMade(Stored):
+    """What one cell of a ``PlanJob`` will take, or why that cannot be told; cells come in any order."""
+
+    type: Literal["prediction_made"] = "prediction_made"
+    cell_id: str
+    answer: Prediction | Refusal
+
+
+class Heartbeat(Stored):
+    """The worker's interpreter still turns."""
+
+    type: Literal["heartbeat"] = "heartbeat"
+
+
+class Finished(Stored):
+    """The job is done; nothing follows."""
+
+    type: Literal["finished"] = "finished"
+
+
+class Failed(Stored):
+    """The job ended with an exception that the worker could still report."""
+
+    type: Literal["failed"] = "failed"
+    outcome: Literal["oom", "failed", "unavailable"]
+    failure: Failure
+
+
+Message = Annotated[
+    PhaseStarted | Mark | ReadingMade | PredictionMade | Heartbeat | Finished | Failed,
+    Field(discriminator="type"),
+]
+MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
+
+
+class ProbeJob(Stored):
+    """Tell what this machine can run (a ``DeviceFacts`` reading), loading nothing."""
+
+    job: Literal["probe"] = "probe"
+
+
+class FetchJob(Stored):
+    """Bring a model's weights onto this machine, so that cells only load them."""
+
+    job: Literal["fetch"] = "fetch"
+    model_json: str
+
+
+class StepTurns(Stored):
+    """Two runs that take turns, step by step: named pipes on which each is told to go on, and who is first.
+
+    A ``GO_ON`` is one turn; ``ALONE`` says that the other run is over.
+    """
+
+    own_pipe: str
+    other_pipe: str
+    first: bool
+
+
+GO_ON: Final = b"t"
+ALONE: Final = b"a"
+
+
+class CellJob(Stored):
+    """Run the window for one cell."""
+
+    job: Literal["cell"] = "cell"
+    cell_json: str
+    trust_remote_code: bool = False
+    snapshot_path: str | None = Field(None, description="Where the allocator's history goes, on CUDA.")
+    turns: StepTurns | None = Field(None, description="None where the run has the machine for itself.")
+
+
+class PlanJob(Stored):
+    """Predict the memory of cells with different ids on one platform, as a ``PredictionMade`` each."""
+
+    job: Literal["plan"] = "plan"
+    cells_json: tuple[str, ...]
+    platform: Platform
+    allocator: str = ""
+
+
+Job = Annotated[ProbeJob | FetchJob | CellJob | PlanJob, Field(discriminator="job")]
+JOB: TypeAdapter[Job] = TypeAdapter(Job)

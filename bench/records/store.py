@@ -1,0 +1,278 @@
+"""Records on disk: one JSON file per run, written whole or not at all, read one by one.
+
+A results folder may come from a stranger: nothing outside it is read or written, and a file that is
+damaged is named while the others are still read.
+"""
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.errors import InfrastructureError, UsageError
+from bench.records.records import SCHEMA_VERSION, Record
+
+LOCK_NAME = ".lock"
+MAX_RECORD_BYTES = 64 * 1024**2
+MIN_FREE_BYTES = 16 * 1024**2
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRecords:
+    """What a folder held: the readable records, oldest first, and one line per file that is not one."""
+
+    records: tuple[Record, ...]
+    problems: tuple[str, ...]
+
+
+def record_file_name(record: Record) -> str:
+    """Return ``<cell id>--<8 digits of the key>--r<run>.json`` with every unusual character replaced."""
+    return f"{_file_stem(record.cell.id, record.key, record.run)}.json"
+
+
+def snapshot_file_name(cell_id: str, key: str, run: int) -> str:
+    """Return the name of the allocator snapshot that lies beside the record of a run."""
+    return f"{_file_stem(cell_id, key, run)}.snapshot.pickle"
+
+
+def _file_stem(cell_id: str, key: str, run: int) -> str:
+    slug = _UNSAFE.sub("-", cell_id).strip(".-")[:150] or "cell"
+    return f"{slug}--{_UNSAFE.sub('-', key)[:8]}--r{run}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenFolder:
+    """A results folder that no other ``bench run`` writes to meanwhile; ``lock`` is an open descriptor."""
+
+    path: Path
+    lock: int
+
+    def write(self, record: Record) -> Path:
+        """Write one record as ``write_record`` does, or else keep it where temporary files are.
+
+        Raises ``InfrastructureError``, which says where it was kept, when the folder cannot be written or is
+        no longer the one that was opened: removed, moved, or replaced by a link.
+        """
+        try:
+            self._require_the_same()
+            return write_record(self.path, record)
+        except InfrastructureError as error:
+            raise InfrastructureError(f"{error}; {_keep_elsewhere(record)}") from error
+
+    def _require_the_same(self) -> None:
+        """Refuse where the lock that lies in the folder is not the one that is held."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(self.path / LOCK_NAME), os.fstat(self.lock)):
+                return
+        raise InfrastructureError(f"the results folder {self.path} was removed or replaced meanwhile")
+
+
+def _keep_elsewhere(record: Record) -> str:
+    """Write a record to a new temporary folder; return in words where it is and what to do with it."""
+    try:
+        kept = write_record(Path(tempfile.mkdtemp(prefix="bench-kept-")), record)
+    except (InfrastructureError, OSError):
+        return (
+            f"the finished run of {record.cell.id} could not be kept elsewhere either and has to be repeated"
+        )
+    return f"the finished run was kept: move {kept} into the folder, then run the same command again"
+
+
+@contextlib.contextmanager
+def open_folder(folder: Path) -> Iterator[OpenFolder]:
+    """Make a results folder ready for writing and keep every other ``bench run`` out of it meanwhile.
+
+    Raises ``InfrastructureError`` when it cannot be written, its disk is full, or another run holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        _lock(lock, folder)
+        for left_over in folder.glob(".*.tmp"):
+            with contextlib.suppress(IsADirectoryError):
+                left_over.unlink(missing_ok=True)
+        _check_writable(folder)
+        yield OpenFolder(path=folder, lock=lock)
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InfrastructureError(
+            f"another bench run is writing to {folder}; wait for it, or choose another folder with --results"
+        ) from None
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _check_writable(folder: Path) -> None:
+    """Write and remove a small file, so that a full disk is found before hours of measuring."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < MIN_FREE_BYTES:
+        raise InfrastructureError(
+            f"only {free_bytes} bytes are free on the disk of {folder}; "
+            f"free at least {MIN_FREE_BYTES}, or choose another folder with --results"
+        )
+    _write_whole(folder, ".write-check.json", b"{}")
+    (folder / ".write-check.json").unlink(missing_ok=True)
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """Write one record so that after a crash or a power cut it is there whole or not at all.
+
+    A file of its name that was there before (damaged, say, or of a newer version) is kept as ``NAME.old``.
+    Raises ``InfrastructureError`` when the disk is full or the folder cannot be written.
+    """
+    return _write_whole(folder, record_file_name(record), record.model_dump_json(indent=1).encode() + b"\n")
+
+
+def _write_whole(folder: Path, name: str, content: bytes) -> Path:
+    """Write to a temporary file beside the final one, sync it, rename it, and sync the folder."""
+    temporary, final = folder / f".{name}.tmp", folder / name
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - Path.open cannot refuse to follow a link
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _put_aside(final)
+        temporary.replace(final)
+        _sync_folder(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _unwritable(folder, error) from error
+    return final
+
+
+def _put_aside(file: Path) -> None:
+    if os.path.lexists(file):
+        asides = (file.with_name(f"{file.name}.old{number or ''}") for number in itertools.count())
+        file.rename(next(aside for aside in asides if not os.path.lexists(aside)))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(folder: Path, error: OSError) -> InfrastructureError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        advice = "free some space"
+    elif error.errno == errno.EFBIG:
+        advice = "raise the limit on the size of files (ulimit -f)"
+    else:
+        advice = "choose a folder you may write to with --results"
+    return InfrastructureError(f"cannot write to the results folder {folder} ({error.strerror}); {advice}")
+
+
+def load_records(path: Path) -> LoadedRecords:
+    """Read the records of a folder (not of its subfolders), or the one record of a file.
+
+    Raises ``UsageError`` when there is neither.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("[!.]*.json"))
+    elif path.is_file():
+        files = [path]
+    else:
+        raise UsageError(
+            f"{path} is neither a results folder nor a record; give one that bench run has written"
+        )
+    found: list[tuple[str, Record]] = []
+    problems: list[str] = []
+    seen: dict[tuple[str, int], str] = {}
+    for file in files:
+        record = _read(file)
+        if isinstance(record, str):
+            problems.append(f"{file}: {record}")
+            continue
+        first = seen.setdefault((record.key, record.run), file.name)
+        if first != file.name:
+            problems.append(f"{file}: holds the same run as {first}; delete one of them")
+            continue
+        found.append((record.started_at, record))
+    found.sort(key=lambda item: item[0])
+    return LoadedRecords(records=tuple(record for _, record in found), problems=tuple(problems))
+
+
+def _read(file: Path) -> Record | str:
+    """Return the record, or in one sentence why there is none."""
+    content = read_plain_file(file)
+    if isinstance(content, str):
+        return content
+    try:
+        return Record.model_validate_json(content)
+    except ValidationError:
+        return diagnose(content)
+
+
+def read_plain_file(file: Path) -> bytes | str:
+    """Return what a file of a results folder holds, or in one sentence why it is not read."""
+    other = "is a link or not a plain file; records are read only from plain files in the folder itself"
+    try:
+        # Without O_NONBLOCK a pipe in the folder would keep us waiting.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return other if error.errno in {errno.ELOOP, errno.ENXIO} else f"cannot be read ({error.strerror})"
+    with open(descriptor, "rb", buffering=0) as stream:  # noqa: PTH123 - Path.open cannot refuse to follow a link
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            return other
+        if facts.st_size > MAX_RECORD_BYTES:
+            return f"is larger than {MAX_RECORD_BYTES} bytes; this is not a record of bench run"
+        try:
+            return stream.read()
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+
+
+def diagnose(content: bytes) -> str:
+    """Say in one sentence what is wrong with the content of a file that is not a record of this version."""
+    if not content.strip():
+        return "is empty; delete it and run the same command again"
+    try:
+        document: Any = json.loads(content.decode())
+    except UnicodeDecodeError:
+        return "is not UTF-8 text; delete it and run the same command again"
+    except (ValueError, RecursionError):
+        return "is cut off or not JSON; delete it and run the same command again"
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        return (
+            f"was written by a newer finetune-bench (record version {version}, this one reads up to "
+            f"{SCHEMA_VERSION}); upgrade finetune-bench"
+        )
+    if version is None:
+        return "is not a record (it has no schema_version); move it out of the results folder"
+    try:
+        Record.model_validate_json(content)
+    except ValidationError as error:
+        mistake = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in mistake["loc"]) or "the record"
+        what = f"{where}: {mistake['msg']}"
+    else:
+        what = "its parts contradict one another"
+    return f"is not a valid record ({what}); delete it and run the same command again"

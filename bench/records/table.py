@@ -1,0 +1,149 @@
+"""The tidy table: one row for each record, one column for each lever, outcome and metric.
+
+Missing is NA, never 0. Statistics over runs are not made here.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel
+
+from bench.errors import InfrastructureError, UsageError
+from bench.metrics import METRICS
+from bench.records.clock_events import name_events
+from bench.records.derived_metrics import (
+    accuracy,
+    evaluated_tasks,
+    evaluation,
+    headline_evaluation,
+    read_metrics,
+    throttle_reasons,
+)
+from bench.records.records import Record
+from bench.scenario.types import (
+    EvaluationSpec,
+    FullMethod,
+    HubData,
+    JsonlData,
+    LimitsSpec,
+    LoraMethod,
+    ModelSpec,
+    PeftMethod,
+    QloraMethod,
+    SyntheticData,
+    TaskData,
+    TrainingSpec,
+    WindowSpec,
+)
+
+_LEVERS: dict[str, tuple[type[BaseModel], ...]] = {
+    "model": (ModelSpec,),
+    "method": (FullMethod, LoraMethod, QloraMethod, PeftMethod),
+    "data": (TaskData, JsonlData, HubData, SyntheticData),
+    "training": (TrainingSpec,),
+    "window": (WindowSpec,),
+    "evaluation": (EvaluationSpec,),
+    "limits": (LimitsSpec,),
+}
+
+
+_FAILED_ALLOCATION = ("requested_bytes", "allocated_bytes", "reserved_bytes")
+
+
+def tidy(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one row per record, in the order given.
+
+    Columns: what was run (``cell``, ``run``, every lever as ``training_micro_batch``), how it ended
+    (``outcome``, ``failure_message``), every metric of ``bench.metrics`` under its name with its unit, the
+    accuracy of each task, which of NVML's readings is meant, caveats, and the environment. A lever that a
+    method does not have is NA.
+    """
+    rows = [dict(_row(record)) for record in records]
+    columns = dict.fromkeys([*_fixed_columns(), *(name for row in rows for name in row)])
+    frame = pd.DataFrame(rows, columns=list(columns)).convert_dtypes()
+    for name, metric in METRICS.items():
+        whole = metric.kind == "deterministic" or metric.unit == "bytes"
+        frame[name] = frame[name].astype("Int64" if whole else "Float64")
+    return frame
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write the table as Parquet or CSV, by the file's ending.
+
+    Raises UsageError for another ending, InfrastructureError when the file cannot be written.
+    """
+    if path.suffix not in {".parquet", ".csv"}:
+        raise UsageError(f"{path}: a table is written as .parquet or .csv; choose one of these endings")
+    try:
+        if path.suffix == ".parquet":
+            frame.to_parquet(path, index=False)
+        else:
+            frame.to_csv(path, index=False)
+    except OSError as error:
+        raise InfrastructureError(
+            f"{path}: cannot write the table ({error.strerror}); choose another place"
+        ) from None
+
+
+def _fixed_columns() -> list[str]:
+    """Return the columns that are there whatever the records hold, in reading order."""
+    levers = [
+        f"{group}_{name}" for group, types in _LEVERS.items() for kind in types for name in kind.model_fields
+    ]
+    return [
+        *("cell", "scenario", "key", "run", "outcome", "failure_phase", "failure_message", "device"),
+        *(f"failure_{name}" for name in _FAILED_ALLOCATION),
+        *METRICS,
+        *("nvml_isolation", "throttled"),
+        *("accuracy_task", "accuracy_items", "parameters_total", "total_time_ns", "caveats", "started_at"),
+        *levers,
+    ]
+
+
+def _row(record: Record) -> Iterator[tuple[str, Any]]:
+    """Yield the columns of one record."""
+    cell, failure, model = record.cell, record.failure, record.measurement.model
+    yield from {"cell": cell.id, "scenario": cell.scenario, "key": record.key, "run": record.run}.items()
+    yield from {"outcome": record.outcome, "device": cell.device}.items()
+    yield "failure_phase", failure and failure.phase
+    yield "failure_message", failure and failure.message
+    for name in _FAILED_ALLOCATION:
+        yield f"failure_{name}", failure and getattr(failure, name)
+    yield from read_metrics(record).items()
+    gpu = record.measurement.gpu
+    yield "nvml_isolation", gpu and gpu.isolation
+    yield "throttled", ", ".join(name_events(throttle_reasons(record))) or None
+    headline = headline_evaluation(record, "after") or headline_evaluation(record, "before")
+    yield "accuracy_task", headline and headline.task
+    yield "accuracy_items", headline and len(headline.items)
+    yield from _accuracies(record)
+    yield "parameters_total", model and model.parameters_total
+    yield "total_time_ns", record.total_ns
+    yield "caveats", "; ".join(caveat.code for caveat in record.measurement.caveats) or None
+    yield "started_at", record.started_at
+    for group in _LEVERS:
+        yield from _flat(group, getattr(cell, group).model_dump(mode="json"))
+    for group, facts in record.environment.model_dump(mode="json").items():
+        yield from _flat(group, facts)
+
+
+def _accuracies(record: Record) -> Iterator[tuple[str, float | None]]:
+    """Yield the accuracy of each task before and after, when there is more than one."""
+    tasks = evaluated_tasks(record)
+    if len(tasks) > 1:
+        for task in tasks:
+            before, after = evaluation(record, task, "before"), evaluation(record, task, "after")
+            yield f"accuracy_before_{task}", accuracy(before)
+            yield f"accuracy_after_{task}", accuracy(after)
+
+
+def _flat(group: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield ``group_field`` columns; a list or a table becomes its JSON text, an empty one NA."""
+    for name, value in fields.items():
+        if isinstance(value, list | dict):
+            yield f"{group}_{name}", json.dumps(value, sort_keys=True) if value else None
+        else:
+            yield f"{group}_{name}", value

@@ -1,0 +1,170 @@
+"""The worker process: its own session, its output in a pipe, its messages on a pipe of their own.
+
+It starts without torch; the work function it is given imports what it needs.
+"""
+
+import contextlib
+import faulthandler
+import fcntl
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from bench.metrics import GIB
+from bench.records.messages import JOB, Finished, Heartbeat, Job, Message, PlanJob
+from bench.runner.classify import classify_exception
+
+HEARTBEAT_INTERVAL_S = 1.0
+F_SETSIG = 10  # linux/fcntl.h; Python's fcntl names it only on some builds
+
+Send = Callable[[Message], None]
+Work = Callable[[Job, Send], None]
+
+
+def run_in_window(job: Job, send: Send) -> None:
+    """Do the job for real; everything heavy is imported here, in the worker."""
+    if isinstance(job, PlanJob):
+        from bench.predict.jobs import run_plan
+
+        run_plan(job, send)
+    else:
+        from bench.training.jobs import run_job
+
+        run_job(job, send)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipes:
+    """The worker's ends: it writes messages and output; nothing is ever sent on the lifeline."""
+
+    messages: Connection
+    output: Connection
+    lifeline: Connection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What to do: a job (``bench.records.messages``) and how much host memory it may take."""
+
+    job_json: str
+    host_memory_gib: float | None
+    work: Work
+
+
+def main(pipes: Pipes, assignment: Assignment) -> None:
+    """Do one job, report how it went, and leave at once, whatever still runs in this process."""
+    os.setsid()
+    multiprocessing.current_process().daemon = False  # a daemon may not start processes, and libraries do
+    die_with_parent(pipes.lifeline.fileno())
+    _redirect_output(pipes.output)
+    send = _sender(pipes.messages.fileno())
+    send(Heartbeat())
+    threading.Thread(target=_beat, args=(send,), daemon=True).start()
+    result: Message = Finished()
+    try:
+        with _memory_limit(assignment.host_memory_gib):
+            assignment.work(JOB.validate_json(assignment.job_json), send)
+    except BaseException as error:  # noqa: BLE001 - whatever ended the job is what has to be reported
+        traceback.print_exc()
+        result = classify_exception(error)
+    _flush()
+    send(result)
+    # Not sys.exit: a thread or an atexit handler that hangs must cost nothing.
+    os._exit(0)
+
+
+def die_with_parent(lifeline: int) -> None:
+    """Have the kernel kill this whole process group when the supervisor is gone, however it went.
+
+    The supervisor holds the other end of the pipe; when that closes, the pipe signals its owner, here
+    the group (fcntl(2): F_SETOWN, F_SETSIG, O_ASYNC). That needs no thread and no interpreter lock of
+    ours, and takes along processes the worker has started.
+    """
+    os.set_inheritable(lifeline, False)  # noqa: FBT003 - the parameter has no name
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, F_SETSIG, signal.SIGKILL)
+    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        # Readable without having been written to: it was closed before the signal was armed.
+        os.read(lifeline, 1)
+        os._exit(1)
+
+
+def _redirect_output(output: Connection) -> None:
+    """Send whatever anything in this process prints, native code included, to the supervisor."""
+    _flush()
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    output.close()
+    faulthandler.enable(file=2)
+    # The supervisor ends a hanging worker by SIGTERM; first it says where it hung.
+    faulthandler.register(signal.SIGTERM, file=2, all_threads=True, chain=True)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _sender(descriptor: int) -> Send:
+    """Return a function that writes one message as one line of JSON, from any thread."""
+    os.set_inheritable(descriptor, False)  # noqa: FBT003 - the parameter has no name
+    lock = threading.Lock()
+
+    def send(message: Message) -> None:
+        line = memoryview(message.model_dump_json().encode() + b"\n")
+        with lock:
+            while line:
+                line = line[os.write(descriptor, line) :]
+
+    return send
+
+
+def _beat(send: Send) -> None:
+    """Say every second that the interpreter still turns; end the group if nobody listens."""
+    pause = threading.Event()
+    try:
+        while True:
+            send(Heartbeat())
+            pause.wait(HEARTBEAT_INTERVAL_S)
+    except OSError:
+        os.killpg(0, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _memory_limit(host_memory_gib: float | None) -> Iterator[None]:
+    """Limit private writable memory to so much on top of what is used now; lifted again at the end.
+
+    RLIMIT_DATA, not RLIMIT_AS: the latter would also count weights mapped read-only from their file and
+    reserved address space. A refused allocation then raises torch's own error. (setrlimit(2): since
+    Linux 4.7 RLIMIT_DATA covers private anonymous mappings; /proc/self/status shows them as VmData.)
+    """
+    if host_memory_gib is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _data_bytes() + round(host_memory_gib * GIB)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _data_bytes() -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmData; host_memory_gib cannot be enforced on this kernel")

@@ -1,0 +1,266 @@
+"""Why a worker ended: out of memory, not possible here, an exception, a signal. Knows texts, not torch."""
+
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BenchError, UnavailableError
+from bench.metrics import GIB, MIB
+from bench.records.environment import control_group_files
+from bench.records.messages import Failed
+from bench.records.records import Failure, Outcome, Phase
+
+MAX_MESSAGE_LENGTH = 600
+SERVER_GONE = 255  # multiprocessing's exit code for a worker whose fork server has vanished
+LESS_MEMORY = "lower micro_batch or sequence_length, or turn gradient_checkpointing on"
+
+# Where each text comes from: c10/core/impl/alloc_cpu.cpp; c10/cuda/CUDACachingAllocator.cpp, whose NVML
+# assertions fail on MIG slices and Jetsons in place of an out-of-memory error; c10/cuda/
+# CUDAMallocAsyncAllocator.cpp; status names of CUDA, cuBLAS, cuDNN and their kin; Triton; bitsandbytes'
+# csrc ("Error out of memory at line"); the C++ library; glibc's strerror(ENOMEM); NumPy. torch 2.1 to 2.13.
+_OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (?:can't allocate memory|not enough memory)"
+    r"|(?:CUDA|HIP) out of memory"
+    r"|(?:CUDA|HIP) (?:driver |runtime )?error(?: \(2\) ?)?: out of memory"
+    r"|Triton Error \[CUDA\]: out of memory"
+    r"|would exceed allowed memory\. \(out of memory\)"
+    r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
+    r"|CU[A-Z]+_STATUS_(?:[A-Z_]+_)?ALLOC(?:ATION)?_FAILED"
+    r"|NVML_SUCCESS == [^\n]{1,200}INTERNAL ASSERT FAILED[^\n]{1,300}CUDACachingAllocator"
+    r"|Error out of memory at line"
+    r"|std::bad_alloc"
+    r"|Cannot allocate memory"
+    r"|Unable to allocate [0-9.]+ [KMGTPE]?i?B"
+)
+# cuBLAS has no other word for a handle that it finds no memory for, nor for a device that an earlier kernel
+# left in error (pytorch/pytorch's forum, topic 125450), after which the free memory cannot be asked for.
+_NO_HANDLE = re.compile(r"CUBLAS_STATUS_NOT_INITIALIZED when calling `cublas(?:Lt)?Create")
+_FREE = re.compile(r"; (?P<free>[0-9]+) bytes were free on the device")
+HANDLE_BYTES = 256 * MIB  # more than a handle, its workspace and its kernels take
+_ENFORCE = re.compile(r"^\[enforce fail at [^\]]*\] (?:err == 0\. )?")
+_ADVICE = re.compile(r" If reserved (?:but unallocated )?memory is .*")
+_SIZE = r"(?P<{name}>[0-9]+(?:\.[0-9]+)?) ?(?P<{name}_unit>bytes|[KMGTPE]?i?B)"
+_REQUESTED = re.compile(
+    r"(?:tried to allocate|Tried to allocate|Unable to allocate|Requested {1,20}:) "
+    + _SIZE.format(name="requested")
+)
+# What the worker's own note says to the byte (bench.probes.out_of_memory.describe).
+_NOTED = re.compile(
+    r"held (?P<allocated>[0-9]+) bytes allocated, (?P<reserved>[0-9]+) bytes reserved"
+    r"(?:; (?P<requested>[0-9]+) bytes were asked for)?"
+)
+# torch 2.1 and later; before a comma may stand what private pools of CUDA graphs hold, a part of the first.
+_HELD = re.compile(
+    _SIZE.format(name="allocated")
+    + r" is allocated by PyTorch,(?: with [^()\n]{1,40}\(e\.g\., CUDA Graphs\),)? and "
+    + _SIZE.format(name="unallocated")
+    + r" is reserved by PyTorch but unallocated"
+)
+# Before torch 2.1, and torch's backend:cudaMallocAsync.
+_HELD_BEFORE = re.compile(
+    _SIZE.format(name="allocated")
+    + r" already allocated; .{1,80}; "
+    + _SIZE.format(name="reserved")
+    + r" reserved in total by PyTorch"
+)
+_HELD_ASYNC = re.compile(r"Currently allocated {1,20}: " + _SIZE.format(name="allocated"))
+_UNIT_BYTES = {"bytes": 1, "B": 1} | {
+    prefix + suffix: 1024**power
+    for power, prefix in enumerate("KMGTPE", start=1)
+    for suffix in ("B", "iB")  # CUDA's older "GB" is 2**30 bytes as well
+}
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Tell whether a text speaks of a failed allocation, in any wording known here."""
+    return _OUT_OF_MEMORY.search(text) is not None
+
+
+def requested_bytes(text: str) -> int | None:
+    """Return what the failed allocation asked for, in bytes, if the text says so.
+
+    CUDA prints two decimals of a unit ("2.00 GiB"), so there the number is rounded as printed.
+    """
+    noted = _NOTED.search(text)
+    if noted and noted["requested"]:
+        return int(noted["requested"])
+    return _bytes(_REQUESTED.search(text), "requested")
+
+
+def held_bytes(text: str) -> tuple[int | None, int | None]:
+    """Return what torch's allocator had allocated and reserved, in bytes, as far as the text says so.
+
+    To the byte where the worker has noted it, else rounded as torch prints it.
+    """
+    noted = _NOTED.search(text)
+    if noted:
+        return int(noted["allocated"]), int(noted["reserved"])
+    found = _HELD.search(text)
+    if found:
+        allocated, unallocated = _bytes(found, "allocated"), _bytes(found, "unallocated")
+        return allocated, (allocated or 0) + (unallocated or 0)
+    before = _HELD_BEFORE.search(text)
+    if before:
+        return _bytes(before, "allocated"), _bytes(before, "reserved")
+    return _bytes(_HELD_ASYNC.search(text), "allocated"), None
+
+
+def _bytes(found: re.Match[str] | None, name: str) -> int | None:
+    return round(float(found[name]) * _UNIT_BYTES[found[f"{name}_unit"]]) if found else None
+
+
+def classify_exception(error: BaseException) -> Failed:
+    """Return what the worker reports about an exception; the supervisor adds the phase.
+
+    An error raised while another was handled, or because of it, counts as out of memory when that one
+    was: libraries wrap.
+    """
+    links = _chain(error)
+    for link in links:
+        names = {kind.__name__ for kind in type(link).__mro__}
+        text = str(link)
+        if (
+            names & {"OutOfMemoryError", "MemoryError"}
+            or is_out_of_memory(text)
+            or _lacks_a_handle(text, links)
+        ):
+            return Failed(outcome="oom", failure=_out_of_memory(link, links))
+    text = _last_line(str(error))
+    if isinstance(error, UnavailableError):
+        return Failed(outcome="unavailable", failure=Failure(message=text or "Not available here."))
+    if isinstance(error, BenchError):
+        return Failed(outcome="failed", failure=Failure(message=text))
+    name = type(error).__name__
+    return Failed(
+        outcome="failed", failure=Failure(message=f"{name}: {text}" if text else f"{name} was raised.")
+    )
+
+
+def _out_of_memory(link: BaseException, links: list[BaseException]) -> Failure:
+    """Return the failure of an allocation; the worker's note stands on the newest of the exceptions."""
+    notes = [note for each in links for note in getattr(each, "__notes__", ())]
+    text = "\n".join([*notes, str(link)])
+    allocated, reserved = held_bytes(text)
+    said = _first_line(str(link)) or type(link).__name__
+    if held_bytes(str(link))[0] is None and allocated is not None and reserved is not None:
+        said += f"; torch held {allocated / GIB:.2f} GiB allocated, {reserved / GIB:.2f} GiB reserved"
+    return Failure(
+        message=f"Out of memory ({said}); {LESS_MEMORY}.",
+        requested_bytes=requested_bytes(text),
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+    )
+
+
+def _lacks_a_handle(text: str, links: list[BaseException]) -> bool:
+    """Tell whether cuBLAS found no memory for its handle: the worker has noted that hardly any was free."""
+    notes = "\n".join(note for link in links for note in getattr(link, "__notes__", ()))
+    free = _FREE.search(notes)
+    return _NO_HANDLE.search(text) is not None and free is not None and int(free["free"]) < HANDLE_BYTES
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return the error and those it stems from, newest first."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return links
+
+
+def _first_line(text: str) -> str:
+    text = _ADVICE.sub("", _ENFORCE.sub("", text)).strip()
+    return _clip(text.splitlines()[0].rstrip(".")) if text else ""
+
+
+def _last_line(text: str) -> str:
+    return _clip(text.strip().splitlines()[-1]) if text.strip() else ""
+
+
+def _clip(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= MAX_MESSAGE_LENGTH else text[: MAX_MESSAGE_LENGTH - 1] + "…"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerEnd:
+    """How a process ended: ``exit_code`` is negative for a signal, None while it is not known.
+
+    ``killed_for_memory`` says that the kernel's out-of-memory killer struck meanwhile.
+    """
+
+    exit_code: int | None
+    output_tail: str
+    killed_for_memory: bool
+
+
+def classify_exit(end: WorkerEnd, phase: Phase | None) -> tuple[Outcome, Failure]:
+    """Return what an end without a result means.
+
+    Native code that prints of a failed allocation and then exits or aborts (bitsandbytes, the C++
+    library) is out of memory.
+    """
+    during = f" in phase {phase}" if phase else ""
+    name = _signal_name(end.exit_code)
+    if end.killed_for_memory and (name == "SIGKILL" or end.exit_code == SERVER_GONE):
+        outcome: Outcome = "oom"
+        message = f"The kernel's out-of-memory killer ended the worker{during}; {LESS_MEMORY}."
+    elif name in {None, "SIGABRT"} and is_out_of_memory(end.output_tail):
+        outcome = "oom"
+        message = f"Native code ran out of memory and ended the worker{during}; {LESS_MEMORY}."
+    elif name:
+        outcome = "crashed"
+        message = f"The worker was ended by {name}{during}; output_tail holds what it printed last."
+    elif end.exit_code == SERVER_GONE:
+        outcome = "crashed"
+        message = (
+            f"The worker exited with code {end.exit_code}, or the server it was forked from ended{during}."
+        )
+    else:
+        outcome = "crashed"
+        message = f"The worker exited with code {end.exit_code} before its job was done{during}."
+    tail = end.output_tail if outcome == "oom" else ""
+    allocated, reserved = held_bytes(tail)
+    return outcome, Failure(
+        message=message,
+        exit_signal=name,
+        requested_bytes=requested_bytes(tail),
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+    )
+
+
+def _signal_name(exit_code: int | None) -> str | None:
+    if exit_code is None or exit_code >= 0:
+        return None
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"signal {-exit_code}"
+
+
+def count_oom_kills() -> int | None:
+    """Return how many processes the kernel's out-of-memory killer has ended so far; None if it does not say.
+
+    Counted in this process's own control group where the kernel does so (``memory.events`` in version 2,
+    ``memory.oom_control`` in version 1), else over the whole machine (``/proc/vmstat``).
+    """
+    own_groups = [
+        *control_group_files("memory", "memory.events")[:1],
+        *control_group_files("memory", "memory.oom_control")[:1],
+    ]
+    for text in own_groups:
+        count = _oom_kill_line(text)
+        if count is not None:
+            return count
+    try:
+        return _oom_kill_line(Path("/proc/vmstat").read_text(encoding="ascii"))
+    except OSError:
+        return None
+
+
+def _oom_kill_line(text: str) -> int | None:
+    found = re.search(r"^oom_kill (\d+)$", text, flags=re.MULTILINE)
+    return int(found[1]) if found else None

@@ -1,0 +1,270 @@
+"""The largest batch, sequence length and rank that fit on a card, searched for with predictions.
+
+Memory grows along each axis, so a search closes in from both sides; it ends with one value that was
+predicted to fit and the next, predicted not to. All searches go on side by side, a round at a time.
+"""
+
+import json
+import re
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bench.errors import UsageError
+from bench.predict.allocator.settings import AllocatorSettings
+from bench.records.fits import Axis, Bound, Fit, Tried
+from bench.records.plans import CardVerdict
+from bench.records.predictions import Prediction
+from bench.runner.launch import Launcher
+from bench.runner.prediction_pool import PRELOAD, Answer, Progress, Question, platform_of, predict_cells
+from bench.scenario.cards import Card, card, card_of_memory
+from bench.scenario.catalog import architecture, architecture_of, architectures
+from bench.scenario.types import (
+    Cell,
+    EvaluationSpec,
+    FullMethod,
+    LimitsSpec,
+    LoraMethod,
+    MethodSpec,
+    ModelSpec,
+    QloraMethod,
+    SyntheticData,
+    TrainingSpec,
+    WindowSpec,
+)
+
+LENGTH_STEP = 64
+RANK_STEP = 8
+MOST_SEQUENCES = 4096
+MOST_TOKENS = 131_072
+MOST_RANK = 1024
+CHORDS = 8  # predictions after which a search halves as well
+LONGEST_LEAP = 16  # times as far as anything known to fit
+METHODS: dict[str, Callable[[int], MethodSpec]] = {
+    "full": lambda _rank: FullMethod(),
+    "lora": lambda rank: LoraMethod(rank=rank),
+    "qlora": lambda rank: QloraMethod(rank=rank),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest:
+    """What to fit where. ``lengths`` are those at which the largest batch is asked for."""
+
+    model: str
+    card: Card
+    methods: tuple[str, ...]
+    rank: int
+    micro_batch: int
+    lengths: tuple[int, ...]
+    training: TrainingSpec
+    allocator: str = ""
+    torch_version: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """One search: the cell at each value along an axis."""
+
+    cell: Cell
+    axis: Axis
+    step: int
+    limit: int
+
+    @property
+    def top(self) -> int:
+        """How many steps the limit allows."""
+        return self.limit // self.step
+
+    def at(self, value: int) -> Cell:
+        """Return the cell with this value."""
+        part = "method" if self.axis == "rank" else "training"
+        changed = getattr(self.cell, part).model_copy(update={self.axis: value})
+        return Cell.model_validate(dict(self.cell) | {part: changed})
+
+
+Search = Generator[int, Answer, Bound]
+
+
+def one_card(name: str | None, size: str | None) -> Card:
+    """Return the card that is named or of the memory given; raise ``UsageError`` for both or neither."""
+    if name is not None and size is None:
+        return card(name)
+    if size is not None and name is None:
+        return card_of_memory(size)
+    raise UsageError("give one of --gpu NAME and --memory SIZE")
+
+
+def training_of(**fields: str) -> TrainingSpec:
+    """Return the training that all searches share; raise ``UsageError`` naming a wrong value's choices."""
+    try:
+        return TrainingSpec.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{first['loc'][0]} = {first['input']!r}: {first['msg']}") from None
+
+
+def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | None = None) -> Fit:
+    """Search every bound of a request.
+
+    Raises ``UsageError`` for an unknown method, model or allocator setting, and for values that exclude
+    each other.
+    """
+    AllocatorSettings.parse(request.allocator)
+    unknown = [name for name in request.methods if name not in METHODS]
+    if unknown:
+        raise UsageError(f'there is no method "{unknown[0]}"; choose from {", ".join(METHODS)}')
+    launcher = launcher or Launcher(preload=PRELOAD)
+    platform = platform_of("cuda", request.card.capability, request.torch_version)
+    lines = [line for name in request.methods for line in _lines(request, name)]
+    searches = {index: _search(line, request.card) for index, line in enumerate(lines)}
+    asked = {index: next(search) for index, search in searches.items()}
+    bounds: dict[int, Bound] = {}
+    while asked:
+        questions = [Question(cell=lines[index].at(asked[index]), platform=platform) for index in asked]
+        answers = predict_cells(questions, launcher, allocator=request.allocator)
+        following: dict[int, int] = {}
+        for index, answer in zip(asked, answers, strict=True):
+            try:
+                following[index] = searches[index].send(answer)
+            except StopIteration as end:
+                bounds[index] = end.value
+        asked = following
+        progress(len(bounds), len(lines))
+    training = request.training
+    return Fit(
+        model=request.model,
+        card=request.card,
+        torch=platform.torch,
+        allocator=request.allocator,
+        window=(
+            f"{training.dtype}, gradient checkpointing {training.gradient_checkpointing}, "
+            f"{training.optimizer}, attention {training.attention}"
+        ),
+        bounds=tuple(bounds[index] for index in range(len(lines))),
+    )
+
+
+def _search(line: _Line, judged_for: Card) -> Search:
+    """Yield the values to predict, receive each answer, return the bound. Positions count steps."""
+    tried: dict[int, Tried] = {}
+    predictions: list[Prediction] = []
+    refusal = None
+    low, high, position = 0, line.top + 1, 1  # what fits, trivially; what does not, or is beyond the limit
+    while high - low > 1 and refusal is None:
+        answer = yield position * line.step
+        if not isinstance(answer, Prediction):
+            refusal = answer.message
+            continue
+        predictions.append(answer)
+        verdict = CardVerdict.of(answer, judged_for)
+        tried[position] = Tried(value=position * line.step, verdict=verdict)
+        if verdict.answer == "fits":
+            low = position
+        else:
+            high = position
+        position = _next_position(tried, low, high)
+    method = line.cell.method
+    return Bound(
+        method=method.name,
+        axis=line.axis,
+        micro_batch=line.cell.training.micro_batch,
+        sequence_length=line.cell.training.sequence_length,
+        rank=method.rank if isinstance(method, LoraMethod | QloraMethod) else None,
+        step=line.step,
+        limit=line.top * line.step,
+        fits=tried.get(low),
+        next=tried.get(high),
+        refusal=refusal,
+        predictions=len(predictions),
+        caveats=tuple(dict.fromkeys(caveat for one in predictions for caveat in one.caveats)),
+    )
+
+
+def _next_position(tried: Mapping[int, Tried], low: int, high: int) -> int:
+    """Return where a straight line through two margins meets zero, since memory grows nearly linearly.
+
+    Every other time once that has not closed in, the middle, so that the search ends whatever the curve.
+    """
+    fitting = sorted(position for position in tried if position <= low)
+    if len(tried) > CHORDS and len(tried) % 2:
+        return (low + high) // 2
+    pair = (low, high) if high in tried and low in tried else tuple(fitting[-2:])
+    if len(pair) < 2:  # noqa: PLR2004 - a line takes two points
+        return min(low + 1, high - 1)
+    first, second = pair
+    margins = [tried[at].verdict.usable_bytes - tried[at].verdict.needed_bytes for at in pair]
+    fallen = margins[0] - margins[1]
+    meets = first + margins[0] * (second - first) // fallen if fallen > 0 else high - 1
+    return max(low + 1, min(meets, high - 1, max(low, 1) * LONGEST_LEAP))
+
+
+def _lines(request: FitRequest, name: str) -> list[_Line]:
+    """Return a method's searches: the batch at each length, the length, and the rank if there is one."""
+    model = _model(request.model)
+    positions, hidden_size = _limits(model)
+    method = METHODS[name](request.rank)
+    lengths = [length for length in request.lengths if length <= positions]
+    if not lengths:
+        raise UsageError(f"{request.model} has {positions} positions; give a --sequence of at most that")
+    base = request.training.model_copy(
+        update={"sequence_length": lengths[0], "micro_batch": request.micro_batch}
+    )
+    cells = [
+        _cell(model, method, base.model_copy(update={"sequence_length": length, "micro_batch": 1}))
+        for length in lengths
+    ]
+    lines = [_Line(cell=cell, axis="micro_batch", step=1, limit=MOST_SEQUENCES) for cell in cells]
+    cell = _cell(model, method, base)
+    lines.append(_Line(cell=cell, axis="sequence_length", step=LENGTH_STEP, limit=positions))
+    if not isinstance(method, FullMethod):
+        lines.append(_Line(cell=cell, axis="rank", step=RANK_STEP, limit=min(MOST_RANK, hidden_size)))
+    return lines
+
+
+def _cell(model: ModelSpec, method: MethodSpec, training: TrainingSpec) -> Cell:
+    fields = {"model": model, "method": method, "training": training, "data": SyntheticData()}
+    parts = {"window": WindowSpec(), "evaluation": EvaluationSpec(), "limits": LimitsSpec()}
+    try:
+        return Cell.model_validate(fields | parts | {"id": "fit", "scenario": "fit", "device": "cuda"})
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"these options exclude each other: {message}") from None
+
+
+def _model(text: str) -> ModelSpec:
+    """Return the model that a user names: a catalogued one, a folder with a config.json, or a hub's."""
+    if text in architectures():
+        return ModelSpec(name=text, random=text)
+    if (Path(text) / "config.json").is_file():
+        return ModelSpec(name=_safe_name(Path(text).resolve().name), path=text)
+    if text.count("/") == 1 and not Path(text).exists():
+        return ModelSpec(name=_safe_name(text.rpartition("/")[2]), hub=text)
+    architecture(text)  # raises, naming the nearest
+    raise UsageError(f"{text} is no model")
+
+
+def _safe_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80] or "model"
+
+
+def _limits(model: ModelSpec) -> tuple[int, int]:
+    """Return the positions and the hidden size of a model, where they are known without a network."""
+    known = architecture_of(model)
+    if known is not None:
+        return min(known.max_positions, MOST_TOKENS), known.hidden_size
+    config: dict[str, object] = {}
+    if model.path is not None:
+        try:
+            read = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{model.path}/config.json cannot be read as JSON ({error})") from None
+        config = read if isinstance(read, dict) else {}
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    hidden = config.get("hidden_size") or config.get("n_embd")
+    return (
+        min(positions, MOST_TOKENS) if isinstance(positions, int) else MOST_TOKENS,
+        hidden if isinstance(hidden, int) else MOST_RANK,
+    )

@@ -1,0 +1,1 @@
+"""Watching and locking one GPU from the parent process."""

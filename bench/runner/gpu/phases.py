@@ -1,0 +1,159 @@
+"""Samples of a GPU put to the phase of the worker they were taken in, by time, and summed up at once.
+
+A mark can arrive after samples that were taken past it, so the latest samples wait until their phase is
+certain. However long a run is, no more than ``MOST_WAITING`` samples are kept.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bench.probes.nvml.sampler_nvml import GpuSample
+from bench.records.gpu import GpuPhase
+
+MOST_WAITING = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A sample with the times between which NVML was asked, on the clock of ``time.monotonic_ns``."""
+
+    began_ns: int
+    ended_ns: int
+    sample: GpuSample
+
+
+@dataclass(kw_only=True)
+class Stretch:
+    """What the samples of one phase, or of an instant that the worker stood still, amount to."""
+
+    name: str
+    samples: int = 0
+    without_own: int = 0
+    without_device: int = 0
+    last: GpuSample | None = None
+    own_peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
+    sm_clock_min_mhz: int | None = None
+    sm_clock_max_mhz: int | None = None
+    temperature_max_c: int | None = None
+    event_reasons: int = 0
+    energy_mj: int | None = None
+    sampled_ns: int = 0
+    _utilisation: list[int] = field(default_factory=lambda: [0, 0])
+    _power: list[int] = field(default_factory=lambda: [0, 0])
+    _energy_first: GpuSample | None = None
+    _energy_last: GpuSample | None = None
+
+    def add(self, sample: GpuSample, own_bytes: int | None) -> None:
+        """Take one more sample; ``own_bytes`` is what the worker and its children have in it."""
+        self.samples += 1
+        self.without_own += own_bytes is None
+        self.without_device += sample.device_used_bytes is None
+        self.own_peak_bytes = _larger(self.own_peak_bytes, own_bytes)
+        self.device_peak_bytes = _larger(self.device_peak_bytes, sample.device_used_bytes)
+        self.sm_clock_max_mhz = _larger(self.sm_clock_max_mhz, sample.sm_clock_mhz)
+        self.sm_clock_min_mhz = _smaller(self.sm_clock_min_mhz, sample.sm_clock_mhz)
+        self.temperature_max_c = _larger(self.temperature_max_c, sample.temperature_c)
+        self.event_reasons |= sample.event_reasons or 0
+        _count(self._utilisation, sample.utilisation_percent)
+        _count(self._power, sample.power_mw)
+        if sample.energy_mj is not None:
+            self._energy_first, self._energy_last = self._energy_first or sample, sample
+        self.last = sample
+
+    def pause(self) -> None:
+        """Close what was sampled without a break; the same phase can begin again later."""
+        first, last = self._energy_first, self._energy_last
+        self._energy_first = self._energy_last = None
+        if first is None or last is None or first.energy_mj is None or last.energy_mj is None:
+            return
+        if last.energy_mj >= first.energy_mj:  # a driver that is reloaded begins at nought
+            self.energy_mj = (self.energy_mj or 0) + last.energy_mj - first.energy_mj
+            self.sampled_ns += last.at_ns - first.at_ns
+
+    def as_phase(self, *, with_own_bytes: bool) -> GpuPhase:
+        """Return it as stored; the worker's own bytes only where they were found to tell something."""
+        return GpuPhase(
+            name=self.name,
+            samples=self.samples,
+            process_peak_bytes=self.own_peak_bytes if with_own_bytes else None,
+            device_peak_bytes=self.device_peak_bytes,
+            utilisation_mean_percent=_mean(self._utilisation),
+            power_mean_mw=_mean(self._power),
+            energy_mj=self.energy_mj,
+            energy_time_ns=None if self.energy_mj is None else self.sampled_ns,
+            sm_clock_min_mhz=self.sm_clock_min_mhz,
+            sm_clock_max_mhz=self.sm_clock_max_mhz,
+            temperature_max_c=self.temperature_max_c,
+            event_reasons=self.event_reasons,
+        )
+
+
+class Timeline:
+    """Puts samples to the stretch between two marks that they lie in wholly; one that straddles has none."""
+
+    def __init__(self, own_bytes: Callable[[GpuSample], int | None]) -> None:
+        """Ask ``own_bytes`` for the worker's share of a sample once its phase is certain."""
+        self._own_bytes = own_bytes
+        self._stretches: dict[str, Stretch] = {}
+        self._waiting: deque[Taken] = deque()
+        self._current: Stretch | None = None
+        self._starts_ns = 0
+        self._ends_ns: int | None = None
+
+    def take(self, taken: Taken) -> None:
+        """Take a sample; they come in the order of time."""
+        self._waiting.append(taken)
+        if len(self._waiting) > MOST_WAITING:
+            self._put(self._waiting.popleft(), self._ends_ns)
+
+    def mark(self, name: str, at_ns: int, ends_ns: int | None = None) -> None:
+        """Begin a stretch; it lasts until ``ends_ns`` or the next mark. Marks come in the order of time."""
+        self._put_all_until(at_ns)
+        self._current = self._stretches.setdefault(name, Stretch(name=name))
+        self._starts_ns, self._ends_ns = at_ns, ends_ns
+
+    def close(self) -> None:
+        """Take nothing more; what waits belongs to the last stretch."""
+        self._put_all_until(None)
+        self._current = None
+
+    def __getitem__(self, name: str) -> Stretch:
+        """Return one stretch, empty if it was never marked."""
+        return self._stretches.get(name) or Stretch(name=name)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the stretches in the order they first began."""
+        return tuple(self._stretches)
+
+    def _put_all_until(self, at_ns: int | None) -> None:
+        ends_ns = at_ns if self._ends_ns is None else self._ends_ns
+        while self._waiting and (at_ns is None or self._waiting[0].began_ns < at_ns):
+            self._put(self._waiting.popleft(), ends_ns)
+        if self._current is not None:
+            self._current.pause()
+
+    def _put(self, taken: Taken, ends_ns: int | None) -> None:
+        inside = taken.began_ns >= self._starts_ns and (ends_ns is None or taken.ended_ns <= ends_ns)
+        if self._current is not None and inside:
+            self._current.add(taken.sample, self._own_bytes(taken.sample))
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((value for value in (one, other) if value is not None), default=None)
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    return min((value for value in (one, other) if value is not None), default=None)
+
+
+def _count(total: list[int], value: int | None) -> None:
+    """Add a value to a sum and its number of terms."""
+    if value is not None:
+        total[0] += value
+        total[1] += 1
+
+
+def _mean(total: list[int]) -> float | None:
+    return total[0] / total[1] if total[1] else None

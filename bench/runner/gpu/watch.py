@@ -1,0 +1,240 @@
+"""Watches one GPU from the parent while a worker runs: a thread that sleeps, samples NVML and sums up.
+
+It asks nothing of the worker but its marks, and touches neither torch nor CUDA.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+
+from bench.probes.nvml.sampler_nvml import Gpu, GpuSample
+from bench.records.gpu import GpuReading, Isolation
+from bench.records.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
+from bench.records.records import PhaseReading
+from bench.runner import interrupts
+from bench.runner.gpu import verdict as gpu_verdict
+from bench.runner.gpu.isolation import BlockTest, Owners, judge_isolation
+from bench.runner.gpu.phases import Taken, Timeline
+from bench.runner.watch import Findings
+
+INTERVAL_NS = 100_000_000
+# Memory is asked for each time, all else (which drivers bring up to date every 20 to 100 ms at best) every
+# fifth time, and as each phase begins, so that also a short one has it.
+SAMPLES_FOR_A_COMPLETE_ONE = 5
+IDLE_PATIENCE_S = 30.0
+ANSWER_S = 5.0  # an NVML that has not answered for so long is not asked again
+INTERVALS_BETWEEN_LOOKS = 5
+# Device and process are read one after the other, so a large allocation between the two looks foreign once.
+SAMPLES_ON_END = 3
+INSTANTS = ("idle", "block_held", "block_freed", "quiescent")
+
+
+class GpuWatch:
+    """Watches one run of one cell; a new one is made for the next."""
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        *,
+        interval_ns: int = INTERVAL_NS,
+        idle_patience_s: float = IDLE_PATIENCE_S,
+        pages_state: bool = False,
+    ) -> None:
+        """``pages_state``: the cell keeps optimizer state in managed memory, which torch does not count."""
+        self._gpu = gpu
+        self._interval_ns = interval_ns
+        self._idle_patience_s = idle_patience_s
+        self._pages_state = pages_state
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._answered = threading.Event()
+        self._thread = threading.Thread(target=self._sample_until_stopped, name="NVML", daemon=True)
+        self._latest: GpuSample | None = None
+        self._until_complete = 0
+        self._longest_gap_ns = 0
+        self._cpu_ns = self._cpu_before_ns = 0
+        self._began_ns: int | None = None
+        self._before: GpuSample | None = None
+        self._owners: Owners | None = None
+        self._timeline = Timeline(self._weigh)
+        self._isolation: tuple[Isolation, str] | None = None
+        self._block_bytes: int | None = None
+        self._reserved_at_rest: int | None = None
+        self._reserved_peaks: dict[str, int] = {}
+        self._excesses: deque[int] = deque(maxlen=SAMPLES_ON_END)
+        self._excess_bytes: int | None = None
+
+    def wait_until_idle(self) -> str | None:
+        """Start sampling and wait until nobody uses the GPU; return why it is not idle after all, or None.
+
+        Asked first; the worker is started next. Where NVML tells nothing, nothing is waited for.
+        """
+        self._thread.start()
+        if not self._answered.wait(ANSWER_S):
+            return None
+        deadline_s = time.monotonic() + self._idle_patience_s
+        try:
+            while (busy := self._look()) is not None:
+                if time.monotonic() >= deadline_s:
+                    self._end_sampling()
+                    return gpu_verdict.not_idle(busy, self._idle_patience_s)
+        except BaseException:
+            self._end_sampling()
+            raise
+        return None
+
+    def _look(self) -> str | None:
+        """Return what others do on the GPU over a few samples, the last of which is kept."""
+        earlier = self._latest
+        with interrupts.waiting():
+            time.sleep(INTERVALS_BETWEEN_LOOKS * self._interval_ns / 1e9)
+        self._before = self._latest
+        return gpu_verdict.why_busy(earlier, self._before, self._gpu.facts)
+
+    @property
+    def silent(self) -> bool:
+        """Whether NVML has stopped answering, so that it had better not be asked again."""
+        return self._stop.is_set() and self._thread.is_alive()
+
+    def begin(self, worker_pid: int) -> None:
+        """Tell the worker's processes from all others from now on."""
+        background = {process.pid for process in (self._before and self._before.processes) or ()}
+        with self._lock:
+            self._owners = Owners(worker_pid, background)
+            self._longest_gap_ns = 0
+            self._cpu_before_ns, self._began_ns = self._cpu_ns, time.monotonic_ns()
+
+    def message(self, message: Message) -> None:
+        """Begin a phase or an instant where the worker says so, and note what torch had reserved."""
+        with self._lock:
+            match message:
+                case PhaseStarted(at_ns=int(at_ns)):
+                    self._timeline.mark(message.phase, at_ns)
+                    self._judge_isolation()
+                    self._until_complete = 0
+                    self._wake.set()
+                case Mark():
+                    self._timeline.mark(message.instant, message.at_ns, message.at_ns + message.holds_ns)
+                    self._block_bytes = message.block_bytes or self._block_bytes
+                    if message.instant == "quiescent":
+                        self._reserved_at_rest = message.reserved_bytes
+                case Finished() | Failed():
+                    self._timeline.close()
+                case ReadingMade(reading=PhaseReading(cuda_reserved_peak_bytes=int(size)) as reading):
+                    self._reserved_peaks[reading.name] = max(size, self._reserved_peaks.get(reading.name, 0))
+
+    def finish(self) -> Findings:
+        """Stop sampling, and say what the samples amount to."""
+        self._end_sampling()
+        with self._lock:
+            self._timeline.close()
+            self._judge_isolation()
+            assert self._isolation is not None  # noqa: S101 - for the type checker; it was judged just now
+            seen = gpu_verdict.Seen(
+                isolation=self._isolation[0],
+                isolation_reason=self._isolation[1],
+                timeline=self._timeline,
+                owners=self._owners or Owners(0),
+                idle_device_bytes=self._before.device_used_bytes if self._before else None,
+                background=len((self._before and self._before.processes) or ()),
+                reserved_peaks=self._reserved_peaks,
+                reserved_at_rest=self._reserved_at_rest,
+                excess_bytes=self._excess_bytes,
+                pages_state=self._pages_state,
+            )
+            return Findings(
+                gpu=self._reading(seen),
+                caveats=tuple(gpu_verdict.caveats(seen, self._gpu, silent=self.silent)),
+                contamination=gpu_verdict.contamination(seen),
+            )
+
+    def _reading(self, seen: gpu_verdict.Seen) -> GpuReading:
+        names = [name for name in self._timeline.names() if name not in INSTANTS]
+        problems = (*self._gpu.problems, *((gpu_verdict.SILENT,) if self.silent else ()))
+        return GpuReading.model_validate(
+            {
+                "facts": self._gpu.facts,
+                "isolation": seen.isolation,
+                "isolation_reason": seen.isolation_reason,
+                "interval_ns": self._interval_ns,
+                "complete_interval_ns": self._interval_ns * SAMPLES_FOR_A_COMPLETE_ONE,
+                "longest_gap_ns": self._longest_gap_ns,
+                "watched_ns": None if self._began_ns is None else time.monotonic_ns() - self._began_ns,
+                "watching_cpu_ns": None if self._began_ns is None else self._cpu_ns - self._cpu_before_ns,
+                "memory_version": self._gpu.memory_version,
+                "processes_version": self._gpu.processes_version,
+                "idle_device_bytes": seen.idle_device_bytes,
+                "non_torch_bytes": gpu_verdict.non_torch_bytes(seen),
+                "phases": tuple(
+                    self._timeline[name].as_phase(with_own_bytes=seen.isolation == "process")
+                    for name in names
+                ),
+                "foreign_pids": seen.owners.foreign_count,
+                "unexplained_growth_bytes": gpu_verdict.unexplained_bytes(seen),
+                "problems": problems,
+            }
+        )
+
+    def _sample_until_stopped(self) -> None:
+        # sched(7): such a thread, as it wakes, takes the processor from nobody who is running on it.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        last_ns = time.monotonic_ns()
+        while not self._stop.is_set():
+            self._wake.clear()
+            complete = self._is_complete_due()
+            began_ns = time.monotonic_ns()
+            sample = self._gpu.sample(complete=complete)
+            ended_ns = time.monotonic_ns()
+            with self._lock:
+                self._take(Taken(began_ns=began_ns, ended_ns=ended_ns, sample=sample))
+                self._longest_gap_ns = max(self._longest_gap_ns, began_ns - last_ns)
+                self._cpu_ns = time.thread_time_ns()
+            self._answered.set()
+            last_ns = began_ns
+            self._wake.wait(max(0, began_ns + self._interval_ns - ended_ns) / 1e9)
+
+    def _is_complete_due(self) -> bool:
+        """Count the samples since the last complete one; before there is a worker, each one is."""
+        with self._lock:
+            due = self._until_complete == 0 or self._owners is None
+            self._until_complete = SAMPLES_FOR_A_COMPLETE_ONE - 1 if due else self._until_complete - 1
+        return due
+
+    def _take(self, taken: Taken) -> None:
+        self._latest = taken.sample
+        if self._owners is not None:
+            self._owners.look(taken.sample)
+            self._timeline.take(taken)
+
+    def _end_sampling(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(ANSWER_S)
+
+    def _judge_isolation(self) -> None:
+        """Judge once, as soon as the samples around the test block are all there."""
+        if self._isolation is None and self._owners is not None:
+            idle, held, freed = (self._timeline[name].last for name in INSTANTS[:3])
+            test = BlockTest(idle=idle, held=held, freed=freed, block_bytes=self._block_bytes)
+            self._isolation = judge_isolation(test, self._owners)
+        elif self._isolation is None:
+            self._isolation = ("unavailable", "The worker did not start.")
+
+    def _weigh(self, sample: GpuSample) -> int | None:
+        """Return the worker's bytes in a sample, and note what the device holds beyond what is explained."""
+        if self._owners is None:
+            return None
+        own_bytes = self._owners.own_bytes(sample)
+        idle_bytes = self._before.device_used_bytes if self._before else None
+        used_bytes = sample.device_used_bytes
+        if self._isolation is None or own_bytes is None or idle_bytes is None or used_bytes is None:
+            return own_bytes
+        self._excesses.append(used_bytes - own_bytes - idle_bytes)
+        if len(self._excesses) == SAMPLES_ON_END:
+            self._excess_bytes = max(self._excess_bytes or 0, min(self._excesses))
+        return own_bytes

@@ -1,0 +1,285 @@
+"""Starting and ending worker processes, forked from a server that has imported the libraries once.
+
+A fork is safe only as long as the server has not touched CUDA; when it has, workers are spawned instead.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import stat
+import sys
+import time
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Literal
+
+from bench.errors import InfrastructureError
+from bench.records.messages import Job
+from bench.runner import child, interrupts
+
+PRELOAD = ("bench.training.preload", "bench.runner.child", "bench.runner.freeze")
+READ_BYTES = 65536
+TAIL_BYTES = 65536
+MAX_READS_AT_END = 256  # a pipe holds 64 KiB; what flows on after the end is a stray process's
+KILL_TIMEOUT_S = 30
+TERMINATE_GRACE_S = 2.0
+# cuInit opens it; NVML alone opens only nvidiactl and the card, and survives a fork.
+CUDA_DEVICE_FILE = "/dev/nvidia-uvm"
+SERVER_VARIABLES = {
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() then does not initialise CUDA
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order NVML uses
+}
+_CONTEXTS: dict[str, ForkServerContext | SpawnContext] = {
+    "forkserver": multiprocessing.get_context("forkserver"),
+    "spawn": multiprocessing.get_context("spawn"),
+}
+
+
+class Worker:
+    """One running worker and the supervisor's ends of its pipes."""
+
+    def __init__(
+        self, process: BaseProcess, *, messages: Connection, output: Connection, lifeline: Connection
+    ) -> None:
+        self._process = process
+        self._messages = messages
+        self._output = output
+        self._lifeline = lifeline
+        self._tail = bytearray()
+        self.strays = 0
+        """How many processes that it had started in sessions of their own were there when it was ended."""
+        for pipe in (messages, output):
+            os.set_blocking(pipe.fileno(), False)
+
+    @property
+    def pid(self) -> int:
+        """The worker's process number, which is also that of its session and its group."""
+        assert self._process.pid is not None  # noqa: S101 - for the type checker; a started process has one
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone; processes it has started may still be there."""
+        return not self._process.is_alive()
+
+    @property
+    def output_tail(self) -> str:
+        """The last 64 KiB of what it printed."""
+        return self._tail.decode(errors="replace")
+
+    def receive(self, timeout_s: float) -> bytes:
+        """Sleep until the worker sends, prints or ends, and return what it sent."""
+        with interrupts.waiting():
+            wait(self.sources, timeout_s)
+        self._drain_output()
+        return _read_available(self._messages)
+
+    def end(self, grace_s: float = TERMINATE_GRACE_S) -> int | None:
+        """End the worker and every process in its group; return its exit code (negative: a signal).
+
+        SIGTERM first, on which the worker prints where it was; then SIGKILL. Raises
+        ``InfrastructureError`` when the kernel cannot end it.
+        """
+        if not self.ended:
+            self._signal_group(signal.SIGTERM)
+            self.wait_for_end(grace_s)
+        self._signal_group(signal.SIGKILL)
+        if not self.wait_for_end(KILL_TIMEOUT_S):
+            raise InfrastructureError(
+                f"worker process {self._process.pid} does not end even by SIGKILL, and nothing can be "
+                "measured beside it; restart the machine, then run the same command again to resume"
+            )
+        self._drain_all_output()
+        # Where the output has not ended, somebody can still print to it: in a session of its own, since the
+        # group is gone.
+        self.strays = 0 if self._output.closed else _end_strays(self._output.fileno(), self.pid)
+        if self.strays:
+            self._drain_all_output()
+        exit_code = self._process.exitcode
+        for pipe in (self._messages, self._output, self._lifeline):
+            pipe.close()
+        self._process.close()
+        return exit_code
+
+    def wait_for_end(self, timeout_s: float) -> bool:
+        """Sleep until the worker is gone, taking its output meanwhile, so that a full pipe cannot hold it."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self.ended:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            wait([self._process.sentinel, *([] if self._output.closed else [self._output])], left_s)
+            self._drain_output()
+        return True
+
+    @property
+    def sources(self) -> list[Connection | int]:
+        """What becomes ready as the worker sends, prints or ends."""
+        # A pipe whose other end is closed would be ready for ever, so reading its end closes it.
+        open_pipes = [pipe for pipe in (self._messages, self._output) if not pipe.closed]
+        return [self._process.sentinel, *open_pipes]
+
+    def _drain_output(self) -> bool:
+        """Take some of what the worker has printed, keep the last of it, say whether there was any."""
+        printed = _read_available(self._output)
+        self._tail += printed
+        del self._tail[:-TAIL_BYTES]
+        return bool(printed)
+
+    def _drain_all_output(self) -> None:
+        for _ in range(MAX_READS_AT_END):
+            if not self._drain_output():
+                break
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        """Signal the worker's group; the worker alone if it does not lead a group yet."""
+        pid = self.pid
+        try:
+            os.killpg(pid, number)
+        except ProcessLookupError:
+            with contextlib.suppress(ProcessLookupError):
+                if not self.ended:
+                    os.kill(pid, number)
+
+
+def wait_for_any(workers: Iterable[Worker], timeout_s: float) -> None:
+    """Sleep until one of the workers sends, prints or ends."""
+    wait([source for worker in workers for source in worker.sources], timeout_s)
+
+
+def _read_available(pipe: Connection) -> bytes:
+    """Return what a pipe holds, without waiting; close it when the other end is closed."""
+    if pipe.closed:
+        return b""
+    try:
+        content = os.read(pipe.fileno(), READ_BYTES)
+    except BlockingIOError:
+        return b""
+    if not content:
+        pipe.close()
+    return content
+
+
+def _end_strays(output: int, worker_pid: int) -> int:
+    """Kill whoever can print to a worker's output from outside its group; return how many there were."""
+    name, ended = f"pipe:[{os.fstat(output).st_ino}]", 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # Those of the group were killed already, and may take a moment to go.
+            own = pid == os.getpid() or os.getpgid(pid) == worker_pid
+            if not own and holds_file_open(pid, name, writing=True):
+                os.kill(pid, signal.SIGKILL)
+                ended += 1
+    return ended
+
+
+class Launcher:
+    """Starts workers; holds how they are started."""
+
+    def __init__(self, *, work: child.Work = child.run_in_window, preload: Sequence[str] = PRELOAD) -> None:
+        """Take what a worker does with its job, and the modules that the server imports beforehand."""
+        for name, value in SERVER_VARIABLES.items():
+            os.environ.setdefault(name, value)
+        self._work = work
+        self._server_log = os.memfd_create("worker server")  # open as long as the server, so to the end
+        self.start_method: Literal["forkserver", "spawn"] = "forkserver"
+        _CONTEXTS["forkserver"].set_forkserver_preload(list(preload))
+
+    def start(self, job: Job, *, host_memory_gib: float | None = None) -> Worker:
+        """Start a worker on a job; the first call waits for the server to import its modules.
+
+        Raises ``InfrastructureError`` when no worker comes up.
+        """
+        worker, server_pid = self._start(job, host_memory_gib)
+        if self.start_method == "forkserver" and holds_file_open(server_pid, CUDA_DEVICE_FILE):
+            worker.end()
+            self.start_method = "spawn"
+            worker, _ = self._start(job, host_memory_gib)
+        return worker
+
+    def _start(self, job: Job, host_memory_gib: float | None) -> tuple[Worker, int | None]:
+        """Return the worker and its parent's process number."""
+        context = _CONTEXTS[self.start_method]
+        messages, worker_messages = context.Pipe(duplex=False)
+        output, worker_output = context.Pipe(duplex=False)
+        worker_lifeline, lifeline = context.Pipe(duplex=False)
+        ends = child.Pipes(messages=worker_messages, output=worker_output, lifeline=worker_lifeline)
+        assignment = child.Assignment(
+            job_json=job.model_dump_json(), host_memory_gib=host_memory_gib, work=self._work
+        )
+        # A daemon is ended, not waited for, should this process leave without having ended it.
+        process = context.Process(target=child.main, args=(ends, assignment), daemon=True)
+        try:
+            with _no_main_module():
+                self._ensure_server()
+                process.start()
+        except (OSError, EOFError) as error:
+            raise InfrastructureError(
+                f"{self._server_said()}\nno worker process came up ({str(error) or type(error).__name__}); "
+                "check the installation with: python -c 'import bench.training.preload'".lstrip()
+            ) from error
+        for end in (worker_messages, worker_output, worker_lifeline):
+            end.close()
+        worker = Worker(process, messages=messages, output=output, lifeline=lifeline)
+        return worker, _parent_pid(process.pid)
+
+    def _ensure_server(self) -> None:
+        """Start the server unless it runs, with what its imports print kept from the terminal."""
+        if self.start_method == "spawn":
+            return
+        kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+        try:
+            for descriptor in kept:
+                os.dup2(self._server_log, descriptor)
+            forkserver.ensure_running()
+        finally:
+            for descriptor, copy in kept.items():
+                os.dup2(copy, descriptor)
+                os.close(copy)
+
+    def _server_said(self) -> str:
+        size_bytes = os.fstat(self._server_log).st_size
+        said = os.pread(self._server_log, TAIL_BYTES, max(0, size_bytes - TAIL_BYTES))
+        return said.decode(errors="replace").strip()
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Hide ``__main__`` while a process starts, or every worker would import the command line again."""
+    main_module = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main_module
+
+
+def _parent_pid(pid: int | None) -> int | None:
+    """Return the parent's process number from /proc/<pid>/stat; None when the process is gone."""
+    try:
+        # The second field, the command's name, is in parentheses and may hold anything.
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def holds_file_open(pid: int | None, path: str, *, writing: bool = False) -> bool:
+    """Tell whether a process has a file open; False for a process that is gone or not ours to ask."""
+    try:
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            # proc_pid_fd(5): the link's own permissions are those the file was opened with.
+            writable = descriptor.lstat().st_mode & stat.S_IWUSR
+            if str(descriptor.readlink()) == path and (writable or not writing):
+                return True
+    return False

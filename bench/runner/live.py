@@ -1,0 +1,324 @@
+"""What a sweep looks like on a terminal (one live table) and in a log (plain lines).
+
+Redraws only when a worker says something, so that watching does not disturb what is measured.
+"""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.segment import SegmentLines
+from rich.table import Table
+from rich.text import Text
+
+from bench.metrics import GIB
+from bench.records.derived_metrics import NS_PER_SECOND, TRAINING_PHASES, read_metrics
+from bench.records.messages import Message, PhaseStarted, ReadingMade
+from bench.records.plans import Plan
+from bench.records.records import PhaseReading, Record, StepSample
+from bench.runner.doctor import Finding
+from bench.runner.observe import NullObserver, Observer
+from bench.scenario.types import Cell
+
+REDRAW_INTERVAL_S = 0.5
+DRAWING_SHARE = 0.001  # of the time between two phases, where a slow terminal makes that the longer interval
+LOGGED_PROGRESS_INTERVAL_S = 10.0
+ROWS_AROUND_TABLE = 8
+LOG_WIDTH = 140
+RenderPlan = Callable[[Plan], RenderableType]
+STYLES = {"ok": "green", "oom": "yellow", "unavailable": "dim", "skipped": "dim"}
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Return a console as wide as the terminal, or wide enough for a table in a log."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=LOG_WIDTH)
+
+
+@contextlib.contextmanager
+def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[Observer]:
+    """Show a sweep meanwhile, in the way that suits where the output goes."""
+    if not console.is_terminal:
+        yield PlainLines(console, render_plan)
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield LiveTable(live, render_plan)
+
+
+@contextlib.contextmanager
+def watch_predicting(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show meanwhile how many cells are predicted: a bar on a terminal, now and then a line in a log."""
+    if not console.is_terminal:
+        yield _LoggedProgress(console).show
+        return
+    with Progress(
+        TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("predicting", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _LoggedProgress:
+    """A line whenever a good while has passed since the last."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown_s = time.monotonic()
+
+    def show(self, done: int, total: int) -> None:
+        if time.monotonic() - self._shown_s >= LOGGED_PROGRESS_INTERVAL_S:
+            self._shown_s = time.monotonic()
+            self._console.print(f"predicting: {done} of {total} cells", highlight=False)
+
+
+@dataclass
+class CurrentRun:
+    """What is known of the run in progress."""
+
+    cell: Cell
+    run: int
+    started_s: float = field(default_factory=time.monotonic)
+    phase: str = "start"
+    total_steps: int | None = None
+    steps_in_phase: int = 0
+    tokens_per_second: float | None = None
+    host_peak_bytes: int | None = None
+    cuda_peak_bytes: int | None = None
+
+    def take(self, message: Message) -> None:
+        """Follow phase, steps and the peaks of training."""
+        reading = message.reading if isinstance(message, ReadingMade) else None
+        if isinstance(message, PhaseStarted):
+            self.phase, self.total_steps, self.steps_in_phase = message.phase, message.total_steps, 0
+        elif isinstance(reading, StepSample) and reading.step_time_ns:
+            self.steps_in_phase += 1
+            self.tokens_per_second = reading.tokens.non_padding * NS_PER_SECOND / reading.step_time_ns
+        elif isinstance(reading, PhaseReading) and reading.name in TRAINING_PHASES:
+            self.host_peak_bytes = _larger(self.host_peak_bytes, reading.host_peak_bytes)
+            self.cuda_peak_bytes = _larger(self.cuda_peak_bytes, reading.cuda_allocated_peak_bytes)
+
+    @property
+    def line(self) -> str:
+        """The phase with the step where steps are counted, the last step's speed, the peak, and the time."""
+        step = f" {self.steps_in_phase}/{self.total_steps}" if self.total_steps else ""
+        speed = "" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f} tokens/s"
+        peak = _peak(self.cuda_peak_bytes, self.host_peak_bytes)
+        elapsed = _duration(time.monotonic() - self.started_s)
+        parts = [part for part in (f"{self.phase}{step}", speed, peak, elapsed) if part]
+        return f"{self.cell.id} run {self.run}: {', '.join(parts)}"
+
+
+class LiveTable(NullObserver):
+    """Finished runs, the current one and an estimate of the end, redrawn in place.
+
+    The finished ones are laid out once: forty of them take rich as long as a hundred samples of a GPU.
+    """
+
+    def __init__(self, live: Live, render_plan: RenderPlan | None = None) -> None:
+        """Draw into a started ``Live``; show what is predicted where it is said how."""
+        self._live = live
+        self._render_plan = render_plan
+        self._current: CurrentRun | None = None
+        self._preparing = ""
+        self._ended: list[Record] = []
+        self._runs_to_do = 0
+        self._runs_on_disk = 0
+        self._laid_out = self._lay_out()
+        self._next_draw_s = float("-inf")
+
+    def sweep_started(self, *, runs_to_do: int, runs_on_disk: int) -> None:
+        """Remember how much there is."""
+        self._runs_to_do, self._runs_on_disk = runs_to_do, runs_on_disk
+        self._preparing = ""
+        self._draw()
+
+    def preparing(self, what: str) -> None:
+        """Show what takes its time."""
+        self._preparing = what
+        self._draw()
+
+    def predicted(self, plan: Plan) -> None:
+        """Print it above the table."""
+        if self._render_plan is not None:
+            self._live.console.print(self._render_plan(plan))
+
+    def run_started(self, cell: Cell, run: int) -> None:
+        """Add the current line."""
+        self._preparing = ""
+        self._current = CurrentRun(cell, run)
+        self._draw()
+
+    def message(self, message: Message) -> None:
+        """Bring the current line up to date."""
+        if self._current is not None:
+            self._current.take(message)
+            if isinstance(message, PhaseStarted) or time.monotonic() >= self._next_draw_s:
+                self._draw()
+
+    def run_added(self) -> None:
+        """Count it."""
+        self._runs_to_do += 1
+
+    def run_ended(self, record: Record) -> None:
+        """Turn the current line into a row."""
+        self._ended.append(record)
+        self._current = None
+        self._laid_out = self._lay_out()
+        self._draw()
+
+    def note(self, text: str) -> None:
+        """Print it above the table."""
+        self._live.console.print(Text(printable(text), style="yellow"))
+
+    def _draw(self) -> None:
+        began_s = time.monotonic()
+        current = [Text(self._current.line, style="bold")] if self._current else []
+        shown = Group(self._laid_out, *current, Text(self._caption(), style="table.caption"))
+        self._live.update(shown, refresh=True)
+        now_s = time.monotonic()
+        self._next_draw_s = now_s + max(REDRAW_INTERVAL_S, (now_s - began_s) / DRAWING_SHARE)
+
+    def _lay_out(self) -> RenderableType:
+        """Return the finished runs as lines for the terminal."""
+        table = Table()
+        for name in ("cell", "run", "state", "tokens/s", "peak", "time"):
+            table.add_column(name, overflow="fold")
+        console = self._live.console
+        room = max(1, console.height - ROWS_AROUND_TABLE)
+        for record in self._ended[-room:]:
+            table.add_row(*_record_row(record))
+        return SegmentLines(console.render_lines(table, pad=False), new_lines=True)
+
+    def _caption(self) -> str:
+        if self._preparing:
+            return f"{self._preparing} …"
+        parts = [f"{len(self._ended)} of {self._runs_to_do} runs"]
+        if self._runs_on_disk:
+            parts.append(f"{self._runs_on_disk} on disk before")
+        spent_s = [record.total_ns / NS_PER_SECOND for record in self._ended if record.total_ns]
+        left = self._runs_to_do - len(self._ended)
+        if spent_s and left:
+            running_s = time.monotonic() - self._current.started_s if self._current else 0.0
+            left_s = max(0.0, statistics.fmean(spent_s) * left - running_s)
+            parts.append(f"about {_duration(left_s)} left")
+        return ", ".join(parts)
+
+
+class PlainLines(NullObserver):
+    """One line as a phase begins and one as a run ends."""
+
+    def __init__(self, console: Console, render_plan: RenderPlan | None = None) -> None:
+        """Print to a console that is not a terminal; show what is predicted where it is said how."""
+        self._console = console
+        self._render_plan = render_plan
+        self._current: CurrentRun | None = None
+        self._to_do = 0
+        self._ended = 0
+
+    def sweep_started(self, *, runs_to_do: int, runs_on_disk: int) -> None:
+        """Print how much there is to do."""
+        self._to_do = runs_to_do
+        self._print(f"{runs_to_do} runs to do, {runs_on_disk} on disk already")
+
+    def preparing(self, what: str) -> None:
+        """Print it."""
+        self._print(f"{what} …")
+
+    def predicted(self, plan: Plan) -> None:
+        """Print it."""
+        if self._render_plan is not None:
+            self._console.print(self._render_plan(plan))
+
+    def run_started(self, cell: Cell, run: int) -> None:
+        """Remember which run the phases belong to."""
+        self._current = CurrentRun(cell, run)
+
+    def message(self, message: Message) -> None:
+        """Print a phase as it begins."""
+        if self._current is not None and isinstance(message, PhaseStarted):
+            self._print(f"{self._current.cell.id} run {self._current.run}: {message.phase}")
+
+    def run_added(self) -> None:
+        """Count it."""
+        self._to_do += 1
+
+    def run_ended(self, record: Record) -> None:
+        """Print how it ended."""
+        self._ended += 1
+        self._current = None
+        parts = [part for part in map(str, _record_row(record)[2:]) if part]
+        why = f": {record.failure.message}" if record.failure else ""
+        self._print(
+            f"[{self._ended}/{self._to_do}] {record.cell.id} run {record.run}: {', '.join(parts)}{why}"
+        )
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        self._print(f"note: {text}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def outcome_table(records: Sequence[Record]) -> Table:
+    """Return every run with its outcome and, where it is not ok, the reason."""
+    table = Table(title="Outcomes", title_justify="left")
+    for name in ("cell", "run", "outcome", "tokens/s", "peak", "time", "why"):
+        table.add_column(name, overflow="fold")
+    for record in records:
+        why = Text(printable(record.failure.message)) if record.failure else ""
+        table.add_row(*_record_row(record), why)
+    return table
+
+
+def finding_lines(findings: Sequence[Finding]) -> Text:
+    """Return what ``bench doctor`` found, one line each."""
+    width = max(len(finding.subject) for finding in findings)
+    lines = []
+    for finding in findings:
+        mark = Text("ok", style="green") if finding.good else Text("no", style="yellow")
+        lines.append(Text.assemble(mark, f"  {finding.subject:<{width}}  {printable(finding.text)}"))
+    return Text("\n").join(lines)
+
+
+def _record_row(record: Record) -> tuple[str, str, Text, str, str, str]:
+    """Return cell, run, outcome, tokens/s, peak and time of a finished run."""
+    metrics = read_metrics(record)
+    speed = metrics["tokens_per_second"]
+    return (
+        record.cell.id,
+        str(record.run),
+        Text(record.outcome, style=STYLES.get(record.outcome, "red")),
+        "" if speed is None else f"{speed:,.0f}",
+        _peak(metrics["cuda_allocated_peak_bytes"], metrics["host_peak_bytes"]),
+        _duration(record.total_ns / NS_PER_SECOND),
+    )
+
+
+def _peak(cuda_bytes: float | None, host_bytes: float | None) -> str:
+    """Return the peak with its instrument: the device's where there is one, else the host's."""
+    if cuda_bytes is not None:
+        return f"{cuda_bytes / GIB:.2f} GiB CUDA"
+    return "" if host_bytes is None else f"{host_bytes / GIB:.2f} GiB host"
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return max((value for value in (one, other) if value is not None), default=None)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def printable(text: str) -> str:
+    """Return the text without control characters, which a worker's message could carry."""
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)

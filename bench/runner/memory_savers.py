@@ -1,0 +1,77 @@
+"""What could be changed in a cell so that it takes less memory: the usual levers, one at a time. Pure."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.scenario.limits import absurdities
+from bench.scenario.types import Cell, FullMethod, LoraMethod, QloraMethod
+
+_RANK = 16
+_CHECKPOINTING = {"gradient_checkpointing": "non-reentrant"}
+_PAGED = {"optimizer": "paged-adamw-8bit"}
+_CHUNKED = {"loss": "chunked"}
+
+
+def changed_cells(cell: Cell) -> list[tuple[str, Cell]]:
+    """Return each change in words with the cell it makes; impossible ones are left out.
+
+    The last, where several apply that leave method, batch and length alone, is all of these.
+    """
+    found = []
+    for what, changes in _changes(cell):
+        made = _with(cell, changes)
+        if made is not None and made.digest != cell.digest:
+            found.append((what, made))
+    return found
+
+
+def _changes(cell: Cell) -> Iterator[tuple[str, dict[str, Any]]]:
+    training = cell.training
+    savings: dict[str, dict[str, Any]] = {}
+    if training.gradient_checkpointing == "off":
+        savings["gradient checkpointing"] = _CHECKPOINTING
+    if "8bit" not in training.optimizer and training.optimizer.startswith(("adamw", "paged-adamw")):
+        savings["paged 8-bit AdamW"] = _PAGED
+    if training.loss == "full":
+        savings["loss in chunks"] = _CHUNKED
+    for what, changes in savings.items():
+        yield what, {"training": changes}
+    yield from _other_methods(cell)
+    if training.sequence_length > 2:  # noqa: PLR2004 - the shortest there is
+        yield "half the sequence length", {"training": {"sequence_length": training.sequence_length // 2}}
+    if training.micro_batch > 1:
+        halved = {
+            "micro_batch": training.micro_batch // 2,
+            "gradient_accumulation": training.gradient_accumulation * 2,
+        }
+        yield "half the micro-batch, twice the accumulation", {"training": halved}
+    if len(savings) > 1:
+        together = {key: value for changes in savings.values() for key, value in changes.items()}
+        yield " and ".join((", ".join([*savings][:-1]), [*savings][-1])), {"training": together}
+
+
+def _other_methods(cell: Cell) -> Iterator[tuple[str, dict[str, Any]]]:
+    method = cell.method
+    if isinstance(method, FullMethod):
+        yield f"LoRA of rank {_RANK}", {"method": LoraMethod(rank=_RANK)}
+        yield f"QLoRA of rank {_RANK}", {"method": QloraMethod(rank=_RANK)}
+    elif isinstance(method, LoraMethod):
+        shared = {name: getattr(method, name) for name in QloraMethod.model_fields if name in _SHARED}
+        yield "QLoRA (NF4, double quantisation)", {"method": QloraMethod(**shared)}
+
+
+_SHARED = {"rank", "alpha", "dropout", "target_modules", "bias", "adapter_dtype", "peft"}
+
+
+def _with(cell: Cell, changes: dict[str, Any]) -> Cell | None:
+    """Return the cell so changed and checked anew; None where it contradicts itself or its model."""
+    parts = dict(cell)
+    for part, change in changes.items():
+        parts[part] = parts[part].model_copy(update=change) if isinstance(change, dict) else change
+    try:
+        made = Cell.model_validate(parts)
+    except ValidationError:
+        return None
+    return None if absurdities(made) else made

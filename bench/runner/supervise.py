@@ -1,0 +1,213 @@
+"""One job from start to end: collect what the worker reads, enforce the limits, say how it ended.
+
+Sleeps while the worker works. Time is monotonic, so a clock that jumps changes nothing.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from bench.records.messages import Failed, Job
+from bench.records.records import Caveat, Failure, Measurement, Outcome, Phase
+from bench.runner.classify import WorkerEnd, classify_exit, count_oom_kills
+from bench.runner.launch import Launcher
+from bench.runner.observe import NullObserver, Observer
+from bench.runner.transcript import Transcript
+from bench.runner.watch import Findings, Watch
+from bench.scenario.types import LimitsSpec
+
+STORED_TAIL_CHARACTERS = 8192
+EXIT_GRACE_S = 5.0
+MAX_SLEEP_S = 60.0
+
+Stop = Literal["result", "ended", "timeout", "silent", "malformed"]
+NO_LIMITS = LimitsSpec.model_validate({})
+# How a run may have ended because of what others did; any other end would have come without them.
+SPOILT_BY_OTHERS = frozenset({"ok", "oom", "timeout"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEnd:
+    """How a job ended and all that was read until then; ``total_ns`` counts from asking for the worker."""
+
+    outcome: Outcome
+    failure: Failure | None
+    measurement: Measurement
+    total_ns: int
+
+
+def run_job(  # noqa: PLR0913 - who looks on, and what a test stands in for
+    job: Job,
+    launcher: Launcher,
+    limits: LimitsSpec = NO_LIMITS,
+    observer: Observer | None = None,
+    *,
+    watches: Sequence[Watch] = (),
+    oom_kills: Callable[[], int | None] = count_oom_kills,
+) -> JobEnd:
+    """Run a job in a worker of its own; on every path the worker and its children are gone afterwards.
+
+    ``watches`` look on meanwhile; what they find is in the end's measurement, and others' doings are the
+    outcome *contaminated*. Raises ``InfrastructureError`` when no worker starts or one cannot be ended.
+    """
+    running = RunningJob(job, launcher, limits, observer, watches=watches, oom_kills=oom_kills)
+    try:
+        while (end := running.advance(MAX_SLEEP_S)) is None:
+            pass
+    except BaseException:
+        running.abandon()
+        raise
+    return end
+
+
+class RunningJob:
+    """A job in a worker of its own: followed until it has reported, has ended, or has to be ended."""
+
+    def __init__(  # noqa: PLR0913 - the same
+        self,
+        job: Job,
+        launcher: Launcher,
+        limits: LimitsSpec = NO_LIMITS,
+        observer: Observer | None = None,
+        *,
+        watches: Sequence[Watch] = (),
+        oom_kills: Callable[[], int | None] = count_oom_kills,
+    ) -> None:
+        """Start the worker. Raises ``InfrastructureError`` when none comes up."""
+        self._asked_ns = time.monotonic_ns()
+        self._limits = limits
+        self._watches = watches
+        self._transcript = Transcript(self._asked_ns, observer or NullObserver(), watches)
+        self._oom_kills = oom_kills
+        self._kills_before = oom_kills()
+        self.worker = launcher.start(job, host_memory_gib=limits.host_memory_gib)
+        for watch in watches:
+            watch.begin(self.worker.pid)
+        self._started_s = self._heard_s = time.monotonic()
+
+    def advance(self, timeout_s: float) -> JobEnd | None:
+        """Sleep at most so long for what the worker says; once the job is over, end the worker and tell."""
+        stop = self._follow(timeout_s)
+        return None if stop is None else self._end(stop)
+
+    def abandon(self) -> None:
+        """End the worker and its children, whatever they are doing."""
+        self.worker.end()
+        for watch in self._watches:
+            watch.finish()
+
+    def _follow(self, timeout_s: float) -> Stop | None:
+        worker, transcript, limits = self.worker, self._transcript, self._limits
+        deadline_s = min(self._started_s + limits.timeout_s, self._heard_s + limits.heartbeat_timeout_s)
+        left_s = deadline_s - time.monotonic()
+        # Whether it had ended is asked before reading: what it sent before its end is then all there.
+        ended = worker.ended
+        received = worker.receive(0 if ended else max(0.0, min(left_s, timeout_s)))
+        now_s = time.monotonic()
+        if received:
+            # Read before the limits are looked at: a supervisor that was itself stopped has mail waiting.
+            self._heard_s = now_s
+            if not transcript.feed(received):
+                return "malformed"
+            if transcript.result is not None:
+                worker.wait_for_end(EXIT_GRACE_S)
+                return "result"
+        elif ended:
+            return "ended"
+        if now_s - self._started_s >= limits.timeout_s:
+            return "timeout"
+        if now_s - self._heard_s >= limits.heartbeat_timeout_s:
+            return "silent"
+        return None
+
+    def _end(self, stop: Stop) -> JobEnd:
+        # Before the worker is ended: what is seen as it dies is neither its work nor anybody else's.
+        findings = [watch.finish() for watch in self._watches]
+        exit_code = self.worker.end()
+        kills_before, kills_after = self._kills_before, self._oom_kills()
+        killed = kills_before is not None and kills_after is not None and kills_after > kills_before
+        tail, limits = self.worker.output_tail, self._limits
+        end = WorkerEnd(exit_code=exit_code, output_tail=tail, killed_for_memory=killed)
+        outcome, failure = _verdict(stop, self._transcript, limits, end)
+        if failure is not None:
+            if outcome == "oom" and limits.host_memory_gib is not None:
+                advice = f", or raise limits.host_memory_gib ({limits.host_memory_gib:g})."
+                failure = failure.model_copy(update={"message": failure.message.removesuffix(".") + advice})
+            failure = _complete(failure, self._transcript.phase, tail)
+        end_of_job = JobEnd(
+            outcome=outcome,
+            failure=failure,
+            measurement=self._measurement(),
+            total_ns=time.monotonic_ns() - self._asked_ns,
+        )
+        return functools.reduce(add_findings, findings, end_of_job)
+
+    def _measurement(self) -> Measurement:
+        measured, strays = self._transcript.measurement(), self.worker.strays
+        if not strays:
+            return measured
+        what = "A process" if strays == 1 else f"{strays} processes"
+        message = f"{what} that the worker had started in another session outlived it until killed."
+        caveat = Caveat(code="strays-killed", message=message)
+        return measured.model_copy(update={"caveats": (*measured.caveats, caveat)})
+
+
+def add_findings(end: JobEnd, found: Findings) -> JobEnd:
+    """Return the end with what a watch saw; a run that others spoilt is *contaminated*."""
+    measured = end.measurement
+    update = {"gpu": found.gpu or measured.gpu, "caveats": (*measured.caveats, *found.caveats)}
+    end = replace(end, measurement=measured.model_copy(update=update))
+    if not found.contamination or end.outcome not in SPOILT_BY_OTHERS:
+        return end
+    if end.failure is None:
+        return replace(end, outcome="contaminated", failure=Failure(message=found.contamination))
+    message = f"{found.contamination} It ended as {end.outcome}: {end.failure.message}"
+    failure = end.failure.model_copy(update={"message": message})
+    return replace(end, outcome="contaminated", failure=failure)
+
+
+def _verdict(
+    stop: Stop, transcript: Transcript, limits: LimitsSpec, end: WorkerEnd
+) -> tuple[Outcome, Failure | None]:
+    """Return the outcome and, unless it is ok, one sentence on why."""
+    during = f" in phase {transcript.phase}" if transcript.phase else ""
+    if isinstance(transcript.result, Failed):
+        return transcript.result.outcome, transcript.result.failure
+    if stop == "result":
+        return "ok", None
+    if stop == "malformed":
+        return "crashed", Failure(
+            message=f"The worker sent a line that is not a message{during}; {transcript.malformed}"
+        )
+    if stop == "timeout":
+        message = (
+            f"The job took longer than {limits.timeout_s:g} s and was ended{during}; "
+            "raise limits.timeout_s or make the cell smaller."
+        )
+        return "timeout", Failure(message=message)
+    if stop == "silent":
+        message = (
+            f"The worker gave no sign of life for {limits.heartbeat_timeout_s:g} s and was ended{during}; "
+            "output_tail shows where it hung, and limits.heartbeat_timeout_s can be raised."
+        )
+        return "timeout", Failure(message=message)
+    return classify_exit(end, transcript.phase)
+
+
+def _complete(failure: Failure, phase: Phase | None, output_tail: str) -> Failure:
+    """Add the phase and the last output, without the user's home folder: records are published."""
+    home = str(Path.home())
+
+    def without_home(text: str) -> str:
+        return text.replace(home, "~") if len(home) > 1 else text
+
+    return failure.model_copy(
+        update={
+            "message": without_home(failure.message),
+            "phase": failure.phase or phase,
+            "output_tail": without_home(output_tail)[-STORED_TAIL_CHARACTERS:],
+        }
+    )

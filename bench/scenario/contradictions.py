@@ -1,0 +1,116 @@
+"""Fields of a cell that exclude each other on any machine. What only one machine lacks is found later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.scenario.types import Cell, PeftMethod
+
+Problem = tuple[str, str, str]
+"""Part, field, and in words what is wrong and what to do."""
+
+TEMPLATES_OF_FORMAT = {
+    "alpaca": ("alpaca", "chat", "plain"),
+    "dolly": ("alpaca", "chat", "plain"),
+    "chat": ("chat",),
+    "text": ("plain",),
+}
+"""Which templates can show the rows of a format."""
+
+# PeftModelForCausalLM.forward in peft's peft_model.py: the first put virtual tokens into the sequence, all
+# of them drop position_ids; the last kind wants more than token ids.
+_LENGTHENING = frozenset({"PROMPT_TUNING", "P_TUNING", "CPT"})
+_PROMPT_LEARNING = _LENGTHENING | {"PREFIX_TUNING", "CARTRIDGE"}
+_BEYOND_TEXT = {
+    "MULTITASK_PROMPT_TUNING": "task ids",
+    "POLY": "task ids",
+    "XLORA": "adapters that are trained already",
+}
+
+
+def contradictions(cell: Cell) -> list[Problem]:
+    """Return every contradiction between the fields of a cell."""
+    return [*_of_precision(cell), *_of_loss(cell), *_of_data(cell), *_of_method(cell)]
+
+
+def peft_type(name: str) -> str:
+    """Return a name from a scenario as peft's PeftType spells it."""
+    return name.upper().replace("-", "_")
+
+
+def _of_precision(cell: Cell) -> Iterator[Problem]:
+    training, method = cell.training, cell.method
+    trains_fp16 = training.dtype == "fp16" and (method.kind == "full" or method.adapter_dtype == "weights")
+    if training.autocast == "fp16" and trains_fp16:
+        message = "fp16 cannot unscale fp16 gradients; keep what is trained in fp32 (dtype, or adapter_dtype)"
+        yield "training", "autocast", message
+    if training.attention == "flash_attention_2" and training.dtype == "fp32" and training.autocast == "off":
+        yield "training", "attention", "flash_attention_2 needs 16-bit activations; set dtype or autocast"
+    if training.attention == "flash_attention_2" and cell.device == "cpu":
+        message = "flash_attention_2 runs on CUDA only; set device to cuda, or attention to sdpa"
+        yield "training", "attention", message
+
+
+def _of_loss(cell: Cell) -> Iterator[Problem]:
+    training = cell.training
+    if training.loss == "liger" and cell.device == "cpu":
+        yield "training", "loss", "liger runs on CUDA only; set device to cuda, or loss to chunked"
+    for field in ("upcast_outputs", "keep_outputs"):
+        if training.loss == "liger" and getattr(training, field):
+            yield "training", field, "is about logits, and loss liger makes none; turn one of them off"
+    if training.loss != "full" and training.use_cache:
+        yield "training", "use_cache", f"is not for loss {training.loss}, which takes no outputs; turn it off"
+
+
+def _of_data(cell: Cell) -> Iterator[Problem]:
+    data = cell.data
+    if data.source == "task":
+        return
+    if "held-out" in cell.evaluation.tasks:
+        message = "held-out needs data.source task; remove it or choose a built-in task"
+        yield "evaluation", "tasks", message
+    if data.source != "synthetic" and data.template not in TEMPLATES_OF_FORMAT[data.format]:
+        fitting = " or ".join(TEMPLATES_OF_FORMAT[data.format])
+        yield "data", "template", f"{data.template} does not fit format {data.format}; set {fitting}"
+
+
+def _of_method(cell: Cell) -> Iterator[Problem]:
+    method = cell.method
+    if method.kind == "peft":
+        yield from _of_peft(cell, method)
+    elif method.kind != "full":
+        yield from (("method", "peft", message) for message in _misplaced_fields(method.peft))
+
+
+def _of_peft(cell: Cell, method: PeftMethod) -> Iterator[Problem]:
+    kind = peft_type(method.type)
+    if {"task_type", "inference_mode", "peft_type"} & set(method.config):
+        message = "may not hold task_type, inference_mode or peft_type: a causal model is trained, by type"
+        yield "method", "config", message
+    if kind in _BEYOND_TEXT:
+        yield "method", "type", f"{method.type} needs {_BEYOND_TEXT[kind]}; choose another method of peft"
+    if kind in _PROMPT_LEARNING - {"CPT"} and "num_virtual_tokens" not in method.config:
+        yield "method", "config", f"needs num_virtual_tokens for {method.type}; set it"
+    if kind in _PROMPT_LEARNING and cell.training.batching == "pack":
+        message = f"pack is not for {method.type}, which drops position_ids; set pad-to-longest"
+        yield "training", "batching", message
+    if kind in _LENGTHENING and cell.evaluation.tasks:
+        message = f"would be judged at wrong positions: {method.type} returns logits of its own tokens too"
+        yield "evaluation", "tasks", f"{message}; remove them"
+    if kind == "ADALORA" and cell.training.loss != "full":
+        yield "training", "loss", "must be full for adalora, which adds a term of its own to the model's loss"
+
+
+def _misplaced_fields(peft: dict[str, Any]) -> Iterator[str]:
+    """Name fields of LoraConfig that the method has under a name of its own, or that stop it training."""
+    own = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+    own |= {name: name for name in ("target_modules", "bias")}
+    yield from (f"may not hold {name}; set the method's {own[name]}" for name in peft if name in own)
+    if "task_type" in peft or "inference_mode" in peft:
+        yield "may not hold task_type or inference_mode: adapters here are for training a causal model"
+    if peft.get("init_lora_weights") == "eva":
+        # peft leaves them as for plain LoRA until initialize_lora_eva_weights is called with data.
+        yield "may not ask for eva, whose weights need a pass over data first; set pissa or olora"

@@ -1,0 +1,150 @@
+"""The ``[gate]`` table of a scenario: what counts as a regression, and how sure a gate must be.
+
+It says nothing of what a cell is, so it changes no id or digest.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from bench.metrics import METRICS
+from bench.scenario.positions import Path
+from bench.scenario.problems import Problems, shown
+from bench.scenario.types import Frozen
+from bench.scenario.values import complaint_about
+
+
+class MetricGate(Frozen):
+    """What a scenario says of one metric; what it leaves out is as in ``bench.metrics``."""
+
+    gated: bool | None = Field(None, description="Whether the metric can fail the gate.")
+    direction: Literal["lower", "higher", "same"] | None = Field(
+        None, description="Which way is better; with same, any change is a regression (exact metrics only)."
+    )
+    tolerance: float | None = Field(
+        None,
+        ge=0,
+        description="The smallest change for the worse that matters: in the metric's unit where it is exact "
+        "(0: any), else a share of the value that a pass must rule out (0.05 is 5 %), for accuracy of the "
+        "questions.",
+    )
+    relative_tolerance: float | None = Field(
+        None, ge=0, description="Exact metrics: the tolerance as a share of the baseline, where that is more."
+    )
+
+
+class GateSpec(Frozen):
+    """How a gate measures and decides. Each side is run ``repeats`` times, and more while undecided."""
+
+    alpha: float = Field(
+        0.01, gt=0, le=0.2, description="Probability of a false alarm, over all cells and metrics together."
+    )
+    minimum_effect: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="Slowdown, as a share, that is never a regression, however sure it is.",
+    )
+    minimum_drop: float = Field(
+        0.01, ge=0, lt=1, description="Drop in accuracy, as a share of the questions, that is none either."
+    )
+    repeats: int = Field(
+        3,
+        ge=2,
+        le=1000,
+        description="Runs of each side before the first verdict; on speed 5 or more without a calibration.",
+    )
+    max_repeats: int = Field(8, ge=2, le=1000, description="Runs of each side at most.")
+    interleave: Literal["runs", "steps"] = Field(
+        "runs",
+        description="What base and candidate take turns at: whole runs, or single steps of two runs on the "
+        "same cores, which tells speeds apart on a machine that others slow down for seconds at a time. Both "
+        "models are then in memory at once, so not on a GPU.",
+    )
+    metrics: dict[str, MetricGate] = Field(
+        default_factory=dict, description="Tolerance, direction and gating of single metrics."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = contradictions(self)
+        if problems:
+            raise GateContradictionError(problems)
+        return self
+
+
+class GateContradictionError(ValueError):
+    """Keys of a gate that exclude each other: (key, what to do) for each contradiction."""
+
+    def __init__(self, problems: list[tuple[tuple[str, ...], str]]) -> None:
+        """Take every contradiction of the gate."""
+        self.problems = problems
+        super().__init__("; ".join(f"{'.'.join(path)} {message}" for path, message in problems))
+
+
+def contradictions(gate: GateSpec) -> list[tuple[tuple[str, ...], str]]:
+    """Return every key that is at odds with another, and what to do about it."""
+    found: list[tuple[tuple[str, ...], str]] = []
+    if gate.repeats > gate.max_repeats:
+        found.append((("max_repeats",), f"must be at least repeats ({gate.repeats}); raise it"))
+    for name, own in gate.metrics.items():
+        path = ("metrics", name)
+        metric = METRICS.get(name)
+        if metric is None:
+            found.append((path, "is no metric; name one of the columns of bench table"))
+            continue
+        least = {"statistical": gate.minimum_effect, "paired": gate.minimum_drop}.get(metric.kind)
+        if least is None:
+            continue
+        if own.relative_tolerance is not None:
+            found.append(((*path, "relative_tolerance"), "is for exact metrics; use tolerance"))
+        if own.direction == "same":
+            found.append(((*path, "direction"), 'must be "lower" or "higher" for what varies between runs'))
+        if own.tolerance is not None and own.tolerance <= least:
+            smallest = "minimum_drop" if metric.kind == "paired" else "minimum_effect"
+            found.append(((*path, "tolerance"), f"must be above {smallest} ({least:g}); raise it"))
+    return found
+
+
+def read_gate(table: Mapping[str, Any], problems: Problems) -> GateSpec:
+    """Return the gate of a scenario's ``[gate]`` table; what is wrong with it is noted and left out."""
+    metrics = table.get("metrics", {})
+    sound: dict[str, Any] = _sound(GateSpec, table, ("gate",), problems, skip="metrics")
+    if not isinstance(metrics, dict) or not all(isinstance(own, dict) for own in metrics.values()):
+        problems.add(("gate", "metrics"), f"must be tables [gate.metrics.NAME], not {shown(metrics)}")
+        metrics = {}
+    for name in metrics.keys() - METRICS.keys():
+        problems.add(("gate", "metrics", name), "there is no such metric", name, METRICS)
+    sound["metrics"] = {
+        name: _sound(MetricGate, own, ("gate", "metrics", name), problems)
+        for name, own in metrics.items()
+        if name in METRICS
+    }
+    try:
+        return GateSpec.model_validate(sound)
+    except ValidationError as error:
+        reason = error.errors()[0].get("ctx", {}).get("error")
+        if not isinstance(reason, GateContradictionError):
+            raise
+        for path, message in reason.problems:
+            problems.add(("gate", *path), message)
+        return GateSpec()
+
+
+def _sound(
+    kind: type[Frozen], table: Mapping[str, Any], path: Path, problems: Problems, skip: str = ""
+) -> dict[str, Any]:
+    """Return the keys of a table that its type has and whose values fit."""
+    sound = {}
+    for key, value in table.items():
+        if key == skip:
+            continue
+        if key not in kind.model_fields:
+            problems.add((*path, key), "there is no such key here", key, kind.model_fields)
+        elif (complaint := complaint_about(kind.model_fields[key], value)) is None:
+            sound[key] = value
+        else:
+            wrong = value if isinstance(value, str) else ""
+            problems.add((*path, key), complaint.message, wrong, complaint.known)
+    return sound

@@ -1,0 +1,1 @@
+"""Statistics on numbers: noise, repeats, pairs, trends, power. Only numpy and scipy."""

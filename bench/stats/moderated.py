@@ -1,0 +1,207 @@
+"""The moderated t statistic: two arms of runs compared under what is known of their noise beforehand.
+
+Everything is in natural logarithms, signed so that *positive is worse*, and vectorised: the last axis holds
+the cells of one sitting. It decides nothing; ``sequential.py`` does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import digamma, fdtrc, polygamma, stdtr, stdtrit
+
+from bench.stats.settling import Floats
+
+Bools = npt.NDArray[np.bool_]
+
+MOST_PRIOR_DEGREES = 8.0
+"""What a prior may weigh at most, in degrees of freedom: noise changes from day to day and cell to cell."""
+
+SPREAD_SIGNIFICANCE = 0.05
+"""A prior is dropped where the runs spread more than it allows with this probability (F-test)."""
+
+FEWEST_NEIGHBOURS = 6
+"""Cells of a sitting whose variances say how much cells differ; fewer are not pooled."""
+
+_NEARLY_ALIKE = 1e-3
+"""Excess of the log variances' spread below which cells are taken to share one variance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Variance of a run's log summary, and the degrees of freedom it was learnt with (0: nothing known).
+
+    ``of_pairs`` says that runs are compared two by two, made step by step in turn: then it is half the
+    variance of a difference.
+    """
+
+    log_variance: float
+    degrees_of_freedom: int
+    of_pairs: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Mean log difference of each cell, the variance of one run, and what makes it that of the mean.
+
+    The variance of ``difference`` is ``variance * scale``; ``scale`` is infinite where an arm has no run.
+    """
+
+    difference: Floats
+    variance: Floats
+    degrees_of_freedom: Floats
+    scale: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A difference with its standard error; ``calibration_held`` is False where the F-test dropped it."""
+
+    difference: Floats
+    standard_error: Floats
+    degrees_of_freedom: Floats
+    calibration_held: Bools
+
+    def p_value(self) -> Floats:
+        """Return the one-sided p-value of the cell not being worse at all."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            statistic = self.difference / self.standard_error
+        known = self.degrees_of_freedom > 0
+        p_value = stdtr(np.where(known, self.degrees_of_freedom, 1.0), -np.nan_to_num(statistic))
+        return np.where(known, p_value, 1.0)
+
+    def bounds(self, alpha: Floats | float) -> tuple[Floats, Floats]:
+        """Return the one-sided lower and upper bounds, each missed with probability ``alpha``."""
+        known = self.degrees_of_freedom > 0
+        quantile = stdtrit(np.where(known, self.degrees_of_freedom, 1.0), 1 - np.asarray(alpha))
+        width = np.where(known, quantile * self.standard_error, np.inf)
+        return self.difference - width, self.difference + width
+
+
+def calibrate(groups: Sequence[Sequence[float]]) -> Noise:
+    """Return the noise of runs of unchanged code: one group of log summaries for each sitting of a cell.
+
+    Only the spread within groups counts. Raises nothing: without two runs in a group nothing is known.
+    """
+    degrees = sum(len(group) - 1 for group in groups if group)
+    squares = sum(float(np.var(group)) * len(group) for group in groups if group)
+    return Noise(log_variance=squares / degrees if degrees else 0.0, degrees_of_freedom=degrees)
+
+
+def moments_of_arms(baseline: Floats, candidate: Floats, repeats: npt.NDArray[np.int64]) -> Moments:
+    """Return the moments of each cell's first ``repeats`` runs, which alternated in ABBA order.
+
+    Both arms are (..., cells, runs), ``NaN`` where a run is missing. The order cancels a linear drift in the
+    difference, and what drift adds to the variance only makes the test more careful. Pairing the runs
+    instead would halve the degrees of freedom.
+    """
+    first, first_mean, first_squares = _moments(baseline, repeats)
+    second, second_mean, second_squares = _moments(candidate, repeats)
+    complete = (first > 0) & (second > 0)
+    degrees = np.where(complete, first + second - 2, 0.0)
+    return Moments(
+        difference=np.where(complete, second_mean - first_mean, 0.0),
+        variance=(first_squares + second_squares) / np.maximum(degrees, 1.0),
+        degrees_of_freedom=degrees,
+        scale=np.where(complete, 1 / np.maximum(first, 1) + 1 / np.maximum(second, 1), np.inf),
+    )
+
+
+def moments_of_pairs(differences: Floats, repeats: npt.NDArray[np.int64]) -> Moments:
+    """Return the moments of each cell's first ``repeats`` differences between runs made step by step in turn.
+
+    (..., cells, repeats), ``NaN`` where there is none. The variance is given as one run's, half that of a
+    difference, so that it means the same as that of arms.
+    """
+    count, mean, squares = _moments(differences, repeats)
+    degrees = np.maximum(count - 1, 0.0)
+    return Moments(
+        difference=mean,
+        variance=squares / np.maximum(degrees, 1.0) / 2,
+        degrees_of_freedom=degrees,
+        scale=np.where(count > 0, 2 / np.maximum(count, 1), np.inf),
+    )
+
+
+def _moments(runs: Floats, repeats: npt.NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+    """Return number, mean and sum of squared deviations of each cell's runs."""
+    used = ~np.isnan(runs) & (np.arange(runs.shape[-1]) < repeats[..., np.newaxis])
+    count = used.sum(axis=-1).astype(np.float64)
+    mean = np.where(used, runs, 0.0).sum(axis=-1) / np.maximum(count, 1.0)
+    deviations = np.where(used, runs - mean[..., np.newaxis], 0.0)
+    return count, mean, (deviations**2).sum(axis=-1)
+
+
+def pad(cells: Sequence[Sequence[float]]) -> Floats:
+    """Return one row for each cell's runs, as long as the longest, ``NaN`` after a row's end."""
+    rows = np.full((len(cells), max(map(len, cells), default=0)), np.nan)
+    for row, runs in zip(rows, cells, strict=True):
+        row[: len(runs)] = runs
+    return rows
+
+
+def weigh(
+    moments: Moments, calibration_variance: Floats, calibration_degrees: Floats, *, neighbours: bool = True
+) -> Evidence:
+    """Return the evidence of one sitting's cells, all of one metric.
+
+    Each variance is averaged with two priors, weighted by degrees of freedom: the calibration's, and, from
+    six cells on, that of the other cells (the empirical Bayes estimate of Smyth 2004, Stat. Appl. Genet. Mol.
+    Biol. 3:3, the ``fitFDist`` of limma, which weighs little where cells differ). Each counts for eight
+    degrees of freedom at most, and not at all where the F-test finds the cell's runs more spread out than
+    it. ``neighbours=False`` leaves the second out; it must be left out where cells share their noise.
+    """
+    own, degrees = moments.variance, moments.degrees_of_freedom
+    weight = np.minimum(calibration_degrees, MOST_PRIOR_DEGREES)
+    held = ~_too_spread(own, degrees, calibration_variance, weight)
+    weight = np.where(held, weight, 0.0)
+    squares, total = degrees * own + weight * calibration_variance, degrees + weight
+    if neighbours and own.shape[-1] >= FEWEST_NEIGHBOURS:
+        pooled, pooled_weight = _pool(own, degrees)
+        pooled_weight = np.where(_too_spread(own, degrees, pooled, pooled_weight), 0.0, pooled_weight)
+        squares, total = squares + pooled_weight * pooled, total + pooled_weight
+    complete = np.isfinite(moments.scale)
+    variance = squares / np.maximum(total, 1.0) * np.where(complete, moments.scale, 1.0)
+    return Evidence(
+        difference=moments.difference,
+        standard_error=np.where(complete, np.sqrt(variance), np.inf),
+        degrees_of_freedom=np.where(complete, total, 0.0),
+        calibration_held=held,
+    )
+
+
+def _too_spread(own: Floats, degrees: Floats, prior: Floats, weight: Floats) -> Bools:
+    """Tell where a cell's variance is larger than a prior allows."""
+    testable = (degrees > 0) & (weight > 0) & (prior > 0)
+    ratio = own / np.where(testable, prior, 1.0)
+    p_value = fdtrc(np.where(testable, degrees, 1.0), np.where(testable, weight, 1.0), ratio)
+    return testable & (p_value < SPREAD_SIGNIFICANCE)
+
+
+def _pool(own: Floats, degrees: Floats) -> tuple[Floats, Floats]:
+    """Return the variance that the cells of a sitting share, and its weight: the less the more they differ.
+
+    Method of moments on the log variances (Smyth 2004, section 6.2). Cells without a spread are left out.
+    """
+    used = (own > 0) & (degrees > 0)
+    half = np.where(used, degrees, 2.0) / 2
+    count = used.sum(axis=-1, keepdims=True)
+    logs = np.where(used, np.log(np.where(used, own, 1.0)) - digamma(half) + np.log(half), 0.0)
+    mean = logs.sum(axis=-1, keepdims=True) / np.maximum(count, 1)
+    spread = (np.where(used, logs - mean, 0.0) ** 2).sum(axis=-1, keepdims=True) / np.maximum(count - 1, 1)
+    expected = np.where(used, polygamma(1, half), 0.0).sum(axis=-1, keepdims=True) / np.maximum(count, 1)
+    excess = spread - expected
+    weight = 2 * _inverse_trigamma(np.maximum(excess, _NEARLY_ALIKE))
+    variance = np.exp(mean + digamma(weight / 2) - np.log(weight / 2))
+    weight = np.where(count >= FEWEST_NEIGHBOURS, np.minimum(weight, MOST_PRIOR_DEGREES), 0.0)
+    return np.broadcast_to(variance, own.shape), np.broadcast_to(weight, own.shape)
+
+
+def _inverse_trigamma(values: Floats) -> Floats:
+    """Solve trigamma(x) = value by Newton's method (Smyth 2004, appendix)."""
+    solution = 0.5 + 1 / values
+    for _ in range(20):
+        trigamma = polygamma(1, solution)
+        solution = solution + trigamma * (1 - trigamma / values) / polygamma(2, solution)
+    return solution

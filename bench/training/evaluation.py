@@ -1,0 +1,191 @@
+"""lm-eval before and after training, on the very model that trains, item by item.
+
+Evaluation leaves no trace: training flags, configuration, tokenizer and random states are put back.
+"""
+
+import contextlib
+import io
+import logging
+import random
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from bench.errors import UnavailableError
+from bench.records.records import Caveat, EvaluationItem, EvaluationReading
+from bench.scenario.types import DataSpec, EvaluationSpec
+from bench.training.lm_eval_tasks import load_tasks
+
+# Per-item metrics that are 0 or 1, the first that a task has is used.
+_METRICS = ("acc", "exact_match", "em", "pass@1", "prompt_level_strict_acc")
+_FEWSHOT_SEED = 1234  # lm-eval's own default
+_DEFAULT_NEW_TOKENS = 256  # HFLM.max_gen_toks, which shortens the room for a prompt
+
+
+def evaluate(  # noqa: PLR0913, PLR0917 - one call says all there is to say
+    model: Any,
+    tokenizer: Any,
+    evaluation: EvaluationSpec,
+    data: DataSpec,
+    when: Literal["before", "after"],
+    max_length: int,
+) -> tuple[list[EvaluationReading], list[Caveat]]:
+    """Return a reading for each task (each subtask of a group), and what a reader must know.
+
+    ``max_length`` is the model's context in tokens; lm-eval cuts longer prompts from the left.
+    Raises ``UsageError`` for an unknown task, ``UnavailableError`` for one whose data cannot be had.
+    """
+    readings = []
+    with _undisturbed(model, tokenizer), _quiet():
+        language_model = _wrap(model, tokenizer, evaluation.batch_size, max_length)
+        for name in evaluation.tasks:
+            readings += _evaluate_task(language_model, name, evaluation, data, when)
+    return readings, [_truncation_caveat(reading) for reading in readings if reading.truncated_items]
+
+
+def _wrap(model: Any, tokenizer: Any, batch_size: int, max_length: int) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(
+        pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
+    )
+
+
+def _evaluate_task(
+    language_model: Any,
+    name: str,
+    evaluation: EvaluationSpec,
+    data: DataSpec,
+    when: Literal["before", "after"],
+) -> list[EvaluationReading]:
+    """Run one task through ``lm_eval.evaluate``.
+
+    Not ``simple_evaluate``: that wraps it in new random seeds and a report of the environment for
+    which it starts pip, git and more on each call.
+    """
+    import lm_eval
+
+    started = time.perf_counter_ns()
+    loaded = load_tasks(name, data)
+    for task in loaded["tasks"].values():
+        task.set_config(key="num_fewshot", value=evaluation.num_fewshot)
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    try:
+        results = lm_eval.evaluate(
+            language_model, loaded, limit=evaluation.limit, bootstrap_iters=0, log_samples=True
+        )
+    except ValueError as error:
+        if "unsafe" in str(error):
+            raise UnavailableError(
+                f"lm-eval task {name} runs code that the model writes; choose another task."
+            ) from error
+        raise
+    duration_ns = time.perf_counter_ns() - started
+    return [
+        EvaluationReading(
+            task=task,
+            when=when,
+            instrument=f"lm-eval {version('lm_eval')}",
+            num_fewshot=evaluation.num_fewshot,
+            duration_ns=duration_ns // len(results["samples"]),  # of a group, an equal share each
+            **_judged(language_model, task, samples),
+        )
+        for task, samples in results["samples"].items()
+    ]
+
+
+def _judged(language_model: Any, task: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Keep of each sample whether it was right, and count the prompts that were cut.
+
+    Where lm-eval reads an answer through several filters, the task's first one counts.
+    """
+    first_filter = samples[0]["filter"]
+    kept = [sample for sample in samples if sample["filter"] == first_filter]
+    metric = next((name for name in _METRICS if name in kept[0]["metrics"]), None)
+    if metric is None:
+        raise UnavailableError(
+            f"lm-eval task {task} has no right-or-wrong per item (it has {', '.join(kept[0]['metrics'])}); "
+            "choose a task with accuracy or exact match."
+        )
+    items = tuple(
+        EvaluationItem(
+            doc_id=sample["doc_id"], doc_hash=sample["doc_hash"], correct=float(sample[metric]) == 1.0
+        )
+        for sample in kept
+    )
+    return {
+        "metric": metric if first_filter == "none" else f"{metric},{first_filter}",
+        "items": items,
+        "truncated_items": sum(_is_truncated(language_model, sample) for sample in kept),
+    }
+
+
+def _is_truncated(language_model: Any, sample: dict[str, Any]) -> bool:
+    """Say whether lm-eval cut any prompt of an item, by the rules of its ``HFLM``."""
+    for context, *rest in sample["arguments"]:
+        match rest:
+            case [str() as continuation]:
+                encoded = language_model._encode_pair(context or " ", continuation)  # noqa: SLF001 - its own count
+                room = language_model.max_length + 1  # the last token is predicted, not read
+            case [dict() as settings]:
+                encoded = (language_model.tok_encode(context),)
+                room = language_model.max_length - settings.get("max_gen_toks", _DEFAULT_NEW_TOKENS)
+            case _:  # rolling likelihood moves a window instead
+                continue
+        if sum(map(len, encoded)) > room:
+            return True
+    return False
+
+
+def _truncation_caveat(reading: EvaluationReading) -> Caveat:
+    return Caveat(
+        code="evaluation-truncated",
+        message=f"{reading.truncated_items} of {len(reading.items)} items of {reading.task} are longer than "
+        f"the context and were cut from the left ({reading.when} training).",
+    )
+
+
+@contextlib.contextmanager
+def _undisturbed(model: Any, tokenizer: Any) -> Iterator[None]:
+    """Put back what evaluating changes, so that training goes on as if it had not been."""
+    training = [(module, module.training) for module in model.modules()]
+    config = model.config.get_text_config()
+    use_cache = config.use_cache
+    padding_side, pad_token_id = tokenizer.padding_side, tokenizer.pad_token_id
+    random_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - the global one is what libraries draw from
+    cuda_used = torch.cuda.is_initialized()
+    cuda_states = torch.cuda.get_rng_state_all() if cuda_used else []
+    config.use_cache = False  # one pass per prompt: keys and values would be kept for nothing
+    # HFLM ties weights anew, which would undo an adapter's own copy of the output layer.
+    model.tie_weights = lambda: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
+        for module, flag in training:
+            module.training = flag
+        config.use_cache = use_cache
+        tokenizer.padding_side, tokenizer.pad_token_id = padding_side, pad_token_id
+        random.setstate(random_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002 - the same
+        torch.set_rng_state(torch_state)
+        torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval's progress bars and log lines, which go to stderr, out of the worker's output."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers", "datasets")]
+    levels = [logger.level for logger in loggers]
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,116 @@
+"""Floating-point operations of one step, by torch's counter, with formulas for bitsandbytes' products."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+_WITHOUT_PRODUCTS = {
+    "bitsandbytes::dequantize_4bit",
+    "bitsandbytes::dequantize_blockwise",
+    "bitsandbytes::int8_vectorwise_dequant",
+    "bitsandbytes::int8_vectorwise_quant",
+    "bitsandbytes::optimizer_update_32bit",
+    "bitsandbytes::optimizer_update_8bit_blockwise",
+    "bitsandbytes::quantize_4bit",
+    "bitsandbytes::quantize_blockwise",
+}
+
+
+class CountedFlops(NamedTuple):
+    """FLOPs (a multiply-add is two), and the operators whose FLOPs nobody could count."""
+
+    flops: int
+    uncounted_operators: list[str]
+
+
+class _ForeignOperators(TorchDispatchMode):
+    """Collects operators that torch's counter does not know and takes for free."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = func._schema.name  # noqa: SLF001 - the op's only full name
+        foreign = func.namespace not in {"aten", "prim", "prims", "profiler"}
+        attention = "attention" in name and func._overloadpacket not in flop_registry  # noqa: SLF001 - the same
+        if foreign or attention:
+            self.names.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def count_flops(run: Callable[[], object]) -> CountedFlops:
+    """Run once under torch's FLOP counter. Recomputation under checkpointing counts, as it is executed."""
+    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    with _ForeignOperators() as foreign, counter:
+        run()
+    known = _WITHOUT_PRODUCTS | set(_FORMULAS)
+    uncounted = sorted(name for name in foreign.names if name not in known)
+    return CountedFlops(int(counter.get_total_flops()), uncounted)
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """Map the operators that the installed versions have to their formulas."""
+    import bitsandbytes  # noqa: F401 - registers the operators
+
+    found = {}
+    for full_name, formula in _FORMULAS.items():
+        namespace, name = full_name.split("::")
+        operator = getattr(getattr(torch.ops, namespace), name, None)
+        if operator is not None:
+            found[operator] = formula
+    return found
+
+
+def _gemm_4bit(
+    a_shape: torch.Size, _b_shape: torch.Size, weight_shape: Sequence[int], *_: object, **__: object
+) -> int:
+    """Signature (A, B packed, shape of B unpacked [n, k], …)."""
+    return 2 * a_shape.numel() * weight_shape[0]
+
+
+def _int8_scaled_mm(a_shape: torch.Size, b_shape: torch.Size, *_: object, **__: object) -> int:
+    """Signature (A, B [n, k], row_stats, col_stats, …)."""
+    return 2 * a_shape.numel() * b_shape[0]
+
+
+def _int8_mixed_scaled_mm(
+    _a_shape: torch.Size, ca_shape: torch.Size, cb_shape: torch.Size, *_: object, **__: object
+) -> int:
+    """Signature (A, CA, CB [n, k], …): the int8 product; the few outlier columns in 16 bit are left out."""
+    return 2 * ca_shape.numel() * cb_shape[0]
+
+
+def _attention_forward(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    """Count the scores and their product with the values; shapes are [batch, heads, positions, width]."""
+    return 2 * query.numel() * key[2] + 2 * query[:3].numel() * key[2] * value[3]
+
+
+def _attention_backward(
+    _gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    """Count the scores again, then the gradients of scores, values, queries and keys: five products."""
+    scores, values = 2 * query.numel() * key[2], 2 * query[:3].numel() * key[2] * value[3]
+    return 3 * scores + 2 * values
+
+
+# Operators that multiply matrices in training and that torch 2.13's counter does not know: all of
+# bitsandbytes 0.50 (its _ops.py), and attention on a CPU.
+_FORMULAS: dict[str, Callable[..., int]] = {
+    "bitsandbytes::gemm_4bit": _gemm_4bit,
+    "bitsandbytes::int8_scaled_mm": _int8_scaled_mm,
+    "bitsandbytes::int8_mixed_scaled_mm": _int8_mixed_scaled_mm,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention_forward,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+}

@@ -1,0 +1,176 @@
+"""The loss of one forward pass: the model's own, in chunks, or by Liger's fused kernel.
+
+The last two never hold all logits in fp32. They let the model run up to its output layer and apply that
+themselves, so they refuse models that do anything else to what the output layer returns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.errors import UnavailableError
+from bench.scenario.types import TrainingSpec
+from bench.training.batches import IGNORED_LABEL
+
+Inputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class FusedOutputs:
+    """What is left of a forward pass that made no logits."""
+
+    loss: torch.Tensor
+
+
+def forward_pass(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> object:
+    """Run the model on its keyword arguments, ``labels`` (not shifted) among them; return its outputs.
+
+    The outputs hold logits: as long as a caller has a name for them, these stay in memory. ``loss_of``
+    gives their loss.
+    Raises ``UnavailableError`` where this model or this machine cannot compute ``training.loss``.
+    """
+    outputs = _FORWARD[training.loss](model, inputs, training)
+    if training.upcast_outputs:
+        from accelerate.utils import convert_to_fp32
+
+        outputs = convert_to_fp32(outputs)
+    return outputs
+
+
+def loss_of(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss over loss-bearing tokens."""
+    if isinstance(outputs, list):
+        return _loss_of_chunks(outputs, labels)
+    loss: torch.Tensor = outputs.loss
+    return loss
+
+
+def _whole(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> Any:
+    """Return transformers' own outputs, their loss computed over an fp32 copy of all logits."""
+    return model(**inputs, use_cache=training.use_cache)
+
+
+def _chunked(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> list[torch.Tensor]:
+    """Return the logits of some positions of all rows at a time, as the output layer gives them.
+
+    Source: lm_head_chunk_size in litgpt's model.py (https://github.com/Lightning-AI/litgpt).
+    """
+    head, hidden = _before_output_layer(model, inputs)
+    return [head(part) for part in hidden.split(training.loss_chunk_tokens, dim=1)]
+
+
+def _loss_of_chunks(chunks: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy, a chunk at a time and in its dtype; autocast makes that fp32.
+
+    Source: chunked_cross_entropy in litgpt's utils.py.
+    """
+    targets = _next_tokens(labels, sum(chunk.shape[1] for chunk in chunks))
+    losses = [
+        nn.functional.cross_entropy(
+            logits.flatten(0, 1), expected.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+        )
+        for logits, expected in zip(chunks, targets.split(chunks[0].shape[1], dim=1), strict=True)
+    ]
+    return torch.cat(losses).sum(dtype=torch.float32) / (targets != IGNORED_LABEL).sum()
+
+
+def _liger(model: nn.Module, inputs: Inputs, _training: TrainingSpec) -> FusedOutputs:
+    """Return the loss of Liger's fused kernel; there are no logits to keep."""
+    head, hidden = _before_output_layer(model, inputs)
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise UnavailableError(
+            f"loss liger needs an output layer that is a plain linear layer without bias, and "
+            f"{_name(model)} has {type(head).__name__}; set training.loss to chunked or full."
+        )
+    return FusedOutputs(liger_loss(hidden, head.weight, _next_tokens(inputs["labels"], hidden.shape[1])))
+
+
+def liger_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of ``hidden @ weight.T``; ``targets`` are shifted already.
+
+    Shapes: hidden [batch, positions, width], weight [vocabulary, width], targets [batch, positions].
+    What the kernel allocates (Liger-Kernel's ops/fused_linear_cross_entropy.py, by default settings), with
+    BT = batch times positions, H = width, V = vocabulary:
+
+    - at first, zeros like hidden [BT, H]; if the weight is trained, zeros like it [V, H], in its dtype;
+      the losses [BT] in fp32;
+    - then for each chunk of next_power_of_2(⌈BT / ⌈V / H⌉⌉) tokens: logits [chunk, V] in the dtype of
+      the product, which become their own gradient in place; its product with the weight [chunk, H]; if
+      the weight is trained, [V, H] in that dtype and an fp32 copy of that, added to the sum and dropped;
+    - both gradients, already complete in the forward pass, are saved for the backward pass, which scales
+      them in place; the weight's has the weight's dtype.
+
+    Raises ``UnavailableError`` if the package liger_kernel is missing.
+    """
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError as error:
+        raise UnavailableError(
+            "loss liger needs the package liger-kernel, which is not installed; pip install liger-kernel, "
+            "or set training.loss to chunked."
+        ) from error
+    fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED_LABEL)
+    loss: torch.Tensor = fused(weight, hidden.flatten(0, 1), targets.flatten())
+    return loss
+
+
+def _before_output_layer(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, torch.Tensor]:
+    """Run the model with its output layer put aside; return that layer and what would enter it.
+
+    That nothing else happens to logits (no softcap, no scale, no router loss) is seen, not looked up: what
+    the put-aside layer hands through must leave the model as the very same tensor.
+    """
+    wrapped: Any = model
+    head = wrapped.get_output_embeddings()
+    entered: list[torch.Tensor] = []
+
+    def hand_through(hidden: torch.Tensor) -> torch.Tensor:
+        entered.append(hidden)
+        return hidden
+
+    if head is None:
+        raise _no_plain_logits(model)
+    own = vars(head).get("forward")
+    head.forward = hand_through
+    try:
+        outputs = model(
+            **{name: tensor for name, tensor in inputs.items() if name != "labels"}, use_cache=False
+        )
+    finally:
+        del head.forward
+        if own is not None:
+            head.forward = own
+    plain = len(entered) == 1 and outputs.logits is entered[0]
+    if not plain or getattr(outputs, "aux_loss", None) is not None:
+        raise _no_plain_logits(model)
+    return head, outputs.logits
+
+
+def _next_tokens(labels: torch.Tensor, positions: int) -> torch.Tensor:
+    """Return the label that each of the model's positions predicts; the last one predicts none.
+
+    Methods that learn a prompt put its positions, which bear no loss, before the first token.
+    """
+    learned = positions - labels.shape[1]
+    return nn.functional.pad(labels, (learned, 1), value=IGNORED_LABEL)[:, 1:]
+
+
+def _no_plain_logits(model: nn.Module) -> UnavailableError:
+    return UnavailableError(
+        f"the loss of {_name(model)} is more than the cross-entropy of its output layer (scaled or capped "
+        "logits, or a router's loss); set training.loss to full."
+    )
+
+
+def _name(model: Any) -> str:
+    return str(model.config.model_type)
+
+
+_FORWARD: dict[str, Callable[[nn.Module, Inputs, TrainingSpec], Any]] = {
+    "full": _whole,
+    "chunked": _chunked,
+    "liger": _liger,
+}

@@ -1,0 +1,167 @@
+"""Full fine-tuning, LoRA, QLoRA and all of peft: what each does to a loaded model. A small function each."""
+
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.errors import UsageError
+from bench.records.records import Caveat
+from bench.scenario.contradictions import peft_type
+from bench.scenario.types import Cell, FullMethod, LoraMethod, PeftMethod, QloraMethod
+from bench.training.step import DTYPES
+
+
+def adapt(model: Any, cell: Cell) -> Any:
+    """Return the model ready to train: frozen and adapted as the method says, checkpointing set."""
+    _enable_checkpointing(model, cell)
+    adapted = _ADAPT[cell.method.kind](model, cell)
+    if not isinstance(cell.method, FullMethod) and cell.method.adapter_dtype == "weights":
+        _cast_trainable(adapted, DTYPES[cell.training.dtype])
+    adapted.train()
+    return adapted
+
+
+def _cast_trainable(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give adapters the weights' dtype; peft leaves them fp32 over 4-bit weights, and on the meta device."""
+    for parameter in trainable_parameters(model):
+        parameter.data = parameter.data.to(dtype)
+
+
+def method_caveats(cell: Cell) -> list[Caveat]:
+    """Say where a method is not run as its authors would."""
+    if isinstance(cell.method, PeftMethod) and peft_type(cell.method.type) == "ADALORA":
+        return [
+            Caveat(
+                code="adalora-not-pruned",
+                message="AdaLoRA's ranks stay as they begin: update_and_allocate is never called here.",
+            )
+        ]
+    return []
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that receive a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count parameters as the architecture has them: a packed 4-bit byte holds two."""
+    return sum(_unpacked_size(parameter) for parameter in model.parameters())
+
+
+def _unpacked_size(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(state.shape.numel())
+
+
+def _enable_checkpointing(model: Any, cell: Cell) -> None:
+    kind = cell.training.gradient_checkpointing
+    if kind == "off":
+        return
+    model.gradient_checkpointing_enable({"use_reentrant": kind == "reentrant"})
+    if cell.method.kind != "full":
+        # Reentrant checkpointing drops the graph unless an input needs a gradient, and frozen embeddings
+        # give none; the usual recipes do this for both kinds.
+        model.enable_input_require_grads()
+
+
+def _adapt_full(model: Any, _cell: Cell) -> Any:
+    return model
+
+
+def _adapt_lora(model: Any, cell: Cell) -> Any:
+    method = cell.method
+    if not isinstance(method, LoraMethod):
+        raise TypeError(f"expected a LoRA method, got {method.kind}")
+    if method.base == "int8" and method.kbit_preparation:
+        model = _prepared(model)
+    return _with_lora(model, method)
+
+
+def _adapt_qlora(model: Any, cell: Cell) -> Any:
+    method = cell.method
+    if not isinstance(method, QloraMethod):
+        raise TypeError(f"expected a QLoRA method, got {method.kind}")
+    if method.kbit_preparation:
+        model = _prepared(model)
+    if method.recast_embeddings:
+        # As trl's peft_module_casting_to_bf16: norms stay fp32, and everything after them with them.
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer.weight.dtype == torch.float32:
+                layer.weight.data = layer.weight.data.to(DTYPES[cell.training.dtype])
+    return _with_lora(model, method)
+
+
+def _adapt_peft(model: Any, cell: Cell) -> Any:
+    method = cell.method
+    if not isinstance(method, PeftMethod):
+        raise TypeError(f"expected a method of peft, got {method.kind}")
+    return _with_adapter(model, method, _configuration_class(method.type), method.config)
+
+
+def _prepared(model: Any) -> Any:
+    """Freeze and upcast as peft does; checkpointing has its own lever, so peft's switch stays off."""
+    from peft import prepare_model_for_kbit_training
+
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _with_lora(model: Any, method: LoraMethod | QloraMethod) -> Any:
+    from peft import LoraConfig
+
+    targets = method.target_modules
+    own = {
+        "r": method.rank,
+        "lora_alpha": method.alpha,
+        "lora_dropout": method.dropout,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "bias": method.bias,
+    }
+    return _with_adapter(model, method, LoraConfig, own | method.peft)
+
+
+def _configuration_class(name: str) -> Any:
+    """Return the configuration class of one of peft's types, named in any case."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    classes = {str(kind.value): found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    wanted = peft_type(name)
+    if wanted in classes:
+        return classes[wanted]
+    nearest = get_close_matches(wanted, classes, n=1)
+    hint = f' Perhaps you meant "{nearest[0].lower()}"?' if nearest else ""
+    raise UsageError(
+        f"peft has no method of type \"{name}\"; set the method's type to one of peft's PeftType.{hint}"
+    )
+
+
+def _with_adapter(
+    model: Any,
+    method: LoraMethod | QloraMethod | PeftMethod,
+    configuration: Any,
+    fields: dict[str, Any],
+) -> Any:
+    from peft import get_peft_model
+
+    try:
+        config = configuration(task_type="CAUSAL_LM", **fields)
+        return get_peft_model(model, config, autocast_adapter_dtype=method.adapter_dtype == "fp32")
+    except (TypeError, ValueError, re.error) as error:
+        table = "config" if isinstance(method, PeftMethod) else "peft"
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(
+            f"peft refuses the adapter of method {method.name!r}: {reason}. "
+            f"Correct target_modules or the method's {table} table."
+        ) from error
+
+
+_ADAPT: dict[str, Callable[[Any, Cell], Any]] = {
+    "full": _adapt_full,
+    "lora": _adapt_lora,
+    "qlora": _adapt_qlora,
+    "peft": _adapt_peft,
+}

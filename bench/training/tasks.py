@@ -1,0 +1,179 @@
+"""Built-in tasks: small skills with multiple-choice items, drawn by a seeded generator.
+
+Training and held-out items cannot overlap: the hash of an item's options says which set it belongs to,
+whatever their order. No torch, no tokenizer, no files.
+"""
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
+from random import Random
+from typing import Literal, TypeVar
+
+from bench.errors import UsageError
+from bench.training.words import WORDS
+
+Difficulty = Literal["easy", "hard"]
+CHOICES = 4
+LETTERS = ("A", "B", "C", "D")
+_HELD_OUT_SHARE = 1 / 8
+_Key = TypeVar("_Key", bound=Hashable)
+_DRAWS_WITHOUT_A_NEW_ITEM = 20_000  # by then a set is taken to be exhausted
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskItem:
+    """One question: the prompt, what may follow it, and the index of the right choice."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+
+    @property
+    def completion(self) -> str:
+        """What follows the prompt when it is answered right."""
+        return f" {self.choices[self.answer]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A skill. ``draw`` returns the right option first; ``ask`` makes a prompt of options in order.
+
+    ``lettered`` tasks are answered with the letter of an option, the others with the option itself.
+    """
+
+    description: str
+    draw: Callable[[Random, Difficulty], Sequence[str]]
+    ask: Callable[[Sequence[str]], str]
+    lettered: bool
+
+
+def training_items(task: str, difficulty: Difficulty, count: int) -> tuple[TaskItem, ...]:
+    """Return the first ``count`` training items; raises ``UsageError`` if there are not so many."""
+    return _items(task, difficulty, "train", count)
+
+
+def held_out_items(task: str, difficulty: Difficulty, count: int) -> tuple[TaskItem, ...]:
+    """Return the first ``count`` held-out items; raises ``UsageError`` if there are not so many."""
+    return _items(task, difficulty, "held-out", count)
+
+
+def belongs_to(task: str, options: Sequence[str]) -> Literal["train", "held-out"]:
+    """Return the set to which an item with these options belongs, in whatever order they stand."""
+    content = "\n".join((task, *sorted(options)))
+    share = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8]) / 2**64
+    return "held-out" if share < _HELD_OUT_SHARE else "train"
+
+
+def _items(task: str, difficulty: Difficulty, part: str, count: int) -> tuple[TaskItem, ...]:
+    if task not in TASKS:
+        raise UsageError(f"There is no built-in task {task!r}; choose one of {', '.join(TASKS)}.")
+    items = tuple(islice(_draw_items(task, difficulty, part), count))
+    if len(items) < count:
+        raise UsageError(
+            f"Task {task} ({difficulty}) has {len(items)} {part} items, not {count}; "
+            "lower data.train_items or data.held_out_items."
+        )
+    return items
+
+
+def _draw_items(task: str, difficulty: Difficulty, part: str) -> Iterator[TaskItem]:
+    """Yield distinct items; the right choice takes each position in turn, so the positions are balanced."""
+    skill = TASKS[task]
+    random = Random(f"{task}/{difficulty}/{part}")  # noqa: S311 - exercises, not secrets
+    seen: set[frozenset[str]] = set()
+    misses = 0
+    while misses < _DRAWS_WITHOUT_A_NEW_ITEM:
+        answer, *others = skill.draw(random, difficulty)
+        content = frozenset((answer, *others))
+        if content in seen or belongs_to(task, sorted(content)) != part:
+            misses += 1
+            continue
+        position = len(seen) % CHOICES
+        seen.add(content)
+        misses = 0
+        random.shuffle(others)
+        options = (*others[:position], answer, *others[position:])
+        yield TaskItem(
+            prompt=skill.ask(options), choices=LETTERS if skill.lettered else options, answer=position
+        )
+
+
+def _draw_longest_word(random: Random, difficulty: Difficulty) -> Sequence[str]:
+    """Easy: two letters longer than all the others; hard: the others are all one letter shorter."""
+    length = random.randrange(5, 10)
+    if difficulty == "easy":
+        shorter = [word for shorter in range(3, length - 1) for word in _WORDS_OF_LENGTH[shorter]]
+    else:
+        shorter = _WORDS_OF_LENGTH[length - 1]
+    return [random.choice(_WORDS_OF_LENGTH[length]), *random.sample(shorter, CHOICES - 1)]
+
+
+def _ask_longest_word(options: Sequence[str]) -> str:
+    return f"Words: {', '.join(options)}\nLongest:"
+
+
+def _draw_largest_number(random: Random, difficulty: Difficulty) -> Sequence[str]:
+    """Easy: two digits, the tens all different; hard: four digits, the first two the same."""
+    if difficulty == "easy":
+        numbers = [10 * tens + random.randrange(10) for tens in random.sample(range(1, 10), CHOICES)]
+    else:
+        start = 100 * random.randrange(10, 100)
+        numbers = random.sample(range(start, start + 100), CHOICES)
+    return [str(number) for number in sorted(numbers, reverse=True)]
+
+
+def _ask_largest_number(options: Sequence[str]) -> str:
+    lettered = " ".join(f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=True))
+    return f"{lettered}\nLargest number:"
+
+
+def _draw_first_in_alphabet(random: Random, difficulty: Difficulty) -> Sequence[str]:
+    """Easy: four different first letters; hard: the same first letter and four different second ones."""
+    start = "" if difficulty == "easy" else random.choice(_BRANCHING_LETTERS)
+    branches = _BRANCHES[start]
+    letters = sorted(random.sample(sorted(branches), CHOICES))
+    return [random.choice(branches[letter]) for letter in letters]
+
+
+def _ask_first_in_alphabet(options: Sequence[str]) -> str:
+    return f"Words: {', '.join(options)}\nFirst in the alphabet:"
+
+
+def _group(words: Iterable[str], key: Callable[[str], _Key]) -> dict[_Key, list[str]]:
+    groups: dict[_Key, list[str]] = {}
+    for word in words:
+        groups.setdefault(key(word), []).append(word)
+    return groups
+
+
+_WORDS_OF_LENGTH = _group(WORDS, len)
+# Words by the letter that follows a start: of all words, and of the words with each first letter.
+_BRANCHES = {
+    start: _group((word for word in WORDS if word.startswith(start)), itemgetter(len(start)))
+    for start in ("", *sorted({word[0] for word in WORDS}))
+}
+_BRANCHING_LETTERS = [start for start, branches in _BRANCHES.items() if start and len(branches) >= CHOICES]
+
+TASKS: dict[str, Task] = {
+    "longest-word": Task(
+        description="Which of four words has the most letters.",
+        draw=_draw_longest_word,
+        ask=_ask_longest_word,
+        lettered=False,
+    ),
+    "largest-number": Task(
+        description="Which of four numbers is the largest.",
+        draw=_draw_largest_number,
+        ask=_ask_largest_number,
+        lettered=True,
+    ),
+    "first-in-alphabet": Task(
+        description="Which of four words comes first in the alphabet.",
+        draw=_draw_first_in_alphabet,
+        ask=_ask_first_in_alphabet,
+        lettered=False,
+    ),
+}

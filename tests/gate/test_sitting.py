@@ -1,0 +1,266 @@
+"""Whole sittings with replay workers: order, one at a time, looks, budget, resumption, ends of every kind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
+from bench.gate import sitting
+from bench.gate.begin import SittingOptions
+from bench.gate.logbook import Logbook
+from bench.gate.observe import NullGateObserver
+from bench.gate.sides import prepared_sides, side_as_is
+from bench.gate.sitting import run_sitting
+from bench.records.records import Record
+from bench.records.sittings import SideName, Sitting, SittingRecords, SittingRun, load_sitting
+from bench.scenario.gate import GateSpec
+from bench.scenario.types import Cell
+from gate_projects import git, make_repository
+from records_factory import make_record
+from replay_worker import make_cell
+
+if TYPE_CHECKING:
+    from bench.gate.process import SideProcess
+
+COMMAND = (str(Path(__file__).parents[1] / "support" / "replay_serve.py"),)
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have cells of two sides fail where they overlap."""
+    monkeypatch.setenv("REPLAY_ALONE", str(tmp_path / "alone"))
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
+
+
+def sit(
+    folder: Path,
+    cells: Sequence[Cell],
+    judge: "Judging",
+    observer: NullGateObserver | None = None,
+    **options: object,
+) -> SittingRecords:
+    """Run a sitting of the environment as it is against itself."""
+    chosen = SittingOptions(folder=folder, command=COMMAND, **options)  # type: ignore[arg-type] # a test names them right
+    return run_sitting(cells, (side_as_is("base"), side_as_is("candidate")), judge, chosen, observer)
+
+
+class Judging:
+    """Calls a cell decided at the look that is given for it, and keeps what it was asked."""
+
+    def __init__(self, **decided_at: int) -> None:
+        """Take the repeats after which a cell, by its behaviour, is decided."""
+        self._decided_at = decided_at
+        self.asked: list[tuple[int, int, int]] = []
+
+    def __call__(self, records: Mapping[SideName, Sequence[Record]], repeats: int) -> Collection[str]:
+        """Keep how many records there were of each side."""
+        self.asked.append((repeats, len(records["base"]), len(records["candidate"])))
+        return [f"replay/{name}" for name, last in self._decided_at.items() if repeats < last]
+
+
+def order(runs: Sequence[SittingRun], behaviour: str) -> str:
+    """Return the sides of a cell's runs in the order run: A for the base, small letters for warm-ups."""
+    letters = {"base": "A", "candidate": "B"}
+    return "".join(
+        letters[run.side].lower() if run.purpose == "warm-up" else letters[run.side]
+        for run in runs
+        if run.cell == f"replay/{behaviour}"
+    )
+
+
+class Sham:
+    """A side whose every run takes ten seconds, it says."""
+
+    def run(self, cell: Cell, number: int) -> Record:
+        """Return a record at once."""
+        return make_record(cell=cell, run=number, total_ns=10_000_000_000)
+
+
+@pytest.mark.parametrize(("left_s", "repeats"), [(15, 1), (25, 5)])
+def test_no_repeat_is_begun_that_would_end_after_the_budget(
+    tmp_path: Path, left_s: float, repeats: int
+) -> None:
+    """A repeat is expected to take as long as the longest of its cell so far; the first is always begun."""
+    sham = cast("SideProcess", Sham())
+    cell, facts = make_cell("ok"), side_as_is("base").facts
+    log = Logbook(
+        folder=tmp_path,
+        sitting=Sitting(scenario="s", cells=(), base=facts, candidate=facts, looks=(5,), started_at="now"),
+        processes={"base": sham, "candidate": sham},
+        observer=NullGateObserver(),
+    )
+    enough = sitting._repeat(cell, range(1, 6), log, time.monotonic() + left_s)
+    assert (2 * repeats, repeats == 5) == (len(log.sitting.runs), enough)
+
+
+class Killing(NullGateObserver):
+    """Kills the process of one side as a run of a repeat begins, and keeps what is said."""
+
+    def __init__(self, side: SideName, repeat: int) -> None:
+        """Take when."""
+        self._when = (side, repeat)
+
+    def run_started(self, cell: Cell, side: SideName, repeat: int) -> None:
+        """Kill it."""
+        del cell
+        if (side, repeat) == self._when:
+            base, candidate = sorted(children())
+            os.kill(base if side == "base" else candidate, signal.SIGKILL)
+
+
+def children() -> list[int]:
+    """Return this process's children that are sides, the base first."""
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if COMMAND[0] in command_of(pid) and parent_of(pid) == os.getpid()]
+
+
+def command_of(pid: int) -> str:
+    """Return a process's command line; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def parent_of(pid: int) -> int:
+    """Return a process's parent; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def test_sides_run_in_turn_until_each_cell_is_decided_even_after_one_was_killed(tmp_path: Path) -> None:
+    """One run at a time, A B B A; a decided cell runs no more, one out of memory is not repeated.
+
+    What was run before a side was killed is on disk and counts, and the sitting is said to have been resumed.
+    """
+    judge, looks = Judging(ok=1, oom=9, **{"ok-2": 3}), (1, 3, 5)
+    cells = [make_cell("ok"), make_cell("oom"), make_cell("ok-2")]
+    with pytest.raises(InfrastructureError, match=r"the base \(the environment as it is\) ended by SIGKILL"):
+        sit(tmp_path, cells, judge, Killing("base", 2), looks=looks)
+    assert [] == children()
+    (file,) = tmp_path.glob("*/sitting.json")
+    assert "ABB" == order(load_sitting(file.parent).sitting.runs, "ok-2")
+    with pytest.raises(UsageError, match="its scenario changed since"):
+        sit(tmp_path, [make_cell("ok", training={"seed": 1})], judge, looks=looks, resume=True)
+    with pytest.raises(UsageError, match="its gate changed since"):
+        sit(tmp_path, cells, judge, looks=looks, resume=True, gate=GateSpec(alpha=0.2))
+    result = sit(tmp_path, cells, judge, looks=looks, resume=True)
+    runs = result.sitting.runs
+    assert ("abABab", "AB", "ABBAAB") == (order(runs, "ok"), order(runs, "oom"), order(runs, "ok-2"))
+    assert {"ok": 12, "oom": 2} == Counter(run.outcome for run in runs)
+    assert sorted(run.started_at for run in runs) == [run.started_at for run in runs]
+    assert [(1, 3, 3), (1, 3, 4), (3, 5, 5)] == judge.asked
+    assert ("decided", 1) == (result.sitting.stopped, len(result.sitting.resumed_at))
+    assert ["warm-up", "resumed"] == [caveat.code for caveat in result.sitting.caveats]
+    on_disk = {path.name for path in (result.folder / "base").glob("*.json")}
+    assert {run.file for run in runs if (run.side, run.purpose) == ("base", "measured")} == on_disk
+    with pytest.raises(UsageError, match="is complete; run without --resume"):
+        sit(tmp_path, cells, judge, looks=looks, resume=True)
+
+
+def test_there_has_to_be_something_to_resume(tmp_path: Path) -> None:
+    """In a folder without a sitting."""
+    with pytest.raises(UsageError, match="there is no sitting in"):
+        sit(tmp_path, [make_cell("ok")], Judging(), resume=True)
+
+
+GATE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from replay_worker import make_cell
+from bench.errors import BenchError
+from bench.gate.begin import SittingOptions
+from bench.gate.observe import NullGateObserver
+from bench.gate.sitting import run_gate
+
+class Telling(NullGateObserver):
+    def run_started(self, cell, side, repeat):
+        print("started", flush=True)
+
+options = SittingOptions(folder=Path({folder!r}), command=({command!r},), exact_only=True)
+try:
+    cells, here = [make_cell("hang")], Path({repository!r})
+    run_gate(cells, ("v1.0", None), lambda records, repeats: (), options, Telling(), here=here)
+except BenchError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[str]"]:
+    """Start a gate of a git revision whose one cell hangs, and return once it does."""
+    monkeypatch.setenv("GATE_OF_THIS_TEST", str(tmp_path))
+    repository = make_repository(tmp_path / "project", ["1.0", "2.0"])
+    code = GATE.format(
+        tests=str(Path(__file__).parents[1] / "support"),
+        folder=str(tmp_path / "sittings"),
+        command=COMMAND[0],
+        repository=str(repository),
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "started\n" == process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Return the processes that have been started by a gate, those that are only waited for left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            marked = f"GATE_OF_THIS_TEST={folder}".encode() in (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if marked and int(path.name) != os.getpid():
+            found.append(int(path.name))
+    return found
+
+
+def wait_until_gone(folder: Path) -> None:
+    """Return when no process is left."""
+    deadline_s = time.monotonic() + 20
+    while processes_of(folder):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def test_ctrl_c_leaves_neither_a_process_nor_a_worktree(
+    gate: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    """And says where the sitting is and how to go on."""
+    assert (
+        len(processes_of(tmp_path)) >= 5
+    )  # the gate, two sides, a server that workers are forked from, a worker
+    gate.send_signal(signal.SIGINT)
+    said, _ = gate.communicate(timeout=30)
+    assert InterruptedByUserError.exit_code == gate.returncode
+    assert said.startswith(f"interrupted; what was finished is in {tmp_path / 'sittings'}")
+    assert [] == processes_of(tmp_path)
+    assert 1 == len(git(tmp_path / "project", "worktree", "list").splitlines())
+    assert [] == [path for path in (tmp_path / "cache" / "worktrees").iterdir() if path.is_dir()]
+
+
+def test_a_gate_that_is_killed_takes_its_sides_along_and_the_next_clears_up(
+    gate: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    """The kernel ends the sides; the worktree is removed by whoever makes the next."""
+    gate.kill()
+    gate.wait()
+    wait_until_gone(tmp_path)
+    assert 2 == len(git(tmp_path / "project", "worktree", "list").splitlines())
+    with prepared_sides("v2.0", here=tmp_path / "project"):
+        assert 2 == len(git(tmp_path / "project", "worktree", "list").splitlines())
+    assert 1 == len(git(tmp_path / "project", "worktree", "list").splitlines())

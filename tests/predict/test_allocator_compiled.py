@@ -1,0 +1,29 @@
+"""Compiled functions: kept on disk under their sources, and working where nothing can be written."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.predict.allocator import compiled
+
+
+def test_machine_code_is_kept_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled entry leaves an index there, in a folder named after the sources."""
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "_folder", compiled._folder.__wrapped__)
+    assert 3 == compiled.compiled_entry(_sum)(1, 2)
+    (folder,) = (tmp_path / "compiled").iterdir()
+    assert [True] == [path.is_file() for path in folder.rglob("*_sum*.nbi")]
+
+
+def test_without_a_place_to_keep_it_the_function_still_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the cache folder cannot be made, each process compiles for itself."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(compiled, "_folder", lambda: str(tmp_path / "file" / "inside"))
+    assert 3 == compiled.compiled_entry(_sum)(1, 2)
+
+
+def _sum(one: int, other: int) -> int:
+    return one + other

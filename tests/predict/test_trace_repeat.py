@@ -1,0 +1,93 @@
+"""Deepening: what repeats is repeated, what does not is refused, what treats layers apart is traced whole."""
+
+from dataclasses import replace
+
+import pytest
+from transformers import AutoConfig
+
+from bench.predict.depth import Depth, depth_of, shallow
+from bench.predict.trace.repeat import LayersDifferError, deepen, depth_traced
+from bench.predict.trace.trace import trace
+from bench.scenario.platforms import Platform
+from bench.scenario.types import Cell
+from bench.training.empty import configuration_of
+from tiny_cells import tiny_cell
+
+PLATFORM = Platform()
+
+
+def lora(**method: object) -> Cell:
+    """Return a LoRA cell on seven toy layers."""
+    model = {"name": "deep", "random": "tiny-llama-test", "overrides": {"num_hidden_layers": 7}}
+    return tiny_cell({"kind": "lora", **method}, device="cuda", model=model)
+
+
+def test_a_layer_that_behaves_otherwise_is_noticed() -> None:
+    """One block of one middle layer made larger by a byte: nothing is repeated."""
+    cell = lora()
+    config = configuration_of(cell.model)
+    stream = trace(cell, PLATFORM, config, Depth(4, 1, 3))
+    of_layer_two = next(block for block, layer in enumerate(stream.layers) if layer == 2)
+    sizes = stream.sizes.copy()
+    sizes[of_layer_two] += 1
+    with pytest.raises(LayersDifferError):
+        deepen(replace(stream, sizes=sizes), 1, 3)
+
+
+def test_modules_of_repeated_layers_are_named_by_their_own_number() -> None:
+    """The blocks of seven layers name seven layers."""
+    cell = lora()
+    config = configuration_of(cell.model)
+    deep = deepen(trace(cell, PLATFORM, config, Depth(4, 1, 3)), 1, 3)
+    names = [deep.module_of(block) for block, layer in enumerate(deep.layers) if layer >= 0]
+    named = {name.split(".")[4] for name in names if name.startswith("base_model.model.model.layers.")}
+    assert {str(layer) for layer in range(7)} == named
+
+
+@pytest.mark.parametrize(
+    ("layers", "period", "expected"), [(32, 1, 4), (3, 1, 3), (26, 2, 8), (27, 2, 9), (26, 6, 26)]
+)
+def test_depth_needs_four_periods_and_the_rest(layers: int, period: int, expected: int) -> None:
+    """First, two alike, last, and what is left of a period; all of them where that saves nothing."""
+    assert depth_traced(layers, period) == expected
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"target_modules": r".*layers\.3\..*q_proj"},
+        {"peft": {"layers_to_transform": [1]}},
+        {"peft": {"rank_pattern": {"q": 2}}},
+    ],
+)
+def test_methods_that_tell_layers_apart_are_traced_whole(method: dict[str, object]) -> None:
+    """A layer's number in the targets, or any field of peft's own, rules the short cut out."""
+    cell = lora(**method)
+    assert depth_of(cell, configuration_of(cell.model)) is None
+
+
+def test_a_configuration_is_cut_with_its_lists() -> None:
+    """Gemma 2 alternates two kinds of layers; eight of its 26 keep eight kinds."""
+    cell = tiny_cell({"kind": "lora"}, model={"name": "g", "random": "gemma-2-2b"})
+    config = configuration_of(cell.model)
+    depth = depth_of(cell, config)
+    assert depth == Depth(traced=8, period=2, periods_added=9)
+    cut = shallow(config, 8)
+    assert (8, config.layer_types[:8]) == (cut.num_hidden_layers, cut.layer_types)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "deepseek_v3", "first_k_dense_replace": 3, "n_routed_experts": 8, "n_group": 2},
+        {"model_type": "qwen3_moe", "mlp_only_layers": [5, 6], "num_experts": 4},
+        {"model_type": "qwen3_moe", "decoder_sparse_step": 9, "num_experts": 4},
+    ],
+)
+def test_layers_told_apart_by_a_number_in_the_configuration_rule_the_short_cut_out(
+    fields: dict[str, object],
+) -> None:
+    """Experts in some layers only: four layers would not tell what the whole model takes."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = AutoConfig.for_model(**fields, **sizes, num_hidden_layers=13, vocab_size=96)
+    assert depth_of(lora(), config) is None

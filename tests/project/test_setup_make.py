@@ -1,0 +1,82 @@
+"""The set-up: what make does, what is pinned, and that CI runs what a contributor runs."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REQUIREMENTS = [
+    Requirement(line) for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+]
+PINS = [
+    line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"
+]
+
+
+def _dry_run(target: str, *variables: str) -> str:
+    """Return what make would do for a target, doing nothing."""
+    command = ["make", "--dry-run", "--always-make", target, *variables]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    ).stdout
+
+
+def test_make_run_sets_up_and_runs_the_default_scenario() -> None:
+    """A virtual environment, the pinned packages, then the scenario of the README."""
+    steps = _dry_run("run")
+    order = [
+        "-m venv .venv",
+        "-c constraints.txt -e '.[test]'",
+        ".venv/bin/bench run scenarios/smollm2_cpu.toml",
+    ]
+    places = [steps.index(step) for step in order]
+    assert sorted(places) == places
+
+
+@pytest.mark.parametrize(
+    "step", ["ruff check", "ruff format --check", "mypy", "lint-imports", "fetch_weights", "pytest"]
+)
+def test_make_test_checks_everything(step: str) -> None:
+    """Lint, format, types, import directions and tests, on the real weights."""
+    assert step in _dry_run("test")
+
+
+def test_the_default_target_is_run() -> None:
+    """A bare `make` does what the README shows first."""
+    assert (
+        "default" not in (ROOT / "Makefile").read_text(encoding="utf-8").split(".DEFAULT_GOAL := ")[0].lower()
+    )
+    assert ".DEFAULT_GOAL := run" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_ci_runs_make_test() -> None:
+    """CI has no steps of its own."""
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "\nmake test\n" in script.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
+def test_every_dependency_is_pinned_within_its_bounds(requirement: Requirement) -> None:
+    """constraints.txt names one version of it, and pyproject.toml allows that one."""
+    pinned = dict(line.split("==") for line in PINS)
+    assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
+def test_no_dependency_has_an_upper_bound(requirement: Requirement) -> None:
+    """A user's own CUDA build of torch is never replaced by an older one."""
+    assert {specifier.operator for specifier in requirement.specifier} == {">="}
+
+
+def test_pins_are_plain_versions() -> None:
+    """No local suffix, no address, no index: they resolve wherever the packages are."""
+    assert [line for line in PINS if not re.fullmatch(r"[a-z0-9.-]+==[A-Za-z0-9.]+", line)] == []

@@ -1,0 +1,48 @@
+"""The README's commands exist and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from bench.cli import app
+from bench.scenario.load import load_scenario
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_every_command_is_in_the_readme_and_none_that_is_not() -> None:
+    """The list of commands is complete and true."""
+    there = set(getattr(get_command(app), "commands"))  # noqa: B009 - typer's type does not show it
+    assert there == set(
+        re.findall(r"\bbench ([a-z]+)\b", "\n".join(re.findall(r"`[^`]+`|^    .*", README, re.MULTILINE)))
+    )
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "results/README.md"])
+def test_links_between_pages_lead_to_files(page: str) -> None:
+    """A relative link names a file of the repository."""
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_every_dependency_is_justified() -> None:
+    """CONTRIBUTING.md says in a line why each is here."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    names = re.findall(r'^  "([a-z0-9-]+)>=', project, re.MULTILINE)
+    assert names
+    assert [name for name in names if f"`{name}`" not in CONTRIBUTING] == []
+
+
+def test_the_scenario_in_the_readme_loads(tmp_path: Path) -> None:
+    """The example makes the nine cells it says, under the id it names."""
+    (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    path = tmp_path / "example.toml"
+    path.write_text(example, encoding="utf-8")
+    ids = [cell.id for cell in load_scenario(path).cells]
+    assert len(ids) == 9
+    assert "mistral-7b/lora-r8/b1-s512-ckpt" in ids

@@ -1,0 +1,43 @@
+"""The workflow of this repository: pinned, no strangers' text in scripts, options that exist."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from bench.cli import app
+
+WORKFLOWS = sorted((Path(__file__).parents[2] / ".github" / "workflows").glob("*.yml"))
+
+
+def _steps(workflow: Path) -> list[dict[str, Any]]:
+    document = yaml.safe_load(workflow.read_text())
+    return [step for job in document["jobs"].values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_actions_are_pinned_and_scripts_hold_no_expression(workflow: Path) -> None:
+    """A tag can be moved and a branch's name can be a command."""
+    document = yaml.safe_load(workflow.read_text())
+    assert {"contents": "read"} == document["permissions"]
+    uses = [step["uses"] for step in _steps(workflow) if "uses" in step]
+    assert [] == [name for name in uses if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name)]
+    assert [] == [step["run"] for step in _steps(workflow) if "${{" in step.get("run", "")]
+
+
+def test_the_gate_in_the_workflow_is_a_command_of_ours() -> None:
+    """Its options and its scenario exist."""
+    (script,) = [
+        step["run"] for path in WORKFLOWS for step in _steps(path) if "bench gate" in step.get("run", "")
+    ]
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    gate = command.commands["gate"]
+    known = {name for parameter in gate.params for name in parameter.opts}
+    assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", script.split("bench gate")[1])) <= known
+    (scenario,) = re.findall(r"scenarios/\S+", script)
+    assert (Path(__file__).parents[2] / scenario).is_file()

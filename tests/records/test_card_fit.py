@@ -1,0 +1,65 @@
+"""Whether a prediction fits on a card: both limits, to the byte."""
+
+from typing import Literal
+
+import pytest
+
+from bench.records.card_fit import judge
+from bench.records.predictions import Prediction
+from bench.scenario.cards import ASSUMED_CONTEXT_BYTES, card_of_memory
+from bench.scenario.platforms import Platform
+
+GIB = 1 << 30
+ROOM_BYTES = 24 * GIB - ASSUMED_CONTEXT_BYTES
+"""What a card of 24 GiB leaves beside the context."""
+
+
+def _prediction(allocated: int, high: int | None, device: Literal["cpu", "cuda"] = "cuda") -> Prediction:
+    return Prediction(
+        platform=Platform(device=device),
+        allocated_peak_bytes=allocated,
+        reserved_peak_bytes=high,
+        reserved_low_bytes=high,
+        reserved_high_bytes=high,
+        phase_peaks_bytes={"forward": allocated},
+        phase_ends_bytes={},
+        peak_phase="forward",
+        peak_op="aten::mm",
+        peak_module="model",
+        categories_at_peak_bytes={},
+        method="full trace",
+    )
+
+
+@pytest.mark.parametrize(
+    ("allocated", "high", "answer"),
+    [
+        (10 * GIB, ROOM_BYTES, "fits"),
+        (10 * GIB, ROOM_BYTES + 1, "too close to call"),
+        (ROOM_BYTES, ROOM_BYTES + GIB, "too close to call"),
+        (ROOM_BYTES + 1, ROOM_BYTES + GIB, "does not fit"),
+        (ROOM_BYTES, None, "fits"),
+    ],
+)
+def test_the_answer_turns_at_the_byte(allocated: int, high: int | None, answer: str) -> None:
+    """The top of the band with the context fits; what is allocated with the context does not; or neither."""
+    verdict = judge(_prediction(allocated, high), card_of_memory("24GiB"))
+    assert answer == verdict.answer
+
+
+def test_a_verdict_says_what_it_rests_on() -> None:
+    """The bytes needed at most and at least, what the card has, the margin, and what was assumed."""
+    verdict = judge(_prediction(10 * GIB, 12 * GIB), card_of_memory("24GiB"))
+    assert (12 * GIB + ASSUMED_CONTEXT_BYTES, 10 * GIB + ASSUMED_CONTEXT_BYTES, 24 * GIB) == (
+        verdict.needed_bytes,
+        verdict.least_bytes,
+        verdict.usable_bytes,
+    )
+    assert 12 * GIB - ASSUMED_CONTEXT_BYTES == verdict.margin_bytes
+    assert 2 == len(verdict.assumptions)
+
+
+def test_a_prediction_for_the_cpu_is_not_judged() -> None:
+    """There is no card, so no answer is made up."""
+    with pytest.raises(ValueError, match="CPU"):
+        judge(_prediction(GIB, None, "cpu"), card_of_memory("24GiB"))

@@ -1,0 +1,129 @@
+"""Measurements as TOML: what a row becomes, what is refused, and where mistakes are said to be."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.errors import ScenarioError
+from bench.records.published.rows import Measured, read_rows, shipped_rows
+from bench.scenario.types import LoraMethod, QloraMethod
+
+HEAD = """
+[source]
+name = "lab"
+title = "A laboratory"
+repository = "example.org"
+licence = "CC0"
+
+[defaults]
+tier = 1
+reference = "page 1"
+date = "2025"
+gpu = "A100"
+software = "torch 2.6"
+
+[defaults.platform]
+torch = "2.6"
+
+[defaults.method.lora]
+rank = 4
+dropout = 0.1
+
+[defaults.training]
+micro_batch = 2
+"""
+ROW = """
+[[rows]]
+name = "one"
+model.random = "gpt2"
+method = { kind = "lora", rank = 64 }
+training.sequence_length = 100
+measured = [{ metric = "allocated", size_bytes = 1000 }]
+"""
+
+
+def _written(folder: Path, text: str) -> Path:
+    path = folder / "rows.toml"
+    path.write_text(text)
+    return path
+
+
+def test_row_is_laid_over_the_defaults_of_its_file_and_its_kind_of_method(tmp_path: Path) -> None:
+    """A row's own values win, tables are merged, and a method takes the defaults of its kind only."""
+    (row,) = read_rows(_written(tmp_path, HEAD + ROW)).rows
+    assert row.cell is not None
+    assert LoraMethod(rank=64, dropout=0.1) == row.cell.method
+    assert (2, 100) == (row.cell.training.micro_batch, row.cell.training.sequence_length)
+    assert ("cuda", "2.6", "lab/one") == (row.cell.device, row.platform.torch, row.cell.id)
+    assert (Measured(metric="allocated", size_bytes=1000, low_bytes=1000, high_bytes=1000),) == row.measured
+
+
+def test_refused_row_has_no_cell(tmp_path: Path) -> None:
+    """A run that cannot be expressed keeps its number and its reason."""
+    text = (
+        '\n[[rows]]\nname = "gptq"\nrefused = "GPTQ."\nmeasured = [{ metric = "reserved", size_bytes = 5 }]\n'
+    )
+    (row,) = read_rows(_written(tmp_path, HEAD + text)).rows
+    assert ("GPTQ.", None, 5) == (row.refused, row.cell, row.measured[0].size_bytes)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "place"),
+    [
+        ("micro_batch = 2", "micro_batch = 0", "rows.toml:"),
+        (
+            'name = "one"',
+            'nmae = "one"',
+            'rows.toml:26: rows[0].nmae: is not a key of a row. Perhaps you meant "name"',
+        ),
+        ("sequence_length = 100", "sequence_lenght = 100", "rows.toml:29: rows[0].training"),
+        ("size_bytes = 1000", "size_bytes = -1", "rows.toml:30: rows[0].measured"),
+    ],
+)
+def test_mistake_is_told_with_its_line(tmp_path: Path, before: str, after: str, place: str) -> None:
+    """Every mistake names the file and the line."""
+    path = _written(tmp_path, (HEAD + ROW).replace(before, after))
+    with pytest.raises(ScenarioError) as raised:
+        read_rows(path)
+    assert place in str(raised.value)
+
+
+def test_two_rows_of_one_name_are_refused(tmp_path: Path) -> None:
+    """A name says which row is meant, so it stands once."""
+    with pytest.raises(ScenarioError, match="the name of an earlier row"):
+        read_rows(_written(tmp_path, HEAD + ROW + ROW))
+
+
+def test_shipped_measurements_can_be_read_and_are_all_accounted_for() -> None:
+    """Every source is there with all its rows, each with a cell or a reason."""
+    counts = {
+        found.source.name: (len(found.rows), sum(row.refused is None for row in found.rows))
+        for found in shipped_rows()
+    }
+    assert counts == {
+        "fms-acceleration": (57, 13),
+        "lightning-lora-insights": (6, 6),
+        "litgpt-config_hub": (16, 15),
+        "litgpt-resource-tables": (10, 4),
+        "ms-swift": (39, 10),
+        "peft-metamathqa": (32, 30),
+        "qwen-readme": (24, 0),
+        "rtx4080": (6, 6),
+    }
+
+
+def test_shipped_qlora_runs_are_those_that_were_published() -> None:
+    """A stage-by-stage row is the run that its source describes."""
+    rows = {row.name: row for found in shipped_rows() if found.source.name == "rtx4080" for row in found.rows}
+    cell = rows["qwen2.5-3b-s1024"].cell
+    assert cell is not None
+    assert isinstance(cell.method, QloraMethod)
+    assert (16, True, "nf4") == (cell.method.rank, cell.method.double_quantisation, cell.method.quantisation)
+    assert ("paged-adamw-8bit", "reentrant", True) == (
+        cell.training.optimizer,
+        cell.training.gradient_checkpointing,
+        cell.training.keep_outputs,
+    )
+    assert {"adapt", "adapt_peak", "forward", "backward", "optimizer_step", "peak"} == {
+        one.moment for one in rows["qwen2.5-3b-s1024"].measured
+    }

@@ -1,0 +1,159 @@
+"""Errors, bands and summaries of predictions, from a predictor whose answers are known."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UsageError
+from bench.records.predictions import Prediction, Refusal
+from bench.records.published.rows import Measured, Row, Source
+from bench.records.published.score import Outcome, Validation, score, summarise
+from bench.records.published.stored import read_validation, write_validation
+from bench.report.validation import render_validation
+from bench.scenario.platforms import Platform
+
+
+def _prediction(allocated: int, reserved: int) -> Prediction:
+    return Prediction(
+        platform=Platform(),
+        allocated_peak_bytes=allocated,
+        reserved_peak_bytes=reserved,
+        reserved_low_bytes=reserved - 10,
+        reserved_high_bytes=reserved + 10,
+        phase_peaks_bytes={"load": 50, "adapt": 70, "forward": allocated},
+        phase_ends_bytes={"load": 40, "adapt": 60, "forward": 90},
+        peak_phase="forward",
+        peak_op="aten::mm",
+        peak_module="model.layers.3",
+        categories_at_peak_bytes={"weights": allocated},
+        method="full trace",
+    )
+
+
+def _measured(metric: str, size: int, moment: str = "peak", spread: int = 0) -> Measured:
+    return Measured.model_validate(
+        {
+            "metric": metric,
+            "moment": moment,
+            "size_bytes": size,
+            "low_bytes": size - spread,
+            "high_bytes": size + spread,
+        }
+    )
+
+
+def _row(name: str, *measured: Measured, refused: str | None = None) -> Row:
+    return Row(
+        name=name,
+        source="lab",
+        tier=1,
+        reference="page 1",
+        date="2025",
+        gpu="A100",
+        software="torch 2.6",
+        measured=measured,
+        refused=refused,
+    )
+
+
+ROWS = (
+    _row(
+        "exact",
+        _measured("allocated", 100),
+        _measured("reserved", 195),
+        _measured("allocated", 90, "forward"),
+    ),
+    _row(
+        "low",
+        _measured("allocated", 125),
+        _measured("reserved", 215, spread=5),
+        _measured("allocated", 70, "adapt_peak"),
+    ),
+    _row("far", _measured("reserved", 250), _measured("unknown", 7)),
+    _row("gptq", _measured("allocated", 5), refused="GPTQ base."),
+    _row("odd", _measured("allocated", 5)),
+)
+
+
+def _predict(row: Row) -> Outcome:
+    return Refusal(message="aten::nonzero needs data.") if row.name == "odd" else _prediction(100, 200)
+
+
+def _validation() -> Validation:
+    source = Source(
+        name="lab", title="A | laboratory", repository="example.org", licence="CC0", note="Beware."
+    )
+    return Validation(versions={"torch": "2.13"}, sources=(source,), rows=score(ROWS, _predict))
+
+
+def test_each_measurement_meets_the_figure_that_answers_it() -> None:
+    """Peaks, bands and the ends of phases are compared with their like; an unknown counter with nothing."""
+    scored = {row.name: row.measurements for row in score(ROWS, _predict)}
+    assert [100, 200, 90] == [one.predicted_bytes for one in scored["exact"]]
+    assert [-0.2, 200 / 215 - 1, 0.0] == [pytest.approx(one.error) for one in scored["low"]]
+    assert [200, None] == [one.predicted_bytes for one in scored["far"]]
+    assert [True, True, False] == [
+        scored[name][index].in_band for name, index in (("exact", 1), ("low", 1), ("far", 0))
+    ]
+
+
+def test_what_the_file_refuses_is_not_asked_of_the_predictor() -> None:
+    """Both kinds of refusal keep their reason and are told apart."""
+    asked: list[str] = []
+
+    def predict(row: Row) -> Outcome:
+        asked.append(row.name)
+        return _predict(row)
+
+    scored = {row.name: row for row in score(ROWS, predict)}
+    assert ["exact", "low", "far", "odd"] == asked
+    assert ("GPTQ base.", True) == (scored["gptq"].refused, scored["gptq"].inexpressible)
+    assert ("aten::nonzero needs data.", False) == (scored["odd"].refused, scored["odd"].inexpressible)
+    assert "forward: aten::mm, model.layers.3" == scored["exact"].peak
+
+
+def test_summary_is_by_source_tier_counter_and_moment() -> None:
+    """Sizes of errors have a median, a mean and a largest; their mean with the sign is beside them."""
+    first, reserved, *_ = summarise(score(ROWS, _predict))
+    assert ("lab", 1, "allocated", "peak", 2) == (
+        first.source,
+        first.tier,
+        first.metric,
+        first.moment,
+        first.count,
+    )
+    errors = (first.median_error, first.mean_error, first.largest_error, first.signed_error)
+    assert pytest.approx((0.1, 0.1, 0.2, -0.1)) == errors
+    assert (0, 0) == (first.in_band, first.with_band)
+    assert ("reserved", 3, 2, 3) == (reserved.metric, reserved.count, reserved.in_band, reserved.with_band)
+
+
+def test_validation_survives_its_file(tmp_path: Path) -> None:
+    """What is written is what is read."""
+    path = tmp_path / "made" / "prediction.json"
+    write_validation(_validation(), path)
+    assert _validation() == read_validation(path)
+
+
+def test_file_that_is_no_validation_is_refused(tmp_path: Path) -> None:
+    """A missing file and a foreign one are told as what they are."""
+    with pytest.raises(UsageError, match="make it with bench validate"):
+        read_validation(tmp_path / "none.json")
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text('{"format": 2}')
+    with pytest.raises(UsageError, match="is not a validation"):
+        read_validation(foreign)
+
+
+def test_page_shows_every_number_and_every_refusal() -> None:
+    """Numbers with their errors, counts, refusals with reasons, and a stranger's text made harmless."""
+    page = render_validation(_validation())
+    assert (
+        "Rows: 5. Predicted: 3. Refused because the run cannot be expressed: 1. Refused while tracing: 1."
+        in page
+    )
+    assert "### A \\| laboratory" in page
+    assert "| low | allocated | peak |" in page
+    assert "−20.00 %" in page  # noqa: RUF001 - the minus sign that reports use
+    assert "- GPTQ base. (1: gptq)" in page
+    assert "- aten::nonzero needs data. (1: odd)" in page

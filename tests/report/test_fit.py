@@ -1,0 +1,85 @@
+"""Bounds as a user reads them: bars for the frontier, both sides in a table, what was assumed below."""
+
+import io
+
+from rich.console import Console
+
+from bench.records.fits import Bound, Fit, Tried
+from bench.records.plans import CardVerdict
+from bench.report.fit import frontier, render_markdown, render_terminal
+from bench.scenario.cards import card_of_memory
+from records_factory import make_prediction
+
+GIB = 1024**3
+CARD = card_of_memory("24GiB")
+
+
+def tried(value: int, size_gib: int) -> Tried:
+    """Return a value with the verdict on a prediction of this size."""
+    return Tried(value=value, verdict=CardVerdict.of(make_prediction(size_gib * GIB), CARD))
+
+
+def bound(method: str, axis: str, length: int, **changes: object) -> Bound:
+    """Return a bound with nothing found."""
+    fields: dict[str, object] = {
+        "method": method,
+        "axis": axis,
+        "micro_batch": 1,
+        "sequence_length": length,
+        "rank": None if method == "full" else 16,
+        "step": 1,
+        "limit": 4096,
+    }
+    return Bound.model_validate(fields | changes)
+
+
+def example() -> Fit:
+    """Return a fit with every kind of bound: found, never fitting, without end, refused."""
+    return Fit(
+        model="tiny",
+        card=CARD,
+        torch="2.13.0",
+        window="bf16, gradient checkpointing off, adamw-fused, attention sdpa",
+        bounds=(
+            bound("full", "micro_batch", 512, next=tried(1, 40)),
+            bound("lora", "micro_batch", 512, fits=tried(8, 20), next=tried(9, 22)),
+            bound("lora", "micro_batch", 2048, fits=tried(4096, 20)),
+            bound("full", "micro_batch", 2048, refusal="aten::nonzero depends on data."),
+            bound("lora", "sequence_length", 512, step=64, fits=tried(4032, 20), next=tried(4096, 40)),
+        ),
+    )
+
+
+def test_the_frontier_is_drawn_as_bars() -> None:
+    """A doubling is four blocks; what has no bar says why."""
+    assert frontier(example()).splitlines() == [
+        "    512  full  not even 1",
+        f"    512  lora  {'█' * 13} 8",
+        "",
+        f"  2,048  lora  {'█' * 49} 4,096 or more",
+        "  2,048  full  cannot be predicted",
+    ]
+
+
+def test_a_page_shows_both_sides_of_each_bound() -> None:
+    """The last value that fits and the next, each with what it needs."""
+    page = render_markdown(example())
+    assert page.startswith("# tiny on a card with 24 GiB: what fits\n")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| lora")]
+    assert rows[0][2:-1] == ["length 512, rank 16", "8", "22.70 GiB", "9", "24.90 GiB"]
+    assert rows[0][-1] == "too close to call |"
+    assert rows[1][2:5] == ["length 2,048, rank 16", "4,096", "22.70 GiB"]
+    assert rows[1][-1] == "4,096 is the limit |"
+    assert rows[2][2:6] == ["batch 1, rank 16", "4,032", "22.70 GiB", "4,096"]
+    assert "- full cannot be predicted: aten::nonzero depends on data." in page
+    assert "- Searched: a sequence length in steps of 64." in page
+
+
+def test_the_terminal_shows_the_same() -> None:
+    """Chart, table and notes."""
+    output = io.StringIO()
+    Console(file=output, width=140, color_system=None).print(render_terminal(example()))
+    text = output.getvalue()
+    assert frontier(example()) in text
+    assert "too close to call" in text
+    assert "24.00 GiB usable" in text

@@ -1,0 +1,156 @@
+"""A plan as a user reads it: one page kept whole, the terminal, JSON and back, blocks of pages."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench.errors import UsageError
+from bench.records.plans import CardVerdict, Change, Plan, PlannedCell, plan_json, read_plan
+from bench.records.predictions import Refusal
+from bench.records.stored import Caveat
+from bench.report.plan import render_markdown, render_short, render_terminal
+from bench.scenario.cards import Card, card, card_of_memory
+from bench.scenario.platforms import Platform
+from records_factory import MIB, make_cell, make_prediction
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "plan.md"
+GIB = 1024**3
+AMPERE = Platform(capability=(8, 6), torch="2.13.0", bitsandbytes="0.50.2")
+HOPPER = Platform(capability=(9, 0), torch="2.13.0", bitsandbytes="0.50.2")
+
+
+def planned(
+    name: str, size_gib: float, cards: dict[Platform, Card], *, paged_gib: int = 0
+) -> list[PlannedCell]:
+    """Return a cell on the platforms of the cards, of a size and a little more on the later ones."""
+    cells = []
+    for index, (platform, one) in enumerate(cards.items()):
+        prediction = make_prediction(
+            round(size_gib * GIB) + index * 100 * MIB, platform=platform, paged_bytes=paged_gib * GIB
+        )
+        verdicts = (CardVerdict.of(prediction, one),)
+        cells.append(PlannedCell(cell=make_cell(id=name), answer=prediction, verdicts=verdicts))
+    return cells
+
+
+def example() -> Plan:
+    """Return a plan with everything: two capabilities, a refusal, paged state, changes, a caveat."""
+    cards = {AMPERE: card("rtx3090"), HOPPER: card("h100-80gb")}
+    large = planned("llama/full/b1-s512", 30, cards)
+    smaller = make_prediction(10 * GIB, platform=AMPERE)
+    verdicts = (CardVerdict.of(smaller, cards[AMPERE]),)
+    large[0] = large[0].model_copy(
+        update={"changes": (Change(what="LoRA of rank 16", prediction=smaller, verdicts=verdicts),)}
+    )
+    close = planned("llama/lora-r8/b4-s512", 22, cards, paged_gib=2)
+    caveat = Caveat(code="example", message="Something to know of a <prediction>.")
+    close[0] = close[0].model_copy(
+        update={"answer": close[0].answer.model_copy(update={"caveats": (caveat,)})}
+    )
+    refused = PlannedCell(
+        cell=make_cell(id="llama/boft/b1-s512"), answer=Refusal(message="aten::nonzero | depends on data.")
+    )
+    return Plan(
+        scenario="example",
+        title="An *example*",
+        allocator="expandable_segments:True",
+        cards=tuple(cards.values()),
+        cells=(*large, *close, refused),
+    )
+
+
+def shown(renderable: object) -> str:
+    """Return what a terminal 140 columns wide shows."""
+    output = io.StringIO()
+    Console(file=output, width=140, color_system=None).print(renderable)
+    return output.getvalue()
+
+
+def test_a_page_is_kept_whole() -> None:
+    """Every number, sentence and escape; running this file renews it."""
+    assert GOLDEN.read_text(encoding="utf-8") == render_markdown(example())
+
+
+def test_json_is_read_back_as_it_was(tmp_path: Path) -> None:
+    """What is rendered from the file is what is rendered at once."""
+    (tmp_path / "plan.json").write_text(plan_json(example()), encoding="utf-8")
+    assert read_plan(tmp_path / "plan.json") == example()
+
+
+@pytest.mark.parametrize("content", ["{", '{"plan_version": 2}', "[]"])
+def test_what_is_not_a_plan_is_said_to_be_none(tmp_path: Path, content: str) -> None:
+    """One sentence with the file and what to do."""
+    path = tmp_path / "plan.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"plan\.json is not a plan .*write one with"):
+        read_plan(path)
+    (tmp_path / "link.json").symlink_to(path)
+    with pytest.raises(UsageError, match="not a plain file"):
+        read_plan(tmp_path / "link.json")
+
+
+def test_one_card_has_its_context_and_total_in_columns() -> None:
+    """And the verdict alone under its name."""
+    one = card_of_memory("24GiB")
+    plan = Plan(scenario="x", title="x", cards=(one,), cells=tuple(planned("a/b/c", 10, {AMPERE: one})))
+    lines = shown(render_short(plan)).splitlines()
+    assert lines[2].split() == ["Cell", "Allocated", "Reserved", "Context", "Total", "Peak", "in", "24GiB"]
+    assert " ".join(lines[4].split()) == (
+        "a/b/c 10.00 GiB 10.50 to 11.00 GiB 0.70 GiB 11.70 GiB backward fits"
+    )
+    assert lines[-1] == "On a card with 24 GiB, 1 cell fits."
+
+
+def test_a_ladder_names_the_smallest_card_that_fits() -> None:
+    """Or none, and the sum says how many cells that holds for."""
+    cards = (card("rtx3060-12gb"), card("rtx3090"), card("a100-80gb"))
+    cells = []
+    for name, size_gib in (("a/b/small", 9), ("a/b/large", 20), ("a/b/huge", 100)):
+        prediction = make_prediction(size_gib * GIB, platform=AMPERE)
+        verdicts = tuple(CardVerdict.of(prediction, one) for one in cards)
+        cells.append(PlannedCell(cell=make_cell(id=name), answer=prediction, verdicts=verdicts))
+    plan = Plan(scenario="x", title="x", cards=cards, ladder=True, cells=tuple(cells))
+    text = shown(render_terminal(plan))
+    rows = {line.split()[0]: line for line in text.splitlines() if line.strip().startswith("a/b/")}
+    assert "rtx3060-12gb, 10.60 GiB" in rows["a/b/small"]
+    assert "rtx3090, 22.41 GiB" in rows["a/b/large"]
+    assert "none of them" in rows["a/b/huge"]
+    assert "1 cell of 3 fits on no card tried, not even one A100 80 GB." in text
+    assert "Name yours with --gpu or --memory." in " ".join(text.split())
+
+
+def test_the_cpu_shows_live_tensors_only() -> None:
+    """Nothing of allocators, cards or contexts."""
+    prediction = make_prediction(600 * MIB, platform=Platform(device="cpu"))
+    cell = PlannedCell(cell=make_cell(), answer=prediction)
+    text = shown(render_terminal(Plan(scenario="x", title="x", cards=(), cells=(cell,))))
+    assert "600 MiB" in text
+    assert "Live tensors" in text
+    assert "Reserved" not in text
+
+
+def test_rendering_a_plan_imports_nothing_heavy() -> None:
+    """``bench run`` renders one before it measures."""
+    code = (
+        "import sys, bench.report.plan, bench.runner.plan, bench.runner.fitting, bench.report.fit;"
+        "print([name for name in ('torch', 'pandas', 'scipy', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_plan_of_refusals_says_only_that_and_why() -> None:
+    """Nothing about kernels, cards and bands where no number is shown."""
+    whole = example()
+    page = render_markdown(whole.model_copy(update={"cells": whole.cells[-1:]}))
+    assert "1 of 1 cell cannot be predicted" in page
+    assert "depends on data." in page
+    assert not [words for words in ("is judged", "was traced", "H100", " for .") if words in page]
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(render_markdown(example()), encoding="utf-8")

@@ -1,0 +1,111 @@
+"""Runs that others spoilt: kept, run again as the next, and not counted as done."""
+
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+
+import pytest
+
+from bench.records.records import Caveat, Failure, Measurement, Outcome, PhaseReading, Record
+from bench.runner.observe import NullObserver
+from bench.runner.schedule import PlannedRun, PlanOptions, plan_runs
+from bench.runner.supervise import JobEnd, add_findings
+from bench.runner.sweep import SweepResult, _run_all
+from bench.runner.watch import Findings
+from gpu_factory import make_gpu
+from records_factory import make_record
+from replay_worker import make_cell
+
+
+def played(outcomes: Iterable[str], phases: tuple[PhaseReading, ...]) -> Callable[[PlannedRun], Record]:
+    """Return what makes a record of each run, with these outcomes in turn."""
+    script = iter(outcomes)
+
+    def run(planned: PlannedRun) -> Record:
+        outcome = next(script)
+        failure = None if outcome == "ok" else Failure(message="Spoilt.")
+        return make_record(
+            cell=planned.cell,
+            key=planned.key,
+            run=planned.run,
+            outcome=outcome,
+            failure=failure,
+            measurement=Measurement(phases=phases),
+        )
+
+    return run
+
+
+class Counting(NullObserver):
+    """Counts the runs that are added to those that were planned."""
+
+    added = 0
+
+    def run_added(self) -> None:
+        """Count."""
+        self.added += 1
+
+
+@pytest.mark.parametrize(
+    ("script", "begun", "expected"),
+    [
+        (["contaminated", "ok", "ok"], True, [(1, "contaminated"), (2, "ok"), (3, "ok")]),
+        (
+            ["contaminated"] * 3 + ["ok"],
+            True,
+            [(1, "contaminated"), (2, "contaminated"), (3, "contaminated"), (4, "ok")],
+        ),
+        (["contaminated", "ok"], False, [(1, "contaminated"), (2, "ok")]),
+    ],
+)
+def test_a_spoilt_run_is_kept_and_run_again_as_the_next(
+    script: list[str],
+    begun: bool,  # noqa: FBT001 - a table
+    expected: list[tuple[int, str]],
+) -> None:
+    """Twice at the most, with later repeats numbered after it; not where nothing had begun."""
+    cell = make_cell("ok")
+    planned = [PlannedRun(cell=cell, key="k" * 64, run=run, reason=None) for run in (1, 2)]
+    phases = (PhaseReading(name="load", duration_ns=1),) if begun else ()
+    observer = Counting()
+    runner = SimpleNamespace(run=played(script, phases), observer=observer)
+    written: list[Record] = []
+    folder = SimpleNamespace(write=written.append)
+    made = _run_all(planned, runner, folder)  # type: ignore[arg-type] # all that it asks of both
+    assert expected == [(record.run, record.outcome) for record in made]
+    assert (written, len(planned) + observer.added) == (made, len(made))
+
+
+def test_a_spoilt_run_on_disk_is_not_done_and_alone_is_no_success() -> None:
+    """The next sweep tries again, under the next number; until then the sweep says what is missing."""
+    cell = make_cell("ok")
+    spoilt = make_record(cell=cell, outcome="contaminated", failure=Failure(message="Spoilt."))
+    (planned,) = plan_runs(
+        [cell], [spoilt], key_of=lambda _: spoilt.key, reason_of=lambda _: None, options=PlanOptions()
+    )
+    assert 2 == planned.run
+    assert "1 contaminated" in (SweepResult(records=(spoilt,), new_records=1).complaint or "")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected", "message"),
+    [
+        ("ok", "contaminated", "Process 7 came."),
+        ("oom", "contaminated", "Process 7 came. It ended as oom: Too little."),
+        ("timeout", "contaminated", "Process 7 came. It ended as timeout: Too little."),
+        ("crashed", "crashed", "Too little."),
+        ("failed", "failed", "Too little."),
+    ],
+)
+def test_only_ends_that_others_may_have_caused_are_theirs(
+    outcome: Outcome, expected: str, message: str
+) -> None:
+    """A crash or a mistake of our own would have come without them; what was seen is kept either way."""
+    gpu, caveat = make_gpu(), Caveat(code="throttled", message="Hot.")
+    failure = None if outcome == "ok" else Failure(message="Too little.", requested_bytes=5)
+    end = JobEnd(outcome=outcome, failure=failure, measurement=Measurement(), total_ns=1)
+    ended = add_findings(end, Findings(gpu=gpu, caveats=(caveat,), contamination="Process 7 came."))
+    assert ended.failure is not None
+    assert (expected, message) == (ended.outcome, ended.failure.message)
+    assert (gpu, (caveat,)) == (ended.measurement.gpu, ended.measurement.caveats)
+    assert (None if outcome == "ok" else 5) == ended.failure.requested_bytes
+    assert end == add_findings(end, Findings())

@@ -1,0 +1,137 @@
+"""Predictions in worker processes: order, several platforms, a worker that dies, limits, interruption."""
+
+from importlib.util import find_spec
+
+import pytest
+
+from bench.errors import UsageError
+from bench.records.predictions import Prediction, Refusal
+from bench.runner import prediction_pool as planning
+from bench.runner.launch import Launcher
+from bench.runner.prediction_pool import Answer, Question, card_of_device, platform_of, predict_cells
+from bench.scenario.platforms import Platform
+from bench.scenario.types import LimitsSpec
+from replay_worker import make_cell, make_facts, replay
+
+GIB = 1024**3
+AMPERE, HOPPER = Platform(capability=(8, 0)), Platform(capability=(9, 0))
+
+
+@pytest.fixture
+def launcher() -> Launcher:
+    """Return a launcher of replay workers, without anything imported beforehand."""
+    return Launcher(work=replay, preload=["bench.runner.child"])
+
+
+def ask(behaviour: str, batch: int = 1, platform: Platform = AMPERE) -> Question:
+    """Return the question after a replay cell: a GiB for each sequence of its batch."""
+    training = {"sequence_length": 256, "micro_batch": batch}
+    return Question(cell=make_cell(behaviour, training=training), platform=platform)
+
+
+def sizes(answers: list[Answer]) -> list[int | str]:
+    """Return the predicted GiB, or the refusal."""
+    return [
+        one.allocated_peak_bytes // GIB if isinstance(one, Prediction) else one.message for one in answers
+    ]
+
+
+def test_answers_come_in_the_order_of_the_questions_each_on_its_platform(launcher: Launcher) -> None:
+    """Whatever worker answers when; ids may repeat; a refusal is an answer."""
+    heard: list[tuple[int, int]] = []
+    questions = [ask("ok", 3), ask("refused"), ask("ok", 1, HOPPER), ask("ok", 2), ask("ok", 3, HOPPER)]
+    answers = predict_cells(questions, launcher, progress=lambda done, total: heard.append((done, total)))
+    assert sizes(answers) == [3, "aten::nonzero depends on data.", 1, 2, 3]
+    platforms = [one.platform for one in answers if isinstance(one, Prediction)]
+    assert platforms == [AMPERE, HOPPER, AMPERE, HOPPER]
+    assert heard[-1] == (5, 5)
+
+
+def test_a_worker_that_dies_costs_the_cell_to_blame_and_no_other(launcher: Launcher) -> None:
+    """Its part of the work is halved until that cell is alone."""
+    behaviours = ["ok", "ok-2", "sigkill", "ok-3", "slow", "exception"]
+    answers = predict_cells([ask(name) for name in behaviours], launcher)
+    refused = [name for name, one in zip(behaviours, answers, strict=True) if isinstance(one, Refusal)]
+    assert refused == ["sigkill"]
+    assert str(sizes(answers)[2]).startswith(
+        "The predictor failed on this cell: The worker was ended by SIGKILL"
+    )
+
+
+def test_what_takes_too_long_is_refused_and_the_rest_kept(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit ends the worker; what it had answered stays."""
+    monkeypatch.setattr(planning, "cores", lambda: 1)
+    limits = LimitsSpec(timeout_s=1.5, heartbeat_timeout_s=30, host_memory_gib=None)
+    answers = predict_cells([ask("ok", 4), ask("hang")], launcher, limits=limits)
+    assert sizes(answers) in (
+        [4, "Predicting took longer than 1.5 s and was ended."],
+        ["Predicting took longer than 1.5 s and was ended."] * 2,  # had it been asked the other way round
+    )
+
+
+def test_an_interrupt_ends_every_worker(launcher: Launcher) -> None:
+    """Ctrl-C does not wait for the plan's end, and nothing is left running."""
+    jobs: list[object] = []
+
+    def interrupt(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    started = launcher.start
+
+    def start(*arguments: object, **named: object) -> object:
+        jobs.append(started(*arguments, **named))  # type: ignore[arg-type] # passed on as they come
+        return jobs[-1]
+
+    launcher.start = start  # type: ignore[method-assign,assignment] # to see what is started
+    with pytest.raises(KeyboardInterrupt):
+        predict_cells([ask("hang"), ask("ok")], launcher, progress=interrupt)
+    assert jobs
+    for worker in jobs:
+        with pytest.raises(ValueError, match="process object is closed"):
+            worker._process.is_alive()  # type: ignore[attr-defined]
+
+
+def test_cells_that_share_work_go_to_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are runs of like cells, of one platform each."""
+    monkeypatch.setattr(planning, "cores", lambda: 2)
+    cells = [
+        make_cell("x", method={"kind": kind}, training={"sequence_length": 256, "micro_batch": batch})
+        for batch in (1, 2)
+        for kind in ("full", "lora")
+    ]
+    questions = [Question(cell=cell, platform=AMPERE) for cell in cells]
+    parts = planning._split(questions, 2)
+    assert [sorted(part) for part in parts] == [[0, 2], [1, 3]]
+
+
+def test_the_platform_is_what_is_installed_or_what_is_asked_for() -> None:
+    """Local labels of a version are left out; nonsense is refused."""
+    assert platform_of("cuda", (9, 0), "2.6").torch == "2.6"
+    assert "+" not in platform_of("cpu").torch
+    with pytest.raises(UsageError, match="is no version of torch"):
+        platform_of("cuda", torch_version="newest")
+
+
+def test_the_device_of_this_machine_is_a_card() -> None:
+    """Its memory is what torch reports; the size of its context is said to be assumed."""
+    assert card_of_device(make_facts()) is None
+    card = card_of_device(
+        make_facts(cuda_name="NVIDIA L4", cuda_total_bytes=22 * GIB, cuda_capability=(8, 9))
+    )
+    assert card is not None
+    assert (card.title, card.usable_bytes, card.capability) == ("NVIDIA L4", 22 * GIB, (8, 9))
+    assert card.assumptions == ("the size of its CUDA context is assumed",)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.14", "99.0"])
+def test_a_version_of_torch_with_unknown_kernels_is_refused(version: str) -> None:
+    """A table for kernels that nobody has looked at would be a guess."""
+    with pytest.raises(UsageError, match=r"are not known here; give a version from 2\.1 to 2\.13"):
+        platform_of("cuda", torch_version=version)
+
+
+def test_what_workers_import_beforehand_is_there() -> None:
+    """The server that forks them passes over a module that it does not find, and each worker would pay."""
+    assert [name for name in planning.PRELOAD if find_spec(name) is None] == []

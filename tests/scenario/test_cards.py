@@ -1,0 +1,77 @@
+"""The catalogue of cards: its facts are whole and plausible, and what is assumed is said."""
+
+import pytest
+
+from bench.errors import UsageError
+from bench.scenario.cards import ASSUMED_CONTEXT_BYTES, Card, card, card_of_memory, cards
+
+GIB = 1 << 30
+
+
+def test_the_catalogue_holds_the_cards_that_people_train_on() -> None:
+    """Consumer and data-centre cards from the V100 to the B200 are there."""
+    wanted = {"rtx3060-12gb", "rtx3090", "rtx4060ti-16gb", "rtx4070ti", "rtx4080", "rtx4090", "rtx5090", "t4"}
+    wanted |= {"v100-16gb", "v100-32gb", "a10g", "l4", "l40s", "a40", "rtx-a6000", "rtx6000-ada"}
+    wanted |= {"a100-40gb", "a100-80gb", "h100-80gb", "h200", "b200"}
+    assert wanted <= set(cards())
+
+
+@pytest.mark.parametrize("entry", cards().values(), ids=lambda entry: entry.name)
+def test_a_card_s_facts_are_plausible_and_sourced(entry: Card) -> None:
+    """Usable memory is a little less than sold, the context a fraction of a GiB; every group has a source."""
+    assert 0.9 <= entry.usable_bytes / entry.memory_bytes < 1
+    assert 0.1 * GIB < entry.context_bytes < GIB
+    assert entry.memory_source
+    assert entry.speed_source
+    assert bool(entry.context_source) is (entry.read_context_bytes is not None)
+    assert (entry.peak_bf16_flops is None) is (entry.capability < (8, 0))
+    assert entry.bandwidth_bytes_per_s is not None
+    assert 2e11 < entry.bandwidth_bytes_per_s < 1e13
+
+
+def test_units_are_converted() -> None:
+    """The RTX 4090: 24 GiB sold, 24176 MiB read, 1008 GB/s, 165.2 Tflop/s."""
+    entry = card("rtx4090")
+    facts = (entry.memory_bytes, entry.usable_bytes, entry.bandwidth_bytes_per_s, entry.peak_bf16_flops)
+    assert (24 * GIB, 24176 << 20, 1008e9, 165.2e12) == facts
+    assert entry.assumptions == ()
+
+
+def test_what_was_never_read_is_estimated_and_said() -> None:
+    """The L4 was never read: 15/16 for error correction, 0.965 of that, and the largest known context."""
+    entry = card("l4")
+    assert int(24 * GIB * 0.965 * 15 / 16) == entry.usable_bytes
+    assert ASSUMED_CONTEXT_BYTES == entry.context_bytes
+    assert 2 == len(entry.assumptions)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("RTX4090", '"rtx4090"'), ("a100", '"a100-40gb"'), ("zx81", "Known: ")]
+)
+def test_an_unknown_card_is_answered_with_the_nearest(name: str, hint: str) -> None:
+    """A slip is answered with what may have been meant, anything else with the list."""
+    with pytest.raises(UsageError, match=name) as refused:
+        card(name)
+    assert hint in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("24GiB", 24 * GIB), (" 80 GB ", 80 * 10**9), ("512MiB", GIB // 2), ("1.5TB", 15 * 10**11)],
+)
+def test_an_amount_of_memory_makes_a_card(size: str, expected: int) -> None:
+    """All of it is usable; the compute capability and the context are assumed and said."""
+    entry = card_of_memory(size)
+    assert (expected, (8, 0)) == (entry.usable_bytes, entry.capability)
+    assert ["compute capability 8.0 is assumed", "a CUDA context of 0.70 GiB is assumed"] == list(
+        entry.assumptions
+    )
+
+
+@pytest.mark.parametrize(
+    "size", ["24", "GiB", "-1GiB", "0GiB", "24gib", "1e9GB", "24 GiB; rm", "٢٤GiB", "9" * 400 + "GB"]
+)
+def test_what_is_no_amount_of_memory_is_refused(size: str) -> None:
+    """A number and a unit are needed, and nothing else is read."""
+    with pytest.raises(UsageError, match="not an amount of memory"):
+        card_of_memory(size)

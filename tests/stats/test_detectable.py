@@ -1,0 +1,50 @@
+"""What can be found at how many repeats, against simulated gates."""
+
+import math
+
+import pytest
+
+from bench.stats.detectable import detectable_effect, repeats_needed
+from bench.stats.moderated import Noise
+from bench.stats.self_check import simulate
+from bench.stats.sequential import DECISIONS, Rule
+from bench.stats.simulate import NoiseModel
+from bench.stats.simulation_cases import Situation
+
+RULE = Rule(alpha=0.01, minimum_effect_log=math.log(1.01), looks=(5,))
+PLAIN = NoiseModel(run_noise=0.012, step_noise=0.0, spike_share=0.0, warmup_steps=500, measured_steps=1)
+
+
+def test_the_effect_is_found_as_often_as_promised() -> None:
+    """At the effect for a power of 80 % a simulated gate finds about 80 %."""
+    noise = Noise(log_variance=PLAIN.run_noise**2, degrees_of_freedom=9)
+    effect = detectable_effect(noise, 5, RULE, power=0.8)
+    decisions = simulate(Situation(name="", bounds={}, slowdown=effect, model=PLAIN), 4000, seed=1)
+    assert pytest.approx(0.8, abs=0.04) == (decisions == DECISIONS.index("regression")).mean()
+
+
+def test_pairs_find_what_simulated_pairs_do() -> None:
+    """About 80 %, less five points: with eight degrees of freedom sums of quantiles promise much."""
+    noise = Noise(log_variance=PLAIN.run_noise**2, degrees_of_freedom=4, of_pairs=True)
+    effect = detectable_effect(noise, 5, RULE, power=0.8)
+    in_turn = Situation(name="", bounds={}, slowdown=effect, model=PLAIN, by_steps=True)
+    decisions = simulate(in_turn, 4000, seed=1)
+    assert pytest.approx(0.8, abs=0.06) == (decisions == DECISIONS.index("regression")).mean()
+
+
+def test_more_repeats_find_less_and_more_tests_need_more() -> None:
+    """The effect falls with repeats; the repeats needed are the fewest that reach it, and grow with tests."""
+    noise = Noise(log_variance=0.012**2, degrees_of_freedom=9)
+    assert detectable_effect(noise, 3, RULE) > detectable_effect(noise, 8, RULE)
+    needed = repeats_needed(noise, 0.05, RULE)
+    assert needed is not None
+    assert detectable_effect(noise, needed, RULE) <= 0.05 < detectable_effect(noise, needed - 1, RULE)
+    in_sweep = repeats_needed(noise, 0.05, RULE, tests=24)
+    assert in_sweep is not None
+    assert in_sweep > needed
+
+
+def test_what_no_number_of_repeats_can_find() -> None:
+    """The minimum effect itself is never found, and of unknown noise nothing is promised at one repeat."""
+    assert repeats_needed(Noise(log_variance=0.1, degrees_of_freedom=9), 0.02, RULE) is None
+    assert math.inf == detectable_effect(Noise(log_variance=0.1, degrees_of_freedom=0), 1, RULE)

@@ -1,0 +1,140 @@
+"""The moderated t statistic against scipy and known variances, and what its priors may and may not do."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy import stats
+
+from bench.stats.moderated import (
+    Evidence,
+    Moments,
+    Noise,
+    calibrate,
+    moments_of_arms,
+    moments_of_pairs,
+    pad,
+    weigh,
+)
+from bench.stats.settling import Floats
+
+RNG = np.random.default_rng(0)
+
+
+def _unknown(cells: int) -> tuple[Floats, Floats]:
+    """Return a calibration that says nothing."""
+    return np.zeros(cells), np.zeros(cells)
+
+
+def _repeats(*counts: int) -> npt.NDArray[np.int64]:
+    return np.array(counts, dtype=np.int64)
+
+
+def test_without_priors_it_is_the_t_test() -> None:
+    """p-value and interval are scipy's, one-sided, with equal variances and arms of unequal length."""
+    baseline, candidate = RNG.normal(0, 1, 5), RNG.normal(0.5, 1, 4)
+    evidence = weigh(
+        moments_of_arms(pad([list(baseline)]), pad([list(candidate)]), _repeats(5)), *_unknown(1)
+    )
+    expected = stats.ttest_ind(candidate, baseline, alternative="greater")
+    assert pytest.approx(expected.pvalue) == float(evidence.p_value()[0])
+    two_sided = stats.ttest_ind(candidate, baseline).confidence_interval(0.98)
+    assert pytest.approx((two_sided.low, two_sided.high)) == tuple(
+        float(bound[0]) for bound in evidence.bounds(0.01)
+    )
+
+
+def test_runs_made_in_pairs_are_a_paired_t_test() -> None:
+    """Scipy's p-value, whatever both runs of a pair share; a pair that is missing says nothing."""
+    shared, own = RNG.normal(0, 1, 6), RNG.normal(0.02, 0.01, 6)
+    differences = [*own, np.nan]
+    evidence = weigh(moments_of_pairs(pad([differences]), _repeats(7)), *_unknown(1))
+    expected = stats.ttest_rel(shared + own, shared, alternative="greater")
+    assert pytest.approx(expected.pvalue) == float(evidence.p_value()[0])
+    one = moments_of_pairs(pad([[0.1], []]), _repeats(1, 1))
+    assert ([0.0, 0.0], [2.0, np.inf]) == (list(one.degrees_of_freedom), list(one.scale))
+
+
+def test_only_the_first_repeats_count_and_missing_runs_do_not() -> None:
+    """Runs after the look and NaN leave mean, variance and degrees of freedom as they are."""
+    long = moments_of_arms(pad([[1.0, 3.0, 99.0]]), pad([[2.0, np.nan, 99.0]]), _repeats(2))
+    assert (0.0, 2.0, 1.0, 1.5) == (
+        float(long.difference[0]),
+        float(long.variance[0]),
+        float(long.degrees_of_freedom[0]),
+        float(long.scale[0]),
+    )
+
+
+def test_a_side_without_runs_says_nothing() -> None:
+    """No run on one side: p = 1 and an interval without ends, never a verdict."""
+    moments = moments_of_arms(pad([[1.0, 2.0]]), pad([[]]), _repeats(2))
+    evidence = weigh(moments, np.ones(1), np.full(1, 8.0))
+    assert ([1.0], [-np.inf], [np.inf]) == (list(evidence.p_value()), *map(list, evidence.bounds(0.01)))
+
+
+def test_calibration_pools_the_spread_within_groups() -> None:
+    """Two sittings of different speed count by their own spread: squares 2 and 2 over degrees 2 and 1."""
+    noise = calibrate([[1.0, 2.0, 3.0], [11.0, 13.0], [5.0]])
+    assert 3 == noise.degrees_of_freedom
+    assert pytest.approx(4 / 3) == noise.log_variance
+    assert Noise(log_variance=0.0, degrees_of_freedom=0) == calibrate([[1.0], []])
+
+
+def _weighed(own: float, *, calibrated: float, degrees: float) -> Evidence:
+    """Return the evidence of one cell with eight degrees of freedom of its own."""
+    moments = Moments(
+        difference=np.zeros(1), variance=np.array([own]), degrees_of_freedom=np.full(1, 8.0), scale=np.ones(1)
+    )
+    return weigh(moments, np.array([calibrated]), np.array([degrees]))
+
+
+def test_a_calibration_counts_for_eight_degrees_of_freedom_at_most() -> None:
+    """Variances 1 and 3 in equal parts make 2, however many runs the calibration had."""
+    evidence = _weighed(1.0, calibrated=3.0, degrees=1000.0)
+    assert 16.0 == float(evidence.degrees_of_freedom[0])
+    assert pytest.approx(2.0) == float(evidence.standard_error[0]) ** 2
+
+
+def test_a_calibration_that_was_too_quiet_is_dropped_and_said() -> None:
+    """Ten times the calibrated variance fails the F-test; the runs then stand alone."""
+    evidence = _weighed(10.0, calibrated=1.0, degrees=8.0)
+    assert (8.0, False) == (float(evidence.degrees_of_freedom[0]), bool(evidence.calibration_held[0]))
+    assert bool(_weighed(1.0, calibrated=10.0, degrees=8.0).calibration_held[0])
+
+
+def _sweep(variances: Floats, degrees: float = 8.0) -> Evidence:
+    cells = len(variances)
+    moments = Moments(
+        difference=np.zeros(cells),
+        variance=variances,
+        degrees_of_freedom=np.full(cells, degrees),
+        scale=np.ones(cells),
+    )
+    return weigh(moments, *_unknown(cells))
+
+
+def test_neighbours_count_by_how_alike_they_are() -> None:
+    """Cells of one noise lend each other eight degrees of freedom, cells of different noise hardly any."""
+    alike = 2.0 * RNG.chisquare(8, 24) / 8
+    evidence = _sweep(alike)
+    assert 16.0 == np.median(evidence.degrees_of_freedom)
+    assert pytest.approx(2.0, rel=0.2) == np.median(evidence.standard_error**2)
+    unlike = _sweep(alike * np.exp(RNG.normal(0, 3, 24)))
+    assert np.median(unlike.degrees_of_freedom) < 9
+    assert np.ptp(np.log(unlike.standard_error)) > np.ptp(np.log(evidence.standard_error))
+
+
+def test_few_cells_and_cells_that_share_their_noise_stand_alone() -> None:
+    """Five cells do not tell how much cells differ; neither is anything borrowed where it is forbidden."""
+    assert [8.0] * 5 == list(_sweep(np.full(5, 2.0)).degrees_of_freedom)
+    cells = np.ones(24)
+    moments = Moments(difference=cells, variance=cells, degrees_of_freedom=8 * cells, scale=cells)
+    apart = weigh(moments, *_unknown(24), neighbours=False)
+    assert {8.0} == set(apart.degrees_of_freedom)
+
+
+def test_runs_without_any_spread_are_judged_by_their_difference() -> None:
+    """A clock that always says the same leaves no doubt either way, and raises nothing."""
+    same = moments_of_arms(np.zeros((2, 3)), np.array([[0.0] * 3, [1.0] * 3]), _repeats(3, 3))
+    evidence = weigh(same, *_unknown(2))
+    assert ([0.5, 0.0], [0.0, 1.0]) == (list(evidence.p_value()), list(evidence.bounds(0.01)[1]))

@@ -1,0 +1,119 @@
+"""Looks, the family of tests, and what a cell may be called."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bench.stats.moderated import pad
+from bench.stats.sequential import DECISIONS, Block, Decided, Rule, fewest_repeats, follow, holm, looks
+from bench.stats.settling import Floats
+
+RULE = Rule(alpha=0.01, minimum_effect_log=0.01, looks=(3, 5, 8))
+
+
+def _block(baseline: Floats, candidate: Floats, *, sd: float = 0.01) -> Block:
+    """Return a block of well calibrated cells."""
+    cells = len(baseline)
+    return Block(
+        baseline=baseline,
+        candidate=candidate,
+        calibration_variance=np.full(cells, sd**2),
+        calibration_degrees=np.full(cells, 8.0),
+        tolerance_log=np.full(cells, math.log(1.05)),
+    )
+
+
+def _arm(mean: float, repeats: int = 8, spread: float = 0.01) -> list[float]:
+    """Return runs around a mean that spread evenly."""
+    return [mean + spread * (-1) ** index for index in range(repeats)]
+
+
+def _names(decided: Decided) -> list[str]:
+    return [DECISIONS[decision] for decision in decided.decisions]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [(3, 8, (3, 5, 8)), (5, 5, (5,)), (2, 20, (2, 3, 5, 8, 13, 20)), (3, 4, (3, 4))],
+)
+def test_looks_grow_to_the_budget(first: int, last: int, expected: tuple[int, ...]) -> None:
+    """Each look has about 1.6 times the repeats, and the last has them all."""
+    assert expected == looks(first, last)
+
+
+def test_holm_by_hand() -> None:
+    """0.01, 0.02, 0.03, 0.04 of four become 0.04, 0.06, 0.06, 0.06, in any order and row by row."""
+    rows = np.array([[0.04, 0.01, 0.03, 0.02], [0.5, 0.5, 0.5, 0.001]])
+    expected = [[0.06, 0.04, 0.06, 0.06], [1.0, 1.0, 1.0, 0.004]]
+    assert pytest.approx(np.array(expected)) == holm(rows)
+
+
+def test_clear_cells_stop_at_the_first_look_and_unclear_ones_go_on() -> None:
+    """No change passes and 20 % fails after three repeats; 3 % stays in doubt to the last."""
+    baseline = pad([_arm(0.0)] * 3)
+    candidate = pad([_arm(0.0), _arm(0.2), _arm(0.03, spread=0.03)])
+    (decided,) = follow([_block(baseline, candidate, sd=0.02)], RULE).blocks
+    assert (["pass", "regression", "undecided"], [3, 3, 8]) == (_names(decided), list(decided.repeats))
+
+
+def test_a_decision_stays_whatever_later_runs_say() -> None:
+    """A cell that passed at the first look is not judged again by runs made for others."""
+    late = [*_arm(0.0, 3), *[0.5] * 5]
+    (decided,) = follow([_block(pad([_arm(0.0)]), pad([late]))], RULE).blocks
+    assert (["pass"], [3]) == (_names(decided), list(decided.repeats))
+    assert abs(float(decided.evidence.difference[0])) < 0.02
+
+
+def test_cells_that_wait_for_runs_are_undecided() -> None:
+    """Runs of one look only: those in doubt keep the repeats they had."""
+    short = _block(pad([_arm(0.0, 3)]), pad([_arm(0.04, 3, spread=0.03)]))
+    (decided,) = follow([short], RULE).blocks
+    assert (["undecided"], [3]) == (_names(decided), list(decided.repeats))
+
+
+def test_a_sure_but_small_slowdown_is_no_regression() -> None:
+    """2 % is one, 0.9 % is none, at almost no noise; and 2 % is none where 3 % is let pass."""
+    block = _block(pad([_arm(0.0, spread=1e-4)] * 2), pad([_arm(0.009), _arm(0.02)]), sd=1e-4)
+    block = replace(block, candidate=pad([_arm(0.009, spread=1e-4), _arm(0.02, spread=1e-4)]))
+    assert ["pass", "regression"] == _names(follow([block], RULE).blocks[0])
+    lenient = replace(RULE, minimum_effect_log=0.03)
+    assert ["pass", "pass"] == _names(follow([block], lenient).blocks[0])
+
+
+def test_without_a_calibration_few_repeats_are_no_proof() -> None:
+    """Three fast runs against three slow ones come up once in twenty sittings by chance; five once in 252."""
+    unknown = {"calibration_degrees": np.zeros(2), "calibration_variance": np.zeros(2)}
+    arms = pad([_arm(0.0)] * 2), pad([_arm(0.0), _arm(0.4)])
+    (three,) = follow([replace(_block(*(arm[:, :3] for arm in arms), sd=0.1), **unknown)], RULE).blocks
+    assert (["undecided", "undecided"], [5, 5]) == (_names(three), list(three.needed))
+    (all_looks,) = follow([replace(_block(*arms), **unknown)], RULE).blocks
+    assert (["pass", "regression"], [0, 0]) == (_names(all_looks), list(all_looks.needed))
+    assert [5, 5] == list(all_looks.repeats)
+
+
+@pytest.mark.parametrize(("tests", "expected"), [(1, 5), (2, 5), (3, 8), (24, 8), (128, 8), (129, 9)])
+def test_how_many_repeats_chance_alone_seldom_parts(tests: int, expected: int) -> None:
+    """Of n runs of each side, C(2n, n) orders: 20, 252, 12,870; from a look on, one in a hundred at most."""
+    assert expected == fewest_repeats(RULE, tests)
+
+
+def test_other_tests_belong_to_the_family() -> None:
+    """A thousand tests of accuracy beside it make a slowdown harder to call, and theirs are adjusted too."""
+    block = _block(pad([_arm(0.0, 3)]), pad([_arm(0.045, 3)]))
+    rule = replace(RULE, looks=(3,))
+    alone = follow([block], rule)
+    among = follow([block], rule, np.array([1e-7, *[0.9] * 999]))
+    assert (["regression"], ["undecided"]) == (_names(alone.blocks[0]), _names(among.blocks[0]))
+    assert pytest.approx(1e-7 * 1001) == among.other_family_p_values[0]
+    assert pytest.approx([0.02, 0.03]) == follow([], rule, np.array([0.01, 0.03])).other_family_p_values
+
+
+def test_two_metrics_share_one_family() -> None:
+    """The p-values of a metric are twice as large beside another one without a finding."""
+    block = _block(pad([_arm(0.0, 3)]), pad([_arm(0.06, 3)]))
+    same = replace(block, candidate=block.baseline)
+    (alone,), (first, second) = follow([block], RULE).blocks, follow([block, same], RULE).blocks
+    assert pytest.approx(2 * alone.family_p_values[0]) == first.family_p_values[0]
+    assert [1.0] == list(second.family_p_values)

@@ -1,0 +1,102 @@
+"""Copies of this project that are each worse in one known way, to try a gate on.
+
+    python tests/gate_candidates.py FOLDER [REVISION]
+
+writes FOLDER/memory, FOLDER/speed and FOLDER/learning_rate, from what is committed at the revision. Nothing
+in the product switches any of it on: a few lines are added at the end of one module of each copy.
+"""
+
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What is added at the end of which module."""
+
+    module: str
+    lines: str
+
+
+CHANGES = {
+    "memory": Change(
+        module="bench/training/step.py",
+        lines='''
+
+_plain_run_step = run_step
+
+
+def run_step(trainer, micro_batches, mark=ignore_phase):
+    """Hold one MiB more for as long as the step takes."""
+    held = torch.zeros(1024**2, dtype=torch.uint8, device=trainer.device)
+    result = _plain_run_step(trainer, micro_batches, mark)
+    del held
+    return result
+''',
+    ),
+    "speed": Change(
+        module="bench/training/step.py",
+        lines='''
+
+import time
+
+_plain_run_step = run_step
+
+
+def run_step(trainer, micro_batches, mark=ignore_phase):
+    """Sleep for a tenth of what the step took."""
+    started_s = time.perf_counter()
+    result = _plain_run_step(trainer, micro_batches, mark)
+    time.sleep(0.1 * (time.perf_counter() - started_s))
+    return result
+''',
+    ),
+    "learning_rate": Change(
+        module="bench/training/optimizers.py",
+        lines='''
+
+_plain_build_schedule = build_schedule
+
+
+def build_schedule(optimizer, training, steps):
+    """Train with a hundredth of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] /= 100
+    return _plain_build_schedule(optimizer, training, steps)
+''',
+    ),
+}
+
+
+def make_candidate(name: str, folder: Path, revision: str | None = "HEAD") -> Path:
+    """Write one copy into a folder of that name, which must not be there yet, and return it.
+
+    Without a revision it is of the files as they lie here.
+    """
+    copy = folder / name
+    if revision is None:
+        shutil.copytree(HERE / "bench", copy / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(HERE / "pyproject.toml", copy)
+    else:
+        copy.mkdir(parents=True)
+        git = ["git", "-C", str(HERE), "archive", revision, "bench", "pyproject.toml"]
+        with tarfile.open(
+            fileobj=io.BytesIO(subprocess.run(git, capture_output=True, check=True).stdout)
+        ) as files:
+            files.extractall(copy, filter="data")
+    change = CHANGES[name]
+    with (copy / change.module).open("a", encoding="utf-8") as module:
+        module.write(change.lines)
+    return copy
+
+
+if __name__ == "__main__":
+    for candidate in CHANGES:
+        print(make_candidate(candidate, Path(sys.argv[1]), *sys.argv[2:3]))  # noqa: T201 - a script that says what it made

@@ -1,0 +1,47 @@
+"""Cells small enough for a unit test: random weights, two layers, a few steps. Shapes, never claims."""
+
+from typing import Any
+
+from bench.probes.phases import Send
+from bench.records.messages import Message, ReadingMade
+from bench.scenario.types import Cell
+
+
+def tiny_cell(method: dict[str, Any] | None = None, **changes: Any) -> Cell:
+    """Return a CPU cell on the toy architecture; ``changes`` are merged into the cell's tables."""
+    fields: dict[str, Any] = {
+        "id": "tiny/test/b2-s32",
+        "scenario": "tests",
+        "model": {"name": "tiny", "random": "tiny-llama-test"},
+        "method": method or {"kind": "full"},
+        "data": {"source": "synthetic"},
+        "training": {"sequence_length": 32, "micro_batch": 2},
+        "window": {"warmup_steps": 1, "measured_steps": 2},
+        "evaluation": {},
+        "limits": {},
+    }
+    for name, value in changes.items():
+        fields[name] = {**fields[name], **value} if isinstance(value, dict) else value
+    return Cell.model_validate(fields)
+
+
+def readings_of(cell: Cell) -> list[Any]:
+    """Run the window in this process and return everything it read."""
+    from bench.training.window import run_window
+
+    readings: list[Any] = []
+    run_window(cell, _collector(readings))
+    return readings
+
+
+def of_type(readings: list[Any], kind: type[Any]) -> list[Any]:
+    """Return the readings of one type."""
+    return [reading for reading in readings if isinstance(reading, kind)]
+
+
+def _collector(readings: list[Any]) -> Send:
+    def send(message: Message) -> None:
+        if isinstance(message, ReadingMade):
+            readings.append(message.reading)
+
+    return send

@@ -1,0 +1,90 @@
+"""Real toy models on the CPU straight from a configuration: no file, no tokenizer, nothing downloaded."""
+
+from typing import Any
+
+import torch
+
+from bench.predict.trace.trace import worst_batch
+from bench.probes.ledger import Ledger
+from bench.records.records import LedgerReading
+from bench.scenario.types import Cell
+from bench.training.methods import adapt
+from bench.training.models import keep_quantised_weights, quantisation_of
+from bench.training.step import DTYPES, run_step
+from bench.training.window import LEDGER_STEPS, build_trainer, read_ledger
+
+_COMMON = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+_GROUPED = {**_COMMON, "num_key_value_heads": 2}
+_GPT2 = {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **_GROUPED},
+    "mistral": {"model_type": "mistral", "sliding_window": 8, **_GROUPED},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, **_GROUPED},
+    "qwen2": {"model_type": "qwen2", **_GROUPED},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32, **_GROUPED},
+    "gemma2": {"model_type": "gemma2", "head_dim": 32, "sliding_window": 8, **_GROUPED},
+    "gemma3": {"model_type": "gemma3_text", "head_dim": 32, "sliding_window": 8, **_GROUPED},
+    "phi3": {"model_type": "phi3", "pad_token_id": 0, **_GROUPED},
+    "falcon": {"model_type": "falcon", "alibi": False, **_COMMON},
+    "gpt2": {"model_type": "gpt2", **_GPT2},
+    "gpt_bigcode": {"model_type": "gpt_bigcode", **_GPT2},
+    "starcoder2": {"model_type": "starcoder2", **_GROUPED},
+    "gpt_neox": {"model_type": "gpt_neox", **_COMMON},
+}
+"""Configurations two layers deep: fields of each family's ``transformers`` configuration."""
+
+
+def configuration(family: str) -> Any:
+    """Return a family's toy configuration."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**FAMILIES[family])
+
+
+def true_reading(cell: Cell, config: Any) -> LedgerReading:
+    """Train the real model for a step, then two more under the ledger, as ``run_window`` does."""
+    vocabulary_size = int(config.get_text_config().vocab_size)
+    model = adapt(_loaded(cell, config), cell)
+    trainer = build_trainer(model, cell, 1 + LEDGER_STEPS)
+    step = [worst_batch(cell, vocabulary_size)] * cell.training.gradient_accumulation
+    run_step(trainer, step)
+    return read_ledger(trainer, [step] * LEDGER_STEPS, Ledger(model, "cpu", vocabulary_size))
+
+
+def _loaded(cell: Cell, config: Any) -> Any:
+    """Return what ``load_model`` would have made of a file of random weights."""
+    from transformers import AutoModelForCausalLM
+    from transformers.quantizers import AutoHfQuantizer
+
+    dtype = DTYPES[cell.training.dtype]
+    torch.manual_seed(cell.training.seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=cell.training.attention)
+    quantisation = quantisation_of(cell)
+    if quantisation is not None:
+        weights = dict(model.named_parameters())
+        quantiser = AutoHfQuantizer.from_config(quantisation, pre_quantized=False)
+        quantiser.preprocess_model(model=model, device_map={"": "cpu"}, dtype=dtype)
+        for name, module in model.named_modules():
+            for key, parameter in list(module.named_parameters(recurse=False)):
+                if parameter.device.type == "meta":
+                    module._parameters[key] = _packed(parameter, weights[f"{name}.{key}"])
+        model.tie_weights()
+        quantiser.postprocess_model(model)
+        keep_quantised_weights(model)
+    return model
+
+
+def _packed(empty: Any, weight: torch.nn.Parameter) -> torch.nn.Parameter:
+    """Quantise a weight as the parameter that waits for it says, by moving it to the CPU."""
+    if type(empty) is torch.nn.Parameter:
+        return weight
+    settings = {key: value for key, value in vars(empty).items() if key not in {"CB", "SCB", "quant_state"}}
+    moved: torch.nn.Parameter = type(empty)(weight.data, requires_grad=False, **settings).to("cpu")
+    return moved
