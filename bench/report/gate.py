@@ -11,9 +11,9 @@ from bench.report.text import (
     NOT_APPLICABLE,
     NOT_MEASURED,
     SMALL_MEBIBYTES,
+    duration,
     markdown,
     plain,
-    seconds,
     share,
     significant,
 )
@@ -89,7 +89,7 @@ def value_text(metric: Metric, value: float | None) -> str:
     if metric.unit == "bytes":
         return SMALL_MEBIBYTES.show(round(value))
     if metric.unit == "ns":
-        return seconds(round(value))
+        return duration(value)
     if metric.unit == "share":
         return share(value)
     return f"{value:,.0f}" if metric.kind == "deterministic" else significant(value)

@@ -19,6 +19,10 @@ _MARKED = re.compile(r"[\\`*\[\]|~$<&>@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|://|
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@\u2060", "://": ":\\//", "www.": "www\\."}
 
 
+_TEN_MILLISECONDS_NS = 1e7
+_SHORT_UNITS = (("ms", 1e6), ("µs", 1e3))
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryUnit:
     """One unit for a whole report, so that its columns can be read down."""
@@ -67,8 +71,23 @@ def small_share(value: float | None) -> str:
 
 
 def seconds(time_ns: int | None) -> str:
-    """Write nanoseconds as seconds."""
-    return NOT_MEASURED if time_ns is None else _minus(f"{time_ns / 1e9:,.2f} s")
+    """Write nanoseconds as seconds with two decimals; below 10 ms as ``duration`` does."""
+    if time_ns is None or 0 < abs(time_ns) < _TEN_MILLISECONDS_NS:
+        return duration(time_ns)
+    return _minus(f"{time_ns / 1e9:,.2f} s")
+
+
+def duration(time_ns: float | None) -> str:
+    """Write nanoseconds with three significant digits in the unit that suits them: ns, µs, ms or s."""
+    if time_ns is None:
+        return NOT_MEASURED
+    if time_ns == 0 or not math.isfinite(time_ns):
+        return f"{time_ns:g} s"
+    rounded_ns = float(f"{time_ns:.3g}")  # before the unit is chosen: 999.9 µs is 1.00 ms
+    if abs(rounded_ns) >= 1e9:  # noqa: PLR2004 - a second
+        return _minus(f"{time_ns / 1e9:,.2f} s")
+    unit, unit_ns = next((each for each in _SHORT_UNITS if abs(rounded_ns) >= each[1]), ("ns", 1.0))
+    return f"{significant(rounded_ns / unit_ns)} {unit}"
 
 
 def operations(count: float | None) -> str:

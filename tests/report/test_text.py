@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
+    duration,
     markdown,
     operations,
     p_value,
@@ -58,6 +59,31 @@ def test_shares_times_and_p_values() -> None:
     assert ("0.363 %", "100 %", "0.00012 %") == (small_share(0.00363), small_share(1.0), small_share(1.2e-6))
     assert ("2.50 s", "n/a") == (seconds(2_500_000_000), seconds(None))
     assert ("p < 0.001", "p = 0.012") == (p_value(1e-9), p_value(0.0123))
+
+
+@pytest.mark.parametrize(
+    ("time_ns", "expected"),
+    [
+        (None, "n/a"),
+        (0, "0 s"),
+        (0.26, "0.260 ns"),
+        (220.4, "220 ns"),
+        (-3_456.0, "−3.46 µs"),  # noqa: RUF001 - a minus sign
+        (999_960, "1.00 ms"),
+        (15_300_000, "15.3 ms"),
+        (999_600_000, "1.00 s"),
+        (2_500_000_000, "2.50 s"),
+        (7_200_000_000_000, "7,200.00 s"),
+    ],
+)
+def test_a_duration_keeps_three_significant_digits(time_ns: float | None, expected: str) -> None:
+    """From a fraction of a nanosecond to hours: no measured time is shown as 0.00 s."""
+    assert expected == duration(time_ns)
+
+
+def test_a_short_time_among_long_ones_is_not_shown_as_nought() -> None:
+    """Columns in seconds keep two decimals, and say 4 ms where those would all be 0."""
+    assert ("4.00 ms", "0.01 s", "0.00 s") == (seconds(4_000_000), seconds(10_000_000), seconds(0))
 
 
 @pytest.mark.parametrize(
