@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bench.probes.nvml.sampler_nvml import GpuSample
+from bench.probes.nvml.device import GpuSample
 from bench.runner.gpu import verdict as gpu_verdict
 from bench.runner.gpu.isolation import Owners
 from bench.runner.gpu.phases import Taken, Timeline

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.probes.nvml.sampler_nvml import Gpu, GpuSample
+from bench.probes.nvml.device import Gpu, GpuSample
 from virtual_gpu import Box, VirtualCard, VirtualGpus
 
 FULL = os.environ.get("SAMPLER_COST") == "full"

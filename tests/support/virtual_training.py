@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import pytest
 
 from bench.probes.allocator import AllocatorPeaks, AllocatorUse, NullAllocator
-from bench.probes.nvml.sampler_nvml import Gpu, GpuSample
+from bench.probes.nvml.device import Gpu, GpuSample
 from bench.records.messages import CellJob, FetchJob, Job, Message, PhaseStarted, ProbeJob, ReadingMade
 from bench.records.records import DeviceFacts, PhaseReading, Record
 from bench.runner.child import Send

@@ -8,22 +8,57 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
-from bench.probes.nvml.sampler_nvml import (
-    ARGUMENT_VERSION_MISMATCH,
-    FUNCTION_NOT_FOUND,
-    GONE,
-    NOT_SUPPORTED,
-    GpuProcess,
-    GpuSample,
-    code_of,
-    known,
-    say,
-)
 from bench.records.gpu import GpuFacts
 
-Question = Callable[[Any], Any]
+# nvmlReturn_t, https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceEnumvs.html
+NOT_SUPPORTED = 3
+FUNCTION_NOT_FOUND = 13
+ARGUMENT_VERSION_MISMATCH = 25
+# Whoever answers so answers nothing else either: uninitialised, driver not loaded, GPU lost, reset required.
+GONE = frozenset({1, 9, 15, 16})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuProcess:
+    """A process that has memory on a GPU; None bytes where the driver knows the process but not its share."""
+
+    pid: int
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSample:
+    """Readings of one moment, on the clock of ``time.monotonic_ns``; None: not asked for or not to be had."""
+
+    at_ns: int
+    device_used_bytes: int | None = None
+    processes: tuple[GpuProcess, ...] | None = None
+    utilisation_percent: int | None = None
+    power_mw: int | None = None
+    energy_mj: int | None = None
+    sm_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    event_reasons: int | None = None
+
+
+class Gpu(Protocol):
+    """One GPU or MIG slice that can be asked again and again."""
+
+    facts: GpuFacts
+    memory_version: str | None
+    processes_version: str | None
+    problems: tuple[str, ...]
+
+    def sample(self, *, complete: bool = True) -> GpuSample:
+        """Ask for everything once, or for the memory of device and compute processes only.
+
+        Raises nothing: what fails is None and named in ``problems``.
+        """
+
+
+_Question = Callable[[Any], Any]
 _MISSING = frozenset({FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH})
 _LEAST_ROOM, _MOST_ROOM = 64, 65_536  # processes in a list
 
@@ -33,7 +68,7 @@ class _Reading:
     """One thing to ask for, and the functions that tell it, newest first; the driver's own is found once."""
 
     what: str
-    functions: Sequence[tuple[str, Question]]
+    functions: Sequence[tuple[str, _Question]]
     highest: int = 2**63 - 1
     at: int = 0
     over: bool = False
@@ -180,11 +215,11 @@ def _reading(library: ModuleType, what: str, *names: str) -> _Reading:
     return _Reading(what=what, functions=[(name, _named(library, name)) for name in names])
 
 
-def _named(library: ModuleType, name: str, *arguments: object) -> Question:
+def _named(library: ModuleType, name: str, *arguments: object) -> _Question:
     return lambda handle: getattr(library, name)(handle, *arguments)
 
 
-def _memory_functions(library: ModuleType) -> Sequence[tuple[str, Question]]:
+def _memory_functions(library: ModuleType) -> Sequence[tuple[str, _Question]]:
     """Return the functions for used bytes; version 1 counts what the driver reserves among them."""
     return (
         ("v2", lambda handle: library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used),
@@ -192,7 +227,7 @@ def _memory_functions(library: ModuleType) -> Sequence[tuple[str, Question]]:
     )
 
 
-def _temperature_functions(library: ModuleType) -> Sequence[tuple[str, Question]]:
+def _temperature_functions(library: ModuleType) -> Sequence[tuple[str, _Question]]:
     """Return the function that every driver so far has, and the one that is to replace it."""
     sensor = library.NVML_TEMPERATURE_GPU
     return (
@@ -201,7 +236,7 @@ def _temperature_functions(library: ModuleType) -> Sequence[tuple[str, Question]
     )
 
 
-def _process_functions(library: ModuleType, kind: str) -> Sequence[tuple[str, Question]]:
+def _process_functions(library: ModuleType, kind: str) -> Sequence[tuple[str, _Question]]:
     """Return the functions that list processes; version 1, of drivers before 450, knows no instances."""
     name = f"nvmlDeviceGet{kind}RunningProcesses"
     return (
@@ -244,3 +279,22 @@ def _sum_by_pid(processes: Sequence[Any]) -> dict[int, int | None]:
         before, used_bytes = sums.get(process.pid, 0), known(process.usedGpuMemory)
         sums[process.pid] = None if before is None or used_bytes is None else before + used_bytes
     return sums
+
+
+def say(error: Exception) -> str:
+    """Return an error of pynvml or ctypes in a few words."""
+    code = code_of(error)
+    return f"{error} (NVML error {code})" if code is not None else f"{type(error).__name__}: {error}"
+
+
+def code_of(error: Exception) -> int | None:
+    """Return the nvmlReturn_t of an error; None for one that is not NVML's."""
+    if type(error).__name__ == "NVMLLibraryMismatchError":  # pynvml derives it from Exception, not NVMLError
+        return FUNCTION_NOT_FOUND
+    code = getattr(error, "value", None)
+    return code if isinstance(code, int) else None
+
+
+def known(value: int | None) -> int | None:
+    """Return a number, or None for NVML_VALUE_NOT_AVAILABLE (all bits set, of 32 or 64)."""
+    return None if value in (None, 2**32 - 1) or value >= 2**63 else value

@@ -10,8 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from bench.errors import UnavailableError
-from bench.probes.nvml.device import NvmlDevice
-from bench.probes.nvml.sampler_nvml import Gpu, code_of, known, say
+from bench.probes.nvml.device import Gpu, NvmlDevice, code_of, known, say
 from bench.records.gpu import GpuFacts
 
 _ADVICE = {

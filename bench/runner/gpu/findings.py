@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bench.errors import UnavailableError
 from bench.metrics import GIB
-from bench.probes.nvml.addresses import Address, resolve_uuid
+from bench.probes.nvml.device import Gpu, GpuProcess, GpuSample
 from bench.probes.nvml.library import Nvml, open_nvml
-from bench.probes.nvml.sampler_nvml import Gpu, GpuProcess, GpuSample
+from bench.probes.nvml.visible_devices import Address, resolve_uuid
 from bench.records.clock_events import INVALIDATING, name_events
 from bench.records.gpu import GpuFacts
 from bench.records.records import DeviceFacts

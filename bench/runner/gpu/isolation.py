@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from bench.metrics import MIB
-from bench.probes.nvml.sampler_nvml import GpuProcess, GpuSample
+from bench.probes.nvml.device import GpuProcess, GpuSample
 from bench.records.gpu import Isolation
 
 # The driver hands out pages of 2 MiB and may build a table or two; a block is many times as large.

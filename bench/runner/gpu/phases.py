@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bench.probes.nvml.sampler_nvml import GpuSample
+from bench.probes.nvml.device import GpuSample
 from bench.records.gpu import GpuPhase
 
 MOST_WAITING = 256

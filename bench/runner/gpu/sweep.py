@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.errors import UnavailableError
-from bench.probes.nvml.addresses import resolve_uuid
+from bench.probes.nvml.device import Gpu
 from bench.probes.nvml.library import open_nvml
-from bench.probes.nvml.sampler_nvml import Gpu
+from bench.probes.nvml.visible_devices import resolve_uuid
 from bench.records.records import DeviceFacts
 from bench.runner.gpu.lock import hold_gpu
 from bench.runner.observe import Observer

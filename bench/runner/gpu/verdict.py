@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from bench.metrics import GIB, MIB
-from bench.probes.nvml.sampler_nvml import Gpu, GpuSample
+from bench.probes.nvml.device import Gpu, GpuSample
 from bench.records.clock_events import INVALIDATING, NOTED, name_events
 from bench.records.derived_metrics import THROTTLED
 from bench.records.gpu import GpuFacts, Isolation

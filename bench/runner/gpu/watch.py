@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 
-from bench.probes.nvml.sampler_nvml import Gpu, GpuSample
+from bench.probes.nvml.device import Gpu, GpuSample
 from bench.records.gpu import GpuReading, Isolation
 from bench.records.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
 from bench.records.records import PhaseReading

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from bench.probes.nvml.device import Gpu, GpuProcess, GpuSample, code_of
 from bench.probes.nvml.library import open_nvml
-from bench.probes.nvml.sampler_nvml import Gpu, GpuProcess, GpuSample, code_of
 from virtual_gpu import GIB, MIB, Box, VirtualCard, VirtualGpus, VirtualSlice
 
 CARD = VirtualCard()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.probes.nvml.addresses import resolve_uuid
+from bench.probes.nvml.visible_devices import resolve_uuid
 from bench.records.gpu import GpuFacts
 
 FIRST = GpuFacts(uuid="GPU-11111111-aaaa-4000-8000-000000000001", index=0)
