@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel
 
 from bench.errors import InfrastructureError, UsageError
 from bench.metrics import METRICS
@@ -23,32 +22,7 @@ from bench.records.derived_metrics import (
     throttle_reasons,
 )
 from bench.records.records import Record
-from bench.scenario.types import (
-    EvaluationSpec,
-    FullMethod,
-    HubData,
-    JsonlData,
-    LimitsSpec,
-    LoraMethod,
-    ModelSpec,
-    PeftMethod,
-    QloraMethod,
-    SyntheticData,
-    TaskData,
-    TrainingSpec,
-    WindowSpec,
-)
-
-_LEVERS: dict[str, tuple[type[BaseModel], ...]] = {
-    "model": (ModelSpec,),
-    "method": (FullMethod, LoraMethod, QloraMethod, PeftMethod),
-    "data": (TaskData, JsonlData, HubData, SyntheticData),
-    "training": (TrainingSpec,),
-    "window": (WindowSpec,),
-    "evaluation": (EvaluationSpec,),
-    "limits": (LimitsSpec,),
-}
-
+from bench.scenario.layout import TABLES
 
 _FAILED_ALLOCATION = ("requested_bytes", "allocated_bytes", "reserved_bytes")
 
@@ -91,7 +65,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 def _fixed_columns() -> list[str]:
     """Return the columns that are there whatever the records hold, in reading order."""
     levers = [
-        f"{group}_{name}" for group, types in _LEVERS.items() for kind in types for name in kind.model_fields
+        f"{group}_{name}" for group, types in TABLES.items() for kind in types for name in kind.model_fields
     ]
     return [
         *("cell", "scenario", "key", "run", "outcome", "failure_phase", "failure_message", "device"),
@@ -124,7 +98,7 @@ def _row(record: Record) -> Iterator[tuple[str, Any]]:
     yield "total_time_ns", record.total_ns
     yield "caveats", "; ".join(caveat.code for caveat in record.measurement.caveats) or None
     yield "started_at", record.started_at
-    for group in _LEVERS:
+    for group in TABLES:
         yield from _flat(group, getattr(cell, group).model_dump(mode="json"))
     for group, facts in record.environment.model_dump(mode="json").items():
         yield from _flat(group, facts)

@@ -6,7 +6,8 @@ scalar types. Checks that need one field stand here; checks across fields in ``c
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -290,6 +291,23 @@ class LimitsSpec(Frozen):
     )
 
 
+HOW_IT_LEARNS = frozenset(
+    {"training.learning_rate", "training.weight_decay", "training.schedule", "training.schedule_warmup_steps"}
+)
+"""For ``Cell.comparison_key``: fields that change what is learned, not the memory or time of a step."""
+
+EXTRA_READINGS = frozenset({"window.ledger", "window.flops", "window.merge_check"})
+"""For ``Cell.comparison_key``: what is read besides time and peaks, after everything timed."""
+
+
+class CellLabels(NamedTuple):
+    """The three parts of a cell's id."""
+
+    model: str
+    method: str
+    window: str
+
+
 class Cell(Frozen):
     """One point of the matrix: everything a worker needs to know."""
 
@@ -313,6 +331,30 @@ class Cell(Frozen):
         content = self.model_dump(mode="json", exclude={"id", "scenario", "limits"})
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def labels(self) -> CellLabels:
+        """Model, method and window as the id names them; from the fields where it has other than 3 parts."""
+        parts = self.id.split("/")
+        if len(parts) == len(CellLabels._fields):
+            return CellLabels(*parts)
+        window = f"b{self.training.micro_batch}-s{self.training.sequence_length}"
+        return CellLabels(self.model.name, self.method.name, window)
+
+    def comparison_key(self, ignore: Collection[str] = ()) -> tuple[str, ...]:
+        """Return what cells must share to be alike but for ``ignore``: parts ("method") or fields of parts.
+
+        Two keys compare only where ``ignore`` is the same; ids, scenarios' names and limits never count.
+        """
+        fields: dict[str, set[str]] = {}
+        for path in ignore:
+            part, _, field = path.partition(".")
+            fields.setdefault(part, set()).add(field)
+        return tuple(
+            self.device if part == "device" else getattr(self, part).model_dump_json(exclude=fields.get(part))
+            for part in ("device", "model", "method", "data", "training", "window", "evaluation")
+            if "" not in fields.get(part, ())
+        )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bench.errors import ScenarioError
 from bench.scenario.load import load_scenario
+from bench.scenario.types import EXTRA_READINGS, HOW_IT_LEARNS, Cell
 
 _HEAD = """
 [models."llama-2-7b"]
@@ -144,3 +145,44 @@ def test_twins_are_refused_with_what_differs(tmp_path: Path) -> None:
         "methods.lora-r8: two cells are called llama-2-7b/lora-r8/b1-s512; "
         "rename a model or a method (they differ in method.name, method.dropout)."
     )
+
+
+def _cell(folder: Path, text: str) -> Cell:
+    path = folder / "s.toml"
+    path.write_text(_HEAD + text, encoding="utf-8")
+    return load_scenario(path).cells[0]
+
+
+def test_labels_are_the_parts_of_the_id(tmp_path: Path) -> None:
+    """Model, method and window as the id names them; a foreign id is answered from the fields."""
+    cell = _cell(tmp_path, "[methods.lora]\nrank = 64")
+    assert cell.labels == ("llama-2-7b", "lora-r64", "b1-s512")
+    assert cell.labels.method == "lora-r64"
+    assert cell.model_copy(update={"id": "other"}).labels == ("llama-2-7b", "lora", "b1-s512")
+
+
+@pytest.mark.parametrize(
+    ("other", "ignore", "alike"),
+    [
+        ("[methods.lora]\nrank = 64", (), False),
+        ("[methods.lora]\nrank = 64", ("method.rank",), True),
+        ("[methods.qlora]", ("method.rank",), False),
+        ("[methods.qlora]", ("method",), True),
+        ("[methods.lora]\n[training]\nlearning_rate = 0.3", (), False),
+        ("[methods.lora]\n[training]\nlearning_rate = 0.3", HOW_IT_LEARNS, True),
+        ("[methods.lora]\n[training]\nseed = 7", HOW_IT_LEARNS, False),
+        ("[methods.lora]\n[window]\nledger = false", EXTRA_READINGS, True),
+        ('device = "cuda"\n[methods.lora]', ("method", "training"), False),
+        ("[methods.lora]\n[limits]\ntimeout_s = 1.0", (), True),
+    ],
+)
+def test_cells_are_alike_but_for_what_is_ignored(
+    tmp_path: Path, other: str, ignore: tuple[str, ...], *, alike: bool
+) -> None:
+    """The comparison key leaves out the parts and fields it is told to, and never the device."""
+    head, second = ("", other) if not other.startswith("device") else tuple(other.split("\n"))
+    path = tmp_path / "other.toml"
+    path.write_text(f"{head}\n{_HEAD}\n{second}", encoding="utf-8")
+    cell = load_scenario(path).cells[0]
+    ours = _cell(tmp_path, "[methods.lora]").comparison_key(ignore)
+    assert (cell.comparison_key(ignore) == ours) is alike
