@@ -6,7 +6,7 @@ Only cells of one model, window and place are set against each other. Nothing he
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.compare.measured import Accuracy, Comparison, Instrument, Row
+from bench.compare.measured import Accuracy, Comparison, Instrument, Measured
 from bench.records.derived_metrics import evaluation
 from bench.records.records import EvaluationReading, Record
 from bench.scenario.types import Cell
@@ -25,8 +25,8 @@ HEADLINES: dict[str, tuple[Instrument, ...]] = {
 class Fastest:
     """The fastest cell, and those whose range of tokens/s meets its own: which is faster is not known."""
 
-    row: Row
-    level: tuple[Row, ...]
+    row: Measured
+    level: tuple[Measured, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +37,17 @@ class MostAccurate:
     """
 
     task: str
-    row: Row
+    row: Measured
     accuracy: Accuracy
-    others: tuple[tuple[Row, Paired | None], ...]
+    others: tuple[tuple[Measured, Paired | None], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
     """QLoRA against LoRA of the same rank: shares are QLoRA's over LoRA's, less 1; None is not measured."""
 
-    qlora: Row
-    lora: Row
+    qlora: Measured
+    lora: Measured
     memory_shares: Mapping[Instrument, float]
     speed_share: float | None
     speed_overlaps: bool
@@ -62,12 +62,12 @@ class Answers:
     ``against_full`` are the rows whose speed is set against full fine-tuning's.
     """
 
-    rows: tuple[Row, ...]
-    least_memory: Mapping[Instrument, Row] = field(default_factory=dict)
+    rows: tuple[Measured, ...]
+    least_memory: Mapping[Instrument, Measured] = field(default_factory=dict)
     fastest: Fastest | None = None
     most_accurate: tuple[MostAccurate, ...] = ()
     exchanges: tuple[Exchange, ...] = ()
-    against_full: tuple[Row, ...] = ()
+    against_full: tuple[Measured, ...] = ()
 
     @property
     def device_name(self) -> str:
@@ -84,24 +84,24 @@ def answers(comparison: Comparison, records: Sequence[Record]) -> tuple[Answers,
     return tuple(_answers(rows, first_ok) for rows in _groups(comparison.rows))
 
 
-def _groups(rows: Sequence[Row]) -> list[list[Row]]:
+def _groups(rows: Sequence[Measured]) -> list[list[Measured]]:
     """Return the rows of one model, window and device together.
 
     A run that ended before it knew its device's name is put with those on the same kind of device.
     """
     names = {_place(row): row.device_name for row in reversed(rows) if row.runs_ok}
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[Measured]] = {}
     for row in rows:
         name = row.device_name if row.runs_ok else names.get(_place(row), row.device_name)
         groups.setdefault((*_place(row), name), []).append(row)
     return list(groups.values())
 
 
-def _place(row: Row) -> tuple[str, ...]:
+def _place(row: Measured) -> tuple[str, ...]:
     return row.model, row.window, row.device, row.environment
 
 
-def _answers(rows: Sequence[Row], runs: Mapping[str, Sequence[Record]]) -> Answers:
+def _answers(rows: Sequence[Measured], runs: Mapping[str, Sequence[Record]]) -> Answers:
     measured = [row for row in rows if row.outcome == "ok"]
     if not measured:
         return Answers(rows=tuple(rows))
@@ -115,9 +115,9 @@ def _answers(rows: Sequence[Row], runs: Mapping[str, Sequence[Record]]) -> Answe
     )
 
 
-def _least_memory(rows: Sequence[Row]) -> dict[Instrument, Row]:
+def _least_memory(rows: Sequence[Measured]) -> dict[Instrument, Measured]:
     """Return the row with the lowest peak by each headline instrument that read all rows."""
-    found: dict[Instrument, Row] = {}
+    found: dict[Instrument, Measured] = {}
     for instrument in HEADLINES[rows[0].device]:
         peaks = [(peak.peak_bytes, index) for index, row in enumerate(rows) if (peak := row.peak(instrument))]
         if len(peaks) == len(rows) and "memory" not in {doubt for row in rows for doubt in row.doubts}:
@@ -125,7 +125,7 @@ def _least_memory(rows: Sequence[Row]) -> dict[Instrument, Row]:
     return found
 
 
-def _fastest(rows: Sequence[Row]) -> Fastest | None:
+def _fastest(rows: Sequence[Measured]) -> Fastest | None:
     timed = [(row.throughput, row) for row in rows if row.throughput and "speed" not in row.doubts]
     if len(timed) < len(rows):
         return None
@@ -134,7 +134,7 @@ def _fastest(rows: Sequence[Row]) -> Fastest | None:
     return Fastest(row=best, level=tuple(level))
 
 
-def _comparable(rows: Sequence[Row]) -> Iterator[Row]:
+def _comparable(rows: Sequence[Measured]) -> Iterator[Measured]:
     """Yield the rows whose speed was set against full fine-tuning's, unless one of the two is doubted."""
     if any(row.kind == "full" and "speed" in row.doubts for row in rows):
         return
@@ -143,7 +143,7 @@ def _comparable(rows: Sequence[Row]) -> Iterator[Row]:
             yield row
 
 
-def _most_accurate(rows: Sequence[Row], runs: Mapping[str, Sequence[Record]]) -> Iterator[MostAccurate]:
+def _most_accurate(rows: Sequence[Measured], runs: Mapping[str, Sequence[Record]]) -> Iterator[MostAccurate]:
     for task in dict.fromkeys(one.task for row in rows for one in row.accuracies):
         evaluated = [(one.after, row, one) for row in rows if (one := row.accuracy(task))]
         after = [(share, row, one) for share, row, one in evaluated if share is not None]
@@ -157,7 +157,7 @@ def _most_accurate(rows: Sequence[Row], runs: Mapping[str, Sequence[Record]]) ->
         yield MostAccurate(task=task, row=best, accuracy=accuracy, others=tuple(others))
 
 
-def _exchanges(rows: Sequence[Row], runs: Mapping[str, Sequence[Record]]) -> Iterator[Exchange]:
+def _exchanges(rows: Sequence[Measured], runs: Mapping[str, Sequence[Record]]) -> Iterator[Exchange]:
     """Yield each QLoRA cell beside a LoRA cell that differs in how the base is stored only."""
     loras = {_adapter(runs[row.key][0].cell): row for row in rows if _is_lora(runs[row.key][0].cell)}
     for row in rows:
@@ -197,6 +197,6 @@ def _adapter(cell: Cell) -> tuple[object, ...]:
     return (*(getattr(cell.method, name, None) for name in names), *rest)
 
 
-def _reading(runs: Mapping[str, Sequence[Record]], row: Row, task: str) -> EvaluationReading | None:
+def _reading(runs: Mapping[str, Sequence[Record]], row: Measured, task: str) -> EvaluationReading | None:
     found = (evaluation(record, task, "after") for record in runs[row.key])
     return next((reading for reading in found if reading), None)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from bench.compare.measured import Row
+from bench.compare.measured import Measured
 from bench.compare.plausibility import Finding
 from bench.records.derived_metrics import accuracy, evaluation
 from bench.records.records import Caveat, Record
@@ -11,7 +11,7 @@ from bench.stats.steady import FEWEST_VALUES
 
 
 def row_caveats(
-    row: Row, ok: Sequence[Record], findings: Iterable[tuple[int, Finding]]
+    row: Measured, ok: Sequence[Record], findings: Iterable[tuple[int, Finding]]
 ) -> tuple[Caveat, ...]:
     """Return every caveat once: what cannot be right in any run, the worker's own, those of the row.
 
@@ -29,7 +29,7 @@ def _implausible(findings: Iterable[tuple[int, Finding]]) -> Iterator[Caveat]:
             yield Caveat(code=f"implausible-{finding.code}", message=message)
 
 
-def _found(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:
+def _found(row: Measured, ok: Sequence[Record]) -> Iterator[Caveat]:
     """Yield what the numbers themselves show."""
     if row.weights_note:
         yield Caveat(code="weights", message=f"Weights: {row.weights_note}.")
@@ -68,7 +68,7 @@ def _training(ok: Sequence[Record]) -> Iterator[Caveat]:
         yield Caveat(code="steps-skipped", message=message)
 
 
-def _speed(row: Row) -> Iterator[Caveat]:
+def _speed(row: Measured) -> Iterator[Caveat]:
     """Yield what the trend over the measured steps says."""
     if row.throughput is None:
         return
@@ -87,7 +87,7 @@ def _speed(row: Row) -> Iterator[Caveat]:
         yield Caveat(code="few-steps", message=message)
 
 
-def _evaluation(row: Row, ok: Sequence[Record]) -> Iterator[Caveat]:
+def _evaluation(row: Measured, ok: Sequence[Record]) -> Iterator[Caveat]:
     """Yield what makes an accuracy less than it seems."""
     for result in row.accuracies:
         if result.not_paired:

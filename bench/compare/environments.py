@@ -1,8 +1,8 @@
 """Where the records were made: each distinct place gets a letter, and what differs between them is named."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from bench.compare.measured import Surroundings
 from bench.records.records import Environment, Record
 
 # What changes the code under measurement only; two records that differ in nothing else are comparable.
@@ -11,30 +11,39 @@ COMMIT = "git.commit"
 _COMMIT_DIGITS = 12  # enough to find it; the whole hash is among the facts of each place
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentGroup:
+    """The environment that some of the records were made in, under a letter that rows refer to."""
+
+    label: str
+    records: int
+    facts: Mapping[str, str]
+
+
 def place(environment: Environment) -> tuple[tuple[str, str], ...]:
     """Return what two comparable records share: machine, versions and threads, but not the commit."""
     return tuple(item for item in facts(environment).items() if not item[0].startswith(_NOT_THE_MACHINE))
 
 
-def surroundings(records: Sequence[Record]) -> tuple[Surroundings, ...]:
+def environment_groups(records: Sequence[Record]) -> tuple[EnvironmentGroup, ...]:
     """Return each distinct environment once, lettered in the order of the records."""
     found: dict[tuple[tuple[str, str], ...], int] = {}
     for record in records:
         own = tuple(facts(record.environment).items())
         found[own] = found.get(own, 0) + 1
     return tuple(
-        Surroundings(label=_letter(index), records=count, facts=dict(own))
+        EnvironmentGroup(label=_letter(index), records=count, facts=dict(own))
         for index, (own, count) in enumerate(found.items())
     )
 
 
-def label_of(record: Record, places: Iterable[Surroundings]) -> str:
+def label_of(record: Record, places: Iterable[EnvironmentGroup]) -> str:
     """Return the letter of the environment a record was made in."""
     own = facts(record.environment)
     return next(where.label for where in places if where.facts == own)
 
 
-def differences(places: Sequence[Surroundings]) -> tuple[str, ...]:
+def differences(places: Sequence[EnvironmentGroup]) -> tuple[str, ...]:
     """Return one line for each fact that is not the same everywhere."""
     names = dict.fromkeys(name for where in places for name in where.facts)
     lines = []

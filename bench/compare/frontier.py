@@ -1,10 +1,9 @@
 """Which cells no other beats in memory, speed and accuracy at once, among those that may be compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.compare.measured import Comparison, Instrument, Row
-from bench.scenario.types import Cell
+from bench.compare.measured import Comparison, Instrument, Measured
 
 # What has to fit comes first; all cells of a group are read by the same instrument.
 INSTRUMENTS: dict[str, tuple[Instrument, ...]] = {
@@ -17,11 +16,11 @@ INSTRUMENTS: dict[str, tuple[Instrument, ...]] = {
 class Standing:
     """A cell's three readings; ``dominated_by`` names one that is as good in all and better in one."""
 
-    row: Row
+    row: Measured
     memory_bytes: int
     tokens_per_second: float
     accuracy: float | None
-    dominated_by: Row | None
+    dominated_by: Measured | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +39,18 @@ class Frontier:
     left_out: int
 
 
-def frontiers(comparison: Comparison, cells: Mapping[str, Cell]) -> tuple[Frontier, ...]:
-    """Return a frontier for each model, data and place with two cells or more that have memory and speed.
-
-    ``cells`` gives the cell of each row's key.
-    """
-    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+def frontiers(comparison: Comparison) -> tuple[Frontier, ...]:
+    """Return a frontier for each model, data and place with two cells or more that have memory and speed."""
+    groups: dict[tuple[str, str, str, str], list[Measured]] = {}
     for row in comparison.rows:
         if row.outcome == "ok":
-            data = cells[row.key].data.model_dump_json()
+            data = row.cell.data.model_dump_json()
             groups.setdefault((row.model, row.device_name, row.environment, data), []).append(row)
     found = (_frontier(rows) for rows in groups.values())
     return tuple(one for one in found if one is not None and len(one.standings) > 1)
 
 
-def _frontier(rows: Sequence[Row]) -> Frontier | None:
+def _frontier(rows: Sequence[Measured]) -> Frontier | None:
     instrument = next(
         (one for one in INSTRUMENTS[rows[0].device] if all(row.peak(one) for row in rows)), None
     ) or next((one for one in INSTRUMENTS[rows[0].device] if any(row.peak(one) for row in rows)), None)
@@ -74,14 +70,14 @@ def _frontier(rows: Sequence[Row]) -> Frontier | None:
     )
 
 
-def _shared_task(rows: Sequence[Row]) -> str | None:
+def _shared_task(rows: Sequence[Measured]) -> str | None:
     """Return the first task that every row was evaluated on after training."""
     tasks = [{one.task for one in row.accuracies if one.after is not None} for row in rows]
     shared = set.intersection(*tasks) if tasks else set()
     return next((one.task for row in rows for one in row.accuracies if one.task in shared), None)
 
 
-def _standing(row: Row, instrument: Instrument, task: str | None) -> Standing:
+def _standing(row: Measured, instrument: Instrument, task: str | None) -> Standing:
     peak, accuracy = row.peak(instrument), row.accuracy(task) if task else None
     assert peak is not None and row.throughput is not None  # noqa: S101, PT018 - chosen for having both
     return Standing(
@@ -100,7 +96,7 @@ def _judged(points: Sequence[Standing]) -> list[Standing]:
     dominated is dominated by one that is not.
     """
     undominated: list[Standing] = []
-    better: dict[str, Row] = {}
+    better: dict[str, Measured] = {}
     for point in sorted(points, key=_order):
         above = next((other for other in undominated if _dominates(other, point)), None)
         if above is None:

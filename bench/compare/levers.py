@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 
-from bench.compare.measured import Comparison, Instrument, Row
+from bench.compare.measured import Comparison, Instrument, Measured
 from bench.compare.studies import PROCESS
 from bench.errors import UsageError
 from bench.records.derived_metrics import speed_disturbed
@@ -39,7 +39,7 @@ class Effect:
     is left out where either run's speed was disturbed.
     """
 
-    row: Row
+    row: Measured
     changes: tuple[Change, ...]
     disturbed: bool
     peak_share: float | None = None
@@ -85,31 +85,29 @@ class Levers:
         return tuple(one for share, one in sorted(found, key=itemgetter(0)) if asked(share))
 
 
-def levers(comparison: Comparison, cells: Mapping[str, Cell]) -> tuple[Levers, ...]:
+def levers(comparison: Comparison) -> tuple[Levers, ...]:
     """Return the levers of each plain method that ended well, by model and environment.
 
-    ``cells`` gives the cell of each row's key. Raises UsageError when there is no plain method at all.
+    Raises UsageError when there is no plain method at all.
     """
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Measured]] = {}
     for row in comparison.rows:
         if row.kind in _PLAIN:
-            groups.setdefault((cells[row.key].model.name, row.environment, _PLAIN[row.kind]), []).append(row)
+            groups.setdefault((row.cell.model.name, row.environment, _PLAIN[row.kind]), []).append(row)
     found = []
     for (_, _, plain), rows in groups.items():
-        base = next(
-            (row for row in rows if cells[row.key].method.name == plain and row.outcome == "ok"), None
-        )
+        base = next((row for row in rows if row.cell.method.name == plain and row.outcome == "ok"), None)
         if base is not None:
-            effects = [_effect(row, base, cells) for row in rows if row is not base]
-            found.append(Levers(baseline=_effect(base, base, cells), effects=tuple(effects)))
+            effects = [_effect(row, base) for row in rows if row is not base]
+            found.append(Levers(baseline=_effect(base, base), effects=tuple(effects)))
     if not found:
         names = " or ".join(dict.fromkeys(_PLAIN.values()))
         raise UsageError(f"no good run of a method named {names}; run the plain method beside the levers")
     return tuple(found)
 
 
-def _effect(row: Row, base: Row, cells: Mapping[str, Cell]) -> Effect:
-    changes = tuple(_changes(cells[row.key], cells[base.key]))
+def _effect(row: Measured, base: Measured) -> Effect:
+    changes = tuple(_changes(row.cell, base.cell))
     disturbed = any(speed_disturbed(one.caveats) for one in (row, base))
     if row.outcome != "ok":
         return Effect(row=row, changes=changes, disturbed=disturbed)
@@ -130,12 +128,12 @@ def _share(value: float | None, base: float | None) -> float | None:
     return None if value is None or not base else value / base - 1
 
 
-def _peak(row: Row, instruments: Mapping[str, Instrument]) -> int | None:
+def _peak(row: Measured, instruments: Mapping[str, Instrument]) -> int | None:
     peak = row.peak(instruments[row.device])
     return peak.peak_bytes if peak else None
 
 
-def _predicted(row: Row) -> int | None:
+def _predicted(row: Measured) -> int | None:
     found = (one.high_bytes for one in row.predictions if one.instrument == TENSORS[row.device])
     return next(found, None)
 

@@ -5,17 +5,17 @@ Bytes, nanoseconds and shares (0 to 1) throughout; None is *not measured*, and n
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from bench.compare.environments import EnvironmentGroup
 from bench.compare.plausibility import Doubted
+from bench.compare.seeds import OverSeeds
 from bench.records.cuda import TorchSettings
 from bench.records.gpu import Isolation
 from bench.records.records import Category, Caveat, Outcome
+from bench.scenario.types import Cell, Device
 from bench.stats.paired import Paired
 from bench.stats.steady import Trend
-
-if TYPE_CHECKING:
-    from bench.compare.seeds import OverSeeds
 
 Instrument = Literal[
     "ledger",
@@ -192,17 +192,13 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Measured:
     """One cell under one key, over all its runs; ``doubts`` names what kind of numbers lints found wrong."""
 
-    cell: str
+    id: str
+    cell: Cell
     key: str
-    model: str
-    method: str
-    window: str
-    device: str
     device_name: str
-    kind: Literal["full", "lora", "qlora", "peft"]
     environment: str
     outcome: Outcome
     runs: int
@@ -233,6 +229,31 @@ class Row:
     caveats: tuple[Caveat, ...] = ()
     doubts: frozenset[Doubted] = frozenset()
 
+    @property
+    def model(self) -> str:
+        """The model's part of the id."""
+        return self.cell.labels.model
+
+    @property
+    def method(self) -> str:
+        """The method's part of the id."""
+        return self.cell.labels.method
+
+    @property
+    def window(self) -> str:
+        """The training window's part of the id."""
+        return self.cell.labels.window
+
+    @property
+    def device(self) -> Device:
+        """Where the cell runs."""
+        return self.cell.device
+
+    @property
+    def kind(self) -> Literal["full", "lora", "qlora", "peft"]:
+        """The method's kind."""
+        return self.cell.method.kind
+
     def peak(self, instrument: Instrument) -> Peak | None:
         """Return the peak by one instrument, if it was there."""
         return next((peak for peak in self.peaks if peak.instrument == instrument), None)
@@ -243,15 +264,6 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """Where some of the records were made, under a letter that the rows refer to."""
-
-    label: str
-    records: int
-    facts: Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Everything a report shows."""
 
@@ -259,7 +271,7 @@ class Comparison:
     records: int
     first_started_at: str
     outcomes: Mapping[Outcome, int]
-    rows: tuple[Row, ...]
-    surroundings: tuple[Surroundings, ...]
+    rows: tuple[Measured, ...]
+    environments: tuple[EnvironmentGroup, ...]
     differences: tuple[str, ...]
-    over_seeds: "tuple[OverSeeds, ...]" = ()
+    over_seeds: tuple[OverSeeds, ...] = ()

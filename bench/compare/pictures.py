@@ -6,7 +6,7 @@ More cells than a figure can hold are not drawn; ``left_out`` says how many, and
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.compare.measured import Comparison, Row
+from bench.compare.measured import Comparison, Measured
 from bench.compare.plan_rows import PlanRow
 from bench.compare.series import ScalingPoint
 from bench.records.plans import PlannedCell
@@ -42,7 +42,7 @@ class Stacks:
 class Course:
     """Live bytes over a steady pair of steps of one run, and what set the peak."""
 
-    row: Row
+    row: Measured
     timeline: Timeline
     peak_entry: int
     peak_bytes: int
@@ -60,7 +60,7 @@ def measured_stacks(comparison: Comparison, records: Sequence[Record]) -> Stacks
     }
     stacks = [
         Stack(
-            cell=row.cell,
+            cell=row.id,
             parts_bytes=_in_order(cause.categories_bytes),
             total_bytes=sum(cause.categories_bytes.values()),
             limit_bytes=totals.get(row.key),

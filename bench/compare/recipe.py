@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.compare.measured import Row
+from bench.compare.measured import Measured
 from bench.records.records import Record
 from bench.scenario.types import DataSpec
 
@@ -45,7 +45,7 @@ def _data(data: DataSpec) -> str:
     return f"{data.dataset}, {data.split}" if data.source == "hub" else "random tokens"
 
 
-def settings(rows: Sequence[Row]) -> tuple[Setting, ...]:
+def settings(rows: Sequence[Measured]) -> tuple[Setting, ...]:
     """Return each setting that a row has, in order; of which methods differ in it, each value."""
     found: dict[str, dict[str, dict[str, None]]] = {}
     for row in rows:

@@ -14,8 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from bench.compare.environments import label_of, place
-from bench.compare.measured import Surroundings
+from bench.compare.environments import EnvironmentGroup, label_of, place
 from bench.errors import UsageError
 from bench.records.derived_metrics import evaluated_tasks, evaluation
 from bench.records.records import EvaluationReading, Record
@@ -71,8 +70,7 @@ class SeedGroup:
     @property
     def method(self) -> str:
         """Return the method's part of the name."""
-        parts = self.name.split("/")
-        return parts[1] if len(parts) == 3 else self.cell.method.name  # noqa: PLR2004 - model/method/window
+        return self.cell.labels.method
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -164,7 +162,7 @@ def accuracy_over_seeds(group: SeedGroup, task: str) -> SeedAccuracy | None:
     )
 
 
-def over_seeds(records: Sequence[Record], places: Sequence[Surroundings]) -> tuple[OverSeeds, ...]:
+def over_seeds(records: Sequence[Record], places: Sequence[EnvironmentGroup]) -> tuple[OverSeeds, ...]:
     """Return every task of every group that has several seeds; none where all records share a seed."""
     if len({record.cell.training.seed for record in records}) == 1:
         return ()

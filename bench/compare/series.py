@@ -4,12 +4,12 @@ A series has two values of its lever at least; everything else about its cells i
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bench.compare.frontier import INSTRUMENTS
-from bench.compare.measured import Comparison, Instrument, Row
+from bench.compare.measured import Comparison, Instrument, Measured
 from bench.compare.seeds import mean_over_seeds, without_seed
 from bench.records.plans import PlannedCell, needed_bytes
 from bench.records.predictions import Prediction
@@ -29,7 +29,7 @@ class AccuracyPoint:
     their mean, with its 95 % t-interval, and ``row`` is one of theirs.
     """
 
-    row: Row
+    row: Measured
     task: str
     series: str
     value: str | int
@@ -54,16 +54,16 @@ class ScalingPoint:
     high: float | None = None
 
 
-def accuracy_by_rank(comparison: Comparison, cells: Mapping[str, Cell]) -> tuple[AccuracyPoint, ...]:
+def accuracy_by_rank(comparison: Comparison) -> tuple[AccuracyPoint, ...]:
     """Return adapters of several ranks that are alike in all else; alpha may follow the rank."""
 
     def rank(cell: Cell) -> int | None:
         return cell.method.rank if isinstance(cell.method, LoraMethod | QloraMethod) else None
 
-    return _accuracies(comparison, cells, rank, {"rank", "alpha", "name"})
+    return _accuracies(comparison, rank, {"rank", "alpha", "name"})
 
 
-def accuracy_by_quantisation(comparison: Comparison, cells: Mapping[str, Cell]) -> tuple[AccuracyPoint, ...]:
+def accuracy_by_quantisation(comparison: Comparison) -> tuple[AccuracyPoint, ...]:
     """Return adapters over bases stored in several formats that are alike in all else."""
     apart = {
         "kind",
@@ -76,7 +76,7 @@ def accuracy_by_quantisation(comparison: Comparison, cells: Mapping[str, Cell]) 
         "recast_embeddings",
         "kbit_preparation",
     }
-    return _accuracies(comparison, cells, base_format, apart)
+    return _accuracies(comparison, base_format, apart)
 
 
 def base_format(cell: Cell) -> str | None:
@@ -91,13 +91,12 @@ def base_format(cell: Cell) -> str | None:
 
 def _accuracies(
     comparison: Comparison,
-    cells: Mapping[str, Cell],
     value_of: Callable[[Cell], str | int | None],
     apart: set[str],
 ) -> tuple[AccuracyPoint, ...]:
     found: dict[Any, dict[str, list[AccuracyPoint]]] = {}
     for row in comparison.rows:
-        cell = cells[row.key]
+        cell = row.cell
         value = value_of(cell)
         for result in row.accuracies if value is not None else ():
             if result.after is None or value is None:
@@ -132,7 +131,7 @@ def _over_seeds(points: Sequence[AccuracyPoint]) -> AccuracyPoint:
     return replace(points[0], accuracy=found.mean, low=max(0.0, low), high=min(1.0, high), seeds=len(points))
 
 
-def _without_value(row: Row, value: str | int) -> str:
+def _without_value(row: Measured, value: str | int) -> str:
     """Name a series: the method without its rank, or without its format, and the window."""
     method = re.sub(r"-r\d+\b", "", row.method) if isinstance(value, int) else _rank_only(row.method)
     return f"{row.model}, {method}, {without_seed(row.window)}"
@@ -143,7 +142,7 @@ def _rank_only(method: str) -> str:
     return f"rank {rank[1]}" if rank else "adapters"
 
 
-def scaling(comparison: Comparison, cells: Mapping[str, Cell], lever: Lever) -> tuple[ScalingPoint, ...]:
+def scaling(comparison: Comparison, lever: Lever) -> tuple[ScalingPoint, ...]:
     """Return measured cells that differ in sequence length or batch only."""
     found: dict[Any, list[ScalingPoint]] = {}
     for row in comparison.rows:
@@ -151,10 +150,10 @@ def scaling(comparison: Comparison, cells: Mapping[str, Cell], lever: Lever) -> 
         peak = row.peak(instrument) if instrument else None
         if peak is None or instrument is None:
             continue
-        cell, speed = cells[row.key], row.throughput
+        cell, speed = row.cell, row.throughput
         point = ScalingPoint(
-            cell=row.cell,
-            series=_series(row.cell, lever),
+            cell=row.id,
+            series=_series(row.id, lever),
             lever=lever,
             value=getattr(cell.training, lever),
             memory_bytes=peak.peak_bytes,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.compare import runs as over_runs
-from bench.compare.environments import label_of, surroundings
+from bench.compare.environments import environment_groups, label_of
 from bench.compare.measured import Instrument, Peak, Throughput
 from bench.compare.seed_differences import SeedDifference, differences_over_seeds
 from bench.compare.seeds import SeedAccuracy, SeedGroup, accuracy_over_seeds, group_by_seed
@@ -72,7 +72,7 @@ def studies(records: Sequence[Record], reference: str) -> tuple[Study, ...]:
     Raises UsageError where a setting lacks that method, or where its runs were asked different questions.
     """
     groups = group_by_seed(records)
-    places = surroundings(records)
+    places = environment_groups(records)
     settings: dict[object, list[SeedGroup]] = {}
     for group in groups:
         settings.setdefault(group.setting, []).append(group)

@@ -11,16 +11,15 @@ from typing import Any
 
 from bench.compare import runs as over_runs
 from bench.compare.caveats import row_caveats
-from bench.compare.environments import differences, label_of, place, surroundings
+from bench.compare.environments import EnvironmentGroup, differences, environment_groups, label_of, place
 from bench.compare.gpu_seen import gpu_seen
 from bench.compare.measured import (
     Accuracy,
     Comparison,
     Ending,
     Instrument,
+    Measured,
     Peak,
-    Row,
-    Surroundings,
     Throughput,
 )
 from bench.compare.plausibility import lint
@@ -50,7 +49,7 @@ def compare(records: Sequence[Record]) -> Comparison:
         raise UsageError(
             "there is no record to report on; run `bench run SCENARIO` first, or name its folder"
         )
-    places = surroundings(records)
+    places = environment_groups(records)
     groups: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.run):
         groups.setdefault(record.key, []).append(record)
@@ -64,7 +63,7 @@ def compare(records: Sequence[Record]) -> Comparison:
         first_started_at=min(starts),
         outcomes=Counter(row.outcome for row in rows),
         rows=tuple(_against_full(row, groups, fulls) for row in rows),
-        surroundings=places,
+        environments=places,
         differences=differences(places),
         over_seeds=over_seeds(records, places),
     )
@@ -74,31 +73,25 @@ def _full_first(records: Sequence[Record]) -> list[Record]:
     """Order records by the first appearance of their model and window, and full fine-tuning first within."""
     appearance: dict[tuple[str, str], int] = {}
     for record in records:
-        model, _, window = _labels(record)
+        model, _, window = record.cell.labels
         appearance.setdefault((model, window), len(appearance))
 
     def place(record: Record) -> tuple[int, bool]:
-        model, _, window = _labels(record)
+        model, _, window = record.cell.labels
         return appearance[model, window], record.cell.method.kind != "full"
 
     return sorted(records, key=place)
 
 
-def _row(group: Sequence[Record], places: Sequence[Surroundings]) -> Row:
+def _row(group: Sequence[Record], places: Sequence[EnvironmentGroup]) -> Measured:
     """Return the row of one cell under one key, not yet compared with another."""
     latest, ok = group[-1], [record for record in group if record.outcome == "ok"]
-    cell = latest.cell
-    model, method, window = _labels(latest)
     numbers: dict[str, Any] = _numbers(ok) if ok else {}
-    row = Row(
-        cell=cell.id,
+    row = Measured(
+        id=latest.cell.id,
+        cell=latest.cell,
         key=latest.key,
-        model=model,
-        method=method,
-        window=window,
-        device=cell.device,
         device_name=_device_name(latest),
-        kind=cell.method.kind,
         environment=label_of(latest, places),
         outcome="ok" if ok else latest.outcome,
         runs=len(group),
@@ -144,16 +137,6 @@ def _numbers(ok: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _labels(record: Record) -> tuple[str, str, str]:
-    """Return model, method and window as the id names them."""
-    parts = record.cell.id.split("/")
-    if len(parts) == 3:  # noqa: PLR2004 - model/method/window
-        return parts[0], parts[1], parts[2]
-    training = record.cell.training
-    window = f"b{training.micro_batch}-s{training.sequence_length}"
-    return record.cell.model.name, record.cell.method.name, window
-
-
 def _device_name(record: Record) -> str:
     """Return the card's name or the CPU threads, as the worker found them; else the device's kind."""
     facts = record.measurement.device
@@ -177,10 +160,10 @@ def _ending(record: Record) -> Ending:
 
 
 def _full_by_window(
-    rows: Sequence[Row], groups: Mapping[str, Sequence[Record]]
-) -> dict[tuple[Hashable, ...], list[Row]]:
+    rows: Sequence[Measured], groups: Mapping[str, Sequence[Record]]
+) -> dict[tuple[Hashable, ...], list[Measured]]:
     """Return the rows of full fine-tuning by what a row must share with one to be set against it."""
-    found: dict[tuple[Hashable, ...], list[Row]] = {}
+    found: dict[tuple[Hashable, ...], list[Measured]] = {}
     for row in rows:
         if row.kind == "full":
             found.setdefault(_same_but_method(groups[row.key][-1]), []).append(row)
@@ -188,9 +171,11 @@ def _full_by_window(
 
 
 def _against_full(
-    row: Row, groups: Mapping[str, Sequence[Record]], full_by_window: Mapping[tuple[Hashable, ...], list[Row]]
-) -> Row:
-    """Set a row against full fine-tuning of the same model, data and training, in the same surroundings."""
+    row: Measured,
+    groups: Mapping[str, Sequence[Record]],
+    full_by_window: Mapping[tuple[Hashable, ...], list[Measured]],
+) -> Measured:
+    """Set a row against full fine-tuning of the same model, data and training, in the same environment."""
     if row.kind == "full":
         return row
     fulls = full_by_window.get(_same_but_method(groups[row.key][-1]), [])
@@ -201,12 +186,12 @@ def _against_full(
         )
         return replace(row, no_reference=ended)
     if row.outcome != "ok":
-        return replace(row, reference=full.cell)
+        return replace(row, reference=full.id)
     accuracies, caveats = _paired_with(row, groups[row.key], groups[full.key])
     caveats += _other_instrument(row, full)
     return replace(
         row,
-        reference=full.cell,
+        reference=full.id,
         peaks=tuple(_with_saving(peak, full.peak(peak.instrument)) for peak in row.peaks),
         throughput=_speed_against(row.throughput, full.throughput),
         accuracies=accuracies,
@@ -237,7 +222,7 @@ def _with_saving(peak: Peak, full: Peak | None) -> Peak:
     return replace(peak, saving_share=1 - peak.peak_bytes / full.peak_bytes)
 
 
-def _other_instrument(row: Row, full: Row) -> list[Caveat]:
+def _other_instrument(row: Measured, full: Measured) -> list[Caveat]:
     """Say that NVML's peaks cannot be set against full fine-tuning's where they are not the same reading."""
     ours, theirs = ({peak.instrument for peak in one.peaks} & set(_NVML_NAMES) for one in (row, full))
     if not ours or not theirs or ours & theirs:
@@ -256,7 +241,7 @@ def _speed_against(speed: Throughput | None, full: Throughput | None) -> Through
 
 
 def _paired_with(
-    row: Row, group: Sequence[Record], full: Sequence[Record]
+    row: Measured, group: Sequence[Record], full: Sequence[Record]
 ) -> tuple[tuple[Accuracy, ...], list[Caveat]]:
     """Pair each task's answers after training with those of full fine-tuning."""
     paired, caveats = [], []

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from bench.compare.answers import Answers, Exchange, Fastest, MostAccurate
-from bench.compare.measured import Instrument, Row
+from bench.compare.measured import Instrument, Measured
 from bench.records.stored import Category
 from bench.report.linked import RowLink, Sentence, listed
 from bench.report.operators import operator
@@ -35,15 +35,17 @@ def answer_sentences(found: Answers, unit: MemoryUnit) -> Iterator[Sentence]:
     yield Sentence("Trained with", (recipe(found.rows),))
 
 
-def _link(row: Row) -> RowLink:
+def _link(row: Measured) -> RowLink:
     return RowLink(row.method, row.key)
 
 
-def _listed(rows: Sequence[Row]) -> tuple[str | RowLink, ...]:
+def _listed(rows: Sequence[Measured]) -> tuple[str | RowLink, ...]:
     return tuple(listed([_link(row) for row in rows]))
 
 
-def _least_memory(instrument: Instrument, row: Row, rows: Sequence[Row], unit: MemoryUnit) -> Sentence:
+def _least_memory(
+    instrument: Instrument, row: Measured, rows: Sequence[Measured], unit: MemoryUnit
+) -> Sentence:
     peak = row.peak(instrument)
     assert peak is not None  # noqa: S101 - chosen for its peak
     told = f" needs least, {unit.show(peak.peak_bytes)}"
@@ -107,7 +109,7 @@ def _most_accurate(found: MostAccurate) -> Sentence:
     return Sentence(f"Most accurate on {found.task}", tuple(told))
 
 
-def _with_p(pairs: Sequence[tuple[Row, Paired]]) -> Iterator[str | RowLink]:
+def _with_p(pairs: Sequence[tuple[Measured, Paired]]) -> Iterator[str | RowLink]:
     for index, (row, pair) in enumerate(pairs):
         yield ", " if index else ""
         yield _link(row)
@@ -135,9 +137,9 @@ def _exchange(found: Exchange) -> Sentence:
     return Sentence("QLoRA instead of LoRA", pieces)
 
 
-def _causes(rows: Sequence[Row]) -> Iterator[Sentence]:
+def _causes(rows: Sequence[Measured]) -> Iterator[Sentence]:
     """Yield what set the peak, one sentence for cells in which it was the same operator."""
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[Measured]] = {}
     for row in rows:
         if row.cause:
             groups.setdefault((row.cause.phase, row.cause.op), []).append(row)
@@ -152,9 +154,9 @@ def _during(phase: str) -> str:
     return f"{phase} pass" if phase in {"forward", "backward"} else words(phase)
 
 
-def _remedies(rows: Sequence[Row]) -> Iterator[Sentence]:
+def _remedies(rows: Sequence[Measured]) -> Iterator[Sentence]:
     """Yield what to try where memory is short, by the largest part of the peak and what the method allows."""
-    groups: dict[tuple[Category, str], list[Row]] = {}
+    groups: dict[tuple[Category, str], list[Measured]] = {}
     for row in rows:
         if row.cause:
             part = row.cause.largest_category
@@ -168,14 +170,14 @@ def _remedies(rows: Sequence[Row]) -> Iterator[Sentence]:
         yield Sentence("To need less", pieces)
 
 
-def _merging(rows: Sequence[Row]) -> Iterator[Sentence]:
+def _merging(rows: Sequence[Measured]) -> Iterator[Sentence]:
     """Yield which adapters are not to be merged into the base that they were trained on."""
     changed = [row for row in rows if row.merge and not row.merge.within_tolerance]
     if changed:
         yield Sentence("Merging", ("Do not merge ", *_listed(changed), f" {merging(changed)}"))
 
 
-def _remedy(part: Category, row: Row) -> str:
+def _remedy(part: Category, row: Measured) -> str:
     """Return what can be tried: nothing that the cell does already."""
     full = row.kind == "full"
     if part == "weights":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import altair as alt
 
 from bench.compare.frontier import Frontier
-from bench.compare.measured import Predicted, Row
+from bench.compare.measured import Measured, Predicted
 from bench.compare.pictures import Course, Stack
 from bench.compare.series import AccuracyPoint, ScalingPoint
 from bench.report.text import MemoryUnit, words
@@ -143,14 +143,14 @@ def _course(course: Course, unit: MemoryUnit) -> Chart:
     align: Literal["left", "right"] = "right" if course.peak_entry > line.last_entry // 2 else "left"
     label = alt.Chart(_data([peak])).mark_text(color=INK, align=align, dy=-11)
     marked = [mark.encode(x="entry:Q", y="size:Q") for mark in (dot, label.encode(text="text:N"))]
-    return alt.layer(shade, area, *marked).properties(width=_WIDTH, height=150, title=course.row.cell)
+    return alt.layer(shade, area, *marked).properties(width=_WIDTH, height=150, title=course.row.id)
 
 
-def predicted_and_read(pairs: Sequence[tuple[Row, Predicted, str]], unit: MemoryUnit) -> Chart:
+def predicted_and_read(pairs: Sequence[tuple[Measured, Predicted, str]], unit: MemoryUnit) -> Chart:
     """Draw each prediction, a point or a band, beside the reading of its instrument."""
     points = [
         {
-            "cell": f"{row.cell}, {instrument}",
+            "cell": f"{row.id}, {instrument}",
             "low": unit.scaled(one.low_bytes),
             "high": unit.scaled(one.high_bytes),
             "read": unit.scaled(one.measured_bytes),
@@ -169,10 +169,10 @@ def predicted_and_read(pairs: Sequence[tuple[Row, Predicted, str]], unit: Memory
     return _layered(layers, _BAR * len(points))
 
 
-def speeds(rows: Sequence[Row]) -> Chart:
+def speeds(rows: Sequence[Measured]) -> Chart:
     """Draw tokens/s with its range."""
     points = [
-        {"cell": row.cell, "speed": speed.tokens_per_second, "low": speed.low, "high": speed.high}
+        {"cell": row.id, "speed": speed.tokens_per_second, "low": speed.low, "high": speed.high}
         for row in rows
         if (speed := row.throughput)
     ]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.compare.measured import Comparison, Row
+from bench.compare.measured import Comparison, Measured
 from bench.compare.summary import compare
 from bench.errors import InfrastructureError
 from bench.records.records import Caveat, Record
@@ -101,7 +101,7 @@ def render_terminal(records: Sequence[Record]) -> "Group":
     return Group(*parts)
 
 
-def section_tables(comparison: Comparison, name: Callable[[Row], str]) -> Iterator[tuple[str, Table]]:
+def section_tables(comparison: Comparison, name: Callable[[Measured], str]) -> Iterator[tuple[str, Table]]:
     """Yield title and table of each section that has something to show; ``name`` says which row is which."""
     rows, unit = comparison.rows, tables.memory_unit(comparison)
     sections = (
@@ -132,30 +132,30 @@ def _details(comparison: Comparison) -> Iterator[str]:
     yield "## How each number was read\n\n" + bullets(how_read(rows))
 
 
-def _namer(comparison: Comparison) -> Callable[[Row], str]:
+def _namer(comparison: Comparison) -> Callable[[Measured], str]:
     """Name a row by its method where that is enough, else by its cell, and by its environment if several."""
-    one_group, one_place = len(tables.groups(comparison)) == 1, len(comparison.surroundings) == 1
+    one_group, one_place = len(tables.groups(comparison)) == 1, len(comparison.environments) == 1
 
-    def name(row: Row) -> str:
-        text = row.method if one_group else row.cell
+    def name(row: Measured) -> str:
+        text = row.method if one_group else row.id
         return text if one_place else f"{text} ({row.environment})"
 
     return name
 
 
-def _caveats(rows: Sequence[Row]) -> Iterator[str]:
+def _caveats(rows: Sequence[Measured]) -> Iterator[str]:
     """Yield each caveat with the cells it holds for, escaped."""
     for message, cells in _gathered(rows):
         yield f"{markdown(message)} ({markdown(cells)})"
 
 
-def _gathered(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def _gathered(rows: Sequence[Measured]) -> Iterator[tuple[str, str]]:
     """Yield each caveat's message once, with the cells it holds for."""
     found: dict[Caveat, list[str]] = {}
     for row in rows:
         for caveat in row.caveats:
-            found.setdefault(caveat, []).append(row.cell)
-    measured = [row.cell for row in rows if row.outcome == "ok"]
+            found.setdefault(caveat, []).append(row.id)
+    measured = [row.id for row in rows if row.outcome == "ok"]
     for caveat, cells in found.items():
         everywhere = len(measured) > 1 and cells == measured
         listed = ", ".join(cells[:_MOST_NAMES])
@@ -173,7 +173,7 @@ def _places(comparison: Comparison) -> str:
     elif comparison.differences:
         listed = bullets(markdown(line) for line in comparison.differences)
         parts.append(f"**The records are from different environments.** They differ in:\n\n{listed}")
-    for where in comparison.surroundings:
+    for where in comparison.environments:
         facts = Table(header=("Fact", f"Environment {where.label}"), rows=tuple(where.facts.items()), left=2)
         parts.append(markdown_table(facts))
     return "\n\n".join(parts)

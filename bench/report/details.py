@@ -6,7 +6,7 @@
 from collections.abc import Callable, Sequence
 from typing import get_args
 
-from bench.compare.measured import Row
+from bench.compare.measured import Measured
 from bench.records.records import Category
 from bench.report.layout import Table
 from bench.report.operators import operator
@@ -28,7 +28,7 @@ from bench.stats.paired import Paired
 from bench.stats.steady import Trend
 
 
-def memory_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUnit) -> Table:
+def memory_table(rows: Sequence[Measured], name: Callable[[Measured], str], unit: MemoryUnit) -> Table:
     """Return every peak by every instrument, with its phase and its range over runs."""
     lines = []
     for row in rows:
@@ -49,7 +49,7 @@ def memory_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUn
     )
 
 
-def predicted_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUnit) -> Table:
+def predicted_table(rows: Sequence[Measured], name: Callable[[Measured], str], unit: MemoryUnit) -> Table:
     """Return each peak as predicted before the run and as read in it."""
     return Table(
         header=("Cell", "Instrument", "Predicted", "Read", "Difference"),
@@ -68,7 +68,7 @@ def predicted_table(rows: Sequence[Row], name: Callable[[Row], str], unit: Memor
     )
 
 
-def model_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+def model_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
     """Return what was trained: where the weights are from, and how many of them move."""
     return Table(
         header=("Cell", "Weights", "Parameters", "Trainable", "Share", "Adapter file"),
@@ -88,7 +88,7 @@ def model_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
     )
 
 
-def cause_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+def cause_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
     """Return what set each peak of live tensors."""
     return Table(
         header=("Cell", "Phase", "Operator", "Module", "Largest part"),
@@ -107,7 +107,7 @@ def cause_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
     )
 
 
-def category_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUnit) -> Table:
+def category_table(rows: Sequence[Measured], name: Callable[[Measured], str], unit: MemoryUnit) -> Table:
     """Return the live tensors at the peak by category; a category that no row has is left out."""
     with_cause = [(row, row.cause.categories_bytes) for row in rows if row.cause]
     present = [
@@ -124,7 +124,7 @@ def category_table(rows: Sequence[Row], name: Callable[[Row], str], unit: Memory
     )
 
 
-def speed_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+def speed_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
     """Return tokens/s with what its spread is, the trend, and what a step computes."""
     lines = []
     for row in rows:
@@ -152,7 +152,7 @@ def _trend(trend: Trend) -> str:
     return f"{trend.verdict} (drift {share(trend.drift_share)}, {p_value(trend.p_value)})"
 
 
-def accuracy_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+def accuracy_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
     """Return each task before and after, and the paired tests."""
     header = (
         "Cell",
@@ -193,7 +193,7 @@ def _paired(paired: Paired | None) -> str:
     return f"{difference} points ({paired.gained}, {paired.lost}), {p_value(paired.p_value)}"
 
 
-def loss_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+def loss_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
     """Return the loss at both ends."""
     return Table(
         header=("Cell", "First", "Last", "Steps"),
@@ -205,7 +205,7 @@ def loss_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
     )
 
 
-def merge_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+def merge_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
     """Return what merging the adapter into the base did to the logits."""
     return Table(
         header=("Cell", "Largest change of a logit", "Tolerance", "Verdict"),
@@ -222,7 +222,7 @@ def merge_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
     )
 
 
-def time_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+def time_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
     """Return where each cell's wall time went."""
     header = (
         "Cell",
@@ -255,14 +255,14 @@ def time_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
     )
 
 
-def ending_table(rows: Sequence[Row]) -> Table:
+def ending_table(rows: Sequence[Measured]) -> Table:
     """Return every run that did not end ok, with the sentence that says why."""
     return Table(
         header=("Cell", "Run", "Outcome", "Phase", "Why"),
         left=5,
         rows=tuple(
             (
-                row.cell,
+                row.id,
                 str(ending.run),
                 ending.outcome,
                 words(ending.phase) if ending.phase else NOT_APPLICABLE,

@@ -3,7 +3,7 @@
 Rendering is done by vl-convert, in this process and without a network.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,6 @@ from bench.records.records import Record
 from bench.report.tables import INSTRUMENT_NAMES, memory_unit
 from bench.report.text import GIBIBYTES, MemoryUnit
 from bench.scenario.cards import Card
-from bench.scenario.types import Cell
 
 MOST_ROWS = 40
 MOST_SERIES = 10
@@ -94,18 +93,18 @@ def comparison_figures(
 ) -> tuple[Figure, ...]:
     """Return every figure of a comparison, drawn or missing; ``cards`` are limits to show."""
     comparison, common = _with_short_names(comparison)
-    unit, cells = memory_unit(comparison), {record.key: record.cell for record in records}
+    unit = memory_unit(comparison)
     limits = [(card.title, card.usable_bytes) for card in cards]
     figures = [
         _memory(measured_stacks(comparison, records), limits, unit),
         _over_step(comparison, records, unit),
         _predicted(comparison, unit),
         _speeds(comparison),
-        *_frontiers(comparison, cells, unit),
-        _accuracy("rank", accuracy_by_rank(comparison, cells)),
-        _accuracy("quantisation", accuracy_by_quantisation(comparison, cells)),
+        *_frontiers(comparison, unit),
+        _accuracy("rank", accuracy_by_rank(comparison)),
+        _accuracy("quantisation", accuracy_by_quantisation(comparison)),
     ]
-    levers = ((lever, scaling(comparison, cells, lever)) for lever in _LEVERS)
+    levers = ((lever, scaling(comparison, lever)) for lever in _LEVERS)
     figures += [_scaling(lever, points, unit, limits) for lever, points in levers]
     return tuple(replace(one, caption=f"{one.caption}{common}") for one in figures)
 
@@ -116,12 +115,12 @@ def _with_short_names(comparison: Comparison) -> tuple[Comparison, str]:
     parts = [(row.model, row.method, row.window) for row in rows]
     shared = [index for index in (0, 2) if len({part[index] for part in parts}) == 1]
     names = ["/".join(name for index, name in enumerate(part) if index not in shared) for part in parts]
-    if len(comparison.surroundings) > 1:
+    if len(comparison.environments) > 1:
         names = [f"{name} ({row.environment})" for name, row in zip(names, rows, strict=True)]
     again = [names[:index].count(name) for index, name in enumerate(names)]
     names = [f"{name} [{count + 1}]" if count else name for name, count in zip(names, again, strict=True)]
     told = f" All of {', '.join(parts[0][index] for index in shared)}." if shared else ""
-    named = tuple(replace(row, cell=name) for row, name in zip(rows, names, strict=True))
+    named = tuple(replace(row, id=name) for row, name in zip(rows, names, strict=True))
     return replace(comparison, rows=named), told
 
 
@@ -259,8 +258,8 @@ def _speeds(comparison: Comparison) -> Figure:
     return Figure("speed", "Speed", caption, lambda charts: charts.speeds(rows[:MOST_ROWS]))
 
 
-def _frontiers(comparison: Comparison, cells: Mapping[str, Cell], unit: MemoryUnit) -> tuple[Figure, ...]:
-    found = frontiers(comparison, cells)
+def _frontiers(comparison: Comparison, unit: MemoryUnit) -> tuple[Figure, ...]:
+    found = frontiers(comparison)
     if not found:
         reason = "no two cells of one model, data and machine have both memory and speed."
         return (Figure("frontier", "The frontier: memory, speed, accuracy", missing=reason),)

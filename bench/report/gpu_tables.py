@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from bench.compare.measured import Row
+from bench.compare.measured import Measured
 from bench.records.gpu import Isolation
 from bench.report.layout import Table
 from bench.report.text import NOT_APPLICABLE, NOT_MEASURED, MemoryUnit, significant
@@ -14,7 +14,7 @@ _READINGS: dict[Isolation, str] = {
 }
 
 
-def isolation_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+def isolation_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
     """Return which reading of NVML could be told to be the worker's, and why."""
     return Table(
         header=("Cell", "NVML's peak is", "Why", "Sampled every", "Longest gap"),
@@ -34,7 +34,7 @@ def isolation_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
     )
 
 
-def gpu_table(rows: Sequence[Row], name: Callable[[Row], str], unit: MemoryUnit) -> Table:
+def gpu_table(rows: Sequence[Measured], name: Callable[[Measured], str], unit: MemoryUnit) -> Table:
     """Return what the card was doing while the measured steps ran."""
     header = ("Cell", "Not torch's", "Energy per token", "Power", "SM clock", "Hottest", "Slowed by")
     return Table(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from bench.compare.answers import HEADLINES
-from bench.compare.measured import Comparison, Instrument, Row
+from bench.compare.measured import Comparison, Instrument, Measured
 from bench.report.operators import operator
 from bench.report.sentences import SIGNIFICANT_P
 from bench.report.tables import INSTRUMENT_NAMES, memory_unit
@@ -107,21 +107,21 @@ def comparison_grid(comparison: Comparison, anchors: Mapping[str, str]) -> Grid:
     """Return all rows of a comparison; ``anchors`` name the row of each key."""
     notes, unit, rows = Notes(), memory_unit(comparison), comparison.rows
 
-    def marks(row: Row, place: str) -> tuple[int, ...]:
+    def marks(row: Measured, place: str) -> tuple[int, ...]:
         found = [one.message for one in row.caveats if _PLACES.get(one.code, "cell") == place]
         if place == "cell":
             found += [f"Run {end.run} ended as {end.outcome}: {end.message}" for end in row.endings]
         return tuple(notes.number(text) for text in found)
 
-    def named(row: Row) -> GridCell:
+    def named(row: Measured) -> GridCell:
         return GridCell(text=row.method, value=row.method, notes=marks(row, "cell"))
 
-    parts: list[Part[Row]] = [Part("Method", named, choice="Method")]
+    parts: list[Part[Measured]] = [Part("Method", named, choice="Method")]
     parts.append(text_part("Model", lambda row: row.model))
     parts.append(text_part("Window", lambda row: row.window))
     if len({row.device_name for row in rows}) > 1:
         parts.append(text_part("Device", lambda row: row.device_name))
-    if len(comparison.surroundings) > 1:
+    if len(comparison.environments) > 1:
         parts.append(text_part("Environment", lambda row: row.environment))
     parts.append(Part("Outcome", _outcome, choice="Outcome"))
     shown = [name for name in INSTRUMENT_NAMES if any(row.peak(name) for row in rows) and name != "host"]
@@ -201,14 +201,14 @@ def text_part(title: str, show: Callable[[R], str]) -> Part[R]:
 _NONE = GridCell(text=NOT_MEASURED, value=None)
 
 
-def _outcome(row: Row) -> GridCell:
+def _outcome(row: Measured) -> GridCell:
     return GridCell(text=row.outcome, value=row.outcome, tone="" if row.outcome == "ok" else "bad")
 
 
 def _peak(
-    instrument: Instrument, unit: MemoryUnit, marks: Callable[[Row, str], tuple[int, ...]]
-) -> Callable[[Row], GridCell]:
-    def show(row: Row) -> GridCell:
+    instrument: Instrument, unit: MemoryUnit, marks: Callable[[Measured, str], tuple[int, ...]]
+) -> Callable[[Measured], GridCell]:
+    def show(row: Measured) -> GridCell:
         peak = row.peak(instrument)
         if peak is None:
             return _NONE
@@ -223,8 +223,8 @@ def _peak(
     return show
 
 
-def _saving(instrument: Instrument) -> Callable[[Row], GridCell]:
-    def show(row: Row) -> GridCell:
+def _saving(instrument: Instrument) -> Callable[[Measured], GridCell]:
+    def show(row: Measured) -> GridCell:
         peak = row.peak(instrument)
         saving = peak.saving_share if peak else None
         if row.kind == "full" and saving is None:
@@ -234,7 +234,7 @@ def _saving(instrument: Instrument) -> Callable[[Row], GridCell]:
     return show
 
 
-def _speed(row: Row, notes: tuple[int, ...]) -> GridCell:
+def _speed(row: Measured, notes: tuple[int, ...]) -> GridCell:
     speed = row.throughput
     if speed is None:
         return _NONE
@@ -245,7 +245,7 @@ def _speed(row: Row, notes: tuple[int, ...]) -> GridCell:
     return GridCell(text=text, value=speed.tokens_per_second, notes=notes, tone="bad" if doubted else "")
 
 
-def _ratio(row: Row) -> GridCell:
+def _ratio(row: Measured) -> GridCell:
     if row.throughput is None:
         return _NONE
     if row.kind == "full":
@@ -254,8 +254,8 @@ def _ratio(row: Row) -> GridCell:
     return _NONE if ratio is None else GridCell(text=f"{ratio:.2f}", value=ratio)
 
 
-def _accuracy(task: str, marks: Callable[[Row, str], tuple[int, ...]]) -> Callable[[Row], GridCell]:
-    def show(row: Row) -> GridCell:
+def _accuracy(task: str, marks: Callable[[Measured, str], tuple[int, ...]]) -> Callable[[Measured], GridCell]:
+    def show(row: Measured) -> GridCell:
         result = row.accuracy(task)
         if result is None:
             return _NONE
@@ -266,8 +266,8 @@ def _accuracy(task: str, marks: Callable[[Row, str], tuple[int, ...]]) -> Callab
     return show
 
 
-def _differs(task: str) -> Callable[[Row], GridCell]:
-    def show(row: Row) -> GridCell:
+def _differs(task: str) -> Callable[[Measured], GridCell]:
+    def show(row: Measured) -> GridCell:
         result = row.accuracy(task)
         pair = result.against_full if result else None
         if row.kind == "full":
@@ -281,8 +281,8 @@ def _differs(task: str) -> Callable[[Row], GridCell]:
     return show
 
 
-def _predicted(unit: MemoryUnit) -> Callable[[Row], GridCell]:
-    def show(row: Row) -> GridCell:
+def _predicted(unit: MemoryUnit) -> Callable[[Measured], GridCell]:
+    def show(row: Measured) -> GridCell:
         if not row.predictions:
             return _NONE
         one = row.predictions[-1]
@@ -292,11 +292,11 @@ def _predicted(unit: MemoryUnit) -> Callable[[Row], GridCell]:
     return show
 
 
-def _trainable(row: Row) -> GridCell:
+def _trainable(row: Measured) -> GridCell:
     return GridCell(text=small_share(row.trainable_share), value=row.trainable_share)
 
 
-def _cause(row: Row) -> GridCell:
+def _cause(row: Measured) -> GridCell:
     cause = row.cause
     if cause is None:
         return _NONE
@@ -306,6 +306,6 @@ def _cause(row: Row) -> GridCell:
     )
 
 
-def _runs(row: Row) -> GridCell:
+def _runs(row: Measured) -> GridCell:
     text = str(row.runs) if row.runs == row.runs_ok else f"{row.runs_ok} ok of {row.runs}"
     return GridCell(text=text, value=row.runs_ok)

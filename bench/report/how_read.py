@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bench.compare.measured import Instrument, Row
+from bench.compare.measured import Instrument, Measured
 from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS, NS_PER_SECOND
 from bench.report.plan_notes import WHAT_SET_IT
 from bench.report.tables import INSTRUMENT_NAMES
@@ -36,7 +36,7 @@ _INSTRUMENTS: dict[Instrument, str] = {
 }
 
 
-def how_read(rows: Sequence[Row]) -> list[str]:
+def how_read(rows: Sequence[Measured]) -> list[str]:
     """Return one line of Markdown for each kind of number that the rows hold."""
     lines = [
         f"**{INSTRUMENT_NAMES[instrument]}**: {meaning}."

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from bench.compare.answers import answers
 from bench.compare.card_fits import ModelFits, card_fits
-from bench.compare.measured import Comparison, Row
+from bench.compare.measured import Comparison, Measured
 from bench.compare.plan_rows import plan_rows
 from bench.compare.summary import compare
 from bench.records.plans import Plan
@@ -151,11 +151,11 @@ def _opening(comparison: Comparison) -> Iterator[str]:
 def folded_tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
     """Yield the tables below the fold that have a row, the same as a Markdown page has."""
 
-    def name(row: Row) -> str:
-        return row.cell if len(comparison.surroundings) == 1 else f"{row.cell} ({row.environment})"
+    def name(row: Measured) -> str:
+        return row.id if len(comparison.environments) == 1 else f"{row.id} ({row.environment})"
 
     yield from section_tables(comparison, name)
-    for place in comparison.surroundings:
+    for place in comparison.environments:
         header = ("Fact", f"Environment {place.label}")
         facts = Table(header=header, rows=tuple(place.facts.items()), left=2)
         yield f"Where it was measured: environment {place.label}, {place.records} records", facts

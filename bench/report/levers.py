@@ -31,7 +31,7 @@ def render_levers(records: Sequence[Record]) -> str:
     Raises UsageError where no plain method ended well.
     """
     comparison = compare(records)
-    found = levers(comparison, {record.key: record.cell for record in records})
+    found = levers(comparison)
     unit = memory_unit(comparison)
     parts = []
     for one in found:
@@ -43,7 +43,7 @@ def render_levers(records: Sequence[Record]) -> str:
 
 
 def _title(one: Levers) -> str:
-    return f"Against {one.baseline.row.cell}, {one.baseline.row.device_name}"
+    return f"Against {one.baseline.row.id}, {one.baseline.row.device_name}"
 
 
 def _sentences(one: Levers, unit: MemoryUnit) -> Iterator[str]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from bench.compare.measured import Row
+from bench.compare.measured import Measured
 from bench.compare.recipe import Setting, settings
 
 
-def recipe(rows: Sequence[Row]) -> str:
+def recipe(rows: Sequence[Measured]) -> str:
     """Return what all rows share, then what differs between them and where."""
     found = settings(rows)
     shared = [f"{one.name} {value}" for one in found if len(one.values) == 1 for value in one.values]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bench.compare.environments import COMMIT
-from bench.compare.measured import ROUGH_DRIFT_SHARE, Comparison, Instrument, Row, Throughput
+from bench.compare.measured import ROUGH_DRIFT_SHARE, Comparison, Instrument, Measured, Throughput
 from bench.report.tables import INSTRUMENT_NAMES, group_title, groups
 from bench.report.text import MemoryUnit, p_value, share, significant
 
@@ -46,9 +46,9 @@ def _opening(comparison: Comparison) -> str:
     text = f"{cells} of {scenarios}: {endings}."
     if told := environments_told(comparison):
         text += f" {told}"
-    elif len(comparison.surroundings) > 1:
+    elif len(comparison.environments) > 1:
         text += (
-            f" The records come from {len(comparison.surroundings)} different environments; "
+            f" The records come from {len(comparison.environments)} different environments; "
             "what differs between them is listed below, and nothing is compared across machines or versions."
         )
     return text
@@ -62,7 +62,7 @@ def environments_told(comparison: Comparison) -> str | None:
     return f"The records were made by different commits of bench, and are alike in all else: {commits}."
 
 
-def _memory_and_speed(rows: Sequence[Row], unit: MemoryUnit) -> str:
+def _memory_and_speed(rows: Sequence[Measured], unit: MemoryUnit) -> str:
     """Say what full fine-tuning takes, and what each other method saves against it."""
     full = next((row for row in rows if row.kind == "full"), None)
     others = [row for row in rows if row.kind != "full"]
@@ -73,7 +73,7 @@ def _memory_and_speed(rows: Sequence[Row], unit: MemoryUnit) -> str:
     return " ".join(parts)
 
 
-def _takes(row: Row, unit: MemoryUnit) -> str:
+def _takes(row: Measured, unit: MemoryUnit) -> str:
     """Say the peak by the headline instrument and the speed."""
     said = []
     peak = next((row.peak(name) for name in _HEADLINES[row.device] if row.peak(name)), None)
@@ -85,7 +85,7 @@ def _takes(row: Row, unit: MemoryUnit) -> str:
     return " and ".join(said) or "was measured in neither memory nor speed"
 
 
-def _against(row: Row) -> str:
+def _against(row: Measured) -> str:
     """Say the saving and the relative speed, or why there is none."""
     if row.no_reference:
         return f" (no saving stated: {row.no_reference})"
@@ -103,7 +103,7 @@ def _against(row: Row) -> str:
     return f" ({'; '.join(said)})" if said else ""
 
 
-def merging(changed: Sequence[Row]) -> str:
+def merging(changed: Sequence[Measured]) -> str:
     """Return into what not to merge these rows' adapters, and what it does to the logits."""
     shares = sorted(row.merge.worst_share for row in changed if row.merge)
     low, high = share(shares[0], 0), share(shares[-1], 0)
@@ -118,7 +118,7 @@ def times_full(speed: Throughput, whose: str) -> str:
     return f"{speed.against_full:.2f} times {whose} speed{overlaps}"
 
 
-def speed_reservations(rows: Sequence[Row]) -> list[str]:
+def speed_reservations(rows: Sequence[Measured]) -> list[str]:
     """Return why speeds of these rows are to be taken with care, if they are."""
     speeds = [row.throughput for row in rows if row.throughput]
     told = []
@@ -132,7 +132,7 @@ def speed_reservations(rows: Sequence[Row]) -> list[str]:
     return told
 
 
-def _accuracy(rows: Sequence[Row]) -> list[str]:
+def _accuracy(rows: Sequence[Measured]) -> list[str]:
     """Say where each task's accuracy went."""
     told = []
     for task in dict.fromkeys(result.task for row in rows for result in row.accuracies):
@@ -147,7 +147,7 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
     return told
 
 
-def _against_full(rows: Sequence[Row], task: str) -> list[str]:
+def _against_full(rows: Sequence[Measured], task: str) -> list[str]:
     """Say which methods' accuracy differs from full fine-tuning's beyond the chance of the items."""
     compared = [
         (row.method, result.against_full)

@@ -40,7 +40,7 @@ def render_study(records: Sequence[Record], reference: str) -> str:
 
 def seeds_table(comparison: Comparison) -> Table:
     """Return every cell that was trained with several seeds; without rows where there is none."""
-    several_places = len(comparison.surroundings) > 1
+    several_places = len(comparison.environments) > 1
     return Table(
         header=(
             "Cell, all seeds",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from bench.compare.measured import Comparison, Instrument, Row, Throughput
+from bench.compare.measured import Comparison, Instrument, Measured, Throughput
 from bench.compare.plausibility import Doubted
 from bench.report.layout import Table
 from bench.report.text import (
@@ -39,7 +39,7 @@ _LARGE_BYTES = 16 * GIBIBYTES.size_bytes
 _SMALL_BYTES = 100 * MEBIBYTES.size_bytes
 
 
-Column = tuple[str, Callable[[Row], str]]
+Column = tuple[str, Callable[[Measured], str]]
 
 
 def memory_unit(comparison: Comparison) -> MemoryUnit:
@@ -51,15 +51,15 @@ def memory_unit(comparison: Comparison) -> MemoryUnit:
     return SMALL_MEBIBYTES if min(sizes, default=_SMALL_BYTES) < _SMALL_BYTES else MEBIBYTES
 
 
-def groups(comparison: Comparison) -> dict[tuple[str, str, str], list[Row]]:
+def groups(comparison: Comparison) -> dict[tuple[str, str, str], list[Measured]]:
     """Return the rows to set side by side: one group for each model, window and device."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
+    found: dict[tuple[str, str, str], list[Measured]] = {}
     for row in comparison.rows:
         found.setdefault((row.model, row.window, row.device), []).append(row)
     return found
 
 
-def group_title(rows: Sequence[Row]) -> str:
+def group_title(rows: Sequence[Measured]) -> str:
     """Return what the rows of one group have in common, with the note on the weights if there is one."""
     notes = dict.fromkeys(row.weights_note for row in rows if row.weights_note)
     model = f"{rows[0].model} ({'; '.join(notes)})" if notes else rows[0].model
@@ -67,7 +67,7 @@ def group_title(rows: Sequence[Row]) -> str:
     return f"{model}, {rows[0].window}, {' and '.join(devices)}"
 
 
-def comparison_table(rows: Sequence[Row], unit: MemoryUnit) -> Table:
+def comparison_table(rows: Sequence[Measured], unit: MemoryUnit) -> Table:
     """Return the methods side by side; a column that no row has a value for is left out."""
     columns = _leading_columns(rows)
     for instrument in _present(rows):
@@ -84,7 +84,7 @@ def comparison_table(rows: Sequence[Row], unit: MemoryUnit) -> Table:
     return _filled(columns, rows)
 
 
-def narrow_table(rows: Sequence[Row], unit: MemoryUnit) -> Table:
+def narrow_table(rows: Sequence[Measured], unit: MemoryUnit) -> Table:
     """Return the same in fewer columns, for a terminal: savings and relative speed in brackets."""
     columns = _leading_columns(rows)
     for instrument in _present(rows):
@@ -95,7 +95,7 @@ def narrow_table(rows: Sequence[Row], unit: MemoryUnit) -> Table:
     return _filled(columns, rows)
 
 
-def _leading_columns(rows: Sequence[Row]) -> list[Column]:
+def _leading_columns(rows: Sequence[Measured]) -> list[Column]:
     """Return what names a row, and what went differently between rows."""
     columns: list[Column] = [("Method", lambda row: row.method)]
     if len({row.environment for row in rows}) > 1:
@@ -105,33 +105,33 @@ def _leading_columns(rows: Sequence[Row]) -> list[Column]:
     return columns
 
 
-def _filled(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+def _filled(columns: Sequence[Column], rows: Sequence[Measured]) -> Table:
     return Table(
         header=tuple(name for name, _ in columns),
         rows=tuple(tuple(show(row) for _, show in columns) for row in rows),
     )
 
 
-def _present(rows: Sequence[Row]) -> list[Instrument]:
+def _present(rows: Sequence[Measured]) -> list[Instrument]:
     """Return the instruments to compare by that at least one row has a peak by."""
     return [instrument for instrument in _COMPARED if any(row.peak(instrument) for row in rows)]
 
 
-def _tasks(rows: Sequence[Row]) -> list[str]:
+def _tasks(rows: Sequence[Measured]) -> list[str]:
     """Return the evaluated tasks, each once, in order."""
     return list(dict.fromkeys(accuracy.task for row in rows for accuracy in row.accuracies))
 
 
-def _peak(instrument: Instrument, unit: MemoryUnit) -> Callable[[Row], str]:
-    def show(row: Row) -> str:
+def _peak(instrument: Instrument, unit: MemoryUnit) -> Callable[[Measured], str]:
+    def show(row: Measured) -> str:
         peak = row.peak(instrument)
         return _flagged(unit.show(peak.peak_bytes), row, "memory") if peak else NOT_MEASURED
 
     return show
 
 
-def _saving(instrument: Instrument) -> Callable[[Row], str]:
-    def show(row: Row) -> str:
+def _saving(instrument: Instrument) -> Callable[[Measured], str]:
+    def show(row: Measured) -> str:
         peak = row.peak(instrument)
         if row.kind == "full":
             return NOT_APPLICABLE
@@ -140,7 +140,7 @@ def _saving(instrument: Instrument) -> Callable[[Row], str]:
     return show
 
 
-def _speed(row: Row) -> str:
+def _speed(row: Measured) -> str:
     if row.throughput is None:
         return NOT_MEASURED
     speed = row.throughput
@@ -148,27 +148,27 @@ def _speed(row: Row) -> str:
     return _flagged_speed(text, row, speed)
 
 
-def _flagged_speed(text: str, row: Row, speed: Throughput) -> str:
+def _flagged_speed(text: str, row: Measured, speed: Throughput) -> str:
     """Mark a speed that had not settled, or that is not the card's own."""
     text = f"{text}, not steady" if speed.trend.verdict == "not steady" else text
     text = f"{text}, throttled" if speed.throttled else text
     return _flagged(text, row, "speed")
 
 
-def _flagged(text: str, row: Row, kind: Doubted) -> str:
+def _flagged(text: str, row: Measured, kind: Doubted) -> str:
     """Mark a number that a lint found to be wrong; the caveat says why."""
     return f"{text}, implausible" if kind in row.doubts else text
 
 
-def _ratio(row: Row) -> str:
+def _ratio(row: Measured) -> str:
     if row.kind == "full" and row.throughput:
         return "1"
     ratio = row.throughput.against_full if row.throughput else None
     return NOT_MEASURED if ratio is None else f"{ratio:.2f}"
 
 
-def _accuracy(task: str) -> Callable[[Row], str]:
-    def show(row: Row) -> str:
+def _accuracy(task: str) -> Callable[[Measured], str]:
+    def show(row: Measured) -> str:
         result = row.accuracy(task)
         if result is None:
             return NOT_MEASURED
@@ -180,8 +180,8 @@ def _accuracy(task: str) -> Callable[[Row], str]:
     return show
 
 
-def _peak_and_saving(instrument: Instrument, unit: MemoryUnit) -> Callable[[Row], str]:
-    def show(row: Row) -> str:
+def _peak_and_saving(instrument: Instrument, unit: MemoryUnit) -> Callable[[Measured], str]:
+    def show(row: Measured) -> str:
         peak = row.peak(instrument)
         text = unit.show(peak.peak_bytes if peak else None)
         if peak is not None and peak.saving_share is not None:
@@ -191,7 +191,7 @@ def _peak_and_saving(instrument: Instrument, unit: MemoryUnit) -> Callable[[Row]
     return show
 
 
-def _speed_and_ratio(row: Row) -> str:
+def _speed_and_ratio(row: Measured) -> str:
     if row.throughput is None:
         return NOT_MEASURED
     text = significant(row.throughput.tokens_per_second)
@@ -200,13 +200,13 @@ def _speed_and_ratio(row: Row) -> str:
     return _flagged_speed(text, row, row.throughput)
 
 
-def _accuracy_only(task: str) -> Callable[[Row], str]:
-    def show(row: Row) -> str:
+def _accuracy_only(task: str) -> Callable[[Measured], str]:
+    def show(row: Measured) -> str:
         result = row.accuracy(task)
         return NOT_MEASURED if result is None else f"{share(result.before)} → {share(result.after)}"
 
     return show
 
 
-def _runs(row: Row) -> str:
+def _runs(row: Measured) -> str:
     return str(row.runs) if row.runs == row.runs_ok else f"{row.runs_ok} ok of {row.runs}"

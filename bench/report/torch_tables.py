@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from bench.compare.measured import Row
+from bench.compare.measured import Measured
 from bench.report.layout import Table
 from bench.report.text import NOT_MEASURED
 
 
-def torch_table(rows: Sequence[Row], name: Callable[[Row], str]) -> Table:
+def torch_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
     """Return the settings that change speed or results, of the cells on a GPU."""
     header = (
         "Cell",

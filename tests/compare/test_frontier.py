@@ -41,7 +41,7 @@ def _key(name: str) -> str:
 
 def dominated(*records: Record) -> dict[str, str | None]:
     """Return who dominates each method, in the only frontier."""
-    (one,) = frontiers(compare(records), {record.key: record.cell for record in records})
+    (one,) = frontiers(compare(records))
     return {each.row.method: above(each) for each in one.standings}
 
 
@@ -66,7 +66,7 @@ def test_only_cells_of_one_model_and_data_are_set_against_each_other() -> None:
     """Another task is another frontier, and one cell alone is none."""
     other = {"source": "task", "task": "largest-number"}
     records = (make("a", 100, 1000, 15), make("b", 200, 900, 10), make("c", 300, 800, 5, data=other))
-    (one,) = frontiers(compare(records), {record.key: record.cell for record in records})
+    (one,) = frontiers(compare(records))
     assert ["a", "b"] == [each.row.method for each in one.standings]
     assert ("held-out", "ledger") == (one.task, one.instrument)
 
@@ -81,14 +81,14 @@ def test_a_cell_without_a_reading_is_left_out_and_counted() -> None:
         make_record(cell=_cell("b"), key=_key("b"), measurement=unevaluated),
         make_record(cell=_cell("c"), key=_key("c"), measurement=silent),
     )
-    (one,) = frontiers(compare(records), {record.key: record.cell for record in records})
+    (one,) = frontiers(compare(records))
     assert (1, None) == (one.left_out, one.task)
     assert {"a": "b", "b": None} == {each.row.method: above(each) for each in one.standings}
 
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 RECORDS = [make(f"m{number}", 100, 100.0, 10) for number in range(7)]
-(SEVEN,) = frontiers(compare(RECORDS), {record.key: record.cell for record in RECORDS})
+(SEVEN,) = frontiers(compare(RECORDS))
 
 
 @given(st.lists(SIZES, min_size=2, max_size=7))

@@ -1,13 +1,13 @@
 """NVML over the runs of a cell, and two methods set side by side: the same instrument or none."""
 
 from bench.compare.gpu_seen import gpu_seen
-from bench.compare.measured import Row
+from bench.compare.measured import Measured
 from bench.compare.summary import compare
 from gpu_factory import make_gpu, make_gpu_record
 from records_factory import MIB, make_record
 
 
-def compared(full_by: str, lora_by: str) -> Row:
+def compared(full_by: str, lora_by: str) -> Measured:
     """Return LoRA's row beside full fine-tuning's."""
     full = make_gpu_record(make_gpu(4000 * MIB, isolation=full_by), method="full")
     return compare([full, make_gpu_record(make_gpu(3000 * MIB, isolation=lora_by))]).rows[1]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.compare.environments import surroundings
+from bench.compare.environments import environment_groups
 from bench.compare.seeds import accuracy_over_seeds, group_by_seed, mean_over_seeds, over_seeds
 from records_factory import make_environment
 from seeds_factory import make_run, one_group, right
@@ -84,12 +84,12 @@ def test_groups_of_several_seeds_are_listed() -> None:
     records = [make_run(seed, right(15)) for seed in range(2)]
     records += [make_run(seed, right(9, items=19 + seed), method="base") for seed in range(2)]
     records += [make_run(0, right(15), method="alone")]
-    found = over_seeds(records, surroundings(records))
+    found = over_seeds(records, environment_groups(records))
     assert [("A", "held-out"), ("A", "held-out")] == [(one.environment, one.task) for one in found]
     assert found[0].accuracy is not None
     assert 0.75 == found[0].accuracy.after.mean
     assert found[1].accuracy is None
     assert found[1].why_not is not None
     assert "not all runs were asked the same questions" in found[1].why_not
-    assert () == over_seeds(records[:1], surroundings(records[:1]))
+    assert () == over_seeds(records[:1], environment_groups(records[:1]))
     assert accuracy_over_seeds(group_by_seed(records)[0], "mmlu-281") is None

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bench.compare.measured import Comparison, Row
+from bench.compare.measured import Comparison, Measured
 from bench.compare.summary import compare
 from bench.errors import UsageError
 from bench.records.records import Caveat, DeviceFacts, Failure, Measurement, MergeCheck, ModelFacts, Record
@@ -37,12 +37,12 @@ FULL = make_record(
 LORA = make_record()
 
 
-def _codes(row: Row) -> set[str]:
+def _codes(row: Measured) -> set[str]:
     """Return the codes of a row's caveats."""
     return {caveat.code for caveat in row.caveats}
 
 
-def _lora(comparison: Comparison) -> Row:
+def _lora(comparison: Comparison) -> Measured:
     """Return the only row that is not full fine-tuning."""
     (row,) = (row for row in comparison.rows if row.kind != "full")
     return row
@@ -284,7 +284,7 @@ def test_runs_belong_together_when_a_cell_gets_another_id() -> None:
         update={"run": 2, "cell": LORA.cell.model_copy(update={"id": "tiny/new/b4-s256"})}
     )
     (row,) = compare([LORA, renamed]).rows
-    assert (row.cell, row.runs) == ("tiny/new/b4-s256", 2)
+    assert (row.id, row.runs) == ("tiny/new/b4-s256", 2)
 
 
 def test_full_fine_tuning_comes_first() -> None:

@@ -225,7 +225,7 @@ def test_a_figure_shows_seeds_as_one_point() -> None:
     records = [*make_study({"lora-r1": (16, 17, 18), "lora-r2": (17, 17, 17)})]
     comparison = compare(records)
     figures = {figure.name: figure for figure in comparison_figures(comparison, records)}
-    first, second = accuracy_by_rank(comparison, {record.key: record.cell for record in records})
+    first, second = accuracy_by_rank(comparison)
     assert (1, 3) == (first.value, first.seeds)
     assert pytest.approx(0.85) == first.accuracy
     assert pytest.approx((0.7258, 0.9742), abs=1e-4) == (first.low, first.high)
