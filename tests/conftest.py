@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import records_factory
-from bench.records.cache import cache_folder
+from bench.io import cache_folder
 from bench.records.records import Record
 from bench.scenario.catalog import wheel
 from virtual_gpu import Box, VirtualGpus

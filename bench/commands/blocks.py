@@ -18,11 +18,12 @@ from bench.claims.page import render_committed
 from bench.compare.sitting_verdicts import judge_folder
 from bench.compare.summary import compare
 from bench.errors import UsageError
+from bench.io import write_text
 from bench.records.plans import read_plan
 from bench.records.published.stored import read_validation
 from bench.records.records import Record
 from bench.report import plan
-from bench.report.comparison import render_details, render_summary, write_text
+from bench.report.comparison import render_details, render_summary
 from bench.report.gate import render_block
 from bench.report.levers import render_levers
 from bench.report.page_figures import PageFigure, page_figure

@@ -45,9 +45,9 @@ def export(
     ] = "pytest-benchmark",
 ) -> None:
     """Write step times in another tool's format."""
+    from bench.io import write_text
     from bench.records.result_sets import load_result_set
     from bench.records.step_times import step_times_json
-    from bench.report.comparison import write_text
 
     if format != "pytest-benchmark":
         raise UsageError(f"--format {format} is not known; the only format is pytest-benchmark")

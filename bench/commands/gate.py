@@ -185,7 +185,7 @@ def _again(folder: Path, outputs: Outputs) -> None:
 
 def _self_check(replications: int, output: list[Path]) -> int:
     """Show the simulated error rates; return 0 where every promise is kept, else 1."""
-    from bench.records.json_files import write_stored
+    from bench.io import write_json
     from bench.report.self_check import render_terminal
     from bench.runner.live import open_console
     from bench.stats.self_check import SelfCheck, self_check
@@ -195,5 +195,5 @@ def _self_check(replications: int, output: list[Path]) -> int:
     check = SelfCheck(replications=replications, rows=tuple(self_check(replications)))
     open_console().print(render_terminal(check))
     for file in output:
-        write_stored(file, check)
+        write_json(file, check)
     return 0 if check.holds else 1

@@ -139,10 +139,10 @@ def validate(
     json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
 ) -> None:
     """Predict published measurements anew and say how far off each prediction is."""
+    from bench.io import write_text
     from bench.predict import validate
     from bench.records.published.rows import read_rows, shipped_rows
     from bench.records.published.stored import write_validation
-    from bench.report.comparison import write_text
     from bench.report.validation import render_validation
 
     if output is not None and output.suffix not in {".json", ".md"}:

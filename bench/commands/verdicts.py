@@ -37,7 +37,7 @@ def show(verdicts: "Verdicts", outputs: Outputs, title: str) -> None:
     """Print verdicts and write every file asked for. Raises ``InfrastructureError`` if one cannot be."""
     from rich.console import Console
 
-    from bench.report.comparison import write_text
+    from bench.io import write_text
     from bench.report.gate import render_markdown, render_terminal
 
     wants_text = outputs.json or any(file.suffix == ".json" for file in outputs.files)
@@ -59,8 +59,8 @@ def _wants_page(outputs: Outputs) -> bool:
 
 def conclude(verdicts: "Verdicts", outputs: Outputs, title: str) -> None:
     """Show the verdicts of a gate, tell GitHub where it runs us, and end with the gate's exit code."""
+    from bench.io import write_text
     from bench.report import gate_ci
-    from bench.report.comparison import write_text
 
     show(verdicts, outputs, title)
     if outputs.comment is not None:

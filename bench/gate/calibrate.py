@@ -11,6 +11,7 @@ from bench.gate.observe import GateObserver
 from bench.gate.process import SERVE
 from bench.gate.sides import side_as_is
 from bench.gate.sitting import run_sitting
+from bench.io import write_json
 from bench.records.calibrations import (
     CALIBRATION_FILE,
     CalibratedCell,
@@ -18,7 +19,6 @@ from bench.records.calibrations import (
     Calibration,
     samples,
 )
-from bench.records.json_files import write_stored
 from bench.records.records import Record
 from bench.records.sittings import SIDES, SideName, SittingRecords
 from bench.records.stored import Caveat
@@ -68,7 +68,7 @@ def calibrate(
         for _ in range(options.sittings)
     ]
     calibration = calibration_of(cells, sittings)
-    write_stored(options.folder / CALIBRATION_FILE, calibration)
+    write_json(options.folder / CALIBRATION_FILE, calibration)
     return calibration
 
 

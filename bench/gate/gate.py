@@ -13,9 +13,9 @@ from bench.gate.begin import SittingOptions
 from bench.gate.observe import GateObserver
 from bench.gate.process import SERVE
 from bench.gate.sitting import run_gate
+from bench.io import write_json
 from bench.records.calibrations import CALIBRATION_FILE, Calibration, require_this_machine
 from bench.records.environment import read_environment
-from bench.records.json_files import write_stored
 from bench.records.verdicts import Verdicts
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell
@@ -84,8 +84,8 @@ def gate_references(
     )
     verdicts = judge_sitting(sitting, calibration)
     if calibration is not None:
-        write_stored(sitting.folder / CALIBRATION_FILE, calibration)
-    write_stored(sitting.folder / VERDICTS_FILE, verdicts)
+        write_json(sitting.folder / CALIBRATION_FILE, calibration)
+    write_json(sitting.folder / VERDICTS_FILE, verdicts)
     return sitting.folder, verdicts
 
 

@@ -10,7 +10,7 @@ from bench.gate.observe import GateObserver
 from bench.gate.process import SideProcess
 from bench.gate.schedule import Turn, order_of
 from bench.gate.together import run_together
-from bench.records.json_files import write_stored
+from bench.io import write_json
 from bench.records.records import Record
 from bench.records.sittings import (
     SIDES,
@@ -107,7 +107,7 @@ class Logbook:
     def note(self, **changes: object) -> None:
         """Change the sitting and write it."""
         self.sitting = self.sitting.model_copy(update=changes)
-        write_stored(self.folder / SITTING_FILE, self.sitting)
+        write_json(self.folder / SITTING_FILE, self.sitting)
 
     def counted(self) -> dict[SideName, tuple[Record, ...]]:
         """Return the records that count so far, by side and in the order run."""

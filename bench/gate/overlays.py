@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 
 from bench.errors import InfrastructureError
 from bench.gate.references import Packages
-from bench.records.cache import cache_folder
+from bench.io import cache_folder
 from bench.runner import interrupts
 
 _COMPLETE = ".complete"

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from bench.errors import InfrastructureError
-from bench.records.cache import cache_folder
+from bench.io import cache_folder
 from bench.runner import interrupts
 
 GIT_TIMEOUT_S = 600  # a worktree of a large project on a slow disk

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bench.io import whole_file
 from bench.probes.phases import Send
 from bench.records.cuda import AllocatorSnapshot, SnapshotMoment
 from bench.records.messages import ReadingMade
@@ -52,17 +53,11 @@ class SnapshotRecorder:
                 self._write(torch.cuda.memory._snapshot(), "as the cell failed")  # noqa: SLF001 - the same
 
     def _write(self, snapshot: object, moment: SnapshotMoment) -> None:
-        """Write whole or not at all; a link in the file's place is replaced, not followed."""
-        temporary = self._path.with_name(f".{self._path.name}.tmp")
         try:
-            temporary.unlink(missing_ok=True)
-            with temporary.open("xb") as file:
+            with whole_file(self._path) as file:
                 pickle.dump(snapshot, file)
-            size_bytes = temporary.stat().st_size
-            temporary.replace(self._path)
+                size_bytes = file.tell()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             self._send(ReadingMade(reading=_not_written(error)))
             return
         self._written = True

@@ -13,11 +13,10 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.errors import InfrastructureError, UsageError
+from bench.io import read_json, read_plain_file, write_json
 from bench.records.committed import head_of
-from bench.records.json_files import read_stored, write_stored
 from bench.records.result_sets import ResultSet, load_files
 from bench.records.sittings import FileName
-from bench.records.store import read_plain_file
 from bench.records.stored import Positive, Stored
 from bench.scenario.types import Name
 
@@ -85,7 +84,7 @@ def read_baseline(root: Path, name: str) -> Baseline:
             f"there is no baseline {name} in {root} (there: {known}); "
             f"make one with bench baseline accept RESULTS --name {name} --reason TEXT"
         )
-    return read_stored(file, Baseline, "a baseline", "restore it from git")
+    return read_json(file, Baseline, "a baseline", "restore it from git")
 
 
 def read_accepted(root: Path, name: str, accepted: Accepted) -> ResultSet:
@@ -135,9 +134,7 @@ def accept(root: Path, name: str, files: Sequence[Path], *, reason: str, new_lev
             "have left there, or choose another place with --baselines"
         ) from None
     # Last, so that what an interrupted attempt leaves behind is no part of the history.
-    write_stored(
-        folder / BASELINE_FILE, baseline.model_copy(update={"accepted": (*baseline.accepted, entry)})
-    )
+    write_json(folder / BASELINE_FILE, baseline.model_copy(update={"accepted": (*baseline.accepted, entry)}))
     return entry
 
 

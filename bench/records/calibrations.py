@@ -9,8 +9,8 @@ from typing import Final, Literal
 from pydantic import Field
 
 from bench.errors import UsageError
+from bench.io import read_json
 from bench.records.derived_metrics import measured_steps, peak_bytes, phase_time_ns, step_tokens_per_second
-from bench.records.json_files import read_stored
 from bench.records.records import Environment, Record
 from bench.records.sittings import SIDES, SideName
 from bench.records.stored import Caveat, Positive, Stored
@@ -95,7 +95,7 @@ def samples(record: Record) -> Samples:
 def read_calibration(path: Path) -> Calibration:
     """Read a calibration from its file or its folder. Raises ``UsageError`` where there is none."""
     file = path / CALIBRATION_FILE if path.is_dir() else path
-    return read_stored(file, Calibration, "a calibration", "make one with bench calibrate")
+    return read_json(file, Calibration, "a calibration", "make one with bench calibrate")
 
 
 def require_this_machine(

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from bench.errors import InfrastructureError, UsageError
+from bench.io import NOT_PLAIN, too_large
 
 _PLAIN_FILES = ("100644", "100755")
 
@@ -76,7 +77,7 @@ def _contents(
         assert process.stdout is not None  # noqa: S101 - the same
         for mode, object_id, name in entries:
             if mode not in _PLAIN_FILES:
-                yield name, "is a link or not a plain file; records are read only from plain files"
+                yield name, NOT_PLAIN
                 continue
             process.stdin.write(f"{object_id}\n".encode())
             process.stdin.flush()
@@ -91,7 +92,7 @@ def _one_content(stream: IO[bytes], most_bytes: int) -> bytes | str:
     size = int(header[2])
     content = stream.read(size)
     stream.read(1)
-    return content if size <= most_bytes else f"is larger than {most_bytes} bytes; this is not a record"
+    return content if size <= most_bytes else too_large(most_bytes)
 
 
 def _git(folder: Path | None, *arguments: str) -> "subprocess.CompletedProcess[bytes]":

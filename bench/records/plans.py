@@ -9,8 +9,8 @@ from typing import Final, Literal, Self
 
 from pydantic import Field
 
+from bench.io import read_json
 from bench.records.card_fit import Answer, judge
-from bench.records.json_files import read_stored
 from bench.records.predictions import Prediction, Refusal
 from bench.records.stored import Count, Positive, Stored
 from bench.scenario.cards import Card
@@ -81,7 +81,7 @@ def needed_bytes(prediction: Prediction) -> int:
 
 def read_plan(path: Path) -> Plan:
     """Read a plan as ``bench plan --json`` writes it; raise ``UsageError`` where it is none."""
-    return read_stored(path, Plan, "a plan", "write one with bench plan --json")
+    return read_json(path, Plan, "a plan", "write one with bench plan --json")
 
 
 def plan_json(plan: Plan) -> str:

@@ -9,12 +9,12 @@ import msgspec
 from pydantic import ValidationError
 
 from bench.errors import UsageError
+from bench.io import MAX_BYTES, read_json, read_plain_file
 from bench.records.committed import committed_files
-from bench.records.json_files import read_stored
 from bench.records.run_facts import RunFacts, facts_of_content
 from bench.records.sittings import SIDES, SITTING_FILE, Sitting, counted_runs
 from bench.records.step_times import read_step_times
-from bench.records.store import MAX_RECORD_BYTES, diagnose, read_plain_file
+from bench.records.store import diagnose
 
 ReadFile = Callable[[Path], bytes | str]
 
@@ -48,7 +48,7 @@ def load_result_set(given: str) -> ResultSet:
         found = load_files([path], str(path.parent))
     elif ":" in given:
         revision, _, inside = given.partition(":")
-        contents = committed_files(revision, inside, most_bytes=MAX_RECORD_BYTES)
+        contents = committed_files(revision, inside, most_bytes=MAX_BYTES)
         found = _gathered(((name, _read(content)) for name, content in contents), given)
     else:
         raise UsageError(
@@ -113,5 +113,5 @@ def _sitting_around(folder: Path) -> Path | None:
 
 def _counted(folder: Path, sitting: Path) -> list[Path]:
     """Return the files of a side's runs that count."""
-    runs = read_stored(sitting / SITTING_FILE, Sitting, "a sitting", "run bench gate again").runs
+    runs = read_json(sitting / SITTING_FILE, Sitting, "a sitting", "run bench gate again").runs
     return [folder / run.file for run in counted_runs(runs) if run.side == folder.resolve().name]

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from bench.records.json_files import read_stored
+from bench.io import read_json
 from bench.records.records import Environment, Outcome, Record
 from bench.records.store import load_records, record_file_name
 from bench.records.stored import Caveat, Count, Positive, Stored
@@ -104,7 +104,7 @@ def load_sitting(folder: Path) -> SittingRecords:
 
     Raises ``UsageError`` where there is no sitting.
     """
-    sitting = read_stored(folder / SITTING_FILE, Sitting, "a sitting", "run bench gate again")
+    sitting = read_json(folder / SITTING_FILE, Sitting, "a sitting", "run bench gate again")
     records: dict[SideName, tuple[Record, ...]] = {}
     problems: list[str] = []
     for side in SIDES:

@@ -5,14 +5,11 @@ damaged is named while the others are still read.
 """
 
 import contextlib
-import errno
 import fcntl
-import itertools
 import json
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,10 +19,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.errors import InfrastructureError, UsageError
+from bench.io import cannot_write, read_plain_file, whole_file
 from bench.records.records import SCHEMA_VERSION, Record
 
 LOCK_NAME = ".lock"
-MAX_RECORD_BYTES = 64 * 1024**2
 MIN_FREE_BYTES = 16 * 1024**2
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -132,8 +129,12 @@ def _check_writable(folder: Path) -> None:
             f"only {free_bytes} bytes are free on the disk of {folder}; "
             f"free at least {MIN_FREE_BYTES}, or choose another folder with --results"
         )
-    _write_whole(folder, ".write-check.json", b"{}")
-    (folder / ".write-check.json").unlink(missing_ok=True)
+    try:
+        with whole_file(folder / ".write-check.json") as file:
+            file.write(b"{}")
+        (folder / ".write-check.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
 
 
 def write_record(folder: Path, record: Record) -> Path:
@@ -142,50 +143,19 @@ def write_record(folder: Path, record: Record) -> Path:
     A file of its name that was there before (damaged, say, or of a newer version) is kept as ``NAME.old``.
     Raises ``InfrastructureError`` when the disk is full or the folder cannot be written.
     """
-    return _write_whole(folder, record_file_name(record), record.model_dump_json(indent=1).encode() + b"\n")
-
-
-def _write_whole(folder: Path, name: str, content: bytes) -> Path:
-    """Write to a temporary file beside the final one, sync it, rename it, and sync the folder."""
-    temporary, final = folder / f".{name}.tmp", folder / name
+    path = folder / record_file_name(record)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - Path.open cannot refuse to follow a link
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _put_aside(final)
-        temporary.replace(final)
-        _sync_folder(folder)
+        with whole_file(path, keep_old=True) as file:
+            file.write(record.model_dump_json(indent=1).encode() + b"\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise _unwritable(folder, error) from error
-    return final
-
-
-def _put_aside(file: Path) -> None:
-    if os.path.lexists(file):
-        asides = (file.with_name(f"{file.name}.old{number or ''}") for number in itertools.count())
-        file.rename(next(aside for aside in asides if not os.path.lexists(aside)))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return path
 
 
 def _unwritable(folder: Path, error: OSError) -> InfrastructureError:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        advice = "free some space"
-    elif error.errno == errno.EFBIG:
-        advice = "raise the limit on the size of files (ulimit -f)"
-    else:
-        advice = "choose a folder you may write to with --results"
-    return InfrastructureError(f"cannot write to the results folder {folder} ({error.strerror}); {advice}")
+    return cannot_write(
+        f"to the results folder {folder}", error, "choose a folder you may write to with --results"
+    )
 
 
 def load_records(path: Path) -> LoadedRecords:
@@ -227,26 +197,6 @@ def _read(file: Path) -> Record | str:
         return Record.model_validate_json(content)
     except ValidationError:
         return diagnose(content)
-
-
-def read_plain_file(file: Path) -> bytes | str:
-    """Return what a file of a results folder holds, or in one sentence why it is not read."""
-    other = "is a link or not a plain file; records are read only from plain files in the folder itself"
-    try:
-        # Without O_NONBLOCK a pipe in the folder would keep us waiting.
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        return other if error.errno in {errno.ELOOP, errno.ENXIO} else f"cannot be read ({error.strerror})"
-    with open(descriptor, "rb", buffering=0) as stream:  # noqa: PTH123 - Path.open cannot refuse to follow a link
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            return other
-        if facts.st_size > MAX_RECORD_BYTES:
-            return f"is larger than {MAX_RECORD_BYTES} bytes; this is not a record of bench run"
-        try:
-            return stream.read()
-        except OSError as error:
-            return f"cannot be read ({error.strerror})"
 
 
 def diagnose(content: bytes) -> str:

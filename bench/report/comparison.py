@@ -1,13 +1,12 @@
 """A comparison as a Markdown page, as a block of one, and as a table in the terminal; no arithmetic."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.compare.measured import Comparison, Measured
 from bench.compare.summary import compare
-from bench.errors import InfrastructureError
+from bench.io import write_text
 from bench.records.records import Caveat, Record
 from bench.records.store import LoadedRecords
 from bench.report import details, gpu_tables, tables, torch_tables
@@ -67,21 +66,6 @@ def write_page(records: Sequence[Record], path: Path, problems: Sequence[str] = 
     Raises InfrastructureError when the file cannot be written, UsageError when there is no record.
     """
     write_text(path, render_markdown(compare(records), problems))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole, or say in one sentence why not; a link in its place is replaced, not followed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise InfrastructureError(
-            f"{path}: cannot write the report ({error.strerror}); choose another place"
-        ) from None
 
 
 def render_terminal(records: Sequence[Record]) -> "Group":

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import UsageError
+from bench.io import write_text
 from bench.records.plans import Plan, read_plan
 from bench.records.store import LoadedRecords
 from bench.report import plan as plan_pages
-from bench.report.comparison import render_page, write_text
+from bench.report.comparison import render_page
 from bench.report.sources import gather
 from bench.scenario.cards import Card
 

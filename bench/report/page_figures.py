@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.compare.summary import compare
 from bench.errors import InfrastructureError, UsageError
-from bench.report.comparison import write_text
+from bench.io import write_text
 from bench.report.figures import Figure, comparison_figures, plan_figures
 from bench.report.output import read_material
 from bench.report.text import markdown

@@ -17,8 +17,8 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from bench.errors import InfrastructureError, UsageError
+from bench.io import write_text
 from bench.records.plans import read_plan
-from bench.report.comparison import write_text
 from bench.report.html import render_html, render_template
 from bench.report.sources import gather
 

@@ -5,8 +5,8 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
+from bench.io import cache_folder
 from bench.metrics import GIB
-from bench.records.cache import cache_folder
 from bench.records.environment import read_environment
 from bench.records.records import DeviceFacts, Environment
 from bench.runner.availability import FLASH_ATTENTION_CAPABILITY, INT8_CAPABILITY, NF4_CAPABILITY

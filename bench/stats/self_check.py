@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bench.records.json_files import read_stored
+from bench.io import read_json
 from bench.records.stored import Positive, Stored
 from bench.stats.paired import decide_drop, drop_p_value
 from bench.stats.sequential import DECISIONS, Block, decide, follow, holm
@@ -78,7 +78,7 @@ class SelfCheck(Stored):
 
 def read_self_check(path: Path) -> SelfCheck:
     """Read what ``bench gate --self-check -o`` wrote. Raises ``UsageError`` where there is none."""
-    return read_stored(path, SelfCheck, "a self-check", f"make one with bench gate --self-check -o {path}")
+    return read_json(path, SelfCheck, "a self-check", f"make one with bench gate --self-check -o {path}")
 
 
 def self_check(replications: int) -> Iterator[CheckRow]:

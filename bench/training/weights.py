@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 
 from bench.errors import UnavailableError
-from bench.records.cache import cache_folder as cache_folder  # noqa: PLC0414 - where it is used most
+from bench.io import cache_folder
 from bench.scenario.catalog import Architecture, WheelWeights, architecture, wheel
 from bench.scenario.types import ModelSpec
 

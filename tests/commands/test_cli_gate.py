@@ -124,7 +124,10 @@ def test_the_exit_code_is_the_verdict(
         (("toy.toml", "--base", "v1.0", "--budget", "3 days"), "--budget '3 days' is no duration"),
         (("toy.toml", "--base", "v1.0", "--budget", "0s"), "--budget '0s' is no duration"),
         (("toy.toml", "--base", "v1.0", "--repeats", "1"), "--repeats 1 is out of range"),
-        (("toy.toml", "--base", "v1.0", "--calibration", "none"), "none is not a plain file"),
+        (
+            ("toy.toml", "--base", "v1.0", "--calibration", "none"),
+            "none cannot be read (No such file or directory); make one",
+        ),
         (("toy.toml", "--base", "v1.0", "--resume"), "there is no sitting in"),
         (("toy.toml", "--base", "v1.0", "-o", "v.txt"), "v.txt"),
         (("--self-check", "-o", "check.md"), "must end in .json"),

@@ -1,25 +1,14 @@
 """What strangers may put into scenarios and results folders, and what comes of it."""
 
 import json
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from bench.compare.summary import compare
 from bench.records.records import Record
-from bench.report.comparison import write_text
 from records_factory import make_cell, make_record
 from tiny_cells import tiny_cell
-
-
-def test_a_link_in_the_place_of_a_page_is_replaced(tmp_path: Path) -> None:
-    """What the link leads to keeps its content; the page is a file of its own."""
-    victim, page = tmp_path / "victim.txt", tmp_path / "report.md"
-    victim.write_text("mine")
-    page.symlink_to(victim)
-    write_text(page, "the page")
-    assert (victim.read_text(), page.read_text(), page.is_symlink()) == ("mine", "the page", False)
 
 
 @pytest.mark.parametrize("field", ["r", "lora_alpha", "target_modules", "inference_mode"])

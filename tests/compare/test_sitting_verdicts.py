@@ -8,7 +8,7 @@ import pytest
 
 from bench.compare.sitting_verdicts import SittingJudge, judge_folder, open_cells
 from bench.errors import UsageError
-from bench.records.json_files import write_stored
+from bench.io import write_json
 from bench.records.records import Record
 from bench.records.verdicts import Judged, Verdicts
 from bench.scenario.gate import GateSpec, MetricGate
@@ -167,7 +167,7 @@ def test_a_stored_sitting_is_judged_as_it_was_while_it_lasted(tmp_path: Path) ->
     base, candidate = make_runs(speeds=(1000.0, 1012.0)), make_runs(speeds=(931.0, 939.0), right=141)
     gate, calibration = GateSpec(alpha=0.05), make_calibration(0.005, base[0].cell.digest)
     write_sitting(tmp_path, base, candidate, gate=gate)
-    write_stored(tmp_path / "calibration.json", calibration)
+    write_json(tmp_path / "calibration.json", calibration)
     live = SittingJudge(gate=gate, looks=LOOKS, calibration=calibration)
     stored = judge_folder(tmp_path)
     assert live.judge({"base": base, "candidate": candidate}).judgements == stored.judgements

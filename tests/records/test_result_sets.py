@@ -40,9 +40,9 @@ def test_committed_results_are_read_without_the_work_tree(repository: Path) -> N
     """A folder and a file of a revision; a link is named and not followed, and nothing is checked out."""
     found = load_result_set("v1:results")
     assert ["tiny/lora-r8/b4-s256"] == [run.cell_id for run in found.runs]
-    assert [
-        "v1:results/link.json: is a link or not a plain file; records are read only from plain files"
-    ] == [*found.problems]
+    assert ["v1:results/link.json: is a link or not a plain file; only plain files are read"] == [
+        *found.problems
+    ]
     assert found.runs == load_result_set(f"v1:results/{found.files[0]}").runs
     assert found.runs == load_result_set("HEAD~1:./results/").runs
     assert [".git"] == [path.name for path in repository.iterdir()]

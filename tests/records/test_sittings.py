@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
-from bench.records.json_files import write_stored
+from bench.io import write_json
 from bench.records.sittings import SIDES, SideFacts, Sitting, SittingRun, load_sitting
 from bench.records.store import record_file_name, write_record
 from records_factory import make_record
@@ -38,7 +38,7 @@ def write_sitting(folder: Path) -> Sitting:
         started_at="now",
         runs=tuple(runs),
     )
-    write_stored(folder / "sitting.json", sitting)
+    write_json(folder / "sitting.json", sitting)
     return sitting
 
 

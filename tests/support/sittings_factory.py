@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gate.schedule import order_of
-from bench.records.json_files import write_stored
+from bench.io import write_json
 from bench.records.records import Record
 from bench.records.sittings import SIDES, SideFacts, SideName, Sitting, SittingRun
 from bench.records.store import record_file_name, write_record
@@ -90,5 +90,5 @@ def write_sitting(
         "stopped": "decided",
         "runs": runs,
     }
-    write_stored(folder / "sitting.json", Sitting.model_validate(fields | changes))
+    write_json(folder / "sitting.json", Sitting.model_validate(fields | changes))
     return folder

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import numba
 
-from bench.training.weights import cache_folder
+from bench.io import cache_folder
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from bench.records.json_files import read_stored
+from bench.io import read_json, write_text
 from bench.records.published.score import Validation
 
 
 def write_validation(validation: Validation, path: Path) -> None:
-    """Write the file, folders included."""
+    """Write the file, folders included. Raises ``InfrastructureError`` where it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(validation.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
+    write_text(path, validation.model_dump_json(indent=1, exclude_defaults=True) + "\n")
 
 
 def read_validation(path: Path) -> Validation:
     """Read the file. Raises ``UsageError`` where it is none."""
-    return read_stored(path, Validation, "a validation", f"make it with bench validate -o {path}")
+    return read_json(path, Validation, "a validation", f"make it with bench validate -o {path}")
