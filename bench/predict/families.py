@@ -14,8 +14,7 @@ import numpy as np
 
 from bench.predict.depth import depth_of
 from bench.predict.polynomials import Polynomials, fitted
-from bench.predict.trace.calls import ScratchCall, rebuilt
-from bench.predict.trace.kernels import Kernels
+from bench.predict.trace.kernels import Kernels, ScratchCall, rebuilt
 from bench.predict.trace.repeat import LayersDifferError, deepen
 from bench.predict.trace.stream import Ints, Stream
 from bench.predict.trace.trace import trace

@@ -27,14 +27,16 @@ from bench.predict.allocator.pools import (
     Rules,
     Table,
     add_segment,
+    collect,
     device_of,
     give,
     pool_of,
+    release_oversize,
+    release_segments,
     rules_of,
     take_from_segments,
 )
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.trace.releases import collect, release_oversize, release_segments
 
 DEFAULT_SETTINGS = AllocatorSettings()
 EMPTY_CACHE = -1

@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from bench.predict.trace.meta_kernels import registrations
 from bench.scenario.platforms import Platform
 
 _KEY = "AutocastPrivateUse1"
@@ -65,9 +66,7 @@ class _State:
         if self._ready:
             return
         self._ready = True
-        rest, aten = (torch.library.Library(namespace, "IMPL") for namespace in ("_", "aten"))
-        for library in (rest, aten):
-            self._stack.callback(library._destroy)  # noqa: SLF001 - has no public name
+        rest, aten = (self._stack.enter_context(registrations(namespace)) for namespace in ("_", "aten"))
         rest.fallback(torch.library.fallthrough_kernel, _KEY)
         for name, cast in _policies(self._device).items():
             aten.impl(name, _kernel(name, cast, self), _KEY)
@@ -76,7 +75,7 @@ class _State:
 
 
 class _Region:
-    """Stands for torch.autocast while a platform is staged; other devices get torch's own."""
+    """Stands for torch.autocast on the meta device; other devices get torch's own."""
 
     state: _State
 
@@ -114,7 +113,7 @@ class _Region:
 
 
 @contextmanager
-def staged_autocast(platform: Platform) -> Iterator[None]:
+def patched_autocast(platform: Platform) -> Iterator[None]:
     """Let torch.autocast cast tensors of the meta device as the platform casts its own."""
     import transformers.utils.generic
 

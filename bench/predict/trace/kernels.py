@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.metrics import MIB
-from bench.predict.trace.data_dependent import answer
 from bench.scenario.platforms import Platform, version_of
 
 _aten = torch.ops.aten
+_META = torch.device("meta")
 _FP32 = 4
 _INT64 = 8
 _HALF = (torch.float16, torch.bfloat16)
@@ -55,8 +57,8 @@ class Kernels:
     def __init__(self, platform: Platform, *, padded: bool = False, packed: bool = False) -> None:
         """Take a platform; the batch's mask hides something, its rows hold several sequences."""
         self.platform = platform
-        self._padded = padded
-        self._packed = packed
+        self.padded = padded
+        self.packed = packed
         self._handles: set[bool] = set()
         version = version_of(platform.torch)
         entries = SCRATCH if platform.device == "cuda" else ()
@@ -68,10 +70,6 @@ class Kernels:
     def on_cpu(self) -> bool:
         """Tell whether the platform is the CPU."""
         return self.platform.device == "cpu"
-
-    def answer(self, _question: torch.Tensor) -> bool | float | int:
-        """Answer what code asks of a tensor's data; raises ``UntraceableError`` where nobody can know."""
-        return answer(padded=self._padded, packed=self._packed)
 
     def takes_more(self, func: Any) -> bool:
         """Tell whether an operator's kernel may take more than its result: a workspace or scratch blocks."""
@@ -240,3 +238,58 @@ SCRATCH: tuple[Scratch, ...] = (
     ),
 )
 """Entries by operator; of two for one operator, the versions exclude each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScratchCall:
+    """A call whose kernel takes scratch memory: ``count`` blocks from number ``first`` on.
+
+    ``numbers`` are all its whole numbers: sizes and strides of tensors, and integer arguments; ``form`` is
+    the rest, with their places left open.
+    """
+
+    func: Any
+    first: int
+    count: int
+    form: Any
+    numbers: NDArray[np.int64]
+
+
+def described(func: Any, values: Any, first: int, count: int) -> ScratchCall:
+    """Take a call apart; ``values`` are its arguments, its keywords and its result."""
+    numbers: list[int] = []
+    form = _form(values, numbers)
+    return ScratchCall(func, first, count, form, np.array(numbers, dtype=np.int64))
+
+
+def rebuilt(call: ScratchCall, numbers: NDArray[np.int64]) -> Any:
+    """Put the call together again with other numbers, on tensors without data."""
+    return _value(call.form, iter(numbers.tolist()))
+
+
+def _form(value: Any, numbers: list[int]) -> Any:
+    if isinstance(value, torch.Tensor):
+        numbers += [*value.size(), *value.stride()]
+        return torch.Tensor, value.dtype, value.dim()
+    if isinstance(value, int) and not isinstance(value, bool):
+        numbers.append(value)
+        return int, None, 1
+    if isinstance(value, list | tuple):
+        return list, None, [_form(each, numbers) for each in value]
+    if isinstance(value, Mapping):
+        return dict, tuple(value), [_form(each, numbers) for each in value.values()]
+    return None, value, 0
+
+
+def _value(form: Any, numbers: Iterator[int]) -> Any:
+    kind, what, inside = form
+    if kind is torch.Tensor:
+        size, stride = ([next(numbers) for _ in range(inside)] for _ in range(2))
+        return torch.empty_strided(size, stride, dtype=what, device=_META)
+    if kind is int:
+        return next(numbers)
+    if kind is list:
+        return tuple(_value(each, numbers) for each in inside)
+    if kind is dict:
+        return {name: _value(each, numbers) for name, each in zip(what, inside, strict=True)}
+    return what

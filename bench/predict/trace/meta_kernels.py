@@ -10,26 +10,36 @@ from typing import Any
 import torch
 import torch._meta_registrations
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-from bench.scenario.platforms import Platform
+from bench.scenario.platforms import Platform, version_of
+from bench.training.batches import IGNORED_LABEL
+
+FREES_ITS_INPUT = (0, 43, 2)
+"""Version from which the input is not kept (bitsandbytes pull request 1270, commit 9e753741)."""
 
 
 @contextmanager
-def staged_results(platform: Platform) -> Iterator[None]:
+def registrations(namespace: str) -> Iterator[torch.library.Library]:
+    """Yield a library whose kernels for a namespace's operators are gone when the block ends."""
+    library = torch.library.Library(namespace, "IMPL")
+    try:
+        yield library
+    finally:
+        library._destroy()  # noqa: SLF001 - has no public name
+
+
+@contextmanager
+def patched_results(platform: Platform) -> Iterator[None]:
     """Use these kernels for tensors of the meta device while a ``with`` block runs."""
     import bitsandbytes  # noqa: F401 - registers the operators
 
     kernels = _EVERYWHERE | (_ON_CPU if platform.device == "cpu" else {})
-    library = torch.library.Library("aten", "IMPL")
-    foreign = torch.library.Library("bitsandbytes", "IMPL")
-    try:
+    with registrations("aten") as aten, registrations("bitsandbytes") as foreign:
         for name, kernel in kernels.items():
             namespace, _, bare = name.partition("::")
-            (library if namespace == "aten" else foreign).impl(bare, kernel, "Meta", allow_override=True)
+            (aten if namespace == "aten" else foreign).impl(bare, kernel, "Meta", allow_override=True)
         yield
-    finally:
-        library._destroy()  # noqa: SLF001 - has no public name
-        foreign._destroy()  # noqa: SLF001 - the same
 
 
 def _histogram(values: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:  # noqa: A002, ARG001 - torch's own signature
@@ -96,3 +106,97 @@ _EVERYWHERE: dict[str, Callable[..., Any]] = {
     "bitsandbytes::int8_mixed_scaled_mm": _int8_mixed_product,
 }
 _ON_CPU: dict[str, Callable[..., Any]] = {"aten::native_layer_norm": _layer_norm}
+
+
+def four_bit_product(platform: Platform) -> Any:
+    """Return what takes the place of ``bitsandbytes.autograd._functions.MatMul4Bit`` on CUDA.
+
+    The library at hand may be newer than the platform's, and its product on the meta device shows neither
+    the de-quantised weight nor what older versions kept. Every version up to 0.49 makes the whole weight
+    16-bit for each product; 0.50 has kernels of its own for at most 1,536 rows on some cards (its
+    backends/cuda/ops.py, _gemm_4bit_use_custom_cuda) and does the same otherwise, so for these few the
+    prediction is the copy of one weight too high. Versions before 0.43.2 hang the input on the context as
+    an attribute, not by ``save_for_backward``: it lives as long as the graph, beyond backward() if a name
+    for the loss or the outputs does.
+    """
+    from bitsandbytes.autograd._functions import MatMul4Bit
+    from bitsandbytes.functional import dequantize_4bit
+
+    keeps_input = version_of(platform.bitsandbytes) < FREES_ITS_INPUT
+
+    class Product(MatMul4Bit):  # type: ignore[misc]  # bitsandbytes ships no types
+        @staticmethod
+        def forward(
+            ctx: Any,
+            values: Tensor,
+            packed: Tensor,
+            _out: None = None,
+            bias: Tensor | None = None,
+            state: Any = None,
+        ) -> Tensor:
+            ctx.is_empty = False
+            ctx.state = state
+            ctx.dtype_A, ctx.dtype_B = values.dtype, packed.dtype
+            ctx.dtype_bias = getattr(bias, "dtype", None)
+            ctx.tensors = (None, packed)
+            if keeps_input and any(ctx.needs_input_grad[:2]):
+                ctx.kept_input = values
+            return torch.nn.functional.linear(values, dequantize_4bit(packed, state).to(values.dtype), bias)
+
+    return Product
+
+
+def empty_liger_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Stand for ``bench.training.losses.liger_loss``: the same arguments, a loss without a value.
+
+    Source: Liger-Kernel src/liger_kernel/ops/fused_linear_cross_entropy.py (0.6), by default settings: what
+    its kernel allocates, in its order. Its Triton kernels work in place and allocate nothing.
+    """
+    loss: Tensor = _FusedLoss.apply(hidden.flatten(0, 1), weight, targets.flatten())  # type: ignore[no-untyped-call]  # torch's own
+    return loss
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Gradients are made in the forward pass, chunk by chunk, and only scaled in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        tokens, width = hidden.shape
+        vocabulary = weight.shape[0]
+        chunk = 1 << (-(-tokens // -(-vocabulary // width)) - 1).bit_length()  # the next power of two
+        hidden_gradient = torch.zeros_like(hidden)
+        weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
+        losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
+        counted = (targets != IGNORED_LABEL).sum()
+        for start in range(0, tokens, chunk):
+            part = hidden[start : start + chunk]
+            logits = (part @ weight.t()).contiguous()  # becomes its own gradient
+            hidden_gradient[start : start + chunk] = logits @ weight
+            if weight_gradient is not None:
+                weight_gradient += torch.mm(logits.t(), part).float()
+        del counted, logits, part
+        ctx.save_for_backward(hidden_gradient.detach(), weight_gradient)
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx: Any, _gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        return hidden_gradient, weight_gradient, None
+
+
+def is_paged(tensor: Tensor) -> bool:
+    """Tell whether a tensor lies in CUDA's managed memory, which torch's allocator never sees."""
+    return bool(getattr(tensor, "is_paged", False))
+
+
+def managed_state(*shape: int, dtype: torch.dtype = torch.float32, **_: object) -> Tensor:
+    """Return paged optimizer state, unseen by ledgers and marked as bitsandbytes marks it."""
+    with _disable_current_modes():
+        tensor = torch.empty(shape, dtype=dtype, device="meta")
+    tensor.is_paged = True  # type: ignore[attr-defined]  # bitsandbytes' own mark
+    return tensor
+
+
+def ordinary_state(*shape: int, dtype: torch.dtype = torch.float32, **_: object) -> Tensor:
+    """Return the ordinary memory that paged optimizers use on a CPU."""
+    return torch.zeros(shape, dtype=dtype, device="meta")

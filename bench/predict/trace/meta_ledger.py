@@ -4,17 +4,19 @@ It adds to the dispatcher's view what a device allocates without telling it, ans
 code asks of data, and notes at which layer of the model each entry was made.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePath
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
 from bench.errors import UntraceableError
-from bench.predict.trace.calls import ScratchCall, described
-from bench.predict.trace.kernels import Kernels
+from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.shapes import ShapeMemory
 from bench.probes.ledger import Block, Ledger, StepPhase
 
@@ -138,7 +140,7 @@ class MetaLedger(Ledger):
         if special:
             if func is _ITEM and args[0].device.type == "meta":
                 self._op_count += 1
-                return self._kernels.answer(args[0])
+                return resolve_item(padded=self._kernels.padded, packed=self._kernels.packed)
             self._prepare(func, args)
         in_optimizer = self._phase == "optimizer_step"
         if in_optimizer:
@@ -253,3 +255,58 @@ class MetaLedger(Ledger):
         else:
             own = self._phase in {"adapt", "optimizer_step"}
             self.layer_of_entry.append(self.layer_of_block[number] if own else self._layer)
+
+
+_DEPTH = 24  # frames; the dispatcher's own lie between the question and who asks it
+_MACHINERY = ("/torch/", "/bench/predict/", "/bench/probes/")
+_HIDES_NOTHING = {"_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"}
+"""transformers' masking_utils.py: does the mask hide nothing, so that no mask need be made?"""
+_ONE_SEQUENCE_PER_ROW = {"find_packed_sequence_indices"}
+"""The same: do positions just count up, as they do but in packed rows?"""
+_FOUND_INFINITIES = {"_maybe_opt_step"}
+"""torch's grad_scaler.py: how many gradients overflowed? If any had, there would be no step to predict."""
+_SCALE = {"get_scale"}
+"""The same: the scale itself, which is only compared with that of the step before."""
+
+
+def resolve_item(*, padded: bool, packed: bool) -> bool | float | int:
+    """Return what ``.item()`` of a tensor without data would, as a dense, padded or packed batch gives it.
+
+    Only questions that were met and thought about are resolved; who asks tells which. ``padded`` says
+    that the batch's attention mask hides something, ``packed`` that its rows hold several sequences. Raises
+    ``UntraceableError`` naming the line that asks something else.
+    """
+    names = {frame.f_code.co_name for frame in _callers()}
+    if names & _HIDES_NOTHING:
+        return not padded
+    if names & _ONE_SEQUENCE_PER_ROW:
+        return not packed
+    if names & _FOUND_INFINITIES:
+        return 0.0
+    if names & _SCALE:
+        return 1.0
+    asker = next((frame for frame in _callers() if not _is_machinery(frame)), None)
+    place = "" if asker is None else f" ({_place(asker)})"
+    raise UntraceableError(
+        f"the memory of this model depends on data that a prediction does not have: it asks for the value of "
+        f"a tensor{place}; measure it with bench run."
+    )
+
+
+def _callers() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the stack has no public cheap reader
+    for _ in range(_DEPTH):
+        if frame is None:
+            return
+        yield frame
+        frame = frame.f_back
+
+
+def _is_machinery(frame: FrameType) -> bool:
+    return any(part in frame.f_code.co_filename for part in _MACHINERY)
+
+
+def _place(frame: FrameType) -> str:
+    """Name a line by its file, without the folders above the package."""
+    path = PurePath(frame.f_code.co_filename)
+    return f"{'/'.join(path.parts[-2:])}, line {frame.f_lineno}, in {frame.f_code.co_name}"

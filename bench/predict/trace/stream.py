@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.predict.allocator.perturb import Freedom
-from bench.predict.trace.calls import ScratchCall
+from bench.predict.trace.kernels import ScratchCall
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark, MetaLedger
 from bench.probes.ledger import BEFORE, Block, category_of
 from bench.records.records import Category

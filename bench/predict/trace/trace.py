@@ -1,20 +1,20 @@
-"""Runs a cell's window on meta tensors and keeps the stream of births and deaths. Replays nothing."""
+"""Runs a cell's window on meta tensors and records the stream of allocations and frees. Replays nothing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from torch import nn
 
 from bench.predict.depth import Depth, shallow
 from bench.predict.trace.kernels import Kernels
-from bench.predict.trace.loading import in_loading_order, warm_up_bytes
+from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
-from bench.predict.trace.paged import is_paged, staged_paging
-from bench.predict.trace.staging import staged
+from bench.predict.trace.patches import patched
 from bench.predict.trace.stream import WARM_UP, Stream, stream_of
 from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
@@ -35,7 +35,7 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
     With ``depth`` the model is cut to so many layers, but what is sized by the number of its parameters is
     sized as in the whole. Raises ``UntraceableError`` naming what cannot be traced.
     """
-    with staged(platform), staged_paging(platform):
+    with patched(platform):
         model = build_empty_model(cell, deepcopy(config) if depth is None else shallow(config, depth.traced))
         vocabulary_size = int(config.get_text_config().vocab_size)
         batch = worst_batch(cell, vocabulary_size)
@@ -66,7 +66,7 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
 
 def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -> LedgerReading:
     """Read the ledger of two steady steps as on the CPU, after one that nothing watches."""
-    with staged(platform), staged_paging(platform):
+    with patched(platform):
         config = config or configuration_of(cell.model)
         model = build_empty_model(cell, config)
         vocabulary_size = int(config.get_text_config().vocab_size)
@@ -178,3 +178,72 @@ def _marker(ledger: MetaLedger, trainer: Trainer) -> Callable[[StepPhase], None]
             ledger.register_gradients(trainer.parameters)
 
     return mark
+
+
+class LoadedTensor(NamedTuple):
+    """A parameter or buffer and the module that it is loaded into."""
+
+    name: str
+    module: nn.Module
+    tensor: torch.Tensor
+
+
+def in_loading_order(model: nn.Module) -> Iterator[LoadedTensor]:
+    """Yield what a checkpoint holds, sorted by name with numbers by value, then the computed buffers.
+
+    Reserved memory after loading depends on this order and on the warm-up: with both it is right to the
+    megabyte where published. Source: transformers 5, core_model_loading.py
+    (convert_and_load_state_dict_in_model) and modeling_utils.py (caching_allocator_warmup,
+    _move_missing_keys_from_meta_to_device).
+
+    Weights that are quantised while loading come one at a time: the 16-bit weight is there until its
+    quantised form is. Others are brought by four threads and may overtake their neighbours. Tied weights
+    come once.
+    """
+    from transformers.core_model_loading import dot_natural_key
+
+    stored = model.state_dict(keep_vars=True)
+    seen: set[int] = set()
+    for name in sorted(stored, key=dot_natural_key):
+        if name not in _tied_to_others(model) and id(stored[name]) not in seen:
+            seen.add(id(stored[name]))
+            yield _loaded(model, name, stored[name])
+    for name, buffer in model.named_buffers():
+        if name not in stored:
+            yield _loaded(model, name, buffer)
+
+
+def warm_up_bytes(model: nn.Module, times: Callable[[str], int] = lambda _name: 1) -> int:
+    """Return the bytes of the one block that is allocated and freed before any weight is loaded.
+
+    A weight to be quantised counts half a byte per element (4-bit) or one (int8), any other tensor of the
+    checkpoint its own bytes, and the sum is a whole number of 16-bit elements. A card with less than
+    1.2 GiB beyond that gets a smaller block, which is not modelled. ``times`` tells how often a name stands
+    for its like.
+    """
+    stored = model.state_dict(keep_vars=True)
+    total = sum(
+        times(name) * tensor.numel() * _bytes_per_element(_loaded(model, name, tensor))
+        for name, tensor in stored.items()
+        if name not in _tied_to_others(model)
+    )
+    return int(total // 2) * 2
+
+
+def _bytes_per_element(loaded: LoadedTensor) -> float:
+    import bitsandbytes
+
+    if loaded.name.endswith("weight"):
+        if isinstance(loaded.module, bitsandbytes.nn.Linear4bit):
+            return 0.5
+        if isinstance(loaded.module, bitsandbytes.nn.Linear8bitLt):
+            return 1
+    return loaded.tensor.element_size()
+
+
+def _tied_to_others(model: Any) -> set[str]:
+    return set(getattr(model, "all_tied_weights_keys", {}))
+
+
+def _loaded(model: nn.Module, name: str, tensor: torch.Tensor) -> LoadedTensor:
+    return LoadedTensor(name, model.get_submodule(name.rpartition(".")[0]), tensor)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.predict.trace.meta_kernels import registrations
 from bench.scenario.platforms import Platform
 
 _aten = torch.ops.aten
@@ -40,25 +41,10 @@ class _Call(NamedTuple):
 
 
 @contextmanager
-def staged_attention(platform: Platform) -> Iterator[None]:
+def patched_attention(platform: Platform) -> Iterator[None]:
     """Use the platform's kernels for tensors of the meta device while a ``with`` block runs."""
-    library = torch.library.Library("aten", "IMPL")
-    try:
-        library.impl("scaled_dot_product_attention", _Attention(platform), "AutogradMeta")
-        yield
-    finally:
-        library._destroy()  # noqa: SLF001 - has no public name
 
-
-class _Attention:
-    """scaled_dot_product_attention as a platform runs it, for tensors of the meta device."""
-
-    def __init__(self, platform: Platform) -> None:
-        """Choose kernels for this platform from now on."""
-        self._platform = platform
-
-    def __call__(  # noqa: PLR0913, PLR0917 - torch's own signature
-        self,
+    def attention(  # noqa: PLR0913, PLR0917 - torch's own signature
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -69,9 +55,12 @@ class _Attention:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """Run the kernel that the platform would run."""
         call = _Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-        return _RUN[kernel_of(call, self._platform)](call)
+        return _RUN[kernel_of(call, platform)](call)
+
+    with registrations("aten") as aten:
+        aten.impl("scaled_dot_product_attention", attention, "AutogradMeta")
+        yield
 
 
 def kernel_of(call: _Call, platform: Platform) -> str:

@@ -1,4 +1,4 @@
-"""Tensors without data take the code paths of the platform they stand for, only while it is staged."""
+"""Tensors without data take the code paths of the platform they stand for, only while it is patched in."""
 
 import math
 from importlib import import_module
@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import UntraceableError
 from bench.predict.trace.autocast import _GIVEN_FP32_AS_DTYPE, _LOWERED, _PROMOTED
 from bench.predict.trace.kernels import Kernels
-from bench.predict.trace.liger import empty_liger_loss
+from bench.predict.trace.meta_kernels import empty_liger_loss, four_bit_product
 from bench.predict.trace.meta_ledger import MetaLedger
-from bench.predict.trace.staging import staged
+from bench.predict.trace.patches import patched
 from bench.scenario.platforms import Platform
 
 AMPERE = Platform(capability=(8, 0))
@@ -53,7 +54,7 @@ def _attention(
     """Run attention forward and backward; return its kernel and all operators."""
     query = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
     key = torch.empty(shape[0], key_heads, *shape[2:], dtype=dtype, device="meta", requires_grad=True)
-    with staged(platform), _Operators() as seen:
+    with patched(platform), _Operators() as seen:
         out = functional.scaled_dot_product_attention(query, key, key, **options)
         out.sum().backward()
     assert out.shape == query.shape
@@ -104,11 +105,11 @@ def test_a_mask_out_of_line_is_padded_to_eight() -> None:
     assert [1, 0] == [names.count("aten::constant_pad_nd") for names in (unaligned, aligned)]
 
 
-def test_staging_leaves_no_trace() -> None:
+def test_patches_leave_no_trace() -> None:
     """After the block attention and lists are torch's, autocast refuses the meta device."""
     optimizer = import_module("torch.optim.optimizer")  # torch.optim hides it behind a class
     before = optimizer._get_foreach_kernels_supported_devices()
-    with staged(AMPERE):
+    with patched(AMPERE):
         assert "meta" in optimizer._get_foreach_kernels_supported_devices()
     assert before == optimizer._get_foreach_kernels_supported_devices()
     query = torch.empty(1, 1, 8, 8, device="meta", requires_grad=True)
@@ -143,7 +144,7 @@ def test_autocast_casts_as_the_platform_does(
     weight: torch.Tensor, platform: Platform, softmax: torch.dtype
 ) -> None:
     """Products are made in bf16 everywhere; CUDA makes softmax fp32, the CPU leaves it alone."""
-    with staged(platform), torch.autocast("meta", torch.bfloat16):
+    with patched(platform), torch.autocast("meta", torch.bfloat16):
         product = functional.linear(torch.empty(2, 8, device="meta"), weight)
         assert torch.bfloat16 == product.dtype
         assert softmax == product.softmax(-1).dtype
@@ -155,7 +156,7 @@ def test_autocast_keeps_the_cast_of_a_trained_weight_for_one_region(weight: torc
     """Two products share one copy, a second region makes its own, and a frozen weight is cast each time."""
     frozen = weight.detach()
     copies = []
-    with staged(AMPERE):
+    with patched(AMPERE):
         for used in (weight, frozen):
             with _Operators() as seen, torch.autocast("meta", torch.bfloat16):
                 for _ in range(2):
@@ -173,17 +174,17 @@ def test_what_depends_on_data_is_refused_by_name() -> None:
 
     model = torch.nn.Sequential(Gate())
     values = torch.empty(4, device="meta")
-    with staged(AMPERE):
+    with patched(AMPERE):
         ledger = MetaLedger(model, 10, Kernels(AMPERE, padded=False), phase="forward")
         with ledger, pytest.raises(UntraceableError, match="aten::nonzero in 0 "):
             model(values)
-        with ledger, pytest.raises(UntraceableError, match=r"tests/test_memory_staging\.py, line"):
+        with ledger, pytest.raises(UntraceableError, match=r"predict/test_trace_patches\.py, line"):
             bool(values.sum() > 0)
 
 
 def test_a_list_made_of_missing_data_is_refused() -> None:
     """What never reaches torch's dispatcher is refused with the line that asks for it."""
-    with pytest.raises(UntraceableError, match=r"test_memory_staging\.py, line \d+ needs"), staged(AMPERE):
+    with pytest.raises(UntraceableError, match=r"test_trace_patches\.py, line \d+ needs"), patched(AMPERE):
         torch.empty(3, device="meta").tolist()
 
 
@@ -192,7 +193,7 @@ def test_int8_products_have_no_outliers() -> None:
     import bitsandbytes  # noqa: F401 - registers the operators
 
     values = torch.empty(6, 8, dtype=torch.float16, device="meta")
-    with staged(AMPERE):
+    with patched(AMPERE):
         packed, scales, outliers = torch.ops.bitsandbytes.int8_vectorwise_quant(values, threshold=6.0)
         product, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(
             values, packed, torch.empty(5, 8, dtype=torch.int8, device="meta"), scales, scales
@@ -205,7 +206,7 @@ def test_ligers_loss_works_in_chunks(*, trained: bool) -> None:
     """64 tokens, width 16, vocabulary 100: chunks of 16 rows, at most one of their logits at a time."""
     hidden = torch.empty(2, 32, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
     head = torch.empty(100, 16, dtype=torch.bfloat16, device="meta", requires_grad=trained)
-    with staged(AMPERE), _Operators() as seen:
+    with patched(AMPERE), _Operators() as seen:
         loss = empty_liger_loss(hidden, head, torch.zeros(2, 32, dtype=torch.int64, device="meta"))
         loss.backward()
     chunk = 2 ** math.ceil(math.log2(64 / math.ceil(100 / 16)))
@@ -214,3 +215,16 @@ def test_ligers_loss_works_in_chunks(*, trained: bool) -> None:
     assert one_chunk * (64 // chunk) == products
     assert trained == (head.grad is not None)
     assert hidden.grad is not None
+
+
+@pytest.mark.parametrize(("version", "kept"), [("0.42.0", True), ("0.43.2", False), ("0.50", False)])
+def test_input_is_kept_by_versions_that_kept_it(*, version: str, kept: bool) -> None:
+    """The product and its gradient are right in each; before 0.43.2 the input hangs on the graph's node."""
+    packed, state = quantize_4bit(torch.randn(32, 64), quant_type="nf4")
+    values = torch.randn(3, 64, requires_grad=True)
+    weight = dequantize_4bit(packed, state)
+    result = four_bit_product(Platform(bitsandbytes=version)).apply(values, packed, None, None, state)
+    torch.testing.assert_close(values @ weight.T, result)
+    assert kept == (getattr(result.grad_fn, "kept_input", None) is not None)
+    result.sum().backward()
+    torch.testing.assert_close(weight.sum(0).expand(3, 64), values.grad)

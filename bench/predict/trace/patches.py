@@ -1,0 +1,265 @@
+"""Makes meta tensors take the code paths that a platform's tensors take. Nothing is allocated here.
+
+torch and its companions choose kernels by device; on the meta device they would choose those of a
+reference implementation. Libraries older than the installed ones get back what they did differently.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from itertools import product
+from pathlib import PurePath
+from traceback import extract_tb
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from bench.errors import UntraceableError
+from bench.predict.trace import meta_kernels
+from bench.predict.trace.attention import patched_attention
+from bench.predict.trace.autocast import patched_autocast
+from bench.scenario.platforms import Platform, version_of
+from bench.training import losses
+
+Patches = Iterator[Any]
+"""Patchers of unittest.mock, to be entered."""
+
+PADS_LABELS = (4, 49)
+"""Version from which labels are padded in the place of cutting logits (transformers loss/loss_utils.py)."""
+RETURNS_A_CACHE_OBJECT = (4, 54)
+"""Version from which GPTBigCode fills a DynamicCache, and none while its layers are checkpointed."""
+_OWN_LOSS = {
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_bigcode": "GPTBigCodeForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "falcon": "FalconForCausalLM",
+}
+"""Models whose forward() before 4.49 held a cross-entropy in the dtype of the logits, no copy in fp32."""
+_WITHOUT_DATA = ("meta tensor", "Meta tensor", "meta device", "Meta device")
+"""What torch's messages say where data was asked for."""
+
+
+@contextmanager
+def patched(platform: Platform) -> Iterator[None]:
+    """Run a ``with`` block as if the meta device were the platform's.
+
+    Raises ``UntraceableError`` for what a model asks of tensors' data outside torch's operators, such as
+    ``tolist`` or ``numpy``, and for what torch itself cannot do without data.
+    """
+    with ExitStack() as stack, _refusals():
+        for patches in (_torch, _bitsandbytes, _peft, _older_loss, _older_cache):
+            for one in patches(platform):
+                stack.enter_context(one)
+        for context in (patched_attention, meta_kernels.patched_results, patched_autocast):
+            stack.enter_context(context(platform))
+        yield
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn torch's complaint about missing data into a refusal that names the line."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        if not any(word in str(error) for word in _WITHOUT_DATA):
+            raise
+        frames = [frame for frame in extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+        place = f"{PurePath(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "torch"
+        raise UntraceableError(
+            f"this cell cannot be predicted: {place} needs the data of a tensor "
+            f"({' '.join(str(error).split())[:150]}); measure it with bench run."
+        ) from error
+
+
+def _torch(platform: Platform) -> Patches:
+    # torch.optim hides its modules behind the classes of the same name.
+    for_clipping, for_optimizers = map(import_module, ("torch.utils._foreach_utils", "torch.optim.optimizer"))
+    names = ("_get_fused_kernels_supported_devices", "_get_foreach_kernels_supported_devices")
+    for owner, name in product((for_clipping, for_optimizers), names):
+        listed = getattr(owner, name)()
+        # Clipping uses foreach kernels on the CPU as well, optimizers only if they are told to.
+        if platform.device in listed or owner is for_clipping:
+            yield patch.object(owner, name, lambda listed=listed: [*listed, "meta"])
+    if platform.device == "cuda":
+        yield patch.object(torch.nn.functional, "dropout", _dropout_on_cuda)
+        yield patch.object(losses, "liger_loss", meta_kernels.empty_liger_loss)
+
+
+def _dropout_on_cuda(
+    input: Tensor,  # noqa: A002 - torch's own signature
+    p: float = 0.5,
+    training: bool = True,  # noqa: FBT001, FBT002 - the same
+    inplace: bool = False,  # noqa: FBT001, FBT002 - the same
+) -> Tensor:
+    """Keep one byte for each element, where the meta device would multiply with noise of the input's dtype.
+
+    Source: pytorch aten/src/ATen/native/Dropout.cpp, is_fused_kernel_acceptable.
+    """
+    if not training or inplace or not 0 < p < 1 or not input.numel():
+        return torch.dropout_(input, p, training) if inplace else torch.dropout(input, p, training)
+    return torch.native_dropout(input, p, training)[0]
+
+
+def _bitsandbytes(platform: Platform) -> Patches:
+    import bitsandbytes
+    from bitsandbytes import functional
+    from bitsandbytes.autograd import _functions
+
+    on_cuda = platform.device == "cuda"
+    if on_cuda:
+        yield patch.object(_functions, "MatMul4Bit", meta_kernels.four_bit_product(platform))
+    else:
+        yield patch.object(bitsandbytes, "matmul", _int8_matmul_on_cpu)
+    paged = meta_kernels.managed_state if on_cuda else meta_kernels.ordinary_state
+    yield patch.object(functional, "get_paged", paged)
+    for fills_or_moves_pages in ("fill", "prefetch_tensor"):
+        yield patch.object(functional, fills_or_moves_pages, lambda *_args, **_options: None)
+    yield patch.dict(functional.name2qmap, clear=True)  # a global, which would keep maps without data
+
+
+def _int8_matmul_on_cpu(  # noqa: PLR0913, PLR0917 - bitsandbytes' own signature
+    values: Any, weight: Any, out: Any = None, state: Any = None, threshold: float = 0.0, bias: Any = None
+) -> Any:
+    """Choose what bitsandbytes chooses for training on a CPU (its autograd/_functions.py, matmul)."""
+    from bitsandbytes.autograd import _functions
+
+    if not state.is_training:
+        return _functions.matmul(values, weight, out, state, threshold, bias)
+    state.threshold = threshold or state.threshold
+    return _functions.MatMul8bitFp.apply(values, weight, out, bias, state)
+
+
+def _peft(platform: Platform) -> Patches:
+    """Yield what peft's adapters need: initialisations that read tensors they have just made, too.
+
+    Neither guesses: UniLoRA's indices follow from its seed, and a permutation's matrix is as large as it is
+    long.
+    """
+    from peft.tuners.boft.layer import BOFTLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.unilora.model import UniLoraModel
+
+    yield patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", _move_adapter_to_base_layer)
+    name = "_assign_unilora_indices_and_scales"
+    yield patch.object(UniLoraModel, name, _on_cpu(getattr(UniLoraModel, name)))
+    yield patch.object(BOFTLayer, "perm2mat", lambda _self, indices: torch.empty(len(indices), len(indices)))
+    if platform.device == "cuda":
+        yield patch.object(BOFTLayer, "update_layer", _leaving_permutations(BOFTLayer.update_layer))
+
+
+def _move_adapter_to_base_layer(
+    self: Any,
+    adapter_name: str,
+    device: torch.device | None = None,  # noqa: ARG001 - peft's own signature
+) -> None:
+    """Give a new adapter the dtype of its layer, as peft does on every device but the meta device.
+
+    Source: peft's tuners/tuners_utils.py, the method of this name. Parameters that are not in a module of
+    their own become trainable by it, AdaLoRA's ranknum among them.
+    """
+    _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+    if dtype is None or not dtype.is_floating_point:
+        return
+    for name in self.adapter_layer_names + self.other_param_names:
+        held = getattr(self, name, None)
+        if isinstance(held, torch.nn.ModuleDict | torch.nn.ParameterDict) and adapter_name in held:
+            item = held[adapter_name]
+            if isinstance(item, torch.nn.Module) or item.is_floating_point():
+                held[adapter_name] = item.to(dtype=dtype)
+
+
+def _on_cpu(assign: Callable[..., None]) -> Callable[..., None]:
+    """Draw and count indices on the CPU, as peft does; it moves them to the layer's device by itself."""
+
+    def assign_on_cpu(self: Any, adapter_name: str) -> None:
+        with torch.device("cpu"):
+            assign(self, adapter_name)
+
+    return assign_on_cpu
+
+
+def _leaving_permutations(update: Callable[..., None]) -> Callable[..., None]:
+    """Keep BOFT's permutations on the CPU: peft moves adapters to the device, but not this buffer.
+
+    Each forward pass copies it to the device (``boft_P.to(x)`` in peft's tuners/boft/layer.py).
+    """
+
+    def update_and_leave(self: Any, *args: Any, **kwargs: Any) -> None:
+        update(self, *args, **kwargs)
+        self.boft_P = torch.empty_like(self.boft_P, device="cpu")
+
+    return update_and_leave
+
+
+def _older_loss(platform: Platform) -> Patches:
+    """Yield the loss of causal models that copies the shifted logits, for transformers before 4.49."""
+    from transformers.loss.loss_utils import LOSS_MAPPING
+
+    if platform.device == "cuda" and version_of(platform.transformers) < PADS_LABELS:
+        yield patch.dict(LOSS_MAPPING, ForCausalLM=_shifting_loss)
+        for name, head in _OWN_LOSS.items():
+            module = import_module(f"transformers.models.{name}.modeling_{name}")
+            own = property(lambda _model: _shifting_loss_as_given)
+            yield patch.object(getattr(module, head), "loss_function", own)
+
+
+def _shifting_loss(logits: Tensor, labels: Tensor, vocab_size: int, **kwargs: Any) -> Tensor:
+    """Copy the logits to fp32, then all but each row's last (4.48's ForCausalLMLoss)."""
+    return _shifting_loss_as_given(logits.float(), labels, vocab_size, **kwargs)
+
+
+def _shifting_loss_as_given(
+    logits: Tensor,
+    labels: Tensor,
+    vocab_size: int,
+    num_items_in_batch: int | None = None,
+    ignore_index: int = -100,
+    **_kwargs: Any,
+) -> Tensor:
+    """Copy all but each row's last, in the dtype they have."""
+    from transformers.loss.loss_utils import fixed_cross_entropy
+
+    shifted = logits[..., :-1, :].contiguous().view(-1, vocab_size)
+    targets = labels[..., 1:].contiguous().view(-1)
+    loss: Tensor = fixed_cross_entropy(shifted, targets, num_items_in_batch, ignore_index)
+    return loss
+
+
+def _older_cache(platform: Platform) -> Patches:
+    """Yield GPTBigCode's cache before transformers 4.54: views, each of which keeps a whole projection."""
+    if platform.device == "cuda" and version_of(platform.transformers) < RETURNS_A_CACHE_OBJECT:
+        from transformers.models.gpt_bigcode.modeling_gpt_bigcode import GPTBigCodeModel
+
+        yield patch.object(GPTBigCodeModel, "forward", _returning_views(GPTBigCodeModel.forward))
+
+
+def _returning_views(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Give back, for each layer, the key and value as the view of the projection they are split from.
+
+    Source: ``present`` in modeling_gpt_bigcode.py of 4.53. The model does not turn its cache off where layers
+    are checkpointed, as Llama does, so that every layer's projection lives as long as the outputs. A loop
+    that asks for no cache gets none.
+    """
+
+    def forward_and_keep(self: Any, *args: Any, use_cache: bool | None = None, **kwargs: Any) -> Any:
+        if not use_cache:
+            return forward(self, *args, use_cache=use_cache, **kwargs)
+        projected: list[Any] = []
+        hooks = [
+            block.attn.c_attn.register_forward_hook(lambda _module, _inputs, result: projected.append(result))
+            for block in self.h
+        ]
+        try:
+            outputs = forward(self, *args, use_cache=False, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        outputs.past_key_values = tuple(
+            result[..., block.attn.embed_dim :] if self.multi_query else result
+            for block, result in zip(self.h, projected, strict=True)
+        )
+        return outputs
+
+    return forward_and_keep
