@@ -15,8 +15,7 @@ from bench.errors import UnavailableError, UsageError
 from bench.records.records import Caveat, TokenCounts
 from bench.scenario.types import DataSpec, SyntheticData, TrainingSpec
 from bench.training.batches import IGNORED_LABEL, Batch, Piece, fill_rows, pack_rows, pad_rows
-from bench.training.sources import load_examples
-from bench.training.templates import Example
+from bench.training.examples import Example, load_examples
 
 __all__ = ["Batch", "PreparedData", "prepare_batches"]
 

@@ -1,24 +1,30 @@
 """lm-eval before and after training, on the very model that trains, item by item.
 
-Evaluation leaves no trace: training flags, configuration, tokenizer and random states are put back.
+Evaluation leaves no trace: training flags, configuration, tokenizer and random states are put back. A task's
+name is never taken as a path, since a YAML file can name code to run.
 """
 
 import contextlib
 import io
 import logging
 import random
+import re
 import time
 from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from bench.errors import UnavailableError
+from bench.errors import UnavailableError, UsageError
 from bench.records.records import Caveat, EvaluationItem, EvaluationReading
 from bench.scenario.types import DataSpec, EvaluationSpec
-from bench.training.lm_eval_tasks import load_tasks
+from bench.training.tasks import held_out_task, mmlu_task
 
 # Per-item metrics that are 0 or 1, the first that a task has is used.
 _METRICS = ("acc", "exact_match", "em", "pass@1", "prompt_level_strict_acc")
@@ -39,20 +45,29 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one call says all there is to say
     ``max_length`` is the model's context in tokens; lm-eval cuts longer prompts from the left.
     Raises ``UsageError`` for an unknown task, ``UnavailableError`` for one whose data cannot be had.
     """
-    readings = []
-    with _undisturbed(model, tokenizer), _quiet():
-        language_model = _wrap(model, tokenizer, evaluation.batch_size, max_length)
-        for name in evaluation.tasks:
-            readings += _evaluate_task(language_model, name, evaluation, data, when)
-    return readings, [_truncation_caveat(reading) for reading in readings if reading.truncated_items]
-
-
-def _wrap(model: Any, tokenizer: Any, batch_size: int, max_length: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(
-        pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length
-    )
+    readings = []
+    with _undisturbed(model, tokenizer), _quiet():
+        language_model = HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="causal",
+            batch_size=evaluation.batch_size,
+            max_length=max_length,
+        )
+        for name in evaluation.tasks:
+            readings += _evaluate_task(language_model, name, evaluation, data, when)
+    caveats = [
+        Caveat(
+            code="evaluation-truncated",
+            message=f"{reading.truncated_items} of {len(reading.items)} items of {reading.task} are longer "
+            f"than the context and were cut from the left ({reading.when} training).",
+        )
+        for reading in readings
+        if reading.truncated_items
+    ]
+    return readings, caveats
 
 
 def _evaluate_task(
@@ -141,14 +156,6 @@ def _is_truncated(language_model: Any, sample: dict[str, Any]) -> bool:
     return False
 
 
-def _truncation_caveat(reading: EvaluationReading) -> Caveat:
-    return Caveat(
-        code="evaluation-truncated",
-        message=f"{reading.truncated_items} of {len(reading.items)} items of {reading.task} are longer than "
-        f"the context and were cut from the left ({reading.when} training).",
-    )
-
-
 @contextlib.contextmanager
 def _undisturbed(model: Any, tokenizer: Any) -> Iterator[None]:
     """Put back what evaluating changes, so that training goes on as if it had not been."""
@@ -189,3 +196,64 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def load_tasks(name: str, data: DataSpec) -> Any:
+    """Return what lm-eval's ``TaskManager.load`` does for one task, group or tag.
+
+    Raises ``UsageError`` for a name it does not know, ``UnavailableError`` if the task's data or a
+    library it needs is not there.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if name == "held-out":
+        return TaskManager(include_defaults=False).load([held_out_task(data)])
+    if name == "mmlu-281":
+        return TaskManager(include_defaults=False).load([mmlu_task()])
+    path = find_task_file(name)
+    try:
+        if path is not None:
+            return TaskManager(include_defaults=False).load([str(path)])
+        return _load_from_index(name)
+    except ModuleNotFoundError as error:
+        raise UnavailableError(
+            f"lm-eval task {name} needs the Python module {error.name}; install it or choose another task."
+        ) from error
+    except OSError as error:  # what the hub's client and the datasets library raise when offline
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnavailableError(
+            f"The data of lm-eval task {name} cannot be fetched ({reason}); connect this machine to the hub "
+            "once so that it is cached, or use held-out or mmlu-281, which need no network."
+        ) from error
+
+
+@cache
+def find_task_file(name: str) -> Path | None:
+    """Return the YAML file in lm-eval's package that defines a single task of this name, if one does.
+
+    lm-eval parses its 14,000 YAML files to find one name (16 s); a text search takes half a second. Groups and
+    tags may lie anywhere and take lm-eval's own index.
+    """
+    line = re.compile(
+        rb"""^["']?task["']?[ \t]*:[ \t]*(["']?)%s\1[ \t]*(?:\#.*)?$""" % re.escape(name.encode()),
+        re.MULTILINE,
+    )
+    folder = Path(str(files("lm_eval"))) / "tasks"
+    candidates = sorted(folder.rglob("*.yaml"), key=Path.as_posix)  # lm-eval's order: the first one counts
+    return next((path for path in candidates if line.search(path.read_bytes())), None)
+
+
+def _load_from_index(name: str) -> Any:
+    manager = _whole_index()
+    if name not in manager.all_tasks:
+        near = get_close_matches(name, [*manager.all_tasks, "held-out", "mmlu-281"], n=1)
+        hint = f"perhaps you meant {near[0]}" if near else "`lm_eval ls tasks` lists them"
+        raise UsageError(f"lm-eval has no task named {name!r}; {hint}.")
+    return manager.load([name])
+
+
+@cache
+def _whole_index() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()

@@ -1,19 +1,23 @@
-"""Built-in tasks: small skills with multiple-choice items, drawn by a seeded generator.
+"""Tasks that need no network: built-in skills with multiple-choice items, and 281 questions of MMLU.
 
-Training and held-out items cannot overlap: the hash of an item's options says which set it belongs to,
-whatever their order. No torch, no tokenizer, no files.
+Items of a built-in task are drawn by a seeded generator. Training and held-out items cannot overlap: the hash
+of an item's options says which set it belongs to, whatever their order. lm-eval is given its tasks as
+configurations, without YAML, download or cache. No torch and no tokenizer here.
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import json
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import islice
 from operator import itemgetter
 from random import Random
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from bench.errors import UsageError
-from bench.training.words import WORDS
+from bench.errors import InfrastructureError, UsageError
+from bench.scenario.types import DataSpec, TaskData
 
 Difficulty = Literal["easy", "hard"]
 CHOICES = 4
@@ -21,6 +25,67 @@ LETTERS = ("A", "B", "C", "D")
 _HELD_OUT_SHARE = 1 / 8
 _Key = TypeVar("_Key", bound=Hashable)
 _DRAWS_WITHOUT_A_NEW_ITEM = 20_000  # by then a set is taken to be exhausted
+MMLU_QUESTIONS = 281
+_MMLU_FILE = "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"
+_MMLU_QUESTION = re.compile(
+    r"(.*?)\n\(A\)\s*(.*?)\s*\(B\)\s*(.*?)\s*\(C\)\s*(.*?)\s*\(D\)\s*(.*?)\n"
+    r"A:.*?[Tt]he answer is \(?([ABCD])\)?",
+    re.DOTALL,
+)
+_FEWSHOT_ITEMS = 64  # as many as a scenario may ask for
+
+# Common English nouns and adjectives of three to nine letters.
+WORDS: tuple[str, ...] = tuple(
+    """
+    ant arm bag bat bed bee box boy bus cap car cat cow cup day dog ear egg eye fan fox hat ice ink
+    jar job key kid leg lid lip man map mud nut oil owl pan pen pet pie pig pin pot rat red sea sky
+    sun tea tie toe toy van web
+    area army baby back ball band bank barn base bath bear bell belt bird blue boat body bone book
+    boot bowl cake card cave chin city club coal coat coin cook corn crab crew crop dark deer desk
+    dirt dish door drum dust face farm film fire fish flag food foot fork game gate gift girl goal
+    gold hair hall hand head hill home horn king kite knee lake lamp land leaf lion lock milk mine
+    moon nail neck nest nose page park path pear pipe pool post rain rice ring road rock roof room
+    rope rose salt sand seat seed ship shoe shop silk skin snow soap sock soil song soup star tail
+    tent tree wall wave wind wine wing wolf wood wool yard
+    apple beach bench berry blood board brain bread brick brush cabin chain chair chalk chest child
+    clock cloth cloud coast couch cream dance dress drink eagle earth fence field floor flour fruit
+    glass glove goose grain grape grass green guide heart honey horse hotel house judge juice knife
+    lemon light lunch metal money month mouse mouth music night north ocean onion paint paper party
+    peach phone piano pilot plane plant plate queen radio river robot salad scale sheep sheet shirt
+    skirt smoke snake south spoon stone storm story sugar sword table thumb tiger tooth tower train
+    truck uncle voice watch water wheel woman
+    animal artist basket bottle bridge bucket butter button camera candle canvas castle cheese
+    church circle coffee copper corner cotton dinner doctor dragon driver engine farmer finger
+    flight flower forest friend garage garden ginger guitar hammer helmet hunter island
+    jacket kettle kitten ladder lawyer leader letter lizard market meadow mirror monkey mother
+    museum needle office orange oyster palace pencil people pepper pigeon pillow pirate planet
+    pocket potato powder prince rabbit recipe ribbon rocket saddle sailor salmon school shadow
+    shield signal silver singer sister spider spring square stable statue street summer sunset
+    temple ticket tomato tongue tunnel turtle valley velvet violin wallet walnut window winter
+    airport balance balcony bedroom bicycle blanket brother cabinet captain chapter chicken citizen
+    climate clothes college country crystal culture curtain cushion diamond dolphin evening factory
+    feather fiction fortune freedom gallery general giraffe glasses grocery history holiday horizon
+    husband journal journey justice kitchen lantern leather library machine manager message morning
+    mystery network opinion package painter partner passage patient pattern penguin picture pioneer
+    plastic popcorn pottery printer problem pumpkin pyramid railway rainbow reading sailing scholar
+    science shelter soldier speaker stadium station stomach student teacher thunder tourist
+    tractor traffic trumpet uniform vehicle village volcano warrior weather wedding western whisper
+    airplane baseball basement birthday building business calendar campaign ceremony champion
+    children computer creature customer daughter dinosaur director distance document elephant
+    engineer entrance envelope exercise festival firewood football gardener graduate hospital
+    industry keyboard language magazine marriage material medicine mosquito mountain movement
+    musician notebook opposite ornament painting platform pleasure position question
+    register sandwich scissors sentence shoulder software squirrel stranger surprise swimming
+    treasure triangle umbrella universe vacation wildlife
+    adventure afternoon ambulance apartment astronaut attention breakfast butterfly carpenter
+    challenge character chocolate classroom committee container crocodile democracy detective
+    direction education equipment excellent expensive furniture gentleman geography happiness
+    hurricane important infection interview knowledge landscape lightning machinery newspaper
+    orchestra paragraph passenger pineapple president professor satellite secretary signature
+    submarine surprised telescope territory tradition transport vegetable volunteer waterfall
+    yesterday
+    """.split()  # noqa: SIM905 - a page of words reads better than a column of literals
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +176,6 @@ def _draw_longest_word(random: Random, difficulty: Difficulty) -> Sequence[str]:
     return [random.choice(_WORDS_OF_LENGTH[length]), *random.sample(shorter, CHOICES - 1)]
 
 
-def _ask_longest_word(options: Sequence[str]) -> str:
-    return f"Words: {', '.join(options)}\nLongest:"
-
-
 def _draw_largest_number(random: Random, difficulty: Difficulty) -> Sequence[str]:
     """Easy: two digits, the tens all different; hard: four digits, the first two the same."""
     if difficulty == "easy":
@@ -138,10 +199,6 @@ def _draw_first_in_alphabet(random: Random, difficulty: Difficulty) -> Sequence[
     return [random.choice(branches[letter]) for letter in letters]
 
 
-def _ask_first_in_alphabet(options: Sequence[str]) -> str:
-    return f"Words: {', '.join(options)}\nFirst in the alphabet:"
-
-
 def _group(words: Iterable[str], key: Callable[[str], _Key]) -> dict[_Key, list[str]]:
     groups: dict[_Key, list[str]] = {}
     for word in words:
@@ -161,7 +218,7 @@ TASKS: dict[str, Task] = {
     "longest-word": Task(
         description="Which of four words has the most letters.",
         draw=_draw_longest_word,
-        ask=_ask_longest_word,
+        ask=lambda options: f"Words: {', '.join(options)}\nLongest:",
         lettered=False,
     ),
     "largest-number": Task(
@@ -173,7 +230,98 @@ TASKS: dict[str, Task] = {
     "first-in-alphabet": Task(
         description="Which of four words comes first in the alphabet.",
         draw=_draw_first_in_alphabet,
-        ask=_ask_first_in_alphabet,
+        ask=lambda options: f"Words: {', '.join(options)}\nFirst in the alphabet:",
         lettered=False,
     ),
 }
+
+
+def held_out_task(data: DataSpec) -> dict[str, Any]:
+    """Return the held-out set of a built-in task; few-shot examples come from its training items."""
+    if not isinstance(data, TaskData):
+        raise UsageError("Evaluation task held-out needs data.source task; remove it or set a built-in task.")
+    parts = {
+        "test": held_out_items(data.task, data.difficulty, data.held_out_items),
+        "train": training_items(data.task, data.difficulty, _FEWSHOT_ITEMS),
+    }
+    return _multiple_choice(
+        "held-out",
+        {
+            name: [
+                {"prompt": item.prompt, "choices": list(item.choices), "answer": item.answer}
+                for item in items
+            ]
+            for name, items in parts.items()
+        },
+        fewshot_split="train",
+        doc_to_text="{{prompt}}",
+        doc_to_choice="{{choices}}",
+    )
+
+
+def _documents(items: Iterable[TaskItem]) -> list[dict[str, Any]]:
+    return [{"prompt": item.prompt, "choices": list(item.choices), "answer": item.answer} for item in items]
+
+
+def mmlu_task() -> dict[str, Any]:
+    """Return MMLU (Hendrycks et al. 2021, arXiv 2009.03300) as lm-eval asks it, on the 281 questions.
+
+    They are the development questions of its 57 subjects, which models may have seen as few-shot examples.
+    """
+    return _multiple_choice(
+        "mmlu-281",
+        {"test": mmlu_questions()},
+        doc_to_text="{{introduction}}\n\n{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\n"
+        "C. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:",
+        doc_to_choice=list(LETTERS),
+    )
+
+
+def _multiple_choice(
+    name: str, splits: Mapping[str, list[dict[str, Any]]], **fields: object
+) -> dict[str, Any]:
+    """Return lm-eval's configuration of a task whose documents are given."""
+
+    def dataset(**_: object) -> dict[str, Any]:
+        import datasets
+
+        return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+
+    return {
+        "task": name,
+        "custom_dataset": dataset,
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        **fields,
+    }
+
+
+def mmlu_questions() -> list[dict[str, Any]]:
+    """Parse the questions from the installed lm-eval; raises ``InfrastructureError`` if they are not 281."""
+    try:
+        subjects = json.loads(files("lm_eval").joinpath(_MMLU_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InfrastructureError(
+            f"The installed lm-eval does not carry {_MMLU_FILE}; install lm-eval 0.4.13 or drop mmlu-281."
+        ) from error
+    questions = [
+        {
+            "subject": subject,
+            "introduction": introduction.strip(),
+            "question": match[1].strip(),
+            "choices": [match[number].strip() for number in (2, 3, 4, 5)],
+            "answer": LETTERS.index(match[6]),
+        }
+        for subject, text in subjects.items()
+        for introduction, *blocks in [re.split(r"\n*Q: ", text)]
+        for match in map(_MMLU_QUESTION.match, blocks)
+        if match
+    ]
+    if len(questions) != MMLU_QUESTIONS:
+        raise InfrastructureError(
+            f"The installed lm-eval carries {len(questions)} MMLU questions instead of {MMLU_QUESTIONS}; "
+            "install lm-eval 0.4.13 or drop mmlu-281."
+        )
+    return questions

@@ -21,9 +21,7 @@ from bench.training import evaluation as evaluation_module
 from bench.training.data import prepare_batches
 from bench.training.evaluation import evaluate
 from bench.training.models import keep_quantised_weights
-from bench.training.offline_tasks import mmlu_questions
-from bench.training.tasks import held_out_items
-from bench.training.words import WORDS
+from bench.training.tasks import WORDS, held_out_items, mmlu_questions
 
 # peft 0.21 asks transformers 5.23 for what it is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

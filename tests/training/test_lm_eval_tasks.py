@@ -8,8 +8,8 @@ import pytest
 
 from bench.errors import InfrastructureError, UnavailableError, UsageError
 from bench.scenario.types import SyntheticData, TaskData
-from bench.training import lm_eval_tasks, offline_tasks
-from bench.training.lm_eval_tasks import find_task_file, load_tasks
+from bench.training import evaluation, tasks
+from bench.training.evaluation import find_task_file, load_tasks
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_name_gets_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole index is asked, and the mistake put right."""
     index = SimpleNamespace(all_tasks=["arc_challenge", "arc_easy"])
-    monkeypatch.setattr(lm_eval_tasks, "_whole_index", lambda: index)
+    monkeypatch.setattr(evaluation, "_whole_index", lambda: index)
 
     with pytest.raises(UsageError, match="no task named 'arc_eesy'; perhaps you meant arc_easy"):
         load_tasks("arc_eesy", SyntheticData())
@@ -71,7 +71,7 @@ def test_an_unknown_name_gets_the_nearest(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_path_is_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scenario from a stranger must not make lm-eval run code that a YAML file names."""
-    monkeypatch.setattr(lm_eval_tasks, "_whole_index", lambda: SimpleNamespace(all_tasks=["arc_easy"]))
+    monkeypatch.setattr(evaluation, "_whole_index", lambda: SimpleNamespace(all_tasks=["arc_easy"]))
     path = tmp_path / "task.yaml"
     path.write_text("task: mine\ndoc_to_text: !function code.run\n", encoding="utf-8")
 
@@ -94,10 +94,10 @@ def test_held_out_has_as_many_items_as_asked() -> None:
 
 def test_another_number_of_mmlu_questions_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """A later lm-eval may carry others; results would not compare."""
-    monkeypatch.setattr(offline_tasks, "MMLU_QUESTIONS", 282)
+    monkeypatch.setattr(tasks, "MMLU_QUESTIONS", 282)
     with pytest.raises(InfrastructureError, match="carries 281 MMLU questions instead of 282"):
         load_tasks("mmlu-281", SyntheticData())
 
-    monkeypatch.setattr(offline_tasks, "_MMLU_FILE", "nowhere.json")
+    monkeypatch.setattr(tasks, "_MMLU_FILE", "nowhere.json")
     with pytest.raises(InfrastructureError, match=r"does not carry nowhere\.json; install lm-eval"):
         load_tasks("mmlu-281", SyntheticData())

@@ -9,9 +9,19 @@ import pytest
 
 from bench.errors import UnavailableError, UsageError
 from bench.scenario.types import HubData, JsonlData, TaskData
-from bench.training.sources import load_examples, read_hub, read_jsonl
+from bench.training.examples import (
+    AlpacaRow,
+    ChatRow,
+    DollyRow,
+    Message,
+    Row,
+    Segment,
+    TextRow,
+    load_examples,
+    read_hub,
+    read_jsonl,
+)
 from bench.training.tasks import training_items
-from bench.training.templates import AlpacaRow, ChatRow, DollyRow, Message, Row, Segment, TextRow
 
 GOOD = '{"instruction": "Add.", "input": "1 2", "output": "3", "extra": 1}'
 

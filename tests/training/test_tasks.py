@@ -12,6 +12,7 @@ from bench.training import tasks
 from bench.training.tasks import (
     LETTERS,
     TASKS,
+    WORDS,
     Difficulty,
     Task,
     TaskItem,
@@ -19,7 +20,6 @@ from bench.training.tasks import (
     held_out_items,
     training_items,
 )
-from bench.training.words import WORDS
 
 EVERY_TASK = pytest.mark.parametrize("task", sorted(TASKS))
 BOTH_DIFFICULTIES = pytest.mark.parametrize("difficulty", ["easy", "hard"])

@@ -10,7 +10,7 @@ from bench.errors import UsageError
 from bench.records.records import Record
 from bench.scenario.contradictions import TEMPLATES_OF_FORMAT
 from bench.scenario.types import Cell
-from bench.training.templates import (
+from bench.training.examples import (
     TEMPLATES,
     AlpacaRow,
     ChatRow,
