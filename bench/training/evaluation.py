@@ -231,8 +231,8 @@ def load_tasks(name: str, data: DataSpec) -> Any:
 def find_task_file(name: str) -> Path | None:
     """Return the YAML file in lm-eval's package that defines a single task of this name, if one does.
 
-    lm-eval parses its 14,000 YAML files to find one name (16 s); a text search takes half a second. Groups and
-    tags may lie anywhere and take lm-eval's own index.
+    lm-eval parses its 14,000 YAML files to find one name (16 s); a text search takes half a second. Groups
+    and tags may lie anywhere and take lm-eval's own index.
     """
     line = re.compile(
         rb"""^["']?task["']?[ \t]*:[ \t]*(["']?)%s\1[ \t]*(?:\#.*)?$""" % re.escape(name.encode()),
