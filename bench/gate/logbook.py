@@ -22,9 +22,9 @@ from bench.records.sittings import (
     counted_runs,
 )
 from bench.records.store import record_file_name, write_record
-from bench.runner import interrupts
 from bench.runner.sweep import MOST_RERUNS
 from bench.scenario.types import Cell
+from bench.workers import interrupts
 
 Purpose = Literal["warm-up", "measured", "check"]
 NS_PER_SECOND = 1e9

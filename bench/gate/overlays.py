@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 from bench.errors import InfrastructureError
 from bench.gate.references import Packages
 from bench.io import cache_folder
-from bench.runner import interrupts
+from bench.workers import interrupts
 
 _COMPLETE = ".complete"
 

@@ -14,7 +14,7 @@ import bench
 
 if TYPE_CHECKING:
     from bench.records.messages import Job
-    from bench.runner.child import Send
+    from bench.workers.child import Send
 
 VARIABLE = "FINETUNE_BENCH_SOURCES"
 """Names of the packages, with commas between them."""
@@ -33,10 +33,10 @@ def forget_editable_installs() -> None:
 
 def run_from_own_sources(job: "Job", send: "Send") -> None:
     """Do a worker's job; one that was not forked from the server keeps to its sources from here on."""
-    from bench.runner.child import run_in_window
+    from bench.workers.child import do_job
 
     forget_editable_installs()
-    run_in_window(job, send)
+    do_job(job, send)
 
 
 if Path(bench.__file__ or "").resolve().parent != Path(__file__).resolve().parents[1]:

@@ -29,8 +29,8 @@ from bench.gate.sides import Side
 from bench.records.messages import StepTurns
 from bench.records.records import SCHEMA_VERSION, Record
 from bench.records.stored import Stored
-from bench.runner import interrupts
 from bench.scenario.types import Cell
+from bench.workers import interrupts
 
 SERVE: tuple[str, ...] = ("-m", "bench.gate.serve")
 OPENING_TIMEOUT_S = 900.0  # imports of all libraries from a cold network disk

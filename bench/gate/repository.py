@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from bench.errors import InfrastructureError
 from bench.io import cache_folder
-from bench.runner import interrupts
+from bench.workers import interrupts
 
 GIT_TIMEOUT_S = 600  # a worktree of a large project on a slow disk
 _HOLD = "hold"

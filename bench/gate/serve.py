@@ -31,17 +31,17 @@ from bench.gate.protocol import (
 )
 from bench.records.environment import KEY_PACKAGES, OTHER_PACKAGES, read_environment
 from bench.records.records import SCHEMA_VERSION, DeviceFacts, Environment, Record
-from bench.runner import interrupts
 from bench.runner.availability import why_unavailable
 from bench.runner.cell_runs import CellRunner
-from bench.runner.child import die_with_parent
 from bench.runner.gpu.sweep import SweepGpu, sweep_gpu
 from bench.runner.inputs import inputs_digest
-from bench.runner.launch import PRELOAD, Launcher
 from bench.runner.observe import NullObserver
 from bench.runner.schedule import PlannedRun, run_key
-from bench.runner.sweep import probe
 from bench.scenario.types import Cell
+from bench.workers import interrupts
+from bench.workers.child import die_with_parent
+from bench.workers.launch import PRELOAD, Launcher
+from bench.workers.supervise import probe
 
 Tell = Callable[[Answer], None]
 
@@ -102,7 +102,7 @@ def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Assign
     """Look at this machine and return what does an assignment."""
     observer = _Noting(tell)
     environment = stamped(read_environment(), opening)
-    facts = probe(launcher, observer)
+    facts = probe(launcher, observer.note)
     locations = {name: _location(name) for name in opening.located}
     tell(Ready(environment=environment, cuda_name=facts.cuda_name, locations=locations))
     inputs: dict[str, str | None] = {}

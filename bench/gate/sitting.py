@@ -20,8 +20,8 @@ from bench.gate.sides import Side, prepared_sides
 from bench.records.records import Record
 from bench.records.sittings import SideName, SittingRecords, load_sitting
 from bench.records.store import open_folder
-from bench.runner import interrupts
 from bench.scenario.types import Cell
+from bench.workers import interrupts
 
 __all__ = ["Judge", "SittingOptions", "run_gate", "run_sitting"]
 

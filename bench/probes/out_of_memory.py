@@ -51,7 +51,7 @@ def describe(
     *,
     free_bytes: int | None = None,
 ) -> str:
-    """Return the note; ``bench.runner.classify`` reads it.
+    """Return the note; ``bench.workers.classify`` reads it.
 
     >>> describe(2048, 4096, 512)
     "torch's allocator held 2048 bytes allocated, 4096 bytes reserved; 512 bytes were asked for"

@@ -12,13 +12,13 @@ from bench.records.store import snapshot_file_name
 from bench.runner.cpu_load import CpuLoadWatch
 from bench.runner.gpu.sweep import SweepGpu
 from bench.runner.gpu.watch import GpuWatch
-from bench.runner.launch import Launcher
 from bench.runner.observe import Observer
 from bench.runner.plan_before_sweep import beside_expectation, why_unfit
 from bench.runner.schedule import PlannedRun
-from bench.runner.supervise import JobEnd, add_findings, run_job
-from bench.runner.watch import Findings
 from bench.scenario.types import Cell, ModelSpec
+from bench.workers.launch import Launcher
+from bench.workers.supervise import JobEnd, add_findings, run_job
+from bench.workers.watch import Findings
 
 
 @dataclass(kw_only=True)
@@ -90,18 +90,18 @@ class CellRunner:
         if cell.device == "cuda":
             return self._on_gpu(job, cell)
         load = CpuLoadWatch(cpu_quota=self.environment.threads.get("cpu_quota_percent") is not None)
-        return run_job(job, self.launcher, cell.limits, self.observer, watches=[load])
+        return run_job(job, self.launcher, cell.limits, hear=self.observer.message, watches=[load])
 
     def _in_turn(self, job: CellJob, cell: Cell) -> JobEnd:
         """Run a cell beside another: that takes twice as long, and the CPUs' counters see somebody else."""
         limits = cell.limits.model_copy(update={"timeout_s": 2 * cell.limits.timeout_s})
-        return run_job(job, self.launcher, limits, self.observer)
+        return run_job(job, self.launcher, limits, hear=self.observer.message)
 
     def _on_gpu(self, job: CellJob, cell: Cell) -> JobEnd:
         """Run a cell watched through NVML, once the GPU is idle; or unwatched, and say so in the record."""
         gpu, unwatched = self.gpu.gpu, self.gpu.unwatched
         if gpu is None:
-            end = run_job(job, self.launcher, cell.limits, self.observer)
+            end = run_job(job, self.launcher, cell.limits, hear=self.observer.message)
             caveat = Caveat(
                 code="nvml-unavailable", message=f"No peak by NVML: {(unwatched or '').rstrip('.')}."
             )
@@ -110,7 +110,7 @@ class CellRunner:
         not_idle = watch.wait_until_idle()
         if not_idle is not None:
             return _not_run("contaminated", not_idle)
-        end = run_job(job, self.launcher, cell.limits, self.observer, watches=[watch])
+        end = run_job(job, self.launcher, cell.limits, hear=self.observer.message, watches=[watch])
         if watch.silent:
             self.gpu.give_up("NVML stopped answering in an earlier run; check dmesg and nvidia-smi")
         return end
@@ -133,7 +133,7 @@ class CellRunner:
         if model_json not in self._fetched:
             self.observer.preparing(f"fetching the weights of {model.name}")
             self._fetched[model_json] = run_job(
-                FetchJob(model_json=model_json), self.launcher, observer=self.observer
+                FetchJob(model_json=model_json), self.launcher, hear=self.observer.message
             )
         return self._fetched[model_json]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.records.derived_metrics import BUSY_MACHINE
 from bench.records.messages import Message, PhaseStarted, ReadingMade
 from bench.records.records import Caveat, PhaseReading
-from bench.runner.watch import Findings
+from bench.workers.watch import Findings
 
 FOREIGN_SHARE = 0.1
 LEAST_S = 1.0  # the counters go by ticks of 10 ms

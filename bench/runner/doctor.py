@@ -10,12 +10,12 @@ from bench.metrics import GIB
 from bench.records.environment import read_environment
 from bench.records.records import DeviceFacts, Environment
 from bench.runner.availability import FLASH_ATTENTION_CAPABILITY, INT8_CAPABILITY, NF4_CAPABILITY
-from bench.runner.classify import count_oom_kills
 from bench.runner.finding import Finding
 from bench.runner.gpu.findings import find_gpus
-from bench.runner.launch import Launcher
 from bench.runner.observe import Observer
-from bench.runner.sweep import probe
+from bench.workers.classify import count_oom_kills
+from bench.workers.launch import Launcher
+from bench.workers.supervise import probe
 
 __all__ = ["Finding", "examine"]
 
@@ -30,7 +30,7 @@ def examine(observer: Observer, launcher: Launcher | None = None) -> list[Findin
     if any(finding.blocking for finding in packages):
         return packages
     launcher = launcher or Launcher()
-    facts = probe(launcher, observer)
+    facts = probe(launcher, observer.note)
     start = Finding(
         subject="workers",
         good=launcher.start_method == "forkserver",

@@ -17,7 +17,6 @@ from bench.predict.allocator.settings import AllocatorSettings
 from bench.records.fits import Axis, Bound, Fit, Tried
 from bench.records.plans import CardVerdict
 from bench.records.predictions import Prediction
-from bench.runner.launch import Launcher
 from bench.runner.prediction_pool import PRELOAD, Answer, Progress, Question, platform_of, predict_cells
 from bench.scenario.cards import Card, card, card_of_memory
 from bench.scenario.catalog import architecture, architecture_of, architectures
@@ -34,6 +33,7 @@ from bench.scenario.types import (
     TrainingSpec,
     WindowSpec,
 )
+from bench.workers.launch import Launcher
 
 LENGTH_STEP = 64
 RANK_STEP = 8

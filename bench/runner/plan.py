@@ -8,9 +8,7 @@ from pathlib import Path
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.records.plans import CardVerdict, Change, Plan, PlannedCell, needed_bytes
 from bench.records.predictions import Prediction
-from bench.runner.launch import Launcher
 from bench.runner.memory_savers import changed_cells
-from bench.runner.observe import NullObserver
 from bench.runner.prediction_pool import (
     PRELOAD,
     Answer,
@@ -21,11 +19,12 @@ from bench.runner.prediction_pool import (
     predict_cells,
 )
 from bench.runner.schedule import choose_cells
-from bench.runner.sweep import probe
 from bench.scenario.cards import Card, card, card_of_memory
 from bench.scenario.load import Scenario, load_scenario
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell
+from bench.workers.launch import Launcher
+from bench.workers.supervise import probe
 
 LADDER = ("rtx3060-12gb", "rtx4070ti-super", "rtx4090", "a100-40gb", "rtx-a6000", "a100-80gb", "h200")
 """One card of each size that people have or rent, for a plan that names none."""
@@ -67,7 +66,7 @@ def plan_scenario(
     AllocatorSettings.parse(outlook.allocator)
     launcher = launcher or Launcher(preload=PRELOAD)
     if not outlook.cards and any(cell.device == "cuda" for cell in cells):
-        own = card_of_device(probe(launcher, NullObserver()))
+        own = card_of_device(probe(launcher))
         outlook = replace(outlook, cards=() if own is None else (own,))
     return make_plan(scenario, cells, outlook, launcher, progress)
 

@@ -17,14 +17,13 @@ from bench.errors import UsageError
 from bench.records.messages import Message, PlanJob, PredictionMade
 from bench.records.predictions import Prediction, Refusal
 from bench.records.records import DeviceFacts
-from bench.runner.launch import Launcher, wait_for_any
-from bench.runner.observe import NullObserver
-from bench.runner.supervise import MAX_SLEEP_S, JobEnd, RunningJob
 from bench.scenario.cards import Card
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell, LimitsSpec
+from bench.workers.launch import Launcher, wait_for_any
+from bench.workers.supervise import MAX_SLEEP_S, JobEnd, RunningJob
 
-PRELOAD = ("bench.predict.preload", "bench.runner.child", "bench.runner.freeze")
+PRELOAD = ("bench.predict.preload", "bench.workers.child", "bench.workers.freeze")
 """For a ``Launcher`` whose workers predict and do nothing else."""
 LONGEST_PLAN = LimitsSpec(timeout_s=24 * 3600, heartbeat_timeout_s=300, host_memory_gib=None)
 Answer = Prediction | Refusal
@@ -108,7 +107,8 @@ def predict_cells(
         while desk.waiting or running:
             while desk.waiting and len(running) < cores():
                 part = desk.waiting.pop(0)
-                running.append((part, RunningJob(part.job(questions, allocator), launcher, limits, part)))
+                job = RunningJob(part.job(questions, allocator), launcher, limits, hear=part.hear)
+                running.append((part, job))
             wait_for_any([job.worker for _, job in running], MAX_SLEEP_S)
             still: list[tuple[_Part, RunningJob]] = []
             for part, job in running:
@@ -125,7 +125,7 @@ def predict_cells(
     return desk.answers()
 
 
-class _Part(NullObserver):
+class _Part:
     """Some of the questions, all on one platform, as one job; hears the answers."""
 
     def __init__(self, indices: Sequence[int]) -> None:
@@ -141,7 +141,7 @@ class _Part(NullObserver):
             allocator=allocator,
         )
 
-    def message(self, message: Message) -> None:
+    def hear(self, message: Message) -> None:
         """Keep an answer."""
         if isinstance(message, PredictionMade):
             self.answers[int(message.cell_id)] = message.answer

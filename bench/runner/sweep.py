@@ -6,23 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench.errors import InfrastructureError, InterruptedByUserError
+from bench.errors import InterruptedByUserError
 from bench.records.environment import read_environment
-from bench.records.messages import ProbeJob
 from bench.records.plans import Plan
 from bench.records.records import DeviceFacts, Outcome, Record
 from bench.records.store import OpenFolder, load_records, open_folder
-from bench.runner import interrupts
 from bench.runner.availability import why_unavailable
 from bench.runner.cell_runs import CellRunner
 from bench.runner.gpu.sweep import SweepGpu, sweep_gpu
 from bench.runner.inputs import inputs_digest
-from bench.runner.launch import Launcher
 from bench.runner.observe import Observer
 from bench.runner.plan_before_sweep import expect
 from bench.runner.schedule import PlannedRun, PlanOptions, choose_cells, plan_runs, run_key
-from bench.runner.supervise import run_job
 from bench.scenario.types import Cell
+from bench.workers import interrupts
+from bench.workers.launch import Launcher
+from bench.workers.supervise import probe
 
 MOST_RERUNS = 2  # of a run that others spoilt; what is still spoilt then is left to the next sweep
 _TO_RETRY: tuple[Outcome, ...] = ("failed", "crashed", "timeout", "contaminated")
@@ -102,7 +101,7 @@ def _sweep(
         observer.note(problem)
     observer.preparing("importing the libraries")
     environment = read_environment()
-    facts = probe(launcher, observer)
+    facts = probe(launcher, observer.note)
     inputs = {cell.id: inputs_digest(cell) for cell in cells}
     key_of = {cell.id: run_key(cell, environment, facts, inputs[cell.id]) for cell in cells}
     planned = plan_runs(
@@ -173,21 +172,3 @@ def _plan(
     plan = expect(cells, facts, launcher)
     observer.predicted(plan)
     return plan
-
-
-def probe(launcher: Launcher, observer: Observer) -> DeviceFacts:
-    """Ask a worker what this machine has; raise ``InfrastructureError`` when even that fails."""
-    end = run_job(ProbeJob(), launcher, observer=observer)
-    if launcher.start_method == "spawn":
-        observer.note(
-            "importing the libraries has touched CUDA, so workers are started afresh instead of forked; "
-            "each start takes seconds longer."
-        )
-    if end.failure is not None or end.measurement.device is None:
-        reason = end.failure.message if end.failure else "The worker told nothing."
-        tail = end.failure.output_tail.strip() if end.failure else ""
-        raise InfrastructureError(
-            f"{tail}\nno worker could look at this machine ({reason.rstrip('.')}); "
-            "check the installation with: python -c 'import bench.training.preload'".lstrip()
-        )
-    return end.measurement.device

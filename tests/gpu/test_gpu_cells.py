@@ -13,9 +13,9 @@ from bench.records.gpu import GpuFacts, GpuPhase, GpuReading
 from bench.records.predictions import Prediction
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.runner.availability import why_unavailable
-from bench.runner.classify import LESS_MEMORY
 from bench.scenario.cards import card
 from bench.scenario.platforms import Platform
+from bench.workers.classify import LESS_MEMORY
 from records_factory import (
     MIB,
     make_environment,

@@ -9,7 +9,7 @@ import pytest
 import gpu_cells
 from bench.compare.plausibility import lint
 from bench.records.records import Record
-from bench.runner.launch import Launcher
+from bench.workers.launch import Launcher
 from gpu_cells import SPECIFICATIONS, gpu_cell, sweep, too_large_cell
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("tiny_weights"), pytest.mark.timeout(600)]

@@ -8,9 +8,9 @@ import pytest
 from bench.records.records import Caveat, Failure, Measurement, Outcome, PhaseReading, Record
 from bench.runner.observe import NullObserver
 from bench.runner.schedule import PlannedRun, PlanOptions, plan_runs
-from bench.runner.supervise import JobEnd, add_findings
 from bench.runner.sweep import SweepResult, _run_all
-from bench.runner.watch import Findings
+from bench.workers.supervise import JobEnd, add_findings
+from bench.workers.watch import Findings
 from gpu_factory import make_gpu
 from records_factory import make_record
 from replay_worker import make_cell

@@ -9,13 +9,13 @@ from bench.records.plans import Plan, PlannedCell
 from bench.records.predictions import Prediction, Refusal
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.records.store import load_records
-from bench.runner.launch import Launcher, Worker
 from bench.runner.observe import NullObserver
 from bench.runner.plan_before_sweep import beside_expectation, expect
 from bench.runner.schedule import PlanOptions
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell
+from bench.workers.launch import Launcher, Worker
 from records_factory import make_prediction
 from replay_worker import make_cell, make_facts, replay
 
@@ -49,7 +49,7 @@ class Watcher(NullObserver):
 
 def launcher() -> Launcher:
     """Return a launcher of replay workers."""
-    return Launcher(work=replay, preload=["bench.runner.child"])
+    return Launcher(work=replay, preload=["bench.workers.child"])
 
 
 def sweep(folder: Path, observer: Watcher, *cells: Cell, skip_unfit: bool = False) -> SweepResult:
@@ -126,7 +126,7 @@ def test_running_out_of_memory_is_told_beside_what_was_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the sentence that the record and every report show; a refusal adds nothing."""
-    monkeypatch.setattr("bench.runner.sweep.probe", _probe)
+    monkeypatch.setattr("bench.workers.supervise.probe", _probe)
     cell = on_cuda("oom", 22)
     (record,) = sweep(tmp_path, Watcher(), cell).records
     assert record.failure is not None
@@ -158,7 +158,7 @@ def test_a_snapshots_file_lies_beside_its_record(tmp_path: Path) -> None:
     cell = make_cell("ok", id="../../etc/passwd")
     for snapshot in (True, False):
         options = SweepOptions(results=tmp_path, plan=PlanOptions(force=True), snapshot=snapshot)
-        run_sweep([cell], options, Watcher(), Noting(work=replay, preload=["bench.runner.child"]))
+        run_sweep([cell], options, Watcher(), Noting(work=replay, preload=["bench.workers.child"]))
     (first, _) = sorted(path.name for path in tmp_path.glob("*.json"))
     assert told == [str(tmp_path / first.replace(".json", ".snapshot.pickle")), None]
 
@@ -182,7 +182,7 @@ def test_doomed_cells_are_skipped_on_request_and_run_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record names the figures; a sweep without the flag runs the cell after all."""
-    monkeypatch.setattr("bench.runner.sweep.probe", _probe)
+    monkeypatch.setattr("bench.workers.supervise.probe", _probe)
     cells = (on_cuda("ok", 8), on_cuda("ok-2", 22))
     observer = Watcher()
     skipped = sweep(tmp_path, observer, *cells, skip_unfit=True)

@@ -7,10 +7,10 @@ import pytest
 from bench.errors import UsageError
 from bench.records.predictions import Prediction, Refusal
 from bench.runner import prediction_pool as planning
-from bench.runner.launch import Launcher
 from bench.runner.prediction_pool import Answer, Question, card_of_device, platform_of, predict_cells
 from bench.scenario.platforms import Platform
 from bench.scenario.types import LimitsSpec
+from bench.workers.launch import Launcher
 from replay_worker import make_cell, make_facts, replay
 
 GIB = 1024**3
@@ -20,7 +20,7 @@ AMPERE, HOPPER = Platform(capability=(8, 0)), Platform(capability=(9, 0))
 @pytest.fixture
 def launcher() -> Launcher:
     """Return a launcher of replay workers, without anything imported beforehand."""
-    return Launcher(work=replay, preload=["bench.runner.child"])
+    return Launcher(work=replay, preload=["bench.workers.child"])
 
 
 def ask(behaviour: str, batch: int = 1, platform: Platform = AMPERE) -> Question:

@@ -13,11 +13,11 @@ import pytest
 from bench.errors import InfrastructureError, InterruptedByUserError
 from bench.records.records import Record
 from bench.records.store import load_records
-from bench.runner.launch import Launcher
 from bench.runner.observe import NullObserver
 from bench.runner.schedule import PlanOptions
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.scenario.types import Cell
+from bench.workers.launch import Launcher
 from replay_worker import make_cell, replay
 
 
@@ -54,7 +54,7 @@ def sweep(
     """Run a sweep of replay cells into a folder."""
     cells = [item if isinstance(item, Cell) else make_cell(item) for item in behaviours]
     plan = PlanOptions(**options)  # type: ignore[arg-type] # a test names them right
-    launcher = Launcher(work=replay, preload=["bench.runner.child"])
+    launcher = Launcher(work=replay, preload=["bench.workers.child"])
     return run_sweep(cells, SweepOptions(results=folder, plan=plan), observer or Notes(), launcher)
 
 
@@ -147,7 +147,7 @@ def test_a_damaged_record_is_named_and_its_cell_run_again(tmp_path: Path) -> Non
 
 def test_a_probe_that_fails_ends_the_sweep_with_what_to_do(tmp_path: Path) -> None:
     """When not even a worker that looks at the machine ends well, the installation is at fault."""
-    launcher = Launcher(work=broken, preload=["bench.runner.child"])
+    launcher = Launcher(work=broken, preload=["bench.workers.child"])
     with pytest.raises(InfrastructureError, match="no worker could look at this machine") as caught:
         run_sweep([make_cell("ok")], SweepOptions(results=tmp_path), Notes(), launcher)
     assert "No module named 'no_such_library'" in str(caught.value)
@@ -164,7 +164,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from replay_worker import make_cell, replay
 from bench.errors import BenchError
-from bench.runner.launch import Launcher
+from bench.workers.launch import Launcher
 from bench.runner.observe import NullObserver
 from bench.runner.schedule import PlanOptions
 from bench.runner.sweep import SweepOptions, run_sweep
@@ -172,7 +172,7 @@ names = [f"m{{index}}" for index in range(4)]
 cells = [make_cell("slow", id=name, model={{"name": name, "path": "x"}}) for name in names]
 options = SweepOptions(results=Path({results!r}), plan=PlanOptions(repeats=2))
 try:
-    run_sweep(cells, options, NullObserver(), Launcher(work=replay, preload=["bench.runner.child"]))
+    run_sweep(cells, options, NullObserver(), Launcher(work=replay, preload=["bench.workers.child"]))
 except BenchError as error:
     print(error)
     sys.exit(error.exit_code)

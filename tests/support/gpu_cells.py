@@ -10,10 +10,10 @@ from bench.compare.plausibility import lint
 from bench.records.derived_metrics import peak_bytes
 from bench.records.predictions import Prediction
 from bench.records.records import Record
-from bench.runner.launch import Launcher
 from bench.runner.observe import NullObserver
 from bench.runner.sweep import SweepOptions, run_sweep
 from bench.scenario.types import Cell
+from bench.workers.launch import Launcher
 from tiny_cells import tiny_cell
 
 GIB = 1024**3

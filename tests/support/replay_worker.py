@@ -26,8 +26,8 @@ from bench.records.messages import (
 )
 from bench.records.predictions import Prediction, Refusal
 from bench.records.records import Caveat, DeviceFacts
-from bench.runner.child import Send
 from bench.scenario.types import Cell, ModelSpec
+from bench.workers.child import Send
 
 CHATTER_BYTES = 100 * 1024**2
 ASKED_BYTES = 8 * 1024**3

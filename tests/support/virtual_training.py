@@ -19,8 +19,8 @@ from bench.probes.allocator import AllocatorPeaks, AllocatorUse, NullAllocator
 from bench.probes.nvml.device import Gpu, GpuSample
 from bench.records.messages import CellJob, FetchJob, Job, Message, PhaseStarted, ProbeJob, ReadingMade
 from bench.records.records import DeviceFacts, PhaseReading, Record
-from bench.runner.child import Send
 from bench.scenario.types import Cell
+from bench.workers.child import Send
 from tiny_cells import tiny_cell
 from virtual_gpu import VirtualCard, VirtualGpus, VirtualSlice
 
@@ -75,9 +75,9 @@ def sweep_on_virtual_gpu(gpus: VirtualGpus, folder: Path, *names: str) -> tuple[
     from bench.runner import cell_runs
     from bench.runner.gpu import sweep as sweep_gpu
     from bench.runner.gpu.watch import GpuWatch
-    from bench.runner.launch import PRELOAD, Launcher
     from bench.runner.observe import NullObserver
     from bench.runner.sweep import SweepOptions, run_sweep
+    from bench.workers.launch import PRELOAD, Launcher
 
     uuid = (SLICED_CARD.slices[0] if SCRIPTS[names[0]].on_slice else CARD).uuid
     cells = [make_cell(name) for name in names]

@@ -13,11 +13,11 @@ from bench.probes.nvml.device import Gpu, GpuSample
 from bench.records.gpu import GpuReading, Isolation
 from bench.records.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
 from bench.records.records import PhaseReading
-from bench.runner import interrupts
 from bench.runner.gpu import verdict as gpu_verdict
 from bench.runner.gpu.isolation import BlockTest, Owners, judge_isolation
 from bench.runner.gpu.phases import Taken, Timeline
-from bench.runner.watch import Findings
+from bench.workers import interrupts
+from bench.workers.watch import Findings
 
 INTERVAL_NS = 100_000_000
 # Memory is asked for each time, all else (which drivers bring up to date every 20 to 100 ms at best) every

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from bench.records.messages import Failed, Finished, Heartbeat, Message, PhaseStarted, ReadingMade
 from bench.records.records import Caveat, Failure
-from bench.runner import transcript as module
-from bench.runner.observe import NullObserver
-from bench.runner.transcript import Transcript
+from bench.workers import transcript as module
+from bench.workers.transcript import Transcript
 from records_factory import make_measurement
 
 
@@ -39,7 +38,7 @@ def test_any_cut_of_the_stream_gives_the_same_measurement(data: st.DataObject) -
     """What is read does not depend on where the pipe's reads end."""
     content = as_lines(make_messages())
     cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=8)))
-    found = Transcript(time.monotonic_ns(), NullObserver())
+    found = Transcript(time.monotonic_ns())
     for start, end in zip([0, *cuts], [*cuts, len(content)], strict=True):
         assert found.feed(content[start:end])
     expected = make_measurement()
@@ -54,7 +53,7 @@ def test_any_cut_of_the_stream_gives_the_same_measurement(data: st.DataObject) -
 
 def test_nothing_counts_after_the_end() -> None:
     """The first result stands."""
-    found = Transcript(0, NullObserver())
+    found = Transcript(0)
     failed = Failed(outcome="oom", failure=Failure(message="Out of memory."))
     assert found.feed(as_lines([failed, Finished()]) + b"rubbish\n")
     assert found.result == failed
@@ -65,7 +64,7 @@ def test_nothing_counts_after_the_end() -> None:
 )
 def test_a_line_that_is_no_message_is_told(line: bytes) -> None:
     """Whatever stands there, the reason is a short printable sentence."""
-    found = Transcript(0, NullObserver())
+    found = Transcript(0)
     assert not found.feed(line + b"\n")
     assert found.malformed is not None
     assert len(found.malformed) < 400
@@ -75,7 +74,7 @@ def test_a_line_that_is_no_message_is_told(line: bytes) -> None:
 def test_a_line_without_an_end_is_not_collected_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory of the parent is bounded."""
     monkeypatch.setattr(module, "MAX_MESSAGE_BYTES", 1000)
-    found = Transcript(0, NullObserver())
+    found = Transcript(0)
     assert found.feed(b"x" * 1000)
     assert not found.feed(b"x")
     assert found.malformed == "it is longer than 1000 bytes."

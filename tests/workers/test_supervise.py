@@ -13,11 +13,10 @@ import pytest
 
 import records_factory
 from bench.records.messages import Heartbeat, Message, PhaseStarted, ProbeJob
-from bench.runner import launch
-from bench.runner.launch import Launcher
-from bench.runner.observe import NullObserver
-from bench.runner.supervise import JobEnd, run_job
 from bench.scenario.types import LimitsSpec
+from bench.workers import launch
+from bench.workers.launch import Launcher
+from bench.workers.supervise import JobEnd, run_job
 from replay_worker import ASKED_BYTES, make_facts, make_job, replay
 
 LIMITS = LimitsSpec(timeout_s=60, heartbeat_timeout_s=30, host_memory_gib=None)
@@ -26,7 +25,7 @@ LIMITS = LimitsSpec(timeout_s=60, heartbeat_timeout_s=30, host_memory_gib=None)
 @pytest.fixture
 def launcher() -> Launcher:
     """Return a launcher of replay workers, without anything imported beforehand."""
-    return Launcher(work=replay, preload=["bench.runner.child"])
+    return Launcher(work=replay, preload=["bench.workers.child"])
 
 
 def run(launcher: Launcher, behaviour: str, limits: LimitsSpec = LIMITS) -> JobEnd:
@@ -49,20 +48,12 @@ def test_a_job_that_ends_well_is_ok_and_its_start_is_timed(launcher: Launcher) -
     assert 0 < end.measurement.phases[0].duration_ns <= end.total_ns
 
 
-def test_the_observer_hears_every_message(launcher: Launcher) -> None:
+def test_who_listens_hears_every_message(launcher: Launcher) -> None:
     """Phases come in order and heartbeats come too."""
-
-    class Listener(NullObserver):
-        def __init__(self) -> None:
-            self.heard: list[Message] = []
-
-        def message(self, message: Message) -> None:
-            self.heard.append(message)
-
-    listener = Listener()
-    run_job(make_job("ok"), launcher, LIMITS, listener)
-    assert [item.phase for item in listener.heard if isinstance(item, PhaseStarted)] == ["load", "steady"]
-    assert isinstance(listener.heard[0], Heartbeat)
+    heard: list[Message] = []
+    run_job(make_job("ok"), launcher, LIMITS, hear=heard.append)
+    assert [item.phase for item in heard if isinstance(item, PhaseStarted)] == ["load", "steady"]
+    assert isinstance(heard[0], Heartbeat)
 
 
 def test_a_probe_brings_facts(launcher: Launcher) -> None:
@@ -101,7 +92,7 @@ def test_an_exception_leaves_its_traceback_without_the_home_folder(
     launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The output tail says where it happened; whose machine it was it does not."""
-    monkeypatch.setattr(Path, "home", lambda: Path(__file__).parent)
+    monkeypatch.setattr(Path, "home", lambda: Path(__file__).parents[1] / "support")
     end = run(launcher, "exception")
     assert end.failure is not None
     assert "in _exception" in end.failure.output_tail
@@ -184,10 +175,10 @@ def test_workers_share_what_the_server_imported() -> None:
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1] / 'support')!r})\n"
         "from replay_worker import count_frozen\n"
         "from bench.records.messages import ProbeJob\n"
-        "from bench.runner.launch import PRELOAD, Launcher\n"
-        "from bench.runner.supervise import run_job\n"
-        "assert PRELOAD[-1] == 'bench.runner.freeze'\n"
-        "launcher = Launcher(work=count_frozen, preload=['bench.runner.child', PRELOAD[-1]])\n"
+        "from bench.workers.launch import PRELOAD, Launcher\n"
+        "from bench.workers.supervise import run_job\n"
+        "assert PRELOAD[-1] == 'bench.workers.freeze'\n"
+        "launcher = Launcher(work=count_frozen, preload=['bench.workers.child', PRELOAD[-1]])\n"
         "print(run_job(ProbeJob(), launcher).measurement.caveats[0].message)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -239,9 +230,9 @@ PARENT = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from replay_worker import make_job, replay
-from bench.runner.launch import Launcher
+from bench.workers.launch import Launcher
 print("imported as", __name__, file=sys.stderr)
-launcher = Launcher(work=replay, preload=["bench.runner.child"])
+launcher = Launcher(work=replay, preload=["bench.workers.child"])
 worker = launcher.start(make_job({behaviour!r}))
 while "steady" not in worker.receive(30).decode(): pass
 print(worker._process.pid, flush=True)
@@ -274,7 +265,7 @@ def test_a_server_that_dies_on_import_is_told_with_what_it_said(tmp_path: Path) 
     (tmp_path / "broken_library.py").write_text("raise RuntimeError('libcudart.so.99 is missing')")
     code = (
         "from bench.errors import InfrastructureError\n"
-        "from bench.runner.launch import Launcher\n"
+        "from bench.workers.launch import Launcher\n"
         "from bench.records.messages import ProbeJob\n"
         "try: Launcher(preload=['broken_library']).start(ProbeJob())\n"
         "except InfrastructureError as error: print(error)"

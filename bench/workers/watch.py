@@ -1,11 +1,15 @@
 """Whoever looks at the machine while a worker works: told what the worker says, asked at the end."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from bench.records.gpu import GpuReading
 from bench.records.messages import Message
 from bench.records.records import Caveat
+
+Hear = Callable[[Message], None]
+"""Is told what a worker says, as it says it. Must return soon: the supervisor waits for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from bench.records.messages import Failed, Job
-from bench.records.records import Caveat, Failure, Measurement, Outcome, Phase
-from bench.runner.classify import WorkerEnd, classify_exit, count_oom_kills
-from bench.runner.launch import Launcher
-from bench.runner.observe import NullObserver, Observer
-from bench.runner.transcript import Transcript
-from bench.runner.watch import Findings, Watch
+from bench.errors import InfrastructureError
+from bench.records.messages import Failed, Job, ProbeJob
+from bench.records.records import Caveat, DeviceFacts, Failure, Measurement, Outcome, Phase
 from bench.scenario.types import LimitsSpec
+from bench.workers.classify import WorkerEnd, classify_exit, count_oom_kills
+from bench.workers.launch import Launcher
+from bench.workers.transcript import Transcript
+from bench.workers.watch import Findings, Hear, Watch
 
 STORED_TAIL_CHARACTERS = 8192
 EXIT_GRACE_S = 5.0
@@ -43,8 +43,8 @@ def run_job(  # noqa: PLR0913 - who looks on, and what a test stands in for
     job: Job,
     launcher: Launcher,
     limits: LimitsSpec = NO_LIMITS,
-    observer: Observer | None = None,
     *,
+    hear: Hear | None = None,
     watches: Sequence[Watch] = (),
     oom_kills: Callable[[], int | None] = count_oom_kills,
 ) -> JobEnd:
@@ -53,7 +53,7 @@ def run_job(  # noqa: PLR0913 - who looks on, and what a test stands in for
     ``watches`` look on meanwhile; what they find is in the end's measurement, and others' doings are the
     outcome *contaminated*. Raises ``InfrastructureError`` when no worker starts or one cannot be ended.
     """
-    running = RunningJob(job, launcher, limits, observer, watches=watches, oom_kills=oom_kills)
+    running = RunningJob(job, launcher, limits, hear=hear, watches=watches, oom_kills=oom_kills)
     try:
         while (end := running.advance(MAX_SLEEP_S)) is None:
             pass
@@ -61,6 +61,27 @@ def run_job(  # noqa: PLR0913 - who looks on, and what a test stands in for
         running.abandon()
         raise
     return end
+
+
+def probe(launcher: Launcher, note: Callable[[str], None] | None = None) -> DeviceFacts:
+    """Ask a worker what this machine has; ``note`` is told what the user has to know of the workers.
+
+    Raises ``InfrastructureError`` when even that fails.
+    """
+    end = run_job(ProbeJob(), launcher)
+    if launcher.start_method == "spawn" and note is not None:
+        note(
+            "importing the libraries has touched CUDA, so workers are started afresh instead of forked; "
+            "each start takes seconds longer."
+        )
+    if end.failure is not None or end.measurement.device is None:
+        reason = end.failure.message if end.failure else "the worker exited before reporting"
+        tail = end.failure.output_tail.strip() if end.failure else ""
+        raise InfrastructureError(
+            f"{tail}\nno worker could look at this machine ({reason.rstrip('.')}); "
+            "check the installation with: python -c 'import bench.training.preload'".lstrip()
+        )
+    return end.measurement.device
 
 
 class RunningJob:
@@ -71,8 +92,8 @@ class RunningJob:
         job: Job,
         launcher: Launcher,
         limits: LimitsSpec = NO_LIMITS,
-        observer: Observer | None = None,
         *,
+        hear: Hear | None = None,
         watches: Sequence[Watch] = (),
         oom_kills: Callable[[], int | None] = count_oom_kills,
     ) -> None:
@@ -80,7 +101,9 @@ class RunningJob:
         self._asked_ns = time.monotonic_ns()
         self._limits = limits
         self._watches = watches
-        self._transcript = Transcript(self._asked_ns, observer or NullObserver(), watches)
+        self._transcript = Transcript(
+            self._asked_ns, [*(watch.message for watch in watches), *([hear] if hear else [])]
+        )
         self._oom_kills = oom_kills
         self._kills_before = oom_kills()
         self.worker = launcher.start(job, host_memory_gib=limits.host_memory_gib)

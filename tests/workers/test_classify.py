@@ -6,8 +6,8 @@ import pytest
 
 from bench.errors import InfrastructureError, UnavailableError
 from bench.probes.out_of_memory import describe
-from bench.runner import classify
-from bench.runner.classify import (
+from bench.workers import classify
+from bench.workers.classify import (
     WorkerEnd,
     classify_exception,
     classify_exit,

@@ -21,9 +21,9 @@ from typing import Literal
 
 from bench.errors import InfrastructureError
 from bench.records.messages import Job
-from bench.runner import child, interrupts
+from bench.workers import child, interrupts
 
-PRELOAD = ("bench.training.preload", "bench.runner.child", "bench.runner.freeze")
+PRELOAD = ("bench.training.preload", "bench.workers.child", "bench.workers.freeze")
 READ_BYTES = 65536
 TAIL_BYTES = 65536
 MAX_READS_AT_END = 256  # a pipe holds 64 KiB; what flows on after the end is a stray process's
@@ -183,7 +183,7 @@ def _end_strays(output: int, worker_pid: int) -> int:
 class Launcher:
     """Starts workers; holds how they are started."""
 
-    def __init__(self, *, work: child.Work = child.run_in_window, preload: Sequence[str] = PRELOAD) -> None:
+    def __init__(self, *, work: child.Work = child.do_job, preload: Sequence[str] = PRELOAD) -> None:
         """Take what a worker does with its job, and the modules that the server imports beforehand."""
         for name, value in SERVER_VARIABLES.items():
             os.environ.setdefault(name, value)

@@ -6,6 +6,7 @@ It starts without torch; the work function it is given imports what it needs.
 import contextlib
 import faulthandler
 import fcntl
+import importlib
 import multiprocessing
 import os
 import resource
@@ -19,8 +20,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench.metrics import GIB
-from bench.records.messages import JOB, Finished, Heartbeat, Job, Message, PlanJob
-from bench.runner.classify import classify_exception
+from bench.records.messages import (
+    JOB,
+    CellJob,
+    FetchJob,
+    Finished,
+    Heartbeat,
+    Job,
+    Message,
+    PlanJob,
+    ProbeJob,
+)
+from bench.records.stored import Stored
+from bench.workers.classify import classify_exception
 
 HEARTBEAT_INTERVAL_S = 1.0
 F_SETSIG = 10  # linux/fcntl.h; Python's fcntl names it only on some builds
@@ -29,16 +41,20 @@ Send = Callable[[Message], None]
 Work = Callable[[Job, Send], None]
 
 
-def run_in_window(job: Job, send: Send) -> None:
+# Named, not imported: what does a job is heavy, lies in layers above this one, and is the child's alone.
+ENTRY_POINTS: dict[type[Stored], str] = {
+    ProbeJob: "bench.training.jobs:run_job",
+    FetchJob: "bench.training.jobs:run_job",
+    CellJob: "bench.training.jobs:run_job",
+    PlanJob: "bench.predict.jobs:run_plan",
+}
+"""What does a job of each kind, as module:function. A message can choose among these and name no other."""
+
+
+def do_job(job: Job, send: Send) -> None:
     """Do the job for real; everything heavy is imported here, in the worker."""
-    if isinstance(job, PlanJob):
-        from bench.predict.jobs import run_plan
-
-        run_plan(job, send)
-    else:
-        from bench.training.jobs import run_job
-
-        run_job(job, send)
+    module, _, function = ENTRY_POINTS[type(job)].partition(":")
+    getattr(importlib.import_module(module), function)(job, send)
 
 
 @dataclass(frozen=True, kw_only=True)

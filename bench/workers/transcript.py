@@ -21,8 +21,7 @@ from bench.records.records import (
     StepSample,
     Stored,
 )
-from bench.runner.observe import Observer
-from bench.runner.watch import Watch
+from bench.workers.watch import Hear
 
 MAX_MESSAGE_BYTES = 64 * 1024**2
 _SINGLE: dict[type[Stored], str] = {
@@ -41,14 +40,13 @@ _SINGLE: dict[type[Stored], str] = {
 class Transcript:
     """Takes the bytes of the message pipe, one JSON object a line, and keeps every reading at once."""
 
-    def __init__(self, asked_ns: int, observer: Observer, watches: Sequence[Watch] = ()) -> None:
-        """Start when the worker was asked for, on the clock of ``time.monotonic_ns``."""
+    def __init__(self, asked_ns: int, hear: Sequence[Hear] = ()) -> None:
+        """Start when the worker was asked for, on the clock of ``time.monotonic_ns``; pass on to ``hear``."""
         self.phase: Phase | None = None
         self.result: Finished | Failed | None = None
         self.malformed: str | None = None
         self._asked_ns = asked_ns
-        self._observer = observer
-        self._watches = watches
+        self._hear = hear
         self._unfinished_line = bytearray()
         self._single: dict[str, Stored] = {}
         self._phases: list[PhaseReading] = []
@@ -89,9 +87,8 @@ class Transcript:
             self.malformed = f"it begins with {line[:80].decode(errors='replace')!r}."
             return False
         self._note(message)
-        for watch in self._watches:
-            watch.message(message)
-        self._observer.message(message)
+        for hear in self._hear:
+            hear(message)
         return True
 
     def _note(self, message: Message) -> None:

@@ -1,0 +1,24 @@
+"""What a worker runs for its job comes from one closed table."""
+
+from importlib import import_module
+from typing import get_args
+
+import pytest
+
+from bench.records.messages import Job, ProbeJob
+from bench.workers import child
+
+
+def test_every_kind_of_job_has_an_entry_point_that_exists() -> None:
+    """The table names a function for each kind of job, and nothing else."""
+    assert set(child.ENTRY_POINTS) == set(get_args(get_args(Job)[0]))
+    for name in child.ENTRY_POINTS.values():
+        module, _, function = name.partition(":")
+        assert callable(getattr(import_module(module), function))
+
+
+def test_a_job_that_is_not_in_the_table_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message cannot name what is run for it."""
+    monkeypatch.setattr(child, "ENTRY_POINTS", {})
+    with pytest.raises(KeyError):
+        child.do_job(ProbeJob(), lambda _: None)
