@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.predict.trace.repeat import depth_traced
 from bench.scenario.types import Cell, FullMethod, LoraMethod, QloraMethod
-from bench.training.empty import empty_causal_model
+from bench.training.models import empty_causal_model
 
 _SEARCHED_PERIODS = range(1, 9)
 _found: dict[str, "Depth | None"] = {}

@@ -19,7 +19,7 @@ from bench.records.predictions import Method, PredictedPhase, Prediction, Refusa
 from bench.records.stored import Caveat
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell, LoraMethod, ModelSpec, SyntheticData
-from bench.training.empty import configuration_of
+from bench.training.models import configuration_of
 
 BANDS_REPLAYED = 48  # cells; eight replays each take most of a prediction's time
 _BORROWED_BAND = Caveat(

@@ -1,26 +1,68 @@
-"""Everything a window is fed, made before its clock starts: tokens, labels, batches, and their caveats.
+"""What a window is fed, made before its clock starts: tokens, labels, batches, and their caveats.
 
-The order is a shuffle seeded by the training seed; nothing here touches a global random state.
+Two layouts: one sequence per row with padding to its right, or rows packed full of sequences. The order is a
+shuffle seeded by the training seed; nothing here touches a global random state.
 """
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from bench.errors import UnavailableError, UsageError
 from bench.records.records import Caveat, TokenCounts
 from bench.scenario.types import DataSpec, SyntheticData, TrainingSpec
-from bench.training.batches import IGNORED_LABEL, Batch, Piece, fill_rows, pack_rows, pad_rows
 from bench.training.examples import Example, load_examples
 
-__all__ = ["Batch", "PreparedData", "prepare_batches"]
-
+IGNORED_LABEL = -100  # torch.nn.functional.cross_entropy's default ignore_index
 _TOKENISED_AT_ONCE = 1024  # bounds the memory that offsets take
-_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One example, or the part of one that a row holds.
+
+    ``raw_tokens`` counts it before truncation; ``continued`` says that its beginning is in the row before.
+    """
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    raw_tokens: int
+    continued: bool = False
+
+    @property
+    def loss_bearing(self) -> int:
+        """Positions with a label; the first has none before it that could predict it."""
+        return sum(label != IGNORED_LABEL for label in self.labels[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One forward pass: CPU int64 tensors of shape (rows, positions), not shifted, and their counts.
+
+    ``attention_mask`` is None where nothing is padded, ``position_ids`` where they just count up.
+    Packed rows carry no mask: transformers reads the boundaries from positions that start again at 0,
+    which it does only if the model is called with ``use_cache=False``.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    labels: torch.Tensor
+    position_ids: torch.Tensor | None
+    counts: TokenCounts
+
+    def inputs_on(self, device: torch.device | str) -> dict[str, torch.Tensor]:
+        """Return the model's keyword arguments, labels included, copied to a device."""
+        tensors = {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "labels": self.labels,
+            "position_ids": self.position_ids,
+        }
+        return {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +74,7 @@ class PreparedData:
 
 
 def prepare_batches(
-    data: DataSpec,
-    training: TrainingSpec,
-    tokenizer: Any,
-    vocab_size: int,
-    optimizer_steps: int,
+    data: DataSpec, training: TrainingSpec, tokenizer: Any, vocab_size: int, optimizer_steps: int
 ) -> PreparedData:
     """Return ``optimizer_steps`` times ``gradient_accumulation`` micro-batches, on the CPU.
 
@@ -49,9 +87,10 @@ def prepare_batches(
         batches = list(_synthetic_batches(data, training, vocab_size, count))
         caveats = [Caveat(code="synthetic-data", message="Random tokens: the loss and accuracy say nothing.")]
     else:
-        examples = load_examples(data, tokenizer)
-        pieces = _tokenise(examples, tokenizer)
-        batches, caveats = _lay_out(pieces, training, _pad_id(tokenizer), count)
+        pieces = _tokenise(load_examples(data, tokenizer), tokenizer)
+        pad_id = tokenizer.pad_token_id  # masked and unlabelled, so any will do
+        pad_id = int(tokenizer.eos_token_id or 0) if pad_id is None else int(pad_id)
+        batches, caveats = _lay_out(pieces, training, pad_id, count)
     size = training.gradient_accumulation
     steps = tuple(tuple(batches[start : start + size]) for start in range(0, count, size))
     return PreparedData(steps=steps, caveats=tuple(caveats))
@@ -128,9 +167,12 @@ def _lay_out(
     pieces: Sequence[Piece], training: TrainingSpec, pad_id: int, count: int
 ) -> tuple[list[Batch], list[Caveat]]:
     """Draw examples in shuffled order, put them in rows, and rows in ``count`` micro-batches."""
+    length, size = training.sequence_length, training.micro_batch
     packed = training.batching == "pack"
-    length = training.sequence_length
-    cut = list(pieces) if packed else [_truncated(piece, length) for piece in pieces]
+    cut = [
+        piece if packed else replace(piece, ids=piece.ids[:length], labels=piece.labels[:length])
+        for piece in pieces
+    ]
     usable = [piece for piece in cut if piece.loss_bearing > 0]
     if not usable:
         raise UsageError(
@@ -139,17 +181,22 @@ def _lay_out(
         )
     drawn: list[Piece] = []
     stream = _shuffled_forever(usable, training.seed, drawn)
-    size = training.micro_batch
+    starts = range(0, count * size, size)
     if packed:
         rows, left_out = _packed_rows(stream, usable, length, count * size)
         flatten = training.attention == "flash_attention_2"
-        batches = [pack_rows(group, flatten=flatten) for group in _groups(rows, size)]
-        caveats = _packing_caveats(rows, left_out)
+        batches = [pack_rows(rows[start : start + size], flatten=flatten) for start in starts]
+        notes = [*_packing_notes(rows, left_out)]
     else:
         single = list(islice(stream, count * size))
-        batches = [pad_rows(group, _width(group, training), pad_id) for group in _groups(single, size)]
-        caveats = _padding_caveats(single, usable, training)
-    return batches, [*_selection_caveats(pieces, usable, drawn), *caveats]
+        groups = [single[start : start + size] for start in starts]
+        fixed = length if training.batching == "pad-to-length" else None
+        batches = [
+            pad_rows(group, fixed or max(len(piece.ids) for piece in group), pad_id) for group in groups
+        ]
+        notes = [*_padding_notes(single, usable, training)]
+    notes = [*_selection_notes(pieces, usable, drawn), *notes]
+    return batches, [Caveat(code=code, message=message) for code, message in notes]
 
 
 def _packed_rows(
@@ -179,16 +226,6 @@ def _packed_rows(
     return rows, left_out
 
 
-def _width(group: Sequence[Piece], training: TrainingSpec) -> int:
-    if training.batching == "pad-to-length":
-        return training.sequence_length
-    return max(len(piece.ids) for piece in group)
-
-
-def _truncated(piece: Piece, length: int) -> Piece:
-    return Piece(ids=piece.ids[:length], labels=piece.labels[:length], raw_tokens=piece.raw_tokens)
-
-
 def _shuffled_forever(pieces: Sequence[Piece], seed: int, drawn: list[Piece]) -> Iterator[Piece]:
     """Yield every piece once per epoch, each epoch in a new order, and note each in ``drawn``."""
     order = list(pieces)
@@ -200,63 +237,105 @@ def _shuffled_forever(pieces: Sequence[Piece], seed: int, drawn: list[Piece]) ->
             yield piece
 
 
-def _groups(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _pad_id(tokenizer: Any) -> int:
-    """Return the id that fills padding; masked and unlabelled, so any will do."""
-    if tokenizer.pad_token_id is not None:
-        return int(tokenizer.pad_token_id)
-    return int(tokenizer.eos_token_id or 0)
-
-
-def _selection_caveats(
+def _selection_notes(
     pieces: Sequence[Piece], usable: Sequence[Piece], drawn: Sequence[Piece]
-) -> Iterator[Caveat]:
+) -> Iterator[tuple[str, str]]:
     if len(usable) < len(pieces):
-        yield Caveat(
-            code="examples-left-out",
-            message=f"{len(pieces) - len(usable)} of {len(pieces)} examples have no token to learn within "
-            "the sequence length and were left out.",
-        )
+        message = f"{len(pieces) - len(usable)} of {len(pieces)} examples have no token to learn within "
+        yield "examples-left-out", message + "the sequence length and were left out."
     if len(drawn) > len(usable):
-        yield Caveat(
-            code="data-repeated",
-            message=f"The window goes over its {len(usable)} examples {len(drawn) / len(usable):.1f} times.",
-        )
+        times = f"{len(drawn) / len(usable):.1f} times"
+        yield "data-repeated", f"The window goes over its {len(usable)} examples {times}."
 
 
-def _packing_caveats(rows: Sequence[Sequence[Piece]], left_out: int) -> Iterator[Caveat]:
+def _packing_notes(rows: Sequence[Sequence[Piece]], left_out: int) -> Iterator[tuple[str, str]]:
     continued = sum(piece.continued for row in rows for piece in row)
     if continued:
-        yield Caveat(
-            code="examples-split",
-            message=f"{continued} packed rows begin in the middle of an example.",
-        )
+        yield "examples-split", f"{continued} packed rows begin in the middle of an example."
     if left_out:
-        yield Caveat(
-            code="rows-left-out",
-            message=f"{left_out} packed rows held no token to learn and were left out.",
-        )
+        yield "rows-left-out", f"{left_out} packed rows held no token to learn and were left out."
 
 
-def _padding_caveats(
+def _padding_notes(
     single: Sequence[Piece], usable: Sequence[Piece], training: TrainingSpec
-) -> Iterator[Caveat]:
+) -> Iterator[tuple[str, str]]:
     truncated = [piece for piece in single if piece.raw_tokens > len(piece.ids)]
     if truncated:
         lost = sum(piece.raw_tokens - len(piece.ids) for piece in truncated)
-        yield Caveat(
-            code="examples-truncated",
-            message=f"{len(truncated)} of {len(single)} examples were cut to {training.sequence_length} "
-            f"tokens, losing {lost} tokens.",
-        )
+        message = f"{len(truncated)} of {len(single)} examples were cut to {training.sequence_length} tokens"
+        yield "examples-truncated", f"{message}, losing {lost} tokens."
     seen, longest = (max(len(piece.ids) for piece in group) for group in (single, usable))
     if training.batching == "pad-to-longest" and seen < longest:
-        yield Caveat(
-            code="longest-example-not-seen",
-            message=f"The longest example of the data has {longest} tokens, the longest of this window "
-            f"{seen}: peak memory here does not bound training on all the data.",
+        message = f"The longest example of the data has {longest} tokens, the longest of this window {seen}: "
+        yield (
+            "longest-example-not-seen",
+            message + "peak memory here does not bound training on all the data.",
         )
+
+
+def pad_rows(rows: Sequence[Piece], width: int, pad_id: int) -> Batch:
+    """Put each piece in a row of its own, padded on the right to ``width`` positions."""
+    ids = torch.full((len(rows), width), pad_id)
+    labels = torch.full((len(rows), width), IGNORED_LABEL)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        length = len(row.ids)
+        ids[index, :length] = torch.tensor(row.ids)
+        labels[index, :length] = torch.tensor(row.labels)
+        mask[index, :length] = 1
+    padded = any(len(row.ids) < width for row in rows)
+    return Batch(
+        input_ids=ids,
+        attention_mask=mask if padded else None,
+        labels=labels,
+        position_ids=None,
+        counts=_counts(rows, len(rows) * width),
+    )
+
+
+def pack_rows(rows: Sequence[Sequence[Piece]], *, flatten: bool) -> Batch:
+    """Lay out rows that their pieces fill to the same length; positions start again with each piece.
+
+    ``flatten`` joins the rows into one, which FlashAttention 2 needs in order to see the boundaries.
+    """
+    pieces = [piece for row in rows for piece in row]
+    shape = (1, -1) if flatten else (len(rows), -1)
+    # What comes first in a piece follows from nothing in it: unlabelled, or the loss would cross pieces.
+    labels = [label for piece in pieces for label in (IGNORED_LABEL, *piece.labels[1:])]
+    ids = [token for piece in pieces for token in piece.ids]
+    positions = [position for piece in pieces for position in range(len(piece.ids))]
+    return Batch(
+        input_ids=torch.tensor(ids).view(shape),
+        attention_mask=None,
+        labels=torch.tensor(labels).view(shape),
+        position_ids=torch.tensor(positions).view(shape),
+        counts=_counts(pieces, len(ids)),
+    )
+
+
+def fill_rows(pieces: Iterator[Piece], length: int) -> Iterator[list[Piece]]:
+    """Cut an endless stream of pieces into rows of exactly ``length`` tokens; a piece may span rows."""
+    row: list[Piece] = []
+    free = length
+    for piece in pieces:
+        rest = piece
+        while len(rest.ids) > free:
+            ids, labels = rest.ids, rest.labels
+            yield [*row, replace(rest, ids=ids[:free], labels=labels[:free], raw_tokens=free)]
+            raw_tokens = rest.raw_tokens - free
+            rest = Piece(ids=ids[free:], labels=labels[free:], raw_tokens=raw_tokens, continued=True)
+            row, free = [], length
+        row.append(rest)
+        free -= len(rest.ids)
+        if not free:
+            yield row
+            row, free = [], length
+
+
+def _counts(pieces: Sequence[Piece], computed: int) -> TokenCounts:
+    return TokenCounts(
+        raw=sum(piece.raw_tokens for piece in pieces),
+        non_padding=sum(len(piece.ids) for piece in pieces),
+        loss_bearing=sum(piece.loss_bearing for piece in pieces),
+        computed=computed,
+    )

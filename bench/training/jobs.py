@@ -1,7 +1,9 @@
 """What a worker can be asked to do. Errors leave as exceptions; the worker's frame classifies them."""
 
 import logging
+import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +11,9 @@ import torch
 from bench.probes.out_of_memory import ignore, noted_out_of_memory
 from bench.probes.phases import Send
 from bench.probes.snapshot import SnapshotRecorder, nothing_to_snapshot
-from bench.records.messages import CellJob, FetchJob, ProbeJob, ReadingMade, StepTurns
+from bench.records.derived_metrics import STEPS_IN_TURN
+from bench.records.messages import GO_ON, CellJob, FetchJob, Message, ProbeJob, ReadingMade, StepTurns
+from bench.records.records import Caveat, StepSample
 from bench.scenario.types import Cell, ModelSpec
 from bench.training.facts import read_facts
 
@@ -33,7 +37,7 @@ def _fetch(job: FetchJob) -> None:
 
 def _run_cell(job: CellJob, send: Send) -> None:
     """Run the window, watched: an exception leaves with what the allocator held, a snapshot is written."""
-    from bench.training.step import device_of
+    from bench.training.models import device_of
     from bench.training.window import run_window
 
     cell = Cell.model_validate_json(job.cell_json)
@@ -56,7 +60,6 @@ def _run_cell(job: CellJob, send: Send) -> None:
 
 def _run_in_turn(cell: Cell, given: StepTurns, send: Send, *, trust_remote_code: bool) -> None:
     """Run the window when it is this run's turn, and between the other's steps."""
-    from bench.training.turns import Turns
     from bench.training.window import run_window
 
     turns = Turns(given, threads=torch.get_num_threads())
@@ -85,3 +88,70 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.simplefilter("once")
+
+
+class Turns:
+    """This run's part: it has the machine from ``begin`` to ``hand_over``, and again when that returns.
+
+    The order of steps is A | B B | A A | B B | …: half the steps of either follow one of the other's, which
+    leaves its data in the caches, and a machine that grows slower slows both.
+    """
+
+    def __init__(self, turns: StepTurns, *, threads: int) -> None:
+        """Open the pipes, of which the gate holds both ends, and keep to as many cores as ``threads``."""
+        self._own = os.open(turns.own_pipe, os.O_RDONLY | os.O_CLOEXEC)
+        self._other = os.open(turns.other_pipe, os.O_WRONLY | os.O_CLOEXEC)
+        self._first = turns.first
+        self._alone = False
+        self._measured_steps = 0
+        self._cores = _share_cores(threads)
+
+    def begin(self) -> None:
+        """Sleep until it is this run's turn for the first time, both being ready."""
+        if self._first:
+            self._wait()
+        else:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Let the other run go on, and sleep until it hands back."""
+        if not self._alone:
+            os.write(self._other, GO_ON)
+            self._wait()
+
+    def _wait(self) -> None:
+        if not self._alone:
+            self._alone = os.read(self._own, 1) != GO_ON
+
+    def between_steps(self, send: Send) -> Send:
+        """Return a ``send`` that hands over after every other measured step, once the sample is sent."""
+
+        def sending(message: Message) -> None:
+            send(message)
+            match message:
+                case ReadingMade(reading=StepSample(stage="measured")):
+                    self._measured_steps += 1
+                    if self._measured_steps % 2 == self._first:
+                        self.hand_over()
+
+        return sending
+
+    def caveat(self) -> Caveat:
+        """Return what has to be known of such a run's speed."""
+        cores = ", ".join(map(str, self._cores))
+        message = (
+            "Steps were taken in turn with another run's, on the same cores "
+            f"({cores}), so they begin with colder caches than alone, and the times of whole phases include "
+            "waiting."
+        )
+        return Caveat(code=STEPS_IN_TURN, message=message)
+
+
+def _share_cores(count: int) -> Sequence[int]:
+    """Keep this thread, and those it starts, to the last of the cores it may use, the same for both runs.
+
+    Cores differ in who else uses them, on a virtual machine above all.
+    """
+    cores = sorted(os.sched_getaffinity(0))[-count:]
+    os.sched_setaffinity(0, cores)
+    return cores

@@ -13,7 +13,7 @@ from torch import nn
 
 from bench.errors import UnavailableError
 from bench.scenario.types import TrainingSpec
-from bench.training.batches import IGNORED_LABEL
+from bench.training.data import IGNORED_LABEL
 
 Inputs = dict[str, torch.Tensor]
 

@@ -10,16 +10,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bench.probes.ledger import StepPhase
 from bench.records.cuda import PagedMemory
-from bench.scenario.types import Cell, TrainingSpec
+from bench.scenario.types import TrainingSpec
 from bench.training.data import Batch
 from bench.training.losses import forward_pass, loss_of
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def device_of(cell: Cell) -> torch.device:
-    """Return where a cell runs: on CUDA always the first device of those that CUDA_VISIBLE_DEVICES leaves."""
-    return torch.device("cuda", 0) if cell.device == "cuda" else torch.device(cell.device)
+from bench.training.models import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)

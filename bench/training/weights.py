@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock
@@ -153,12 +153,30 @@ def _initialise(fields: dict[str, object], seed: int, target: Path) -> None:
     """Write seeded random bf16 weights and a byte-level tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from bench.training.tokenizers import byte_tokenizer
-
     config = AutoConfig.for_model(**fields)
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(target)
     byte_tokenizer(int(config.get_text_config().max_position_embeddings)).save_pretrained(target)
+
+
+def byte_tokenizer(model_max_length: int) -> Any:
+    """Return a tokenizer with one token per byte: 259 ids, padding 0, beginning 1, end 2."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("<pad>", "<s>", "</s>")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=special[0],
+        bos_token=special[1],
+        eos_token=special[2],
+        model_max_length=model_max_length,
+    )
 
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -28,23 +28,22 @@ from bench.records.records import (
     TokenCounts,
 )
 from bench.scenario.types import Cell
-from bench.training.adapters import adapter_file_bytes, check_merge, excess_ranks
 from bench.training.data import Batch, PreparedData, prepare_batches
 from bench.training.evaluation import evaluate
 from bench.training.facts import read_facts
 from bench.training.flops import count_flops
-from bench.training.methods import adapt, count_parameters, method_caveats, trainable_parameters
-from bench.training.models import load_model
-from bench.training.optimizers import build_optimizer, build_schedule, optimizer_caveats
-from bench.training.step import (
-    Trainer,
-    device_of,
-    empties_cache,
-    ignore_phase,
-    optimizer_state,
-    paged_memory,
-    run_step,
+from bench.training.methods import (
+    adapt,
+    adapter_file_bytes,
+    check_merge,
+    count_parameters,
+    excess_ranks,
+    method_caveats,
+    trainable_parameters,
 )
+from bench.training.models import device_of, load_model
+from bench.training.optimizers import build_optimizer, build_schedule, optimizer_caveats
+from bench.training.step import Trainer, empties_cache, ignore_phase, optimizer_state, paged_memory, run_step
 from bench.training.weights import Weights, fetch_weights
 
 DEFAULT_CONTEXT = 2048  # tokens, for evaluating the few models whose configuration states none

@@ -23,7 +23,18 @@ from bench.errors import InfrastructureError
 from bench.records.messages import Job
 from bench.workers import child, interrupts
 
-PRELOAD = ("bench.training.preload", "bench.workers.child", "bench.workers.freeze")
+# Imported once by the server that workers are forked from, so that these start at once.
+_HEAVY = (
+    "bitsandbytes",
+    "lm_eval.evaluator",
+    "lm_eval.models.huggingface",
+    "peft",
+    "transformers.models.llama.modeling_llama",  # the family most scenarios load
+    "bench.training.jobs",
+    "bench.training.window",
+)
+PRELOAD = (*_HEAVY, "bench.workers.child", "bench.workers.freeze")
+CHECK_INSTALLATION = f"check the installation with: python -c 'import {', '.join(_HEAVY)}'"
 READ_BYTES = 65536
 TAIL_BYTES = 65536
 MAX_READS_AT_END = 256  # a pipe holds 64 KiB; what flows on after the end is a stray process's
@@ -223,7 +234,7 @@ class Launcher:
         except (OSError, EOFError) as error:
             raise InfrastructureError(
                 f"{self._server_said()}\nno worker process came up ({str(error) or type(error).__name__}); "
-                "check the installation with: python -c 'import bench.training.preload'".lstrip()
+                f"{CHECK_INSTALLATION}".lstrip()
             ) from error
         for end in (worker_messages, worker_output, worker_lifeline):
             end.close()

@@ -15,7 +15,7 @@ from bench.records.messages import Failed, Job, ProbeJob
 from bench.records.records import Caveat, DeviceFacts, Failure, Measurement, Outcome, Phase
 from bench.scenario.types import LimitsSpec
 from bench.workers.classify import WorkerEnd, classify_exit, count_oom_kills
-from bench.workers.launch import Launcher
+from bench.workers.launch import CHECK_INSTALLATION, Launcher
 from bench.workers.transcript import Transcript
 from bench.workers.watch import Findings, Hear, Watch
 
@@ -79,7 +79,7 @@ def probe(launcher: Launcher, note: Callable[[str], None] | None = None) -> Devi
         tail = end.failure.output_tail.strip() if end.failure else ""
         raise InfrastructureError(
             f"{tail}\nno worker could look at this machine ({reason.rstrip('.')}); "
-            "check the installation with: python -c 'import bench.training.preload'".lstrip()
+            f"{CHECK_INSTALLATION}".lstrip()
         )
     return end.measurement.device
 

@@ -12,7 +12,7 @@ from bench.predict.trace.stream import Stream
 from bench.predict.trace.trace import trace
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell, FullMethod, LoraMethod, ModelSpec, QloraMethod, TrainingSpec
-from bench.training.empty import configuration_of
+from bench.training.models import configuration_of
 from tiny_cells import tiny_cell
 
 PLATFORM = Platform(device="cuda", capability=(8, 9))

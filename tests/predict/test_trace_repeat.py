@@ -10,7 +10,7 @@ from bench.predict.trace.repeat import LayersDifferError, deepen, depth_traced
 from bench.predict.trace.trace import trace
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell
-from bench.training.empty import configuration_of
+from bench.training.models import configuration_of
 from tiny_cells import tiny_cell
 
 PLATFORM = Platform()

@@ -14,7 +14,7 @@ from typing import IO
 
 from bench.records.messages import CellJob, Job, Message, ReadingMade
 from bench.records.records import Caveat, StepSample
-from bench.training.turns import Turns
+from bench.training.jobs import Turns
 from bench.workers.child import Send
 from replay_worker import replay
 

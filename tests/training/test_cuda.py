@@ -22,7 +22,8 @@ from bench.records.cuda import AllocatorSnapshot, PagedMemory, TorchSettings
 from bench.records.messages import CellJob, Message, ReadingMade
 from bench.records.records import Caveat, PhaseReading, StepSample
 from bench.training import jobs, window
-from bench.training.step import device_of, optimizer_state, paged_memory
+from bench.training.models import device_of
+from bench.training.step import optimizer_state, paged_memory
 from bench.workers.classify import classify_exception
 from scripted_cuda import ScriptedCuda
 from tiny_cells import of_type, readings_of, tiny_cell

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bench.errors import UnavailableError, UsageError
 from bench.scenario.types import JsonlData, SyntheticData, TaskData, TrainingSpec
-from bench.training.batches import IGNORED_LABEL, Batch
-from bench.training.data import PreparedData, prepare_batches
+from bench.training.data import IGNORED_LABEL, Batch, PreparedData, prepare_batches
 from bench.training.tasks import training_items
 
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bench.errors import UnavailableError
 from bench.scenario.types import TrainingSpec
 from bench.training import losses
-from bench.training.batches import IGNORED_LABEL
+from bench.training.data import IGNORED_LABEL
 from bench.training.losses import FusedOutputs, forward_pass, loss_of
 
 SMALL: dict[str, Any] = {

@@ -8,9 +8,8 @@ import torch
 from bench.errors import UsageError
 from bench.records.records import Caveat
 from bench.scenario.types import Cell
-from bench.training.adapters import check_merge, excess_ranks
 from bench.training.data import prepare_batches
-from bench.training.methods import adapt, count_parameters, trainable_parameters
+from bench.training.methods import adapt, check_merge, count_parameters, excess_ranks, trainable_parameters
 from bench.training.models import load_model
 from bench.training.step import run_step
 from bench.training.weights import fetch_weights

@@ -13,8 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.probes.allocator import allocator_of
 from bench.records.messages import Message
-from bench.training.batches import Batch
-from bench.training.data import prepare_batches
+from bench.training.data import Batch, prepare_batches
 from bench.training.methods import adapt
 from bench.training.models import load_model
 from bench.training.step import Trainer

@@ -21,8 +21,8 @@ from bench.records.records import LedgerReading
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell, SyntheticData
 from bench.training.data import Batch, prepare_batches
-from bench.training.empty import build_empty_model, configuration_of, quantise_empty
 from bench.training.methods import adapt
+from bench.training.models import build_empty_model, configuration_of, quantise_empty
 from bench.training.step import Trainer, empties_cache, optimizer_state, run_step
 from bench.training.window import LEDGER_STEPS, build_trainer, read_ledger
 
