@@ -193,7 +193,10 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One cell under one key, over all its runs; ``doubts`` names what kind of numbers lints found wrong."""
+    """One cell under one key, over all its runs; ``doubts`` names what kind of numbers lints found wrong.
+
+    ``metrics`` are medians over good runs, by the names and in the units of ``bench.metrics``.
+    """
 
     id: str
     cell: Cell
@@ -215,6 +218,7 @@ class Measured:
     torch_settings: TorchSettings | None = None
     flops_per_token: float | None = None
     load_time_ns: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     peaks: tuple[Peak, ...] = ()
     throughput: Throughput | None = None
     accuracies: tuple[Accuracy, ...] = ()

@@ -27,6 +27,7 @@ from bench.records.derived_metrics import (
     nvml_peak,
     peak_phase,
     phase_time_ns,
+    read_metrics,
     start_up_bytes,
     step_tokens_per_second,
     throttle_reasons,
@@ -208,6 +209,16 @@ def merge(runs: Sequence[Record]) -> Merge | None:
         tolerated_share=tolerated_share,
         within_tolerance=max(shares) <= tolerated_share,
     )
+
+
+def metrics(runs: Sequence[Record]) -> dict[str, float]:
+    """Return the median over runs of each metric that was read, by its name in ``bench.metrics``."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in read_metrics(run).items():
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    return {name: statistics.median(found) for name, found in values.items()}
 
 
 def load_time_ns(runs: Sequence[Record]) -> int | None:

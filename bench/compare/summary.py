@@ -125,6 +125,7 @@ def _numbers(ok: Sequence[Record]) -> dict[str, Any]:
         "torch_settings": ok[-1].measurement.torch_settings,
         "flops_per_token": flops.step_flops / flops.tokens.non_padding if flops else None,
         "load_time_ns": over_runs.load_time_ns(ok),
+        "metrics": over_runs.metrics(ok),
         "peaks": peaks,
         "predictions": against_readings(ok[-1].prediction, peaks),
         "throughput": over_runs.throughput(ok),

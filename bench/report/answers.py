@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from bench.compare.answers import Answers, Exchange, Fastest, MostAccurate
 from bench.compare.measured import Instrument, Measured
 from bench.records.stored import Category
+from bench.report.comparison_columns import INSTRUMENT_NAMES
 from bench.report.linked import RowLink, Sentence, listed
 from bench.report.operators import operator
 from bench.report.recipe import recipe
-from bench.report.sentences import SIGNIFICANT_P, merging, speed_reservations, times_full
-from bench.report.tables import INSTRUMENT_NAMES
+from bench.report.sentences import merging, speed_reservations, times_full
 from bench.report.text import MemoryUnit, p_value, share, significant, words
-from bench.stats.paired import Paired
+from bench.stats.paired import SIGNIFICANT_P, Paired
 
 _SMALLER = "a smaller batch or shorter sequences"
 _ADVICE = "bench plan SCENARIO --advice predicts what each change frees."

@@ -9,7 +9,9 @@ from bench.compare.summary import compare
 from bench.io import write_text
 from bench.records.records import Caveat, Record
 from bench.records.store import LoadedRecords
-from bench.report import details, gpu_tables, tables, torch_tables
+from bench.report import details, gpu_tables, torch_tables
+from bench.report.columns import narrow_table, page_table
+from bench.report.comparison_columns import comparison_columns, group_title, groups, memory_unit
 from bench.report.how_read import how_read
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.recipe import recipe
@@ -37,14 +39,14 @@ def render_page(loaded: LoadedRecords) -> str:
 
 def render_summary(comparison: Comparison, problems: Sequence[str] = ()) -> str:
     """Return the sentences, the comparison tables, what did not end ok and the caveats, without a title."""
-    unit = tables.memory_unit(comparison)
+    unit = memory_unit(comparison.rows)
     parts = [markdown(paragraph) for paragraph in sentences(comparison, unit)]
     if problems:
         listed = bullets(markdown(problem) for problem in problems)
         parts.append(f"**Not everything could be read, and what follows leaves it out:**\n\n{listed}")
-    for rows in tables.groups(comparison).values():
-        parts.append(f"**{markdown(tables.group_title(rows))}**")
-        parts.append(markdown_table(tables.comparison_table(rows, unit)))
+    for rows in groups(comparison).values():
+        parts.append(f"**{markdown(group_title(rows))}**")
+        parts.append(markdown_table(page_table(comparison_columns(rows, unit), rows)))
         parts.append(f"Trained with: {markdown(recipe(rows))}")
     endings = details.ending_table(comparison.rows)
     if endings.rows:
@@ -74,11 +76,11 @@ def render_terminal(records: Sequence[Record]) -> "Group":
     from rich.text import Text
 
     comparison = compare(records)
-    unit = tables.memory_unit(comparison)
+    unit = memory_unit(comparison.rows)
     parts: list[RenderableType] = []
-    for rows in tables.groups(comparison).values():
-        content = tables.narrow_table(rows, unit)
-        parts.append(terminal_table(content, tables.group_title(rows)))
+    for rows in groups(comparison).values():
+        content = narrow_table(comparison_columns(rows, unit), rows)
+        parts.append(terminal_table(content, group_title(rows)))
     for cell, run, outcome, _, why in details.ending_table(comparison.rows).rows:
         parts.append(Text(plain(f"{cell}, run {run}, {outcome}: {why}")))
     parts.extend(Text(plain(f"- {message} ({cells})")) for message, cells in _gathered(comparison.rows))
@@ -87,7 +89,7 @@ def render_terminal(records: Sequence[Record]) -> "Group":
 
 def section_tables(comparison: Comparison, name: Callable[[Measured], str]) -> Iterator[tuple[str, Table]]:
     """Yield title and table of each section that has something to show; ``name`` says which row is which."""
-    rows, unit = comparison.rows, tables.memory_unit(comparison)
+    rows, unit = comparison.rows, memory_unit(comparison.rows)
     sections = (
         ("What was trained", details.model_table(rows, name)),
         ("What set each peak of live tensors", details.cause_table(rows, name)),
@@ -118,7 +120,7 @@ def _details(comparison: Comparison) -> Iterator[str]:
 
 def _namer(comparison: Comparison) -> Callable[[Measured], str]:
     """Name a row by its method where that is enough, else by its cell, and by its environment if several."""
-    one_group, one_place = len(tables.groups(comparison)) == 1, len(comparison.environments) == 1
+    one_group, one_place = len(groups(comparison)) == 1, len(comparison.environments) == 1
 
     def name(row: Measured) -> str:
         text = row.method if one_group else row.id

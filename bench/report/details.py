@@ -8,9 +8,9 @@ from typing import get_args
 
 from bench.compare.measured import Measured
 from bench.records.records import Category
+from bench.report.comparison_columns import INSTRUMENT_NAMES
 from bench.report.layout import Table
 from bench.report.operators import operator
-from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import (
     NOT_APPLICABLE,
     NOT_MEASURED,

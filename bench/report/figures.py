@@ -26,7 +26,7 @@ from bench.compare.series import (
 from bench.errors import InfrastructureError, UsageError
 from bench.records.plans import Plan
 from bench.records.records import Record
-from bench.report.tables import INSTRUMENT_NAMES, memory_unit
+from bench.report.comparison_columns import INSTRUMENT_NAMES, memory_unit
 from bench.report.text import GIBIBYTES, MemoryUnit
 from bench.scenario.cards import Card
 
@@ -93,7 +93,7 @@ def comparison_figures(
 ) -> tuple[Figure, ...]:
     """Return every figure of a comparison, drawn or missing; ``cards`` are limits to show."""
     comparison, common = _with_short_names(comparison)
-    unit = memory_unit(comparison)
+    unit = memory_unit(comparison.rows)
     limits = [(card.title, card.usable_bytes) for card in cards]
     figures = [
         _memory(measured_stacks(comparison, records), limits, unit),

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from bench.compare.measured import Instrument, Measured
 from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS, NS_PER_SECOND
+from bench.report.comparison_columns import INSTRUMENT_NAMES
 from bench.report.plan_notes import WHAT_SET_IT
-from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import share
 from bench.stats.steady import SIGNIFICANCE, SMALLEST_DRIFT_SHARE
 

@@ -25,9 +25,10 @@ from bench.records.plans import Plan
 from bench.records.store import LoadedRecords
 from bench.report import details
 from bench.report.answers import answer_sentences
+from bench.report.columns import Grid
 from bench.report.comparison import section_tables
+from bench.report.comparison_columns import comparison_grid, memory_unit
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
-from bench.report.grids import Grid, comparison_grid
 from bench.report.how_read import how_read
 from bench.report.layout import Table, told_once
 from bench.report.linked import Sentence
@@ -36,7 +37,6 @@ from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
 from bench.report.plan_grid import plan_grid
 from bench.report.plan_notes import PREDICTED, card_notes, notes_on, sentences, why_untried
 from bench.report.sentences import environments_told
-from bench.report.tables import memory_unit
 from bench.report.text import GIBIBYTES, plain
 from bench.scenario.cards import Card
 
@@ -112,7 +112,7 @@ def render_sections(sections: Sequence[Section]) -> str:
 def measured_section(comparison: Comparison, loaded: LoadedRecords, cards: Sequence[Card]) -> Section:
     """Return what is shown of a comparison of these records."""
     anchors = {row.key: f"m-cell-{index}" for index, row in enumerate(comparison.rows, start=1)}
-    unit, groups = memory_unit(comparison), answers(comparison, loaded.records)
+    unit, groups = memory_unit(comparison.rows), answers(comparison, loaded.records)
     endings, told = details.ending_table(comparison.rows), environments_told(comparison)
     return Section(
         prefix="m-",

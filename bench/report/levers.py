@@ -8,8 +8,8 @@ from bench.compare.studies import PROCESS
 from bench.compare.summary import compare
 from bench.records.derived_metrics import BUSY_MACHINE, THROTTLED
 from bench.records.records import Record
+from bench.report.comparison_columns import INSTRUMENT_NAMES, memory_unit
 from bench.report.layout import Table, bullets, markdown_table
-from bench.report.tables import INSTRUMENT_NAMES, memory_unit
 from bench.report.text import (
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -32,7 +32,7 @@ def render_levers(records: Sequence[Record]) -> str:
     """
     comparison = compare(records)
     found = levers(comparison)
-    unit = memory_unit(comparison)
+    unit = memory_unit(comparison.rows)
     parts = []
     for one in found:
         parts.append(f"**{markdown(_title(one))}**")

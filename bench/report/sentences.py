@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from bench.compare.environments import COMMIT
 from bench.compare.measured import ROUGH_DRIFT_SHARE, Comparison, Instrument, Measured, Throughput
-from bench.report.tables import INSTRUMENT_NAMES, group_title, groups
+from bench.report.comparison_columns import INSTRUMENT_NAMES, group_title, groups
 from bench.report.text import MemoryUnit, p_value, share, significant
+from bench.stats.paired import SIGNIFICANT_P
 
 # More than this is read in the table, not in a sentence.
 _MOST_METHODS = 6
 _MOST_GROUPS = 4
-SIGNIFICANT_P = 0.01  # not corrected for the number of methods, hence not 0.05
 _HEADLINES: dict[str, tuple[Instrument, ...]] = {
     "cpu": ("ledger", "host_net"),
     "cuda": ("cuda_allocated", "ledger"),

@@ -7,8 +7,8 @@ from bench.compare.seed_differences import SeedDifference
 from bench.compare.seeds import SeedMean
 from bench.compare.studies import PROCESS, Level, Study, studies
 from bench.records.records import Record
+from bench.report.comparison_columns import INSTRUMENT_NAMES
 from bench.report.layout import Table, bullets, markdown_table
-from bench.report.tables import INSTRUMENT_NAMES
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,

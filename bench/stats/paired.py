@@ -15,6 +15,9 @@ from bench.records.records import EvaluationReading
 from bench.stats.sequential import PASS, REGRESSION, UNDECIDED
 from bench.stats.settling import Floats
 
+# Below it a paired difference is called significant; not corrected for the number of methods, hence not 0.05.
+SIGNIFICANT_P = 0.01
+
 
 class Item(Protocol):
     """One question and whether it was answered correctly; see ``records.EvaluationItem``."""

