@@ -148,7 +148,7 @@ def report(  # noqa: PLR0913 - one parameter for each option
             typer.echo(line)
     else:
         from bench.report import output as pages
-        from bench.scenario.cards import card, card_of_memory
+        from bench.scenario.catalogue import card, card_of_memory
 
         limits = [*map(card, gpu), *map(card_of_memory, memory)]
         material = pages.read_material(results)

@@ -9,7 +9,7 @@ import pytest
 import records_factory
 from bench.io import cache_folder
 from bench.records.records import Record
-from bench.scenario.catalog import wheel
+from bench.scenario.catalogue import wheel
 from virtual_gpu import Box, VirtualGpus
 
 # Models here are tiny: a second thread only waits, and two processes that wait for each other crawl.

@@ -20,7 +20,7 @@ from bench.records.predictions import Prediction
 from bench.records.published.rows import Row, RowFile
 from bench.records.records import EvaluationItem, Record
 from bench.records.run_facts import conditions_of
-from bench.scenario.catalog import Architecture, architecture_of
+from bench.scenario.catalogue import Architecture, architecture_of
 from bench.scenario.types import Cell, ModelSpec
 
 Instrument = Literal["measured CPU", "measured GPU", "published", "predicted"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from bench.records.plans import CardVerdict, Plan
-from bench.scenario.cards import Card
+from bench.scenario.catalogue import Card
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bench.metrics import MIB
 from bench.records.records import Record
-from bench.scenario.cards import Card, cards
+from bench.scenario.catalogue import Card, cards
 
 _DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 _FOUR_BIT_BYTES, _INT8_BYTES = 0.5, 1.0

@@ -13,7 +13,7 @@ from bench.records.plans import PlannedCell
 from bench.records.records import Record
 from bench.records.stored import Category
 from bench.records.timelines import Timeline
-from bench.scenario.cards import Card
+from bench.scenario.catalogue import Card
 
 MOST_BARS = 40
 MOST_TIMELINES = 6

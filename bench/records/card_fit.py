@@ -3,7 +3,7 @@
 from typing import Literal
 
 from bench.records.predictions import Prediction
-from bench.scenario.cards import Card
+from bench.scenario.catalogue import Card
 from bench.scenario.types import Frozen
 
 Answer = Literal["fits", "too close to call", "does not fit"]

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from bench.records.plans import CardVerdict
 from bench.records.stored import Caveat, Count, Positive, Stored
-from bench.scenario.cards import Card
+from bench.scenario.catalogue import Card
 
 Axis = Literal["micro_batch", "sequence_length", "rank"]
 

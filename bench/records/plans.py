@@ -13,7 +13,7 @@ from bench.io import read_json
 from bench.records.card_fit import Answer, judge
 from bench.records.predictions import Prediction, Refusal
 from bench.records.stored import Count, Positive, Stored
-from bench.scenario.cards import Card
+from bench.scenario.catalogue import Card
 from bench.scenario.types import Cell
 
 PLAN_VERSION: Final = 1

@@ -28,7 +28,7 @@ from bench.records.plans import Plan
 from bench.records.records import Record
 from bench.report.comparison_columns import INSTRUMENT_NAMES, memory_unit
 from bench.report.text import GIBIBYTES, MemoryUnit
-from bench.scenario.cards import Card
+from bench.scenario.catalogue import Card
 
 MOST_ROWS = 40
 MOST_SERIES = 10

@@ -38,7 +38,7 @@ from bench.report.plan_grid import plan_grid
 from bench.report.plan_notes import PREDICTED, card_notes, notes_on, sentences, why_untried
 from bench.report.sentences import environments_told
 from bench.report.text import GIBIBYTES, plain
-from bench.scenario.cards import Card
+from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6
 _NOT_RUN = (

@@ -11,7 +11,7 @@ from bench.records.store import LoadedRecords
 from bench.report import plan as plan_pages
 from bench.report.comparison import render_page
 from bench.report.sources import gather
-from bench.scenario.cards import Card
+from bench.scenario.catalogue import Card
 
 _PAGES = (".html", ".htm", ".md", ".markdown", ".txt")
 # Where ``bench plan --json`` writes it; a record has no such member.

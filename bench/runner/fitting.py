@@ -18,8 +18,7 @@ from bench.records.fits import Axis, Bound, Fit, Tried
 from bench.records.plans import CardVerdict
 from bench.records.predictions import Prediction
 from bench.runner.prediction_pool import PRELOAD, Answer, Progress, Question, platform_of, predict_cells
-from bench.scenario.cards import Card, card, card_of_memory
-from bench.scenario.catalog import architecture, architecture_of, architectures
+from bench.scenario.catalogue import Card, architecture, architecture_of, architectures, card, card_of_memory
 from bench.scenario.types import (
     Cell,
     EvaluationSpec,

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.scenario.limits import absurdities
+from bench.scenario.catalogue import absurdities
 from bench.scenario.types import Cell, FullMethod, LoraMethod, QloraMethod
 
 _RANK = 16

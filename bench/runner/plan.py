@@ -19,7 +19,7 @@ from bench.runner.prediction_pool import (
     predict_cells,
 )
 from bench.runner.schedule import choose_cells
-from bench.scenario.cards import Card, card, card_of_memory
+from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.load import Scenario, load_scenario
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell

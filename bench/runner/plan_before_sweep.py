@@ -10,7 +10,7 @@ from bench.records.plans import CardVerdict, Plan, PlannedCell
 from bench.records.predictions import Prediction, Refusal
 from bench.records.records import DeviceFacts, Failure
 from bench.runner.prediction_pool import Answer, Question, card_of_device, platform_of, predict_cells
-from bench.scenario.cards import Card
+from bench.scenario.catalogue import Card
 from bench.scenario.types import Cell, LimitsSpec
 from bench.workers.launch import Launcher
 

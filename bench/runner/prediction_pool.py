@@ -17,7 +17,7 @@ from bench.errors import UsageError
 from bench.records.messages import Message, PlanJob, PredictionMade
 from bench.records.predictions import Prediction, Refusal
 from bench.records.records import DeviceFacts
-from bench.scenario.cards import Card
+from bench.scenario.catalogue import Card
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell, LimitsSpec
 from bench.workers.launch import Launcher, wait_for_any

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from bench.scenario.catalog import TASKS, architectures, wheels
+from bench.scenario.catalogue import TASKS, architectures, wheels
 from bench.scenario.types import (
     Cell,
     EvaluationSpec,

@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bench.scenario.catalogue import absurdities
 from bench.scenario.document import merged
 from bench.scenario.ids import cell_id
 from bench.scenario.layout import CHOICES, SECTIONS, fields_of, type_of
-from bench.scenario.limits import absurdities
 from bench.scenario.positions import Path
 from bench.scenario.problems import Problems
 from bench.scenario.types import Cell, ContradictionError, Device, Frozen

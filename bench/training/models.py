@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bench.errors import UnavailableError, UntraceableError
-from bench.scenario.catalog import architecture_of
+from bench.scenario.catalogue import architecture_of
 from bench.scenario.types import Cell, LoraMethod, ModelSpec, QloraMethod, SyntheticData
 from bench.training.weights import Weights
 

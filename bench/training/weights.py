@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from bench.errors import UnavailableError
 from bench.io import cache_folder
-from bench.scenario.catalog import Architecture, WheelWeights, architecture, wheel
+from bench.scenario.catalogue import Architecture, WheelWeights, architecture, wheel
 from bench.scenario.types import ModelSpec
 
 _HUB_FILES = ["*.json", "*.py", "*.safetensors", "*.model", "*.txt", "*.jinja"]

@@ -13,7 +13,7 @@ from bench.records.gpu import GpuFacts, GpuPhase, GpuReading
 from bench.records.predictions import Prediction
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.runner.availability import why_unavailable
-from bench.scenario.cards import card
+from bench.scenario.catalogue import card
 from bench.scenario.platforms import Platform
 from bench.workers.classify import LESS_MEMORY
 from records_factory import (

@@ -6,7 +6,7 @@ import pytest
 
 from bench.records.card_fit import judge
 from bench.records.predictions import Prediction
-from bench.scenario.cards import ASSUMED_CONTEXT_BYTES, card_of_memory
+from bench.scenario.catalogue import ASSUMED_CONTEXT_BYTES, card_of_memory
 from bench.scenario.platforms import Platform
 
 GIB = 1 << 30

@@ -7,7 +7,7 @@ from rich.console import Console
 from bench.records.fits import Bound, Fit, Tried
 from bench.records.plans import CardVerdict
 from bench.report.fit import frontier, render_markdown, render_terminal
-from bench.scenario.cards import card_of_memory
+from bench.scenario.catalogue import card_of_memory
 from records_factory import make_prediction
 
 GIB = 1024**3

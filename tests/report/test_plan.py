@@ -13,7 +13,7 @@ from bench.records.plans import CardVerdict, Change, Plan, PlannedCell, plan_jso
 from bench.records.predictions import Refusal
 from bench.records.stored import Caveat
 from bench.report.plan import render_markdown, render_short, render_terminal
-from bench.scenario.cards import Card, card, card_of_memory
+from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.platforms import Platform
 from records_factory import MIB, make_cell, make_prediction
 

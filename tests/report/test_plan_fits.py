@@ -3,7 +3,7 @@
 from bench.records.plans import CardVerdict, Plan, PlannedCell
 from bench.report.linked import RowLink
 from bench.report.plan_fits import fit_sentences
-from bench.scenario.cards import Card, card, card_of_memory
+from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell
 from records_factory import make_cell, make_prediction

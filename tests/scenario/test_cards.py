@@ -3,7 +3,7 @@
 import pytest
 
 from bench.errors import UsageError
-from bench.scenario.cards import ASSUMED_CONTEXT_BYTES, Card, card, card_of_memory, cards
+from bench.scenario.catalogue import ASSUMED_CONTEXT_BYTES, Card, card, card_of_memory, cards
 
 GIB = 1 << 30
 
@@ -46,11 +46,45 @@ def test_what_was_never_read_is_estimated_and_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("RTX4090", '"rtx4090"'), ("a100", '"a100-40gb"'), ("zx81", "Known: ")]
+    ("name", "found"),
+    [
+        ("RTX4090", "rtx4090"),
+        ("RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("4090", "rtx4090"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000-ada"),
+    ],
+)
+def test_case_spaces_and_vendor_are_forgiven(name: str, found: str) -> None:
+    """A card is found as shops and torch write it, without a word about it."""
+    assert card(name) == card(found)
+
+
+def test_a_card_named_without_its_memory_is_taken_for_the_only_one_and_says_so() -> None:
+    """There is one H100 in the catalogue; whoever reads a number for "h100" reads which."""
+    taken = card("h100")
+    assert taken.name == "h100-80gb"
+    assert (
+        taken.assumptions[0]
+        == '"h100" is taken for the H100 80 GB, the only one of that name in the catalogue'
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("a100", 'Perhaps you meant "a100-40gb" or "a100-80gb"'),
+        ("l40", 'Perhaps you meant "l40s"'),
+        ("quadro rtx 6000", "Known: "),
+        ("zx81", "Known: "),
+    ],
 )
 def test_an_unknown_card_is_answered_with_the_nearest(name: str, hint: str) -> None:
     """A slip is answered with what may have been meant, anything else with the list."""
-    with pytest.raises(UsageError, match=name) as refused:
+    with pytest.raises(UsageError, match=f'unknown card "{name}"') as refused:
         card(name)
     assert hint in str(refused.value)
 

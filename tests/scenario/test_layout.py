@@ -1,6 +1,6 @@
 """The layout of scenario files against the rest of the program."""
 
-from bench.scenario.catalog import TASKS
+from bench.scenario.catalogue import TASKS
 from bench.scenario.layout import SECTIONS, TABLES, fields_of
 from bench.scenario.types import Cell
 

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from bench.errors import UsageError
-from bench.scenario import catalog
+from bench.scenario import catalogue
 from bench.training import tasks
 from bench.training.tasks import (
     LETTERS,
@@ -123,7 +123,7 @@ def test_asking_for_more_items_than_there_are_is_refused(monkeypatch: pytest.Mon
 
 def test_scenarios_may_name_every_task() -> None:
     """The names that a scenario is checked against are those of the tasks."""
-    assert catalog.TASKS == tuple(TASKS)
+    assert catalogue.TASKS == tuple(TASKS)
 
 
 def test_words_are_distinct_and_plain() -> None:

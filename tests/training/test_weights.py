@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UnavailableError
-from bench.scenario.catalog import wheel
+from bench.scenario.catalogue import wheel
 from bench.scenario.types import ModelSpec
 from bench.training import weights
 from bench.training.weights import fetch_weights

