@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.predict.depth import depth_of
 from bench.predict.polynomials import Polynomials, fitted
 from bench.predict.trace.kernels import Kernels, ScratchCall, rebuilt
-from bench.predict.trace.repeat import LayersDifferError, deepen
+from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of
 from bench.predict.trace.stream import Ints, Stream
 from bench.predict.trace.trace import trace
 from bench.records.predictions import Method

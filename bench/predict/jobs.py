@@ -1,4 +1,19 @@
-"""Predictions as a worker's job. Errors leave as exceptions; the worker's frame classifies them."""
+"""Predictions as a worker's job. A server that forks such workers imports this module once, for all of them.
+
+Nothing that evaluates or reads data is imported. Errors leave as exceptions; the worker's frame classifies
+them.
+"""
+
+from unittest.mock import patch
+
+import torch
+
+with patch.object(torch, "compile", lambda function=None, **_options: function or (lambda given: given)):
+    # What bitsandbytes wraps for the compiler runs in no prediction, and the compiler takes long to import.
+    import bitsandbytes  # noqa: F401 - imported for its cost
+
+import peft  # noqa: F401 - the same
+import transformers.models.llama.modeling_llama  # noqa: F401 - the family most scenarios name
 
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.predict import predict_all

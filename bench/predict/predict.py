@@ -7,13 +7,18 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UnavailableError, UntraceableError
-from bench.predict.allocator.perturb import Band, band
-from bench.predict.allocator.replay import DEFAULT_SETTINGS, EMPTY_CACHE, Replay, replay
+from bench.predict.allocator.replay import (
+    DEFAULT_SETTINGS,
+    EMPTY_CACHE,
+    Replay,
+    ReservedRange,
+    replay,
+    reserved_range,
+)
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.depth import depth_of
 from bench.predict.families import families, streams
-from bench.predict.trace.repeat import LayersDifferError, deepen
-from bench.predict.trace.stream import Ints, Stream
+from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of
+from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import read_cpu_ledger, trace
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.records.stored import Caveat
@@ -21,11 +26,12 @@ from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell, LoraMethod, ModelSpec, SyntheticData
 from bench.training.models import configuration_of
 
-BANDS_REPLAYED = 48  # cells; eight replays each take most of a prediction's time
-_BORROWED_BAND = Caveat(
+RANGES_REPLAYED = 48  # cells; eight replays each take most of a prediction's time
+_REUSED_RANGE = Caveat(
     code="band-of-a-relative",
-    message="In a plan of so many cells the band is replayed for one cell of each kind and lent to those "
-    "that differ from it in batch, length or rank; plan fewer cells to have each replayed.",
+    message="In a plan of this many cells the reserved band is computed for one representative cell of each "
+    "kind and reused for those that differ from it in batch, length or rank; plan fewer cells to compute "
+    "each.",
 )
 
 
@@ -49,10 +55,10 @@ def predict_all(
 ) -> Iterator[tuple[Cell, Prediction | Refusal]]:
     """Predict many cells, tracing once what they share; in the order in which they come about.
 
-    Beyond ``BANDS_REPLAYED`` cells, one cell of each family has its band replayed; the others
-    have as wide a band in proportion, and a caveat says so.
+    Beyond ``RANGES_REPLAYED`` cells, the range of reserved memory is replayed for one cell of each family;
+    the others have as wide a range in proportion, and a caveat says so.
     """
-    frugal = len(cells) > BANDS_REPLAYED
+    frugal = len(cells) > RANGES_REPLAYED
     for model, members in _by_model(cells):
         try:
             config = configuration_of(model)
@@ -137,25 +143,24 @@ def summed_up(
     method: Method,
     relative: Prediction | None = None,
 ) -> Prediction:
-    """Replay a stream and say what it took; the band is as wide as a relative's, if one is given."""
+    """Replay a stream and say what it took; the range is as wide as a relative's, if one is given."""
     replayed = _replayed(stream, settings)
     traced = replayed.reserved_peak_bytes
     if relative is None:
-        reserved = band(*_with_empty_cache(stream), settings, stream.freedom())
+        reserved = reserved_range(*_with_empty_cache(stream), settings, stream.variability())
     else:
-        reserved = _band_like(relative, traced)
+        reserved = _range_like(relative, traced)
     allocated = replayed.allocated_bytes
     peak = int(allocated.argmax())
     block = int(stream.events[peak])
-    phases = [(mark.phase, mark.step, slice(mark.entries, end)) for mark, end in _ends(stream)]
+    phases = list(spans(stream.marks, len(stream.events)))
     peaks: dict[PredictedPhase, int] = {}
     first_ends: dict[PredictedPhase, int] = {}
-    for phase, step, part in phases:
-        if part.stop > part.start:
-            peaks[phase] = max(peaks.get(phase, 0), int(allocated[part].max()))
-        if step == 0:
-            first_ends[phase] = int(allocated[part.stop - 1]) if part.stop else 0
-    peak_phase = next(phase for phase, _, part in phases if part.start <= peak < part.stop)
+    for mark, part in phases:
+        if part:
+            peaks[mark.phase] = max(peaks.get(mark.phase, 0), int(allocated[part.start : part.stop].max()))
+        if mark.step == 0:
+            first_ends[mark.phase] = int(allocated[part.stop - 1]) if part.stop else 0
     return Prediction(
         platform=platform,
         allocator=str(settings),
@@ -166,21 +171,21 @@ def summed_up(
         paged_bytes=stream.paged_bytes,
         phase_peaks_bytes=peaks,
         phase_ends_bytes=first_ends,
-        peak_phase=peak_phase,
+        peak_phase=next(mark.phase for mark, part in phases if peak in part),
         peak_op=stream.blocks[stream.kinds[block]].op,
         peak_module=stream.module_of(block),
         categories_at_peak_bytes=stream.categories(stream.live_at(peak + 1)),
         method=method,
-        caveats=(_BORROWED_BAND,) if relative else (),
+        caveats=(_REUSED_RANGE,) if relative else (),
     )
 
 
-def _band_like(relative: Prediction, traced_bytes: int) -> Band:
-    """Return a band in the same proportion to its replay as a relative's."""
+def _range_like(relative: Prediction, traced_bytes: int) -> ReservedRange:
+    """Return a range in the same proportion to its replay as a relative's."""
     peak, low, high = relative.reserved_peak_bytes, relative.reserved_low_bytes, relative.reserved_high_bytes
     if not peak or low is None or high is None:
-        raise AssertionError("a prediction for CUDA has a band")
-    return Band(
+        raise AssertionError("a prediction for CUDA has a range")
+    return ReservedRange(
         traced_bytes=traced_bytes,
         low_bytes=traced_bytes * low // peak,
         high_bytes=traced_bytes * high // peak,
@@ -206,12 +211,6 @@ def _with_empty_cache(stream: Stream) -> tuple[Ints, Ints]:
     """Return events and sizes as a replay takes them."""
     positions = np.asarray(stream.cache_emptied_at, dtype=np.int64)
     return np.insert(stream.events, positions, EMPTY_CACHE), stream.sizes
-
-
-def _ends(stream: Stream) -> list[tuple[Any, int]]:
-    """Return each mark and where its phase ends."""
-    starts = [mark.entries for mark in stream.marks]
-    return list(zip(stream.marks, [*starts[1:], len(stream.events)], strict=True))
 
 
 def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:

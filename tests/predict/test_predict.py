@@ -6,7 +6,7 @@ import pytest
 
 from bench.metrics import GIB
 from bench.predict import families
-from bench.predict.predict import BANDS_REPLAYED, predict, predict_all
+from bench.predict.predict import RANGES_REPLAYED, predict, predict_all
 from bench.records.predictions import Prediction, Refusal
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell
@@ -107,7 +107,7 @@ def test_a_plan_of_many_cells_traces_few_and_lends_bands(monkeypatch: pytest.Mon
         for length in (128, 256, 384, 512, 640)
         for rank in (4, 8, 16)
     ]
-    assert len(cells) > BANDS_REPLAYED
+    assert len(cells) > RANGES_REPLAYED
     answers = {cell.id: answer for cell, answer in predict_all(cells, A100)}
     assert len(cells) == len(answers)
     assert 7 == len(traced)  # at so small a width six values decide what each block grows with; one checks

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 from transformers import AutoConfig
 
-from bench.predict.depth import Depth, depth_of, shallow
-from bench.predict.trace.repeat import LayersDifferError, deepen, depth_traced
+from bench.predict.trace.repeat import Depth, LayersDifferError, deepen, depth_of, depth_traced, shallow
 from bench.predict.trace.trace import trace
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell

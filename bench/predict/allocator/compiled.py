@@ -37,11 +37,8 @@ def compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _R
 def _folder() -> str:
     """Return where machine code of these sources is kept.
 
-    numba by itself would look at the file of the entry only, and miss a change in what that calls.
+    numba by itself would look at the file of the entry only, and miss a change in what that calls or in
+    the constants that are compiled in.
     """
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        source = path.read_bytes()
-        if b"compiled" in source or path.stem == "settings":  # whose constants are compiled in
-            digest.update(source)
-    return str(cache_folder() / "compiled" / digest.hexdigest()[:16])
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return str(cache_folder() / "compiled" / hashlib.sha256(sources).hexdigest()[:16])

@@ -1,17 +1,17 @@
-"""Replays births and deaths of blocks through the rules of CUDA's caching allocator, on one stream.
+"""Replays allocations and frees of blocks through the rules of CUDA's caching allocator, on one stream.
 
 The rules are those of c10/cuda/CUDACachingAllocator.cpp, torch 2.6 to 2.13. One thing is the driver's
 and not torch's: where new segments lie, which decides among free blocks of equal size; here their
 addresses rise, or fall. Nothing is known here of tensors, phases or cards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bench.metrics import MIB
 from bench.predict.allocator.compiled import compiled, compiled_entry
 from bench.predict.allocator.expandable import map_pages, release_pages, take_from_pages
 from bench.predict.allocator.pools import (
@@ -60,9 +60,9 @@ class Replay:
     After an out-of-memory error nothing more is replayed, and the arrays end with the event before it.
     """
 
-    allocated_bytes: NDArray[np.int64]
-    requested_bytes: NDArray[np.int64]
-    reserved_bytes: NDArray[np.int64]
+    allocated_bytes: Numbers
+    requested_bytes: Numbers
+    reserved_bytes: Numbers
     segments_acquired: int
     retries: int
     out_of_memory: OutOfMemory | None
@@ -70,26 +70,17 @@ class Replay:
     @property
     def allocated_peak_bytes(self) -> int:
         """Most bytes in live blocks, each counted whole: torch.cuda.max_memory_allocated()."""
-        return _most(self.allocated_bytes)
-
-    @property
-    def allocated_peak_event(self) -> int:
-        """Index of the event after which most was allocated, the first of them."""
-        return int(self.allocated_bytes.argmax()) if self.allocated_bytes.size else 0
+        return int(self.allocated_bytes.max(initial=0))
 
     @property
     def requested_peak_bytes(self) -> int:
         """Most bytes asked for by live blocks, before rounding."""
-        return _most(self.requested_bytes)
+        return int(self.requested_bytes.max(initial=0))
 
     @property
     def reserved_peak_bytes(self) -> int:
         """Most bytes held from the driver: torch.cuda.max_memory_reserved()."""
-        return _most(self.reserved_bytes)
-
-
-def _most(values: NDArray[np.int64]) -> int:
-    return int(values.max(initial=0))
+        return int(self.reserved_bytes.max(initial=0))
 
 
 def replay(  # noqa: PLR0913 - a stream, and what may differ between two replays of it, by keyword
@@ -141,6 +132,77 @@ def _rounded(sizes: Numbers, settings: AllocatorSettings) -> Numbers:
     distinct, places = np.unique(sizes, return_inverse=True)
     known = [settings.rounded(size) if size else 0 for size in distinct.tolist()]
     return np.array(known, dtype=np.int64)[places]
+
+
+LOADING_THREADS = 4  # GLOBAL_WORKERS in core_model_loading.py of transformers 5
+WARM_UP_CHANGES_BYTES = (-32 * MIB, -2 * MIB, 2 * MIB, 32 * MIB)
+"""A segment's grain, and about a weight of a mid-sized model: each leaves other gaps for what follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayVariability:
+    """What a stream leaves open.
+
+    ``weights`` are the ranges of events (start, end) in which one weight each is loaded, back to back;
+    ``warm_up`` is the block that the loader allocates and frees first. Sequences whose lengths vary from
+    step to step are left out: the large blocks that a shorter step leaves behind stay reserved until memory
+    is short, so they may nearly double what is reserved without being needed.
+    """
+
+    weights: Sequence[tuple[int, int]] = ()
+    warm_up: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReservedRange:
+    """Peak of reserved bytes: as replayed, and the least and most of all perturbed replays."""
+
+    traced_bytes: int
+    low_bytes: int
+    high_bytes: int
+
+
+def reserved_range(
+    events: Sequence[int] | Numbers,
+    sizes: Sequence[int] | Numbers,
+    settings: AllocatorSettings = DEFAULT_SETTINGS,
+    variability: ReplayVariability = ReplayVariability(),
+) -> ReservedRange:
+    """Return the peak of reserved memory over at most eight replays of a stream (see ``replay``).
+
+    Allocated memory hardly depends on order; what is reserved depends on which free block happens to fit.
+    The stream is perturbed as reality perturbs it, always in the same ways, so its range is always the same.
+    """
+    traced = np.asarray(events, dtype=np.int64), np.asarray(sizes, dtype=np.int64), True
+    peaks = [
+        replay(order, asked, settings, ascending=ascending).reserved_peak_bytes
+        for order, asked, ascending in (traced, *_perturbed(*traced[:2], variability))
+    ]
+    return ReservedRange(traced_bytes=peaks[0], low_bytes=min(peaks), high_bytes=max(peaks))
+
+
+def _perturbed(
+    events: Numbers, sizes: Numbers, variability: ReplayVariability
+) -> Iterator[tuple[Numbers, Numbers, bool]]:
+    """Yield each perturbation by itself: events, sizes, and whether addresses rise."""
+    yield events, sizes, False
+    if variability.warm_up is not None:
+        for change in WARM_UP_CHANGES_BYTES:
+            changed = sizes.copy()
+            changed[variability.warm_up] = max(changed[variability.warm_up] + change, 0)
+            yield events, changed, True
+    if variability.weights:
+        for turn in (1, 2):
+            yield _reordered(events, variability.weights, turn), sizes, True
+
+
+def _reordered(events: Numbers, weights: Sequence[tuple[int, int]], turn: int) -> Numbers:
+    """Rotate the weights within each group that loads at the same time, as threads may overtake."""
+    order = [events[: weights[0][0]]]
+    for group in range(0, len(weights), LOADING_THREADS):
+        together = weights[group : group + LOADING_THREADS]
+        order += [events[start:end] for start, end in (*together[turn:], *together[:turn])]
+    return np.concatenate([*order, events[weights[-1][1] :]])
 
 
 class Allocator(NamedTuple):

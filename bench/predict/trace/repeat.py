@@ -6,15 +6,20 @@ the second period has its like in the third, then any number of periods can be p
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark
-from bench.predict.trace.stream import Ints, Stream
+from bench.predict.trace.stream import Ints, Stream, spans
+from bench.scenario.types import Cell, FullMethod, LoraMethod, QloraMethod
+from bench.training.models import empty_causal_model
 
 FIRST, SECOND, THIRD, LAST = range(4)
+_SEARCHED_PERIODS = range(1, 9)
+_found: dict[str, "Depth | None"] = {}
 
 
 class LayersDifferError(Exception):
@@ -23,41 +28,25 @@ class LayersDifferError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """One pass over the layers, upwards or downwards: the events [start, middle) and [middle, end)."""
+    """One pass over the layers, upwards or downwards: the events of the second and of the third period."""
 
-    start: int
-    middle: int
-    end: int
-    upwards: bool
+    second: range
+    third: range
 
     @property
-    def second(self) -> range:
-        """The events of the second period."""
-        return range(self.start, self.middle) if self.upwards else range(self.middle, self.end)
+    def upwards(self) -> bool:
+        """Whether the second period comes first."""
+        return self.second.start < self.third.start
 
     @property
-    def third(self) -> range:
-        """The events of the third period."""
-        return range(self.middle, self.end) if self.upwards else range(self.start, self.middle)
-
-
-@dataclass(frozen=True, slots=True)
-class _Template:
-    """What is repeated.
-
-    For each event of a period its block's place among the period's births, and in which period that block
-    was born, counted from the event's own (-1, 0 or 1); and where each pass ends.
-    """
-
-    place: Ints
-    step: Ints
-    sweep_ends: Sequence[int]
+    def middle(self) -> int:
+        """The event before which more periods are put in."""
+        return min(self.second.stop, self.third.stop)
 
 
 def depth_traced(layers: int, period: int) -> int:
     """Return how many layers a shallow trace needs, or ``layers`` where nothing would be saved."""
-    needed = 4 * period + layers % period
-    return min(needed, layers)
+    return min(4 * period + layers % period, layers)
 
 
 def deepen(stream: Stream, period: int, added: int) -> Stream:
@@ -67,26 +56,21 @@ def deepen(stream: Stream, period: int, added: int) -> Stream:
     """
     if added == 0:
         return stream
-    groups = _groups(stream.layer_of_entry, period)
+    layers = stream.layer_of_entry
+    groups = np.where(layers == NO_LAYER, NO_LAYER, np.minimum(layers // period, LAST))
     sweeps = list(_all_sweeps(groups, stream.marks))
-    births = _births(stream, sweeps)
-    template = _template(stream, sweeps, births)
-    return _built(stream, sweeps, births, template, period, added)
-
-
-def _groups(layers: Ints, period: int) -> Ints:
-    """Return the part of the model that each event belongs to."""
-    return np.where(layers == NO_LAYER, NO_LAYER, np.minimum(layers // period, LAST))
+    births = _Births.of(stream, sweeps)
+    events = _with_periods(stream, sweeps, births, added)
+    return _described(stream, sweeps, births, events, period, added)
 
 
 def _all_sweeps(groups: Ints, marks: Sequence[Mark]) -> Iterator[Sweep]:
-    """Find the passes over the layers in each phase."""
-    starts = [mark.entries for mark in marks]
-    for mark, start, end in zip(marks, starts, [*starts[1:], len(groups)], strict=True):
+    """Find the passes over the layers in each phase, given the part of the model each event belongs to."""
+    for mark, part in spans(marks, len(groups)):
         if mark.phase in {"forward", "backward"}:
-            yield from _single_sweep(groups, range(start, end))
+            yield from _single_sweep(groups, part)
         else:
-            yield from _sweeps(groups, range(start, end))
+            yield from _sweeps(groups, part)
 
 
 def _single_sweep(groups: Ints, part: range) -> Iterator[Sweep]:
@@ -98,10 +82,11 @@ def _single_sweep(groups: Ints, part: range) -> Iterator[Sweep]:
     if not np.isin((SECOND, THIRD), seen).any():
         return
     firsts = [part.start + int(np.argmax(seen == group)) for group in range(LAST + 1)]
+    first, second, third, last = firsts
     if firsts == sorted(firsts):
-        yield Sweep(firsts[SECOND], firsts[THIRD], firsts[LAST], upwards=True)
+        yield Sweep(range(second, third), range(third, last))
     elif firsts == sorted(firsts, reverse=True):
-        yield Sweep(firsts[THIRD], firsts[SECOND], firsts[FIRST], upwards=False)
+        yield Sweep(range(second, first), range(third, second))
     else:
         raise LayersDifferError("the layers are not run one after the other")
 
@@ -117,9 +102,12 @@ def _sweeps(groups: Ints, part: range) -> Iterator[Sweep]:
     for index in range(len(runs) - 2):
         order = [group for group, _ in runs[index : index + 3]]
         start, middle, end = (position for _, position in runs[index : index + 3])
-        if order in ([SECOND, THIRD, LAST], [THIRD, SECOND, FIRST]):
+        if order == [SECOND, THIRD, LAST]:
             covered += 2
-            yield Sweep(start, middle, end, upwards=order[0] == SECOND)
+            yield Sweep(range(start, middle), range(middle, end))
+        elif order == [THIRD, SECOND, FIRST]:
+            covered += 2
+            yield Sweep(range(middle, end), range(start, middle))
     if covered != sum(group in {SECOND, THIRD} for group, _ in runs):
         raise LayersDifferError(
             f"a list in events {part.start} to {part.stop} is not in the order of the layers"
@@ -134,54 +122,50 @@ class _Births:
     second: Ints
     third: Ints
 
+    @classmethod
+    def of(cls, stream: Stream, sweeps: Sequence[Sweep]) -> "_Births":
+        second, third = (
+            stream.events[positions[stream.born[positions]]]
+            for positions in (
+                np.concatenate([np.array(sweep.second, dtype=np.int64) for sweep in sweeps]),
+                np.concatenate([np.array(sweep.third, dtype=np.int64) for sweep in sweeps]),
+            )
+        )
+        if len(second) != len(third) or not np.array_equal(stream.sizes[second], stream.sizes[third]):
+            raise LayersDifferError("the layers' blocks differ in number or size")
+        place_of = {int(block): (place, SECOND) for place, block in enumerate(second)}
+        place_of |= {int(block): (place, THIRD) for place, block in enumerate(third)}
+        return cls(place_of, second, third)
 
-def _births(stream: Stream, sweeps: Sequence[Sweep]) -> _Births:
-    numbers = {}
-    for period, name in ((SECOND, "second"), (THIRD, "third")):
-        positions = np.concatenate([np.array(getattr(sweep, name), dtype=np.int64) for sweep in sweeps])
-        numbers[period] = stream.events[positions[stream.born[positions]]]
-    second, third = numbers[SECOND], numbers[THIRD]
-    if len(second) != len(third) or not np.array_equal(stream.sizes[second], stream.sizes[third]):
-        raise LayersDifferError("the layers' blocks differ in number or size")
-    place_of = {int(block): (place, SECOND) for place, block in enumerate(second)}
-    place_of |= {int(block): (place, THIRD) for place, block in enumerate(third)}
-    return _Births(place_of, second, third)
+    def common(self, one: int, other: int) -> tuple[int, int]:
+        """Return place and period of the block that two like events of the middle periods name.
 
-
-def _template(stream: Stream, sweeps: Sequence[Sweep], births: _Births) -> _Template:
-    places: list[int] = []
-    steps: list[int] = []
-    ends: list[int] = []
-    for sweep in sweeps:
-        if len(sweep.second) != len(sweep.third):
-            raise LayersDifferError(f"a pass has {len(sweep.second)} events, then {len(sweep.third)}")
-        for one, other in zip(sweep.second, sweep.third, strict=True):
-            if stream.born[one] != stream.born[other]:
-                raise LayersDifferError(f"event {one} is a birth or a death, event {other} is not")
-            place, step = _common(births, int(stream.events[one]), int(stream.events[other]))
-            places.append(place)
-            steps.append(step)
-        ends.append(len(places))
-    return _Template(np.array(places), np.array(steps), ends)
-
-
-def _common(births: _Births, one: int, other: int) -> tuple[int, int]:
-    """Return the place and relative period of the block that two like events of the middle periods name."""
-    in_second, in_third = births.place_of.get(one), births.place_of.get(other)
-    if in_second and in_third and in_second == (in_third[0], SECOND) and in_third[1] == THIRD:
-        return in_third[0], 0
-    if in_second is None and in_third and in_third[1] == SECOND:
-        return in_third[0], -1
-    if in_third is None and in_second and in_second[1] == THIRD:
-        return in_second[0], 1
-    raise LayersDifferError(f"blocks {one} and {other} are not each other's like")
+        The period counts from the event's own: -1, 0 or 1.
+        """
+        in_second, in_third = self.place_of.get(one), self.place_of.get(other)
+        if in_second and in_third and in_second == (in_third[0], SECOND) and in_third[1] == THIRD:
+            return in_third[0], 0
+        if in_second is None and in_third and in_third[1] == SECOND:
+            return in_third[0], -1
+        if in_third is None and in_second and in_second[1] == THIRD:
+            return in_second[0], 1
+        raise LayersDifferError(f"blocks {one} and {other} are not each other's like")
 
 
-def _built(  # noqa: PLR0913, PLR0917 - the pieces that the new stream is made of
-    stream: Stream, sweeps: Sequence[Sweep], births: _Births, template: _Template, period: int, added: int
-) -> Stream:
-    """Put the periods in."""
-    blocks = len(stream.sizes)
+def _repeated(stream: Stream, sweep: Sweep, births: _Births) -> Ints:
+    """Return, for each event of a pass's period, its block's place among the period's births and its period."""
+    if len(sweep.second) != len(sweep.third):
+        raise LayersDifferError(f"a pass has {len(sweep.second)} events, then {len(sweep.third)}")
+    found = []
+    for one, other in zip(sweep.second, sweep.third, strict=True):
+        if stream.born[one] != stream.born[other]:
+            raise LayersDifferError(f"event {one} is a birth or a death, event {other} is not")
+        found.append(births.common(int(stream.events[one]), int(stream.events[other])))
+    return np.array(found, dtype=np.int64).reshape(-1, 2).T
+
+
+def _with_periods(stream: Stream, sweeps: Sequence[Sweep], births: _Births, added: int) -> Ints:
+    """Return the events with the periods put in."""
 
     def number(places: Ints, periods: int) -> Ints:
         """Return the blocks at these places of a period, counted in the deep model."""
@@ -189,28 +173,26 @@ def _built(  # noqa: PLR0913, PLR0917 - the pieces that the new stream is made o
             return births.second[places]
         if periods == THIRD + added:
             return births.third[places]
-        return blocks + (periods - THIRD) * len(births.second) + places
+        return len(stream.sizes) + (periods - THIRD) * len(births.second) + places
 
     events = stream.events.copy()
     pieces: list[Ints] = []
-    kept = taken = 0
-    for sweep, template_end in zip(sweeps, template.sweep_ends, strict=True):
-        place, step = template.place[taken:template_end], template.step[taken:template_end]
-        taken = template_end
-        after, before = step == 1, step == -1
-        events[list(sweep.second)] = np.where(after, number(place, THIRD), events[list(sweep.second)])
-        events[list(sweep.third)] = np.where(before, number(place, SECOND + added), events[list(sweep.third)])
+    kept = 0
+    templates = [_repeated(stream, sweep, births) for sweep in sweeps]
+    for sweep, (place, step) in zip(sweeps, templates, strict=True):
+        second, third = list(sweep.second), list(sweep.third)
+        events[second] = np.where(step == 1, number(place, THIRD), events[second])
+        events[third] = np.where(step == -1, number(place, SECOND + added), events[third])
         pieces.append(events[kept : sweep.middle])
         kept = sweep.middle
         inserted = range(THIRD, THIRD + added)
         for index in inserted if sweep.upwards else reversed(inserted):
             around = [number(place, index + offset) for offset in (-1, 0, 1)]
             pieces.append(np.choose(step + 1, around))
-    pieces.append(events[kept:])
-    return _described(stream, sweeps, births, np.concatenate(pieces), period, added)
+    return np.concatenate([*pieces, events[kept:]])
 
 
-def _described(  # noqa: PLR0913, PLR0917 - the same
+def _described(  # noqa: PLR0913, PLR0917 - the pieces that the new stream is made of
     stream: Stream, sweeps: Sequence[Sweep], births: _Births, events: Ints, period: int, added: int
 ) -> Stream:
     """Return the deep stream with what is known of each block and moment."""
@@ -219,6 +201,8 @@ def _described(  # noqa: PLR0913, PLR0917 - the same
     layers = np.where(stream.layers // period >= THIRD, stream.layers + added * period, stream.layers)
     sizes = np.concatenate([stream.sizes, stream.sizes[repeated]])
     _require_alike(events, births, added, len(sizes))
+    born = np.zeros(len(events), dtype=np.bool_)
+    born[np.unique(events, return_index=True)[1]] = True
     middles = np.array([sweep.middle for sweep in sweeps])
     lengths = np.array([len(sweep.second) * added for sweep in sweeps])
 
@@ -227,7 +211,7 @@ def _described(  # noqa: PLR0913, PLR0917 - the same
 
     return Stream(
         events=events,
-        born=_first_appearances(events),
+        born=born,
         sizes=sizes,
         kinds=np.concatenate([stream.kinds, stream.kinds[repeated]]),
         layers=np.concatenate(
@@ -241,12 +225,6 @@ def _described(  # noqa: PLR0913, PLR0917 - the same
     )
 
 
-def _first_appearances(events: Ints) -> NDArray[np.bool_]:
-    born = np.zeros(len(events), dtype=np.bool_)
-    born[np.unique(events, return_index=True)[1]] = True
-    return born
-
-
 def _require_alike(events: Ints, births: _Births, added: int, blocks: int) -> None:
     """Insist that a block dies in each period or in none."""
     appearances = np.bincount(events, minlength=blocks)
@@ -254,3 +232,102 @@ def _require_alike(events: Ints, births: _Births, added: int, blocks: int) -> No
     expected = appearances[births.second]
     if not (np.array_equal(appearances[births.third], expected) and (periods == expected).all()):
         raise LayersDifferError("a block dies in one period and lives on in another")
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How many layers are traced, after how many their kinds repeat, and how many periods are left out."""
+
+    traced: int
+    period: int
+    periods_added: int
+
+
+def depth_of(cell: Cell, config: Any) -> Depth | None:
+    """Return the depth at which a trace tells all; None where only the whole model will do.
+
+    A method that treats some layers otherwise than the rest, by number, is among those.
+    """
+    if not _treats_layers_alike(cell):
+        return None
+    key = config.to_json_string(use_diff=False)
+    if key not in _found:
+        _found[key] = _depth_of_model(config)
+    return _found[key]
+
+
+def _depth_of_model(config: Any) -> Depth | None:
+    """Return the depth by what the layers are: that can follow from a list or from a single number.
+
+    DeepSeek's first_k_dense_replace is such a number; so the layers are built, without data, and compared.
+    """
+    text = config.get_text_config()
+    layers = int(text.num_hidden_layers)
+    whole = _built_layers(config)
+    lists = [whole, *map(list, _per_layer(text, layers).values())]
+    period = next(
+        (
+            each
+            for each in _SEARCHED_PERIODS
+            if all(one == [one[index % each] for index in range(len(one))] for one in lists)
+        ),
+        None,
+    )
+    if period is None or len(whole) != layers:
+        return None
+    traced = depth_traced(layers, period)
+    if traced == layers or _built_layers(shallow(config, traced)) != whole[:traced]:
+        return None
+    return Depth(traced, period, (layers - traced) // period)
+
+
+def shallow(config: Any, layers: int) -> Any:
+    """Return the configuration with its first ``layers`` layers only."""
+    cut = deepcopy(config)
+    text = cut.get_text_config()
+    derived = {name for name, value in vars(type(text)).items() if isinstance(value, property)}
+    for name, values in _per_layer(text, int(text.num_hidden_layers)).items():
+        if name not in derived:
+            setattr(text, name, type(values)(values[:layers]))
+    text.num_hidden_layers = layers
+    return cut
+
+
+def _per_layer(config: Any, layers: int) -> dict[str, list[Any] | tuple[Any, ...]]:
+    """Return the fields that hold one value for each layer."""
+    fields = dict(vars(config))
+    if hasattr(config, "layer_types"):
+        fields["layer_types"] = config.layer_types
+    return {
+        name: each for name, each in fields.items() if isinstance(each, list | tuple) and len(each) == layers
+    }
+
+
+def _built_layers(config: Any) -> list[list[object]]:
+    """Return what each layer of a model is made of: modules, their settings and the shapes of parameters."""
+    model = empty_causal_model(config)
+    layers: dict[int, list[object]] = {}
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        at = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+        if at is None:
+            continue
+        settings = {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, bool | float | str) or (type(value) is int and "layer_" not in key)
+        }
+        shapes = [(key, one.shape, one.dtype) for key, one in module.named_parameters(recurse=False)]
+        layers.setdefault(int(parts[at]), []).append((parts[at + 1 :], type(module), settings, shapes))
+    return [layers[index] for index in sorted(layers)]
+
+
+def _treats_layers_alike(cell: Cell) -> bool:
+    method = cell.method
+    if isinstance(method, FullMethod):
+        return True
+    if not isinstance(method, LoraMethod | QloraMethod):
+        return False
+    targets = (method.target_modules,) if isinstance(method.target_modules, str) else method.target_modules
+    numbered = any(character.isdecimal() for target in targets for character in target)
+    return not numbered and not method.peft

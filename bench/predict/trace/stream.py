@@ -1,6 +1,6 @@
-"""A traced window as arrays: which block is born or dies when, and what each block is."""
+"""A traced window as arrays: which block is allocated or freed when, and what each block is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.predict.allocator.perturb import Freedom
+from bench.predict.allocator.replay import ReplayVariability
 from bench.predict.trace.kernels import ScratchCall
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark, MetaLedger
 from bench.probes.ledger import BEFORE, Block, category_of
@@ -48,18 +48,17 @@ class Stream:
         """Return the blocks that live after so many events."""
         return np.flatnonzero(np.bincount(self.events[:event], minlength=1) == 1)
 
-    def freedom(self) -> Freedom:
+    def variability(self) -> ReplayVariability:
         """Return what of the stream reality may do otherwise: the order of the weights, the warm-up's size.
 
         Weights that are quantised while loading come one after the other, so their order is given.
         """
-        starts = [mark.entries for mark in self.marks]
-        end = starts[1] if len(starts) > 1 else len(self.events)
+        end = next(part.stop for _, part in spans(self.marks, len(self.events)))
         ops = [self.blocks[kind].op for kind in self.kinds[self.events[:end]]]
         first = [index for index in range(end) if self.born[index] and ops[index] == BEFORE]
         warm_up = next((int(self.events[index]) for index in range(end) if ops[index] == WARM_UP), None)
         quantised = any(op.startswith("bitsandbytes::") for op in ops)
-        return Freedom(weights=[] if quantised else list(pairwise([*first, end])), warm_up=warm_up)
+        return ReplayVariability(weights=[] if quantised else list(pairwise([*first, end])), warm_up=warm_up)
 
     def categories(self, blocks: Ints) -> Mapping[Category, int]:
         """Return the bytes of the given blocks by category."""
@@ -81,6 +80,13 @@ class Stream:
         parts = module.split(".")
         index = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
         return module if index is None else ".".join([*parts[:index], str(layer), *parts[index + 1 :]])
+
+
+def spans(marks: Sequence[Mark], end: int) -> Iterator[tuple[Mark, range]]:
+    """Yield each mark with the events of its phase, up to ``end`` of them."""
+    stops = [*(mark.entries for mark in marks[1:]), end]
+    for mark, stop in zip(marks, stops, strict=True):
+        yield mark, range(mark.entries, stop)
 
 
 def stream_of(ledger: MetaLedger, *, paged_bytes: int = 0) -> Stream:
@@ -108,12 +114,11 @@ def _filled_in(ledger: MetaLedger) -> Ints:
     the next block that turned out to belong to one.
     """
     layers = np.array(ledger.layer_of_entry, dtype=np.int64)
-    starts = [mark.entries for mark in ledger.marks] + [len(layers)]
-    for mark, start, end in zip(ledger.marks, starts[:-1], starts[1:], strict=True):
+    for mark, part in spans(ledger.marks, len(layers)):
         if mark.phase != "adapt":
             continue
         upcoming: Any = NO_LAYER
-        for position in range(end - 1, start - 1, -1):
+        for position in reversed(part):
             entry = ledger.entries[position]
             if entry.born and ledger.layer_of_block[entry.block] != NO_LAYER:
                 upcoming = ledger.layer_of_block[entry.block]

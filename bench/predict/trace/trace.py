@@ -10,11 +10,11 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from bench.predict.depth import Depth, shallow
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.patches import patched
+from bench.predict.trace.repeat import Depth, shallow
 from bench.predict.trace.stream import WARM_UP, Stream, stream_of
 from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
