@@ -153,7 +153,7 @@ class _Births:
 
 
 def _repeated(stream: Stream, sweep: Sweep, births: _Births) -> Ints:
-    """Return, for each event of a pass's period, its block's place among the period's births and its period."""
+    """Return each event's block as its place among its period's births, and period (see ``common``)."""
     if len(sweep.second) != len(sweep.third):
         raise LayersDifferError(f"a pass has {len(sweep.second)} events, then {len(sweep.third)}")
     found = []
@@ -264,15 +264,12 @@ def _depth_of_model(config: Any) -> Depth | None:
     text = config.get_text_config()
     layers = int(text.num_hidden_layers)
     whole = _built_layers(config)
-    lists = [whole, *map(list, _per_layer(text, layers).values())]
-    period = next(
-        (
-            each
-            for each in _SEARCHED_PERIODS
-            if all(one == [one[index % each] for index in range(len(one))] for one in lists)
-        ),
-        None,
-    )
+    lists = [whole, *_per_layer(text, layers).values()]
+
+    def repeats(values: Sequence[Any], period: int) -> bool:
+        return all(value == values[index % period] for index, value in enumerate(values))
+
+    period = next((each for each in _SEARCHED_PERIODS if all(repeats(one, each) for one in lists)), None)
     if period is None or len(whole) != layers:
         return None
     traced = depth_traced(layers, period)
