@@ -177,13 +177,7 @@ class Ledger(TorchDispatchMode):
         """Spare each operator the wrapper that keeps the compiler out: nothing here is compiled."""
         return False
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and enter the storages it returns."""
         self._op_count += 1
         module = self._module_of(args)

@@ -3,6 +3,7 @@
 Readings are sent as they are made, so a worker that dies leaves all it had read.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
@@ -52,24 +53,27 @@ class Mark(Stored):
     reserved_bytes: Count | None = None
 
 
+Reading = (
+    DeviceFacts
+    | TorchSettings
+    | ModelFacts
+    | PagedMemory
+    | AllocatorSnapshot
+    | PhaseReading
+    | StepSample
+    | LedgerReading
+    | FlopsReading
+    | MergeCheck
+    | EvaluationReading
+    | Caveat
+)
+
+
 class ReadingMade(Stored):
     """One finished reading, to be added to the measurement."""
 
     type: Literal["reading"] = "reading"
-    reading: (
-        DeviceFacts
-        | TorchSettings
-        | ModelFacts
-        | PagedMemory
-        | AllocatorSnapshot
-        | PhaseReading
-        | StepSample
-        | LedgerReading
-        | FlopsReading
-        | MergeCheck
-        | EvaluationReading
-        | Caveat
-    )
+    reading: Reading
 
 
 class PredictionMade(Stored):
@@ -105,6 +109,7 @@ Message = Annotated[
     Field(discriminator="type"),
 ]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
+Send = Callable[[Message], None]
 
 
 class ProbeJob(Stored):

@@ -1,38 +1,47 @@
-"""What a worker can be asked to do. Errors leave as exceptions; the worker's frame classifies them."""
+"""What a worker can be asked to do. Errors leave as exceptions; the worker's frame classifies them.
+
+Two runs of a cell can take turns: one loads, warms up and waits, then the other; then step by step. Only one
+of them works at any time, on the same cores, so whatever slows the machine down for longer than a step slows
+both.
+"""
 
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from bench.probes.out_of_memory import ignore, noted_out_of_memory
-from bench.probes.phases import Send
-from bench.probes.snapshot import SnapshotRecorder, nothing_to_snapshot
+from bench.probes.machine import SnapshotRecorder, ignore, noted_out_of_memory, read_facts
 from bench.records.derived_metrics import STEPS_IN_TURN
-from bench.records.messages import GO_ON, CellJob, FetchJob, Message, ProbeJob, ReadingMade, StepTurns
+from bench.records.messages import (
+    GO_ON,
+    CellJob,
+    FetchJob,
+    Message,
+    ProbeJob,
+    ReadingMade,
+    Send,
+    StepTurns,
+)
 from bench.records.records import Caveat, StepSample
 from bench.scenario.types import Cell, ModelSpec
-from bench.training.facts import read_facts
 
 
 def run_job(job: ProbeJob | FetchJob | CellJob, send: Send) -> None:
     """Do the job and send its readings; the caller says that it finished."""
     quiet_libraries()
-    if isinstance(job, ProbeJob):
-        send(ReadingMade(reading=read_facts()))
-    elif isinstance(job, FetchJob):
-        _fetch(job)
-    else:
-        _run_cell(job, send)
+    match job:
+        case ProbeJob():
+            send(ReadingMade(reading=read_facts()))
+        case FetchJob():
+            from bench.training.weights import fetch_weights
 
-
-def _fetch(job: FetchJob) -> None:
-    from bench.training.weights import fetch_weights
-
-    fetch_weights(ModelSpec.model_validate_json(job.model_json))
+            fetch_weights(ModelSpec.model_validate_json(job.model_json))
+        case CellJob():
+            _run_cell(job, send)
 
 
 def _run_cell(job: CellJob, send: Send) -> None:
@@ -41,43 +50,22 @@ def _run_cell(job: CellJob, send: Send) -> None:
     from bench.training.window import run_window
 
     cell = Cell.model_validate_json(job.cell_json)
-    device = device_of(cell)
+    run = partial(run_window, cell, trust_remote_code=job.trust_remote_code)
     if job.turns is not None:
-        _run_in_turn(cell, job.turns, send, trust_remote_code=job.trust_remote_code)
+        turns = Turns(job.turns, threads=torch.get_num_threads())
+        turns.begin()
+        send(ReadingMade(reading=turns.caveat()))
+        run(turns.between_steps(send), after_warmup=turns.hand_over)
         return
-    recorder = _recorder(job.snapshot_path, device, send)
-    with noted_out_of_memory(device, recorder.keep if recorder else ignore):
-        try:
-            if recorder:
-                recorder.start()
-            after_warmup = recorder.after_warmup if recorder else ignore
-            run_window(cell, send, trust_remote_code=job.trust_remote_code, after_warmup=after_warmup)
-        except BaseException:
-            if recorder:
-                recorder.failed()
-            raise
-
-
-def _run_in_turn(cell: Cell, given: StepTurns, send: Send, *, trust_remote_code: bool) -> None:
-    """Run the window when it is this run's turn, and between the other's steps."""
-    from bench.training.window import run_window
-
-    turns = Turns(given, threads=torch.get_num_threads())
-    turns.begin()
-    send(ReadingMade(reading=turns.caveat()))
-    run_window(
-        cell, turns.between_steps(send), trust_remote_code=trust_remote_code, after_warmup=turns.hand_over
-    )
-
-
-def _recorder(path: str | None, device: torch.device, send: Send) -> SnapshotRecorder | None:
-    """Return what records the allocator's history; None where nobody asked or, as is said, there is none."""
-    if path is None:
-        return None
-    if device.type != "cuda":
-        send(ReadingMade(reading=nothing_to_snapshot()))
-        return None
-    return SnapshotRecorder(Path(path), send)
+    device = device_of(cell)
+    recorder = None
+    if job.snapshot_path is not None and device.type == "cuda":
+        recorder = SnapshotRecorder(Path(job.snapshot_path), send)
+    elif job.snapshot_path is not None:
+        message = "There is nothing to snapshot on a CPU: torch records its allocator's history on CUDA only."
+        send(ReadingMade(reading=Caveat(code="no-snapshot", message=message)))
+    with noted_out_of_memory(device, recorder.keep if recorder else ignore), recorder or nullcontext():
+        run(send, after_warmup=recorder.after_warmup if recorder else ignore)
 
 
 def quiet_libraries() -> None:
@@ -94,17 +82,23 @@ class Turns:
     """This run's part: it has the machine from ``begin`` to ``hand_over``, and again when that returns.
 
     The order of steps is A | B B | A A | B B | …: half the steps of either follow one of the other's, which
-    leaves its data in the caches, and a machine that grows slower slows both.
+    leaves its data in the caches, and a machine that grows slower slows both. Where the other run is over, it
+    is not waited for.
     """
 
     def __init__(self, turns: StepTurns, *, threads: int) -> None:
-        """Open the pipes, of which the gate holds both ends, and keep to as many cores as ``threads``."""
+        """Open the pipes, of which the gate holds both ends, and keep to as many cores as ``threads``.
+
+        These are the last of the cores that the thread, and those it starts, may use, the same for both runs:
+        cores differ in who else uses them, on a virtual machine above all.
+        """
         self._own = os.open(turns.own_pipe, os.O_RDONLY | os.O_CLOEXEC)
         self._other = os.open(turns.other_pipe, os.O_WRONLY | os.O_CLOEXEC)
         self._first = turns.first
         self._alone = False
         self._measured_steps = 0
-        self._cores = _share_cores(threads)
+        self._cores = sorted(os.sched_getaffinity(0))[-threads:]
+        os.sched_setaffinity(0, self._cores)
 
     def begin(self) -> None:
         """Sleep until it is this run's turn for the first time, both being ready."""
@@ -145,13 +139,3 @@ class Turns:
             "waiting."
         )
         return Caveat(code=STEPS_IN_TURN, message=message)
-
-
-def _share_cores(count: int) -> Sequence[int]:
-    """Keep this thread, and those it starts, to the last of the cores it may use, the same for both runs.
-
-    Cores differ in who else uses them, on a virtual machine above all.
-    """
-    cores = sorted(os.sched_getaffinity(0))[-count:]
-    os.sched_setaffinity(0, cores)
-    return cores

@@ -1,8 +1,10 @@
-"""Full fine-tuning, LoRA, QLoRA and all of peft: what each does to a loaded model. A small function each."""
+"""Full fine-tuning, LoRA, QLoRA and all of peft: what each does to a loaded model, and what it left there.
+
+An adapter has ranks that no layer may use, a size on disk, and a merge into its base that changes logits.
+"""
 
 import re
 import tempfile
-from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,44 +23,22 @@ from bench.training.models import DTYPES
 def adapt(model: Any, cell: Cell) -> Any:
     """Return the model ready to train: frozen and adapted as the method says, checkpointing set."""
     _enable_checkpointing(model, cell)
-    adapted = _ADAPT[cell.method.kind](model, cell)
-    if not isinstance(cell.method, FullMethod) and cell.method.adapter_dtype == "weights":
-        _cast_trainable(adapted, DTYPES[cell.training.dtype])
+    method, dtype = cell.method, DTYPES[cell.training.dtype]
+    match method:
+        case FullMethod():
+            adapted = model
+        case LoraMethod():
+            prepare = method.base == "int8" and method.kbit_preparation
+            adapted = _with_lora(_prepared(model) if prepare else model, method)
+        case QloraMethod():
+            adapted = _adapt_qlora(model, method, dtype)
+        case PeftMethod():
+            adapted = _with_adapter(model, method, _configuration_class(method.type), method.config)
+    if not isinstance(method, FullMethod) and method.adapter_dtype == "weights":
+        for parameter in trainable_parameters(adapted):  # fp32 over 4-bit weights, and on the meta device
+            parameter.data = parameter.data.to(dtype)
     adapted.train()
     return adapted
-
-
-def _cast_trainable(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give adapters the weights' dtype; peft leaves them fp32 over 4-bit weights, and on the meta device."""
-    for parameter in trainable_parameters(model):
-        parameter.data = parameter.data.to(dtype)
-
-
-def method_caveats(cell: Cell) -> list[Caveat]:
-    """Say where a method is not run as its authors would."""
-    if isinstance(cell.method, PeftMethod) and peft_type(cell.method.type) == "ADALORA":
-        return [
-            Caveat(
-                code="adalora-not-pruned",
-                message="AdaLoRA's ranks stay as they begin: update_and_allocate is never called here.",
-            )
-        ]
-    return []
-
-
-def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that receive a gradient."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Count parameters as the architecture has them: a packed 4-bit byte holds two."""
-    return sum(_unpacked_size(parameter) for parameter in model.parameters())
-
-
-def _unpacked_size(parameter: nn.Parameter) -> int:
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else int(state.shape.numel())
 
 
 def _enable_checkpointing(model: Any, cell: Cell) -> None:
@@ -72,38 +52,34 @@ def _enable_checkpointing(model: Any, cell: Cell) -> None:
         model.enable_input_require_grads()
 
 
-def _adapt_full(model: Any, _cell: Cell) -> Any:
-    return model
-
-
-def _adapt_lora(model: Any, cell: Cell) -> Any:
-    method = cell.method
-    if not isinstance(method, LoraMethod):
-        raise TypeError(f"expected a LoRA method, got {method.kind}")
-    if method.base == "int8" and method.kbit_preparation:
-        model = _prepared(model)
-    return _with_lora(model, method)
-
-
-def _adapt_qlora(model: Any, cell: Cell) -> Any:
-    method = cell.method
-    if not isinstance(method, QloraMethod):
-        raise TypeError(f"expected a QLoRA method, got {method.kind}")
+def _adapt_qlora(model: Any, method: QloraMethod, dtype: torch.dtype) -> Any:
     if method.kbit_preparation:
         model = _prepared(model)
     if method.recast_embeddings:
         # As trl's peft_module_casting_to_bf16: norms stay fp32, and everything after them with them.
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             if layer.weight.dtype == torch.float32:
-                layer.weight.data = layer.weight.data.to(DTYPES[cell.training.dtype])
+                layer.weight.data = layer.weight.data.to(dtype)
     return _with_lora(model, method)
 
 
-def _adapt_peft(model: Any, cell: Cell) -> Any:
-    method = cell.method
-    if not isinstance(method, PeftMethod):
-        raise TypeError(f"expected a method of peft, got {method.kind}")
-    return _with_adapter(model, method, _configuration_class(method.type), method.config)
+def method_caveats(cell: Cell) -> list[Caveat]:
+    """Say where a method is not run as its authors would."""
+    if isinstance(cell.method, PeftMethod) and peft_type(cell.method.type) == "ADALORA":
+        message = "AdaLoRA's ranks stay as they begin: update_and_allocate is never called here."
+        return [Caveat(code="adalora-not-pruned", message=message)]
+    return []
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that receive a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count parameters as the architecture has them: a packed 4-bit byte holds two."""
+    states = ((parameter, getattr(parameter, "quant_state", None)) for parameter in model.parameters())
+    return sum(parameter.numel() if state is None else state.shape.numel() for parameter, state in states)
 
 
 def _prepared(model: Any) -> Any:
@@ -162,14 +138,6 @@ def _with_adapter(
         ) from error
 
 
-_ADAPT: dict[str, Callable[[Any, Cell], Any]] = {
-    "full": _adapt_full,
-    "lora": _adapt_lora,
-    "qlora": _adapt_qlora,
-    "peft": _adapt_peft,
-}
-
-
 def excess_ranks(model: Any) -> tuple[Caveat, ...]:
     """Say where LoRA's rank is above the smaller side of a layer, which bounds the rank of any update."""
     from peft.tuners.lora import LoraLayer
@@ -221,9 +189,8 @@ def check_merge(model: Any, batch: Batch, device: torch.device) -> MergeCheck | 
 
 
 def _not_mergeable(reason: str) -> Caveat:
-    return Caveat(
-        code="not-mergeable", message=f"This adapter cannot be merged ({reason}), so none was checked."
-    )
+    message = f"This adapter cannot be merged ({reason}), so none was checked."
+    return Caveat(code="not-mergeable", message=message)
 
 
 def _logits(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:

@@ -1,23 +1,28 @@
 """The training window: load, adapt, first step, warm-up, measured steps, evaluate, then the ledger.
 
-One linear function for every method and device. Nothing is timed after the first instrument that
-slows a step, and everything read is sent at once.
+The same order for every method and device: ``prepare`` makes what a loop needs, whichever it is, ``train`` is
+the loop. Nothing is timed after the first instrument that slows a step, and everything read is sent at once.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
-from bench.probes.allocator import Allocator, allocator_of
+from bench.probes.flops import count_flops
 from bench.probes.ledger import Ledger, StepPhase
-from bench.probes.marks import mark_block, mark_quiescent
-from bench.probes.out_of_memory import ignore
-from bench.probes.phases import PhaseReader, Send
-from bench.probes.torch_settings import read_torch_settings
-from bench.records.messages import ReadingMade
+from bench.probes.machine import (
+    Allocator,
+    allocator_of,
+    ignore,
+    read_facts,
+    read_torch_settings,
+)
+from bench.probes.phases import PhaseReader, mark_block, mark_quiescent
+from bench.records.messages import ReadingMade, Send
 from bench.records.records import (
     Caveat,
     FlopsReading,
@@ -27,11 +32,9 @@ from bench.records.records import (
     StepSample,
     TokenCounts,
 )
-from bench.scenario.types import Cell
+from bench.scenario.types import Cell, WindowSpec
 from bench.training.data import Batch, PreparedData, prepare_batches
 from bench.training.evaluation import evaluate
-from bench.training.facts import read_facts
-from bench.training.flops import count_flops
 from bench.training.methods import (
     adapt,
     adapter_file_bytes,
@@ -39,11 +42,19 @@ from bench.training.methods import (
     count_parameters,
     excess_ranks,
     method_caveats,
-    trainable_parameters,
 )
 from bench.training.models import device_of, load_model
-from bench.training.optimizers import build_optimizer, build_schedule, optimizer_caveats
-from bench.training.step import Trainer, empties_cache, ignore_phase, optimizer_state, paged_memory, run_step
+from bench.training.optimizers import optimizer_caveats
+from bench.training.step import (
+    Mark,
+    Trainer,
+    build_trainer,
+    empties_cache,
+    ignore_phase,
+    optimizer_state,
+    paged_memory,
+    run_step,
+)
 from bench.training.weights import Weights, fetch_weights
 
 DEFAULT_CONTEXT = 2048  # tokens, for evaluating the few models whose configuration states none
@@ -53,6 +64,20 @@ _FIRST_STEP: dict[StepPhase, Phase] = {
     "backward": "first_backward",
     "optimizer_step": "first_optimizer_step",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a loop trains: model and optimizer, the tokenizer, and the micro-batches of every step."""
+
+    trainer: Trainer
+    tokenizer: Any
+    data: PreparedData
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids that the model's embeddings have a row for."""
+        return _vocabulary_size(self.trainer.model)
 
 
 def run_window(
@@ -66,43 +91,55 @@ def run_window(
 
     Raises what the libraries raise, and ``UnavailableError`` where this machine lacks something.
     """
-    device = device_of(cell)
-    allocator = allocator_of(device)
+    allocator = allocator_of(device_of(cell))
     phases = PhaseReader(send, allocator)
-    window = cell.window
-    timed_steps = 1 + window.warmup_steps + window.measured_steps
-
-    send(ReadingMade(reading=read_facts()))
-    send(ReadingMade(reading=read_torch_settings()))
+    phases.report(read_facts(), read_torch_settings())
     weights = fetch_weights(cell.model)
     torch.manual_seed(cell.training.seed)
     mark_block(send, allocator)
+    prepared = prepare(cell, weights, phases, trust_remote_code=trust_remote_code)
+    if cell.evaluation.tasks:
+        with phases.phase("evaluate_before"):
+            _evaluate(prepared, cell, "before", phases)
+    train(prepared, cell.window, phases, after_warmup)
+    mark_quiescent(send, allocator)
+    if cell.evaluation.tasks:
+        with phases.phase("evaluate_after"):
+            _evaluate(prepared, cell, "after", phases)
+    _instrument(prepared, cell, phases)
+
+
+def prepare(cell: Cell, weights: Weights, phases: PhaseReader, *, trust_remote_code: bool) -> Prepared:
+    """Load and adapt the model, build its optimizer, lay out the data, and report what they are."""
+    device = device_of(cell)
+    steps = 1 + cell.window.warmup_steps + cell.window.measured_steps
     with phases.phase("load"):
         model, tokenizer = load_model(cell, weights, device, trust_remote_code=trust_remote_code)
     with phases.phase("adapt"):
         model = adapt(model, cell)
-        trainer = build_trainer(model, cell, timed_steps)
+        trainer = build_trainer(model, cell, steps)
     with phases.phase("prepare_data"):
-        data = prepare_batches(cell.data, cell.training, tokenizer, _vocabulary_size(model), timed_steps)
+        data = prepare_batches(cell.data, cell.training, tokenizer, _vocabulary_size(model), steps)
     adapter_bytes = None
     if cell.method.kind != "full":
         with phases.phase("save_adapter"):
             adapter_bytes = adapter_file_bytes(model)
-    send(ReadingMade(reading=_model_facts(trainer, cell, weights, adapter_bytes)))
-    caveats = (*method_caveats(cell), *excess_ranks(model), *data.caveats)
-    for caveat in (*caveats, *optimizer_caveats(cell.training, device)):
-        send(ReadingMade(reading=caveat))
+    phases.report(_model_facts(trainer, cell, weights, adapter_bytes))
+    phases.report(*method_caveats(cell), *excess_ranks(model), *data.caveats)
+    phases.report(*optimizer_caveats(cell.training, device))
+    return Prepared(trainer=trainer, tokenizer=tokenizer, data=data)
 
-    if cell.evaluation.tasks:
-        with phases.phase("evaluate_before"):
-            _evaluate(model, tokenizer, cell, "before", send)
 
-    timed = TimedSteps(trainer, allocator, send)
-    batches = iter(data.steps)
-    with PhaseSwitch(phases) as switch:
-        timed.run(next(batches), "first", switch)
-    if device.type == "cuda":
-        send(ReadingMade(reading=paged_memory(trainer.optimizer)))
+def train(
+    prepared: Prepared, window: WindowSpec, phases: PhaseReader, after_warmup: Callable[[], None]
+) -> None:
+    """Take the first step phase by phase, then warm-up and measured steps."""
+    timed = TimedSteps(prepared.trainer, phases.allocator, phases.send)
+    batches = iter(prepared.data.steps)
+    with _first_step_phases(phases) as mark:
+        timed.run(next(batches), "first", mark)
+    if prepared.trainer.device.type == "cuda":
+        phases.report(paged_memory(prepared.trainer.optimizer))
     with phases.phase("warmup", total_steps=window.warmup_steps):
         for _ in range(window.warmup_steps):
             timed.run(next(batches), "warmup")
@@ -110,28 +147,6 @@ def run_window(
     with phases.phase("steady", total_steps=window.measured_steps, keep_heap=True):
         for _ in range(window.measured_steps):
             timed.run(next(batches), "measured")
-    mark_quiescent(send, allocator)
-
-    if cell.evaluation.tasks:
-        with phases.phase("evaluate_after"):
-            _evaluate(model, tokenizer, cell, "after", send)
-    _instrument(trainer, data, cell, phases, send)
-
-
-def build_trainer(model: Any, cell: Cell, steps: int) -> Trainer:
-    """Put optimizer, schedule and gradient scaler around an adapted model."""
-    training = cell.training
-    parameters = trainable_parameters(model)
-    optimizer = build_optimizer(parameters, training)
-    return Trainer(
-        model=model,
-        parameters=parameters,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, training, steps),
-        scaler=torch.amp.GradScaler(cell.device, enabled=training.autocast == "fp16"),
-        training=training,
-        device=device_of(cell),
-    )
 
 
 class TimedSteps:
@@ -139,16 +154,14 @@ class TimedSteps:
 
     def __init__(self, trainer: Trainer, allocator: Allocator, send: Send) -> None:
         """Count steps from zero."""
-        self._trainer = trainer
-        self._allocator = allocator
-        self._send = send
+        self._trainer, self._allocator, self._send = trainer, allocator, send
         self._index = 0
 
     def run(
         self,
         micro_batches: Sequence[Batch],
         stage: Literal["first", "warmup", "measured"],
-        mark: Callable[[StepPhase], None] = ignore_phase,
+        mark: Mark = ignore_phase,
     ) -> None:
         """Run one step; the clock is read when the device has nothing left to do."""
         self._allocator.synchronise()
@@ -171,41 +184,37 @@ class TimedSteps:
         self._index += 1
 
 
-class PhaseSwitch:
-    """Turns the marks of one step into phases. Accumulation repeats forward and backward, a reading each."""
+@contextmanager
+def _first_step_phases(phases: PhaseReader) -> Iterator[Mark]:
+    """Turn the marks of one step into phases. Accumulation repeats forward and backward, a reading each."""
+    with ExitStack() as open_phase:
 
-    def __init__(self, phases: PhaseReader) -> None:
-        """Open no phase yet."""
-        self._phases = phases
-        self._open = ExitStack()
+        def mark(phase: StepPhase) -> None:
+            if phase != "inputs":  # these belong to what went before
+                open_phase.close()
+                open_phase.enter_context(phases.phase(_FIRST_STEP[phase]))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._open.close()
-
-    def __call__(self, phase: StepPhase) -> None:
-        """Close the phase that is open and begin the next; inputs belong to what went before."""
-        if phase != "inputs":
-            self._open.close()
-            self._open.enter_context(self._phases.phase(_FIRST_STEP[phase]))
+        yield mark
 
 
-def _instrument(trainer: Trainer, data: PreparedData, cell: Cell, phases: PhaseReader, send: Send) -> None:
+def _instrument(prepared: Prepared, cell: Cell, phases: PhaseReader) -> None:
     """Take the steps that an instrument slows, and merge the adapter, after all that was timed."""
-    window = cell.window
-    if window.ledger:
+    trainer, steps = prepared.trainer, prepared.data.steps
+    if cell.window.ledger:
         with phases.phase("ledger"):
-            pair = [max(data.steps, key=_widest)] * LEDGER_STEPS
-            books = Ledger(trainer.model, trainer.device.type, _vocabulary_size(trainer.model))
-            send(ReadingMade(reading=read_ledger(trainer, pair, books)))
-    if window.flops:
+            widest = max(steps, key=lambda step: max(batch.counts.computed for batch in step))  # has the peak
+            books = Ledger(trainer.model, trainer.device.type, prepared.vocabulary_size)
+            phases.report(read_ledger(trainer, [widest] * LEDGER_STEPS, books))
+    if cell.window.flops:
         with phases.phase("flops"):
-            _send_flops(trainer, data.steps[-1], send)
-    if window.merge_check and cell.method.kind != "full":
+            counted = count_flops(lambda: run_step(trainer, steps[-1]))
+            if counted.uncounted_operators:
+                message = f"FLOPs leave out {', '.join(counted.uncounted_operators)}."
+                phases.report(Caveat(code="flops-incomplete", message=message))
+            phases.report(FlopsReading(step_flops=counted.flops, tokens=_counts(steps[-1])))
+    if cell.window.merge_check and cell.method.kind != "full":
         with phases.phase("merge_check"):
-            send(ReadingMade(reading=check_merge(trainer.model, data.steps[0][0], trainer.device)))
+            phases.report(check_merge(trainer.model, steps[0][0], trainer.device))
 
 
 def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledger) -> LedgerReading:
@@ -227,44 +236,24 @@ def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledge
     return ledger.reading()
 
 
-def _send_flops(trainer: Trainer, micro_batches: Sequence[Batch], send: Send) -> None:
-    counted = count_flops(lambda: run_step(trainer, micro_batches))
-    if counted.uncounted_operators:
-        names = ", ".join(counted.uncounted_operators)
-        send(ReadingMade(reading=Caveat(code="flops-incomplete", message=f"FLOPs leave out {names}.")))
-    send(ReadingMade(reading=FlopsReading(step_flops=counted.flops, tokens=_counts(micro_batches))))
+def _evaluate(prepared: Prepared, cell: Cell, when: Literal["before", "after"], phases: PhaseReader) -> None:
+    model: Any = prepared.trainer.model
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
+    readings, caveats = evaluate(model, prepared.tokenizer, cell.evaluation, cell.data, when, context)
+    phases.report(*readings, *caveats)
 
 
 def _vocabulary_size(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _widest(micro_batches: Sequence[Batch]) -> int:
-    """Return the positions of a step's largest forward pass, which decides its peak."""
-    return max(batch.counts.computed for batch in micro_batches)
-
-
 def _counts(micro_batches: Sequence[Batch]) -> TokenCounts:
-    """Add the token counts of micro-batches."""
     return TokenCounts(
         raw=sum(batch.counts.raw for batch in micro_batches),
         non_padding=sum(batch.counts.non_padding for batch in micro_batches),
         loss_bearing=sum(batch.counts.loss_bearing for batch in micro_batches),
         computed=sum(batch.counts.computed for batch in micro_batches),
     )
-
-
-def _evaluate(
-    model: Any,
-    tokenizer: Any,
-    cell: Cell,
-    when: Literal["before", "after"],
-    send: Send,
-) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
-    readings, caveats = evaluate(model, tokenizer, cell.evaluation, cell.data, when, context)
-    for reading in (*readings, *caveats):
-        send(ReadingMade(reading=reading))
 
 
 def _model_facts(trainer: Trainer, cell: Cell, weights: Weights, adapter_bytes: int | None) -> ModelFacts:

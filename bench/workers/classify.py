@@ -45,7 +45,7 @@ _REQUESTED = re.compile(
     r"(?:tried to allocate|Tried to allocate|Unable to allocate|Requested {1,20}:) "
     + _SIZE.format(name="requested")
 )
-# What the worker's own note says to the byte (bench.probes.out_of_memory.describe).
+# What the worker's own note says to the byte (bench.probes.machine.describe).
 _NOTED = re.compile(
     r"held (?P<allocated>[0-9]+) bytes allocated, (?P<reserved>[0-9]+) bytes reserved"
     r"(?:; (?P<requested>[0-9]+) bytes were asked for)?"

@@ -5,10 +5,10 @@ import mmap
 import pytest
 
 from bench.metrics import MIB
-from bench.probes import host_memory
+from bench.probes import machine
 
 needs_proc = pytest.mark.skipif(
-    not host_memory.can_reset_peak(), reason="this kernel does not let a process reset its peak"
+    not machine.can_reset_host_peak(), reason="this kernel does not let a process reset its peak"
 )
 
 
@@ -22,9 +22,9 @@ def _touch(nbytes: int) -> None:
 @needs_proc
 def test_a_short_spike_is_in_the_peak() -> None:
     """Memory that came and went within a phase counts, without sampling."""
-    start_bytes = host_memory.start_peak()
+    start_bytes = machine.start_host_peak()
     _touch(64 * MIB)
-    peak_bytes = host_memory.read_peak()
+    peak_bytes = machine.read_host_peak()
     assert start_bytes is not None
     assert peak_bytes is not None
     assert 63 * MIB < peak_bytes - start_bytes < 66 * MIB
@@ -33,10 +33,10 @@ def test_a_short_spike_is_in_the_peak() -> None:
 @needs_proc
 def test_the_next_phase_starts_afresh() -> None:
     """A spike of an earlier phase is not in the next phase's peak."""
-    host_memory.start_peak()
+    machine.start_host_peak()
     _touch(64 * MIB)
-    start_bytes = host_memory.start_peak()
-    peak_bytes = host_memory.read_peak()
+    start_bytes = machine.start_host_peak()
+    peak_bytes = machine.read_host_peak()
     assert start_bytes is not None
     assert peak_bytes is not None
     assert peak_bytes - start_bytes < 8 * MIB
@@ -47,5 +47,5 @@ def test_without_the_counters_there_is_no_reading(
 ) -> None:
     """Where /proc is restricted the answer is None, never zero."""
     missing = tmp_path_factory.mktemp("proc") / "absent" / "clear_refs"
-    monkeypatch.setattr(host_memory, "_CLEAR_REFS", missing)
-    assert host_memory.start_peak() is None
+    monkeypatch.setattr(machine, "_CLEAR_REFS", missing)
+    assert machine.start_host_peak() is None

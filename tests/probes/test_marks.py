@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from bench.metrics import GIB, MIB
-from bench.probes import marks
-from bench.probes.allocator import AllocatorUse, NullAllocator, allocator_of
+from bench.probes import phases
+from bench.probes.machine import Allocator, AllocatorUse, allocator_of
 from bench.records.messages import Mark, Message
 
 
-class CountingAllocator(NullAllocator):
+class CountingAllocator(Allocator):
     """Counts the bytes of blocks that are alive, keeps freed ones cached, and has ``free_bytes`` at first."""
 
     def __init__(self, free_bytes: int) -> None:
@@ -44,13 +44,13 @@ class _Block:
 
 @pytest.fixture(autouse=True)
 def _short_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(marks, "HOLD_NS", 1_000_000)
+    monkeypatch.setattr(phases, "HOLD_NS", 1_000_000)
 
 
 def sent_by_block_test(free_bytes: int) -> list[Mark]:
     """Return the marks of a block test on a device with so much free."""
     sent: list[Message] = []
-    marks.mark_block(sent.append, CountingAllocator(free_bytes))
+    phases.mark_block(sent.append, CountingAllocator(free_bytes))
     return [message for message in sent if isinstance(message, Mark)]
 
 
@@ -76,7 +76,7 @@ def test_the_quiescent_mark_says_what_torch_holds() -> None:
     allocator = CountingAllocator(GIB)
     allocator.allocated, allocator.cached = 300, 50
     sent: list[Message] = []
-    marks.mark_quiescent(sent.append, allocator)
+    phases.mark_quiescent(sent.append, allocator)
     (mark,) = sent
     assert isinstance(mark, Mark)
     assert ("quiescent", 300, 350) == (mark.instant, mark.allocated_bytes, mark.reserved_bytes)
@@ -87,6 +87,6 @@ def test_on_a_cpu_nothing_is_said_and_no_time_is_lost() -> None:
     """Neither a mark nor a hold."""
     sent: list[Message] = []
     allocator = allocator_of(torch.device("cpu"))
-    marks.mark_block(sent.append, allocator)
-    marks.mark_quiescent(sent.append, allocator)
+    phases.mark_block(sent.append, allocator)
+    phases.mark_quiescent(sent.append, allocator)
     assert [] == sent

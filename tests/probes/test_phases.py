@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench.probes.allocator import AllocatorPeaks, CudaAllocator, NullAllocator, allocator_of
+from bench.probes.machine import Allocator, AllocatorPeaks, CudaAllocator, allocator_of
 from bench.probes.phases import PhaseReader
 from bench.records.messages import PhaseStarted, ReadingMade
 from bench.records.records import PhaseReading
 
 
-class CountingAllocator(NullAllocator):
+class CountingAllocator(Allocator):
     """Counts like a device would, from a script."""
 
     def read_peak(self) -> AllocatorPeaks:
@@ -39,14 +39,14 @@ def test_a_phase_is_announced_and_read() -> None:
 def test_a_failing_phase_is_read_too() -> None:
     """An exception passes through, and the peak up to it is known."""
     sent: list[Any] = []
-    with pytest.raises(MemoryError), PhaseReader(sent.append, NullAllocator()).phase("load"):
+    with pytest.raises(MemoryError), PhaseReader(sent.append, Allocator()).phase("load"):
         raise MemoryError
     assert [type(message) for message in sent] == [PhaseStarted, ReadingMade]
 
 
 def test_each_device_has_its_probe() -> None:
     """The CPU has no allocator counters, CUDA has torch's."""
-    assert isinstance(allocator_of(torch.device("cpu")), NullAllocator)
+    assert isinstance(allocator_of(torch.device("cpu")), Allocator)
     assert isinstance(allocator_of(torch.device("cuda")), CudaAllocator)
 
 

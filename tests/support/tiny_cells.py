@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from bench.probes.phases import Send
-from bench.records.messages import Message, ReadingMade
+from bench.records.messages import Message, ReadingMade, Send
 from bench.scenario.types import Cell
 
 

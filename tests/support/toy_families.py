@@ -10,8 +10,8 @@ from bench.records.records import LedgerReading
 from bench.scenario.types import Cell
 from bench.training.methods import adapt
 from bench.training.models import DTYPES, keep_quantised_weights, quantisation_of
-from bench.training.step import run_step
-from bench.training.window import LEDGER_STEPS, build_trainer, read_ledger
+from bench.training.step import build_trainer, run_step
+from bench.training.window import LEDGER_STEPS, read_ledger
 
 _COMMON = {
     "vocab_size": 96,

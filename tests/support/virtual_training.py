@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 
-from bench.probes.allocator import AllocatorPeaks, AllocatorUse, NullAllocator
+from bench.probes.machine import Allocator, AllocatorPeaks, AllocatorUse
 from bench.probes.nvml.device import Gpu, GpuSample
 from bench.records.messages import CellJob, FetchJob, Job, Message, PhaseStarted, ProbeJob, ReadingMade
 from bench.records.records import DeviceFacts, PhaseReading, Record
@@ -200,7 +200,7 @@ class Stage:
     fail: dict[str, int] = field(default_factory=dict)
 
 
-class Actor(NullAllocator):
+class Actor(Allocator):
     """Stands in for torch's allocator, and moves the card's readings as the worker goes on."""
 
     def __init__(self, gpus: VirtualGpus, script: Script, sampled: Path) -> None:
@@ -213,13 +213,13 @@ class Actor(NullAllocator):
     @contextlib.contextmanager
     def on_stage(self, folder: Path) -> Iterator["Actor"]:
         """Take the place of the window's allocator meanwhile, and leave the card idle."""
-        from bench.probes import marks
+        from bench.probes import phases
         from bench.training import window
 
         self._run = 1 + len(list(folder.glob("tiny-foreign*.json")))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(window, "allocator_of", lambda _: self)
-            patch.setattr(marks, "HOLD_NS", HOLD_NS)
+            patch.setattr(phases, "HOLD_NS", HOLD_NS)
             self._write()
             try:
                 yield self

@@ -13,11 +13,14 @@ from typing import Any, cast
 import pytest
 import torch
 
-from bench.probes.allocator import CudaAllocator
-from bench.probes.out_of_memory import describe, noted_out_of_memory
+from bench.probes.machine import (
+    CudaAllocator,
+    SnapshotRecorder,
+    describe,
+    noted_out_of_memory,
+    read_torch_settings,
+)
 from bench.probes.phases import PhaseReader
-from bench.probes.snapshot import SnapshotRecorder
-from bench.probes.torch_settings import read_torch_settings
 from bench.records.cuda import AllocatorSnapshot, PagedMemory, TorchSettings
 from bench.records.messages import CellJob, Message, ReadingMade
 from bench.records.records import Caveat, PhaseReading, StepSample
@@ -237,8 +240,8 @@ def test_a_snapshot_that_cannot_be_written_is_a_caveat(cuda: ScriptedCuda, tmp_p
     """The measurement goes on."""
     sent: list[Message] = []
     recorder = SnapshotRecorder(tmp_path / "no such folder" / "snapshot.pickle", sent.append)
-    recorder.start()
-    recorder.after_warmup()
+    with recorder:
+        recorder.after_warmup()
     (message,) = sent
     assert isinstance(message, ReadingMade)
     assert isinstance(message.reading, Caveat)
@@ -295,7 +298,7 @@ def test_settings_are_read_as_torch_has_them() -> None:
 
 SETTINGS = """
 import torch
-from bench.probes.torch_settings import read_torch_settings
+from bench.probes.machine import read_torch_settings
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 print(read_torch_settings().model_dump_json())
 """

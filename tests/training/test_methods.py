@@ -11,9 +11,8 @@ from bench.scenario.types import Cell
 from bench.training.data import prepare_batches
 from bench.training.methods import adapt, check_merge, count_parameters, excess_ranks, trainable_parameters
 from bench.training.models import load_model
-from bench.training.step import run_step
+from bench.training.step import build_trainer, run_step
 from bench.training.weights import fetch_weights
-from bench.training.window import build_trainer
 from tiny_cells import tiny_cell
 
 pytestmark = pytest.mark.usefixtures("tiny_weights")

@@ -11,14 +11,14 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.probes.allocator import allocator_of
+from bench.probes.machine import allocator_of
 from bench.records.messages import Message
 from bench.training.data import Batch, prepare_batches
 from bench.training.methods import adapt
 from bench.training.models import load_model
-from bench.training.step import Trainer
+from bench.training.step import Trainer, build_trainer
 from bench.training.weights import fetch_weights
-from bench.training.window import TimedSteps, build_trainer
+from bench.training.window import TimedSteps
 from tiny_cells import tiny_cell
 
 ROUNDS = 24

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench.probes.allocator import NullAllocator
+from bench.probes.machine import Allocator
 from bench.training.data import prepare_batches
 from bench.training.losses import forward_pass
-from bench.training.step import Trainer, run_step
-from bench.training.window import TimedSteps, build_trainer
+from bench.training.step import Trainer, build_trainer, run_step
+from bench.training.window import TimedSteps
 from tiny_cells import tiny_cell
 
 
@@ -74,7 +74,7 @@ def test_chunked_training_is_whole_training() -> None:
         torch.testing.assert_close(parts.gradient_norm, whole.gradient_norm, rtol=1e-4, atol=1e-5)
 
 
-class _CountingAllocator(NullAllocator):
+class _CountingAllocator(Allocator):
     """Notes after how many samples its cache was emptied."""
 
     def __init__(self) -> None:

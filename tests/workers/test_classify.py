@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InfrastructureError, UnavailableError
-from bench.probes.out_of_memory import describe
+from bench.probes.machine import describe
 from bench.workers import classify
 from bench.workers.classify import (
     WorkerEnd,

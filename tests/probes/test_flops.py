@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from bench.training.flops import CountedFlops, count_flops
+from bench.probes.flops import CountedFlops, count_flops
 
 
 def test_a_linear_layer_by_hand() -> None:

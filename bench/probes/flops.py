@@ -33,13 +33,7 @@ class _ForeignOperators(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
         self.names: set[str] = set()
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name  # noqa: SLF001 - the op's only full name
         foreign = func.namespace not in {"aten", "prim", "prims", "profiler"}
         attention = "attention" in name and func._overloadpacket not in flop_registry  # noqa: SLF001 - the same

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.training.facts import name_uuid, read_facts
+from bench.probes.machine import name_uuid, read_facts
 
 UUID = "ffc79498-8ff3-c2dc-3b0d-fafd804516ae"
 
