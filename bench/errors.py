@@ -50,3 +50,8 @@ class InterruptedByUserError(BenchError):
     """Ctrl-C or SIGTERM; everything finished before it is on disk."""
 
     exit_code = 130
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun for a message: 1 run, 2 runs."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.claims.page import render_committed
-from bench.compare.sitting_verdicts import judge_folder
+from bench.compare.gate_report import judge_folder
 from bench.compare.summary import compare
 from bench.errors import UsageError
 from bench.io import write_text
@@ -31,7 +31,7 @@ from bench.report.self_check import render_self_check
 from bench.report.sources import gather
 from bench.report.studies import render_study
 from bench.report.validation import render_validation
-from bench.stats.self_check import read_self_check
+from bench.stats.simulation import read_self_check
 
 _BEGIN = re.compile(r"<!-- bench:begin (?P<kind>\S+) (?P<folder>\S+) -->")
 _END = "<!-- bench:end -->"

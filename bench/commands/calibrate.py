@@ -39,8 +39,8 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     made = calibration.calibrate(choose_cells(loaded.cells, only), options, observer)
 
     # Not before: it needs scipy, and nothing shall weigh on the machine while it is measured.
-    from bench.gate.noise import noise_rows
     from bench.gate.text import noise_lines
+    from bench.stats.power import noise_rows
 
     for line in (*noise_lines(noise_rows(made, loaded.gate)), *(caveat.message for caveat in made.caveats)):
         typer.echo(line)

@@ -172,7 +172,7 @@ class _Sitting:
 
 def _again(folder: Path, outputs: Outputs) -> None:
     """Judge a stored sitting. Raises ``UsageError`` where the folder is none."""
-    from bench.compare.sitting_verdicts import judge_folder
+    from bench.compare.gate_report import judge_folder
     from bench.records.sittings import SITTING_FILE
 
     if not (folder / SITTING_FILE).exists():
@@ -188,7 +188,7 @@ def _self_check(replications: int, output: list[Path]) -> int:
     from bench.io import write_json
     from bench.report.self_check import render_terminal
     from bench.runner.live import open_console
-    from bench.stats.self_check import SelfCheck, self_check
+    from bench.stats.simulation import SelfCheck, self_check
 
     if any(file.suffix != ".json" for file in output):
         raise UsageError("with --self-check, -o FILE must end in .json; name the file so")

@@ -56,7 +56,7 @@ def gate_of(scenario: Path | None, *, exact_only: bool = False) -> "GateSpec":
     """Return the rules of a scenario's ``[gate]`` table, or the usual ones."""
     from bench.scenario.gate import GateSpec
     from bench.scenario.load import load_scenario
-    from bench.stats.policy import without_noise
+    from bench.stats.sequential import without_noise
 
     gate = GateSpec() if scenario is None else load_scenario(scenario).gate
     return without_noise(gate) if exact_only else gate

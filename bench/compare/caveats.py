@@ -7,7 +7,7 @@ from bench.compare.measured import Measured
 from bench.compare.plausibility import Finding
 from bench.records.derived_metrics import accuracy, evaluation
 from bench.records.records import Caveat, Record
-from bench.stats.steady import FEWEST_VALUES
+from bench.stats.trend import FEWEST_VALUES
 
 
 def row_caveats(

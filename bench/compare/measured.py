@@ -15,7 +15,7 @@ from bench.records.gpu import Isolation
 from bench.records.records import Category, Caveat, Outcome
 from bench.scenario.types import Cell, Device
 from bench.stats.paired import Paired
-from bench.stats.steady import Trend
+from bench.stats.trend import Trend
 
 Instrument = Literal[
     "ledger",

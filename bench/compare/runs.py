@@ -34,7 +34,7 @@ from bench.records.derived_metrics import (
 )
 from bench.records.records import EvaluationReading, Phase, Record
 from bench.stats.paired import try_pair
-from bench.stats.steady import Trend, Verdict, find_trend
+from bench.stats.trend import Trend, TrendVerdict, find_trend
 
 _LOADING: tuple[Phase, ...] = ("load", "adapt")
 _STEPPING: tuple[Phase, ...] = ("first_forward", "first_backward", "first_optimizer_step", "warmup", "steady")
@@ -50,7 +50,7 @@ _NVML: dict[Instrument, Literal["process", "device_delta"]] = {
     "nvml_process": "process",
     "nvml_device_delta": "device_delta",
 }
-_WORST_FIRST: tuple[Verdict, ...] = ("not steady", "too few steps to tell", "no clear trend", "steady")
+_WORST_FIRST: tuple[TrendVerdict, ...] = ("not steady", "too few steps to tell", "no clear trend", "steady")
 _LOSSES_AT_EACH_END = 3
 
 

@@ -19,8 +19,8 @@ from bench.compare.seeds import (
     right_answers,
 )
 from bench.errors import UsageError
-from bench.stats.many_to_one import Blocks, block_design
-from bench.stats.settling import Floats
+from bench.stats.paired import Blocks, block_design
+from bench.stats.trend import Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class SeedDifference:
 
     Where ``methods`` is given, the interval of ``difference`` holds for all those methods against the
     reference at once, its p-value is adjusted for them, and its residual variance is theirs together
-    (``bench.stats.many_to_one``); else it has no interval. ``gained`` and ``lost`` count answers over all
+    (``bench.stats.paired``); else it has no interval. ``gained`` and ``lost`` count answers over all
     seeds: right where the reference is wrong, and the reverse. A question counts once a seed, so that they
     show the churn and are not tested. ``items_error`` is as in ``SeedAccuracy``.
     """

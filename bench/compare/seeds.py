@@ -19,7 +19,7 @@ from bench.errors import UsageError
 from bench.records.derived_metrics import evaluated_tasks, evaluation
 from bench.records.records import EvaluationReading, Record
 from bench.scenario.types import Cell
-from bench.stats.settling import Floats
+from bench.stats.trend import Floats
 
 CONFIDENCE = 0.95
 _SEED_TOKEN = re.compile(r"-seed=\d+(?=[-/]|$)")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bench.compare.sitting_verdicts import SittingJudge, judge_sitting
+from bench.compare.gate_report import SessionJudge, judge_records
 from bench.errors import UsageError
 from bench.gate.begin import SittingOptions
 from bench.gate.observe import GateObserver
@@ -19,7 +19,7 @@ from bench.records.environment import read_environment
 from bench.records.verdicts import Verdicts
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell
-from bench.stats.policy import policies, rule_of
+from bench.stats.sequential import policies, rule_of
 
 VERDICTS_FILE = "verdicts.json"
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -63,7 +63,7 @@ def gate_references(
     sitting = run_gate(
         cells,
         references,
-        SittingJudge(
+        SessionJudge(
             gate=options.gate,
             looks=looks,
             by_steps=varying and options.gate.interleave == "steps",
@@ -82,7 +82,7 @@ def gate_references(
         observer,
         here=here,
     )
-    verdicts = judge_sitting(sitting, calibration)
+    verdicts = judge_records(sitting, calibration)
     if calibration is not None:
         write_json(sitting.folder / CALIBRATION_FILE, calibration)
     write_json(sitting.folder / VERDICTS_FILE, verdicts)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from bench.compare.compare import HowToJudge, Side, compare_sides
-from bench.compare.sitting_verdicts import judge_folder
+from bench.compare.gate_report import HowToJudge, Side, compare_sides, judge_folder
 from bench.errors import UsageError
 from bench.metrics import METRICS
 from bench.records.baselines import (
@@ -19,9 +18,9 @@ from bench.records.baselines import (
 )
 from bench.records.result_sets import ResultSet, load_result_set
 from bench.records.run_facts import RunFacts
-from bench.records.verdicts import Judged, Verdicts
+from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.scenario.gate import GateSpec
-from bench.stats.change_points import ChangePoint, exact_changes, level_changes
+from bench.stats.trend import ChangePoint, exact_changes, level_changes
 
 
 def compare_results(baseline: str, candidate: str, gate: GateSpec) -> Verdicts:
@@ -37,7 +36,7 @@ def compare_results(baseline: str, candidate: str, gate: GateSpec) -> Verdicts:
 
 
 def _side(found: ResultSet) -> Side:
-    return Side(given=found.given, sittings=(found.runs,), problems=found.problems)
+    return Side(given=found.given, sessions=(found.runs,), problems=found.problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class BaselineChoice:
         found = [read_accepted(self.root, self.name, one) for one in accepted]
         return Side(
             given=f"{self.root / self.name} ({', '.join(one.folder for one in accepted)})",
-            sittings=tuple(each.runs for each in found),
+            sessions=tuple(each.runs for each in found),
             problems=tuple(problem for each in found for problem in each.problems),
         )
 
@@ -128,7 +127,7 @@ def _require_new(found: ResultSet, baseline: BaselineChoice) -> None:
         )
 
 
-def _unlike(found: ResultSet, baseline: BaselineChoice) -> list[Judged]:
+def _unlike(found: ResultSet, baseline: BaselineChoice) -> list[MetricVerdict]:
     """Return what changed for certain, for better or worse, or cannot be compared."""
     how = HowToJudge(gate=GateSpec(), design="stored baseline")
     verdicts = compare_sides(baseline.side(baseline.read().current), _side(found), how)
@@ -157,7 +156,7 @@ def changes_in_history(baseline: BaselineChoice) -> History:
     """
     accepted = baseline.read().accepted
     values: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for one, sitting in zip(accepted, baseline.side(accepted).sittings, strict=True):
+    for one, sitting in zip(accepted, baseline.side(accepted).sessions, strict=True):
         for name, metric in METRICS.items():
             for cell, found in _values(sitting, name).items() if metric.gated else ():
                 values.setdefault((cell, name), []).append((one.number, found))

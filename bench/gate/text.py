@@ -9,7 +9,7 @@ from bench.records.sittings import SideName, SittingRun
 from bench.scenario.types import Cell
 
 if TYPE_CHECKING:
-    from bench.gate.noise import NoiseRow
+    from bench.stats.power import NoiseRow
 
 _NS_PER_SECOND = 1e9
 

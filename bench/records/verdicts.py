@@ -8,6 +8,7 @@ History of the format (``VERDICTS_VERSION``):
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -26,13 +27,22 @@ EXIT_PASS, EXIT_REGRESSION, EXIT_INCONCLUSIVE, EXIT_INFRASTRUCTURE = 0, 1, 3, 4
 WORST_FIRST: tuple[VerdictName, ...] = ("regression", "inconclusive", "not comparable", "pass")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """One metric of one cell. Values are in ``unit``, intervals and shares as in ``analysis.verdicts``.
+OUTCOME = "outcome"
+"""Stands for a metric in the verdict on how a cell's runs ended."""
 
-    ``metric`` is *outcome* where it is about how the runs ended. ``improved`` is a proven change for the
-    better. ``interval`` says what the interval covers. Checked when a document is read, and not when one is
-    made: there are tens of thousands.
+EVERY_RUN_FINISHED = "every run finished on both sides"
+"""Of an outcome: needed for a pass, but by itself no measurement was compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricVerdict:
+    """The verdict on one metric of one cell; values are in ``unit``.
+
+    ``ratio`` is candidate / baseline with its interval, each bound missed with the gate's error rate; None
+    where there is none. For accuracy ``difference`` and its interval hold the change instead, as a share of
+    the questions. ``p_value`` is adjusted for the family and the looks. ``improved`` says that a pass is a
+    proven change for the better, ``interval`` what the interval covers. ``repeats`` are the runs of each side
+    that decided. Checked when a document is read, and not when one is made: there are tens of thousands.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = Stored.model_config
@@ -61,6 +71,42 @@ class Judged:
     repeats: Count | None = None
     interval: Interval | None = None
 
+    @property
+    def differs(self) -> bool:
+        """Whether a change was found: significant where the metric varies, any where it is exact."""
+        if self.kind == "deterministic" and self.verdict != "not comparable":
+            return self.baseline != self.candidate
+        return self.verdict == "regression" or self.improved
+
+
+def outcome_verdict(
+    cell: str, verdict: VerdictName, reason: str, *, gated: bool = True, improved: bool = False
+) -> MetricVerdict:
+    """Return a verdict on how a cell's runs ended."""
+    return MetricVerdict(
+        cell=cell,
+        metric=OUTCOME,
+        kind="outcome",
+        verdict=verdict,
+        gated=gated,
+        reason=reason,
+        improved=improved,
+    )
+
+
+def overall(verdicts: Iterable[MetricVerdict]) -> VerdictName:
+    """Return what the gated ones come to: one regression is enough, what is not comparable has not passed.
+
+    Runs that merely finished have not passed either: without any gated metric compared the whole is
+    inconclusive.
+    """
+    gated = [one for one in verdicts if one.gated]
+    found = {one.verdict for one in gated}
+    if "regression" in found:
+        return "regression"
+    compared = any(one.reason != EVERY_RUN_FINISHED for one in gated)
+    return "pass" if found == {"pass"} and compared else "inconclusive"
+
 
 class ComparedSide(Stored):
     """What one side is made of."""
@@ -83,19 +129,26 @@ class Verdicts(Stored):
     candidate: ComparedSide
     differences: tuple[str, ...] = Field((), description="What differs between where the two were made.")
     failed_cells: tuple[str, ...] = Field((), description="Cells a run of which ended neither ok nor oom.")
-    judgements: tuple[Judged, ...]
+    judgements: tuple[MetricVerdict, ...]
     caveats: tuple[Caveat, ...] = ()
     problems: tuple[str, ...] = Field((), description="Files that could not be read, and why.")
 
     @property
-    def gated(self) -> tuple[Judged, ...]:
+    def gated(self) -> tuple[MetricVerdict, ...]:
         """Those that the verdict rests on."""
-        return tuple(judged for judged in self.judgements if judged.gated)
+        return tuple(one for one in self.judgements if one.gated)
 
     @property
     def gated_counts(self) -> Counter[VerdictName]:
         """How many gated metrics have each verdict."""
-        return Counter(judged.verdict for judged in self.judgements if judged.gated)
+        return Counter(one.verdict for one in self.judgements if one.gated)
+
+    @property
+    def not_gated_counts(self) -> tuple[int, int]:
+        """How many metrics that are not gated differ, and of how many that could not be decided."""
+        rest = [one for one in self.judgements if not one.gated]
+        differ = sum(one.differs for one in rest)
+        return differ, sum(one.verdict == "inconclusive" and not one.differs for one in rest)
 
     def exit_code(self, inconclusive: Literal["pass", "fail"] | None = None) -> int:
         """Return 0 pass, 1 regression, 3 inconclusive, 4 where a run failed and nothing regressed.

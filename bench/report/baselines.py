@@ -7,7 +7,7 @@ from bench.records.baselines import Baseline
 from bench.report.gate import value_text
 from bench.report.layout import Table
 from bench.report.text import NOT_APPLICABLE, plain
-from bench.stats.change_points import ChangePoint
+from bench.stats.trend import ChangePoint
 
 
 def list_lines(baselines: Sequence[Baseline]) -> Iterator[str]:

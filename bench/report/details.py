@@ -25,7 +25,7 @@ from bench.report.text import (
     words,
 )
 from bench.stats.paired import Paired
-from bench.stats.steady import Trend
+from bench.stats.trend import Trend
 
 
 def memory_table(rows: Sequence[Measured], name: Callable[[Measured], str], unit: MemoryUnit) -> Table:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bench.metrics import METRICS, Metric
-from bench.records.verdicts import WORST_FIRST, Judged, Verdicts
+from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.text import (
     NOT_APPLICABLE,
@@ -40,18 +40,18 @@ def headline(verdicts: Verdicts) -> str:
     return f"{verdicts.verdict}: of {gated.total()} gated metrics {counts or 'none could be judged'}"
 
 
-def subject(judged: Judged) -> str:
+def subject(judged: MetricVerdict) -> str:
     """Return a metric's name, for accuracy with its task."""
     return judged.metric if judged.task is None else f"{judged.metric} ({judged.task})"
 
 
-def verdict_text(judged: Judged) -> str:
+def verdict_text(judged: MetricVerdict) -> str:
     """Return the verdict as a table shows it."""
     text = _SHOWN.get(judged.verdict, "better" if judged.improved else "pass")
     return text if judged.gated else f"{text} (not gated)"
 
 
-def message(judged: Judged) -> str:
+def message(judged: MetricVerdict) -> str:
     """Return one judgement as one line of plain text."""
     values = f" ({_value(judged, judged.baseline)} → {_value(judged, judged.candidate)})"
     known = judged.baseline is not None and judged.candidate is not None
@@ -60,12 +60,12 @@ def message(judged: Judged) -> str:
     )
 
 
-def gate_table(judgements: Sequence[Judged]) -> Table:
+def gate_table(judgements: Sequence[MetricVerdict]) -> Table:
     """Return a row for each judgement."""
     return Table(header=_HEADER, rows=tuple(map(_row, judgements)), left=4)
 
 
-def _row(judged: Judged) -> tuple[str, ...]:
+def _row(judged: MetricVerdict) -> tuple[str, ...]:
     return (
         judged.cell,
         subject(judged),
@@ -78,7 +78,7 @@ def _row(judged: Judged) -> tuple[str, ...]:
     )
 
 
-def _value(judged: Judged, value: float | None) -> str:
+def _value(judged: MetricVerdict, value: float | None) -> str:
     return NOT_APPLICABLE if judged.kind == "outcome" else value_text(METRICS[judged.metric], value)
 
 
@@ -95,13 +95,13 @@ def value_text(metric: Metric, value: float | None) -> str:
     return f"{value:,.0f}" if metric.kind == "deterministic" else significant(value)
 
 
-def _change(judged: Judged) -> str:
+def _change(judged: MetricVerdict) -> str:
     if judged.ratio is not None:
         return f"× {judged.ratio:.4g}"  # noqa: RUF001 - the sign of a factor
     return _points(judged.difference)
 
 
-def _interval(judged: Judged) -> str:
+def _interval(judged: MetricVerdict) -> str:
     if judged.ratio_low is not None and judged.ratio_high is not None:
         return f"{judged.ratio_low:.4g} to {judged.ratio_high:.4g}"
     if judged.difference_low is not None and judged.difference_high is not None:
@@ -149,7 +149,7 @@ def _fitting(lines: Sequence[str], most_bytes: int) -> int:
     return len(lines)
 
 
-def _counted(hidden: Sequence[Judged]) -> str:
+def _counted(hidden: Sequence[MetricVerdict]) -> str:
     found = Counter((judged.gated, judged.verdict) for judged in hidden)
     counts = (
         f"{count} {name}{'' if gated else ' (not gated)'}"

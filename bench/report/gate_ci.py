@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 from xml.etree import ElementTree as ET
 
-from bench.records.verdicts import Judged, Verdicts
+from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.report.gate import headline, message, render_markdown, subject
 from bench.report.text import plain
 
@@ -84,7 +84,7 @@ def annotations(verdicts: Verdicts) -> Iterator[str]:
             f"{len(worse) - MOST_ANNOTATIONS + 1} more regressions; {headline(verdicts)}",
         )
     if not worse and verdicts.verdict != "pass":
-        first: Judged | None = next((one for one in verdicts.gated if one.verdict != "pass"), None)
+        first: MetricVerdict | None = next((one for one in verdicts.gated if one.verdict != "pass"), None)
         why = f"; {message(first)}" if first else ""
         yield _command("warning", "bench gate", f"{headline(verdicts)}{why}")
 

@@ -7,7 +7,7 @@ from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS, NS_PER_SECOND
 from bench.report.comparison_columns import INSTRUMENT_NAMES
 from bench.report.plan_notes import WHAT_SET_IT
 from bench.report.text import share
-from bench.stats.steady import SIGNIFICANCE, SMALLEST_DRIFT_SHARE
+from bench.stats.trend import SIGNIFICANCE, SMALLEST_DRIFT_SHARE
 
 _INSTRUMENTS: dict[Instrument, str] = {
     "ledger": (

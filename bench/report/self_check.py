@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from bench.report.layout import Table, markdown_table, terminal_table
 from bench.report.text import NOT_APPLICABLE, share
-from bench.stats.self_check import CheckRow, SelfCheck
+from bench.stats.simulation import CheckRow, SelfCheck
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

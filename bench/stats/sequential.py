@@ -9,20 +9,23 @@ where no calibration vouches for that, so many runs are asked for that any other
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.stats.moderated import Bools, Evidence, moments_of_arms, moments_of_pairs, weigh
-from bench.stats.settling import Floats
+from bench.metrics import METRICS, Metric
+from bench.records.verdicts import MetricVerdict, VerdictName
+from bench.scenario.gate import GateSpec, MetricGate
+from bench.stats.noise import Evidence, moments_of_arms, moments_of_pairs, weigh
+from bench.stats.trend import Bools, Floats, Ints
 
-Decision = Literal["undecided", "pass", "regression"]
-DECISIONS: tuple[Decision, ...] = ("undecided", "pass", "regression")
-"""A decision is stored as its place in this list."""
+DECISIONS: tuple[VerdictName, ...] = ("inconclusive", "pass", "regression")
+"""A decision is held as its place in this list."""
 
 UNDECIDED, PASS, REGRESSION = range(3)
+Direction = Literal["lower", "higher", "same"]
 
 _GROWTH = 1.6
 """Each look has this many times the repeats of the last: 3, 5, 8, 13, 21."""
@@ -70,8 +73,8 @@ class Decided:
     decisions: npt.NDArray[np.int8]
     evidence: Evidence
     family_p_values: Floats
-    repeats: npt.NDArray[np.int64]
-    needed: npt.NDArray[np.int64]
+    repeats: Ints
+    needed: Ints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +164,14 @@ def follow(blocks: Sequence[Block], rule: Rule, other_p_values: Floats | None = 
 
 def _nothing_yet(block: Block) -> Decided:
     shape = block.tolerance_log.shape
-    nothing = Evidence(
-        difference=np.zeros(shape),
-        standard_error=np.full(shape, np.inf),
-        degrees_of_freedom=np.zeros(shape),
-        calibration_held=np.ones(shape, dtype=np.bool_),
-    )
     return Decided(
         decisions=np.zeros(shape, dtype=np.int8),
-        evidence=nothing,
+        evidence=Evidence(
+            difference=np.zeros(shape),
+            standard_error=np.full(shape, np.inf),
+            degrees_of_freedom=np.zeros(shape),
+            calibration_held=np.ones(shape, dtype=np.bool_),
+        ),
         family_p_values=np.ones(shape),
         repeats=np.zeros(shape, dtype=np.int64),
         needed=np.zeros(shape, dtype=np.int64),
@@ -177,7 +179,6 @@ def _nothing_yet(block: Block) -> Decided:
 
 
 def _look(block: Block, state: Decided, repeats: int) -> Decided:
-    """Return the state with the evidence of the cells still undecided after ``repeats`` repeats."""
     going_on = state.decisions == UNDECIDED
     used = np.where(going_on, np.minimum(repeats, _complete(block)), state.repeats)
     if block.differences is None:
@@ -185,25 +186,14 @@ def _look(block: Block, state: Decided, repeats: int) -> Decided:
     else:
         moments = moments_of_pairs(block.differences, used)
     fresh = weigh(moments, block.calibration_variance, block.calibration_degrees)
-    return Decided(
-        decisions=state.decisions,
-        evidence=Evidence(
-            **{
-                name: np.where(going_on, getattr(fresh, name), getattr(state.evidence, name))
-                for name in (field.name for field in fields(Evidence))
-            }
-        ),
-        family_p_values=state.family_p_values,
-        repeats=used,
-        needed=state.needed,
-    )
+    return replace(state, evidence=fresh.where(going_on, state.evidence), repeats=used)
 
 
-def _complete(block: Block) -> npt.NDArray[np.int64]:
+def _complete(block: Block) -> Ints:
     """Return how many repeats each cell had, up to its last run."""
     shortest = min(block.baseline.shape[-1], block.candidate.shape[-1])
     there = ~np.isnan(block.baseline[..., :shortest]) | ~np.isnan(block.candidate[..., :shortest])
-    repeats: npt.NDArray[np.int64] = np.where(there, np.arange(1, shortest + 1), 0).max(axis=-1, initial=0)
+    repeats: Ints = np.where(there, np.arange(1, shortest + 1), 0).max(axis=-1, initial=0)
     return repeats
 
 
@@ -219,10 +209,87 @@ def _concluded(block: Block, state: Decided, adjusted: Floats, rule: Rule, tests
     too_few = ~vouched & (state.repeats < asked)
     fresh[too_few] = UNDECIDED
     going_on = state.decisions == UNDECIDED
-    return Decided(
+    return replace(
+        state,
         decisions=np.where(going_on, fresh, state.decisions),
-        evidence=state.evidence,
         family_p_values=adjusted,
-        repeats=state.repeats,
         needed=np.where(going_on & too_few, asked, 0),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricPolicy:
+    """How one metric is judged; ``tolerance`` is in its unit where it is deterministic, else a share."""
+
+    metric: Metric
+    direction: Direction
+    tolerance: float
+    relative_tolerance: float
+    gated: bool
+
+    @property
+    def worse_sign(self) -> int:
+        """1 where more is worse, -1 where less is."""
+        return -1 if self.direction == "higher" else 1
+
+    @property
+    def tolerance_log(self) -> float:
+        """The tolerance of a metric that varies, as a log ratio for the worse; infinite where all may pass.
+
+        A fall by 5 % is a little more than a rise by 5 %.
+        """
+        if self.direction != "higher":
+            return math.log1p(self.tolerance)
+        return -math.log1p(-self.tolerance) if self.tolerance < 1 else math.inf
+
+    def verdict(self, cell: str, verdict: VerdictName, reason: str, **figures: Any) -> MetricVerdict:
+        """Return a verdict on this metric of a cell; ``figures`` are fields of ``MetricVerdict``."""
+        metric = self.metric
+        return MetricVerdict(
+            cell=cell,
+            metric=metric.name,
+            unit=metric.unit,
+            instrument=metric.instrument,
+            kind=metric.kind,
+            verdict=verdict,
+            gated=self.gated,
+            reason=reason,
+            **figures,
+        )
+
+
+def rule_of(gate: GateSpec) -> Rule:
+    """Return the promise of a gate to metrics that vary, and when it looks at them."""
+    return Rule(
+        alpha=gate.alpha,
+        minimum_effect_log=math.log1p(gate.minimum_effect),
+        looks=looks(gate.repeats, gate.max_repeats),
+    )
+
+
+def without_noise(gate: GateSpec) -> GateSpec:
+    """Return the gate with what varies between runs only shown, for machines too noisy to time."""
+    shown = {
+        name: gate.metrics.get(name, MetricGate()).model_copy(update={"gated": False})
+        for name, metric in METRICS.items()
+        if metric.kind == "statistical"
+    }
+    return gate.model_copy(update={"metrics": {**gate.metrics, **shown}})
+
+
+def policies(gate: GateSpec) -> dict[str, MetricPolicy]:
+    """Return the policy of every metric, gated or not, in the order of the metric table."""
+    return {name: _policy(metric, gate.metrics.get(name, MetricGate())) for name, metric in METRICS.items()}
+
+
+def _policy(metric: Metric, own: MetricGate) -> MetricPolicy:
+    by_default: Direction = "same" if metric.better == "neither" else metric.better
+    if metric.kind == "paired":  # more right answers are better, if a scenario gates them at all
+        by_default = "higher"
+    return MetricPolicy(
+        metric=metric,
+        direction=own.direction or by_default,
+        tolerance=metric.tolerance if own.tolerance is None else own.tolerance,
+        relative_tolerance=own.relative_tolerance or 0.0,
+        gated=metric.gated if own.gated is None else own.gated,
     )

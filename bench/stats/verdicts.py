@@ -1,50 +1,324 @@
-"""The verdict on one metric of one cell, and what several come to together."""
+"""From figures to verdicts: what changed for certain, what cannot be decided, and the reason in a sentence.
 
-from collections.abc import Iterable
+How runs ended and metrics that repeat exactly are judged without chance; speed and accuracy from the
+decisions of ``sequential`` and ``paired``.
+"""
 
-import msgspec
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from bench.records.verdicts import Judged
-from bench.records.verdicts import VerdictName as Verdict
+import numpy as np
 
-__all__ = ["Judgement", "Verdict", "overall"]
+from bench.errors import counted
+from bench.records.records import Outcome
+from bench.records.verdicts import (
+    EVERY_RUN_FINISHED,
+    Interval,
+    MetricVerdict,
+    VerdictName,
+    outcome_verdict,
+)
+from bench.scenario.gate import GateSpec
+from bench.stats.noise import Noise
+from bench.stats.paired import Paired, decide_drop, drop_bounds, drop_p_value
+from bench.stats.power import MOST_REPEATS, repeats_needed
+from bench.stats.sequential import DECISIONS, UNDECIDED, Decided, MetricPolicy, Rule
+from bench.stats.trend import Floats
 
 
-class Judgement(msgspec.Struct, frozen=True, kw_only=True):
-    """One metric of one cell, in the metric's unit.
+def judge_outcomes(cell: str, baseline: Sequence[Outcome], candidate: Sequence[Outcome]) -> MetricVerdict:
+    """Judge how a cell's runs ended. Memory that no longer suffices is a regression, and the reverse a gain.
 
-    ``ratio`` is candidate / baseline with its interval, each bound missed with the gate's error rate; None
-    where there is none. For accuracy ``difference`` and its interval hold the change instead, as a share of
-    the questions. ``p_value`` is adjusted for the family and the looks. ``improved`` says that a pass is a
-    proven change for the better. ``repeats`` are the runs of each side that decided, and
-    ``task`` is the evaluation's, for accuracy.
+    Other failures say nothing about the code for sure: they are *not comparable*, and so is a side without
+    a run.
     """
+    verdict: VerdictName = "pass"
+    improved, reason = False, EVERY_RUN_FINISHED
+    before, after = set(baseline), set(candidate)
+    for side, found in (("baseline", before), ("candidate", after)):
+        others = sorted(found - {"ok", "oom"})
+        if not found or others:
+            why = (
+                f"a run of the {side} ended as {' and '.join(others)}; run it again"
+                if found
+                else f"the {side} has no run of this cell; run it"
+            )
+            return outcome_verdict(cell, "not comparable", why)
+    if after == before == {"oom"}:
+        reason = "both sides run out of memory"
+    elif before == {"ok"} and "oom" in after:
+        verdict, reason = "regression", "the candidate runs out of memory where the baseline ran"
+    elif after == {"ok"} and "oom" in before:
+        improved, reason = True, "the candidate runs where the baseline ran out of memory"
+    elif "oom" in before | after:
+        verdict = "inconclusive"
+        reason = "only some runs ran out of memory; free the device of other work and run again"
+    return outcome_verdict(cell, verdict, reason, improved=improved)
+
+
+def judge_exact(
+    cell: str, policy: MetricPolicy, baseline: Sequence[float | None], candidate: Sequence[float | None]
+) -> MetricVerdict:
+    """Judge a deterministic metric by its values over the runs of each side.
+
+    A change for the worse by the tolerance or more is a regression; with a tolerance of 0, any is. Where runs
+    of one side differ, every pair of runs has to say so, or none; in between it is *inconclusive*.
+    """
+    before = [value for value in baseline if value is not None]
+    after = [value for value in candidate if value is not None]
+    if not before or not after:
+        return _not_measured(policy, cell, baseline=bool(before), candidate=bool(after))
+    tolerance = max(policy.tolerance, policy.relative_tolerance * min(map(abs, before)))
+    least, most = _change_for_the_worse(policy, before, after)
+    verdict: VerdictName = "inconclusive"
+    if least > 0 and least >= tolerance:
+        verdict = "regression"
+    elif most <= 0 or most < tolerance:
+        verdict = "pass"
+    first, second = before[0], after[0]
+    varies = " (its runs differ)" if len({*before}) > 1 or len({*after}) > 1 else ""
+    return policy.verdict(
+        cell,
+        verdict,
+        f"{second - first:+,.10g} {policy.metric.unit}, tolerance {tolerance:,.10g}{varies}",
+        improved=verdict == "pass" and policy.direction != "same" and most < 0,
+        baseline=first,
+        candidate=second,
+        ratio=second / first if first else None,
+    )
+
+
+def _not_measured(policy: MetricPolicy, cell: str, *, baseline: bool, candidate: bool) -> MetricVerdict:
+    sides = [side for side, there in (("baseline", baseline), ("candidate", candidate)) if not there]
+    return policy.verdict(cell, "not comparable", f"not measured in the {' or the '.join(sides)}")
+
+
+def _change_for_the_worse(
+    policy: MetricPolicy, before: Sequence[float], after: Sequence[float]
+) -> tuple[float, float]:
+    """Return the least and the greatest change for the worse between a run of each side."""
+    changes = [min(after) - max(before), max(after) - min(before)]
+    if policy.direction == "same":
+        sizes = sorted(map(abs, changes))
+        return (0.0 if changes[0] <= 0 <= changes[1] else sizes[0]), sizes[1]
+    least, most = sorted(policy.worse_sign * change for change in changes)
+    return least, most
+
+
+class _Row(NamedTuple):
+    """One cell of one metric: its row of ``Decided``, bounds and means; logs, positive being worse."""
+
+    difference: float
+    lower: float
+    upper: float
+    standard_error: float
+    degrees_of_freedom: float
+    calibration_held: bool
+    family_p_value: float
+    repeats: int
+    needed: int
+    baseline: float
+    candidate: float
+    decision: VerdictName
+    cell: str
+    note: str | None
+    interval: Interval
+
+
+def judge_statistical(  # noqa: PLR0913 - names, policy and promise of the gate, and what was found
+    cells: Sequence[str],
+    policy: MetricPolicy,
+    decided: Decided,
+    rule: Rule,
+    *,
+    baseline: Floats,
+    candidate: Floats,
+    notes: Sequence[str | None] = (),
+    intervals: Sequence[Interval] = (),
+) -> list[MetricVerdict]:
+    """Return the verdict on one metric of each cell; all arrays hold one number for each cell.
+
+    ``baseline`` and ``candidate`` are means of log summaries signed so that positive is worse, ``NaN`` where
+    a side has no run: *not comparable*. A sentence in ``notes`` makes its cell *inconclusive*, without a
+    p-value. ``intervals`` say what each interval covers, by default the runs.
+    """
+    evidence = decided.evidence
+    columns = (
+        evidence.difference,
+        *evidence.bounds(rule.alpha_of_a_look),
+        evidence.standard_error,
+        evidence.degrees_of_freedom,
+        evidence.calibration_held,
+        decided.family_p_values,
+        decided.repeats,
+        decided.needed,
+        baseline,
+        candidate,
+    )
+    notes = notes or [None] * len(cells)
+    rows = zip(
+        *(column.tolist() for column in columns),
+        [
+            DECISIONS[UNDECIDED if note else place]
+            for place, note in zip(decided.decisions.tolist(), notes, strict=True)
+        ],
+        cells,
+        notes,
+        intervals or ["runs"] * len(cells),
+        strict=True,
+    )
+    return [_statistical(_Row(*row), policy, rule, tests=len(cells)) for row in rows]
+
+
+def _statistical(row: _Row, policy: MetricPolicy, rule: Rule, *, tests: int) -> MetricVerdict:
+    """Return one cell's verdict; values and ratio in the metric's own direction."""
+    missing = [math.isnan(row.baseline), math.isnan(row.candidate)]
+    if any(missing):
+        return _not_measured(policy, row.cell, baseline=not missing[0], candidate=not missing[1])
+    sign, known = policy.worse_sign, row.degrees_of_freedom > 0
+    low, high = sorted((sign * row.lower, sign * row.upper))
+    return policy.verdict(
+        row.cell,
+        row.decision,
+        row.note or _reason(row, policy, rule, tests=tests),
+        improved=row.decision == "pass" and row.upper < 0,
+        baseline=math.exp(sign * row.baseline),
+        candidate=math.exp(sign * row.candidate),
+        ratio=math.exp(sign * (row.difference if known else row.candidate - row.baseline)),
+        ratio_low=math.exp(low) if known else None,
+        ratio_high=math.exp(high) if known else None,
+        p_value=None if row.note else row.family_p_value,
+        repeats=row.repeats,
+        interval=row.interval if known else None,
+    )
+
+
+def _reason(row: _Row, policy: MetricPolicy, rule: Rule, *, tests: int) -> str:
+    difference, lower, upper = (_change(log, policy) for log in (row.difference, row.lower, row.upper))
+    if row.decision == "regression":
+        text = f"{difference}, at least {lower}"
+    elif row.decision == "pass":
+        text = f"{upper} at {'least' if row.upper < 0 else 'most'}"
+    elif row.degrees_of_freedom == 0:
+        does = "does" if row.repeats == 1 else "do"
+        text = (
+            f"{counted(row.repeats, 'repeat')} {does} not show the noise; run at least "
+            f"{max(rule.looks[0], row.repeats + 1)}"
+        )
+    elif row.needed:
+        text = (
+            f"from {lower} to {upper}, but without a calibration {row.repeats} repeats may fall apart so by "
+            f"chance; run {row.needed}, or bench calibrate"
+        )
+    else:
+        text = (
+            f"too noisy: anything from {lower} to {upper} after {counted(row.repeats, 'repeat')}; "
+            f"{_advice(row, policy, rule, tests=tests)}"
+        )
+    if not row.calibration_held:
+        text += " (the runs spread more than the calibration allows, so it was left out; calibrate again)"
+    return text
+
+
+def _advice(row: _Row, policy: MetricPolicy, rule: Rule, *, tests: int) -> str:
+    """Say how many repeats would do at the noise seen; more of them are useless where it is hopeless."""
+    noise = Noise(
+        log_variance=row.standard_error**2 * row.repeats / 2, degrees_of_freedom=int(row.degrees_of_freedom)
+    )
+    needed = repeats_needed(noise, math.expm1(policy.tolerance_log), rule, tests=tests)
+    if needed is None:
+        return (
+            f"more than {MOST_REPEATS} would be needed to find {policy.tolerance:.1%}: reduce background load"
+        )
+    if needed > row.repeats:
+        return f"about {needed} find a change of {policy.tolerance:.1%} reliably"
+    return f"the change lies near the tolerance of {policy.tolerance:.1%}; more repeats would decide"
+
+
+def _change(log: float, policy: MetricPolicy) -> str:
+    """Return a change of the metric's value in words; ``log`` is positive where it is for the worse."""
+    return f"{abs(math.expm1(policy.worse_sign * log)):.1%} {'worse' if log >= 0 else 'better'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyChange:
+    """One task of one cell: its accuracies, and how the answers changed or why that is not known."""
 
     cell: str
-    metric: str
-    verdict: Verdict
-    gated: bool
-    reason: str
-    improved: bool = False
-    baseline: float | None = None
-    candidate: float | None = None
-    ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
-    difference: float | None = None
-    difference_low: float | None = None
-    difference_high: float | None = None
-    p_value: float | None = None
-    repeats: int | None = None
-    task: str | None = None
+    task: str
+    policy: MetricPolicy
+    baseline: float | None
+    candidate: float | None
+    paired: Paired | None
+    why_not: str | None = None
 
 
-def overall(judgements: Iterable[Judgement | Judged]) -> Verdict:
-    """Return what the gated ones come to: one regression is enough; without any decided, nothing passed.
+def _counts(found: Sequence[AccuracyChange]) -> tuple[Floats, Floats, Floats]:
+    """Return how many answers became worse, how many better, and of how many; of those that are paired."""
+    counts = [
+        (paired.gained, paired.lost, paired.items)
+        if one.policy.direction == "lower"
+        else (paired.lost, paired.gained, paired.items)
+        for one in found
+        if (paired := one.paired) is not None
+    ]
+    worse, better, items = np.array(counts, dtype=np.float64).reshape(-1, 3).T
+    return worse, better, items
 
-    What is not comparable has not passed, so it makes the whole inconclusive.
+
+def accuracy_p_values(found: Sequence[AccuracyChange]) -> Floats:
+    """Return the p-value of each change being none for the worse, for those that are paired, in order."""
+    worse, better, _ = _counts(found)
+    return drop_p_value(worse, better)
+
+
+def judge_accuracy(
+    found: Sequence[AccuracyChange], family_p_values: Floats, gate: GateSpec
+) -> tuple[MetricVerdict, ...]:
+    """Return the verdict on each; the p-values are those of ``accuracy_p_values``, adjusted.
+
+    It covers these questions and these two trained models, not the method: that takes several seeds.
     """
-    found = {judgement.verdict for judgement in judgements if judgement.gated}
-    if "regression" in found:
-        return "regression"
-    return "pass" if found == {"pass"} else "inconclusive"
+    worse, better, items = _counts(found)
+    decisions = decide_drop(
+        worse,
+        better,
+        items,
+        family_p_values=family_p_values,
+        alpha=gate.alpha,
+        minimum_drop=gate.minimum_drop,
+        tolerance=np.array([one.policy.tolerance for one in found if one.paired is not None]),
+    )
+    low, high = drop_bounds(worse, better, items, gate.alpha)
+    columns = (decisions, low, high, family_p_values, worse.astype(int), better.astype(int))
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return tuple(_accuracy(one, next(rows) if one.paired else None) for one in found)
+
+
+def _accuracy(one: AccuracyChange, row: tuple[int, float, float, float, int, int] | None) -> MetricVerdict:
+    """Return the verdict on one change: decision, bounds of the drop, p-value, answers worse and better."""
+    known = {"task": one.task, "baseline": one.baseline, "candidate": one.candidate, "interval": "questions"}
+    policy, paired = one.policy, one.paired
+    if paired is None or row is None:
+        return policy.verdict(one.cell, "not comparable", one.why_not or "", **known)
+    decision, low, high, p_value, worse, better = row
+    verdict = DECISIONS[decision]
+    reason = f"{worse} of {paired.items} questions lost, {better} gained"
+    if verdict == "inconclusive":
+        reason += f"; too few to rule out a drop of {policy.tolerance:.1%}, evaluate more questions"
+    if paired.unmatched:
+        reason += f"; {counted(paired.unmatched, 'question')} on one side only"
+    interval = (low, high) if policy.direction == "lower" else (-high, -low)
+    return policy.verdict(
+        one.cell,
+        verdict,
+        reason,
+        improved=verdict == "pass" and high < 0,
+        difference=paired.difference_share,
+        difference_low=interval[0],
+        difference_high=interval[1],
+        p_value=p_value,
+        **known,
+    )

@@ -10,8 +10,8 @@ import pytest
 from bench import cli
 from bench.gate import gate as gating
 from bench.records.verdicts import Verdicts
-from bench.stats import self_check
-from bench.stats.self_check import CheckRow, read_self_check
+from bench.stats import simulation
+from bench.stats.simulation import CheckRow, read_self_check
 from gate_projects import make_repository
 from sittings_factory import LOUD, MIB, make_runs, write_sitting
 
@@ -165,6 +165,6 @@ def test_the_self_check_prints_its_rates_and_fails_where_a_promise_is_broken(
         side="at most",
         bound=0.01,
     )
-    monkeypatch.setattr(self_check, "self_check", lambda _replications: iter([broken]))
+    monkeypatch.setattr(simulation, "self_check", lambda _replications: iter([broken]))
     assert 1 == bench(monkeypatch, "gate", "--self-check")
     assert "NO" in capsys.readouterr().out

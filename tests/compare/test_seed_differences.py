@@ -4,7 +4,7 @@ import pytest
 
 from bench.compare.seed_differences import differences_over_seeds
 from bench.errors import UsageError
-from bench.stats.many_to_one import dunnett_critical
+from bench.stats.paired import dunnett_critical
 from records_factory import make_environment
 from seeds_factory import make_run, one_group, right
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.compare.sitting_verdicts import SittingJudge, judge_folder, open_cells
+from bench.compare.gate_report import SessionJudge, judge_folder, open_cells
 from bench.errors import UsageError
 from bench.io import write_json
 from bench.records.records import Record
-from bench.records.verdicts import Judged, Verdicts
+from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.scenario.gate import GateSpec, MetricGate
 from calibrations_factory import make_calibration
 from records_factory import make_environment
@@ -24,7 +24,7 @@ LOOKS = (3, 5, 8)
 
 def judged(base: list[Record], candidate: list[Record], **gate: Any) -> Verdicts:
     """Judge runs as a sitting does between two of them."""
-    return SittingJudge(gate=GateSpec(**gate), looks=LOOKS).judge({"base": base, "candidate": candidate})
+    return SessionJudge(gate=GateSpec(**gate), looks=LOOKS).judge({"base": base, "candidate": candidate})
 
 
 def bad(verdicts: Verdicts) -> dict[str, str]:
@@ -32,7 +32,7 @@ def bad(verdicts: Verdicts) -> dict[str, str]:
     return {one.metric: one.verdict for one in verdicts.gated if one.verdict != "pass"}
 
 
-def the(verdicts: Verdicts, metric: str, cell: str = "tiny/a") -> Judged:
+def the(verdicts: Verdicts, metric: str, cell: str = "tiny/a") -> MetricVerdict:
     """Return one judgement."""
     return next(one for one in verdicts.judgements if (one.metric, one.cell) == (metric, cell))
 
@@ -88,7 +88,7 @@ def test_only_cells_that_more_runs_could_decide_are_run_again() -> None:
         *make_runs("c", speeds=LOUD[::-1], ledger_bytes=700 * MIB),
         *make_runs("d", outcome="crashed"),
     ]
-    judge = SittingJudge(gate=GateSpec(), looks=LOOKS)
+    judge = SessionJudge(gate=GateSpec(), looks=LOOKS)
     records: dict[SideName, list[Record]] = {"base": base, "candidate": candidate}
     assert frozenset({"b"}) == judge(records, 3)
     quiet_b = [record for record in base if record.cell.id != "b"]
@@ -107,7 +107,7 @@ def test_sides_that_took_turns_at_steps_are_compared_pair_by_pair() -> None:
     """What makes runs differ by half tells nothing apart, and in pairs a tenth of the speed is found."""
     base, slower = make_runs(speeds=LOUD), make_runs(speeds=[0.9 * speed for speed in LOUD])
     assert {"tokens_per_second": "inconclusive"} == bad(judged(base, slower))
-    by_steps = SittingJudge(gate=GateSpec(), looks=LOOKS, by_steps=True)
+    by_steps = SessionJudge(gate=GateSpec(), looks=LOOKS, by_steps=True)
     found = by_steps.judge({"base": base, "candidate": slower})
     assert {"tokens_per_second": "regression"} == bad(found)
     assert pytest.approx(0.9) == the(found, "tokens_per_second").ratio
@@ -150,7 +150,7 @@ def test_a_calibration_decides_earlier_and_must_be_of_this_machine() -> None:
     records: dict[SideName, list[Record]] = {"base": base, "candidate": candidate}
     calibration = make_calibration(0.005, base[0].cell.digest)
     unknown, known = (
-        SittingJudge(gate=GateSpec(), looks=LOOKS, calibration=each).judge(records)
+        SessionJudge(gate=GateSpec(), looks=LOOKS, calibration=each).judge(records)
         for each in (None, calibration)
     )
     assert ("inconclusive", "pass") == (
@@ -159,7 +159,7 @@ def test_a_calibration_decides_earlier_and_must_be_of_this_machine() -> None:
     )
     other = calibration.model_copy(update={"environment": make_environment(machine={"cpu_cores": 64})})
     with pytest.raises(UsageError, match="cpu_cores 64 then, 2 now"):
-        SittingJudge(gate=GateSpec(), looks=LOOKS, calibration=other).judge(records)
+        SessionJudge(gate=GateSpec(), looks=LOOKS, calibration=other).judge(records)
 
 
 def test_a_stored_sitting_is_judged_as_it_was_while_it_lasted(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_stored_sitting_is_judged_as_it_was_while_it_lasted(tmp_path: Path) ->
     gate, calibration = GateSpec(alpha=0.05), make_calibration(0.005, base[0].cell.digest)
     write_sitting(tmp_path, base, candidate, gate=gate)
     write_json(tmp_path / "calibration.json", calibration)
-    live = SittingJudge(gate=gate, looks=LOOKS, calibration=calibration)
+    live = SessionJudge(gate=gate, looks=LOOKS, calibration=calibration)
     stored = judge_folder(tmp_path)
     assert live.judge({"base": base, "candidate": candidate}).judgements == stored.judgements
     assert ("regression", 0.05, ()) == (stored.verdict, stored.alpha, stored.problems)
@@ -184,7 +184,7 @@ def test_a_cell_whose_turn_never_came_has_not_passed(tmp_path: Path) -> None:
     verdicts = judge_folder(tmp_path)
     assert ("inconclusive", 3) == (verdicts.verdict, verdicts.exit_code())
     assert "ended before its turn" in the(verdicts, "outcome", "tiny/b").reason
-    assert "The budget of 60 s ended the sitting." in [caveat.message for caveat in verdicts.caveats]
+    assert "The budget of 60 s ended the session." in [caveat.message for caveat in verdicts.caveats]
 
 
 @pytest.mark.parametrize("candidate", ["crashed", "gone"])

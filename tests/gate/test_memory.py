@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare.sitting_verdicts import SittingJudge
+from bench.compare.gate_report import SessionJudge
 from bench.gate.begin import SittingOptions
 from bench.gate.sides import Side, prepared_sides, side_as_is
 from bench.gate.sitting import run_sitting
 from bench.records.records import Record
 from bench.records.sittings import SittingRecords
-from bench.records.verdicts import Judged
+from bench.records.verdicts import MetricVerdict
 from bench.scenario.gate import GateSpec
 from gate_candidates import make_candidate
 from tiny_cells import tiny_cell
@@ -33,16 +33,16 @@ def sit(sides: tuple[Side, Side], folder: Path) -> SittingRecords:
     return run_sitting([cell], sides, lambda _records, _repeats: (), options)
 
 
-def alarms(base: Record, candidate: Record) -> list[Judged]:
+def alarms(base: Record, candidate: Record) -> list[MetricVerdict]:
     """Return the exact metrics that a gate of these two runs does not let pass."""
-    judge = SittingJudge(gate=GateSpec(), looks=(1,))
+    judge = SessionJudge(gate=GateSpec(), looks=(1,))
     verdicts = judge.judge({"base": [base], "candidate": [candidate]})
     exact = [one for one in verdicts.gated if one.kind in {"deterministic", "outcome"}]
     assert len(exact) >= 5
     return [one for one in exact if one.verdict != "pass"]
 
 
-def false_alarms(runs: Sequence[Record]) -> list[Judged]:
+def false_alarms(runs: Sequence[Record]) -> list[MetricVerdict]:
     """Return what is found between each run and the next of the same code."""
     return [alarm for before, after in pairwise(runs) for alarm in alarms(before, after)]
 

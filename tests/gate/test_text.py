@@ -1,10 +1,10 @@
 """Lines of a sitting and of a calibration."""
 
-from bench.gate.noise import NoiseRow
 from bench.gate.sides import side_as_is
 from bench.gate.text import GateLines, noise_lines
 from bench.records.records import Failure
 from bench.records.sittings import SittingRun
+from bench.stats.power import NoiseRow
 from records_factory import make_record
 
 

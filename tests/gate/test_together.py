@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare.sitting_verdicts import judge_folder
+from bench.compare.gate_report import judge_folder
 from bench.errors import InfrastructureError, UsageError
 from bench.gate import sitting
 from bench.gate.begin import SittingOptions

@@ -8,16 +8,16 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from bench.records.stored import Caveat
-from bench.records.verdicts import ComparedSide, Judged, VerdictName, Verdicts
+from bench.records.verdicts import ComparedSide, MetricVerdict, VerdictName, Verdicts
 from bench.report.gate import render_markdown, render_terminal
 from bench.report.gate_ci import COMMENT_MARK, annotations, comment, junit, step_summary
 
 MIB = 1024**2
-_JUDGED = TypeAdapter(Judged)
+_JUDGED = TypeAdapter(MetricVerdict)
 HOSTILE = "a|b <script>x</script> @all 100%: a,b \x1b[31m\n::error::boo ]]> [x](javascript:1)"
 
 
-def make_judged(verdict: VerdictName = "pass", **changes: object) -> Judged:
+def make_judged(verdict: VerdictName = "pass", **changes: object) -> MetricVerdict:
     """Return a judgement on an exact peak."""
     fields = {
         "cell": "tiny/full",
@@ -34,7 +34,7 @@ def make_judged(verdict: VerdictName = "pass", **changes: object) -> Judged:
     return _JUDGED.validate_python(fields | changes)
 
 
-def make_verdicts(*judgements: Judged, **changes: object) -> Verdicts:
+def make_verdicts(*judgements: MetricVerdict, **changes: object) -> Verdicts:
     """Return a document with these judgements, worst first."""
     side = ComparedSide(given="results/a", runs=3, environment={})
     fields = {

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from bench.report.self_check import render_self_check
-from bench.stats.self_check import CheckRow, SelfCheck
+from bench.stats.simulation import CheckRow, SelfCheck
 
 KEPT = CheckRow(
     situation="1 cell, no change",

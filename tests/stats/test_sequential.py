@@ -1,4 +1,4 @@
-"""Looks, the family of tests, and what a cell may be called."""
+"""When a comparison may stop and what it may say, and what a gate holds each metric to."""
 
 import math
 from dataclasses import replace
@@ -6,9 +6,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.stats.moderated import pad
-from bench.stats.sequential import DECISIONS, Block, Decided, Rule, fewest_repeats, follow, holm, looks
-from bench.stats.settling import Floats
+from bench.scenario.gate import GateSpec, MetricGate
+from bench.stats.noise import pad
+from bench.stats.sequential import (
+    DECISIONS,
+    Block,
+    Decided,
+    Rule,
+    fewest_repeats,
+    follow,
+    holm,
+    looks,
+    policies,
+    rule_of,
+)
+from bench.stats.trend import Floats
 
 RULE = Rule(alpha=0.01, minimum_effect_log=0.01, looks=(3, 5, 8))
 
@@ -55,7 +67,7 @@ def test_clear_cells_stop_at_the_first_look_and_unclear_ones_go_on() -> None:
     baseline = pad([_arm(0.0)] * 3)
     candidate = pad([_arm(0.0), _arm(0.2), _arm(0.03, spread=0.03)])
     (decided,) = follow([_block(baseline, candidate, sd=0.02)], RULE).blocks
-    assert (["pass", "regression", "undecided"], [3, 3, 8]) == (_names(decided), list(decided.repeats))
+    assert (["pass", "regression", "inconclusive"], [3, 3, 8]) == (_names(decided), list(decided.repeats))
 
 
 def test_a_decision_stays_whatever_later_runs_say() -> None:
@@ -70,7 +82,7 @@ def test_cells_that_wait_for_runs_are_undecided() -> None:
     """Runs of one look only: those in doubt keep the repeats they had."""
     short = _block(pad([_arm(0.0, 3)]), pad([_arm(0.04, 3, spread=0.03)]))
     (decided,) = follow([short], RULE).blocks
-    assert (["undecided"], [3]) == (_names(decided), list(decided.repeats))
+    assert (["inconclusive"], [3]) == (_names(decided), list(decided.repeats))
 
 
 def test_a_sure_but_small_slowdown_is_no_regression() -> None:
@@ -87,7 +99,7 @@ def test_without_a_calibration_few_repeats_are_no_proof() -> None:
     unknown = {"calibration_degrees": np.zeros(2), "calibration_variance": np.zeros(2)}
     arms = pad([_arm(0.0)] * 2), pad([_arm(0.0), _arm(0.4)])
     (three,) = follow([replace(_block(*(arm[:, :3] for arm in arms), sd=0.1), **unknown)], RULE).blocks
-    assert (["undecided", "undecided"], [5, 5]) == (_names(three), list(three.needed))
+    assert (["inconclusive", "inconclusive"], [5, 5]) == (_names(three), list(three.needed))
     (all_looks,) = follow([replace(_block(*arms), **unknown)], RULE).blocks
     assert (["pass", "regression"], [0, 0]) == (_names(all_looks), list(all_looks.needed))
     assert [5, 5] == list(all_looks.repeats)
@@ -105,7 +117,7 @@ def test_other_tests_belong_to_the_family() -> None:
     rule = replace(RULE, looks=(3,))
     alone = follow([block], rule)
     among = follow([block], rule, np.array([1e-7, *[0.9] * 999]))
-    assert (["regression"], ["undecided"]) == (_names(alone.blocks[0]), _names(among.blocks[0]))
+    assert (["regression"], ["inconclusive"]) == (_names(alone.blocks[0]), _names(among.blocks[0]))
     assert pytest.approx(1e-7 * 1001) == among.other_family_p_values[0]
     assert pytest.approx([0.02, 0.03]) == follow([], rule, np.array([0.01, 0.03])).other_family_p_values
 
@@ -117,3 +129,43 @@ def test_two_metrics_share_one_family() -> None:
     (alone,), (first, second) = follow([block], RULE).blocks, follow([block, same], RULE).blocks
     assert pytest.approx(2 * alone.family_p_values[0]) == first.family_p_values[0]
     assert [1.0] == list(second.family_p_values)
+
+
+def test_tolerances_are_shares_of_the_metric_s_own_value() -> None:
+    """5 % more time, 5 % fewer tokens per second; to let all pass is possible."""
+    own = policies(GateSpec(metrics={"tokens_per_second": MetricGate(tolerance=1.0)}))
+    table = policies(GateSpec())
+    assert pytest.approx((math.log(1.05), -math.log(0.95))) == (
+        table["step_time_ns"].tolerance_log,
+        table["tokens_per_second"].tolerance_log,
+    )
+    assert math.inf == own["tokens_per_second"].tolerance_log
+
+
+def test_the_rule_of_a_gate() -> None:
+    """Error rate and minimum effect as given, looks from the first number of repeats to the last."""
+    gate = GateSpec(alpha=0.05, minimum_effect=0.02, repeats=2, max_repeats=4)
+    assert Rule(alpha=0.05, minimum_effect_log=math.log1p(0.02), looks=(2, 3, 4)) == rule_of(gate)
+
+
+def test_a_scenario_overrides_the_metric_table() -> None:
+    """Tolerance, direction and gating as given; the rest as in the table."""
+    own = {"op_count": MetricGate(gated=True, direction="lower", tolerance=3.0)}
+    policy = policies(GateSpec(metrics=own))["op_count"]
+    assert (True, "lower", 3.0, 0.0) == (
+        policy.gated,
+        policy.direction,
+        policy.tolerance,
+        policy.relative_tolerance,
+    )
+    plain = policies(GateSpec())["op_count"]
+    assert (False, "same") == (plain.gated, plain.direction)
+
+
+def test_every_gated_metric_that_varies_has_a_tolerance_a_pass_can_rule_out() -> None:
+    """Else no run could ever pass."""
+    gate = GateSpec()
+    least = {"statistical": gate.minimum_effect, "paired": gate.minimum_drop}
+    for policy in policies(gate).values():
+        if policy.gated and policy.metric.kind in least:
+            assert policy.tolerance > least[policy.metric.kind]

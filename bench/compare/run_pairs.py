@@ -1,14 +1,21 @@
-"""Which runs of two sides belong together, and what makes comparing them worthless. Judges nothing."""
+"""Which runs of two sides belong together, what makes comparing them worthless, and which answers changed.
 
-from collections.abc import Sequence
+Judges nothing.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
 
+from bench.errors import UsageError
 from bench.metrics import Metric
-from bench.records.run_facts import CellFacts, Facts, Instruments, RunFacts
+from bench.records.run_facts import Answers, CellFacts, Facts, Instruments, RunFacts
+from bench.stats.paired import Paired, pair_items
+from bench.stats.sequential import MetricPolicy
+from bench.stats.verdicts import AccuracyChange
 
 _MOST_DIFFERENCES = 4
 _ANYWHERE = ("system", "architecture")
@@ -17,30 +24,30 @@ _ANYWHERE = ("system", "architecture")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The runs of one cell on both sides, those of the baseline by sitting; either side may have none."""
+    """The runs of one cell on both sides, those of the baseline by session; either side may have none."""
 
     cell_id: str
-    sittings: tuple[tuple[RunFacts, ...], ...]
+    sessions: tuple[tuple[RunFacts, ...], ...]
     candidate: tuple[RunFacts, ...]
 
     @cached_property
     def baseline(self) -> tuple[RunFacts, ...]:
         """All runs of the baseline, in order."""
-        return tuple(run for sitting in self.sittings for run in sitting)
+        return tuple(run for session in self.sessions for run in session)
 
     @cached_property
-    def sittings_ok(self) -> tuple[tuple[RunFacts, ...], ...]:
-        """Those that measured everything, by sitting."""
-        return tuple(tuple([run for run in sitting if run.outcome == "ok"]) for sitting in self.sittings)
+    def sessions_ok(self) -> tuple[tuple[RunFacts, ...], ...]:
+        """The baseline's runs that measured everything, by session."""
+        return tuple(tuple([run for run in session if run.outcome == "ok"]) for session in self.sessions)
 
     @cached_property
     def baseline_ok(self) -> tuple[RunFacts, ...]:
-        """Those that measured everything."""
-        return tuple(run for sitting in self.sittings_ok for run in sitting)
+        """The baseline's runs that measured everything."""
+        return tuple(run for session in self.sessions_ok for run in session)
 
     @cached_property
     def candidate_ok(self) -> tuple[RunFacts, ...]:
-        """The candidate's that measured everything."""
+        """The candidate's runs that measured everything."""
         return tuple(run for run in self.candidate if run.outcome == "ok")
 
     @cached_property
@@ -102,13 +109,8 @@ class Pair:
     def _instruments(self) -> tuple[set[Instruments], set[Instruments]]:
         return {run.instruments for run in self.baseline}, {run.instruments for run in self.candidate}
 
-    @cached_property
-    def _same_instruments(self) -> bool:
-        before, after = self._instruments
-        return before == after and len(after) == 1
-
     def _other_instrument(self, metric: Metric) -> str | None:
-        if self._same_instruments or ("NVML" not in metric.instrument and metric.instrument != "VmHWM"):
+        if "NVML" not in metric.instrument and metric.instrument != "VmHWM":
             return None
         name = "NVML" if "NVML" in metric.instrument else "host memory"
         before, after = ({dict(each).get(name) for each in side} for side in self._instruments)
@@ -144,7 +146,6 @@ def _listed(differences: dict[str, str]) -> str:
 
 
 def _cell_differences(before: CellFacts, after: CellFacts) -> str:
-    """Name the fields of a cell that differ."""
     old, new = (
         dict(_flat(side.cell.model_dump(mode="json", exclude={"id", "scenario", "limits"})))
         if side.cell
@@ -165,19 +166,19 @@ def _flat(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def pair_up(sittings: Sequence[Sequence[RunFacts]], candidate: Sequence[RunFacts]) -> tuple[Pair, ...]:
+def pair_up(sessions: Sequence[Sequence[RunFacts]], candidate: Sequence[RunFacts]) -> tuple[Pair, ...]:
     """Return the cells of either side with their runs, the baseline's order first.
 
     Of runs of one cell under several keys (other versions, another machine) only those of the latest run's
     count. A contaminated run does not count where another took its place.
     """
-    before = [_by_cell(sitting) for sitting in sittings]
+    before = [_by_cell(session) for session in sessions]
     after = _by_cell(candidate)
     names = dict.fromkeys(name for side in (*before, after) for name in side)
     return tuple(
         Pair(
             cell_id=name,
-            sittings=tuple(_current(sitting[name]) for sitting in before if name in sitting),
+            sessions=tuple(_current(session[name]) for session in before if name in session),
             candidate=_current(after.get(name, [])),
         )
         for name in names
@@ -199,6 +200,53 @@ def _current(runs: Sequence[RunFacts]) -> tuple[RunFacts, ...]:
     return tuple(unspoilt or same_key)
 
 
-def ended_ok(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """Return the runs that measured everything."""
-    return [run for run in runs if run.outcome == "ok"]
+def accuracy_changes(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[AccuracyChange]:
+    """Yield the tasks that either side evaluated, where both have good runs; each from the first that did."""
+    when = policy.metric.name.removeprefix("accuracy_")
+    for pair in pairs:
+        if not pair.baseline_ok or not pair.candidate_ok:
+            continue  # how the runs ended is judged already
+        before, after = _by_task(pair.baseline_ok, when), _by_task(pair.candidate_ok, when)
+        for task in {**before, **after}:
+            first, second = before.get(task), after.get(task)
+            paired, why_not = _paired(first, second)
+            yield AccuracyChange(
+                cell=pair.cell_id,
+                task=task,
+                policy=policy,
+                baseline=None if first is None else first.accuracy,
+                candidate=None if second is None else second.accuracy,
+                paired=paired,
+                why_not=why_not,
+            )
+
+
+def _by_task(runs: Sequence[RunFacts], when: str) -> dict[str, Answers]:
+    found: dict[str, Answers] = {}
+    for run in runs:
+        for answers in run.answers:
+            if answers.when == when:
+                found.setdefault(answers.task, answers)
+    return found
+
+
+def _paired(first: Answers | None, second: Answers | None) -> tuple[Paired | None, str | None]:
+    if first is None or second is None:
+        return None, f"not evaluated in the {'baseline' if first is None else 'candidate'}"
+    for name in ("metric", "num_fewshot", "instrument"):
+        before, after = getattr(first, name), getattr(second, name)
+        if before != after:
+            return None, f"read by different instruments: {name} {before} before, {after} now"
+    try:
+        # Runs that saw the same questions share one object, and their answers are counted as whole numbers.
+        if first.questions is second.questions and first.questions:
+            return _counted(first.correct, second.correct), None
+        return pair_items(first.items, second.items), None
+    except UsageError as error:
+        return None, str(error)
+
+
+def _counted(before: bytes, after: bytes) -> Paired:
+    was, is_now = int.from_bytes(before), int.from_bytes(after)
+    gained, lost = (is_now & ~was).bit_count(), (was & ~is_now).bit_count()
+    return Paired(items=len(before), unmatched=0, gained=gained, lost=lost)

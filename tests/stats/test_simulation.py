@@ -6,10 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.stats.self_check import CheckRow, self_check, simulate, wilson
-from bench.stats.settling import settle
-from bench.stats.simulate import NoiseModel, sitting
-from bench.stats.simulation_cases import FALSE_ALARMS, SITUATIONS, Situation
+from bench.stats.simulation import CheckRow, self_check, session, simulate, wilson
+from bench.stats.simulation_cases import CASES, FALSE_ALARMS, NoiseModel, SimulationCase
+from bench.stats.trend import settle
 
 REPLICATIONS = int(os.environ.get("BENCH_SELF_CHECK_REPLICATIONS", "160"))
 
@@ -20,7 +19,7 @@ def test_every_promise_is_kept() -> None:
     rows = list(self_check(REPLICATIONS))
     assert [] == [row for row in rows if not row.holds]
     bounded = [row for row in rows if row.bound is not None]
-    assert len(SITUATIONS) < len(bounded)
+    assert len(CASES) < len(bounded)
 
 
 def test_a_broken_promise_would_be_seen() -> None:
@@ -44,32 +43,32 @@ def test_a_broken_promise_would_be_seen() -> None:
 
 def test_the_simulation_can_fail_the_gate() -> None:
     """Noise that a wrong calibration hides gives many false alarms once nothing guards against it."""
-    hidden = Situation(
+    hidden = SimulationCase(
         name="",
         bounds=FALSE_ALARMS,
         slowdown=0.01,
         calibration_factor=0.1,
-        rule=replace(SITUATIONS[0].rule, alpha=0.2),
+        rule=replace(CASES[0].rule, alpha=0.2),
     )
     assert 0.1 < (simulate(hidden, 500, seed=0) == 2).mean() < 0.35
 
 
 def test_the_same_seed_makes_the_same_measurements() -> None:
     """So that a figure can be checked by others."""
-    first, second = (simulate(SITUATIONS[2], 50, seed=3) for _ in range(2))
+    first, second = (simulate(CASES[2], 50, seed=3) for _ in range(2))
     assert np.array_equal(first, second)
 
 
 def test_the_noise_is_what_the_model_says() -> None:
     """Autocorrelation, run noise and drift come out as put in; the arms alternate A B B A."""
     model = NoiseModel(spike_share=0.0, warmup_steps=1000, drift=0.3, run_noise=0.0)
-    baseline, candidate = sitting(model, (500,), 3, np.random.default_rng(0))
+    baseline, candidate = session(model, (500,), 3, np.random.default_rng(0))
     steps = baseline[:, 0]
     product = (steps[:, 1:] * steps[:, :-1]).mean() / (steps**2).mean()
     assert pytest.approx((0.5, 0.015), abs=0.02) == (product, steps.std())
     assert pytest.approx([0.0, 0.18, 0.24], abs=0.005) == list(baseline.mean(axis=(0, 2)))
     assert pytest.approx([0.06, 0.12, 0.3], abs=0.005) == list(candidate.mean(axis=(0, 2)))
-    noisy, _ = sitting(replace(model, drift=0.0, run_noise=0.012), (500,), 4, np.random.default_rng(0))
+    noisy, _ = session(replace(model, drift=0.0, run_noise=0.012), (500,), 4, np.random.default_rng(0))
     assert pytest.approx(0.0133, abs=0.001) == settle(noisy).log_medians.std()
 
 

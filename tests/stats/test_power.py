@@ -1,15 +1,16 @@
-"""What can be found at how many repeats, against simulated gates."""
+"""What can be found at how many repeats, against simulated gates, and what a calibration says of it."""
 
 import math
 
 import pytest
 
-from bench.stats.detectable import detectable_effect, repeats_needed
-from bench.stats.moderated import Noise
-from bench.stats.self_check import simulate
+from bench.scenario.gate import GateSpec
+from bench.stats.noise import Noise
+from bench.stats.power import detectable_effect, noise_rows, repeats_needed
 from bench.stats.sequential import DECISIONS, Rule
-from bench.stats.simulate import NoiseModel
-from bench.stats.simulation_cases import Situation
+from bench.stats.simulation import simulate
+from bench.stats.simulation_cases import NoiseModel, SimulationCase
+from calibrations_factory import make_calibration
 
 RULE = Rule(alpha=0.01, minimum_effect_log=math.log(1.01), looks=(5,))
 PLAIN = NoiseModel(run_noise=0.012, step_noise=0.0, spike_share=0.0, warmup_steps=500, measured_steps=1)
@@ -19,7 +20,7 @@ def test_the_effect_is_found_as_often_as_promised() -> None:
     """At the effect for a power of 80 % a simulated gate finds about 80 %."""
     noise = Noise(log_variance=PLAIN.run_noise**2, degrees_of_freedom=9)
     effect = detectable_effect(noise, 5, RULE, power=0.8)
-    decisions = simulate(Situation(name="", bounds={}, slowdown=effect, model=PLAIN), 4000, seed=1)
+    decisions = simulate(SimulationCase(name="", bounds={}, slowdown=effect, model=PLAIN), 4000, seed=1)
     assert pytest.approx(0.8, abs=0.04) == (decisions == DECISIONS.index("regression")).mean()
 
 
@@ -27,7 +28,7 @@ def test_pairs_find_what_simulated_pairs_do() -> None:
     """About 80 %, less five points: with eight degrees of freedom sums of quantiles promise much."""
     noise = Noise(log_variance=PLAIN.run_noise**2, degrees_of_freedom=4, of_pairs=True)
     effect = detectable_effect(noise, 5, RULE, power=0.8)
-    in_turn = Situation(name="", bounds={}, slowdown=effect, model=PLAIN, by_steps=True)
+    in_turn = SimulationCase(name="", bounds={}, slowdown=effect, model=PLAIN, by_steps=True)
     decisions = simulate(in_turn, 4000, seed=1)
     assert pytest.approx(0.8, abs=0.06) == (decisions == DECISIONS.index("regression")).mean()
 
@@ -48,3 +49,19 @@ def test_what_no_number_of_repeats_can_find() -> None:
     """The minimum effect itself is never found, and of unknown noise nothing is promised at one repeat."""
     assert repeats_needed(Noise(log_variance=0.1, degrees_of_freedom=9), 0.02, RULE) is None
     assert math.inf == detectable_effect(Noise(log_variance=0.1, degrees_of_freedom=0), 1, RULE)
+
+
+def test_quieter_machines_find_smaller_changes() -> None:
+    """Only gated metrics that vary have a row; more repeats find less."""
+    (quiet,), (loud,) = (noise_rows(make_calibration(spread), GateSpec()) for spread in (0.005, 0.05))
+    assert ("c", "tokens_per_second", (3, 5, 8), 0.05) == (
+        quiet.cell,
+        quiet.metric,
+        quiet.looks,
+        quiet.tolerance_share,
+    )
+    assert all(
+        less < more for less, more in zip(quiet.detectable_shares, loud.detectable_shares, strict=True)
+    )
+    assert sorted(quiet.detectable_shares, reverse=True) == list(quiet.detectable_shares)
+    assert (quiet.repeats_needed or 99) < (loud.repeats_needed or 999)

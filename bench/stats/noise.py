@@ -1,19 +1,19 @@
-"""The moderated t statistic: two arms of runs compared under what is known of their noise beforehand.
+"""What is known of noise: the moderated t statistic, calibrations, and what past sessions differ by.
 
 Everything is in natural logarithms, signed so that *positive is worse*, and vectorised: the last axis holds
-the cells of one sitting. It decides nothing; ``sequential.py`` does.
+the cells of one session. Nothing is decided here; ``sequential.py`` does.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import digamma, fdtrc, polygamma, stdtr, stdtrit
 
-from bench.stats.settling import Floats
-
-Bools = npt.NDArray[np.bool_]
+from bench.errors import counted
+from bench.records.calibrations import Calibration
+from bench.records.run_facts import BY_STEP
+from bench.stats.trend import Bools, Floats, Ints, settle_cells, step_ratios
 
 MOST_PRIOR_DEGREES = 8.0
 """What a prior may weigh at most, in degrees of freedom: noise changes from day to day and cell to cell."""
@@ -22,7 +22,7 @@ SPREAD_SIGNIFICANCE = 0.05
 """A prior is dropped where the runs spread more than it allows with this probability (F-test)."""
 
 FEWEST_NEIGHBOURS = 6
-"""Cells of a sitting whose variances say how much cells differ; fewer are not pooled."""
+"""Cells of a session whose variances say how much cells differ; fewer are not pooled."""
 
 _NEARLY_ALIKE = 1e-3
 """Excess of the log variances' spread below which cells are taken to share one variance."""
@@ -63,6 +63,13 @@ class Evidence:
     degrees_of_freedom: Floats
     calibration_held: Bools
 
+    def where(self, chosen: Bools, other: "Evidence") -> "Evidence":
+        """Return this evidence where chosen, and the other's elsewhere."""
+        names = [field.name for field in fields(Evidence)]
+        return Evidence(
+            **{name: np.where(chosen, getattr(self, name), getattr(other, name)) for name in names}
+        )
+
     def p_value(self) -> Floats:
         """Return the one-sided p-value of the cell not being worse at all."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -80,7 +87,7 @@ class Evidence:
 
 
 def calibrate(groups: Sequence[Sequence[float]]) -> Noise:
-    """Return the noise of runs of unchanged code: one group of log summaries for each sitting of a cell.
+    """Return the noise of runs of unchanged code: one group of log summaries for each session of a cell.
 
     Only the spread within groups counts. Raises nothing: without two runs in a group nothing is known.
     """
@@ -89,7 +96,7 @@ def calibrate(groups: Sequence[Sequence[float]]) -> Noise:
     return Noise(log_variance=squares / degrees if degrees else 0.0, degrees_of_freedom=degrees)
 
 
-def moments_of_arms(baseline: Floats, candidate: Floats, repeats: npt.NDArray[np.int64]) -> Moments:
+def moments_of_arms(baseline: Floats, candidate: Floats, repeats: Ints) -> Moments:
     """Return the moments of each cell's first ``repeats`` runs, which alternated in ABBA order.
 
     Both arms are (..., cells, runs), ``NaN`` where a run is missing. The order cancels a linear drift in the
@@ -108,7 +115,7 @@ def moments_of_arms(baseline: Floats, candidate: Floats, repeats: npt.NDArray[np
     )
 
 
-def moments_of_pairs(differences: Floats, repeats: npt.NDArray[np.int64]) -> Moments:
+def moments_of_pairs(differences: Floats, repeats: Ints) -> Moments:
     """Return the moments of each cell's first ``repeats`` differences between runs made step by step in turn.
 
     (..., cells, repeats), ``NaN`` where there is none. The variance is given as one run's, half that of a
@@ -124,7 +131,7 @@ def moments_of_pairs(differences: Floats, repeats: npt.NDArray[np.int64]) -> Mom
     )
 
 
-def _moments(runs: Floats, repeats: npt.NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
+def _moments(runs: Floats, repeats: Ints) -> tuple[Floats, Floats, Floats]:
     """Return number, mean and sum of squared deviations of each cell's runs."""
     used = ~np.isnan(runs) & (np.arange(runs.shape[-1]) < repeats[..., np.newaxis])
     count = used.sum(axis=-1).astype(np.float64)
@@ -141,10 +148,16 @@ def pad(cells: Sequence[Sequence[float]]) -> Floats:
     return rows
 
 
+def centre(runs: Floats) -> Floats:
+    """Return the mean of each row of runs; ``NaN`` where there is none."""
+    count = (~np.isnan(runs)).sum(axis=-1)
+    return np.where(count > 0, np.nansum(runs, axis=-1) / np.maximum(count, 1), np.nan)
+
+
 def weigh(
     moments: Moments, calibration_variance: Floats, calibration_degrees: Floats, *, neighbours: bool = True
 ) -> Evidence:
-    """Return the evidence of one sitting's cells, all of one metric.
+    """Return the evidence of one session's cells, all of one metric.
 
     Each variance is averaged with two priors, weighted by degrees of freedom: the calibration's, and, from
     six cells on, that of the other cells (the empirical Bayes estimate of Smyth 2004, Stat. Appl. Genet. Mol.
@@ -180,7 +193,7 @@ def _too_spread(own: Floats, degrees: Floats, prior: Floats, weight: Floats) -> 
 
 
 def _pool(own: Floats, degrees: Floats) -> tuple[Floats, Floats]:
-    """Return the variance that the cells of a sitting share, and its weight: the less the more they differ.
+    """Return the variance that the cells of a session share, and its weight: the less the more they differ.
 
     Method of moments on the log variances (Smyth 2004, section 6.2). Cells without a spread are left out.
     """
@@ -205,3 +218,64 @@ def _inverse_trigamma(values: Floats) -> Floats:
         trigamma = polygamma(1, solution)
         solution = solution + trigamma * (1 - trigamma / values) / polygamma(2, solution)
     return solution
+
+
+def noise_of(calibration: Calibration, digest: str, metric: str) -> Noise:
+    """Return the noise of a metric of the cell with this digest; 0 degrees of freedom if it is not known.
+
+    Both sides of a session are one group, since they were the same: what differs between two processes that
+    workers are forked from is noise too. Of runs made step by step in turn it is half the variance of their
+    differences.
+    """
+    if calibration.interleave == "steps" and metric in BY_STEP:
+        repeats = [step_ratios(*sides) for sides in calibration.pairs(digest, metric)]
+        noise = calibrate([settled.log_medians for settled in settle_cells(repeats)])
+        return replace(noise, log_variance=noise.log_variance / 2, of_pairs=True)
+    sessions = calibration.runs(digest, metric)
+    return calibrate([settled.log_medians for settled in settle_cells(sessions)])
+
+
+FEWEST_SESSIONS = 10
+FEWEST_RUNS = 3
+"""Fewer than ten sessions of three runs do not tell how much days differ; then speed is inconclusive."""
+
+
+def against_sessions(baseline: Floats, candidate: Floats) -> Evidence:
+    """Return the evidence of cells: a new session's mean against a prediction interval from past ones.
+
+    Runs of one session share that day's state of the machine, so the session is the unit of analysis here.
+    ``baseline`` holds the means of each session's log summaries, (..., cells, sessions), positive being worse
+    and ``NaN`` a session that a cell lacks; ``candidate`` is the new session's, (..., cells). The standard
+    error is s * sqrt(1 + 1/k) over k sessions (Hahn and Meeker 1991, Statistical Intervals, section 4.7),
+    with k - 1 degrees of freedom. Nothing is borrowed from other cells: a bad day slows them all.
+    """
+    there = ~np.isnan(baseline)
+    count = there.sum(axis=-1).astype(np.float64)
+    mean = np.where(there, baseline, 0.0).sum(axis=-1) / np.maximum(count, 1)
+    squares = np.where(there, baseline - mean[..., np.newaxis], 0.0) ** 2
+    degrees = np.maximum(count - 1, 0.0)
+    usable = (degrees > 0) & ~np.isnan(candidate)
+    variance = squares.sum(axis=-1) / np.maximum(degrees, 1) * (1 + 1 / np.maximum(count, 1))
+    return Evidence(
+        difference=np.where(usable, candidate - mean, 0.0),
+        standard_error=np.where(usable, np.sqrt(variance), np.inf),
+        degrees_of_freedom=np.where(usable, degrees, 0.0),
+        calibration_held=np.ones(count.shape, dtype=np.bool_),
+    )
+
+
+def too_few_runs(baseline: Sequence[Sequence[float]], candidate: Sequence[float]) -> str | None:
+    """Return in one sentence why speed cannot be judged against these sessions; None if it can."""
+    sessions = sum(len(runs) >= FEWEST_RUNS for runs in baseline)
+    if sessions < FEWEST_SESSIONS:
+        return (
+            f"the baseline has {counted(sessions, 'session')} of at least {FEWEST_RUNS} runs, and "
+            f"{FEWEST_SESSIONS} are needed to tell a slower program from a slower day; accept more, or "
+            "compare in one session"
+        )
+    if len(candidate) < FEWEST_RUNS:
+        return (
+            f"the candidate has {counted(len(candidate), 'run')}, and {FEWEST_RUNS} are needed; "
+            f"run it with --repeats {FEWEST_RUNS}"
+        )
+    return None

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from bench.compare.compare import HowToJudge, Side, compare_sides
+from bench.compare.gate_report import HowToJudge, Side, compare_sides
 from bench.records.records import DeviceFacts, Record
 from bench.records.run_facts import facts_of
 from bench.records.stored import Caveat
-from bench.records.verdicts import Judged, Verdicts
+from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.scenario.gate import GateSpec
 from gpu_factory import make_gpu
 from records_factory import make_cell, make_environment, make_measurement, make_record
@@ -17,7 +17,7 @@ from sittings_factory import LOUD, MIB, QUIET, make_runs
 
 
 def _side(*sittings: Sequence[Record]) -> Side:
-    return Side(given="side", sittings=tuple(tuple(map(facts_of, records)) for records in sittings))
+    return Side(given="side", sessions=tuple(tuple(map(facts_of, records)) for records in sittings))
 
 
 def _stored(base: Sequence[Sequence[Record]], candidate: Sequence[Record]) -> Verdicts:
@@ -26,7 +26,7 @@ def _stored(base: Sequence[Sequence[Record]], candidate: Sequence[Record]) -> Ve
     )
 
 
-def _one(verdicts: Verdicts, metric: str, cell: str = "tiny/a") -> Judged:
+def _one(verdicts: Verdicts, metric: str, cell: str = "tiny/a") -> MetricVerdict:
     (found,) = [one for one in verdicts.judgements if (one.metric, one.cell) == (metric, cell)]
     return found
 

@@ -1,21 +1,25 @@
-"""The moderated t statistic against scipy and known variances, and what its priors may and may not do."""
+"""What is known of noise: moderated t, calibrations, and past sessions."""
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from bench.stats.moderated import (
+from bench.stats.noise import (
     Evidence,
     Moments,
     Noise,
+    against_sessions,
     calibrate,
     moments_of_arms,
     moments_of_pairs,
+    noise_of,
     pad,
+    too_few_runs,
     weigh,
 )
-from bench.stats.settling import Floats
+from bench.stats.trend import Floats
+from calibrations_factory import make_calibration
 
 RNG = np.random.default_rng(0)
 
@@ -138,3 +142,50 @@ def test_runs_without_any_spread_are_judged_by_their_difference() -> None:
     same = moments_of_arms(np.zeros((2, 3)), np.array([[0.0] * 3, [1.0] * 3]), _repeats(3, 3))
     evidence = weigh(same, *_unknown(2))
     assert ([0.5, 0.0], [0.0, 1.0]) == (list(evidence.p_value()), list(evidence.bounds(0.01)[1]))
+
+
+def test_noise_is_the_spread_within_sittings() -> None:
+    """Days may differ by a factor of two: that is not noise. Four runs of a sitting are three degrees."""
+    found = noise_of(make_calibration(0.02), "d", "tokens_per_second")
+    assert found.degrees_of_freedom == 6
+    assert found.log_variance == pytest.approx(8 * 0.02**2 / 6)
+    assert noise_of(make_calibration(0.02), "other", "tokens_per_second").degrees_of_freedom == 0
+
+
+def test_runs_made_step_by_step_in_turn_have_the_noise_of_their_differences() -> None:
+    """What both share is none: here the first runs are 4 % apart from the second, on either side alike."""
+    shared = make_calibration(0.02).model_copy(update={"interleave": "steps"})
+    found = noise_of(shared, "d", "tokens_per_second")
+    assert (2, True) == (found.degrees_of_freedom, found.of_pairs)
+    assert found.log_variance == pytest.approx(0.0)
+    (cell,) = shared.cells
+    groups = tuple(
+        group.model_copy(update={"runs": group.runs[:: 1 if group.side == "base" else -1]})
+        for group in cell.groups
+    )
+    apart = shared.model_copy(update={"cells": (cell.model_copy(update={"groups": groups}),)})
+    found = noise_of(apart, "d", "tokens_per_second")
+    assert found.log_variance == pytest.approx(2 * 0.04**2 / 2)
+
+
+def test_the_interval_is_that_of_one_more_sitting() -> None:
+    """With ten sittings the upper bound is x + t(0.99, 9) s sqrt(1.1) away; NaN is a sitting not held."""
+    means = np.random.default_rng(0).normal(0, 0.01, 10)
+    evidence = against_sessions(np.array([[*means, np.nan]]), np.array([0.05]))
+    width = stats.t.ppf(0.99, 9) * means.std(ddof=1) * np.sqrt(1.1)
+    lower, upper = evidence.bounds(0.01)
+    assert pytest.approx((0.05 - means.mean() - width, 0.05 - means.mean() + width)) == (lower[0], upper[0])
+
+
+def test_one_sitting_or_no_run_says_nothing() -> None:
+    """Without a spread between sittings, or without a candidate, p is 1."""
+    evidence = against_sessions(np.array([[0.0, np.nan], [0.0, 0.1]]), np.array([5.0, np.nan]))
+    assert [1.0, 1.0] == list(evidence.p_value())
+
+
+def test_too_little_is_said() -> None:
+    """Ten sittings of three runs and three runs of the candidate are enough; fewer of either is said."""
+    enough = [[0.0] * 3] * 10
+    assert too_few_runs(enough, [0.0] * 3) is None
+    assert "has 9 sessions" in str(too_few_runs([*enough[:9], [0.0] * 2], [0.0] * 3))
+    assert "--repeats 3" in str(too_few_runs(enough, [0.0] * 2))

@@ -1,0 +1,370 @@
+"""Two sides of a comparison as one document of verdicts: `bench compare`, and both kinds of `bench gate`.
+
+Calls what judges each kind of metric and adjusts for all of them together. A session is judged from its
+records, while it lasts, to know what to run again, and ever after; the same records, gate and calibration
+always give the same verdicts. Shows nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from bench.compare.environments import facts
+from bench.compare.metrics_compared import MetricSamples, NoiseOf, judge_session, judge_stored, samples_of
+from bench.compare.run_pairs import Pair, accuracy_changes, pair_up
+from bench.errors import counted
+from bench.records.calibrations import (
+    CALIBRATION_FILE,
+    Calibration,
+    read_calibration,
+    require_this_machine,
+)
+from bench.records.records import Record
+from bench.records.run_facts import CARD_CONDITIONS, RunFacts, facts_of
+from bench.records.sittings import SIDES, SideName, SittingRecords, counted_runs, load_sitting
+from bench.records.store import record_file_name
+from bench.records.stored import Caveat
+from bench.records.verdicts import (
+    WORST_FIRST,
+    ComparedSide,
+    Design,
+    MetricVerdict,
+    Verdicts,
+    outcome_verdict,
+    overall,
+)
+from bench.scenario.gate import GateSpec
+from bench.stats.noise import noise_of
+from bench.stats.sequential import MetricPolicy, holm, policies, rule_of
+from bench.stats.verdicts import (
+    AccuracyChange,
+    accuracy_p_values,
+    judge_accuracy,
+    judge_exact,
+    judge_outcomes,
+)
+
+AS_IT_IS = "the environment as it is"
+_NAMED_CELLS = 5
+_ORDER = {verdict: place for place, verdict in enumerate(WORST_FIRST)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What one side is called and its runs by session, each in the order run."""
+
+    given: str
+    sessions: tuple[tuple[RunFacts, ...], ...]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> tuple[RunFacts, ...]:
+        """All its runs."""
+        return tuple(run for session in self.sessions for run in session)
+
+    @property
+    def environment_facts(self) -> dict[str, set[str]]:
+        """Every value of each fact on where its runs were made, their commit included."""
+        found: dict[str, set[str]] = {}
+        for environment in {id(run.environment): run.environment for run in self.runs}.values():
+            for name, value in facts(environment).items():
+                found.setdefault(name, set()).add(value)
+        for conditions in {run.conditions for run in self.runs}:
+            for name, known in conditions:
+                if name in CARD_CONDITIONS and known is not None:
+                    found.setdefault(f"gpu.{name}", set()).add(str(known))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowToJudge:
+    """The rules, and what is known of the runs.
+
+    ``design`` *one sitting* (also *by steps*) is for sides that ran in turn; ``looks`` are then the repeats
+    after which it could end.
+    """
+
+    gate: GateSpec
+    design: Design
+    looks: tuple[int, ...] | None = None
+    noise_of: NoiseOf | None = None
+    caveats: tuple[Caveat, ...] = ()
+
+    @property
+    def one_session(self) -> bool:
+        """Whether both sides were measured in one."""
+        return self.design in {"one sitting", "one sitting by steps"}
+
+
+def compare_sides(baseline: Side, candidate: Side, how: HowToJudge) -> Verdicts:
+    """Return every verdict on the candidate against the baseline."""
+    pairs = pair_up(baseline.sessions, candidate.runs)
+    verdicts, drifts = _judge(pairs, how)
+    verdicts.sort(key=lambda one: (not one.gated, _ORDER[one.verdict], -_size(one)))
+    before, after = baseline.environment_facts, candidate.environment_facts
+    return Verdicts(
+        design=how.design,
+        scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell.scenario)),
+        verdict=overall(verdicts),
+        alpha=how.gate.alpha,
+        baseline=_described(baseline, before),
+        candidate=_described(candidate, after),
+        differences=tuple(_differences(before, after)),
+        failed_cells=tuple(pair.cell_id for pair in pairs if pair.failed),
+        judgements=tuple(verdicts),
+        caveats=(*how.caveats, *_left_out(baseline, candidate, pairs), *_unsettled(drifts)),
+        problems=(*baseline.problems, *candidate.problems),
+    )
+
+
+def _judge(pairs: Sequence[Pair], how: HowToJudge) -> tuple[list[MetricVerdict], dict[str, float]]:
+    """Judge all metrics, those with a p-value together, as one family; return also the cells that drifted."""
+    verdicts = [_outcome(pair, how) for pair in pairs]
+    changes: list[AccuracyChange] = []
+    varying: list[MetricSamples] = []
+    both = [pair for pair in pairs if pair.baseline and pair.candidate]
+    for policy in policies(how.gate).values():
+        comparable = []
+        for pair in both:
+            obstacle = pair.obstacle(policy.metric)
+            if obstacle is None:
+                comparable.append(pair)
+            elif any(_has(run, policy) for run in (*pair.baseline, *pair.candidate)):
+                verdicts.append(_not_comparable(policy, pair, obstacle))
+        if policy.metric.kind == "deterministic":
+            verdicts += _exact(policy, comparable)
+        elif policy.metric.kind == "paired":
+            changes += accuracy_changes(policy, comparable)
+        else:
+            samples = samples_of(policy, comparable, by_steps=how.design == "one sitting by steps")
+            verdicts += _one_sided(policy, comparable, samples)
+            varying.append(samples)
+    verdicts += _judged_by_chance(changes, [samples for samples in varying if samples.pairs], how)
+    drifts: dict[str, float] = {}
+    for samples in varying:
+        for cell, share in samples.drifts.items() if samples.policy.gated else ():
+            drifts[cell] = max(drifts.get(cell, 0.0), share, key=abs)
+    return verdicts, drifts
+
+
+def _judged_by_chance(
+    changes: Sequence[AccuracyChange], varying: Sequence[MetricSamples], how: HowToJudge
+) -> Iterator[MetricVerdict]:
+    """Yield the verdicts on speed and accuracy. What is gated of both is one family."""
+    rule = rule_of(how.gate)
+    tested, others = ([one for one in changes if one.policy.gated is gated] for gated in (True, False))
+    gated, shown = ([one for one in varying if one.policy.gated is gated] for gated in (True, False))
+    p_values = accuracy_p_values(tested)
+    if how.one_session:
+        rule = replace(rule, looks=how.looks or rule.looks)
+        speed, family_p_values = judge_session(gated, shown, rule, how.noise_of, p_values)
+    else:
+        speed, family_p_values = judge_stored(gated, shown, rule, p_values)
+    yield from speed
+    yield from judge_accuracy(tested, family_p_values, how.gate)
+    yield from judge_accuracy(others, holm(accuracy_p_values(others)), how.gate)
+
+
+def _outcome(pair: Pair, how: HowToJudge) -> MetricVerdict:
+    """Judge how a cell's runs ended; what the baseline lacks or neither side ever ran is only listed."""
+    before, after = ([run.outcome for run in runs] for runs in (pair.baseline, pair.candidate))
+    verdict = judge_outcomes(pair.cell_id, before, after)
+    if not before and not how.one_session:
+        return replace(verdict, gated=False, reason="new: the baseline has no run of it, so it is not judged")
+    if before and after and pair.never_ran:
+        reason = f"neither side ran it ({' and '.join(sorted({*before, *after}))})"
+        return replace(verdict, gated=False, reason=reason)
+    return verdict
+
+
+def _has(run: RunFacts, policy: MetricPolicy) -> bool:
+    if policy.metric.kind == "paired":
+        return any(f"accuracy_{answers.when}" == policy.metric.name for answers in run.answers)
+    return run.values.get(policy.metric.name) is not None
+
+
+def _not_comparable(policy: MetricPolicy, pair: Pair, reason: str) -> MetricVerdict:
+    baseline, candidate = (_middle(policy, runs) for runs in (pair.baseline_ok, pair.candidate_ok))
+    return policy.verdict(pair.cell_id, "not comparable", reason, baseline=baseline, candidate=candidate)
+
+
+def _middle(policy: MetricPolicy, runs: Sequence[RunFacts]) -> float | None:
+    values = [value for run in runs if (value := run.values.get(policy.metric.name)) is not None]
+    return float(median(values)) if values else None
+
+
+def _exact(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[MetricVerdict]:
+    name = policy.metric.name
+    for pair in pairs:
+        before = [run.values.get(name) for run in pair.baseline_ok]
+        after = [run.values.get(name) for run in pair.candidate_ok]
+        if any(value is not None for value in (*before, *after)) and before and after:
+            yield judge_exact(pair.cell_id, policy, before, after)
+
+
+def _one_sided(
+    policy: MetricPolicy, pairs: Sequence[Pair], samples: MetricSamples
+) -> Iterator[MetricVerdict]:
+    """Yield a verdict on each pair with good runs on both sides, of which one lacks the metric."""
+    judged = {pair.cell_id for pair in samples.pairs}
+    for pair in pairs:
+        if pair.cell_id in judged or not (pair.baseline_ok and pair.candidate_ok):
+            continue
+        before, after = (
+            any(_has(run, policy) for run in runs) for runs in (pair.baseline_ok, pair.candidate_ok)
+        )
+        if before != after:
+            lacking = "candidate" if before else "baseline"
+            yield _not_comparable(policy, pair, f"not measured in the {lacking}")
+
+
+def _size(verdict: MetricVerdict) -> float:
+    """Return how large a change is, as a share, to put the largest first."""
+    return abs(verdict.difference or 0.0) if verdict.ratio is None else abs(verdict.ratio - 1)
+
+
+def _described(side: Side, found: Mapping[str, set[str]]) -> ComparedSide:
+    shared = {name: next(iter(values)) if len(values) == 1 else "several" for name, values in found.items()}
+    return ComparedSide(
+        given=side.given, runs=len(side.runs), sittings=len(side.sessions), environment=shared
+    )
+
+
+def _differences(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) -> Iterator[str]:
+    """Yield a line for each fact that is not the same on both sides."""
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name) != after.get(name):
+            old, new = (" or ".join(sorted(side.get(name, {"not set"}))) for side in (before, after))
+            yield f"{name}: {old} before, {new} now"
+
+
+def _left_out(baseline: Side, candidate: Side, pairs: Sequence[Pair]) -> Iterator[Caveat]:
+    used = sum(len(pair.baseline) + len(pair.candidate) for pair in pairs)
+    left = len(baseline.runs) + len(candidate.runs) - used
+    if left:
+        message = (
+            f"Left out: {counted(left, 'run')}, with other versions or machines than the latest, or spoilt."
+        )
+        yield Caveat(code="left-out", message=message)
+
+
+def _unsettled(drifts: Mapping[str, float]) -> Iterator[Caveat]:
+    named = [f"{cell} ({share:+.1%})" for cell, share in drifts.items()]
+    if named:
+        more = f" and {len(named) - _NAMED_CELLS} more" if len(named) > _NAMED_CELLS else ""
+        message = (
+            f"Speed still drifted over the last half of the steps: {', '.join(named[:_NAMED_CELLS])}{more}; "
+            "raise window.warmup_steps."
+        )
+        yield Caveat(code="not-steady", message=message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionJudge:
+    """Judges the records of both sides by one gate. ``looks`` are the repeats after which it could end.
+
+    ``by_steps`` says that the sides took turns at steps.
+    """
+
+    gate: GateSpec
+    looks: tuple[int, ...]
+    by_steps: bool = False
+    calibration: Calibration | None = None
+
+    def __call__(self, records: Mapping[SideName, Sequence[Record]], repeats: int) -> frozenset[str]:
+        """Return the cells that more runs could decide. What is left after a look is so after the next."""
+        del repeats  # the records say it
+        return open_cells(self.judge(records))
+
+    def judge(
+        self,
+        records: Mapping[SideName, Sequence[Record]],
+        *,
+        given: Mapping[SideName, str] | None = None,
+        caveats: Sequence[Caveat] = (),
+        problems: Sequence[str] = (),
+    ) -> Verdicts:
+        """Return every verdict. Raises ``UsageError`` where the calibration is of another machine."""
+        base, candidate = (
+            Side(given=(given or {}).get(side, side), sessions=(tuple(map(facts_of, records[side])),))
+            for side in SIDES
+        )
+        if self.calibration is not None and records["base"]:
+            made = records["base"][0]
+            device = made.measurement.device
+            require_this_machine(self.calibration, made.environment, device.cuda_name if device else None)
+        how = HowToJudge(
+            gate=self.gate,
+            design="one sitting by steps" if self.by_steps else "one sitting",
+            looks=self.looks,
+            noise_of=partial(noise_of, self.calibration) if self.calibration else None,
+            caveats=tuple(caveats),
+        )
+        verdicts = compare_sides(base, candidate, how)
+        update: dict[str, object] = {"problems": (*verdicts.problems, *problems)}
+        # What error rates rest on where nothing is known of the machine (*restless* in the self-check).
+        varying = any(one.kind == "statistical" for one in verdicts.gated)
+        if varying and not self.by_steps and self.calibration is None:
+            message = (
+                "Without a calibration error rates assume a machine that keeps about one speed; where it "
+                'jumps between two, use bench calibrate or gate.interleave = "steps".'
+            )
+            update["caveats"] = (*verdicts.caveats, Caveat(code="not-calibrated", message=message))
+        return verdicts.model_copy(update=update)
+
+
+def open_cells(verdicts: Verdicts) -> frozenset[str]:
+    """Return the cells with a gated metric that varies and is undecided, and none that regressed."""
+    gated = verdicts.gated
+    undecided = {one.cell for one in gated if (one.kind, one.verdict) == ("statistical", "inconclusive")}
+    return frozenset(undecided - {one.cell for one in gated if one.verdict == "regression"})
+
+
+def judge_folder(folder: Path) -> Verdicts:
+    """Judge a stored session by the gate it was made for and the calibration that lies beside it.
+
+    Raises ``UsageError`` where there is no session, or its calibration is damaged or of another machine.
+    """
+    calibrated = (folder / CALIBRATION_FILE).exists()
+    return judge_records(load_sitting(folder), read_calibration(folder) if calibrated else None)
+
+
+def judge_records(loaded: SittingRecords, calibration: Calibration | None = None) -> Verdicts:
+    """Judge a session as loaded. A cell that never began has not passed; a missing record is a failure."""
+    session = loaded.sitting
+    judge = SessionJudge(
+        gate=session.gate or GateSpec(),
+        looks=session.looks,
+        by_steps=session.by_steps,
+        calibration=calibration,
+    )
+    caveats = list(session.caveats)
+    if session.ended_at is None:
+        message = "The session was broken off; run it again with --resume."
+        caveats.append(Caveat(code="unfinished", message=message))
+    elif session.stopped == "budget":
+        message = f"The budget of {session.budget_s:g} s ended the session."
+        caveats.append(Caveat(code="budget-spent", message=message))
+    verdicts = judge.judge(
+        loaded.records,
+        given={side: session.facts(side).given or AS_IT_IS for side in SIDES},
+        caveats=tuple(dict.fromkeys(caveats)),
+        problems=loaded.problems,
+    )
+    judged = {one.cell for one in verdicts.judgements}
+    why = "the session ended before its turn; give it a larger --budget"
+    never_begun = [outcome_verdict(cell, "inconclusive", why) for cell in session.cells if cell not in judged]
+    judgements = (*never_begun, *verdicts.judgements)
+    there = {side: {record_file_name(record) for record in loaded.records[side]} for side in SIDES}
+    missing = [run.cell for run in counted_runs(session.runs) if run.file not in there[run.side]]
+    failed = tuple(dict.fromkeys((*verdicts.failed_cells, *missing)))
+    verdict = overall(judgements)
+    return verdicts.model_copy(
+        update={
+            "judgements": judgements,
+            "failed_cells": failed,
+            "verdict": "inconclusive" if failed and verdict == "pass" else verdict,
+        }
+    )
