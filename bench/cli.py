@@ -225,9 +225,9 @@ def schema() -> None:
     """Print the JSON Schema of scenario files."""
     import json
 
-    from bench.scenario.load import scenario_json_schema
+    from bench.scenario.layout import json_schema
 
-    typer.echo(json.dumps(scenario_json_schema(), indent=2))
+    typer.echo(json.dumps(json_schema(), indent=2))
 
 
 app.command(rich_help_panel=_CHECK)(predict.validate)

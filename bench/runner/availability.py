@@ -1,26 +1,16 @@
 """Whether this machine can run a cell at all, told before anything is loaded. Pure: asks nothing itself."""
 
 from collections.abc import Iterator
+from typing import get_args
 
 from bench.records.records import DeviceFacts, Environment
-from bench.scenario.types import Cell
+from bench.scenario.types import BitsandbytesOptimizer, Cell
 
 # https://huggingface.co/docs/bitsandbytes/main/en/installation (NVIDIA CUDA, hardware requirements)
 NF4_CAPABILITY = (6, 0)
 INT8_CAPABILITY = (7, 5)
 # https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support (Ampere and newer)
 FLASH_ATTENTION_CAPABILITY = (8, 0)
-BITSANDBYTES_OPTIMIZERS = frozenset(
-    {
-        "adamw-32bit",
-        "adamw-8bit",
-        "paged-adamw-32bit",
-        "paged-adamw-8bit",
-        "lion-8bit",
-        "paged-lion-8bit",
-        "ademamix-8bit",
-    }
-)
 
 
 def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) -> str | None:
@@ -45,7 +35,9 @@ def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iter
 def needs_bitsandbytes(cell: Cell) -> bool:
     """Tell whether weights or optimizer state of this cell are bitsandbytes'."""
     int8_base = cell.method.kind == "lora" and cell.method.base == "int8"
-    return cell.method.kind == "qlora" or int8_base or cell.training.optimizer in BITSANDBYTES_OPTIMIZERS
+    return (
+        cell.method.kind == "qlora" or int8_base or cell.training.optimizer in get_args(BitsandbytesOptimizer)
+    )
 
 
 def _cpu_obstacles(cell: Cell) -> Iterator[str]:

@@ -8,7 +8,6 @@ architecture that its name contains.
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from itertools import combinations
@@ -20,6 +19,7 @@ from pydantic import Field, model_validator
 from bench.errors import UsageError
 from bench.metrics import GIB, MIB
 from bench.scenario.contradictions import Problem
+from bench.scenario.diagnostics import perhaps
 from bench.scenario.types import Cell, Frozen, LoraMethod, ModelSpec, QloraMethod
 
 TASKS = ("longest-word", "largest-number", "first-in-alphabet")
@@ -154,14 +154,6 @@ def cards() -> Mapping[str, Card]:
 def _read(resource: str) -> Iterator[tuple[str, dict[str, Any]]]:
     text = (files("bench.scenario") / resource).read_text(encoding="utf-8")
     return iter(tomllib.loads(text).items())
-
-
-def perhaps(name: str, known: Collection[str], most: int = 1) -> str:
-    """Return 'Perhaps you meant "…"?' with the known names nearest to a wrong one; empty if none is near."""
-    begun = [each for each in known if name and each.startswith(name.lower())]
-    near = begun or get_close_matches(name.lower(), known, n=most)
-    names = " or ".join(f'"{each}"' for each in near[:most])
-    return f"Perhaps you meant {names}?" if near else ""
 
 
 def _unknown(what: str, name: str, known: Collection[str], most: int = 1) -> str:

@@ -31,6 +31,15 @@ _BEYOND_TEXT = {
 }
 
 
+class ContradictionError(ValueError):
+    """Fields of a cell that exclude each other: (part, field, what to do) for each contradiction."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        """Take every contradiction of the cell."""
+        self.problems = problems
+        super().__init__("; ".join(f"{part}.{field} {message}" for part, field, message in problems))
+
+
 def contradictions(cell: Cell) -> list[Problem]:
     """Return every contradiction between the fields of a cell."""
     return [*_of_precision(cell), *_of_loss(cell), *_of_data(cell), *_of_method(cell)]

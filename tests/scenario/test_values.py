@@ -4,8 +4,8 @@ from datetime import date
 
 import pytest
 
+from bench.scenario.diagnostics import axis_of, complaint_about
 from bench.scenario.layout import NAME, fields_of
-from bench.scenario.values import axis_of, complaint_about
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.runner.availability import BITSANDBYTES_OPTIMIZERS
-from bench.scenario.types import Optimizer, TrainingSpec
+from bench.scenario.types import BitsandbytesOptimizer, Optimizer, TrainingSpec
 from bench.training.optimizers import build_optimizer
 from bench.training.step import optimizer_state
 
@@ -49,4 +48,4 @@ def test_bitsandbytes_own_are_known_to_the_parent() -> None:
         optimizer = build_optimizer([nn.Parameter(torch.ones(1))], TrainingSpec(optimizer=name))
         if type(optimizer).__module__.startswith("bitsandbytes"):
             found.add(name)
-    assert found == BITSANDBYTES_OPTIMIZERS
+    assert found == set(get_args(BitsandbytesOptimizer))

@@ -11,12 +11,13 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from bench.errors import ScenarioError
 from bench.records.stored import Positive
-from bench.scenario.document import Document, merged, read_document
+from bench.scenario.contradictions import ContradictionError
+from bench.scenario.diagnostics import Location, Problems, shown
+from bench.scenario.load import Document, read_document
+from bench.scenario.matrix import merged
 from bench.scenario.platforms import Platform
-from bench.scenario.problems import Location, Problems, shown
 from bench.scenario.types import (
     Cell,
-    ContradictionError,
     DataSpec,
     EvaluationSpec,
     Frozen,
