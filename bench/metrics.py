@@ -11,6 +11,37 @@ MERGE_TOLERANCES = {"fp32": 1e-5, "fp16": 1.25e-2, "bf16": 1e-1}
 GIB = 1024**3
 MIB = 1024**2
 
+Instrument = Literal[
+    "ledger",
+    "host_net",
+    "host",
+    "cuda_allocated",
+    "cuda_reserved",
+    "nvml_process",
+    "nvml_device_delta",
+]
+"""What reads a peak of memory, in the order in which reports show them."""
+
+INSTRUMENT_NAMES: dict[Instrument, str] = {
+    "ledger": "live tensors",
+    "host_net": "process, net of start-up",
+    "host": "process, start-up included",
+    "cuda_allocated": "GPU, allocated",
+    "cuda_reserved": "GPU, reserved",
+    "nvml_process": "GPU, process by NVML",
+    "nvml_device_delta": "GPU, device by NVML less idle",
+}
+CAPACITY: dict[str, Instrument] = {"cpu": "host_net", "cuda": "cuda_reserved"}
+"""By device, the instrument of what has to fit."""
+TENSORS: dict[str, Instrument] = {"cpu": "ledger", "cuda": "cuda_allocated"}
+"""By device, the instrument of tensors alone: what is predicted and read alike."""
+HEADLINES: dict[str, tuple[Instrument, ...]] = {
+    "cpu": ("ledger", "host_net", "host"),
+    "cuda": ("cuda_reserved", "cuda_allocated", "ledger"),
+}
+"""By device, what a comparison leads with. A card must hold what is reserved; on a CPU nothing has to fit
+a card, so that the exact bytes of tensors come first. The first two read are said in words."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:

@@ -5,7 +5,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from bench.compare.seeds import group_by_seed
+from bench.compare.environments import environments_of
+from bench.compare.measured import setting_of, without_seed
 from bench.metrics import MERGE_TOLERANCES
 from bench.records.card_fit import Answer
 from bench.records.derived_metrics import (
@@ -94,12 +95,12 @@ def cases_of_records(records: Sequence[Record], source: str) -> tuple[Case, ...]
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
         if record.outcome == "ok":
-            key = (without_seed(record.cell).digest, *_place(record, source))
+            key = (with_default_seed(record.cell).digest, *_place(record, source))
             groups.setdefault(key, []).append(record)
     return tuple(_measured(group, source) for group in groups.values())
 
 
-def without_seed(cell: Cell) -> Cell:
+def with_default_seed(cell: Cell) -> Cell:
     """Return the cell with the default seed of training."""
     return cell.model_copy(update={"training": cell.training.model_copy(update={"seed": 0})})
 
@@ -115,10 +116,11 @@ def _measured(group: Sequence[Record], source: str) -> Case:
     live = ledger.peak_bytes if ledger else None
     at_rest = [record for record in group if not speed_disturbed(record.measurement.caveats)]
     speeds = [step_tokens_per_second(record) for record in at_rest]
-    seeds = group_by_seed(group)[0]
+    asked = first.cell.evaluation
+    setting = (*setting_of(first, environments_of(group)[0]), asked.limit, asked.num_fewshot)
     state = ledger.categories_at_peak_bytes.get("quantisation_state") if ledger else None
     return Case(
-        cell=cell.model_copy(update={"id": seeds.name}),
+        cell=cell.model_copy(update={"id": without_seed(cell.id)}),
         instrument="measured GPU" if on_gpu else "measured CPU",
         source=source,
         place=_place(first, source),
@@ -131,7 +133,7 @@ def _measured(group: Sequence[Record], source: str) -> Case:
         adapter_file_bytes=facts.adapter_file_bytes if facts else None,
         speeds=tuple(statistics.median(steps) for steps in speeds if steps),
         disturbed_runs=len(group) - len(at_rest),
-        study=(source, *seeds.setting),
+        study=(source, *setting),
         answers=tuple(answer for record in group for answer in _answers(record)),
         merges=tuple(merge for record in group for merge in _merges(record)),
     )

@@ -10,8 +10,7 @@ from bench.claims.catalogue import AccuracyRule
 from bench.claims.findings import Evidence, Figure, Outcome
 from bench.claims.rules_pairs import pair_row
 from bench.claims.settings import like_pairs, matches, value_at
-from bench.compare.seed_differences import SeedBlocks, difference_in_blocks, seed_blocks
-from bench.compare.seeds import CONFIDENCE
+from bench.compare.accuracy import CONFIDENCE, SeedBlocks, difference_in_blocks, seed_blocks
 from bench.errors import UsageError
 from bench.stats.paired import Paired, drop_bounds, pair_items
 

@@ -12,7 +12,7 @@ from bench.claims.catalogue import LeverRule, PairOf, PairRule
 from bench.claims.findings import Evidence, Figure, Outcome, Setting, Unit
 from bench.claims.rules_values import within
 from bench.claims.settings import like_pairs, matches, settings_of, value_at
-from bench.compare.seeds import CONFIDENCE
+from bench.compare.accuracy import CONFIDENCE
 
 
 def pair_evidence(rule: PairRule, cases: Sequence[Case]) -> list[Evidence]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.claims.page import render_committed
+from bench.compare.comparison import compare
 from bench.compare.gate_report import judge_folder
-from bench.compare.summary import compare
 from bench.errors import UsageError
 from bench.io import write_text
 from bench.records.plans import read_plan

@@ -1,7 +1,9 @@
 """Where the records were made: each distinct place gets a letter, and what differs between them is named."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from bench.records.records import Environment, Record
 
@@ -11,7 +13,7 @@ COMMIT = "git.commit"
 _COMMIT_DIGITS = 12  # enough to find it; the whole hash is among the facts of each place
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class EnvironmentGroup:
     """The environment that some of the records were made in, under a letter that rows refer to."""
 
@@ -19,28 +21,21 @@ class EnvironmentGroup:
     records: int
     facts: Mapping[str, str]
 
-
-def place(environment: Environment) -> tuple[tuple[str, str], ...]:
-    """Return what two comparable records share: machine, versions and threads, but not the commit."""
-    return tuple(item for item in facts(environment).items() if not item[0].startswith(_NOT_THE_MACHINE))
-
-
-def environment_groups(records: Sequence[Record]) -> tuple[EnvironmentGroup, ...]:
-    """Return each distinct environment once, lettered in the order of the records."""
-    found: dict[tuple[tuple[str, str], ...], int] = {}
-    for record in records:
-        own = tuple(facts(record.environment).items())
-        found[own] = found.get(own, 0) + 1
-    return tuple(
-        EnvironmentGroup(label=_letter(index), records=count, facts=dict(own))
-        for index, (own, count) in enumerate(found.items())
-    )
+    @cached_property
+    def place(self) -> tuple[tuple[str, str], ...]:
+        """What two comparable records share: machine, versions and threads, but not the commit."""
+        return tuple(item for item in self.facts.items() if not item[0].startswith(_NOT_THE_MACHINE))
 
 
-def label_of(record: Record, places: Iterable[EnvironmentGroup]) -> str:
-    """Return the letter of the environment a record was made in."""
-    own = facts(record.environment)
-    return next(where.label for where in places if where.facts == own)
+def environments_of(records: Sequence[Record]) -> tuple[EnvironmentGroup, ...]:
+    """Return the environment of each record, lettered in the order in which they appear."""
+    found = [tuple(facts(record.environment).items()) for record in records]
+    counts = Counter(found)
+    groups = {
+        own: EnvironmentGroup(label=_letter(index), records=count, facts=dict(own))
+        for index, (own, count) in enumerate(counts.items())
+    }
+    return tuple(groups[own] for own in found)
 
 
 def differences(places: Sequence[EnvironmentGroup]) -> tuple[str, ...]:

@@ -1,252 +1,109 @@
-"""The plain typed rows of a comparison: what the analysis computes and the reports only show.
+"""One cell over its runs in one environment, and one such cell set against another.
 
-Bytes, nanoseconds and shares (0 to 1) throughout; None is *not measured*, and never stands for 0.
+Everything is read from the records when it is asked for, once. Bytes, nanoseconds and shares (0 to 1)
+throughout; None is *not measured*, and never stands for 0.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+from bench.compare import readings
+from bench.compare.accuracy import (
+    Accuracy,
+    AccuracyDifference,
+    Readings,
+    accuracies_of,
+    pair,
+    readings_by_seed,
+)
+from bench.compare.caveats import Ending, caveats_of_runs, endings_of
 from bench.compare.environments import EnvironmentGroup
-from bench.compare.plausibility import Doubted
-from bench.compare.seeds import OverSeeds
+from bench.compare.plausibility import Doubted, Finding, lint
+from bench.compare.readings import (
+    GpuSeen,
+    Losses,
+    Merge,
+    Peak,
+    PeakCause,
+    Predicted,
+    Throughput,
+    TimeBreakdown,
+)
+from bench.metrics import Instrument
 from bench.records.cuda import TorchSettings
-from bench.records.gpu import Isolation
-from bench.records.records import Category, Caveat, Outcome
-from bench.scenario.types import Cell, Device
-from bench.stats.paired import Paired
-from bench.stats.trend import Trend
+from bench.records.derived_metrics import speed_disturbed
+from bench.records.records import Caveat, ModelFacts, Outcome, Record
+from bench.scenario.types import EXTRA_READINGS, HOW_IT_LEARNS, Cell, Device
 
-Instrument = Literal[
-    "ledger",
-    "host_net",
-    "host",
-    "cuda_allocated",
-    "cuda_reserved",
-    "nvml_process",
-    "nvml_device_delta",
-]
-
-ROUGH_DRIFT_SHARE = 0.1
+_NVML_NAMES: dict[Instrument, str] = {
+    "nvml_process": "the process",
+    "nvml_device_delta": "the device less what was on it before",
+}
+_BESIDE_THE_METHOD = {"method", "evaluation", "training.seed", *HOW_IT_LEARNS, *EXTRA_READINGS}
+_SEED_TOKEN = re.compile(r"-seed=\d+(?=[-/]|$)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Peak:
-    """The peak memory of training by one instrument: the median over runs, and its range.
+def without_seed(name: str) -> str:
+    """Return an id, or its last part, without the seed that a list of seeds puts into it."""
+    return _SEED_TOKEN.sub("", name)
 
-    ``saving_share`` is 1 minus this over full fine-tuning by the same instrument.
+
+def setting_of(record: Record, where: EnvironmentGroup) -> tuple[Hashable, ...]:
+    """Return what cells share that may be set against one another: all but the method and how it learns.
+
+    The number of steps counts: with padding to the longest it decides which batches are seen.
     """
-
-    instrument: Instrument
-    peak_bytes: int
-    low_bytes: int
-    high_bytes: int
-    phase: str
-    saving_share: float | None = None
+    return (*record.cell.comparison_key(_BESIDE_THE_METHOD), where.place, record.inputs_digest)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Throughput:
-    """Non-padding tokens per second: the median over steps, then over runs.
-
-    The spread is the range over runs when there are several, else the middle half of the steps. *Throttled*
-    says that in one run at least the card was too hot, or its supply too weak, for its own speed.
-    ``against_full_overlaps``: the two ranges meet, so which is faster is not told.
-    """
-
-    tokens_per_second: float
-    low: float
-    high: float
-    spread: Literal["range over runs", "middle half of the steps"]
-    runs: int
-    steps: int
-    trend: Trend
-    against_full: float | None = None
-    against_full_overlaps: bool | None = None
-    throttled: bool = False
-
-    @property
-    def rough(self) -> bool:
-        """Whether there were too few steps to see a drift, or the drift was a tenth or more."""
-        drift = self.trend.drift_share
-        return drift is None or abs(drift) >= ROUGH_DRIFT_SHARE
-
-    def overlaps(self, other: "Throughput") -> bool:
-        """Return whether the two ranges meet."""
-        return self.low <= other.high and other.low <= self.high
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """One task before and after training, of one run; the errors are standard errors over its items.
-
-    ``not_paired`` is the reason why ``change`` is missing although both readings are there.
-    """
-
-    task: str
-    metric: str
-    instrument: str
-    num_fewshot: int
-    items: int
-    before: float | None
-    before_error: float | None
-    after: float | None
-    after_error: float | None
-    change: Paired | None
-    not_paired: str | None = None
-    against_full: Paired | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuSeen:
-    """What NVML showed besides peaks: the median over runs, or both ends over runs.
-
-    ``isolations`` are the readings that could be told to be the worker's, each with the reason. Power, clock
-    and events are those of the measured steps; the temperature is the highest of the training.
-    """
-
-    isolations: tuple[tuple[Isolation, str], ...]
-    interval_ns: int
-    longest_gap_ns: int
-    non_torch_bytes: int | None
-    energy_per_token_mj: float | None
-    power_mean_mw: float | None
-    sm_clock_min_mhz: int | None
-    sm_clock_max_mhz: int | None
-    temperature_max_c: int | None
-    events: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeakCause:
-    """What the ledger saw as the most tensor bytes were alive."""
-
-    phase: str
-    op: str
-    module: str
-    categories_bytes: Mapping[Category, int]
-    largest_category: Category
-    largest_share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimeBreakdown:
-    """Where a cell's wall time went, the median over runs of each part. The parts add up within a run.
-
-    ``overhead_ns`` is all that is not loading, stepping, instrumented steps and checks, or evaluation:
-    starting the worker (``starting_ns``), making and tokenising the data (``preparing_ns``), handing over
-    results and ending it.
-    """
-
-    total_ns: int
-    loading_ns: int
-    stepping_ns: int
-    instruments_ns: int
-    evaluation_ns: int
-    overhead_ns: int
-    starting_ns: int
-    preparing_ns: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predicted:
-    """A peak as predicted before the run, beside the one that an instrument then read.
-
-    ``difference_share`` is the prediction less the reading, over the reading; with a band, of its top.
-    """
-
-    instrument: Instrument
-    low_bytes: int
-    high_bytes: int
-    measured_bytes: int
-    difference_share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """The loss at the first step and the last ones; the mean over up to three steps at each end."""
-
-    first: float
-    last: float
-    steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merge:
-    """The largest difference that merging the adapter made to a logit, as shares of the largest logit."""
-
-    worst_share: float
-    tolerated_share: float
-    within_tolerance: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """A run that did not end ok: its outcome and the sentence that says why."""
-
-    run: int
-    outcome: Outcome
-    phase: str | None
-    message: str
-    requested_bytes: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Measured:
-    """One cell under one key, over all its runs; ``doubts`` names what kind of numbers lints found wrong.
+    """One cell over all its runs in one environment; other seeds are repeats.
 
-    ``metrics`` are medians over good runs, by the names and in the units of ``bench.metrics``.
+    ``records`` are its runs, at least one, in order; ``reference`` is full fine-tuning alike in all else, and
+    ``no_reference`` says why there is none. ``device_name`` is the card's, or says how many CPU threads.
     """
 
-    id: str
-    cell: Cell
-    key: str
+    records: tuple[Record, ...]
+    where: EnvironmentGroup
     device_name: str
-    environment: str
-    outcome: Outcome
-    runs: int
-    runs_ok: int
-    endings: tuple[Ending, ...]
-    recipe: Mapping[str, str] = field(default_factory=dict)
-    source: str | None = None
-    weights_note: str | None = None
-    parameters_total: int | None = None
-    parameters_trainable: int | None = None
-    trainable_share: float | None = None
-    adapter_file_bytes: int | None = None
-    paged_bytes: int | None = None
-    torch_settings: TorchSettings | None = None
-    flops_per_token: float | None = None
-    load_time_ns: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    peaks: tuple[Peak, ...] = ()
-    throughput: Throughput | None = None
-    accuracies: tuple[Accuracy, ...] = ()
-    cause: PeakCause | None = None
-    gpu: GpuSeen | None = None
-    losses: Losses | None = None
-    merge: Merge | None = None
-    times: TimeBreakdown | None = None
-    predictions: tuple[Predicted, ...] = ()
-    reference: str | None = None
+    setting: tuple[Hashable, ...]
+    reference: "Measured | None" = None
     no_reference: str | None = None
-    caveats: tuple[Caveat, ...] = ()
-    doubts: frozenset[Doubted] = frozenset()
 
-    @property
+    @cached_property
+    def cell(self) -> Cell:
+        """The cell, as its latest run had it."""
+        return self.records[-1].cell
+
+    @cached_property
+    def key(self) -> str:
+        """The key of its latest run, which no other Measured has."""
+        return self.records[-1].key
+
+    @cached_property
+    def id(self) -> str:
+        """The cell's id; without the seed where it was run with several."""
+        return without_seed(self.cell.id) if len(self.seeds) > 1 else self.cell.id
+
+    @cached_property
     def model(self) -> str:
         """The model's part of the id."""
         return self.cell.labels.model
 
-    @property
+    @cached_property
     def method(self) -> str:
         """The method's part of the id."""
         return self.cell.labels.method
 
-    @property
+    @cached_property
     def window(self) -> str:
-        """The training window's part of the id."""
-        return self.cell.labels.window
+        """The training window's part of the id; without the seed where it was run with several."""
+        window = self.cell.labels.window
+        return without_seed(window) if len(self.seeds) > 1 else window
 
     @property
     def device(self) -> Device:
@@ -258,24 +115,260 @@ class Measured:
         """The method's kind."""
         return self.cell.method.kind
 
-    def peak(self, instrument: Instrument) -> Peak | None:
+    @property
+    def environment(self) -> str:
+        """The letter of its environment."""
+        return self.where.label
+
+    @cached_property
+    def ok(self) -> tuple[Record, ...]:
+        """The runs that ended ok."""
+        return tuple(record for record in self.records if record.outcome == "ok")
+
+    @property
+    def outcome(self) -> Outcome:
+        """Ok where at least one run ended so, else how the latest ended."""
+        return "ok" if self.ok else self.records[-1].outcome
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are, of all seeds."""
+        return len(self.records)
+
+    @property
+    def runs_ok(self) -> int:
+        """How many of them ended ok."""
+        return len(self.ok)
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """The training seeds that it was run with."""
+        return tuple(sorted({record.cell.training.seed for record in self.records}))
+
+    @property
+    def failed_seeds(self) -> tuple[int, ...]:
+        """The seeds without a good run."""
+        good = {record.cell.training.seed for record in self.ok}
+        return tuple(seed for seed in self.seeds if seed not in good)
+
+    @cached_property
+    def endings(self) -> tuple[Ending, ...]:
+        """How the runs ended that are not ok."""
+        return endings_of(self.records)
+
+    @cached_property
+    def facts(self) -> ModelFacts | None:
+        """What a worker found the model to be."""
+        return next((record.measurement.model for record in self.ok if record.measurement.model), None)
+
+    @property
+    def weights_note(self) -> str | None:
+        """What must be said of the weights, if anything."""
+        return self.facts.weights_note if self.facts else None
+
+    @property
+    def parameters_trainable(self) -> int | None:
+        """How many parameters receive a gradient."""
+        return self.facts.parameters_trainable if self.facts else None
+
+    @property
+    def trainable_share(self) -> float | None:
+        """Trainable parameters over all."""
+        return self.facts.parameters_trainable / self.facts.parameters_total if self.facts else None
+
+    @property
+    def paged_bytes(self) -> int | None:
+        """Optimizer state in CUDA's managed memory."""
+        paged = self.ok[-1].measurement.paged if self.ok else None
+        return paged.paged_bytes if paged else None
+
+    @property
+    def torch_settings(self) -> TorchSettings | None:
+        """How torch was set in the latest good run."""
+        return self.ok[-1].measurement.torch_settings if self.ok else None
+
+    @property
+    def flops_per_token(self) -> float | None:
+        """Operations of one step as executed, for each token that is not padding."""
+        flops = next((record.measurement.flops for record in self.ok if record.measurement.flops), None)
+        return flops.step_flops / flops.tokens.non_padding if flops else None
+
+    @property
+    def load_time_ns(self) -> int | None:
+        """The median time of the load phase."""
+        return readings.load_time_ns(self.ok)
+
+    @cached_property
+    def metrics(self) -> Mapping[str, float]:
+        """Medians over good runs, by the names and in the units of ``bench.metrics``."""
+        return readings.metrics(self.ok)
+
+    @cached_property
+    def peaks(self) -> tuple[Peak, ...]:
+        """The peak by each instrument that was there."""
+        return readings.peaks(self.ok)
+
+    @property
+    def predictions(self) -> tuple[Predicted, ...]:
+        """What was predicted of these peaks before the run."""
+        return readings.predictions(self.ok[-1].prediction, self.peaks) if self.ok else ()
+
+    @cached_property
+    def throughput(self) -> Throughput | None:
+        """Tokens per second."""
+        return readings.throughput(self.ok)
+
+    @cached_property
+    def accuracies(self) -> tuple[Accuracy, ...]:
+        """Every evaluated task."""
+        return accuracies_of(self.ok)
+
+    @cached_property
+    def cause(self) -> PeakCause | None:
+        """What set the peak of live tensors."""
+        return readings.cause(self.ok)
+
+    @cached_property
+    def gpu(self) -> GpuSeen | None:
+        """What NVML showed besides peaks."""
+        return readings.gpu_seen(self.ok)
+
+    @cached_property
+    def losses(self) -> Losses | None:
+        """The loss at both ends."""
+        return readings.losses(self.ok)
+
+    @cached_property
+    def merge(self) -> Merge | None:
+        """What merging the adapter did to the logits."""
+        return readings.merge(self.ok)
+
+    @cached_property
+    def times(self) -> TimeBreakdown | None:
+        """Where the wall time went."""
+        return readings.times(self.ok)
+
+    @cached_property
+    def findings(self) -> tuple[tuple[Record, Finding], ...]:
+        """What cannot be right in any of its runs."""
+        return tuple((record, finding) for record in self.records for finding in lint(record))
+
+    @cached_property
+    def doubts(self) -> frozenset[Doubted]:
+        """The kinds of numbers that cannot be right in a good run."""
+        return frozenset(finding.doubts for record, finding in self.findings if record.outcome == "ok")
+
+    @cached_property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """What a reader must know beyond the numbers, each once."""
+        found = caveats_of_runs(self.records, self.findings, self.throughput, self.accuracies, self.merge)
+        return tuple(dict.fromkeys([*found, *(self.against_full.caveats if self.against_full else ())]))
+
+    @property
+    def disturbed_runs(self) -> int:
+        """How many good runs had a speed that is not their own."""
+        return sum(speed_disturbed(record.measurement.caveats) for record in self.ok)
+
+    @cached_property
+    def against_full(self) -> "Contrast | None":
+        """This cell against full fine-tuning; None for full fine-tuning itself and where there is none."""
+        return Contrast(self, self.reference) if self.ok and self.reference else None
+
+    def peak(self, instrument: Instrument | None) -> Peak | None:
         """Return the peak by one instrument, if it was there."""
         return next((peak for peak in self.peaks if peak.instrument == instrument), None)
 
-    def accuracy(self, task: str) -> Accuracy | None:
+    def accuracy(self, task: str | None) -> Accuracy | None:
         """Return the accuracy on one task, if it was evaluated."""
-        return next((accuracy for accuracy in self.accuracies if accuracy.task == task), None)
+        return next((one for one in self.accuracies if one.task == task), None)
+
+    def answers(self, task: str) -> Readings:
+        """Return the readings of a task after training, by seed."""
+        return readings_by_seed(self.ok, task, "after")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Everything a report shows."""
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """One measured cell against another: shares of the other's value, 0 being no change; None: not measured.
 
-    scenarios: tuple[str, ...]
-    records: int
-    first_started_at: str
-    outcomes: Mapping[Outcome, int]
-    rows: tuple[Measured, ...]
-    environments: tuple[EnvironmentGroup, ...]
-    differences: tuple[str, ...]
-    over_seeds: tuple[OverSeeds, ...] = ()
+    Numbers are only ever of one instrument. Where a number of both cannot be compared, ``caveats`` say why.
+    """
+
+    measured: Measured
+    base: Measured
+
+    def memory_share(self, instrument: Instrument | None) -> float | None:
+        """Return the peak over the other's by the same instrument, less 1."""
+        mine, theirs = self.measured.peak(instrument), self.base.peak(instrument)
+        return _share(mine.peak_bytes if mine else None, theirs.peak_bytes if theirs else None)
+
+    def predicted_share(self, instrument: Instrument) -> float | None:
+        """Return the same of what was predicted before the runs."""
+        found = [
+            next((each.high_bytes for each in one.predictions if each.instrument == instrument), None)
+            for one in (self.measured, self.base)
+        ]
+        return _share(*found)
+
+    @property
+    def flops_share(self) -> float | None:
+        """Operations for each token over the other's, less 1."""
+        return _share(self.measured.flops_per_token, self.base.flops_per_token)
+
+    @property
+    def speed_ratio(self) -> float | None:
+        """Tokens per second over the other's."""
+        mine, theirs = self.measured.throughput, self.base.throughput
+        return mine.tokens_per_second / theirs.tokens_per_second if mine and theirs else None
+
+    @property
+    def speeds_overlap(self) -> bool:
+        """Whether the ranges of both speeds meet, so that which is faster is not known."""
+        mine, theirs = self.measured.throughput, self.base.throughput
+        return bool(mine and theirs and mine.overlaps(theirs))
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether a speed of either is not its own."""
+        return any(speed_disturbed(one.caveats) for one in (self.measured, self.base))
+
+    @property
+    def doubted(self) -> frozenset[Doubted]:
+        """The kinds of numbers that cannot be right in either."""
+        return self.measured.doubts | self.base.doubts
+
+    def accuracy(self, task: str | None) -> AccuracyDifference | None:
+        """Return the difference on a task after training; None where it was not asked alike."""
+        return self._accuracies[task][0] if task in self._accuracies else None
+
+    @cached_property
+    def _accuracies(self) -> dict[str | None, tuple[AccuracyDifference | None, str | None]]:
+        tasks = [one.task for one in self.measured.accuracies]
+        return {task: pair(self.measured.answers(task), self.base.answers(task), task) for task in tasks}
+
+    @cached_property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """What of full fine-tuning's numbers these are not compared with, and why."""
+        return (*self._unpaired(), *self._other_instrument())
+
+    def _unpaired(self) -> Iterator[Caveat]:
+        for task, (_, reason) in self._accuracies.items():
+            if reason:
+                message = f"{task} is not compared with full fine-tuning: {reason}."
+                yield Caveat(code="not-paired", message=message)
+
+    def _other_instrument(self) -> Iterator[Caveat]:
+        """Yield that NVML's peak of the process and its peak of the device are not compared."""
+        ours, theirs = (
+            {peak.instrument for peak in one.peaks} & set(_NVML_NAMES) for one in (self.measured, self.base)
+        )
+        if ours and theirs and not ours & theirs:
+            names = [" and ".join(_NVML_NAMES[name] for name in sorted(found)) for found in (ours, theirs)]
+            message = (
+                f"NVML's peak is of {names[0]} here and of {names[1]} for full fine-tuning: not compared."
+            )
+            yield Caveat(code="nvml-instruments-differ", message=message)
+
+
+def _share(value: float | None, base: float | None) -> float | None:
+    return None if value is None or not base else value / base - 1

@@ -1,69 +1,43 @@
-"""A study: methods of one setting over several seeds, each set against one of them. Nothing is shown here."""
+"""Studies: methods over several seeds, each set against one of them; and memory levers, one at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
-from bench.compare import runs as over_runs
-from bench.compare.environments import environment_groups, label_of
-from bench.compare.measured import Instrument, Peak, Throughput
-from bench.compare.seed_differences import SeedDifference, differences_over_seeds
-from bench.compare.seeds import SeedAccuracy, SeedGroup, accuracy_over_seeds, group_by_seed
+from bench.compare.accuracy import AccuracyDifference, differences
+from bench.compare.comparison import Comparison, groups, measure
+from bench.compare.measured import Contrast, Measured
 from bench.errors import UsageError
-from bench.records.derived_metrics import speed_disturbed
+from bench.metrics import TENSORS, Instrument
 from bench.records.records import Record
 
-PROCESS: dict[str, Instrument] = {"cpu": "host_net", "cuda": "cuda_reserved"}
-"""The instrument of what has to fit, by device."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Level:
-    """One method over its seeds. ``against`` is None for the reference itself, and where nothing is paired.
-
-    The peak is by the instrument that ``PROCESS`` names; it and the speed are medians over the seeds' runs.
-    ``disturbed_runs`` counts those whose speed is not their own.
-    """
-
-    method: str
-    group: SeedGroup
-    accuracy: SeedAccuracy | None
-    against: SeedDifference | None
-    peak: Peak | None
-    throughput: Throughput | None
-    disturbed_runs: int
-    parameters_trainable: int | None
+_PLAIN = {"full": "full", "lora": "lora", "qlora": "lora"}
+_ALWAYS_SAID = {"quantisation", "double_quantisation"}
+IDLE_SHARE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One evaluation task of one setting; ``environment`` is a letter where records come from several."""
+    """One evaluation task of one setting; ``environment`` is a letter where records come from several.
 
-    model: str
-    window: str
-    device: str
+    ``against`` holds by key each method's difference from the reference, where seeds can be paired.
+    """
+
     environment: str | None
     task: str
-    reference: str
-    levels: tuple[Level, ...]
+    reference: Measured
+    levels: tuple[Measured, ...]
+    against: Mapping[str, AccuracyDifference]
 
     @property
-    def differences(self) -> tuple[tuple[Level, SeedDifference], ...]:
-        """Return every level with its difference from the reference, where there is one."""
-        return tuple((level, level.against) for level in self.levels if level.against)
+    def differences(self) -> tuple[tuple[Measured, AccuracyDifference], ...]:
+        """Every level with its difference from the reference, where there is one."""
+        return tuple((level, self.against[level.key]) for level in self.levels if level.key in self.against)
 
     @property
-    def resolution(self) -> float | None:
-        """Return how far the intervals of the differences reach to each side; None without one.
-
-        They share one variance, so that all reach as far.
-        """
-        widths = [one.difference.half_width for _, one in self.differences]
-        return next((width for width in widths if width is not None), None)
-
-    @property
-    def design(self) -> SeedDifference | None:
-        """Return a difference that has an interval, for what all of them share."""
-        return next((one for _, one in self.differences if one.difference.half_width is not None), None)
+    def design(self) -> AccuracyDifference | None:
+        """A difference that has an interval, for what all of them share: one variance, and so one width."""
+        return next((one for one in self.against.values() if one.difference.half_width is not None), None)
 
 
 def studies(records: Sequence[Record], reference: str) -> tuple[Study, ...]:
@@ -71,48 +45,129 @@ def studies(records: Sequence[Record], reference: str) -> tuple[Study, ...]:
 
     Raises UsageError where a setting lacks that method, or where its runs were asked different questions.
     """
-    groups = group_by_seed(records)
-    places = environment_groups(records)
-    settings: dict[object, list[SeedGroup]] = {}
-    for group in groups:
-        settings.setdefault(group.setting, []).append(group)
+    rows = measure(records)
+    settings: dict[tuple[Hashable, ...], list[Measured]] = {}
+    for row in rows:
+        settings.setdefault(row.setting, []).append(row)
+    several = len({row.environment for row in rows}) > 1
     found: list[Study] = []
-    for members in settings.values():
-        base = next((group for group in members if group.method == reference), None)
+    for levels in settings.values():
+        base = next((row for row in levels if row.method == reference), None)
         if base is None:
-            methods = ", ".join(dict.fromkeys(group.method for group in members))
-            raise UsageError(f"{members[0].name}: no method {reference} there; choose one of {methods}")
-        first = next((run for group in members for run in group.runs.values()), None)
-        environment = label_of(first, places) if first and len(places) > 1 else None
-        tasks = dict.fromkeys(task for group in members for task in group.tasks)
-        found.extend(_study(members, base, task, environment) for task in tasks)
+            methods = ", ".join(dict.fromkeys(row.method for row in levels))
+            raise UsageError(f"{levels[0].id}: no method {reference} there; choose one of {methods}")
+        for task in dict.fromkeys(one.task for row in levels for one in row.accuracies):
+            one = Study(
+                environment=base.environment if several else None,
+                task=task,
+                reference=base,
+                levels=tuple(levels),
+                against=differences_over_seeds(levels, base, task),
+            )
+            found.append(one)
     return tuple(found)
 
 
-def _study(members: Sequence[SeedGroup], base: SeedGroup, task: str, environment: str | None) -> Study:
-    against = differences_over_seeds(members, base, task)
-    return Study(
-        model=base.cell.model.name,
-        window=base.name.rpartition("/")[2],
-        device=base.cell.device,
-        environment=environment,
-        task=task,
-        reference=base.method,
-        levels=tuple(_level(group, task, against.get(group.name)) for group in members),
-    )
+def differences_over_seeds(
+    rows: Sequence[Measured], reference: Measured, task: str
+) -> dict[str, AccuracyDifference]:
+    """Return every other cell's difference from the reference over seeds, by key.
+
+    Raises UsageError where they were asked different questions, or are not of one setting.
+    """
+    for row in rows:
+        if row.setting != reference.setting:
+            raise UsageError(
+                f"{row.id} and {reference.id} differ in more than the method (model, data, training or "
+                "machine); set methods of one setting against each other"
+            )
+    everyone = {row.key: row for row in (reference, *rows)}
+    names = ", ".join(row.id for row in everyone.values())
+    answers = {key: row.answers(task) for key, row in everyone.items()}
+    return differences(answers, reference.key, task, names)
 
 
-def _level(group: SeedGroup, task: str, against: SeedDifference | None) -> Level:
-    runs = list(group.runs.values())
-    peaks = over_runs.peaks(runs)
-    models = [run.measurement.model for run in runs if run.measurement.model]
-    return Level(
-        method=group.method,
-        group=group,
-        accuracy=accuracy_over_seeds(group, task),
-        against=against,
-        peak=next((peak for peak in peaks if peak.instrument == PROCESS[group.cell.device]), None),
-        throughput=over_runs.throughput(runs),
-        disturbed_runs=sum(speed_disturbed(run.measurement.caveats) for run in runs),
-        parameters_trainable=models[0].parameters_trainable if models else None,
-    )
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One field that a lever changes; ``before`` is None where the plain method has no such field."""
+
+    field: str
+    before: object
+    after: object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levers:
+    """A plain method and every lever pulled on it: cells set against the method named after their kind.
+
+    The plain methods are ``full`` and ``lora``; adapters over any base are set against ``lora``.
+    """
+
+    baseline: Measured
+    effects: tuple[Contrast, ...]
+
+    @property
+    def saving(self) -> tuple[Contrast, ...]:
+        """What lowers the peak of tensors, most first."""
+        return self._moving(lambda share: share < -IDLE_SHARE)
+
+    @property
+    def costing(self) -> tuple[Contrast, ...]:
+        """What raises the peak of tensors, least first."""
+        return self._moving(lambda share: share > IDLE_SHARE)
+
+    @property
+    def idle(self) -> tuple[Contrast, ...]:
+        """What leaves the peak of tensors as it is."""
+        return self._moving(lambda share: abs(share) <= IDLE_SHARE)
+
+    @property
+    def misses(self) -> tuple[float, ...]:
+        """How far each predicted change is from the one read, in shares of the baseline's peak."""
+        shares = (
+            (one.predicted_share(self._tensors), one.memory_share(self._tensors)) for one in self.effects
+        )
+        return tuple(abs(said - read) for said, read in shares if said is not None and read is not None)
+
+    @property
+    def _tensors(self) -> Instrument:
+        return TENSORS[self.baseline.device]
+
+    def _moving(self, asked: Callable[[float], bool]) -> tuple[Contrast, ...]:
+        found = [
+            (share, one) for one in self.effects if (share := one.memory_share(self._tensors)) is not None
+        ]
+        return tuple(one for share, one in sorted(found, key=itemgetter(0)) if asked(share))
+
+
+def levers(comparison: Comparison) -> tuple[Levers, ...]:
+    """Return the levers of each plain method that ended well, by model and environment.
+
+    Raises UsageError when there is no plain method at all.
+    """
+    found = []
+    pulled = [row for row in comparison.rows if row.kind in _PLAIN]
+    for rows in groups(pulled, lambda row: (row.cell.model.name, _PLAIN[row.kind])):
+        plain = _PLAIN[rows[0].kind]
+        base = next((row for row in rows if row.cell.method.name == plain and row.ok), None)
+        if base is not None:
+            effects = tuple(Contrast(row, base) for row in rows if row is not base)
+            found.append(Levers(baseline=base, effects=effects))
+    if not found:
+        names = " or ".join(dict.fromkeys(_PLAIN.values()))
+        raise UsageError(f"no good run of a method named {names}; run the plain method beside the levers")
+    return tuple(found)
+
+
+def changes(one: Contrast) -> Iterator[Change]:
+    """Yield every field of method, data and training that is not as in the baseline."""
+    for part in ("method", "data", "training"):
+        holder, plain = getattr(one.measured.cell, part), getattr(one.base.cell, part)
+        for name, field in type(holder).model_fields.items():
+            value = getattr(holder, name)
+            if name == "name" or (name in type(plain).model_fields and getattr(plain, name) == value):
+                continue
+            if name in type(plain).model_fields:
+                yield Change(field=name, before=getattr(plain, name), after=value)
+            elif value != field.default or name in _ALWAYS_SAID:
+                yield Change(field=name, before=None, after=value)

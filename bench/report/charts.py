@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import altair as alt
 
-from bench.compare.frontier import Frontier
-from bench.compare.measured import Measured, Predicted
-from bench.compare.pictures import Course, Stack
-from bench.compare.series import AccuracyPoint, ScalingPoint
+from bench.compare.highlights import Frontier
+from bench.compare.readings import Predicted, Throughput
+from bench.compare.series import AccuracyPoint, MemoryBreakdown, MemoryTimeline, ScalingPoint
 from bench.report.text import MemoryUnit, words
 
 INK, FAINT, PAPER = "#1a1c20", "#b9bdc6", "#fefefe"
@@ -53,7 +52,7 @@ def _cells_axis() -> Chart:
     return alt.Axis(title=None, labelLimit=340)
 
 
-def stacked_memory(stacks: Sequence[Stack], limits: Limits, unit: MemoryUnit) -> Chart:
+def stacked_memory(stacks: Sequence[MemoryBreakdown], limits: Limits, unit: MemoryUnit) -> Chart:
     """Draw the parts of each peak side by side on one bar, and each limit as a line."""
     names = [name for name in _PARTS if any(name in stack.parts_bytes for stack in stacks)]
     points = [
@@ -102,12 +101,12 @@ def _limit_lines(limits: Limits, unit: MemoryUnit) -> list[alt.Chart]:
     return [rule, label.encode(x="size:Q", text="text:N")]
 
 
-def memory_over_step(courses: Sequence[Course], unit: MemoryUnit) -> Chart:
+def memory_over_step(courses: Sequence[MemoryTimeline], unit: MemoryUnit) -> Chart:
     """Draw each cell's live bytes, the phases shaded, the peak labelled with its operator and module."""
     return alt.vconcat(*(_course(course, unit) for course in courses)).resolve_scale(color="shared")
 
 
-def _course(course: Course, unit: MemoryUnit) -> Chart:
+def _course(course: MemoryTimeline, unit: MemoryUnit) -> Chart:
     line = course.timeline
     shades = [{"phase": words(phase), "start": start, "end": end} for phase, start, end in course.spans]
     points = [
@@ -143,19 +142,19 @@ def _course(course: Course, unit: MemoryUnit) -> Chart:
     align: Literal["left", "right"] = "right" if course.peak_entry > line.last_entry // 2 else "left"
     label = alt.Chart(_data([peak])).mark_text(color=INK, align=align, dy=-11)
     marked = [mark.encode(x="entry:Q", y="size:Q") for mark in (dot, label.encode(text="text:N"))]
-    return alt.layer(shade, area, *marked).properties(width=_WIDTH, height=150, title=course.row.id)
+    return alt.layer(shade, area, *marked).properties(width=_WIDTH, height=150, title=course.cell)
 
 
-def predicted_and_read(pairs: Sequence[tuple[Measured, Predicted, str]], unit: MemoryUnit) -> Chart:
+def predicted_and_read(pairs: Sequence[tuple[str, Predicted]], unit: MemoryUnit) -> Chart:
     """Draw each prediction, a point or a band, beside the reading of its instrument."""
     points = [
         {
-            "cell": f"{row.id}, {instrument}",
+            "cell": name,
             "low": unit.scaled(one.low_bytes),
             "high": unit.scaled(one.high_bytes),
             "read": unit.scaled(one.measured_bytes),
         }
-        for row, one, instrument in pairs
+        for name, one in pairs
     ]
     base = alt.Chart(_data(points)).encode(y=alt.Y("cell:N", sort=None, axis=_cells_axis()))
     x = alt.X("low:Q", scale=alt.Scale(zero=False), axis=_bytes_axis(unit, "peak"))
@@ -169,12 +168,11 @@ def predicted_and_read(pairs: Sequence[tuple[Measured, Predicted, str]], unit: M
     return _layered(layers, _BAR * len(points))
 
 
-def speeds(rows: Sequence[Measured]) -> Chart:
+def speeds(read: Sequence[tuple[str, Throughput]]) -> Chart:
     """Draw tokens/s with its range."""
     points = [
-        {"cell": row.id, "speed": speed.tokens_per_second, "low": speed.low, "high": speed.high}
-        for row in rows
-        if (speed := row.throughput)
+        {"cell": name, "speed": speed.tokens_per_second, "low": speed.low, "high": speed.high}
+        for name, speed in read
     ]
     base = alt.Chart(_data(points)).encode(y=alt.Y("cell:N", sort=None, axis=_cells_axis()))
     x = alt.X("low:Q", axis=alt.Axis(title="tokens/s", format=",~f"), scale=alt.Scale(zero=True))
@@ -185,16 +183,18 @@ def speeds(rows: Sequence[Measured]) -> Chart:
 
 def frontier(one: Frontier, unit: MemoryUnit, instrument: str, *, label: bool) -> Chart:
     """Draw memory against speed, accuracy as colour; what another cell dominates is grey."""
-    several = len({standing.row.window for standing in one.standings}) > 1
-    points = [
+    several = len({row.window for row in one.rows}) > 1
+    points: list[dict[str, Any]] = [
         {
-            "name": f"{standing.row.method} {standing.row.window}" if several else standing.row.method,
-            "size": unit.scaled(standing.memory_bytes),
-            "speed": standing.tokens_per_second,
-            "accuracy": standing.accuracy,
+            "name": f"{row.method} {row.window}" if several else row.method,
+            "size": unit.scaled(peak.peak_bytes),
+            "speed": speed.tokens_per_second,
+            "accuracy": accuracy.after if accuracy else None,
         }
-        | {"grey": standing.dominated_by is not None}
-        for standing in one.standings
+        | {"grey": row.key in one.dominated_by}
+        for row in one.rows
+        if (peak := row.peak(one.instrument)) and (speed := row.throughput)
+        for accuracy in (row.accuracy(one.task),)
     ]
     x = alt.X(
         "size:Q", scale=alt.Scale(zero=False, padding=90), axis=_bytes_axis(unit, f"peak, {instrument}")
@@ -204,7 +204,7 @@ def frontier(one: Frontier, unit: MemoryUnit, instrument: str, *, label: bool) -
     base = alt.Chart(_data(points)).encode(x=x, y=y)
     colour: Any = alt.value("#4477aa")
     if one.task is not None:
-        shares = [standing.accuracy for standing in one.standings if standing.accuracy is not None]
+        shares = [point["accuracy"] for point in points]
         digits = 0 if max(shares) - min(shares) > _WIDE_RANGE else 1  # or its ends would read the same
         form = f".{digits}%"
         legend = alt.Legend(title=f"accuracy, {one.task}", format=form, orient="top", gradientLength=200)

@@ -4,25 +4,25 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.compare.measured import Comparison, Measured
-from bench.compare.summary import compare
+from bench.compare.comparison import Comparison, compare, groups
+from bench.compare.highlights import highlights
+from bench.compare.measured import Measured
 from bench.io import write_text
 from bench.records.records import Caveat, Record
 from bench.records.store import LoadedRecords
 from bench.report import details, gpu_tables, torch_tables
 from bench.report.columns import narrow_table, page_table
-from bench.report.comparison_columns import comparison_columns, group_title, groups, memory_unit
+from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
+from bench.report.highlights import one_environment, opening, sentences
 from bench.report.how_read import how_read
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
-from bench.report.recipe import recipe
-from bench.report.sentences import environments_told, sentences
-from bench.report.studies import seeds_table
 from bench.report.text import markdown, plain
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
 
 _MOST_NAMES = 8
+_MOST_GROUPS = 4  # with their highlights; of more the tables alone are shown
 
 
 def render_markdown(comparison: Comparison, problems: Sequence[str] = ()) -> str:
@@ -40,14 +40,18 @@ def render_page(loaded: LoadedRecords) -> str:
 def render_summary(comparison: Comparison, problems: Sequence[str] = ()) -> str:
     """Return the sentences, the comparison tables, what did not end ok and the caveats, without a title."""
     unit = memory_unit(comparison.rows)
-    parts = [markdown(paragraph) for paragraph in sentences(comparison, unit)]
+    found = highlights(comparison)
+    parts = [markdown(opening(comparison))]
+    if len(found) > _MOST_GROUPS:
+        parts.append(f"The {len(found)} combinations of model, window and machine have a table each.")
     if problems:
         listed = bullets(markdown(problem) for problem in problems)
         parts.append(f"**Not everything could be read, and what follows leaves it out:**\n\n{listed}")
-    for rows in groups(comparison).values():
-        parts.append(f"**{markdown(group_title(rows))}**")
-        parts.append(markdown_table(page_table(comparison_columns(rows, unit), rows)))
-        parts.append(f"Trained with: {markdown(recipe(rows))}")
+    for one in found:
+        parts.append(f"**{markdown(group_title(one.rows, comparison))}**")
+        shown = list(sentences(one, unit))[0 if len(found) <= _MOST_GROUPS else -1 :]
+        parts.append(bullets(f"{markdown(each.about)}: {markdown(each.text)}" for each in shown))
+        parts.append(markdown_table(page_table(comparison_columns(one.rows, unit), one.rows)))
     endings = details.ending_table(comparison.rows)
     if endings.rows:
         parts.append(f"Runs that did not end ok:\n\n{markdown_table(endings)}")
@@ -78,9 +82,9 @@ def render_terminal(records: Sequence[Record]) -> "Group":
     comparison = compare(records)
     unit = memory_unit(comparison.rows)
     parts: list[RenderableType] = []
-    for rows in groups(comparison).values():
+    for rows in groups(comparison.rows):
         content = narrow_table(comparison_columns(rows, unit), rows)
-        parts.append(terminal_table(content, group_title(rows)))
+        parts.append(terminal_table(content, group_title(rows, comparison)))
     for cell, run, outcome, _, why in details.ending_table(comparison.rows).rows:
         parts.append(Text(plain(f"{cell}, run {run}, {outcome}: {why}")))
     parts.extend(Text(plain(f"- {message} ({cells})")) for message, cells in _gathered(comparison.rows))
@@ -101,7 +105,6 @@ def section_tables(comparison: Comparison, name: Callable[[Measured], str]) -> I
         ("Speed", details.speed_table(rows, name)),
         ("How torch was set", torch_tables.torch_table(rows, name)),
         ("Accuracy", details.accuracy_table(rows, name)),
-        ("Accuracy over training seeds", seeds_table(comparison)),
         ("Training loss", details.loss_table(rows, name)),
         ("Merging the adapter into the base", details.merge_table(rows, name)),
         ("Where the wall time went", details.time_table(rows, name)),
@@ -120,7 +123,7 @@ def _details(comparison: Comparison) -> Iterator[str]:
 
 def _namer(comparison: Comparison) -> Callable[[Measured], str]:
     """Name a row by its method where that is enough, else by its cell, and by its environment if several."""
-    one_group, one_place = len(groups(comparison)) == 1, len(comparison.environments) == 1
+    one_group, one_place = len(groups(comparison.rows)) == 1, len(comparison.environments) == 1
 
     def name(row: Measured) -> str:
         text = row.method if one_group else row.id
@@ -153,7 +156,7 @@ def _gathered(rows: Sequence[Measured]) -> Iterator[tuple[str, str]]:
 def _places(comparison: Comparison) -> str:
     """Return each environment's facts, and first what differs between them."""
     parts = [f"Records: {comparison.records}, the first begun at {markdown(comparison.first_started_at)}."]
-    told = environments_told(comparison)
+    told = one_environment(comparison)
     if told:
         parts.append(markdown(told))
     elif comparison.differences:

@@ -6,9 +6,12 @@ A metric named in ``COLUMNS_OF_METRICS`` is in Markdown, HTML, the terminal and 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from bench.compare.measured import Comparison, Instrument, Measured
-from bench.metrics import METRICS
+from bench.compare.accuracy import Accuracy, AccuracyDifference
+from bench.compare.comparison import Comparison
+from bench.compare.measured import Measured
+from bench.metrics import INSTRUMENT_NAMES, METRICS, Instrument
 from bench.report.columns import Column, Grid, Place, frame, grid
+from bench.report.highlights import difference, interval
 from bench.report.operators import operator
 from bench.report.text import (
     GIBIBYTES,
@@ -18,26 +21,15 @@ from bench.report.text import (
     SMALL_MEBIBYTES,
     MemoryUnit,
     duration,
-    p_value,
     share,
     significant,
     small_share,
     words,
 )
-from bench.stats.paired import SIGNIFICANT_P
 
 if TYPE_CHECKING:
     import pandas as pd
 
-INSTRUMENT_NAMES: dict[Instrument, str] = {
-    "ledger": "live tensors",
-    "host_net": "process, net of start-up",
-    "host": "process, start-up included",
-    "cuda_allocated": "GPU, allocated",
-    "cuda_reserved": "GPU, reserved",
-    "nvml_process": "GPU, process by NVML",
-    "nvml_device_delta": "GPU, device by NVML less idle",
-}
 # The process with its start-up is below, among the details: it says more about Python than about a method.
 _COMPARED = tuple(name for name in INSTRUMENT_NAMES if name != "host")
 # Metrics shown beside those that have columns of their own, by name.
@@ -65,20 +57,13 @@ def memory_unit(rows: Sequence[Measured]) -> MemoryUnit:
     return SMALL_MEBIBYTES if min(sizes, default=_SMALL_BYTES) < _SMALL_BYTES else MEBIBYTES
 
 
-def groups(comparison: Comparison) -> dict[tuple[str, str, str], list[Measured]]:
-    """Return the rows to set side by side: one group for each model, window and device."""
-    found: dict[tuple[str, str, str], list[Measured]] = {}
-    for row in comparison.rows:
-        found.setdefault((row.model, row.window, row.device), []).append(row)
-    return found
-
-
-def group_title(rows: Sequence[Measured]) -> str:
+def group_title(rows: Sequence[Measured], comparison: Comparison) -> str:
     """Return what the rows of one group have in common, with the note on the weights if there is one."""
     notes = dict.fromkeys(row.weights_note for row in rows if row.weights_note)
     model = f"{rows[0].model} ({'; '.join(notes)})" if notes else rows[0].model
     devices = dict.fromkeys(row.device_name for row in rows if row.runs_ok) or {rows[0].device: None}
-    return f"{model}, {rows[0].window}, {' and '.join(devices)}"
+    where = f", environment {rows[0].environment}" if len(comparison.environments) > 1 else ""
+    return f"{model}, {rows[0].window}, {' and '.join(devices)}{where}"
 
 
 def comparison_frame(comparison: Comparison) -> "pd.DataFrame":
@@ -169,7 +154,7 @@ def comparison_columns(
 def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> list[Column[Measured]]:
     def saving(row: Measured) -> float | None:
         peak = row.peak(instrument)
-        return 0.0 if row.kind == "full" and peak else peak.saving_share if peak else None
+        return 0.0 if row.kind == "full" and peak else saving_share(row, instrument)
 
     def peak_text(row: Measured) -> str:
         peak = row.peak(instrument)
@@ -179,7 +164,8 @@ def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> list[Column[Measu
         peak = row.peak(instrument)
         if peak is None:
             return NOT_MEASURED
-        against = "" if peak.saving_share is None else f" ({share(peak.saving_share, 0)})"
+        found = saving_share(row, instrument)
+        against = "" if found is None else f" ({share(found, 0)})"
         return _doubted(unit.show(peak.peak_bytes) + against, row, "memory")
 
     return [
@@ -213,8 +199,10 @@ def _speed_columns(rows: Sequence[Measured]) -> list[Column[Measured]]:
         return _marked_speed(f"{significant(speed.tokens_per_second)} {spread}", row)
 
     def ratio(row: Measured) -> float | None:
-        speed = row.throughput
-        return None if speed is None else 1.0 if row.kind == "full" else speed.against_full
+        if row.throughput is None:
+            return None
+        full = row.against_full
+        return 1.0 if row.kind == "full" else full.speed_ratio if full else None
 
     def ratio_text(row: Measured) -> str:
         value = ratio(row)
@@ -223,7 +211,8 @@ def _speed_columns(rows: Sequence[Measured]) -> list[Column[Measured]]:
     def narrow(row: Measured) -> str:
         if row.throughput is None:
             return NOT_MEASURED
-        against = "" if row.throughput.against_full is None else f" ({row.throughput.against_full:.2f})"
+        value = None if row.kind == "full" else ratio(row)
+        against = "" if value is None else f" ({value:.2f})"
         return _marked_speed(significant(row.throughput.tokens_per_second) + against, row)
 
     columns: list[Column[Measured]] = [
@@ -238,7 +227,7 @@ def _speed_columns(rows: Sequence[Measured]) -> list[Column[Measured]]:
             tone=lambda row: "bad" if row.throughput and "speed" in row.doubts else "",
         )
     ]
-    if any(row.throughput and row.throughput.against_full is not None for row in rows):
+    if any(row.against_full and row.against_full.speed_ratio is not None for row in rows):
         columns.append(
             Column(title="Speed, full = 1", value=ratio, text=ratio_text, frame="speed_against_full_ratio")
         )
@@ -246,50 +235,67 @@ def _speed_columns(rows: Sequence[Measured]) -> list[Column[Measured]]:
 
 
 def _accuracy_columns(task: str) -> list[Column[Measured]]:
-    def before_and_after(row: Measured, *, error: bool) -> str:
+    def text(row: Measured) -> str:
         result = row.accuracy(task)
         if result is None:
             return NOT_MEASURED
-        text = f"{share(result.before)} → {share(result.after)}"
-        if not error:
-            return text
-        plus = "" if result.after_error is None else f" ± {result.after_error * 100:.1f}"
-        return f"{text}{plus} (n = {result.items})"
+        return f"{share(result.before)} → {after(result, f'n = {result.items}')}"
+
+    def narrow(row: Measured) -> str:
+        result = row.accuracy(task)
+        return NOT_MEASURED if result is None else f"{share(result.before)} → {share(result.after)}"
+
+    def against_full(row: Measured) -> AccuracyDifference | None:
+        return row.against_full.accuracy(task) if row.against_full else None
 
     def differs(row: Measured) -> str:
-        result = row.accuracy(task)
-        pair = result.against_full if result else None
         if row.kind == "full":
             return NOT_APPLICABLE
+        pair = against_full(row)
         if pair is None:
             return "not tested"
-        verdict = "yes" if pair.p_value < SIGNIFICANT_P else "not shown"
-        points = share(pair.difference_share).removesuffix(" %")
-        return f"{verdict}: {points} points, {p_value(pair.p_value)}"
-
-    def p(row: Measured) -> float | None:
-        result = row.accuracy(task)
-        return result.against_full.p_value if result and result.against_full else None
+        return f"{'yes' if pair.significant else 'not shown'}: {difference(pair)}"
 
     return [
         Column(
             title=f"{task}: accuracy before → after",
             value=lambda row: result.after if (result := row.accuracy(task)) else None,
-            text=lambda row: before_and_after(row, error=True),
+            text=text,
             frame=f"accuracy_{task}_share",
             narrow=f"{task} before → after",
-            narrow_text=lambda row: before_and_after(row, error=False),
+            narrow_text=narrow,
             place="accuracy",
         ),
         Column(
             title="Differs from full?",
-            value=p,
+            value=lambda row: pair.p_value if (pair := against_full(row)) else None,
             text=differs,
             words=True,
             page=False,
             frame=f"accuracy_{task}_against_full_p",
         ),
     ]
+
+
+def after(result: Accuracy, items: str = "") -> str:
+    """Write accuracy after training: over seeds with its interval, else with its error over items."""
+    text, found = share(result.after), result.after_seeds
+    if found and len(result.seeds) > 1:
+        spread = f"{interval(found.low, found.high)} over " if found.p_value is not None else ""
+        return f"{text} ({spread}{len(result.seeds)} seeds{items and f', {items}'})"
+    error = "" if result.after_error is None else f" ± {result.after_error * 100:.1f}"
+    return f"{text}{error}{items and f' ({items})'}"
+
+
+def saving_share(row: Measured, instrument: Instrument) -> float | None:
+    """Return 1 less the peak over that of full fine-tuning; None where they cannot be compared."""
+    change = row.against_full.memory_share(instrument) if row.against_full else None
+    return None if change is None else -change
+
+
+def _runs(row: Measured) -> str:
+    text = str(row.runs) if row.runs == row.runs_ok else f"{row.runs_ok} ok of {row.runs}"
+    return f"{text} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else text
 
 
 def _last_columns(rows: Sequence[Measured], unit: MemoryUnit) -> list[Column[Measured]]:
@@ -324,7 +330,7 @@ def _last_columns(rows: Sequence[Measured], unit: MemoryUnit) -> list[Column[Mea
         Column(
             title="Runs",
             value=lambda row: row.runs_ok,
-            text=lambda row: str(row.runs) if row.runs == row.runs_ok else f"{row.runs_ok} ok of {row.runs}",
+            text=_runs,
             frame="runs_ok",
         )
     )

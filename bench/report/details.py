@@ -6,9 +6,12 @@
 from collections.abc import Callable, Sequence
 from typing import get_args
 
+from bench.compare.accuracy import Accuracy
 from bench.compare.measured import Measured
+from bench.metrics import INSTRUMENT_NAMES
 from bench.records.records import Category
-from bench.report.comparison_columns import INSTRUMENT_NAMES
+from bench.report.comparison_columns import after, saving_share
+from bench.report.highlights import points
 from bench.report.layout import Table
 from bench.report.operators import operator
 from bench.report.text import (
@@ -41,7 +44,7 @@ def memory_table(rows: Sequence[Measured], name: Callable[[Measured], str], unit
                     unit.show(peak.peak_bytes),
                     spread if row.runs_ok > 1 else "one run",
                     words(peak.phase),
-                    NOT_APPLICABLE if row.kind == "full" else share(peak.saving_share, 0),
+                    NOT_APPLICABLE if row.kind == "full" else share(saving_share(row, peak.instrument), 0),
                 )
             )
     return Table(
@@ -76,14 +79,14 @@ def model_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Ta
         rows=tuple(
             (
                 name(row),
-                row.source if row.weights_note is None else f"{row.source}, {row.weights_note}",
-                f"{row.parameters_total:,}",
-                f"{row.parameters_trainable:,}",
+                facts.source if facts.weights_note is None else f"{facts.source}, {facts.weights_note}",
+                f"{facts.parameters_total:,}",
+                f"{facts.parameters_trainable:,}",
                 small_share(row.trainable_share),
-                NOT_APPLICABLE if row.kind == "full" else SMALL_MEBIBYTES.show(row.adapter_file_bytes),
+                NOT_APPLICABLE if row.kind == "full" else SMALL_MEBIBYTES.show(facts.adapter_file_bytes),
             )
             for row in rows
-            if row.source is not None
+            if (facts := row.facts)
         ),
     )
 
@@ -172,9 +175,9 @@ def accuracy_table(rows: Sequence[Measured], name: Callable[[Measured], str]) ->
                 f"{result.task} ({result.metric}, {result.num_fewshot}-shot)",
                 str(result.items),
                 _with_error(result.before, result.before_error),
-                _with_error(result.after, result.after_error),
-                _paired(result.change),
-                NOT_APPLICABLE if row.kind == "full" else _paired(result.against_full),
+                after(result),
+                _change(result),
+                NOT_APPLICABLE if row.kind == "full" else _against(row, result.task),
             )
             for row in rows
             for result in row.accuracies
@@ -186,11 +189,31 @@ def _with_error(value: float | None, error: float | None) -> str:
     return share(value) if error is None else f"{share(value)} ± {error * 100:.1f}"
 
 
-def _paired(paired: Paired | None) -> str:
-    if paired is None:
+def _change(result: Accuracy) -> str:
+    if result.change is not None:
+        return _counted(result.change)
+    found = result.change_seeds
+    if found is None:
         return NOT_MEASURED
-    difference = share(paired.difference_share).removesuffix(" %")
-    return f"{difference} points ({paired.gained}, {paired.lost}), {p_value(paired.p_value)}"
+    if found.low is None or found.high is None or found.p_value is None:
+        return points(found.mean)
+    ends = (share(bound).removesuffix(" %") for bound in (found.low, found.high))
+    return f"{points(found.mean)} ({' to '.join(ends)})"
+
+
+def _against(row: Measured, task: str) -> str:
+    one = row.against_full.accuracy(task) if row.against_full else None
+    return (
+        NOT_MEASURED if one is None else f"{points(one.share)} ({one.gained}, {one.lost}), {_p(one.p_value)}"
+    )
+
+
+def _counted(paired: Paired) -> str:
+    return f"{points(paired.difference_share)} ({paired.gained}, {paired.lost}), {p_value(paired.p_value)}"
+
+
+def _p(value: float | None) -> str:
+    return "the same in all seeds" if value is None else p_value(value)
 
 
 def loss_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
@@ -262,7 +285,7 @@ def ending_table(rows: Sequence[Measured]) -> Table:
         left=5,
         rows=tuple(
             (
-                row.id,
+                ending.cell,
                 str(ending.run),
                 ending.outcome,
                 words(ending.phase) if ending.phase else NOT_APPLICABLE,

@@ -10,23 +10,28 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from bench.compare.frontier import Frontier, frontiers
-from bench.compare.measured import Comparison
-from bench.compare.pictures import Stacks, courses, measured_stacks, planned_stacks, series_of_models
+from bench.compare.comparison import Comparison
+from bench.compare.highlights import Frontier, frontiers
 from bench.compare.plan_rows import plan_rows
 from bench.compare.series import (
     AccuracyPoint,
     Lever,
+    MemoryBreakdowns,
+    Names,
     ScalingPoint,
     accuracy_by_quantisation,
     accuracy_by_rank,
+    measured_breakdowns,
+    memory_timelines,
+    planned_breakdowns,
     planned_scaling,
     scaling,
+    series_of_models,
 )
 from bench.errors import InfrastructureError, UsageError
+from bench.metrics import INSTRUMENT_NAMES
 from bench.records.plans import Plan
-from bench.records.records import Record
-from bench.report.comparison_columns import INSTRUMENT_NAMES, memory_unit
+from bench.report.comparison_columns import memory_unit
 from bench.report.text import GIBIBYTES, MemoryUnit
 from bench.scenario.catalogue import Card
 
@@ -88,28 +93,26 @@ def require_libraries() -> None:
         ) from None
 
 
-def comparison_figures(
-    comparison: Comparison, records: Sequence[Record], cards: Sequence[Card] = ()
-) -> tuple[Figure, ...]:
+def comparison_figures(comparison: Comparison, cards: Sequence[Card] = ()) -> tuple[Figure, ...]:
     """Return every figure of a comparison, drawn or missing; ``cards`` are limits to show."""
-    comparison, common = _with_short_names(comparison)
+    names, common = _short_names(comparison)
     unit = memory_unit(comparison.rows)
     limits = [(card.title, card.usable_bytes) for card in cards]
     figures = [
-        _memory(measured_stacks(comparison, records), limits, unit),
-        _over_step(comparison, records, unit),
-        _predicted(comparison, unit),
-        _speeds(comparison),
+        _memory(measured_breakdowns(comparison, names), limits, unit),
+        _over_step(comparison, names, unit),
+        _predicted(comparison, names, unit),
+        _speeds(comparison, names),
         *_frontiers(comparison, unit),
         _accuracy("rank", accuracy_by_rank(comparison)),
         _accuracy("quantisation", accuracy_by_quantisation(comparison)),
     ]
-    levers = ((lever, scaling(comparison, lever)) for lever in _LEVERS)
+    levers = ((lever, scaling(comparison, lever, names)) for lever in _LEVERS)
     figures += [_scaling(lever, points, unit, limits) for lever, points in levers]
     return tuple(replace(one, caption=f"{one.caption}{common}") for one in figures)
 
 
-def _with_short_names(comparison: Comparison) -> tuple[Comparison, str]:
+def _short_names(comparison: Comparison) -> tuple[Names, str]:
     """Name each cell by what not all have in common, no two alike; and say what all have in common."""
     rows = comparison.rows
     parts = [(row.model, row.method, row.window) for row in rows]
@@ -120,8 +123,7 @@ def _with_short_names(comparison: Comparison) -> tuple[Comparison, str]:
     again = [names[:index].count(name) for index, name in enumerate(names)]
     names = [f"{name} [{count + 1}]" if count else name for name, count in zip(names, again, strict=True)]
     told = f" All of {', '.join(parts[0][index] for index in shared)}." if shared else ""
-    named = tuple(replace(row, id=name) for row, name in zip(rows, names, strict=True))
-    return replace(comparison, rows=named), told
+    return {row.key: name for row, name in zip(rows, names, strict=True)}, told
 
 
 def plan_figures(plan: Plan) -> tuple[Figure, ...]:
@@ -130,7 +132,7 @@ def plan_figures(plan: Plan) -> tuple[Figure, ...]:
     card = plan.cards[0] if len(plan.cards) == 1 else None
     limits = [(card.name, card.usable_bytes) for card in plan.cards]
     unit = GIBIBYTES
-    stacks = planned_stacks(rows, card, plan.cells)
+    stacks = planned_breakdowns(rows, card, plan.cells)
     memory = _memory(stacks, limits, unit, predicted=True, whole=card is not None)
     levers = ((lever, planned_scaling(plan.cells, lever)) for lever in _LEVERS)
     beside_context = [(card.name, card.torch_bytes) for card in plan.cards]
@@ -180,7 +182,7 @@ def _more(left_out: int, what: str = "cells") -> str:
 
 
 def _memory(
-    stacks: Stacks,
+    stacks: MemoryBreakdowns,
     limits: Sequence[tuple[str, int]],
     unit: MemoryUnit,
     *,
@@ -218,23 +220,25 @@ def _near(lines: Sequence[tuple[str, int]], sizes: Sequence[int]) -> list[tuple[
     return list(joined.values())
 
 
-def _over_step(comparison: Comparison, records: Sequence[Record], unit: MemoryUnit) -> Figure:
+def _over_step(comparison: Comparison, names: Names, unit: MemoryUnit) -> Figure:
     title = "Memory over the step"
-    drawn, left_out = courses(comparison, records)
+    drawn, left_out = memory_timelines(comparison, names)
     if not drawn:
         reason = "no record holds the ledger's timeline; records made before it was kept have none."
         return Figure("memory-over-step", title, missing=reason)
     caption = (
-        "Bytes of live tensors over a steady pair of steps, by the ledger. The axis counts births and deaths "
-        f"of tensors, not time; between two points the highest is shown.{_more(left_out)}"
+        "Bytes of live tensors over a steady pair of steps, by the ledger. The axis counts allocations "
+        f"and frees of tensors, not time; between two points the highest is shown.{_more(left_out)}"
     )
     return Figure("memory-over-step", title, caption, lambda charts: charts.memory_over_step(drawn, unit))
 
 
-def _predicted(comparison: Comparison, unit: MemoryUnit) -> Figure:
+def _predicted(comparison: Comparison, names: Names, unit: MemoryUnit) -> Figure:
     title = "Predicted against measured memory"
     pairs = [
-        (row, one, INSTRUMENT_NAMES[one.instrument]) for row in comparison.rows for one in row.predictions
+        (f"{names[row.key]}, {INSTRUMENT_NAMES[one.instrument]}", one)
+        for row in comparison.rows
+        for one in row.predictions
     ]
     if not pairs:
         reason = "no record holds both a prediction and a reading by its instrument."
@@ -249,13 +253,13 @@ def _predicted(comparison: Comparison, unit: MemoryUnit) -> Figure:
     )
 
 
-def _speeds(comparison: Comparison) -> Figure:
-    rows = [row for row in comparison.rows if row.throughput]
-    if not rows:
+def _speeds(comparison: Comparison, names: Names) -> Figure:
+    read = [(names[row.key], speed) for row in comparison.rows if (speed := row.throughput)]
+    if not read:
         return Figure("speed", "Speed", missing="no cell has a measured step.")
-    spreads = " or ".join(dict.fromkeys(row.throughput.spread for row in rows if row.throughput))
-    caption = f"Tokens/s, the line being the {spreads}.{_more(len(rows[MOST_ROWS:]))}"
-    return Figure("speed", "Speed", caption, lambda charts: charts.speeds(rows[:MOST_ROWS]))
+    spreads = " or ".join(dict.fromkeys(speed.spread for _, speed in read))
+    caption = f"Tokens/s, the line being the {spreads}.{_more(len(read[MOST_ROWS:]))}"
+    return Figure("speed", "Speed", caption, lambda charts: charts.speeds(read[:MOST_ROWS]))
 
 
 def _frontiers(comparison: Comparison, unit: MemoryUnit) -> tuple[Figure, ...]:
@@ -264,35 +268,36 @@ def _frontiers(comparison: Comparison, unit: MemoryUnit) -> tuple[Figure, ...]:
         reason = "no two cells of one model, data and machine have both memory and speed."
         return (Figure("frontier", "The frontier: memory, speed, accuracy", missing=reason),)
     more = _more(len(found[MOST_FRONTIERS:]), "models or machines")
-    drawn, several = found[:MOST_FRONTIERS], len({one.environment for one in found}) > 1
+    drawn, several = found[:MOST_FRONTIERS], len({one.rows[0].environment for one in found}) > 1
     return tuple(
-        replace(figure, title=f"{figure.title} ({one.environment})") if several else figure
+        replace(figure, title=f"{figure.title} ({one.rows[0].environment})") if several else figure
         for index, one in enumerate(drawn)
         for figure in [_frontier(one, index, unit, more)]
     )
 
 
 def _frontier(one: Frontier, index: int, unit: MemoryUnit, more: str) -> Figure:
-    instrument, label = INSTRUMENT_NAMES[one.instrument], len(one.standings) <= _MOST_LABELS
+    instrument, label = INSTRUMENT_NAMES[one.instrument], len(one.rows) <= _MOST_LABELS
     accuracy = "accuracy is the colour" if one.task else "no task was evaluated in all cells"
     caption = (
         "Left and up is better; "
         + accuracy
         + ". Grey: another cell is as good in all of these and better in one, "
-        f"spreads not considered. {one.device_name}.{more}"
+        f"spreads not considered. {one.rows[0].device_name}.{more}"
     )
     if one.left_out:
         caption += f" Without memory or speed, and not drawn: {one.left_out}."
     return Figure(
         "frontier" if index == 0 else f"frontier-{index + 1}",
-        f"The frontier of {one.model}, {_windows(one)}: memory, speed" + (", accuracy" if one.task else ""),
+        f"The frontier of {one.rows[0].model}, {_windows(one)}: memory, speed"
+        + (", accuracy" if one.task else ""),
         caption,
         lambda charts: charts.frontier(one, unit, instrument, label=label),
     )
 
 
 def _windows(one: Frontier) -> str:
-    names = dict.fromkeys(standing.row.window for standing in one.standings)
+    names = dict.fromkeys(row.window for row in one.rows)
     return next(iter(names)) if len(names) == 1 else f"{len(names)} windows"
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from bench.compare.measured import Instrument, Measured
+from bench.compare.measured import Measured
+from bench.metrics import INSTRUMENT_NAMES, Instrument
 from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS, NS_PER_SECOND
-from bench.report.comparison_columns import INSTRUMENT_NAMES
 from bench.report.plan_notes import WHAT_SET_IT
 from bench.report.text import share
 from bench.stats.trend import SIGNIFICANCE, SMALLEST_DRIFT_SHARE
@@ -79,6 +79,7 @@ def how_read(rows: Sequence[Measured]) -> list[str]:
             "items. Changes are paired by question and tested by the exact two-sided McNemar test; the "
             "p-values are not corrected for the number of comparisons, and cover items, not training seeds."
         )
+    lines += _on_seeds(rows)
     if any(row.losses for row in rows):
         lines.append("**Training loss**: the mean over the first and the last steps, up to three each.")
     if any(row.merge for row in rows):
@@ -97,3 +98,11 @@ def how_read(rows: Sequence[Measured]) -> list[str]:
         )
     lines.append("**n/a**: not measured. It never stands for nought.")
     return lines
+
+
+def _on_seeds(rows: Sequence[Measured]) -> list[str]:
+    line = (
+        "**Seeds**: runs that differ in the training seed alone are one row. Its accuracy is their mean with "
+        "Student's 95 % interval over seeds, cut off at 0 and 100 %; differences are taken seed by seed."
+    )
+    return [line] if any(len(row.seeds) > 1 for row in rows) else []

@@ -16,19 +16,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from bench.compare.answers import answers
 from bench.compare.card_fits import ModelFits, card_fits
-from bench.compare.measured import Comparison, Measured
+from bench.compare.comparison import Comparison, compare
+from bench.compare.highlights import highlights
+from bench.compare.measured import Measured
 from bench.compare.plan_rows import plan_rows
-from bench.compare.summary import compare
 from bench.records.plans import Plan
 from bench.records.store import LoadedRecords
 from bench.report import details
-from bench.report.answers import answer_sentences
 from bench.report.columns import Grid
 from bench.report.comparison import section_tables
-from bench.report.comparison_columns import comparison_grid, memory_unit
+from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
+from bench.report.highlights import one_environment
+from bench.report.highlights import sentences as highlight_sentences
 from bench.report.how_read import how_read
 from bench.report.layout import Table, told_once
 from bench.report.linked import Sentence
@@ -36,7 +37,6 @@ from bench.report.plan import detail_tables
 from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
 from bench.report.plan_grid import plan_grid
 from bench.report.plan_notes import PREDICTED, card_notes, notes_on, sentences, why_untried
-from bench.report.sentences import environments_told
 from bench.report.text import GIBIBYTES, plain
 from bench.scenario.catalogue import Card
 
@@ -112,8 +112,8 @@ def render_sections(sections: Sequence[Section]) -> str:
 def measured_section(comparison: Comparison, loaded: LoadedRecords, cards: Sequence[Card]) -> Section:
     """Return what is shown of a comparison of these records."""
     anchors = {row.key: f"m-cell-{index}" for index, row in enumerate(comparison.rows, start=1)}
-    unit, groups = memory_unit(comparison.rows), answers(comparison, loaded.records)
-    endings, told = details.ending_table(comparison.rows), environments_told(comparison)
+    unit, groups = memory_unit(comparison.rows), highlights(comparison)
+    endings, told = details.ending_table(comparison.rows), one_environment(comparison)
     return Section(
         prefix="m-",
         title=f"{', '.join(comparison.scenarios)}: methods compared",
@@ -121,15 +121,15 @@ def measured_section(comparison: Comparison, loaded: LoadedRecords, cards: Seque
         problems=loaded.problems,
         answered=tuple(
             Answered(
-                title=f"{one.rows[0].model}, {one.rows[0].window}, {one.device_name}",
-                sentences=tuple(answer_sentences(one, unit)),
+                title=group_title(one.rows, comparison),
+                sentences=tuple(highlight_sentences(one, unit)),
             )
             for one in groups[:_MOST_GROUPS]
         ),
         unanswered=len(groups[_MOST_GROUPS:]),
         anchors=anchors,
         grid=comparison_grid(comparison, anchors),
-        figures=comparison_figures(comparison, loaded.records, cards),
+        figures=comparison_figures(comparison, cards),
         failures=endings if endings.rows else None,
         folded=_folded(folded_tables(comparison)),
         differences=() if told else comparison.differences,

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from bench.compare.levers import IDLE_SHARE, TENSORS, Change, Effect, Levers, levers
-from bench.compare.measured import Instrument
-from bench.compare.studies import PROCESS
-from bench.compare.summary import compare
-from bench.records.derived_metrics import BUSY_MACHINE, THROTTLED
+from bench.compare.comparison import compare
+from bench.compare.measured import Contrast, Measured
+from bench.compare.studies import IDLE_SHARE, Change, Levers, changes, levers
+from bench.metrics import CAPACITY, INSTRUMENT_NAMES, TENSORS, Instrument
+from bench.records.derived_metrics import BUSY_MACHINE, THROTTLED, speed_disturbed
 from bench.records.records import Record
-from bench.report.comparison_columns import INSTRUMENT_NAMES, memory_unit
+from bench.report.comparison_columns import memory_unit
 from bench.report.layout import Table, bullets, markdown_table
 from bench.report.text import (
     NOT_APPLICABLE,
@@ -43,22 +43,24 @@ def render_levers(records: Sequence[Record]) -> str:
 
 
 def _title(one: Levers) -> str:
-    return f"Against {one.baseline.row.id}, {one.baseline.row.device_name}"
+    return f"Against {one.baseline.id}, {one.baseline.device_name}"
 
 
 def _sentences(one: Levers, unit: MemoryUnit) -> Iterator[str]:
     """Say what saves, what costs, what does nothing, and how far predictions were from the readings."""
-    base = one.baseline.row
-    peak = base.peak(TENSORS[base.device])
+    base, tensors = one.baseline, TENSORS[one.baseline.device]
+    peak = base.peak(tensors)
     if peak:
         name = INSTRUMENT_NAMES[peak.instrument]
         yield f"{base.method} peaks at {unit.show(peak.peak_bytes)} ({name})."
     for told, effects in (("Less", one.saving), ("More", one.costing)):
         if effects:
-            listed = ", ".join(f"{each.row.method} ({_change(each.peak_share)})" for each in effects)
+            listed = ", ".join(
+                f"{each.measured.method} ({_change(each.memory_share(tensors))})" for each in effects
+            )
             yield f"{told} with {listed}."
     if one.idle:
-        yield f"Within {share(IDLE_SHARE, 0)}: {', '.join(each.row.method for each in one.idle)}."
+        yield f"Within {share(IDLE_SHARE, 0)}: {', '.join(each.measured.method for each in one.idle)}."
     if one.misses:
         farthest = share(max(one.misses)).removesuffix(" %")
         yield (
@@ -68,8 +70,8 @@ def _sentences(one: Levers, unit: MemoryUnit) -> Iterator[str]:
 
 
 def _table(one: Levers, unit: MemoryUnit) -> Table:
-    device = one.baseline.row.device
-    tensors, process = INSTRUMENT_NAMES[TENSORS[device]], INSTRUMENT_NAMES[PROCESS[device]]
+    device = one.baseline.device
+    tensors, process = INSTRUMENT_NAMES[TENSORS[device]], INSTRUMENT_NAMES[CAPACITY[device]]
     return Table(
         header=(
             "Method",
@@ -84,33 +86,33 @@ def _table(one: Levers, unit: MemoryUnit) -> Table:
             "tokens/s",
             "Change",
         ),
-        rows=tuple(
-            _line(each, unit, is_baseline=each is one.baseline) for each in (one.baseline, *one.effects)
-        ),
+        rows=(_line(one.baseline, None, unit), *(_line(each.measured, each, unit) for each in one.effects)),
         left=2,
     )
 
 
-def _line(effect: Effect, unit: MemoryUnit, *, is_baseline: bool) -> tuple[str, ...]:
-    row = effect.row
+def _line(row: Measured, effect: Contrast | None, unit: MemoryUnit) -> tuple[str, ...]:
+    """Return one row of the table; without an effect that of the plain method."""
+    tensors, capacity = TENSORS[row.device], CAPACITY[row.device]
 
     def change(value: float | None) -> str:
-        return NOT_APPLICABLE if is_baseline else _change(value)
+        return NOT_APPLICABLE if effect is None else _change(value)
 
+    disturbed = effect.disturbed if effect else speed_disturbed(row.caveats)
+    told = row.throughput.tokens_per_second if row.throughput and not disturbed else None
+    speed = effect.speed_ratio if effect and not disturbed else None
     return (
         row.method,
-        "; ".join(map(_told, effect.changes)) or NOT_APPLICABLE,
-        _peak(effect, TENSORS, unit),
-        change(effect.peak_share),
-        change(effect.predicted_share),
-        _peak(effect, PROCESS, unit),
-        change(effect.process_share),
+        "; ".join(map(_told, changes(effect) if effect else ())) or NOT_APPLICABLE,
+        _peak(row, tensors, unit),
+        change(effect.memory_share(tensors) if effect else None),
+        change(effect.predicted_share(tensors) if effect else None),
+        _peak(row, capacity, unit),
+        change(effect.memory_share(capacity) if effect else None),
         operations(row.flops_per_token),
-        change(effect.flops_share),
-        significant(row.throughput.tokens_per_second)
-        if row.throughput and not effect.disturbed
-        else NOT_MEASURED,
-        change(effect.speed_share),
+        change(effect.flops_share if effect else None),
+        significant(told),
+        change(None if speed is None else speed - 1),
     )
 
 
@@ -121,12 +123,10 @@ def _change(value: float | None) -> str:
     return text if value < 0 or text == share(0) else f"+{text}"
 
 
-def _peak(effect: Effect, instruments: Mapping[str, Instrument], unit: MemoryUnit) -> str:
+def _peak(row: Measured, instrument: Instrument, unit: MemoryUnit) -> str:
     """Write a peak; where a cell did not end well, how it ended."""
-    if effect.row.outcome != "ok":
-        return effect.row.outcome
-    peak = effect.row.peak(instruments[effect.row.device])
-    return unit.show(peak.peak_bytes if peak else None)
+    peak = row.peak(instrument)
+    return unit.show(peak.peak_bytes if peak else None) if row.ok else row.outcome
 
 
 def _told(change: Change) -> str:
@@ -152,35 +152,36 @@ def _how_read(found: Sequence[Levers]) -> Iterator[str]:
         "FLOPs per token: operations of one step as executed, recomputation included, for each token that "
         "is not padding."
     )
-    effects = [each for one in found for each in (one.baseline, *one.effects)]
-    yield from _on_speed(effects)
-    yield from _warnings(effects)
+    rows = [row for one in found for row in (one.baseline, *(each.measured for each in one.effects))]
+    yield from _on_speed(found, rows)
+    yield from _warnings(rows)
 
 
-def _on_speed(effects: Sequence[Effect]) -> Iterator[str]:
-    disturbed = sum(each.disturbed for each in effects)
+def _on_speed(found: Sequence[Levers], rows: Sequence[Measured]) -> Iterator[str]:
+    disturbed = sum(
+        speed_disturbed(one.baseline.caveats) + sum(each.disturbed for each in one.effects) for one in found
+    )
     if disturbed:
         yield (
             "Speed is left out where, during the measured steps of the cell or of the plain method, others "
-            f"used the CPUs or the GPU was throttled: {disturbed} of {len(effects)} rows. Bytes and "
+            f"used the CPUs or the GPU was throttled: {disturbed} of {len(rows)} rows. Bytes and "
             "operations do not depend on it."
         )
-    steps = [each.row.throughput.steps for each in effects if each.row.throughput]
-    if steps and disturbed < len(effects):
-        yield f"A cell has {min(steps)} measured steps: speed tells large differences only."
+    steps = [row.throughput.steps for row in rows if row.throughput]
+    if steps and disturbed < len(rows):
+        yield f"A cell has {min(steps)} measured steps: only large differences in speed are distinguishable."
 
 
-def _warnings(effects: Sequence[Effect]) -> Iterator[str]:
+def _warnings(rows: Sequence[Measured]) -> Iterator[str]:
     """Yield what the records warn of, beyond what this page says of every cell."""
     gathered: dict[str, list[str]] = {}
-    for each in effects:
-        for caveat in each.row.caveats:
+    for row in rows:
+        for caveat in row.caveats:
             if caveat.code not in _SAID:
-                gathered.setdefault(caveat.message, []).append(each.row.method)
+                gathered.setdefault(caveat.message, []).append(row.method)
     for message, methods in gathered.items():
-        listed = "all" if len(methods) == len(effects) else ", ".join(methods)
-        yield f"{message} ({listed})"
+        yield f"{message} ({'all' if len(methods) == len(rows) else ', '.join(methods)})"
 
 
 def _names(found: Sequence[Levers], instruments: Mapping[str, Instrument]) -> str:
-    return " or ".join(dict.fromkeys(INSTRUMENT_NAMES[instruments[one.baseline.row.device]] for one in found))
+    return " or ".join(dict.fromkeys(INSTRUMENT_NAMES[instruments[one.baseline.device]] for one in found))

@@ -62,12 +62,11 @@ def write_page(material: Material, path: Path, cards: Sequence[Card]) -> None:
 
 def write_all_figures(material: Material, folder: Path, cards: Sequence[Card]) -> Iterator[str]:
     """Write the figures of the records to a folder, those of a plan to one inside; yield a line on each."""
-    from bench.compare.summary import compare
+    from bench.compare.comparison import compare
     from bench.report.figures import comparison_figures, plan_figures, write_figures
 
     if material.loaded:
-        records = material.loaded.records
-        yield from write_figures(comparison_figures(compare(records), records, cards), folder)
+        yield from write_figures(comparison_figures(compare(material.loaded.records), cards), folder)
     for index, plan in enumerate(material.plans, start=1):
         alone = material.loaded is None and len(material.plans) == 1
         yield from write_figures(plan_figures(plan), folder if alone else folder / f"plan-{index}")

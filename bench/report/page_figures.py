@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.compare.summary import compare
+from bench.compare.comparison import compare
 from bench.errors import InfrastructureError, UsageError
 from bench.io import write_text
 from bench.report.figures import Figure, comparison_figures, plan_figures
@@ -67,7 +67,7 @@ def page_figure(name: str, source: Path, root: Path) -> PageFigure:
     found = {
         figure.name: figure
         for records in ([material.loaded.records] if material.loaded else [])
-        for figure in comparison_figures(compare(records), records)
+        for figure in comparison_figures(compare(records))
     } | {figure.name: figure for plan in material.plans for figure in plan_figures(plan)}
     if name not in found:
         raise UsageError(f"unknown figure {name}; choose one of {', '.join(found)}")

@@ -134,5 +134,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _minus(text: str) -> str:
-    """Write a leading hyphen as a minus sign, so that a column of numbers lines up."""
-    return f"\u2212{text[1:]}" if text.startswith("-") else text
+    """Write a leading hyphen as a minus sign, so that a column of numbers lines up; zero has no sign."""
+    if not text.startswith("-"):
+        return text
+    return f"\u2212{text[1:]}" if re.search("[1-9]|inf", text) else text[1:]

@@ -82,7 +82,7 @@ def test_claims_and_studies_never_contradict(counts: Sequence[Sequence[int]]) ->
             found = one.difference
             assert row.outcome is not None
             assert pytest.approx(sign * row.figure.value) == found.mean
-            assert found.excludes_nought == (row.outcome.direction is not None) == (row.agrees is True)
+            assert found.excludes_zero == (row.outcome.direction is not None) == (row.agrees is True)
             if row.figure.low is not None and row.figure.high is not None:
                 ends = sorted((sign * row.figure.low, sign * row.figure.high))
                 assert pytest.approx(ends) == [found.low, found.high]

@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from bench.compare.summary import compare
+from bench.compare.comparison import compare
 from bench.records.records import Record
 from records_factory import make_cell, make_record
 from tiny_cells import tiny_cell

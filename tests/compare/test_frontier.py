@@ -1,13 +1,12 @@
 """Who is on the frontier, against the definition and against cases that can be seen at once."""
 
 import hashlib
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.compare.frontier import Standing, _judged, frontiers
-from bench.compare.summary import compare
+from bench.compare.comparison import compare
+from bench.compare.highlights import dominators, frontiers
 from bench.records.records import Record
 from bench.scenario.types import Cell
 from records_factory import (
@@ -42,12 +41,8 @@ def _key(name: str) -> str:
 def dominated(*records: Record) -> dict[str, str | None]:
     """Return who dominates each method, in the only frontier."""
     (one,) = frontiers(compare(records))
-    return {each.row.method: above(each) for each in one.standings}
-
-
-def above(one: Standing) -> str | None:
-    """Return the method that dominates."""
-    return one.dominated_by.method if one.dominated_by else None
+    above = {key: row.method for key, row in one.dominated_by.items()}
+    return {row.method: above.get(row.key) for row in one.rows}
 
 
 def test_a_cell_is_dominated_by_one_that_is_as_good_in_all_and_better_in_one() -> None:
@@ -67,7 +62,7 @@ def test_only_cells_of_one_model_and_data_are_set_against_each_other() -> None:
     other = {"source": "task", "task": "largest-number"}
     records = (make("a", 100, 1000, 15), make("b", 200, 900, 10), make("c", 300, 800, 5, data=other))
     (one,) = frontiers(compare(records))
-    assert ["a", "b"] == [each.row.method for each in one.standings]
+    assert ["a", "b"] == [row.method for row in one.rows]
     assert ("held-out", "ledger") == (one.task, one.instrument)
 
 
@@ -83,26 +78,21 @@ def test_a_cell_without_a_reading_is_left_out_and_counted() -> None:
     )
     (one,) = frontiers(compare(records))
     assert (1, None) == (one.left_out, one.task)
-    assert {"a": "b", "b": None} == {each.row.method: above(each) for each in one.standings}
+    assert {"a": "b", "b": None} == dominated(*records)
 
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-RECORDS = [make(f"m{number}", 100, 100.0, 10) for number in range(7)]
-(SEVEN,) = frontiers(compare(RECORDS))
 
 
 @given(st.lists(SIZES, min_size=2, max_size=7))
 def test_the_frontier_is_what_its_definition_says(points: list[tuple[int, int, int]]) -> None:
     """Against all pairs: dominated if and only if some cell is as good in all three and not the same."""
-    standings = [
-        replace(one, memory_bytes=memory, tokens_per_second=float(speed), accuracy=right / 4)
-        for one, (memory, speed, right) in zip(SEVEN.standings, points, strict=False)
-    ]
-    by_method = {one.row.method: point for one, point in zip(standings, points, strict=True)}
-    for one, (memory, speed, right) in zip(_judged(standings), points, strict=True):
+    by_name = {str(index): (-m, float(s), r / 4) for index, (m, s, r) in enumerate(points)}
+    found = dominators(by_name)
+    for name, point in by_name.items():
         better = {
-            name
-            for name, (m, s, r) in by_method.items()
-            if m <= memory and s >= speed and r >= right and (m, s, r) != (memory, speed, right)
+            other
+            for other, theirs in by_name.items()
+            if theirs != point and all(a >= b for a, b in zip(theirs, point, strict=True))
         }
-        assert above(one) in better if better else above(one) is None
+        assert found[name] in better if better else name not in found

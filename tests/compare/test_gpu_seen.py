@@ -1,8 +1,8 @@
 """NVML over the runs of a cell, and two methods set side by side: the same instrument or none."""
 
-from bench.compare.gpu_seen import gpu_seen
+from bench.compare.comparison import compare
 from bench.compare.measured import Measured
-from bench.compare.summary import compare
+from bench.compare.readings import gpu_seen
 from gpu_factory import make_gpu, make_gpu_record
 from records_factory import MIB, make_record
 
@@ -15,17 +15,20 @@ def compared(full_by: str, lora_by: str) -> Measured:
 
 def test_a_saving_is_stated_by_the_same_instrument() -> None:
     """Both of the process."""
-    peak = compared("process", "process").peak("nvml_process")
+    row = compared("process", "process")
+    peak = row.peak("nvml_process")
     assert peak is not None
-    assert (3000 * MIB, 0.25, "first_backward") == (peak.peak_bytes, peak.saving_share, peak.phase)
+    assert row.against_full is not None
+    assert (3000 * MIB, "first_backward") == (peak.peak_bytes, peak.phase)
+    assert -0.25 == row.against_full.memory_share("nvml_process")
 
 
 def test_process_and_device_are_never_set_against_each_other() -> None:
     """No saving, and a caveat that says why."""
     row = compared("process", "device_delta")
-    peak = row.peak("nvml_device_delta")
-    assert peak is not None
-    assert (None, None) == (peak.saving_share, row.peak("nvml_process"))
+    assert row.peak("nvml_device_delta") is not None
+    assert row.against_full is not None
+    assert (None, None) == (row.against_full.memory_share("nvml_device_delta"), row.peak("nvml_process"))
     assert (
         "NVML's peak is of the device less what was on it before here and of the process for full "
         "fine-tuning: not compared."

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from bench.compare.comparison import compare
 from bench.compare.floors import cards_named
 from bench.compare.plausibility import lint, with_findings
-from bench.compare.summary import compare
 from bench.records.gpu import GpuFacts, GpuPhase, GpuReading
 from bench.records.records import DeviceFacts, FlopsReading, Measurement, ModelFacts, Record, TokenCounts
 from bench.records.store import load_records

@@ -1,7 +1,7 @@
 """Predicted peaks beside read ones: each with its own instrument, refusals and other devices left out."""
 
-from bench.compare.measured import Instrument, Peak
-from bench.compare.predicted import against_readings
+from bench.compare.readings import Peak, predictions
+from bench.metrics import Instrument
 from bench.records.predictions import Refusal
 from bench.scenario.platforms import Platform
 from records_factory import MIB, make_prediction
@@ -18,13 +18,13 @@ PEAKS = [peak("ledger", 600), peak("host", 900), peak("cuda_allocated", 500), pe
 
 def test_on_the_cpu_the_ledger_is_what_was_predicted() -> None:
     """Not the process, which holds more than tensors."""
-    (one,) = against_readings(make_prediction(600 * MIB, platform=Platform(device="cpu")), PEAKS)
+    (one,) = predictions(make_prediction(600 * MIB, platform=Platform(device="cpu")), PEAKS)
     assert (one.instrument, one.measured_bytes, one.difference_share) == ("ledger", 600 * MIB, 0.0)
 
 
 def test_on_cuda_both_counters_of_the_allocator_are() -> None:
     """The difference is against the top of the band."""
-    allocated, reserved = against_readings(make_prediction(600 * MIB), PEAKS)
+    allocated, reserved = predictions(make_prediction(600 * MIB), PEAKS)
     assert (allocated.instrument, round(allocated.difference_share, 3)) == ("cuda_allocated", 0.2)
     assert (reserved.low_bytes, reserved.high_bytes) == (630 * MIB, 660 * MIB)
     assert reserved.difference_share == 0.0
@@ -32,5 +32,5 @@ def test_on_cuda_both_counters_of_the_allocator_are() -> None:
 
 def test_without_a_prediction_there_is_nothing_to_compare() -> None:
     """A refusal, or a record from before predictions."""
-    assert against_readings(Refusal(message="no"), PEAKS) == ()
-    assert against_readings(None, PEAKS) == ()
+    assert predictions(Refusal(message="no"), PEAKS) == ()
+    assert predictions(None, PEAKS) == ()

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.compare.measured import Comparison
-from bench.compare.summary import compare
+from bench.compare.comparison import Comparison, compare
 from bench.errors import InfrastructureError
 from bench.records.records import Caveat, Failure, Measurement, MergeCheck, ModelFacts, Record
 from bench.records.store import LoadedRecords
@@ -153,12 +152,12 @@ def test_the_summary_says_what_the_table_says() -> None:
     """The sentence has the peak, the saving, the speed and the accuracy of each method."""
     told = render_summary(_comparison())
     assert told.startswith("5 cells of example: 2 ok, 1 oom, 1 failed, 1 unavailable.")
-    assert (
-        "lora-r8 peaks at 600 MiB (live tensors) and trains 935 tokens/s (memory against full 50 % less by "
-        "live tensors and 50 % less by process, net of start-up; 1.87 times its speed)." in told
-    )
-    assert told.count("no method differs significantly from full") == 1
-    assert "Accuracy on held-out goes from 25.0 % to 90.0 % (full), 25.0 % to 75.0 % (lora-r8)." in told
+    assert "- Least memory (live tensors): lora-r8 with 600 MiB (50 % less than full fine-tuning)" in told
+    assert "- Least memory (process, net of start-up): lora-r8 with 600 MiB (50 % less than full" in told
+    assert "- Fastest: lora-r8 trains 935 tokens/s (" in told
+    assert ", 1.87 times full fine-tuning's speed; no other range reaches its own." in told
+    assert "- Most accurate on held-out: full answers 90.0 % ± 6.9 of 20 questions after training." in told
+    assert "No significant difference: lora-r8 (\u221215.0 points, p = 0.250)." in told
 
 
 def test_gpus_are_shown_in_gib() -> None:
@@ -194,7 +193,9 @@ def test_many_windows_are_left_to_their_tables() -> None:
         )
         for batch in range(1, 6)
     ]
-    assert "The 5 combinations of model and window have a table each." in render_summary(compare(records))
+    assert "The 5 combinations of model, window and machine have a table each." in render_summary(
+        compare(records)
+    )
 
 
 def test_a_terminal_shows_the_same_rows_without_markup() -> None:

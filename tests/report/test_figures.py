@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.compare.summary import compare
+from bench.compare.comparison import compare
 from bench.records.plans import read_plan
 from bench.records.records import Record
 from bench.report.figures import Figure, comparison_figures, plan_figures, write_figures
@@ -32,7 +32,7 @@ NAMES = {
 
 def figures_of(*records: Record) -> dict[str, Figure]:
     """Return the figures of records by name."""
-    return {figure.name: figure for figure in comparison_figures(compare(records), records)}
+    return {figure.name: figure for figure in comparison_figures(compare(records))}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_prediction_and_reading_stand_beside_each_other(sweep: dict[str, Figure]
 def test_cards_that_are_named_are_lines_in_the_figure() -> None:
     """The line is at what the card has to give, and its name stands at it."""
     records = (make_record(),)
-    (memory, *_) = comparison_figures(compare(records), records, [card("rtx4090")])
+    (memory, *_) = comparison_figures(compare(records), [card("rtx4090")])
     lines = values_of(memory, 2)
     assert [(card("rtx4090").usable_bytes / 1024**2, "GeForce RTX 4090")] == [
         (line["size"], line["text"]) for line in lines
@@ -160,7 +160,7 @@ def test_no_two_figures_have_one_title_and_near_accuracies_one_label() -> None:
     folder = ROOT / "results" / "reference"
     records = read_material([folder / "smollm2_cpu", folder / "smollm2_learns"]).loaded
     assert records is not None
-    figures = comparison_figures(compare(records.records), records.records)
+    figures = comparison_figures(compare(records.records))
     titles = [figure.title for figure in figures]
     assert len(set(titles)) == len(titles)
     near = next(figure for figure in figures if "b16-s64" in figure.title)
@@ -171,7 +171,7 @@ def test_no_two_figures_have_one_title_and_near_accuracies_one_label() -> None:
 def test_figures_are_written_as_svg_and_png(tmp_path: Path) -> None:
     """Both are what their names say; a stranger's text is text in them too."""
     records = make_hostile_records()
-    lines = list(write_figures(comparison_figures(compare(records), records), tmp_path / "new"))
+    lines = list(write_figures(comparison_figures(compare(records)), tmp_path / "new"))
     assert f"wrote {tmp_path / 'new' / 'memory'}.svg and .png" in lines
     assert any(line.startswith("no figure predicted: ") for line in lines)
     svg = (tmp_path / "new" / "memory.svg").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """What a reader sees of NVML: three labelled numbers, what a peak is of, and a flag at a throttled speed."""
 
-from bench.compare.summary import compare
+from bench.compare.comparison import compare
 from bench.records.records import Failure
 from bench.report.comparison import render_markdown
 from gpu_factory import make_gpu, make_gpu_record

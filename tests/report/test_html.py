@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare.summary import compare
+from bench.compare.comparison import compare
 from bench.errors import UsageError
 from bench.records.plans import read_plan
 from bench.records.records import Caveat, Failure
@@ -94,7 +94,7 @@ def test_the_first_sentences_answer_what_a_newcomer_asks(measured: Page) -> None
     fastest = f"Fastest {speeds[max(speeds)]} trains {max(speeds):.0f} tokens/s ("
     assert fastest in text
     assert "range over runs" in text.partition(fastest)[2][:40]
-    assert "Least memory (live tensors) qlora-nf4-dq-r8 needs least, 1,118 MiB, 23 % less" in text
+    assert "Least memory (live tensors) qlora-nf4-dq-r8 with 1,118 MiB (23 % less than" in text
     judged = re.findall(r"(?:Significantly less accurate|No significant difference): (.*?\))\. ", text)
     assert {"lora-r8", "lora-r64", "qlora-nf4-dq-r8"} == set(re.findall(r"q?lora-[\w-]+", " ".join(judged)))
     cause = "the loss's gradient over the vocabulary (aten::_log_softmax_backward_data)"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bench.commands.blocks import check, update
+from bench.compare.comparison import compare
 from bench.compare.series import accuracy_by_rank
-from bench.compare.summary import compare
 from bench.errors import UsageError
 from bench.records.records import Caveat, FlopsReading, Record, TokenCounts
 from bench.report.comparison import render_markdown
@@ -211,20 +211,21 @@ def test_hostile_names_are_inert() -> None:
 
 
 def test_a_comparison_gathers_seeds() -> None:
-    """Cells of several seeds get a section of their own; without several seeds there is none."""
+    """Cells that differ in the seed alone are one row of every table, with its interval over seeds."""
     records = [*make_study({"lora-r1": (16, 17, 18), "lora-r16": (17, 17, 17)})]
     text = render_markdown(compare(records))
-    assert "## Accuracy over training seeds" in text
-    expected = "| held-out | 3 | 85.0 % (72.6 to 97.4 %) | +60.0 points (47.6 to 72.4) | ± 7.4 (n = 20) |"
-    assert f"| tiny/lora-r1/b4-s256 {expected}" in text
-    assert "over training seeds" not in render_markdown(compare(records[:1]))
+    assert "2 cells of example: 2 ok." in text
+    assert "| 25.0 % → 85.0 % (72.6 to 97.4 % over 3 seeds, n = 20) |" in text
+    assert "| 20 | 25.0 % ± 9.9 | 85.0 % (72.6 to 97.4 % over 3 seeds) | 60.0 points (47.6 to 72.4) |" in text
+    assert "| 3 (3 seeds) |" in text
+    assert " seeds" not in render_markdown(compare(records[:1])).replace("training seeds", "")
 
 
 def test_a_figure_shows_seeds_as_one_point() -> None:
     """Three seeds are one point with their interval, in a series without the seed; the caption says so."""
     records = [*make_study({"lora-r1": (16, 17, 18), "lora-r2": (17, 17, 17)})]
     comparison = compare(records)
-    figures = {figure.name: figure for figure in comparison_figures(comparison, records)}
+    figures = {figure.name: figure for figure in comparison_figures(comparison)}
     first, second = accuracy_by_rank(comparison)
     assert (1, 3) == (first.value, first.seeds)
     assert pytest.approx(0.85) == first.accuracy

@@ -1,6 +1,6 @@
 """How torch was set, and what is paged, on a page about cells on a GPU."""
 
-from bench.compare.summary import compare
+from bench.compare.comparison import compare
 from bench.records.cuda import PagedMemory, TorchSettings
 from bench.report.comparison import render_markdown
 from bench.report.torch_tables import torch_table

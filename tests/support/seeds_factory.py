@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bench.compare.seeds import SeedGroup, group_by_seed
+from bench.compare.comparison import measure
+from bench.compare.measured import Measured
 from bench.records.records import Record
 from records_factory import make_cell, make_evaluation, make_measurement, make_record
 
@@ -31,7 +32,7 @@ def right(count: int, items: int = 20) -> list[bool]:
     return [index < count for index in range(items)]
 
 
-def one_group(records: Sequence[Record]) -> SeedGroup:
-    """Return the only group of the records."""
-    (group,) = group_by_seed(records)
-    return group
+def one_measured(records: Sequence[Record]) -> Measured:
+    """Return the only cell of the records."""
+    (row,) = measure(records)
+    return row

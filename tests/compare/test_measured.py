@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from bench.compare.measured import Comparison, Measured
-from bench.compare.summary import compare
+from bench.compare.comparison import Comparison, compare
+from bench.compare.measured import Measured
 from bench.errors import UsageError
 from bench.records.records import Caveat, DeviceFacts, Failure, Measurement, MergeCheck, ModelFacts, Record
 from records_factory import (
@@ -112,19 +112,21 @@ def test_cuda_peaks() -> None:
 def test_saving_and_speed_against_full() -> None:
     """Half by the ledger and net of start-up, 1000 of 1600 MiB gross, and twice the speed."""
     row = _lora(compare([FULL, LORA]))
-    assert pytest.approx({"ledger": 0.5, "host_net": 0.5, "host": 0.375}) == {
-        peak.instrument: peak.saving_share for peak in row.peaks
+    full = row.against_full
+    assert full is not None
+    assert pytest.approx({"ledger": -0.5, "host_net": -0.5, "host": -0.375}) == {
+        peak.instrument: full.memory_share(peak.instrument) for peak in row.peaks
     }
-    assert row.throughput is not None
-    assert pytest.approx(2.0) == row.throughput.against_full
-    assert ("tiny/full/b4-s256", None) == (row.reference, row.no_reference)
+    assert pytest.approx(2.0) == full.speed_ratio
+    assert not full.speeds_overlap
+    assert ("tiny/full/b4-s256", None) == (full.base.id, row.no_reference)
 
 
 def test_full_is_not_compared_with_itself() -> None:
     """The reference row has neither a saving nor a reason for having none."""
     (row,) = compare([FULL]).rows
     assert (None, None) == (row.reference, row.no_reference)
-    assert {None} == {peak.saving_share for peak in row.peaks}
+    assert row.against_full is None
 
 
 def test_a_full_cell_of_another_window_is_no_reference() -> None:
@@ -143,7 +145,7 @@ def test_a_full_cell_on_another_machine_is_no_reference() -> None:
 def test_another_learning_rate_is_still_comparable() -> None:
     """A method may have its own learning rate: memory and arithmetic stay."""
     training = {"sequence_length": 256, "micro_batch": 4, "learning_rate": 0.01}
-    assert _lora(compare([FULL, make_record(cell=make_cell(training=training))])).reference == FULL_CELL.id
+    assert _lora(compare([FULL, make_record(cell=make_cell(training=training))])).against_full is not None
 
 
 def test_a_full_cell_that_ran_out_of_memory_is_named() -> None:
@@ -190,16 +192,18 @@ def test_accuracy_with_standard_error_and_paired_tests() -> None:
         accuracy.after_error,
     )
     assert accuracy.change is not None
-    assert accuracy.against_full is not None
+    assert row.against_full is not None
+    against_full = row.against_full.accuracy("held-out")
+    assert against_full is not None
     assert pytest.approx((10, 0, 2 / 2**10)) == (
         accuracy.change.gained,
         accuracy.change.lost,
         accuracy.change.p_value,
     )
     assert pytest.approx((0, 3, 2 / 2**3)) == (
-        accuracy.against_full.gained,
-        accuracy.against_full.lost,
-        accuracy.against_full.p_value,
+        against_full.gained,
+        against_full.lost,
+        against_full.p_value,
     )
 
 
@@ -212,7 +216,8 @@ def test_unequal_questions_are_a_caveat_not_a_number() -> None:
         for reading in make_measurement().evaluations
     )
     row = _lora(compare([FULL, _with(evaluations=changed)]))
-    assert row.accuracies[0].against_full is None
+    assert row.against_full is not None
+    assert row.against_full.accuracy("held-out") is None
     assert "not-paired" in _codes(row)
 
 

@@ -2,13 +2,22 @@
 
 import pytest
 
-from bench.compare.answers import answers
-from bench.compare.summary import compare
+from bench.compare.comparison import compare
+from bench.compare.highlights import highlights
 from bench.records.records import Category, Failure, MergeCheck, Record
-from bench.report.answers import answer_sentences
-from bench.report.linked import RowLink
+from bench.report.comparison import render_summary
+from bench.report.highlights import sentences
 from bench.report.text import MEBIBYTES
-from records_factory import MIB, make_cell, make_ledger, make_measurement, make_record, make_steps
+from gpu_factory import make_gpu, make_gpu_record
+from records_factory import (
+    MIB,
+    make_cell,
+    make_environment,
+    make_ledger,
+    make_measurement,
+    make_record,
+    make_steps,
+)
 
 METHODS = {
     "full": {"kind": "full"},
@@ -31,54 +40,54 @@ QLORA = make("qlora-nf4-dq-r8", 450, (800.0,) * 8)
 
 def said(*records: Record) -> dict[str, str]:
     """Return the sentences about one group by what they are about."""
-    (one,) = answers(compare(records), records)
-    return {
-        sentence.about: "".join(
-            piece.text if isinstance(piece, RowLink) else piece for piece in sentence.pieces
-        )
-        for sentence in answer_sentences(one, MEBIBYTES)
-    }
+    (one,) = highlights(compare(records))
+    return {sentence.about: sentence.text for sentence in sentences(one, MEBIBYTES)}
 
 
 def test_least_memory_is_told_by_each_instrument_with_its_saving() -> None:
     """The ledger and the process may disagree, so each has its sentence."""
     found = said(FULL, LORA, QLORA)
-    expected = "qlora-nf4-dq-r8 needs least, 450 MiB, 55 % less than full fine-tuning."
+    expected = (
+        "qlora-nf4-dq-r8 with 450 MiB (55 % less than full fine-tuning), then lora-r8 with 600 MiB "
+        "(40 % less than full fine-tuning), then full with 1,000 MiB."
+    )
     assert expected == found["Least memory (live tensors)"]
     assert "Least memory (process, net of start-up)" in found
 
 
 def test_ranges_that_meet_are_not_called_slower() -> None:
     """Full fine-tuning's speed lies in the range of LoRA's; QLoRA's does not."""
-    (one,) = answers(compare((FULL, LORA, QLORA)), (FULL, LORA, QLORA))
+    (one,) = highlights(compare((FULL, LORA, QLORA)))
     assert one.fastest is not None
     names = {one.fastest.row.method, *(row.method for row in one.fastest.level)}
     assert {"full", "lora-r8"} == names
 
 
-def test_a_ratio_of_speeds_says_when_they_are_not_told_apart() -> None:
+def test_a_ratio_of_speeds_says_when_they_are_not_distinguishable() -> None:
     """LoRA's range holds full fine-tuning's speed, QLoRA's does not; a CPU says nothing of a GPU."""
     told = said(FULL, LORA, QLORA)
     assert (
-        "lora-r8 1.00 (ranges overlap: not told apart), qlora-nf4-dq-r8 0.80. "
-        "Measured on a CPU, which says nothing of a GPU."
+        "lora-r8 1.00 (not distinguishable: ranges overlap), qlora-nf4-dq-r8 0.80. "
+        "Measured on a CPU; do not extrapolate to GPUs."
     ) == told["Speed, full fine-tuning = 1"]
     near = make("qlora-nf4-dq-r8", 450, (980.0, 1000.0) * 4)
-    assert "speed not told apart (1 % slower, ranges overlap)" in said(LORA, near)["QLoRA instead of LoRA"]
+    assert (
+        "speed not distinguishable (1 % slower, ranges overlap)" in said(LORA, near)["QLoRA instead of LoRA"]
+    )
 
 
 def test_speeds_that_drift_are_rough() -> None:
     """A tenth from the first step to the last, whether or not it is significant; or too few steps to see."""
     drifting = make("lora-r8", 600, tuple(1000.0 + 20 * step for step in range(8)))
     told = said(FULL, drifting)["Speed, full fine-tuning = 1"]
-    assert "Treat speeds as rough: not all kept within 10 % over the measured steps." in told
+    assert "Throughput is approximate: some runs drifted by more than 10 %." in told
     window = FULL.cell.window.model_copy(update={"measured_steps": 3})
     few = [
         one.model_copy(update={"cell": one.cell.model_copy(update={"window": window})})
         for one in (make("full", 1000, (1000.0,) * 3), make("lora-r8", 600, (1010.0,) * 3))
     ]
     told = said(*few)["Speed, full fine-tuning = 1"]
-    assert "Treat speeds as rough: too few steps were measured to see whether they drifted." in told
+    assert "Throughput is approximate: too few steps were measured to see whether it drifted." in told
 
 
 def test_qlora_is_set_against_lora_of_the_same_rank() -> None:
@@ -110,7 +119,7 @@ def test_a_cell_that_failed_is_counted_where_the_least_is_named() -> None:
     )
     found = said(FULL, LORA, failed)
     assert "Least memory (live tensors)" in found
-    assert found["Least memory (live tensors)"].startswith("lora-r8 needs least, 600 MiB, 40 % less")
+    assert found["Least memory (live tensors)"].startswith("lora-r8 with 600 MiB (40 % less")
 
 
 def causes(name: str, part: Category, **training: str) -> Record:
@@ -158,3 +167,57 @@ def test_an_adapter_that_changes_by_merging_is_not_to_be_merged() -> None:
     )
     assert expected == told["Merging"]
     assert "Merging" not in said(FULL, LORA, QLORA)
+
+
+def test_a_second_full_method_is_named() -> None:
+    """Every cell has its place among the least memory, two kinds of full fine-tuning included."""
+    cell = make_cell(
+        id="tiny/full-8bit/b4-s256",
+        method={"kind": "full", "name": "full-8bit"},
+        training={"sequence_length": 256, "micro_batch": 4, "optimizer": "adamw-8bit"},
+        device="cpu",
+    )
+    second = FULL.model_copy(update={"cell": cell, "key": "8" * 64})
+    text = said(FULL, second, LORA)["Least memory (live tensors)"]
+    assert "full with 1,000 MiB" in text
+    assert "full-8bit with 1,000 MiB" in text
+
+
+def test_records_of_two_machines_have_highlights_of_their_own() -> None:
+    """Nothing is set against a cell elsewhere, no method is named twice, none is missing."""
+    elsewhere = make_environment(machine={"cpu_model": "Other CPU"})
+    there = [
+        one.model_copy(update={"environment": elsewhere, "key": str(index) * 64})
+        for index, one in enumerate((FULL, LORA, QLORA))
+    ]
+    comparison = compare([FULL, LORA, QLORA, *there])
+    found = highlights(comparison)
+    assert [("A", 3), ("B", 3)] == [(one.rows[0].environment, len(one.rows)) for one in found]
+    text = render_summary(comparison)
+    assert "cpu, 2 threads, environment A" in text
+    assert "cpu, 2 threads, environment B" in text
+    assert 2 == text.count("Least memory (live tensors)")
+
+
+def test_on_a_gpu_reserved_leads() -> None:
+    """A card must hold what is reserved; what torch allocated comes second."""
+    records = [make_gpu_record(make_gpu(4000 * MIB), method=name) for name in ("full", "lora")]
+    lines = render_summary(compare(records)).split("Least memory (")[1:3]
+    assert ["GPU, reserved", "GPU, allocated"] == [line.partition(")")[0] for line in lines]
+
+
+def test_dora_over_4_bit_is_not_qlora_instead_of_lora() -> None:
+    """Adapters that differ in more than how the base is stored are not set against each other."""
+    method = {"kind": "qlora", "rank": 8, "peft": {"use_dora": True}}
+    dora = QLORA.model_copy(
+        update={"cell": make_cell(id="tiny/qdora/b4-s256", method=method), "key": "d" * 64}
+    )
+    assert "QLoRA instead of LoRA" not in said(LORA, dora)
+
+
+def test_a_change_that_rounds_to_zero_has_no_sign() -> None:
+    """Not minus 0 %: 1,000 against 1,001 MiB is as much."""
+    near = make("lora-r8", 1001, (1000.0,) * 8)
+    text = said(FULL, near)["Least memory (live tensors)"]
+    assert "lora-r8 with 1,001 MiB (as much as full fine-tuning)" in text
+    assert "\u22120 %" not in render_summary(compare((FULL, near)))

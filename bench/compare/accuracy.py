@@ -1,0 +1,362 @@
+"""Accuracy of one cell and differences between cells: over items, and over training seeds.
+
+Two errors are kept apart and named. *Over seeds*: how far another training run on the same questions may
+lie (Student's t). *Over items*: how far the same runs may lie on other questions. Neither contains the other.
+Shares (0 to 1) throughout.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from bench.errors import UsageError
+from bench.records.derived_metrics import accuracy, evaluated_tasks, evaluation
+from bench.records.records import EvaluationReading, Record
+from bench.stats.paired import SIGNIFICANT_P, Blocks, Paired, block_design, pair_items, try_pair
+from bench.stats.trend import Floats
+
+CONFIDENCE = 0.95
+
+Readings = Mapping[int, EvaluationReading]
+"""A task's readings by training seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedMean:
+    """A mean over seeds with its 95 % t-interval, and the two-sided p-value of a mean of zero.
+
+    With one seed there is no interval. Where every seed gave the same value it has no width, and there is no
+    p-value: that these seeds agree does not say that all would.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+
+    @property
+    def half_width(self) -> float | None:
+        """How far the interval of a difference reaches to each side; None without a spread."""
+        return None if self.high is None or self.p_value is None else self.high - self.mean
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of zero; never without a spread."""
+        return self.p_value is not None and self.p_value < 1 - CONFIDENCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """One task before and after training, of the first run of each seed; ``after_error`` is over items.
+
+    The errors are standard errors of the mean over items, each item's answers averaged over seeds.
+    ``not_paired`` says why ``change`` or a seed is missing although its readings are there.
+    """
+
+    task: str
+    metric: str
+    instrument: str
+    num_fewshot: int
+    items: int
+    seeds: tuple[int, ...]
+    before_seeds: SeedMean | None
+    after_seeds: SeedMean | None
+    change_seeds: SeedMean | None
+    before_error: float | None
+    after_error: float | None
+    change: Paired | None = None  # of one seed
+    not_paired: str | None = None
+
+    @property
+    def before(self) -> float | None:
+        """The mean over seeds before training."""
+        return self.before_seeds.mean if self.before_seeds else None
+
+    @property
+    def after(self) -> float | None:
+        """The mean over seeds after training."""
+        return self.after_seeds.mean if self.after_seeds else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyDifference:
+    """One cell's accuracy after training less another's, paired by question, and by seed if several.
+
+    With one seed, ``p_value`` is McNemar's exact one over items. With several, ``difference`` has an interval
+    over seeds; where ``methods`` is given it holds for all those methods against the reference at once
+    (Dunnett's), and p is adjusted alike. ``gained`` and ``lost`` count answers over all seeds: right where
+    the reference is wrong, and the reverse.
+    """
+
+    task: str
+    seeds: tuple[int, ...]
+    items: int
+    difference: SeedMean
+    gained: int
+    lost: int
+    items_error: float | None
+    p_value: float | None
+    methods: int | None = None
+    degrees_of_freedom: int | None = None
+
+    @property
+    def share(self) -> float:
+        """The difference as a share of the questions."""
+        return self.difference.mean
+
+    @property
+    def significant(self) -> bool:
+        """Whether it is beyond chance at ``SIGNIFICANT_P``."""
+        return self.p_value is not None and self.p_value < SIGNIFICANT_P
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedBlocks:
+    """The methods of a study and the seeds that all of them have; ``blocks`` is None where nothing varies."""
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    blocks: Blocks | None
+
+    @property
+    def degrees_of_freedom(self) -> int | None:
+        """Those of the residual variance; None without one."""
+        return self.blocks.degrees_of_freedom if self.blocks else None
+
+
+def mean_over_seeds(values: Sequence[float], *, of_shares: bool = False) -> SeedMean:
+    """Return the mean of at least one value, and mean ± t(0.975, n - 1) · s / √n; of shares within 0 to 1."""
+    mean = statistics.mean(values)  # exact: equal values have themselves as their mean
+    if len(values) == 1:
+        return SeedMean(values=tuple(values), mean=mean)
+    error = statistics.stdev(values) / len(values) ** 0.5
+    if not error:
+        return SeedMean(values=tuple(values), mean=mean, low=mean, high=mean)
+    freedom = len(values) - 1
+    width = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    p_value = 2 * float(stdtr(freedom, -abs(mean) / error))
+    low, high = mean - width, mean + width
+    if of_shares:
+        low, high = max(0.0, low), min(1.0, high)
+    return SeedMean(values=tuple(values), mean=mean, low=low, high=high, p_value=p_value)
+
+
+def accuracies_of(runs: Sequence[Record]) -> tuple[Accuracy, ...]:
+    """Return every task's accuracy over the seeds of good runs."""
+    tasks = dict.fromkeys(task for run in runs for task in evaluated_tasks(run))
+    return tuple(_accuracy(runs, task) for task in tasks)
+
+
+def readings_by_seed(runs: Sequence[Record], task: str, when: Literal["before", "after"]) -> Readings:
+    """Return a task's reading that has answers of the first run of each seed, in the order of seeds."""
+    found: dict[int, EvaluationReading] = {}
+    for run in runs:
+        reading = evaluation(run, task, when)
+        if reading is not None and reading.items:
+            found.setdefault(run.cell.training.seed, reading)
+    return dict(sorted(found.items()))
+
+
+def _accuracy(runs: Sequence[Record], task: str) -> Accuracy:
+    befores, afters = readings_by_seed(runs, task, "before"), readings_by_seed(runs, task, "after")
+    why_not = None
+    if len(afters) > 1:
+        try:
+            return _over_seeds(task, {seed: befores[seed] for seed in afters if seed in befores}, afters)
+        except UsageError as error:
+            why_not = str(error)
+    first = next(run for run in runs if task in evaluated_tasks(run))
+    before, after = evaluation(first, task, "before"), evaluation(first, task, "after")
+    either = after or before
+    assert either is not None  # noqa: S101 - the task was taken from this run's readings
+    change, not_paired = try_pair(before, after)
+    return Accuracy(
+        task=task,
+        metric=either.metric,
+        instrument=either.instrument,
+        num_fewshot=either.num_fewshot,
+        items=len(either.items),
+        seeds=(first.cell.training.seed,),
+        before_seeds=_one_seed(before),
+        after_seeds=_one_seed(after),
+        change_seeds=mean_over_seeds([change.difference_share]) if change else None,
+        before_error=_error(before),
+        after_error=_error(after),
+        change=change,
+        not_paired=why_not or not_paired,
+    )
+
+
+def _one_seed(reading: EvaluationReading | None) -> SeedMean | None:
+    share = accuracy(reading)
+    return None if share is None else mean_over_seeds([share])
+
+
+def _error(reading: EvaluationReading | None) -> float | None:
+    """Return sqrt(p (1 - p) / (n - 1)), the same as lm-eval's ``mean_stderr`` (lm_eval/api/metrics.py)."""
+    share = accuracy(reading)
+    if share is None or reading is None or len(reading.items) < 2:  # noqa: PLR2004 - one item has no spread
+        return None
+    return math.sqrt(share * (1 - share) / (len(reading.items) - 1))
+
+
+def _over_seeds(task: str, befores: Readings, afters: Readings) -> Accuracy:
+    """Return the accuracy over several seeds; raise UsageError where the questions differ."""
+    right = right_answers([*afters.values(), *befores.values()], task)
+    after, before = right[: len(afters)], right[len(afters) :]
+    by_seed = dict(zip(afters, after, strict=True))
+    # Of whole numbers, so that equal changes are equal.
+    changes = [
+        float((by_seed[seed].sum() - row.sum()) / row.size) for seed, row in zip(befores, before, strict=True)
+    ]
+    first = next(iter(afters.values()))
+    return Accuracy(
+        task=task,
+        metric=first.metric,
+        instrument=first.instrument,
+        num_fewshot=first.num_fewshot,
+        items=right.shape[1],
+        seeds=tuple(afters),
+        before_seeds=_shares(before) if befores else None,
+        after_seeds=_shares(after),
+        change_seeds=mean_over_seeds(changes) if changes else None,
+        before_error=error_over_items(before.mean(axis=0)) if befores else None,
+        after_error=error_over_items(after.mean(axis=0)),
+    )
+
+
+def _shares(right: Floats) -> SeedMean:
+    return mean_over_seeds([float(row.mean()) for row in right], of_shares=True)
+
+
+def differences(
+    readings: Mapping[str, Readings], reference: str, task: str, who: str
+) -> dict[str, AccuracyDifference]:
+    """Return every other name's difference from the reference over seeds; none without a common seed.
+
+    All that have several seeds are one block design over the seeds that all of these have. One with a single
+    seed, or all of them where they have fewer than two in common, is paired with the reference alone and has
+    no interval. Raises UsageError where they were asked different questions; ``who`` are they in its message.
+    """
+    answered = [reading for found in readings.values() for reading in found.values()]
+    rows = iter(right_answers(answered, who))
+    right = {name: {seed: next(rows) for seed in found} for name, found in readings.items()}
+    design = seed_blocks(
+        {name: {seed: float(row.mean()) for seed, row in found.items()} for name, found in right.items()}
+    )
+    found = {}
+    for name in readings:
+        shared = design if design and {name, reference} <= set(design.methods) else None
+        one = None if name == reference else _difference(right[name], right[reference], shared, task)
+        if one is not None:
+            found[name] = one
+    return found
+
+
+def _difference(
+    ours: Mapping[int, Floats], theirs: Mapping[int, Floats], design: SeedBlocks | None, task: str
+) -> AccuracyDifference | None:
+    seeds = design.seeds if design else tuple(seed for seed in ours if seed in theirs)
+    if not seeds:
+        return None
+    change = np.array([ours[seed] - theirs[seed] for seed in seeds])
+    # Of whole numbers, so that equal differences are equal.
+    difference = difference_in_blocks([float(row.sum() / row.size) for row in change], design)
+    return AccuracyDifference(
+        task=task,
+        seeds=seeds,
+        items=change.shape[1],
+        difference=difference,
+        gained=int((change > 0).sum()),
+        lost=int((change < 0).sum()),
+        items_error=error_over_items(change.mean(axis=0)),
+        p_value=difference.p_value,
+        methods=len(design.methods) if design else None,
+        degrees_of_freedom=design.degrees_of_freedom if design else None,
+    )
+
+
+def pair(ours: Readings, theirs: Readings, task: str) -> tuple[AccuracyDifference | None, str | None]:
+    """Return the difference of two cells, or None and why; no reason where a reading is missing.
+
+    Two seeds or more in common are compared over seeds, one by McNemar's test over its items.
+    """
+    if not ours or not theirs:
+        return None, None
+    seeds = [seed for seed in ours if seed in theirs]
+    try:
+        if len(seeds) > 1:
+            both = {
+                "ours": {seed: ours[seed] for seed in seeds},
+                "theirs": {seed: theirs[seed] for seed in seeds},
+            }
+            return differences(both, "theirs", task, task)["ours"], None
+        seed = next(iter(seeds), None)
+        if seed is None:
+            return None, "they have no training seed in common"
+        paired = pair_items(theirs[seed].items, ours[seed].items)
+    except UsageError as error:
+        return None, str(error)
+    one = AccuracyDifference(
+        task=task,
+        seeds=(seed,),
+        items=paired.items,
+        difference=SeedMean(values=(paired.difference_share,), mean=paired.difference_share),
+        gained=paired.gained,
+        lost=paired.lost,
+        items_error=None,
+        p_value=paired.p_value,
+    )
+    return one, None
+
+
+def seed_blocks(accuracies: Mapping[str, Mapping[int, float]]) -> SeedBlocks | None:
+    """Return the block design of accuracies by method and seed; methods with one seed take no part.
+
+    None where fewer than two methods have several seeds, or these have fewer than two in common.
+    """
+    several = {method: found for method, found in accuracies.items() if len(found) > 1}
+    if len(several) < 2:  # noqa: PLR2004 - a comparison takes two
+        return None
+    seeds = tuple(sorted(set.intersection(*(set(found) for found in several.values()))))
+    if len(seeds) < 2:  # noqa: PLR2004 - a spread takes two
+        return None
+    values = np.array([[found[seed] for seed in seeds] for found in several.values()])
+    return SeedBlocks(methods=tuple(several), seeds=seeds, blocks=block_design(values))
+
+
+def difference_in_blocks(differences: Sequence[float], design: SeedBlocks | None) -> SeedMean:
+    """Return the mean of differences over the design's seeds, with its simultaneous 95 % interval.
+
+    Without a design there is no interval; where nothing varies it has no width, and there is no p-value.
+    """
+    mean = statistics.mean(differences)  # exact: equal values have themselves as their mean
+    values = tuple(differences)
+    if design is None:
+        return SeedMean(values=values, mean=mean)
+    if design.blocks is None:
+        return SeedMean(values=values, mean=mean, low=mean, high=mean)
+    width, p_value = design.blocks.half_width(CONFIDENCE), design.blocks.p_value(mean)
+    return SeedMean(values=values, mean=mean, low=mean - width, high=mean + width, p_value=p_value)
+
+
+def right_answers(readings: Sequence[EvaluationReading], names: str) -> Floats:
+    """Return 1 for right and 0 for wrong, a row for each reading, a column for each question.
+
+    Raises UsageError where not all were asked the same questions; ``names`` says who was asked.
+    """
+    questions = [[(item.doc_id, item.doc_hash) for item in reading.items] for reading in readings]
+    if any(one != questions[0] for one in questions[1:]):
+        raise UsageError(f"{names}: not all runs were asked the same questions; use one task, data and limit")
+    return np.array([[float(item.correct) for item in reading.items] for reading in readings])
+
+
+def error_over_items(values: Floats) -> float | None:
+    """Return the standard error of the mean: sample deviation over the root of n, as lm-eval's."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None

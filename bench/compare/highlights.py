@@ -1,0 +1,264 @@
+"""What a reader asks first: least memory, fastest, most accurate, QLoRA or LoRA, and which no other beats.
+
+Numbers and structure only; ``bench.report.highlights`` makes sentences of them. Only cells of one model,
+window, environment and device are set against each other.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bench.compare.comparison import Comparison, groups
+from bench.compare.measured import Contrast, Measured
+from bench.metrics import HEADLINES, Instrument
+from bench.records.records import Record
+from bench.scenario.types import EXTRA_READINGS, HOW_IT_LEARNS, DataSpec
+
+_IN_WORDS = 2  # of the headline instruments that have a reading
+HOW_BASE_IS_STORED = frozenset(
+    f"method.{name}"
+    for name in (
+        "kind",
+        "name",
+        "base",
+        "quantisation",
+        "double_quantisation",
+        "compute_dtype",
+        "quantise_lm_head",
+        "recast_embeddings",
+        "kbit_preparation",
+    )
+)
+"""For ``Cell.comparison_key``: what may differ between adapters that are alike but for their frozen base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fastest:
+    """The fastest cell, and those whose range of tokens/s meets its own: which is faster is not known."""
+
+    row: Measured
+    level: tuple[Measured, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MostAccurate:
+    """The most accurate cell on one task, and each other cell against it."""
+
+    task: str
+    row: Measured
+    others: tuple[Contrast, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A setting of training, and by each value that it had the methods that had it."""
+
+    name: str
+    values: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Highlights:
+    """What is worth saying of one model, window, environment and device.
+
+    ``by_memory`` orders the cells by the peak of each headline instrument that read all of them, least first.
+    ``speeds`` are those that can be set against full fine-tuning's; ``qlora_vs_lora`` are QLoRA cells against
+    a LoRA cell that differs in how the base is stored only.
+    """
+
+    rows: tuple[Measured, ...]
+    by_memory: Mapping[Instrument, tuple[Measured, ...]] = field(default_factory=dict)
+    fastest: Fastest | None = None
+    speeds: tuple[Contrast, ...] = ()
+    most_accurate: tuple[MostAccurate, ...] = ()
+    qlora_vs_lora: tuple[Contrast, ...] = ()
+
+    @property
+    def ok(self) -> tuple[Measured, ...]:
+        """The cells with a good run."""
+        return tuple(row for row in self.rows if row.ok)
+
+    @property
+    def not_to_merge(self) -> tuple[Measured, ...]:
+        """Cells whose adapter changes the logits when it is merged into the base it was trained on."""
+        return tuple(row for row in self.ok if row.merge and not row.merge.within_tolerance)
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """What the cells were trained with."""
+        return settings(self.rows)
+
+
+def highlights(comparison: Comparison) -> tuple[Highlights, ...]:
+    """Return the highlights of each group of rows, in the order of the rows."""
+    return tuple(_highlights(rows) for rows in groups(comparison.rows))
+
+
+def _highlights(rows: Sequence[Measured]) -> Highlights:
+    ok = [row for row in rows if row.ok]
+    if not ok:
+        return Highlights(rows=tuple(rows))
+    return Highlights(
+        rows=tuple(rows),
+        by_memory=dict(_by_memory(ok)),
+        fastest=_fastest(ok),
+        speeds=tuple(
+            full
+            for row in ok
+            if (full := row.against_full) and full.speed_ratio is not None and "speed" not in full.doubted
+        ),
+        most_accurate=tuple(_most_accurate(ok)),
+        qlora_vs_lora=tuple(_qlora_vs_lora(ok)),
+    )
+
+
+def _by_memory(rows: Sequence[Measured]) -> Iterator[tuple[Instrument, tuple[Measured, ...]]]:
+    if any("memory" in row.doubts for row in rows):
+        return
+    for instrument in HEADLINES[rows[0].device][:_IN_WORDS]:
+        peaks = [(peak.peak_bytes, index) for index, row in enumerate(rows) if (peak := row.peak(instrument))]
+        if len(peaks) == len(rows):
+            yield instrument, tuple(rows[index] for _, index in sorted(peaks))
+
+
+def _fastest(rows: Sequence[Measured]) -> Fastest | None:
+    timed = [(row.throughput, row) for row in rows if row.throughput and "speed" not in row.doubts]
+    if len(timed) < len(rows):
+        return None
+    speed, best = max(timed, key=lambda pair: pair[0].tokens_per_second)
+    level = (row for other, row in timed if row is not best and other.high >= speed.low)
+    return Fastest(row=best, level=tuple(level))
+
+
+def _most_accurate(rows: Sequence[Measured]) -> Iterator[MostAccurate]:
+    for task in dict.fromkeys(one.task for row in rows for one in row.accuracies):
+        evaluated = ((one.after, row) for row in rows if (one := row.accuracy(task)))
+        after = [(share, row) for share, row in evaluated if share is not None]
+        if after:
+            _, best = max(after, key=lambda each: each[0])
+            others = tuple(Contrast(row, best) for _, row in after if row is not best)
+            yield MostAccurate(task=task, row=best, others=others)
+
+
+def _qlora_vs_lora(rows: Sequence[Measured]) -> Iterator[Contrast]:
+    ignored = {*HOW_BASE_IS_STORED, *HOW_IT_LEARNS, *EXTRA_READINGS, "training.seed", "evaluation"}
+    loras = {
+        row.cell.comparison_key(ignored): row
+        for row in rows
+        if row.cell.method.kind == "lora" and row.cell.method.base == "as-trained"
+    }
+    for row in rows:
+        lora = loras.get(row.cell.comparison_key(ignored)) if row.kind == "qlora" else None
+        if lora is not None:
+            yield Contrast(row, lora)
+
+
+def settings(rows: Sequence[Measured]) -> tuple[Setting, ...]:
+    """Return each setting that a row has, in order; of which methods differ in it, each value."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for row in rows:
+        for name, value in _recipe((row.ok or row.records)[-1]):
+            found.setdefault(name, {}).setdefault(value, {})[row.method] = None
+    return tuple(
+        Setting(name=name, values={value: tuple(methods) for value, methods in values.items()})
+        for name, values in found.items()
+    )
+
+
+def _recipe(record: Record) -> Iterator[tuple[str, str]]:
+    cell = record.cell
+    training, window, facts = cell.training, cell.window, record.measurement.model
+    yield "data", _data(cell.data)
+    yield "optimizer", training.optimizer
+    yield "dtype", training.dtype if training.autocast == "off" else f"{training.dtype}, autocast"
+    yield "learning rate", f"{training.learning_rate:g}"
+    yield "measured steps", f"{window.measured_steps:,} after {window.warmup_steps:,} of warm-up"
+    yield "attention", facts.attention if facts else training.attention
+    if training.gradient_checkpointing != "off":
+        yield "gradient checkpointing", training.gradient_checkpointing
+    targets = getattr(cell.method, "target_modules", None)
+    if targets:
+        yield "LoRA targets", targets if isinstance(targets, str) else " and ".join(targets)
+
+
+def _data(data: DataSpec) -> str:
+    if data.source == "task":
+        return f"{data.task} ({data.difficulty}, {data.train_items:,} items to train on)"
+    if data.source == "jsonl":
+        return data.path
+    return f"{data.dataset}, {data.split}" if data.source == "hub" else "random tokens"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontier:
+    """Cells of one model, data and place by memory, speed and accuracy.
+
+    ``task`` is None where they share none: accuracy is left out then. ``dominated_by`` names by key a cell
+    that is as good in all and better in one. Readings are taken as they are: cells whose spreads overlap may
+    change places in another run.
+    """
+
+    instrument: Instrument
+    task: str | None
+    rows: tuple[Measured, ...]
+    dominated_by: Mapping[str, Measured]
+    left_out: int
+
+
+Point = tuple[float, float, float]
+"""Less memory, speed, accuracy: more is better in all three."""
+
+
+def frontiers(comparison: Comparison) -> tuple[Frontier, ...]:
+    """Return a frontier for each model, data and place with two cells or more that have memory and speed."""
+    ok = [row for row in comparison.rows if row.ok]
+    found = (_frontier(rows) for rows in groups(ok, lambda row: (row.model, row.cell.data.model_dump_json())))
+    return tuple(one for one in found if one is not None and len(one.rows) > 1)
+
+
+def _frontier(rows: Sequence[Measured]) -> Frontier | None:
+    headlines = HEADLINES[rows[0].device]
+    instrument = next(
+        (one for enough in (all, any) for one in headlines if enough(row.peak(one) for row in rows)), None
+    )
+    usable = [row for row in rows if instrument and row.peak(instrument) and row.throughput]
+    if instrument is None:
+        return None
+    tasks = [{one.task for one in row.accuracies if one.after is not None} for row in usable]
+    shared = set.intersection(*tasks) if tasks else set()
+    task = next((one.task for row in usable for one in row.accuracies if one.task in shared), None)
+    points = {row.key: _point(row, instrument, task) for row in usable}
+    by_key = {row.key: row for row in usable}
+    return Frontier(
+        instrument=instrument,
+        task=task,
+        rows=tuple(usable),
+        dominated_by={key: by_key[better] for key, better in dominators(points).items()},
+        left_out=len(rows) - len(usable),
+    )
+
+
+def _point(row: Measured, instrument: Instrument, task: str | None) -> Point:
+    peak, speed, accuracy = row.peak(instrument), row.throughput, row.accuracy(task)
+    assert peak is not None and speed is not None  # noqa: S101, PT018 - chosen for having both
+    return -peak.peak_bytes, speed.tokens_per_second, (accuracy.after if accuracy else None) or 0.0
+
+
+def dominators(points: Mapping[str, Point]) -> dict[str, str]:
+    """Return, for each dominated point, an undominated one that is as good in all and better in one.
+
+    From the best on, so that a point can be dominated by an earlier one only, and one that is dominated is
+    dominated by one that is not.
+    """
+    undominated: list[str] = []
+    found: dict[str, str] = {}
+    for name in sorted(points, key=points.__getitem__, reverse=True):
+        above = next((other for other in undominated if _dominates(points[other], points[name])), None)
+        if above is None:
+            undominated.append(name)
+        else:
+            found[name] = above
+    return found
+
+
+def _dominates(one: Point, other: Point) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))

@@ -1,0 +1,378 @@
+"""What the good runs of one cell give together: memory, speed, time and the GPU. Compares no two cells.
+
+Bytes, nanoseconds and shares (0 to 1) throughout; None is *not measured*, and never stands for 0. Every
+function takes runs with outcome *ok*.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from bench.metrics import MERGE_TOLERANCES, Instrument
+from bench.records.clock_events import name_events
+from bench.records.derived_metrics import (
+    TRAINING_PHASES,
+    PeakField,
+    energy_per_token_mj,
+    nvml_peak,
+    peak_phase,
+    phase_time_ns,
+    read_metrics,
+    start_up_bytes,
+    step_tokens_per_second,
+    throttle_reasons,
+)
+from bench.records.gpu import Isolation
+from bench.records.predictions import Prediction, Refusal
+from bench.records.records import Category, Phase, Record
+from bench.stats.trend import Trend, TrendVerdict, find_trend
+
+ROUGH_DRIFT_SHARE = 0.1
+_LOADING: tuple[Phase, ...] = ("load", "adapt")
+_STEPPING: tuple[Phase, ...] = ("first_forward", "first_backward", "first_optimizer_step", "warmup", "steady")
+_INSTRUMENTS: tuple[Phase, ...] = ("ledger", "flops", "merge_check", "save_adapter")
+_EVALUATION: tuple[Phase, ...] = ("evaluate_before", "evaluate_after")
+_PHASE_FIELDS: dict[Instrument, PeakField] = {
+    "host": "host_peak_bytes",
+    "cuda_allocated": "cuda_allocated_peak_bytes",
+    "cuda_reserved": "cuda_reserved_peak_bytes",
+}
+_NVML: dict[Instrument, Literal["process", "device_delta"]] = {
+    "nvml_process": "process",
+    "nvml_device_delta": "device_delta",
+}
+_WORST_FIRST: tuple[TrendVerdict, ...] = ("not steady", "too few steps to tell", "no clear trend", "steady")
+_LOSSES_AT_EACH_END = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """The peak memory of training by one instrument: the median over runs, and its range."""
+
+    instrument: Instrument
+    peak_bytes: int
+    low_bytes: int
+    high_bytes: int
+    phase: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """A peak as predicted before the run, beside the one that an instrument then read.
+
+    ``difference_share`` is the prediction less the reading, over the reading; with a band, of its top.
+    """
+
+    instrument: Instrument
+    low_bytes: int
+    high_bytes: int
+    measured_bytes: int
+    difference_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakCause:
+    """What the ledger saw as the most tensor bytes were alive."""
+
+    phase: str
+    op: str
+    module: str
+    categories_bytes: Mapping[Category, int]
+    largest_category: Category
+    largest_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Non-padding tokens per second: the median over steps, then over runs.
+
+    The spread is the range over runs when there are several, else the middle half of the steps. *Throttled*:
+    in at least one run the card was too hot, or its supply too weak, for its own speed.
+    """
+
+    tokens_per_second: float
+    low: float
+    high: float
+    spread: Literal["range over runs", "middle half of the steps"]
+    runs: int
+    steps: int
+    trend: Trend
+    throttled: bool = False
+
+    @property
+    def rough(self) -> bool:
+        """Whether there were too few steps to see a drift, or the drift was a tenth or more."""
+        drift = self.trend.drift_share
+        return drift is None or abs(drift) >= ROUGH_DRIFT_SHARE
+
+    def overlaps(self, other: "Throughput") -> bool:
+        """Return whether the two ranges meet."""
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSeen:
+    """What NVML showed besides peaks: the median over runs, or both ends over runs.
+
+    ``isolations`` are the readings that could be attributed to the worker, each with the reason. Power, clock
+    and events are those of the measured steps; the temperature is the highest of the training.
+    """
+
+    isolations: tuple[tuple[Isolation, str], ...]
+    interval_ns: int
+    longest_gap_ns: int
+    non_torch_bytes: int | None
+    energy_per_token_mj: float | None
+    power_mean_mw: float | None
+    sm_clock_min_mhz: int | None
+    sm_clock_max_mhz: int | None
+    temperature_max_c: int | None
+    events: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeBreakdown:
+    """Where a cell's wall time went, the median over runs of each part. The parts add up within a run.
+
+    ``overhead_ns`` is all that is not loading, stepping, instrumented steps and checks, or evaluation:
+    starting the worker (``starting_ns``), making and tokenising the data (``preparing_ns``), handing over
+    results and ending it.
+    """
+
+    total_ns: int
+    loading_ns: int
+    stepping_ns: int
+    instruments_ns: int
+    evaluation_ns: int
+    overhead_ns: int
+    starting_ns: int
+    preparing_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The loss at the first step and the last ones; the mean over up to three steps at each end."""
+
+    first: float
+    last: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """The largest difference that merging the adapter made to a logit, as shares of the largest logit."""
+
+    worst_share: float
+    tolerated_share: float
+    within_tolerance: bool
+
+
+def peaks(runs: Sequence[Record]) -> tuple[Peak, ...]:
+    """Return the peak by each instrument that was there, in the order of ``Instrument``."""
+    readings = {instrument: _readings(runs, instrument) for instrument in get_args(Instrument)}
+    return tuple(
+        Peak(
+            instrument=instrument,
+            peak_bytes=round(statistics.median(size for size, _ in found)),
+            low_bytes=min(size for size, _ in found),
+            high_bytes=max(size for size, _ in found),
+            phase=max(found)[1],
+        )
+        for instrument, found in readings.items()
+        if found
+    )
+
+
+def _readings(runs: Sequence[Record], instrument: Instrument) -> list[tuple[int, str]]:
+    """Return bytes and phase of the peak of each run by one instrument."""
+    if instrument == "ledger":
+        ledgers = [run.measurement.ledger for run in runs]
+        return [(ledger.peak_bytes, ledger.peak_phase) for ledger in ledgers if ledger]
+    if instrument == "host_net":
+        return [
+            (phase.host_peak_bytes - start, phase.name)
+            for run in runs
+            if (phase := peak_phase(run, "host_peak_bytes"))
+            and phase.host_peak_bytes is not None
+            and (start := start_up_bytes(run)) is not None
+        ]
+    if instrument in _NVML:
+        found_by_nvml = [nvml_peak(run, _NVML[instrument]) for run in runs]
+        return [(peak[1], peak[0].name) for peak in found_by_nvml if peak]
+    field = _PHASE_FIELDS[instrument]
+    found = [(phase, getattr(phase, field)) for run in runs if (phase := peak_phase(run, field))]
+    return [(size, phase.name) for phase, size in found]
+
+
+def predictions(prediction: Prediction | Refusal | None, peaks: Sequence[Peak]) -> tuple[Predicted, ...]:
+    """Return every predicted figure beside the reading of its own instrument; none for a refusal."""
+    if not isinstance(prediction, Prediction):
+        return ()
+    allocated = prediction.allocated_peak_bytes
+    tensors: Instrument = "ledger" if prediction.platform.device == "cpu" else "cuda_allocated"
+    figures: dict[Instrument, tuple[int, int]] = {tensors: (allocated, allocated)}
+    if prediction.reserved_low_bytes is not None and prediction.reserved_high_bytes is not None:
+        figures["cuda_reserved"] = (prediction.reserved_low_bytes, prediction.reserved_high_bytes)
+    return tuple(
+        Predicted(
+            instrument=peak.instrument,
+            low_bytes=low,
+            high_bytes=high,
+            measured_bytes=peak.peak_bytes,
+            difference_share=high / peak.peak_bytes - 1,
+        )
+        for peak in peaks
+        if peak.instrument in figures and peak.peak_bytes
+        for low, high in (figures[peak.instrument],)
+    )
+
+
+def cause(runs: Sequence[Record]) -> PeakCause | None:
+    """Return what the ledger saw at the peak, of the run with the highest one."""
+    ledgers = [run.measurement.ledger for run in runs if run.measurement.ledger]
+    ledger = max(ledgers, key=lambda reading: reading.peak_bytes, default=None)
+    if ledger is None or not ledger.categories_at_peak_bytes:
+        return None
+    categories = ledger.categories_at_peak_bytes
+    largest = max(categories, key=lambda category: categories[category])
+    return PeakCause(
+        phase=ledger.peak_phase,
+        op=ledger.peak_op,
+        module=ledger.peak_module,
+        categories_bytes=categories,
+        largest_category=largest,
+        largest_share=categories[largest] / max(ledger.peak_bytes, 1),
+    )
+
+
+def throughput(runs: Sequence[Record]) -> Throughput | None:
+    """Return tokens/s with its spread, and the least steady of the runs' trends."""
+    speeds = [values for run in runs if (values := step_tokens_per_second(run))]
+    if not speeds:
+        return None
+    medians = [statistics.median(values) for values in speeds]
+    several = len(medians) > 1
+    low, high = (min(medians), max(medians)) if several else _middle_half(speeds[0])
+    return Throughput(
+        tokens_per_second=statistics.median(medians),
+        low=low,
+        high=high,
+        spread="range over runs" if several else "middle half of the steps",
+        runs=len(medians),
+        steps=min(len(values) for values in speeds),
+        trend=min(
+            (find_trend(values) for values in speeds),
+            key=lambda trend: (_WORST_FIRST.index(trend.verdict), -abs(trend.drift_share or 0.0)),
+        ),
+        throttled=any(throttle_reasons(run) for run in runs),
+    )
+
+
+def _middle_half(values: Sequence[float]) -> tuple[float, float]:
+    """Return the quartiles around the middle half; of a single value, that value."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first, third
+
+
+def gpu_seen(runs: Sequence[Record]) -> GpuSeen | None:
+    """Return what NVML showed of the runs that were watched; None where none was."""
+    watched = [gpu for run in runs if (gpu := run.measurement.gpu)]
+    if not watched:
+        return None
+    steady = [phase for gpu in watched if (phase := gpu.phase("steady"))]
+    training = [phase for gpu in watched for phase in gpu.phases if phase.name in TRAINING_PHASES]
+    reasons = 0
+    for phase in steady:
+        reasons |= phase.event_reasons
+    non_torch = _median(gpu.non_torch_bytes for gpu in watched)
+    return GpuSeen(
+        isolations=tuple(dict.fromkeys((gpu.isolation, gpu.isolation_reason) for gpu in watched)),
+        interval_ns=max(gpu.interval_ns for gpu in watched),
+        longest_gap_ns=max(gpu.longest_gap_ns for gpu in watched),
+        non_torch_bytes=None if non_torch is None else round(non_torch),
+        energy_per_token_mj=_median(energy_per_token_mj(run) for run in runs),
+        power_mean_mw=_median(phase.power_mean_mw for phase in steady),
+        sm_clock_min_mhz=min(_known(phase.sm_clock_min_mhz for phase in steady), default=None),
+        sm_clock_max_mhz=max(_known(phase.sm_clock_max_mhz for phase in steady), default=None),
+        temperature_max_c=max(_known(phase.temperature_max_c for phase in training), default=None),
+        events=name_events(reasons),
+    )
+
+
+def _known(values: Iterable[int | None]) -> list[int]:
+    return [value for value in values if value is not None]
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return statistics.median(found) if found else None
+
+
+def losses(runs: Sequence[Record]) -> Losses | None:
+    """Return the loss at both ends of the first run that took a step."""
+    curve = next((run.measurement.steps for run in runs if run.measurement.steps), ())
+    if not curve:
+        return None
+    count = min(_LOSSES_AT_EACH_END, max(1, len(curve) // 2))
+    first, last = (statistics.fmean(step.loss for step in end) for end in (curve[:count], curve[-count:]))
+    return Losses(first=first, last=last, steps=len(curve))
+
+
+def merge(runs: Sequence[Record]) -> Merge | None:
+    """Return the run whose merge moved the logits most, if any was merged."""
+    shares = [
+        check.max_abs_difference / check.reference_max_abs
+        for run in runs
+        if (check := run.measurement.merge) and check.reference_max_abs > 0
+    ]
+    if not shares:
+        return None
+    worst, tolerated = max(shares), MERGE_TOLERANCES[runs[0].cell.training.dtype]
+    return Merge(worst_share=worst, tolerated_share=tolerated, within_tolerance=worst <= tolerated)
+
+
+def metrics(runs: Sequence[Record]) -> dict[str, float]:
+    """Return the median over runs of each metric that was read, by its name in ``bench.metrics``."""
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in read_metrics(run).items():
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    return {name: statistics.median(found) for name, found in values.items()}
+
+
+def load_time_ns(runs: Sequence[Record]) -> int | None:
+    """Return the median time of the load phase."""
+    found = _median(phase_time_ns(run, ("load",)) for run in runs)
+    return None if found is None else round(found)
+
+
+def times(runs: Sequence[Record]) -> TimeBreakdown | None:
+    """Return the median over runs of each part of the wall time; None without a run."""
+    if not runs:
+        return None
+
+    def of(names: Sequence[Phase]) -> list[int]:
+        return [phase_time_ns(run, names) or 0 for run in runs]
+
+    totals = [run.total_ns for run in runs]
+    parts = [of(names) for names in (_LOADING, _STEPPING, _INSTRUMENTS, _EVALUATION)]
+    overheads = [total - sum(own) for total, *own in zip(totals, *parts, strict=True)]
+    medians = (
+        round(statistics.median(column))
+        for column in (totals, *parts, overheads, of(("start",)), of(("prepare_data",)))
+    )
+    total, loading, stepping, instruments, evaluating, overhead, starting, preparing = medians
+    return TimeBreakdown(
+        total_ns=total,
+        loading_ns=loading,
+        stepping_ns=stepping,
+        instruments_ns=instruments,
+        evaluation_ns=evaluating,
+        overhead_ns=overhead,
+        starting_ns=starting,
+        preparing_ns=preparing,
+    )
