@@ -70,14 +70,16 @@ def run(  # noqa: PLR0913 - one parameter for each option
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
     from bench.report.plan import render_short
     from bench.runner.live import open_console, outcome_table, watch
-    from bench.runner.schedule import PlanOptions, parse_outcomes
+    from bench.runner.schedule import ScheduleOptions, parse_outcomes
     from bench.runner.sweep import SweepOptions, run_sweep
     from bench.scenario.load import load_scenario
 
     loaded = load_scenario(scenario)
     options = SweepOptions(
         results=results or Path("results") / loaded.name,
-        plan=PlanOptions(repeats=repeats, retry=parse_outcomes(retry), force=force, keep_skipped=skip_unfit),
+        schedule=ScheduleOptions(
+            repeats=repeats, retry=parse_outcomes(retry), force=force, keep_skipped=skip_unfit
+        ),
         only=only,
         trust_remote_code=trust_remote_code,
         predict=True,
@@ -85,8 +87,8 @@ def run(  # noqa: PLR0913 - one parameter for each option
         snapshot=snapshot,
     )
     console = open_console()
-    with watch(console, render_short) as observer:
-        result = run_sweep(loaded.cells, options, observer)
+    with watch(console, render_short) as observe:
+        result = run_sweep(loaded.cells, options, observe)
 
     # Not before: it needs pandas, and nothing shall weigh on the machine while it is measured.
     from bench.report.comparison import render_terminal, write_page
@@ -200,9 +202,11 @@ app.command(rich_help_panel=_JUDGE)(calibrate.calibrate)
 def doctor() -> None:
     """Say what this machine can run, and why not."""
     from bench.runner.doctor import examine
+    from bench.runner.events import Note
     from bench.runner.live import PlainLines, finding_lines, open_console
 
-    findings = examine(PlainLines(open_console(stderr=True)))
+    lines = PlainLines(open_console(stderr=True))
+    findings = examine(lambda text: lines(Note(text)))
     open_console().print(finding_lines(findings), soft_wrap=True)
     if any(finding.blocking for finding in findings):
         raise InfrastructureError("nothing can be run here; see the lines above for what to install")

@@ -31,30 +31,17 @@ from bench.gate.protocol import (
 )
 from bench.records.environment import KEY_PACKAGES, OTHER_PACKAGES, read_environment
 from bench.records.records import SCHEMA_VERSION, DeviceFacts, Environment, Record
-from bench.runner.availability import why_unavailable
-from bench.runner.cell_runs import CellRunner
-from bench.runner.gpu.sweep import SweepGpu, sweep_gpu
-from bench.runner.inputs import inputs_digest
-from bench.runner.observe import NullObserver
-from bench.runner.schedule import PlannedRun, run_key
+from bench.runner import events
+from bench.runner.gpu.watch import SweepGpu, sweep_gpu
+from bench.runner.schedule import ScheduledRun, inputs_digest, run_key, why_unavailable
+from bench.runner.sweep import CellRunner
 from bench.scenario.types import Cell
 from bench.workers import interrupts
 from bench.workers.child import die_with_parent
-from bench.workers.launch import PRELOAD, Launcher
+from bench.workers.launch import PRELOAD, Launcher, LocalLauncher
 from bench.workers.supervise import probe
 
 Tell = Callable[[Answer], None]
-
-
-class _Noting(NullObserver):
-    """Passes on what a user has to know."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-
-    def note(self, text: str) -> None:
-        """Pass it on."""
-        self._tell(Note(text=text))
 
 
 def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None:
@@ -81,7 +68,7 @@ def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None
 
 
 def _own_launcher() -> Launcher:
-    return Launcher(work=run_from_own_sources, preload=("bench.gate.own_sources", *PRELOAD))
+    return LocalLauncher(work=run_from_own_sources, preload=("bench.gate.own_sources", *PRELOAD))
 
 
 def _take_over_input() -> IO[bytes]:
@@ -100,16 +87,23 @@ def _tell(pipe: IO[bytes], answer: Answer) -> None:
 
 def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Assignment], Record]:
     """Look at this machine and return what does an assignment."""
-    observer = _Noting(tell)
+
+    def note(text: str) -> None:
+        tell(Note(text=text))
+
+    def observe(event: events.Event) -> None:
+        if isinstance(event, events.Note):
+            note(event.text)
+
     environment = stamped(read_environment(), opening)
-    facts = probe(launcher, observer.note)
+    facts = probe(launcher, note)
     locations = {name: _location(name) for name in opening.located}
     tell(Ready(environment=environment, cuda_name=facts.cuda_name, locations=locations))
     inputs: dict[str, str | None] = {}
     usual = launcher.start_method
     runner = CellRunner(
         launcher=launcher,
-        observer=observer,
+        observe=observe,
         environment=environment,
         facts=facts,
         inputs=inputs,
@@ -120,7 +114,7 @@ def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Assign
     def run(assignment: Assignment) -> Record:
         cell = Cell.model_validate_json(assignment.cell_json)
         inputs[cell.id] = inputs_digest(cell)
-        planned = PlannedRun(
+        planned = ScheduledRun(
             cell=cell,
             key=run_key(cell, environment, facts, inputs[cell.id]),
             run=assignment.run,
@@ -130,17 +124,17 @@ def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Assign
         # one server lie alike: in pairs of forks that would pass for a difference of the sides.
         launcher.start_method = usual if assignment.turns is None else "spawn"
         # Held for this run only: the other side's run is next.
-        with _gpu(cell, facts, observer) as runner.gpu:
+        with _gpu(cell, facts, note) as runner.gpu:
             return runner.run(planned, assignment.turns)
 
     return run
 
 
 def _gpu(
-    cell: Cell, facts: DeviceFacts, observer: NullObserver
+    cell: Cell, facts: DeviceFacts, note: Callable[[str], None]
 ) -> contextlib.AbstractContextManager[SweepGpu]:
     if cell.device == "cuda" and facts.cuda_available:
-        return sweep_gpu(facts, observer)
+        return sweep_gpu(facts, note)
     return contextlib.nullcontext(SweepGpu())
 
 

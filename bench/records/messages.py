@@ -28,7 +28,13 @@ from bench.records.stored import Count
 from bench.scenario.platforms import Platform
 
 
-class PhaseStarted(Stored):
+class Said(Stored):
+    """What every message carries: which of the job's processes said it, counted from 0."""
+
+    rank: Count = 0
+
+
+class PhaseStarted(Said):
     """A phase began; ``total_steps`` tells a progress bar what to expect."""
 
     type: Literal["phase_started"] = "phase_started"
@@ -37,7 +43,7 @@ class PhaseStarted(Stored):
     at_ns: Count | None = Field(None, description="time.monotonic_ns, which all processes share.")
 
 
-class Mark(Stored):
+class Mark(Said):
     """An instant of a worker on a GPU that stands still, so that an outside instrument can be held to it.
 
     ``idle``, ``block_held`` and ``block_freed`` frame the allocation of a block of ``block_bytes``, which
@@ -69,14 +75,14 @@ Reading = (
 )
 
 
-class ReadingMade(Stored):
+class ReadingMade(Said):
     """One finished reading, to be added to the measurement."""
 
     type: Literal["reading"] = "reading"
     reading: Reading
 
 
-class PredictionMade(Stored):
+class PredictionMade(Said):
     """What one cell of a ``PlanJob`` will take, or why that cannot be told; cells come in any order."""
 
     type: Literal["prediction_made"] = "prediction_made"
@@ -84,19 +90,19 @@ class PredictionMade(Stored):
     answer: Prediction | Refusal
 
 
-class Heartbeat(Stored):
+class Heartbeat(Said):
     """The worker's interpreter still turns."""
 
     type: Literal["heartbeat"] = "heartbeat"
 
 
-class Finished(Stored):
+class Finished(Said):
     """The job is done; nothing follows."""
 
     type: Literal["finished"] = "finished"
 
 
-class Failed(Stored):
+class Failed(Said):
     """The job ended with an exception that the worker could still report."""
 
     type: Literal["failed"] = "failed"

@@ -32,7 +32,7 @@ from bench.scenario.types import (
     TrainingSpec,
     WindowSpec,
 )
-from bench.workers.launch import Launcher
+from bench.workers.launch import Launcher, LocalLauncher
 
 LENGTH_STEP = 64
 RANK_STEP = 8
@@ -115,7 +115,7 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
     unknown = [name for name in request.methods if name not in METHODS]
     if unknown:
         raise UsageError(f'there is no method "{unknown[0]}"; choose from {", ".join(METHODS)}')
-    launcher = launcher or Launcher(preload=PRELOAD)
+    launcher = launcher or LocalLauncher(preload=PRELOAD)
     platform = platform_of("cuda", request.card.capability, request.torch_version)
     lines = [line for name in request.methods for line in _lines(request, name)]
     searches = {index: _search(line, request.card) for index, line in enumerate(lines)}

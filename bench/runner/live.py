@@ -22,7 +22,18 @@ from bench.records.messages import Message, PhaseStarted, ReadingMade
 from bench.records.plans import Plan
 from bench.records.records import PhaseReading, Record, StepSample
 from bench.runner.doctor import Finding
-from bench.runner.observe import NullObserver, Observer
+from bench.runner.events import (
+    Event,
+    Heard,
+    Note,
+    Observe,
+    Predicted,
+    Preparing,
+    RunAdded,
+    RunEnded,
+    RunStarted,
+    SweepStarted,
+)
 from bench.scenario.types import Cell
 
 REDRAW_INTERVAL_S = 0.5
@@ -41,7 +52,7 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 @contextlib.contextmanager
-def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[Observer]:
+def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[Observe]:
     """Show a sweep meanwhile, in the way that suits where the output goes."""
     if not console.is_terminal:
         yield PlainLines(console, render_plan)
@@ -113,7 +124,39 @@ class CurrentRun:
         return f"{self.cell.id} run {self.run}: {', '.join(parts)}"
 
 
-class LiveTable(NullObserver):
+class _Watcher:
+    """What is known of a sweep so far, as its events tell; what is shown of it is ``show``'s."""
+
+    def __init__(self, console: Console, render_plan: RenderPlan | None) -> None:
+        self._console = console
+        self._render_plan = render_plan
+        self._current: CurrentRun | None = None
+        self._runs_to_do = self._runs_on_disk = 0
+        self._ended: list[Record] = []
+
+    def __call__(self, event: Event) -> None:
+        """Take an event and show what it changes."""
+        match event:
+            case SweepStarted():
+                self._runs_to_do, self._runs_on_disk = event.runs_to_do, event.runs_on_disk
+            case Predicted() if self._render_plan is not None:
+                self._console.print(self._render_plan(event.plan))
+            case RunStarted():
+                self._current = CurrentRun(event.cell, event.run)
+            case Heard() if self._current is not None:
+                self._current.take(event.message)
+            case RunAdded():
+                self._runs_to_do += 1
+            case RunEnded():
+                self._ended.append(event.record)
+                self._current = None
+        self.show(event)
+
+    def show(self, event: Event) -> None:
+        raise NotImplementedError
+
+
+class LiveTable(_Watcher):
     """Finished runs, the current one and an estimate of the end, redrawn in place.
 
     The finished ones are laid out once: forty of them take rich as long as a hundred samples of a GPU.
@@ -121,59 +164,29 @@ class LiveTable(NullObserver):
 
     def __init__(self, live: Live, render_plan: RenderPlan | None = None) -> None:
         """Draw into a started ``Live``; show what is predicted where it is said how."""
+        super().__init__(live.console, render_plan)
         self._live = live
-        self._render_plan = render_plan
-        self._current: CurrentRun | None = None
         self._preparing = ""
-        self._ended: list[Record] = []
-        self._runs_to_do = 0
-        self._runs_on_disk = 0
         self._laid_out = self._lay_out()
         self._next_draw_s = float("-inf")
 
-    def sweep_started(self, *, runs_to_do: int, runs_on_disk: int) -> None:
-        """Remember how much there is."""
-        self._runs_to_do, self._runs_on_disk = runs_to_do, runs_on_disk
-        self._preparing = ""
-        self._draw()
-
-    def preparing(self, what: str) -> None:
-        """Show what takes its time."""
-        self._preparing = what
-        self._draw()
-
-    def predicted(self, plan: Plan) -> None:
-        """Print it above the table."""
-        if self._render_plan is not None:
-            self._live.console.print(self._render_plan(plan))
-
-    def run_started(self, cell: Cell, run: int) -> None:
-        """Add the current line."""
-        self._preparing = ""
-        self._current = CurrentRun(cell, run)
-        self._draw()
-
-    def message(self, message: Message) -> None:
-        """Bring the current line up to date."""
-        if self._current is not None:
-            self._current.take(message)
-            if isinstance(message, PhaseStarted) or time.monotonic() >= self._next_draw_s:
+    def show(self, event: Event) -> None:
+        """Redraw where something is new; for what a worker says, only now and then."""
+        match event:
+            case Note():
+                self._console.print(Text(printable(event.text), style="yellow"))
+            case Preparing():
+                self._preparing = event.what
                 self._draw()
-
-    def run_added(self) -> None:
-        """Count it."""
-        self._runs_to_do += 1
-
-    def run_ended(self, record: Record) -> None:
-        """Turn the current line into a row."""
-        self._ended.append(record)
-        self._current = None
-        self._laid_out = self._lay_out()
-        self._draw()
-
-    def note(self, text: str) -> None:
-        """Print it above the table."""
-        self._live.console.print(Text(printable(text), style="yellow"))
+            case SweepStarted() | RunStarted():
+                self._preparing = ""
+                self._draw()
+            case RunEnded():
+                self._laid_out = self._lay_out()
+                self._draw()
+            case Heard() if self._current is not None:
+                if isinstance(event.message, PhaseStarted) or time.monotonic() >= self._next_draw_s:
+                    self._draw()
 
     def _draw(self) -> None:
         began_s = time.monotonic()
@@ -184,15 +197,13 @@ class LiveTable(NullObserver):
         self._next_draw_s = now_s + max(REDRAW_INTERVAL_S, (now_s - began_s) / DRAWING_SHARE)
 
     def _lay_out(self) -> RenderableType:
-        """Return the finished runs as lines for the terminal."""
         table = Table()
         for name in ("cell", "run", "state", "tokens/s", "peak", "time"):
             table.add_column(name, overflow="fold")
-        console = self._live.console
-        room = max(1, console.height - ROWS_AROUND_TABLE)
+        room = max(1, self._console.height - ROWS_AROUND_TABLE)
         for record in self._ended[-room:]:
             table.add_row(*_record_row(record))
-        return SegmentLines(console.render_lines(table, pad=False), new_lines=True)
+        return SegmentLines(self._console.render_lines(table, pad=False), new_lines=True)
 
     def _caption(self) -> str:
         if self._preparing:
@@ -209,57 +220,31 @@ class LiveTable(NullObserver):
         return ", ".join(parts)
 
 
-class PlainLines(NullObserver):
-    """One line as a phase begins and one as a run ends."""
+class PlainLines(_Watcher):
+    """One line as a phase begins and one as a run ends, for a console that is not a terminal."""
 
     def __init__(self, console: Console, render_plan: RenderPlan | None = None) -> None:
-        """Print to a console that is not a terminal; show what is predicted where it is said how."""
-        self._console = console
-        self._render_plan = render_plan
-        self._current: CurrentRun | None = None
-        self._to_do = 0
-        self._ended = 0
+        """Print to a console; show what is predicted where it is said how."""
+        super().__init__(console, render_plan)
 
-    def sweep_started(self, *, runs_to_do: int, runs_on_disk: int) -> None:
-        """Print how much there is to do."""
-        self._to_do = runs_to_do
-        self._print(f"{runs_to_do} runs to do, {runs_on_disk} on disk already")
-
-    def preparing(self, what: str) -> None:
-        """Print it."""
-        self._print(f"{what} …")
-
-    def predicted(self, plan: Plan) -> None:
-        """Print it."""
-        if self._render_plan is not None:
-            self._console.print(self._render_plan(plan))
-
-    def run_started(self, cell: Cell, run: int) -> None:
-        """Remember which run the phases belong to."""
-        self._current = CurrentRun(cell, run)
-
-    def message(self, message: Message) -> None:
-        """Print a phase as it begins."""
-        if self._current is not None and isinstance(message, PhaseStarted):
-            self._print(f"{self._current.cell.id} run {self._current.run}: {message.phase}")
-
-    def run_added(self) -> None:
-        """Count it."""
-        self._to_do += 1
-
-    def run_ended(self, record: Record) -> None:
-        """Print how it ended."""
-        self._ended += 1
-        self._current = None
-        parts = [part for part in map(str, _record_row(record)[2:]) if part]
-        why = f": {record.failure.message}" if record.failure else ""
-        self._print(
-            f"[{self._ended}/{self._to_do}] {record.cell.id} run {record.run}: {', '.join(parts)}{why}"
-        )
-
-    def note(self, text: str) -> None:
-        """Print it."""
-        self._print(f"note: {text}")
+    def show(self, event: Event) -> None:
+        """Print what deserves a line of its own."""
+        match event:
+            case Note():
+                self._print(f"note: {event.text}")
+            case Preparing():
+                self._print(f"{event.what} …")
+            case SweepStarted():
+                self._print(f"{event.runs_to_do} runs to do, {event.runs_on_disk} on disk already")
+            case Heard(PhaseStarted(phase=phase)) if self._current is not None:
+                self._print(f"{self._current.cell.id} run {self._current.run}: {phase}")
+            case RunEnded(record):
+                parts = [part for part in map(str, _record_row(record)[2:]) if part]
+                why = f": {record.failure.message}" if record.failure else ""
+                self._print(
+                    f"[{len(self._ended)}/{self._runs_to_do}] {record.cell.id} run {record.run}: "
+                    f"{', '.join(parts)}{why}"
+                )
 
     def _print(self, text: str) -> None:
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

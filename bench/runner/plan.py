@@ -23,7 +23,7 @@ from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.load import Scenario, load_scenario
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell
-from bench.workers.launch import Launcher
+from bench.workers.launch import Launcher, LocalLauncher
 from bench.workers.supervise import probe
 
 LADDER = ("rtx3060-12gb", "rtx4070ti-super", "rtx4090", "a100-40gb", "rtx-a6000", "a100-80gb", "h200")
@@ -64,7 +64,7 @@ def plan_scenario(
     scenario = load_scenario(path)
     cells = choose_cells(scenario.cells, only)
     AllocatorSettings.parse(outlook.allocator)
-    launcher = launcher or Launcher(preload=PRELOAD)
+    launcher = launcher or LocalLauncher(preload=PRELOAD)
     if not outlook.cards and any(cell.device == "cuda" for cell in cells):
         own = card_of_device(probe(launcher))
         outlook = replace(outlook, cards=() if own is None else (own,))

@@ -24,7 +24,7 @@ from bench.workers.launch import Launcher, wait_for_any
 from bench.workers.supervise import MAX_SLEEP_S, JobEnd, RunningJob
 
 PRELOAD = ("bench.predict.jobs", "bench.workers.child", "bench.workers.freeze")
-"""For a ``Launcher`` whose workers predict and do nothing else."""
+"""For a ``LocalLauncher`` whose workers predict and do nothing else."""
 LONGEST_PLAN = LimitsSpec(timeout_s=24 * 3600, heartbeat_timeout_s=300, host_memory_gib=None)
 Answer = Prediction | Refusal
 Progress = Callable[[int, int], None]
@@ -109,7 +109,7 @@ def predict_cells(
                 part = desk.waiting.pop(0)
                 job = RunningJob(part.job(questions, allocator), launcher, limits, hear=part.hear)
                 running.append((part, job))
-            wait_for_any([job.worker for _, job in running], MAX_SLEEP_S)
+            wait_for_any([worker for _, job in running for worker in job.workers], MAX_SLEEP_S)
             still: list[tuple[_Part, RunningJob]] = []
             for part, job in running:
                 end = job.advance(0)

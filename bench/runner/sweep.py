@@ -2,26 +2,35 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.errors import InterruptedByUserError
 from bench.records.environment import read_environment
+from bench.records.messages import CellJob, FetchJob, Message, StepTurns
 from bench.records.plans import Plan
-from bench.records.records import DeviceFacts, Outcome, Record
-from bench.records.store import OpenFolder, load_records, open_folder
-from bench.runner.availability import why_unavailable
-from bench.runner.cell_runs import CellRunner
-from bench.runner.gpu.sweep import SweepGpu, sweep_gpu
-from bench.runner.inputs import inputs_digest
-from bench.runner.observe import Observer
-from bench.runner.plan_before_sweep import expect
-from bench.runner.schedule import PlannedRun, PlanOptions, choose_cells, plan_runs, run_key
-from bench.scenario.types import Cell
+from bench.records.records import Caveat, DeviceFacts, Environment, Failure, Measurement, Outcome, Record
+from bench.records.store import OpenFolder, load_records, open_folder, snapshot_file_name
+from bench.runner import events
+from bench.runner.events import Observe
+from bench.runner.gpu.watch import GpuWatch, SweepGpu, sweep_gpu
+from bench.runner.plan_before_sweep import beside_expectation, expect, why_unfit
+from bench.runner.schedule import (
+    ScheduledRun,
+    ScheduleOptions,
+    choose_cells,
+    inputs_digest,
+    run_key,
+    schedule_runs,
+    why_unavailable,
+)
+from bench.scenario.types import Cell, ModelSpec
 from bench.workers import interrupts
-from bench.workers.launch import Launcher
-from bench.workers.supervise import probe
+from bench.workers.launch import Launcher, LocalLauncher
+from bench.workers.listeners import CpuLoadWatch, Findings
+from bench.workers.supervise import JobEnd, add_findings, probe, run_job
 
 MOST_RERUNS = 2  # of a run that others spoilt; what is still spoilt then is left to the next sweep
 _TO_RETRY: tuple[Outcome, ...] = ("failed", "crashed", "timeout", "contaminated")
@@ -36,7 +45,7 @@ class SweepOptions:
     """
 
     results: Path
-    plan: PlanOptions = field(default_factory=PlanOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     only: str | None = None
     trust_remote_code: bool = False
     predict: bool = False
@@ -71,8 +80,132 @@ class SweepResult:
         return None
 
 
+@dataclass(kw_only=True)
+class CellRunner:
+    """Turns a planned run into a record; remembers which weights were fetched.
+
+    ``snapshots`` is the folder that allocator snapshots go to, None where none are asked for.
+    """
+
+    launcher: Launcher
+    observe: Observe
+    environment: Environment
+    facts: DeviceFacts
+    inputs: Mapping[str, str | None]
+    gpu: SweepGpu
+    plan: Plan | None = None
+    trust_remote_code: bool = False
+    skip_unfit: bool = False
+    snapshots: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._fetched: dict[str, JobEnd] = {}
+        self._expected = {one.cell.id: one for one in self.plan.cells} if self.plan else {}
+
+    def run(self, planned: ScheduledRun, turns: StepTurns | None = None) -> Record:
+        """Run a cell, alone or step by step in turn with another run, or say why not; return its record."""
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        end = self._end_of(planned, turns)
+        measurement = end.measurement
+        if measurement.device is None:
+            measurement = measurement.model_copy(update={"device": self.facts})
+        expected, failure = self._expected.get(planned.cell.id), end.failure
+        if failure is not None and end.outcome == "oom":
+            failure = beside_expectation(failure, expected)
+        return Record(
+            cell=planned.cell,
+            key=planned.key,
+            inputs_digest=self.inputs[planned.cell.id],
+            run=planned.run,
+            outcome=end.outcome,
+            failure=failure,
+            started_at=started_at,
+            total_ns=end.total_ns,
+            environment=self.environment,
+            measurement=measurement,
+            prediction=expected.answer if expected else None,
+        )
+
+    def _end_of(self, planned: ScheduledRun, turns: StepTurns | None) -> JobEnd:
+        cell = planned.cell
+        if planned.reason is not None:
+            return _not_run("unavailable", planned.reason)
+        unfit = self._why_unfit(cell)
+        if unfit is not None:
+            return _not_run("skipped", unfit)
+        if cell.model.path is None:
+            fetched = self._fetch(cell.model)
+            if fetched.outcome != "ok":
+                return fetched
+        self.observe(events.RunStarted(cell, planned.run))
+        job = CellJob(
+            cell_json=cell.model_dump_json(),
+            trust_remote_code=self.trust_remote_code,
+            snapshot_path=self._snapshot_path(planned),
+            turns=turns,
+        )
+        if turns is not None:
+            return self._in_turn(job, cell)
+        if cell.device == "cuda":
+            return self._on_gpu(job, cell)
+        load = CpuLoadWatch(cpu_quota=self.environment.threads.get("cpu_quota_percent") is not None)
+        return run_job(job, self.launcher, cell.limits, hear=self._hear, watches=[load])
+
+    def _hear(self, message: Message) -> None:
+        self.observe(events.Heard(message))
+
+    def _in_turn(self, job: CellJob, cell: Cell) -> JobEnd:
+        """Run a cell beside another: that takes twice as long, and the CPUs' counters see somebody else."""
+        limits = cell.limits.model_copy(update={"timeout_s": 2 * cell.limits.timeout_s})
+        return run_job(job, self.launcher, limits, hear=self._hear)
+
+    def _on_gpu(self, job: CellJob, cell: Cell) -> JobEnd:
+        """Run a cell watched through NVML, once the GPU is idle; or unwatched, and say so in the record."""
+        gpu, unwatched = self.gpu.gpu, self.gpu.unwatched
+        if gpu is None:
+            end = run_job(job, self.launcher, cell.limits, hear=self._hear)
+            caveat = Caveat(
+                code="nvml-unavailable", message=f"No peak by NVML: {(unwatched or '').rstrip('.')}."
+            )
+            return add_findings(end, Findings(caveats=(caveat,)))
+        watch = GpuWatch(gpu, pages_state=cell.training.optimizer.startswith("paged"))
+        not_idle = watch.wait_until_idle()
+        if not_idle is not None:
+            return _not_run("contaminated", not_idle)
+        end = run_job(job, self.launcher, cell.limits, hear=self._hear, watches=[watch])
+        if watch.silent:
+            self.gpu.give_up("NVML stopped answering in an earlier run; check dmesg and nvidia-smi")
+        return end
+
+    def _snapshot_path(self, planned: ScheduledRun) -> str | None:
+        if self.snapshots is None:
+            return None
+        return str(self.snapshots / snapshot_file_name(planned.cell.id, planned.key, planned.run))
+
+    def _why_unfit(self, cell: Cell) -> str | None:
+        """Return why a cell is skipped; None where it is to be run."""
+        expected = self._expected.get(cell.id)
+        if expected is None or self.plan is None or not self.plan.cards or not self.skip_unfit:
+            return None
+        return why_unfit(expected, self.plan.cards[0])
+
+    def _fetch(self, model: ModelSpec) -> JobEnd:
+        """Bring weights here once per sweep; how that ended is how all cells of the model end."""
+        model_json = model.model_dump_json()
+        if model_json not in self._fetched:
+            self.observe(events.Preparing(f"fetching the weights of {model.name}"))
+            self._fetched[model_json] = run_job(
+                FetchJob(model_json=model_json), self.launcher, hear=self._hear
+            )
+        return self._fetched[model_json]
+
+
+def _not_run(outcome: Outcome, reason: str) -> JobEnd:
+    return JobEnd(outcome=outcome, failure=Failure(message=reason), measurements=(Measurement(),), total_ns=0)
+
+
 def run_sweep(
-    cells: Sequence[Cell], options: SweepOptions, observer: Observer, launcher: Launcher | None = None
+    cells: Sequence[Cell], options: SweepOptions, observe: Observe, launcher: Launcher | None = None
 ) -> SweepResult:
     """Run what is not on disk yet; a cell that fails is a record like any other and stops nothing.
 
@@ -82,7 +215,7 @@ def run_sweep(
     chosen = choose_cells(cells, options.only)
     with open_folder(options.results) as folder, interrupts.caught():
         try:
-            return _sweep(chosen, options, folder, observer, launcher or Launcher())
+            return _sweep(chosen, options, folder, observe, launcher or LocalLauncher())
         except KeyboardInterrupt:
             raise InterruptedByUserError(
                 f"interrupted; what was finished is in {options.results}, and the same command again resumes"
@@ -93,33 +226,36 @@ def _sweep(
     cells: Sequence[Cell],
     options: SweepOptions,
     folder: OpenFolder,
-    observer: Observer,
+    observe: Observe,
     launcher: Launcher,
 ) -> SweepResult:
+    def note(text: str) -> None:
+        observe(events.Note(text))
+
     loaded = load_records(options.results)
     for problem in loaded.problems:
-        observer.note(problem)
-    observer.preparing("importing the libraries")
+        note(problem)
+    observe(events.Preparing("importing the libraries"))
     environment = read_environment()
-    facts = probe(launcher, observer.note)
+    facts = probe(launcher, note)
     inputs = {cell.id: inputs_digest(cell) for cell in cells}
     key_of = {cell.id: run_key(cell, environment, facts, inputs[cell.id]) for cell in cells}
-    planned = plan_runs(
+    planned = schedule_runs(
         cells,
         loaded.records,
         key_of=lambda cell: key_of[cell.id],
         reason_of=lambda cell: why_unavailable(cell, facts, environment),
-        options=options.plan,
+        options=options.schedule,
     )
-    plan = _plan(planned, facts, options, observer, launcher)
+    plan = _plan(planned, facts, options, observe, launcher)
     keys = dict.fromkeys(key_of.values())
     records = [record for record in loaded.records if record.key in keys]
-    observer.sweep_started(runs_to_do=len(planned), runs_on_disk=len(records))
+    observe(events.SweepStarted(runs_to_do=len(planned), runs_on_disk=len(records)))
     on_gpu = any(run.cell.device == "cuda" and run.reason is None for run in planned)
-    with sweep_gpu(facts, observer) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
+    with sweep_gpu(facts, note) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
         runner = CellRunner(
             launcher=launcher,
-            observer=observer,
+            observe=observe,
             environment=environment,
             facts=facts,
             inputs=inputs,
@@ -136,7 +272,7 @@ def _sweep(
     return SweepResult(records=tuple(records), new_records=len(made))
 
 
-def _run_all(planned: Sequence[PlannedRun], runner: CellRunner, folder: OpenFolder) -> list[Record]:
+def _run_all(planned: Sequence[ScheduledRun], runner: CellRunner, folder: OpenFolder) -> list[Record]:
     """Run and write one after the other; a run that others spoilt is kept, and run again as the next."""
     made = []
     reruns: Counter[str] = Counter()
@@ -150,25 +286,25 @@ def _run_all(planned: Sequence[PlannedRun], runner: CellRunner, folder: OpenFold
             # Where nothing was begun, the GPU was waited for already.
             again = record.outcome == "contaminated" and record.measurement.phases and attempt < MOST_RERUNS
             if again:
-                runner.observer.run_added()
-            runner.observer.run_ended(record)
+                runner.observe(events.RunAdded())
+            runner.observe(events.RunEnded(record))
             if not again:
                 break
     return made
 
 
 def _plan(
-    planned: Sequence[PlannedRun],
+    planned: Sequence[ScheduledRun],
     facts: DeviceFacts,
     options: SweepOptions,
-    observer: Observer,
+    observe: Observe,
     launcher: Launcher,
 ) -> Plan | None:
     """Predict the cells that are about to run, and show it."""
     cells = list({run.cell.id: run.cell for run in planned if run.reason is None}.values())
     if not cells or not options.predict:
         return None
-    observer.preparing("predicting memory")
+    observe(events.Preparing("predicting memory"))
     plan = expect(cells, facts, launcher)
-    observer.predicted(plan)
+    observe(events.Predicted(plan))
     return plan

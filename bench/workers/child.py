@@ -68,9 +68,10 @@ class Pipes:
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """What to do: a job (``bench.records.messages``) and how much host memory it may take."""
+    """What to do: a job (``bench.records.messages``), as which rank, with how much host memory."""
 
     job_json: str
+    rank: int
     host_memory_gib: float | None
     work: Work
 
@@ -81,7 +82,7 @@ def main(pipes: Pipes, assignment: Assignment) -> None:
     multiprocessing.current_process().daemon = False  # a daemon may not start processes, and libraries do
     die_with_parent(pipes.lifeline.fileno())
     _redirect_output(pipes.output)
-    send = _sender(pipes.messages.fileno())
+    send = _sender(pipes.messages.fileno(), assignment.rank)
     send(Heartbeat())
     threading.Thread(target=_beat, args=(send,), daemon=True).start()
     result: Message = Finished()
@@ -132,13 +133,14 @@ def _flush() -> None:
             stream.flush()
 
 
-def _sender(descriptor: int) -> Send:
+def _sender(descriptor: int, rank: int) -> Send:
     """Return a function that writes one message as one line of JSON, from any thread."""
     os.set_inheritable(descriptor, False)  # noqa: FBT003 - the parameter has no name
     lock = threading.Lock()
 
     def send(message: Message) -> None:
-        line = memoryview(message.model_dump_json().encode() + b"\n")
+        said = message.model_copy(update={"rank": rank}) if rank else message
+        line = memoryview(said.model_dump_json().encode() + b"\n")
         with lock:
             while line:
                 line = line[os.write(descriptor, line) :]

@@ -1,6 +1,7 @@
-"""Starting and ending worker processes, forked from a server that has imported the libraries once.
+"""Starting and ending worker processes: the ``Launcher`` that callers hold, and the one for this machine.
 
-A fork is safe only as long as the server has not touched CUDA; when it has, workers are spawned instead.
+Workers are forked from a server that has imported the libraries once. A fork is safe only as long as the
+server has not touched CUDA; when it has, workers are spawned instead.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from bench.errors import InfrastructureError
 from bench.records.messages import Job
@@ -84,10 +85,8 @@ class Worker:
         """The last 64 KiB of what it printed."""
         return self._tail.decode(errors="replace")
 
-    def receive(self, timeout_s: float) -> bytes:
-        """Sleep until the worker sends, prints or ends, and return what it sent."""
-        with interrupts.waiting():
-            wait(self.sources, timeout_s)
+    def receive(self) -> bytes:
+        """Return what the worker has sent, and take what it has printed."""
         self._drain_output()
         return _read_available(self._messages)
 
@@ -161,7 +160,8 @@ class Worker:
 
 def wait_for_any(workers: Iterable[Worker], timeout_s: float) -> None:
     """Sleep until one of the workers sends, prints or ends."""
-    wait([source for worker in workers for source in worker.sources], timeout_s)
+    with interrupts.waiting():
+        wait([source for worker in workers for source in worker.sources], timeout_s)
 
 
 def _read_available(pipe: Connection) -> bytes:
@@ -191,8 +191,24 @@ def _end_strays(output: int, worker_pid: int) -> int:
     return ended
 
 
-class Launcher:
-    """Starts workers; holds how they are started."""
+StartMethod = Literal["forkserver", "spawn"]
+
+
+class Launcher(Protocol):
+    """Starts the processes that do a job; where and how is its own affair."""
+
+    start_method: StartMethod
+    """``spawn``: workers import the libraries themselves, so that each start takes seconds longer."""
+
+    def start(self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None) -> Sequence[Worker]:
+        """Start a worker for each rank, in order of rank; ``host_memory_gib`` limits each of them.
+
+        Raises ``InfrastructureError`` when one does not come up; none is left then.
+        """
+
+
+class LocalLauncher:
+    """Starts workers on this machine, forked from a server."""
 
     def __init__(self, *, work: child.Work = child.do_job, preload: Sequence[str] = PRELOAD) -> None:
         """Take what a worker does with its job, and the modules that the server imports beforehand."""
@@ -200,31 +216,42 @@ class Launcher:
             os.environ.setdefault(name, value)
         self._work = work
         self._server_log = os.memfd_create("worker server")  # open as long as the server, so to the end
-        self.start_method: Literal["forkserver", "spawn"] = "forkserver"
+        self.start_method: StartMethod = "forkserver"
         _CONTEXTS["forkserver"].set_forkserver_preload(list(preload))
 
-    def start(self, job: Job, *, host_memory_gib: float | None = None) -> Worker:
-        """Start a worker on a job; the first call waits for the server to import its modules.
+    def start(self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None) -> Sequence[Worker]:
+        """Start the workers of a job; the first call waits for the server to import its modules."""
+        workers: list[Worker] = []
+        try:
+            for rank in range(ranks):
+                assignment = child.Assignment(
+                    job_json=job.model_dump_json(),
+                    rank=rank,
+                    host_memory_gib=host_memory_gib,
+                    work=self._work,
+                )
+                workers.append(self._start_safely(assignment))
+        except BaseException:
+            for worker in workers:
+                worker.end()
+            raise
+        return workers
 
-        Raises ``InfrastructureError`` when no worker comes up.
-        """
-        worker, server_pid = self._start(job, host_memory_gib)
+    def _start_safely(self, assignment: child.Assignment) -> Worker:
+        worker, server_pid = self._start(assignment)
         if self.start_method == "forkserver" and holds_file_open(server_pid, CUDA_DEVICE_FILE):
             worker.end()
             self.start_method = "spawn"
-            worker, _ = self._start(job, host_memory_gib)
+            worker, _ = self._start(assignment)
         return worker
 
-    def _start(self, job: Job, host_memory_gib: float | None) -> tuple[Worker, int | None]:
+    def _start(self, assignment: child.Assignment) -> tuple[Worker, int | None]:
         """Return the worker and its parent's process number."""
         context = _CONTEXTS[self.start_method]
         messages, worker_messages = context.Pipe(duplex=False)
         output, worker_output = context.Pipe(duplex=False)
         worker_lifeline, lifeline = context.Pipe(duplex=False)
         ends = child.Pipes(messages=worker_messages, output=worker_output, lifeline=worker_lifeline)
-        assignment = child.Assignment(
-            job_json=job.model_dump_json(), host_memory_gib=host_memory_gib, work=self._work
-        )
         # A daemon is ended, not waited for, should this process leave without having ended it.
         process = context.Process(target=child.main, args=(ends, assignment), daemon=True)
         try:

@@ -15,9 +15,8 @@ from bench.records.messages import Failed, Job, ProbeJob
 from bench.records.records import Caveat, DeviceFacts, Failure, Measurement, Outcome, Phase
 from bench.scenario.types import LimitsSpec
 from bench.workers.classify import WorkerEnd, classify_exit, count_oom_kills
-from bench.workers.launch import CHECK_INSTALLATION, Launcher
-from bench.workers.transcript import Transcript
-from bench.workers.watch import Findings, Hear, Watch
+from bench.workers.launch import CHECK_INSTALLATION, Launcher, Worker, wait_for_any
+from bench.workers.listeners import Findings, Hear, Transcript, Watch
 
 STORED_TAIL_CHARACTERS = 8192
 EXIT_GRACE_S = 5.0
@@ -31,12 +30,20 @@ SPOILT_BY_OTHERS = frozenset({"ok", "oom", "timeout"})
 
 @dataclass(frozen=True, kw_only=True)
 class JobEnd:
-    """How a job ended and all that was read until then; ``total_ns`` counts from asking for the worker."""
+    """How a job ended, with what each rank had read until then.
+
+    The outcome is that of the rank that failed first. ``total_ns`` counts from asking for the workers.
+    """
 
     outcome: Outcome
     failure: Failure | None
-    measurement: Measurement
+    measurements: tuple[Measurement, ...]
     total_ns: int
+
+    @property
+    def measurement(self) -> Measurement:
+        """Rank 0's, which is the whole of a job on one device."""
+        return self.measurements[0]
 
 
 def run_job(  # noqa: PLR0913 - who looks on, and what a test stands in for
@@ -44,16 +51,17 @@ def run_job(  # noqa: PLR0913 - who looks on, and what a test stands in for
     launcher: Launcher,
     limits: LimitsSpec = NO_LIMITS,
     *,
+    ranks: int = 1,
     hear: Hear | None = None,
     watches: Sequence[Watch] = (),
     oom_kills: Callable[[], int | None] = count_oom_kills,
 ) -> JobEnd:
-    """Run a job in a worker of its own; on every path the worker and its children are gone afterwards.
+    """Run a job in workers of its own, one a rank; on every path they and their children are gone afterwards.
 
     ``watches`` look on meanwhile; what they find is in the end's measurement, and others' doings are the
     outcome *contaminated*. Raises ``InfrastructureError`` when no worker starts or one cannot be ended.
     """
-    running = RunningJob(job, launcher, limits, hear=hear, watches=watches, oom_kills=oom_kills)
+    running = RunningJob(job, launcher, limits, ranks=ranks, hear=hear, watches=watches, oom_kills=oom_kills)
     try:
         while (end := running.advance(MAX_SLEEP_S)) is None:
             pass
@@ -84,92 +92,21 @@ def probe(launcher: Launcher, note: Callable[[str], None] | None = None) -> Devi
     return end.measurement.device
 
 
-class RunningJob:
-    """A job in a worker of its own: followed until it has reported, has ended, or has to be ended."""
+@dataclass(kw_only=True)
+class _Rank:
+    """One process of a job; ``stop`` says why it is followed no longer."""
 
-    def __init__(  # noqa: PLR0913 - the same
-        self,
-        job: Job,
-        launcher: Launcher,
-        limits: LimitsSpec = NO_LIMITS,
-        *,
-        hear: Hear | None = None,
-        watches: Sequence[Watch] = (),
-        oom_kills: Callable[[], int | None] = count_oom_kills,
-    ) -> None:
-        """Start the worker. Raises ``InfrastructureError`` when none comes up."""
-        self._asked_ns = time.monotonic_ns()
-        self._limits = limits
-        self._watches = watches
-        self._transcript = Transcript(
-            self._asked_ns, [*(watch.message for watch in watches), *([hear] if hear else [])]
-        )
-        self._oom_kills = oom_kills
-        self._kills_before = oom_kills()
-        self.worker = launcher.start(job, host_memory_gib=limits.host_memory_gib)
-        for watch in watches:
-            watch.begin(self.worker.pid)
-        self._started_s = self._heard_s = time.monotonic()
+    worker: Worker
+    transcript: Transcript
+    heard_s: float
+    stop: Stop | None = None
 
-    def advance(self, timeout_s: float) -> JobEnd | None:
-        """Sleep at most so long for what the worker says; once the job is over, end the worker and tell."""
-        stop = self._follow(timeout_s)
-        return None if stop is None else self._end(stop)
+    @property
+    def failed(self) -> bool:
+        return self.stop not in {None, "result"} or isinstance(self.transcript.result, Failed)
 
-    def abandon(self) -> None:
-        """End the worker and its children, whatever they are doing."""
-        self.worker.end()
-        for watch in self._watches:
-            watch.finish()
-
-    def _follow(self, timeout_s: float) -> Stop | None:
-        worker, transcript, limits = self.worker, self._transcript, self._limits
-        deadline_s = min(self._started_s + limits.timeout_s, self._heard_s + limits.heartbeat_timeout_s)
-        left_s = deadline_s - time.monotonic()
-        # Whether it had ended is asked before reading: what it sent before its end is then all there.
-        ended = worker.ended
-        received = worker.receive(0 if ended else max(0.0, min(left_s, timeout_s)))
-        now_s = time.monotonic()
-        if received:
-            # Read before the limits are looked at: a supervisor that was itself stopped has mail waiting.
-            self._heard_s = now_s
-            if not transcript.feed(received):
-                return "malformed"
-            if transcript.result is not None:
-                worker.wait_for_end(EXIT_GRACE_S)
-                return "result"
-        elif ended:
-            return "ended"
-        if now_s - self._started_s >= limits.timeout_s:
-            return "timeout"
-        if now_s - self._heard_s >= limits.heartbeat_timeout_s:
-            return "silent"
-        return None
-
-    def _end(self, stop: Stop) -> JobEnd:
-        # Before the worker is ended: what is seen as it dies is neither its work nor anybody else's.
-        findings = [watch.finish() for watch in self._watches]
-        exit_code = self.worker.end()
-        kills_before, kills_after = self._kills_before, self._oom_kills()
-        killed = kills_before is not None and kills_after is not None and kills_after > kills_before
-        tail, limits = self.worker.output_tail, self._limits
-        end = WorkerEnd(exit_code=exit_code, output_tail=tail, killed_for_memory=killed)
-        outcome, failure = _verdict(stop, self._transcript, limits, end)
-        if failure is not None:
-            if outcome == "oom" and limits.host_memory_gib is not None:
-                advice = f", or raise limits.host_memory_gib ({limits.host_memory_gib:g})."
-                failure = failure.model_copy(update={"message": failure.message.removesuffix(".") + advice})
-            failure = _complete(failure, self._transcript.phase, tail)
-        end_of_job = JobEnd(
-            outcome=outcome,
-            failure=failure,
-            measurement=self._measurement(),
-            total_ns=time.monotonic_ns() - self._asked_ns,
-        )
-        return functools.reduce(add_findings, findings, end_of_job)
-
-    def _measurement(self) -> Measurement:
-        measured, strays = self._transcript.measurement(), self.worker.strays
+    def measurement(self) -> Measurement:
+        measured, strays = self.transcript.measurement(), self.worker.strays
         if not strays:
             return measured
         what = "A process" if strays == 1 else f"{strays} processes"
@@ -178,11 +115,104 @@ class RunningJob:
         return measured.model_copy(update={"caveats": (*measured.caveats, caveat)})
 
 
+class RunningJob:
+    """A job in workers of its own: followed until all have reported, or until one fails."""
+
+    def __init__(  # noqa: PLR0913 - the same
+        self,
+        job: Job,
+        launcher: Launcher,
+        limits: LimitsSpec = NO_LIMITS,
+        *,
+        ranks: int = 1,
+        hear: Hear | None = None,
+        watches: Sequence[Watch] = (),
+        oom_kills: Callable[[], int | None] = count_oom_kills,
+    ) -> None:
+        """Start the workers. Raises ``InfrastructureError`` when one does not come up."""
+        self._asked_ns = time.monotonic_ns()
+        self._limits = limits
+        self._watches = watches
+        self._oom_kills = oom_kills
+        self._kills_before = oom_kills()
+        self.workers = launcher.start(job, ranks=ranks, host_memory_gib=limits.host_memory_gib)
+        for watch in watches:
+            watch.begin(*(worker.pid for worker in self.workers))
+        listeners = [*(watch.message for watch in watches), *([hear] if hear else [])]
+        self._started_s = time.monotonic()
+        self._ranks = [
+            _Rank(worker=worker, transcript=Transcript(self._asked_ns, listeners), heard_s=self._started_s)
+            for worker in self.workers
+        ]
+
+    def advance(self, timeout_s: float) -> JobEnd | None:
+        """Sleep at most so long for what the workers say; once the job is over, end them and tell."""
+        going = [rank for rank in self._ranks if rank.stop is None]
+        silent_s = min(rank.heard_s for rank in going) + self._limits.heartbeat_timeout_s
+        left_s = min(self._started_s + self._limits.timeout_s, silent_s) - time.monotonic()
+        # Whether one had ended is asked before reading: what it sent before its end is then all there.
+        ended = [rank.worker.ended for rank in going]
+        wait_for_any([rank.worker for rank in going], 0 if any(ended) else max(0.0, min(left_s, timeout_s)))
+        for rank, had_ended in zip(going, ended, strict=True):
+            rank.stop = self._follow(rank, had_ended=had_ended)
+        over = all(rank.stop for rank in going) or any(rank.failed for rank in going)
+        return self._end() if over else None
+
+    def abandon(self) -> None:
+        """End the workers and their children, whatever they are doing."""
+        for worker in self.workers:
+            worker.end()
+        for watch in self._watches:
+            watch.finish()
+
+    def _follow(self, rank: _Rank, *, had_ended: bool) -> Stop | None:
+        received = rank.worker.receive()
+        now_s = time.monotonic()
+        if received:
+            # Read before the limits are looked at: a supervisor that was itself stopped has mail waiting.
+            rank.heard_s = now_s
+            if not rank.transcript.feed(received):
+                return "malformed"
+            if rank.transcript.result is not None:
+                rank.worker.wait_for_end(EXIT_GRACE_S)
+                return "result"
+        elif had_ended:
+            return "ended"
+        if now_s - self._started_s >= self._limits.timeout_s:
+            return "timeout"
+        if now_s - rank.heard_s >= self._limits.heartbeat_timeout_s:
+            return "silent"
+        return None
+
+    def _end(self) -> JobEnd:
+        blamed = next((rank for rank in self._ranks if rank.failed), self._ranks[0])
+        # Before the workers are ended: what is seen as they die is neither their work nor anybody else's.
+        findings = [watch.finish() for watch in self._watches]
+        exit_codes = {id(rank): rank.worker.end() for rank in self._ranks}
+        kills_before, kills_after = self._kills_before, self._oom_kills()
+        killed = kills_before is not None and kills_after is not None and kills_after > kills_before
+        tail, limits = blamed.worker.output_tail, self._limits
+        end = WorkerEnd(exit_code=exit_codes[id(blamed)], output_tail=tail, killed_for_memory=killed)
+        outcome, failure = _verdict(blamed.stop, blamed.transcript, limits, end)
+        if failure is not None:
+            if outcome == "oom" and limits.host_memory_gib is not None:
+                advice = f", or raise limits.host_memory_gib ({limits.host_memory_gib:g})."
+                failure = failure.model_copy(update={"message": failure.message.removesuffix(".") + advice})
+            failure = _complete(failure, blamed.transcript.phase, tail)
+        end_of_job = JobEnd(
+            outcome=outcome,
+            failure=failure,
+            measurements=tuple(rank.measurement() for rank in self._ranks),
+            total_ns=time.monotonic_ns() - self._asked_ns,
+        )
+        return functools.reduce(add_findings, findings, end_of_job)
+
+
 def add_findings(end: JobEnd, found: Findings) -> JobEnd:
     """Return the end with what a watch saw; a run that others spoilt is *contaminated*."""
-    measured = end.measurement
-    update = {"gpu": found.gpu or measured.gpu, "caveats": (*measured.caveats, *found.caveats)}
-    end = replace(end, measurement=measured.model_copy(update=update))
+    first, *others = end.measurements
+    update = {"gpu": found.gpu or first.gpu, "caveats": (*first.caveats, *found.caveats)}
+    end = replace(end, measurements=(first.model_copy(update=update), *others))
     if not found.contamination or end.outcome not in SPOILT_BY_OTHERS:
         return end
     if end.failure is None:
@@ -193,7 +223,7 @@ def add_findings(end: JobEnd, found: Findings) -> JobEnd:
 
 
 def _verdict(
-    stop: Stop, transcript: Transcript, limits: LimitsSpec, end: WorkerEnd
+    stop: Stop | None, transcript: Transcript, limits: LimitsSpec, end: WorkerEnd
 ) -> tuple[Outcome, Failure | None]:
     """Return the outcome and, unless it is ok, one sentence on why."""
     during = f" in phase {transcript.phase}" if transcript.phase else ""

@@ -6,7 +6,7 @@ import pytest
 
 import records_factory
 from bench.scenario.types import LimitsSpec
-from bench.workers.launch import TAIL_BYTES, Launcher
+from bench.workers.launch import TAIL_BYTES, LocalLauncher
 from bench.workers.supervise import JobEnd, run_job
 from replay_bench import FULL
 from replay_worker import make_job, replay
@@ -17,7 +17,7 @@ MOST_GROWTH_KIB = 64 * 1024
 
 def run(behaviour: str) -> JobEnd:
     """Run one replay job."""
-    return run_job(make_job(behaviour), Launcher(work=replay, preload=["bench.workers.child"]), LIMITS)
+    return run_job(make_job(behaviour), LocalLauncher(work=replay, preload=["bench.workers.child"]), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_two_gigabytes_of_output_leave_the_supervisors_memory_flat() -> None:
     """All of it is taken from the pipe, its end is kept, and no more."""
     run("ok")
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    launcher = Launcher(work=replay, preload=["bench.workers.child"])
-    worker = launcher.start(make_job("flood"))
+    launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
+    (worker,) = launcher.start(make_job("flood"))
     assert worker.wait_for_end(300)
     assert worker.end() == 0
     assert len(worker.output_tail) == TAIL_BYTES

@@ -12,7 +12,7 @@ from bench.records.cuda import PagedMemory
 from bench.records.gpu import GpuFacts, GpuPhase, GpuReading
 from bench.records.predictions import Prediction
 from bench.records.records import DeviceFacts, Failure, Record
-from bench.runner.availability import why_unavailable
+from bench.runner.schedule import why_unavailable
 from bench.scenario.catalogue import card
 from bench.scenario.platforms import Platform
 from bench.workers.classify import LESS_MEMORY

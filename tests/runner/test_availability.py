@@ -3,7 +3,7 @@
 import pytest
 
 from bench.records.records import DeviceFacts
-from bench.runner.availability import why_unavailable
+from bench.runner.schedule import why_unavailable
 from records_factory import make_cell, make_environment
 from replay_worker import make_facts
 

@@ -6,21 +6,21 @@ from types import SimpleNamespace
 import pytest
 
 from bench.records.records import Caveat, Failure, Measurement, Outcome, PhaseReading, Record
-from bench.runner.observe import NullObserver
-from bench.runner.schedule import PlannedRun, PlanOptions, plan_runs
+from bench.runner.events import Event, RunAdded
+from bench.runner.schedule import ScheduledRun, ScheduleOptions, schedule_runs
 from bench.runner.sweep import SweepResult, _run_all
+from bench.workers.listeners import Findings
 from bench.workers.supervise import JobEnd, add_findings
-from bench.workers.watch import Findings
 from gpu_factory import make_gpu
 from records_factory import make_record
 from replay_worker import make_cell
 
 
-def played(outcomes: Iterable[str], phases: tuple[PhaseReading, ...]) -> Callable[[PlannedRun], Record]:
+def played(outcomes: Iterable[str], phases: tuple[PhaseReading, ...]) -> Callable[[ScheduledRun], Record]:
     """Return what makes a record of each run, with these outcomes in turn."""
     script = iter(outcomes)
 
-    def run(planned: PlannedRun) -> Record:
+    def run(planned: ScheduledRun) -> Record:
         outcome = next(script)
         failure = None if outcome == "ok" else Failure(message="Spoilt.")
         return make_record(
@@ -33,16 +33,6 @@ def played(outcomes: Iterable[str], phases: tuple[PhaseReading, ...]) -> Callabl
         )
 
     return run
-
-
-class Counting(NullObserver):
-    """Counts the runs that are added to those that were planned."""
-
-    added = 0
-
-    def run_added(self) -> None:
-        """Count."""
-        self.added += 1
 
 
 @pytest.mark.parametrize(
@@ -64,23 +54,23 @@ def test_a_spoilt_run_is_kept_and_run_again_as_the_next(
 ) -> None:
     """Twice at the most, with later repeats numbered after it; not where nothing had begun."""
     cell = make_cell("ok")
-    planned = [PlannedRun(cell=cell, key="k" * 64, run=run, reason=None) for run in (1, 2)]
+    planned = [ScheduledRun(cell=cell, key="k" * 64, run=run, reason=None) for run in (1, 2)]
     phases = (PhaseReading(name="load", duration_ns=1),) if begun else ()
-    observer = Counting()
-    runner = SimpleNamespace(run=played(script, phases), observer=observer)
+    told: list[Event] = []
+    runner = SimpleNamespace(run=played(script, phases), observe=told.append)
     written: list[Record] = []
     folder = SimpleNamespace(write=written.append)
     made = _run_all(planned, runner, folder)  # type: ignore[arg-type] # all that it asks of both
     assert expected == [(record.run, record.outcome) for record in made]
-    assert (written, len(planned) + observer.added) == (made, len(made))
+    assert (written, len(planned) + told.count(RunAdded())) == (made, len(made))
 
 
 def test_a_spoilt_run_on_disk_is_not_done_and_alone_is_no_success() -> None:
     """The next sweep tries again, under the next number; until then the sweep says what is missing."""
     cell = make_cell("ok")
     spoilt = make_record(cell=cell, outcome="contaminated", failure=Failure(message="Spoilt."))
-    (planned,) = plan_runs(
-        [cell], [spoilt], key_of=lambda _: spoilt.key, reason_of=lambda _: None, options=PlanOptions()
+    (planned,) = schedule_runs(
+        [cell], [spoilt], key_of=lambda _: spoilt.key, reason_of=lambda _: None, options=ScheduleOptions()
     )
     assert 2 == planned.run
     assert "1 contaminated" in (SweepResult(records=(spoilt,), new_records=1).complaint or "")
@@ -102,7 +92,7 @@ def test_only_ends_that_others_may_have_caused_are_theirs(
     """A crash or a mistake of our own would have come without them; what was seen is kept either way."""
     gpu, caveat = make_gpu(), Caveat(code="throttled", message="Hot.")
     failure = None if outcome == "ok" else Failure(message="Too little.", requested_bytes=5)
-    end = JobEnd(outcome=outcome, failure=failure, measurement=Measurement(), total_ns=1)
+    end = JobEnd(outcome=outcome, failure=failure, measurements=(Measurement(),), total_ns=1)
     ended = add_findings(end, Findings(gpu=gpu, caveats=(caveat,), contamination="Process 7 came."))
     assert ended.failure is not None
     assert (expected, message) == (ended.outcome, ended.failure.message)

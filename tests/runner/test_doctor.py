@@ -8,9 +8,8 @@ import pytest
 
 from bench.records.messages import Job, ReadingMade
 from bench.runner.doctor import Finding, examine
-from bench.runner.observe import NullObserver
 from bench.workers.child import Send
-from bench.workers.launch import Launcher
+from bench.workers.launch import LocalLauncher
 from replay_worker import make_facts, replay
 
 CARD = {
@@ -47,7 +46,7 @@ def by_subject(findings: list[Finding]) -> Iterator[tuple[str, bool]]:
 def test_a_machine_without_cuda_is_told_so_and_the_rest_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python, torch, processor, memory, instruments and bitsandbytes are there, and why CUDA is not."""
     monkeypatch.setitem(sys.modules, "pynvml", None)  # on whatever machine this test runs
-    findings = examine(NullObserver(), Launcher(work=replay, preload=["bench.workers.child"]))
+    findings = examine(launcher=LocalLauncher(work=replay, preload=["bench.workers.child"]))
     found = dict(by_subject(findings))
     assert found["CUDA"] is False
     assert all(found[name] for name in ("python", "torch", "processor", "memory", "packages", "workers"))
@@ -63,7 +62,7 @@ def test_a_machine_without_cuda_is_told_so_and_the_rest_is_good(monkeypatch: pyt
 def test_an_old_card_is_told_feature_by_feature() -> None:
     """What the card has is ok, and what it lacks says what to use in its place."""
     found = dict(
-        by_subject(examine(NullObserver(), Launcher(work=probe_of_a_card, preload=["bench.workers.child"])))
+        by_subject(examine(launcher=LocalLauncher(work=probe_of_a_card, preload=["bench.workers.child"])))
     )
     assert found["CUDA"]
     assert found["4-bit on CUDA"]
@@ -77,7 +76,7 @@ def test_a_package_that_is_too_old_blocks(monkeypatch: pytest.MonkeyPatch) -> No
     """Nothing is started with packages below their minimum; the line says what to install."""
     requirements = ["torch>=999", "no-such-package>=1", "pydantic>=2", 'ray>=1; extra == "cluster"']
     monkeypatch.setattr("importlib.metadata.requires", lambda _: requirements)
-    torch, missing, packages = examine(NullObserver())
+    torch, missing, packages = examine()
     assert torch.blocking
     assert torch.text.startswith("torch>=999 is needed and version ")
     assert torch.text.endswith("pip install 'torch>=999'")

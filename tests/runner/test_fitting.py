@@ -14,7 +14,7 @@ from bench.runner import fitting
 from bench.runner.fitting import FitRequest, find_bounds, one_card, training_of
 from bench.runner.prediction_pool import Answer, Question
 from bench.scenario.types import Cell
-from bench.workers.launch import Launcher
+from bench.workers.launch import Launcher, LocalLauncher
 from records_factory import make_prediction
 from replay_worker import replay
 
@@ -104,7 +104,7 @@ def test_a_refusal_ends_its_search_with_the_reason(monkeypatch: pytest.MonkeyPat
 
 def test_the_search_runs_through_workers() -> None:
     """A replay worker takes a GiB for each sequence: 21 and a tenth of it and the context are 24."""
-    launcher = Launcher(work=replay, preload=["bench.workers.child"])
+    launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
     batch, *_ = find_bounds(request(), lambda _done, _total: None, launcher).bounds
     assert (batch.fits and batch.fits.value, batch.next and batch.next.value) == (21, 22)
 

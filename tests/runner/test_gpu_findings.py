@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.records.records import DeviceFacts
-from bench.runner.finding import Finding
-from bench.runner.gpu.findings import find_gpus
+from bench.runner.doctor import Finding, find_gpus
 from virtual_gpu import GIB, Box, VirtualCard, VirtualGpus, VirtualSlice
 
 CARD = VirtualCard()

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bench.runner.gpu.isolation import BlockTest, Owners, judge_isolation
+from bench.runner.gpu.verdict import BlockTest, Owners, judge_isolation
 from gpu_factory import make_sample
 from records_factory import MIB
 

@@ -6,11 +6,11 @@ import pytest
 
 from bench.errors import InfrastructureError
 from bench.records.messages import Job, ProbeJob, ReadingMade
-from bench.runner.gpu.lock import hold_gpu
-from bench.runner.observe import NullObserver
+from bench.runner.events import ignore
+from bench.runner.gpu.watch import hold_gpu
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.workers.child import Send
-from bench.workers.launch import Launcher
+from bench.workers.launch import LocalLauncher
 from replay_worker import make_cell, make_facts, replay
 
 UUID = "GPU-00000000-0000-4000-8000-00000000feed"
@@ -28,8 +28,8 @@ def sweep(folder: Path, *devices: str) -> SweepResult:
     """Run a cell on each of the devices."""
     names = ("ok", "ok-2")
     cells = [make_cell(name, device=device) for name, device in zip(names, devices, strict=False)]
-    launcher = Launcher(work=replay_on_cuda, preload=["bench.workers.child"])
-    return run_sweep(cells, SweepOptions(results=folder), NullObserver(), launcher)
+    launcher = LocalLauncher(work=replay_on_cuda, preload=["bench.workers.child"])
+    return run_sweep(cells, SweepOptions(results=folder), ignore, launcher)
 
 
 def test_without_nvml_a_run_on_cuda_is_good_and_says_that_it_was_not_watched(tmp_path: Path) -> None:

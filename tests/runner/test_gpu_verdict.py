@@ -6,9 +6,8 @@ import pytest
 
 from bench.probes.nvml.device import GpuSample
 from bench.runner.gpu import verdict as gpu_verdict
-from bench.runner.gpu.isolation import Owners
 from bench.runner.gpu.phases import Taken, Timeline
-from bench.runner.gpu.verdict import Seen
+from bench.runner.gpu.verdict import Owners, Seen
 from gpu_factory import FACTS, ScriptedGpu, make_sample
 from records_factory import MIB
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.runner.inputs import inputs_digest
+from bench.runner.schedule import inputs_digest
 from tiny_cells import tiny_cell
 
 

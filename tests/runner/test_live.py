@@ -5,8 +5,9 @@ import io
 from rich.console import Console
 from rich.live import Live
 
-from bench.records.messages import Heartbeat, PhaseStarted, ReadingMade
+from bench.records.messages import Heartbeat, Message, PhaseStarted, ReadingMade
 from bench.runner.doctor import Finding
+from bench.runner.events import Heard, Note, Observe, Preparing, RunAdded, RunEnded, RunStarted, SweepStarted
 from bench.runner.live import LiveTable, PlainLines, finding_lines, outcome_table, printable, watch
 from records_factory import make_cell, make_phases, make_record, make_steps
 
@@ -20,18 +21,19 @@ def make_console(*, terminal: bool) -> tuple[Console, io.StringIO]:
     return console, output
 
 
-def play(observer: PlainLines | LiveTable) -> None:
-    """Let an observer see one run from preparation to its record."""
-    observer.preparing("importing the libraries")
-    observer.sweep_started(runs_to_do=2, runs_on_disk=1)
-    observer.run_started(CELL, 1)
-    observer.message(PhaseStarted(phase="load"))
-    observer.message(Heartbeat())
-    observer.message(PhaseStarted(phase="steady", total_steps=8))
-    for phase in make_phases():
-        observer.message(ReadingMade(reading=phase))
-    for step in make_steps()[:4]:
-        observer.message(ReadingMade(reading=step))
+def play(observe: Observe) -> None:
+    """Show one run from preparation to its record."""
+    observe(Preparing("importing the libraries"))
+    observe(SweepStarted(runs_to_do=2, runs_on_disk=1))
+    observe(RunStarted(CELL, 1))
+    said: list[Message] = [
+        PhaseStarted(phase="load"),
+        Heartbeat(),
+        PhaseStarted(phase="steady", total_steps=8),
+    ]
+    said += [ReadingMade(reading=reading) for reading in (*make_phases(), *make_steps()[:4])]
+    for message in said:
+        observe(Heard(message))
 
 
 def test_where_output_goes_decides_how_it_looks() -> None:
@@ -47,11 +49,11 @@ def test_a_log_gets_one_line_a_phase_and_one_a_run() -> None:
     console, output = make_console(terminal=False)
     lines = PlainLines(console)
     play(lines)
-    lines.run_added()
-    lines.run_ended(make_record(cell=CELL, outcome="contaminated", failure={"message": "Spoilt."}))
-    lines.run_ended(make_record(cell=CELL, run=2))
-    lines.run_ended(make_record(cell=CELL, outcome="oom", failure={"message": "Out of memory; less."}))
-    lines.note("something to know")
+    lines(RunAdded())
+    lines(RunEnded(make_record(cell=CELL, outcome="contaminated", failure={"message": "Spoilt."})))
+    lines(RunEnded(make_record(cell=CELL, run=2)))
+    lines(RunEnded(make_record(cell=CELL, outcome="oom", failure={"message": "Out of memory; less."})))
+    lines(Note("something to know"))
     assert output.getvalue().splitlines() == [
         "importing the libraries …",
         "2 runs to do, 1 on disk already",
@@ -75,7 +77,7 @@ def test_a_terminal_shows_step_speed_peak_and_what_is_left() -> None:
         assert all(
             text in shown for text in (CELL.id, "steady 4/8, 1,000 tokens/s, 0.98 GiB host", "0 of 2 runs")
         )
-        table.run_ended(make_record(cell=CELL))
+        table(RunEnded(make_record(cell=CELL)))
         shown = output.getvalue().split("cell")[-1]
         assert all(text in shown for text in ("ok", "1 of 2 runs", "1 on disk before", "about 11.3 s left"))
 
@@ -85,10 +87,10 @@ def test_a_live_table_draws_seldom_however_much_is_said() -> None:
     console, output = make_console(terminal=True)
     with Live(console=console, auto_refresh=False) as live:
         table = LiveTable(live)
-        table.run_started(CELL, 1)
+        table(RunStarted(CELL, 1))
         drawn = output.getvalue().count("tokens/s")
         for _ in range(1000):
-            table.message(Heartbeat())
+            table(Heard(Heartbeat()))
         assert output.getvalue().count("tokens/s") - drawn <= 2
 
 
@@ -98,11 +100,11 @@ def test_finished_runs_are_laid_out_once() -> None:
     with Live(console=console, auto_refresh=False) as live:
         table = LiveTable(live)
         for run in (1, 2):
-            table.run_ended(make_record(cell=CELL, run=run, outcome="oom" if run == 1 else "ok"))
+            table(RunEnded(make_record(cell=CELL, run=run, outcome="oom" if run == 1 else "ok")))
         table._ended.clear()
-        table.run_started(CELL, 3)
+        table(RunStarted(CELL, 3))
         table._next_draw_s = float("-inf")
-        table.message(Heartbeat())
+        table(Heard(Heartbeat()))
         shown = output.getvalue().split("tokens/s")[-1]
         assert all(text in shown for text in (" oom ", " ok ", f"{CELL.id} run 3: start, "))
 

@@ -9,7 +9,7 @@ from bench.records.plans import Change, Plan
 from bench.records.predictions import Prediction, Refusal
 from bench.runner import plan as outlook
 from bench.runner.plan import LADDER, Outlook, chosen_cards, plan_scenario
-from bench.workers.launch import Launcher
+from bench.workers.launch import LocalLauncher
 from records_factory import make_prediction
 from replay_worker import replay
 
@@ -33,7 +33,7 @@ def plan(folder: Path, outlook: Outlook, *, device: str = "cuda", only: str | No
     """Plan the scenario with replay workers, which answer a GiB for each sequence of the batch."""
     path = folder / "example.toml"
     path.write_text(SCENARIO.format(device=device), encoding="utf-8")
-    launcher = Launcher(work=replay, preload=["bench.workers.child"])
+    launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
     return plan_scenario(path, only, outlook, lambda _done, _total: None, launcher)
 
 

@@ -1,5 +1,6 @@
 """Predictions before a sweep: stored in its records, shown first, and used to skip what cannot fit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ from bench.records.plans import Plan, PlannedCell
 from bench.records.predictions import Prediction, Refusal
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.records.store import load_records
-from bench.runner.observe import NullObserver
+from bench.runner.events import Event, Predicted, RunStarted
 from bench.runner.plan_before_sweep import beside_expectation, expect
-from bench.runner.schedule import PlanOptions
+from bench.runner.schedule import ScheduleOptions
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell
-from bench.workers.launch import Launcher, Worker
+from bench.workers.launch import Launcher, LocalLauncher, Worker
 from records_factory import make_prediction
 from replay_worker import make_cell, make_facts, replay
 
@@ -30,7 +31,7 @@ CARD = make_facts(
 )
 
 
-class Watcher(NullObserver):
+class Watcher:
     """Keeps the plan it is shown."""
 
     def __init__(self) -> None:
@@ -38,24 +39,24 @@ class Watcher(NullObserver):
         self.plans: list[Plan] = []
         self.started: list[str] = []
 
-    def predicted(self, plan: Plan) -> None:
+    def __call__(self, event: Event) -> None:
         """Keep it."""
-        self.plans.append(plan)
-
-    def run_started(self, cell: Cell, run: int) -> None:
-        """Keep it."""
-        self.started.append(f"{cell.id} {run}")
+        match event:
+            case Predicted():
+                self.plans.append(event.plan)
+            case RunStarted():
+                self.started.append(f"{event.cell.id} {event.run}")
 
 
 def launcher() -> Launcher:
     """Return a launcher of replay workers."""
-    return Launcher(work=replay, preload=["bench.workers.child"])
+    return LocalLauncher(work=replay, preload=["bench.workers.child"])
 
 
 def sweep(folder: Path, observer: Watcher, *cells: Cell, skip_unfit: bool = False) -> SweepResult:
     """Run a sweep that predicts first."""
     options = SweepOptions(
-        results=folder, plan=PlanOptions(keep_skipped=skip_unfit), predict=True, skip_unfit=skip_unfit
+        results=folder, schedule=ScheduleOptions(keep_skipped=skip_unfit), predict=True, skip_unfit=skip_unfit
     )
     return run_sweep(cells, options, observer, launcher())
 
@@ -126,7 +127,7 @@ def test_running_out_of_memory_is_told_beside_what_was_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the sentence that the record and every report show; a refusal adds nothing."""
-    monkeypatch.setattr("bench.workers.supervise.probe", _probe)
+    monkeypatch.setattr("bench.runner.sweep.probe", _probe)
     cell = on_cuda("oom", 22)
     (record,) = sweep(tmp_path, Watcher(), cell).records
     assert record.failure is not None
@@ -148,16 +149,18 @@ def test_a_snapshots_file_lies_beside_its_record(tmp_path: Path) -> None:
     """The worker is told where; hostile ids cannot lead it elsewhere."""
     told: list[str | None] = []
 
-    class Noting(Launcher):
-        def start(self, job: Job, *, host_memory_gib: float | None = None) -> Worker:
+    class Noting(LocalLauncher):
+        def start(
+            self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None
+        ) -> Sequence[Worker]:
             """Keep where a snapshot goes."""
             if isinstance(job, CellJob):
                 told.append(job.snapshot_path)
-            return super().start(job, host_memory_gib=host_memory_gib)
+            return super().start(job, ranks=ranks, host_memory_gib=host_memory_gib)
 
     cell = make_cell("ok", id="../../etc/passwd")
     for snapshot in (True, False):
-        options = SweepOptions(results=tmp_path, plan=PlanOptions(force=True), snapshot=snapshot)
+        options = SweepOptions(results=tmp_path, schedule=ScheduleOptions(force=True), snapshot=snapshot)
         run_sweep([cell], options, Watcher(), Noting(work=replay, preload=["bench.workers.child"]))
     (first, _) = sorted(path.name for path in tmp_path.glob("*.json"))
     assert told == [str(tmp_path / first.replace(".json", ".snapshot.pickle")), None]
@@ -182,7 +185,7 @@ def test_doomed_cells_are_skipped_on_request_and_run_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record names the figures; a sweep without the flag runs the cell after all."""
-    monkeypatch.setattr("bench.workers.supervise.probe", _probe)
+    monkeypatch.setattr("bench.runner.sweep.probe", _probe)
     cells = (on_cuda("ok", 8), on_cuda("ok-2", 22))
     observer = Watcher()
     skipped = sweep(tmp_path, observer, *cells, skip_unfit=True)

@@ -1,5 +1,6 @@
 """Predictions in worker processes: order, several platforms, a worker that dies, limits, interruption."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import pytest
@@ -10,7 +11,7 @@ from bench.runner import prediction_pool as planning
 from bench.runner.prediction_pool import Answer, Question, card_of_device, platform_of, predict_cells
 from bench.scenario.platforms import Platform
 from bench.scenario.types import LimitsSpec
-from bench.workers.launch import Launcher
+from bench.workers.launch import Launcher, LocalLauncher, Worker
 from replay_worker import make_cell, make_facts, replay
 
 GIB = 1024**3
@@ -20,7 +21,7 @@ AMPERE, HOPPER = Platform(capability=(8, 0)), Platform(capability=(9, 0))
 @pytest.fixture
 def launcher() -> Launcher:
     """Return a launcher of replay workers, without anything imported beforehand."""
-    return Launcher(work=replay, preload=["bench.workers.child"])
+    return LocalLauncher(work=replay, preload=["bench.workers.child"])
 
 
 def ask(behaviour: str, batch: int = 1, platform: Platform = AMPERE) -> Question:
@@ -73,24 +74,25 @@ def test_what_takes_too_long_is_refused_and_the_rest_kept(
 
 def test_an_interrupt_ends_every_worker(launcher: Launcher) -> None:
     """Ctrl-C does not wait for the plan's end, and nothing is left running."""
-    jobs: list[object] = []
+    workers: list[Worker] = []
 
     def interrupt(_done: int, _total: int) -> None:
         raise KeyboardInterrupt
 
     started = launcher.start
 
-    def start(*arguments: object, **named: object) -> object:
-        jobs.append(started(*arguments, **named))  # type: ignore[arg-type] # passed on as they come
-        return jobs[-1]
+    def start(*arguments: object, **named: object) -> Sequence[Worker]:
+        begun = started(*arguments, **named)  # type: ignore[arg-type] # passed on as they come
+        workers.extend(begun)
+        return begun
 
-    launcher.start = start  # type: ignore[method-assign,assignment] # to see what is started
+    launcher.start = start  # type: ignore[method-assign] # to see what is started
     with pytest.raises(KeyboardInterrupt):
         predict_cells([ask("hang"), ask("ok")], launcher, progress=interrupt)
-    assert jobs
-    for worker in jobs:
+    assert workers
+    for worker in workers:
         with pytest.raises(ValueError, match="process object is closed"):
-            worker._process.is_alive()  # type: ignore[attr-defined]
+            worker._process.is_alive()
 
 
 def test_cells_that_share_work_go_to_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records.records import Record
-from bench.runner.schedule import PlanOptions, choose_cells, parse_outcomes, plan_runs, run_key
+from bench.runner.schedule import ScheduleOptions, choose_cells, parse_outcomes, run_key, schedule_runs
 from bench.scenario.types import Cell
 from records_factory import make_environment, make_record
 from replay_worker import make_cell, make_facts
@@ -16,16 +16,16 @@ A, B = make_cell("ok"), make_cell("oom")
 
 def plan(
     records: Sequence[Record],
-    options: PlanOptions | None = None,
+    options: ScheduleOptions | None = None,
     reason_of: Callable[[Cell], str | None] = lambda _: None,
 ) -> list[tuple[str, int]]:
     """Return the planned runs of cells A and B as pairs of behaviour and run number."""
-    planned = plan_runs(
+    planned = schedule_runs(
         [A, B],
         records,
         key_of=lambda cell: cell.digest,
         reason_of=reason_of,
-        options=options or PlanOptions(),
+        options=options or ScheduleOptions(),
     )
     return [(item.cell.method.name, item.run) for item in planned]
 
@@ -37,7 +37,7 @@ def record(cell: Cell, run: int = 1, outcome: str = "ok") -> Record:
 
 def test_repeats_are_outermost() -> None:
     """Every cell once, then every cell again, so that a drift meets all cells alike."""
-    assert plan([], PlanOptions(repeats=2)) == [("ok", 1), ("oom", 1), ("ok", 2), ("oom", 2)]
+    assert plan([], ScheduleOptions(repeats=2)) == [("ok", 1), ("oom", 1), ("ok", 2), ("oom", 2)]
 
 
 @pytest.mark.parametrize("outcome", ["ok", "oom", "timeout", "crashed", "failed"])
@@ -49,26 +49,26 @@ def test_a_finished_run_is_not_done_again_whatever_its_outcome(outcome: str) -> 
 def test_a_skipped_run_is_done_once_nothing_is_skipped() -> None:
     """It counts as long as cells are being skipped, and no longer."""
     skipped = [record(A, outcome="skipped"), record(B)]
-    assert plan(skipped, PlanOptions(keep_skipped=True)) == []
+    assert plan(skipped, ScheduleOptions(keep_skipped=True)) == []
     assert plan(skipped) == [("ok", 2)]
 
 
 def test_repeats_count_what_is_on_disk() -> None:
     """A sweep broken off in its second round goes on there."""
     on_disk = [record(A, 1), record(B, 1), record(A, 2)]
-    assert plan(on_disk, PlanOptions(repeats=3)) == [("oom", 2), ("ok", 3), ("oom", 3)]
+    assert plan(on_disk, ScheduleOptions(repeats=3)) == [("oom", 2), ("ok", 3), ("oom", 3)]
 
 
 def test_retry_runs_only_the_named_outcomes_again_under_a_new_number() -> None:
     """The failed record stays and the new run takes the next number."""
     on_disk = [record(A, 1, "failed"), record(B, 1, "oom")]
-    assert plan(on_disk, PlanOptions(retry={"failed"})) == [("ok", 2)]
-    assert plan([*on_disk, record(A, 2, "ok")], PlanOptions(retry={"failed"})) == []
+    assert plan(on_disk, ScheduleOptions(retry={"failed"})) == [("ok", 2)]
+    assert plan([*on_disk, record(A, 2, "ok")], ScheduleOptions(retry={"failed"})) == []
 
 
 def test_force_adds_a_run_of_every_cell() -> None:
     """Finished runs do not count, but keep their numbers."""
-    assert plan([record(A, 1), record(A, 2)], PlanOptions(force=True)) == [("ok", 3), ("oom", 1)]
+    assert plan([record(A, 1), record(A, 2)], ScheduleOptions(force=True)) == [("ok", 3), ("oom", 1)]
 
 
 def test_unavailable_is_tried_again_only_where_it_became_possible() -> None:

@@ -13,15 +13,15 @@ import pytest
 from bench.errors import InfrastructureError, InterruptedByUserError
 from bench.records.records import Record
 from bench.records.store import load_records
-from bench.runner.observe import NullObserver
-from bench.runner.schedule import PlanOptions
+from bench.runner.events import Event, Note, Preparing, RunStarted, SweepStarted
+from bench.runner.schedule import ScheduleOptions
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.scenario.types import Cell
-from bench.workers.launch import Launcher
+from bench.workers.launch import LocalLauncher
 from replay_worker import make_cell, replay
 
 
-class Notes(NullObserver):
+class Notes:
     """Keeps what a user would see."""
 
     def __init__(self) -> None:
@@ -31,21 +31,17 @@ class Notes(NullObserver):
         self.started: list[tuple[str, int]] = []
         self.counts: tuple[int, int] | None = None
 
-    def sweep_started(self, *, runs_to_do: int, runs_on_disk: int) -> None:
-        """Keep the counts."""
-        self.counts = (runs_to_do, runs_on_disk)
-
-    def preparing(self, what: str) -> None:
+    def __call__(self, event: Event) -> None:
         """Keep it."""
-        self.prepared.append(what)
-
-    def run_started(self, cell: Cell, run: int) -> None:
-        """Keep it."""
-        self.started.append((cell.method.name, run))
-
-    def note(self, text: str) -> None:
-        """Keep it."""
-        self.notes.append(text)
+        match event:
+            case SweepStarted():
+                self.counts = (event.runs_to_do, event.runs_on_disk)
+            case Preparing():
+                self.prepared.append(event.what)
+            case RunStarted():
+                self.started.append((event.cell.method.name, event.run))
+            case Note():
+                self.notes.append(event.text)
 
 
 def sweep(
@@ -53,9 +49,9 @@ def sweep(
 ) -> SweepResult:
     """Run a sweep of replay cells into a folder."""
     cells = [item if isinstance(item, Cell) else make_cell(item) for item in behaviours]
-    plan = PlanOptions(**options)  # type: ignore[arg-type] # a test names them right
-    launcher = Launcher(work=replay, preload=["bench.workers.child"])
-    return run_sweep(cells, SweepOptions(results=folder, plan=plan), observer or Notes(), launcher)
+    schedule = ScheduleOptions(**options)  # type: ignore[arg-type] # a test names them right
+    launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
+    return run_sweep(cells, SweepOptions(results=folder, schedule=schedule), observer or Notes(), launcher)
 
 
 def outcomes(records: tuple[Record, ...]) -> list[tuple[str, int, str]]:
@@ -147,7 +143,7 @@ def test_a_damaged_record_is_named_and_its_cell_run_again(tmp_path: Path) -> Non
 
 def test_a_probe_that_fails_ends_the_sweep_with_what_to_do(tmp_path: Path) -> None:
     """When not even a worker that looks at the machine ends well, the installation is at fault."""
-    launcher = Launcher(work=broken, preload=["bench.workers.child"])
+    launcher = LocalLauncher(work=broken, preload=["bench.workers.child"])
     with pytest.raises(InfrastructureError, match="no worker could look at this machine") as caught:
         run_sweep([make_cell("ok")], SweepOptions(results=tmp_path), Notes(), launcher)
     assert "No module named 'no_such_library'" in str(caught.value)
@@ -164,15 +160,15 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from replay_worker import make_cell, replay
 from bench.errors import BenchError
-from bench.workers.launch import Launcher
-from bench.runner.observe import NullObserver
-from bench.runner.schedule import PlanOptions
+from bench.workers.launch import LocalLauncher
+from bench.runner.events import ignore
+from bench.runner.schedule import ScheduleOptions
 from bench.runner.sweep import SweepOptions, run_sweep
 names = [f"m{{index}}" for index in range(4)]
 cells = [make_cell("slow", id=name, model={{"name": name, "path": "x"}}) for name in names]
-options = SweepOptions(results=Path({results!r}), plan=PlanOptions(repeats=2))
+options = SweepOptions(results=Path({results!r}), schedule=ScheduleOptions(repeats=2))
 try:
-    run_sweep(cells, options, NullObserver(), Launcher(work=replay, preload=["bench.workers.child"]))
+    run_sweep(cells, options, ignore, LocalLauncher(work=replay, preload=["bench.workers.child"]))
 except BenchError as error:
     print(error)
     sys.exit(error.exit_code)

@@ -72,26 +72,26 @@ SLICED_CARD = VirtualCard(mig_mode=True, slices=(VirtualSlice(),))
 
 def sweep_on_virtual_gpu(gpus: VirtualGpus, folder: Path, *names: str) -> tuple[Record, ...]:
     """Run one cell for each script as ``bench run`` would; call it in a box."""
-    from bench.runner import cell_runs
-    from bench.runner.gpu import sweep as sweep_gpu
+    from bench.runner import sweep
+    from bench.runner.events import ignore
+    from bench.runner.gpu import watch as gpu_watch
     from bench.runner.gpu.watch import GpuWatch
-    from bench.runner.observe import NullObserver
     from bench.runner.sweep import SweepOptions, run_sweep
-    from bench.workers.launch import PRELOAD, Launcher
+    from bench.workers.launch import PRELOAD, LocalLauncher
 
     uuid = (SLICED_CARD.slices[0] if SCRIPTS[names[0]].on_slice else CARD).uuid
     cells = [make_cell(name) for name in names]
     sampled = folder / "sampled"
     sampled.parent.mkdir(exist_ok=True)
     work = functools.partial(train_on_virtual_gpu, gpus, sampled, uuid)
-    open_gpu = sweep_gpu._open
+    open_gpu = gpu_watch._open_gpu
     with pytest.MonkeyPatch.context() as patch:
         watch = functools.partial(GpuWatch, interval_ns=INTERVAL_NS, idle_patience_s=PATIENCE_S)
-        patch.setattr(cell_runs, "GpuWatch", watch)
-        patch.setattr(sweep_gpu, "_open", lambda *arguments: CountedGpu(open_gpu(*arguments), sampled))
+        patch.setattr(sweep, "GpuWatch", watch)
+        patch.setattr(gpu_watch, "_open_gpu", lambda *arguments: CountedGpu(open_gpu(*arguments), sampled))
         idle(gpus, SCRIPTS[names[0]])
-        launcher = Launcher(work=work, preload=PRELOAD)
-        return run_sweep(cells, SweepOptions(results=folder), NullObserver(), launcher).records
+        launcher = LocalLauncher(work=work, preload=PRELOAD)
+        return run_sweep(cells, SweepOptions(results=folder), ignore, launcher).records
 
 
 def make_cell(name: str) -> Cell:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import records_factory
-from bench.records.messages import Heartbeat, Message, PhaseStarted, ProbeJob
+from bench.records.messages import Heartbeat, Job, Message, PhaseStarted, ProbeJob
 from bench.scenario.types import LimitsSpec
 from bench.workers import launch
-from bench.workers.launch import Launcher
+from bench.workers.launch import Launcher, LocalLauncher, Worker
 from bench.workers.supervise import JobEnd, run_job
 from replay_worker import ASKED_BYTES, make_facts, make_job, replay
 
@@ -25,7 +25,7 @@ LIMITS = LimitsSpec(timeout_s=60, heartbeat_timeout_s=30, host_memory_gib=None)
 @pytest.fixture
 def launcher() -> Launcher:
     """Return a launcher of replay workers, without anything imported beforehand."""
-    return Launcher(work=replay, preload=["bench.workers.child"])
+    return LocalLauncher(work=replay, preload=["bench.workers.child"])
 
 
 def run(launcher: Launcher, behaviour: str, limits: LimitsSpec = LIMITS) -> JobEnd:
@@ -54,6 +54,28 @@ def test_who_listens_hears_every_message(launcher: Launcher) -> None:
     run_job(make_job("ok"), launcher, LIMITS, hear=heard.append)
     assert [item.phase for item in heard if isinstance(item, PhaseStarted)] == ["load", "steady"]
     assert isinstance(heard[0], Heartbeat)
+
+
+def test_a_job_of_several_ranks_ends_as_the_one_that_failed(launcher: Launcher) -> None:
+    """Each rank says which it is and keeps its readings; one that dies ends the job for all."""
+    heard: list[Message] = []
+    end = run_job(make_job("ok"), launcher, LIMITS, ranks=2, hear=heard.append)
+    assert (end.outcome, len(end.measurements)) == ("ok", 2)
+    assert end.measurements[0].steps == end.measurements[1].steps == records_factory.make_steps()
+    assert {message.rank for message in heard} == {0, 1}
+
+    class OneDies(LocalLauncher):
+        def start(
+            self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None
+        ) -> Sequence[Worker]:
+            """Start a second worker that does another job."""
+            assert (ranks, host_memory_gib) == (2, None)
+            return [*super().start(job), *super().start(make_job("sigkill"))]
+
+    one_dies = OneDies(work=replay, preload=["bench.workers.child"])
+    end = run_job(make_job("hang"), one_dies, LIMITS, ranks=2)
+    assert end.failure is not None
+    assert (end.outcome, end.failure.exit_signal, len(end.measurements)) == ("crashed", "SIGKILL", 2)
 
 
 def test_a_probe_brings_facts(launcher: Launcher) -> None:
@@ -136,7 +158,7 @@ def test_a_hundred_megabytes_of_chatter_are_harmless(launcher: Launcher) -> None
     """Output is drained without being kept, and only its last part stays."""
     end = run(launcher, "chatter")
     assert (end.outcome, end.failure) == ("ok", None)
-    worker = launcher.start(make_job("chatter"))
+    (worker,) = launcher.start(make_job("chatter"))
     assert worker.wait_for_end(30)
     worker.end()
     assert len(worker.output_tail) == launch.TAIL_BYTES
@@ -175,10 +197,10 @@ def test_workers_share_what_the_server_imported() -> None:
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1] / 'support')!r})\n"
         "from replay_worker import count_frozen\n"
         "from bench.records.messages import ProbeJob\n"
-        "from bench.workers.launch import PRELOAD, Launcher\n"
+        "from bench.workers.launch import PRELOAD, Launcher, LocalLauncher\n"
         "from bench.workers.supervise import run_job\n"
         "assert PRELOAD[-1] == 'bench.workers.freeze'\n"
-        "launcher = Launcher(work=count_frozen, preload=['bench.workers.child', PRELOAD[-1]])\n"
+        "launcher = LocalLauncher(work=count_frozen, preload=['bench.workers.child', PRELOAD[-1]])\n"
         "print(run_job(ProbeJob(), launcher).measurement.caveats[0].message)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -230,11 +252,11 @@ PARENT = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from replay_worker import make_job, replay
-from bench.workers.launch import Launcher
+from bench.workers.launch import LocalLauncher, wait_for_any
 print("imported as", __name__, file=sys.stderr)
-launcher = Launcher(work=replay, preload=["bench.workers.child"])
-worker = launcher.start(make_job({behaviour!r}))
-while "steady" not in worker.receive(30).decode(): pass
+launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
+(worker,) = launcher.start(make_job({behaviour!r}))
+while "steady" not in worker.receive().decode(): wait_for_any([worker], 30)
 print(worker._process.pid, flush=True)
 time.sleep(60)
 """
@@ -265,9 +287,9 @@ def test_a_server_that_dies_on_import_is_told_with_what_it_said(tmp_path: Path) 
     (tmp_path / "broken_library.py").write_text("raise RuntimeError('libcudart.so.99 is missing')")
     code = (
         "from bench.errors import InfrastructureError\n"
-        "from bench.workers.launch import Launcher\n"
+        "from bench.workers.launch import Launcher, LocalLauncher\n"
         "from bench.records.messages import ProbeJob\n"
-        "try: Launcher(preload=['broken_library']).start(ProbeJob())\n"
+        "try: LocalLauncher(preload=['broken_library']).start(ProbeJob())\n"
         "except InfrastructureError as error: print(error)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

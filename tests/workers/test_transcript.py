@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from bench.records.messages import Failed, Finished, Heartbeat, Message, PhaseStarted, ReadingMade
 from bench.records.records import Caveat, Failure
-from bench.workers import transcript as module
-from bench.workers.transcript import Transcript
+from bench.workers import listeners as module
+from bench.workers.listeners import Transcript
 from records_factory import make_measurement
 
 

@@ -1,23 +1,32 @@
 """Watches one GPU from the parent while a worker runs: a thread that sleeps, samples NVML and sums up.
 
-It asks nothing of the worker but its marks, and touches neither torch nor CUDA.
+It asks nothing of the worker but its marks, and touches neither torch nor CUDA. The GPU is held against other
+runs of this suite meanwhile.
 """
 
 import contextlib
+import errno
 import os
+import socket
+import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+from bench.errors import InfrastructureError, UnavailableError
 from bench.probes.nvml.device import Gpu, GpuSample
+from bench.probes.nvml.library import open_nvml
+from bench.probes.nvml.visible_devices import resolve_uuid
 from bench.records.gpu import GpuReading, Isolation
 from bench.records.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
-from bench.records.records import PhaseReading
+from bench.records.records import DeviceFacts, PhaseReading
 from bench.runner.gpu import verdict as gpu_verdict
-from bench.runner.gpu.isolation import BlockTest, Owners, judge_isolation
 from bench.runner.gpu.phases import Taken, Timeline
+from bench.runner.gpu.verdict import BlockTest, Owners, judge_isolation
 from bench.workers import interrupts
-from bench.workers.watch import Findings
+from bench.workers.listeners import Findings
 
 INTERVAL_NS = 100_000_000
 # Memory is asked for each time, all else (which drivers bring up to date every 20 to 100 ms at best) every
@@ -29,6 +38,94 @@ INTERVALS_BETWEEN_LOOKS = 5
 # Device and process are read one after the other, so a large allocation between the two looks foreign once.
 SAMPLES_ON_END = 3
 INSTANTS = ("idle", "block_held", "block_freed", "quiescent")
+# The lock is a Unix socket in Linux's abstract namespace (unix(7)): it is in no folder, so that nobody can
+# plant a link, no user's permissions matter and nothing stays behind, and the kernel frees it with the
+# process that holds it, however that ends. Containers with a network namespace of their own do not see it,
+# and other programs than this suite are not held off.
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
+_PATIENCE_S = 1.0
+
+
+@dataclass(kw_only=True)
+class SweepGpu:
+    """What NVML is asked of; where ``gpu`` is None and ``unwatched`` not, that is the sentence why."""
+
+    gpu: Gpu | None = None
+    unwatched: str | None = None
+
+    def give_up(self, why: str) -> None:
+        """Ask NVML no more in this sweep."""
+        self.gpu, self.unwatched = None, why
+
+
+@contextlib.contextmanager
+def sweep_gpu(facts: DeviceFacts, note: Callable[[str], None]) -> Iterator[SweepGpu]:
+    """Open NVML on torch's device 0 and hold that GPU meanwhile; without NVML, torch's own UUID is held.
+
+    Raises ``InfrastructureError`` when another sweep holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        found = SweepGpu()
+        try:
+            found.gpu = _open_gpu(stack, facts, note)
+        except UnavailableError as error:
+            found.unwatched = str(error)
+        uuid = found.gpu.facts.uuid if found.gpu else facts.cuda_uuid
+        if uuid is not None:
+            stack.enter_context(hold_gpu(uuid))
+        yield found
+
+
+def _open_gpu(stack: contextlib.ExitStack, facts: DeviceFacts, note: Callable[[str], None]) -> Gpu:
+    nvml = stack.enter_context(open_nvml())
+    address = resolve_uuid(
+        nvml.gpus(),
+        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+        device_order=os.environ.get("CUDA_DEVICE_ORDER"),
+        worker_uuid=facts.cuda_uuid,
+    )
+    if address.contradiction:
+        note(address.reason)
+    if address.gpu is None:
+        raise UnavailableError(address.reason)
+    gpu: Gpu = nvml.gpu(address.gpu.uuid)
+    return gpu
+
+
+@contextlib.contextmanager
+def hold_gpu(uuid: str) -> Iterator[None]:
+    """Hold a GPU or MIG slice meanwhile.
+
+    Raises ``InfrastructureError`` when another run holds it, in this process or another.
+    """
+    name = f"\0finetune-bench/gpu/{uuid}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as lock:
+        try:
+            lock.bind(name)
+            lock.listen(1)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise InfrastructureError(
+                    f"{uuid} cannot be locked against other runs here ({error.strerror}); allow Unix sockets "
+                    "in this sandbox"
+                ) from error
+            raise InfrastructureError(
+                f"another bench run{_holder(name)} uses {uuid}, and two would measure each other; wait until "
+                "it has ended, or choose another GPU with CUDA_VISIBLE_DEVICES"
+            ) from None
+        yield
+
+
+def _holder(name: str) -> str:
+    """Return which process holds the lock, if it can be asked."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as question:
+        question.settimeout(_PATIENCE_S)
+        question.connect(name)
+        answer = question.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid: int = _CREDENTIALS.unpack(answer)[0]
+        if pid > 0:
+            return f" (process {pid})"
+    return ""
 
 
 class GpuWatch:
@@ -99,11 +196,11 @@ class GpuWatch:
         """Whether NVML has stopped answering, so that it had better not be asked again."""
         return self._stop.is_set() and self._thread.is_alive()
 
-    def begin(self, worker_pid: int) -> None:
-        """Tell the worker's processes from all others from now on."""
+    def begin(self, *worker_pids: int) -> None:
+        """Tell the workers' processes from all others from now on."""
         background = {process.pid for process in (self._before and self._before.processes) or ()}
         with self._lock:
-            self._owners = Owners(worker_pid, background)
+            self._owners = Owners(*worker_pids, background=background)
             self._longest_gap_ns = 0
             self._cpu_before_ns, self._began_ns = self._cpu_ns, time.monotonic_ns()
 
@@ -137,7 +234,7 @@ class GpuWatch:
                 isolation=self._isolation[0],
                 isolation_reason=self._isolation[1],
                 timeline=self._timeline,
-                owners=self._owners or Owners(0),
+                owners=self._owners or Owners(),
                 idle_device_bytes=self._before.device_used_bytes if self._before else None,
                 background=len((self._before and self._before.processes) or ()),
                 reserved_peaks=self._reserved_peaks,

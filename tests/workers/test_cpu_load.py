@@ -9,7 +9,7 @@ import pytest
 
 from bench.records.messages import PhaseStarted, ReadingMade
 from bench.records.records import PhaseReading
-from bench.runner.cpu_load import CpuLoadWatch
+from bench.workers.listeners import CpuLoadWatch
 
 WORKER = 4_000_001
 TICKS = os.sysconf("SC_CLK_TCK")
