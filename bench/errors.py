@@ -55,3 +55,13 @@ class InterruptedByUserError(BenchError):
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun for a message: 1 run, 2 runs."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message, to be quoted in a sentence; its class if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+
+
+def one_line(error: BaseException) -> str:
+    """Return a library's whole message as one line, to be quoted inside a sentence."""
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,6 +1,6 @@
-"""The ledger: birth and death of every tensor storage, exact to the byte, as torch's dispatcher sees them.
+"""The ledger: each tensor storage allocated and freed, exact to the byte, as torch's dispatcher sees it.
 
-It watches what operators return and when storages die. Scratch memory inside one kernel never passes
+It watches what operators return and when storages are freed. Scratch memory inside one kernel never passes
 the dispatcher and is not in the ledger.
 """
 
@@ -29,7 +29,7 @@ StepPhase = TracedPhase
 
 @dataclass(slots=True)
 class Block:
-    """One storage: its size, where it was born and, once dead, in which phase it died."""
+    """One storage: its size, where it was allocated and, once freed, in which phase that was."""
 
     nbytes: int
     born_phase: StepPhase
@@ -41,7 +41,7 @@ class Block:
 
 
 class Entry(NamedTuple):
-    """One line of the ledger: a block came to life or died."""
+    """One line of the ledger: a block was allocated (born) or freed."""
 
     block: int
     born: bool
@@ -119,12 +119,12 @@ class Ledger(TorchDispatchMode):
 
     @property
     def blocks(self) -> Sequence[Block]:
-        """Every storage that was entered, in order of birth."""
+        """Every storage that was entered, in order of allocation."""
         return self._books.blocks
 
     @property
     def entries(self) -> Sequence[Entry]:
-        """Births and deaths in order."""
+        """Allocations and frees in order."""
         return self._books.entries
 
     def reading(self) -> LedgerReading:
@@ -190,7 +190,7 @@ class Ledger(TorchDispatchMode):
         return result
 
     def _settle(self) -> None:
-        """Bury what is dead but not yet collected, or it would die in the middle of a step."""
+        """Free what is garbage but not yet collected, or that would happen in the middle of a step."""
         gc.collect()
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -209,7 +209,7 @@ class Ledger(TorchDispatchMode):
         number = len(books.blocks)
         books.blocks.append(block)
         books.live[address] = number
-        books.guards[number] = weakref.ref(storage, lambda _: self._bury(address, number))
+        books.guards[number] = weakref.ref(storage, lambda _: self._free(address, number))
         self._write(number, born=True)
         return block
 
@@ -217,7 +217,7 @@ class Ledger(TorchDispatchMode):
         number = self._books.live.get(_address(tensor.untyped_storage()))
         return None if number is None else self._books.blocks[number]
 
-    def _bury(self, address: int, number: int) -> None:
+    def _free(self, address: int, number: int) -> None:
         books = self._books
         if books.live.get(address) == number:
             del books.live[address]
@@ -262,7 +262,7 @@ class Ledger(TorchDispatchMode):
         return decimated(list(accumulate(changes))[opened:], starts)
 
     def _peak_setter(self) -> Block:
-        """Return the block whose birth made the peak."""
+        """Return the block whose allocation made the peak."""
         if not self._books.peak.entries:
             return Block(0, "inputs", "none", OUTSIDE)
         return self._books.blocks[self._books.entries[self._books.peak.entries - 1].block]

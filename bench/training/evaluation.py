@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bench.errors import UnavailableError, UsageError
+from bench.errors import UnavailableError, UsageError, first_line
 from bench.records.records import Caveat, EvaluationItem, EvaluationReading
 from bench.scenario.types import DataSpec, EvaluationSpec
 from bench.training.tasks import held_out_task, mmlu_task
@@ -220,10 +220,9 @@ def load_tasks(name: str, data: DataSpec) -> Any:
             f"lm-eval task {name} needs the Python module {error.name}; install it or choose another task."
         ) from error
     except OSError as error:  # what the hub's client and the datasets library raise when offline
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnavailableError(
-            f"The data of lm-eval task {name} cannot be fetched ({reason}); connect this machine to the hub "
-            "once so that it is cached, or use held-out or mmlu-281, which need no network."
+            f"The data of lm-eval task {name} cannot be fetched ({first_line(error)}); connect this machine "
+            "to the hub once so that it is cached, or use held-out or mmlu-281, which need no network."
         ) from error
 
 

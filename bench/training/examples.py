@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.errors import UnavailableError, UsageError
+from bench.errors import UnavailableError, UsageError, first_line
 from bench.scenario.types import HubData, JsonlData, TaskData
 from bench.training.tasks import training_items
 
@@ -243,12 +243,12 @@ def read_hub(data: HubData) -> list[Row]:
         table = datasets.load_dataset(data.dataset, name=data.config, split=split, revision=data.revision)
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise UnavailableError(
-            f"The data set {data.dataset} cannot be fetched ({_first_line(error)}); connect this machine "
+            f"The data set {data.dataset} cannot be fetched ({first_line(error)}); connect this machine "
             "to the hub once so that it is cached, or use source jsonl with a local copy."
         ) from error
     except ValueError as error:  # what the library raises for an unknown configuration or split
         raise UsageError(
-            f"The data set {data.dataset} cannot be read ({_first_line(error)}); "
+            f"The data set {data.dataset} cannot be read ({first_line(error)}); "
             "correct data.config or data.split."
         ) from error
     rows = [_checked(fields, data.format, f"{data.dataset}, row {n}") for n, fields in enumerate(table)]
@@ -289,7 +289,3 @@ def _checked(fields: object, row_format: FormatName, where: str) -> Row:
         raise UsageError(
             f"{where}: {key}: {first['msg']}; correct it, or data.format (now {row_format})."
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,7 +4,6 @@ The last two never hold all logits in fp32. They let the model run up to its out
 themselves, so they refuse models that do anything else to what the output layer returns.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,14 @@ def forward_pass(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> ob
     gives their loss.
     Raises ``UnavailableError`` where this model or this machine cannot compute ``training.loss``.
     """
-    outputs = _FORWARD[training.loss](model, inputs, training)
+    outputs: Any
+    match training.loss:
+        case "full":  # transformers' own outputs, their loss computed over an fp32 copy of all logits
+            outputs = model(**inputs, use_cache=training.use_cache)
+        case "chunked":
+            outputs = _chunked(model, inputs, training.loss_chunk_tokens)
+        case "liger":
+            outputs = _liger(model, inputs)
     if training.upcast_outputs:
         from accelerate.utils import convert_to_fp32
 
@@ -42,24 +48,17 @@ def forward_pass(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> ob
 
 def loss_of(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean loss over loss-bearing tokens."""
-    if isinstance(outputs, list):
-        return _loss_of_chunks(outputs, labels)
-    loss: torch.Tensor = outputs.loss
+    loss: torch.Tensor = _loss_of_chunks(outputs, labels) if isinstance(outputs, list) else outputs.loss
     return loss
 
 
-def _whole(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> Any:
-    """Return transformers' own outputs, their loss computed over an fp32 copy of all logits."""
-    return model(**inputs, use_cache=training.use_cache)
-
-
-def _chunked(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> list[torch.Tensor]:
+def _chunked(model: nn.Module, inputs: Inputs, chunk_tokens: int) -> list[torch.Tensor]:
     """Return the logits of some positions of all rows at a time, as the output layer gives them.
 
     Source: lm_head_chunk_size in litgpt's model.py (https://github.com/Lightning-AI/litgpt).
     """
     head, hidden = _before_output_layer(model, inputs)
-    return [head(part) for part in hidden.split(training.loss_chunk_tokens, dim=1)]
+    return [head(part) for part in hidden.split(chunk_tokens, dim=1)]
 
 
 def _loss_of_chunks(chunks: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
@@ -77,13 +76,14 @@ def _loss_of_chunks(chunks: list[torch.Tensor], labels: torch.Tensor) -> torch.T
     return torch.cat(losses).sum(dtype=torch.float32) / (targets != IGNORED_LABEL).sum()
 
 
-def _liger(model: nn.Module, inputs: Inputs, _training: TrainingSpec) -> FusedOutputs:
+def _liger(model: nn.Module, inputs: Inputs) -> FusedOutputs:
     """Return the loss of Liger's fused kernel; there are no logits to keep."""
     head, hidden = _before_output_layer(model, inputs)
+    wrapped: Any = model
     if type(head) is not nn.Linear or head.bias is not None:
         raise UnavailableError(
             f"loss liger needs an output layer that is a plain linear layer without bias, and "
-            f"{_name(model)} has {type(head).__name__}; set training.loss to chunked or full."
+            f"{wrapped.config.model_type} has {type(head).__name__}; set training.loss to chunked or full."
         )
     return FusedOutputs(liger_loss(hidden, head.weight, _next_tokens(inputs["labels"], hidden.shape[1])))
 
@@ -159,18 +159,8 @@ def _next_tokens(labels: torch.Tensor, positions: int) -> torch.Tensor:
 
 
 def _no_plain_logits(model: nn.Module) -> UnavailableError:
+    wrapped: Any = model
     return UnavailableError(
-        f"the loss of {_name(model)} is more than the cross-entropy of its output layer (scaled or capped "
-        "logits, or a router's loss); set training.loss to full."
+        f"the loss of {wrapped.config.model_type} is more than the cross-entropy of its output layer (scaled "
+        "or capped logits, or a router's loss); set training.loss to full."
     )
-
-
-def _name(model: Any) -> str:
-    return str(model.config.model_type)
-
-
-_FORWARD: dict[str, Callable[[nn.Module, Inputs, TrainingSpec], Any]] = {
-    "full": _whole,
-    "chunked": _chunked,
-    "liger": _liger,
-}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.errors import UsageError
+from bench.errors import UsageError, one_line
 from bench.records.records import Caveat, MergeCheck
 from bench.scenario.contradictions import peft_type
 from bench.scenario.types import Cell, FullMethod, LoraMethod, PeftMethod, QloraMethod
@@ -131,9 +131,8 @@ def _with_adapter(
         return get_peft_model(model, config, autocast_adapter_dtype=method.adapter_dtype == "fp32")
     except (TypeError, ValueError, re.error) as error:
         table = "config" if isinstance(method, PeftMethod) else "peft"
-        reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"peft refuses the adapter of method {method.name!r}: {reason}. "
+            f"peft refuses the adapter of method {method.name!r}: {one_line(error)}. "
             f"Correct target_modules or the method's {table} table."
         ) from error
 
@@ -181,7 +180,7 @@ def check_merge(model: Any, batch: Batch, device: torch.device) -> MergeCheck | 
         refused = isinstance(error, NotImplementedError | ValueError) or "Impossible to merge" in str(error)
         if not refused:
             raise
-        return _not_mergeable(" ".join(str(error).split()).rstrip("."))
+        return _not_mergeable(one_line(error))
     merged = _logits(model, batch, device)
     return MergeCheck(
         max_abs_difference=float((apart - merged).abs().max()), reference_max_abs=float(apart.abs().max())

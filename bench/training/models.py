@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from bench.errors import UnavailableError, UntraceableError
+from bench.errors import UnavailableError, UntraceableError, one_line
 from bench.scenario.catalogue import architecture_of
 from bench.scenario.types import Cell, LoraMethod, ModelSpec, QloraMethod, SyntheticData
 from bench.training.weights import Weights
@@ -49,13 +49,13 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
         )
     except ImportError as error:
         raise UnavailableError(
-            f"{cell.id} needs a package that is missing here: {_one_line(error)}"
+            f"{cell.id} needs a package that is missing here: {one_line(error)}"
         ) from error
     except ValueError as error:
         if "does not support" not in str(error):
             raise
         raise UnavailableError(
-            f"transformers cannot load {cell.model.name} so: {_one_line(error)}; "
+            f"transformers cannot load {cell.model.name} so: {one_line(error)}; "
             "choose another training.attention."
         ) from error
     quantise_tied_head(model)
@@ -135,7 +135,7 @@ def configuration_of(model: ModelSpec, *, trust_remote_code: bool = False) -> An
         revision = {"revision": model.revision} if model.hub else {}
         return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **revision)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:200].rstrip(".")
+        reason = one_line(error).partition(". ")[0][:200].rstrip(".")
         raise UnavailableError(
             f"the configuration of {place} cannot be read ({reason}); name a catalogued architecture, or "
             "give a local folder with its config.json"
@@ -176,7 +176,7 @@ def empty_causal_model(config: Any, **settings: Any) -> Any:
         with torch.device("meta"), no_init_weights():
             return AutoModelForCausalLM.from_config(config, **settings)
     except (ValueError, ImportError) as error:
-        reason = " ".join(str(error).split()).partition(". ")[0][:200].partition(" for this kind of")[0]
+        reason = one_line(error).partition(". ")[0][:200].partition(" for this kind of")[0]
         raise UntraceableError(
             f"transformers cannot build this {config.model_type} model: {reason}."
         ) from error
@@ -223,7 +223,3 @@ def quantise_empty(module: nn.Module) -> None:
     elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
         packed, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight.data.to(torch.float16))
         weight.data, weight.CB, weight.SCB = packed, packed, scales
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

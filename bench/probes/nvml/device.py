@@ -60,22 +60,23 @@ class Gpu(Protocol):
 
 _Question = Callable[[Any], Any]
 _MISSING = frozenset({FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH})
+_LISTS = ("v3", "v2", "v1")  # versions of the functions that list processes
 _LEAST_ROOM, _MOST_ROOM = 64, 65_536  # processes in a list
 
 
-@dataclass(kw_only=True)
 class _Reading:
     """One thing to ask for, and the functions that tell it, newest first; the driver's own is found once."""
 
-    what: str
-    functions: Sequence[tuple[str, _Question]]
-    highest: int = 2**63 - 1
-    at: int = 0
-    over: bool = False
+    def __init__(
+        self, what: str, *functions: _Question, versions: Sequence[str] = (), highest: int = 2**63 - 1
+    ) -> None:
+        self.what, self.functions, self.versions, self.highest = what, functions, versions, highest
+        self.at = 0
+        self.over = False
 
     @property
     def version(self) -> str:
-        return self.functions[self.at][0]
+        return self.versions[self.at]
 
 
 class NvmlDevice:
@@ -95,28 +96,32 @@ class NvmlDevice:
         self._handle = handle
         self._card = card
         self._gone = False
-        self._memory = _Reading(what="device memory", functions=_memory_functions(library))
-        self._compute = _Reading(what="processes", functions=_process_functions(library, "Compute"))
-        self._graphics = _Reading(
-            what="graphics processes", functions=_process_functions(library, "Graphics")
+        self._memory = _Reading(
+            "device memory",
+            lambda device: library.nvmlDeviceGetMemoryInfo(device, version=library.nvmlMemory_v2).used,
+            lambda device: library.nvmlDeviceGetMemoryInfo(device).used,  # with what the driver reserves
+            versions=("v2", "v1"),
         )
+        self._compute = _Reading("processes", *_process_lists(library, "Compute"), versions=_LISTS)
+        self._graphics = _Reading("graphics processes", *_process_lists(library, "Graphics"), versions=_LISTS)
         self._utilisation = _Reading(
-            what="utilisation",
-            functions=(("", lambda handle: library.nvmlDeviceGetUtilizationRates(handle).gpu),),
-            highest=100,
+            "utilisation", lambda device: library.nvmlDeviceGetUtilizationRates(device).gpu, highest=100
         )
-        self._power = _reading(library, "power", "nvmlDeviceGetPowerUsage")
-        self._energy = _reading(library, "energy", "nvmlDeviceGetTotalEnergyConsumption")
+        self._power = _Reading("power", _named(library, "nvmlDeviceGetPowerUsage"))
+        self._energy = _Reading("energy", _named(library, "nvmlDeviceGetTotalEnergyConsumption"))
         self._sm_clock = _Reading(
-            what="SM clock",
-            functions=(("", lambda handle: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_SM)),),
+            "SM clock", _named(library, "nvmlDeviceGetClockInfo", library.NVML_CLOCK_SM)
         )
-        self._temperature = _Reading(what="temperature", functions=_temperature_functions(library))
-        self._event_reasons = _reading(
-            library,
+        sensor = library.NVML_TEMPERATURE_GPU
+        self._temperature = _Reading(
+            "temperature",
+            _named(library, "nvmlDeviceGetTemperature", sensor),  # which every driver so far has
+            _named(library, "nvmlDeviceGetTemperatureV", sensor),  # which is to replace it
+        )
+        self._event_reasons = _Reading(
             "clock event reasons",
-            "nvmlDeviceGetCurrentClocksEventReasons",
-            "nvmlDeviceGetCurrentClocksThrottleReasons",  # its name before driver 535
+            _named(library, "nvmlDeviceGetCurrentClocksEventReasons"),
+            _named(library, "nvmlDeviceGetCurrentClocksThrottleReasons"),  # its name before driver 535
         )
         if facts.parent_uuid is not None:
             self._power.over = self._energy.over = True
@@ -181,7 +186,7 @@ class NvmlDevice:
         """Ask, going down to an older function where the driver lacks the newer."""
         while not (self._gone or reading.over):
             try:
-                return reading.functions[reading.at][1](handle)
+                return reading.functions[reading.at](handle)
             except Exception as error:  # noqa: BLE001 - ctypes and pynvml raise anything, and a sampler must go on
                 self._learn(reading, error)
                 if not _is_missing(error):
@@ -210,39 +215,17 @@ def _is_missing(error: Exception) -> bool:
     return isinstance(error, AttributeError) or code_of(error) in _MISSING
 
 
-def _reading(library: ModuleType, what: str, *names: str) -> _Reading:
-    """Return a reading of functions that take a device and give a number."""
-    return _Reading(what=what, functions=[(name, _named(library, name)) for name in names])
-
-
 def _named(library: ModuleType, name: str, *arguments: object) -> _Question:
     return lambda handle: getattr(library, name)(handle, *arguments)
 
 
-def _memory_functions(library: ModuleType) -> Sequence[tuple[str, _Question]]:
-    """Return the functions for used bytes; version 1 counts what the driver reserves among them."""
-    return (
-        ("v2", lambda handle: library.nvmlDeviceGetMemoryInfo(handle, version=library.nvmlMemory_v2).used),
-        ("v1", lambda handle: library.nvmlDeviceGetMemoryInfo(handle).used),
-    )
-
-
-def _temperature_functions(library: ModuleType) -> Sequence[tuple[str, _Question]]:
-    """Return the function that every driver so far has, and the one that is to replace it."""
-    sensor = library.NVML_TEMPERATURE_GPU
-    return (
-        ("", _named(library, "nvmlDeviceGetTemperature", sensor)),
-        ("", _named(library, "nvmlDeviceGetTemperatureV", sensor)),
-    )
-
-
-def _process_functions(library: ModuleType, kind: str) -> Sequence[tuple[str, _Question]]:
+def _process_lists(library: ModuleType, kind: str) -> Sequence[_Question]:
     """Return the functions that list processes; version 1, of drivers before 450, knows no instances."""
     name = f"nvmlDeviceGet{kind}RunningProcesses"
     return (
-        ("v3", _ProcessList(library, f"{name}_v3", library.c_nvmlProcessInfo_v2_t)),
-        ("v2", _ProcessList(library, f"{name}_v2", library.c_nvmlProcessInfo_v2_t)),
-        ("v1", _ProcessList(library, name, _ProcessV1)),
+        _ProcessList(library, f"{name}_v3", library.c_nvmlProcessInfo_v2_t),
+        _ProcessList(library, f"{name}_v2", library.c_nvmlProcessInfo_v2_t),
+        _ProcessList(library, name, _ProcessV1),
     )
 
 

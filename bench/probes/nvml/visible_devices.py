@@ -14,7 +14,7 @@ PCI_ORDER = "PCI_BUS_ID"
 _INDEX = re.compile(r"\s*([+-]?\d+)")  # CUDA reads a number as C's strtol does: "1gpu" is 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Address:
     """The device, or None; why, in one sentence; and whether two sources contradict each other."""
 
@@ -42,8 +42,8 @@ def resolve_uuid(
     found = [gpu for gpu in gpus if _body(gpu.uuid) == _body(worker_uuid)]
     if not found:
         return Address(
-            gpu=None,
-            reason=f"Torch runs on {worker_uuid}, which NVML does not show; give this process the same GPUs "
+            None,
+            f"Torch runs on {worker_uuid}, which NVML does not show; give this process the same GPUs "
             "as the worker, or update the driver.",
             contradiction=True,
         )
@@ -52,11 +52,11 @@ def resolve_uuid(
         return _slice_of(found[0], slices, told)
     if told.gpu is not None and told.gpu.uuid != found[0].uuid:
         return Address(
-            gpu=found[0],
-            reason=f"Torch runs on {found[0].uuid}, not where its variables point: {told.reason}",
+            found[0],
+            f"Torch runs on {found[0].uuid}, not where its variables point: {told.reason}",
             contradiction=True,
         )
-    return Address(gpu=found[0], reason=f"Torch runs on {found[0].uuid}, and NVML shows it.")
+    return Address(found[0], f"Torch runs on {found[0].uuid}, and NVML shows it.")
 
 
 def _slice_of(card: GpuFacts, slices: Sequence[GpuFacts], told: Address) -> Address:
@@ -64,8 +64,8 @@ def _slice_of(card: GpuFacts, slices: Sequence[GpuFacts], told: Address) -> Addr
     if told.gpu in slices:
         return told
     if len(slices) == 1:
-        return Address(gpu=slices[0], reason=f"{slices[0].uuid} is the only MIG slice of {card.uuid}.")
-    return Address(gpu=None, reason=_name_the_slice(f"Torch runs on one of the slices of {card.uuid}"))
+        return Address(slices[0], f"{slices[0].uuid} is the only MIG slice of {card.uuid}.")
+    return _several_slices(f"Torch runs on one of the slices of {card.uuid}")
 
 
 def _first_visible(gpus: Sequence[GpuFacts], visible: str | None, order: str | None) -> Address:
@@ -105,14 +105,14 @@ def _unrestricted(gpus: Sequence[GpuFacts], cards: Sequence[GpuFacts], order: st
         # MIG User Guide, "CUDA Device Enumeration": CUDA shows no uncut card beside a slice, and of several
         # slices it picks. https://docs.nvidia.com/datacenter/tesla/mig-user-guide/mig-device-names.html
         if len(slices) == 1:
-            return Address(gpu=slices[0], reason=f"{slices[0].uuid} is the only MIG slice here.")
-        return Address(gpu=None, reason=_name_the_slice("CUDA takes one of several MIG slices"))
+            return Address(slices[0], f"{slices[0].uuid} is the only MIG slice here.")
+        return _several_slices("CUDA takes one of several MIG slices")
     if not cards:
-        return Address(gpu=None, reason="NVML shows no GPU.")
+        return Address(None, "NVML shows no GPU.")
     if len(cards) > 1 and order != PCI_ORDER:
         return _unordered("CUDA counts by speed")
     reason = "is the only GPU here" if len(cards) == 1 else "is the first in the order of the PCI bus"
-    return Address(gpu=cards[0], reason=f"{cards[0].uuid} {reason}.")
+    return Address(cards[0], f"{cards[0].uuid} {reason}.")
 
 
 def _by_name(gpus: Sequence[GpuFacts], name: str, setting: str) -> Address:
@@ -132,10 +132,10 @@ def _card(gpus: Sequence[GpuFacts], card: GpuFacts, reason: str) -> Address:
     """Return a device, or the one slice of a card that is cut."""
     slices = _slices(gpus, card)
     if not slices:
-        return Address(gpu=card, reason=f"{reason}.")
+        return Address(card, f"{reason}.")
     if len(slices) == 1:
-        return Address(gpu=slices[0], reason=f"{reason}, and {slices[0].uuid} is its only MIG slice.")
-    return Address(gpu=None, reason=_name_the_slice(f"{reason}, which is cut into {len(slices)} MIG slices"))
+        return Address(slices[0], f"{reason}, and {slices[0].uuid} is its only MIG slice.")
+    return _several_slices(f"{reason}, which is cut into {len(slices)} MIG slices")
 
 
 def _slices(gpus: Sequence[GpuFacts], card: GpuFacts) -> list[GpuFacts]:
@@ -143,19 +143,15 @@ def _slices(gpus: Sequence[GpuFacts], card: GpuFacts) -> list[GpuFacts]:
 
 
 def _none(setting: str, why: str) -> Address:
-    return Address(
-        gpu=None, reason=f"{setting} {why}, so CUDA shows no GPU; set it to a UUID of nvidia-smi -L."
-    )
+    return Address(None, f"{setting} {why}, so CUDA shows no GPU; set it to a UUID of nvidia-smi -L.")
 
 
 def _unordered(why: str) -> Address:
-    return Address(
-        gpu=None, reason=f"{why}, and NVML by PCI bus; set CUDA_DEVICE_ORDER={PCI_ORDER}, or name a UUID."
-    )
+    return Address(None, f"{why}, and NVML by PCI bus; set CUDA_DEVICE_ORDER={PCI_ORDER}, or name a UUID.")
 
 
-def _name_the_slice(why: str) -> str:
-    return f"{why}; set CUDA_VISIBLE_DEVICES to the slice's UUID, as nvidia-smi -L shows it."
+def _several_slices(why: str) -> Address:
+    return Address(None, f"{why}; set CUDA_VISIBLE_DEVICES to the slice's UUID, as nvidia-smi -L shows it.")
 
 
 def _body(uuid: str) -> str:
