@@ -6,13 +6,13 @@ nothing is run: which reading is the worker's own is tested by each run for itse
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from bench.errors import UnavailableError
+from bench.errors import UnavailableError, counted
 from bench.io import cache_folder
 from bench.metrics import GIB
 from bench.probes.nvml.device import Gpu, GpuProcess, GpuSample
@@ -47,14 +47,19 @@ _READINGS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One thing this machine has or lacks; ``blocking`` when without it nothing can be run."""
 
     subject: str
-    good: bool
     text: str
+    _: KW_ONLY
+    good: bool = True
     blocking: bool = False
+
+
+def _either(subject: str, good: object, text: str, text_if_not: str) -> Finding:
+    return Finding(subject, text if good else text_if_not, good=bool(good))
 
 
 def examine(note: Callable[[str], None] | None = None, launcher: Launcher | None = None) -> list[Finding]:
@@ -68,19 +73,16 @@ def examine(note: Callable[[str], None] | None = None, launcher: Launcher | None
         return packages
     launcher = launcher or LocalLauncher()
     facts = probe(launcher, note)
-    start = Finding(
-        subject="workers",
-        good=launcher.start_method == "forkserver",
-        text="forked from a server that has imported the libraries"
-        if launcher.start_method == "forkserver"
-        else "spawned, since importing the libraries touches CUDA here; each start takes seconds longer",
-    )
     return [
         *_machine(environment, facts),
         *packages,
-        start,
+        _either(
+            "workers",
+            launcher.start_method == "forkserver",
+            "forked from a server that has imported the libraries",
+            "spawned, since importing the libraries touches CUDA here; each start takes seconds longer",
+        ),
         *_instruments(facts),
-        _weights(),
         *_cuda(environment, facts),
         *find_gpus(facts),
     ]
@@ -100,97 +102,65 @@ def _packages() -> Iterator[Finding]:
             good += 1
             continue
         found = f"version {version} is installed" if version else "it is not installed"
-        yield Finding(
-            subject=requirement.name,
-            good=False,
-            text=f"{requirement} is needed and {found}; pip install '{requirement}'",
-            blocking=True,
-        )
-    yield Finding(
-        subject="packages", good=good == len(needed), text=f"{good} of {len(needed)} as new as needed"
-    )
+        text = f"{requirement} is needed and {found}; pip install '{requirement}'"
+        yield Finding(requirement.name, text, good=False, blocking=True)
+    yield Finding("packages", f"{good} of {len(needed)} as new as needed", good=good == len(needed))
 
 
 def _machine(environment: Environment, facts: DeviceFacts) -> Iterator[Finding]:
     machine, versions = environment.machine, environment.versions
-    yield Finding(subject="python", good=True, text=versions["python"])
-    yield Finding(
-        subject="torch", good=True, text=f"{versions.get('torch')}, {facts.cpu_threads} threads on the CPU"
-    )
-    yield Finding(
-        subject="processor",
-        good=True,
-        text=f"{machine['cpu_model']} ({machine['architecture']}), {machine['cpu_cores']} cores usable",
-    )
+    yield Finding("python", str(versions["python"]))
+    yield Finding("torch", f"{versions.get('torch')}, {facts.cpu_threads} threads on the CPU")
+    cores = f"{machine['cpu_cores']} cores usable"
+    yield Finding("processor", f"{machine['cpu_model']} ({machine['architecture']}), {cores}")
     limit = machine["memory_limit_bytes"]
-    memory = f"{int(machine['memory_bytes'] or 0) / GIB:.1f} GiB"
-    if limit is not None:
-        memory += f", limited to {int(limit) / GIB:.1f} GiB by a control group"
-    yield Finding(subject="memory", good=True, text=memory)
+    limited = "" if limit is None else f", limited to {int(limit) / GIB:.1f} GiB by a control group"
+    yield Finding("memory", f"{int(machine['memory_bytes'] or 0) / GIB:.1f} GiB{limited}")
 
 
 def _instruments(facts: DeviceFacts) -> Iterator[Finding]:
-    if facts.host_peak_instrument == "VmHWM":
-        yield Finding(subject="host peak memory", good=True, text="exact per phase (VmHWM can be reset)")
-    else:
-        yield Finding(
-            subject="host peak memory",
-            good=False,
-            text="VmHWM cannot be reset here (/proc/self/clear_refs), so no host peaks are read; "
-            "allow writing to it, or run outside this sandbox",
-        )
-    counted = count_oom_kills() is not None
-    yield Finding(
-        subject="out-of-memory kills",
-        good=counted,
-        text="counted by the kernel"
-        if counted
-        else "not counted where this process can see it, so a kill for memory is recorded as crashed",
+    yield _either(
+        "host peak memory",
+        facts.host_peak_instrument == "VmHWM",
+        "exact per phase (VmHWM can be reset)",
+        "VmHWM cannot be reset here (/proc/self/clear_refs), so no host peaks are read; "
+        "allow writing to it, or run outside this sandbox",
     )
-
-
-def _weights() -> Finding:
+    yield _either(
+        "out-of-memory kills",
+        count_oom_kills() is not None,
+        "counted by the kernel",
+        "not counted where this process can see it, so a kill for memory is recorded as crashed",
+    )
     folder = cache_folder()
     names = sorted(path.parent.name for path in folder.glob("*/complete.json"))
     held = ", ".join(names) or "none yet; bench run fetches what a scenario needs, and then needs a network"
-    return Finding(subject="weights in the cache", good=bool(names), text=f"{folder}: {held}")
+    yield Finding("weights in the cache", f"{folder}: {held}", good=bool(names))
 
 
 def _cuda(environment: Environment, facts: DeviceFacts) -> Iterator[Finding]:
     quantisation_on_cpu = "nf4, fp4, int8 and 8-bit AdamW work; its paged optimizers run but page nothing"
     version = environment.versions.get("bitsandbytes")
-    yield Finding(subject="bitsandbytes on CPU", good=True, text=f"{version}: {quantisation_on_cpu}")
+    yield Finding("bitsandbytes on CPU", f"{version}: {quantisation_on_cpu}")
     if not facts.cuda_available:
         reason = facts.cuda_unavailable_reason or "torch finds no device"
-        yield Finding(
-            subject="CUDA",
-            good=False,
-            text=f'{reason}; cells with device = "cuda" are recorded as unavailable here',
-        )
+        text = f'{reason}; cells with device = "cuda" are recorded as unavailable here'
+        yield Finding("CUDA", text, good=False)
         return
     capability = facts.cuda_capability or (0, 0)
     total = (facts.cuda_total_bytes or 0) / GIB
     card = f"{facts.cuda_name}, {total:.1f} GiB, capability {'.'.join(map(str, capability))}"
-    yield Finding(subject="CUDA", good=True, text=f"{card}, CUDA {facts.cuda_version}")
-    bf16 = facts.bf16_on_cuda is not False
-    yield Finding(
-        subject="bf16 on CUDA", good=bf16, text="supported" if bf16 else "not on this card; use fp16 or fp32"
-    )
+    yield Finding("CUDA", f"{card}, CUDA {facts.cuda_version}")
+    no_bf16 = "not on this card; use fp16 or fp32"
+    yield _either("bf16 on CUDA", facts.bf16_on_cuda is not False, "supported", no_bf16)
     for subject, needed in (("4-bit on CUDA", NF4_CAPABILITY), ("int8 on CUDA", INT8_CAPABILITY)):
-        enough = capability >= needed
-        text = "supported by bitsandbytes" if enough else f"needs capability {needed[0]}.{needed[1]}"
-        yield Finding(subject=subject, good=enough, text=text)
-    yield _flash_attention(facts, capability)
-
-
-def _flash_attention(facts: DeviceFacts, capability: tuple[int, int]) -> Finding:
-    subject = "flash_attention_2"
-    if not facts.flash_attention_2:
-        return Finding(subject=subject, good=False, text="not installed; pip install flash-attn, or use sdpa")
-    enough = capability >= FLASH_ATTENTION_CAPABILITY
-    return Finding(
-        subject=subject, good=enough, text="usable" if enough else "needs Ampere or newer; use sdpa"
-    )
+        text_if_not = f"needs capability {needed[0]}.{needed[1]}"
+        yield _either(subject, capability >= needed, "supported by bitsandbytes", text_if_not)
+    if facts.flash_attention_2:
+        new_enough = capability >= FLASH_ATTENTION_CAPABILITY
+        yield _either("flash_attention_2", new_enough, "usable", "needs Ampere or newer; use sdpa")
+    else:
+        yield Finding("flash_attention_2", "not installed; pip install flash-attn, or use sdpa", good=False)
 
 
 def find_gpus(
@@ -202,15 +172,15 @@ def find_gpus(
             yield from _findings(nvml, facts, environment, root)
     except UnavailableError as error:
         text = f"{error}; nothing is read of a GPU from outside the worker"
-        yield Finding(subject="NVIDIA driver", good=False, text=text)
+        yield Finding("NVIDIA driver", text, good=False)
 
 
 def _findings(
     nvml: Nvml, facts: DeviceFacts, environment: Mapping[str, str], root: Path
 ) -> Iterator[Finding]:
-    yield Finding(subject="NVIDIA driver", good=True, text=nvml.driver_version or "of unknown version")
+    yield Finding("NVIDIA driver", nvml.driver_version or "of unknown version")
     for problem in nvml.problems:
-        yield Finding(subject="NVIDIA driver", good=False, text=problem)
+        yield Finding("NVIDIA driver", problem, good=False)
     gpus = {gpu.uuid: nvml.gpu(gpu.uuid) for gpu in nvml.gpus()}
     samples = {uuid: gpu.sample() for uuid, gpu in gpus.items()}
     for uuid, gpu in gpus.items():
@@ -232,18 +202,17 @@ def _findings(
 
 
 def _describe(nvml: Nvml, gpu: GpuFacts) -> Finding:
-    """Tell a card or slice by name, UUID and memory, and how it is cut."""
     parts = [gpu.name or "name unknown", _size(gpu.total_bytes)]
     mode, slices = nvml.mig_mode(gpu.uuid), len(_slices_of(nvml, gpu.uuid))
     if gpu.power_limit_mw is not None:
         parts.append(f"power limit {gpu.power_limit_mw / 1000:.0f} W")
     if mode is not None:
-        parts.append(f"MIG on, {slices} slices" if mode else "MIG off")
+        parts.append(f"MIG on, {counted(slices, 'slice')}" if mode else "MIG off")
     parts.append(gpu.uuid)
     empty = mode is True and not slices
     if empty:
         parts.append("CUDA shows nothing of it; make slices with nvidia-smi mig -cgi, or switch MIG off")
-    return Finding(subject=_subject(nvml, gpu), good=not empty, text=", ".join(parts))
+    return Finding(_subject(nvml, gpu), ", ".join(parts), good=not empty)
 
 
 def _subject(nvml: Nvml, gpu: GpuFacts) -> str:
@@ -259,18 +228,17 @@ def _slices_of(nvml: Nvml, uuid: str) -> list[GpuFacts]:
 
 
 def _use(nvml: Nvml, gpu: GpuFacts, sample: GpuSample, root: Path) -> Finding:
-    """Tell who is on a device now."""
     known = sample.device_used_bytes is not None
     used = f"{_size(sample.device_used_bytes)} used" if known else "memory use unknown"
     subject = f"use of {_subject(nvml, gpu)}"
     if sample.processes is None:
-        return Finding(subject=subject, good=False, text=f"{used}; NVML does not list processes here")
+        return Finding(subject, f"{used}; NVML does not list processes here", good=False)
     if not sample.processes:
-        return Finding(subject=subject, good=True, text=f"{used}, no process listed")
+        return Finding(subject, f"{used}, no process listed")
     named = [_name(process, root) for process in sample.processes[:_MOST_NAMED]]
     more = len(sample.processes) - len(named)
     text = f"{used}, by {', '.join(named)}{f' and {more} more' if more else ''}; measure when they have ended"
-    return Finding(subject=subject, good=False, text=text)
+    return Finding(subject, text, good=False)
 
 
 def _name(process: GpuProcess, root: Path) -> str:
@@ -287,16 +255,16 @@ def _clock_events(nvml: Nvml, gpu: GpuFacts, sample: GpuSample) -> Iterator[Find
     events = name_events(sample.event_reasons or 0, INVALIDATING)
     if events and gpu.parent_uuid is None:
         text = f"slowed down now: {', '.join(events)}; check its cooling and supply before measuring"
-        yield Finding(subject=f"clock of {_subject(nvml, gpu)}", good=False, text=text)
+        yield Finding(f"clock of {_subject(nvml, gpu)}", text, good=False)
 
 
 def _agreement(address: Address, facts: DeviceFacts) -> Finding:
     """Tell whether NVML knows the device that CUDA calls its first."""
     reason = facts.cuda_unavailable_reason or "torch finds no device"
     return Finding(
-        subject="CUDA and NVML",
+        "CUDA and NVML",
+        address.reason if facts.cuda_available else f"NVML shows GPUs, and torch uses none: {reason}",
         good=facts.cuda_available and address.gpu is not None and not address.contradiction,
-        text=address.reason if facts.cuda_available else f"NVML shows GPUs, and torch uses none: {reason}",
     )
 
 
@@ -307,9 +275,9 @@ def _gpu_instruments(gpu: Gpu, sample: GpuSample) -> Iterator[Finding]:
         usable.append(f"processes ({gpu.processes_version})")
     usable += [words for name, words in _READINGS.items() if getattr(sample, name) is not None]
     text = ", ".join(usable) or "none"
-    yield Finding(subject="GPU instruments", good=bool(usable), text=f"{text} of {gpu.facts.uuid}")
+    yield Finding("GPU instruments", f"{text} of {gpu.facts.uuid}", good=bool(usable))
     for problem in gpu.problems:
-        yield Finding(subject="GPU instruments", good=False, text=problem)
+        yield Finding("GPU instruments", problem, good=False)
 
 
 def _isolation(samples: Sequence[GpuSample], environment: Mapping[str, str], root: Path) -> Finding:
@@ -327,7 +295,7 @@ def _isolation(samples: Sequence[GpuSample], environment: Mapping[str, str], roo
         text = f"{where}, and NVML may list others or none: {advice}"
     else:
         text = f"{where}, with the process numbers that NVML lists; each run tests it with a known block"
-    return Finding(subject="isolation", good=strange is None and not own_numbers, text=text)
+    return Finding("isolation", text, good=strange is None and not own_numbers)
 
 
 def _namespace(root: Path) -> str | None:

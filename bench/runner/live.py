@@ -6,7 +6,7 @@ Redraws only when a worker says something, so that watching does not disturb wha
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -16,6 +16,7 @@ from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
+from bench.errors import counted
 from bench.metrics import GIB
 from bench.records.derived_metrics import NS_PER_SECOND, TRAINING_PHASES, read_metrics
 from bench.records.messages import Message, PhaseStarted, ReadingMade
@@ -65,26 +66,21 @@ def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[O
 def watch_predicting(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Show meanwhile how many cells are predicted: a bar on a terminal, now and then a line in a log."""
     if not console.is_terminal:
-        yield _LoggedProgress(console).show
+        shown_s = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal shown_s
+            if time.monotonic() - shown_s >= LOGGED_PROGRESS_INTERVAL_S:
+                shown_s = time.monotonic()
+                console.print(f"predicting: {done} of {total} cells", highlight=False)
+
+        yield show
         return
     with Progress(
         TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
     ) as bar:
         task = bar.add_task("predicting", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-class _LoggedProgress:
-    """A line whenever a good while has passed since the last."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._shown_s = time.monotonic()
-
-    def show(self, done: int, total: int) -> None:
-        if time.monotonic() - self._shown_s >= LOGGED_PROGRESS_INTERVAL_S:
-            self._shown_s = time.monotonic()
-            self._console.print(f"predicting: {done} of {total} cells", highlight=False)
 
 
 @dataclass
@@ -110,8 +106,10 @@ class CurrentRun:
             self.steps_in_phase += 1
             self.tokens_per_second = reading.tokens.non_padding * NS_PER_SECOND / reading.step_time_ns
         elif isinstance(reading, PhaseReading) and reading.name in TRAINING_PHASES:
-            self.host_peak_bytes = _larger(self.host_peak_bytes, reading.host_peak_bytes)
-            self.cuda_peak_bytes = _larger(self.cuda_peak_bytes, reading.cuda_allocated_peak_bytes)
+            peaks = (self.host_peak_bytes, reading.host_peak_bytes)
+            self.host_peak_bytes = max((size for size in peaks if size is not None), default=None)
+            peaks = (self.cuda_peak_bytes, reading.cuda_allocated_peak_bytes)
+            self.cuda_peak_bytes = max((size for size in peaks if size is not None), default=None)
 
     @property
     def line(self) -> str:
@@ -127,7 +125,7 @@ class CurrentRun:
 class _Watcher:
     """What is known of a sweep so far, as its events tell; what is shown of it is ``show``'s."""
 
-    def __init__(self, console: Console, render_plan: RenderPlan | None) -> None:
+    def __init__(self, console: Console, render_plan: RenderPlan | None = None) -> None:
         self._console = console
         self._render_plan = render_plan
         self._current: CurrentRun | None = None
@@ -197,18 +195,14 @@ class LiveTable(_Watcher):
         self._next_draw_s = now_s + max(REDRAW_INTERVAL_S, (now_s - began_s) / DRAWING_SHARE)
 
     def _lay_out(self) -> RenderableType:
-        table = Table()
-        for name in ("cell", "run", "state", "tokens/s", "peak", "time"):
-            table.add_column(name, overflow="fold")
         room = max(1, self._console.height - ROWS_AROUND_TABLE)
-        for record in self._ended[-room:]:
-            table.add_row(*_record_row(record))
+        table = _table([_record_row(record) for record in self._ended[-room:]], "state")
         return SegmentLines(self._console.render_lines(table, pad=False), new_lines=True)
 
     def _caption(self) -> str:
         if self._preparing:
             return f"{self._preparing} …"
-        parts = [f"{len(self._ended)} of {self._runs_to_do} runs"]
+        parts = [f"{len(self._ended)} of {counted(self._runs_to_do, 'run')}"]
         if self._runs_on_disk:
             parts.append(f"{self._runs_on_disk} on disk before")
         spent_s = [record.total_ns / NS_PER_SECOND for record in self._ended if record.total_ns]
@@ -223,10 +217,6 @@ class LiveTable(_Watcher):
 class PlainLines(_Watcher):
     """One line as a phase begins and one as a run ends, for a console that is not a terminal."""
 
-    def __init__(self, console: Console, render_plan: RenderPlan | None = None) -> None:
-        """Print to a console; show what is predicted where it is said how."""
-        super().__init__(console, render_plan)
-
     def show(self, event: Event) -> None:
         """Print what deserves a line of its own."""
         match event:
@@ -235,7 +225,7 @@ class PlainLines(_Watcher):
             case Preparing():
                 self._print(f"{event.what} …")
             case SweepStarted():
-                self._print(f"{event.runs_to_do} runs to do, {event.runs_on_disk} on disk already")
+                self._print(f"{counted(event.runs_to_do, 'run')} to do, {event.runs_on_disk} on disk already")
             case Heard(PhaseStarted(phase=phase)) if self._current is not None:
                 self._print(f"{self._current.cell.id} run {self._current.run}: {phase}")
             case RunEnded(record):
@@ -252,12 +242,19 @@ class PlainLines(_Watcher):
 
 def outcome_table(records: Sequence[Record]) -> Table:
     """Return every run with its outcome and, where it is not ok, the reason."""
-    table = Table(title="Outcomes", title_justify="left")
-    for name in ("cell", "run", "outcome", "tokens/s", "peak", "time", "why"):
+    reasons = [Text(printable(record.failure.message)) if record.failure else "" for record in records]
+    rows = [(*_record_row(record), why) for record, why in zip(records, reasons, strict=True)]
+    table = _table(rows, "outcome", "why")
+    table.title, table.title_justify = "Outcomes", "left"
+    return table
+
+
+def _table(rows: Iterable[Sequence[str | Text]], state: str, *more: str) -> Table:
+    table = Table()
+    for name in ("cell", "run", state, "tokens/s", "peak", "time", *more):
         table.add_column(name, overflow="fold")
-    for record in records:
-        why = Text(printable(record.failure.message)) if record.failure else ""
-        table.add_row(*_record_row(record), why)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -290,10 +287,6 @@ def _peak(cuda_bytes: float | None, host_bytes: float | None) -> str:
     if cuda_bytes is not None:
         return f"{cuda_bytes / GIB:.2f} GiB CUDA"
     return "" if host_bytes is None else f"{host_bytes / GIB:.2f} GiB host"
-
-
-def _larger(one: int | None, other: int | None) -> int | None:
-    return max((value for value in (one, other) if value is not None), default=None)
 
 
 def _duration(seconds: float) -> str:

@@ -82,7 +82,7 @@ class SweepResult:
 
 @dataclass(kw_only=True)
 class CellRunner:
-    """Turns a planned run into a record; remembers which weights were fetched.
+    """Turns a scheduled run into a record; remembers which weights were fetched.
 
     ``snapshots`` is the folder that allocator snapshots go to, None where none are asked for.
     """
@@ -92,7 +92,7 @@ class CellRunner:
     environment: Environment
     facts: DeviceFacts
     inputs: Mapping[str, str | None]
-    gpu: SweepGpu
+    gpu: SweepGpu = field(default_factory=SweepGpu)
     plan: Plan | None = None
     trust_remote_code: bool = False
     skip_unfit: bool = False
@@ -130,9 +130,11 @@ class CellRunner:
         cell = planned.cell
         if planned.reason is not None:
             return _not_run("unavailable", planned.reason)
-        unfit = self._why_unfit(cell)
-        if unfit is not None:
-            return _not_run("skipped", unfit)
+        expected = self._expected.get(cell.id)
+        if expected is not None and self.plan is not None and self.plan.cards and self.skip_unfit:
+            unfit = why_unfit(expected, self.plan.cards[0])
+            if unfit is not None:
+                return _not_run("skipped", unfit)
         if cell.model.path is None:
             fetched = self._fetch(cell.model)
             if fetched.outcome != "ok":
@@ -141,11 +143,15 @@ class CellRunner:
         job = CellJob(
             cell_json=cell.model_dump_json(),
             trust_remote_code=self.trust_remote_code,
-            snapshot_path=self._snapshot_path(planned),
+            snapshot_path=None
+            if self.snapshots is None
+            else str(self.snapshots / snapshot_file_name(cell.id, planned.key, planned.run)),
             turns=turns,
         )
         if turns is not None:
-            return self._in_turn(job, cell)
+            # Beside another run it takes twice as long, and the CPUs' counters see somebody else.
+            limits = cell.limits.model_copy(update={"timeout_s": 2 * cell.limits.timeout_s})
+            return run_job(job, self.launcher, limits, hear=self._hear)
         if cell.device == "cuda":
             return self._on_gpu(job, cell)
         load = CpuLoadWatch(cpu_quota=self.environment.threads.get("cpu_quota_percent") is not None)
@@ -153,11 +159,6 @@ class CellRunner:
 
     def _hear(self, message: Message) -> None:
         self.observe(events.Heard(message))
-
-    def _in_turn(self, job: CellJob, cell: Cell) -> JobEnd:
-        """Run a cell beside another: that takes twice as long, and the CPUs' counters see somebody else."""
-        limits = cell.limits.model_copy(update={"timeout_s": 2 * cell.limits.timeout_s})
-        return run_job(job, self.launcher, limits, hear=self._hear)
 
     def _on_gpu(self, job: CellJob, cell: Cell) -> JobEnd:
         """Run a cell watched through NVML, once the GPU is idle; or unwatched, and say so in the record."""
@@ -176,18 +177,6 @@ class CellRunner:
         if watch.silent:
             self.gpu.give_up("NVML stopped answering in an earlier run; check dmesg and nvidia-smi")
         return end
-
-    def _snapshot_path(self, planned: ScheduledRun) -> str | None:
-        if self.snapshots is None:
-            return None
-        return str(self.snapshots / snapshot_file_name(planned.cell.id, planned.key, planned.run))
-
-    def _why_unfit(self, cell: Cell) -> str | None:
-        """Return why a cell is skipped; None where it is to be run."""
-        expected = self._expected.get(cell.id)
-        if expected is None or self.plan is None or not self.plan.cards or not self.skip_unfit:
-            return None
-        return why_unfit(expected, self.plan.cards[0])
 
     def _fetch(self, model: ModelSpec) -> JobEnd:
         """Bring weights here once per sweep; how that ended is how all cells of the model end."""

@@ -89,7 +89,7 @@ def assert_nothing_is_lost(folder: Path, results: Path, running: ReplayBench, wh
     if not FULL:
         return
     with ReplayBench(folder, "run", "s.toml", "--results", str(results)) as again:
-        again.wait_for("0 runs to do, 2 on disk already" if len(loaded.records) == 2 else "1 runs to do")
+        again.wait_for("0 runs to do, 2 on disk already" if len(loaded.records) == 2 else "1 run to do")
         assert again.finish()[0] == 0
 
 

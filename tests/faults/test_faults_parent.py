@@ -64,7 +64,7 @@ def test_killed_at_random_instants_a_sweep_loses_repeats_and_tears_nothing(
                 left = CELLS_TO_KILL - len(before)
                 if chance.random() < 0.9:
                     ended = chance.randrange(left) if left else 0
-                    running.wait_for(f"[{ended}/{left}]" if ended else "runs to do")
+                    running.wait_for(f"[{ended}/{left}]" if ended else " to do, ")
                 time.sleep(chance.uniform(0, 0.1))
                 finished = running.poll() is not None
                 running.kill()

@@ -125,8 +125,8 @@ def test_the_outcome_table_has_every_reason() -> None:
 def test_findings_are_one_line_each() -> None:
     """A good one begins with ok, a bad one with no."""
     findings = [
-        Finding(subject="python", good=True, text="3.11.9"),
-        Finding(subject="CUDA", good=False, text="no driver; install one"),
+        Finding("python", "3.11.9"),
+        Finding("CUDA", "no driver; install one", good=False),
     ]
     assert finding_lines(findings).plain == "ok  python  3.11.9\nno  CUDA    no driver; install one"
 

@@ -39,7 +39,7 @@ class ReplayBench(subprocess.Popen[str]):
         environment = os.environ | {
             name: value,
             "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[2]))),
         }
         code = f"{prelude}\nfrom replay_bench import main\nmain()"
         super().__init__(

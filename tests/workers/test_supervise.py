@@ -292,7 +292,7 @@ def test_a_server_that_dies_on_import_is_told_with_what_it_said(tmp_path: Path) 
         "try: LocalLauncher(preload=['broken_library']).start(ProbeJob())\n"
         "except InfrastructureError as error: print(error)"
     )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
     assert "RuntimeError: libcudart.so.99 is missing" in done.stdout.decode()
     assert "no worker process came up" in done.stdout.decode().splitlines()[-1]

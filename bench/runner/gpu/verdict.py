@@ -111,8 +111,12 @@ def judge_isolation(test: BlockTest, owners: Owners) -> tuple[Isolation, str]:
         return "unavailable", "No sample was taken while the worker held still around its test block."
     size = f"{block / MIB:.0f} MiB"
 
-    def moved(*sizes: int | None) -> bool:
-        return _follows(block, *sizes)
+    def moved(idle: int | None, held: int | None, freed: int | None) -> bool:
+        """Tell whether a reading rose by about the block and fell by about as much."""
+        if idle is None or held is None or freed is None:
+            return False
+        tolerated = block * MOVED_WITHIN_SHARE
+        return abs(held - idle - block) <= tolerated and abs(held - freed - block) <= tolerated
 
     if moved(*(owners.own_bytes(sample) for sample in (idle, held, freed))):
         return "process", f"The bytes of the worker's own process rose and fell with a test block of {size}."
@@ -139,16 +143,13 @@ def judge_isolation(test: BlockTest, owners: Owners) -> tuple[Isolation, str]:
     )
 
 
-def _follows(block_bytes: int, idle: int | None, held: int | None, freed: int | None) -> bool:
-    """Tell whether a reading rose by about the block and fell by about as much."""
-    if idle is None or held is None or freed is None:
-        return False
-    tolerated = block_bytes * MOVED_WITHIN_SHARE
-    return abs(held - idle - block_bytes) <= tolerated and abs(held - freed - block_bytes) <= tolerated
+def _rise(before: int | None, after: int | None) -> str:
+    if before is None or after is None:
+        return "were not told"
+    return f"changed by {(after - before) / MIB:.0f} MiB"
 
 
 def _bytes_of(pid: int, sample: GpuSample) -> int | None:
-    """Return a process's bytes; 0 where it is not listed, None where they are not told."""
     return next((process.used_bytes for process in sample.processes or () if process.pid == pid), 0)
 
 
@@ -161,13 +162,6 @@ def _why_no_process(held: GpuSample, owners: Owners) -> str:
     if any(process.used_bytes is None for process in own):
         return "NVML does not tell the bytes of a process here"
     return "NVML's bytes of the worker's process do not follow what it allocates"
-
-
-def _rise(before: int | None, after: int | None) -> str:
-    if before is None or after is None:
-        return "were not told"
-    change = (after - before) / MIB
-    return f"changed by {change:.0f} MiB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +194,7 @@ def why_busy(earlier: GpuSample | None, later: GpuSample | None, facts: GpuFacts
 
 
 def not_idle(busy: str, patience_s: float) -> str:
-    """Return the sentence for a run that was not begun."""
+    """Say why a run was not begun."""
     return (
         f"The GPU was not idle within {patience_s:g} s ({busy}), and what is measured beside others says "
         "nothing; end what else runs on it, then run the same command again."

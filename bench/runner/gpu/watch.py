@@ -117,7 +117,6 @@ def hold_gpu(uuid: str) -> Iterator[None]:
 
 
 def _holder(name: str) -> str:
-    """Return which process holds the lock, if it can be asked."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as question:
         question.settimeout(_PATIENCE_S)
         question.connect(name)
@@ -287,7 +286,10 @@ class GpuWatch:
             sample = self._gpu.sample(complete=complete)
             ended_ns = time.monotonic_ns()
             with self._lock:
-                self._take(Taken(began_ns=began_ns, ended_ns=ended_ns, sample=sample))
+                self._latest = sample
+                if self._owners is not None:
+                    self._owners.look(sample)
+                    self._timeline.take(Taken(began_ns=began_ns, ended_ns=ended_ns, sample=sample))
                 self._longest_gap_ns = max(self._longest_gap_ns, began_ns - last_ns)
                 self._cpu_ns = time.thread_time_ns()
             self._answered.set()
@@ -295,17 +297,11 @@ class GpuWatch:
             self._wake.wait(max(0, began_ns + self._interval_ns - ended_ns) / 1e9)
 
     def _is_complete_due(self) -> bool:
-        """Count the samples since the last complete one; before there is a worker, each one is."""
+        # Before there is a worker, each sample is complete.
         with self._lock:
             due = self._until_complete == 0 or self._owners is None
             self._until_complete = SAMPLES_FOR_A_COMPLETE_ONE - 1 if due else self._until_complete - 1
         return due
-
-    def _take(self, taken: Taken) -> None:
-        self._latest = taken.sample
-        if self._owners is not None:
-            self._owners.look(taken.sample)
-            self._timeline.take(taken)
 
     def _end_sampling(self) -> None:
         self._stop.set()
