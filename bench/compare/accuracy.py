@@ -132,9 +132,9 @@ class SeedBlocks:
 
 def mean_over_seeds(values: Sequence[float], *, of_shares: bool = False) -> SeedMean:
     """Return the mean of at least one value, and mean ± t(0.975, n - 1) · s / √n; of shares within 0 to 1."""
-    mean = statistics.mean(values)  # exact: equal values have themselves as their mean
     if len(values) == 1:
-        return SeedMean(values=tuple(values), mean=mean)
+        return SeedMean(values=tuple(values), mean=values[0])
+    mean = statistics.mean(values)  # exact: equal values have themselves as their mean
     error = statistics.stdev(values) / len(values) ** 0.5
     if not error:
         return SeedMean(values=tuple(values), mean=mean, low=mean, high=mean)

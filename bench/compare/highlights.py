@@ -5,7 +5,9 @@ window, environment and device are set against each other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
 
 from bench.compare.comparison import Comparison, groups
 from bench.compare.measured import Contrast, Measured
@@ -56,26 +58,70 @@ class Setting:
     values: Mapping[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class Highlights:
-    """What is worth saying of one model, window, environment and device.
-
-    ``by_memory`` orders the cells by the peak of each headline instrument that read all of them, least first.
-    ``speeds`` are those that can be set against full fine-tuning's; ``qlora_vs_lora`` are QLoRA cells against
-    a LoRA cell that differs in how the base is stored only.
-    """
+    """What is worth saying of cells of one model, window, environment and device."""
 
     rows: tuple[Measured, ...]
-    by_memory: Mapping[Instrument, tuple[Measured, ...]] = field(default_factory=dict)
-    fastest: Fastest | None = None
-    speeds: tuple[Contrast, ...] = ()
-    most_accurate: tuple[MostAccurate, ...] = ()
-    qlora_vs_lora: tuple[Contrast, ...] = ()
 
-    @property
+    @cached_property
     def ok(self) -> tuple[Measured, ...]:
         """The cells with a good run."""
         return tuple(row for row in self.rows if row.ok)
+
+    @cached_property
+    def by_memory(self) -> Mapping[Instrument, tuple[Measured, ...]]:
+        """The cells by the peak of each headline instrument that read all of them, least first."""
+        found: dict[Instrument, tuple[Measured, ...]] = {}
+        if any("memory" in row.doubts for row in self.ok):
+            return found
+        for instrument in HEADLINES[self.rows[0].device][:_IN_WORDS]:
+            peaks = [(peak.peak_bytes, row) for row in self.ok if (peak := row.peak(instrument))]
+            if peaks and len(peaks) == len(self.ok):
+                found[instrument] = tuple(row for _, row in sorted(peaks, key=itemgetter(0)))
+        return found
+
+    @cached_property
+    def fastest(self) -> Fastest | None:
+        """The fastest cell, where all of them have a speed that can be right."""
+        timed = [(row.throughput, row) for row in self.ok if row.throughput and "speed" not in row.doubts]
+        if not timed or len(timed) < len(self.ok):
+            return None
+        speed, best = max(timed, key=lambda pair: pair[0].tokens_per_second)
+        level = (row for other, row in timed if row is not best and other.high >= speed.low)
+        return Fastest(row=best, level=tuple(level))
+
+    @cached_property
+    def speeds(self) -> tuple[Contrast, ...]:
+        """The cells whose speed can be set against full fine-tuning's."""
+        against = (full for row in self.ok if (full := row.against_full))
+        return tuple(one for one in against if one.speed_ratio is not None and "speed" not in one.doubted)
+
+    @cached_property
+    def most_accurate(self) -> tuple[MostAccurate, ...]:
+        """The most accurate cell on each task."""
+        found = []
+        for task in dict.fromkeys(one.task for row in self.ok for one in row.accuracies):
+            evaluated = ((one.after, row) for row in self.ok if (one := row.accuracy(task)))
+            after = [(share, row) for share, row in evaluated if share is not None]
+            if after:
+                _, best = max(after, key=itemgetter(0))
+                others = tuple(Contrast(row, best) for _, row in after if row is not best)
+                found.append(MostAccurate(task=task, row=best, others=others))
+        return tuple(found)
+
+    @cached_property
+    def qlora_vs_lora(self) -> tuple[Contrast, ...]:
+        """QLoRA cells against a LoRA cell that differs in how the base is stored only."""
+        ignored = {*HOW_BASE_IS_STORED, *HOW_IT_LEARNS, *EXTRA_READINGS, "training.seed", "evaluation"}
+        loras = {
+            row.cell.comparison_key(ignored): row
+            for row in self.ok
+            if row.cell.method.kind == "lora" and row.cell.method.base == "as-trained"
+        }
+        quantised = (row for row in self.ok if row.kind == "qlora")
+        pairs = ((row, loras.get(row.cell.comparison_key(ignored))) for row in quantised)
+        return tuple(Contrast(row, lora) for row, lora in pairs if lora)
 
     @property
     def not_to_merge(self) -> tuple[Measured, ...]:
@@ -84,84 +130,20 @@ class Highlights:
 
     @property
     def settings(self) -> tuple[Setting, ...]:
-        """What the cells were trained with."""
-        return settings(self.rows)
+        """What the cells were trained with, in order; of what they differ in, each value."""
+        found: dict[str, dict[str, dict[str, None]]] = {}
+        for row in self.rows:
+            for name, value in _recipe((row.ok or row.records)[-1]):
+                found.setdefault(name, {}).setdefault(value, {})[row.method] = None
+        return tuple(
+            Setting(name=name, values={value: tuple(methods) for value, methods in values.items()})
+            for name, values in found.items()
+        )
 
 
 def highlights(comparison: Comparison) -> tuple[Highlights, ...]:
     """Return the highlights of each group of rows, in the order of the rows."""
-    return tuple(_highlights(rows) for rows in groups(comparison.rows))
-
-
-def _highlights(rows: Sequence[Measured]) -> Highlights:
-    ok = [row for row in rows if row.ok]
-    if not ok:
-        return Highlights(rows=tuple(rows))
-    return Highlights(
-        rows=tuple(rows),
-        by_memory=dict(_by_memory(ok)),
-        fastest=_fastest(ok),
-        speeds=tuple(
-            full
-            for row in ok
-            if (full := row.against_full) and full.speed_ratio is not None and "speed" not in full.doubted
-        ),
-        most_accurate=tuple(_most_accurate(ok)),
-        qlora_vs_lora=tuple(_qlora_vs_lora(ok)),
-    )
-
-
-def _by_memory(rows: Sequence[Measured]) -> Iterator[tuple[Instrument, tuple[Measured, ...]]]:
-    if any("memory" in row.doubts for row in rows):
-        return
-    for instrument in HEADLINES[rows[0].device][:_IN_WORDS]:
-        peaks = [(peak.peak_bytes, index) for index, row in enumerate(rows) if (peak := row.peak(instrument))]
-        if len(peaks) == len(rows):
-            yield instrument, tuple(rows[index] for _, index in sorted(peaks))
-
-
-def _fastest(rows: Sequence[Measured]) -> Fastest | None:
-    timed = [(row.throughput, row) for row in rows if row.throughput and "speed" not in row.doubts]
-    if len(timed) < len(rows):
-        return None
-    speed, best = max(timed, key=lambda pair: pair[0].tokens_per_second)
-    level = (row for other, row in timed if row is not best and other.high >= speed.low)
-    return Fastest(row=best, level=tuple(level))
-
-
-def _most_accurate(rows: Sequence[Measured]) -> Iterator[MostAccurate]:
-    for task in dict.fromkeys(one.task for row in rows for one in row.accuracies):
-        evaluated = ((one.after, row) for row in rows if (one := row.accuracy(task)))
-        after = [(share, row) for share, row in evaluated if share is not None]
-        if after:
-            _, best = max(after, key=lambda each: each[0])
-            others = tuple(Contrast(row, best) for _, row in after if row is not best)
-            yield MostAccurate(task=task, row=best, others=others)
-
-
-def _qlora_vs_lora(rows: Sequence[Measured]) -> Iterator[Contrast]:
-    ignored = {*HOW_BASE_IS_STORED, *HOW_IT_LEARNS, *EXTRA_READINGS, "training.seed", "evaluation"}
-    loras = {
-        row.cell.comparison_key(ignored): row
-        for row in rows
-        if row.cell.method.kind == "lora" and row.cell.method.base == "as-trained"
-    }
-    for row in rows:
-        lora = loras.get(row.cell.comparison_key(ignored)) if row.kind == "qlora" else None
-        if lora is not None:
-            yield Contrast(row, lora)
-
-
-def settings(rows: Sequence[Measured]) -> tuple[Setting, ...]:
-    """Return each setting that a row has, in order; of which methods differ in it, each value."""
-    found: dict[str, dict[str, dict[str, None]]] = {}
-    for row in rows:
-        for name, value in _recipe((row.ok or row.records)[-1]):
-            found.setdefault(name, {}).setdefault(value, {})[row.method] = None
-    return tuple(
-        Setting(name=name, values={value: tuple(methods) for value, methods in values.items()})
-        for name, values in found.items()
-    )
+    return tuple(Highlights(tuple(rows)) for rows in groups(comparison.rows))
 
 
 def _recipe(record: Record) -> Iterator[tuple[str, str]]:

@@ -5,10 +5,10 @@ throughout; None is *not measured*, and never stands for 0.
 """
 
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 from bench.compare import readings
 from bench.compare.accuracy import (
@@ -23,14 +23,8 @@ from bench.compare.caveats import Ending, caveats_of_runs, endings_of
 from bench.compare.environments import EnvironmentGroup
 from bench.compare.plausibility import Doubted, Finding, lint
 from bench.compare.readings import (
-    GpuSeen,
-    Losses,
-    Merge,
     Peak,
-    PeakCause,
     Predicted,
-    Throughput,
-    TimeBreakdown,
 )
 from bench.metrics import Instrument
 from bench.records.cuda import TorchSettings
@@ -43,6 +37,7 @@ _NVML_NAMES: dict[Instrument, str] = {
     "nvml_device_delta": "the device less what was on it before",
 }
 _BESIDE_THE_METHOD = {"method", "evaluation", "training.seed", *HOW_IT_LEARNS, *EXTRA_READINGS}
+T = TypeVar("T")
 _SEED_TOKEN = re.compile(r"-seed=\d+(?=[-/]|$)")
 
 
@@ -57,6 +52,11 @@ def setting_of(record: Record, where: EnvironmentGroup) -> tuple[Hashable, ...]:
     The number of steps counts: with padding to the longest it decides which batches are seen.
     """
     return (*record.cell.comparison_key(_BESIDE_THE_METHOD), where.place, record.inputs_digest)
+
+
+def _over_good_runs(read: Callable[[Sequence[Record]], T]) -> cached_property[T]:
+    """Return what ``read`` makes of the good runs, as a property that is worked out once."""
+    return cached_property(lambda measured: read(measured.ok))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,60 +193,21 @@ class Measured:
         flops = next((record.measurement.flops for record in self.ok if record.measurement.flops), None)
         return flops.step_flops / flops.tokens.non_padding if flops else None
 
-    @property
-    def load_time_ns(self) -> int | None:
-        """The median time of the load phase."""
-        return readings.load_time_ns(self.ok)
-
-    @cached_property
-    def metrics(self) -> Mapping[str, float]:
-        """Medians over good runs, by the names and in the units of ``bench.metrics``."""
-        return readings.metrics(self.ok)
-
-    @cached_property
-    def peaks(self) -> tuple[Peak, ...]:
-        """The peak by each instrument that was there."""
-        return readings.peaks(self.ok)
+    metrics = _over_good_runs(readings.metrics)
+    peaks = _over_good_runs(readings.peaks)
+    throughput = _over_good_runs(readings.throughput)
+    accuracies = _over_good_runs(accuracies_of)
+    cause = _over_good_runs(readings.cause)
+    gpu = _over_good_runs(readings.gpu_seen)
+    losses = _over_good_runs(readings.losses)
+    merge = _over_good_runs(readings.merge)
+    times = _over_good_runs(readings.times)
+    load_time_ns = _over_good_runs(readings.load_time_ns)
 
     @property
     def predictions(self) -> tuple[Predicted, ...]:
         """What was predicted of these peaks before the run."""
         return readings.predictions(self.ok[-1].prediction, self.peaks) if self.ok else ()
-
-    @cached_property
-    def throughput(self) -> Throughput | None:
-        """Tokens per second."""
-        return readings.throughput(self.ok)
-
-    @cached_property
-    def accuracies(self) -> tuple[Accuracy, ...]:
-        """Every evaluated task."""
-        return accuracies_of(self.ok)
-
-    @cached_property
-    def cause(self) -> PeakCause | None:
-        """What set the peak of live tensors."""
-        return readings.cause(self.ok)
-
-    @cached_property
-    def gpu(self) -> GpuSeen | None:
-        """What NVML showed besides peaks."""
-        return readings.gpu_seen(self.ok)
-
-    @cached_property
-    def losses(self) -> Losses | None:
-        """The loss at both ends."""
-        return readings.losses(self.ok)
-
-    @cached_property
-    def merge(self) -> Merge | None:
-        """What merging the adapter did to the logits."""
-        return readings.merge(self.ok)
-
-    @cached_property
-    def times(self) -> TimeBreakdown | None:
-        """Where the wall time went."""
-        return readings.times(self.ok)
 
     @cached_property
     def findings(self) -> tuple[tuple[Record, Finding], ...]:

@@ -13,7 +13,7 @@ from bench.records.store import LoadedRecords
 from bench.report import details, gpu_tables, torch_tables
 from bench.report.columns import narrow_table, page_table
 from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
-from bench.report.highlights import one_environment, opening, sentences
+from bench.report.highlights import one_environment, opening, sentences, trained_with
 from bench.report.how_read import how_read
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.text import markdown, plain
@@ -49,7 +49,7 @@ def render_summary(comparison: Comparison, problems: Sequence[str] = ()) -> str:
         parts.append(f"**Not everything could be read, and what follows leaves it out:**\n\n{listed}")
     for one in found:
         parts.append(f"**{markdown(group_title(one.rows, comparison))}**")
-        shown = list(sentences(one, unit))[0 if len(found) <= _MOST_GROUPS else -1 :]
+        shown = sentences(one, unit) if len(found) <= _MOST_GROUPS else [trained_with(one)]
         parts.append(bullets(f"{markdown(each.about)}: {markdown(each.text)}" for each in shown))
         parts.append(markdown_table(page_table(comparison_columns(one.rows, unit), one.rows)))
     endings = details.ending_table(comparison.rows)

@@ -64,7 +64,7 @@ def sentences(found: Highlights, unit: MemoryUnit) -> Iterator[Sentence]:
     if found.not_to_merge:
         pieces = ("Do not merge ", *_listed(found.not_to_merge), f" {_merging(found.not_to_merge)}")
         yield Sentence("Merging", pieces)
-    yield Sentence("Trained with", (trained_with(found),))
+    yield trained_with(found)
 
 
 def _link(row: Measured) -> RowLink:
@@ -250,13 +250,14 @@ def _merging(rows: Sequence[Measured]) -> str:
     return f"into {base} here: a logit changes by {span} of the largest."
 
 
-def trained_with(found: Highlights) -> str:
+def trained_with(found: Highlights) -> Sentence:
     """Return what all rows share, then what differs between them and where."""
     shared = [f"{one.name} {value}" for one in found.settings if len(one.values) == 1 for value in one.values]
     devices = dict.fromkeys(row.device_name for row in found.ok) or {found.rows[0].device: None}
     text = "; ".join([f"{found.rows[0].model} on {' and '.join(devices)}", *shared])
     differing = [_differing(one) for one in found.settings if len(one.values) > 1]
-    return f"{text}. Differs: {'; '.join(differing)}." if differing else f"{text}."
+    differs = f" Differs: {'; '.join(differing)}." if differing else ""
+    return Sentence("Trained with", (f"{text}.{differs}",))
 
 
 def _differing(one: Setting) -> str:
