@@ -23,7 +23,7 @@ from bench.records.plans import read_plan
 from bench.records.published.stored import read_validation
 from bench.records.records import Record
 from bench.report import plan
-from bench.report.comparison import render_details, render_summary
+from bench.report.comparison import render_details, render_methods, render_summary
 from bench.report.gate import render_block
 from bench.report.levers import render_levers
 from bench.report.page_figures import PageFigure, page_figure
@@ -41,6 +41,7 @@ _STUDY = "study:"
 _KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
     "comparison": lambda records: render_summary(compare(records)),
     "details": lambda records: render_details(compare(records)),
+    "methods": lambda records: render_methods(compare(records)),
     "levers": render_levers,
 }
 _FILE_KINDS: dict[str, Callable[[Path], str]] = {

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bench.records.plans import CardVerdict, Change
+from bench.records.plans import CardVerdict
 from bench.records.stored import Caveat, Count, Positive, Stored
 from bench.scenario.catalogue import Card
 
@@ -37,9 +37,6 @@ class Bound(Stored):
     refusal: str | None = None
     predictions: Count = 0
     caveats: tuple[Caveat, ...] = ()
-    changes: tuple[Change, ...] | None = Field(
-        None, description="Each makes the first value fit, where it does not; None where none was tried."
-    )
 
 
 class Fit(Stored):
@@ -50,6 +47,5 @@ class Fit(Stored):
     card: Card
     torch: str
     allocator: str = ""
-    window: str = Field(description="What all methods share: dtype, checkpointing, data and so on.")
-    assumptions: tuple[str, ...] = Field((), description="What was taken for granted of the model.")
+    window: str = Field(description="What all methods share: dtype, checkpointing, optimizer, attention.")
     bounds: tuple[Bound, ...]

@@ -4,7 +4,8 @@ Missing is NA, never 0. Statistics over runs are not made here.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bench.records.derived_metrics import (
 from bench.records.records import Record
 from bench.scenario.layout import TABLES
 
+STATISTICS = ("mean", "median", "min", "max", "std")
 _FAILED_ALLOCATION = ("requested_bytes", "allocated_bytes", "reserved_bytes")
 
 
@@ -44,22 +46,57 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
     return frame
 
 
-def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write the table as Parquet or CSV, by the file's ending.
+def grouped(frame: pd.DataFrame, by: Sequence[str], stat: str) -> pd.DataFrame:
+    """Return one row per group of ok runs: how many there are, and a statistic of each metric that was read.
 
-    Raises UsageError for another ending, InfrastructureError when the file cannot be written.
+    ``by`` names columns; ``model`` and ``method`` stand for their names. ``stat`` is one of ``STATISTICS``.
+    Raises UsageError for another name, with the nearest ones.
     """
-    if path.suffix not in {".parquet", ".csv"}:
-        raise UsageError(f"{path}: a table is written as .parquet or .csv; choose one of these endings")
+    columns = [{"model": "model_name", "method": "method_name"}.get(name, name) for name in by]
+    for name in columns:
+        if name not in frame.columns:
+            near = get_close_matches(name, [str(known) for known in frame.columns], n=3)
+            hint = f"; perhaps you meant {' or '.join(near)}" if near else ""
+            raise UsageError(f"--group-by {name}: the table has no such column{hint}")
+    if stat not in STATISTICS:
+        raise UsageError(f"--stat {stat}: unknown statistic; choose one of {', '.join(STATISTICS)}")
+    good = frame[frame["outcome"] == "ok"]
+    metrics = [name for name in METRICS if name not in columns and good[name].notna().any()]
+    groups = good.groupby(columns, dropna=False, sort=False)
+    values = groups[metrics].agg(stat).astype("Float64")
+    return groups.size().rename("runs_ok").to_frame().join(values).reset_index()
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write the table as CSV, Parquet, LaTeX (booktabs) or an Excel workbook, by the file's ending.
+
+    Raises UsageError for another ending or a missing extra, InfrastructureError where it cannot be written.
+    """
+    writers: dict[str, Callable[[], object]] = {
+        ".csv": lambda: frame.to_csv(path, index=False),
+        ".parquet": lambda: frame.to_parquet(path, index=False),
+        ".tex": lambda: path.write_text(_latex(frame), encoding="utf-8"),
+        ".xlsx": lambda: frame.to_excel(path, index=False),
+    }
+    if path.suffix not in writers:
+        raise UsageError(f"{path}: a table is written as {', '.join(writers)}; choose one of these endings")
     try:
-        if path.suffix == ".parquet":
-            frame.to_parquet(path, index=False)
-        else:
-            frame.to_csv(path, index=False)
+        writers[path.suffix]()
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{path}: needs {error.name}, which is not installed; run: pip install 'finetune-bench[xlsx]'"
+        ) from None
     except OSError as error:
         raise InfrastructureError(
             f"{path}: cannot write the table ({error.strerror}); choose another place"
         ) from None
+
+
+def _latex(frame: pd.DataFrame) -> str:
+    """Return a booktabs tabular without the columns in which nothing was read; text is escaped."""
+    shown = frame.dropna(axis="columns", how="all")
+    style = shown.style.hide(axis="index").format(escape="latex", na_rep="", precision=3, thousands=",")
+    return str(style.format_index(escape="latex", axis="columns").to_latex(hrules=True))
 
 
 def _fixed_columns() -> list[str]:

@@ -52,13 +52,26 @@ def render_summary(comparison: Comparison, problems: Sequence[str] = ()) -> str:
         shown = sentences(one, unit) if len(found) <= _MOST_GROUPS else [trained_with(one)]
         parts.append(bullets(f"{markdown(each.about)}: {markdown(each.text)}" for each in shown))
         parts.append(markdown_table(page_table(comparison_columns(one.rows, unit), one.rows)))
+    return "\n\n".join([*parts, *_reservations(comparison)])
+
+
+def render_methods(comparison: Comparison) -> str:
+    """Return the comparison tables, what did not end ok and the caveats, without the highlights."""
+    unit = memory_unit(comparison.rows)
+    parts = []
+    for rows in groups(comparison.rows):
+        table = markdown_table(page_table(comparison_columns(rows, unit), rows))
+        parts.append(f"**{markdown(group_title(rows, comparison))}**\n\n{table}")
+    return "\n\n".join([*parts, *_reservations(comparison)])
+
+
+def _reservations(comparison: Comparison) -> Iterator[str]:
     endings = details.ending_table(comparison.rows)
     if endings.rows:
-        parts.append(f"Runs that did not end ok:\n\n{markdown_table(endings)}")
+        yield f"Runs that did not end ok:\n\n{markdown_table(endings)}"
     caveats = list(_caveats(comparison.rows))
     if caveats:
-        parts.append("Caveats:\n\n" + bullets(caveats))
-    return "\n\n".join(parts)
+        yield "Caveats:\n\n" + bullets(caveats)
 
 
 def render_details(comparison: Comparison) -> str:

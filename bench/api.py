@@ -1,0 +1,274 @@
+"""What the functions of ``import bench`` return: results, plans and bounds, as pandas DataFrames.
+
+Columns carry their unit in their name (``_bytes``, ``_ns``). Missing is NA, never 0.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pandas as pd
+
+from bench.compare.comparison import Comparison, compare
+from bench.compare.plausibility import with_findings
+from bench.errors import UsageError
+from bench.records.fits import Fit
+from bench.records.plans import Plan
+from bench.records.predictions import Prediction
+from bench.records.records import Record
+from bench.records.table import tidy
+from bench.report.comparison_columns import comparison_frame
+from bench.report.sources import gather
+
+if TYPE_CHECKING:
+    import altair as alt
+
+_Row = Mapping[str, Any]
+
+
+def _quiet(_done: int, _total: int) -> None:
+    """Show no progress: a notebook has its own sign that a cell is busy."""
+
+
+def _frame(records: Iterable[Record], rows: Callable[[Record], Iterable[_Row]]) -> pd.DataFrame:
+    """Return one row per part of a record, each with the cell and the run it belongs to."""
+    found = [
+        {"cell": record.cell.id, "key": record.key, "run": record.run, **row}
+        for record in records
+        for row in rows(record)
+    ]
+    return pd.DataFrame(found).convert_dtypes()
+
+
+@dataclass(frozen=True)
+class Results:
+    """Records of one or several results folders; ``problems`` says what could not be read."""
+
+    records: tuple[Record, ...]
+    problems: tuple[str, ...] = ()
+    paths: tuple[Path, ...] = ()
+
+    @classmethod
+    def load(cls, *paths: Path) -> Self:
+        """Read folders and files. Raises UsageError where there is no record."""
+        loaded = gather(paths)
+        return cls(loaded.records, loaded.problems, paths)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row per run: every setting, outcome, metric, caveat and the environment."""
+        return with_findings(tidy(self.records), self.records)
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """One row per optimizer step: stage, time, token counts, loss, gradient norm."""
+
+        def rows(record: Record) -> Iterable[_Row]:
+            for step in record.measurement.steps:
+                yield {
+                    "step": step.index,
+                    "stage": step.stage,
+                    "step_time_ns": step.step_time_ns,
+                    "tokens_non_padding": step.tokens.non_padding,
+                    "tokens_loss_bearing": step.tokens.loss_bearing,
+                    "tokens_computed": step.tokens.computed,
+                    "loss": step.loss,
+                    "gradient_norm": step.gradient_norm,
+                    "skipped": step.skipped,
+                }
+
+        return _frame(self.records, rows)
+
+    @cached_property
+    def phases(self) -> pd.DataFrame:
+        """One row per phase of a run: duration, and the peak by each instrument."""
+
+        def rows(record: Record) -> Iterable[_Row]:
+            for phase in record.measurement.phases:
+                yield {
+                    "phase": phase.name,
+                    "duration_ns": phase.duration_ns,
+                    "host_start_bytes": phase.host_start_bytes,
+                    "host_peak_bytes": phase.host_peak_bytes,
+                    "cuda_allocated_peak_bytes": phase.cuda_allocated_peak_bytes,
+                    "cuda_reserved_peak_bytes": phase.cuda_reserved_peak_bytes,
+                }
+
+        return _frame(self.records, rows)
+
+    @cached_property
+    def answers(self) -> pd.DataFrame:
+        """One row per evaluated item: task, before or after training, and whether it was right."""
+
+        def rows(record: Record) -> Iterable[_Row]:
+            for reading in record.measurement.evaluations:
+                for item in reading.items:
+                    yield {
+                        "task": reading.task,
+                        "when": reading.when,
+                        "metric": reading.metric,
+                        "doc_id": item.doc_id,
+                        "doc_hash": item.doc_hash,
+                        "correct": item.correct,
+                    }
+
+        return _frame(self.records, rows)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """Every cell over its runs, set against full fine-tuning: what reports show."""
+        return compare(self.records)
+
+    def compare(self, other: "Results | None" = None) -> pd.DataFrame:
+        """Return one row per cell with savings and relative speed; or, given others, this set against them.
+
+        Against ``other`` there is one row per cell and metric: both values, the ratio with its interval, the
+        verdict by the default rules of ``bench compare``; this set is the base. Raises UsageError unless
+        each set was loaded from one path.
+        """
+        if other is None:
+            return comparison_frame(self.comparison)
+        from bench.gate.stored import compare_results
+        from bench.scenario.gate import GateSpec
+
+        if len(self.paths) != 1 or len(other.paths) != 1:
+            raise UsageError("load each of the two sets from one path, then compare them")
+        verdicts = compare_results(str(self.paths[0]), str(other.paths[0]), GateSpec())
+        return pd.DataFrame([asdict(one) for one in verdicts.judgements]).convert_dtypes()
+
+    def figure(self, name: str) -> "alt.Chart":
+        """Return a figure as an Altair chart. Raises UsageError where there is none of that name."""
+        import altair as alt
+
+        from bench.report.figures import comparison_figures
+
+        figures = {figure.name: figure for figure in comparison_figures(self.comparison)}
+        there = [known for known, figure in figures.items() if figure.missing is None]
+        if name not in there:
+            why = f" ({figures[name].missing})" if name in figures else ""
+            raise UsageError(f"no figure {name!r}{why}; choose one of {', '.join(there)}")
+        return alt.Chart.from_dict(figures[name].specification)
+
+    def _repr_html_(self) -> str:
+        return self.compare().to_html(index=False, na_rep="n/a")
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Predicted peak memory of a scenario's cells."""
+
+    plan: Plan
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """One row per cell and card: what is needed, what the card has, and the answer; NA where refused."""
+        rows: list[_Row] = []
+        for planned in self.plan.cells:
+            found = planned.answer
+            model, method, window = planned.cell.labels
+            row: dict[str, Any] = {
+                "cell": planned.cell.id,
+                "model": model,
+                "method": method,
+                "window": window,
+            }
+            if isinstance(found, Prediction):
+                row |= {
+                    "allocated_bytes": found.allocated_peak_bytes,
+                    "reserved_low_bytes": found.reserved_low_bytes,
+                    "reserved_high_bytes": found.reserved_high_bytes,
+                }
+            else:
+                row["refusal"] = found.message
+            cards = [
+                {
+                    "card": fit.card,
+                    "answer": fit.answer,
+                    "needed_bytes": fit.needed_bytes,
+                    "usable_bytes": fit.usable_bytes,
+                }
+                for fit in planned.verdicts
+            ]
+            rows += [row | card for card in cards or [{}]]
+        return pd.DataFrame(rows).convert_dtypes()
+
+    def _repr_html_(self) -> str:
+        return self.cells.to_html(index=False, na_rep="n/a")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The largest batch, length and rank of each method on a card."""
+
+    fit: Fit
+
+    @cached_property
+    def bounds(self) -> pd.DataFrame:
+        """One row per method and axis: the largest value that fits, and what the others were held at."""
+        rows = [
+            {
+                "method": bound.method,
+                "axis": bound.axis,
+                "fits": bound.fits.value if bound.fits else None,
+                "needed_bytes": bound.fits.verdict.needed_bytes if bound.fits else None,
+                "limit": bound.limit,
+                "micro_batch": bound.micro_batch,
+                "sequence_length": bound.sequence_length,
+                "rank": bound.rank,
+                "refusal": bound.refusal,
+            }
+            for bound in self.fit.bounds
+        ]
+        return pd.DataFrame(rows).convert_dtypes()
+
+    def _repr_html_(self) -> str:
+        return self.bounds.to_html(index=False, na_rep="n/a")
+
+
+def run(scenario: Path, *, only: str | None, repeats: int) -> Results:
+    """Run a scenario's missing cells as ``bench run`` does, with progress on stdout."""
+    from bench.runner.live import open_console, watch
+    from bench.runner.schedule import ScheduleOptions
+    from bench.runner.sweep import SweepOptions, run_sweep
+    from bench.scenario.load import load_scenario
+
+    loaded = load_scenario(scenario)
+    folder = Path("results") / loaded.name
+    options = SweepOptions(results=folder, schedule=ScheduleOptions(repeats=repeats), only=only, predict=True)
+    with watch(open_console()) as observer:
+        records = run_sweep(loaded.cells, options, observer).records
+    return Results(records, paths=(folder,))
+
+
+def plan(scenario: Path, *, gpu: Sequence[str], memory: Sequence[str], only: str | None) -> Plans:
+    """Predict a scenario's cells as ``bench plan`` does."""
+    from bench.runner.plan import Outlook, chosen_cards, plan_scenario
+
+    outlook = Outlook(cards=chosen_cards(gpu, memory), advice=False)
+    return Plans(plan_scenario(scenario, only, outlook, _quiet))
+
+
+def fit(  # noqa: PLR0913 - what can be chosen
+    model: str,
+    *,
+    gpu: str | None,
+    memory: str | None,
+    methods: Sequence[str],
+    lengths: Sequence[int],
+    rank: int,
+) -> Bounds:
+    """Search bounds as ``bench fit`` does, with its default dtype, checkpointing and optimizer."""
+    from bench.runner.fitting import FitRequest, find_bounds, one_card, training_of
+
+    request = FitRequest(
+        model=model,
+        card=one_card(gpu, memory),
+        methods=tuple(methods),
+        rank=rank,
+        micro_batch=1,
+        lengths=tuple(lengths),
+        training=training_of(dtype="bf16", gradient_checkpointing="non-reentrant", optimizer="adamw-fused"),
+    )
+    return Bounds(find_bounds(request, _quiet))
