@@ -20,7 +20,7 @@ from bench.records.plans import Plan, PlannedCell
 from bench.records.predictions import Prediction
 from bench.records.published.rows import Row, RowFile
 from bench.records.records import EvaluationItem, Record
-from bench.records.run_facts import conditions_of
+from bench.records.run_summary import conditions_of
 from bench.scenario.catalogue import Architecture, architecture_of
 from bench.scenario.types import Cell, ModelSpec
 

@@ -8,7 +8,8 @@ from bench.compare.accuracy import Accuracy
 from bench.compare.plausibility import Finding
 from bench.compare.readings import Merge, Throughput
 from bench.records.derived_metrics import accuracy, evaluation
-from bench.records.records import Caveat, Outcome, Record
+from bench.records.readings import Caveat
+from bench.records.records import Outcome, Record
 from bench.stats.trend import FEWEST_VALUES
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from msgspec.structs import asdict
+
 from bench.records.records import Environment, Record
 
 # What changes the code under measurement only; two records that differ in nothing else are comparable.
@@ -56,7 +58,7 @@ def facts(environment: Environment) -> Mapping[str, str]:
     """Return an environment as ``group.name`` and text; what was not found is left out."""
     return {
         f"{group}.{name}": str(value)
-        for group, values in environment  # its fields, all of them tables of plain values
+        for group, values in asdict(environment).items()
         for name, value in sorted(values.items())
         if value is not None
     }

@@ -21,11 +21,11 @@ from bench.records.calibrations import (
     read_calibration,
     require_this_machine,
 )
+from bench.records.readings import Caveat
 from bench.records.records import Record
-from bench.records.run_facts import CARD_CONDITIONS, RunFacts, facts_of
+from bench.records.run_summary import CARD_CONDITIONS, RunSummary, summarise_run
 from bench.records.sittings import SIDES, SideName, SittingRecords, counted_runs, load_sitting
 from bench.records.store import record_file_name
-from bench.records.stored import Caveat
 from bench.records.verdicts import (
     WORST_FIRST,
     ComparedSide,
@@ -56,11 +56,11 @@ class Side:
     """What one side is called and its runs by session, each in the order run."""
 
     given: str
-    sessions: tuple[tuple[RunFacts, ...], ...]
+    sessions: tuple[tuple[RunSummary, ...], ...]
     problems: tuple[str, ...] = ()
 
     @property
-    def runs(self) -> tuple[RunFacts, ...]:
+    def runs(self) -> tuple[RunSummary, ...]:
         """All its runs."""
         return tuple(run for session in self.sessions for run in session)
 
@@ -106,7 +106,7 @@ def compare_sides(baseline: Side, candidate: Side, how: HowToJudge) -> Verdicts:
     before, after = baseline.environment_facts, candidate.environment_facts
     return Verdicts(
         design=how.design,
-        scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell.scenario)),
+        scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell)),
         verdict=overall(verdicts),
         alpha=how.gate.alpha,
         baseline=_described(baseline, before),
@@ -179,7 +179,7 @@ def _outcome(pair: Pair, how: HowToJudge) -> MetricVerdict:
     return verdict
 
 
-def _has(run: RunFacts, policy: MetricPolicy) -> bool:
+def _has(run: RunSummary, policy: MetricPolicy) -> bool:
     if policy.metric.kind == "paired":
         return any(f"accuracy_{answers.when}" == policy.metric.name for answers in run.answers)
     return run.values.get(policy.metric.name) is not None
@@ -190,7 +190,7 @@ def _not_comparable(policy: MetricPolicy, pair: Pair, reason: str) -> MetricVerd
     return policy.verdict(pair.cell_id, "not comparable", reason, baseline=baseline, candidate=candidate)
 
 
-def _middle(policy: MetricPolicy, runs: Sequence[RunFacts]) -> float | None:
+def _middle(policy: MetricPolicy, runs: Sequence[RunSummary]) -> float | None:
     values = [value for run in runs if (value := run.values.get(policy.metric.name)) is not None]
     return float(median(values)) if values else None
 
@@ -288,7 +288,7 @@ class SessionJudge:
     ) -> Verdicts:
         """Return every verdict. Raises ``UsageError`` where the calibration is of another machine."""
         base, candidate = (
-            Side(given=(given or {}).get(side, side), sessions=(tuple(map(facts_of, records[side])),))
+            Side(given=(given or {}).get(side, side), sessions=(tuple(map(summarise_run, records[side])),))
             for side in SIDES
         )
         if self.calibration is not None and records["base"]:

@@ -27,9 +27,9 @@ from bench.compare.readings import (
     Predicted,
 )
 from bench.metrics import Instrument
-from bench.records.cuda import TorchSettings
 from bench.records.derived_metrics import speed_disturbed
-from bench.records.records import Caveat, ModelFacts, Outcome, Record
+from bench.records.readings import Caveat, TorchSettings
+from bench.records.records import ModelFacts, Outcome, Record
 from bench.scenario.types import EXTRA_READINGS, HOW_IT_LEARNS, Cell, Device
 
 _NVML_NAMES: dict[Instrument, str] = {

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from bench.compare.run_pairs import Pair
-from bench.records.run_facts import BY_STEP
+from bench.records.run_summary import BY_STEP
 from bench.records.verdicts import Interval, MetricVerdict
 from bench.stats.noise import (
     FEWEST_RUNS,
@@ -146,10 +146,7 @@ def judge_session(
 
 def _block(samples: MetricSamples, noise_of: NoiseOf | None) -> Block:
     name = samples.policy.metric.name
-    noises = [
-        _UNKNOWN if noise_of is None else noise_of(pair.candidate[-1].cell.digest or "", name)
-        for pair in samples.pairs
-    ]
+    noises = [_UNKNOWN if noise_of is None else noise_of(pair.digest, name) for pair in samples.pairs]
     return Block(
         baseline=samples.baseline_runs,
         candidate=samples.candidate_runs,

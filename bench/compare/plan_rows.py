@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from bench.records.plans import CardVerdict, Change, Plan, PlannedCell, needed_bytes
 from bench.records.predictions import PredictedPhase, Prediction, Refusal
-from bench.records.stored import Category, Caveat
+from bench.records.readings import Category, Caveat
 from bench.scenario.catalogue import Card
 from bench.scenario.platforms import Platform
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from bench.metrics import MERGE_TOLERANCES, Instrument
-from bench.records.clock_events import name_events
 from bench.records.derived_metrics import (
     TRAINING_PHASES,
     PeakField,
@@ -23,9 +22,9 @@ from bench.records.derived_metrics import (
     step_tokens_per_second,
     throttle_reasons,
 )
-from bench.records.gpu import Isolation
 from bench.records.predictions import Prediction, Refusal
-from bench.records.records import Category, Phase, Record
+from bench.records.readings import Category, Isolation, name_events
+from bench.records.records import Phase, Record
 from bench.stats.trend import Trend, TrendVerdict, find_trend
 
 ROUGH_DRIFT_SHARE = 0.1

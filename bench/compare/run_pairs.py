@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pydantic import ValidationError
-
 from bench.errors import UsageError
 from bench.metrics import Metric
-from bench.records.run_facts import Answers, CellFacts, Facts, Instruments, RunFacts
+from bench.records.run_summary import Answers, Facts, Instruments, RunSummary
+from bench.scenario.types import Cell
 from bench.stats.paired import Paired, pair_items
 from bench.stats.sequential import MetricPolicy
 from bench.stats.verdicts import AccuracyChange
@@ -27,28 +26,34 @@ class Pair:
     """The runs of one cell on both sides, those of the baseline by session; either side may have none."""
 
     cell_id: str
-    sessions: tuple[tuple[RunFacts, ...], ...]
-    candidate: tuple[RunFacts, ...]
+    sessions: tuple[tuple[RunSummary, ...], ...]
+    candidate: tuple[RunSummary, ...]
 
     @cached_property
-    def baseline(self) -> tuple[RunFacts, ...]:
+    def baseline(self) -> tuple[RunSummary, ...]:
         """All runs of the baseline, in order."""
         return tuple(run for session in self.sessions for run in session)
 
     @cached_property
-    def sessions_ok(self) -> tuple[tuple[RunFacts, ...], ...]:
+    def sessions_ok(self) -> tuple[tuple[RunSummary, ...], ...]:
         """The baseline's runs that measured everything, by session."""
         return tuple(tuple([run for run in session if run.outcome == "ok"]) for session in self.sessions)
 
     @cached_property
-    def baseline_ok(self) -> tuple[RunFacts, ...]:
+    def baseline_ok(self) -> tuple[RunSummary, ...]:
         """The baseline's runs that measured everything."""
         return tuple(run for session in self.sessions_ok for run in session)
 
     @cached_property
-    def candidate_ok(self) -> tuple[RunFacts, ...]:
+    def candidate_ok(self) -> tuple[RunSummary, ...]:
         """The candidate's runs that measured everything."""
         return tuple(run for run in self.candidate if run.outcome == "ok")
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the candidate's cell; empty where only its name is known."""
+        cell = self.candidate[-1].cell
+        return cell.digest if cell else ""
 
     @cached_property
     def failed(self) -> bool:
@@ -67,14 +72,11 @@ class Pair:
         if not self.baseline or not self.candidate:
             return None
         before, after = self.baseline[-1], self.candidate[-1]
-        if not before.cell.text or not after.cell.text:
+        if before.cell is None or after.cell is None:
             return None
-        try:
-            if before.cell is not after.cell and before.cell.digest != after.cell.digest:
-                differences = _cell_differences(before.cell, after.cell)
-                return f"the cell itself was changed: {differences}; measure both sides alike"
-        except ValidationError:
-            return "the cell in one side's record is damaged; run it again"
+        if before.cell is not after.cell and before.cell.digest != after.cell.digest:
+            differences = _cell_differences(before.cell, after.cell)
+            return f"the cell itself was changed: {differences}; measure both sides alike"
         if before.inputs_digest != after.inputs_digest:
             return "the local files that the cell reads differ; measure both sides with the same"
         return None
@@ -145,11 +147,9 @@ def _listed(differences: dict[str, str]) -> str:
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
-def _cell_differences(before: CellFacts, after: CellFacts) -> str:
+def _cell_differences(before: Cell, after: Cell) -> str:
     old, new = (
-        dict(_flat(side.cell.model_dump(mode="json", exclude={"id", "scenario", "limits"})))
-        if side.cell
-        else {}
+        dict(_flat(side.model_dump(mode="json", exclude={"id", "scenario", "limits"})))
         for side in (before, after)
     )
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
@@ -166,7 +166,7 @@ def _flat(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def pair_up(sessions: Sequence[Sequence[RunFacts]], candidate: Sequence[RunFacts]) -> tuple[Pair, ...]:
+def pair_up(sessions: Sequence[Sequence[RunSummary]], candidate: Sequence[RunSummary]) -> tuple[Pair, ...]:
     """Return the cells of either side with their runs, the baseline's order first.
 
     Of runs of one cell under several keys (other versions, another machine) only those of the latest run's
@@ -185,14 +185,14 @@ def pair_up(sessions: Sequence[Sequence[RunFacts]], candidate: Sequence[RunFacts
     )
 
 
-def _by_cell(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
-    cells: dict[str, list[RunFacts]] = {}
+def _by_cell(runs: Sequence[RunSummary]) -> dict[str, list[RunSummary]]:
+    cells: dict[str, list[RunSummary]] = {}
     for run in runs:
         cells.setdefault(run.cell_id, []).append(run)
     return cells
 
 
-def _current(runs: Sequence[RunFacts]) -> tuple[RunFacts, ...]:
+def _current(runs: Sequence[RunSummary]) -> tuple[RunSummary, ...]:
     if not runs:
         return ()
     same_key = [run for run in runs if run.key == runs[-1].key]
@@ -221,7 +221,7 @@ def accuracy_changes(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[Ac
             )
 
 
-def _by_task(runs: Sequence[RunFacts], when: str) -> dict[str, Answers]:
+def _by_task(runs: Sequence[RunSummary], when: str) -> dict[str, Answers]:
     found: dict[str, Answers] = {}
     for run in runs:
         for answers in run.answers:

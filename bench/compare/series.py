@@ -16,8 +16,7 @@ from bench.compare.plan_rows import PlanRow
 from bench.metrics import HEADLINES, Instrument
 from bench.records.plans import PlannedCell, needed_bytes
 from bench.records.predictions import Prediction
-from bench.records.stored import Category
-from bench.records.timelines import Timeline
+from bench.records.readings import Category, Timeline
 from bench.scenario.catalogue import Card
 from bench.scenario.types import Cell, LoraMethod, QloraMethod
 

@@ -12,9 +12,9 @@ from bench.gate.observe import GateObserver
 from bench.gate.process import SERVE, SideProcess
 from bench.gate.protocol import Ready
 from bench.gate.sides import Side
+from bench.records.readings import Caveat
 from bench.records.sittings import SITTING_FILE, SideFacts, SideName, Sitting, load_sitting
 from bench.records.store import record_file_name
-from bench.records.stored import Caveat
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell
 

@@ -19,9 +19,9 @@ from bench.records.calibrations import (
     Calibration,
     samples,
 )
+from bench.records.readings import Caveat
 from bench.records.records import Record
 from bench.records.sittings import SIDES, SideName, SittingRecords
-from bench.records.stored import Caveat
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell
 

@@ -27,8 +27,8 @@ from bench.gate.protocol import (
 )
 from bench.gate.sides import Side
 from bench.records.messages import StepTurns
+from bench.records.readings import Stored
 from bench.records.records import SCHEMA_VERSION, Record
-from bench.records.stored import Stored
 from bench.scenario.types import Cell
 from bench.workers import interrupts
 

@@ -10,8 +10,8 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, TypeAdapter
 
 from bench.records.messages import StepTurns
+from bench.records.readings import Positive, Stored
 from bench.records.records import Environment, Record
-from bench.records.stored import Positive, Stored
 
 PROTOCOL_VERSION: Final = 2
 MAX_ANSWER_BYTES = 64 * 1024**2

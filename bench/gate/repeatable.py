@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from bench.metrics import METRICS
 from bench.records.derived_metrics import read_metrics
+from bench.records.readings import Caveat
 from bench.records.records import Record
 from bench.records.sittings import SideName
-from bench.records.stored import Caveat
 
 
 def unrepeatable(records: Mapping[SideName, Sequence[Record]]) -> tuple[Caveat, ...]:

@@ -155,7 +155,7 @@ def stamped(environment: Environment, opening: Opening) -> Environment:
     for name in names.intersection((*KEY_PACKAGES, *OTHER_PACKAGES)):
         version = versions.get(name, "0")
         versions[name] = f"{version}{'.' if '+' in version else '+'}{opening.label}"
-    return environment.model_copy(update={"versions": versions})
+    return environment.replace(versions=versions)
 
 
 def _location(package: str) -> str | None:

@@ -13,8 +13,8 @@ from bench.gate.overlays import overlay, unmet
 from bench.gate.own_sources import VARIABLE
 from bench.gate.references import Checkout, Installed, Interpreter, Packages, Reference, Revision, understand
 from bench.gate.repository import Repository, around
+from bench.records.readings import Caveat
 from bench.records.sittings import SideFacts, SideName
-from bench.records.stored import Caveat
 
 MOST_UNMET = 5  # named; more say little more
 HASH_SEED = "0"

@@ -17,7 +17,7 @@ from bench.records.baselines import (
     read_baseline,
 )
 from bench.records.result_sets import ResultSet, load_result_set
-from bench.records.run_facts import RunFacts
+from bench.records.run_summary import RunSummary
 from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.scenario.gate import GateSpec
 from bench.stats.trend import ChangePoint, exact_changes, level_changes
@@ -92,7 +92,7 @@ def accept_results(results: Path, baseline: BaselineChoice, *, reason: str, new_
     found = load_result_set(str(results))
     if found.problems:
         raise UsageError(f"{found.problems[0]}; a baseline takes only folders that can be read whole")
-    if any(not run.cell.text for run in found.runs):
+    if any(run.cell is None for run in found.runs):
         raise UsageError(
             f"{results} holds results of another tool; a baseline takes only records of bench run"
         )
@@ -168,7 +168,7 @@ def changes_in_history(baseline: BaselineChoice) -> History:
     return History(changes=tuple(changes), sittings=len(accepted), series=len(values))
 
 
-def _values(runs: Sequence[RunFacts], metric: str) -> dict[str, float]:
+def _values(runs: Sequence[RunSummary], metric: str) -> dict[str, float]:
     """Return each cell's median over the good runs of one sitting."""
     cells: dict[str, list[float]] = {}
     for run in runs:

@@ -21,7 +21,7 @@ from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import read_cpu_ledger, trace
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
-from bench.records.stored import Caveat
+from bench.records.readings import Caveat
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell, LoraMethod, ModelSpec, SyntheticData
 from bench.training.models import configuration_of

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.records.records import Category, LedgerReading
-from bench.records.timelines import PhaseStart, Timeline, TracedPhase, decimated
+from bench.records.readings import Category, PhaseStart, Timeline, TracedPhase, decimated
+from bench.records.records import LedgerReading
 
 OUTSIDE = "outside the model"
 BEFORE = "before the ledger"

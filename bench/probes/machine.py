@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 import torch
 
 from bench.io import whole_file
-from bench.records.cuda import AllocatorSnapshot, SnapshotMoment, TorchSettings
 from bench.records.messages import ReadingMade, Send
-from bench.records.records import Caveat, DeviceFacts
+from bench.records.readings import AllocatorSnapshot, Caveat, SnapshotMoment, TorchSettings
+from bench.records.records import DeviceFacts
 
 MAX_ENTRIES = 200_000  # allocations and frees: several steps of a 7B model; older ones are dropped
 _STATUS = Path("/proc/self/status")

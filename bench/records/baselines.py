@@ -15,9 +15,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from bench.errors import InfrastructureError, UsageError
 from bench.io import read_json, read_plain_file, write_json
 from bench.records.committed import head_of
+from bench.records.readings import Positive, Stored
 from bench.records.result_sets import ResultSet, load_files
 from bench.records.sittings import FileName
-from bench.records.stored import Positive, Stored
 from bench.scenario.types import Name
 
 BASELINE_VERSION: Final = 1

@@ -11,9 +11,9 @@ from pydantic import Field
 from bench.errors import UsageError
 from bench.io import read_json
 from bench.records.derived_metrics import measured_steps, peak_bytes, phase_time_ns, step_tokens_per_second
+from bench.records.readings import Caveat, Positive, Stored
 from bench.records.records import Environment, Record
 from bench.records.sittings import SIDES, SideName
-from bench.records.stored import Caveat, Positive, Stored
 
 CALIBRATION_VERSION: Final = 1
 CALIBRATION_FILE = "calibration.json"

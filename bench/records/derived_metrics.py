@@ -7,9 +7,8 @@ import statistics
 from collections.abc import Iterable
 from typing import Literal
 
-from bench.records.clock_events import INVALIDATING
-from bench.records.gpu import GpuPhase, GpuReading
-from bench.records.records import Caveat, EvaluationReading, Phase, PhaseReading, Record, StepSample
+from bench.records.readings import INVALIDATING, Caveat, GpuPhase, GpuReading
+from bench.records.records import EvaluationReading, Phase, PhaseReading, Record, StepSample
 
 NS_PER_SECOND = 1_000_000_000
 
@@ -151,7 +150,7 @@ def energy_per_token_mj(record: Record) -> float | None:
 
 
 def throttle_reasons(record: Record) -> int:
-    """Return the bits of ``bench.records.clock_events`` that made the measured steps' speed worthless."""
+    """Return the bits of ``bench.records.readings`` that made the measured steps' speed worthless."""
     gpu = record.measurement.gpu
     steady = gpu.phase("steady") if gpu else None
     return steady.event_reasons & INVALIDATING if steady else 0

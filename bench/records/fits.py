@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from bench.records.plans import CardVerdict
-from bench.records.stored import Caveat, Count, Positive, Stored
+from bench.records.readings import Caveat, Count, Positive, Stored
 from bench.scenario.catalogue import Card
 
 Axis = Literal["micro_batch", "sequence_length", "rank"]

@@ -8,10 +8,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter
 
-from bench.records.cuda import AllocatorSnapshot, PagedMemory, TorchSettings
 from bench.records.predictions import Prediction, Refusal
+from bench.records.readings import AllocatorSnapshot, Caveat, Count, PagedMemory, Stored, TorchSettings
 from bench.records.records import (
-    Caveat,
     DeviceFacts,
     EvaluationReading,
     Failure,
@@ -22,9 +21,7 @@ from bench.records.records import (
     Phase,
     PhaseReading,
     StepSample,
-    Stored,
 )
-from bench.records.stored import Count
 from bench.scenario.platforms import Platform
 
 

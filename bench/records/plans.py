@@ -12,7 +12,7 @@ from pydantic import Field
 from bench.io import read_json
 from bench.records.card_fit import Answer, judge
 from bench.records.predictions import Prediction, Refusal
-from bench.records.stored import Count, Positive, Stored
+from bench.records.readings import Count, Positive, Stored
 from bench.scenario.catalogue import Card
 from bench.scenario.types import Cell
 

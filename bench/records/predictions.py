@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bench.records.stored import Category, Caveat, Count, Stored
+from bench.records.readings import Category, Caveat, Count, Stored
 from bench.scenario.platforms import Platform
 
 Method = Literal["full trace", "repeated layers"]

@@ -9,19 +9,44 @@ History of the format (``SCHEMA_VERSION``):
 - 1 (2026-11-22): ``measurement.gpu`` says how often more than memory was read, and what watching took.
 """
 
-from typing import Any, Final, Literal
+from abc import ABC
+from typing import TYPE_CHECKING, Final, Literal
 
-from pydantic import Field
+import msgspec
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
-from bench.records.cuda import AllocatorSnapshot, PagedMemory, TorchSettings
-from bench.records.gpu import GpuReading
 from bench.records.predictions import Prediction, Refusal
-from bench.records.stored import Category as Category  # noqa: PLC0414 - part of records
-from bench.records.stored import Caveat as Caveat  # noqa: PLC0414 - part of records
-from bench.records.stored import Count, Positive
-from bench.records.stored import Stored as Stored  # noqa: PLC0414 - part of records
-from bench.records.timelines import Timeline
+from bench.records.readings import (
+    AllocatorSnapshot,
+    Category,
+    Caveat,
+    Count,
+    GpuReading,
+    Number,
+    PagedMemory,
+    Part,
+    Positive,
+    Timeline,
+    TorchSettings,
+    decode_model,
+    number,
+    plain,
+)
 from bench.scenario.types import Cell
+
+if TYPE_CHECKING:
+    Predicted = Prediction | Refusal
+else:
+
+    class Predicted(ABC):  # noqa: B024 - only asked by isinstance
+        """Stands for the two in msgspec, which without a tag could not tell them apart."""
+
+        model_validate_json = TypeAdapter(Prediction | Refusal).validate_json
+
+    Predicted.register(Prediction)
+    Predicted.register(Refusal)
+
 
 SCHEMA_VERSION: Final = 1
 
@@ -45,14 +70,14 @@ Phase = Literal[
 ]
 
 
-class DeviceFacts(Stored):
+class DeviceFacts(Part, frozen=True):
     """What the worker found on this machine, before anything was loaded."""
 
     cpu_threads: Count
     cuda_available: bool
     cuda_unavailable_reason: str | None = None
     cuda_name: str | None = None
-    cuda_uuid: str | None = Field(None, description="GPU-… or MIG-… of torch's device 0, as NVML writes it.")
+    cuda_uuid: str | None = None  # GPU-… or MIG-… of torch's device 0, as NVML writes it
     cuda_capability: tuple[int, int] | None = None
     cuda_total_bytes: Count | None = None
     cuda_version: str | None = None
@@ -61,7 +86,7 @@ class DeviceFacts(Stored):
     host_peak_instrument: Literal["VmHWM", "unavailable"] = "unavailable"
 
 
-class ModelFacts(Stored):
+class ModelFacts(Part, frozen=True, kw_only=True):
     """What was loaded and what is trained, counted in parameters (quantised ones unpacked)."""
 
     source: str
@@ -74,39 +99,43 @@ class ModelFacts(Stored):
     adapter_file_bytes: Count | None = None
 
 
-class PhaseReading(Stored):
+class PhaseReading(Part, frozen=True):
     """Peaks of one phase, each by its own instrument; None where the instrument was not there."""
 
     name: Phase
     duration_ns: Count
-    host_start_bytes: Count | None = Field(None, description="VmRSS as the phase began.")
-    host_peak_bytes: Count | None = Field(None, description="VmHWM, reset as the phase began.")
-    cuda_allocated_peak_bytes: Count | None = Field(None, description="max_memory_allocated, reset likewise.")
-    cuda_reserved_peak_bytes: Count | None = Field(None, description="max_memory_reserved, reset likewise.")
+    host_start_bytes: Count | None = None  # vmRSS as the phase began
+    host_peak_bytes: Count | None = None  # vmHWM, reset as the phase began
+    cuda_allocated_peak_bytes: Count | None = None  # max_memory_allocated, reset likewise
+    cuda_reserved_peak_bytes: Count | None = None  # max_memory_reserved, reset likewise
 
 
-class TokenCounts(Stored):
+class TokenCounts(Part, frozen=True, gc=False):
     """Four counts of the same batch; tokens/s is stated on ``non_padding``."""
 
-    raw: Count = Field(description="Tokens of the examples before truncation.")
-    non_padding: Positive = Field(description="Tokens of examples that reached the model.")
-    loss_bearing: Count = Field(description="Positions with a label, after the shift by one.")
-    computed: Count = Field(description="Positions the model computed, padding included.")
+    raw: Count  # tokens of the examples before truncation
+    non_padding: Positive  # tokens of examples that reached the model
+    loss_bearing: Count  # positions with a label, after the shift by one
+    computed: Count  # positions the model computed, padding included
 
 
-class StepSample(Stored):
+class StepSample(Part, frozen=True):
     """One optimizer step, all its micro-batches included."""
 
     index: Count
     stage: Literal["first", "warmup", "measured"]
     step_time_ns: Positive
     tokens: TokenCounts
-    loss: float
-    gradient_norm: float | None = None
-    skipped: bool = Field(default=False, description="The gradient scaler left the optimizer out.")
+    loss: Number
+    gradient_norm: Number | None = None
+    skipped: bool = False  # the gradient scaler left the optimizer out
+
+    def __post_init__(self) -> None:
+        """Read what JSON has no number for."""
+        number(self, "loss", "gradient_norm")
 
 
-class LedgerReading(Stored):
+class LedgerReading(Part, frozen=True):
     """Exact live tensor bytes over a steady pair of steps, as torch's dispatcher sees storages.
 
     Scratch memory inside a kernel does not pass the dispatcher and is not counted.
@@ -122,24 +151,28 @@ class LedgerReading(Stored):
     saved_for_backward_bytes: Count
     op_count: Count
     allocation_count: Count
-    timeline: Timeline | None = Field(None, description="None in records made before it was kept.")
+    timeline: Timeline | None = None  # none in records made before it was kept
 
 
-class FlopsReading(Stored):
+class FlopsReading(Part, frozen=True):
     """Floating-point operations of one step as executed (recomputation included), by torch's counter."""
 
     step_flops: Count
     tokens: TokenCounts
 
 
-class MergeCheck(Stored):
+class MergeCheck(Part, frozen=True):
     """Logits of one batch, adapter apart and merged into the base: largest difference, largest value."""
 
-    max_abs_difference: float
-    reference_max_abs: float
+    max_abs_difference: Number
+    reference_max_abs: Number
+
+    def __post_init__(self) -> None:
+        """Read what JSON has no number for."""
+        number(self, "max_abs_difference", "reference_max_abs")
 
 
-class EvaluationItem(Stored):
+class EvaluationItem(Part, frozen=True, gc=False):
     """One held-out question: its id and hash say whether two runs saw the same one."""
 
     doc_id: Count
@@ -147,7 +180,7 @@ class EvaluationItem(Stored):
     correct: bool
 
 
-class EvaluationReading(Stored):
+class EvaluationReading(Part, frozen=True):
     """One lm-eval task, item by item."""
 
     task: str
@@ -160,15 +193,15 @@ class EvaluationReading(Stored):
     duration_ns: Count
 
 
-class Measurement(Stored):
+class Measurement(Part, frozen=True):
     """Everything one worker read; as far as it came when the outcome is not ok."""
 
     device: DeviceFacts | None = None
-    gpu: GpuReading | None = Field(None, description="NVML, read by the parent; None where it was not asked.")
+    gpu: GpuReading | None = None  # NVML, read by the parent; None where it was not asked
     torch_settings: TorchSettings | None = None
     model: ModelFacts | None = None
-    paged: PagedMemory | None = Field(None, description="None on a CPU, which pages nothing.")
-    snapshot: AllocatorSnapshot | None = Field(None, description="None where none was asked for.")
+    paged: PagedMemory | None = None  # none on a CPU, which pages nothing
+    snapshot: AllocatorSnapshot | None = None  # none where none was asked for
     phases: tuple[PhaseReading, ...] = ()
     steps: tuple[StepSample, ...] = ()
     ledger: LedgerReading | None = None
@@ -178,21 +211,19 @@ class Measurement(Stored):
     caveats: tuple[Caveat, ...] = ()
 
 
-class Failure(Stored):
+class Failure(Part, frozen=True):
     """Why a cell ended otherwise than ok."""
 
-    message: str = Field(description="One sentence: what happened and what to do.")
+    message: str  # one sentence: what happened and what to do
     phase: Phase | None = None
-    requested_bytes: Count | None = Field(
-        None, description="What the failed allocation asked for, if it said."
-    )
-    allocated_bytes: Count | None = Field(None, description="torch's allocator at that moment, on CUDA.")
-    reserved_bytes: Count | None = Field(None, description="The same.")
+    requested_bytes: Count | None = None  # what the failed allocation asked for, if it said
+    allocated_bytes: Count | None = None  # torch's allocator at that moment, on CUDA
+    reserved_bytes: Count | None = None  # the same
     exit_signal: str | None = None
-    output_tail: str = Field("", description="The last lines the worker printed.")
+    output_tail: str = ""  # The last lines the worker printed
 
 
-class Environment(Stored):
+class Environment(Part, frozen=True):
     """Where a record was made. Two records are comparable when these agree."""
 
     machine: dict[str, str | int | None]
@@ -201,25 +232,34 @@ class Environment(Stored):
     threads: dict[str, str | int | None]
 
 
-class Record(Stored):
+class Record(Part, frozen=True, kw_only=True):
     """One run of one cell."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     cell: Cell
-    key: str = Field(description="Hash of the cell, the versions and the machine: what a rerun must share.")
-    inputs_digest: str | None = Field(None, description="SHA-256 over the local files that the cell reads.")
-    run: Positive = Field(description="1 for the first run under this key.")
+    key: str  # hash of the cell, the versions and the machine: what a rerun must share
+    inputs_digest: str | None = None  # SHA-256 over the local files that the cell reads
+    run: Positive  # 1 for the first run under this key
     outcome: Outcome
     failure: Failure | None = None
-    started_at: str = Field(description="UTC, ISO 8601.")
-    total_ns: Count = Field(description="From asking for the worker until its end was seen.")
+    started_at: str  # UTC, ISO 8601
+    total_ns: Count  # from asking for the worker until its end was seen
     environment: Environment
     measurement: Measurement
-    prediction: Prediction | Refusal | None = Field(
-        None, description="Peak memory as predicted before the run; None where none was asked for."
-    )
+    prediction: Predicted | None = None  # made before the run; None where none was asked for
 
 
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a record."""
-    return Record.model_json_schema()
+_DECODER = msgspec.json.Decoder(Record, dec_hook=decode_model)
+
+
+def decode_record(content: bytes) -> Record:
+    """Decode and check the text of a record. Raises ``ValueError`` where it is none of this version."""
+    try:
+        return _DECODER.decode(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def encode_record(record: Record) -> bytes:
+    """Return a record as JSON, one line for each member."""
+    return to_json(plain(record), indent=1, inf_nan_mode="strings") + b"\n"

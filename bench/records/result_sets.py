@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
-from pydantic import ValidationError
-
 from bench.errors import UsageError
 from bench.io import MAX_BYTES, read_json, read_plain_file
 from bench.records.committed import committed_files
-from bench.records.run_facts import RunFacts, facts_of_content
+from bench.records.records import decode_record
+from bench.records.run_summary import RunSummary, summarise_run
 from bench.records.sittings import SIDES, SITTING_FILE, Sitting, counted_runs
 from bench.records.step_times import read_step_times
 from bench.records.store import diagnose
@@ -28,7 +26,7 @@ class ResultSet:
     """
 
     given: str
-    runs: tuple[RunFacts, ...]
+    runs: tuple[RunSummary, ...]
     files: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     sitting: Path | None = None
@@ -49,7 +47,7 @@ def load_result_set(given: str) -> ResultSet:
     elif ":" in given:
         revision, _, inside = given.partition(":")
         contents = committed_files(revision, inside, most_bytes=MAX_BYTES)
-        found = _gathered(((name, _read(content)) for name, content in contents), given)
+        found = _gathered(((name, _read(content, name)) for name, content in contents), given)
     else:
         raise UsageError(
             f"{given} is no results folder, record or revision; name what bench run has written, or REV:path"
@@ -68,12 +66,12 @@ def _json_files(folder: Path) -> list[Path]:
 
 def load_files(files: Iterable[Path], place: str, read: ReadFile = read_plain_file) -> ResultSet:
     """Read the runs of the files of one folder; ``read`` returns what one holds, or why it is not read."""
-    return _gathered(((file.name, _read(read(file))) for file in files), place)
+    return _gathered(((file.name, _read(read(file), file.name)) for file in files), place)
 
 
-def _gathered(contents: Iterable[tuple[str, Sequence[RunFacts] | str]], place: str) -> ResultSet:
+def _gathered(contents: Iterable[tuple[str, Sequence[RunSummary] | str]], place: str) -> ResultSet:
     """Return the runs of some files, by name, each run once."""
-    runs: list[tuple[RunFacts, str]] = []
+    runs: list[tuple[RunSummary, str]] = []
     problems: list[str] = []
     seen: dict[tuple[str, str, int], str] = {}
     for name, found in contents:
@@ -95,14 +93,14 @@ def _gathered(contents: Iterable[tuple[str, Sequence[RunFacts] | str]], place: s
     )
 
 
-def _read(content: bytes | str) -> Sequence[RunFacts] | str:
+def _read(content: bytes | str, name: str) -> Sequence[RunSummary] | str:
     """Return the runs of a file: one of a record, several of another tool's; or in one sentence why none."""
     if isinstance(content, str):
         return content
     try:
-        return [facts_of_content(content)]
-    except (msgspec.DecodeError, ValidationError, ValueError):
-        return read_step_times(content) or diagnose(content)
+        return [summarise_run(decode_record(content))]
+    except ValueError:
+        return read_step_times(content) or diagnose(content, name)
 
 
 def _sitting_around(folder: Path) -> Path | None:

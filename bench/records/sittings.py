@@ -12,9 +12,9 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from bench.io import read_json
+from bench.records.readings import Caveat, Count, Positive, Stored
 from bench.records.records import Environment, Outcome, Record
 from bench.records.store import load_records, record_file_name
-from bench.records.stored import Caveat, Count, Positive, Stored
 from bench.scenario.gate import GateSpec
 
 SITTING_VERSION: Final = 1

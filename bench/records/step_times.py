@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from bench.records.records import Environment
-from bench.records.run_facts import CellFacts, RunFacts, conditions_of
+from bench.records.run_summary import RunSummary, conditions_of
 
 NS_PER_SECOND = 1_000_000_000
 FORMAT_VERSION = "5.1.0"
@@ -60,7 +60,7 @@ class _Document(Struct):
 _DECODER = msgspec.json.Decoder(_Document)
 
 
-def read_step_times(content: bytes) -> tuple[RunFacts, ...] | None:
+def read_step_times(content: bytes) -> tuple[RunSummary, ...] | None:
     """Return each benchmark of a pytest-benchmark file as one run; None where the content is no such file.
 
     A file is what one process measured, so it is one run, however many rounds it has. Without
@@ -85,11 +85,12 @@ def read_step_times(content: bytes) -> tuple[RunFacts, ...] | None:
     return tuple(_run(benchmark, document.datetime, environment) for benchmark in document.benchmarks)
 
 
-def _run(benchmark: _Benchmark, started_at: str, environment: Environment) -> RunFacts:
+def _run(benchmark: _Benchmark, started_at: str, environment: Environment) -> RunSummary:
     rounds = benchmark.stats.data or (benchmark.stats.median,)
     times_ns = tuple(seconds * NS_PER_SECOND for seconds in rounds)
-    return RunFacts(
-        cell=CellFacts(id=benchmark.fullname, scenario=None, text=b""),
+    return RunSummary(
+        cell_id=benchmark.fullname,
+        cell=None,
         inputs_digest=None,
         key=f"pytest-benchmark {started_at}",
         run=1,
@@ -104,13 +105,13 @@ def _run(benchmark: _Benchmark, started_at: str, environment: Environment) -> Ru
     )
 
 
-def step_times_json(runs: Sequence[RunFacts]) -> str:
+def step_times_json(runs: Sequence[RunSummary]) -> str:
     """Return the measured steps as a pytest-benchmark file: a benchmark for each cell, a round for each step.
 
     The steps of all runs of a cell that ended ok stand in one benchmark, in seconds. The host's name is left
     out.
     """
-    cells: dict[str, list[RunFacts]] = {}
+    cells: dict[str, list[RunSummary]] = {}
     for run in runs:
         if run.outcome == "ok" and run.samples.get("step_time_ns"):
             cells.setdefault(run.cell_id, []).append(run)
@@ -144,7 +145,7 @@ def step_times_json(runs: Sequence[RunFacts]) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def _benchmark(cell: str, runs: Sequence[RunFacts]) -> dict[str, Any]:
+def _benchmark(cell: str, runs: Sequence[RunSummary]) -> dict[str, Any]:
     seconds = [time_ns / NS_PER_SECOND for run in runs for time_ns in run.samples["step_time_ns"]]
     values = {name: value for name, value in runs[-1].values.items() if value is not None}
     return {

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from bench.errors import InfrastructureError, UsageError
 from bench.io import cannot_write, read_plain_file, whole_file
-from bench.records.records import SCHEMA_VERSION, Record
+from bench.records.records import SCHEMA_VERSION, Record, decode_record, encode_record
 
 LOCK_NAME = ".lock"
 MIN_FREE_BYTES = 16 * 1024**2
+_RECORD_NAME = re.compile(r"--r\d+\.json$")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -146,7 +145,7 @@ def write_record(folder: Path, record: Record) -> Path:
     path = folder / record_file_name(record)
     try:
         with whole_file(path, keep_old=True) as file:
-            file.write(record.model_dump_json(indent=1).encode() + b"\n")
+            file.write(encode_record(record))
     except OSError as error:
         raise _unwritable(folder, error) from error
     return path
@@ -194,21 +193,28 @@ def _read(file: Path) -> Record | str:
     if isinstance(content, str):
         return content
     try:
-        return Record.model_validate_json(content)
-    except ValidationError:
-        return diagnose(content)
+        return decode_record(content)
+    except ValueError:
+        return diagnose(content, file.name)
 
 
-def diagnose(content: bytes) -> str:
-    """Say in one sentence what is wrong with the content of a file that is not a record of this version."""
+def diagnose(content: bytes, file_name: str) -> str:
+    """Say in one sentence what is wrong with the content of a file that is not a record of this version.
+
+    Only a file of a record's name is said to be deleted: any other may be no file of ours.
+    """
+    is_ours = _RECORD_NAME.search(file_name) is not None
+    advice = (
+        "delete it and run the same command again" if is_ours else "give files that bench run has written"
+    )
     if not content.strip():
-        return "is empty; delete it and run the same command again"
+        return f"is empty; {advice}"
     try:
         document: Any = json.loads(content.decode())
     except UnicodeDecodeError:
-        return "is not UTF-8 text; delete it and run the same command again"
+        return f"is not UTF-8 text; {advice}"
     except (ValueError, RecursionError):
-        return "is cut off or not JSON; delete it and run the same command again"
+        return f"is cut off or not JSON; {advice}"
     version = document.get("schema_version") if isinstance(document, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         return (
@@ -218,11 +224,9 @@ def diagnose(content: bytes) -> str:
     if version is None:
         return "is not a record (it has no schema_version); move it out of the results folder"
     try:
-        Record.model_validate_json(content)
-    except ValidationError as error:
-        mistake = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in mistake["loc"]) or "the record"
-        what = f"{where}: {mistake['msg']}"
+        decode_record(content)
+    except ValueError as error:
+        what = str(error)
     else:
         what = "its parts contradict one another"
-    return f"is not a valid record ({what}); delete it and run the same command again"
+    return f"is not a valid record ({what}); {advice}"

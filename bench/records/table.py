@@ -9,11 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 
 from bench.errors import InfrastructureError, UsageError
 from bench.metrics import METRICS
-from bench.records.clock_events import name_events
 from bench.records.derived_metrics import (
     accuracy,
     evaluated_tasks,
@@ -22,6 +22,7 @@ from bench.records.derived_metrics import (
     read_metrics,
     throttle_reasons,
 )
+from bench.records.readings import name_events
 from bench.records.records import Record
 from bench.scenario.layout import TABLES
 
@@ -137,7 +138,7 @@ def _row(record: Record) -> Iterator[tuple[str, Any]]:
     yield "started_at", record.started_at
     for group in TABLES:
         yield from _flat(group, getattr(cell, group).model_dump(mode="json"))
-    for group, facts in record.environment.model_dump(mode="json").items():
+    for group, facts in msgspec.to_builtins(record.environment).items():
         yield from _flat(group, facts)
 
 

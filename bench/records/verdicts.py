@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import ConfigDict, Field
 
-from bench.records.stored import Caveat, Count, Stored
+from bench.records.readings import Caveat, Count, Stored
 
 VERDICTS_VERSION: Final = 1
 

@@ -8,7 +8,7 @@ from bench.compare.comparison import Comparison, compare, groups
 from bench.compare.highlights import highlights
 from bench.compare.measured import Measured
 from bench.io import write_text
-from bench.records.records import Caveat, Record
+from bench.records.records import Record
 from bench.records.store import LoadedRecords
 from bench.report import details, gpu_tables, torch_tables
 from bench.report.columns import narrow_table, page_table
@@ -20,6 +20,8 @@ from bench.report.text import markdown, plain
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
+
+    from bench.records.readings import Caveat
 
 _MOST_NAMES = 8
 _MOST_GROUPS = 4  # with their highlights; of more the tables alone are shown

@@ -9,7 +9,7 @@ from typing import get_args
 from bench.compare.accuracy import Accuracy
 from bench.compare.measured import Measured
 from bench.metrics import INSTRUMENT_NAMES
-from bench.records.records import Category
+from bench.records.readings import Category
 from bench.report.comparison_columns import after, saving_share
 from bench.report.highlights import points
 from bench.report.layout import Table

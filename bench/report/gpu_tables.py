@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from bench.compare.measured import Measured
-from bench.records.gpu import Isolation
+from bench.records.readings import Isolation
 from bench.report.layout import Table
 from bench.report.text import NOT_APPLICABLE, NOT_MEASURED, MemoryUnit, significant
 

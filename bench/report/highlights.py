@@ -12,7 +12,7 @@ from bench.compare.highlights import Fastest, Highlights, MostAccurate, Setting
 from bench.compare.measured import Contrast, Measured
 from bench.compare.readings import ROUGH_DRIFT_SHARE
 from bench.metrics import HEADLINES, INSTRUMENT_NAMES, Instrument
-from bench.records.stored import Category
+from bench.records.readings import Category
 from bench.report.linked import RowLink, Sentence, listed
 from bench.report.operators import operator
 from bench.report.text import MemoryUnit, p_value, share, significant, words

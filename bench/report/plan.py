@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, get_args
 from bench.compare.plan_rows import Forecast, PlanRow, plan_rows
 from bench.records.plans import Plan
 from bench.records.predictions import PredictedPhase
-from bench.records.stored import Category
+from bench.records.readings import Category
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.operators import operator
 from bench.report.plan_fits import MOST_SENTENCES, fit_sentences

@@ -18,9 +18,8 @@ from bench.metrics import GIB
 from bench.probes.nvml.device import Gpu, GpuProcess, GpuSample
 from bench.probes.nvml.library import Nvml, open_nvml
 from bench.probes.nvml.visible_devices import Address, resolve_uuid
-from bench.records.clock_events import INVALIDATING, name_events
 from bench.records.environment import read_environment
-from bench.records.gpu import GpuFacts
+from bench.records.readings import INVALIDATING, GpuFacts, name_events
 from bench.records.records import DeviceFacts, Environment
 from bench.runner.schedule import FLASH_ATTENTION_CAPABILITY, INT8_CAPABILITY, NF4_CAPABILITY
 from bench.workers.classify import count_oom_kills

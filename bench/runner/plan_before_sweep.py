@@ -84,4 +84,4 @@ def beside_expectation(failure: Failure, planned: PlannedCell | None) -> Failure
         told = f"predicted to need {needed:.2f} GiB with its CUDA context; the card has {usable:.2f} GiB"
     else:
         told = f"predicted to hold {planned.answer.allocated_peak_bytes / GIB:.2f} GiB of tensors at its peak"
-    return failure.model_copy(update={"message": f"{failure.message.rstrip('.')}; {told}."})
+    return failure.replace(message=f"{failure.message.rstrip('.')}; {told}.")

@@ -11,7 +11,8 @@ from bench.errors import InterruptedByUserError
 from bench.records.environment import read_environment
 from bench.records.messages import CellJob, FetchJob, Message, StepTurns
 from bench.records.plans import Plan
-from bench.records.records import Caveat, DeviceFacts, Environment, Failure, Measurement, Outcome, Record
+from bench.records.readings import Caveat
+from bench.records.records import DeviceFacts, Environment, Failure, Measurement, Outcome, Record
 from bench.records.store import OpenFolder, load_records, open_folder, snapshot_file_name
 from bench.runner import events
 from bench.runner.events import Observe
@@ -108,7 +109,7 @@ class CellRunner:
         end = self._end_of(planned, turns)
         measurement = end.measurement
         if measurement.device is None:
-            measurement = measurement.model_copy(update={"device": self.facts})
+            measurement = measurement.replace(device=self.facts)
         expected, failure = self._expected.get(planned.cell.id), end.failure
         if failure is not None and end.outcome == "oom":
             failure = beside_expectation(failure, expected)

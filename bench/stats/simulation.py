@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.io import read_json
-from bench.records.stored import Positive, Stored
+from bench.records.readings import Positive, Stored
 from bench.stats.noise import FEWEST_RUNS, FEWEST_SESSIONS, against_sessions
 from bench.stats.paired import decide_drop, drop_p_value
 from bench.stats.sequential import REGRESSION, Block, decide, follow, holm

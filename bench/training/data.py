@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from bench.errors import UnavailableError, UsageError
-from bench.records.records import Caveat, TokenCounts
+from bench.records.readings import Caveat
+from bench.records.records import TokenCounts
 from bench.scenario.types import DataSpec, SyntheticData, TrainingSpec
 from bench.training.examples import Example, load_examples
 

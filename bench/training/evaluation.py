@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from bench.errors import UnavailableError, UsageError, first_line
-from bench.records.records import Caveat, EvaluationItem, EvaluationReading
+from bench.records.readings import Caveat
+from bench.records.records import EvaluationItem, EvaluationReading
 from bench.scenario.types import DataSpec, EvaluationSpec
 from bench.training.tasks import held_out_task, mmlu_task
 

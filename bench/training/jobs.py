@@ -26,7 +26,8 @@ from bench.records.messages import (
     Send,
     StepTurns,
 )
-from bench.records.records import Caveat, StepSample
+from bench.records.readings import Caveat
+from bench.records.records import StepSample
 from bench.scenario.types import Cell, ModelSpec
 
 

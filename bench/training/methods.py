@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from bench.errors import UsageError, one_line
-from bench.records.records import Caveat, MergeCheck
+from bench.records.readings import Caveat
+from bench.records.records import MergeCheck
 from bench.scenario.contradictions import peft_type
 from bench.scenario.types import Cell, FullMethod, LoraMethod, PeftMethod, QloraMethod
 from bench.training.data import Batch

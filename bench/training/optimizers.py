@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from bench.records.records import Caveat
+from bench.records.readings import Caveat
 from bench.scenario.types import Optimizer, TrainingSpec
 
 OPTIMIZERS: dict[Optimizer, tuple[str, dict[str, Any]]] = {

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from bench.probes.ledger import StepPhase
-from bench.records.cuda import PagedMemory
+from bench.records.readings import PagedMemory
 from bench.scenario.types import Cell, TrainingSpec
 from bench.training.data import Batch
 from bench.training.losses import forward_pass, loss_of

@@ -31,7 +31,7 @@ from bench.records.messages import (
     PlanJob,
     ProbeJob,
 )
-from bench.records.stored import Stored
+from bench.records.readings import Stored
 from bench.workers.classify import classify_exception
 
 HEARTBEAT_INTERVAL_S = 1.0

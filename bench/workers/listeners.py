@@ -5,16 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from bench.records.cuda import AllocatorSnapshot, PagedMemory, TorchSettings
 from bench.records.derived_metrics import BUSY_MACHINE
-from bench.records.gpu import GpuReading
 from bench.records.messages import MESSAGE, Failed, Finished, Message, PhaseStarted, ReadingMade
+from bench.records.readings import AllocatorSnapshot, Caveat, GpuReading, PagedMemory, Part, TorchSettings
 from bench.records.records import (
-    Caveat,
     DeviceFacts,
     EvaluationReading,
     FlopsReading,
@@ -25,11 +23,10 @@ from bench.records.records import (
     Phase,
     PhaseReading,
     StepSample,
-    Stored,
 )
 
 MAX_MESSAGE_BYTES = 64 * 1024**2
-_SINGLE: dict[type[Stored], str] = {
+_SINGLE: dict[type[Part], str] = {
     DeviceFacts: "device",
     TorchSettings: "torch_settings",
     PagedMemory: "paged",
@@ -81,7 +78,7 @@ class Transcript:
         self._asked_ns = asked_ns
         self._hear = hear
         self._unfinished_line = bytearray()
-        self._single: dict[str, Stored] = {}
+        self._single: dict[str, Any] = {}
         self._phases: list[PhaseReading] = []
         self._steps: list[StepSample] = []
         self._evaluations: list[EvaluationReading] = []
@@ -103,14 +100,12 @@ class Transcript:
 
     def measurement(self) -> Measurement:
         """Return everything read so far."""
-        return Measurement.model_validate(
-            {
-                **self._single,
-                "phases": tuple(self._phases),
-                "steps": tuple(self._steps),
-                "evaluations": tuple(self._evaluations),
-                "caveats": tuple(self._caveats),
-            }
+        return Measurement(
+            **self._single,
+            phases=tuple(self._phases),
+            steps=tuple(self._steps),
+            evaluations=tuple(self._evaluations),
+            caveats=tuple(self._caveats),
         )
 
     def _take(self, line: bytes) -> bool:

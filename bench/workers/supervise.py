@@ -12,7 +12,8 @@ from typing import Literal
 
 from bench.errors import InfrastructureError
 from bench.records.messages import Failed, Job, ProbeJob
-from bench.records.records import Caveat, DeviceFacts, Failure, Measurement, Outcome, Phase
+from bench.records.readings import Caveat
+from bench.records.records import DeviceFacts, Failure, Measurement, Outcome, Phase
 from bench.scenario.types import LimitsSpec
 from bench.workers.classify import WorkerEnd, classify_exit, count_oom_kills
 from bench.workers.launch import CHECK_INSTALLATION, Launcher, Worker, wait_for_any
@@ -112,7 +113,7 @@ class _Rank:
         what = "A process" if strays == 1 else f"{strays} processes"
         message = f"{what} that the worker had started in another session outlived it until killed."
         caveat = Caveat(code="strays-killed", message=message)
-        return measured.model_copy(update={"caveats": (*measured.caveats, caveat)})
+        return measured.replace(caveats=(*measured.caveats, caveat))
 
 
 class RunningJob:
@@ -197,7 +198,7 @@ class RunningJob:
         if failure is not None:
             if outcome == "oom" and limits.host_memory_gib is not None:
                 advice = f", or raise limits.host_memory_gib ({limits.host_memory_gib:g})."
-                failure = failure.model_copy(update={"message": failure.message.removesuffix(".") + advice})
+                failure = failure.replace(message=failure.message.removesuffix(".") + advice)
             failure = _complete(failure, blamed.transcript.phase, tail)
         end_of_job = JobEnd(
             outcome=outcome,
@@ -212,13 +213,13 @@ def add_findings(end: JobEnd, found: Findings) -> JobEnd:
     """Return the end with what a watch saw; a run that others spoilt is *contaminated*."""
     first, *others = end.measurements
     update = {"gpu": found.gpu or first.gpu, "caveats": (*first.caveats, *found.caveats)}
-    end = replace(end, measurements=(first.model_copy(update=update), *others))
+    end = replace(end, measurements=(first.replace(**update), *others))
     if not found.contamination or end.outcome not in SPOILT_BY_OTHERS:
         return end
     if end.failure is None:
         return replace(end, outcome="contaminated", failure=Failure(message=found.contamination))
     message = f"{found.contamination} It ended as {end.outcome}: {end.failure.message}"
-    failure = end.failure.model_copy(update={"message": message})
+    failure = end.failure.replace(message=message)
     return replace(end, outcome="contaminated", failure=failure)
 
 
@@ -257,10 +258,8 @@ def _complete(failure: Failure, phase: Phase | None, output_tail: str) -> Failur
     def without_home(text: str) -> str:
         return text.replace(home, "~") if len(home) > 1 else text
 
-    return failure.model_copy(
-        update={
-            "message": without_home(failure.message),
-            "phase": failure.phase or phase,
-            "output_tail": without_home(output_tail)[-STORED_TAIL_CHARACTERS:],
-        }
+    return failure.replace(
+        message=without_home(failure.message),
+        phase=failure.phase or phase,
+        output_tail=without_home(output_tail)[-STORED_TAIL_CHARACTERS:],
     )

@@ -13,7 +13,8 @@ from bench.claims.rules import judge_claim
 from bench.claims.rules_accuracy import outcome_of
 from bench.claims.text import sentence
 from bench.compare.studies import studies
-from bench.records.records import Caveat, Record
+from bench.records.readings import Caveat
+from bench.records.records import Record
 from records_factory import make_cell, make_evaluation, make_measurement, make_record, make_steps
 
 RULE: TypeAdapter[Any] = TypeAdapter(Rule)

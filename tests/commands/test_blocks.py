@@ -7,6 +7,7 @@ import pytest
 
 from bench.commands.blocks import check, fill, require_in_step, update
 from bench.errors import UsageError
+from bench.records.records import encode_record
 from bench.report.figures import Figure
 from records_factory import make_ledger, make_measurement, make_record
 from sittings_factory import MIB, make_runs, write_sitting
@@ -22,7 +23,7 @@ def repository(tmp_path: Path) -> Path:
     """Return a folder with one page, one block and one record."""
     folder = tmp_path / "results" / "reference" / "tiny"
     folder.mkdir(parents=True)
-    (folder / "one.json").write_text(make_record().model_dump_json(), encoding="utf-8")
+    (folder / "one.json").write_bytes(encode_record(make_record()))
     (tmp_path / "README.md").write_text(PAGE, encoding="utf-8")
     return tmp_path
 
@@ -80,7 +81,7 @@ def test_a_figure_is_drawn_beside_the_page_and_checked_without_drawing(
     update(repository)
     ledger = make_ledger(peak_bytes=601 * MIB)
     record = make_record(measurement=make_measurement(ledger=ledger))
-    (repository / "results/reference/tiny/one.json").write_text(record.model_dump_json(), encoding="utf-8")
+    (repository / "results/reference/tiny/one.json").write_bytes(encode_record(record))
     assert stale == check(repository)
 
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bench import cli
-from bench.records.records import Record
+from bench.records.records import Record, encode_record
 from bench.records.store import write_record
 from bench.records.verdicts import Verdicts
 from records_factory import make_cell, make_evaluation, make_measurement, make_record, make_steps
@@ -29,7 +29,7 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path("results", folder).mkdir(parents=True)
         for record in make_runs(ledger_bytes=ledger_bytes):
             started_at = f"2026-11-22T09:{minute:02}:{record.run:02}Z"
-            write_record(Path("results", folder), record.model_copy(update={"started_at": started_at}))
+            write_record(Path("results", folder), record.replace(started_at=started_at))
 
 
 def bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -173,24 +173,24 @@ def _sweep(cells: int) -> Iterator[tuple[str, Record]]:
 
 
 @pytest.mark.alone
-def test_a_verdict_on_many_records_takes_less_than_reading_them_whole(
+def test_a_verdict_on_many_records_takes_no_longer_than_json_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In CPU time, of 1,000 records: where reading 10,000 whole takes ten seconds, this takes about five."""
+    """In CPU time, of 1,000 records, against Python's own json, which checks nothing of what it reads."""
     for side, record in _sweep(100):
         Path("many", side).mkdir(parents=True, exist_ok=True)
         name = f"{record.cell.id.replace('/', '-')}-{record.run}.json"
-        Path("many", side, name).write_text(record.model_dump_json(indent=1))
+        Path("many", side, name).write_bytes(encode_record(record))
     contents = [file.read_bytes() for file in sorted(Path("many").glob("*/*.json"))]
     bench(monkeypatch, "compare", "results/same", "results/more")  # imports everything
 
     begun = time.process_time()
     for content in contents:
-        Record.model_validate_json(content)
+        json.loads(content)
     whole = time.process_time() - begun
     begun = time.process_time()
     assert 0 == bench(monkeypatch, "compare", "many/a", "many/b", "--json", "-o", "v.json")
     taken = time.process_time() - begun
     verdicts = Verdicts.model_validate_json(Path("v.json").read_bytes())
     assert (500, 500) == (verdicts.baseline.runs, verdicts.candidate.runs)
-    assert taken < 0.75 * whole
+    assert taken < whole

@@ -41,9 +41,9 @@ PLUGIN = ("-p", "no:cacheprovider", "--bench-scenario", "toy.toml")
 def _runs(scenario: Path, *, more_bytes: int = 0, outcome: str = "ok") -> list[Record]:
     """Return runs of both cells; the second one's memory and outcome can be told."""
     first, second = load_scenario(scenario).cells
-    good = [record.model_copy(update={"cell": first, "key": first.digest}) for record in make_runs()]
+    good = [record.replace(cell=first, key=first.digest) for record in make_runs()]
     other = make_runs(ledger_bytes=600 * MIB + more_bytes, outcome=outcome)
-    return [*good, *(record.model_copy(update={"cell": second, "key": second.digest}) for record in other)]
+    return [*good, *(record.replace(cell=second, key=second.digest) for record in other)]
 
 
 def _write(folder: Path, records: list[Record]) -> Path:

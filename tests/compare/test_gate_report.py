@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from bench.compare.gate_report import HowToJudge, Side, compare_sides
+from bench.records.readings import Caveat
 from bench.records.records import DeviceFacts, Record
-from bench.records.run_facts import facts_of
-from bench.records.stored import Caveat
+from bench.records.run_summary import summarise_run
 from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.scenario.gate import GateSpec
 from gpu_factory import make_gpu
@@ -17,7 +17,7 @@ from sittings_factory import LOUD, MIB, QUIET, make_runs
 
 
 def _side(*sittings: Sequence[Record]) -> Side:
-    return Side(given="side", sessions=tuple(tuple(map(facts_of, records)) for records in sittings))
+    return Side(given="side", sessions=tuple(tuple(map(summarise_run, records)) for records in sittings))
 
 
 def _stored(base: Sequence[Sequence[Record]], candidate: Sequence[Record]) -> Verdicts:
@@ -79,12 +79,10 @@ def test_sides_of_one_sitting_are_told_apart_by_their_runs() -> None:
 def test_steps_taken_in_turn_are_not_held_against_others() -> None:
     """They begin with colder caches on fewer cores; what is counted is compared all the same."""
     in_turn = [
-        record.model_copy(
-            update={
-                "measurement": record.measurement.model_copy(
-                    update={"caveats": (Caveat(code="steps-in-turn", message="In turn."),)}
-                )
-            }
+        record.replace(
+            measurement=record.measurement.replace(
+                caveats=(Caveat(code="steps-in-turn", message="In turn."),)
+            )
         )
         for record in make_runs()
     ]
@@ -98,7 +96,7 @@ def test_steps_taken_in_turn_are_not_held_against_others() -> None:
 def test_another_machine_compares_what_is_exact_only() -> None:
     """Speed on another processor says nothing of the program; both are named."""
     other = make_environment(machine={"cpu_model": "Other CPU", "cpu_cores": 2, "architecture": "x86_64"})
-    moved = [record.model_copy(update={"environment": other}) for record in make_runs()]
+    moved = [record.replace(environment=other) for record in make_runs()]
     verdicts = _stored([make_runs()], moved)
     speed = _one(verdicts, "tokens_per_second")
     assert "not comparable" == speed.verdict
@@ -116,9 +114,7 @@ def test_another_machine_compares_what_is_exact_only() -> None:
 )
 def test_other_versions_are_named_and_judged(environment: dict[str, Any], named: str) -> None:
     """An upgrade is what a user wants judged."""
-    moved = [
-        record.model_copy(update={"environment": make_environment(**environment)}) for record in make_runs()
-    ]
+    moved = [record.replace(environment=make_environment(**environment)) for record in make_runs()]
     verdicts = _stored([make_runs()], moved)
     assert (named,) == verdicts.differences
     assert "runs" == _one(verdicts, "tokens_per_second").interval
@@ -126,10 +122,7 @@ def test_other_versions_are_named_and_judged(environment: dict[str, Any], named:
 
 def test_other_threads_are_other_conditions() -> None:
     """Half the threads are half the speed."""
-    moved = [
-        record.model_copy(update={"environment": make_environment(threads={"torch": 1})})
-        for record in make_runs()
-    ]
+    moved = [record.replace(environment=make_environment(threads={"torch": 1})) for record in make_runs()]
     assert "torch 2 before, 1 now" in _one(_stored([make_runs()], moved), "step_time_ns").reason
 
 
@@ -151,7 +144,7 @@ def test_another_driver_is_another_condition() -> None:
     sides = []
     for driver in ("550.1", "560.2"):
         gpu = make_gpu(isolation="process")
-        gpu = gpu.model_copy(update={"facts": gpu.facts.model_copy(update={"driver_version": driver})})
+        gpu = gpu.replace(facts=gpu.facts.replace(driver_version=driver))
         device = DeviceFacts(cpu_threads=2, cuda_available=True, cuda_name="Card")
         measurement = make_measurement(gpu=gpu, device=device)
         sides.append([make_record(cell=make_cell(id="tiny/a"), measurement=measurement)])
@@ -165,7 +158,7 @@ def test_a_changed_cell_is_named_with_what_changed() -> None:
     changed = make_cell(
         id="tiny/a", training={"sequence_length": 256, "micro_batch": 4, "learning_rate": 0.5}
     )
-    verdicts = _stored([make_runs()], [record.model_copy(update={"cell": changed}) for record in make_runs()])
+    verdicts = _stored([make_runs()], [record.replace(cell=changed) for record in make_runs()])
     compared = [one for one in verdicts.judgements if one.metric != "outcome"]
     assert {"not comparable"} == {one.verdict for one in compared}
     assert "training.learning_rate" in compared[0].reason
@@ -204,7 +197,7 @@ def test_questions_lost_are_a_regression_of_accuracy() -> None:
 
 def test_only_the_latest_key_counts() -> None:
     """Runs of older versions in the same folder are left out, and that is said."""
-    older = [record.model_copy(update={"key": "0" * 64}) for record in make_runs(ledger_bytes=700 * MIB)]
+    older = [record.replace(key="0" * 64) for record in make_runs(ledger_bytes=700 * MIB)]
     verdicts = _stored([make_runs()], [*older, *make_runs()])
     assert "pass" == _one(verdicts, "ledger_peak_bytes").verdict
     assert [True] == ["Left out: 5 runs" in caveat.message for caveat in verdicts.caveats]

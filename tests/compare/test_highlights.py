@@ -4,7 +4,8 @@ import pytest
 
 from bench.compare.comparison import compare
 from bench.compare.highlights import highlights
-from bench.records.records import Category, Failure, MergeCheck, Record
+from bench.records.readings import Category
+from bench.records.records import Failure, MergeCheck, Record
 from bench.report.comparison import render_summary
 from bench.report.highlights import sentences
 from bench.report.text import MEBIBYTES
@@ -83,7 +84,7 @@ def test_speeds_that_drift_are_rough() -> None:
     assert "Throughput is approximate: some runs drifted by more than 10 %." in told
     window = FULL.cell.window.model_copy(update={"measured_steps": 3})
     few = [
-        one.model_copy(update={"cell": one.cell.model_copy(update={"window": window})})
+        one.replace(cell=one.cell.model_copy(update={"window": window}))
         for one in (make("full", 1000, (1000.0,) * 3), make("lora-r8", 600, (1010.0,) * 3))
     ]
     told = said(*few)["Speed, full fine-tuning = 1"]
@@ -101,7 +102,7 @@ def test_qlora_is_set_against_lora_of_the_same_rank() -> None:
 def test_what_cells_were_trained_with_is_one_line_and_says_where_they_differ() -> None:
     """The task, the steps and the targets; and another learning rate with the methods that had it."""
     other = LORA.cell.training.model_copy(update={"learning_rate": 0.001})
-    lora = LORA.model_copy(update={"cell": LORA.cell.model_copy(update={"training": other})})
+    lora = LORA.replace(cell=LORA.cell.model_copy(update={"training": other}))
     text = said(FULL, lora, QLORA)["Trained with"]
     shared, _, differs = text.partition(" Differs: ")
     assert shared.startswith("tiny on cpu, 2 threads; data longest-word (easy, 2,048 items to train on); ")
@@ -128,8 +129,8 @@ def causes(name: str, part: Category, **training: str) -> Record:
     sizes = {part: 400 * MIB, "temporary": 200 * MIB}
     ledger = make_ledger(600 * MIB, categories_at_peak_bytes=sizes)
     cell = record.cell.model_copy(update={"training": record.cell.training.model_copy(update=training)})
-    measurement = record.measurement.model_copy(update={"ledger": ledger})
-    return record.model_copy(update={"measurement": measurement, "cell": cell})
+    measurement = record.measurement.replace(ledger=ledger)
+    return record.replace(measurement=measurement, cell=cell)
 
 
 @pytest.mark.parametrize(
@@ -158,10 +159,8 @@ def test_what_a_cell_does_already_is_not_advised() -> None:
 
 def test_an_adapter_that_changes_by_merging_is_not_to_be_merged() -> None:
     """The change of a logit is told; one within the tolerance is not spoken of."""
-    merged = QLORA.measurement.model_copy(
-        update={"merge": MergeCheck(max_abs_difference=13.6, reference_max_abs=20)}
-    )
-    told = said(FULL, LORA, QLORA.model_copy(update={"measurement": merged}))
+    merged = QLORA.measurement.replace(merge=MergeCheck(max_abs_difference=13.6, reference_max_abs=20))
+    told = said(FULL, LORA, QLORA.replace(measurement=merged))
     expected = (
         "Do not merge qlora-nf4-dq-r8 into the quantised base here: a logit changes by 68 % of the largest."
     )
@@ -177,7 +176,7 @@ def test_a_second_full_method_is_named() -> None:
         training={"sequence_length": 256, "micro_batch": 4, "optimizer": "adamw-8bit"},
         device="cpu",
     )
-    second = FULL.model_copy(update={"cell": cell, "key": "8" * 64})
+    second = FULL.replace(cell=cell, key="8" * 64)
     text = said(FULL, second, LORA)["Least memory (live tensors)"]
     assert "full with 1,000 MiB" in text
     assert "full-8bit with 1,000 MiB" in text
@@ -187,7 +186,7 @@ def test_records_of_two_machines_have_highlights_of_their_own() -> None:
     """Nothing is set against a cell elsewhere, no method is named twice, none is missing."""
     elsewhere = make_environment(machine={"cpu_model": "Other CPU"})
     there = [
-        one.model_copy(update={"environment": elsewhere, "key": str(index) * 64})
+        one.replace(environment=elsewhere, key=str(index) * 64)
         for index, one in enumerate((FULL, LORA, QLORA))
     ]
     comparison = compare([FULL, LORA, QLORA, *there])
@@ -209,9 +208,7 @@ def test_on_a_gpu_reserved_leads() -> None:
 def test_dora_over_4_bit_is_not_qlora_instead_of_lora() -> None:
     """Adapters that differ in more than how the base is stored are not set against each other."""
     method = {"kind": "qlora", "rank": 8, "peft": {"use_dora": True}}
-    dora = QLORA.model_copy(
-        update={"cell": make_cell(id="tiny/qdora/b4-s256", method=method), "key": "d" * 64}
-    )
+    dora = QLORA.replace(cell=make_cell(id="tiny/qdora/b4-s256", method=method), key="d" * 64)
     assert "QLoRA instead of LoRA" not in said(LORA, dora)
 
 

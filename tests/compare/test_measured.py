@@ -7,7 +7,8 @@ import pytest
 from bench.compare.comparison import Comparison, compare
 from bench.compare.measured import Measured
 from bench.errors import UsageError
-from bench.records.records import Caveat, DeviceFacts, Failure, Measurement, MergeCheck, ModelFacts, Record
+from bench.records.readings import Caveat
+from bench.records.records import DeviceFacts, Failure, Measurement, MergeCheck, ModelFacts, Record
 from records_factory import (
     MIB,
     make_cell,
@@ -138,7 +139,7 @@ def test_a_full_cell_of_another_window_is_no_reference() -> None:
 def test_a_full_cell_on_another_machine_is_no_reference() -> None:
     """Savings and speeds are taken within one machine."""
     elsewhere = make_environment(machine={"cpu_model": "Other CPU"})
-    row = _lora(compare([FULL.model_copy(update={"environment": elsewhere}), LORA]))
+    row = _lora(compare([FULL.replace(environment=elsewhere), LORA]))
     assert "full fine-tuning was not run alike" == row.no_reference
 
 
@@ -210,9 +211,7 @@ def test_accuracy_with_standard_error_and_paired_tests() -> None:
 def test_unequal_questions_are_a_caveat_not_a_number() -> None:
     """Answers to other questions are not paired, and the reason is said."""
     changed = tuple(
-        reading.model_copy(
-            update={"items": tuple(item.model_copy(update={"doc_hash": "0"}) for item in reading.items)}
-        )
+        reading.replace(items=tuple(item.replace(doc_hash="0") for item in reading.items))
         for reading in make_measurement().evaluations
     )
     row = _lora(compare([FULL, _with(evaluations=changed)]))
@@ -285,9 +284,7 @@ def test_the_device_has_a_name() -> None:
 
 def test_runs_belong_together_when_a_cell_gets_another_id() -> None:
     """A list that becomes a single value renames a cell; its runs stay one row, under the newest name."""
-    renamed = LORA.model_copy(
-        update={"run": 2, "cell": LORA.cell.model_copy(update={"id": "tiny/new/b4-s256"})}
-    )
+    renamed = LORA.replace(run=2, cell=LORA.cell.model_copy(update={"id": "tiny/new/b4-s256"}))
     (row,) = compare([LORA, renamed]).rows
     assert (row.id, row.runs) == ("tiny/new/b4-s256", 2)
 
@@ -309,11 +306,11 @@ def test_shares_of_parameters() -> None:
         ({"steps": make_steps([100.0, 101.0])}, "few-steps"),
         ({"caveats": (Caveat(code="recycled", message="The data was seen twice."),)}, "recycled"),
         (
-            {"steps": tuple(step.model_copy(update={"loss": math.nan}) for step in make_steps())},
+            {"steps": tuple(step.replace(loss=math.nan) for step in make_steps())},
             "loss-not-finite",
         ),
         (
-            {"steps": tuple(step.model_copy(update={"skipped": True}) for step in make_steps())},
+            {"steps": tuple(step.replace(skipped=True) for step in make_steps())},
             "steps-skipped",
         ),
         ({"merge": MergeCheck(max_abs_difference=0.2, reference_max_abs=1)}, "merge-differs"),

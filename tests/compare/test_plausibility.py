@@ -9,7 +9,7 @@ import pytest
 from bench.compare.comparison import compare
 from bench.compare.floors import cards_named
 from bench.compare.plausibility import lint, with_findings
-from bench.records.gpu import GpuFacts, GpuPhase, GpuReading
+from bench.records.readings import GpuReading, checked
 from bench.records.records import DeviceFacts, FlopsReading, Measurement, ModelFacts, Record, TokenCounts
 from bench.records.store import load_records
 from bench.records.table import tidy
@@ -60,20 +60,21 @@ def changed_phase(name: str, **fields: object) -> Measurement:
     phases = make_phases(cuda_allocated_peak_bytes=1000 * MIB)
     return make_measurement(
         device=cuda_facts(),
-        phases=tuple(phase.model_copy(update=fields) if phase.name == name else phase for phase in phases),
+        phases=tuple(phase.replace(**fields) if phase.name == name else phase for phase in phases),
     )
 
 
 def watched(isolation: str = "process", power_limit_mw: int | None = None, **phase: object) -> GpuReading:
     """Return what NVML saw of the steady steps."""
-    return GpuReading.model_validate(
+    return checked(
+        GpuReading,
         {
-            "facts": GpuFacts(uuid="GPU-0", power_limit_mw=power_limit_mw),
+            "facts": {"uuid": "GPU-0", "power_limit_mw": power_limit_mw},
             "isolation": isolation,
             "isolation_reason": "Made up.",
             "interval_ns": 50_000_000,
-            "phases": (GpuPhase.model_validate({"name": "steady", "samples": 9} | phase),),
-        }
+            "phases": ({"name": "steady", "samples": 9} | phase,),
+        },
     )
 
 
@@ -184,8 +185,7 @@ def test_tokens_that_are_not_the_batchs(data: str, batching: str, tokens: dict[s
         training={"sequence_length": 256, "micro_batch": 4, "batching": batching},
     )
     steps = tuple(
-        step.model_copy(update={"tokens": TOKENS.model_copy(update=tokens)}) if step.index == 0 else step
-        for step in make_steps()
+        step.replace(tokens=TOKENS.replace(**tokens)) if step.index == 0 else step for step in make_steps()
     )
     found = lint(make_record(cell=cell, measurement=make_measurement(steps=steps)))
     assert [finding.code for finding in found] == ["tokens-not-the-batch"]
@@ -259,12 +259,10 @@ def test_more_energy_than_the_power_limit() -> None:
 
 def test_a_loss_that_is_no_number() -> None:
     """Not a number and infinite are found; a rising loss is none of a lint's business."""
-    steps = tuple(
-        step.model_copy(update={"loss": math.nan if step.index == 4 else math.inf}) for step in make_steps()
-    )
+    steps = tuple(step.replace(loss=math.nan if step.index == 4 else math.inf) for step in make_steps())
     record = make_record(measurement=make_measurement(steps=(*make_steps()[:4], *steps[4:])))
     assert sentence(record, "loss-not-finite") == "The loss was not finite in 7 of 11 steps, first in step 4."
-    rising = tuple(step.model_copy(update={"loss": float(step.index)}) for step in make_steps())
+    rising = tuple(step.replace(loss=float(step.index)) for step in make_steps())
     assert codes(make_record(measurement=make_measurement(steps=rising))) == []
 
 

@@ -104,7 +104,7 @@ def test_seeds_asked_different_questions_have_the_first_one_and_a_caveat() -> No
 def test_seeds_are_one_row_with_full_fine_tuning_paired_by_seed() -> None:
     """Three seeds on both sides: one row each, and a difference with an interval over seeds."""
     full = [
-        one.model_copy(update={"cell": one.cell.model_copy(update={"method": FullMethod()})})
+        one.replace(cell=one.cell.model_copy(update={"method": FullMethod()}))
         for one in (make_run(seed, right(count), method="a") for seed, count in enumerate((14, 15, 15)))
     ]
     comparison = compare([*full, *(make_run(seed, right(count)) for seed, count in enumerate((15, 16, 17)))])

@@ -205,7 +205,7 @@ def test_a_run_that_failed_or_is_gone_is_no_verdict_on_the_code(tmp_path: Path, 
 
 def test_spoilt_runs_and_breaks_are_told(tmp_path: Path) -> None:
     """A run that others spoilt is left out, and a sitting that was broken off says so."""
-    spoilt = make_runs()[0].model_copy(update={"outcome": "contaminated", "run": 9})
+    spoilt = make_runs()[0].replace(outcome="contaminated", run=9)
     write_sitting(tmp_path, make_runs(), [*make_runs(), spoilt], ended_at=None, stopped=None)
     verdicts = judge_folder(tmp_path)
     assert {"left-out", "not-calibrated", "unfinished"} == {caveat.code for caveat in verdicts.caveats}

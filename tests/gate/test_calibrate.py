@@ -63,13 +63,13 @@ def test_another_machine_and_other_threads_are_refused() -> None:
     record = make_record()
     found = calibration_of([record.cell], [sitting_of((record, record))])
     here = record.environment
-    require_this_machine(found, here.model_copy(update={"versions": {"torch": "9.9"}}))
+    require_this_machine(found, here.replace(versions={"torch": "9.9"}))
     for changes in (
         {"machine": here.machine | {"cpu_model": "Abacus"}},
         {"threads": here.threads | {"OMP_NUM_THREADS": "7"}},
     ):
         with pytest.raises(UsageError, match=r"Abacus now|7 now"):
-            require_this_machine(found, here.model_copy(update=changes))
+            require_this_machine(found, here.replace(**changes))
     with pytest.raises(UsageError, match="CUDA device None then, NVIDIA H100 now"):
         require_this_machine(found, here, "NVIDIA H100")
 

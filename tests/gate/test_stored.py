@@ -31,10 +31,7 @@ def _write(folder: Path, records: list[Record]) -> Path:
 
 def _day(day: int, records: list[Record]) -> list[Record]:
     """Return the runs as made on another day."""
-    return [
-        record.model_copy(update={"started_at": f"2026-12-{day:02}T08:00:{record.run:02}Z"})
-        for record in records
-    ]
+    return [record.replace(started_at=f"2026-12-{day:02}T08:00:{record.run:02}Z") for record in records]
 
 
 @pytest.fixture

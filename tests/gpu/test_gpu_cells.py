@@ -8,9 +8,8 @@ import pytest
 import gpu_cells
 from bench.predict.predict import predict
 from bench.records.card_fit import judge
-from bench.records.cuda import PagedMemory
-from bench.records.gpu import GpuFacts, GpuPhase, GpuReading
 from bench.records.predictions import Prediction
+from bench.records.readings import GpuFacts, GpuPhase, GpuReading, PagedMemory
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.runner.schedule import why_unavailable
 from bench.scenario.catalogue import card
@@ -140,12 +139,12 @@ def test_out_of_memory_is_checked_in_full() -> None:
     for missing in ("phase", "requested_bytes", "allocated_bytes", "reserved_bytes"):
         with pytest.raises(AssertionError):
             gpu_cells.check_out_of_memory(
-                make_record(outcome="oom", failure=failure.model_copy(update={missing: None}))
+                make_record(outcome="oom", failure=failure.replace(**{missing: None}))
             )
 
 
 def test_a_refusal_is_no_prediction() -> None:
     """A cell that could not be predicted fails the check instead of passing it."""
     with pytest.raises(AssertionError):
-        gpu_cells.check_allocated(record_of().model_copy(update={"prediction": None}))
+        gpu_cells.check_allocated(record_of().replace(prediction=None))
     assert isinstance(record_of().prediction, Prediction)

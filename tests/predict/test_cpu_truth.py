@@ -119,8 +119,7 @@ def test_the_prediction_is_the_reading(family: str, method: str, levers: dict[st
     cell = tiny_cell(METHODS[method], data=data, training=training)
     truth = true_reading(cell, configuration(family))
     predicted = read_cpu_ledger(cell, Platform(device="cpu"), configuration(family))
-    apart = {"device", "timeline"}
-    assert truth.model_dump(exclude=apart) == predicted.model_dump(exclude=apart)
+    assert truth.replace(device="", timeline=None) == predicted.replace(device="", timeline=None)
     # Which of two storages dies first within one operator may differ, so single points may.
     assert truth.timeline is not None
     assert predicted.timeline is not None

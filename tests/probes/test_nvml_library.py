@@ -8,7 +8,7 @@ import pytest
 
 from bench.errors import UnavailableError
 from bench.probes.nvml.library import open_nvml
-from bench.records.gpu import GpuFacts
+from bench.records.readings import GpuFacts
 from virtual_gpu import GIB, Box, VirtualCard, VirtualGpus, VirtualSlice
 
 CARD = VirtualCard()

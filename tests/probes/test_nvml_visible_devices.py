@@ -3,7 +3,7 @@
 import pytest
 
 from bench.probes.nvml.visible_devices import resolve_uuid
-from bench.records.gpu import GpuFacts
+from bench.records.readings import GpuFacts
 
 FIRST = GpuFacts(uuid="GPU-11111111-aaaa-4000-8000-000000000001", index=0)
 SECOND = GpuFacts(uuid="GPU-11222222-aaaa-4000-8000-000000000002", index=1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.records.records import encode_record
 from records_factory import make_record
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def test_listing_cells_imports_neither_torch_nor_pandas() -> None:
 @pytest.mark.parametrize("command", ["table", "report"])
 def test_reading_results_imports_no_torch(tmp_path: Path, command: str) -> None:
     """A report can be made where torch is not even installed."""
-    (tmp_path / "record.json").write_text(make_record().model_dump_json(), encoding="utf-8")
+    (tmp_path / "record.json").write_bytes(encode_record(make_record()))
     assert _imported(HEAVY, command, str(tmp_path)) == []
 
 

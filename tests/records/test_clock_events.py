@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.records.clock_events import INVALIDATING, NOTED, name_events
+from bench.records.readings import INVALIDATING, NOTED, name_events
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
+from bench.records.records import encode_record
 from bench.records.result_sets import load_result_set
 from bench.records.store import write_record
 from records_factory import make_record
@@ -70,13 +71,13 @@ def test_a_damaged_file_is_named_and_the_others_are_read(tmp_path: Path) -> None
     write_record(tmp_path, make_record())
     (tmp_path / "cut.json").write_text('{"schema_version": 1, ')
     (tmp_path / "newer.json").write_text('{"schema_version": 99}')
-    (tmp_path / "wrong.json").write_text(make_record(run=2).model_dump_json().replace('"ok"', '"fine"'))
+    (tmp_path / "wrong.json").write_text(encode_record(make_record(run=2)).decode().replace('"ok"', '"fine"'))
     found = load_result_set(str(tmp_path))
     assert (1, 3) == (len(found.runs), len(found.problems))
     cut, newer, wrong = found.problems
     assert "cut off or not JSON" in cut
     assert "written by a newer finetune-bench" in newer
-    assert "(outcome: " in wrong
+    assert "at `$.outcome`" in wrong
 
 
 def test_of_a_sitting_only_the_runs_that_count_are_read(tmp_path: Path) -> None:

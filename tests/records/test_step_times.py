@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.records.result_sets import load_result_set
-from bench.records.run_facts import facts_of
+from bench.records.run_summary import summarise_run
 from bench.records.step_times import read_step_times, step_times_json
 from records_factory import make_environment, make_record
 from sittings_factory import make_runs
@@ -18,7 +18,7 @@ from sittings_factory import make_runs
 def test_the_real_pytest_benchmark_compares_our_results(tmp_path: Path) -> None:
     """Its table and its CSV have our cells, and its median is ours."""
     for name, speed in (("old", 1000.0), ("new", 800.0)):
-        text = step_times_json([facts_of(record) for record in make_runs(speeds=[speed] * 3)])
+        text = step_times_json([summarise_run(record) for record in make_runs(speeds=[speed] * 3)])
         (tmp_path / f"{name}.json").write_text(text)
     command = [str(Path(sys.executable).parent / "pytest-benchmark"), "compare", "old.json", "new.json"]
     options = ["--csv=out.csv", "--columns=min,median,stddev,iqr,outliers,ops,rounds", "--group-by=fullname"]
@@ -48,7 +48,7 @@ def test_what_pytest_benchmark_wrote_is_one_run_for_each_benchmark(tmp_path: Pat
 
 def test_no_host_name_goes_out_and_memory_goes_along() -> None:
     """The metrics that pytest-benchmark does not know are extra information."""
-    document = json.loads(step_times_json([facts_of(make_record(environment=make_environment()))]))
+    document = json.loads(step_times_json([summarise_run(make_record(environment=make_environment()))]))
     assert "" == document["machine_info"]["node"]
     assert 600 * 1024**2 == document["benchmarks"][0]["extra_info"]["ledger_peak_bytes"]
 

@@ -31,9 +31,9 @@ def test_a_loss_that_is_not_a_number_survives(tmp_path: Path, make_record: MakeR
     """NaN and infinity, which JSON lacks, come back as they were."""
     record = make_record()
     steps = list(record.measurement.steps)
-    steps[0] = steps[0].model_copy(update={"loss": float("nan"), "gradient_norm": float("inf")})
-    measurement = record.measurement.model_copy(update={"steps": tuple(steps)})
-    path = write_record(tmp_path, record.model_copy(update={"measurement": measurement}))
+    steps[0] = steps[0].replace(loss=float("nan"), gradient_norm=float("inf"))
+    measurement = record.measurement.replace(steps=tuple(steps))
+    path = write_record(tmp_path, record.replace(measurement=measurement))
     json.loads(path.read_text(), parse_constant=pytest.fail)  # strict JSON, without a bare NaN
     loaded = load_records(tmp_path).records[0].measurement.steps[0]
     assert (str(loaded.loss), str(loaded.gradient_norm)) == ("nan", "inf")
@@ -43,7 +43,7 @@ def test_no_name_leaves_the_folder(tmp_path: Path, make_record: MakeRecord) -> N
     """A hostile id or key becomes an ordinary file name inside the folder."""
     record = make_record()
     cell = record.cell.model_copy(update={"id": "../../etc/" + "x" * 400 + "\0/…"})
-    hostile = record.model_copy(update={"cell": cell, "key": "../../../etc/passwd"})
+    hostile = record.replace(cell=cell, key="../../../etc/passwd")
     path = write_record(tmp_path, hostile)
     assert path.resolve().parent == tmp_path.resolve()
     assert len(path.name.encode()) < 255
@@ -56,7 +56,7 @@ def test_no_name_leaves_the_folder(tmp_path: Path, make_record: MakeRecord) -> N
         (b'{"schema_version": 1, "cell": {', "is cut off or not JSON"),
         (b"\xff\xfe{}", "is not UTF-8 text"),
         (b'{"schema_version": 99}', "was written by a newer finetune-bench (record version 99"),
-        (b'{"schema_version": 1}', "is not a valid record (cell: Field required)"),
+        (b'{"schema_version": 1}', "is not a valid record (Object missing required field `cell`)"),
         (b'{"answer": 42}', "is not a record (it has no schema_version)"),
         (b"[" * 100_000, "is cut off or not JSON"),
         (b"[]", "is not a record"),
@@ -68,7 +68,7 @@ def test_a_damaged_file_is_named_and_the_others_are_read(
     """Each way a file can be damaged gives one line that names it, and costs no other record."""
     record = make_record()
     write_record(tmp_path, record)
-    damaged = tmp_path / "damaged.json"
+    damaged = tmp_path / "damaged--12345678--r1.json"
     damaged.write_bytes(content)
     loaded = load_records(tmp_path)
     assert loaded.records == (record,)

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from bench.compare.comparison import Comparison, compare
 from bench.errors import InfrastructureError
-from bench.records.records import Caveat, Failure, Measurement, MergeCheck, ModelFacts, Record
+from bench.records.readings import Caveat
+from bench.records.records import Failure, Measurement, MergeCheck, ModelFacts, Record
 from bench.records.store import LoadedRecords
 from bench.report.comparison import (
     render_markdown,
@@ -201,7 +202,7 @@ def test_many_windows_are_left_to_their_tables() -> None:
 def test_a_terminal_shows_the_same_rows_without_markup() -> None:
     """Methods, outcomes, sentences and caveats; rich markup in a name is text."""
     records = _records()
-    records[3] = records[3].model_copy(update={"failure": Failure(message="[red]not markup[/red]")})
+    records[3] = records[3].replace(failure=Failure(message="[red]not markup[/red]"))
     out = io.StringIO()
     Console(file=out, width=200).print(render_terminal(records))
     shown = out.getvalue()
@@ -236,8 +237,7 @@ def _calls(cells: int) -> int:
     """Return how many functions are called to make the page of so many cells of 24 uneven steps."""
     uneven = make_steps([1000.0 + 5 * step % 11 for step in range(24)])
     records = tuple(
-        one.model_copy(update={"measurement": one.measurement.model_copy(update={"steps": uneven})})
-        for one in make_records(cells)
+        one.replace(measurement=one.measurement.replace(steps=uneven)) for one in make_records(cells)
     )
     profile = cProfile.Profile()
     profile.runcall(render_page, LoadedRecords(records=records, problems=()))

@@ -39,7 +39,7 @@ def figures_of(*records: Record) -> dict[str, Figure]:
 def sweep() -> dict[str, Figure]:
     """Return the figures of twenty methods, each at two lengths, and one with a prediction."""
     predicted = make_prediction(550 * 1024**2, platform={"device": "cpu"})
-    return figures_of(*(one.model_copy(update={"prediction": predicted}) for one in make_records(40)))
+    return figures_of(*(one.replace(prediction=predicted) for one in make_records(40)))
 
 
 def values_of(figure: Figure, layer: int) -> list[dict[str, Any]]:

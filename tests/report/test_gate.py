@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from bench.records.stored import Caveat
+from bench.records.readings import Caveat
 from bench.records.verdicts import ComparedSide, MetricVerdict, VerdictName, Verdicts
 from bench.report.gate import render_markdown, render_terminal
 from bench.report.gate_ci import COMMENT_MARK, annotations, comment, junit, step_summary

@@ -32,7 +32,7 @@ def test_a_spoilt_run_is_among_those_that_did_not_end_ok() -> None:
     """With its sentence; its numbers are in no table."""
     message = "Process 7 came onto the GPU during the run, so this run does not count."
     good, spoilt = make_gpu_record(make_gpu(), run=2), make_gpu_record(make_gpu(9000 * MIB))
-    spoilt = spoilt.model_copy(update={"outcome": "contaminated", "failure": Failure(message=message)})
+    spoilt = spoilt.replace(outcome="contaminated", failure=Failure(message=message))
     page = render_markdown(compare([spoilt, good]))
     assert f"| 1 | contaminated | – | {message} |" in page  # noqa: RUF001 - as shown
     assert "8.79 GiB" not in page

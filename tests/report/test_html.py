@@ -16,7 +16,8 @@ import pytest
 from bench.compare.comparison import compare
 from bench.errors import UsageError
 from bench.records.plans import read_plan
-from bench.records.records import Caveat, Failure
+from bench.records.readings import Caveat
+from bench.records.records import Failure, encode_record
 from bench.records.store import LoadedRecords, load_records
 from bench.report.comparison import render_details
 from bench.report.html import folded_tables, render_html
@@ -226,7 +227,7 @@ def test_below_the_fold_is_what_the_markdown_page_has() -> None:
 
 def test_the_ending_of_the_file_says_what_is_written(tmp_path: Path) -> None:
     """Records and a plan make one page; another ending is refused in a sentence."""
-    (tmp_path / "record.json").write_text(make_record().model_dump_json(), encoding="utf-8")
+    (tmp_path / "record.json").write_bytes(encode_record(make_record()))
     material = read_material([tmp_path / "record.json", ROOT / "results" / "predicted" / "33b_24gb.json"])
     write_page(material, tmp_path / "page.html", ())
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))

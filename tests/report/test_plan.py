@@ -11,7 +11,7 @@ from rich.console import Console
 from bench.errors import UsageError
 from bench.records.plans import CardVerdict, Change, Plan, PlannedCell, plan_json, read_plan
 from bench.records.predictions import Refusal
-from bench.records.stored import Caveat
+from bench.records.readings import Caveat
 from bench.report.plan import render_markdown, render_short, render_terminal
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.platforms import Platform

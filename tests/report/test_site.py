@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
+from bench.records.records import encode_record
 from bench.report.site import write_site
 from records_factory import make_record
 
@@ -20,7 +21,7 @@ def repository(tmp_path: Path) -> Path:
     records = root / "results" / "reference" / "tiny"
     for folder in (root / "report", root / "scenarios", records):
         folder.mkdir(parents=True)
-    (records / "one.json").write_text(make_record().model_dump_json(), encoding="utf-8")
+    (records / "one.json").write_bytes(encode_record(make_record()))
     (root / "scenarios" / "a.toml").write_text("title = 'a'", encoding="utf-8")
     (tmp_path / "secret.txt").write_text("secret", encoding="utf-8")
     (root / "README.md").write_text(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
+from bench.records.records import encode_record
 from bench.report.sources import gather
 from records_factory import make_record
 
@@ -17,16 +18,16 @@ def _write(path: Path, text: str) -> Path:
 
 def test_folders_and_files_are_one_set_and_a_copy_counts_once(tmp_path: Path) -> None:
     """The same run in two folders is one record; another run is another."""
-    first = _write(tmp_path / "a" / "one.json", make_record().model_dump_json())
-    _write(tmp_path / "b" / "copy.json", make_record().model_dump_json())
-    second = _write(tmp_path / "c" / "two.json", make_record(run=2).model_dump_json())
+    first = _write(tmp_path / "a" / "one.json", encode_record(make_record()).decode())
+    _write(tmp_path / "b" / "copy.json", encode_record(make_record()).decode())
+    second = _write(tmp_path / "c" / "two.json", encode_record(make_record(run=2)).decode())
     loaded = gather([first.parent, tmp_path / "b", second])
     assert ([1, 2], ()) == ([record.run for record in loaded.records], loaded.problems)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     """A damaged file beside a good one is a problem, not an end."""
-    _write(tmp_path / "one.json", make_record().model_dump_json())
+    _write(tmp_path / "one.json", encode_record(make_record()).decode())
     _write(tmp_path / "two.json", "{")
     loaded = gather([tmp_path])
     assert (1, 1) == (len(loaded.records), len(loaded.problems))

@@ -10,7 +10,8 @@ from bench.commands.blocks import check, update
 from bench.compare.comparison import compare
 from bench.compare.series import accuracy_by_rank
 from bench.errors import UsageError
-from bench.records.records import Caveat, FlopsReading, Record, TokenCounts
+from bench.records.readings import Caveat
+from bench.records.records import FlopsReading, Record, TokenCounts, encode_record
 from bench.report.comparison import render_markdown
 from bench.report.figures import comparison_figures
 from bench.report.levers import render_levers
@@ -183,8 +184,8 @@ def test_adapters_over_any_base_are_set_against_lora() -> None:
 
 def test_a_lever_that_did_not_end_well_says_how() -> None:
     """Its outcome stands where its peak would; without a plain method there is nothing to say."""
-    failed = make_lever(FULL | {"name": "full-fp32"}, {"dtype": "fp32"}, ledger=1).model_copy(
-        update={"outcome": "oom", "measurement": make_measurement(ledger=None, steps=(), phases=())}
+    failed = make_lever(FULL | {"name": "full-fp32"}, {"dtype": "fp32"}, ledger=1).replace(
+        outcome="oom", measurement=make_measurement(ledger=None, steps=(), phases=())
     )
     text = render_levers([make_lever(FULL, ledger=1000), failed])
     assert "| full-fp32 | dtype bf16 → fp32 | oom | n/a |" in text
@@ -197,14 +198,12 @@ def test_hostile_names_are_inert() -> None:
     hostile = "<script>alert(1)</script>|[x](http://x)"
     records = [*make_study({hostile: (8, 9, 10), "lora-r16": (16, 17, 19)})]
     changed = [
-        record.model_copy(
-            update={"cell": record.cell.model_copy(update={"id": record.cell.id.replace("/b4", "/<b>4")})}
-        )
+        record.replace(cell=record.cell.model_copy(update={"id": record.cell.id.replace("/b4", "/<b>4")}))
         for record in records
     ]
     lever = make_lever(FULL, ledger=1000)
     named = lever.cell.model_copy(update={"id": f"<i>tiny/{hostile}/b4"})
-    text = render_study(changed, "lora-r16") + render_levers([lever.model_copy(update={"cell": named})])
+    text = render_study(changed, "lora-r16") + render_levers([lever.replace(cell=named)])
     assert "<" not in text
     assert "http://" not in text
     assert r"\|\[x\](http:\//x)" in text
@@ -243,7 +242,7 @@ def test_pages_hold_studies_and_levers(tmp_path: Path) -> None:
     ):
         (tmp_path / name).mkdir()
         for index, record in enumerate(records):
-            (tmp_path / name / f"{index}.json").write_text(record.model_dump_json(), encoding="utf-8")
+            (tmp_path / name / f"{index}.json").write_bytes(encode_record(record))
     page = tmp_path / "README.md"
     blocks = [
         f"<!-- bench:begin {kind} -->\n<!-- bench:end -->\n"

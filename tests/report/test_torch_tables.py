@@ -1,7 +1,7 @@
 """How torch was set, and what is paged, on a page about cells on a GPU."""
 
 from bench.compare.comparison import compare
-from bench.records.cuda import PagedMemory, TorchSettings
+from bench.records.readings import PagedMemory, TorchSettings
 from bench.report.comparison import render_markdown
 from bench.report.torch_tables import torch_table
 from records_factory import MIB, make_cell, make_measurement, make_phases, make_record

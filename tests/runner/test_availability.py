@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench.records.readings import checked, plain
 from bench.records.records import DeviceFacts
 from bench.runner.schedule import why_unavailable
 from records_factory import make_cell, make_environment
@@ -89,5 +90,5 @@ def test_bitsandbytes_is_asked_for_by_all_that_use_it(changes: dict[str, object]
 
 def test_an_unknown_capability_is_given_the_chance_to_fail() -> None:
     """A card that does not say what it is, is not refused."""
-    facts = DeviceFacts.model_validate(make_facts(**AMPERE).model_dump() | {"cuda_capability": None})
+    facts = checked(DeviceFacts, plain(plain(make_facts(**AMPERE)) | {"cuda_capability": None}))
     assert why_unavailable(make_cell(device="cuda", training=FLASH), facts, ENVIRONMENT) is None

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.records.records import Caveat, Failure, Measurement, Outcome, PhaseReading, Record
+from bench.records.readings import Caveat
+from bench.records.records import Failure, Measurement, Outcome, PhaseReading, Record
 from bench.runner.events import Event, RunAdded
 from bench.runner.schedule import ScheduledRun, ScheduleOptions, schedule_runs
 from bench.runner.sweep import SweepResult, _run_all

@@ -70,7 +70,7 @@ def test_two_cards_of_which_one_is_in_use_and_hot(gpus: VirtualGpus, box: Box, t
     """Each card has its lines, and an index that may mean either is not trusted."""
     shares = {7: GIB, 8: None, 9: GIB, 10: GIB, 11: GIB, 12: GIB}
     gpus.write(CARD, replace(SECOND, used_bytes=6 * GIB, compute=shares, event_reasons=0x44))
-    facts = ON_CARD.model_copy(update={"cuda_uuid": None})
+    facts = ON_CARD.replace(cuda_uuid=None)
     findings = box.call(look, facts, {"CUDA_VISIBLE_DEVICES": "1"}, make_root(tmp_path, *shares))
     assert (True, "GPU 1", "NVIDIA T4, 16.0 GiB, power limit 70 W, GPU-2") in findings
     assert (
@@ -89,7 +89,7 @@ def test_two_cards_of_which_one_is_in_use_and_hot(gpus: VirtualGpus, box: Box, t
 def test_a_card_cut_into_slices(gpus: VirtualGpus, box: Box, tmp_path: Path) -> None:
     """Slices are told under their card, with what cannot be read of the one that torch runs on."""
     gpus.write(replace(CARD, mig_mode=True, slices=SLICES))
-    facts = ON_CARD.model_copy(update={"cuda_uuid": "MIG-b"})
+    facts = ON_CARD.replace(cuda_uuid="MIG-b")
     findings = box.call(look, facts, {}, make_root(tmp_path, 7))
     name = "NVIDIA H100 80GB HBM3 MIG 1g.10gb, 10.0 GiB"
     assert [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.gpu import GpuReading
+from bench.records.readings import GpuReading
 from bench.records.records import Record
 from virtual_gpu import VirtualGpus
 from virtual_training import (

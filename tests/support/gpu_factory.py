@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.probes.nvml.device import GpuProcess, GpuSample
-from bench.records.gpu import GpuFacts, GpuReading
+from bench.records.readings import GpuFacts, GpuReading, checked, plain
 from bench.records.records import DeviceFacts, Record
 from records_factory import MIB, SECOND_NS, make_cell, make_measurement, make_phases, make_record
 
@@ -59,7 +59,7 @@ def make_gpu(
             make_phase("evaluate_after", peak_bytes * 2, isolation=isolation, temperature_max_c=99),
         ),
     }
-    return GpuReading.model_validate(fields | changes)
+    return checked(GpuReading, plain(fields | changes))
 
 
 def make_gpu_record(gpu: GpuReading | None, *, method: str = "lora", **changes: Any) -> Record:

@@ -16,9 +16,9 @@ def make_hostile_records() -> tuple[Record, ...]:
     cell = cell.model_copy(update={"model": model, "scenario": TEXT, "id": f"{TEXT}/a/b/c"})
     base = make_measurement()
     assert base.model is not None
-    facts = base.model.model_copy(update={"source": TEXT, "weights_note": TEXT})
+    facts = base.model.replace(source=TEXT, weights_note=TEXT)
     ledger = make_ledger(peak_op=TEXT, peak_module=TEXT)
-    good = make_record(cell=cell, measurement=base.model_copy(update={"model": facts, "ledger": ledger}))
+    good = make_record(cell=cell, measurement=base.replace(model=facts, ledger=ledger))
     other = cell.model_copy(update={"id": f"{TEXT}/other/b/c"})
     failed = make_record(
         cell=other, key="f" * 64, outcome="failed", failure=Failure(message=TEXT), measurement={}

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from bench.records.readings import PhaseStart, Timeline
 from bench.records.records import Record
-from bench.records.timelines import PhaseStart, Timeline
 from records_factory import MIB, make_cell, make_ledger, make_measurement, make_record, make_steps
 
 _METHODS: tuple[dict[str, Any], ...] = (

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.records.predictions import Prediction
+from bench.records.readings import checked, plain
 from bench.records.records import (
     DeviceFacts,
     Environment,
@@ -20,6 +21,8 @@ from bench.records.records import (
     Record,
     StepSample,
     TokenCounts,
+    decode_record,
+    encode_record,
 )
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell
@@ -49,16 +52,15 @@ def make_steps(tokens_per_second: Sequence[float] = (1000.0,) * 8) -> tuple[Step
     """Return a first step, two of warm-up, and one measured step for each given speed in tokens/s."""
     tokens = TokenCounts(raw=100, non_padding=100, loss_bearing=10, computed=128)
     speeds = (500.0, 900.0, 900.0, *tokens_per_second)
-    stages = ("first", "warmup", "warmup", *("measured",) * len(tokens_per_second))
     return tuple(
         StepSample(
             index=index,
-            stage=stage,
+            stage="first" if index == 0 else "warmup" if index <= 2 else "measured",
             step_time_ns=round(tokens.non_padding / speed * SECOND_NS),
             tokens=tokens,
             loss=2.0 - index / 10,
         )
-        for index, (stage, speed) in enumerate(zip(stages, speeds, strict=True))
+        for index, speed in enumerate(speeds)
     )
 
 
@@ -81,15 +83,18 @@ def make_phases(
         "ledger": 1.0,
     }
     return tuple(
-        PhaseReading.model_validate(
-            {
-                "name": name,
-                "duration_ns": round(seconds * SECOND_NS),
-                "host_start_bytes": None if host_peak_bytes is None else 400 * MIB,
-                "host_peak_bytes": _in_phase(name, host_peak_bytes),
-                "cuda_allocated_peak_bytes": _in_phase(name, cuda_allocated_peak_bytes),
-                "cuda_reserved_peak_bytes": _in_phase(name, cuda_allocated_peak_bytes),
-            }
+        checked(
+            PhaseReading,
+            plain(
+                {
+                    "name": name,
+                    "duration_ns": round(seconds * SECOND_NS),
+                    "host_start_bytes": None if host_peak_bytes is None else 400 * MIB,
+                    "host_peak_bytes": _in_phase(name, host_peak_bytes),
+                    "cuda_allocated_peak_bytes": _in_phase(name, cuda_allocated_peak_bytes),
+                    "cuda_reserved_peak_bytes": _in_phase(name, cuda_allocated_peak_bytes),
+                }
+            ),
         )
         for name, seconds in durations_s.items()
     )
@@ -118,7 +123,7 @@ def make_ledger(peak_bytes: int = 600 * MIB, **changes: Any) -> LedgerReading:
         "op_count": 1234,
         "allocation_count": 432,
     }
-    return LedgerReading.model_validate(fields | changes)
+    return checked(LedgerReading, plain(fields | changes))
 
 
 def make_evaluation(when: str, correct: Iterable[bool], *, task: str = "held-out") -> EvaluationReading:
@@ -129,17 +134,20 @@ def make_evaluation(when: str, correct: Iterable[bool], *, task: str = "held-out
         )
         for index, right in enumerate(correct)
     )
-    return EvaluationReading.model_validate(
-        {
-            "task": task,
-            "when": when,
-            "metric": "acc",
-            "instrument": "lm-eval 0.4.13",
-            "num_fewshot": 0,
-            "items": items,
-            "truncated_items": 0,
-            "duration_ns": SECOND_NS,
-        }
+    return checked(
+        EvaluationReading,
+        plain(
+            {
+                "task": task,
+                "when": when,
+                "metric": "acc",
+                "instrument": "lm-eval 0.4.13",
+                "num_fewshot": 0,
+                "items": items,
+                "truncated_items": 0,
+                "duration_ns": SECOND_NS,
+            }
+        ),
     )
 
 
@@ -163,7 +171,7 @@ def make_measurement(**changes: Any) -> Measurement:
             make_evaluation("after", [index < 15 for index in range(20)]),
         ),
     }
-    return Measurement.model_validate(fields | changes)
+    return checked(Measurement, plain(fields | changes))
 
 
 def make_prediction(allocated_bytes: int = 600 * MIB, **changes: Any) -> Prediction:
@@ -195,7 +203,7 @@ def make_environment(**changes: Any) -> Environment:
         "git": {"commit": "0123456789abcdef", "dirty": False},
         "threads": {"torch": 2},
     }
-    return Environment.model_validate(fields | changes)
+    return checked(Environment, plain(fields | changes))
 
 
 def make_record(**changes: Any) -> Record:
@@ -217,4 +225,4 @@ def make_record(**changes: Any) -> Record:
         "environment": make_environment(),
         "measurement": measurement,
     }
-    return Record.model_validate(fields | changes)
+    return decode_record(encode_record(Record(**(fields | changes))))

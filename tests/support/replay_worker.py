@@ -25,7 +25,8 @@ from bench.records.messages import (
     ReadingMade,
 )
 from bench.records.predictions import Prediction, Refusal
-from bench.records.records import Caveat, DeviceFacts
+from bench.records.readings import Caveat, checked, plain
+from bench.records.records import DeviceFacts
 from bench.scenario.types import Cell, ModelSpec
 from bench.workers.child import Send
 
@@ -92,7 +93,7 @@ def make_facts(**changes: object) -> DeviceFacts:
         "cuda_unavailable_reason": "this build of torch has no CUDA",
         "host_peak_instrument": "VmHWM",
     }
-    return DeviceFacts.model_validate(fields | changes)
+    return checked(DeviceFacts, plain(fields | changes))
 
 
 def _begin(send: Send) -> None:

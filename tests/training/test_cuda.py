@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 import torch
 
@@ -21,9 +22,9 @@ from bench.probes.machine import (
     read_torch_settings,
 )
 from bench.probes.phases import PhaseReader
-from bench.records.cuda import AllocatorSnapshot, PagedMemory, TorchSettings
 from bench.records.messages import CellJob, Message, ReadingMade
-from bench.records.records import Caveat, PhaseReading, StepSample
+from bench.records.readings import AllocatorSnapshot, Caveat, PagedMemory, TorchSettings
+from bench.records.records import PhaseReading, StepSample
 from bench.training import jobs, window
 from bench.training.models import device_of
 from bench.training.step import optimizer_state, paged_memory
@@ -293,7 +294,7 @@ def test_settings_are_read_as_torch_has_them() -> None:
         torch.use_deterministic_algorithms(mode=False)
         torch.backends.cudnn.benchmark = False
     changed = {"deterministic_algorithms": "warn only", "cudnn_benchmark": True}
-    assert after == before.model_copy(update=changed)
+    assert after == before.replace(**changed)
 
 
 SETTINGS = """
@@ -317,6 +318,6 @@ def test_allocator_settings_are_those_that_torch_parsed() -> None:
         text=True,
         check=True,
     )
-    settings = TorchSettings.model_validate_json(done.stdout)
+    settings = msgspec.json.decode(done.stdout, type=TorchSettings)
     assert settings.allocator_settings == "expandable_segments:True"
     assert settings.matmul_allow_tf32 is None

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench.errors import UnavailableError
-from bench.records.records import Caveat, EvaluationReading
+from bench.records.readings import Caveat
+from bench.records.records import EvaluationReading
 from bench.scenario.types import DataSpec, EvaluationSpec, TaskData, TrainingSpec
 from bench.training import evaluation as evaluation_module
 from bench.training.data import prepare_batches

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.errors import UsageError
-from bench.records.records import Caveat
+from bench.records.readings import Caveat
 from bench.scenario.types import Cell
 from bench.training.data import prepare_batches
 from bench.training.methods import adapt, check_merge, count_parameters, excess_ranks, trainable_parameters

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bench.metrics import MERGE_TOLERANCES
+from bench.records.readings import Caveat
 from bench.records.records import (
-    Caveat,
     EvaluationReading,
     FlopsReading,
     LedgerReading,

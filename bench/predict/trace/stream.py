@@ -12,7 +12,7 @@ from bench.predict.allocator.replay import ReplayVariability
 from bench.predict.trace.kernels import ScratchCall
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark, MetaLedger
 from bench.probes.ledger import BEFORE, Block, category_of
-from bench.records.records import Category
+from bench.records.readings import Category
 
 Ints = NDArray[np.int64]
 WARM_UP = "loader's warm-up"

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.errors import UnavailableError
 from bench.probes.nvml.device import Gpu, NvmlDevice, code_of, known, say
-from bench.records.gpu import GpuFacts
+from bench.records.readings import GpuFacts
 
 _ADVICE = {
     1: "NVML was shut down or its library is gone; check the driver's installation with nvidia-smi",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.records.gpu import GpuFacts
+from bench.records.readings import GpuFacts
 
 PCI_ORDER = "PCI_BUS_ID"
 _INDEX = re.compile(r"\s*([+-]?\d+)")  # CUDA reads a number as C's strtol does: "1gpu" is 1

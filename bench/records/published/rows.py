@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from bench.errors import ScenarioError
-from bench.records.stored import Positive
+from bench.records.readings import Positive
 from bench.scenario.contradictions import ContradictionError
 from bench.scenario.diagnostics import Location, Problems, shown
 from bench.scenario.load import Document, read_document

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from bench.records.predictions import Prediction, Refusal
 from bench.records.published.rows import Measured, Row, Source
-from bench.records.stored import Count, Stored
+from bench.records.readings import Count, Stored
 
 Outcome = Prediction | Refusal
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bench.probes.nvml.device import GpuSample
-from bench.records.gpu import GpuPhase
+from bench.records.readings import GpuPhase
 
 MOST_WAITING = 256
 

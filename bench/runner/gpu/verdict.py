@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 from bench.metrics import GIB, MIB
 from bench.probes.nvml.device import Gpu, GpuProcess, GpuSample
-from bench.records.clock_events import INVALIDATING, NOTED, name_events
 from bench.records.derived_metrics import THROTTLED
-from bench.records.gpu import GpuFacts, Isolation
-from bench.records.records import Caveat
+from bench.records.readings import INVALIDATING, NOTED, Caveat, GpuFacts, Isolation, name_events
 from bench.runner.gpu.phases import Timeline
 
 # The driver hands out pages of 2 MiB and may build a table or two; a block is many times as large.

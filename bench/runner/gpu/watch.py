@@ -19,8 +19,8 @@ from bench.errors import InfrastructureError, UnavailableError
 from bench.probes.nvml.device import Gpu, GpuSample
 from bench.probes.nvml.library import open_nvml
 from bench.probes.nvml.visible_devices import resolve_uuid
-from bench.records.gpu import GpuReading, Isolation
 from bench.records.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
+from bench.records.readings import GpuReading, Isolation
 from bench.records.records import DeviceFacts, PhaseReading
 from bench.runner.gpu import verdict as gpu_verdict
 from bench.runner.gpu.phases import Taken, Timeline
@@ -250,28 +250,25 @@ class GpuWatch:
     def _reading(self, seen: gpu_verdict.Seen) -> GpuReading:
         names = [name for name in self._timeline.names() if name not in INSTANTS]
         problems = (*self._gpu.problems, *((gpu_verdict.SILENT,) if self.silent else ()))
-        return GpuReading.model_validate(
-            {
-                "facts": self._gpu.facts,
-                "isolation": seen.isolation,
-                "isolation_reason": seen.isolation_reason,
-                "interval_ns": self._interval_ns,
-                "complete_interval_ns": self._interval_ns * SAMPLES_FOR_A_COMPLETE_ONE,
-                "longest_gap_ns": self._longest_gap_ns,
-                "watched_ns": None if self._began_ns is None else time.monotonic_ns() - self._began_ns,
-                "watching_cpu_ns": None if self._began_ns is None else self._cpu_ns - self._cpu_before_ns,
-                "memory_version": self._gpu.memory_version,
-                "processes_version": self._gpu.processes_version,
-                "idle_device_bytes": seen.idle_device_bytes,
-                "non_torch_bytes": gpu_verdict.non_torch_bytes(seen),
-                "phases": tuple(
-                    self._timeline[name].as_phase(with_own_bytes=seen.isolation == "process")
-                    for name in names
-                ),
-                "foreign_pids": seen.owners.foreign_count,
-                "unexplained_growth_bytes": gpu_verdict.unexplained_bytes(seen),
-                "problems": problems,
-            }
+        return GpuReading(
+            facts=self._gpu.facts,
+            isolation=seen.isolation,
+            isolation_reason=seen.isolation_reason,
+            interval_ns=self._interval_ns,
+            complete_interval_ns=self._interval_ns * SAMPLES_FOR_A_COMPLETE_ONE,
+            longest_gap_ns=self._longest_gap_ns,
+            watched_ns=None if self._began_ns is None else time.monotonic_ns() - self._began_ns,
+            watching_cpu_ns=None if self._began_ns is None else self._cpu_ns - self._cpu_before_ns,
+            memory_version=self._gpu.memory_version,
+            processes_version=self._gpu.processes_version,
+            idle_device_bytes=seen.idle_device_bytes,
+            non_torch_bytes=gpu_verdict.non_torch_bytes(seen),
+            phases=tuple(
+                self._timeline[name].as_phase(with_own_bytes=seen.isolation == "process") for name in names
+            ),
+            foreign_pids=seen.owners.foreign_count,
+            unexplained_growth_bytes=gpu_verdict.unexplained_bytes(seen),
+            problems=problems,
         )
 
     def _sample_until_stopped(self) -> None:
