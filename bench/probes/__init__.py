@@ -1,1 +1,1 @@
-"""What is read while the window runs: clock, host memory, torch allocator, ledger."""
+"""What is read while the training runs: machine, phases, ledger, FLOPs, and NVML by the parent."""
