@@ -12,7 +12,7 @@ from typing import Literal
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import HOW_BASE_IS_STORED
 from bench.compare.measured import Measured
-from bench.compare.plan_rows import PlanRow
+from bench.compare.plans import PlanRow
 from bench.metrics import HEADLINES, Instrument
 from bench.records.plans import PlannedCell, needed_bytes
 from bench.records.predictions import Prediction

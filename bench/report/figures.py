@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import Frontier, frontiers
-from bench.compare.plan_rows import plan_rows
+from bench.compare.plans import plan_rows
 from bench.compare.series import (
     AccuracyPoint,
     Lever,

@@ -16,11 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from bench.compare.card_fits import ModelFits, card_fits
 from bench.compare.comparison import Comparison, compare
 from bench.compare.highlights import highlights
 from bench.compare.measured import Measured
-from bench.compare.plan_rows import plan_rows
+from bench.compare.plans import ModelFits, card_fits, plan_rows
 from bench.records.plans import Plan
 from bench.records.store import LoadedRecords
 from bench.report import details

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from bench.compare.plan_rows import Forecast, PlanRow, plan_rows
+from bench.compare.plans import Forecast, PlanRow, plan_rows
 from bench.records.plans import Plan
 from bench.records.predictions import PredictedPhase
 from bench.records.readings import Category

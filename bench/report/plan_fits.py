@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.compare.card_fits import CardFit, CardStep, Fitting, Ladder, ModelFits, Need, card_fits, ladders
+from bench.compare.plans import CardStep, FitsOnCard, Fitting, Ladder, ModelFits, Need, card_fits, ladders
 from bench.records.plans import Plan
 from bench.report.linked import Pieces, RowLink, Sentence, listed
 from bench.report.text import GIBIBYTES
@@ -31,7 +31,7 @@ def fit_sentences(plan: Plan) -> tuple[Sentence, ...]:
     )
 
 
-def _of_card(model: ModelFits, fit: CardFit) -> Iterator[Sentence]:
+def _of_card(model: ModelFits, fit: FitsOnCard) -> Iterator[Sentence]:
     parts = [_fits(one) for one in fit.fitting]
     parts += [_fails(needs, told) for needs, told in _failing(fit) if needs]
     if parts:
@@ -39,7 +39,7 @@ def _of_card(model: ModelFits, fit: CardFit) -> Iterator[Sentence]:
         yield Sentence(about, _joined(parts))
 
 
-def _failing(fit: CardFit) -> Iterator[tuple[Sequence[Need], tuple[str, str]]]:
+def _failing(fit: FitsOnCard) -> Iterator[tuple[Sequence[Need], tuple[str, str]]]:
     yield fit.close, ("is too close to call", "are too close to call")
     yield fit.not_fitting, ("does not fit", "do not fit")
 

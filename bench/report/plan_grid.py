@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from bench.compare.plan_rows import Forecast, PlanRow
+from bench.compare.plans import Forecast, PlanRow
 from bench.records.plans import CardVerdict, Plan
 from bench.report.columns import Column, Grid, Place, Tone, grid
 from bench.report.operators import operator

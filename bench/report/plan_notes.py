@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from bench.compare.plan_rows import PlanRow, card_counts
+from bench.compare.plans import PlanRow, card_counts
 from bench.records.plans import Plan
 from bench.report.text import GIBIBYTES
 from bench.scenario.platforms import Platform
