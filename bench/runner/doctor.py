@@ -1,6 +1,6 @@
 """What this machine can run and why not, one finding a line. Loads no model.
 
-Of GPUs: what NVML shows, who is on them, and how far its readings can be told apart here. It is read once and
+Of GPUs: what NVML shows, who is on them, and whose its readings can be shown to be. It is read once and
 nothing is run: which reading is the worker's own is tested by each run for itself.
 """
 

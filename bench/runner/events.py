@@ -1,4 +1,4 @@
-"""What happens during a sweep, as whoever watches it is told: one frozen event each."""
+"""What happens during a sweep, one frozen event each, for the callable that watches it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class RunEnded:
 
 Event = Preparing | Note | SweepStarted | Predicted | RunStarted | Heard | RunAdded | RunEnded
 Observe = Callable[[Event], None]
-"""Is told of each event. Must return soon: the supervisor waits for it."""
+"""Gets each event. Must return soon: the supervisor waits for it."""
 
 
 def ignore(_event: Event) -> None:

@@ -123,7 +123,7 @@ class CurrentRun:
 
 
 class _Watcher:
-    """What is known of a sweep so far, as its events tell; what is shown of it is ``show``'s."""
+    """The state of a sweep, from its events; ``show`` says what of it is shown."""
 
     def __init__(self, console: Console, render_plan: RenderPlan | None = None) -> None:
         self._console = console

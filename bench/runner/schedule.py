@@ -39,13 +39,11 @@ class ScheduledRun:
 def parse_outcomes(text: str) -> frozenset[Outcome]:
     """Return the outcomes of a comma-separated list; raise ``UsageError`` for one there is not."""
     known: tuple[Outcome, ...] = get_args(Outcome)
-    outcomes = set()
-    for name in filter(None, (part.strip() for part in text.split(","))):
-        found = next((outcome for outcome in known if outcome == name), None)
-        if found is None:
+    names = list(filter(None, (part.strip() for part in text.split(","))))
+    for name in names:
+        if name not in known:
             raise UsageError(f"--retry {name}: there is no such outcome; choose from {', '.join(known)}")
-        outcomes.add(found)
-    return frozenset(outcomes)
+    return frozenset(outcome for outcome in known if outcome in names)
 
 
 def run_key(

@@ -33,7 +33,7 @@ from bench.workers.launch import Launcher, LocalLauncher
 from bench.workers.listeners import CpuLoadWatch, Findings
 from bench.workers.supervise import JobEnd, add_findings, probe, run_job
 
-MOST_RERUNS = 2  # of a run that others spoilt; what is still spoilt then is left to the next sweep
+MOST_RERUNS = 2  # of a contaminated run; what is contaminated even then is left to the next sweep
 _TO_RETRY: tuple[Outcome, ...] = ("failed", "crashed", "timeout", "contaminated")
 
 
@@ -263,7 +263,7 @@ def _sweep(
 
 
 def _run_all(planned: Sequence[ScheduledRun], runner: CellRunner, folder: OpenFolder) -> list[Record]:
-    """Run and write one after the other; a run that others spoilt is kept, and run again as the next."""
+    """Run and write one after the other; a contaminated run is kept, and run again as the next."""
     made = []
     reruns: Counter[str] = Counter()
     for run in planned:

@@ -38,7 +38,7 @@ PRELOAD = (*_HEAVY, "bench.workers.child", "bench.workers.freeze")
 CHECK_INSTALLATION = f"check the installation with: python -c 'import {', '.join(_HEAVY)}'"
 READ_BYTES = 65536
 TAIL_BYTES = 65536
-MAX_READS_AT_END = 256  # a pipe holds 64 KiB; what flows on after the end is a stray process's
+MAX_READS_AT_END = 256  # a pipe holds 64 KiB; more after the end comes from a stray process
 KILL_TIMEOUT_S = 30
 TERMINATE_GRACE_S = 2.0
 # cuInit opens it; NVML alone opens only nvidiactl and the card, and survives a fork.
@@ -178,7 +178,7 @@ def _read_available(pipe: Connection) -> bytes:
 
 
 def _end_strays(output: int, worker_pid: int) -> int:
-    """Kill whoever can print to a worker's output from outside its group; return how many there were."""
+    """Kill the processes outside a worker's group that can print to its output; return their number."""
     name, ended = f"pipe:[{os.fstat(output).st_ino}]", 0
     for folder in Path("/proc").glob("[0-9]*"):
         pid = int(folder.name)
@@ -260,7 +260,7 @@ class LocalLauncher:
                 process.start()
         except (OSError, EOFError) as error:
             raise InfrastructureError(
-                f"{self._server_said()}\nno worker process came up ({str(error) or type(error).__name__}); "
+                f"{self._server_said()}\nthe worker failed to start ({str(error) or type(error).__name__}); "
                 f"{CHECK_INSTALLATION}".lstrip()
             ) from error
         for end in (worker_messages, worker_output, worker_lifeline):

@@ -37,12 +37,18 @@ _SINGLE: dict[type[Part], str] = {
     MergeCheck: "merge",
 }
 """Readings that a measurement has at most one of, by the field it stands in."""
+_SEVERAL: dict[type[Part], str] = {
+    PhaseReading: "phases",
+    StepSample: "steps",
+    EvaluationReading: "evaluations",
+    Caveat: "caveats",
+}
 FOREIGN_SHARE = 0.1
 LEAST_S = 1.0  # the counters go by ticks of 10 ms
 _BUSY_FIELDS = (0, 1, 2, 5, 6, 7)  # proc_stat(5): user, nice, system, irq, softirq, steal
 _PROCESS_FIELDS = slice(11, 15)  # proc_pid_stat(5), after the name: utime, stime, cutime, cstime
 Hear = Callable[[Message], None]
-"""Is told what a worker says, as it says it. Must return soon: the supervisor waits for it."""
+"""Gets each message of a worker as it comes. Must return soon: the supervisor waits for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,7 @@ class Watch(Protocol):
         """Pass on what it says."""
 
     def finish(self) -> Findings:
-        """End watching, however the run went, and tell; nothing is told a second time."""
+        """End watching, however the run went, and return what was seen; called once."""
 
 
 class Transcript:
@@ -79,10 +85,7 @@ class Transcript:
         self._hear = hear
         self._unfinished_line = bytearray()
         self._single: dict[str, Any] = {}
-        self._phases: list[PhaseReading] = []
-        self._steps: list[StepSample] = []
-        self._evaluations: list[EvaluationReading] = []
-        self._caveats: list[Caveat] = []
+        self._several: dict[str, list[Any]] = {field: [] for field in _SEVERAL.values()}
 
     def feed(self, content: bytes) -> bool:
         """Take some bytes; False, with the reason in ``malformed``, when they are not the protocol's."""
@@ -100,13 +103,8 @@ class Transcript:
 
     def measurement(self) -> Measurement:
         """Return everything read so far."""
-        return Measurement(
-            **self._single,
-            phases=tuple(self._phases),
-            steps=tuple(self._steps),
-            evaluations=tuple(self._evaluations),
-            caveats=tuple(self._caveats),
-        )
+        several: dict[str, Any] = {field: tuple(readings) for field, readings in self._several.items()}
+        return Measurement(**self._single, **several)
 
     def _take(self, line: bytes) -> bool:
         try:
@@ -122,30 +120,19 @@ class Transcript:
     def _note(self, message: Message) -> None:
         if isinstance(message, PhaseStarted):
             if self.phase is None:
-                self._note_start()
+                # What only the supervisor can time: from asking for the worker to its first phase.
+                self._keep(PhaseReading(name="start", duration_ns=time.monotonic_ns() - self._asked_ns))
             self.phase = message.phase
         elif isinstance(message, ReadingMade):
-            self._keep(message)
+            self._keep(message.reading)
         elif isinstance(message, Finished | Failed):
             self.result = message
 
-    def _note_start(self) -> None:
-        """Add the phase only the supervisor can time: from asking for the worker to its first phase."""
-        duration_ns = time.monotonic_ns() - self._asked_ns
-        self._phases.append(PhaseReading(name="start", duration_ns=duration_ns))
-
-    def _keep(self, message: ReadingMade) -> None:
-        match message.reading:
-            case PhaseReading() as reading:
-                self._phases.append(reading)
-            case StepSample() as reading:
-                self._steps.append(reading)
-            case EvaluationReading() as reading:
-                self._evaluations.append(reading)
-            case Caveat() as reading:
-                self._caveats.append(reading)
-            case reading:
-                self._single[_SINGLE[type(reading)]] = reading
+    def _keep(self, reading: Part) -> None:
+        if type(reading) in _SEVERAL:
+            self._several[_SEVERAL[type(reading)]].append(reading)
+        else:
+            self._single[_SINGLE[type(reading)]] = reading
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ MAX_SLEEP_S = 60.0
 Stop = Literal["result", "ended", "timeout", "silent", "malformed"]
 NO_LIMITS = LimitsSpec.model_validate({})
 # How a run may have ended because of what others did; any other end would have come without them.
-SPOILT_BY_OTHERS = frozenset({"ok", "oom", "timeout"})
+CONTAMINABLE = frozenset({"ok", "oom", "timeout"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def run_job(  # noqa: PLR0913 - who looks on, and what a test stands in for
 
 
 def probe(launcher: Launcher, note: Callable[[str], None] | None = None) -> DeviceFacts:
-    """Ask a worker what this machine has; ``note`` is told what the user has to know of the workers.
+    """Ask a worker what this machine has; ``note`` gets what the user has to know about workers.
 
     Raises ``InfrastructureError`` when even that fails.
     """
@@ -147,7 +147,7 @@ class RunningJob:
         ]
 
     def advance(self, timeout_s: float) -> JobEnd | None:
-        """Sleep at most so long for what the workers say; once the job is over, end them and tell."""
+        """Sleep at most so long for what the workers say; once the job is over, end them and return how."""
         going = [rank for rank in self._ranks if rank.stop is None]
         silent_s = min(rank.heard_s for rank in going) + self._limits.heartbeat_timeout_s
         left_s = min(self._started_s + self._limits.timeout_s, silent_s) - time.monotonic()
@@ -210,11 +210,11 @@ class RunningJob:
 
 
 def add_findings(end: JobEnd, found: Findings) -> JobEnd:
-    """Return the end with what a watch saw; a run that others spoilt is *contaminated*."""
+    """Return the end with what a watch saw; a run disturbed by others is *contaminated*."""
     first, *others = end.measurements
     update = {"gpu": found.gpu or first.gpu, "caveats": (*first.caveats, *found.caveats)}
     end = replace(end, measurements=(first.replace(**update), *others))
-    if not found.contamination or end.outcome not in SPOILT_BY_OTHERS:
+    if not found.contamination or end.outcome not in CONTAMINABLE:
         return end
     if end.failure is None:
         return replace(end, outcome="contaminated", failure=Failure(message=found.contamination))

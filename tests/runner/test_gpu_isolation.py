@@ -36,14 +36,19 @@ MOVES: list[int | None] = [500, 756, 500]
     [
         ([{WORKER: 500}, {WORKER: 756}, {WORKER: 500}], MOVES, "process", "the worker's own process rose"),
         ([{HOST: 500}, {HOST: 756}, {HOST: 502}], MOVES, "process", f"process {HOST}, as which NVML"),
-        ([{WORKER: None}] * 3, MOVES, "device_delta", "NVML does not tell the bytes of a process here, but"),
+        (
+            [{WORKER: None}] * 3,
+            MOVES,
+            "device_delta",
+            "does not report the bytes of a process here, but",
+        ),
         ([{WORKER: 0}] * 3, MOVES, "device_delta", "do not follow what it allocates, but"),
         ([{HOST: 0}] * 3, MOVES, "device_delta", "do not follow what it allocates, but"),
         ([{}] * 3, MOVES, "device_delta", "does not list the worker's process here, but"),
         ([None] * 3, MOVES, "device_delta", "NVML does not list processes here, but"),
         ([{}] * 3, [0, 0, 0], "unavailable", "changed by 0 MiB: NVML describes another GPU"),
         ([{}] * 3, [500, 756, 756], "unavailable", "changed by 256 MiB"),
-        ([None] * 3, [None] * 3, "unavailable", "the whole device were not told"),
+        ([None] * 3, [None] * 3, "unavailable", "the whole device are unknown"),
         ([{WORKER: 500}] * 3, [0, 4000, 0], "unavailable", "changed by 4000 MiB"),
     ],
 )

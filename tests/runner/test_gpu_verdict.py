@@ -144,7 +144,7 @@ def test_caveats_say_what_happened_in_the_measured_steps() -> None:
         "not the card's own.",
         "power-capped": "The card was held to its power limit of 350 W during the measured steps.",
         "gpu-shared": "2 other processes were on the GPU before the run, with 300 MiB in use.",
-        "nvml-gaps": "NVML told no memory in 1 samples (device memory: N/A): its peaks may be too low.",
+        "nvml-gaps": "NVML reported no memory in 1 sample (device memory: N/A): its peaks may be too low.",
     } == {caveat.code: caveat.message for caveat in gpu_verdict.caveats(found, gpu, silent=False)}
     lost = seen({}, isolation="unavailable")
     assert {

@@ -295,7 +295,7 @@ def test_a_server_that_dies_on_import_is_told_with_what_it_said(tmp_path: Path) 
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
     assert "RuntimeError: libcudart.so.99 is missing" in done.stdout.decode()
-    assert "no worker process came up" in done.stdout.decode().splitlines()[-1]
+    assert "the worker failed to start" in done.stdout.decode().splitlines()[-1]
     assert done.stderr == b""
 
 

@@ -68,12 +68,12 @@ class Stretch:
         self._energy_first = self._energy_last = None
         if first is None or last is None or first.energy_mj is None or last.energy_mj is None:
             return
-        if last.energy_mj >= first.energy_mj:  # a driver that is reloaded begins at nought
+        if last.energy_mj >= first.energy_mj:  # a reloaded driver starts from zero
             self.energy_mj = (self.energy_mj or 0) + last.energy_mj - first.energy_mj
             self.sampled_ns += last.at_ns - first.at_ns
 
     def as_phase(self, *, with_own_bytes: bool) -> GpuPhase:
-        """Return it as stored; the worker's own bytes only where they were found to tell something."""
+        """Return it as stored; the worker's own bytes only where they were found to follow it."""
         return GpuPhase(
             name=self.name,
             samples=self.samples,
@@ -149,7 +149,6 @@ def _smaller(one: int | None, other: int | None) -> int | None:
 
 
 def _count(total: list[int], value: int | None) -> None:
-    """Add a value to a sum and its number of terms."""
     if value is not None:
         total[0] += value
         total[1] += 1

@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from bench.errors import counted
 from bench.metrics import GIB, MIB
 from bench.probes.nvml.device import Gpu, GpuProcess, GpuSample
 from bench.records.derived_metrics import THROTTLED
@@ -62,7 +63,7 @@ class Owners:
         return tuple(process for process in sample.processes or () if process.pid not in known)
 
     def own_bytes(self, sample: GpuSample) -> int | None:
-        """Return the bytes of the worker's processes together; None where they are not told."""
+        """Return the bytes of the worker's processes together; None where NVML does not report them."""
         sizes = [process.used_bytes for process in self.own(sample)]
         if sample.processes is None or None in sizes:
             return None
@@ -100,11 +101,11 @@ def judge_isolation(test: BlockTest, owners: Owners) -> tuple[Isolation, str]:
     """Return which reading moved with the block, and why so in one sentence.
 
     A process under another number whose bytes moved is adopted as the worker's; so is the only one that
-    has come since the worker, where no process tells its bytes.
+    has come since the worker, where NVML reports no process's bytes.
     """
     idle, held, freed, block = test.idle, test.held, test.freed, test.block_bytes
     if block is None:
-        return "unavailable", "The worker held no block of known size, so no reading could be told to be its."
+        return "unavailable", "The worker held no block of known size, so no reading can be called its own."
     if idle is None or held is None or freed is None:
         return "unavailable", "No sample was taken while the worker held still around its test block."
     size = f"{block / MIB:.0f} MiB"
@@ -143,7 +144,7 @@ def judge_isolation(test: BlockTest, owners: Owners) -> tuple[Isolation, str]:
 
 def _rise(before: int | None, after: int | None) -> str:
     if before is None or after is None:
-        return "were not told"
+        return "are unknown"
     return f"changed by {(after - before) / MIB:.0f} MiB"
 
 
@@ -158,13 +159,13 @@ def _why_no_process(held: GpuSample, owners: Owners) -> str:
     if not own:
         return "NVML does not list the worker's process here"
     if any(process.used_bytes is None for process in own):
-        return "NVML does not tell the bytes of a process here"
+        return "NVML does not report the bytes of a process here"
     return "NVML's bytes of the worker's process do not follow what it allocates"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """All that a watch has gathered when a run is over; None is what it could not tell."""
+    """All that a watch has gathered when a run is over; None is unknown."""
 
     isolation: Isolation
     isolation_reason: str
@@ -179,7 +180,7 @@ class Seen:
 
 
 def why_busy(earlier: GpuSample | None, later: GpuSample | None, facts: GpuFacts) -> str | None:
-    """Return what others do on the GPU between two samples, or None when it is idle for all that is told."""
+    """Return what others do on the GPU between two samples, or None when it is idle as far as is known."""
     used = later.device_used_bytes if later else None
     if later is not None and (later.utilisation_percent or 0) >= BUSY_PERCENT:
         return f"it was {later.utilisation_percent} % busy"
@@ -273,7 +274,7 @@ def caveats(seen: Seen, gpu: Gpu, *, silent: bool) -> Iterator[Caveat]:
         held = "" if seen.idle_device_bytes is None else f", with {_size(seen.idle_device_bytes)} in use"
         yield Caveat(code="gpu-shared", message=f"{others} on the GPU before the run{held}.")
     if silent or (lost := _lost(seen)):
-        why = SILENT if silent else f"NVML told no memory in {lost} samples"
+        why = SILENT if silent else f"NVML reported no memory in {counted(lost, 'sample')}"
         problems = [problem for problem in gpu.problems if "memory" in problem or "everything" in problem]
         detail = f" ({problems[-1].rstrip('.')})" if problems else ""
         yield Caveat(code="nvml-gaps", message=f"{why}{detail}: its peaks may be too low.")

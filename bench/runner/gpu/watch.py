@@ -166,7 +166,7 @@ class GpuWatch:
     def wait_until_idle(self) -> str | None:
         """Start sampling and wait until nobody uses the GPU; return why it is not idle after all, or None.
 
-        Asked first; the worker is started next. Where NVML tells nothing, nothing is waited for.
+        Asked first; the worker is started next. Without readings by NVML nothing is waited for.
         """
         self._thread.start()
         if not self._answered.wait(ANSWER_S):
