@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import bench
 
 if TYPE_CHECKING:
-    from bench.records.messages import Job
-    from bench.workers.child import Send
+    from bench.records.messages import Job, Send
 
 VARIABLE = "FINETUNE_BENCH_SOURCES"
 """Names of the packages, with commas between them."""

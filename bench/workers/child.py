@@ -30,6 +30,7 @@ from bench.records.messages import (
     Message,
     PlanJob,
     ProbeJob,
+    Send,
 )
 from bench.records.readings import Stored
 from bench.workers.classify import classify_exception
@@ -37,7 +38,6 @@ from bench.workers.classify import classify_exception
 HEARTBEAT_INTERVAL_S = 1.0
 F_SETSIG = 10  # linux/fcntl.h; Python's fcntl names it only on some builds
 
-Send = Callable[[Message], None]
 Work = Callable[[Job, Send], None]
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.messages import Job, ReadingMade
+from bench.records.messages import Job, ReadingMade, Send
 from bench.runner.doctor import Finding, examine
-from bench.workers.child import Send
 from bench.workers.launch import LocalLauncher
 from replay_worker import make_facts, replay
 

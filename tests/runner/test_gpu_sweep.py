@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InfrastructureError
-from bench.records.messages import Job, ProbeJob, ReadingMade
+from bench.records.messages import Job, ProbeJob, ReadingMade, Send
 from bench.runner.events import ignore
 from bench.runner.gpu.watch import hold_gpu
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
-from bench.workers.child import Send
 from bench.workers.launch import LocalLauncher
 from replay_worker import make_cell, make_facts, replay
 

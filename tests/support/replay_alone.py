@@ -12,11 +12,10 @@ import os
 from pathlib import Path
 from typing import IO
 
-from bench.records.messages import CellJob, Job, Message, ReadingMade
+from bench.records.messages import CellJob, Job, Message, ReadingMade, Send
 from bench.records.readings import Caveat
 from bench.records.records import StepSample
 from bench.training.jobs import Turns
-from bench.workers.child import Send
 from replay_worker import replay
 
 

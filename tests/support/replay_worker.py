@@ -23,12 +23,12 @@ from bench.records.messages import (
     PredictionMade,
     ProbeJob,
     ReadingMade,
+    Send,
 )
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Caveat, checked, plain
 from bench.records.records import DeviceFacts
 from bench.scenario.types import Cell, ModelSpec
-from bench.workers.child import Send
 
 CHATTER_BYTES = 100 * 1024**2
 ASKED_BYTES = 8 * 1024**3

@@ -126,13 +126,7 @@ class MetaLedger(Ledger):
         self._books.blocks[number].died_phase = self._phase
         self._write(number, born=False)
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and add what its kernel would take besides its result."""
         special = self._special.get(func)
         if special is None:
