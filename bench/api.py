@@ -244,10 +244,10 @@ def run(scenario: Path, *, only: str | None, repeats: int) -> Results:
 
 def plan(scenario: Path, *, gpu: Sequence[str], memory: Sequence[str], only: str | None) -> Plans:
     """Predict a scenario's cells as ``bench plan`` does."""
-    from bench.runner.plan import Outlook, chosen_cards, plan_scenario
+    from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
 
-    outlook = Outlook(cards=chosen_cards(gpu, memory), advice=False)
-    return Plans(plan_scenario(scenario, only, outlook, _quiet))
+    request = PlanRequest(cards=chosen_cards(gpu, memory), advice=False)
+    return Plans(plan_scenario(scenario, only, request, _quiet))
 
 
 def fit(  # noqa: PLR0913 - what can be chosen
@@ -259,8 +259,8 @@ def fit(  # noqa: PLR0913 - what can be chosen
     lengths: Sequence[int],
     rank: int,
 ) -> Bounds:
-    """Search bounds as ``bench fit`` does, with its default dtype, checkpointing and optimizer."""
-    from bench.runner.fitting import FitRequest, find_bounds, one_card, training_of
+    """Search bounds as ``bench fit`` does, with its defaults for all that is not given."""
+    from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
 
     request = FitRequest(
         model=model,

@@ -24,8 +24,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     """Run this environment against itself: how far runs spread here, and what a gate can find."""
     from bench.gate import calibrate as calibration
     from bench.gate.text import GateLines
-    from bench.runner.schedule import choose_cells
-    from bench.scenario.load import load_scenario
+    from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
     options = calibration.CalibrateOptions(

@@ -149,8 +149,7 @@ class _Sitting:
         from bench.gate import gate as gating
         from bench.gate.text import GateLines
         from bench.records.calibrations import read_calibration
-        from bench.runner.schedule import choose_cells
-        from bench.scenario.load import load_scenario
+        from bench.scenario.load import choose_cells, load_scenario
 
         loaded = load_scenario(scenario)
         options = gating.GateOptions(

@@ -41,13 +41,13 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     markdown: Markdown = False,
 ) -> None:
     """Predict the memory of a scenario's cells, without a GPU; nothing is run."""
+    from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
     from bench.records.plans import plan_json
     from bench.report.plan import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
-    from bench.runner.plan import Outlook, chosen_cards, plan_scenario
 
     require_one_format(json=json, markdown=markdown)
-    outlook = Outlook(
+    request = PlanRequest(
         cards=chosen_cards(gpu, memory),
         allocator=allocator,
         torch_version=torch,
@@ -55,7 +55,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
         advice=advice if details or json or markdown or advice else False,
     )
     with watch_predicting(open_console(stderr=True)) as progress:
-        found = plan_scenario(scenario, only, outlook, progress)
+        found = plan_scenario(scenario, only, request, progress)
     if json:
         typer.echo(plan_json(found), nl=False)
     elif markdown:
@@ -91,14 +91,23 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16 or fp32.")] = "bf16",
     checkpointing: Annotated[str, typer.Option(help="off, non-reentrant or reentrant.")] = "non-reentrant",
     optimizer: Annotated[str, typer.Option(help="As in a scenario's training.optimizer.")] = "adamw-fused",
+    attention: Annotated[str, typer.Option(help="As in a scenario's training.attention.")] = "sdpa",
+    autocast: Annotated[str, typer.Option(help="off, bf16 or fp16.")] = "off",
+    loss: Annotated[str, typer.Option(help="full, chunked or liger.")] = "full",
+    data: Annotated[
+        str, typer.Option(help="padded (rows of different lengths), packed, or full (no row is padded).")
+    ] = "padded",
+    kbit_preparation: Annotated[
+        bool, typer.Option(help="Whether QLoRA calls peft's prepare_model_for_kbit_training.")
+    ] = True,
     allocator: Allocator = "",
     torch: TorchVersion = None,
     json: Json = False,
     markdown: Markdown = False,
 ) -> None:
     """Find the largest batch, sequence and rank of each method that fit on a card; nothing is run."""
+    from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
     from bench.report.fit import render_markdown, render_terminal
-    from bench.runner.fitting import FitRequest, find_bounds, one_card, training_of
     from bench.runner.live import open_console, watch_predicting
 
     require_one_format(json=json, markdown=markdown)
@@ -109,7 +118,17 @@ def fit(  # noqa: PLR0913 - one parameter for each option
         rank=rank,
         micro_batch=batch,
         lengths=tuple(sequence),
-        training=training_of(dtype=dtype, gradient_checkpointing=checkpointing, optimizer=optimizer),
+        training=training_of(
+            data,
+            dtype=dtype,
+            gradient_checkpointing=checkpointing,
+            optimizer=optimizer,
+            attention=attention,
+            autocast=autocast,
+            loss=loss,
+        ),
+        data=data,
+        kbit_preparation=kbit_preparation,
         allocator=allocator,
         torch_version=torch,
     )

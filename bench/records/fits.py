@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bench.records.plans import CardVerdict
+from bench.records.plans import CardVerdict, Change
 from bench.records.readings import Caveat, Count, Positive, Stored
 from bench.scenario.catalogue import Card
 
@@ -37,6 +37,9 @@ class Bound(Stored):
     refusal: str | None = None
     predictions: Count = 0
     caveats: tuple[Caveat, ...] = ()
+    changes: tuple[Change, ...] | None = Field(
+        None, description="Each makes the first value fit, where it does not; None where none was tried."
+    )
 
 
 class Fit(Stored):
@@ -47,5 +50,6 @@ class Fit(Stored):
     card: Card
     torch: str
     allocator: str = ""
-    window: str = Field(description="What all methods share: dtype, checkpointing, optimizer, attention.")
+    window: str = Field(description="What all methods share: dtype, checkpointing, data and so on.")
+    assumptions: tuple[str, ...] = Field((), description="What was taken for granted of the model.")
     bounds: tuple[Bound, ...]

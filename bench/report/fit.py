@@ -1,10 +1,11 @@
 """What fits, for the terminal and as Markdown: the frontier as bars, and every bound with both its sides."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bench.records.fits import Bound, Fit, Tried
+from bench.records.plans import Change
 from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.text import GIBIBYTES, NOT_APPLICABLE, markdown, plain
 
@@ -58,7 +59,8 @@ def _bar(bound: Bound) -> str:
     if bound.refusal is not None:
         return "cannot be predicted"
     if bound.fits is None:
-        return "not even 1"
+        borderline = bound.next is not None and bound.next.verdict.answer == "too close to call"
+        return "1 is borderline" if borderline else "not even 1"
     size = bound.fits.value
     beyond = " or more" if bound.next is None else ""
     return f"{'█' * (1 + round(math.log2(size) * WIDTH_OF_DOUBLING))} {size:,}{beyond}"
@@ -100,7 +102,10 @@ def _side(tried: Tried | None) -> tuple[str, str]:
 def _verdict(bound: Bound) -> str:
     if bound.refusal is not None:
         return "cannot be predicted"
-    return f"{bound.limit:,} is the limit" if bound.next is None else bound.next.verdict.answer
+    if bound.next is None:
+        return f"{bound.limit:,} is the limit"
+    answer = bound.next.verdict.answer
+    return f"borderline ({answer})" if answer == "too close to call" else answer
 
 
 def _title(fit: Fit) -> str:
@@ -112,6 +117,7 @@ def _notes(fit: Fit) -> Iterator[str]:
     assumed = f"; {', '.join(fit.card.assumptions)}" if fit.card.assumptions else ""
     yield f"{fit.card.title}: {usable} usable, CUDA context {context}{assumed}."
     settings = fit.allocator or "torch's default"
+    yield from fit.assumptions
     yield f"All methods: {fit.window}. torch {fit.torch}, allocator settings: {settings}."
     yield (
         "Needs: the top of the predicted reserved band and the context. Nothing was run; both sides of each "
@@ -124,4 +130,12 @@ def _notes(fit: Fit) -> Iterator[str]:
     yield from dict.fromkeys(
         f"{bound.method} cannot be predicted: {bound.refusal}" for bound in fit.bounds if bound.refusal
     )
+    for bound in fit.bounds:
+        if bound.changes is not None:
+            held = f"{bound.method} at batch 1, length {bound.sequence_length:,}"
+            yield f"{held} fits with {_listed(bound.changes) or 'none of the changes tried'}."
     yield from dict.fromkeys(caveat.message for bound in fit.bounds for caveat in bound.caveats)
+
+
+def _listed(changes: Sequence[Change]) -> str:
+    return "; or ".join(f"{one.what} ({GIBIBYTES.show(one.verdicts[0].needed_bytes)})" for one in changes)

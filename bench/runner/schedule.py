@@ -1,7 +1,5 @@
 """What a sweep has to do: which cells, in which order, what is on disk already and what cannot run here."""
 
-import difflib
-import fnmatch
 import hashlib
 import json
 from collections import Counter
@@ -16,7 +14,6 @@ from bench.records.records import DeviceFacts, Environment, Outcome, Record
 from bench.scenario.types import BitsandbytesOptimizer, Cell, JsonlData
 
 KEY_MACHINE = ("architecture", "cpu_model", "cpu_cores")
-NEAR_IDS = 5
 ENDED_BY_LIMITS = frozenset({"oom", "timeout"})
 _READ_BYTES = 1 << 20
 # https://huggingface.co/docs/bitsandbytes/main/en/installation (NVIDIA CUDA, hardware requirements)
@@ -59,22 +56,6 @@ def run_key(
         "inputs": inputs_digest,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def choose_cells(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
-    """Return the cells whose id matches a shell pattern; ``*`` crosses slashes.
-
-    Raises ``UsageError`` with near ids when none does.
-    """
-    if pattern is None:
-        return list(cells)
-    chosen = [cell for cell in cells if fnmatch.fnmatchcase(cell.id, pattern)]
-    if not chosen:
-        ids = [cell.id for cell in cells]
-        near = [id_ for id_ in ids if pattern.strip("*?") in id_][:NEAR_IDS]
-        near = near or difflib.get_close_matches(pattern, ids, n=NEAR_IDS, cutoff=0.3) or ids[:NEAR_IDS]
-        raise UsageError(f"--only {pattern} matches no cell; perhaps you meant {' or '.join(near)}")
-    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.errors import InterruptedByUserError
+from bench.predict.plan import plan_before_sweep, why_unfit, with_prediction
 from bench.records.environment import read_environment
 from bench.records.messages import CellJob, FetchJob, Message, StepTurns
 from bench.records.plans import Plan
@@ -17,16 +18,15 @@ from bench.records.store import OpenFolder, load_records, open_folder, snapshot_
 from bench.runner import events
 from bench.runner.events import Observe
 from bench.runner.gpu.watch import GpuWatch, SweepGpu, sweep_gpu
-from bench.runner.plan_before_sweep import beside_expectation, expect, why_unfit
 from bench.runner.schedule import (
     ScheduledRun,
     ScheduleOptions,
-    choose_cells,
     inputs_digest,
     run_key,
     schedule_runs,
     why_unavailable,
 )
+from bench.scenario.load import choose_cells
 from bench.scenario.types import Cell, ModelSpec
 from bench.workers import interrupts
 from bench.workers.launch import Launcher, LocalLauncher
@@ -112,7 +112,7 @@ class CellRunner:
             measurement = measurement.replace(device=self.facts)
         expected, failure = self._expected.get(planned.cell.id), end.failure
         if failure is not None and end.outcome == "oom":
-            failure = beside_expectation(failure, expected)
+            failure = with_prediction(failure, expected)
         return Record(
             cell=planned.cell,
             key=planned.key,
@@ -295,6 +295,6 @@ def _plan(
     if not cells or not options.predict:
         return None
     observe(events.Preparing("predicting memory"))
-    plan = expect(cells, facts, launcher)
+    plan = plan_before_sweep(cells, facts, launcher)
     observe(events.Predicted(plan))
     return plan

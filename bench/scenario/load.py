@@ -1,12 +1,15 @@
 """Loading a scenario: from a TOML file and those it extends to its cells, or to everything wrong with it."""
 
+import difflib
+import fnmatch
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from bench.errors import ScenarioError
+from bench.errors import ScenarioError, UsageError
 from bench.scenario.diagnostics import (
     Location,
     NestingError,
@@ -25,6 +28,8 @@ from bench.scenario.types import Cell
 MAX_BYTES = 1024**2
 MAX_CHAIN = 10
 """Files that may extend one another."""
+NEAR_IDS = 5
+"""Cells named at most where a pattern matches none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,22 @@ def load_scenario(path: FilePath) -> Scenario:
         excluded=expansion.excluded,
         gate=sound["gate"],
     )
+
+
+def choose_cells(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
+    """Return the cells whose id matches a shell pattern; ``*`` crosses slashes.
+
+    Raises ``UsageError`` with near ids when none does.
+    """
+    if pattern is None:
+        return list(cells)
+    chosen = [cell for cell in cells if fnmatch.fnmatchcase(cell.id, pattern)]
+    if not chosen:
+        ids = [cell.id for cell in cells]
+        near = [id_ for id_ in ids if pattern.strip("*?") in id_][:NEAR_IDS]
+        near = near or difflib.get_close_matches(pattern, ids, n=NEAR_IDS, cutoff=0.3) or ids[:NEAR_IDS]
+        raise UsageError(f"--only {pattern} matches no cell; perhaps you meant {' or '.join(near)}")
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from bench.records.fits import Bound, Fit, Tried
-from bench.records.plans import CardVerdict
+from bench.records.plans import CardVerdict, Change
 from bench.report.fit import frontier, render_markdown, render_terminal
 from bench.scenario.catalogue import card_of_memory
 from records_factory import make_prediction
@@ -67,12 +67,22 @@ def test_a_page_shows_both_sides_of_each_bound() -> None:
     assert page.startswith("# tiny on a card with 24 GiB: what fits\n")
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| lora")]
     assert rows[0][2:-1] == ["length 512, rank 16", "8", "22.70 GiB", "9", "24.90 GiB"]
-    assert rows[0][-1] == "too close to call |"
+    assert rows[0][-1] == "borderline (too close to call) |"
     assert rows[1][2:5] == ["length 2,048, rank 16", "4,096", "22.70 GiB"]
     assert rows[1][-1] == "4,096 is the limit |"
     assert rows[2][2:6] == ["batch 1, rank 16", "4,032", "22.70 GiB", "4,096"]
     assert "- full cannot be predicted: aten::nonzero depends on data." in page
     assert "- Searched: a sequence length in steps of 64." in page
+
+
+def test_a_first_value_on_the_border_is_named_as_such_and_changes_that_fit_are_proposed() -> None:
+    """Too close to call is not "not even 1"; what would make it fit is told below."""
+    verdicts = (CardVerdict.of(make_prediction(12 * GIB), CARD),)
+    change = Change(what="loss in chunks", prediction=make_prediction(12 * GIB), verdicts=verdicts)
+    close = bound("full", "micro_batch", 512, next=tried(1, 22), changes=(change,))
+    page = render_markdown(example().model_copy(update={"bounds": (close,)}))
+    assert "512  full  1 is borderline" in page
+    assert "- full at batch 1, length 512 fits with loss in chunks (13.90 GiB)." in page
 
 
 def test_the_terminal_shows_the_same() -> None:

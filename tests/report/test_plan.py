@@ -136,7 +136,7 @@ def test_the_cpu_shows_live_tensors_only() -> None:
 def test_rendering_a_plan_imports_nothing_heavy() -> None:
     """``bench run`` renders one before it measures."""
     code = (
-        "import sys, bench.report.plan, bench.runner.plan, bench.runner.fitting, bench.report.fit;"
+        "import sys, bench.report.plan, bench.predict.plan, bench.predict.fit, bench.report.fit;"
         "print([name for name in ('torch', 'pandas', 'scipy', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

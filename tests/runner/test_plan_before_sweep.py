@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.predict.plan import plan_before_sweep, with_prediction
 from bench.records.messages import CellJob, Job
 from bench.records.plans import Plan, PlannedCell
 from bench.records.predictions import Prediction, Refusal
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.records.store import load_records
 from bench.runner.events import Event, Predicted, RunStarted
-from bench.runner.plan_before_sweep import beside_expectation, expect
 from bench.runner.schedule import ScheduleOptions
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.scenario.platforms import Platform
@@ -105,7 +105,7 @@ def test_allocator_settings_that_torch_would_refuse_are_refused_in_a_sentence(
 ) -> None:
     """Before a worker is started, with the text and what is wrong with it."""
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", text)
-    (planned,) = expect([on_cuda("ok", 8)], CARD, launcher()).cells
+    (planned,) = plan_before_sweep([on_cuda("ok", 8)], CARD, launcher()).cells
     assert isinstance(planned.answer, Refusal)
     assert planned.answer.message.startswith(f'The allocator settings "{text}" cannot be used: ')
     assert said in planned.answer.message
@@ -119,7 +119,7 @@ def test_of_two_variables_the_predictor_takes_the_one_that_torch_takes(
     allocators = []
     for text in ("expandable_segments:True", ""):
         monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", text)
-        allocators.append(expect([on_cuda("refused", 8)], CARD, launcher()).allocator)
+        allocators.append(plan_before_sweep([on_cuda("refused", 8)], CARD, launcher()).allocator)
     assert allocators == ["expandable_segments:True", ""]
 
 
@@ -138,7 +138,7 @@ def test_running_out_of_memory_is_told_beside_what_was_predicted(
     on_cpu = PlannedCell(cell=cell, answer=make_prediction(3 * GIB, platform=Platform(device="cpu")))
     refused = PlannedCell(cell=cell, answer=Refusal(message="No."))
     failure = Failure(message="Out of memory.")
-    assert [beside_expectation(failure, planned).message for planned in (on_cpu, refused, None)] == [
+    assert [with_prediction(failure, planned).message for planned in (on_cpu, refused, None)] == [
         "Out of memory; predicted to hold 3.00 GiB of tensors at its peak.",
         "Out of memory.",
         "Out of memory.",
@@ -168,7 +168,7 @@ def test_a_snapshots_file_lies_beside_its_record(tmp_path: Path) -> None:
 
 def test_a_cuda_cell_is_judged_for_the_card_that_is_there() -> None:
     """Allocated and context beyond the card's memory: it does not fit."""
-    plan = expect([on_cuda("ok", 8), on_cuda("ok-2", 22)], CARD, launcher())
+    plan = plan_before_sweep([on_cuda("ok", 8), on_cuda("ok-2", 22)], CARD, launcher())
     assert [card.title for card in plan.cards] == ["NVIDIA L4"]
     assert [one.verdicts[0].answer for one in plan.cells] == ["fits", "does not fit"]
     assert {one.answer.platform.capability for one in plan.cells if isinstance(one.answer, Prediction)} == {

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from bench.errors import UsageError
+from bench.predict import fit
+from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
+from bench.predict.pool import PredictionRequest, platform_of
+from bench.predict.predict import predict
 from bench.records.fits import Bound
-from bench.records.predictions import Refusal
-from bench.runner import fitting
-from bench.runner.fitting import FitRequest, find_bounds, one_card, training_of
-from bench.runner.prediction_pool import Answer, Question
+from bench.records.predictions import Prediction, Refusal
+from bench.scenario.load import load_scenario
 from bench.scenario.types import Cell
 from bench.workers.launch import Launcher, LocalLauncher
 from records_factory import make_prediction
@@ -38,11 +40,13 @@ def request(model: str = "llama-2-7b", **changes: Any) -> FitRequest:
 def found(monkeypatch: pytest.MonkeyPatch, need: Callable[[Cell], int], **changes: Any) -> list[Bound]:
     """Return the bounds where a cell allocates what ``need`` says, in bytes."""
 
-    def predict(questions: list[Question], _launcher: Launcher, *, allocator: str) -> list[Answer]:
-        assert allocator == ""
-        return [make_prediction(need(question.cell)) for question in questions]
+    def predict(
+        requests: list[PredictionRequest], *, launcher: Launcher, allocator: str
+    ) -> list[Prediction | Refusal]:
+        assert (launcher.start_method, allocator) == ("forkserver", "")
+        return [make_prediction(need(request.cell)) for request in requests]
 
-    monkeypatch.setattr(fitting, "predict_cells", predict)
+    monkeypatch.setattr(fit, "predict_cells", predict)
     return list(find_bounds(request(**changes), lambda _done, _total: None).bounds)
 
 
@@ -92,11 +96,11 @@ def test_a_method_that_never_fits_and_one_that_always_does(monkeypatch: pytest.M
 def test_a_refusal_ends_its_search_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others go on."""
 
-    def predict(questions: list[Question], *_: object, **__: object) -> list[Answer]:
-        full = [question.cell.method.kind == "full" for question in questions]
+    def predict(requests: list[PredictionRequest], *_: object, **__: object) -> list[Prediction | Refusal]:
+        full = [request.cell.method.kind == "full" for request in requests]
         return [Refusal(message="aten::nonzero") if one else make_prediction(GIB) for one in full]
 
-    monkeypatch.setattr(fitting, "predict_cells", predict)
+    monkeypatch.setattr(fit, "predict_cells", predict)
     bounds = find_bounds(request(methods=("full", "qlora")), lambda _done, _total: None).bounds
     assert [bound.refusal for bound in bounds if bound.method == "full"] == ["aten::nonzero"] * 2
     assert [bound.refusal for bound in bounds if bound.method == "qlora"] == [None] * 3
@@ -113,19 +117,19 @@ def test_models_are_found_by_name_folder_and_hub_id(tmp_path: Path) -> None:
     """A folder needs its config only, which limits length and rank; an unknown name says the nearest."""
     config = {"max_position_embeddings": 2048, "hidden_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert fitting._limits(fitting._model(str(tmp_path))) == (2048, 64)
-    assert fitting._model("mistralai/Mistral-7B-v0.1").hub == "mistralai/Mistral-7B-v0.1"
+    assert fit._limits(fit._model(str(tmp_path))[0]) == (2048, 64)
+    assert fit._model("mistralai/Mistral-7B-v0.1")[0].hub == "mistralai/Mistral-7B-v0.1"
     with pytest.raises(UsageError, match='Perhaps you meant "llama-2-7b"'):
-        fitting._model("llama-2-7")
+        fit._model("llama-2-7")
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(UsageError, match="cannot be read as JSON"):
-        fitting._limits(fitting._model(str(tmp_path)))
+        fit._limits(fit._model(str(tmp_path))[0])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ("dora",)}, 'there is no method "dora"; choose from full, lora, qlora'),
+        ({"methods": ("dora",)}, 'unknown method "dora"; choose from full, lora, qlora'),
         ({"lengths": (8192,)}, "llama-2-7b has 4096 positions; give a --sequence of at most that"),
         ({"allocator": "nonsense:1"}, "nonsense"),
     ],
@@ -142,3 +146,68 @@ def test_options_are_checked() -> None:
         one_card(None, None)
     with pytest.raises(UsageError, match="optimizer = 'adam'"):
         training_of(optimizer="adam")
+
+
+@pytest.mark.parametrize(
+    ("text", "assumed"),
+    [("Llama 2-7B", False), ("someone/Llama-2-7b-chat-hf", True), ("llama-2-7b-chat", True)],
+)
+def test_spelling_is_forgiven_and_derivatives_are_resolved(text: str, *, assumed: bool) -> None:
+    """Offline, and what is assumed is said."""
+    model, said = fit._model(text)
+    assert model.random == "llama-2-7b"
+    assert assumed == ("is assumed to have the architecture of llama-2-7b" in str(said))
+
+
+def test_a_folder_without_a_configuration_is_refused_in_words(tmp_path: Path) -> None:
+    """It is not taken for a name."""
+    with pytest.raises(UsageError, match=r"has no config\.json; give the folder of a transformers model"):
+        fit._model(str(tmp_path))
+
+
+SCENARIO = """
+device = "cuda"
+[models.tiny-llama-test]
+random = "tiny-llama-test"
+[methods.qlora]
+rank = 16
+kbit_preparation = false
+[data]
+{data}
+[training]
+sequence_length = 64
+micro_batch = 3
+attention = "eager"
+loss = "chunked"
+gradient_checkpointing = "non-reentrant"
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "section"),
+    [("padded", 'source = "jsonl"\npath = "rows.jsonl"'), ("full", 'source = "synthetic"')],
+)
+def test_fit_and_plan_predict_the_same_for_the_same_cell(tmp_path: Path, data: str, section: str) -> None:
+    """To the byte, whatever the data's mask, attention, loss and preparation; fit says what it assumes."""
+    path = tmp_path / "example.toml"
+    path.write_text(SCENARIO.format(data=section), encoding="utf-8")
+    (planned,) = load_scenario(path).cells
+    training = training_of(data, attention="eager", loss="chunked", gradient_checkpointing="non-reentrant")
+    options = {"training": training, "data": data, "methods": ("qlora",), "kbit_preparation": False}
+    asked = request("tiny-llama-test", lengths=(64,), **options)
+    line, *_ = fit._lines(asked, fit._model(asked.model)[0], "qlora")
+    platform = platform_of("cuda", asked.card.capability)
+    assert predict(line.at(3), platform) == predict(planned, platform)
+    assert f"data {data}" in asked.window
+    assert "without peft's k-bit preparation" in asked.window
+
+
+def test_a_method_that_does_not_fit_is_told_what_would_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only changes that fit, each with its verdict; where the first value fits none is tried."""
+
+    def need(cell: Cell) -> int:
+        return 12 * GIB if cell.training.loss == "chunked" else 30 * GIB
+
+    batch, *_ = found(monkeypatch, need)
+    assert [change.what for change in batch.changes or ()] == ["loss in chunks"]
+    assert [bound.changes for bound in found(monkeypatch, lambda _: 12 * GIB)] == [None] * 3

@@ -1,11 +1,14 @@
-"""What could be changed in a cell so that it takes less memory: the usual levers, one at a time. Pure."""
+"""Variants of a cell that take less memory: the usual changes, one at a time, and those together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from bench.scenario.catalogue import absurdities
+from bench.predict.pool import PredictionRequest
+from bench.records.plans import CardVerdict, Change, needed_bytes
+from bench.records.predictions import Prediction, Refusal
+from bench.scenario.catalogue import Card, absurdities
 from bench.scenario.types import Cell, FullMethod, LoraMethod, QloraMethod
 
 _RANK = 16
@@ -14,7 +17,44 @@ _PAGED = {"optimizer": "paged-adamw-8bit"}
 _CHUNKED = {"loss": "chunked"}
 
 
-def changed_cells(cell: Cell) -> list[tuple[str, Cell]]:
+Predict = Callable[[Sequence[PredictionRequest]], Sequence[Prediction | Refusal]]
+
+
+def find_savers(
+    subjects: Sequence[tuple[Cell, Prediction, Sequence[Card]]], predict: Predict
+) -> list[tuple[Change, ...]]:
+    """Predict the variants of each cell; return those that free memory, judged for its cards, best first."""
+    tried = [
+        (index, what, PredictionRequest(cell=variant, platform=before.platform))
+        for index, (cell, before, _) in enumerate(subjects)
+        for what, variant in variants(cell)
+    ]
+    predicted = predict([request for *_, request in tried])
+    found: list[list[Change]] = [[] for _ in subjects]
+    for (index, what, _), after in zip(tried, predicted, strict=True):
+        _, before, cards = subjects[index]
+        if isinstance(after, Prediction) and needed_bytes(after) < needed_bytes(before):
+            verdicts = tuple(CardVerdict.of(after, card) for card in cards)
+            found[index].append(Change(what=what, prediction=after, verdicts=verdicts))
+    for changes in found:
+        changes.sort(key=lambda change: (needed_bytes(change.prediction), len(change.what)))
+    return [tuple(one for one in changes if not _adds_nothing(one, changes)) for changes in found]
+
+
+def _adds_nothing(change: Change, changes: Sequence[Change]) -> bool:
+    """Tell whether one part of a combined change frees as much by itself."""
+    return any(
+        _parts(one.what) < _parts(change.what)
+        and needed_bytes(one.prediction) <= needed_bytes(change.prediction)
+        for one in changes
+    )
+
+
+def _parts(what: str) -> set[str]:
+    return {part for some in what.split(", ") for part in some.split(" and ")}
+
+
+def variants(cell: Cell) -> list[tuple[str, Cell]]:
     """Return each change in words with the cell it makes; impossible ones are left out.
 
     The last, where several apply that leave method, batch and length alone, is all of these.

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from bench.runner.memory_savers import changed_cells
+from bench.predict.memory_savers import variants
 from records_factory import make_cell
 
 
 def changes(method: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
     """Return the changed cells by what was changed."""
     cell = make_cell(method=method, training={"sequence_length": 256, "micro_batch": 4} | training)
-    return dict(changed_cells(cell))
+    return dict(variants(cell))
 
 
 def test_full_fine_tuning_has_every_lever() -> None:

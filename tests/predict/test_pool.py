@@ -6,9 +6,9 @@ from importlib.util import find_spec
 import pytest
 
 from bench.errors import UsageError
+from bench.predict import pool
+from bench.predict.pool import PredictionRequest, card_of_device, platform_of, predict_cells
 from bench.records.predictions import Prediction, Refusal
-from bench.runner import prediction_pool as planning
-from bench.runner.prediction_pool import Answer, Question, card_of_device, platform_of, predict_cells
 from bench.scenario.platforms import Platform
 from bench.scenario.types import LimitsSpec
 from bench.workers.launch import Launcher, LocalLauncher, Worker
@@ -24,24 +24,30 @@ def launcher() -> Launcher:
     return LocalLauncher(work=replay, preload=["bench.workers.child"])
 
 
-def ask(behaviour: str, batch: int = 1, platform: Platform = AMPERE) -> Question:
-    """Return the question after a replay cell: a GiB for each sequence of its batch."""
+def request(behaviour: str, batch: int = 1, platform: Platform = AMPERE) -> PredictionRequest:
+    """Return the request for a replay cell: a GiB for each sequence of its batch."""
     training = {"sequence_length": 256, "micro_batch": batch}
-    return Question(cell=make_cell(behaviour, training=training), platform=platform)
+    return PredictionRequest(cell=make_cell(behaviour, training=training), platform=platform)
 
 
-def sizes(answers: list[Answer]) -> list[int | str]:
+def sizes(answers: list[Prediction | Refusal]) -> list[int | str]:
     """Return the predicted GiB, or the refusal."""
     return [
         one.allocated_peak_bytes // GIB if isinstance(one, Prediction) else one.message for one in answers
     ]
 
 
-def test_answers_come_in_the_order_of_the_questions_each_on_its_platform(launcher: Launcher) -> None:
+def test_answers_come_in_the_order_of_the_requests_each_on_its_platform(launcher: Launcher) -> None:
     """Whatever worker answers when; ids may repeat; a refusal is an answer."""
     heard: list[tuple[int, int]] = []
-    questions = [ask("ok", 3), ask("refused"), ask("ok", 1, HOPPER), ask("ok", 2), ask("ok", 3, HOPPER)]
-    answers = predict_cells(questions, launcher, progress=lambda done, total: heard.append((done, total)))
+    requests = [
+        request("ok", 3),
+        request("refused"),
+        request("ok", 1, HOPPER),
+        request("ok", 2),
+        request("ok", 3, HOPPER),
+    ]
+    answers = predict_cells(requests, launcher, progress=lambda done, total: heard.append((done, total)))
     assert sizes(answers) == [3, "aten::nonzero depends on data.", 1, 2, 3]
     platforms = [one.platform for one in answers if isinstance(one, Prediction)]
     assert platforms == [AMPERE, HOPPER, AMPERE, HOPPER]
@@ -49,9 +55,9 @@ def test_answers_come_in_the_order_of_the_questions_each_on_its_platform(launche
 
 
 def test_a_worker_that_dies_costs_the_cell_to_blame_and_no_other(launcher: Launcher) -> None:
-    """Its part of the work is halved until that cell is alone."""
+    """Its batch is halved until that cell is alone."""
     behaviours = ["ok", "ok-2", "sigkill", "ok-3", "slow", "exception"]
-    answers = predict_cells([ask(name) for name in behaviours], launcher)
+    answers = predict_cells([request(name) for name in behaviours], launcher)
     refused = [name for name, one in zip(behaviours, answers, strict=True) if isinstance(one, Refusal)]
     assert refused == ["sigkill"]
     assert str(sizes(answers)[2]).startswith(
@@ -63,9 +69,9 @@ def test_what_takes_too_long_is_refused_and_the_rest_kept(
     launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit ends the worker; what it had answered stays."""
-    monkeypatch.setattr(planning, "cores", lambda: 1)
+    monkeypatch.setattr(pool, "cores", lambda: 1)
     limits = LimitsSpec(timeout_s=1.5, heartbeat_timeout_s=30, host_memory_gib=None)
-    answers = predict_cells([ask("ok", 4), ask("hang")], launcher, limits=limits)
+    answers = predict_cells([request("ok", 4), request("hang")], launcher, limits=limits)
     assert sizes(answers) in (
         [4, "Predicting took longer than 1.5 s and was ended."],
         ["Predicting took longer than 1.5 s and was ended."] * 2,  # had it been asked the other way round
@@ -88,7 +94,7 @@ def test_an_interrupt_ends_every_worker(launcher: Launcher) -> None:
 
     launcher.start = start  # type: ignore[method-assign] # to see what is started
     with pytest.raises(KeyboardInterrupt):
-        predict_cells([ask("hang"), ask("ok")], launcher, progress=interrupt)
+        predict_cells([request("hang"), request("ok")], launcher, progress=interrupt)
     assert workers
     for worker in workers:
         with pytest.raises(ValueError, match="process object is closed"):
@@ -96,16 +102,16 @@ def test_an_interrupt_ends_every_worker(launcher: Launcher) -> None:
 
 
 def test_cells_that_share_work_go_to_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts are runs of like cells, of one platform each."""
-    monkeypatch.setattr(planning, "cores", lambda: 2)
+    """Batches are runs of like cells, of one platform each."""
+    monkeypatch.setattr(pool, "cores", lambda: 2)
     cells = [
         make_cell("x", method={"kind": kind}, training={"sequence_length": 256, "micro_batch": batch})
         for batch in (1, 2)
         for kind in ("full", "lora")
     ]
-    questions = [Question(cell=cell, platform=AMPERE) for cell in cells]
-    parts = planning._split(questions, 2)
-    assert [sorted(part) for part in parts] == [[0, 2], [1, 3]]
+    requests = [PredictionRequest(cell=cell, platform=AMPERE) for cell in cells]
+    batches = pool._batches(requests, 2)
+    assert [sorted(batch) for batch in batches] == [[0, 2], [1, 3]]
 
 
 def test_the_platform_is_what_is_installed_or_what_is_asked_for() -> None:
@@ -136,4 +142,4 @@ def test_a_version_of_torch_with_unknown_kernels_is_refused(version: str) -> Non
 
 def test_what_workers_import_beforehand_is_there() -> None:
     """The server that forks them passes over a module that it does not find, and each worker would pay."""
-    assert [name for name in planning.PRELOAD if find_spec(name) is None] == []
+    assert [name for name in pool.PRELOAD if find_spec(name) is None] == []

@@ -6,23 +6,37 @@ predicted to fit and the next, predicted not to. All searches go on side by side
 
 import json
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from bench.errors import UsageError
 from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.memory_savers import Predict, find_savers
+from bench.predict.pool import PRELOAD, PredictionRequest, Progress, platform_of, predict_cells
 from bench.records.fits import Axis, Bound, Fit, Tried
 from bench.records.plans import CardVerdict
-from bench.records.predictions import Prediction
-from bench.runner.prediction_pool import PRELOAD, Answer, Progress, Question, platform_of, predict_cells
-from bench.scenario.catalogue import Card, architecture, architecture_of, architectures, card, card_of_memory
+from bench.records.predictions import Prediction, Refusal
+from bench.scenario.catalogue import (
+    Card,
+    architecture,
+    architecture_of,
+    architecture_spelt,
+    architecture_within,
+    architectures,
+    card,
+    card_of_memory,
+)
+from bench.scenario.platforms import Platform
 from bench.scenario.types import (
     Cell,
+    DataSpec,
     EvaluationSpec,
     FullMethod,
+    JsonlData,
     LimitsSpec,
     LoraMethod,
     MethodSpec,
@@ -41,11 +55,17 @@ MOST_TOKENS = 131_072
 MOST_RANK = 1024
 CHORDS = 8  # predictions after which a search halves as well
 LONGEST_LEAP = 16  # times as far as anything known to fit
-METHODS: dict[str, Callable[[int], MethodSpec]] = {
-    "full": lambda _rank: FullMethod(),
-    "lora": lambda rank: LoraMethod(rank=rank),
-    "qlora": lambda rank: QloraMethod(rank=rank),
+METHODS = ("full", "lora", "qlora")
+DATA: dict[str, tuple[DataSpec, str, str]] = {
+    "padded": (
+        JsonlData(source="jsonl", path="data.jsonl"),
+        "pad-to-longest",
+        "rows of different lengths, so that a micro-batch above 1 has an attention mask",
+    ),
+    "packed": (JsonlData(source="jsonl", path="data.jsonl"), "pack", "several rows packed in each sequence"),
+    "full": (SyntheticData(), "pad-to-longest", "every row of the full length, without an attention mask"),
 }
+"""By name: what a scenario's [data] and training.batching would say, and that in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +79,36 @@ class FitRequest:
     micro_batch: int
     lengths: tuple[int, ...]
     training: TrainingSpec
+    data: str = "padded"
+    kbit_preparation: bool = True
     allocator: str = ""
     torch_version: str | None = None
+
+    def method(self, name: str) -> MethodSpec:
+        """Return a method by its name."""
+        if name == "full":
+            return FullMethod()
+        if name == "lora":
+            return LoraMethod(rank=self.rank)
+        return QloraMethod(rank=self.rank, kbit_preparation=self.kbit_preparation)
+
+    @property
+    def window(self) -> str:
+        """What all methods share, in words."""
+        training = self.training
+        parts = [
+            training.dtype,
+            f"autocast {training.autocast}",
+            f"gradient checkpointing {training.gradient_checkpointing}",
+            training.optimizer,
+            f"attention {training.attention}",
+            f"loss {training.loss}",
+            f"data {self.data} ({DATA[self.data][2]})",
+        ]
+        if "qlora" in self.methods:
+            prepared = "with" if self.kbit_preparation else "without"
+            parts.append(f"QLoRA in NF4 with double quantisation, {prepared} peft's k-bit preparation")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +132,7 @@ class _Line:
         return Cell.model_validate(dict(self.cell) | {part: changed})
 
 
-Search = Generator[int, Answer, Bound]
+Search = Generator[int, Prediction | Refusal, Bound]
 
 
 def one_card(name: str | None, size: str | None) -> Card:
@@ -96,17 +144,19 @@ def one_card(name: str | None, size: str | None) -> Card:
     raise UsageError("give one of --gpu NAME and --memory SIZE")
 
 
-def training_of(**fields: str) -> TrainingSpec:
+def training_of(data: str = "padded", **fields: str) -> TrainingSpec:
     """Return the training that all searches share; raise ``UsageError`` naming a wrong value's choices."""
+    if data not in DATA:
+        raise UsageError(f'unknown data "{data}"; choose from {", ".join(DATA)}')
     try:
-        return TrainingSpec.model_validate(fields)
+        return TrainingSpec.model_validate(fields | {"batching": DATA[data][1]})
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{first['loc'][0]} = {first['input']!r}: {first['msg']}") from None
 
 
 def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | None = None) -> Fit:
-    """Search every bound of a request.
+    """Search every bound of a request, and what would make a method fit that does not.
 
     Raises ``UsageError`` for an unknown method, model or allocator setting, and for values that exclude
     each other.
@@ -114,36 +164,60 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
     AllocatorSettings.parse(request.allocator)
     unknown = [name for name in request.methods if name not in METHODS]
     if unknown:
-        raise UsageError(f'there is no method "{unknown[0]}"; choose from {", ".join(METHODS)}')
+        raise UsageError(f'unknown method "{unknown[0]}"; choose from {", ".join(METHODS)}')
     launcher = launcher or LocalLauncher(preload=PRELOAD)
     platform = platform_of("cuda", request.card.capability, request.torch_version)
-    lines = [line for name in request.methods for line in _lines(request, name)]
-    searches = {index: _search(line, request.card) for index, line in enumerate(lines)}
-    asked = {index: next(search) for index, search in searches.items()}
-    bounds: dict[int, Bound] = {}
-    while asked:
-        questions = [Question(cell=lines[index].at(asked[index]), platform=platform) for index in asked]
-        answers = predict_cells(questions, launcher, allocator=request.allocator)
-        following: dict[int, int] = {}
-        for index, answer in zip(asked, answers, strict=True):
-            try:
-                following[index] = searches[index].send(answer)
-            except StopIteration as end:
-                bounds[index] = end.value
-        asked = following
-        progress(len(bounds), len(lines))
-    training = request.training
+    model, assumption = _model(request.model)
+    lines = [line for name in request.methods for line in _lines(request, model, name)]
+    predict = partial(predict_cells, launcher=launcher, allocator=request.allocator)
+    found = _search_all(lines, request.card, platform, predict, progress)
+    unfit = [
+        (index, line, first)
+        for index, (line, (bound, first)) in enumerate(zip(lines, found, strict=True))
+        if line.axis == "micro_batch" and bound.fits is None and first is not None
+    ]
+    bounds = [bound for bound, _ in found]
+    subjects = [(line.at(line.step), first, (request.card,)) for _, line, first in unfit]
+    for (index, *_), changes in zip(unfit, find_savers(subjects, predict), strict=True):
+        fitting = tuple(change for change in changes if change.verdicts[0].answer == "fits")
+        bounds[index] = bounds[index].model_copy(update={"changes": fitting})
     return Fit(
         model=request.model,
         card=request.card,
         torch=platform.torch,
         allocator=request.allocator,
-        window=(
-            f"{training.dtype}, gradient checkpointing {training.gradient_checkpointing}, "
-            f"{training.optimizer}, attention {training.attention}"
-        ),
-        bounds=tuple(bounds[index] for index in range(len(lines))),
+        window=request.window,
+        assumptions=(assumption,) if assumption else (),
+        bounds=tuple(bounds),
     )
+
+
+def _search_all(
+    lines: Sequence[_Line],
+    judged_for: Card,
+    platform: Platform,
+    predict: Predict,
+    progress: Progress,
+) -> list[tuple[Bound, Prediction | None]]:
+    """Return each line's bound and the prediction of its first value, searching side by side."""
+    searches = {index: _search(line, judged_for) for index, line in enumerate(lines)}
+    asked = {index: next(search) for index, search in searches.items()}
+    first: dict[int, Prediction] = {}
+    bounds: dict[int, Bound] = {}
+    while asked:
+        cells = [lines[index].at(value) for index, value in asked.items()]
+        predicted = predict([PredictionRequest(cell=cell, platform=platform) for cell in cells])
+        following: dict[int, int] = {}
+        for index, one in zip(asked, predicted, strict=True):
+            if isinstance(one, Prediction):
+                first.setdefault(index, one)
+            try:
+                following[index] = searches[index].send(one)
+            except StopIteration as end:
+                bounds[index] = end.value
+        asked = following
+        progress(len(bounds), len(lines))
+    return [(bounds[index], first.get(index)) for index in range(len(lines))]
 
 
 def _search(line: _Line, judged_for: Card) -> Search:
@@ -200,31 +274,28 @@ def _next_position(tried: Mapping[int, Tried], low: int, high: int) -> int:
     return max(low + 1, min(meets, high - 1, max(low, 1) * LONGEST_LEAP))
 
 
-def _lines(request: FitRequest, name: str) -> list[_Line]:
+def _lines(request: FitRequest, model: ModelSpec, name: str) -> list[_Line]:
     """Return a method's searches: the batch at each length, the length, and the rank if there is one."""
-    model = _model(request.model)
     positions, hidden_size = _limits(model)
-    method = METHODS[name](request.rank)
+    method = request.method(name)
     lengths = [length for length in request.lengths if length <= positions]
     if not lengths:
         raise UsageError(f"{request.model} has {positions} positions; give a --sequence of at most that")
-    base = request.training.model_copy(
-        update={"sequence_length": lengths[0], "micro_batch": request.micro_batch}
-    )
-    cells = [
-        _cell(model, method, base.model_copy(update={"sequence_length": length, "micro_batch": 1}))
-        for length in lengths
-    ]
-    lines = [_Line(cell=cell, axis="micro_batch", step=1, limit=MOST_SEQUENCES) for cell in cells]
-    cell = _cell(model, method, base)
-    lines.append(_Line(cell=cell, axis="sequence_length", step=LENGTH_STEP, limit=positions))
+
+    def cell(length: int, micro_batch: int) -> Cell:
+        shape = {"sequence_length": length, "micro_batch": micro_batch}
+        return _cell(model, method, request.training.model_copy(update=shape), DATA[request.data][0])
+
+    lines = [_Line(cell=cell(each, 1), axis="micro_batch", step=1, limit=MOST_SEQUENCES) for each in lengths]
+    base = cell(lengths[0], request.micro_batch)
+    lines.append(_Line(cell=base, axis="sequence_length", step=LENGTH_STEP, limit=positions))
     if not isinstance(method, FullMethod):
-        lines.append(_Line(cell=cell, axis="rank", step=RANK_STEP, limit=min(MOST_RANK, hidden_size)))
+        lines.append(_Line(cell=base, axis="rank", step=RANK_STEP, limit=min(MOST_RANK, hidden_size)))
     return lines
 
 
-def _cell(model: ModelSpec, method: MethodSpec, training: TrainingSpec) -> Cell:
-    fields = {"model": model, "method": method, "training": training, "data": SyntheticData()}
+def _cell(model: ModelSpec, method: MethodSpec, training: TrainingSpec, data: DataSpec) -> Cell:
+    fields = {"model": model, "method": method, "training": training, "data": data}
     parts = {"window": WindowSpec(), "evaluation": EvaluationSpec(), "limits": LimitsSpec()}
     try:
         return Cell.model_validate(fields | parts | {"id": "fit", "scenario": "fit", "device": "cuda"})
@@ -233,16 +304,30 @@ def _cell(model: ModelSpec, method: MethodSpec, training: TrainingSpec) -> Cell:
         raise UsageError(f"these options exclude each other: {message}") from None
 
 
-def _model(text: str) -> ModelSpec:
-    """Return the model that a user names: a catalogued one, a folder with a config.json, or a hub's."""
-    if text in architectures():
-        return ModelSpec(name=text, random=text)
-    if (Path(text) / "config.json").is_file():
-        return ModelSpec(name=_safe_name(Path(text).resolve().name), path=text)
-    if text.count("/") == 1 and not Path(text).exists():
-        return ModelSpec(name=_safe_name(text.rpartition("/")[2]), hub=text)
+def _model(text: str) -> tuple[ModelSpec, str | None]:
+    """Return the model that a user names, and what is assumed of it.
+
+    It is a catalogued one, a folder with a config.json, one whose name says which catalogued one it derives
+    from, or a hub's.
+    """
+    known = architectures().get(text) or (None if "/" in text else architecture_spelt(text))
+    if known is not None:
+        return ModelSpec(name=known.name, random=known.name), None
+    folder = Path(text)
+    if (folder / "config.json").is_file():
+        return ModelSpec(name=_safe_name(folder.resolve().name), path=text), None
+    if folder.is_dir():
+        raise UsageError(f"folder {text} has no config.json; give the folder of a transformers model")
+    hub = ModelSpec(name=_safe_name(text.rpartition("/")[2]), hub=text) if text.count("/") == 1 else None
+    if hub is not None and architecture_of(hub) is not None:
+        return hub, None
+    known = architecture_within(text)
+    if known is not None:
+        return ModelSpec(name=_safe_name(text.rpartition("/")[2]), random=known.name), known.assumed_for(text)
+    if hub is not None:
+        return hub, None
     architecture(text)  # raises, naming the nearest
-    raise UsageError(f"{text} is no model")
+    raise AssertionError(text)
 
 
 def _safe_name(text: str) -> str:

@@ -1,0 +1,203 @@
+"""A plan for cells: each predicted, judged for each card, with what would make it fit.
+
+``bench plan`` asks for one; ``bench run`` predicts what it is about to run, and goes on where that fails.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+
+from bench.errors import BenchError
+from bench.metrics import GIB
+from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.memory_savers import Predict, find_savers
+from bench.predict.pool import (
+    PRELOAD,
+    PredictionRequest,
+    Progress,
+    card_of_device,
+    platform_of,
+    predict_cells,
+)
+from bench.records.plans import CardVerdict, Plan, PlannedCell
+from bench.records.predictions import Prediction, Refusal
+from bench.records.records import DeviceFacts, Failure
+from bench.scenario.catalogue import Card, card, card_of_memory
+from bench.scenario.load import choose_cells, load_scenario
+from bench.scenario.platforms import Platform
+from bench.scenario.types import Cell, LimitsSpec
+from bench.workers.launch import Launcher, LocalLauncher
+from bench.workers.supervise import probe
+
+LADDER = ("rtx3060-12gb", "rtx4070ti-super", "rtx4090", "a100-40gb", "rtx-a6000", "a100-80gb", "h200")
+"""One card of each size that people have or rent, for a plan that names none."""
+LADDER_CAPABILITY = (8, 0)
+MOST_CELLS_WITH_ADVICE = 12
+LONGEST_BEFORE_SWEEP_S = 60
+LONGEST_A_CELL_S = 2
+# In the order in which torch looks for them: c10/cuda/CUDAAllocatorConfig.h, CUDAAllocatorConfig::instance.
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What to predict for: cards (none: a ladder of usual ones), allocator settings, version of torch.
+
+    ``advice`` None tries changes where the plan is small.
+    """
+
+    cards: tuple[Card, ...] = ()
+    allocator: str = ""
+    torch_version: str | None = None
+    advice: bool | None = None
+
+
+def chosen_cards(names: Sequence[str], sizes: Sequence[str]) -> tuple[Card, ...]:
+    """Return the cards that a user names and those of sizes; raise ``UsageError`` for an unknown one."""
+    return tuple({one.name: one for one in (*map(card, names), *map(card_of_memory, sizes))}.values())
+
+
+def plan_scenario(
+    path: Path,
+    only: str | None,
+    request: PlanRequest,
+    progress: Progress,
+    launcher: Launcher | None = None,
+) -> Plan:
+    """Plan the chosen cells of a scenario; where it is for CUDA and names no card, for this machine's.
+
+    Nothing is measured and nothing downloaded but configurations. Raises ``UsageError`` on a wrong
+    scenario, choice of cells, allocator setting or version.
+    """
+    scenario = load_scenario(path)
+    cells = choose_cells(scenario.cells, only)
+    AllocatorSettings.parse(request.allocator)
+    launcher = launcher or LocalLauncher(preload=PRELOAD)
+    on_cuda = any(cell.device == "cuda" for cell in cells)
+    if not request.cards and on_cuda:
+        own = card_of_device(probe(launcher))
+        request = replace(request, cards=() if own is None else (own,))
+    ladder = not request.cards and on_cuda
+    cards = tuple(sorted(map(card, LADDER) if ladder else request.cards, key=attrgetter("usable_bytes")))
+    asked = [
+        (cell, platform, judged)
+        for cell in cells
+        for platform, judged in _platforms(cell, cards, request.torch_version, ladder=ladder)
+    ]
+    predict = partial(predict_cells, launcher=launcher, allocator=request.allocator, progress=progress)
+    planned = _planned(asked, predict)
+    small = len(cells) <= MOST_CELLS_WITH_ADVICE
+    if request.advice or (request.advice is None and small):
+        subjects = {
+            index: (one.cell, one.answer, judged)
+            for index, (one, (_, _, judged)) in enumerate(zip(planned, asked, strict=True))
+            if isinstance(one.answer, Prediction) and (small or not _fits_everywhere(one))
+        }
+        found = find_savers([*subjects.values()], predict)
+        for index, changes in zip(subjects, found, strict=True):
+            planned[index] = planned[index].model_copy(update={"changes": changes})
+    return Plan(
+        scenario=scenario.name,
+        title=scenario.title,
+        allocator=request.allocator,
+        cards=cards,
+        ladder=ladder,
+        cells=tuple(planned),
+    )
+
+
+def plan_before_sweep(cells: Sequence[Cell], facts: DeviceFacts, launcher: Launcher) -> Plan:
+    """Return a plan of cells that are about to run on this machine; what cannot be predicted is refused."""
+    allocator = next((os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ), "")
+    own = card_of_device(facts)
+    asked = [
+        (
+            cell,
+            platform_of(cell.device, facts.cuda_capability or LADDER_CAPABILITY),
+            (own,) if own and cell.device == "cuda" else (),
+        )
+        for cell in cells
+    ]
+    limit_s = LONGEST_BEFORE_SWEEP_S + LONGEST_A_CELL_S * len(cells)
+    limits = LimitsSpec(timeout_s=limit_s, heartbeat_timeout_s=limit_s, host_memory_gib=None)
+    try:
+        AllocatorSettings.parse(allocator)
+        predict = partial(predict_cells, launcher=launcher, allocator=allocator, limits=limits)
+        planned = _planned(asked, predict)
+    except BenchError as error:
+        planned = [PlannedCell(cell=cell, answer=Refusal(message=str(error))) for cell in cells]
+    return Plan(
+        scenario=cells[0].scenario,
+        title=cells[0].scenario,
+        allocator=allocator,
+        cards=(own,) if own and any(cell.device == "cuda" for cell in cells) else (),
+        cells=tuple(planned),
+    )
+
+
+def _planned(asked: Sequence[tuple[Cell, Platform, Sequence[Card]]], predict: Predict) -> list[PlannedCell]:
+    """Predict cells on platforms and judge each for its cards."""
+    requests = [PredictionRequest(cell=cell, platform=platform) for cell, platform, _ in asked]
+    return [
+        PlannedCell(
+            cell=cell,
+            answer=one,
+            verdicts=tuple(CardVerdict.of(one, each) for each in judged if isinstance(one, Prediction)),
+        )
+        for (cell, _, judged), one in zip(asked, predict(requests), strict=True)
+    ]
+
+
+def _platforms(
+    cell: Cell, cards: Sequence[Card], torch_version: str | None, *, ladder: bool
+) -> list[tuple[Platform, Sequence[Card]]]:
+    """Return the platforms to predict a cell on, each with the cards to judge it for.
+
+    A cell for the CPU is predicted for the CPU unless cards are named; the ladder is judged from one
+    prediction.
+    """
+    if not cards or (ladder and cell.device == "cpu"):
+        return [(platform_of("cpu", torch_version=torch_version), ())]
+    if ladder:
+        return [(platform_of("cuda", LADDER_CAPABILITY, torch_version), cards)]
+    alike: dict[tuple[int, int], list[Card]] = {}
+    for one in cards:
+        alike.setdefault(one.capability, []).append(one)
+    return [
+        (platform_of("cuda", capability, torch_version), members) for capability, members in alike.items()
+    ]
+
+
+def _fits_everywhere(planned: PlannedCell) -> bool:
+    return all(verdict.answer == "fits" for verdict in planned.verdicts)
+
+
+def why_unfit(planned: PlannedCell, card: Card) -> str | None:
+    """Return in one sentence why a cell will run out of memory; None unless that is beyond doubt."""
+    if not isinstance(planned.answer, Prediction) or not planned.verdicts:
+        return None
+    (verdict,) = planned.verdicts
+    if verdict.answer != "does not fit":
+        return None
+    allocated, context = planned.answer.allocated_peak_bytes / GIB, card.context_bytes / GIB
+    return (
+        f"Predicted not to fit: {allocated:.2f} GiB of tensors at the peak and a CUDA context of "
+        f"{context:.2f} GiB, where {card.title} has {verdict.usable_bytes / GIB:.2f} GiB; run it without "
+        "--skip-unfit to try it all the same."
+    )
+
+
+def with_prediction(failure: Failure, planned: PlannedCell | None) -> Failure:
+    """Return an out-of-memory failure with what had been predicted in its sentence, if anything had."""
+    if planned is None or not isinstance(planned.answer, Prediction):
+        return failure
+    if planned.verdicts:
+        (verdict,) = planned.verdicts
+        needed, usable = verdict.needed_bytes / GIB, verdict.usable_bytes / GIB
+        told = f"predicted to need {needed:.2f} GiB with its CUDA context; the card has {usable:.2f} GiB"
+    else:
+        told = f"predicted to hold {planned.answer.allocated_peak_bytes / GIB:.2f} GiB of tensors at its peak"
+    return failure.replace(message=f"{failure.message.rstrip('.')}; {told}.")

@@ -1,0 +1,182 @@
+"""Predictions made in worker processes, so that the parent holds no torch; several workers at once.
+
+A worker that dies, or an answer that is missing, costs one cell: its batch is halved until the cell to
+blame is alone, and that cell is refused.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.version import Version
+from pydantic import ValidationError
+
+from bench.errors import UsageError
+from bench.records.messages import Message, PlanJob, PredictionMade
+from bench.records.predictions import Prediction, Refusal
+from bench.records.records import DeviceFacts
+from bench.scenario.catalogue import Card
+from bench.scenario.platforms import Platform
+from bench.scenario.types import Cell, LimitsSpec
+from bench.workers.launch import Launcher, wait_for_any
+from bench.workers.supervise import MAX_SLEEP_S, JobEnd, RunningJob
+
+PRELOAD = ("bench.predict.jobs", "bench.workers.child", "bench.workers.freeze")
+"""For a ``LocalLauncher`` whose workers predict and do nothing else."""
+LONGEST_PLAN = LimitsSpec(timeout_s=24 * 3600, heartbeat_timeout_s=300, host_memory_gib=None)
+Progress = Callable[[int, int], None]
+"""Is told how many cells of how many are predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRequest:
+    """A cell, and the platform on which its memory is asked for."""
+
+    cell: Cell
+    platform: Platform
+
+
+OLDEST_TORCH, NEXT_TORCH = Version("2.1"), Version("2.14")
+"""From the oldest that a published row was measured with, up to the one whose sources were read last."""
+
+
+def platform_of(
+    device: str, capability: tuple[int, int] = (8, 0), torch_version: str | None = None
+) -> Platform:
+    """Return the platform of a device with the libraries installed here, or another version of torch.
+
+    Raises ``UsageError`` where that is no version, or one whose kernels are not known.
+    """
+    known = {"torch": torch_version or _installed("torch"), "bitsandbytes": _installed("bitsandbytes")}
+    given = {name: text for name, text in known.items() if text is not None}
+    try:
+        platform = Platform.model_validate({"device": device, "capability": capability, **given})
+    except ValidationError:
+        raise UsageError(f'"{torch_version}" is no version of torch; write it as in 2.13.') from None
+    if torch_version is not None and not OLDEST_TORCH <= Version(torch_version) < NEXT_TORCH:
+        raise UsageError(
+            f"the kernels of torch {torch_version} are not known here; give a version from {OLDEST_TORCH} "
+            "to 2.13, or leave --torch out."
+        )
+    return platform
+
+
+@cache
+def _installed(package: str) -> str | None:
+    try:
+        return ".".join(map(str, Version(version(package)).release[:3]))
+    except PackageNotFoundError:
+        return None
+
+
+def card_of_device(facts: DeviceFacts) -> Card | None:
+    """Return the CUDA device of this machine as a card; None where there is none."""
+    if facts.cuda_total_bytes is None or facts.cuda_capability is None:
+        return None
+    title = facts.cuda_name or "this machine's card"
+    return Card(
+        name="this-device",
+        title=title,
+        memory_bytes=facts.cuda_total_bytes,
+        read_usable_bytes=facts.cuda_total_bytes,
+        memory_source="read from the device",
+        capability=facts.cuda_capability,
+        assumptions=("the size of its CUDA context is assumed",),
+    )
+
+
+def predict_cells(
+    requests: Sequence[PredictionRequest],
+    launcher: Launcher,
+    *,
+    allocator: str = "",
+    limits: LimitsSpec = LONGEST_PLAN,
+    progress: Progress = lambda _done, _total: None,
+) -> list[Prediction | Refusal]:
+    """Return a prediction or refusal for each request, in their order, from a worker for each core.
+
+    ``limits`` hold for each worker; what it had not predicted by then is refused with the reason. Raises
+    ``InfrastructureError`` when no worker starts.
+    """
+    found: dict[int, Prediction | Refusal] = {}
+
+    def hear(message: Message) -> None:
+        if isinstance(message, PredictionMade):
+            found[int(message.cell_id)] = message.answer
+
+    waiting = _batches(requests, cores())
+    running: list[tuple[list[int], RunningJob]] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < cores():
+                batch = waiting.pop(0)
+                job = _job([(index, requests[index]) for index in batch], allocator)
+                running.append((batch, RunningJob(job, launcher, limits, hear=hear)))
+            wait_for_any([worker for _, one in running for worker in one.workers], MAX_SLEEP_S)
+            for batch, running_job in list(running):
+                end = running_job.advance(0)
+                if end is not None:
+                    running.remove((batch, running_job))
+                    left = [index for index in batch if index not in found]
+                    refused, halves = _unpredicted(left, end, limits)
+                    found |= refused
+                    waiting += halves
+            progress(len(found), len(requests))
+    finally:
+        for _, running_job in running:
+            running_job.abandon()
+    return [found[index] for index in range(len(requests))]
+
+
+def _job(batch: Sequence[tuple[int, PredictionRequest]], allocator: str) -> PlanJob:
+    """Return the job of a batch on one platform; a cell is called by its index, since ids may repeat."""
+    cells = [request.cell.model_copy(update={"id": str(index)}) for index, request in batch]
+    return PlanJob(
+        cells_json=tuple(cell.model_dump_json() for cell in cells),
+        platform=batch[0][1].platform,
+        allocator=allocator,
+    )
+
+
+def _unpredicted(
+    left: Sequence[int], end: JobEnd, limits: LimitsSpec
+) -> tuple[dict[int, Refusal], list[list[int]]]:
+    """Return refusals of what a worker left unpredicted, or the halves in which it is tried again."""
+    if end.outcome == "timeout":
+        why = f"Predicting took longer than {limits.timeout_s:g} s and was ended."
+    elif len(left) > 1:
+        middle = len(left) // 2
+        return {}, [[*left[:middle]], [*left[middle:]]]
+    else:
+        said = end.failure.message if end.failure else "no answer came."
+        why = f"The predictor failed on this cell: {said}"
+    return dict.fromkeys(left, Refusal(message=why)), []
+
+
+def _batches(requests: Sequence[PredictionRequest], workers: int) -> list[list[int]]:
+    """Return the indices of the requests in batches, one platform each, cells of one structure side by side.
+
+    What two cells share is worked out once where one worker has both, so the batches are long runs.
+    """
+    platforms: dict[str, list[int]] = {}
+    for index, request in enumerate(requests):
+        platforms.setdefault(request.platform.model_dump_json(), []).append(index)
+    batches = []
+    for indices in platforms.values():
+        indices.sort(key=lambda index: _structure(requests[index].cell))
+        size = -(-len(indices) // workers)
+        batches += [indices[start : start + size] for start in range(0, len(indices), size)]
+    return batches
+
+
+def _structure(cell: Cell) -> str:
+    """Return what cells that share work agree in: all but batch, length and rank."""
+    training = cell.training.model_dump_json(exclude={"micro_batch", "sequence_length"})
+    return cell.model.model_dump_json() + cell.method.model_dump_json(exclude={"rank", "name"}) + training
+
+
+def cores() -> int:
+    """Return how many cores this process may use: one worker each."""
+    return len(os.sched_getaffinity(0))
