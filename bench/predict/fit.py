@@ -31,21 +31,7 @@ from bench.scenario.catalogue import (
     card_of_memory,
 )
 from bench.scenario.platforms import Platform
-from bench.scenario.types import (
-    Cell,
-    DataSpec,
-    EvaluationSpec,
-    FullMethod,
-    JsonlData,
-    LimitsSpec,
-    LoraMethod,
-    MethodSpec,
-    ModelSpec,
-    QloraMethod,
-    SyntheticData,
-    TrainingSpec,
-    WindowSpec,
-)
+from bench.scenario.types import Cell, FullMethod, ModelSpec, TrainingSpec
 from bench.workers.launch import Launcher, LocalLauncher
 
 LENGTH_STEP = 64
@@ -56,14 +42,19 @@ MOST_RANK = 1024
 CHORDS = 8  # predictions after which a search halves as well
 LONGEST_LEAP = 16  # times as far as anything known to fit
 METHODS = ("full", "lora", "qlora")
-DATA: dict[str, tuple[DataSpec, str, str]] = {
+_ROWS = {"source": "jsonl", "path": "data.jsonl"}
+DATA: dict[str, tuple[dict[str, str], str, str]] = {
     "padded": (
-        JsonlData(source="jsonl", path="data.jsonl"),
+        _ROWS,
         "pad-to-longest",
         "rows of different lengths, so that a micro-batch above 1 has an attention mask",
     ),
-    "packed": (JsonlData(source="jsonl", path="data.jsonl"), "pack", "several rows packed in each sequence"),
-    "full": (SyntheticData(), "pad-to-longest", "every row of the full length, without an attention mask"),
+    "packed": (_ROWS, "pack", "several rows packed in each sequence"),
+    "full": (
+        {"source": "synthetic"},
+        "pad-to-longest",
+        "every row of the full length, without an attention mask",
+    ),
 }
 """By name: what a scenario's [data] and training.batching would say, and that in words."""
 
@@ -84,13 +75,24 @@ class FitRequest:
     allocator: str = ""
     torch_version: str | None = None
 
-    def method(self, name: str) -> MethodSpec:
-        """Return a method by its name."""
-        if name == "full":
-            return FullMethod()
-        if name == "lora":
-            return LoraMethod(rank=self.rank)
-        return QloraMethod(rank=self.rank, kbit_preparation=self.kbit_preparation)
+    def cell(self, model: ModelSpec, method: str, length: int, micro_batch: int) -> Cell:
+        """Return the cell to begin a search at; raise ``UsageError`` where the options exclude each other."""
+        adapter = {} if method == "full" else {"rank": self.rank}
+        if method == "qlora":
+            adapter["kbit_preparation"] = self.kbit_preparation
+        shape = {"sequence_length": length, "micro_batch": micro_batch}
+        parts = {
+            "model": model,
+            "method": {"kind": method, **adapter},
+            "data": DATA[self.data][0],
+            "training": self.training.model_copy(update=shape),
+            **{part: {} for part in ("window", "evaluation", "limits")},
+        }
+        try:
+            return Cell.model_validate(parts | {"id": "fit", "scenario": "fit", "device": "cuda"})
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise UsageError(f"these options exclude each other: {message}") from None
 
     @property
     def window(self) -> str:
@@ -132,7 +134,8 @@ class _Line:
         return Cell.model_validate(dict(self.cell) | {part: changed})
 
 
-Search = Generator[int, Prediction | Refusal, Bound]
+Search = Generator[int, Prediction | Refusal, tuple[Bound, Prediction | None]]
+"""Ends with the bound and the prediction of the first value."""
 
 
 def one_card(name: str | None, size: str | None) -> Card:
@@ -199,25 +202,22 @@ def _search_all(
     predict: Predict,
     progress: Progress,
 ) -> list[tuple[Bound, Prediction | None]]:
-    """Return each line's bound and the prediction of its first value, searching side by side."""
+    """Run each line's search, side by side."""
     searches = {index: _search(line, judged_for) for index, line in enumerate(lines)}
     asked = {index: next(search) for index, search in searches.items()}
-    first: dict[int, Prediction] = {}
-    bounds: dict[int, Bound] = {}
+    ended: dict[int, tuple[Bound, Prediction | None]] = {}
     while asked:
         cells = [lines[index].at(value) for index, value in asked.items()]
         predicted = predict([PredictionRequest(cell=cell, platform=platform) for cell in cells])
         following: dict[int, int] = {}
         for index, one in zip(asked, predicted, strict=True):
-            if isinstance(one, Prediction):
-                first.setdefault(index, one)
             try:
                 following[index] = searches[index].send(one)
             except StopIteration as end:
-                bounds[index] = end.value
+                ended[index] = end.value
         asked = following
-        progress(len(bounds), len(lines))
-    return [(bounds[index], first.get(index)) for index in range(len(lines))]
+        progress(len(ended), len(lines))
+    return [ended[index] for index in range(len(lines))]
 
 
 def _search(line: _Line, judged_for: Card) -> Search:
@@ -240,12 +240,12 @@ def _search(line: _Line, judged_for: Card) -> Search:
             high = position
         position = _next_position(tried, low, high)
     method = line.cell.method
-    return Bound(
+    bound = Bound(
         method=method.name,
         axis=line.axis,
         micro_batch=line.cell.training.micro_batch,
         sequence_length=line.cell.training.sequence_length,
-        rank=method.rank if isinstance(method, LoraMethod | QloraMethod) else None,
+        rank=getattr(method, "rank", None),
         step=line.step,
         limit=line.top * line.step,
         fits=tried.get(low),
@@ -254,6 +254,7 @@ def _search(line: _Line, judged_for: Card) -> Search:
         predictions=len(predictions),
         caveats=tuple(dict.fromkeys(caveat for one in predictions for caveat in one.caveats)),
     )
+    return bound, next(iter(predictions), None)
 
 
 def _next_position(tried: Mapping[int, Tried], low: int, high: int) -> int:
@@ -277,31 +278,18 @@ def _next_position(tried: Mapping[int, Tried], low: int, high: int) -> int:
 def _lines(request: FitRequest, model: ModelSpec, name: str) -> list[_Line]:
     """Return a method's searches: the batch at each length, the length, and the rank if there is one."""
     positions, hidden_size = _limits(model)
-    method = request.method(name)
     lengths = [length for length in request.lengths if length <= positions]
     if not lengths:
         raise UsageError(f"{request.model} has {positions} positions; give a --sequence of at most that")
-
-    def cell(length: int, micro_batch: int) -> Cell:
-        shape = {"sequence_length": length, "micro_batch": micro_batch}
-        return _cell(model, method, request.training.model_copy(update=shape), DATA[request.data][0])
-
-    lines = [_Line(cell=cell(each, 1), axis="micro_batch", step=1, limit=MOST_SEQUENCES) for each in lengths]
-    base = cell(lengths[0], request.micro_batch)
+    lines = [
+        _Line(cell=request.cell(model, name, length, 1), axis="micro_batch", step=1, limit=MOST_SEQUENCES)
+        for length in lengths
+    ]
+    base = request.cell(model, name, lengths[0], request.micro_batch)
     lines.append(_Line(cell=base, axis="sequence_length", step=LENGTH_STEP, limit=positions))
-    if not isinstance(method, FullMethod):
+    if not isinstance(base.method, FullMethod):
         lines.append(_Line(cell=base, axis="rank", step=RANK_STEP, limit=min(MOST_RANK, hidden_size)))
     return lines
-
-
-def _cell(model: ModelSpec, method: MethodSpec, training: TrainingSpec, data: DataSpec) -> Cell:
-    fields = {"model": model, "method": method, "training": training, "data": data}
-    parts = {"window": WindowSpec(), "evaluation": EvaluationSpec(), "limits": LimitsSpec()}
-    try:
-        return Cell.model_validate(fields | parts | {"id": "fit", "scenario": "fit", "device": "cuda"})
-    except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UsageError(f"these options exclude each other: {message}") from None
 
 
 def _model(text: str) -> tuple[ModelSpec, str | None]:

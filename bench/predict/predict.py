@@ -17,9 +17,8 @@ from bench.predict.allocator.replay import (
 )
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.families import families, streams
-from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of
 from bench.predict.trace.stream import Ints, Stream, spans
-from bench.predict.trace.trace import read_cpu_ledger, trace
+from bench.predict.trace.trace import read_cpu_ledger
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.records.readings import Caveat
 from bench.scenario.platforms import Platform
@@ -45,7 +44,7 @@ def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAUL
     if platform.device == "cpu":
         prediction = _predict_cpu(cell, platform, config)
     else:
-        stream, method = stream_for(cell, platform, config)
+        ((_, stream, method),) = streams(families([cell], config)[0], platform, config)
         prediction = summed_up(stream, platform, settings, method)
     return _with_caveats(prediction, _assumptions(cell))
 
@@ -121,19 +120,6 @@ def _assumptions(cell: Cell) -> tuple[Caveat, ...]:
             )
         )
     return tuple(found)
-
-
-def stream_for(cell: Cell, platform: Platform, config: Any) -> tuple[Stream, Method]:
-    """Return a cell's stream and how it was made: of one layer in full and repeated, or of all layers."""
-    depth = depth_of(cell, config)
-    if depth is not None:
-        try:
-            return deepen(
-                trace(cell, platform, config, depth), depth.period, depth.periods_added
-            ), "repeated layers"
-        except LayersDifferError:
-            pass  # the whole model tells
-    return trace(cell, platform, config), "full trace"
 
 
 def summed_up(

@@ -2,7 +2,7 @@
 
 import torch
 
-from bench.predict.trace.shapes import ShapeMemory
+from bench.predict.trace.meta_kernels import ShapeMemory
 
 ATEN = torch.ops.aten
 

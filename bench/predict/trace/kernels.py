@@ -40,15 +40,34 @@ class Call:
     result: Any
 
 
+Blocks = Callable[[Call], Sequence[int]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """The temporary blocks of one operator, in versions of torch from ``since`` up to ``before``."""
+    """The temporary blocks of one operator, in versions of torch up to ``before``."""
 
     operator: Any
-    blocks: Callable[[Call], Sequence[int]]
+    blocks: Blocks
     source: str
-    since: tuple[int, ...] = (0,)
-    before: tuple[int, ...] = (1000,)
+    before: tuple[int, ...]
+
+
+SCRATCH: list[Scratch] = []
+"""Entries by operator; of two for one operator, the versions exclude each other."""
+
+
+def _scratch(*names: str, source: str, before: tuple[int, ...] = (1000,)) -> Callable[[Blocks], Blocks]:
+    """Enter a function as the scratch blocks of these operators of aten."""
+
+    def enter(blocks: Blocks) -> Blocks:
+        for name in names:
+            packet, _, overload = name.partition(".")
+            operator = getattr(getattr(_aten, packet), overload or "default")
+            SCRATCH.append(Scratch(operator=operator, blocks=blocks, source=source, before=before))
+        return blocks
+
+    return enter
 
 
 class Kernels:
@@ -62,9 +81,7 @@ class Kernels:
         self._handles: set[bool] = set()
         version = version_of(platform.torch)
         entries = SCRATCH if platform.device == "cuda" else ()
-        self._scratch = {
-            entry.operator: entry.blocks for entry in entries if entry.since <= version < entry.before
-        }
+        self._scratch = {entry.operator: entry.blocks for entry in entries if version < entry.before}
 
     @property
     def on_cpu(self) -> bool:
@@ -106,12 +123,21 @@ def cublas_workspace_bytes(platform: Platform) -> int:
     return 32 * MIB if major in large else 2 * 4 * MIB + 8 * 16 * 1024
 
 
+@_scratch(
+    "addmm",
+    before=(2, 7),
+    source="pytorch aten/src/ATen/cuda/CUDABlas.cpp, gemm_and_bias; CublasHandlePool.cpp shares from 2.7",
+)
 def _cublaslt(call: Call) -> Sequence[int]:
     """Fused bias: cuBLASLt's own workspace, before it shared that of the cuBLAS handle."""
     bias, left = call.args[0], call.args[1]
     return (MIB,) if bias.dim() == 1 and left.dtype in (*_HALF, torch.float32) else ()
 
 
+@_scratch(
+    "_scaled_dot_product_flash_attention_backward",
+    source="pytorch aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd",
+)
 def _flash_backward(call: Call) -> Sequence[int]:
     """Softmax row sums, an fp32 accumulator of dq, and dk and dv of every query head under grouping."""
     query, key = call.args[1], call.args[2]
@@ -127,6 +153,11 @@ def _flash_backward(call: Call) -> Sequence[int]:
     return blocks
 
 
+@_scratch(
+    "_scaled_dot_product_efficient_attention",
+    source="pytorch .../transformers/cuda/attention.cu; mem_eff_attention/kernel_forward.h, "
+    "kNeedsOutputAccumulatorBuffer",
+)
 def _efficient_forward(call: Call) -> Sequence[int]:
     """Accumulate half-precision outputs in fp32 where a head is too wide for the registers."""
     query, _, value = call.args[:3]
@@ -135,6 +166,11 @@ def _efficient_forward(call: Call) -> Sequence[int]:
     return (_FP32 * batch * length * heads * value.shape[-1],) if wide else ()
 
 
+@_scratch(
+    "_scaled_dot_product_efficient_attention_backward",
+    source="pytorch .../transformers/cuda/attention_backward.cu; mem_eff_attention/kernel_backward.h, "
+    "kKernelComputesDelta, workspace_size",
+)
 def _efficient_backward(call: Call) -> Sequence[int]:
     """Row sums of gradient times output; in half precision fp32 accumulators of the gradients.
 
@@ -152,6 +188,10 @@ def _efficient_backward(call: Call) -> Sequence[int]:
     return delta, _FP32 * batch * heads * per_head
 
 
+@_scratch(
+    "embedding_dense_backward",
+    source="pytorch aten/src/ATen/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu",
+)
 def _embedding_backward(call: Call) -> Sequence[int]:
     """Sort the tokens, then sum their gradients in fp32 in segments of ten; few tokens need neither.
 
@@ -172,6 +212,11 @@ def _embedding_backward(call: Call) -> Sequence[int]:
     )
 
 
+@_scratch(
+    "index_put",
+    "index_put_",
+    source="pytorch aten/src/ATen/native/cuda/Indexing.cu, index_put_with_sort_kernel",
+)
 def _index_put(call: Call) -> Sequence[int]:
     """Sum rows by sorting their indices: linear, sorted and original ones, a range, and the sort's copies."""
     _tensor, indices, _values, *accumulates = call.args
@@ -181,6 +226,10 @@ def _index_put(call: Call) -> Sequence[int]:
     return 6 * [_INT64 * rows]
 
 
+@_scratch(
+    "_foreach_norm.Scalar",
+    source="pytorch aten/src/ATen/native/cuda/ForeachReduceOp.cu; kChunkSize of MultiTensorApply.cuh",
+)
 def _foreach_norm(call: Call) -> Sequence[int]:
     """One fp32 partial sum for each 65,536 elements of the largest tensor, for every tensor."""
     tensors = call.args[0]
@@ -193,51 +242,6 @@ def _up(value: int, multiple: int) -> int:
 
 
 _GEMMS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
-
-SCRATCH: tuple[Scratch, ...] = (
-    Scratch(
-        operator=_aten.addmm.default,
-        blocks=_cublaslt,
-        before=(2, 7),
-        source="pytorch aten/src/ATen/cuda/CUDABlas.cpp, gemm_and_bias; CublasHandlePool.cpp shares from 2.7",
-    ),
-    Scratch(
-        operator=_aten._scaled_dot_product_flash_attention_backward.default,  # noqa: SLF001 - its only name
-        blocks=_flash_backward,
-        source="pytorch aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd",
-    ),
-    Scratch(
-        operator=_aten._scaled_dot_product_efficient_attention.default,  # noqa: SLF001 - its only name
-        blocks=_efficient_forward,
-        source="pytorch .../transformers/cuda/attention.cu; mem_eff_attention/kernel_forward.h, "
-        "kNeedsOutputAccumulatorBuffer",
-    ),
-    Scratch(
-        operator=_aten._scaled_dot_product_efficient_attention_backward.default,  # noqa: SLF001 - its only name
-        blocks=_efficient_backward,
-        source="pytorch .../transformers/cuda/attention_backward.cu; mem_eff_attention/kernel_backward.h, "
-        "kKernelComputesDelta, workspace_size",
-    ),
-    Scratch(
-        operator=_aten.embedding_dense_backward.default,
-        blocks=_embedding_backward,
-        source="pytorch aten/src/ATen/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu",
-    ),
-    *(
-        Scratch(
-            operator=operator,
-            blocks=_index_put,
-            source="pytorch aten/src/ATen/native/cuda/Indexing.cu, index_put_with_sort_kernel",
-        )
-        for operator in (_aten.index_put.default, _aten.index_put_.default)
-    ),
-    Scratch(
-        operator=_aten._foreach_norm.Scalar,  # noqa: SLF001 - its only name
-        blocks=_foreach_norm,
-        source="pytorch aten/src/ATen/native/cuda/ForeachReduceOp.cu; kChunkSize of MultiTensorApply.cuh",
-    ),
-)
-"""Entries by operator; of two for one operator, the versions exclude each other."""
 
 
 @dataclass(frozen=True, slots=True)

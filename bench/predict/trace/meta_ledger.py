@@ -17,7 +17,7 @@ from torch import nn
 
 from bench.errors import UntraceableError
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
-from bench.predict.trace.shapes import ShapeMemory
+from bench.predict.trace.meta_kernels import ShapeMemory
 from bench.probes.ledger import Block, Ledger, StepPhase
 
 _ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
