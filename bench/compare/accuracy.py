@@ -164,75 +164,62 @@ def readings_by_seed(runs: Sequence[Record], task: str, when: Literal["before", 
 
 
 def _accuracy(runs: Sequence[Record], task: str) -> Accuracy:
+    """Return a task over seeds; over the first alone where not all were asked the same questions."""
     befores, afters = readings_by_seed(runs, task, "before"), readings_by_seed(runs, task, "after")
-    why_not = None
-    if len(afters) > 1:
-        try:
-            return _over_seeds(task, {seed: befores[seed] for seed in afters if seed in befores}, afters)
-        except UsageError as error:
-            why_not = str(error)
     first = next(run for run in runs if task in evaluated_tasks(run))
-    before, after = evaluation(first, task, "before"), evaluation(first, task, "after")
-    either = after or before
+    change, changes, not_paired = None, [], None
+    if len(afters) > 1:
+        befores = {seed: befores[seed] for seed in afters if seed in befores}
+        try:
+            right_answers([*afters.values(), *befores.values()], task)
+            changes = [_right_share(afters[seed], one) for seed, one in befores.items()]
+        except UsageError as error:
+            not_paired = str(error)
+    if len(afters) < 2 or not_paired:  # noqa: PLR2004 - one seed
+        seed = next(iter(afters), first.cell.training.seed)
+        befores, afters = ({seed: each[seed]} if seed in each else {} for each in (befores, afters))
+        change, why_not = try_pair(befores.get(seed), afters.get(seed))
+        changes = [change.difference_share] if change else []
+        not_paired = not_paired or why_not
+    either = evaluation(first, task, "after") or evaluation(first, task, "before")
     assert either is not None  # noqa: S101 - the task was taken from this run's readings
-    change, not_paired = try_pair(before, after)
     return Accuracy(
         task=task,
         metric=either.metric,
         instrument=either.instrument,
         num_fewshot=either.num_fewshot,
         items=len(either.items),
-        seeds=(first.cell.training.seed,),
-        before_seeds=_one_seed(before),
-        after_seeds=_one_seed(after),
-        change_seeds=mean_over_seeds([change.difference_share]) if change else None,
-        before_error=_error(before),
-        after_error=_error(after),
+        seeds=tuple(afters or befores) or (first.cell.training.seed,),
+        before_seeds=_shares(befores),
+        after_seeds=_shares(afters),
+        change_seeds=mean_over_seeds(changes) if changes else None,
+        before_error=_error(befores, task),
+        after_error=_error(afters, task),
         change=change,
-        not_paired=why_not or not_paired,
+        not_paired=not_paired,
     )
 
 
-def _one_seed(reading: EvaluationReading | None) -> SeedMean | None:
-    share = accuracy(reading)
-    return None if share is None else mean_over_seeds([share])
+def _right_share(after: EvaluationReading, before: EvaluationReading) -> float:
+    """Return the change as a quotient of whole numbers, so that equal changes are equal."""
+    right = (sum(item.correct for item in reading.items) for reading in (after, before))
+    return (next(right) - next(right)) / len(after.items)
 
 
-def _error(reading: EvaluationReading | None) -> float | None:
-    """Return sqrt(p (1 - p) / (n - 1)), the same as lm-eval's ``mean_stderr`` (lm_eval/api/metrics.py)."""
+def _shares(readings: Readings) -> SeedMean | None:
+    shares = [share for reading in readings.values() if (share := accuracy(reading)) is not None]
+    return mean_over_seeds(shares, of_shares=True) if shares else None
+
+
+def _error(readings: Readings, task: str) -> float | None:
+    """Return the error over items, of one seed as lm-eval's ``mean_stderr`` (lm_eval/api/metrics.py)."""
+    if len(readings) > 1:
+        return error_over_items(right_answers(list(readings.values()), task).mean(axis=0))
+    reading = next(iter(readings.values()), None)
     share = accuracy(reading)
     if share is None or reading is None or len(reading.items) < 2:  # noqa: PLR2004 - one item has no spread
         return None
     return math.sqrt(share * (1 - share) / (len(reading.items) - 1))
-
-
-def _over_seeds(task: str, befores: Readings, afters: Readings) -> Accuracy:
-    """Return the accuracy over several seeds; raise UsageError where the questions differ."""
-    right = right_answers([*afters.values(), *befores.values()], task)
-    after, before = right[: len(afters)], right[len(afters) :]
-    by_seed = dict(zip(afters, after, strict=True))
-    # Of whole numbers, so that equal changes are equal.
-    changes = [
-        float((by_seed[seed].sum() - row.sum()) / row.size) for seed, row in zip(befores, before, strict=True)
-    ]
-    first = next(iter(afters.values()))
-    return Accuracy(
-        task=task,
-        metric=first.metric,
-        instrument=first.instrument,
-        num_fewshot=first.num_fewshot,
-        items=right.shape[1],
-        seeds=tuple(afters),
-        before_seeds=_shares(before) if befores else None,
-        after_seeds=_shares(after),
-        change_seeds=mean_over_seeds(changes) if changes else None,
-        before_error=error_over_items(before.mean(axis=0)) if befores else None,
-        after_error=error_over_items(after.mean(axis=0)),
-    )
-
-
-def _shares(right: Floats) -> SeedMean:
-    return mean_over_seeds([float(row.mean()) for row in right], of_shares=True)
 
 
 def differences(

@@ -1,8 +1,4 @@
-"""What the good runs of one cell give together: memory, speed, time and the GPU. Compares no two cells.
-
-Bytes, nanoseconds and shares (0 to 1) throughout; None is *not measured*, and never stands for 0. Every
-function takes runs with outcome *ok*.
-"""
+"""What the good runs of one cell give together: memory, speed, time and the GPU. Compares no two cells."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -130,7 +126,7 @@ class GpuSeen:
     events: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TimeBreakdown:
     """Where a cell's wall time went, the median over runs of each part. The parts add up within a run.
 
@@ -286,12 +282,11 @@ def gpu_seen(runs: Sequence[Record]) -> GpuSeen | None:
     reasons = 0
     for phase in steady:
         reasons |= phase.event_reasons
-    non_torch = _median(gpu.non_torch_bytes for gpu in watched)
     return GpuSeen(
         isolations=tuple(dict.fromkeys((gpu.isolation, gpu.isolation_reason) for gpu in watched)),
         interval_ns=max(gpu.interval_ns for gpu in watched),
         longest_gap_ns=max(gpu.longest_gap_ns for gpu in watched),
-        non_torch_bytes=None if non_torch is None else round(non_torch),
+        non_torch_bytes=_rounded(_median(gpu.non_torch_bytes for gpu in watched)),
         energy_per_token_mj=_median(energy_per_token_mj(run) for run in runs),
         power_mean_mw=_median(phase.power_mean_mw for phase in steady),
         sm_clock_min_mhz=min(_known(phase.sm_clock_min_mhz for phase in steady), default=None),
@@ -310,10 +305,14 @@ def _median(values: Iterable[float | None]) -> float | None:
     return statistics.median(found) if found else None
 
 
+def _rounded(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
 def losses(runs: Sequence[Record]) -> Losses | None:
     """Return the loss at both ends of the first run that took a step."""
-    curve = next((run.measurement.steps for run in runs if run.measurement.steps), ())
-    if not curve:
+    curve = next((run.measurement.steps for run in runs if run.measurement.steps), None)
+    if curve is None:
         return None
     count = min(_LOSSES_AT_EACH_END, max(1, len(curve) // 2))
     first, last = (statistics.fmean(step.loss for step in end) for end in (curve[:count], curve[-count:]))
@@ -345,8 +344,7 @@ def metrics(runs: Sequence[Record]) -> dict[str, float]:
 
 def load_time_ns(runs: Sequence[Record]) -> int | None:
     """Return the median time of the load phase."""
-    found = _median(phase_time_ns(run, ("load",)) for run in runs)
-    return None if found is None else round(found)
+    return _rounded(_median(phase_time_ns(run, ("load",)) for run in runs))
 
 
 def times(runs: Sequence[Record]) -> TimeBreakdown | None:
@@ -360,18 +358,5 @@ def times(runs: Sequence[Record]) -> TimeBreakdown | None:
     totals = [run.total_ns for run in runs]
     parts = [of(names) for names in (_LOADING, _STEPPING, _INSTRUMENTS, _EVALUATION)]
     overheads = [total - sum(own) for total, *own in zip(totals, *parts, strict=True)]
-    medians = (
-        round(statistics.median(column))
-        for column in (totals, *parts, overheads, of(("start",)), of(("prepare_data",)))
-    )
-    total, loading, stepping, instruments, evaluating, overhead, starting, preparing = medians
-    return TimeBreakdown(
-        total_ns=total,
-        loading_ns=loading,
-        stepping_ns=stepping,
-        instruments_ns=instruments,
-        evaluation_ns=evaluating,
-        overhead_ns=overhead,
-        starting_ns=starting,
-        preparing_ns=preparing,
-    )
+    columns = (totals, *parts, overheads, of(("start",)), of(("prepare_data",)))
+    return TimeBreakdown(*(round(statistics.median(column)) for column in columns))
