@@ -20,7 +20,7 @@ from bench.records.predictions import Prediction
 from bench.records.records import Record
 from bench.records.table import tidy
 from bench.report.comparison_columns import comparison_frame
-from bench.report.sources import gather
+from bench.report.pages import gather
 
 if TYPE_CHECKING:
     import altair as alt

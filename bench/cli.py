@@ -91,7 +91,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         result = run_sweep(loaded.cells, options, observe)
 
     # Not before: it needs pandas, and nothing shall weigh on the machine while it is measured.
-    from bench.report.comparison import render_terminal, write_page
+    from bench.report.pages import render_terminal, write_page
 
     console.print(outcome_table(result.records))
     console.print(render_terminal(result.records))
@@ -149,19 +149,19 @@ def report(  # noqa: PLR0913 - one parameter for each option
         for line in write_site(Path(), site):
             typer.echo(line)
     else:
-        from bench.report import output as pages
+        from bench.report.pages import read_material, render_material, write_all_figures, write_material
         from bench.scenario.catalogue import card, card_of_memory
 
         limits = [*map(card, gpu), *map(card_of_memory, memory)]
-        material = pages.read_material(results)
+        material = read_material(results)
         if output is not None:
-            pages.write_page(material, output, limits)
+            write_material(material, output, limits)
             typer.echo(f"wrote {output}")
         if figures is not None:
-            for line in pages.write_all_figures(material, figures, limits):
+            for line in write_all_figures(material, figures, limits):
                 typer.echo(line)
         elif output is None:
-            typer.echo(pages.render_markdown(material), nl=False)
+            typer.echo(render_material(material), nl=False)
 
 
 @app.command(rich_help_panel=_READ)
@@ -175,8 +175,7 @@ def table(
 
     from bench.compare.plausibility import with_findings
     from bench.records.table import tidy, write_table
-    from bench.report.frame import render_frame
-    from bench.report.sources import gather
+    from bench.report.pages import gather, render_frame
 
     loaded = gather(results)
     for problem in loaded.problems:

@@ -12,8 +12,7 @@ from bench.claims.material import committed_paths, read_material
 from bench.claims.rules import Judged, judge_claims
 from bench.claims.text import beside, capital, conditions, figure_text, sentence, verdict_text
 from bench.errors import UsageError
-from bench.report.layout import Table, bullets, markdown_table, terminal_table
-from bench.report.text import NOT_APPLICABLE, markdown, plain
+from bench.report.text import NOT_APPLICABLE, Table, bullets, markdown, markdown_table, plain, terminal_table
 
 if TYPE_CHECKING:
     from rich.console import Group

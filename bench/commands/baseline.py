@@ -63,7 +63,7 @@ def show_(name: BaselineName, *, baselines: Baselines = _BASELINES) -> None:
 
     from bench.records.baselines import read_baseline
     from bench.report.baselines import history_table
-    from bench.report.layout import terminal_table
+    from bench.report.text import terminal_table
 
     baseline = read_baseline(baselines, name)
     Console().print(terminal_table(history_table(baseline), f"Baseline {name}"))
@@ -103,7 +103,7 @@ def history(name: BaselineName, *, baselines: Baselines = _BASELINES) -> None:
 
     from bench.gate.stored import BaselineChoice, changes_in_history
     from bench.report.baselines import changes_table
-    from bench.report.layout import terminal_table
+    from bench.report.text import terminal_table
 
     found = changes_in_history(BaselineChoice(root=baselines, name=name))
     if not found.changes:

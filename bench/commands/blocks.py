@@ -23,12 +23,11 @@ from bench.records.plans import read_plan
 from bench.records.published.stored import read_validation
 from bench.records.records import Record
 from bench.report import plan
-from bench.report.comparison import render_details, render_methods, render_summary
 from bench.report.gate import render_block
 from bench.report.levers import render_levers
 from bench.report.page_figures import PageFigure, page_figure
+from bench.report.pages import gather, render_details, render_methods, render_summary
 from bench.report.self_check import render_self_check
-from bench.report.sources import gather
 from bench.report.studies import render_study
 from bench.report.validation import render_validation
 from bench.stats.simulation import read_self_check

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from bench.metrics import METRICS
 from bench.records.baselines import Baseline
 from bench.report.gate import value_text
-from bench.report.layout import Table
-from bench.report.text import NOT_APPLICABLE, plain
+from bench.report.text import NOT_APPLICABLE, Table, plain
 from bench.stats.trend import ChangePoint
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from bench.report.layout import Table
+from bench.report.text import Table
 
 if TYPE_CHECKING:
     import pandas as pd

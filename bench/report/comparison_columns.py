@@ -12,7 +12,6 @@ from bench.compare.measured import Measured
 from bench.metrics import INSTRUMENT_NAMES, METRICS, Instrument
 from bench.report.columns import Column, Grid, Place, frame, grid
 from bench.report.highlights import difference, interval
-from bench.report.operators import operator
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
@@ -21,6 +20,7 @@ from bench.report.text import (
     SMALL_MEBIBYTES,
     MemoryUnit,
     duration,
+    operator,
     share,
     significant,
     small_share,

@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING
 
 from bench.metrics import METRICS, Metric
 from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts
-from bench.report.layout import Table, bullets, markdown_table, terminal_table
 from bench.report.text import (
     NOT_APPLICABLE,
     NOT_MEASURED,
     SMALL_MEBIBYTES,
+    Table,
+    bullets,
     duration,
     markdown,
+    markdown_table,
     plain,
     share,
     significant,
+    terminal_table,
 )
 
 if TYPE_CHECKING:

@@ -24,19 +24,16 @@ from bench.records.plans import Plan
 from bench.records.store import LoadedRecords
 from bench.report import details
 from bench.report.columns import Grid
-from bench.report.comparison import section_tables
 from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
-from bench.report.highlights import one_environment
+from bench.report.fit import MOST_SENTENCES, fit_sentences
+from bench.report.highlights import Sentence, one_environment
 from bench.report.highlights import sentences as highlight_sentences
-from bench.report.how_read import how_read
-from bench.report.layout import Table, told_once
-from bench.report.linked import Sentence
+from bench.report.methodology import PREDICTED, card_notes, how_read, notes_on, sentences, why_untried
+from bench.report.pages import section_tables
 from bench.report.plan import detail_tables
-from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
 from bench.report.plan_grid import plan_grid
-from bench.report.plan_notes import PREDICTED, card_notes, notes_on, sentences, why_untried
-from bench.report.text import GIBIBYTES, plain
+from bench.report.text import GIBIBYTES, Table, plain, told_once
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6

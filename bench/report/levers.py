@@ -9,12 +9,14 @@ from bench.metrics import CAPACITY, INSTRUMENT_NAMES, TENSORS, Instrument
 from bench.records.derived_metrics import BUSY_MACHINE, THROTTLED, speed_disturbed
 from bench.records.records import Record
 from bench.report.comparison_columns import memory_unit
-from bench.report.layout import Table, bullets, markdown_table
 from bench.report.text import (
     NOT_APPLICABLE,
     NOT_MEASURED,
     MemoryUnit,
+    Table,
+    bullets,
     markdown,
+    markdown_table,
     operations,
     share,
     significant,

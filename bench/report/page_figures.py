@@ -14,7 +14,7 @@ from bench.compare.comparison import compare
 from bench.errors import InfrastructureError, UsageError
 from bench.io import write_text
 from bench.report.figures import Figure, comparison_figures, plan_figures
-from bench.report.output import read_material
+from bench.report.pages import read_material
 from bench.report.text import markdown
 
 FOLDER = Path("report") / "figures"

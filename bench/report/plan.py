@@ -7,19 +7,22 @@ from bench.compare.plans import Forecast, PlanRow, plan_rows
 from bench.records.plans import Plan
 from bench.records.predictions import PredictedPhase
 from bench.records.readings import Category
-from bench.report.layout import Table, bullets, markdown_table, terminal_table
-from bench.report.operators import operator
-from bench.report.plan_fits import MOST_SENTENCES, fit_sentences
-from bench.report.plan_notes import notes_on, sentences, why_untried
+from bench.report.fit import MOST_SENTENCES, fit_sentences
+from bench.report.methodology import notes_on, sentences, why_untried
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
     NOT_APPLICABLE,
     SMALL_MEBIBYTES,
     MemoryUnit,
+    Table,
+    bullets,
     markdown,
+    markdown_table,
+    operator,
     plain,
     share,
+    terminal_table,
     words,
 )
 

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bench.compare.plans import Forecast, PlanRow
 from bench.records.plans import CardVerdict, Plan
 from bench.report.columns import Column, Grid, Place, Tone, grid
-from bench.report.operators import operator
-from bench.report.text import GIBIBYTES, NOT_APPLICABLE, share, words
+from bench.report.text import GIBIBYTES, NOT_APPLICABLE, operator, share, words
 
 
 def plan_grid(plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str]) -> Grid:

@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from bench.report.layout import Table, markdown_table, terminal_table
-from bench.report.text import NOT_APPLICABLE, share
+from bench.report.text import NOT_APPLICABLE, Table, markdown_table, share, terminal_table
 from bench.stats.simulation import CheckRow, SelfCheck
 
 if TYPE_CHECKING:

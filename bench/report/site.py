@@ -20,7 +20,7 @@ from bench.errors import InfrastructureError, UsageError
 from bench.io import write_text
 from bench.records.plans import read_plan
 from bench.report.html import render_html, render_template
-from bench.report.sources import gather
+from bench.report.pages import gather
 
 INDEX = Path("report/README.md")
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)

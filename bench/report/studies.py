@@ -8,13 +8,15 @@ from bench.compare.studies import Study, studies
 from bench.metrics import CAPACITY, INSTRUMENT_NAMES
 from bench.records.records import Record
 from bench.report.highlights import interval, points
-from bench.report.layout import Table, bullets, markdown_table
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
     NOT_APPLICABLE,
     NOT_MEASURED,
+    Table,
+    bullets,
     markdown,
+    markdown_table,
     p_value,
     share,
     significant,

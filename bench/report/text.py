@@ -2,10 +2,16 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from bench.metrics import GIB, MIB
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+    from rich.table import Table as RichTable
 
 NOT_MEASURED = "n/a"
 NOT_APPLICABLE = "–"  # noqa: RUF001 - a dash is what a table shows for *does not apply*
@@ -138,3 +144,88 @@ def _minus(text: str) -> str:
     if not text.startswith("-"):
         return text
     return f"\u2212{text[1:]}" if re.search("[1-9]|inf", text) else text[1:]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A header and rows of plain text, not yet escaped; ``left`` columns are words, the others numbers."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+
+
+def told_once(table: Table) -> tuple[Table, tuple[tuple[str, str], ...]]:
+    """Return a table without the columns in which all rows are alike, and the title and value of these.
+
+    The first column stays, since it names the rows, and so does a title that occurs twice.
+    """
+    if len(table.rows) < 2:  # noqa: PLR2004 - one row has no others to be like
+        return table, ()
+    columns = list(zip(*table.rows, strict=True))
+    kept = [
+        index
+        for index, column in enumerate(columns)
+        if index == 0 or len(set(column)) > 1 or table.header.count(table.header[index]) > 1
+    ]
+    if len(kept) < 2:  # noqa: PLR2004 - names alone would be no table
+        return table, ()
+    constants = [
+        (table.header[index], columns[index][0]) for index in range(len(columns)) if index not in kept
+    ]
+    varying = Table(
+        header=tuple(table.header[index] for index in kept),
+        rows=tuple(tuple(row[index] for index in kept) for row in table.rows),
+        left=sum(index < table.left for index in kept),
+    )
+    return varying, tuple(constants)
+
+
+def markdown_table(table: Table) -> str:
+    """Return a GitHub-flavoured Markdown table, every cell escaped."""
+    ruler = [":---" if index < table.left else "---:" for index in range(len(table.header))]
+    lines = [[markdown(name) for name in table.header], ruler]
+    lines.extend([markdown(cell) for cell in line] for line in table.rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Return a Markdown list of lines that are Markdown already."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def terminal_table(table: Table, title: str) -> "RichTable":
+    """Return a table for a rich console; where that is narrow, long words are broken, never cut off."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=Text(plain(title)), title_justify="left", box=box.SIMPLE)
+    for index, name in enumerate(table.header):
+        justify: JustifyMethod = "left" if index < table.left else "right"
+        longest_word = max(map(len, plain(name).split()), default=1)
+        shown.add_column(Text(plain(name)), justify=justify, overflow="fold", min_width=longest_word)
+    for line in table.rows:
+        shown.add_row(*(Text(plain(cell)) for cell in line))
+    return shown
+
+
+_WORDS = {
+    "aten::_log_softmax_backward_data": "the loss's gradient over the vocabulary",
+    "aten::_log_softmax": "the loss over the vocabulary",
+    "aten::embedding_dense_backward": "the embedding's gradient",
+    "aten::mm": "a matrix product",
+    "aten::addmm": "a matrix product",
+    "aten::bmm": "a batch of matrix products",
+    "aten::mul": "a product of elements",
+    "aten::add": "a sum of elements",
+    "aten::_to_copy": "a copy in another dtype",
+    "aten::_foreach_norm": "the norm of the gradients, for clipping",
+    "bitsandbytes::dequantize_4bit": "4-bit weights de-quantised",
+}
+
+
+def operator(name: str) -> str:
+    """Return an operator in words with its name in brackets, or its name."""
+    told = _WORDS.get(name.removesuffix(" (workspace)"))
+    return f"{told} ({name})" if told else name

@@ -4,8 +4,16 @@ from collections.abc import Sequence
 
 from bench.records.published.rows import Source
 from bench.records.published.score import ScoredMeasurement, ScoredRow, Summary, Validation, summarise
-from bench.report.layout import Table, bullets, markdown_table
-from bench.report.text import GIBIBYTES, NOT_APPLICABLE, markdown, share, words
+from bench.report.text import (
+    GIBIBYTES,
+    NOT_APPLICABLE,
+    Table,
+    bullets,
+    markdown,
+    markdown_table,
+    share,
+    words,
+)
 
 _SUMMARY = (
     "Source",

@@ -6,8 +6,8 @@ from bench.compare.comparison import compare
 from bench.compare.highlights import highlights
 from bench.records.readings import Category
 from bench.records.records import Failure, MergeCheck, Record
-from bench.report.comparison import render_summary
 from bench.report.highlights import sentences
+from bench.report.pages import render_summary
 from bench.report.text import MEBIBYTES
 from gpu_factory import make_gpu, make_gpu_record
 from records_factory import (

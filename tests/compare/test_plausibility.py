@@ -13,7 +13,7 @@ from bench.records.readings import GpuReading, checked
 from bench.records.records import DeviceFacts, FlopsReading, Measurement, ModelFacts, Record, TokenCounts
 from bench.records.store import load_records
 from bench.records.table import tidy
-from bench.report.comparison import render_markdown
+from bench.report.pages import render_markdown
 from records_factory import (
     MIB,
     make_cell,

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from bench.records.plans import read_plan
 from bench.records.store import LoadedRecords
 from bench.report.html import render_html
-from bench.report.output import read_material
+from bench.report.pages import read_material
 from hostile_records import make_hostile_plan, make_hostile_records
 from many_cells import make_records
 

@@ -12,7 +12,7 @@ from bench.errors import InfrastructureError
 from bench.records.readings import Caveat
 from bench.records.records import Failure, Measurement, MergeCheck, ModelFacts, Record
 from bench.records.store import LoadedRecords
-from bench.report.comparison import (
+from bench.report.pages import (
     render_markdown,
     render_page,
     render_summary,

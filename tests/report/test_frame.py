@@ -6,7 +6,7 @@ from rich.console import Console
 
 from bench.records.records import Measurement
 from bench.records.table import tidy
-from bench.report.frame import render_frame
+from bench.report.pages import render_frame
 from records_factory import make_record
 
 

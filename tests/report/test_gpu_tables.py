@@ -2,7 +2,7 @@
 
 from bench.compare.comparison import compare
 from bench.records.records import Failure
-from bench.report.comparison import render_markdown
+from bench.report.pages import render_markdown
 from gpu_factory import make_gpu, make_gpu_record
 from records_factory import MIB, make_measurement, make_record
 

@@ -19,9 +19,8 @@ from bench.records.plans import read_plan
 from bench.records.readings import Caveat
 from bench.records.records import Failure, encode_record
 from bench.records.store import LoadedRecords, load_records
-from bench.report.comparison import render_details
 from bench.report.html import folded_tables, render_html
-from bench.report.output import read_material, write_page
+from bench.report.pages import read_material, render_details
 from hostile_records import SCRIPT, make_hostile_plan, make_hostile_records
 from many_cells import make_records
 from records_factory import make_environment, make_measurement, make_record
@@ -229,18 +228,18 @@ def test_the_ending_of_the_file_says_what_is_written(tmp_path: Path) -> None:
     """Records and a plan make one page; another ending is refused in a sentence."""
     (tmp_path / "record.json").write_bytes(encode_record(make_record()))
     material = read_material([tmp_path / "record.json", ROOT / "results" / "predicted" / "33b_24gb.json"])
-    write_page(material, tmp_path / "page.html", ())
+    write_material(material, tmp_path / "page.html", ())
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     title = page.blocks.index("Measured and planned", 2)
     assert "In short: example: methods compared; 33B on 24 GB: predicted memory." == page.blocks[title + 1]
     assert {"#m-short", "#p1-short"} <= set(page.values("href"))
-    write_page(material, tmp_path / "page.md", ())
+    write_material(material, tmp_path / "page.md", ())
     markdown = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert ["# example: methods compared", "# 33B on 24 GB: predicted memory"] == re.findall(
         r"^# .*$", markdown, re.MULTILINE
     )
     with pytest.raises(UsageError, match=r"page\.pdf: a report is written as \.html or \.md"):
-        write_page(material, tmp_path / "page.pdf", ())
+        write_material(material, tmp_path / "page.pdf", ())
 
 
 def test_without_the_libraries_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +259,8 @@ def test_a_plan_of_2016_cells_is_rendered_in_seconds_without_torch(tmp_path: Pat
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     code = (
         "import sys, time; start = time.process_time(); from pathlib import Path;"
-        "from bench.report.output import read_material, write_page;"
-        "write_page(read_material([Path(sys.argv[1])]), Path(sys.argv[2]), ());"
+        "from bench.report.pages import read_material, write_material;"
+        "write_material(read_material([Path(sys.argv[1])]), Path(sys.argv[2]), ());"
         "print('torch' in sys.modules, time.process_time() - start)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "plan.json"), str(tmp_path / "plan.html")]

@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from bench.report.layout import Table, terminal_table, told_once
+from bench.report.text import Table, terminal_table, told_once
 
 
 def test_a_narrow_terminal_breaks_long_words_and_cuts_nothing_off() -> None:

@@ -1,8 +1,8 @@
 """What fits which card, in sentences: settings that it takes, what is needed, and where each method leads."""
 
 from bench.records.plans import CardVerdict, Plan, PlannedCell
-from bench.report.linked import RowLink
-from bench.report.plan_fits import fit_sentences
+from bench.report.fit import fit_sentences
+from bench.report.highlights import RowLink
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell

@@ -12,9 +12,9 @@ from bench.compare.series import accuracy_by_rank
 from bench.errors import UsageError
 from bench.records.readings import Caveat
 from bench.records.records import FlopsReading, Record, TokenCounts, encode_record
-from bench.report.comparison import render_markdown
 from bench.report.figures import comparison_figures
 from bench.report.levers import render_levers
+from bench.report.pages import render_markdown
 from bench.report.studies import render_study
 from bench.scenario.platforms import Platform
 from records_factory import (

@@ -2,8 +2,8 @@
 
 from bench.compare.comparison import compare
 from bench.records.readings import PagedMemory, TorchSettings
-from bench.report.comparison import render_markdown
-from bench.report.torch_tables import torch_table
+from bench.report.details import torch_table
+from bench.report.pages import render_markdown
 from records_factory import MIB, make_cell, make_measurement, make_phases, make_record
 
 SETTINGS = TorchSettings(

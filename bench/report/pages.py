@@ -1,24 +1,32 @@
 """A comparison as a Markdown page, as a block of one, and as a table in the terminal; no arithmetic."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.compare.comparison import Comparison, compare, groups
 from bench.compare.highlights import highlights
 from bench.compare.measured import Measured
+from bench.errors import UsageError
 from bench.io import write_text
+from bench.metrics import METRICS
+from bench.records.plans import Plan, read_plan
 from bench.records.records import Record
-from bench.records.store import LoadedRecords
-from bench.report import details, gpu_tables, torch_tables
+from bench.records.store import LoadedRecords, load_records
+from bench.report import details
+from bench.report import plan as plan_pages
 from bench.report.columns import narrow_table, page_table
 from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
+from bench.report.details import gpu_table, isolation_table, torch_table
 from bench.report.highlights import one_environment, opening, sentences, trained_with
-from bench.report.how_read import how_read
-from bench.report.layout import Table, bullets, markdown_table, terminal_table
-from bench.report.text import markdown, plain
+from bench.report.methodology import how_read
+from bench.report.text import NOT_MEASURED, Table, bullets, markdown, markdown_table, plain, terminal_table
+from bench.scenario.catalogue import Card
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Group, RenderableType
 
     from bench.records.readings import Caveat
@@ -114,11 +122,11 @@ def section_tables(comparison: Comparison, name: Callable[[Measured], str]) -> I
         ("What set each peak of live tensors", details.cause_table(rows, name)),
         ("Live tensors at the peak, by category", details.category_table(rows, name, unit)),
         ("Peak memory by each instrument", details.memory_table(rows, name, unit)),
-        ("What NVML's peak is of", gpu_tables.isolation_table(rows, name)),
-        ("The GPU during the measured steps", gpu_tables.gpu_table(rows, name, unit)),
+        ("What NVML's peak is of", isolation_table(rows, name)),
+        ("The GPU during the measured steps", gpu_table(rows, name, unit)),
         ("Peak memory, predicted and read", details.predicted_table(rows, name, unit)),
         ("Speed", details.speed_table(rows, name)),
-        ("How torch was set", torch_tables.torch_table(rows, name)),
+        ("How torch was set", torch_table(rows, name)),
         ("Accuracy", details.accuracy_table(rows, name)),
         ("Training loss", details.loss_table(rows, name)),
         ("Merging the adapter into the base", details.merge_table(rows, name)),
@@ -181,3 +189,120 @@ def _places(comparison: Comparison) -> str:
         facts = Table(header=("Fact", f"Environment {where.label}"), rows=tuple(where.facts.items()), left=2)
         parts.append(markdown_table(facts))
     return "\n\n".join(parts)
+
+
+_PAGES = (".html", ".htm", ".md", ".markdown", ".txt")
+# Where ``bench plan --json`` writes it; a record has no such member.
+_PLAN_MARK = b'"plan_version"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a report is about: records, plans or both."""
+
+    loaded: LoadedRecords | None
+    plans: tuple[Plan, ...]
+
+
+def read_material(paths: Sequence[Path]) -> Material:
+    """Read results folders, record files and plans. Raises UsageError where one of them is none of these."""
+    plans = [path for path in paths if _is_plan(path)]
+    records = [path for path in paths if path not in plans]
+    loaded = gather(records) if records or not plans else None
+    return Material(loaded=loaded, plans=tuple(read_plan(path) for path in plans))
+
+
+def _is_plan(path: Path) -> bool:
+    """Tell whether the first bytes of a plain file are those of a plan."""
+    if path.suffix != ".json" or path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _PLAN_MARK in file.read(200)
+
+
+def render_material(material: Material) -> str:
+    """Return the Markdown pages of all material, one after the other."""
+    pages = [render_page(material.loaded)] if material.loaded else []
+    return "\n".join([*pages, *(plan_pages.render_markdown(plan) for plan in material.plans)])
+
+
+def write_material(material: Material, path: Path, cards: Sequence[Card]) -> None:
+    """Write a page of the kind that its name ends in. Raises UsageError for another ending."""
+    if path.suffix.lower() not in _PAGES:
+        raise UsageError(f"{path}: a report is written as .html or .md; give one of these endings")
+    if path.suffix.lower() in {".html", ".htm"}:
+        from bench.report.html import render_html
+
+        write_text(path, render_html(material.loaded, material.plans, cards))
+    else:
+        write_text(path, render_material(material))
+
+
+def write_all_figures(material: Material, folder: Path, cards: Sequence[Card]) -> Iterator[str]:
+    """Write the figures of the records to a folder, those of a plan to one inside; yield a line on each."""
+    from bench.compare.comparison import compare
+    from bench.report.figures import comparison_figures, plan_figures, write_figures
+
+    if material.loaded:
+        yield from write_figures(comparison_figures(compare(material.loaded.records), cards), folder)
+    for index, plan in enumerate(material.plans, start=1):
+        alone = material.loaded is None and len(material.plans) == 1
+        yield from write_figures(plan_figures(plan), folder if alone else folder / f"plan-{index}")
+
+
+def gather(paths: Sequence[Path]) -> LoadedRecords:
+    """Return the records of all folders and files in the order given, and what could not be read.
+
+    The same run in two places (copied, or named twice) counts once. Raises UsageError when a path is
+    neither a folder nor a record, or when no record is found at all.
+    """
+    if not paths:
+        raise UsageError("name at least one results folder or record file, such as results/smollm2_cpu")
+    found: dict[tuple[str, int, str], Record] = {}
+    problems: list[str] = []
+    for path in paths:
+        loaded = load_records(path)
+        problems.extend(loaded.problems)
+        for record in loaded.records:
+            found.setdefault((record.key, record.run, record.started_at), record)
+    if not found:
+        why = f" ({problems[0]})" if problems else ""
+        places = ", ".join(str(path) for path in paths)
+        raise UsageError(
+            f"{places}: no record found{why}; run `bench run SCENARIO` first, or name its folder"
+        )
+    return LoadedRecords(records=tuple(found.values()), problems=tuple(problems))
+
+
+# As many as a terminal of 80 columns holds; a file has all of them.
+_HEADLINES = ("ledger_peak_bytes", "cuda_allocated_peak_bytes", "tokens_per_second", "accuracy_after")
+
+
+def render_frame(frame: "pd.DataFrame") -> "Group":
+    """Return one line per run; below it, how many columns a file would hold besides."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    metrics = [name for name in _HEADLINES if frame[name].notna().any()]
+    shown = ["cell", "run", "outcome", *metrics]
+    table = Table(box=box.SIMPLE)
+    for name in shown:
+        number = name in METRICS or name == "run"
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for line in frame[shown].itertuples(index=False, name=None):
+        table.add_row(*(Text(_cell(value)) for value in line))
+    rest = len(frame.columns) - len(shown)
+    return Group(table, Text(f"{rest} more columns in a file: bench table … -o FILE.csv or FILE.parquet"))
+
+
+def _cell(value: Any) -> str:
+    """Write one value; whole numbers with thousands separated."""
+    import pandas as pd
+
+    if value is pd.NA or value is None:
+        return NOT_MEASURED
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, Integral) else plain(str(value))
