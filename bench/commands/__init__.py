@@ -1,1 +1,1 @@
-"""Commands that are too long for ``bench/cli.py``: each parses, calls and prints. Nothing heavy at start."""
+"""One module a subject, one function a command: it parses, calls and prints. Nothing heavy at start."""

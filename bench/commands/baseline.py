@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.options import Baselines, Json, Markdown, Output
-from bench.commands.verdicts import Outputs, show
+from bench.commands.options import BASELINES, Baselines, grouped
+from bench.commands.outputs import Outputs, show
 from bench.errors import UsageError
 
 app = typer.Typer(
@@ -16,7 +16,6 @@ app = typer.Typer(
 BaselineName = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of the baseline.", show_default=False)
 ]
-_BASELINES = Path("results/baselines")
 
 
 @app.command()
@@ -32,7 +31,7 @@ def accept(
     new_level: Annotated[
         bool, typer.Option("--new-level", help="Judge only against this and later sittings from now on.")
     ] = False,
-    baselines: Baselines = _BASELINES,
+    baselines: Baselines = BASELINES,
 ) -> None:
     """Add a sitting to a baseline, for a reason that is kept; nothing is ever removed from it."""
     from bench.gate.stored import BaselineChoice, accept_results
@@ -47,7 +46,7 @@ def accept(
 
 
 @app.command("list")
-def list_(*, baselines: Baselines = _BASELINES) -> None:
+def list_(*, baselines: Baselines = BASELINES) -> None:
     """List the baselines."""
     from bench.records.baselines import names_of_baselines, read_baseline
     from bench.report.baselines import list_lines
@@ -57,7 +56,7 @@ def list_(*, baselines: Baselines = _BASELINES) -> None:
 
 
 @app.command("show")
-def show_(name: BaselineName, *, baselines: Baselines = _BASELINES) -> None:
+def show_(name: BaselineName, *, baselines: Baselines = BASELINES) -> None:
     """Show what was accepted, when and why."""
     from rich.console import Console
 
@@ -70,22 +69,20 @@ def show_(name: BaselineName, *, baselines: Baselines = _BASELINES) -> None:
 
 
 @app.command()
-def diff(  # noqa: PLR0913 - one parameter for each option
+@grouped
+def diff(
     name: BaselineName,
     numbers: Annotated[
         list[int],
         typer.Argument(metavar="[FROM TO]", help="Numbers of two sittings.", show_default="the last two"),
     ] = [],  # noqa: B006 - typer copies it
     *,
-    output: Output = [],  # noqa: B006 - the same
-    json: Json = False,
-    markdown: Markdown = False,
-    baselines: Baselines = _BASELINES,
+    outputs: Outputs,
+    baselines: Baselines = BASELINES,
 ) -> None:
     """Compare two accepted sittings."""
     from bench.gate.stored import BaselineChoice, diff_baseline
 
-    outputs = Outputs(files=tuple(output), json=json, markdown=markdown)
     outputs.check()
     if len(numbers) not in {0, 2}:
         raise UsageError(
@@ -97,7 +94,7 @@ def diff(  # noqa: PLR0913 - one parameter for each option
 
 
 @app.command()
-def history(name: BaselineName, *, baselines: Baselines = _BASELINES) -> None:
+def history(name: BaselineName, *, baselines: Baselines = BASELINES) -> None:
     """Show where in a baseline's history a metric changed its level (needs the extra "changepoint")."""
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""`bench gate`: two references run in turn, stored results against a baseline, or a sitting judged again."""
+"""`bench gate` and `bench calibrate`: did a change make it worse, and how far runs differ without one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,36 +6,25 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.garbage import garbage_kept
 from bench.commands.options import (
+    BASELINES,
     Baselines,
-    Comment,
-    ExactOnly,
     GateFile,
-    Inconclusive,
-    Json,
-    Junit,
-    Markdown,
-    Output,
+    Only,
+    ScenarioFile,
+    TrustRemoteCode,
     gate_of,
+    gc_disabled,
+    grouped,
 )
-from bench.commands.verdicts import Outputs, conclude
+from bench.commands.outputs import GateOutputs, conclude
 from bench.errors import UsageError
 
-_BASELINES = Path("results/baselines")
 
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """What is run against what, with --base."""
 
-def gate(  # noqa: PLR0913 - one parameter for each option
-    target: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="SCENARIO|RESULTS",
-            help="Scenario file to run with --base; results folder to hold against --baseline; or the folder "
-            "of a sitting to judge again.",
-            show_default=False,
-        ),
-    ] = None,
-    *,
     base: Annotated[
         str | None,
         typer.Option(
@@ -43,133 +32,124 @@ def gate(  # noqa: PLR0913 - one parameter for each option
             help="What to compare with: a git revision, a folder with a project, a virtual environment, "
             "or versions such as peft==0.21.2.",
         ),
-    ] = None,
+    ] = None
     candidate: Annotated[
         str | None,
         typer.Option(metavar="REF", help="What is judged.", show_default="the environment as it is"),
-    ] = None,
-    only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only the cells whose id matches.")] = None,
+    ] = None
+    only: Only = None
     repeats: Annotated[
         int | None, typer.Option(help="Runs of each side at most.", show_default="gate.max_repeats")
-    ] = None,
+    ] = None
     budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Begin nothing that would end later: 90s, 30m, 1.5h.")
-    ] = None,
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Time budget (90s, 30m, 1.5h); no run starts that would exceed it."
+        ),
+    ] = None
     calibration: Annotated[
         Path | None, typer.Option(metavar="PATH", help="What bench calibrate wrote, for this machine.")
-    ] = None,
+    ] = None
     results: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default="results/sittings/<scenario>")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the latest sitting, which was broken off.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let models from a hub run code of their own.")
-    ] = False,
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the latest interrupted session.")] = False
+    trust_remote_code: TrustRemoteCode = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What stored results are held against, and what counts."""
+
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="The accepted baseline to hold stored results against.")
-    ] = None,
-    baselines: Baselines = _BASELINES,
-    scenario: GateFile = None,
-    exact_only: ExactOnly = False,
-    inconclusive: Inconclusive = None,
-    output: Output = [],  # noqa: B006 - typer copies it
-    json: Json = False,
-    markdown: Markdown = False,
-    comment: Comment = None,
-    junit: Junit = None,
+    ] = None
+    baselines: Baselines = BASELINES
+    scenario: GateFile = None
+    exact_only: Annotated[
+        bool, typer.Option("--exact-only", help="Gate only metrics that do not vary between runs.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """What is asked instead of a verdict."""
+
     self_check: Annotated[
         bool, typer.Option("--self-check", help="Simulate the gates' error rates instead; nothing is run.")
-    ] = False,
-    replications: Annotated[int, typer.Option(min=1, help="How often, with --self-check.")] = 1000,
+    ] = False
+    replications: Annotated[int, typer.Option(min=1, help="How often, with --self-check.")] = 1000
+
+
+@grouped
+def gate(
+    target: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="SCENARIO|RESULTS",
+            help="Scenario file to run with --base; results folder to hold against --baseline; or the folder "
+            "of a session to judge again.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    session: SessionOptions,
+    rules: Rules,
+    outputs: GateOutputs,
+    simulation: Simulation,
 ) -> None:
     """Judge a candidate against a base, run in turn, or stored results against an accepted baseline.
 
     Exit codes: 0 pass, 1 regression, 2 usage, 3 inconclusive, 4 infrastructure: a run failed.
     """
-    if self_check:
-        raise typer.Exit(_self_check(replications, output))
-    outputs = Outputs(
-        files=tuple(output),
-        json=json,
-        markdown=markdown,
-        comment=comment,
-        junit=junit,
-        inconclusive=inconclusive,
-    )
+    if simulation.self_check:
+        raise typer.Exit(_self_check(simulation.replications, outputs.output))
     outputs.check()
-    if target is None or (base is not None and baseline is not None):
+    if target is None or (session.base is not None and rules.baseline is not None):
         raise UsageError(
             "name a scenario and --base REF, or a results folder and --baseline NAME, or give --self-check; "
             "see bench gate --help"
         )
-    if base is not None:
-        sitting = _Sitting(
-            base=base,
-            candidate=candidate,
-            only=only,
-            repeats=repeats,
-            budget=budget,
-            calibration=calibration,
-            results=results,
-            resume=resume,
-            trust_remote_code=trust_remote_code,
-            exact_only=exact_only,
-        )
-        sitting.run(target, outputs)
-    elif baseline is not None:
-        with garbage_kept():
+    if session.base is not None:
+        _run_session(target, session.base, session, rules, outputs)
+    elif rules.baseline is not None:
+        with gc_disabled():
             from bench.gate.stored import BaselineChoice, gate_results
 
-            chosen = BaselineChoice(root=baselines, name=baseline)
-            verdicts = gate_results(str(target), chosen, gate_of(scenario, exact_only=exact_only))
-            conclude(verdicts, outputs, f"{target} against the baseline {baseline}")
+            chosen = BaselineChoice(root=rules.baselines, name=rules.baseline)
+            spec = gate_of(rules.scenario, exact_only=rules.exact_only)
+            verdicts = gate_results(str(target), chosen, spec)
+            conclude(verdicts, outputs, f"{target} against the baseline {rules.baseline}")
     else:
-        _again(target, outputs)
+        _judge_again(target, outputs)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sitting:
-    """What the command line says of a sitting to run."""
+def _run_session(
+    scenario: Path, base: str, session: SessionOptions, rules: Rules, outputs: GateOutputs
+) -> None:
+    from bench.gate import gate as gating
+    from bench.gate.text import GateLines
+    from bench.records.calibrations import read_calibration
+    from bench.scenario.load import choose_cells, load_scenario
 
-    base: str
-    candidate: str | None
-    only: str | None
-    repeats: int | None
-    budget: str | None
-    calibration: Path | None
-    results: Path | None
-    resume: bool
-    trust_remote_code: bool
-    exact_only: bool
-
-    def run(self, scenario: Path, outputs: Outputs) -> None:
-        """Run it and judge it."""
-        from bench.gate import gate as gating
-        from bench.gate.text import GateLines
-        from bench.records.calibrations import read_calibration
-        from bench.scenario.load import choose_cells, load_scenario
-
-        loaded = load_scenario(scenario)
-        options = gating.GateOptions(
-            folder=self.results or Path("results") / "sittings" / loaded.name,
-            gate=gating.with_repeats(gate_of(scenario, exact_only=self.exact_only), self.repeats),
-            calibration=read_calibration(self.calibration) if self.calibration is not None else None,
-            budget_s=gating.seconds(self.budget) if self.budget is not None else None,
-            resume=self.resume,
-            trust_remote_code=self.trust_remote_code,
-        )
-        observer = GateLines(lambda line: typer.echo(line, err=True))
-        cells = choose_cells(loaded.cells, self.only)
-        folder, verdicts = gating.gate_references(cells, (self.base, self.candidate), options, observer)
-        typer.echo(f"Sitting: {folder}", err=True)
-        conclude(
-            verdicts, outputs, f"{loaded.title}: {self.candidate or 'this environment'} against {self.base}"
-        )
+    loaded = load_scenario(scenario)
+    spec = gate_of(scenario, exact_only=rules.exact_only)
+    options = gating.GateOptions(
+        folder=session.results or Path("results") / "sittings" / loaded.name,
+        gate=gating.with_repeats(spec, session.repeats),
+        calibration=None if session.calibration is None else read_calibration(session.calibration),
+        budget_s=None if session.budget is None else gating.seconds(session.budget),
+        resume=session.resume,
+        trust_remote_code=session.trust_remote_code,
+    )
+    observer = GateLines(lambda line: typer.echo(line, err=True))
+    cells = choose_cells(loaded.cells, session.only)
+    folder, verdicts = gating.gate_references(cells, (base, session.candidate), options, observer)
+    typer.echo(f"Sitting: {folder}", err=True)
+    conclude(verdicts, outputs, f"{loaded.title}: {session.candidate or 'this environment'} against {base}")
 
 
-def _again(folder: Path, outputs: Outputs) -> None:
+def _judge_again(folder: Path, outputs: GateOutputs) -> None:
     """Judge a stored sitting. Raises ``UsageError`` where the folder is none."""
     from bench.compare.gate_report import judge_folder
     from bench.records.sittings import SITTING_FILE
@@ -196,3 +176,39 @@ def _self_check(replications: int, output: list[Path]) -> int:
     for file in output:
         write_json(file, check)
     return 0 if check.holds else 1
+
+
+def calibrate(  # noqa: PLR0913 - one parameter for each option
+    scenario: ScenarioFile,
+    *,
+    only: Only = None,
+    sittings: Annotated[int, typer.Option(min=1, help="Times that both sides are started anew.")] = 2,
+    repeats: Annotated[int, typer.Option(min=2, help="Runs of each side in a sitting.")] = 3,
+    results: Annotated[
+        Path | None, typer.Option(metavar="DIR", show_default="results/calibration/<scenario>")
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Run this environment against itself: how far runs spread here, and what a gate can find."""
+    from bench.gate import calibrate as calibration
+    from bench.gate.text import GateLines
+    from bench.scenario.load import choose_cells, load_scenario
+
+    loaded = load_scenario(scenario)
+    options = calibration.CalibrateOptions(
+        folder=results or Path("results") / "calibration" / loaded.name,
+        sittings=sittings,
+        repeats=repeats,
+        gate=loaded.gate,
+        trust_remote_code=trust_remote_code,
+    )
+    observer = GateLines(lambda line: typer.echo(line, err=True))
+    made = calibration.calibrate(choose_cells(loaded.cells, only), options, observer)
+
+    # Not before: it needs scipy, and nothing shall weigh on the machine while it is measured.
+    from bench.gate.text import noise_lines
+    from bench.stats.power import noise_rows
+
+    for line in (*noise_lines(noise_rows(made, loaded.gate)), *(caveat.message for caveat in made.caveats)):
+        typer.echo(line)
+    typer.echo(f"Calibration: {options.folder}")

@@ -11,17 +11,19 @@ from bench.commands.options import (
     Json,
     Markdown,
     Memories,
+    Only,
     ScenarioFile,
     TorchVersion,
+    require_ending,
     require_one_format,
 )
-from bench.errors import InfrastructureError, UsageError
+from bench.errors import InfrastructureError
 
 
 def plan(  # noqa: PLR0913 - one parameter for each option
     scenario: ScenarioFile,
     *,
-    only: Annotated[str | None, typer.Option(metavar="GLOB", help="Only the cells whose id matches.")] = None,
+    only: Only = None,
     gpu: Cards = [],  # noqa: B006 - typer copies it
     memory: Memories = [],  # noqa: B006 - the same
     allocator: Allocator = "",
@@ -164,8 +166,8 @@ def validate(
     from bench.records.published.stored import write_validation
     from bench.report.validation import render_validation
 
-    if output is not None and output.suffix not in {".json", ".md"}:
-        raise UsageError(f"-o {output} ends in neither .json nor .md; name the file by what it shall hold")
+    if output is not None:
+        require_ending(output)
     done = validate.validate([read_rows(path) for path in files] or shipped_rows())
     if output is not None and output.suffix == ".json":
         write_validation(done, output)

@@ -1,13 +1,13 @@
 """Where verdicts go: the terminal, files, and what continuous integration reads."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bench.commands.options import require_endings, require_one_format
+from bench.commands.options import Json, Markdown, require_ending, require_one_format
 from bench.errors import InfrastructureError
 
 if TYPE_CHECKING:
@@ -18,19 +18,39 @@ _ANY_SIZE = 2**40
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What was asked for on the command line."""
+    """How a command's verdicts are to be written."""
 
-    files: tuple[Path, ...] = ()
-    json: bool = False
-    markdown: bool = False
-    comment: Path | None = None
-    junit: Path | None = None
-    inconclusive: Literal["pass", "fail"] | None = None
+    output: Annotated[
+        list[Path],
+        typer.Option("-o", "--output", metavar="FILE", help="FILE.json or FILE.md; may be repeated."),
+    ] = field(default_factory=list)
+    json: Json = False
+    markdown: Markdown = False
 
     def check(self) -> None:
         """Raise ``UsageError`` for what cannot be meant, before anything long is begun."""
         require_one_format(json=self.json, markdown=self.markdown)
-        require_endings(list(self.files))
+        for file in self.output:
+            require_ending(file)
+
+    def wants(self, ending: str, *, printed: bool) -> bool:
+        """Report whether this form goes to the terminal (``printed``) or to a file."""
+        return printed or any(file.suffix == ending for file in self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOutputs(Outputs):
+    """And what continuous integration reads."""
+
+    inconclusive: Annotated[
+        Literal["pass", "fail"] | None,
+        typer.Option(help="What an inconclusive verdict counts as.", show_default="exit code 3"),
+    ] = None
+    comment: Annotated[
+        Path | None,
+        typer.Option("--comment", metavar="FILE", help="Write a pull request's comment, under 64 kB."),
+    ] = None
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.")] = None
 
 
 def show(verdicts: "Verdicts", outputs: Outputs, title: str) -> None:
@@ -40,10 +60,12 @@ def show(verdicts: "Verdicts", outputs: Outputs, title: str) -> None:
     from bench.io import write_text
     from bench.report.gate import render_markdown, render_terminal
 
-    wants_text = outputs.json or any(file.suffix == ".json" for file in outputs.files)
-    text = verdicts.model_dump_json(indent=1) + "\n" if wants_text else ""
-    page = render_markdown(verdicts, most_bytes=_ANY_SIZE, title=title) if _wants_page(outputs) else ""
-    for file in outputs.files:
+    text = page = ""
+    if outputs.wants(".json", printed=outputs.json):
+        text = verdicts.model_dump_json(indent=1) + "\n"
+    if outputs.wants(".md", printed=outputs.markdown):
+        page = render_markdown(verdicts, most_bytes=_ANY_SIZE, title=title)
+    for file in outputs.output:
         write_text(file, text if file.suffix == ".json" else page)
     if outputs.json:
         typer.echo(text, nl=False)
@@ -53,11 +75,7 @@ def show(verdicts: "Verdicts", outputs: Outputs, title: str) -> None:
         Console().print(render_terminal(verdicts, title))
 
 
-def _wants_page(outputs: Outputs) -> bool:
-    return outputs.markdown or any(file.suffix == ".md" for file in outputs.files)
-
-
-def conclude(verdicts: "Verdicts", outputs: Outputs, title: str) -> None:
+def conclude(verdicts: "Verdicts", outputs: GateOutputs, title: str) -> None:
     """Show the verdicts of a gate, tell GitHub where it runs us, and end with the gate's exit code."""
     from bench.io import write_text
     from bench.report import gate_ci

@@ -1,0 +1,39 @@
+"""`bench doctor`, `bench cells` and `bench schema`: this machine and scenario files; nothing is run."""
+
+import typer
+
+from bench.commands.options import ScenarioFile
+from bench.errors import InfrastructureError
+
+
+def doctor() -> None:
+    """Say what this machine can run, and why not."""
+    from bench.runner.doctor import examine
+    from bench.runner.events import Note
+    from bench.runner.live import PlainLines, finding_lines, open_console
+
+    lines = PlainLines(open_console(stderr=True))
+    findings = examine(lambda text: lines(Note(text)))
+    open_console().print(finding_lines(findings), soft_wrap=True)
+    if any(finding.blocking for finding in findings):
+        raise InfrastructureError("nothing can be run here; see the lines above for what to install")
+
+
+def cells(scenario: ScenarioFile) -> None:
+    """List the cells a scenario expands into; nothing is run."""
+    from bench.scenario.load import load_scenario
+
+    loaded = load_scenario(scenario)
+    for cell in loaded.cells:
+        typer.echo(cell.id)
+    if loaded.excluded:
+        typer.echo(f"Cells: {len(loaded.cells)}; excluded: {loaded.excluded}.", err=True)
+
+
+def schema() -> None:
+    """Print the JSON Schema of scenario files."""
+    import json
+
+    from bench.scenario.layout import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,112 @@
+"""`bench report`, `bench table` and `bench export`: stored results as pages, rows and other tools' files."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.commands.options import Cards, Memories, ResultPaths, gc_disabled
+from bench.errors import UsageError
+
+
+@gc_disabled()
+def report(  # noqa: PLR0913 - one parameter for each option
+    results: ResultPaths = [],  # noqa: B006 - typer copies it; --update, --check and --site need no path
+    *,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="FILE.md, or FILE.html to sort, filter and look at.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each figure there, as SVG and PNG.")
+    ] = None,
+    gpu: Cards = [],  # noqa: B006 - typer copies it
+    memory: Memories = [],  # noqa: B006 - the same
+    site: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write report/*.md and all committed results as a web site."),
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Fill the generated blocks of README.md and report/*.md.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail when a generated block is not in step.")
+    ] = False,
+) -> None:
+    """Compare methods in a page of records, or show plans; Markdown on stdout without -o.
+
+    Cards that are named are drawn as limits in the figures of records.
+    """
+    if check:
+        from bench.commands.blocks import require_in_step
+
+        require_in_step(Path())
+    elif update:
+        from bench.commands.blocks import update as update_blocks
+
+        for page in update_blocks(Path()):
+            typer.echo(f"updated {page}")
+    elif site is not None:
+        from bench.report.site import write_site
+
+        for line in write_site(Path(), site):
+            typer.echo(line)
+    else:
+        from bench.report.pages import read_material, render_material, write_all_figures, write_material
+        from bench.scenario.catalogue import card, card_of_memory
+
+        limits = [*map(card, gpu), *map(card_of_memory, memory)]
+        material = read_material(results)
+        if output is not None:
+            write_material(material, output, limits)
+            typer.echo(f"wrote {output}")
+        if figures is not None:
+            for line in write_all_figures(material, figures, limits):
+                typer.echo(line)
+        elif output is None:
+            typer.echo(render_material(material), nl=False)
+
+
+@gc_disabled()
+def table(
+    results: ResultPaths,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.csv or FILE.parquet.")] = None,
+) -> None:
+    """Show the tidy table of records, one row for each run; CSV when not on a terminal."""
+    from rich.console import Console
+
+    from bench.compare.plausibility import with_findings
+    from bench.records.table import tidy, write_table
+    from bench.report.pages import gather, render_frame
+
+    loaded = gather(results)
+    for problem in loaded.problems:
+        typer.echo(f"bench: not read: {problem}", err=True)
+    frame = with_findings(tidy(loaded.records), loaded.records)
+    if output is not None:
+        write_table(frame, output)
+    elif sys.stdout.isatty():
+        Console().print(render_frame(frame))
+    else:
+        typer.echo(frame.to_csv(index=False), nl=False)
+
+
+def export(
+    results: Annotated[
+        str, typer.Argument(metavar="RESULTS", help="A results folder, a record, or REV:path in git.")
+    ],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.json", help="File to write.")],
+    format: Annotated[  # noqa: A002 - the name of the option
+        str, typer.Option("--format", help="pytest-benchmark: step times for its compare and for dashboards.")
+    ] = "pytest-benchmark",
+) -> None:
+    """Write step times in another tool's format."""
+    from bench.io import write_text
+    from bench.records.result_sets import load_result_set
+    from bench.records.step_times import step_times_json
+
+    if format != "pytest-benchmark":
+        raise UsageError(f"--format {format} is not known; the only format is pytest-benchmark")
+    write_text(output, step_times_json(load_result_set(results).runs))
+    typer.echo(f"wrote {output}", err=True)
