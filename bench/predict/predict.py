@@ -23,7 +23,7 @@ from bench.records.predictions import Method, PredictedPhase, Prediction, Refusa
 from bench.records.readings import Caveat
 from bench.scenario.platforms import Platform
 from bench.scenario.types import Cell, LoraMethod, ModelSpec, SyntheticData
-from bench.training.models import configuration_of
+from bench.training.models import assumed_of, configuration_of
 
 RANGES_REPLAYED = 48  # cells; eight replays each take most of a prediction's time
 _REUSED_RANGE = Caveat(
@@ -46,7 +46,7 @@ def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAUL
     else:
         ((_, stream, method),) = streams(families([cell], config)[0], platform, config)
         prediction = summed_up(stream, platform, settings, method)
-    return _with_caveats(prediction, _assumptions(cell))
+    return _with_caveats(prediction, _assumptions(cell, config))
 
 
 def predict_all(
@@ -74,7 +74,7 @@ def predict_all(
                 for cell, stream, method in streams(family, platform, config):
                     prediction = summed_up(stream, platform, settings, method, relative)
                     relative = prediction if frugal and relative is None else relative
-                    yield cell, _with_caveats(prediction, _assumptions(cell))
+                    yield cell, _with_caveats(prediction, _assumptions(cell, config))
                     done.add(cell.id)
             except (UntraceableError, UnavailableError):  # of one cell; each is asked for its own reason
                 left = [cell for _, cell in family.cells if cell.id not in done]
@@ -101,9 +101,11 @@ def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Predictio
     return prediction.model_copy(update={"caveats": (*prediction.caveats, *more)}) if more else prediction
 
 
-def _assumptions(cell: Cell) -> tuple[Caveat, ...]:
+def _assumptions(cell: Cell, config: Any) -> tuple[Caveat, ...]:
     """Return what a prediction takes for granted that a run may not bear out."""
     found = []
+    if assumed := assumed_of(cell.model, config):
+        found.append(Caveat(code="architecture-of-a-relative", message=assumed))
     if not isinstance(cell.data, SyntheticData) and cell.training.batching != "pack":
         found.append(
             Caveat(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bench.errors import UnavailableError, UntraceableError, one_line
-from bench.scenario.catalogue import architecture_of
+from bench.scenario.catalogue import architecture_of, architecture_within
 from bench.scenario.types import Cell, LoraMethod, ModelSpec, QloraMethod, SyntheticData
 from bench.training.weights import Weights
 
@@ -119,27 +119,37 @@ def keep_quantised_weights(model: nn.Module) -> None:
 def configuration_of(model: ModelSpec, *, trust_remote_code: bool = False) -> Any:
     """Return the model's transformers configuration: the catalogue's, a local folder's or the hub's.
 
-    Raises ``UnavailableError`` where none of these can be read.
+    A derivative of a catalogued model that is not in the hub's local cache gets that one's: see
+    ``assumed_of``. Raises ``UnavailableError`` where none of these can be read.
     """
     from transformers import AutoConfig
 
     known = architecture_of(model)
     if known is not None:
         return AutoConfig.for_model(**known.config)
-    place = model.path or model.hub
+    place, relative = model.path or model.hub, architecture_within(model.hub or "")
     if model.path is not None and not (Path(model.path) / "config.json").is_file():
         raise UnavailableError(
             f"folder {model.path} has no config.json; give the folder of a transformers model"
         )
     try:
-        revision = {"revision": model.revision} if model.hub else {}
-        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **revision)
+        where = {"revision": model.revision, "local_files_only": relative is not None} if model.hub else {}
+        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
     except (OSError, ValueError) as error:
+        if relative is not None:
+            return AutoConfig.for_model(**relative.config)
         reason = one_line(error).partition(". ")[0][:200].rstrip(".")
         raise UnavailableError(
             f"the configuration of {place} cannot be read ({reason}); name a catalogued architecture, or "
             "give a local folder with its config.json"
         ) from error
+
+
+def assumed_of(model: ModelSpec, config: Any) -> str | None:
+    """Return in a sentence whose configuration stands for a hub model's that was not read; None if none."""
+    read = config.name_or_path or model.hub is None or architecture_of(model) is not None
+    relative = None if read else architecture_within(model.hub or "")
+    return relative.assumed_for(model.hub or "") if relative else None
 
 
 def build_empty_model(cell: Cell, config: Any) -> Any:

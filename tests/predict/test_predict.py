@@ -9,7 +9,7 @@ from bench.predict import families
 from bench.predict.predict import RANGES_REPLAYED, predict, predict_all
 from bench.records.predictions import Prediction, Refusal
 from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell
+from bench.scenario.types import Cell, ModelSpec
 from tiny_cells import tiny_cell
 
 A100 = Platform(capability=(8, 0))
@@ -125,3 +125,16 @@ def test_a_model_without_a_configuration_is_refused_in_words() -> None:
     refusal = answers["missing"]
     assert isinstance(refusal, Refusal)
     assert "/nowhere has no config.json" in refusal.message
+
+
+def test_a_derivative_is_predicted_offline_and_says_so() -> None:
+    """A fine-tune of a catalogued model takes that one's architecture; the prediction has a caveat."""
+    training = {"sequence_length": 32, "micro_batch": 1}
+    known = ModelSpec(name="m", hub="Qwen/Qwen2.5-0.5B")
+    base = predict(cuda_cell(model=known, training=training), A100)
+    tuned = ModelSpec(name="m", hub="somebody/Qwen2.5-0.5B-Instruct-v2")
+    prediction = predict(cuda_cell(model=tuned, training=training), A100)
+    assert prediction.allocated_peak_bytes == base.allocated_peak_bytes
+    (said,) = [one.message for one in prediction.caveats if one.code == "architecture-of-a-relative"]
+    assert said.startswith("somebody/Qwen2.5-0.5B-Instruct-v2 is assumed to have the architecture of qwen2.5")
+    assert "architecture-of-a-relative" not in {one.code for one in base.caveats}
