@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from bench.claims.boundary import Condition, Conjunction
 from bench.claims.findings import Evidence, Figure, Finding, Outcome, Unit, Verdict
+from bench.errors import counted
 from bench.report.text import GIBIBYTES, MEBIBYTES, share, significant, small_share
 
 _SMALL_BYTES = GIBIBYTES.size_bytes
@@ -43,7 +44,7 @@ def sentence(finding: Finding) -> str:
 def _left_out(runs: int) -> str:
     if not runs:
         return ""
-    whose = "1 run" if runs == 1 else f"{runs} runs"
+    whose = counted(runs, "run")
     return f" The speed of {whose} is left out: others used the CPUs, or the GPU was throttled."
 
 

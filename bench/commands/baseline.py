@@ -7,7 +7,7 @@ import typer
 
 from bench.commands.options import BASELINES, Baselines, grouped
 from bench.commands.outputs import Outputs, show
-from bench.errors import UsageError
+from bench.errors import UsageError, counted
 
 app = typer.Typer(
     help="Accept results as a baseline, list baselines, show and compare their history.", no_args_is_help=True
@@ -39,9 +39,8 @@ def accept(
     chosen = BaselineChoice(root=baselines, name=name)
     accepted = accept_results(results, chosen, reason=reason, new_level=new_level)
     folder = baselines / name / accepted.folder
-    typer.echo(
-        f"accepted {len(accepted.files)} runs as sitting {accepted.number}, level {accepted.level}: {folder}"
-    )
+    runs = counted(len(accepted.files), "run")
+    typer.echo(f"accepted {runs} as sitting {accepted.number}, level {accepted.level}: {folder}")
     typer.echo(f"Commit {baselines / name} to keep it.", err=True)
 
 
@@ -104,6 +103,6 @@ def history(name: BaselineName, *, baselines: Baselines = BASELINES) -> None:
 
     found = changes_in_history(BaselineChoice(root=baselines, name=name))
     if not found.changes:
-        typer.echo(f"no metric of {found.series} changed its level over {found.sittings} sittings")
+        typer.echo(f"no metric of {found.series} changed its level over {counted(found.sittings, 'sitting')}")
         return
     Console().print(terminal_table(changes_table(found.changes), f"Where baseline {name} changed"))

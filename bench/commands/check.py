@@ -1,5 +1,7 @@
 """`bench doctor`, `bench cells` and `bench schema`: this machine and scenario files; nothing is run."""
 
+from typing import Annotated
+
 import typer
 
 from bench.commands.options import ScenarioFile
@@ -19,7 +21,13 @@ def doctor() -> None:
         raise InfrastructureError("nothing can be run here; see the lines above for what to install")
 
 
-def cells(scenario: ScenarioFile) -> None:
+def cells(
+    scenario: ScenarioFile,
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also check the data: that it is there, and its first rows.")
+    ] = False,
+) -> None:
     """List the cells a scenario expands into; nothing is run."""
     from bench.scenario.load import load_scenario
 
@@ -28,6 +36,10 @@ def cells(scenario: ScenarioFile) -> None:
         typer.echo(cell.id)
     if loaded.excluded:
         typer.echo(f"Cells: {len(loaded.cells)}; excluded: {loaded.excluded}.", err=True)
+    if check:
+        from bench.runner.schedule import require_data
+
+        require_data(loaded.cells)
 
 
 def schema() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.options import Json, Markdown, require_one_format
+from bench.commands.options import Json, Markdown, require_one_format, require_results
 
 
 def claims(
@@ -31,6 +31,7 @@ def claims(
     from bench.claims.rules import judge_claims
 
     require_one_format(json=json, markdown=markdown)
+    require_results(results)
     material = read_material(results or committed_paths(Path("results")))
     for problem in material.problems:
         typer.echo(f"bench: not read: {problem}", err=True)

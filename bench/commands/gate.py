@@ -130,6 +130,7 @@ def _run_session(
     from bench.gate import gate as gating
     from bench.gate.text import GateLines
     from bench.records.calibrations import read_calibration
+    from bench.runner.schedule import require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
@@ -144,6 +145,7 @@ def _run_session(
     )
     observer = GateLines(lambda line: typer.echo(line, err=True))
     cells = choose_cells(loaded.cells, session.only)
+    require_data(cells)
     folder, verdicts = gating.gate_references(cells, (base, session.candidate), options, observer)
     typer.echo(f"Sitting: {folder}", err=True)
     conclude(verdicts, outputs, f"{loaded.title}: {session.candidate or 'this environment'} against {base}")
@@ -192,6 +194,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     """Run this environment against itself: how far runs spread here, and what a gate can find."""
     from bench.gate import calibrate as calibration
     from bench.gate.text import GateLines
+    from bench.runner.schedule import require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
@@ -203,7 +206,9 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
         trust_remote_code=trust_remote_code,
     )
     observer = GateLines(lambda line: typer.echo(line, err=True))
-    made = calibration.calibrate(choose_cells(loaded.cells, only), options, observer)
+    cells = choose_cells(loaded.cells, only)
+    require_data(cells)
+    made = calibration.calibrate(cells, options, observer)
 
     # Not before: it needs scipy, and nothing shall weigh on the machine while it is measured.
     from bench.gate.text import noise_lines

@@ -3,7 +3,7 @@
 import dataclasses
 import gc
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -66,6 +66,16 @@ def require_one_format(*, json: bool, markdown: bool) -> None:
     """Raise ``UsageError`` where both are asked for."""
     if json and markdown:
         raise UsageError("--json and --markdown exclude each other; give one of them")
+
+
+def require_results(paths: Sequence[Path]) -> None:
+    """Raise ``UsageError`` for a file that holds no results, naming the commands that take it."""
+    for path in paths:
+        name = path.name.lower()
+        if name.endswith(".toml"):
+            raise UsageError(f"{path} is a scenario file; bench run, plan and cells take it; give results")
+        if name.endswith((".html", ".htm", ".md", ".csv", ".parquet")):
+            raise UsageError(f"{path} is a page or table made from results; give the results folder itself")
 
 
 def require_ending(file: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands.options import Cards, Memories, ResultPaths, gc_disabled
+from bench.commands.options import Cards, Memories, ResultPaths, gc_disabled, require_results
 from bench.errors import UsageError
 
 
@@ -55,6 +55,7 @@ def report(  # noqa: PLR0913 - one parameter for each option
         from bench.report.pages import read_material, render_material, write_all_figures, write_material
         from bench.scenario.catalogue import card, card_of_memory
 
+        require_results(results)
         limits = [*map(card, gpu), *map(card_of_memory, memory)]
         material = read_material(results)
         if output is not None:
@@ -79,6 +80,7 @@ def table(
     from bench.records.table import tidy, write_table
     from bench.report.pages import gather, render_frame
 
+    require_results(results)
     loaded = gather(results)
     for problem in loaded.problems:
         typer.echo(f"bench: not read: {problem}", err=True)

@@ -37,11 +37,12 @@ def run(  # noqa: PLR0913 - one parameter for each option
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
     from bench.report.plan import render_short
     from bench.runner.live import open_console, outcome_table, watch
-    from bench.runner.schedule import ScheduleOptions, parse_outcomes
+    from bench.runner.schedule import ScheduleOptions, parse_outcomes, require_data
     from bench.runner.sweep import SweepOptions, run_sweep
-    from bench.scenario.load import load_scenario
+    from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
+    require_data(choose_cells(loaded.cells, only))
     options = SweepOptions(
         results=results or Path("results") / loaded.name,
         schedule=ScheduleOptions(

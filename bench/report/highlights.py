@@ -12,6 +12,7 @@ from bench.compare.environments import COMMIT
 from bench.compare.highlights import Fastest, Highlights, MostAccurate, Setting
 from bench.compare.measured import Contrast, Measured
 from bench.compare.readings import ROUGH_DRIFT_SHARE
+from bench.errors import counted
 from bench.metrics import HEADLINES, INSTRUMENT_NAMES, Instrument
 from bench.records.readings import Category
 from bench.report.text import MemoryUnit, operator, p_value, share, significant, words
@@ -62,7 +63,7 @@ _ADVICE = "bench plan SCENARIO --advice predicts what each change frees."
 def opening(comparison: Comparison) -> str:
     """Return how many cells there are, how they ended, and whether they come from one environment."""
     total = len(comparison.rows)
-    cells = "1 cell" if total == 1 else f"{total} cells"
+    cells = counted(total, "cell")
     endings = ", ".join(f"{count} {outcome}" for outcome, count in comparison.outcomes.items())
     text = f"{cells} of {', '.join(comparison.scenarios)}: {endings}."
     if same := one_environment(comparison):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from bench.compare.accuracy import AccuracyDifference, SeedMean
 from bench.compare.measured import Measured
 from bench.compare.studies import Study, studies
+from bench.errors import counted
 from bench.metrics import CAPACITY, INSTRUMENT_NAMES
 from bench.records.records import Record
 from bench.report.highlights import interval, points
@@ -68,7 +69,7 @@ def _differing(told: Told) -> Iterator[str]:
     differing = [(level, one) for level, one in told if one.difference.excludes_zero]
     rest = [level.method for level, one in told if not one.difference.excludes_zero]
     if not differing:
-        compared = "1 comparison" if len(told) == 1 else f"{len(told)} comparisons"
+        compared = counted(len(told), "comparison")
         yield f"No other method is shown to differ from it ({compared}, 95 % over seeds for all at once)."
         return
     for level, one in differing:

@@ -12,6 +12,7 @@ from bench.errors import UsageError
 from bench.records.environment import KEY_PACKAGES
 from bench.records.records import DeviceFacts, Environment, Outcome, Record
 from bench.scenario.types import BitsandbytesOptimizer, Cell, JsonlData
+from bench.training.examples import check_data
 
 KEY_MACHINE = ("architecture", "cpu_model", "cpu_cores")
 ENDED_BY_LIMITS = frozenset({"oom", "timeout"})
@@ -56,6 +57,13 @@ def run_key(
         "inputs": inputs_digest,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def require_data(cells: Sequence[Cell]) -> None:
+    """Check the data of cells before anything is loaded; raise ``UsageError``, a line for each mistake."""
+    problems = {cell.data: check_data(cell.data) for cell in cells}
+    if found := dict.fromkeys(filter(None, problems.values())):
+        raise UsageError("\n".join(found))
 
 
 @dataclass(frozen=True, kw_only=True)

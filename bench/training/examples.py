@@ -16,10 +16,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import UnavailableError, UsageError, first_line
-from bench.scenario.types import HubData, JsonlData, TaskData
+from bench.scenario.types import DataSpec, HubData, JsonlData, TaskData
 from bench.training.tasks import training_items
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_ROWS_CHECKED = 100  # before anything is loaded
 TemplateName = Literal["alpaca", "chat", "plain"]
 FormatName = Literal["alpaca", "dolly", "chat", "text"]
 
@@ -211,6 +212,22 @@ def load_examples(data: TaskData | JsonlData | HubData, tokenizer: Any) -> list[
     return examples
 
 
+def check_data(data: DataSpec) -> str | None:
+    """Return what can be seen at once to be wrong with data: the file, its first rows, the id of a hub's.
+
+    Nothing is downloaded and no tokenizer needed; None where nothing is wrong so far.
+    """
+    try:
+        if isinstance(data, JsonlData):
+            most = min(data.max_items or _ROWS_CHECKED, _ROWS_CHECKED)
+            read_jsonl(data.model_copy(update={"max_items": most}))
+        elif isinstance(data, HubData):
+            _require_hub_id(data.dataset)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
 def read_jsonl(data: JsonlData) -> list[Row]:
     """Read and check a local file of JSON lines; blank lines are passed over."""
     path = Path(data.path)
@@ -227,15 +244,19 @@ def read_jsonl(data: JsonlData) -> list[Row]:
     return rows
 
 
+def _require_hub_id(name: str) -> None:
+    if not _HUB_ID.fullmatch(name) or Path(name).exists():
+        raise UsageError(
+            f"{name!r} is not the id of a data set on the hub; give owner/name, or use source jsonl."
+        )
+
+
 def read_hub(data: HubData) -> list[Row]:
     """Download (or take from the cache) a hub data set and check its rows.
 
     Only data files are read: a local path is refused, since the datasets library would take a script there.
     """
-    if not _HUB_ID.fullmatch(data.dataset) or Path(data.dataset).exists():
-        raise UsageError(
-            f"{data.dataset!r} is not the id of a data set on the hub; give owner/name, or use source jsonl."
-        )
+    _require_hub_id(data.dataset)
     import datasets
 
     split = data.split if data.max_items is None else f"{data.split}[:{data.max_items}]"

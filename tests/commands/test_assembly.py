@@ -1,6 +1,7 @@
 """How the command line is put together: its names, version, completion and options in groups."""
 
 import inspect
+import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from bench.cli import app
 from bench.commands.options import grouped
+from bench.errors import BenchError, UsageError
 
 
 def test_the_version_is_that_of_the_package() -> None:
@@ -67,3 +69,76 @@ def test_a_group_of_options_is_as_its_options_one_by_one() -> None:
     )
     assert CliRunner().invoke(small, ["it"]).exit_code == 0
     assert seen == [("it", _Group(much=[1, 2], loud=True), 3), ("it", _Group(), 1)]
+
+
+@pytest.mark.parametrize("command", [("report",), ("table",), ("claims",)])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mine.toml", "is a scenario file; bench run, plan and cells take it"),
+        ("page.md", "is a page or table"),
+    ],
+)
+def test_a_file_that_holds_no_results_is_named_for_what_it_is(
+    tmp_path: Path, command: tuple[str, ...], name: str, said: str
+) -> None:
+    """The sentence names the commands that take it, and never says to delete what may not be ours."""
+    (tmp_path / name).write_text("title = 'mine'")
+    result = CliRunner().invoke(app, [*command, str(tmp_path / name)])
+    assert isinstance(result.exception, UsageError)
+    assert said in str(result.exception)
+    assert "delete" not in str(result.exception)
+
+
+SCENARIO = """
+[models.tiny]
+random = "tiny-llama-test"
+[methods.full]
+[data]
+source = "jsonl"
+path = "{path}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "Cannot read the data file"),
+        ("", "holds no rows"),
+        ("not json", "line 1: not a JSON object"),
+        (json.dumps({"prompt": "Q", "answer": "A"}), "line 1: instruction: Field required; correct it"),
+        (json.dumps({"instruction": "Q", "output": "A"}), None),
+    ],
+)
+@pytest.mark.parametrize("command", [("cells", "--check"), ("run",)])
+def test_data_is_checked_before_anything_is_loaded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    content: str | None,
+    said: str | None,
+) -> None:
+    """A file that is not there, is empty or of another format ends a command at once; no run is begun."""
+    data = tmp_path / "rows.jsonl"
+    if content is not None:
+        data.write_text(content)
+    scenario = tmp_path / "mine.toml"
+    scenario.write_text(SCENARIO.format(path=data))
+    begun = []
+    monkeypatch.setattr("bench.runner.sweep.run_sweep", lambda *_: begun.append(1))
+    error = CliRunner().invoke(app, [command[0], str(scenario), *command[1:]]).exception
+    if said is None:
+        assert not isinstance(error, BenchError)
+        assert bool(begun) is (command[0] == "run")
+        return
+    assert isinstance(error, UsageError)
+    assert said in str(error)
+    assert begun == []
+
+
+def test_cells_are_listed_without_their_data(tmp_path: Path) -> None:
+    """Without --check nothing but the scenario is read."""
+    scenario = tmp_path / "mine.toml"
+    scenario.write_text(SCENARIO.format(path="nowhere.jsonl"))
+    result = CliRunner().invoke(app, ["cells", str(scenario)])
+    assert (0, "tiny/full/b1-s512\n") == (result.exit_code, result.stdout)
