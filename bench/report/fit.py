@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING
 
 from bench.compare.plans import CardStep, FitsOnCard, Fitting, Ladder, ModelFits, Need, card_fits, ladders
 from bench.records.fits import Bound, Fit, Tried
-<<<<<<< HEAD
-from bench.records.plans import Change
-from bench.report.layout import Table, bullets, markdown_table, terminal_table
-from bench.report.text import GIBIBYTES, NOT_APPLICABLE, markdown, plain
-=======
-from bench.records.plans import Plan
+from bench.records.plans import Change, Plan
 from bench.report.highlights import Pieces, RowLink, Sentence, listed
 from bench.report.text import (
     GIBIBYTES,
@@ -23,7 +18,6 @@ from bench.report.text import (
     plain,
     terminal_table,
 )
->>>>>>> 772bd3f (Report in fewer files: text, details, methodology, pages, fit; links stand with the highlights)
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -153,10 +147,10 @@ def _notes(fit: Fit) -> Iterator[str]:
     yield from dict.fromkeys(caveat.message for bound in fit.bounds for caveat in bound.caveats)
 
 
-<<<<<<< HEAD
 def _listed(changes: Sequence[Change]) -> str:
     return "; or ".join(f"{one.what} ({GIBIBYTES.show(one.verdicts[0].needed_bytes)})" for one in changes)
-=======
+
+
 MOST_SENTENCES = 8
 _MOST_METHODS = 12
 _SETTINGS = {"ckpt": "gradient checkpointing", "pack": "packed sequences", "b1": "a batch of one sequence"}
@@ -230,4 +224,3 @@ def _on_ladder(one: Ladder) -> Sentence:
 def _step(step: CardStep) -> Pieces:
     size = f"{GIBIBYTES.scaled(step.card.memory_bytes):.0f} GiB"
     return (f"{step.card.name} ({size}) for ", *_methods(step.needs))
->>>>>>> 772bd3f (Report in fewer files: text, details, methodology, pages, fit; links stand with the highlights)

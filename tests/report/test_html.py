@@ -20,7 +20,7 @@ from bench.records.readings import Caveat
 from bench.records.records import Failure, encode_record
 from bench.records.store import LoadedRecords, load_records
 from bench.report.html import folded_tables, render_html
-from bench.report.pages import read_material, render_details
+from bench.report.pages import read_material, render_details, write_material
 from hostile_records import SCRIPT, make_hostile_plan, make_hostile_records
 from many_cells import make_records
 from records_factory import make_environment, make_measurement, make_record
