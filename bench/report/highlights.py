@@ -229,10 +229,9 @@ def interval(low: float | None, high: float | None) -> str:
 
 def _qlora_vs_lora(found: Contrast, tasks: Sequence[str]) -> Sentence:
     told = [
-        f"{_change(change, 'less', 'more', 'as much')} memory by {INSTRUMENT_NAMES[peak.instrument]}"
-        for peak in found.measured.peaks
-        if (change := found.memory_share(peak.instrument)) is not None
-        and peak.instrument in HEADLINES[found.measured.device][:2]
+        f"{_change(change, 'less', 'more', 'as much')} memory by {INSTRUMENT_NAMES[instrument]}"
+        for instrument in HEADLINES[found.measured.device][:2]
+        if (change := found.memory_share(instrument)) is not None
     ]
     if found.speed_ratio is not None:
         speed = _change(found.speed_ratio - 1, "slower", "faster", "as fast")
