@@ -14,9 +14,7 @@ import pandas as pd
 from bench.compare.comparison import Comparison, compare
 from bench.compare.plausibility import with_findings
 from bench.errors import UsageError
-from bench.records.fits import Fit
-from bench.records.plans import Plan
-from bench.records.predictions import Prediction
+from bench.records.predictions import Fit, Plan, Prediction
 from bench.records.records import Record
 from bench.records.table import tidy
 from bench.report.comparison_columns import comparison_frame

@@ -8,7 +8,6 @@ from typing import Final, Literal
 from bench.compare.environments import environments_of
 from bench.compare.measured import setting_of, without_seed
 from bench.metrics import MERGE_TOLERANCES
-from bench.records.card_fit import Answer
 from bench.records.derived_metrics import (
     evaluated_tasks,
     evaluation,
@@ -16,8 +15,7 @@ from bench.records.derived_metrics import (
     speed_disturbed,
     step_tokens_per_second,
 )
-from bench.records.plans import Plan, PlannedCell
-from bench.records.predictions import Prediction
+from bench.records.predictions import Answer, Plan, PlannedCell, Prediction
 from bench.records.published.rows import Row, RowFile
 from bench.records.records import EvaluationItem, Record
 from bench.records.run_summary import conditions_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.claims.cases import Case, cases_of_plan, cases_of_published, cases_of_records
 from bench.errors import UsageError
-from bench.records.plans import read_plan
+from bench.records.predictions import read_plan
 from bench.records.published.rows import shipped_rows
 from bench.records.store import load_records
 

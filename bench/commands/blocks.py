@@ -19,7 +19,7 @@ from bench.compare.comparison import compare
 from bench.compare.gate_report import judge_folder
 from bench.errors import UsageError
 from bench.io import write_text
-from bench.records.plans import read_plan
+from bench.records.predictions import read_plan
 from bench.records.published.stored import read_validation
 from bench.records.records import Record
 from bench.report import plan

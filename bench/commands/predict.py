@@ -44,7 +44,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Predict the memory of a scenario's cells, without a GPU; nothing is run."""
     from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
-    from bench.records.plans import plan_json
+    from bench.records.predictions import plan_json
     from bench.report.plan import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from bench.records.plans import CardVerdict, Plan, PlannedCell, needed_bytes
-from bench.records.predictions import PredictedPhase, Prediction, Refusal
+from bench.records.predictions import CardFit, Plan, PlannedCell, PredictedPhase, Prediction, Refusal
 from bench.records.readings import Category, Caveat
 from bench.scenario.catalogue import Card
 from bench.scenario.platforms import Platform
@@ -24,7 +23,7 @@ class ChangeRow:
     allocated_bytes: int
     needed_bytes: int
     freed_bytes: int
-    verdicts: tuple[CardVerdict, ...]
+    verdicts: tuple[CardFit, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class Forecast:
     categories_bytes: Mapping[Category, int]
     largest_category: Category | None  # None where the prediction has none
     largest_share: float
-    smallest: CardVerdict | None  # of the cards that it fits on
+    smallest: CardFit | None  # of the cards that it fits on
     caveats: tuple[Caveat, ...]
 
 
@@ -62,10 +61,10 @@ class PlanRow:
     cell: str
     forecast: Forecast | None
     refusal: str | None
-    verdicts: tuple[CardVerdict, ...]
+    verdicts: tuple[CardFit, ...]
     changes: tuple[ChangeRow, ...] | None
 
-    def verdict(self, card: str) -> CardVerdict | None:
+    def verdict(self, card: str) -> CardFit | None:
         """Return the verdict for a card, if this row was judged for it."""
         return next((verdict for verdict in self.verdicts if verdict.card == card), None)
 
@@ -101,7 +100,7 @@ def _row(group: Sequence[PlannedCell], cards: Sequence[Card]) -> PlanRow:
 
 
 def _forecast(
-    predictions: Sequence[Prediction], verdicts: Sequence[CardVerdict], cards: Sequence[Card]
+    predictions: Sequence[Prediction], verdicts: Sequence[CardFit], cards: Sequence[Card]
 ) -> Forecast:
     only = verdicts[0] if len(cards) == 1 and verdicts else None
     most = max(predictions, key=lambda one: one.allocated_peak_bytes)
@@ -137,12 +136,12 @@ def _changes(predicted: Sequence[tuple[PlannedCell, Prediction]]) -> tuple[Chang
     found: dict[str, ChangeRow] = {}
     for one, prediction in predicted:
         for change in one.changes or ():
-            needed = needed_bytes(change.prediction)
+            needed = change.prediction.needed_bytes
             row = ChangeRow(
                 what=change.what,
                 allocated_bytes=change.prediction.allocated_peak_bytes,
                 needed_bytes=needed,
-                freed_bytes=needed_bytes(prediction) - needed,
+                freed_bytes=prediction.needed_bytes - needed,
                 verdicts=change.verdicts,
             )
             known = found.get(row.what)

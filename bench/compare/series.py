@@ -14,8 +14,7 @@ from bench.compare.highlights import HOW_BASE_IS_STORED
 from bench.compare.measured import Measured
 from bench.compare.plans import PlanRow
 from bench.metrics import HEADLINES, Instrument
-from bench.records.plans import PlannedCell, needed_bytes
-from bench.records.predictions import Prediction
+from bench.records.predictions import PlannedCell, Prediction
 from bench.records.readings import Category, Timeline
 from bench.scenario.catalogue import Card
 from bench.scenario.types import Cell, LoraMethod, QloraMethod
@@ -161,7 +160,7 @@ def planned_scaling(planned: Iterable[PlannedCell], lever: Lever) -> tuple[Scali
                 series=_series(one.cell.id, lever),
                 lever=lever,
                 value=getattr(one.cell.training, lever),
-                memory_bytes=needed_bytes(one.answer),
+                memory_bytes=one.answer.needed_bytes,
                 instrument="predicted",
             )
             alike = one.cell.comparison_key({f"training.{lever}"}), one.answer.platform.model_dump_json()

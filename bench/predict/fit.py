@@ -17,9 +17,7 @@ from bench.errors import UsageError
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.memory_savers import Predict, find_savers
 from bench.predict.pool import PRELOAD, PredictionRequest, Progress, platform_of, predict_cells
-from bench.records.fits import Axis, Bound, Fit, Tried
-from bench.records.plans import CardVerdict
-from bench.records.predictions import Prediction, Refusal
+from bench.records.predictions import Axis, Bound, Fit, Prediction, Refusal, Tried, check_fit
 from bench.scenario.catalogue import (
     Card,
     architecture,
@@ -232,7 +230,7 @@ def _search(line: _Line, judged_for: Card) -> Search:
             refusal = answer.message
             continue
         predictions.append(answer)
-        verdict = CardVerdict.of(answer, judged_for)
+        verdict = check_fit(answer, judged_for)
         tried[position] = Tried(value=position * line.step, verdict=verdict)
         if verdict.answer == "fits":
             low = position

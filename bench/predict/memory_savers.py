@@ -6,8 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.predict.pool import PredictionRequest
-from bench.records.plans import CardVerdict, Change, needed_bytes
-from bench.records.predictions import Prediction, Refusal
+from bench.records.predictions import Change, Prediction, Refusal, check_fit
 from bench.scenario.catalogue import Card, absurdities
 from bench.scenario.types import Cell, FullMethod, LoraMethod, QloraMethod
 
@@ -33,11 +32,11 @@ def find_savers(
     found: list[list[Change]] = [[] for _ in subjects]
     for (index, what, _), after in zip(tried, predicted, strict=True):
         _, before, cards = subjects[index]
-        if isinstance(after, Prediction) and needed_bytes(after) < needed_bytes(before):
-            verdicts = tuple(CardVerdict.of(after, card) for card in cards)
+        if isinstance(after, Prediction) and after.needed_bytes < before.needed_bytes:
+            verdicts = tuple(check_fit(after, card) for card in cards)
             found[index].append(Change(what=what, prediction=after, verdicts=verdicts))
     for changes in found:
-        changes.sort(key=lambda change: (needed_bytes(change.prediction), len(change.what)))
+        changes.sort(key=lambda change: (change.prediction.needed_bytes, len(change.what)))
     return [tuple(one for one in changes if not _adds_nothing(one, changes)) for changes in found]
 
 
@@ -45,7 +44,7 @@ def _adds_nothing(change: Change, changes: Sequence[Change]) -> bool:
     """Tell whether one part of a combined change frees as much by itself."""
     return any(
         _parts(one.what) < _parts(change.what)
-        and needed_bytes(one.prediction) <= needed_bytes(change.prediction)
+        and one.prediction.needed_bytes <= change.prediction.needed_bytes
         for one in changes
     )
 

@@ -22,8 +22,7 @@ from bench.predict.pool import (
     platform_of,
     predict_cells,
 )
-from bench.records.plans import CardVerdict, Plan, PlannedCell
-from bench.records.predictions import Prediction, Refusal
+from bench.records.predictions import Plan, PlannedCell, Prediction, Refusal, check_fit
 from bench.records.records import DeviceFacts, Failure
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.load import choose_cells, load_scenario
@@ -145,7 +144,7 @@ def _planned(asked: Sequence[tuple[Cell, Platform, Sequence[Card]]], predict: Pr
         PlannedCell(
             cell=cell,
             answer=one,
-            verdicts=tuple(CardVerdict.of(one, each) for each in judged if isinstance(one, Prediction)),
+            verdicts=tuple(check_fit(one, each) for each in judged if isinstance(one, Prediction)),
         )
         for (cell, _, judged), one in zip(asked, predict(requests), strict=True)
     ]

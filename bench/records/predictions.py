@@ -1,12 +1,23 @@
-"""What is predicted of a cell, as stored in its record and shown by ``bench plan``."""
+"""What is predicted of cells: memory, what fits on a card, plans and fits.
 
-from typing import Literal
+A plan is written as JSON and read back to render pages, which follow from it: nothing is predicted here.
+"""
+
+import json
+from pathlib import Path
+from typing import Final, Literal
 
 from pydantic import Field
 
-from bench.records.readings import Category, Caveat, Count, Stored
+from bench.io import read_json
+from bench.records.readings import Category, Caveat, Count, Positive, Stored
+from bench.scenario.catalogue import Card
 from bench.scenario.platforms import Platform
+from bench.scenario.types import Cell
 
+PLAN_VERSION: Final = 1
+
+Answer = Literal["fits", "too close to call", "does not fit"]
 Method = Literal["full trace", "repeated layers"]
 PredictedPhase = Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]
 
@@ -39,8 +50,132 @@ class Prediction(Stored):
     )
     caveats: tuple[Caveat, ...] = ()
 
+    @property
+    def needed_bytes(self) -> int:
+        """What decides whether it fits, less the context: the top of the band; on the CPU the peak."""
+        return self.reserved_high_bytes or self.reserved_peak_bytes or self.allocated_peak_bytes
+
 
 class Refusal(Stored):
     """Why a cell cannot be predicted: the operator, method or setting by its name, and what to do."""
 
     message: str
+
+
+class CardFit(Stored):
+    """Whether a cell fits on a card; ``needed_bytes`` includes the card's context."""
+
+    card: str
+    answer: Answer
+    needed_bytes: Count
+    usable_bytes: Positive
+
+
+def check_fit(prediction: Prediction, card: Card) -> CardFit:
+    """Tell whether what is predicted for CUDA fits on a card.
+
+    It fits if the top of the reserved band and the CUDA context do; it does not if even what is allocated
+    at the peak and the context do not. Between the two the allocator may or may not find room, by luck
+    and by releasing what it caches. Raises ``ValueError`` on a prediction for the CPU, where no such limit
+    is known.
+    """
+    if prediction.platform.device != "cuda":
+        raise ValueError("a prediction for the CPU is not judged for a card")
+    needed = prediction.needed_bytes + card.context_bytes
+    answer: Answer = "too close to call"
+    if needed <= card.usable_bytes:
+        answer = "fits"
+    elif prediction.allocated_peak_bytes + card.context_bytes > card.usable_bytes:
+        answer = "does not fit"
+    return CardFit(card=card.name, answer=answer, needed_bytes=needed, usable_bytes=card.usable_bytes)
+
+
+class Change(Stored):
+    """What a cell would take after one change; only changes that free memory are kept."""
+
+    what: str
+    prediction: Prediction
+    verdicts: tuple[CardFit, ...]
+
+
+class PlannedCell(Stored):
+    """One cell on one platform. ``changes`` is None where none was tried."""
+
+    cell: Cell
+    answer: Prediction | Refusal
+    verdicts: tuple[CardFit, ...] = ()
+    changes: tuple[Change, ...] | None = None
+
+
+class Plan(Stored):
+    """All that one ``bench plan`` found. On a ``ladder`` the smallest card that fits is of interest."""
+
+    plan_version: Literal[1] = PLAN_VERSION
+    scenario: str
+    title: str
+    allocator: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF as replayed.")
+    cards: tuple[Card, ...] = Field(description="What was judged for, smallest first; none for the CPU.")
+    ladder: bool = False
+    cells: tuple[PlannedCell, ...]
+
+    @property
+    def any_predicted(self) -> bool:
+        """Whether any cell could be predicted."""
+        return any(isinstance(planned.answer, Prediction) for planned in self.cells)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan as ``bench plan --json`` writes it; raise ``UsageError`` where it is none."""
+    return read_json(path, Plan, "a plan", "write one with bench plan --json")
+
+
+def plan_json(plan: Plan) -> str:
+    """Return a plan as JSON, one line for each member, so that a change shows in a diff."""
+    return json.dumps(plan.model_dump(mode="json"), indent=1) + "\n"
+
+
+Axis = Literal["micro_batch", "sequence_length", "rank"]
+
+
+class Tried(Stored):
+    """One value with its verdict."""
+
+    value: Positive
+    verdict: CardFit
+
+
+class Bound(Stored):
+    """Where a method stops fitting along one axis, the others held.
+
+    ``fits`` is the largest value found to fit and ``next`` the next larger, which does not fit or is too
+    close to call; None where the first value does not, and where ``limit`` was reached.
+    """
+
+    method: str
+    axis: Axis
+    micro_batch: Positive
+    sequence_length: Positive
+    rank: Positive | None
+    step: Positive = Field(description="Only multiples of it were tried.")
+    limit: Positive = Field(description="The largest value that the model, or good sense, allows.")
+    fits: Tried | None = None
+    next: Tried | None = None
+    refusal: str | None = None
+    predictions: Count = 0
+    caveats: tuple[Caveat, ...] = ()
+    changes: tuple[Change, ...] | None = Field(
+        None, description="Each makes the first value fit, where it does not; None where none was tried."
+    )
+
+
+class Fit(Stored):
+    """All bounds of a model on a card; the batch at several lengths is its frontier."""
+
+    fit_version: Literal[1] = 1
+    model: str
+    card: Card
+    torch: str
+    allocator: str = ""
+    window: str = Field(description="What all methods share: dtype, checkpointing, data and so on.")
+    assumptions: tuple[str, ...] = Field((), description="What was taken for granted of the model.")
+    bounds: tuple[Bound, ...]

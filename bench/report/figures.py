@@ -30,7 +30,7 @@ from bench.compare.series import (
 )
 from bench.errors import InfrastructureError, UsageError
 from bench.metrics import INSTRUMENT_NAMES
-from bench.records.plans import Plan
+from bench.records.predictions import Plan
 from bench.report.comparison_columns import memory_unit
 from bench.report.text import GIBIBYTES, MemoryUnit
 from bench.scenario.catalogue import Card

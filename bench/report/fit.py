@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bench.compare.plans import CardStep, FitsOnCard, Fitting, Ladder, ModelFits, Need, card_fits, ladders
-from bench.records.fits import Bound, Fit, Tried
-from bench.records.plans import Change, Plan
+from bench.records.predictions import Bound, Change, Fit, Plan, Tried
 from bench.report.highlights import Pieces, RowLink, Sentence, listed
 from bench.report.text import (
     GIBIBYTES,

@@ -20,7 +20,7 @@ from bench.compare.comparison import Comparison, compare
 from bench.compare.highlights import highlights
 from bench.compare.measured import Measured
 from bench.compare.plans import ModelFits, card_fits, plan_rows
-from bench.records.plans import Plan
+from bench.records.predictions import Plan
 from bench.records.store import LoadedRecords
 from bench.report import details
 from bench.report.columns import Grid

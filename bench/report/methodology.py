@@ -6,7 +6,7 @@ from bench.compare.measured import Measured
 from bench.compare.plans import PlanRow, card_counts
 from bench.metrics import INSTRUMENT_NAMES, Instrument
 from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS, NS_PER_SECOND
-from bench.records.plans import Plan
+from bench.records.predictions import Plan
 from bench.report.text import GIBIBYTES, share
 from bench.scenario.platforms import Platform
 from bench.stats.trend import SIGNIFICANCE, SMALLEST_DRIFT_SHARE

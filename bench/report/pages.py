@@ -12,7 +12,7 @@ from bench.compare.measured import Measured
 from bench.errors import UsageError
 from bench.io import write_text
 from bench.metrics import METRICS
-from bench.records.plans import Plan, read_plan
+from bench.records.predictions import Plan, read_plan
 from bench.records.records import Record
 from bench.records.store import LoadedRecords, load_records
 from bench.report import details

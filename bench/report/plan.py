@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, get_args
 
 from bench.compare.plans import Forecast, PlanRow, plan_rows
-from bench.records.plans import Plan
-from bench.records.predictions import PredictedPhase
+from bench.records.predictions import Plan, PredictedPhase
 from bench.records.readings import Category
 from bench.report.fit import MOST_SENTENCES, fit_sentences
 from bench.report.methodology import notes_on, sentences, why_untried

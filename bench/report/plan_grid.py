@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from bench.compare.plans import Forecast, PlanRow
-from bench.records.plans import CardVerdict, Plan
+from bench.records.predictions import CardFit, Plan
 from bench.report.columns import Column, Grid, Place, Tone, grid
 from bench.report.text import GIBIBYTES, NOT_APPLICABLE, operator, share, words
 
@@ -57,7 +57,7 @@ def _card_columns(plan: Plan) -> list[Column[PlanRow]]:
         card.name: f"{card.name} ({GIBIBYTES.scaled(card.memory_bytes):.0f} GiB)" for card in plan.cards
     }
 
-    def fitting(row: PlanRow) -> list[CardVerdict]:
+    def fitting(row: PlanRow) -> list[CardFit]:
         return [verdict for verdict in row.verdicts if verdict.answer == "fits"]
 
     def text(row: PlanRow) -> str:

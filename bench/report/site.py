@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from bench.errors import InfrastructureError, UsageError
 from bench.io import write_text
-from bench.records.plans import read_plan
+from bench.records.predictions import read_plan
 from bench.report.html import render_html, render_template
 from bench.report.pages import gather
 

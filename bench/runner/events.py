@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.records.messages import Message
-from bench.records.plans import Plan
+from bench.records.predictions import Plan
 from bench.records.records import Record
 from bench.scenario.types import Cell
 

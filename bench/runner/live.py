@@ -20,7 +20,7 @@ from bench.errors import counted
 from bench.metrics import GIB
 from bench.records.derived_metrics import NS_PER_SECOND, TRAINING_PHASES, read_metrics
 from bench.records.messages import Message, PhaseStarted, ReadingMade
-from bench.records.plans import Plan
+from bench.records.predictions import Plan
 from bench.records.records import PhaseReading, Record, StepSample
 from bench.runner.doctor import Finding
 from bench.runner.events import (

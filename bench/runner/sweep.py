@@ -11,7 +11,7 @@ from bench.errors import InterruptedByUserError
 from bench.predict.plan import plan_before_sweep, why_unfit, with_prediction
 from bench.records.environment import read_environment
 from bench.records.messages import CellJob, FetchJob, Message, StepTurns
-from bench.records.plans import Plan
+from bench.records.predictions import Plan
 from bench.records.readings import Caveat
 from bench.records.records import DeviceFacts, Environment, Failure, Measurement, Outcome, Record
 from bench.records.store import OpenFolder, load_records, open_folder, snapshot_file_name

@@ -12,7 +12,7 @@ from bench.claims.findings import Evidence, Figure, conclude, overall
 from bench.claims.rules import judge_claim
 from bench.claims.rules_pairs import ratio_interval
 from bench.claims.rules_values import evidence_of
-from bench.records.plans import Plan, PlannedCell
+from bench.records.predictions import Plan, PlannedCell
 from claims_factory import GIB, answers, make_case, on_card
 from records_factory import make_cell, make_measurement, make_prediction, make_record, make_steps
 

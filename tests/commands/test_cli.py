@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.plans import Plan
-from bench.records.predictions import Prediction
+from bench.records.predictions import Plan, Prediction
 from bench.records.store import load_records
 from command_lines import CommandLine, open_command_line
 

@@ -7,8 +7,7 @@ import pytest
 
 import gpu_cells
 from bench.predict.predict import predict
-from bench.records.card_fit import judge
-from bench.records.predictions import Prediction
+from bench.records.predictions import Prediction, check_fit
 from bench.records.readings import GpuFacts, GpuPhase, GpuReading, PagedMemory
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.runner.schedule import why_unavailable
@@ -88,7 +87,7 @@ def test_a_cell_can_be_predicted(name: str) -> None:
 def test_the_cell_that_is_too_large_fits_no_card() -> None:
     """Not even the largest of the catalogue."""
     prediction = predict(gpu_cells.too_large_cell(), Platform())
-    assert judge(prediction, card("b200")).answer == "does not fit"
+    assert check_fit(prediction, card("b200")).answer == "does not fit"
 
 
 CHECKS: tuple[Callable[[Record], None], ...] = (

@@ -12,8 +12,7 @@ from bench.predict import fit
 from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
 from bench.predict.pool import PredictionRequest, platform_of
 from bench.predict.predict import predict
-from bench.records.fits import Bound
-from bench.records.predictions import Prediction, Refusal
+from bench.records.predictions import Bound, Prediction, Refusal
 from bench.scenario.load import load_scenario
 from bench.scenario.types import Cell
 from bench.workers.launch import Launcher, LocalLauncher

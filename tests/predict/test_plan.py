@@ -7,8 +7,7 @@ import pytest
 from bench.errors import UsageError
 from bench.predict import memory_savers
 from bench.predict.plan import LADDER, PlanRequest, chosen_cards, plan_scenario
-from bench.records.plans import Change, Plan
-from bench.records.predictions import Prediction, Refusal
+from bench.records.predictions import Change, Plan, Prediction, Refusal
 from bench.workers.launch import LocalLauncher
 from records_factory import make_prediction
 from replay_worker import replay

@@ -11,7 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from bench.records.plans import read_plan
+from bench.records.predictions import read_plan
 from bench.records.store import LoadedRecords
 from bench.report.html import render_html
 from bench.report.pages import read_material

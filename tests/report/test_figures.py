@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.compare.comparison import compare
-from bench.records.plans import read_plan
+from bench.records.predictions import read_plan
 from bench.records.records import Record
 from bench.report.figures import Figure, comparison_figures, plan_figures, write_figures
 from bench.report.pages import read_material, write_all_figures

@@ -4,8 +4,7 @@ import io
 
 from rich.console import Console
 
-from bench.records.fits import Bound, Fit, Tried
-from bench.records.plans import CardVerdict, Change
+from bench.records.predictions import Bound, Change, Fit, Tried, check_fit
 from bench.report.fit import frontier, render_markdown, render_terminal
 from bench.scenario.catalogue import card_of_memory
 from records_factory import make_prediction
@@ -16,7 +15,7 @@ CARD = card_of_memory("24GiB")
 
 def tried(value: int, size_gib: int) -> Tried:
     """Return a value with the verdict on a prediction of this size."""
-    return Tried(value=value, verdict=CardVerdict.of(make_prediction(size_gib * GIB), CARD))
+    return Tried(value=value, verdict=check_fit(make_prediction(size_gib * GIB), CARD))
 
 
 def bound(method: str, axis: str, length: int, **changes: object) -> Bound:
@@ -77,7 +76,7 @@ def test_a_page_shows_both_sides_of_each_bound() -> None:
 
 def test_a_first_value_on_the_border_is_named_as_such_and_changes_that_fit_are_proposed() -> None:
     """Too close to call is not "not even 1"; what would make it fit is told below."""
-    verdicts = (CardVerdict.of(make_prediction(12 * GIB), CARD),)
+    verdicts = (check_fit(make_prediction(12 * GIB), CARD),)
     change = Change(what="loss in chunks", prediction=make_prediction(12 * GIB), verdicts=verdicts)
     close = bound("full", "micro_batch", 512, next=tried(1, 22), changes=(change,))
     page = render_markdown(example().model_copy(update={"bounds": (close,)}))

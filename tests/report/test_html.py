@@ -15,7 +15,7 @@ import pytest
 
 from bench.compare.comparison import compare
 from bench.errors import UsageError
-from bench.records.plans import read_plan
+from bench.records.predictions import read_plan
 from bench.records.readings import Caveat
 from bench.records.records import Failure, encode_record
 from bench.records.store import LoadedRecords, load_records

@@ -9,8 +9,15 @@ import pytest
 from rich.console import Console
 
 from bench.errors import UsageError
-from bench.records.plans import CardVerdict, Change, Plan, PlannedCell, plan_json, read_plan
-from bench.records.predictions import Refusal
+from bench.records.predictions import (
+    Change,
+    Plan,
+    PlannedCell,
+    Refusal,
+    check_fit,
+    plan_json,
+    read_plan,
+)
 from bench.records.readings import Caveat
 from bench.report.plan import render_markdown, render_short, render_terminal
 from bench.scenario.catalogue import Card, card, card_of_memory
@@ -32,7 +39,7 @@ def planned(
         prediction = make_prediction(
             round(size_gib * GIB) + index * 100 * MIB, platform=platform, paged_bytes=paged_gib * GIB
         )
-        verdicts = (CardVerdict.of(prediction, one),)
+        verdicts = (check_fit(prediction, one),)
         cells.append(PlannedCell(cell=make_cell(id=name), answer=prediction, verdicts=verdicts))
     return cells
 
@@ -42,7 +49,7 @@ def example() -> Plan:
     cards = {AMPERE: card("rtx3090"), HOPPER: card("h100-80gb")}
     large = planned("llama/full/b1-s512", 30, cards)
     smaller = make_prediction(10 * GIB, platform=AMPERE)
-    verdicts = (CardVerdict.of(smaller, cards[AMPERE]),)
+    verdicts = (check_fit(smaller, cards[AMPERE]),)
     large[0] = large[0].model_copy(
         update={"changes": (Change(what="LoRA of rank 16", prediction=smaller, verdicts=verdicts),)}
     )
@@ -111,7 +118,7 @@ def test_a_ladder_names_the_smallest_card_that_fits() -> None:
     cells = []
     for name, size_gib in (("a/b/small", 9), ("a/b/large", 20), ("a/b/huge", 100)):
         prediction = make_prediction(size_gib * GIB, platform=AMPERE)
-        verdicts = tuple(CardVerdict.of(prediction, one) for one in cards)
+        verdicts = tuple(check_fit(prediction, one) for one in cards)
         cells.append(PlannedCell(cell=make_cell(id=name), answer=prediction, verdicts=verdicts))
     plan = Plan(scenario="x", title="x", cards=cards, ladder=True, cells=tuple(cells))
     text = shown(render_terminal(plan))

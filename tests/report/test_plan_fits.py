@@ -1,6 +1,6 @@
 """What fits which card, in sentences: settings that it takes, what is needed, and where each method leads."""
 
-from bench.records.plans import CardVerdict, Plan, PlannedCell
+from bench.records.predictions import Plan, PlannedCell, check_fit
 from bench.report.fit import fit_sentences
 from bench.report.highlights import RowLink
 from bench.scenario.catalogue import Card, card, card_of_memory
@@ -24,7 +24,7 @@ def make_plan(sizes_gib: dict[str, float], cards: tuple[Card, ...], *, ladder: b
     for name, size_gib in sizes_gib.items():
         length = int(name.rpartition("-s")[2].partition("-")[0])
         prediction = make_prediction(round(size_gib * GIB), platform=AMPERE)
-        verdicts = tuple(CardVerdict.of(prediction, one) for one in cards)
+        verdicts = tuple(check_fit(prediction, one) for one in cards)
         cells.append(PlannedCell(cell=cell_of(f"llama/{name}", length), answer=prediction, verdicts=verdicts))
     return Plan(scenario="x", title="x", cards=cards, ladder=ladder, cells=tuple(cells))
 

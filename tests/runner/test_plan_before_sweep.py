@@ -7,8 +7,7 @@ import pytest
 
 from bench.predict.plan import plan_before_sweep, with_prediction
 from bench.records.messages import CellJob, Job
-from bench.records.plans import Plan, PlannedCell
-from bench.records.predictions import Prediction, Refusal
+from bench.records.predictions import Plan, PlannedCell, Prediction, Refusal
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.records.store import load_records
 from bench.runner.events import Event, Predicted, RunStarted

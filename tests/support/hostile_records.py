@@ -1,7 +1,6 @@
 """Records and plans whose every free text is a script, as a stranger's file may be."""
 
-from bench.records.plans import Plan, PlannedCell
-from bench.records.predictions import Refusal
+from bench.records.predictions import Plan, PlannedCell, Refusal
 from bench.records.records import Failure, Record
 from records_factory import make_cell, make_ledger, make_measurement, make_prediction, make_record
 

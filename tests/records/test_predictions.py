@@ -4,8 +4,7 @@ from typing import Literal
 
 import pytest
 
-from bench.records.card_fit import judge
-from bench.records.predictions import Prediction
+from bench.records.predictions import Prediction, check_fit
 from bench.scenario.catalogue import ASSUMED_CONTEXT_BYTES, card_of_memory
 from bench.scenario.platforms import Platform
 
@@ -43,23 +42,17 @@ def _prediction(allocated: int, high: int | None, device: Literal["cpu", "cuda"]
 )
 def test_the_answer_turns_at_the_byte(allocated: int, high: int | None, answer: str) -> None:
     """The top of the band with the context fits; what is allocated with the context does not; or neither."""
-    verdict = judge(_prediction(allocated, high), card_of_memory("24GiB"))
+    verdict = check_fit(_prediction(allocated, high), card_of_memory("24GiB"))
     assert answer == verdict.answer
 
 
 def test_a_verdict_says_what_it_rests_on() -> None:
-    """The bytes needed at most and at least, what the card has, the margin, and what was assumed."""
-    verdict = judge(_prediction(10 * GIB, 12 * GIB), card_of_memory("24GiB"))
-    assert (12 * GIB + ASSUMED_CONTEXT_BYTES, 10 * GIB + ASSUMED_CONTEXT_BYTES, 24 * GIB) == (
-        verdict.needed_bytes,
-        verdict.least_bytes,
-        verdict.usable_bytes,
-    )
-    assert 12 * GIB - ASSUMED_CONTEXT_BYTES == verdict.margin_bytes
-    assert 2 == len(verdict.assumptions)
+    """The bytes needed at most, and what the card has."""
+    verdict = check_fit(_prediction(10 * GIB, 12 * GIB), card_of_memory("24GiB"))
+    assert (12 * GIB + ASSUMED_CONTEXT_BYTES, 24 * GIB) == (verdict.needed_bytes, verdict.usable_bytes)
 
 
 def test_a_prediction_for_the_cpu_is_not_judged() -> None:
     """There is no card, so no answer is made up."""
     with pytest.raises(ValueError, match="CPU"):
-        judge(_prediction(GIB, None, "cpu"), card_of_memory("24GiB"))
+        check_fit(_prediction(GIB, None, "cpu"), card_of_memory("24GiB"))
