@@ -71,13 +71,20 @@ def report(  # noqa: PLR0913 - one parameter for each option
 @gc_disabled()
 def table(
     results: ResultPaths,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="FILE.csv or FILE.parquet.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="FILE.csv, .parquet, .tex (booktabs) or .xlsx.")
+    ] = None,
+    group_by: Annotated[
+        list[str],
+        typer.Option("--group-by", metavar="COLUMN", help="One row per group, such as method; repeatable."),
+    ] = [],  # noqa: B006 - typer copies it
+    stat: Annotated[str, typer.Option(help="Of each group: mean, median, min, max or std.")] = "median",
 ) -> None:
-    """Show the tidy table of records, one row for each run; CSV when not on a terminal."""
+    """Show the tidy table of records, one row for each run or group; CSV when not on a terminal."""
     from rich.console import Console
 
     from bench.compare.plausibility import with_findings
-    from bench.records.table import tidy, write_table
+    from bench.records.table import grouped, tidy, write_table
     from bench.report.pages import gather, render_frame
 
     require_results(results)
@@ -85,6 +92,8 @@ def table(
     for problem in loaded.problems:
         typer.echo(f"bench: not read: {problem}", err=True)
     frame = with_findings(tidy(loaded.records), loaded.records)
+    if group_by:
+        frame = grouped(frame, group_by, stat)
     if output is not None:
         write_table(frame, output)
     elif sys.stdout.isatty():

@@ -279,22 +279,23 @@ _HEADLINES = ("ledger_peak_bytes", "cuda_allocated_peak_bytes", "tokens_per_seco
 
 
 def render_frame(frame: "pd.DataFrame") -> "Group":
-    """Return one line per run; below it, how many columns a file would hold besides."""
+    """Return one line per run or group; below it, how many columns a file would hold besides."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    metrics = [name for name in _HEADLINES if frame[name].notna().any()]
-    shown = ["cell", "run", "outcome", *metrics]
+    metrics = [name for name in _HEADLINES if name in frame and frame[name].notna().any()]
+    names = ["cell", "run", "outcome"] if "cell" in frame else [one for one in frame if one not in METRICS]
+    shown = [*names, *metrics]
     table = Table(box=box.SIMPLE)
     for name in shown:
-        number = name in METRICS or name == "run"
+        number = name in METRICS or name in {"run", "runs_ok"}
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for line in frame[shown].itertuples(index=False, name=None):
         table.add_row(*(Text(_cell(value)) for value in line))
     rest = len(frame.columns) - len(shown)
-    return Group(table, Text(f"{rest} more columns in a file: bench table … -o FILE.csv or FILE.parquet"))
+    return Group(table, Text(f"{rest} more columns in a file: bench table … -o FILE.csv"))
 
 
 def _cell(value: Any) -> str:

@@ -8,7 +8,7 @@ import pytest
 from bench.errors import InfrastructureError, UsageError
 from bench.metrics import METRICS
 from bench.records.records import Failure, Measurement
-from bench.records.table import tidy, write_table
+from bench.records.table import grouped, tidy, write_table
 from records_factory import (
     MIB,
     make_cell,
@@ -119,8 +119,8 @@ def test_an_empty_table_has_its_columns() -> None:
 
 def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
     """The message names the file and the endings that work."""
-    with pytest.raises(UsageError, match=r"table\.xlsx: a table is written as \.parquet or \.csv"):
-        write_table(tidy([]), tmp_path / "table.xlsx")
+    with pytest.raises(UsageError, match=r"table\.ods: .* as \.csv, \.parquet, \.tex, \.xlsx"):
+        write_table(tidy([]), tmp_path / "table.ods")
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
@@ -133,3 +133,44 @@ def test_a_reading_of_zero_stays_zero() -> None:
     """A count of nought is a finding, and is kept apart from NA."""
     measurement = make_measurement(ledger=make_ledger(saved_for_backward_bytes=0))
     assert tidy([make_record(measurement=measurement)]).loc[0, "saved_for_backward_bytes"] == 0
+
+
+def test_groups_hold_statistics_of_their_good_runs() -> None:
+    """The mean over two runs of a method; a failed run is not in it, and what was not read is no column."""
+    steps = (make_steps([1000, 1000]), make_steps([2000, 2000]))
+    good = [make_record(run=run, measurement=make_measurement(steps=one)) for run, one in enumerate(steps, 1)]
+    frame = grouped(tidy([*good, OOM]), ["method"], "mean")
+    assert list(frame["method_name"]) == ["lora"]
+    assert list(frame["runs_ok"]) == [2]
+    assert list(frame["tokens_per_second"]) == [1500.0]
+    assert "nvml_process_peak_bytes" not in frame
+
+
+@pytest.mark.parametrize(
+    ("by", "stat", "message"),
+    [
+        (["methd"], "mean", r"--group-by methd: .* perhaps you meant method"),
+        (["method"], "mode", "--stat mode: .* mean, median, min, max, std"),
+    ],
+)
+def test_unknown_groups_and_statistics_are_named(by: list[str], stat: str, message: str) -> None:
+    """A mistake is answered with what there is."""
+    with pytest.raises(UsageError, match=message):
+        grouped(tidy([make_record()]), by, stat)
+
+
+def test_latex_is_booktabs_and_inert(tmp_path: Path) -> None:
+    """Rules of booktabs, underscores escaped, and columns without a reading left out."""
+    write_table(grouped(tidy([make_record()]), ["method"], "median"), tmp_path / "table.tex")
+    text = (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert r"\toprule" in text
+    assert r"method\_name & runs\_ok" in text
+    assert "nvml" not in text
+
+
+def test_a_workbook_holds_the_same_numbers(tmp_path: Path) -> None:
+    """What is read back from .xlsx is what was written."""
+    frame = grouped(tidy([make_record()]), ["method"], "median")
+    write_table(frame, tmp_path / "table.xlsx")
+    back = pd.read_excel(tmp_path / "table.xlsx")
+    assert list(back["ledger_peak_bytes"]) == list(frame["ledger_peak_bytes"])
