@@ -21,7 +21,7 @@ BaselineName = Annotated[
 @app.command()
 def accept(
     results: Annotated[
-        Path, typer.Argument(metavar="RESULTS", help="Results folder of one sitting.", show_default=False)
+        Path, typer.Argument(metavar="RESULTS", help="Results folder of one session.", show_default=False)
     ],
     *,
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The baseline.", show_default=False)],
@@ -29,18 +29,18 @@ def accept(
         str, typer.Option("--reason", metavar="TEXT", help="Why this is as it should be.")
     ] = "",
     new_level: Annotated[
-        bool, typer.Option("--new-level", help="Judge only against this and later sittings from now on.")
+        bool, typer.Option("--new-level", help="Judge only against this and later sessions from now on.")
     ] = False,
     baselines: Baselines = BASELINES,
 ) -> None:
-    """Add a sitting to a baseline, for a reason that is kept; nothing is ever removed from it."""
+    """Add a session to a baseline, for a reason that is kept; nothing is ever removed from it."""
     from bench.gate.stored import BaselineChoice, accept_results
 
     chosen = BaselineChoice(root=baselines, name=name)
     accepted = accept_results(results, chosen, reason=reason, new_level=new_level)
     folder = baselines / name / accepted.folder
     runs = counted(len(accepted.files), "run")
-    typer.echo(f"accepted {runs} as sitting {accepted.number}, level {accepted.level}: {folder}")
+    typer.echo(f"accepted {runs} as session {accepted.number}, level {accepted.level}: {folder}")
     typer.echo(f"Commit {baselines / name} to keep it.", err=True)
 
 
@@ -73,19 +73,19 @@ def diff(
     name: BaselineName,
     numbers: Annotated[
         list[int],
-        typer.Argument(metavar="[FROM TO]", help="Numbers of two sittings.", show_default="the last two"),
+        typer.Argument(metavar="[FROM TO]", help="Numbers of two sessions.", show_default="the last two"),
     ] = [],  # noqa: B006 - typer copies it
     *,
     outputs: Outputs,
     baselines: Baselines = BASELINES,
 ) -> None:
-    """Compare two accepted sittings."""
+    """Compare two accepted sessions."""
     from bench.gate.stored import BaselineChoice, diff_baseline
 
     outputs.check()
     if len(numbers) not in {0, 2}:
         raise UsageError(
-            "give the numbers of two sittings, or none for the last two; see bench baseline show"
+            "give the numbers of two sessions, or none for the last two; see bench baseline show"
         )
     between = (numbers[0], numbers[1]) if numbers else None
     verdicts = diff_baseline(BaselineChoice(root=baselines, name=name), between)

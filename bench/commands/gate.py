@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from bench.commands.options import (
 )
 from bench.commands.outputs import GateOutputs, conclude
 from bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from bench.gate.session_log import Event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,31 +131,38 @@ def _run_session(
     scenario: Path, base: str, session: SessionOptions, rules: Rules, outputs: GateOutputs
 ) -> None:
     from bench.gate import gate as gating
-    from bench.gate.text import GateLines
+    from bench.gate import session as gate_session
     from bench.records.calibrations import read_calibration
     from bench.runner.schedule import require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
     spec = gate_of(scenario, exact_only=rules.exact_only)
-    options = gating.GateOptions(
+    calibration = None if session.calibration is None else read_calibration(session.calibration)
+    options = gate_session.SessionOptions(
         folder=session.results or Path("results") / "sittings" / loaded.name,
         gate=gating.with_repeats(spec, session.repeats),
-        calibration=None if session.calibration is None else read_calibration(session.calibration),
         budget_s=None if session.budget is None else gating.seconds(session.budget),
         resume=session.resume,
         trust_remote_code=session.trust_remote_code,
     )
-    observer = GateLines(lambda line: typer.echo(line, err=True))
     cells = choose_cells(loaded.cells, session.only)
     require_data(cells)
-    folder, verdicts = gating.gate_references(cells, (base, session.candidate), options, observer)
-    typer.echo(f"Sitting: {folder}", err=True)
+    references = base, session.candidate
+    folder, verdicts = gating.gate_references(cells, references, options, _tell, calibration=calibration)
+    typer.echo(f"Session: {folder}", err=True)
     conclude(verdicts, outputs, f"{loaded.title}: {session.candidate or 'this environment'} against {base}")
 
 
+def _tell(event: "Event") -> None:
+    from bench.gate.session_log import lines_of
+
+    for line in lines_of(event):
+        typer.echo(line, err=True)
+
+
 def _judge_again(folder: Path, outputs: GateOutputs) -> None:
-    """Judge a stored sitting. Raises ``UsageError`` where the folder is none."""
+    """Judge a stored session. Raises ``UsageError`` where the folder is none."""
     from bench.compare.gate_report import judge_folder
     from bench.records.sittings import SITTING_FILE
 
@@ -161,7 +171,7 @@ def _judge_again(folder: Path, outputs: GateOutputs) -> None:
             f"say what {folder} is to be held against: a scenario file takes --base REF, a results folder "
             "--baseline NAME"
         )
-    conclude(judge_folder(folder), outputs, f"Sitting {folder}")
+    conclude(judge_folder(folder), outputs, f"Session {folder}")
 
 
 def _self_check(replications: int, output: list[Path]) -> int:
@@ -185,7 +195,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     *,
     only: Only = None,
     sittings: Annotated[int, typer.Option(min=1, help="Times that both sides are started anew.")] = 2,
-    repeats: Annotated[int, typer.Option(min=2, help="Runs of each side in a sitting.")] = 3,
+    repeats: Annotated[int, typer.Option(min=2, help="Runs of each side in a session.")] = 3,
     results: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default="results/calibration/<scenario>")
     ] = None,
@@ -193,7 +203,6 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Run this environment against itself: how far runs spread here, and what a gate can find."""
     from bench.gate import calibrate as calibration
-    from bench.gate.text import GateLines
     from bench.runner.schedule import require_data
     from bench.scenario.load import choose_cells, load_scenario
 
@@ -205,15 +214,14 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
         gate=loaded.gate,
         trust_remote_code=trust_remote_code,
     )
-    observer = GateLines(lambda line: typer.echo(line, err=True))
     cells = choose_cells(loaded.cells, only)
     require_data(cells)
-    made = calibration.calibrate(cells, options, observer)
+    made = calibration.calibrate(cells, options, _tell)
 
     # Not before: it needs scipy, and nothing shall weigh on the machine while it is measured.
-    from bench.gate.text import noise_lines
     from bench.stats.power import noise_rows
 
-    for line in (*noise_lines(noise_rows(made, loaded.gate)), *(caveat.message for caveat in made.caveats)):
+    noise = calibration.noise_lines(noise_rows(made, loaded.gate))
+    for line in (*noise, *(caveat.message for caveat in made.caveats)):
         typer.echo(line)
     typer.echo(f"Calibration: {options.folder}")

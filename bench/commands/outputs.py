@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from bench.records.verdicts import Verdicts
 
 _ANY_SIZE = 2**40
+Inconclusive = Annotated[
+    Literal["pass", "fail"] | None,
+    typer.Option(help="What an inconclusive verdict counts as.", show_default="exit code 3"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +46,7 @@ class Outputs:
 class GateOutputs(Outputs):
     """And what continuous integration reads."""
 
-    inconclusive: Annotated[
-        Literal["pass", "fail"] | None,
-        typer.Option(help="What an inconclusive verdict counts as.", show_default="exit code 3"),
-    ] = None
+    inconclusive: Inconclusive = None
     comment: Annotated[
         Path | None,
         typer.Option("--comment", metavar="FILE", help="Write a pull request's comment, under 64 kB."),

@@ -7,12 +7,21 @@ always give the same verdicts. Shows nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from statistics import median
 
 from bench.compare.environments import facts
-from bench.compare.metrics_compared import MetricSamples, NoiseOf, judge_session, judge_stored, samples_of
+from bench.compare.metrics_compared import (
+    MetricSamples,
+    NoiseOf,
+    has_metric,
+    judge_exactly,
+    judge_session,
+    judge_stored,
+    not_comparable,
+    one_sided,
+    samples_of,
+)
 from bench.compare.run_pairs import Pair, accuracy_changes, pair_up
 from bench.errors import counted
 from bench.records.calibrations import (
@@ -37,18 +46,16 @@ from bench.records.verdicts import (
 )
 from bench.scenario.gate import GateSpec
 from bench.stats.noise import noise_of
-from bench.stats.sequential import MetricPolicy, holm, policies, rule_of
+from bench.stats.sequential import holm, policies, rule_of
 from bench.stats.verdicts import (
     AccuracyChange,
     accuracy_p_values,
     judge_accuracy,
-    judge_exact,
     judge_outcomes,
 )
 
 AS_IT_IS = "the environment as it is"
 _NAMED_CELLS = 5
-_ORDER = {verdict: place for place, verdict in enumerate(WORST_FIRST)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +66,23 @@ class Side:
     sessions: tuple[tuple[RunSummary, ...], ...]
     problems: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def runs(self) -> tuple[RunSummary, ...]:
         """All its runs."""
         return tuple(run for session in self.sessions for run in session)
 
     @property
+    def described(self) -> ComparedSide:
+        """What it is made of, with the facts that all its runs share."""
+        shared = {
+            name: next(iter(values)) if len(values) == 1 else "several"
+            for name, values in self.environment_facts.items()
+        }
+        return ComparedSide(
+            given=self.given, runs=len(self.runs), sittings=len(self.sessions), environment=shared
+        )
+
+    @cached_property
     def environment_facts(self) -> dict[str, set[str]]:
         """Every value of each fact on where its runs were made, their commit included."""
         found: dict[str, set[str]] = {}
@@ -102,19 +120,18 @@ def compare_sides(baseline: Side, candidate: Side, how: HowToJudge) -> Verdicts:
     """Return every verdict on the candidate against the baseline."""
     pairs = pair_up(baseline.sessions, candidate.runs)
     verdicts, drifts = _judge(pairs, how)
-    verdicts.sort(key=lambda one: (not one.gated, _ORDER[one.verdict], -_size(one)))
-    before, after = baseline.environment_facts, candidate.environment_facts
+    verdicts.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), -one.size))
     return Verdicts(
         design=how.design,
         scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell)),
         verdict=overall(verdicts),
         alpha=how.gate.alpha,
-        baseline=_described(baseline, before),
-        candidate=_described(candidate, after),
-        differences=tuple(_differences(before, after)),
+        baseline=baseline.described,
+        candidate=candidate.described,
+        differences=tuple(_differences(baseline.environment_facts, candidate.environment_facts)),
         failed_cells=tuple(pair.cell_id for pair in pairs if pair.failed),
         judgements=tuple(verdicts),
-        caveats=(*how.caveats, *_left_out(baseline, candidate, pairs), *_unsettled(drifts)),
+        caveats=(*how.caveats, *_caveats(baseline, candidate, pairs, drifts)),
         problems=(*baseline.problems, *candidate.problems),
     )
 
@@ -131,15 +148,15 @@ def _judge(pairs: Sequence[Pair], how: HowToJudge) -> tuple[list[MetricVerdict],
             obstacle = pair.obstacle(policy.metric)
             if obstacle is None:
                 comparable.append(pair)
-            elif any(_has(run, policy) for run in (*pair.baseline, *pair.candidate)):
-                verdicts.append(_not_comparable(policy, pair, obstacle))
+            elif any(has_metric(run, policy) for run in (*pair.baseline, *pair.candidate)):
+                verdicts.append(not_comparable(policy, pair, obstacle))
         if policy.metric.kind == "deterministic":
-            verdicts += _exact(policy, comparable)
+            verdicts += judge_exactly(policy, comparable)
         elif policy.metric.kind == "paired":
             changes += accuracy_changes(policy, comparable)
         else:
             samples = samples_of(policy, comparable, by_steps=how.design == "one sitting by steps")
-            verdicts += _one_sided(policy, comparable, samples)
+            verdicts += one_sided(policy, comparable, samples)
             varying.append(samples)
     verdicts += _judged_by_chance(changes, [samples for samples in varying if samples.pairs], how)
     drifts: dict[str, float] = {}
@@ -179,80 +196,23 @@ def _outcome(pair: Pair, how: HowToJudge) -> MetricVerdict:
     return verdict
 
 
-def _has(run: RunSummary, policy: MetricPolicy) -> bool:
-    if policy.metric.kind == "paired":
-        return any(f"accuracy_{answers.when}" == policy.metric.name for answers in run.answers)
-    return run.values.get(policy.metric.name) is not None
-
-
-def _not_comparable(policy: MetricPolicy, pair: Pair, reason: str) -> MetricVerdict:
-    baseline, candidate = (_middle(policy, runs) for runs in (pair.baseline_ok, pair.candidate_ok))
-    return policy.verdict(pair.cell_id, "not comparable", reason, baseline=baseline, candidate=candidate)
-
-
-def _middle(policy: MetricPolicy, runs: Sequence[RunSummary]) -> float | None:
-    values = [value for run in runs if (value := run.values.get(policy.metric.name)) is not None]
-    return float(median(values)) if values else None
-
-
-def _exact(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[MetricVerdict]:
-    name = policy.metric.name
-    for pair in pairs:
-        before = [run.values.get(name) for run in pair.baseline_ok]
-        after = [run.values.get(name) for run in pair.candidate_ok]
-        if any(value is not None for value in (*before, *after)) and before and after:
-            yield judge_exact(pair.cell_id, policy, before, after)
-
-
-def _one_sided(
-    policy: MetricPolicy, pairs: Sequence[Pair], samples: MetricSamples
-) -> Iterator[MetricVerdict]:
-    """Yield a verdict on each pair with good runs on both sides, of which one lacks the metric."""
-    judged = {pair.cell_id for pair in samples.pairs}
-    for pair in pairs:
-        if pair.cell_id in judged or not (pair.baseline_ok and pair.candidate_ok):
-            continue
-        before, after = (
-            any(_has(run, policy) for run in runs) for runs in (pair.baseline_ok, pair.candidate_ok)
-        )
-        if before != after:
-            lacking = "candidate" if before else "baseline"
-            yield _not_comparable(policy, pair, f"not measured in the {lacking}")
-
-
-def _size(verdict: MetricVerdict) -> float:
-    """Return how large a change is, as a share, to put the largest first."""
-    return abs(verdict.difference or 0.0) if verdict.ratio is None else abs(verdict.ratio - 1)
-
-
-def _described(side: Side, found: Mapping[str, set[str]]) -> ComparedSide:
-    shared = {name: next(iter(values)) if len(values) == 1 else "several" for name, values in found.items()}
-    return ComparedSide(
-        given=side.given, runs=len(side.runs), sittings=len(side.sessions), environment=shared
-    )
-
-
 def _differences(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) -> Iterator[str]:
-    """Yield a line for each fact that is not the same on both sides."""
     for name in dict.fromkeys([*before, *after]):
         if before.get(name) != after.get(name):
             old, new = (" or ".join(sorted(side.get(name, {"not set"}))) for side in (before, after))
             yield f"{name}: {old} before, {new} now"
 
 
-def _left_out(baseline: Side, candidate: Side, pairs: Sequence[Pair]) -> Iterator[Caveat]:
+def _caveats(
+    baseline: Side, candidate: Side, pairs: Sequence[Pair], drifts: Mapping[str, float]
+) -> Iterator[Caveat]:
     used = sum(len(pair.baseline) + len(pair.candidate) for pair in pairs)
-    left = len(baseline.runs) + len(candidate.runs) - used
-    if left:
+    if left := len(baseline.runs) + len(candidate.runs) - used:
         message = (
             f"Left out: {counted(left, 'run')}, with other versions or machines than the latest, or spoilt."
         )
         yield Caveat(code="left-out", message=message)
-
-
-def _unsettled(drifts: Mapping[str, float]) -> Iterator[Caveat]:
-    named = [f"{cell} ({share:+.1%})" for cell, share in drifts.items()]
-    if named:
+    if named := [f"{cell} ({share:+.1%})" for cell, share in drifts.items()]:
         more = f" and {len(named) - _NAMED_CELLS} more" if len(named) > _NAMED_CELLS else ""
         message = (
             f"Speed still drifted over the last half of the steps: {', '.join(named[:_NAMED_CELLS])}{more}; "

@@ -1,17 +1,18 @@
-"""Metrics that vary between runs, over the cells of a comparison: one session, or stored results.
+"""Metrics over the cells of a comparison: exact ones, and those that vary between runs.
 
 Interleaved sides of one session are told apart by their runs. Stored results are held against what days
 differ by, which takes ten sessions; with fewer, figures are shown and nothing is decided.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import median
 
 import numpy as np
 
 from bench.compare.run_pairs import Pair
-from bench.records.run_summary import BY_STEP
+from bench.records.run_summary import BY_STEP, RunSummary
 from bench.records.verdicts import Interval, MetricVerdict
 from bench.stats.noise import (
     FEWEST_RUNS,
@@ -26,7 +27,7 @@ from bench.stats.noise import (
 )
 from bench.stats.sequential import Block, Decided, MetricPolicy, Rule, decide, follow, holm
 from bench.stats.trend import Floats, settle_cells, step_ratios
-from bench.stats.verdicts import judge_statistical
+from bench.stats.verdicts import judge_exact, judge_statistical
 
 NoiseOf = Callable[[str, str], Noise]
 """The calibrated noise of (digest of a cell, metric)."""
@@ -121,6 +122,48 @@ def samples_of(policy: MetricPolicy, pairs: Sequence[Pair], *, by_steps: bool = 
             if not cell.steady
         },
     )
+
+
+def has_metric(run: RunSummary, policy: MetricPolicy) -> bool:
+    """Tell whether a run measured a metric."""
+    if policy.metric.kind == "paired":
+        return any(f"accuracy_{answers.when}" == policy.metric.name for answers in run.answers)
+    return run.values.get(policy.metric.name) is not None
+
+
+def not_comparable(policy: MetricPolicy, pair: Pair, reason: str) -> MetricVerdict:
+    """Return that a metric cannot be compared, with what each side measured of it."""
+    baseline, candidate = (_middle(policy, runs) for runs in (pair.baseline_ok, pair.candidate_ok))
+    return policy.verdict(pair.cell_id, "not comparable", reason, baseline=baseline, candidate=candidate)
+
+
+def _middle(policy: MetricPolicy, runs: Sequence[RunSummary]) -> float | None:
+    values = [value for run in runs if (value := run.values.get(policy.metric.name)) is not None]
+    return float(median(values)) if values else None
+
+
+def judge_exactly(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[MetricVerdict]:
+    """Yield the verdicts on a deterministic metric, of pairs with good runs that have it."""
+    name = policy.metric.name
+    for pair in pairs:
+        before = [run.values.get(name) for run in pair.baseline_ok]
+        after = [run.values.get(name) for run in pair.candidate_ok]
+        if any(value is not None for value in (*before, *after)) and before and after:
+            yield judge_exact(pair.cell_id, policy, before, after)
+
+
+def one_sided(policy: MetricPolicy, pairs: Sequence[Pair], samples: MetricSamples) -> Iterator[MetricVerdict]:
+    """Yield a verdict on each pair with good runs on both sides, of which one lacks the metric."""
+    judged = {pair.cell_id for pair in samples.pairs}
+    for pair in pairs:
+        if pair.cell_id in judged or not (pair.baseline_ok and pair.candidate_ok):
+            continue
+        before, after = (
+            any(has_metric(run, policy) for run in runs) for runs in (pair.baseline_ok, pair.candidate_ok)
+        )
+        if before != after:
+            lacking = "candidate" if before else "baseline"
+            yield not_comparable(policy, pair, f"not measured in the {lacking}")
 
 
 def judge_session(

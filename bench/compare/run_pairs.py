@@ -159,7 +159,6 @@ def _cell_differences(before: Cell, after: Cell) -> str:
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the values of nested tables by their path with dots."""
     found: list[tuple[str, Any]] = []
     for name, value in table.items():
         found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]

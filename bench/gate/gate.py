@@ -1,18 +1,16 @@
-"""A gate from two REFs to its verdicts: run a sitting, judge it, leave beside it what it was judged by."""
+"""A gate from two REFs to its verdicts: run a session, judge it, leave beside it what it was judged by."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from bench.compare.gate_report import SessionJudge, judge_records
 from bench.errors import UsageError
-from bench.gate.begin import SittingOptions
-from bench.gate.observe import GateObserver
-from bench.gate.process import SERVE
-from bench.gate.sitting import run_gate
+from bench.gate.session import SessionOptions, run_gate
+from bench.gate.session_log import Tell, ignore
 from bench.io import write_json
 from bench.records.calibrations import CALIBRATION_FILE, Calibration, require_this_machine
 from bench.records.environment import read_environment
@@ -26,67 +24,40 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)([smh])")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GateOptions:
-    """Where sittings go, by what they are judged, and how long they may take."""
-
-    folder: Path
-    gate: GateSpec
-    calibration: Calibration | None = None
-    budget_s: float | None = None
-    resume: bool = False
-    trust_remote_code: bool = False
-    command: tuple[str, ...] = SERVE
-
-
-def gate_references(
+def gate_references(  # noqa: PLR0913 - what run_gate takes, and the noise known beforehand
     cells: Sequence[Cell],
     references: tuple[str, str | None],
-    options: GateOptions,
-    observer: GateObserver | None = None,
+    options: SessionOptions,
+    tell: Tell = ignore,
     *,
+    calibration: Calibration | None = None,
     here: Path | None = None,
 ) -> tuple[Path, Verdicts]:
-    """Run both sides in one sitting and judge them; return the sitting's folder and the verdicts.
+    """Run both sides in one session and judge them; return the session's folder and the verdicts.
 
+    When to look, and whether only exact metrics are of interest, is taken from the gate of the options.
     Raises what ``run_gate`` raises, and ``UsageError`` where the calibration is of another machine.
     """
-    calibration = options.calibration
+    gate = options.gate or GateSpec()
     if calibration is not None:
         # Before anything is run; the card is compared once a worker has seen it.
         require_this_machine(calibration, read_environment(), calibration.cuda_name)
-        _require_same_turns(calibration, options.gate)
-    varying = any(
-        each.gated and each.metric.kind == "statistical" for each in policies(options.gate).values()
+        _require_same_turns(calibration, gate)
+    varying = any(each.gated and each.metric.kind == "statistical" for each in policies(gate).values())
+    looks = rule_of(gate).looks if varying else (1,)
+    judge = SessionJudge(
+        gate=gate,
+        looks=looks,
+        by_steps=varying and gate.interleave == "steps",
+        calibration=calibration,
     )
-    looks = rule_of(options.gate).looks if varying else (1,)
-    sitting = run_gate(
-        cells,
-        references,
-        SessionJudge(
-            gate=options.gate,
-            looks=looks,
-            by_steps=varying and options.gate.interleave == "steps",
-            calibration=calibration,
-        ),
-        SittingOptions(
-            folder=options.folder,
-            looks=looks,
-            exact_only=not varying,
-            gate=options.gate,
-            budget_s=options.budget_s,
-            resume=options.resume,
-            trust_remote_code=options.trust_remote_code,
-            command=options.command,
-        ),
-        observer,
-        here=here,
-    )
-    verdicts = judge_records(sitting, calibration)
+    options = replace(options, gate=gate, looks=looks, exact_only=not varying)
+    session = run_gate(cells, references, judge, options, tell, here=here)
+    verdicts = judge_records(session, calibration)
     if calibration is not None:
-        write_json(sitting.folder / CALIBRATION_FILE, calibration)
-    write_json(sitting.folder / VERDICTS_FILE, verdicts)
-    return sitting.folder, verdicts
+        write_json(session.folder / CALIBRATION_FILE, calibration)
+    write_json(session.folder / VERDICTS_FILE, verdicts)
+    return session.folder, verdicts
 
 
 def _require_same_turns(calibration: Calibration, gate: GateSpec) -> None:
@@ -103,7 +74,7 @@ def seconds(text: str) -> float:
     """Return a duration such as 90s, 30m or 1.5h in seconds. Raises ``UsageError`` for anything else."""
     found = _DURATION.fullmatch(text.strip())
     if found is None or not float(found[1]):
-        raise UsageError(f"--budget {text!r} is no duration; write for example 90s, 30m or 1.5h")
+        raise UsageError(f"invalid duration --budget {text!r}; write for example 90s, 30m or 1.5h")
     return float(found[1]) * _SECONDS[found[2]]
 
 

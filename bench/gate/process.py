@@ -1,4 +1,10 @@
-"""The process of one side as its gate sees it: opened once, given one run at a time, ended on every path."""
+"""The process of one side as its gate sees it, and what the two say to each other.
+
+Opened once, given one run at a time, ended on every path. They exchange one JSON object a line, each way on a
+pipe of its own. History (``PROTOCOL_VERSION``):
+- 2 (2026-11-22): an assignment can be run step by step in turn with the other side's.
+- 1 (2026-11-22): first.
+"""
 
 import contextlib
 import os
@@ -7,30 +13,85 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
-from typing import TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.errors import InfrastructureError, UsageError
-from bench.gate.protocol import (
-    ANSWER,
-    MAX_ANSWER_BYTES,
-    PROTOCOL_VERSION,
-    Answer,
-    Assignment,
-    Broken,
-    Greeting,
-    Made,
-    Note,
-    Opening,
-    Ready,
-)
 from bench.gate.sides import Side
 from bench.records.messages import StepTurns
-from bench.records.readings import Stored
-from bench.records.records import SCHEMA_VERSION, Record
+from bench.records.readings import Positive, Stored
+from bench.records.records import SCHEMA_VERSION, Environment, Record
 from bench.scenario.types import Cell
 from bench.workers import interrupts
+
+PROTOCOL_VERSION: Final = 2
+MAX_ANSWER_BYTES = 64 * 1024**2
+
+
+class Opening(Stored):
+    """The first line: what the side needs to know once.
+
+    ``stamped`` are packages that this side imports from sources, whose version is then ``VERSION+label``;
+    ``located`` are those of either side, whose place is wanted.
+    """
+
+    trust_remote_code: bool = False
+    stamped: tuple[str, ...] = ()
+    label: str = ""
+    located: tuple[str, ...] = ()
+
+
+class Assignment(Stored):
+    """Run a cell once, as its run number so and so; alone, or in turn with the other side."""
+
+    cell_json: str
+    run: Positive
+    turns: StepTurns | None = None
+
+
+class Greeting(Stored):
+    """Who answers; sent before anything heavy is imported, so it is read by every later version."""
+
+    type: Literal["greeting"] = "greeting"
+    protocol: int
+    record_schema: int
+    python: str
+
+
+class Ready(Stored):
+    """The libraries are imported, and a worker has looked at the machine."""
+
+    type: Literal["ready"] = "ready"
+    environment: Environment
+    cuda_name: str | None = None
+    locations: dict[str, str | None] = Field(description="By package; None where it is not found.")
+
+
+class Note(Stored):
+    """Something the user has to know, in one sentence."""
+
+    type: Literal["note"] = "note"
+    text: str
+
+
+class Made(Stored):
+    """An assignment is done."""
+
+    type: Literal["made"] = "made"
+    record: Record
+
+
+class Broken(Stored):
+    """The side cannot go on; it ends after this."""
+
+    type: Literal["broken"] = "broken"
+    message: str
+
+
+Answer = Annotated[Greeting | Ready | Note | Made | Broken, Field(discriminator="type")]
+ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
+
 
 SERVE: tuple[str, ...] = ("-m", "bench.gate.serve")
 OPENING_TIMEOUT_S = 900.0  # imports of all libraries from a cold network disk
@@ -184,9 +245,8 @@ class SideProcess:
 
     def _garbled(self, what: str) -> InfrastructureError:
         return InfrastructureError(
-            f"the {self.side.name} answered what cannot be understood ({what}); its finetune-bench differs "
-            "too "
-            "much from this one, so choose a revision or environment whose is closer"
+            f"the {self.side.name} answered what cannot be understood ({what}); its finetune-bench "
+            "differs too much from this one, so choose a revision or environment whose is closer"
         )
 
     def _gone(self) -> UsageError | InfrastructureError:
@@ -201,9 +261,8 @@ class SideProcess:
             )
         if "No module named 'bench." in said or "No module named bench." in said:
             return UsageError(
-                f"{side} has a finetune-bench that is too old to be gated, or a package called bench of its "
-                "own; "
-                "choose a later revision"
+                f"{side} has a finetune-bench that is too old to be gated, or a package called bench of "
+                "its own; choose a later revision"
             )
         code = self._process.returncode
         how = (

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from bench.errors import BenchError
 from bench.gate.own_sources import run_from_own_sources
-from bench.gate.protocol import (
+from bench.gate.process import (
     PROTOCOL_VERSION,
     Answer,
     Assignment,

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.compare.gate_report import HowToJudge, Side, compare_sides, judge_folder
-from bench.errors import UsageError
+from bench.errors import UsageError, counted
 from bench.metrics import METRICS
 from bench.records.baselines import (
     Accepted,
@@ -26,7 +26,7 @@ from bench.stats.trend import ChangePoint, exact_changes, level_changes
 def compare_results(baseline: str, candidate: str, gate: GateSpec) -> Verdicts:
     """Compare two result sets: folders, files, or ``REV:path``.
 
-    The two sides of one sitting are judged as such, by the gate it was made for; anything else as measured on
+    The two sides of one session are judged as such, by the gate it was made for; anything else as measured on
     different days. Raises ``UsageError`` where a side has no run.
     """
     before, after = load_result_set(baseline), load_result_set(candidate)
@@ -51,7 +51,7 @@ class BaselineChoice:
         return read_baseline(self.root, self.name)
 
     def side(self, accepted: Sequence[Accepted]) -> Side:
-        """Return the runs of some of its sittings as one side."""
+        """Return the runs of some of its sessions as one side."""
         found = [read_accepted(self.root, self.name, one) for one in accepted]
         return Side(
             given=f"{self.root / self.name} ({', '.join(one.folder for one in accepted)})",
@@ -68,14 +68,14 @@ def gate_results(results: str, baseline: BaselineChoice, gate: GateSpec) -> Verd
 
 
 def diff_baseline(baseline: BaselineChoice, numbers: tuple[int, int] | None) -> Verdicts:
-    """Compare two accepted sittings, by default the last with the one before."""
+    """Compare two accepted sessions, by default the last with the one before."""
     accepted = baseline.read().accepted
     chosen = numbers or (len(accepted) - 1, len(accepted))
     for number in chosen:
         if not 1 <= number <= len(accepted):
             raise UsageError(
-                f"the baseline {baseline.name} has {len(accepted)} sittings and so no number {number}; "
-                "see bench baseline show"
+                f"the baseline {baseline.name} has {counted(len(accepted), 'session')} and so no number "
+                f"{number}; see bench baseline show"
             )
     before, after = (baseline.side([accepted[number - 1]]) for number in chosen)
     return compare_sides(before, after, HowToJudge(gate=GateSpec(), design="two result sets"))
@@ -84,11 +84,11 @@ def diff_baseline(baseline: BaselineChoice, numbers: tuple[int, int] | None) -> 
 def accept_results(results: Path, baseline: BaselineChoice, *, reason: str, new_level: bool) -> Accepted:
     """Take the runs of a results folder that ended ok or out of memory into a baseline.
 
-    Unless it begins a new level, a sitting must be like those before. Raises ``UsageError`` where it is not,
+    Unless it begins a new level, a session must be like those before. Raises ``UsageError`` where it is not,
     or there is nothing to take.
     """
     if not results.is_dir():
-        raise UsageError(f"{results} is no results folder; a baseline takes the records of one sitting")
+        raise UsageError(f"{results} is no results folder; a baseline takes the records of one session")
     found = load_result_set(str(results))
     if found.problems:
         raise UsageError(f"{found.problems[0]}; a baseline takes only folders that can be read whole")
@@ -109,9 +109,9 @@ def accept_results(results: Path, baseline: BaselineChoice, *, reason: str, new_
     if folder.exists() and not new_level and (unlike := _unlike(found, baseline)):
         first = unlike[0]
         raise UsageError(
-            f"{results} is not like the baseline {baseline.name}, in {len(unlike)} metrics, the first being "
-            f"{first.cell}, {first.metric}: {first.reason}; if that is as intended, begin a new level with "
-            "--new-level"
+            f"{results} is not like the baseline {baseline.name}, in {counted(len(unlike), 'metric')}, the "
+            f"first being {first.cell}, {first.metric}: {first.reason}; if that is as intended, begin a new "
+            "level with --new-level"
         )
     return accept(baseline.root, baseline.name, taken, reason=reason, new_level=new_level)
 
@@ -122,7 +122,7 @@ def _require_new(found: ResultSet, baseline: BaselineChoice) -> None:
     again = [run for run in found.runs if (run.key, run.run, run.started_at) in known]
     if again:
         raise UsageError(
-            f"{again[0].cell_id}, run {again[0].run}, is in the baseline {baseline.name} already; a sitting "
+            f"{again[0].cell_id}, run {again[0].run}, is in the baseline {baseline.name} already; a session "
             "is accepted once, so run the scenario again into another folder (--results)"
         )
 
@@ -142,7 +142,7 @@ def _unlike(found: ResultSet, baseline: BaselineChoice) -> list[MetricVerdict]:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What a baseline's history shows: changes of level, over so many sittings and series of values."""
+    """What a baseline's history shows: changes of level, over so many sessions and series of values."""
 
     changes: tuple[ChangePoint, ...]
     sittings: int
@@ -150,15 +150,15 @@ class History:
 
 
 def changes_in_history(baseline: BaselineChoice) -> History:
-    """Return where gated metrics changed over all accepted sittings, of all levels.
+    """Return where gated metrics changed over all accepted sessions, of all levels.
 
     Raises ``UnavailableError`` where that takes ruptures, which is not installed.
     """
     accepted = baseline.read().accepted
     values: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for one, sitting in zip(accepted, baseline.side(accepted).sessions, strict=True):
+    for one, session in zip(accepted, baseline.side(accepted).sessions, strict=True):
         for name, metric in METRICS.items():
-            for cell, found in _values(sitting, name).items() if metric.gated else ():
+            for cell, found in _values(session, name).items() if metric.gated else ():
                 values.setdefault((cell, name), []).append((one.number, found))
     changes: list[ChangePoint] = []
     for (cell, name), points in values.items():
@@ -169,7 +169,7 @@ def changes_in_history(baseline: BaselineChoice) -> History:
 
 
 def _values(runs: Sequence[RunSummary], metric: str) -> dict[str, float]:
-    """Return each cell's median over the good runs of one sitting."""
+    """Return each cell's median over the good runs of one session."""
     cells: dict[str, list[float]] = {}
     for run in runs:
         if run.outcome == "ok" and (value := run.values.get(metric)) is not None:

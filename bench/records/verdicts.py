@@ -72,6 +72,11 @@ class MetricVerdict:
     interval: Interval | None = None
 
     @property
+    def size(self) -> float:
+        """How large the change is, as a share."""
+        return abs(self.difference or 0.0) if self.ratio is None else abs(self.ratio - 1)
+
+    @property
     def differs(self) -> bool:
         """Whether a change was found: significant where the metric varies, any where it is exact."""
         if self.kind == "deterministic" and self.verdict != "not comparable":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from bench.errors import counted
 from bench.metrics import METRICS
 from bench.records.baselines import Baseline
 from bench.report.gate import value_text
@@ -15,13 +16,13 @@ def list_lines(baselines: Sequence[Baseline]) -> Iterator[str]:
         if one.accepted:
             last = one.accepted[-1]
             yield plain(
-                f"{one.name}: {len(one.current)} sittings on level {last.level}, {len(one.accepted)} in all; "
-                f"{last.accepted_at}: {last.reason}"
+                f"{one.name}: {counted(len(one.current), 'session')} on level {last.level}, "
+                f"{len(one.accepted)} in all; {last.accepted_at}: {last.reason}"
             )
 
 
 def history_table(baseline: Baseline) -> Table:
-    """Return a row for each accepted sitting, oldest first."""
+    """Return a row for each accepted session, oldest first."""
     rows = tuple(
         (
             str(one.number),
@@ -33,7 +34,7 @@ def history_table(baseline: Baseline) -> Table:
         )
         for one in baseline.accepted
     )
-    return Table(header=("Sitting", "Level", "Accepted", "Revision", "Runs", "Reason"), rows=rows, left=6)
+    return Table(header=("Session", "Level", "Accepted", "Revision", "Runs", "Reason"), rows=rows, left=6)
 
 
 def changes_table(changes: Sequence[ChangePoint]) -> Table:
@@ -49,4 +50,4 @@ def changes_table(changes: Sequence[ChangePoint]) -> Table:
         )
         for one in changes
     )
-    return Table(header=("Cell", "Metric", "From sitting", "Before", "After", "Change"), rows=rows, left=2)
+    return Table(header=("Cell", "Metric", "From session", "Before", "After", "Change"), rows=rows, left=2)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from bench.errors import counted
 from bench.metrics import METRICS, Metric
 from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts
 from bench.report.text import (
@@ -29,18 +30,30 @@ _SHOWN = {"regression": "REGRESSION", "inconclusive": "inconclusive", "not compa
 _MOST_TERMINAL_ROWS = 40
 _MOST_DIFFERENCES = 20
 _DESIGNS = {
-    "one sitting": "both sides ran in turn in one sitting",
-    "one sitting by steps": "both sides ran in one sitting, step by step in turn on the same cores",
+    "one sitting": "both sides ran in turn in one session",
+    "one sitting by steps": "both sides ran in one session, step by step in turn on the same cores",
     "stored baseline": "stored results against an accepted baseline",
     "two result sets": "two sets of stored results",
 }
 
 
 def headline(verdicts: Verdicts) -> str:
-    """Return the verdict and what it rests on in one line of plain text."""
+    """Return the verdict, what it rests on and what it leaves out in one line of plain text.
+
+    A pass says no more than that no regression was found in what was gated.
+    """
     gated = verdicts.gated_counts
+    metrics = counted(gated.total(), "gated metric")
     counts = ", ".join(f"{gated[name]} {name}" for name in WORST_FIRST if gated[name])
-    return f"{verdicts.verdict}: of {gated.total()} gated metrics {counts or 'none could be judged'}"
+    text = f"{verdicts.verdict}: of {metrics} {counts or 'none could be judged'}"
+    if verdicts.verdict == "pass":
+        text = f"no regression found in what was gated: {metrics} {'pass' if gated.total() > 1 else 'passes'}"
+    elif verdicts.verdict == "inconclusive" and set(gated) == {"pass"} and not verdicts.failed_cells:
+        text = "inconclusive: every run finished, but no gated metric was measured on both sides"
+    differ, undecided = verdicts.not_gated_counts
+    rest = [f"{differ} {'differs' if differ == 1 else 'differ'}"] if differ else []
+    rest += [f"{undecided} inconclusive"] if undecided else []
+    return f"{text}; not gated: {', '.join(rest)}" if rest else text
 
 
 def subject(judged: MetricVerdict) -> str:
@@ -134,9 +147,8 @@ def render_markdown(verdicts: Verdicts, *, most_bytes: int, title: str) -> str:
 
 def render_block(verdicts: Verdicts) -> str:
     """Return what a page shows of a gate: what is gated, and everything to be known, without a title."""
-    gated = verdicts.model_copy(update={"judgements": verdicts.gated})
-    parts = [*_head(gated, "")][1:]
-    return "\n\n".join([*parts, markdown_table(gate_table(gated.judgements)), *_tail(gated)])
+    parts = [*_head(verdicts, "")][1:]
+    return "\n\n".join([*parts, markdown_table(gate_table(verdicts.gated)), *_tail(verdicts)])
 
 
 _LINES_OF_HEADER = 2
@@ -144,7 +156,6 @@ _ROOM_FOR_COUNT = 200
 
 
 def _fitting(lines: Sequence[str], most_bytes: int) -> int:
-    """Return how many lines fit."""
     for number, line in enumerate(lines):
         most_bytes -= len(line.encode()) + 1
         if most_bytes < 0:
@@ -168,9 +179,9 @@ def _head(verdicts: Verdicts, title: str) -> Iterator[str]:
     yield f"**{markdown(headline(verdicts))}**"
     before, after = verdicts.baseline, verdicts.candidate
     yield (
-        f"{markdown(before.given)} ({before.runs} runs) against {markdown(after.given)} ({after.runs} runs): "
-        f"{_DESIGNS[verdicts.design]}. At most one such comparison in {round(1 / verdicts.alpha)} calls a "
-        "regression where nothing became worse."
+        f"{markdown(before.given)} ({counted(before.runs, 'run')}) against {markdown(after.given)} "
+        f"({counted(after.runs, 'run')}): {_DESIGNS[verdicts.design]}. At most one such comparison in "
+        f"{round(1 / verdicts.alpha)} calls a regression where nothing became worse."
     )
     if verdicts.differences:
         named = [markdown(line) for line in verdicts.differences[:_MOST_DIFFERENCES]]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 from xml.etree import ElementTree as ET
 
-from bench.records.verdicts import MetricVerdict, Verdicts
+from bench.records.verdicts import MetricVerdict, Verdicts, outcome_verdict
 from bench.report.gate import headline, message, render_markdown, subject
 from bench.report.text import plain
 
@@ -43,9 +43,11 @@ def junit(verdicts: Verdicts, title: str, inconclusive: Inconclusive = None) -> 
     """Return JUnit XML with a test case for each gated metric of each cell.
 
     A regression is a failure; what could not be decided or compared is skipped with its reason, or with
-    ``inconclusive="fail"`` a failure.
+    ``inconclusive="fail"`` a failure. Where runs finished and nothing was compared, one case says so.
     """
     cases = verdicts.gated
+    if verdicts.verdict == "inconclusive" and all(one.verdict == "pass" for one in cases):
+        cases = (*cases, outcome_verdict("bench gate", "inconclusive", headline(verdicts)))
     failing = {"regression"} | ({"inconclusive", "not comparable"} if inconclusive == "fail" else set())
     failures = [one for one in cases if one.verdict in failing]
     skipped = [one for one in cases if one.verdict not in failing and one.verdict != "pass"]

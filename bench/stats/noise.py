@@ -185,7 +185,6 @@ def weigh(
 
 
 def _too_spread(own: Floats, degrees: Floats, prior: Floats, weight: Floats) -> Bools:
-    """Tell where a cell's variance is larger than a prior allows."""
     testable = (degrees > 0) & (weight > 0) & (prior > 0)
     ratio = own / np.where(testable, prior, 1.0)
     p_value = fdtrc(np.where(testable, degrees, 1.0), np.where(testable, weight, 1.0), ratio)

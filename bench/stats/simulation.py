@@ -253,7 +253,6 @@ def _speeds(model: NoiseModel, shape: tuple[int, ...], rng: np.random.Generator)
 
 
 def _steps(model: NoiseModel, runs: tuple[int, ...], rng: np.random.Generator) -> Floats:
-    """Return the log times of the measured steps of independent runs."""
     count = model.measured_steps
     steps = rng.normal(0, model.step_noise, (*runs, count))
     fresh = np.sqrt(1 - model.autocorrelation**2)

@@ -43,16 +43,16 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_compare_prints_and_writes_one_document(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Terminal, JSON and Markdown say the same; a comparison ends with 0 whatever it finds."""
+    """Terminal, JSON and Markdown say the same; a regression ends with 1, as of a gate."""
     files = ("-o", "v.json", "-o", "v.md")
-    assert 0 == bench(monkeypatch, "compare", "results/same", "results/more", *files)
+    assert 1 == bench(monkeypatch, "compare", "results/same", "results/more", *files)
     assert "REGRESSION" in capsys.readouterr().out
     verdicts = Verdicts.model_validate_json(Path("v.json").read_bytes())
     assert ("two result sets", "regression") == (verdicts.design, verdicts.verdict)
     assert "| REGRESSION |" in Path("v.md").read_text()
-    assert 0 == bench(monkeypatch, "compare", "results/same", "results/more", "--json")
+    assert 1 == bench(monkeypatch, "compare", "results/same", "results/more", "--json")
     assert verdicts == Verdicts.model_validate_json(capsys.readouterr().out)
-    assert 0 == bench(monkeypatch, "compare", "results/same", "results/more", "--markdown")
+    assert 1 == bench(monkeypatch, "compare", "results/same", "results/more", "--markdown")
     assert Path("v.md").read_text() == capsys.readouterr().out
 
 
@@ -88,7 +88,7 @@ def test_a_baseline_is_listed_shown_and_compared(
     assert "begin a new level with --new-level" in capsys.readouterr().err
     assert 0 == bench(monkeypatch, *accept, "larger cache", "--new-level", "results/more")
     for arguments, said in (
-        (("list",), "cpu: 1 sittings on level 2, 2 in all"),
+        (("list",), "cpu: 1 session on level 2, 2 in all"),
         (("show", "cpu"), "first light"),
         (("diff", "cpu"), "regression: of"),
         (("history", "cpu"), "ledger_peak_bytes"),
@@ -104,9 +104,19 @@ def test_export_writes_what_pytest_benchmark_reads(monkeypatch: pytest.MonkeyPat
     """And compare takes it in again, as step times."""
     assert 0 == bench(monkeypatch, "export", "results/same", "-o", "same.json")
     assert ["tiny/a"] == [one["fullname"] for one in json.loads(Path("same.json").read_text())["benchmarks"]]
-    assert 0 == bench(monkeypatch, "compare", "same.json", "same.json", "-o", "v.json")
+    assert 3 == bench(monkeypatch, "compare", "same.json", "same.json", "-o", "v.json")
     verdicts = Verdicts.model_validate_json(Path("v.json").read_bytes())
     assert {"outcome", "step_time_ns"} == {one.metric for one in verdicts.judgements}
+
+
+def test_a_comparison_in_which_nothing_gated_was_compared_is_no_pass(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Step times of another tool are not gated: that runs finished says nothing, and the words say so."""
+    bench(monkeypatch, "export", "results/same", "-o", "same.json")
+    assert 3 == bench(monkeypatch, "compare", "same.json", "same.json")
+    assert "inconclusive: every run finished, but no gated metric was measured" in capsys.readouterr().out
+    assert 0 == bench(monkeypatch, "compare", "same.json", "same.json", "--inconclusive", "pass")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +161,7 @@ sys.argv = {["bench", *arguments]!r}
 try:
     main()
 except SystemExit as leaving:
-    assert not leaving.code
+    assert leaving.code in {None, 0, 1}  # 1: a regression was found
 print("imported:", *sorted({{"torch", "pandas", "scipy.stats", "transformers"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
@@ -189,7 +199,7 @@ def test_a_verdict_on_many_records_takes_no_longer_than_json_does(
         json.loads(content)
     whole = time.process_time() - begun
     begun = time.process_time()
-    assert 0 == bench(monkeypatch, "compare", "many/a", "many/b", "--json", "-o", "v.json")
+    assert 3 == bench(monkeypatch, "compare", "many/a", "many/b", "--json", "-o", "v.json")
     taken = time.process_time() - begun
     verdicts = Verdicts.model_validate_json(Path("v.json").read_bytes())
     assert (500, 500) == (verdicts.baseline.runs, verdicts.candidate.runs)

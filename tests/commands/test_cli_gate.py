@@ -67,8 +67,8 @@ def test_two_references_are_run_in_turn_judged_and_kept(
     """Revisions that are alike pass, also where both run out of memory; judged again, they do so again."""
     plain = gating.gate_references
 
-    def with_replay(cells: Any, references: Any, options: Any, observer: Any) -> Any:
-        return plain(cells, references, replace(options, command=COMMAND), observer)
+    def with_replay(cells: Any, references: Any, options: Any, tell: Any, **more: Any) -> Any:
+        return plain(cells, references, replace(options, command=COMMAND), tell, **more)
 
     monkeypatch.setattr(gating, "gate_references", with_replay)
     sides = ("--base", "v1.0", "--candidate", "v2.0", "--results", "sittings")
@@ -121,14 +121,14 @@ def test_the_exit_code_is_the_verdict(
         (("none.toml", "--base", "v1.0"), "none.toml"),
         (("toy.toml", "--base", "v3.0"), "v3.0 is neither a path nor a revision"),
         (("toy.toml", "--base", "v1.0", "--only", "x*"), "--only x* matches no cell"),
-        (("toy.toml", "--base", "v1.0", "--budget", "3 days"), "--budget '3 days' is no duration"),
-        (("toy.toml", "--base", "v1.0", "--budget", "0s"), "--budget '0s' is no duration"),
+        (("toy.toml", "--base", "v1.0", "--budget", "3 days"), "invalid duration --budget '3 days'"),
+        (("toy.toml", "--base", "v1.0", "--budget", "0s"), "invalid duration --budget '0s'"),
         (("toy.toml", "--base", "v1.0", "--repeats", "1"), "--repeats 1 is out of range"),
         (
             ("toy.toml", "--base", "v1.0", "--calibration", "none"),
             "none cannot be read (No such file or directory); make one",
         ),
-        (("toy.toml", "--base", "v1.0", "--resume"), "there is no sitting in"),
+        (("toy.toml", "--base", "v1.0", "--resume"), "there is no session in"),
         (("toy.toml", "--base", "v1.0", "-o", "v.txt"), "v.txt"),
         (("--self-check", "-o", "check.md"), "must end in .json"),
     ],

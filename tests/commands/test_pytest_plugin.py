@@ -96,7 +96,7 @@ def test_what_cannot_be_told_is_skipped_or_fails(
     (project / "toy.toml").write_text(scenario.replace("gated = false", "gated = true"))
     result = pytester.runpytest(*PLUGIN, "--bench-baseline", "cpu", "-rs", *options, "toy.toml")
     result.assert_outcomes(**{outcome: 2})
-    result.stdout.fnmatch_lines(["*the baseline has 1 sittings*"])
+    result.stdout.fnmatch_lines(["*the baseline has 1 session*"])
 
 
 def test_without_a_baseline_a_cell_has_to_have_run_well(pytester: pytest.Pytester, project: Path) -> None:

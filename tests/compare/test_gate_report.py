@@ -32,13 +32,13 @@ def _one(verdicts: Verdicts, metric: str, cell: str = "tiny/a") -> MetricVerdict
 
 
 def _days(count: int, *, slower: float = 0.0) -> list[list[Record]]:
-    """Return sittings that differ by up to one per cent, as days do."""
+    """Return sessions that differ by up to one per cent, as days do."""
     shifts = [1 + 0.01 * ((day * 7) % 5 - 2) / 2 for day in range(count)]
     return [make_runs(speeds=[speed * shift * (1 - slower) for speed in QUIET]) for shift in shifts]
 
 
 def test_the_same_runs_pass_where_exact_and_are_undecided_in_speed() -> None:
-    """One stored sitting cannot tell a slower program from a slower day; what is exact is decided."""
+    """One stored session cannot tell a slower program from a slower day; what is exact is decided."""
     verdicts = _stored([make_runs()], make_runs())
     assert ("pass", "inconclusive") == (
         _one(verdicts, "ledger_peak_bytes").verdict,

@@ -1,4 +1,4 @@
-"""Sittings judged from their records: while they last and afterwards."""
+"""Sessions judged from their records: while they last and afterwards."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ LOOKS = (3, 5, 8)
 
 
 def judged(base: list[Record], candidate: list[Record], **gate: Any) -> Verdicts:
-    """Judge runs as a sitting does between two of them."""
+    """Judge runs as a session does between two of them."""
     return SessionJudge(gate=GateSpec(**gate), looks=LOOKS).judge({"base": base, "candidate": candidate})
 
 
@@ -204,7 +204,7 @@ def test_a_run_that_failed_or_is_gone_is_no_verdict_on_the_code(tmp_path: Path, 
 
 
 def test_spoilt_runs_and_breaks_are_told(tmp_path: Path) -> None:
-    """A run that others spoilt is left out, and a sitting that was broken off says so."""
+    """A run that others spoilt is left out, and a session that was broken off says so."""
     spoilt = make_runs()[0].replace(outcome="contaminated", run=9)
     write_sitting(tmp_path, make_runs(), [*make_runs(), spoilt], ended_at=None, stopped=None)
     verdicts = judge_folder(tmp_path)

@@ -6,7 +6,8 @@ import pytest
 
 from bench.errors import InfrastructureError, UsageError
 from bench.gate.calibrate import CalibrateOptions, calibrate, calibration_of
-from bench.gate.gate import GateOptions, gate_references
+from bench.gate.gate import gate_references
+from bench.gate.session import SessionOptions
 from bench.gate.sides import side_as_is
 from bench.records.calibrations import read_calibration, require_this_machine
 from bench.records.records import Record
@@ -43,13 +44,13 @@ def test_noise_is_learnt_as_a_gate_meets_it(tmp_path: Path) -> None:
     assert "steps" == found.interleave
     ((base, candidate),) = found.pairs(make_cell("ok").digest, "tokens_per_second")
     assert [8, 8] == [len(run) for run in base] == [len(run) for run in candidate]
-    gate = GateOptions(folder=tmp_path / "sittings", gate=GateSpec(), calibration=found)
+    gate = SessionOptions(folder=tmp_path / "sittings", gate=GateSpec())
     with pytest.raises(UsageError, match="took turns at steps, and those of this gate take turns at runs"):
-        gate_references([make_cell("ok")], ("nowhere", None), gate)
+        gate_references([make_cell("ok")], ("nowhere", None), gate, calibration=found)
 
 
 def sitting_of(records: tuple[Record, ...]) -> SittingRecords:
-    """Return a sitting whose sides both made these."""
+    """Return a session whose sides both made these."""
     facts = side_as_is("base").facts.model_copy(update={"environment": make_record().environment})
     return SittingRecords(
         folder=Path("sittings"),

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench.compare.gate_report import SessionJudge
-from bench.gate.begin import SittingOptions
+from bench.gate.session import SessionOptions, run_session
 from bench.gate.sides import Side, prepared_sides, side_as_is
-from bench.gate.sitting import run_sitting
 from bench.records.records import Record
 from bench.records.sittings import SittingRecords
 from bench.records.verdicts import MetricVerdict
@@ -29,8 +28,8 @@ MIB = 1024**2
 def sit(sides: tuple[Side, Side], folder: Path) -> SittingRecords:
     """Run both sides so many times in turn, whatever comes of it."""
     cell = tiny_cell(window={"warmup_steps": 0, "measured_steps": 1})
-    options = SittingOptions(folder=folder, looks=(REPEATS,))
-    return run_sitting([cell], sides, lambda _records, _repeats: (), options)
+    options = SessionOptions(folder=folder, looks=(REPEATS,))
+    return run_session([cell], sides, lambda _records, _repeats: (), options)
 
 
 def alarms(base: Record, candidate: Record) -> list[MetricVerdict]:

@@ -1,4 +1,4 @@
-"""Sides as processes: each imports what its REF stands for, and one that cannot be talked to is named."""
+"""One side as its gate sees it, and versions marked of what it imports from sources."""
 
 import sys
 from pathlib import Path
@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError, InfrastructureError, UsageError
-from bench.gate.begin import SittingOptions
-from bench.gate.process import SERVE, open_sides
+from bench.gate.process import SERVE, Opening, open_sides
+from bench.gate.serve import stamped
+from bench.gate.session import SessionOptions, run_session
 from bench.gate.sides import prepared_sides
-from bench.gate.sitting import run_sitting
 from bench.records.records import SCHEMA_VERSION
 from bench.records.sittings import SideName, SittingRecords
 from gate_projects import git, make_repository, make_venv, make_wheel, write_project
+from records_factory import make_record
 from replay_worker import make_cell
 
 COMMAND = (str(Path(__file__).parents[1] / "support" / "replay_serve.py"),)
@@ -29,9 +30,9 @@ def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def compare(tmp_path: Path, base: str, candidate: str | None, here: Path) -> SittingRecords:
     """Run one cell on two sides, once each and once to check."""
-    options = SittingOptions(folder=tmp_path / "sittings", command=COMMAND, exact_only=True)
+    options = SessionOptions(folder=tmp_path / "sittings", command=COMMAND, exact_only=True)
     with prepared_sides(base, candidate, here=here) as sides:
-        return run_sitting([make_cell("ok")], sides, lambda _records, _repeats: (), options)
+        return run_session([make_cell("ok")], sides, lambda _records, _repeats: (), options)
 
 
 def imported(result: SittingRecords, side: SideName) -> tuple[str, Path]:
@@ -131,3 +132,19 @@ def test_a_python_that_does_not_run_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "python").write_text("\0")
     (tmp_path / "python").chmod(0o755)
     assert "does not run (Exec format error)" in str(refused("./python", tmp_path))
+
+
+def test_versions_of_what_comes_from_sources_are_marked() -> None:
+    """By import name, once each; other versions and the machine stay; a version may have a label already."""
+    environment = make_record().environment
+    versions = {"peft": "0.21.2", "finetune-bench": "0.1.0+local", "torch": "2.13.0"}
+    environment = environment.replace(versions=versions)
+    opening = Opening(stamped=("peft", "bench", "flash_attn", "mine"), label="git.1a2b3c")
+    expected = {
+        "peft": "0.21.2+git.1a2b3c",
+        "finetune-bench": "0.1.0+local.git.1a2b3c",
+        "flash-attn": "0+git.1a2b3c",
+        "torch": "2.13.0",
+    }
+    assert environment.replace(versions=expected) == stamped(environment, opening)
+    assert environment == stamped(environment, Opening())

@@ -1,12 +1,21 @@
-"""What a REF is taken for, and every mistake in one in a sentence."""
+"""What a REF stands for, and the git repository of the project."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from bench.errors import UsageError
-from bench.gate.references import Checkout, Installed, Interpreter, Packages, Revision, understand
+from bench.errors import InfrastructureError, UsageError
+from bench.gate.references import (
+    Checkout,
+    Installed,
+    Interpreter,
+    Packages,
+    Repository,
+    Revision,
+    around,
+    parse_ref,
+)
 from gate_projects import git, make_repository, make_venv, write_project
 
 
@@ -21,13 +30,13 @@ def test_each_kind_is_told_from_the_others(repository: Path, tmp_path: Path) -> 
     environment = make_venv(tmp_path / "env", all_packages=False)
     python = environment / "bin" / "python"
     write_project(tmp_path / "mine", "3.0")
-    assert Installed() == understand(None, tmp_path)
-    assert Interpreter(python=python) == understand("env", tmp_path) == understand("env/bin/python", tmp_path)
-    assert Interpreter(python=Path(sys.executable)) == understand(sys.executable, tmp_path)
-    assert Checkout(folder=tmp_path / "mine") == understand("./mine", tmp_path)
+    assert Installed() == parse_ref(None, tmp_path)
+    assert Interpreter(python=python) == parse_ref("env", tmp_path) == parse_ref("env/bin/python", tmp_path)
+    assert Interpreter(python=Path(sys.executable)) == parse_ref(sys.executable, tmp_path)
+    assert Checkout(folder=tmp_path / "mine") == parse_ref("./mine", tmp_path)
     pins = (("peft", "0.21.2"), ("transformers", "5.2"))
-    assert Packages(pins=pins) == understand("Transformers==5.2, peft==0.21.2", tmp_path)
-    found = understand("v1.0", repository / "src")
+    assert Packages(pins=pins) == parse_ref("Transformers==5.2, peft==0.21.2", tmp_path)
+    found = parse_ref("v1.0", repository / "src")
     assert isinstance(found, Revision)
     assert (git(repository, "rev-parse", "v1.0"), Path()) == (found.commit, found.project)
 
@@ -36,7 +45,7 @@ def test_a_project_in_a_part_of_the_repository_is_that_part(tmp_path: Path) -> N
     """The nearest folder with a pyproject.toml, from the current one up."""
     repository = make_repository(tmp_path / "all", ["1.0"])
     write_project(repository / "part", "1.0")
-    found = understand("main", repository / "part" / "src")
+    found = parse_ref("main", repository / "part" / "src")
     assert isinstance(found, Revision)
     assert Path("part") == found.project
 
@@ -61,7 +70,7 @@ def test_a_project_in_a_part_of_the_repository_is_that_part(tmp_path: Path) -> N
 def test_a_mistake_is_one_sentence(repository: Path, given: str, said: str) -> None:
     """What was wrong, and what can be given instead."""
     with pytest.raises(UsageError) as caught:
-        understand(given, repository)
+        parse_ref(given, repository)
     assert said in str(caught.value)
 
 
@@ -70,16 +79,100 @@ def test_what_is_both_a_path_and_a_revision_is_asked_about(tmp_path: Path) -> No
     repository = make_repository(tmp_path / "git", ["1.0"])
     write_project(repository / "main", "1.0")
     with pytest.raises(UsageError, match=r"main is both a path and a git revision; write \./main"):
-        understand("main", repository)
-    assert isinstance(understand("./main", repository), Checkout)
+        parse_ref("main", repository)
+    assert isinstance(parse_ref("./main", repository), Checkout)
 
 
 def test_a_shallow_clone_and_no_repository_are_named(repository: Path, tmp_path: Path) -> None:
     """A revision that is missing because of how the clone was made is told so."""
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{repository}", "shallow")
     with pytest.raises(UsageError, match="it is a shallow clone: fetch the revision"):
-        understand("v1.0", tmp_path / "shallow")
+        parse_ref("v1.0", tmp_path / "shallow")
     lonely = tmp_path / "lonely"
     lonely.mkdir()
     with pytest.raises(UsageError, match="is in no git repository"):
-        understand("v1.0", lonely)
+        parse_ref("v1.0", lonely)
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """Return a repository with two versions, which has a cache of its own."""
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
+    found = around(make_repository(tmp_path / "project", ["1.0", "2.0"]))
+    assert found is not None
+    return found
+
+
+def commit(cached: Repository, revision: str) -> str:
+    """Return the commit's id."""
+    found = cached.commit_of(revision)
+    assert found is not None
+    return found
+
+
+def left(cached: Repository) -> tuple[int, list[str]]:
+    """Return how many worktrees git knows besides its own, and what lies in the cache."""
+    cache = cached.root.parent / "cache" / "worktrees"
+    listed = git(cached.root, "worktree", "list").splitlines()
+    return len(listed) - 1, [path.name for path in cache.iterdir() if path.is_dir()]
+
+
+def test_a_worktree_holds_the_commit_and_is_gone_afterwards(cached: Repository) -> None:
+    """Also when what is done with it fails; the working tree itself stays as it is."""
+    with (
+        pytest.raises(ZeroDivisionError),
+        cached.worktree(commit(cached, "v1.0")) as tree,
+    ):
+        assert 1 / ("2.0" in (tree / "pyproject.toml").read_text())
+    assert (0, []) == left(cached)
+    assert not cached.dirty
+
+
+def test_no_hook_of_the_repository_runs(cached: Repository) -> None:
+    """A checkout would run post-checkout."""
+    hook = cached.root / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {cached.root.parent / 'hooked'}\n")
+    hook.chmod(0o755)
+    with cached.worktree(commit(cached, "v1.0")):
+        pass
+    assert not (cached.root.parent / "hooked").exists()
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_in_use_stays(
+    cached: Repository,
+) -> None:
+    """Whether the lock of a worktree is held tells the two apart."""
+    abandoned = cached.root.parent / "cache" / "worktrees" / "abandoned"
+    abandoned.mkdir(parents=True)
+    (abandoned / "hold").touch()
+    git(cached.root, "worktree", "add", "--detach", str(abandoned / "tree"), "v1.0")
+    with (
+        cached.worktree(commit(cached, "v1.0")) as first,
+        cached.worktree(commit(cached, "v2.0")),
+    ):
+        assert not abandoned.exists()
+        assert (first / "pyproject.toml").is_file()
+        assert 2 == left(cached)[0]
+    assert (0, []) == left(cached)
+
+
+def test_git_that_fails_is_quoted(cached: Repository) -> None:
+    """A commit that is not there."""
+    with (
+        pytest.raises(InfrastructureError, match="git cannot check 0000000"),
+        cached.worktree("0" * 40),
+    ):
+        pass
+    assert (0, []) == left(cached)
+
+
+def test_changes_and_strange_variables_are_seen_through(
+    cached: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Run as a hook of another repository, git is still asked about this one."""
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert not cached.dirty
+    (cached.root / "pyproject.toml").write_text("")
+    assert cached.dirty
+    assert cached.commit_of("v9.9") is None

@@ -36,7 +36,7 @@ def _day(day: int, records: list[Record]) -> list[Record]:
 
 @pytest.fixture
 def baseline(tmp_path: Path) -> BaselineChoice:
-    """Return a baseline of one sitting with one cell."""
+    """Return a baseline of one session with one cell."""
     chosen = BaselineChoice(root=tmp_path / "baselines", name="cpu")
     accept_results(_write(tmp_path / "day0", make_runs()), chosen, reason="first", new_level=False)
     return chosen
@@ -94,7 +94,7 @@ def test_a_sitting_that_is_not_alike_needs_a_new_level(tmp_path: Path, baseline:
 def test_what_may_not_be_accepted(tmp_path: Path, baseline: BaselineChoice) -> None:
     """Nothing without a reason, no run twice, none that failed, no name that leads elsewhere."""
     again = _write(tmp_path / "again", make_runs())
-    with pytest.raises(UsageError, match="already; a sitting is accepted once"):
+    with pytest.raises(UsageError, match="already; a session is accepted once"):
         accept_results(again, baseline, reason="once more", new_level=True)
     fresh = _write(tmp_path / "fresh", _day(1, make_runs()))
     with pytest.raises(UsageError, match="give it with"):
@@ -134,7 +134,7 @@ def test_an_index_that_names_files_elsewhere_is_refused(baseline: BaselineChoice
 
 
 def test_ten_sittings_gate_speed_and_tell_where_it_changed(tmp_path: Path, baseline: BaselineChoice) -> None:
-    """Nine more days, then a level 8 % slower from sitting 11 on, with noise of half a per cent."""
+    """Nine more days, then a level 8 % slower from session 11 on, with noise of half a per cent."""
     for day in range(1, 14):
         slower = 0.92 if day >= 10 else 1.0
         shift = slower * (1 + 0.005 * ((day * 7) % 5 - 2) / 2)
@@ -155,7 +155,7 @@ def test_ten_sittings_gate_speed_and_tell_where_it_changed(tmp_path: Path, basel
 
 
 def test_sides_of_one_sitting_are_judged_as_such(tmp_path: Path) -> None:
-    """Comparing the two folders is judging the sitting."""
+    """Comparing the two folders is judging the session."""
     sitting = write_sitting(tmp_path / "s", make_runs(), make_runs(speeds=[speed * 0.9 for speed in QUIET]))
     verdicts = compare_results(str(sitting / "base"), str(sitting / "candidate"), GateSpec())
     assert ("one sitting", "regression") == (verdicts.design, verdicts.verdict)

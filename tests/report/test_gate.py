@@ -9,7 +9,7 @@ from rich.console import Console
 
 from bench.records.readings import Caveat
 from bench.records.verdicts import ComparedSide, MetricVerdict, VerdictName, Verdicts
-from bench.report.gate import render_markdown, render_terminal
+from bench.report.gate import headline, render_markdown, render_terminal
 from bench.report.gate_ci import COMMENT_MARK, annotations, comment, junit, step_summary
 
 MIB = 1024**2
@@ -165,4 +165,25 @@ def test_facts_longer_than_the_limit_leave_the_verdict() -> None:
     caveats = tuple(Caveat(code="x", message=f"{number} " * 50) for number in range(2000))
     text = comment(make_verdicts(make_judged("regression"), caveats=caveats), "Gate")
     assert len(text.encode()) < 64_000
-    assert "regression: of 1 gated metrics 1 regression" in text
+    assert "regression: of 1 gated metric 1 regression" in text
+
+
+def test_a_pass_says_what_it_leaves_out() -> None:
+    """What is not gated and differs, and what is not gated and could not be decided, is counted beside it."""
+    passed = make_judged("pass")
+    verdicts = make_verdicts(
+        passed,
+        make_judged("regression", gated=False),
+        make_judged("inconclusive", gated=False, kind="statistical", metric="step_time_ns"),
+    ).model_copy(update={"verdict": "pass"})
+    assert headline(verdicts) == (
+        "no regression found in what was gated: 1 gated metric passes; not gated: 1 differs, 1 inconclusive"
+    )
+
+
+def test_runs_that_merely_finished_are_no_pass_for_continuous_integration() -> None:
+    """The headline says that nothing was compared, and JUnit has a case that is skipped for it."""
+    finished = make_judged("pass", metric="outcome", kind="outcome", unit="", ratio=None)
+    verdicts = make_verdicts(finished).model_copy(update={"verdict": "inconclusive"})
+    assert headline(verdicts).startswith("inconclusive: every run finished, but no gated metric")
+    assert "1" == ET.fromstring(junit(verdicts, "Gate")).get("skipped")  # noqa: S314 - made here

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gate.schedule import order_of
+from bench.gate.session_log import order_of
 from bench.io import write_json
 from bench.records.records import Record
 from bench.records.sittings import SIDES, SideFacts, SideName, Sitting, SittingRun

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InfrastructureError
-from bench.gate.overlays import overlay, unmet
 from bench.gate.references import Packages
+from bench.gate.sides import overlay, unmet
 from gate_projects import make_wheel
 
 

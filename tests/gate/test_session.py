@@ -1,4 +1,4 @@
-"""Whole sittings with replay workers: order, one at a time, looks, budget, resumption, ends of every kind."""
+"""A session from its first run to why it ended, also where it was broken off; metrics that do not repeat."""
 
 import os
 import signal
@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
-from bench.gate import sitting
-from bench.gate.begin import SittingOptions
-from bench.gate.logbook import Logbook
-from bench.gate.observe import NullGateObserver
+from bench.gate import session
+from bench.gate.session import SessionOptions, run_session, unrepeatable
+from bench.gate.session_log import Event, RunStarted, SessionLog, Tell, ignore
 from bench.gate.sides import prepared_sides, side_as_is
-from bench.gate.sitting import run_sitting
 from bench.records.records import Record
 from bench.records.sittings import SideName, Sitting, SittingRecords, SittingRun, load_sitting
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell
 from gate_projects import git, make_repository
-from records_factory import make_record
+from records_factory import MIB, make_ledger, make_measurement, make_record
 from replay_worker import make_cell
 
 if TYPE_CHECKING:
@@ -44,12 +42,12 @@ def sit(
     folder: Path,
     cells: Sequence[Cell],
     judge: "Judging",
-    observer: NullGateObserver | None = None,
+    tell: Tell = ignore,
     **options: object,
 ) -> SittingRecords:
-    """Run a sitting of the environment as it is against itself."""
-    chosen = SittingOptions(folder=folder, command=COMMAND, **options)  # type: ignore[arg-type] # a test names them right
-    return run_sitting(cells, (side_as_is("base"), side_as_is("candidate")), judge, chosen, observer)
+    """Run a session of the environment as it is against itself."""
+    chosen = SessionOptions(folder=folder, command=COMMAND, **options)  # type: ignore[arg-type] # a test names them right
+    return run_session(cells, (side_as_is("base"), side_as_is("candidate")), judge, chosen, tell)
 
 
 class Judging:
@@ -91,29 +89,21 @@ def test_no_repeat_is_begun_that_would_end_after_the_budget(
     """A repeat is expected to take as long as the longest of its cell so far; the first is always begun."""
     sham = cast("SideProcess", Sham())
     cell, facts = make_cell("ok"), side_as_is("base").facts
-    log = Logbook(
+    log = SessionLog(
         folder=tmp_path,
-        sitting=Sitting(scenario="s", cells=(), base=facts, candidate=facts, looks=(5,), started_at="now"),
+        session=Sitting(scenario="s", cells=(), base=facts, candidate=facts, looks=(5,), started_at="now"),
         processes={"base": sham, "candidate": sham},
-        observer=NullGateObserver(),
+        tell=ignore,
     )
-    enough = sitting._repeat(cell, range(1, 6), log, time.monotonic() + left_s)
-    assert (2 * repeats, repeats == 5) == (len(log.sitting.runs), enough)
+    enough = session._repeat(cell, range(1, 6), log, time.monotonic() + left_s)
+    assert (2 * repeats, repeats == 5) == (len(log.session.runs), enough)
 
 
-class Killing(NullGateObserver):
-    """Kills the process of one side as a run of a repeat begins, and keeps what is said."""
-
-    def __init__(self, side: SideName, repeat: int) -> None:
-        """Take when."""
-        self._when = (side, repeat)
-
-    def run_started(self, cell: Cell, side: SideName, repeat: int) -> None:
-        """Kill it."""
-        del cell
-        if (side, repeat) == self._when:
-            base, candidate = sorted(children())
-            os.kill(base if side == "base" else candidate, signal.SIGKILL)
+def kill_the_base_in_its_second_repeat(event: Event) -> None:
+    """Kill the process of one side as a run of a repeat begins."""
+    match event:
+        case RunStarted(side="base", repeat=2):
+            os.kill(min(children()), signal.SIGKILL)
 
 
 def children() -> list[int]:
@@ -141,12 +131,12 @@ def parent_of(pid: int) -> int:
 def test_sides_run_in_turn_until_each_cell_is_decided_even_after_one_was_killed(tmp_path: Path) -> None:
     """One run at a time, A B B A; a decided cell runs no more, one out of memory is not repeated.
 
-    What was run before a side was killed is on disk and counts, and the sitting is said to have been resumed.
+    What was run before a side was killed is on disk and counts, and the session is said to have been resumed.
     """
     judge, looks = Judging(ok=1, oom=9, **{"ok-2": 3}), (1, 3, 5)
     cells = [make_cell("ok"), make_cell("oom"), make_cell("ok-2")]
     with pytest.raises(InfrastructureError, match=r"the base \(the environment as it is\) ended by SIGKILL"):
-        sit(tmp_path, cells, judge, Killing("base", 2), looks=looks)
+        sit(tmp_path, cells, judge, kill_the_base_in_its_second_repeat, looks=looks)
     assert [] == children()
     (file,) = tmp_path.glob("*/sitting.json")
     assert "ABB" == order(load_sitting(file.parent).sitting.runs, "ok-2")
@@ -169,8 +159,8 @@ def test_sides_run_in_turn_until_each_cell_is_decided_even_after_one_was_killed(
 
 
 def test_there_has_to_be_something_to_resume(tmp_path: Path) -> None:
-    """In a folder without a sitting."""
-    with pytest.raises(UsageError, match="there is no sitting in"):
+    """In a folder without a session."""
+    with pytest.raises(UsageError, match="there is no session in"):
         sit(tmp_path, [make_cell("ok")], Judging(), resume=True)
 
 
@@ -180,18 +170,18 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from replay_worker import make_cell
 from bench.errors import BenchError
-from bench.gate.begin import SittingOptions
-from bench.gate.observe import NullGateObserver
-from bench.gate.sitting import run_gate
+from bench.gate.session import SessionOptions
+from bench.gate.session_log import RunStarted
+from bench.gate.session import run_gate
 
-class Telling(NullGateObserver):
-    def run_started(self, cell, side, repeat):
+def tell(event):
+    if isinstance(event, RunStarted):
         print("started", flush=True)
 
-options = SittingOptions(folder=Path({folder!r}), command=({command!r},), exact_only=True)
+options = SessionOptions(folder=Path({folder!r}), command=({command!r},), exact_only=True)
 try:
     cells, here = [make_cell("hang")], Path({repository!r})
-    run_gate(cells, ("v1.0", None), lambda records, repeats: (), options, Telling(), here=here)
+    run_gate(cells, ("v1.0", None), lambda records, repeats: (), options, tell, here=here)
 except BenchError as error:
     print(error)
     sys.exit(error.exit_code)
@@ -240,7 +230,7 @@ def wait_until_gone(folder: Path) -> None:
 def test_ctrl_c_leaves_neither_a_process_nor_a_worktree(
     gate: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
-    """And says where the sitting is and how to go on."""
+    """And says where the session is and how to go on."""
     assert (
         len(processes_of(tmp_path)) >= 5
     )  # the gate, two sides, a server that workers are forked from, a worker
@@ -264,3 +254,19 @@ def test_a_gate_that_is_killed_takes_its_sides_along_and_the_next_clears_up(
     with prepared_sides("v2.0", here=tmp_path / "project"):
         assert 2 == len(git(tmp_path / "project", "worktree", "list").splitlines())
     assert 1 == len(git(tmp_path / "project", "worktree", "list").splitlines())
+
+
+def record(peak_bytes: int) -> Record:
+    """Return a record with such a ledger peak."""
+    return make_record(measurement=make_measurement(ledger=make_ledger(peak_bytes)))
+
+
+def test_only_what_differs_within_a_side_is_named() -> None:
+    """To the byte."""
+    alike = (record(600 * MIB), record(600 * MIB))
+    assert () == unrepeatable({"base": alike, "candidate": (record(700 * MIB), record(700 * MIB))})
+    (caveat,) = unrepeatable({"base": alike, "candidate": (record(600 * MIB), record(600 * MIB + 1))})
+    assert caveat.message == (
+        f"ledger_peak_bytes of {alike[0].cell.id} differs between runs of the candidate "
+        "(629,145,600, 629,145,601 bytes), so it is no exact metric here."
+    )
