@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
 
 def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remote_code: bool) -> Loaded:
     """Load the base model as the method wants it; nothing is trained or adapted yet."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
@@ -54,9 +54,10 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
     except ValueError as error:
         if "does not support" not in str(error):
             raise
+        config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=trust_remote_code)
         raise UnavailableError(
             f"transformers cannot load {cell.model.name} so: {one_line(error)}; "
-            "choose another training.attention."
+            f"{_supported_attention(config)}."
         ) from error
     quantise_tied_head(model)
     keep_quantised_weights(model)
@@ -187,9 +188,27 @@ def empty_causal_model(config: Any, **settings: Any) -> Any:
             return AutoModelForCausalLM.from_config(config, **settings)
     except (ValueError, ImportError) as error:
         reason = one_line(error).partition(". ")[0][:200].partition(" for this kind of")[0]
+        advice = f"; {_supported_attention(config)}" if "does not support" in reason else ""
         raise UntraceableError(
-            f"transformers cannot build this {config.model_type} model: {reason}."
+            f"transformers cannot build this {config.model_type} model: {reason}{advice}."
         ) from error
+
+
+def _supported_attention(config: Any) -> str:
+    """Return which attention a configuration's model supports, as advice to end a refusal with."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    # transformers puts another kernel in the place of one that is not among a class's compatible ones.
+    flash = getattr(kind, "_compatible_flash_implementations", None) or ["flash_attention_2"]
+    supported = {
+        "eager": kind is not None,
+        "sdpa": getattr(kind, "_supports_sdpa", False),
+        "flash_attention_2": getattr(kind, "_supports_flash_attn", False) and "flash_attention_2" in flash,
+        "flex_attention": getattr(kind, "_supports_flex_attn", False),
+    }
+    names = ", ".join(name for name, has in supported.items() if has) or "another implementation"
+    return f"set the attention (training.attention, or --attention of bench fit) to one it supports: {names}"
 
 
 def _to_loaded_dtype(module: nn.Module, dtype: torch.dtype) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
-from bench.errors import UsageError
+from bench.errors import UntraceableError, UsageError
 from bench.predict import fit
 from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
 from bench.predict.pool import PredictionRequest, platform_of
@@ -15,6 +16,7 @@ from bench.predict.predict import predict
 from bench.records.predictions import Bound, Prediction, Refusal
 from bench.scenario.load import load_scenario
 from bench.scenario.types import Cell
+from bench.training.models import empty_causal_model
 from bench.workers.launch import Launcher, LocalLauncher
 from records_factory import make_prediction
 from replay_worker import replay
@@ -162,6 +164,15 @@ def test_a_folder_without_a_configuration_is_refused_in_words(tmp_path: Path) ->
     """It is not taken for a name."""
     with pytest.raises(UsageError, match=r"has no config\.json; give the folder of a transformers model"):
         fit._model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "supported"), [("gpt_oss", "eager, flex_attention"), ("mpt", "eager"), ("bloom", "eager")]
+)
+def test_an_attention_that_a_model_lacks_is_refused_with_those_it_supports(kind: str, supported: str) -> None:
+    """A kernel that transformers would put another in the place of is none of them."""
+    with pytest.raises(UntraceableError, match=rf" to one it supports: {supported}\."):
+        empty_causal_model(AutoConfig.for_model(kind), attn_implementation="sdpa")
 
 
 SCENARIO = """
