@@ -1,0 +1,89 @@
+"""Every command in README.md and docs/ is one that bench takes; the README's are run."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from bench.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TINY = """
+device = "cpu"
+models.tiny.random = "tiny-llama-test"
+methods.lora.rank = 4
+data = {source = "synthetic"}
+training = {sequence_length = 32, micro_batch = 1}
+window = {warmup_steps = 1, measured_steps = 2}
+"""
+# What narrows a command of the README so that it takes seconds; the scenario of `run` is a tiny one.
+NARROWED = {
+    "bench doctor": "",
+    "bench fit llama-2-7b --gpu rtx4090": "--method qlora --sequence 512",
+    "bench plan scenarios/7b_single_gpu.toml --gpu rtx4090": "--only 'llama-2-7b/qlora*/b1-s512*'",
+    "bench plan scenarios/33b_24gb.toml --gpu rtx4090 --details": "--only '*/qlora*' --no-advice",
+    "bench run scenarios/smollm2_cpu.toml --repeats 3": "",
+    "bench report results/smollm2_cpu -o smollm2.html": "",
+    "bench gate results/mine --baseline nightly": "",
+}
+# They make environments or check out revisions; tests/gate runs such gates.
+ONLY_PARSED = {
+    "bench gate scenarios/gate_tiny.toml --base origin/main --candidate .",
+    "bench gate scenarios/gate_tiny.toml --base peft==0.20.0",
+}
+
+
+def commands_of(page: Path) -> list[str]:
+    """Return the commands of a page's indented blocks, without their comments."""
+    lines = re.findall(r"^    (bench .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [part.strip() for line in lines for part in line.partition(" #")[0].split("&&")]
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(command for page in PAGES for command in commands_of(page)))
+def test_a_command_of_a_page_parses(command: str) -> None:
+    """Its options and arguments are those of the command line."""
+    _, name, *arguments = shlex.split(command)
+    group = get_command(app)
+    found = getattr(group, "commands")[name]  # noqa: B009 - typer's type does not show it
+    while hasattr(found, "commands"):
+        found = found.commands[arguments.pop(0)]
+    found.make_context(name, arguments)
+
+
+def test_the_commands_of_the_readme_are_run_or_named() -> None:
+    """None is added without a way to try it."""
+    assert {*NARROWED, *ONLY_PARSED} == set(commands_of(ROOT / "README.md"))
+
+
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    """One after the other, in a folder with the shipped scenarios, SmolLM2's being a tiny one."""
+    shutil.copytree(ROOT / "scenarios", tmp_path / "scenarios")
+    (tmp_path / "scenarios" / "smollm2_cpu.toml").write_text(TINY, encoding="utf-8")
+    for command, narrowing in NARROWED.items():
+        if command.endswith("--baseline nightly"):
+            shutil.copytree(tmp_path / "results" / "smollm2_cpu", tmp_path / "results" / "mine")
+            run("bench baseline accept results/mine --name nightly --reason 'as released'", tmp_path)
+        run(f"{command} {narrowing}", tmp_path)
+    assert (tmp_path / "smollm2.html").is_file()
+
+
+def run(command: str, folder: Path) -> None:
+    """Run it with the code of this checkout; exit code 0, or 3 where a gate cannot tell."""
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    allowed = {0, 3} if command.startswith("bench gate") else {0}
+    assert done.returncode in allowed, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
