@@ -7,8 +7,15 @@ one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, whic
 names that of all results; KIND ``figure:NAME`` shows a figure of records or of a plan, ``study:METHOD`` sets
 methods against that one over seeds, ``levers`` sets changes of one thing against the plain method. What is
 outside is never touched.
+
+Each picture under report/figures ends with a digest of its specification, data and all, and of itself: other
+fonts and versions of the renderer draw the same specification a little differently, so that nothing is drawn
+to check it.
 """
 
+import hashlib
+import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,23 +24,24 @@ from pathlib import Path
 from bench.claims.page import render_committed
 from bench.compare.comparison import compare
 from bench.compare.gate_report import judge_folder
-from bench.errors import UsageError
+from bench.errors import InfrastructureError, UsageError
 from bench.io import write_text
 from bench.records.predictions import read_plan
 from bench.records.published.stored import read_validation
 from bench.records.records import Record
 from bench.report import plan
+from bench.report.figures import Figure, comparison_figures, plan_figures
 from bench.report.gate import render_block
 from bench.report.levers import render_levers
-from bench.report.page_figures import PageFigure, page_figure
-from bench.report.pages import gather, render_details, render_methods, render_summary
-from bench.report.self_check import render_self_check
+from bench.report.pages import gather, read_material, render_details, render_methods, render_summary
+from bench.report.self_check import render_self_check, render_validation
 from bench.report.studies import render_study
-from bench.report.validation import render_validation
+from bench.report.text import markdown
 from bench.stats.simulation import read_self_check
 
 _BEGIN = re.compile(r"<!-- bench:begin (?P<kind>\S+) (?P<folder>\S+) -->")
 _END = "<!-- bench:end -->"
+_FIGURES = Path("report") / "figures"
 _FIGURE = "figure:"
 _SOURCE = "its records; run `bench report --update`"
 _STUDY = "study:"
@@ -51,6 +59,68 @@ _FILE_KINDS: dict[str, Callable[[Path], str]] = {
     "claims": render_committed,
     "self-check": lambda path: render_self_check(read_self_check(path)),
 }
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure and the file that shows it."""
+
+    figure: Figure
+    path: Path
+
+    def is_in_step(self) -> bool:
+        """Tell whether the file was drawn from what the records give now, and is as it was drawn."""
+        if self.figure.missing:
+            return True
+        try:
+            drawn, _, mark = self.path.read_text(encoding="utf-8").rpartition("\n<!-- ")
+        except (OSError, UnicodeDecodeError):
+            return False
+        return mark == _mark(self.figure, drawn)
+
+    def write(self) -> None:
+        """Draw the figure. Raises InfrastructureError if it cannot be written."""
+        drawn = self.figure.svg()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InfrastructureError(
+                f"{self.path.parent}: cannot make the folder ({error.strerror}); make room for it"
+            ) from None
+        write_text(self.path, f"{drawn}\n<!-- {_mark(self.figure, drawn)}")
+
+    def content(self, page: Path) -> str:
+        """Return what a page shows: the picture and what is said under it, or why there is none."""
+        if self.figure.missing:
+            return markdown(f"No figure of {self.figure.title.lower()}: {self.figure.missing}")
+        link = Path(os.path.relpath(self.path, page.parent)).as_posix()
+        return f"![{markdown(self.figure.title)}]({link})\n\n{markdown(self.figure.caption)}"
+
+
+def page_figure(name: str, source: Path, root: Path) -> PageFigure:
+    """Return a figure of a folder of records or of a plan, by its name.
+
+    Raises UsageError where there is no such figure.
+    """
+    material = read_material([source])
+    if material.loaded and material.loaded.problems:
+        raise UsageError(material.loaded.problems[0])
+    found = {
+        figure.name: figure
+        for records in ([material.loaded.records] if material.loaded else [])
+        for figure in comparison_figures(compare(records))
+    } | {figure.name: figure for plan in material.plans for figure in plan_figures(plan)}
+    if name not in found:
+        raise UsageError(f"unknown figure {name}; choose one of {', '.join(found)}")
+    return PageFigure(found[name], root / _FIGURES / f"{source.stem}-{name}.svg")
+
+
+def _mark(figure: Figure, drawn: str) -> str:
+    """Return what ends the file. The version of Vega-Lite's schema is not what a figure shows."""
+    shown = {key: value for key, value in figure.specification.items() if key != "$schema"}
+    text = json.dumps(shown, sort_keys=True, allow_nan=False)
+    digest = hashlib.sha256(f"{text}\n{drawn}".encode()).hexdigest()
+    return f"sha256 {digest} -->\n"
 
 
 @dataclass(frozen=True)

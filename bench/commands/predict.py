@@ -164,7 +164,7 @@ def validate(
     from bench.predict import validate
     from bench.records.published.rows import read_rows, shipped_rows
     from bench.records.published.stored import write_validation
-    from bench.report.validation import render_validation
+    from bench.report.self_check import render_validation
 
     if output is not None:
         require_ending(output)

@@ -4,7 +4,6 @@ Every number is in a table too.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from bench.compare.accuracy import AccuracyDifference
 from bench.compare.comparison import Comparison
@@ -15,45 +14,18 @@ from bench.compare.readings import ROUGH_DRIFT_SHARE
 from bench.errors import counted
 from bench.metrics import HEADLINES, INSTRUMENT_NAMES, Instrument
 from bench.records.readings import Category
-from bench.report.text import MemoryUnit, operator, p_value, share, significant, words
+from bench.report.text import (
+    MemoryUnit,
+    RowLink,
+    Sentence,
+    listed,
+    operator,
+    p_value,
+    share,
+    significant,
+    words,
+)
 from bench.stats.paired import SIGNIFICANT_P
-
-
-@dataclass(frozen=True)
-class RowLink:
-    """The name of a cell, which leads to its row."""
-
-    text: str
-    key: str
-
-
-Pieces = tuple[str | RowLink, ...]
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """What a sentence is about, and its pieces in order."""
-
-    about: str
-    pieces: Pieces
-
-    @property
-    def text(self) -> str:
-        """Return the sentence without links."""
-        return "".join(piece.text if isinstance(piece, RowLink) else piece for piece in self.pieces)
-
-
-def listed(links: Sequence[RowLink], most: int | None = None) -> Iterator[str | RowLink]:
-    """Yield links as a list with *and*; beyond ``most`` they are counted only."""
-    shown = links if most is None or len(links) <= most else links[:most]
-    beyond = len(links) - len(shown)
-    for index, link in enumerate(shown):
-        if index:
-            yield " and " if index == len(shown) - 1 and not beyond else ", "
-        yield link
-    if beyond:
-        yield f" and {beyond} more"
-
 
 _MOST_CELLS = 6  # of one sentence; more are read in the table
 _SMALLER = "a smaller batch or shorter sequences"

@@ -26,14 +26,20 @@ from bench.report import details
 from bench.report.columns import Grid
 from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
-from bench.report.fit import MOST_SENTENCES, fit_sentences
-from bench.report.highlights import Sentence, one_environment
-from bench.report.highlights import sentences as highlight_sentences
-from bench.report.methodology import PREDICTED, card_notes, how_read, notes_on, sentences, why_untried
+from bench.report.fit import (
+    MOST_SENTENCES,
+    PREDICTED,
+    card_notes,
+    fit_sentences,
+    notes_on,
+    plan_sentences,
+    why_untried,
+)
+from bench.report.highlights import one_environment, sentences
+from bench.report.methodology import how_read
 from bench.report.pages import section_tables
-from bench.report.plan import detail_tables
-from bench.report.plan_grid import plan_grid
-from bench.report.text import GIBIBYTES, Table, plain, told_once
+from bench.report.plan import detail_tables, plan_grid
+from bench.report.text import GIBIBYTES, Sentence, Table, plain, told_once
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6
@@ -118,7 +124,7 @@ def measured_section(comparison: Comparison, loaded: LoadedRecords, cards: Seque
         answered=tuple(
             Answered(
                 title=group_title(one.rows, comparison),
-                sentences=tuple(highlight_sentences(one, unit)),
+                sentences=tuple(sentences(one, unit)),
             )
             for one in groups[:_MOST_GROUPS]
         ),
@@ -166,7 +172,7 @@ def planned_section(plan: Plan, prefix: str) -> Section:
     return Section(
         prefix=prefix,
         title=f"{plan.title}: predicted memory",
-        opening=(_NOT_RUN, *sentences(plan, rows)),
+        opening=(_NOT_RUN, *plan_sentences(plan, rows)),
         answered=(fitting,) if told else (),
         fits=card_fits(plan),
         assumed=tuple(card_notes(plan)),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -229,3 +229,39 @@ def operator(name: str) -> str:
     """Return an operator in words with its name in brackets, or its name."""
     told = _WORDS.get(name.removesuffix(" (workspace)"))
     return f"{told} ({name})" if told else name
+
+
+@dataclass(frozen=True)
+class RowLink:
+    """The name of a cell, which leads to its row."""
+
+    text: str
+    key: str
+
+
+Pieces = tuple[str | RowLink, ...]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What a sentence is about, and its pieces in order."""
+
+    about: str
+    pieces: Pieces
+
+    @property
+    def text(self) -> str:
+        """Return the sentence without links."""
+        return "".join(piece.text if isinstance(piece, RowLink) else piece for piece in self.pieces)
+
+
+def listed(links: Sequence[RowLink], most: int | None = None) -> Iterator[str | RowLink]:
+    """Yield links as a list with *and*; beyond ``most`` they are counted only."""
+    shown = links if most is None or len(links) <= most else links[:most]
+    beyond = len(links) - len(shown)
+    for index, link in enumerate(shown):
+        if index:
+            yield " and " if index == len(shown) - 1 and not beyond else ", "
+        yield link
+    if beyond:
+        yield f" and {beyond} more"
