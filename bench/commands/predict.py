@@ -1,7 +1,8 @@
 """What memory takes, without a GPU: ``bench plan``, ``bench fit`` and ``bench validate``."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,10 +15,15 @@ from bench.commands.options import (
     Only,
     ScenarioFile,
     TorchVersion,
+    grouped,
     require_ending,
     require_one_format,
 )
 from bench.errors import InfrastructureError
+
+if TYPE_CHECKING:
+    from bench.predict.fit import FitRequest
+    from bench.scenario.types import TrainingSpec
 
 
 def plan(  # noqa: PLR0913 - one parameter for each option
@@ -58,23 +64,49 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     )
     with watch_predicting(open_console(stderr=True)) as progress:
         found = plan_scenario(scenario, only, request, progress)
-    if json:
-        typer.echo(plan_json(found), nl=False)
-    elif markdown:
-        typer.echo(render_markdown(found), nl=False)
+    if json or markdown:
+        typer.echo(plan_json(found) if json else render_markdown(found), nl=False)
     else:
         open_console().print(render_terminal(found, details=details or bool(advice)))
     if not found.any_predicted:
         raise InfrastructureError("no cell could be predicted; the reasons are given above")
 
 
+ModelName = Annotated[
+    str,
+    typer.Argument(help="A catalogued name, a hub's id, or a folder with config.json.", show_default=False),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTraining:
+    """Options of ``bench fit`` on how is trained, as a scenario's ``[training]`` has them."""
+
+    dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16 or fp32.")] = "bf16"
+    checkpointing: Annotated[str, typer.Option(help="off, non-reentrant or reentrant.")] = "non-reentrant"
+    optimizer: Annotated[str, typer.Option(help="As in a scenario's training.optimizer.")] = "adamw-fused"
+    attention: Annotated[str, typer.Option(help="As in a scenario's training.attention.")] = "sdpa"
+    autocast: Annotated[str, typer.Option(help="off, bf16 or fp16.")] = "off"
+    loss: Annotated[str, typer.Option(help="full, chunked or liger.")] = "full"
+    data: Annotated[
+        str, typer.Option(help="padded (rows of different lengths), packed, or full (no row is padded).")
+    ] = "padded"
+    kbit_preparation: Annotated[
+        bool, typer.Option(help="Whether QLoRA calls peft's prepare_model_for_kbit_training.")
+    ] = True
+
+    def spec(self) -> "TrainingSpec":
+        """Return the training; raise ``UsageError`` naming the choices of a wrong value."""
+        from bench.predict.fit import training_of
+
+        names = ("dtype", "optimizer", "attention", "autocast", "loss")
+        fields = {name: getattr(self, name) for name in names}
+        return training_of(self.data, gradient_checkpointing=self.checkpointing, **fields)
+
+
+@grouped
 def fit(  # noqa: PLR0913 - one parameter for each option
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A catalogued name, a hub's id, or a folder with config.json.", show_default=False
-        ),
-    ],
+    model: ModelName,
     *,
     gpu: Annotated[
         str | None, typer.Option("--gpu", metavar="NAME", help="The card, such as rtx4090.")
@@ -90,27 +122,14 @@ def fit(  # noqa: PLR0913 - one parameter for each option
     ] = [512, 1024, 2048, 4096],  # noqa: B006 - the same
     batch: Annotated[int, typer.Option(min=1, help="Micro-batch to find the longest sequence at.")] = 1,
     rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA and QLoRA.")] = 16,
-    dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16 or fp32.")] = "bf16",
-    checkpointing: Annotated[str, typer.Option(help="off, non-reentrant or reentrant.")] = "non-reentrant",
-    optimizer: Annotated[str, typer.Option(help="As in a scenario's training.optimizer.")] = "adamw-fused",
-    attention: Annotated[str, typer.Option(help="As in a scenario's training.attention.")] = "sdpa",
-    autocast: Annotated[str, typer.Option(help="off, bf16 or fp16.")] = "off",
-    loss: Annotated[str, typer.Option(help="full, chunked or liger.")] = "full",
-    data: Annotated[
-        str, typer.Option(help="padded (rows of different lengths), packed, or full (no row is padded).")
-    ] = "padded",
-    kbit_preparation: Annotated[
-        bool, typer.Option(help="Whether QLoRA calls peft's prepare_model_for_kbit_training.")
-    ] = True,
+    training: FitTraining,
     allocator: Allocator = "",
     torch: TorchVersion = None,
     json: Json = False,
     markdown: Markdown = False,
 ) -> None:
     """Find the largest batch, sequence and rank of each method that fit on a card; nothing is run."""
-    from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
-    from bench.report.fit import render_markdown, render_terminal
-    from bench.runner.live import open_console, watch_predicting
+    from bench.predict.fit import FitRequest, one_card
 
     require_one_format(json=json, markdown=markdown)
     request = FitRequest(
@@ -120,20 +139,20 @@ def fit(  # noqa: PLR0913 - one parameter for each option
         rank=rank,
         micro_batch=batch,
         lengths=tuple(sequence),
-        training=training_of(
-            data,
-            dtype=dtype,
-            gradient_checkpointing=checkpointing,
-            optimizer=optimizer,
-            attention=attention,
-            autocast=autocast,
-            loss=loss,
-        ),
-        data=data,
-        kbit_preparation=kbit_preparation,
+        training=training.spec(),
+        data=training.data,
+        kbit_preparation=training.kbit_preparation,
         allocator=allocator,
         torch_version=torch,
     )
+    _fit(request, json=json, markdown=markdown)
+
+
+def _fit(request: "FitRequest", *, json: bool, markdown: bool) -> None:
+    from bench.predict.fit import find_bounds
+    from bench.report.fit import render_markdown, render_terminal
+    from bench.runner.live import open_console, watch_predicting
+
     with watch_predicting(open_console(stderr=True)) as progress:
         found = find_bounds(request, progress)
     if json:

@@ -37,6 +37,27 @@ def report(  # noqa: PLR0913 - one parameter for each option
 
     Cards that are named are drawn as limits in the figures of records.
     """
+    if check or update or site is not None:
+        _of_repository(check=check, update=update, site=site)
+        return
+    from bench.report.pages import read_material, render_material, write_all_figures, write_material
+    from bench.scenario.catalogue import card, card_of_memory
+
+    require_results(results)
+    limits = [*map(card, gpu), *map(card_of_memory, memory)]
+    material = read_material(results)
+    if output is not None:
+        write_material(material, output, limits)
+        typer.echo(f"wrote {output}")
+    if figures is not None:
+        for line in write_all_figures(material, figures, limits):
+            typer.echo(line)
+    elif output is None:
+        typer.echo(render_material(material), nl=False)
+
+
+def _of_repository(*, check: bool, update: bool, site: Path | None) -> None:
+    """Check or fill the generated blocks of this folder's pages, or write them as a web site."""
     if check:
         from bench.commands.blocks import require_in_step
 
@@ -51,21 +72,6 @@ def report(  # noqa: PLR0913 - one parameter for each option
 
         for line in write_site(Path(), site):
             typer.echo(line)
-    else:
-        from bench.report.pages import read_material, render_material, write_all_figures, write_material
-        from bench.scenario.catalogue import card, card_of_memory
-
-        require_results(results)
-        limits = [*map(card, gpu), *map(card_of_memory, memory)]
-        material = read_material(results)
-        if output is not None:
-            write_material(material, output, limits)
-            typer.echo(f"wrote {output}")
-        if figures is not None:
-            for line in write_all_figures(material, figures, limits):
-                typer.echo(line)
-        elif output is None:
-            typer.echo(render_material(material), nl=False)
 
 
 @gc_disabled()

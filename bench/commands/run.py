@@ -1,12 +1,18 @@
 """`bench run`: predict and run the cells of a scenario, then compare them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bench.commands.options import Only, ScenarioFile, TrustRemoteCode
 from bench.errors import InfrastructureError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.runner.sweep import SweepOptions
+    from bench.scenario.types import Cell
 
 
 def run(  # noqa: PLR0913 - one parameter for each option
@@ -35,10 +41,8 @@ def run(  # noqa: PLR0913 - one parameter for each option
     ] = False,
 ) -> None:
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
-    from bench.report.plan import render_short
-    from bench.runner.live import open_console, outcome_table, watch
     from bench.runner.schedule import ScheduleOptions, parse_outcomes, require_data
-    from bench.runner.sweep import SweepOptions, run_sweep
+    from bench.runner.sweep import SweepOptions
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
@@ -54,9 +58,17 @@ def run(  # noqa: PLR0913 - one parameter for each option
         skip_unfit=skip_unfit,
         snapshot=snapshot,
     )
+    _run(loaded.cells, options)
+
+
+def _run(cells: "Sequence[Cell]", options: "SweepOptions") -> None:
+    from bench.report.plan import render_short
+    from bench.runner.live import open_console, outcome_table, watch
+    from bench.runner.sweep import run_sweep
+
     console = open_console()
     with watch(console, render_short) as observe:
-        result = run_sweep(loaded.cells, options, observe)
+        result = run_sweep(cells, options, observe)
 
     # Not before: it needs pandas, and nothing shall weigh on the machine while it is measured.
     from bench.report.pages import render_terminal, write_page
