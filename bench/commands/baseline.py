@@ -48,7 +48,7 @@ def accept(
 def list_(*, baselines: Baselines = BASELINES) -> None:
     """List the baselines."""
     from bench.records.baselines import names_of_baselines, read_baseline
-    from bench.report.baselines import list_lines
+    from bench.report.gate import list_lines
 
     for line in list_lines([read_baseline(baselines, name) for name in names_of_baselines(baselines)]):
         typer.echo(line)
@@ -60,7 +60,7 @@ def show_(name: BaselineName, *, baselines: Baselines = BASELINES) -> None:
     from rich.console import Console
 
     from bench.records.baselines import read_baseline
-    from bench.report.baselines import history_table
+    from bench.report.gate import history_table
     from bench.report.text import terminal_table
 
     baseline = read_baseline(baselines, name)
@@ -98,7 +98,7 @@ def history(name: BaselineName, *, baselines: Baselines = BASELINES) -> None:
     from rich.console import Console
 
     from bench.gate.stored import BaselineChoice, changes_in_history
-    from bench.report.baselines import changes_table
+    from bench.report.gate import changes_table
     from bench.report.text import terminal_table
 
     found = changes_in_history(BaselineChoice(root=baselines, name=name))

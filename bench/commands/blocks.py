@@ -32,10 +32,9 @@ from bench.records.records import Record
 from bench.report import plan
 from bench.report.figures import Figure, comparison_figures, plan_figures
 from bench.report.gate import render_block
-from bench.report.levers import render_levers
 from bench.report.pages import gather, read_material, render_details, render_methods, render_summary
 from bench.report.self_check import render_self_check, render_validation
-from bench.report.studies import render_study
+from bench.report.studies import render_levers, render_study
 from bench.report.text import markdown
 from bench.stats.simulation import read_self_check
 

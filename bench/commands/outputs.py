@@ -79,24 +79,24 @@ def show(verdicts: "Verdicts", outputs: Outputs, title: str) -> None:
 def conclude(verdicts: "Verdicts", outputs: GateOutputs, title: str) -> None:
     """Show the verdicts of a gate, tell GitHub where it runs us, and end with the gate's exit code."""
     from bench.io import write_text
-    from bench.report import gate_ci
+    from bench.report.gate import annotations, comment, junit
 
     show(verdicts, outputs, title)
     if outputs.comment is not None:
-        write_text(outputs.comment, gate_ci.comment(verdicts, title))
+        write_text(outputs.comment, comment(verdicts, title))
     if outputs.junit is not None:
-        write_text(outputs.junit, gate_ci.junit(verdicts, title, outputs.inconclusive))
+        write_text(outputs.junit, junit(verdicts, title, outputs.inconclusive))
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         _append(Path(summary), verdicts, title)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for command in gate_ci.annotations(verdicts):
+        for command in annotations(verdicts):
             typer.echo(command, err=True)
     if code := verdicts.exit_code(outputs.inconclusive):
         raise typer.Exit(code)
 
 
 def _append(summary: Path, verdicts: "Verdicts", title: str) -> None:
-    from bench.report.gate_ci import step_summary
+    from bench.report.gate import step_summary
 
     try:
         there = summary.stat().st_size if summary.exists() else 0

@@ -1,12 +1,17 @@
-"""Verdicts as Markdown and in the terminal, worst first; what does not fit is counted. No arithmetic."""
+"""Verdicts as Markdown, in the terminal and for CI, worst first; and baselines. No arithmetic, no files.
+
+Everything that comes from a record or a scenario is escaped here; what does not fit is counted.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+from xml.etree import ElementTree as ET
 
 from bench.errors import counted
 from bench.metrics import METRICS, Metric
-from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts
+from bench.records.baselines import Baseline
+from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts, outcome_verdict
 from bench.report.text import (
     NOT_APPLICABLE,
     NOT_MEASURED,
@@ -19,13 +24,14 @@ from bench.report.text import (
     plain,
     share,
     significant,
+    table_of,
     terminal_table,
 )
+from bench.stats.trend import ChangePoint
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
 
-_HEADER = ("Cell", "Metric", "Verdict", "Why", "Baseline", "Candidate", "Change", "Interval")
 _SHOWN = {"regression": "REGRESSION", "inconclusive": "inconclusive", "not comparable": "not comparable"}
 _MOST_TERMINAL_ROWS = 40
 _MOST_DIFFERENCES = 20
@@ -78,19 +84,17 @@ def message(judged: MetricVerdict) -> str:
 
 def gate_table(judgements: Sequence[MetricVerdict]) -> Table:
     """Return a row for each judgement."""
-    return Table(header=_HEADER, rows=tuple(map(_row, judgements)), left=4)
-
-
-def _row(judged: MetricVerdict) -> tuple[str, ...]:
-    return (
-        judged.cell,
-        subject(judged),
-        verdict_text(judged),
-        judged.reason,
-        _value(judged, judged.baseline),
-        _value(judged, judged.candidate),
-        _change(judged),
-        _interval(judged),
+    return table_of(
+        judgements,
+        ("Cell", lambda one: one.cell),
+        ("Metric", subject),
+        ("Verdict", verdict_text),
+        ("Why", lambda one: one.reason),
+        ("Baseline", lambda one: _value(one, one.baseline)),
+        ("Candidate", lambda one: _value(one, one.candidate)),
+        ("Change", _change),
+        ("Interval", _interval),
+        left=4,
     )
 
 
@@ -112,9 +116,7 @@ def value_text(metric: Metric, value: float | None) -> str:
 
 
 def _change(judged: MetricVerdict) -> str:
-    if judged.ratio is not None:
-        return f"× {judged.ratio:.4g}"  # noqa: RUF001 - the sign of a factor
-    return _points(judged.difference)
+    return _points(judged.difference) if judged.ratio is None else _ratio(judged.ratio)
 
 
 def _interval(judged: MetricVerdict) -> str:
@@ -218,3 +220,128 @@ def render_terminal(verdicts: Verdicts, title: str) -> "Group":
     ]
     parts.extend(Text(plain(line)) for line in lines)
     return Group(*parts)
+
+
+COMMENT_MARK = "<!-- finetune-bench gate -->"  # first in a comment: a workflow finds the one to replace
+MOST_COMMENT_BYTES = 64_000  # GitHub takes 65,536 characters
+MOST_SUMMARY_BYTES = 1024 * 1024  # of all that a step writes; GitHub shows nothing of a longer one
+MOST_ANNOTATIONS = 10  # GitHub shows ten errors of a step
+Inconclusive = Literal["pass", "fail"] | None
+
+
+def comment(verdicts: Verdicts, title: str) -> str:
+    """Return the body of a pull request's comment, under 64 kB."""
+    most = MOST_COMMENT_BYTES - len(COMMENT_MARK) - 1
+    return f"{COMMENT_MARK}\n{render_markdown(verdicts, most_bytes=most, title=title)}"
+
+
+def step_summary(verdicts: Verdicts, title: str, bytes_there: int) -> str:
+    """Return what to append to a step's summary that holds so many bytes; nothing where it is full."""
+    most = MOST_SUMMARY_BYTES - bytes_there - 2
+    text = render_markdown(verdicts, most_bytes=most, title=title)
+    return f"\n{text}" if len(text.encode()) < most else ""
+
+
+def junit(verdicts: Verdicts, title: str, inconclusive: Inconclusive = None) -> str:
+    """Return JUnit XML with a test case for each gated metric of each cell.
+
+    A regression is a failure; what could not be decided or compared is skipped with its reason, or with
+    ``inconclusive="fail"`` a failure. Where runs finished and nothing was compared, one case says so.
+    """
+    cases = verdicts.gated
+    if verdicts.verdict == "inconclusive" and all(one.verdict == "pass" for one in cases):
+        cases = (*cases, outcome_verdict("bench gate", "inconclusive", headline(verdicts)))
+    failing = {"regression"} | ({"inconclusive", "not comparable"} if inconclusive == "fail" else set())
+    failures = [one for one in cases if one.verdict in failing]
+    skipped = [one for one in cases if one.verdict not in failing and one.verdict != "pass"]
+    counts = {
+        "name": plain(title),
+        "tests": str(len(cases)),
+        "failures": str(len(failures)),
+        "skipped": str(0 if inconclusive == "pass" else len(skipped)),
+        "errors": "0",
+    }
+    root = ET.Element("testsuites", counts)
+    suite = ET.SubElement(root, "testsuite", counts)
+    for one in cases:
+        case = ET.SubElement(suite, "testcase", classname=plain(one.cell), name=plain(subject(one)), time="0")
+        if one.verdict in failing:
+            ET.SubElement(case, "failure", message=plain(one.reason), type=one.verdict).text = message(one)
+        elif one.verdict != "pass" and inconclusive != "pass":
+            ET.SubElement(case, "skipped", message=message(one))
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def annotations(verdicts: Verdicts) -> Iterator[str]:
+    """Yield GitHub's workflow commands: an error for each regression, ten at most, the last one counting.
+
+    Where nothing regressed but the verdict is not a pass, one warning.
+    """
+    worse = [one for one in verdicts.gated if one.verdict == "regression"]
+    several = len(worse) > MOST_ANNOTATIONS
+    for one in worse[: MOST_ANNOTATIONS - 1 if several else MOST_ANNOTATIONS]:
+        yield _command("error", f"{subject(one)} of {one.cell}", message(one))
+    if several:
+        yield _command(
+            "error",
+            "bench gate",
+            f"{len(worse) - MOST_ANNOTATIONS + 1} more regressions; {headline(verdicts)}",
+        )
+    if not worse and verdicts.verdict != "pass":
+        first: MetricVerdict | None = next((one for one in verdicts.gated if one.verdict != "pass"), None)
+        why = f"; {message(first)}" if first else ""
+        yield _command("warning", "bench gate", f"{headline(verdicts)}{why}")
+
+
+def _command(level: str, title: str, text: str) -> str:
+    """Return a workflow command, escaped as GitHub's ``actions/toolkit`` does (``core/src/command.ts``)."""
+    escaped = _escape(plain(text))
+    return f"::{level} title={_escape(plain(title)).replace(':', '%3A').replace(',', '%2C')}::{escaped}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def list_lines(baselines: Sequence[Baseline]) -> Iterator[str]:
+    """Yield a line for each baseline: its size, and what was accepted last."""
+    for one in baselines:
+        if one.accepted:
+            last = one.accepted[-1]
+            yield plain(
+                f"{one.name}: {counted(len(one.current), 'session')} on level {last.level}, "
+                f"{len(one.accepted)} in all; {last.accepted_at}: {last.reason}"
+            )
+
+
+def history_table(baseline: Baseline) -> Table:
+    """Return a row for each accepted session, oldest first."""
+    return table_of(
+        baseline.accepted,
+        ("Session", lambda one: str(one.number)),
+        ("Level", lambda one: str(one.level)),
+        ("Accepted", lambda one: one.accepted_at),
+        ("Revision", lambda one: (one.revision or NOT_APPLICABLE)[:12]),
+        ("Runs", lambda one: str(len(one.files))),
+        ("Reason", lambda one: one.reason),
+        left=6,
+    )
+
+
+def changes_table(changes: Sequence[ChangePoint]) -> Table:
+    """Return a row for each change of level."""
+    return table_of(
+        changes,
+        ("Cell", lambda one: one.cell),
+        ("Metric", lambda one: one.metric),
+        ("From session", lambda one: str(one.number)),
+        ("Before", lambda one: value_text(METRICS[one.metric], one.before)),
+        ("After", lambda one: value_text(METRICS[one.metric], one.after)),
+        ("Change", lambda one: _ratio(one.ratio)),
+        left=2,
+    )
+
+
+def _ratio(ratio: float | None) -> str:
+    return NOT_APPLICABLE if ratio is None else f"× {ratio:.4g}"  # noqa: RUF001 - the sign of a factor

@@ -1,29 +1,39 @@
-"""Studies over several seeds, as blocks of a page: sentences and tables, no arithmetic."""
+"""Studies over several seeds, and memory levers one at a time, as blocks of a page; no arithmetic."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from bench.compare.accuracy import AccuracyDifference, SeedMean
-from bench.compare.measured import Measured
-from bench.compare.studies import Study, studies
+from bench.compare.accuracy import Accuracy, AccuracyDifference, SeedMean
+from bench.compare.comparison import compare
+from bench.compare.measured import Contrast, Measured
+from bench.compare.studies import IDLE_SHARE, Change, Levers, Study, changes, levers, studies
 from bench.errors import counted
-from bench.metrics import CAPACITY, INSTRUMENT_NAMES
+from bench.metrics import CAPACITY, INSTRUMENT_NAMES, TENSORS, Instrument
+from bench.records.derived_metrics import BUSY_MACHINE, THROTTLED, speed_disturbed
 from bench.records.records import Record
+from bench.report.comparison_columns import memory_unit
 from bench.report.highlights import interval, points
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
     NOT_APPLICABLE,
     NOT_MEASURED,
+    MemoryUnit,
     Table,
     bullets,
     markdown,
     markdown_table,
+    operations,
     p_value,
     share,
     significant,
+    table_of,
+    words,
 )
 
 Told = tuple[tuple[Measured, AccuracyDifference], ...]
+_Lever = tuple[Measured, Contrast | None]
+# Caveats that the page on levers states for all its cells.
+_SAID = {"few-steps", "one-run", BUSY_MACHINE, THROTTLED, "synthetic-data"}
 
 
 def render_study(records: Sequence[Record], reference: str) -> str:
@@ -32,18 +42,19 @@ def render_study(records: Sequence[Record], reference: str) -> str:
     Raises UsageError where a setting has no method of that name.
     """
     found = studies(records, reference)
-    parts = []
+    parts: list[str] = []
     for study in found:
-        parts.append(f"**{markdown(_title(study))}**")
-        parts.append(markdown(" ".join(_sentences(study))))
-        parts.append(markdown_table(_table(study)))
+        where = f", environment {study.environment}" if study.environment else ""
+        title = (
+            f"{study.reference.cell.model.name}, {study.reference.window}{where}: accuracy on {study.task}"
+        )
+        parts += _block(title, _sentences(study), _table(study))
     parts.append(bullets(markdown(line) for line in _how_read(found)))
     return "\n\n".join(parts)
 
 
-def _title(study: Study) -> str:
-    where = f", environment {study.environment}" if study.environment else ""
-    return f"{study.reference.cell.model.name}, {study.reference.window}{where}: accuracy on {study.task}"
+def _block(title: str, sentences: Iterable[str], table: Table) -> tuple[str, str, str]:
+    return f"**{markdown(title)}**", markdown(" ".join(sentences)), markdown_table(table)
 
 
 def _sentences(study: Study) -> Iterator[str]:
@@ -85,29 +96,36 @@ def _both_errors(one: AccuracyDifference) -> str:
 
 
 def _table(study: Study) -> Table:
-    task = study.task
+    task, device = study.task, study.reference.device
+
+    def against(show: Callable[[AccuracyDifference], str]) -> Callable[[Measured], str]:
+        return lambda level: show(found) if (found := study.against.get(level.key)) else NOT_APPLICABLE
+
+    def of_accuracy(show: Callable[[Accuracy], str]) -> Callable[[Measured], str]:
+        return lambda level: show(found) if (found := level.accuracy(task)) else NOT_MEASURED
+
     columns: list[tuple[str, Callable[[Measured], str]]] = [
         ("Method", lambda level: level.method),
         ("Seeds", _seeds),
-        ("Before", lambda level: _mean(found.before_seeds if (found := level.accuracy(task)) else None)),
+        ("Before", of_accuracy(lambda found: _mean(found.before_seeds))),
+        ("After: mean, 95 % over seeds", of_accuracy(lambda found: _mean(found.after_seeds))),
+        ("Each seed", of_accuracy(_each)),
+        ("Error over items", of_accuracy(_items_error)),
         (
-            "After: mean, 95 % over seeds",
-            lambda level: _mean(found.after_seeds if (found := level.accuracy(task)) else None),
+            f"Against {study.reference.method}, 95 % for all at once",
+            against(lambda one: f"{points(one.share, sign=True)} ({_interval(one)})"),
         ),
-        ("Each seed", lambda level: _each(level, task)),
-        ("Error over items", lambda level: _items_error(level, task)),
-        (f"Against {study.reference.method}, 95 % for all at once", lambda level: _difference(study, level)),
-        ("Its error over items", lambda level: _difference_items_error(study, level)),
-        ("p, Dunnett's", lambda level: _adjusted(study, level)),
+        ("Its error over items", against(lambda one: _error(one.items_error, one.items))),
+        (
+            "p, Dunnett's",
+            against(lambda one: NOT_APPLICABLE if one.p_value is None else p_value(one.p_value)),
+        ),
         ("Trainable", _trainable),
-        (f"Peak memory: {INSTRUMENT_NAMES[CAPACITY[study.reference.device]]}", _memory),
+        (f"Peak memory: {INSTRUMENT_NAMES[CAPACITY[device]]}", _memory),
     ]
     if not any(level.disturbed_runs for level in study.levels):
         columns.append(("tokens/s", _speed))
-    return Table(
-        header=tuple(name for name, _ in columns),
-        rows=tuple(tuple(show(level) for _, show in columns) for level in study.levels),
-    )
+    return table_of(study.levels, *columns)
 
 
 def _seeds(level: Measured) -> str:
@@ -125,34 +143,21 @@ def _mean(found: SeedMean | None) -> str:
     return f"{share(found.mean)} ({interval(found.low, found.high)})"
 
 
-def _each(level: Measured, task: str) -> str:
-    found = level.accuracy(task)
-    if found is None or found.after_seeds is None:
-        return NOT_MEASURED
-    return ", ".join(_digits(value) for value in found.after_seeds.values)
+def _each(found: Accuracy) -> str:
+    after = found.after_seeds
+    return NOT_MEASURED if after is None else ", ".join(_digits(value) for value in after.values)
 
 
 def _digits(value: float) -> str:
     return share(value).removesuffix(" %")
 
 
-def _items_error(level: Measured, task: str) -> str:
-    found = level.accuracy(task)
-    return _error(found.after_error, found.items) if found and found.after_seeds else NOT_MEASURED
-
-
-def _difference_items_error(study: Study, level: Measured) -> str:
-    found = study.against.get(level.key)
-    return _error(found.items_error, found.items) if found else NOT_APPLICABLE
+def _items_error(found: Accuracy) -> str:
+    return _error(found.after_error, found.items) if found.after_seeds else NOT_MEASURED
 
 
 def _error(error: float | None, items: int) -> str:
     return NOT_MEASURED if error is None else f"± {_digits(error)} (n = {items:,})"
-
-
-def _difference(study: Study, level: Measured) -> str:
-    found = study.against.get(level.key)
-    return f"{points(found.share, sign=True)} ({_interval(found)})" if found else NOT_APPLICABLE
 
 
 def _interval(one: AccuracyDifference) -> str:
@@ -165,11 +170,6 @@ def _interval(one: AccuracyDifference) -> str:
     if found.p_value is None:
         return f"the same in all {count} seeds, no interval"
     return f"{_digits(found.low)} to {_digits(found.high)}, {count} seeds"
-
-
-def _adjusted(study: Study, level: Measured) -> str:
-    found = study.against.get(level.key)
-    return NOT_APPLICABLE if found is None or found.p_value is None else p_value(found.p_value)
 
 
 def _trainable(level: Measured) -> str:
@@ -229,3 +229,147 @@ def _how_compared(found: Sequence[Study]) -> Iterator[str]:
         "intervals would exclude zero (Dunnett, J. Am. Stat. Assoc. 50, 1955). p is adjusted alike: it "
         "is below 0.05 where the interval excludes zero."
     )
+
+
+def render_levers(records: Sequence[Record]) -> str:
+    """Return, for each plain method, what every lever does to its memory, operations and speed.
+
+    Raises UsageError where no plain method ended well.
+    """
+    comparison = compare(records)
+    found = levers(comparison)
+    unit = memory_unit(comparison.rows)
+    parts: list[str] = []
+    for one in found:
+        title = f"Against {one.baseline.id}, {one.baseline.device_name}"
+        parts += _block(title, _levers_sentences(one, unit), _levers_table(one, unit))
+    parts.append(bullets(markdown(line) for line in _how_levers_read(found)))
+    return "\n\n".join(parts)
+
+
+def _levers_sentences(one: Levers, unit: MemoryUnit) -> Iterator[str]:
+    """Say what saves, what costs, what does nothing, and how far predictions were from the readings."""
+    base, tensors = one.baseline, TENSORS[one.baseline.device]
+    peak = base.peak(tensors)
+    if peak:
+        name = INSTRUMENT_NAMES[peak.instrument]
+        yield f"{base.method} peaks at {unit.show(peak.peak_bytes)} ({name})."
+    for told, effects in (("Less", one.saving), ("More", one.costing)):
+        if effects:
+            listed = ", ".join(
+                f"{each.measured.method} ({_change(each.memory_share(tensors))})" for each in effects
+            )
+            yield f"{told} with {listed}."
+    if one.idle:
+        yield f"Within {share(IDLE_SHARE, 0)}: {', '.join(each.measured.method for each in one.idle)}."
+    if one.misses:
+        farthest = share(max(one.misses)).removesuffix(" %")
+        yield (
+            f"Of {len(one.misses)} changes predicted before the runs, the farthest from its reading is "
+            f"{farthest} points of the baseline's peak off."
+        )
+
+
+def _levers_table(one: Levers, unit: MemoryUnit) -> Table:
+    """Return the plain method, then each lever with what it does."""
+    tensors, capacity = TENSORS[one.baseline.device], CAPACITY[one.baseline.device]
+    rows: list[_Lever] = [(one.baseline, None), *((each.measured, each) for each in one.effects)]
+
+    def change(read: Callable[[Contrast], float | None]) -> tuple[str, Callable[[_Lever], str]]:
+        return "Change", lambda row: _change(read(row[1])) if row[1] else NOT_APPLICABLE
+
+    def changed(row: _Lever) -> str:
+        return "; ".join(map(_changed, changes(row[1]) if row[1] else ())) or NOT_APPLICABLE
+
+    def speed(row: _Lever) -> str:
+        measured, effect = row
+        disturbed = effect.disturbed if effect else speed_disturbed(measured.caveats)
+        found = measured.throughput
+        return significant(found.tokens_per_second if found and not disturbed else None)
+
+    return table_of(
+        rows,
+        ("Method", lambda row: row[0].method),
+        ("What changes", changed),
+        (f"Peak: {INSTRUMENT_NAMES[tensors]}", lambda row: _peak(row[0], tensors, unit)),
+        change(lambda effect: effect.memory_share(tensors)),
+        ("Predicted", change(lambda effect: effect.predicted_share(tensors))[1]),
+        (f"Peak: {INSTRUMENT_NAMES[capacity]}", lambda row: _peak(row[0], capacity, unit)),
+        change(lambda effect: effect.memory_share(capacity)),
+        ("FLOPs per token", lambda row: operations(row[0].flops_per_token)),
+        change(lambda effect: effect.flops_share),
+        ("tokens/s", speed),
+        change(lambda one: None if one.disturbed or one.speed_ratio is None else one.speed_ratio - 1),
+        left=2,
+    )
+
+
+def _change(value: float | None) -> str:
+    if value is None:
+        return NOT_MEASURED
+    text = share(round(value, 3) + 0.0)  # no minus before a nought
+    return text if value < 0 or text == share(0) else f"+{text}"
+
+
+def _peak(row: Measured, instrument: Instrument, unit: MemoryUnit) -> str:
+    """Write a peak; where a cell did not end well, how it ended."""
+    peak = row.peak(instrument)
+    return unit.show(peak.peak_bytes if peak else None) if row.ok else row.outcome
+
+
+def _changed(change: Change) -> str:
+    name = words(change.field)
+    if change.before is None:
+        return f"{name} {_value(change.after)}"
+    return f"{name} {_value(change.before)} → {_value(change.after)}"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _how_levers_read(found: Sequence[Levers]) -> Iterator[str]:
+    """Say what each column means, what was left out, and what the records themselves warn of."""
+    yield (
+        "Change: against the plain method above, by the same instrument. Predicted: the change of the "
+        f"peak of {_names(found, TENSORS)}, as predicted before the runs."
+    )
+    yield (
+        "FLOPs per token: operations of one step as executed, recomputation included, for each token that "
+        "is not padding."
+    )
+    rows = [row for one in found for row in (one.baseline, *(each.measured for each in one.effects))]
+    yield from _on_speed(found, rows)
+    yield from _warnings(rows)
+
+
+def _on_speed(found: Sequence[Levers], rows: Sequence[Measured]) -> Iterator[str]:
+    disturbed = sum(
+        speed_disturbed(one.baseline.caveats) + sum(each.disturbed for each in one.effects) for one in found
+    )
+    if disturbed:
+        yield (
+            "Speed is left out where, during the measured steps of the cell or of the plain method, others "
+            f"used the CPUs or the GPU was throttled: {disturbed} of {len(rows)} rows. Bytes and "
+            "operations do not depend on it."
+        )
+    steps = [row.throughput.steps for row in rows if row.throughput]
+    if steps and disturbed < len(rows):
+        yield f"A cell has {min(steps)} measured steps: only large differences in speed are distinguishable."
+
+
+def _warnings(rows: Sequence[Measured]) -> Iterator[str]:
+    """Yield what the records warn of, beyond what this page says of every cell."""
+    gathered: dict[str, list[str]] = {}
+    for row in rows:
+        for caveat in row.caveats:
+            if caveat.code not in _SAID:
+                gathered.setdefault(caveat.message, []).append(row.method)
+    for message, methods in gathered.items():
+        yield f"{message} ({'all' if len(methods) == len(rows) else ', '.join(methods)})"
+
+
+def _names(found: Sequence[Levers], instruments: Mapping[str, Instrument]) -> str:
+    return " or ".join(dict.fromkeys(INSTRUMENT_NAMES[instruments[one.baseline.device]] for one in found))

@@ -2,10 +2,10 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bench.metrics import GIB, MIB
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import JustifyMethod
     from rich.table import Table as RichTable
 
+R = TypeVar("R")
 NOT_MEASURED = "n/a"
 NOT_APPLICABLE = "–"  # noqa: RUF001 - a dash is what a table shows for *does not apply*
 
@@ -153,6 +154,12 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int = 1
+
+
+def table_of(rows: Iterable[R], *columns: tuple[str, Callable[[R], str]], left: int = 1) -> Table:
+    """Return a table from the title of each column and how it shows a row."""
+    shown = tuple(tuple(show(row) for _, show in columns) for row in rows)
+    return Table(header=tuple(title for title, _ in columns), rows=shown, left=left)
 
 
 def told_once(table: Table) -> tuple[Table, tuple[tuple[str, str], ...]]:

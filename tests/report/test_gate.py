@@ -9,8 +9,16 @@ from rich.console import Console
 
 from bench.records.readings import Caveat
 from bench.records.verdicts import ComparedSide, MetricVerdict, VerdictName, Verdicts
-from bench.report.gate import headline, render_markdown, render_terminal
-from bench.report.gate_ci import COMMENT_MARK, annotations, comment, junit, step_summary
+from bench.report.gate import (
+    COMMENT_MARK,
+    annotations,
+    comment,
+    headline,
+    junit,
+    render_markdown,
+    render_terminal,
+    step_summary,
+)
 
 MIB = 1024**2
 _JUDGED = TypeAdapter(MetricVerdict)

@@ -13,9 +13,8 @@ from bench.errors import UsageError
 from bench.records.readings import Caveat
 from bench.records.records import FlopsReading, Record, TokenCounts, encode_record
 from bench.report.figures import comparison_figures
-from bench.report.levers import render_levers
 from bench.report.pages import render_markdown
-from bench.report.studies import render_study
+from bench.report.studies import render_levers, render_study
 from bench.scenario.platforms import Platform
 from records_factory import (
     MIB,
