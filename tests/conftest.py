@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+import bench
 import records_factory
 from bench.io import cache_folder
 from bench.records.records import Record
 from bench.scenario.catalogue import wheel
 from virtual_gpu import Box, VirtualGpus
 
+ROOT = Path(__file__).resolve().parents[1]
+# Processes that tests start run this checkout too, whichever one is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 # Models here are tiny: a second thread only waits, and two processes that wait for each other crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,6 +23,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--gpu``; without it no test touches a GPU."""
     parser.addoption("--gpu", action="store_true", help="also run the tests that need a CUDA device")
+
+
+def pytest_configure() -> None:
+    """Refuse to test another checkout's code, which an editable install in a shared environment can be."""
+    if not Path(bench.__file__).is_relative_to(ROOT):
+        message = f"bench is imported from {Path(bench.__file__).parent}; set PYTHONPATH={ROOT}"
+        raise pytest.UsageError(message)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -44,6 +44,13 @@ def test_listing_cells_imports_neither_torch_nor_pandas() -> None:
     assert _imported((*HEAVY, "pandas"), "cells", "scenarios/smollm2_cpu.toml") == []
 
 
+def test_processes_that_tests_start_run_this_checkout(tmp_path: Path) -> None:
+    """Wherever they start, and whichever checkout is installed in the environment."""
+    command = [sys.executable, "-c", "import bench; print(bench.__file__)"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert str(ROOT / "bench" / "__init__.py") == done.stdout.strip()
+
+
 @pytest.mark.parametrize("command", ["table", "report"])
 def test_reading_results_imports_no_torch(tmp_path: Path, command: str) -> None:
     """A report can be made where torch is not even installed."""
