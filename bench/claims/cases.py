@@ -1,160 +1,144 @@
-"""The cases that claims are judged by: records, plans, published measurements in one form. Reads no file."""
+"""What claims are judged by: measured, published and predicted cells in one form, and which pair up."""
 
 import statistics
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
-from bench.compare.environments import environments_of
-from bench.compare.measured import setting_of, without_seed
-from bench.metrics import MERGE_TOLERANCES
-from bench.records.derived_metrics import (
-    evaluated_tasks,
-    evaluation,
-    peak_bytes,
-    speed_disturbed,
-    step_tokens_per_second,
-)
-from bench.records.predictions import Answer, Plan, PlannedCell, Prediction
-from bench.records.published.rows import Row, RowFile
-from bench.records.records import EvaluationItem, Record
-from bench.records.run_summary import conditions_of
+from pydantic import BaseModel
+
+from bench.compare.comparison import measure
+from bench.compare.measured import Measured, without_seed
+from bench.metrics import TENSORS
+from bench.records.derived_metrics import speed_disturbed, step_tokens_per_second
+from bench.records.predictions import CardFit, Plan, PlannedCell, Prediction
+from bench.records.published.rows import RowFile
+from bench.records.records import Record
 from bench.scenario.catalogue import Architecture, architecture_of
-from bench.scenario.types import Cell, ModelSpec
+from bench.scenario.types import HOW_IT_LEARNS, Cell
 
 Instrument = Literal["measured CPU", "measured GPU", "published", "predicted"]
+Scalar = str | int | float | bool
+Where = dict[str, Scalar | tuple[Scalar, ...]]
 
 DTYPE_BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
 
-
-@dataclass(frozen=True, kw_only=True)
-class OnCard:
-    """The answer for one card; ``memory_bytes`` is as sold, ``needed_bytes`` counts the CUDA context."""
-
-    card: str
-    memory_bytes: int
-    answer: Answer
-    needed_bytes: int
-    usable_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """One task's answers after training, of the run with this seed."""
-
-    seed: int
-    task: str
-    items: tuple[EvaluationItem, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Merged:
-    """What merging an adapter did to the largest logit, as a share of it, and the share that rounding may."""
-
-    changed_share: float
-    tolerated_share: float
+# Beside data and training: the place stands for the device, and methods are compared field by field.
+_NOT_PAIRED_BY: Final = {"device", "model", "method", "window", "evaluation", "training.seed", *HOW_IT_LEARNS}
+_ADAPTERS_MAY_DIFFER: Final = {"method.kind", "method.name", "method.alpha"}
+_BASE: Final = {
+    "method.base",
+    "method.kbit_preparation",
+    "method.recast_embeddings",
+    "method.quantisation",
+    "method.double_quantisation",
+    "method.compute_dtype",
+    "method.quantise_lm_head",
+}
+_METHODS: Final = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "peft": "another method"}
+_NAMES: Final = {
+    "method.rank": "rank",
+    "method.target_modules": "target modules",
+    "method.adapter_dtype": "adapters' dtype",
+    "method.double_quantisation": "double quantisation",
+    "method.compute_dtype": "compute dtype",
+    "training.sequence_length": "sequence length",
+    "training.micro_batch": "micro-batch",
+    "training.gradient_checkpointing": "gradient checkpointing",
+    "training.gradient_accumulation": "gradient accumulation",
+    "training.dtype": "dtype",
+    "training.autocast": "autocast",
+    "training.optimizer": "optimizer",
+    "training.loss": "loss",
+    "training.attention": "attention",
+    "data.task": "task",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One cell by one instrument, over its runs and seeds. None and empty: not read.
+    """One cell by one instrument. None and empty: not known.
 
-    Two cases are only ever compared where ``place`` is the same: one folder and machine, one published
-    source, card and versions, or one predicted platform. ``peak_bytes`` is of live tensors on the CPU, else
-    what torch's allocator had allocated. ``speeds`` are tokens/s, one a run, without the ``disturbed_runs``.
-    Accuracies of several seeds are judged among all cases of one ``study``.
+    Only cases of one ``place`` are compared: one folder and environment, one published source, card and
+    versions, or one predicted platform. ``shape`` is the catalogue's. ``peak_bytes`` is of live tensors on
+    the CPU, else what torch's allocator had allocated. ``cards`` are verdicts, each with the card's memory as
+    sold, in bytes. ``measured`` are the runs of what was run here, from which speed and accuracy are read.
     """
 
     cell: Cell
     instrument: Instrument
     source: str
-    place: tuple[object, ...]
-    model: str
-    parameters: int | None = None
-    quantisable_parameters: int | None = None
+    place: tuple[Hashable, ...]
+    shape: Architecture | None
     trainable: int | None = None
     peak_bytes: int | None = None
     loaded_bytes: int | None = None
     quantisation_state_bytes: int | None = None
-    adapter_file_bytes: int | None = None
-    cards: tuple[OnCard, ...] = ()
-    speeds: tuple[float, ...] = ()
-    disturbed_runs: int = 0
-    study: tuple[Hashable, ...] = ()
-    answers: tuple[Answers, ...] = ()
-    merges: tuple[Merged, ...] = field(default=())
+    cards: tuple[tuple[int, CardFit], ...] = ()
+    measured: Measured | None = None
+
+    @property
+    def model(self) -> str:
+        """The catalogue's name where it knows the model, else the scenario's."""
+        return self.shape.name if self.shape else self.cell.model.name
+
+    @property
+    def parameters(self) -> int | None:
+        """How many there are: as counted in the run, else as published."""
+        if self.measured:
+            return self.measured.facts.parameters_total if self.measured.facts else None
+        return self.shape.parameters if self.shape else None
+
+    @property
+    def quantisable_parameters(self) -> int | None:
+        """Those outside embedding and output layer; norms, a few in a million, are counted in."""
+        shape = self.shape
+        if shape is None or "vocab_size" not in shape.config:
+            return None
+        ends = 1 if shape.config.get("tie_word_embeddings", False) else 2
+        return shape.parameters - ends * int(shape.config["vocab_size"]) * shape.hidden_size
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """Tokens/s of each run that nothing disturbed: its median over steps."""
+        good = self.measured.ok if self.measured else ()
+        runs = [run for run in good if not speed_disturbed(run.measurement.caveats)]
+        return tuple(statistics.median(steps) for steps in map(step_tokens_per_second, runs) if steps)
+
+    @property
+    def disturbed_runs(self) -> int:
+        """How many runs have a speed that is not their own."""
+        return self.measured.disturbed_runs if self.measured else 0
+
+    @property
+    def study(self) -> tuple[Hashable, ...]:
+        """What cases share whose accuracies over seeds are judged together; empty where nothing was run."""
+        asked = self.cell.evaluation
+        return (self.source, self.measured.setting, asked.limit, asked.num_fewshot) if self.measured else ()
 
 
 def cases_of_records(records: Sequence[Record], source: str) -> tuple[Case, ...]:
-    """Return one case for each cell and machine; runs that differ only in ``training.seed`` are one case.
-
-    Runs that did not end well are left out.
-    """
-    groups: dict[tuple[object, ...], list[Record]] = {}
-    for record in records:
-        if record.outcome == "ok":
-            key = (with_default_seed(record.cell).digest, *_place(record, source))
-            groups.setdefault(key, []).append(record)
-    return tuple(_measured(group, source) for group in groups.values())
+    """Return a case for each cell and environment that has a good run; other seeds are repeats."""
+    return tuple(_measured(one, source) for one in measure(records) if one.ok)
 
 
-def with_default_seed(cell: Cell) -> Cell:
-    """Return the cell with the default seed of training."""
-    return cell.model_copy(update={"training": cell.training.model_copy(update={"seed": 0})})
-
-
-def _place(record: Record, source: str) -> tuple[object, ...]:
-    return (source, *conditions_of(record.environment), *sorted(record.environment.versions.items()))
-
-
-def _measured(group: Sequence[Record], source: str) -> Case:
-    first = group[0]
-    cell, facts, ledger = first.cell, first.measurement.model, first.measurement.ledger
-    on_gpu = cell.device == "cuda"
-    live = ledger.peak_bytes if ledger else None
-    at_rest = [record for record in group if not speed_disturbed(record.measurement.caveats)]
-    speeds = [step_tokens_per_second(record) for record in at_rest]
-    asked = first.cell.evaluation
-    setting = (*setting_of(first, environments_of(group)[0]), asked.limit, asked.num_fewshot)
-    state = ledger.categories_at_peak_bytes.get("quantisation_state") if ledger else None
+def _measured(one: Measured, source: str) -> Case:
+    cell, facts, peak, cause = one.cell, one.facts, one.peak(TENSORS[one.device]), one.cause
     return Case(
         cell=cell.model_copy(update={"id": without_seed(cell.id)}),
-        instrument="measured GPU" if on_gpu else "measured CPU",
+        instrument="measured GPU" if one.device == "cuda" else "measured CPU",
         source=source,
-        place=_place(first, source),
-        model=_model_name(cell.model),
-        parameters=facts.parameters_total if facts else None,
-        quantisable_parameters=_quantisable(architecture_of(cell.model)),
+        place=(source, one.where.place, one.device_name),
+        shape=architecture_of(cell.model),
         trainable=facts.parameters_trainable if facts else None,
-        peak_bytes=peak_bytes(first, "cuda_allocated_peak_bytes") if on_gpu else live,
-        quantisation_state_bytes=state,
-        adapter_file_bytes=facts.adapter_file_bytes if facts else None,
-        speeds=tuple(statistics.median(steps) for steps in speeds if steps),
-        disturbed_runs=len(group) - len(at_rest),
-        study=(source, *setting),
-        answers=tuple(answer for record in group for answer in _answers(record)),
-        merges=tuple(merge for record in group for merge in _merges(record)),
+        peak_bytes=peak.peak_bytes if peak else None,
+        quantisation_state_bytes=cause.categories_bytes.get("quantisation_state") if cause else None,
+        measured=one,
     )
 
 
-def _answers(record: Record) -> Iterable[Answers]:
-    seed = record.cell.training.seed
-    for task in evaluated_tasks(record):
-        reading = evaluation(record, task, "after")
-        if reading is not None and reading.items:
-            yield Answers(seed=seed, task=task, items=reading.items)
-
-
-def _merges(record: Record) -> Iterable[Merged]:
-    merge, facts = record.measurement.merge, record.measurement.model
-    if merge is not None and facts is not None and merge.reference_max_abs > 0:
-        tolerated = MERGE_TOLERANCES[record.cell.training.dtype]
-        share = merge.max_abs_difference / merge.reference_max_abs
-        yield Merged(changed_share=share, tolerated_share=tolerated)
-
-
 def cases_of_plan(plan: Plan, source: str) -> tuple[Case, ...]:
-    """Return one case for each cell and platform that could be predicted for CUDA."""
+    """Return a case for each cell and platform that could be predicted for CUDA."""
     memory = {card.name: card.memory_bytes for card in plan.cards}
     return tuple(
         _predicted(planned, planned.answer, memory, source)
@@ -164,37 +148,25 @@ def cases_of_plan(plan: Plan, source: str) -> tuple[Case, ...]:
 
 
 def _predicted(planned: PlannedCell, prediction: Prediction, memory: Mapping[str, int], source: str) -> Case:
-    cell, shape = planned.cell, architecture_of(planned.cell.model)
+    shape = architecture_of(planned.cell.model)
     return Case(
-        cell=cell,
+        cell=planned.cell,
         instrument="predicted",
         source=source,
         place=(prediction.platform, prediction.allocator),
-        model=_model_name(cell.model),
-        parameters=shape.parameters if shape else None,
-        quantisable_parameters=_quantisable(shape),
-        trainable=_attached(cell, prediction, shape),
+        shape=shape,
+        trainable=_attached(planned.cell, prediction, shape),
         peak_bytes=prediction.allocated_peak_bytes,
         loaded_bytes=prediction.phase_ends_bytes.get("load"),
         quantisation_state_bytes=prediction.categories_at_peak_bytes.get("quantisation_state"),
-        cards=tuple(
-            OnCard(
-                card=verdict.card,
-                memory_bytes=memory[verdict.card],
-                answer=verdict.answer,
-                needed_bytes=verdict.needed_bytes,
-                usable_bytes=verdict.usable_bytes,
-            )
-            for verdict in planned.verdicts
-            if verdict.card in memory
-        ),
+        cards=tuple((memory[one.card], one) for one in planned.verdicts if one.card in memory),
     )
 
 
 def _attached(cell: Cell, prediction: Prediction, shape: Architecture | None) -> int | None:
     """Return the parameters trained: all of them, or what attaching adapters to a 16- or 32-bit base added.
 
-    Over a quantised base peft changes other weights at the same moment, so there they are not told apart.
+    Over a quantised base peft converts other weights at the same moment, so the two are not distinguishable.
     """
     if cell.method.kind == "full":
         return shape.parameters if shape else None
@@ -208,35 +180,100 @@ def _attached(cell: Cell, prediction: Prediction, shape: Architecture | None) ->
 def cases_of_published(files: Iterable[RowFile]) -> tuple[Case, ...]:
     """Return the published peaks of torch's allocator, each a case of its own."""
     return tuple(
-        _published(row, file.source.title) for file in files for row in file.rows if row.cell is not None
+        Case(
+            cell=row.cell,
+            instrument="published",
+            source=file.source.title,
+            place=(file.source.title, row.gpu, row.software, row.date),
+            shape=architecture_of(row.cell.model),
+            peak_bytes=next(
+                (one.size_bytes for one in row.measured if (one.metric, one.moment) == ("allocated", "peak")),
+                None,
+            ),
+        )
+        for file in files
+        for row in file.rows
+        if row.cell is not None
     )
 
 
-def _published(row: Row, title: str) -> Case:
-    assert row.cell is not None  # noqa: S101 - the caller leaves the others out
-    cell, shape = row.cell, architecture_of(row.cell.model)
-    peaks = [one.size_bytes for one in row.measured if (one.metric, one.moment) == ("allocated", "peak")]
-    return Case(
-        cell=cell,
-        instrument="published",
-        source=title,
-        place=(title, row.gpu, row.software, row.date),
-        model=_model_name(cell.model),
-        parameters=shape.parameters if shape else None,
-        quantisable_parameters=_quantisable(shape),
-        peak_bytes=peaks[0] if peaks else None,
+def value_at(case: Case, path: str) -> Any:
+    """Return a field of a case's cell by its dotted path; None where its kind of method or data has none."""
+    found: Any = case.cell
+    for name in path.split("."):
+        if not isinstance(found, BaseModel) or name not in type(found).model_fields:
+            return None
+        found = getattr(found, name)
+    return found
+
+
+def matches(case: Case, where: Where) -> bool:
+    """Tell whether each named field has the value, or one of the values, that it is to have."""
+    return all(
+        value_at(case, path) in (wanted if isinstance(wanted, tuple) else (wanted,))
+        for path, wanted in where.items()
     )
 
 
-def _model_name(model: ModelSpec) -> str:
-    """Return the catalogue's name where it knows the model, else the scenario's."""
-    known = architecture_of(model)
-    return known.name if known else model.name
+def like_pairs(
+    subjects: Iterable[Case], references: Iterable[Case], free: Collection[str]
+) -> list[tuple[Case, Case]]:
+    """Return each subject with each reference that it may be compared with, but for the ``free`` fields.
+
+    Place, model, data and training have to be the same; kinds of methods too, unless ``method.kind`` is free.
+    Of two adapters, rank, targets and all else that both have are the same; of one kind, their bases as well.
+    """
+    alike: dict[tuple[Hashable, ...], list[Case]] = {}
+    for reference in references:
+        alike.setdefault(_likeness(reference, free), []).append(reference)
+    return [
+        (subject, reference)
+        for subject in subjects
+        for reference in alike.get(_likeness(subject, free), ())
+        if subject is not reference and _same_adapter(subject, reference, free)
+    ]
 
 
-def _quantisable(shape: Architecture | None) -> int | None:
-    """Return the parameters outside embedding and output layer; norms, a few in a million, are counted in."""
-    if shape is None or "vocab_size" not in shape.config:
-        return None
-    ends = 1 if shape.config.get("tie_word_embeddings", False) else 2
-    return shape.parameters - ends * int(shape.config["vocab_size"]) * shape.hidden_size
+def _likeness(case: Case, free: Collection[str]) -> tuple[Hashable, ...]:
+    kind = None if "method.kind" in free else case.cell.method.kind
+    steps = case.cell.window.warmup_steps + case.cell.window.measured_steps
+    return (case.model, case.place, kind, steps, *case.cell.comparison_key(_NOT_PAIRED_BY | set(free)))
+
+
+def _same_adapter(first: Case, second: Case, free: Collection[str]) -> bool:
+    ours, theirs = dict(first.cell.method), dict(second.cell.method)
+    kinds = {ours["kind"], theirs["kind"]}
+    apart = {*free, *_ADAPTERS_MAY_DIFFER, *(_BASE if len(kinds) > 1 else ())}
+    common = {name for name in ours.keys() & theirs.keys() if f"method.{name}" not in apart}
+    return "full" in kinds or all(ours[name] == theirs[name] for name in common)
+
+
+def settings_of(case: Case, reference: Case | None = None, free: Collection[str] = ()) -> dict[str, Scalar]:
+    """Return what a boundary may be drawn by, most telling first, and what was free in the reference."""
+    method, training = case.cell.method, case.cell.training
+    base = "int8" if getattr(method, "base", None) == "int8" else "none"
+    found: dict[str, Scalar] = {
+        "method": _METHODS[method.kind],
+        "quantisation": method.quantisation if method.kind == "qlora" else base,
+        **_named(case, _NAMES),
+        "tokens in a micro-batch": training.micro_batch * training.sequence_length,
+        "model": case.model,
+    }
+    if case.parameters is not None:
+        found["billions of parameters"] = round(case.parameters / 1e9, 2)
+    if reference is not None:
+        kind = reference.cell.method.kind
+        other = _METHODS[kind] if kind != method.kind else "the other"
+        found |= {f"{other}'s {name}": value for name, value in _named(reference, free).items()}
+    return found
+
+
+def _named(case: Case, paths: Collection[str]) -> dict[str, Scalar]:
+    values = {name: value_at(case, path) for path, name in _NAMES.items() if path in paths}
+    return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
+def _plain(value: object) -> Scalar:
+    if isinstance(value, tuple):
+        return "+".join(map(str, value))
+    return value if isinstance(value, str | int | float) else str(value)

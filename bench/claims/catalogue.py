@@ -3,14 +3,13 @@
 import tomllib
 from functools import cache
 from importlib.resources import files
+from math import inf
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from bench.claims.cases import Where
 from bench.scenario.types import Frozen
-
-Scalar = str | int | float | bool
-Where = dict[str, Scalar | tuple[Scalar, ...]]
 
 ValueOf = Literal[
     "parameters trained",
@@ -37,6 +36,12 @@ class Bounds(Frozen):
     at_least: float | None = None
     at_most: float | None = None
 
+    def judge(self, low: float, high: float) -> bool | None:
+        """Tell whether all of an interval agrees; None where it reaches across a bound."""
+        least = -inf if self.at_least is None else self.at_least
+        most = inf if self.at_most is None else self.at_most
+        return True if least <= low and high <= most else False if low > most or high < least else None
+
 
 class _Part(Frozen):
     part: str = Field("", description="Which half of a claim, where it has several.")
@@ -51,12 +56,17 @@ class ValueRule(Bounds, _Part):
     where: Where = Field(description="Dotted fields of a cell, and the value or values they may have.")
 
 
-class _Compared(_Part):
+class Compared(_Part):
     """Cells set against others that are alike but for the ``free`` fields."""
 
     subject: Where
     reference: Where
     free: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> tuple[Where, Where]:
+        """What chooses the subjects, and the references."""
+        return self.subject, self.reference
 
     @property
     def freed(self) -> tuple[str, ...]:
@@ -65,7 +75,7 @@ class _Compared(_Part):
         return (*self.free, "method.kind") if None not in kinds and kinds[0] != kinds[1] else self.free
 
 
-class PairRule(Bounds, _Compared):
+class PairRule(Bounds, Compared):
     """A number that sets one cell against another lies within bounds."""
 
     kind: Literal["pair"]
@@ -90,13 +100,13 @@ class FitsRule(_Part):
     card_gib: tuple[int, ...]
 
 
-class RescueRule(_Compared):
+class RescueRule(Compared):
     """What does not surely fit on a card, fits there by the change of the ``free`` fields alone."""
 
     kind: Literal["rescue"]
 
 
-class AccuracyRule(_Compared):
+class AccuracyRule(Compared):
     """Accuracy after training, on the same questions.
 
     ``no worse``: by no more than ``margin``; ``worse``: significantly below; ``different``: significantly
@@ -108,44 +118,33 @@ class AccuracyRule(_Compared):
     margin: float = Field(0.0, ge=0, lt=1, description="As a share of the questions.")
 
 
-class UntestableRule(_Part):
-    """No record or prediction could ever show it here; ``needs`` says why, and what would."""
-
-    kind: Literal["untestable"]
-
-    @model_validator(mode="after")
-    def _says_why(self) -> "UntestableRule":
-        if not self.needs:
-            raise ValueError("say what it needs")
-        return self
-
-
 Rule = Annotated[
-    ValueRule | PairRule | LeverRule | FitsRule | RescueRule | AccuracyRule | UntestableRule,
+    ValueRule | PairRule | LeverRule | FitsRule | RescueRule | AccuracyRule,
     Field(discriminator="kind"),
 ]
 
 
-class WantedSetting(Frozen):
+class _ModelSize(Frozen):
+    billions_from: float = Field(0.0, ge=0)
+    billions_to: float = Field(1e6, gt=0)
+
+    def is_about(self, parameters: int | None) -> bool:
+        """Tell whether models with so many parameters are meant; of an unknown number they are not."""
+        return parameters is not None and self.billions_from <= parameters / 1e9 <= self.billions_to
+
+
+class WantedSetting(_ModelSize):
     """A setting that a claim is asked about as well; ``needs`` is what tests it, where nothing has yet."""
 
     name: str
     instrument: Literal["measured CPU", "measured GPU"]
-    billions_from: float = Field(0.0, ge=0)
-    billions_to: float = Field(1e6, gt=0)
     needs: str
 
-    def is_met(self, instrument: str, parameters: int | None) -> bool:
-        """Tell whether a measurement by this instrument of so large a model is of this setting."""
-        large = parameters is not None and self.billions_from <= parameters / 1e9 <= self.billions_to
-        return instrument == self.instrument and large
 
-
-class Claim(Frozen):
+class Claim(_ModelSize):
     """One statement, who makes it, which models it is about, and its tests.
 
     The tests are parts that ``all`` have to pass, or readings of which ``any`` may be meant.
-
     ``about`` is for readers; the bounds on ``billions`` of parameters are what decides which cells count.
     """
 
@@ -153,18 +152,12 @@ class Claim(Frozen):
     statement: str
     source: str
     about: str
-    billions_from: float = Field(0.0, ge=0)
-    billions_to: float = Field(1e6, gt=0)
     tests: tuple[Rule, ...] = Field(min_length=1)
     combine: Literal["all", "any"] = "all"
     settings_wanted: tuple[WantedSetting, ...] = Field(
         (), description="Where given, each model on each machine has a verdict of its own beside these."
     )
     reading: str = Field("", description="How the statement was made testable, and what to know of it.")
-
-    def is_about(self, parameters: int | None) -> bool:
-        """Tell whether the claim is about models with so many parameters; of an unknown number it is not."""
-        return parameters is not None and self.billions_from <= parameters / 1e9 <= self.billions_to
 
 
 class _Catalogue(Frozen):

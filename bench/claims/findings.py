@@ -1,18 +1,28 @@
-"""What judging a claim gives: verdicts, and the evidence behind each, as plain typed rows."""
+"""What judging a claim gives: a verdict, its evidence, and the boundary where evidence is divided."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from operator import eq, ge, le, ne
+from typing import Any, Final, Literal
 
-from bench.claims.boundary import Boundary, find_boundary
-from bench.claims.cases import Instrument
+from bench.claims.cases import Instrument, Scalar
 
-Verdict = Literal["holds", "holds only when", "does not hold", "not testable here"]
+Verdict = Literal["holds", "holds conditionally", "contradicted", "untestable"]
 Unit = Literal["share", "fold", "bytes", "count", "tokens/s", "bits", "points", "times the tolerance"]
-Setting = str | int | float | bool
+Relation = Literal["at least", "at most", "is", "is not"]
+Labelled = tuple[Mapping[str, Scalar], bool]
+Conjunction = tuple["Condition", ...]
 
+MOST_CONDITIONS: Final = 3
+MOST_ALTERNATIVES: Final = 3
 # A statement of several parts is as good as its worst part; what was not tested is worse than what holds.
-_ORDER: tuple[Verdict, ...] = ("does not hold", "holds only when", "not testable here", "holds")
+_WORST_FIRST: tuple[Verdict, ...] = ("contradicted", "holds conditionally", "untestable", "holds")
+_RELATIONS: Mapping[Relation, Callable[[Any, Any], bool]] = {
+    "at least": ge,
+    "at most": le,
+    "is": eq,
+    "is not": ne,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +40,8 @@ class Figure:
 class Outcome:
     """What a comparison of accuracies showed, on questions about ``topic``.
 
-    ``direction`` is where the whole interval lies, None where it holds nought. ``within`` is that it lies
-    within ``margin`` of nought: not below by more where ``one_sided``, else on both sides.
+    ``direction`` is where the whole interval lies, None where it holds zero. ``within`` is that it lies
+    within ``margin`` of zero: not below by more where ``one_sided``, else on both sides.
     """
 
     topic: str
@@ -43,9 +53,9 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """One cell, or one pair of cells, and what it says of the claim; None where it cannot decide.
+    """One cell, or one pair of cells, and what it says of the claim; None where it is inconclusive.
 
-    ``figure`` is what the claim is about, ``basis`` what it was worked out from. ``settings`` is what a
+    ``figure`` is what the claim is about, ``basis`` what it was computed from. ``settings`` is what a
     boundary can be drawn by.
     """
 
@@ -57,9 +67,41 @@ class Evidence:
     figure: Figure
     basis: tuple[Figure, ...]
     agrees: bool | None
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, Scalar]
     note: str = ""
     outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One setting and what it has to be."""
+
+    setting: str
+    relation: Relation
+    value: Scalar
+
+    def is_met(self, settings: Mapping[str, Scalar]) -> bool:
+        """Tell whether settings meet it; those that lack this one do not."""
+        value = settings.get(self.setting)
+        return value is not None and _RELATIONS[self.relation](value, self.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boundary:
+    """Alternatives, each of conditions that have to be met together; all rows that meet one agree.
+
+    ``covered`` is how many of the ``agreeing`` rows meet one of them. Where that is all, the boundary is
+    exact; else the others agree as well and few settings do not tell why.
+    """
+
+    alternatives: tuple[Conjunction, ...]
+    covered: int
+    agreeing: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether the alternatives are met by all agreeing rows, and by no other."""
+        return self.covered == self.agreeing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,25 +130,23 @@ class Finding:
         return sum(row.agrees is False for row in self.deciding)
 
 
-def conclude(part: str, deciding: Sequence[Evidence], beside: Sequence[Evidence], needs: str) -> Finding:
+def conclude(
+    part: str, deciding: Sequence[Evidence], beside: Sequence[Evidence], needs: str, disturbed_runs: int = 0
+) -> Finding:
     """Return the verdict that rows of evidence come to, with the boundary where they are divided."""
-    told = [row for row in deciding if row.agrees is not None]
-    agreeing = sum(bool(row.agrees) for row in told)
-    verdict: Verdict = "holds only when"
-    if not told:
-        verdict = "not testable here"
-    elif agreeing == len(told):
-        verdict = "holds"
-    elif agreeing == 0:
-        verdict = "does not hold"
-    divided = verdict == "holds only when"
+    told = [(row.settings, row.agrees) for row in deciding if row.agrees is not None]
+    answers = {agrees for _, agrees in told}
+    verdict: Verdict = "holds conditionally"
+    if len(answers) < 2:  # noqa: PLR2004 - not divided
+        verdict = "holds" if True in answers else "contradicted" if answers else "untestable"
     return Finding(
         part=part,
         verdict=verdict,
         deciding=tuple(deciding),
         beside=tuple(beside),
-        boundary=find_boundary([(row.settings, bool(row.agrees)) for row in told]) if divided else None,
+        boundary=find_boundary(told) if verdict == "holds conditionally" else None,
         needs=needs,
+        disturbed_runs=disturbed_runs,
     )
 
 
@@ -114,10 +154,76 @@ def overall(findings: Sequence[Finding], combine: Literal["all", "any"] = "all")
     """Return the verdict on a claim from those on its parts.
 
     Of parts that all have to hold the worst counts. Of readings of which any may be meant, those that could
-    be tested count; where they differ, the claim holds only when the right one is meant.
+    be tested count; where they differ, the claim holds only if the right one is meant.
     """
     verdicts = {finding.verdict for finding in findings}
     if combine == "any":
-        told = verdicts - {"not testable here"} or verdicts
-        return told.pop() if len(told) == 1 else "holds only when"
-    return min(verdicts, key=_ORDER.index)
+        told = verdicts - {"untestable"} or verdicts
+        return told.pop() if len(told) == 1 else "holds conditionally"
+    return min(verdicts, key=_WORST_FIRST.index)
+
+
+def find_boundary(rows: Sequence[Labelled]) -> Boundary:
+    """Return conditions under which all rows agree: at most three alternatives of at most three conditions.
+
+    Each alternative is the one that covers most of the rows that are left; one more condition is taken only
+    where it covers more. Of two that cover the same, the settings that stand first in the rows win.
+    """
+    yes = sum(1 << index for index, (_, agrees) in enumerate(rows) if agrees)
+    no = sum(1 << index for index, (_, agrees) in enumerate(rows) if not agrees)
+    masks = _candidates([settings for settings, _ in rows], yes)
+    left = yes
+    alternatives: list[Conjunction] = []
+    while left and len(alternatives) < MOST_ALTERNATIVES and (found := _widest(masks, left, no)):
+        alternatives.append(found[0])
+        left &= ~found[1]
+    covered = yes.bit_count() - left.bit_count()
+    return Boundary(alternatives=tuple(alternatives), covered=covered, agreeing=yes.bit_count())
+
+
+def _widest(masks: Mapping[int, Condition], wanted: int, no: int) -> tuple[Conjunction, int] | None:
+    """Return the conjunction that most of the wanted rows meet and none of the others, and who meets it."""
+    # Stable: among equals, as they stand in the rows.
+    ordered = sorted(masks.items(), key=lambda one: -(one[0] & wanted).bit_count())
+    best, best_count = None, 0
+    tried: list[tuple[Conjunction, int, int]] = [((), wanted | no, 0)]
+    for _ in range(MOST_CONDITIONS):
+        grown = []
+        for conditions, met, start in tried:
+            for index, (mask, condition) in enumerate(ordered[start:], start + 1):
+                if (mask & wanted).bit_count() <= best_count:
+                    break  # more conditions are met by no more rows, and those after it by no more alone
+                both = met & mask
+                count = (both & wanted).bit_count()
+                if count <= best_count or both == met:
+                    continue
+                grown.append(((*conditions, condition), both, index))
+                if not both & no:
+                    best, best_count = grown.pop()[:2], count
+        tried = grown
+    return best
+
+
+def _candidates(rows: Sequence[Mapping[str, Scalar]], yes: int) -> dict[int, Condition]:
+    """Return each condition on one setting that some agreeing rows meet and not all; a bit is a row."""
+    found: dict[int, Condition] = {}
+    for name in dict.fromkeys(name for settings in rows for name in settings):
+        values = list(dict.fromkeys(settings[name] for settings in rows if name in settings))
+        for relation, value in _conditions(values):
+            condition = Condition(setting=name, relation=relation, value=value)
+            mask = sum(1 << index for index, settings in enumerate(rows) if condition.is_met(settings))
+            if mask & yes and mask != (1 << len(rows)) - 1:
+                found.setdefault(mask, condition)  # what says the same of all rows is asked once
+    return found
+
+
+def _conditions(values: Sequence[Scalar]) -> Iterator[tuple[Relation, Scalar]]:
+    numbers = sorted(one for one in values if isinstance(one, int | float) and not isinstance(one, bool))
+    if len(numbers) == len(values):
+        yield from (("at least", value) for value in numbers[1:])
+        yield from (("at most", value) for value in numbers[:-1])
+        yield from (("is", value) for value in numbers)
+        return
+    yield from (("is", value) for value in values)
+    if len(values) > 2:  # noqa: PLR2004 - of two values, not one is the other
+        yield from (("is not", value) for value in values)

@@ -24,23 +24,22 @@ def claims(
     json: Json = False,
     markdown: Markdown = False,
 ) -> None:
-    """Judge what is often said of LoRA and QLoRA by records, plans and published measurements."""
+    """Test common claims about LoRA and QLoRA against records, plans and published measurements."""
     from bench.claims.catalogue import shipped_claims
-    from bench.claims.material import committed_paths, read_material
+    from bench.claims.judge import committed_paths, judge_claims, read_cases
     from bench.claims.page import render_json, render_markdown, render_terminal
-    from bench.claims.rules import judge_claims
 
     require_one_format(json=json, markdown=markdown)
     require_results(results)
-    material = read_material(results or committed_paths(Path("results")))
-    for problem in material.problems:
+    cases, problems = read_cases(results or committed_paths(Path("results")))
+    for problem in problems:
         typer.echo(f"bench: not read: {problem}", err=True)
-    judged = judge_claims(shipped_claims(), material.cases)
+    verdicts = judge_claims(shipped_claims(), cases)
     if json:
-        typer.echo(render_json(judged), nl=False)
+        typer.echo(render_json(verdicts), nl=False)
     elif markdown:
-        typer.echo(render_markdown(judged), nl=False)
+        typer.echo(render_markdown(verdicts), nl=False)
     else:
         from rich.console import Console
 
-        Console().print(render_terminal(judged, details=details))
+        Console().print(render_terminal(verdicts, details=details))

@@ -124,6 +124,14 @@ class Plan(Stored):
         return any(isinstance(planned.answer, Prediction) for planned in self.cells)
 
 
+def is_plan(path: Path) -> bool:
+    """Tell whether the first bytes of a plain file are those of a plan; a record has no such member."""
+    if path.suffix != ".json" or path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return b'"plan_version"' in file.read(200)
+
+
 def read_plan(path: Path) -> Plan:
     """Read a plan as ``bench plan --json`` writes it; raise ``UsageError`` where it is none."""
     return read_json(path, Plan, "a plan", "write one with bench plan --json")

@@ -12,7 +12,7 @@ from bench.compare.measured import Measured
 from bench.errors import UsageError
 from bench.io import write_text
 from bench.metrics import METRICS
-from bench.records.predictions import Plan, read_plan
+from bench.records.predictions import Plan, is_plan, read_plan
 from bench.records.records import Record
 from bench.records.store import LoadedRecords, load_records
 from bench.report import details
@@ -192,8 +192,6 @@ def _places(comparison: Comparison) -> str:
 
 
 _PAGES = (".html", ".htm", ".md", ".markdown", ".txt")
-# Where ``bench plan --json`` writes it; a record has no such member.
-_PLAN_MARK = b'"plan_version"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,18 +204,10 @@ class Material:
 
 def read_material(paths: Sequence[Path]) -> Material:
     """Read results folders, record files and plans. Raises UsageError where one of them is none of these."""
-    plans = [path for path in paths if _is_plan(path)]
+    plans = [path for path in paths if is_plan(path)]
     records = [path for path in paths if path not in plans]
     loaded = gather(records) if records or not plans else None
     return Material(loaded=loaded, plans=tuple(read_plan(path) for path in plans))
-
-
-def _is_plan(path: Path) -> bool:
-    """Tell whether the first bytes of a plain file are those of a plan."""
-    if path.suffix != ".json" or path.is_symlink() or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return _PLAN_MARK in file.read(200)
 
 
 def render_material(material: Material) -> str:

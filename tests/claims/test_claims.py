@@ -4,19 +4,26 @@ from math import e, exp
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from bench.claims.cases import Answers, Case, Merged, cases_of_plan, cases_of_records
-from bench.claims.catalogue import Claim, Rule, shipped_claims
+from bench.claims.cases import Case, cases_of_plan, cases_of_records
+from bench.claims.catalogue import shipped_claims
 from bench.claims.findings import Evidence, Figure, conclude, overall
-from bench.claims.rules import judge_claim
-from bench.claims.rules_pairs import ratio_interval
-from bench.claims.rules_values import evidence_of
+from bench.claims.judge import judge_claim
+from bench.claims.rules import evidence_of, ratio_interval
+from bench.metrics import MERGE_TOLERANCES
 from bench.records.predictions import Plan, PlannedCell
-from claims_factory import GIB, answers, make_case, on_card
-from records_factory import make_cell, make_measurement, make_prediction, make_record, make_steps
+from bench.records.records import Measurement, MergeCheck
+from claims_factory import GIB, RULE, make_case, make_claim, on_card
+from records_factory import (
+    make_cell,
+    make_evaluation,
+    make_measurement,
+    make_prediction,
+    make_record,
+    make_steps,
+)
 
-RULE: TypeAdapter[Any] = TypeAdapter(Rule)
 FULL, LORA, QLORA = ({"kind": kind} for kind in ("full", "lora", "qlora"))
 LORA_AGAINST_FULL = {"subject": {"method.kind": "lora"}, "reference": {"method.kind": "full"}}
 IDS = (
@@ -58,14 +65,7 @@ IDS = (
 
 def judge(rule: dict[str, Any], *cases: Case, **claim: Any) -> str:
     """Return the verdict on a claim with this one test."""
-    fields = {
-        "id": "it",
-        "statement": "it",
-        "source": "it",
-        "about": "it",
-        "tests": (RULE.validate_python(rule),),
-    }
-    return judge_claim(Claim.model_validate(fields | claim), cases).verdict
+    return judge_claim(make_claim(rule, **claim), cases).verdict
 
 
 def test_every_claim_of_the_list_is_there_once() -> None:
@@ -80,14 +80,14 @@ def test_an_unknown_kind_of_test_is_refused() -> None:
         RULE.validate_python({"kind": "eval", "code": "1"})
 
 
-@pytest.mark.parametrize(("trainable", "verdict"), [(70_000_000, "holds"), (70_000_001, "does not hold")])
+@pytest.mark.parametrize(("trainable", "verdict"), [(70_000_000, "holds"), (70_000_001, "contradicted")])
 def test_a_value_agrees_up_to_its_bound(trainable: int, verdict: str) -> None:
     """A hundredth of 7 billion parameters is 70 million, and not one more."""
     rule = {"kind": "value", "quantity": "times fewer parameters trained", "where": {"method.kind": "lora"}}
     assert verdict == judge(rule | {"at_least": 100}, make_case(trainable=trainable))
 
 
-@pytest.mark.parametrize(("peak_gib", "verdict"), [(10, "holds"), (11, "does not hold")])
+@pytest.mark.parametrize(("peak_gib", "verdict"), [(10, "holds"), (11, "contradicted")])
 def test_a_saving_agrees_from_its_bound(peak_gib: int, verdict: str) -> None:
     """10 of 20 GiB is half less; 11 is not."""
     rule = {"kind": "pair", "quantity": "less peak memory", **LORA_AGAINST_FULL, "at_least": 0.5}
@@ -107,9 +107,7 @@ def test_a_saving_agrees_from_its_bound(peak_gib: int, verdict: str) -> None:
 def test_only_what_is_alike_is_compared(unlike: dict[str, Any]) -> None:
     """Another place, model, batch or optimizer is no comparison, so that nothing can be told."""
     rule = {"kind": "pair", "quantity": "less peak memory", **LORA_AGAINST_FULL, "at_least": 0.5}
-    assert "not testable here" == judge(
-        rule, make_case(), make_case(method=FULL, peak_bytes=20 * GIB, **unlike)
-    )
+    assert "untestable" == judge(rule, make_case(), make_case(method=FULL, peak_bytes=20 * GIB, **unlike))
 
 
 def test_what_is_freed_may_differ() -> None:
@@ -126,10 +124,10 @@ def test_adapters_are_compared_at_one_rank() -> None:
     rule = {"kind": "pair", "quantity": "less peak memory", **sides, "at_least": 0.5}
     qlora = make_case(method=QLORA, peak_bytes=5 * GIB)
     assert "holds" == judge(rule, qlora, make_case())
-    assert "not testable here" == judge(rule, qlora, make_case(method=LORA | {"rank": 16}))
+    assert "untestable" == judge(rule, qlora, make_case(method=LORA | {"rank": 16}))
 
 
-@pytest.mark.parametrize(("low", "verdict"), [(99, "holds"), (100, "does not hold")])
+@pytest.mark.parametrize(("low", "verdict"), [(99, "holds"), (100, "contradicted")])
 def test_a_lever_has_to_free_its_share(low: int, verdict: str) -> None:
     """From 100 to 99 is one per cent; unchanged is nothing."""
     cases = [
@@ -141,15 +139,14 @@ def test_a_lever_has_to_free_its_share(low: int, verdict: str) -> None:
 def test_a_lever_is_looked_at_step_by_step() -> None:
     """Of three batches, each is set against the next larger one only."""
     cases = [make_case(training={"micro_batch": size}, peak_bytes=size) for size in (4, 1, 2)]
-    fields = {"id": "it", "statement": "it", "source": "it", "about": "it"}
-    tests = (RULE.validate_python({"kind": "lever", "lever": "training.micro_batch", "at_least": 0.01}),)
-    found = judge_claim(Claim.model_validate(fields | {"tests": tests}), cases).findings[0]
+    rule = {"kind": "lever", "lever": "training.micro_batch", "at_least": 0.01}
+    found = judge_claim(make_claim(rule), cases).findings[0]
     assert [(4, 2), (2, 1)] == [(row.basis[1].value, row.basis[0].value) for row in found.deciding][::-1]
 
 
 @pytest.mark.parametrize(
     ("answer", "verdict"),
-    [("fits", "holds"), ("does not fit", "does not hold"), ("too close to call", "not testable here")],
+    [("fits", "holds"), ("does not fit", "contradicted"), ("too close to call", "untestable")],
 )
 def test_whether_it_fits_is_what_the_plan_said(answer: str, verdict: str) -> None:
     """A fit agrees, too close to call decides nothing, and a card of another size is not asked."""
@@ -161,8 +158,8 @@ def test_whether_it_fits_is_what_the_plan_said(answer: str, verdict: str) -> Non
     ("without", "with_paging", "verdict"),
     [
         ("does not fit", "fits", "holds"),
-        ("too close to call", "does not fit", "does not hold"),
-        ("fits", "fits", "not testable here"),
+        ("too close to call", "does not fit", "contradicted"),
+        ("fits", "fits", "untestable"),
     ],
 )
 def test_a_rescue_needs_something_to_rescue(without: str, with_paging: str, verdict: str) -> None:
@@ -178,18 +175,20 @@ def test_a_rescue_needs_something_to_rescue(without: str, with_paging: str, verd
     assert verdict == judge(rule, rescued, make_case(cards=(on_card(without),)))
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.1, "holds"), (0.1001, "does not hold")])
+@pytest.mark.parametrize(("share", "verdict"), [(1.0, "holds"), (1.001, "contradicted")])
 def test_a_merge_may_change_what_rounding_may(share: float, verdict: str) -> None:
     """The worst of several runs counts, against the tolerance of its dtype."""
-    merges = (
-        Merged(changed_share=0.0, tolerated_share=0.1),
-        Merged(changed_share=share, tolerated_share=0.1),
-    )
+    runs = [
+        make_measurement(
+            merge=MergeCheck(max_abs_difference=changed * MERGE_TOLERANCES["bf16"], reference_max_abs=1.0)
+        )
+        for changed in (0.0, share)
+    ]
     rule = {"kind": "value", "quantity": "change of the largest logit", "where": {}, "at_most": 1}
-    assert verdict == judge(rule, make_case(merges=merges))
+    assert verdict == judge(rule, make_case(measurements=runs))
 
 
-@pytest.mark.parametrize(("state_bytes", "verdict"), [(1_000, "holds"), (1_100, "does not hold")])
+@pytest.mark.parametrize(("state_bytes", "verdict"), [(1_000, "holds"), (1_100, "contradicted")])
 def test_bits_of_state_are_reckoned_a_parameter(state_bytes: int, verdict: str) -> None:
     """4,000 bytes less 1,000 are 24,000 bits, which for 64,000 parameters are 0.375 each."""
     sides = {
@@ -201,7 +200,7 @@ def test_bits_of_state_are_reckoned_a_parameter(state_bytes: int, verdict: str) 
     once, twice = (
         make_case(
             method=QLORA | {"double_quantisation": double},
-            quantisable_parameters=64_000,
+            parameters=64_000,
             quantisation_state_bytes=size,
         )
         for double, size in ((False, 4_000), (True, state_bytes))
@@ -213,16 +212,21 @@ def test_bits_of_state_are_reckoned_a_parameter(state_bytes: int, verdict: str) 
     ("speeds", "verdict"),
     [
         ((120.0, 121.0, 122.0), "holds"),
-        ((80.0, 81.0, 82.0), "does not hold"),
-        ((99.0, 101.0, 102.0), "not testable here"),
-        ((120.0,), "not testable here"),
+        ((80.0, 81.0, 82.0), "contradicted"),
+        ((99.0, 101.0, 102.0), "untestable"),
+        ((120.0,), "untestable"),
     ],
 )
 def test_speed_is_told_by_a_whole_interval(speeds: tuple[float, ...], verdict: str) -> None:
     """Faster or slower beyond the spread of runs decides; within it, or from one run, nothing does."""
     rule = {"kind": "pair", "quantity": "speed", **LORA_AGAINST_FULL, "at_least": 1}
-    full = make_case(method=FULL, speeds=(99.0, 100.0, 101.0))
-    assert verdict == judge(rule, make_case(speeds=speeds), full)
+    full = make_case(method=FULL, measurements=timed(99.0, 100.0, 101.0))
+    assert verdict == judge(rule, make_case(measurements=timed(*speeds)), full)
+
+
+def timed(*speeds: float) -> list[Measurement]:
+    """Return a run at each speed."""
+    return [make_measurement(steps=make_steps((speed,) * 3)) for speed in speeds]
 
 
 def test_the_interval_of_a_ratio_is_welchs() -> None:
@@ -234,37 +238,37 @@ def test_the_interval_of_a_ratio_is_welchs() -> None:
 RIGHT = [True] * 90 + [False] * 10
 
 
-def answered(count: int, seed: int = 0) -> Answers:
-    """Return the answers of RIGHT, so many of the right ones wrong."""
-    return answers([index >= count and right for index, right in enumerate(RIGHT)], seed)
+def answered(*lost: int) -> list[Measurement]:
+    """Return a run for each number of right answers in RIGHT that it has wrong."""
+    rights = [[index >= count and right for index, right in enumerate(RIGHT)] for count in lost]
+    return [make_measurement(evaluations=(make_evaluation("after", right),)) for right in rights]
 
 
 @pytest.mark.parametrize(
     ("asks", "lost", "verdict"),
     [
         ("no worse", 0, "holds"),
-        ("no worse", 4, "not testable here"),
-        ("no worse", 20, "does not hold"),
+        ("no worse", 4, "untestable"),
+        ("no worse", 20, "contradicted"),
         ("worse", 20, "holds"),
-        ("worse", 0, "does not hold"),
+        ("worse", 0, "contradicted"),
         ("different", 20, "holds"),
-        ("different", 0, "does not hold"),
+        ("different", 0, "contradicted"),
     ],
 )
 def test_one_runs_accuracy_is_told_by_its_questions(asks: str, lost: int, verdict: str) -> None:
     """Of a hundred questions none lost is alike, twenty lost is worse, four could be either."""
     rule = {"kind": "accuracy", "asks": asks, "margin": 0.05, **LORA_AGAINST_FULL}
-    full = make_case(method=FULL, answers=(answered(0),))
-    assert verdict == judge(rule, make_case(answers=(answered(lost),)), full)
+    full = make_case(method=FULL, measurements=answered(0))
+    assert verdict == judge(rule, make_case(measurements=answered(lost)), full)
 
 
 def test_over_seeds_the_spread_of_seeds_counts() -> None:
     """Losses of 9, 10 and 11 are worse for sure, losses of 0, 10 and 20 are not."""
     rule = {"kind": "accuracy", "asks": "worse", **LORA_AGAINST_FULL}
-    full = make_case(method=FULL, answers=tuple(answered(0, seed) for seed in range(3)))
-    for losses, verdict in (((9, 10, 11), "holds"), ((0, 10, 20), "not testable here")):
-        runs = tuple(answered(lost, seed) for seed, lost in enumerate(losses))
-        assert verdict == judge(rule, make_case(answers=runs), full)
+    full = make_case(method=FULL, measurements=answered(0, 0, 0))
+    for losses, verdict in (((9, 10, 11), "holds"), ((0, 10, 20), "untestable")):
+        assert verdict == judge(rule, make_case(measurements=answered(*losses)), full)
 
 
 def test_models_that_a_claim_is_not_about_stand_beside() -> None:
@@ -277,8 +281,7 @@ def test_models_that_a_claim_is_not_about_stand_beside() -> None:
         make_case(),
         make_case(method=FULL, peak_bytes=20 * GIB),
     )
-    fields = {"id": "it", "statement": "it", "source": "it", "about": "it", "billions_from": 6}
-    found = judge_claim(Claim.model_validate(fields | {"tests": (RULE.validate_python(rule),)}), cases)
+    found = judge_claim(make_claim(rule, billions_from=6), cases)
     assert ("holds", ["big"], ["small"]) == (
         found.verdict,
         [row.model for row in found.findings[0].deciding],
@@ -291,16 +294,18 @@ def test_measured_on_a_gpu_beats_predicted() -> None:
     rule = {"kind": "value", "quantity": "parameters trained", "where": {}, "at_most": 10}
     measured = make_case(trainable=11, instrument="measured GPU")
     assert "holds" == judge(rule, make_case(trainable=10))
-    assert "does not hold" == judge(rule, make_case(trainable=10), measured)
+    assert "contradicted" == judge(rule, make_case(trainable=10), measured)
 
 
 def test_parts_and_readings_are_put_together() -> None:
     """The worst part counts; of readings that differ, the claim holds only when the right one is meant."""
     yes, no, unknown = (conclude("", rows, (), "") for rows in ([row(agrees=True)], [row(agrees=False)], []))
-    assert ["does not hold", "not testable here", "holds"] == [
+    assert ["contradicted", "untestable", "holds"] == [
         overall(parts) for parts in ([yes, no], [yes, unknown], [yes, yes])
     ]
-    assert ["holds only when", "holds"] == [overall(parts, "any") for parts in ([yes, no], [yes, unknown])]
+    assert ["holds conditionally", "holds"] == [
+        overall(parts, "any") for parts in ([yes, no], [yes, unknown])
+    ]
 
 
 def row(*, agrees: bool) -> Evidence:
@@ -317,7 +322,9 @@ def test_runs_of_several_seeds_are_one_case() -> None:
     ]
     failed = make_record(outcome="oom", measurement={}, failure={"message": "out of memory"})
     found = cases_of_records([*records, failed], "results")
-    assert [((100.0, 200.0), [0, 1])] == [(case.speeds, [one.seed for one in case.answers]) for case in found]
+    (case,) = found
+    assert case.measured is not None
+    assert ((100.0, 200.0), [0, 1]) == (case.speeds, [*case.measured.answers("held-out")])
 
 
 def test_what_attaching_adapters_added_is_what_is_trained() -> None:

@@ -4,20 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from bench.claims.cases import cases_of_records
-from bench.claims.catalogue import AccuracyRule, Claim, Rule
+from bench.claims.catalogue import AccuracyRule
 from bench.claims.findings import Figure, Finding
-from bench.claims.rules import judge_claim
-from bench.claims.rules_accuracy import outcome_of
-from bench.claims.text import sentence
+from bench.claims.judge import judge_claim
+from bench.claims.page import sentence
+from bench.claims.rules import outcome_of
 from bench.compare.studies import studies
 from bench.records.readings import Caveat
 from bench.records.records import Record
+from claims_factory import RULE, make_claim
 from records_factory import make_cell, make_evaluation, make_measurement, make_record, make_steps
 
-RULE: TypeAdapter[Any] = TypeAdapter(Rule)
 RANKS = {"subject": {"method.rank": [2, 4]}, "reference": {"method.rank": 1}, "free": ["method.rank"]}
 SPEED = {
     "kind": "pair",
@@ -52,12 +51,7 @@ def make_study(*counts: Sequence[int], items: int = 100, **cell: Any) -> list[Re
 
 def judge(rule: dict[str, Any], records: Sequence[Record], **claim: Any) -> Finding:
     """Return the only finding on a claim with this test, by the records of one folder."""
-    fields = {"id": "it", "statement": "it", "source": "it", "about": "it"}
-    tests = (RULE.validate_python(rule),)
-    judged = judge_claim(
-        Claim.model_validate(fields | {"tests": tests} | claim), cases_of_records(records, "here")
-    )
-    return judged.findings[0]
+    return judge_claim(make_claim(rule, **claim), cases_of_records(records, "here")).findings[0]
 
 
 @pytest.mark.parametrize(
@@ -127,12 +121,10 @@ def test_what_was_found_is_told_for_each_task() -> None:
     ]
     finding = judge({"kind": "accuracy", "asks": "different", "margin": 0.15, **RANKS}, records)
     told = sentence(finding)
-    assert (
-        "On first-in-alphabet: 1 not shown to differ, and shown to be within 15.0 points (0.5 points)."
-        in told
-    )
+    alike = "1 not significantly different, and shown to be within 15.0 points (0.5 points)."
+    assert f"On first-in-alphabet: {alike}" in told
     assert "On longest-word:" in told
-    assert "holds only when" == finding.verdict
+    assert "holds conditionally" == finding.verdict
 
 
 def speed_runs(kind: str, speeds: Sequence[float], *caveats: Caveat) -> list[Record]:
@@ -159,11 +151,9 @@ def test_a_disturbed_speed_decides_nothing(caveat: Caveat) -> None:
     assert ("holds", 0) == ((found := judge(SPEED, [*lora, *at_rest])).verdict, found.disturbed_runs)
     assert found.deciding[0].figure == (mixed := judge(SPEED, [*lora, *at_rest, *slowed])).deciding[0].figure
     assert 2 == mixed.disturbed_runs
-    assert "The speed of 2 runs is left out: others used the CPUs, or the GPU was throttled." in sentence(
-        mixed
-    )
+    assert "The speeds of 2 runs are left out: the machine was busy or the GPU throttled." in sentence(mixed)
     alone = judge(SPEED, [*lora, *slowed])
-    assert ("not testable here", 2) == (alone.verdict, alone.disturbed_runs)
+    assert ("untestable", 2) == (alone.verdict, alone.disturbed_runs)
 
 
 def test_each_setting_has_a_verdict_of_its_own() -> None:
@@ -174,17 +164,14 @@ def test_each_setting_has_a_verdict_of_its_own() -> None:
         "billions_from": 6,
         "needs": "a GPU",
     }
-    fields = {"id": "it", "statement": "it", "source": "it", "about": "it", "settings_wanted": (wanted,)}
-    claim = Claim.model_validate(fields | {"tests": (RULE.validate_python(SPEED),)})
+    claim = make_claim(SPEED, settings_wanted=(wanted,))
     lora, qlora = speed_runs("lora", (100.0, 101.0, 102.0)), speed_runs("qlora", (200.0, 201.0, 202.0))
     slowed = [*speed_runs("lora", (9.0, 9.0), BUSY), *speed_runs("qlora", (10.0, 11.0), BUSY)]
     cases = [*cases_of_records([*lora, *qlora], "rest"), *cases_of_records(slowed, "busy")]
     found = judge_claim(claim, cases).by_setting
     assert [
         ("rest", "holds", 0),
-        ("busy", "not testable here", 4),
-        ("a 7B model on a GPU", "not testable here", 0),
+        ("busy", "untestable", 4),
+        ("a 7B model on a GPU", "untestable", 0),
     ] == [(one.part.rpartition("(")[2].rstrip(")"), one.verdict, one.disturbed_runs) for one in found]
-    assert sentence(found[1]).startswith(
-        "Not tested: it needs several runs of both on a machine at rest. The"
-    )
+    assert sentence(found[1]).startswith("Not tested: it needs several runs of both on an idle machine. The")

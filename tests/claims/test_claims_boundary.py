@@ -1,11 +1,13 @@
 """Boundaries between cells that agree with a claim and cells that do not."""
 
-from bench.claims.boundary import Boundary, Condition, find_boundary
+from typing import Any
+
+from bench.claims.findings import Boundary, Condition, find_boundary
 
 
-def condition(setting: str, relation: str, value: float | str) -> Condition:
+def condition(setting: str, relation: Any, value: float | str) -> Condition:
     """Return a condition, written short."""
-    return Condition(setting=setting, relation=relation, value=value)  # type: ignore[arg-type] # as written
+    return Condition(setting=setting, relation=relation, value=value)
 
 
 def test_one_threshold_is_named() -> None:
