@@ -60,3 +60,9 @@ def test_the_scenario_in_the_readme_loads(tmp_path: Path) -> None:
 def test_the_readme_is_short() -> None:
     """What is longer has a page under docs/."""
     assert len(README.splitlines()) <= 180
+
+
+def test_paths_named_for_contributors_exist() -> None:
+    """CONTRIBUTING.md names files and folders that are there."""
+    named = re.findall(r"\b((?:tests|bench|scenarios)/[\w./]*\w)", CONTRIBUTING)
+    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -1,6 +1,6 @@
 """Runs the gates that report/gate.md shows, and keeps their records; on a machine that does nothing else.
 
-    python tests/run_gate_examples.py [EXAMPLE …]
+    python tests/support/run_gate_examples.py [EXAMPLE …]
 
 Each goes through the command line as anyone would: the base is what is committed, the candidate a copy that
 ``gate_candidates.py`` makes. The records replace those in results/gate/EXAMPLE, and ``bench report --update``
