@@ -7,8 +7,8 @@ the dispatcher and is not in the ledger.
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -55,21 +55,6 @@ class Peak:
     entries: int = 0
 
 
-@dataclass(slots=True)
-class _Books:
-    """What is written while the ledger is open."""
-
-    blocks: list[Block] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    live: dict[int, int] = field(default_factory=dict)  # storage address → block
-    guards: dict[int, weakref.ref[torch.UntypedStorage]] = field(default_factory=dict)
-    live_bytes: int = 0
-    peak: Peak = field(default_factory=Peak)
-    phase_peaks_bytes: dict[str, int] = field(default_factory=dict)
-    opened_at: int = 0  # so many entries were of what existed before
-    phase_starts: list[tuple[StepPhase, int]] = field(default_factory=list)
-
-
 class Ledger(TorchDispatchMode):
     """Keep the books while a ``with`` block runs; ``mark`` names the phase, ``reading`` sums up.
 
@@ -85,7 +70,17 @@ class Ledger(TorchDispatchMode):
         self._module_stack = [OUTSIDE]
         self._module_of_backward = OUTSIDE
         self._phase: StepPhase = "inputs"
-        self._books = _Books()
+        self.blocks: list[Block] = []
+        """Every storage that was entered, in order of allocation."""
+        self.entries: list[Entry] = []
+        """Allocations and frees in order."""
+        self._live: dict[int, int] = {}  # storage address → block
+        self._guards: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._live_bytes = 0
+        self._peak = Peak()
+        self._phase_peaks_bytes: dict[str, int] = {}
+        self._opened_at = 0  # so many entries were of what existed before
+        self._phase_starts: list[tuple[StepPhase, int]] = []
         self._op_count = 0
         self._saved_bytes = 0
         self._hooks: list[Any] = []
@@ -97,7 +92,7 @@ class Ledger(TorchDispatchMode):
             self._saved_bytes = max(self._saved_bytes, self._bytes_born_in("forward"))
             self._module_of_backward = OUTSIDE
         self._phase = phase
-        self._books.phase_starts.append((phase, len(self._books.entries)))
+        self._phase_starts.append((phase, len(self.entries)))
         del self._module_stack[1:]  # a recomputation that is broken off early may leave its modules open
         self._note_phase_peak()
 
@@ -117,42 +112,31 @@ class Ledger(TorchDispatchMode):
                 self.register(_quantisation_state(tensor), "quantisation_state", name)
             self.register(_quantisation_state(getattr(module, "state", None)), "quantisation_state", name)
 
-    @property
-    def blocks(self) -> Sequence[Block]:
-        """Every storage that was entered, in order of allocation."""
-        return self._books.blocks
-
-    @property
-    def entries(self) -> Sequence[Entry]:
-        """Allocations and frees in order."""
-        return self._books.entries
-
     def reading(self) -> LedgerReading:
         """Sum the closed books up."""
-        books = self._books
-        at_peak = self._live_at(books.peak.entries)
+        at_peak = self._live_at(self._peak.entries)
         categories: Counter[Category] = Counter()
         for block in at_peak:
             categories[category_of(block)] += block.nbytes
         setter = self._peak_setter()
         return LedgerReading(
             device=self._device_type,
-            peak_bytes=books.peak.live_bytes,
+            peak_bytes=self._peak.live_bytes,
             peak_phase=setter.born_phase,
             peak_op=setter.op,
             peak_module=setter.module,
             categories_at_peak_bytes=dict(sorted(categories.items())),
-            phase_peaks_bytes=dict(books.phase_peaks_bytes),
+            phase_peaks_bytes=dict(self._phase_peaks_bytes),
             saved_for_backward_bytes=self._saved_bytes,
             op_count=self._op_count,
-            allocation_count=sum(block.op != BEFORE for block in books.blocks),
+            allocation_count=sum(block.op != BEFORE for block in self.blocks),
             timeline=self._timeline(),
         )
 
     def __enter__(self) -> Self:
         self._settle()
-        self._books.opened_at = len(self._books.entries)
-        self._books.phase_starts.append((self._phase, self._books.opened_at))
+        self._opened_at = len(self.entries)
+        self._phase_starts.append((self._phase, self._opened_at))
         self._gc_was_on = gc.isenabled()
         gc.disable()  # when a cycle is collected must not move a peak
         self._hooks = [
@@ -170,7 +154,7 @@ class Ledger(TorchDispatchMode):
             hook.remove()
         if self._gc_was_on:
             gc.enable()
-        self._books.guards.clear()
+        self._guards.clear()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -201,74 +185,72 @@ class Ledger(TorchDispatchMode):
         if tensor.device.type not in self._counted_devices:
             return None
         storage = tensor.untyped_storage()
-        books, address = self._books, _address(storage)
-        if address in books.live or storage.nbytes() == 0:
+        address = _address(storage)
+        if address in self._live or storage.nbytes() == 0:
             return None
         recomputed = self._phase == "backward" and torch.is_grad_enabled()
         block = Block(storage.nbytes(), self._phase, op, module, recomputed)
-        number = len(books.blocks)
-        books.blocks.append(block)
-        books.live[address] = number
-        books.guards[number] = weakref.ref(storage, lambda _: self._free(address, number))
+        number = len(self.blocks)
+        self.blocks.append(block)
+        self._live[address] = number
+        self._guards[number] = weakref.ref(storage, lambda _: self._free(address, number))
         self._write(number, born=True)
         return block
 
     def _known(self, tensor: torch.Tensor) -> Block | None:
-        number = self._books.live.get(_address(tensor.untyped_storage()))
-        return None if number is None else self._books.blocks[number]
+        number = self._live.get(_address(tensor.untyped_storage()))
+        return None if number is None else self.blocks[number]
 
     def _free(self, address: int, number: int) -> None:
-        books = self._books
-        if books.live.get(address) == number:
-            del books.live[address]
-        books.guards.pop(number, None)
-        books.blocks[number].died_phase = self._phase
+        if self._live.get(address) == number:
+            del self._live[address]
+        self._guards.pop(number, None)
+        self.blocks[number].died_phase = self._phase
         self._write(number, born=False)
 
     def _write(self, number: int, *, born: bool) -> None:
-        books = self._books
-        books.entries.append(Entry(number, born))
-        nbytes = books.blocks[number].nbytes
+        self.entries.append(Entry(number, born))
+        nbytes = self.blocks[number].nbytes
         if not born:
-            books.live_bytes -= nbytes
+            self._live_bytes -= nbytes
             return
-        books.live_bytes += nbytes
-        if books.live_bytes > books.peak.live_bytes:
-            books.peak = Peak(books.live_bytes, len(books.entries))
+        self._live_bytes += nbytes
+        if self._live_bytes > self._peak.live_bytes:
+            self._peak = Peak(self._live_bytes, len(self.entries))
         self._note_phase_peak()
 
     def _note_phase_peak(self) -> None:
-        peaks = self._books.phase_peaks_bytes
-        peaks[self._phase] = max(peaks.get(self._phase, 0), self._books.live_bytes)
+        peaks = self._phase_peaks_bytes
+        peaks[self._phase] = max(peaks.get(self._phase, 0), self._live_bytes)
 
     def _live_at(self, entries: int) -> list[Block]:
         live: dict[int, None] = {}
-        for entry in self._books.entries[:entries]:
+        for entry in self.entries[:entries]:
             if entry.born:
                 live[entry.block] = None
             else:
                 del live[entry.block]
-        return [self._books.blocks[number] for number in live]
+        return [self.blocks[number] for number in live]
 
     def _timeline(self) -> Timeline:
         """Return what was alive after each entry, from the moment at which the ledger was opened."""
-        books, opened = self._books, self._books.opened_at
-        changes = (books.blocks[entry.block].nbytes * (1 if entry.born else -1) for entry in books.entries)
+        opened = self._opened_at
+        changes = (self.blocks[entry.block].nbytes * (1 if entry.born else -1) for entry in self.entries)
         starts = [
             PhaseStart(phase=phase, entry=entry - opened)
-            for phase, entry in books.phase_starts
+            for phase, entry in self._phase_starts
             if entry >= opened
         ]
         return decimated(list(accumulate(changes))[opened:], starts)
 
     def _peak_setter(self) -> Block:
         """Return the block whose allocation made the peak."""
-        if not self._books.peak.entries:
+        if not self._peak.entries:
             return Block(0, "inputs", "none", OUTSIDE)
-        return self._books.blocks[self._books.entries[self._books.peak.entries - 1].block]
+        return self.blocks[self.entries[self._peak.entries - 1].block]
 
     def _bytes_born_in(self, phase: StepPhase) -> int:
-        blocks = (self._books.blocks[number] for number in self._books.live.values())
+        blocks = (self.blocks[number] for number in self._live.values())
         return sum(block.nbytes for block in blocks if block.born_phase == phase and block.category is None)
 
     def _is_logits(self, tensor: torch.Tensor) -> bool:

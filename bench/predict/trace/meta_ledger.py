@@ -78,7 +78,7 @@ class MetaLedger(Ledger):
     def mark(self, phase: StepPhase) -> None:
         """Say which part begins, and note where in the stream."""
         super().mark(phase)
-        self.marks.append(Mark(phase, self.step, len(self._books.entries)))
+        self.marks.append(Mark(phase, self.step, len(self.entries)))
         self._layer = NO_LAYER
 
     def learn(self, model: nn.Module) -> None:
@@ -112,18 +112,18 @@ class MetaLedger(Ledger):
 
     def empty_cache(self) -> None:
         """Note that the allocator's cache was emptied here."""
-        self.cache_emptied_at.append(len(self._books.entries))
+        self.cache_emptied_at.append(len(self.entries))
 
     def hold(self, nbytes: int, op: str) -> int:
         """Enter a block that no tensor stands for, until it is released; return its number."""
-        self._books.blocks.append(Block(nbytes, self._phase, op, self._module_stack[-1]))
-        number = len(self._books.blocks) - 1
+        self.blocks.append(Block(nbytes, self._phase, op, self._module_stack[-1]))
+        number = len(self.blocks) - 1
         self._write(number, born=True)
         return number
 
     def release(self, number: int) -> None:
         """End a block made by ``hold``."""
-        self._books.blocks[number].died_phase = self._phase
+        self.blocks[number].died_phase = self._phase
         self._write(number, born=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -217,12 +217,12 @@ class MetaLedger(Ledger):
             block.nbytes = block.nbytes // len(given) * len(imagined)
 
     def _belongs(self, tensor: torch.Tensor, layer: int) -> None:
-        number = self._books.live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it
+        number = self._live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it
         if number is not None:
             self.layer_of_block[number] = layer
 
     def _layer_of(self, tensor: torch.Tensor) -> int | None:
-        number = self._books.live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it
+        number = self._live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it
         return None if number is None else self.layer_of_block[number]
 
     def _module_of(self, args: tuple[Any, ...]) -> str:

@@ -107,24 +107,26 @@ class NvmlDevice:
         self._utilisation = _Reading(
             "utilisation", lambda device: library.nvmlDeviceGetUtilizationRates(device).gpu, highest=100
         )
-        self._power = _Reading("power", _named(library, "nvmlDeviceGetPowerUsage"))
-        self._energy = _Reading("energy", _named(library, "nvmlDeviceGetTotalEnergyConsumption"))
-        self._sm_clock = _Reading(
-            "SM clock", _named(library, "nvmlDeviceGetClockInfo", library.NVML_CLOCK_SM)
-        )
         sensor = library.NVML_TEMPERATURE_GPU
-        self._temperature = _Reading(
-            "temperature",
-            _named(library, "nvmlDeviceGetTemperature", sensor),  # which every driver so far has
-            _named(library, "nvmlDeviceGetTemperatureV", sensor),  # which is to replace it
-        )
-        self._event_reasons = _Reading(
-            "clock event reasons",
-            _named(library, "nvmlDeviceGetCurrentClocksEventReasons"),
-            _named(library, "nvmlDeviceGetCurrentClocksThrottleReasons"),  # its name before driver 535
-        )
+        self._of_card = {
+            "power_mw": _Reading("power", _named(library, "nvmlDeviceGetPowerUsage")),
+            "energy_mj": _Reading("energy", _named(library, "nvmlDeviceGetTotalEnergyConsumption")),
+            "sm_clock_mhz": _Reading(
+                "SM clock", _named(library, "nvmlDeviceGetClockInfo", library.NVML_CLOCK_SM)
+            ),
+            "temperature_c": _Reading(
+                "temperature",
+                _named(library, "nvmlDeviceGetTemperature", sensor),  # which every driver so far has
+                _named(library, "nvmlDeviceGetTemperatureV", sensor),  # which is to replace it
+            ),
+            "event_reasons": _Reading(
+                "clock event reasons",
+                _named(library, "nvmlDeviceGetCurrentClocksEventReasons"),
+                _named(library, "nvmlDeviceGetCurrentClocksThrottleReasons"),  # its name before driver 535
+            ),
+        }
         if facts.parent_uuid is not None:
-            self._power.over = self._energy.over = True
+            self._of_card["power_mw"].over = self._of_card["energy_mj"].over = True
             self._note("power and energy: the card's count all its MIG slices together, so none are stated")
             self._note("clock, temperature and clock event reasons: the card's, which its MIG slices share")
 
@@ -138,19 +140,11 @@ class NvmlDevice:
             if self.memory_version == "v1":
                 self._note("device memory: version 1 of the function, which counts what the driver reserves")
         processes = self._processes(complete=complete)
-        if not complete:
-            return GpuSample(at_ns=at_ns, device_used_bytes=used_bytes, processes=processes)
-        return GpuSample(
-            at_ns=at_ns,
-            device_used_bytes=used_bytes,
-            processes=processes,
-            utilisation_percent=self._ask(self._utilisation, self._handle),
-            power_mw=self._ask(self._power, self._card),
-            energy_mj=self._ask(self._energy, self._card),
-            sm_clock_mhz=self._ask(self._sm_clock, self._card),
-            temperature_c=self._ask(self._temperature, self._card),
-            event_reasons=self._ask(self._event_reasons, self._card),
-        )
+        others: dict[str, int | None] = {}
+        if complete:
+            others["utilisation_percent"] = self._ask(self._utilisation, self._handle)
+            others |= {name: self._ask(reading, self._card) for name, reading in self._of_card.items()}
+        return GpuSample(at_ns=at_ns, device_used_bytes=used_bytes, processes=processes, **others)
 
     def _processes(self, *, complete: bool) -> tuple[GpuProcess, ...] | None:
         """Return compute and graphics processes as one list; None where compute processes are not told.
@@ -172,7 +166,6 @@ class NvmlDevice:
         return tuple(GpuProcess(pid=pid, used_bytes=share) for pid, share in sorted(used_bytes.items()))
 
     def _ask(self, reading: _Reading, handle: Any) -> int | None:
-        """Return a number; None for N/A and for what no such reading can be."""
         answer = self._answer(reading, handle)
         if answer is None:
             return None
@@ -194,7 +187,6 @@ class NvmlDevice:
         return None
 
     def _learn(self, reading: _Reading, error: Exception) -> None:
-        """Remember what an error means for the next time."""
         code = code_of(error)
         if code in GONE:
             self._gone = True  # for this sample: each further call may block until the driver gives up
@@ -211,7 +203,6 @@ class NvmlDevice:
 
 
 def _is_missing(error: Exception) -> bool:
-    """Tell whether the driver, or an older pynvml, lacks the function."""
     return isinstance(error, AttributeError) or code_of(error) in _MISSING
 
 

@@ -66,8 +66,7 @@ class Nvml:
 
     def gpu(self, uuid: str) -> Gpu:
         """Return a device to ask; raise ``UnavailableError`` when NVML does not show it."""
-        device = self._found.get(uuid)
-        if device is None:
+        if (device := self._found.get(uuid)) is None:
             raise UnavailableError(f"NVML shows no device {uuid}; see those it shows with nvidia-smi -L")
         return NvmlDevice(self._library, device.facts, handle=device.handle, card=device.card)
 
@@ -89,27 +88,23 @@ class Nvml:
             return
         for number in range(self._quietly(self._library.nvmlDeviceGetMaxMigDeviceCount, card) or 0):
             part = self._quietly(self._library.nvmlDeviceGetMigDeviceHandleByIndex, card, number)
-            part_facts = part and self._facts(part, None, parent=facts)
-            if part_facts:
+            if part_facts := part and self._facts(part, None, parent=facts):
                 yield _Found(facts=part_facts, handle=part, card=card)
 
     def _facts(self, handle: Any, index: int | None, *, parent: GpuFacts | None = None) -> GpuFacts | None:
-        library, what = (
-            self._library,
-            f"GPU {index}" if parent is None else f"MIG slice of GPU {parent.index}",
-        )
+        library = self._library
+        what = f"GPU {index}" if parent is None else f"MIG slice of GPU {parent.index}"
         uuid = self._try(f"UUID of {what}", library.nvmlDeviceGetUUID, handle)
         if not uuid:
             return None
         card_facts: dict[str, Any] = {"index": index}
         if parent is None:
             pci = self._try(f"PCI address of {what}", library.nvmlDeviceGetPciInfo, handle)
-            bus_id = getattr(pci, "busId", None)
-            card_facts["pci_bus_id"] = (
-                bus_id.decode(errors="replace") if isinstance(bus_id, bytes) else bus_id
+            bus = getattr(pci, "busId", None)
+            card_facts["pci_bus_id"] = bus.decode(errors="replace") if isinstance(bus, bytes) else bus
+            card_facts["power_limit_mw"] = known(
+                self._quietly(library.nvmlDeviceGetEnforcedPowerLimit, handle)
             )
-            limit_mw = self._quietly(library.nvmlDeviceGetEnforcedPowerLimit, handle)
-            card_facts["power_limit_mw"] = known(limit_mw)
         memory = self._quietly(library.nvmlDeviceGetMemoryInfo, handle)
         return GpuFacts(
             uuid=uuid,
@@ -121,7 +116,6 @@ class Nvml:
         )
 
     def _try(self, what: str, question: Any, *arguments: Any) -> Any:
-        """Return an answer, or None and a line in ``problems``."""
         try:
             return question(*arguments)
         except Exception as error:  # noqa: BLE001 - ctypes and pynvml raise anything; one card must not hide others
@@ -151,15 +145,11 @@ def open_nvml() -> Iterator[Nvml]:
     try:
         pynvml.nvmlInit()
     except Exception as error:
-        raise UnavailableError(f"NVML cannot be asked: {_why(error)}") from error
+        unknown = f"it does not initialise ({say(error)}); see what nvidia-smi and dmesg say"
+        reason = _ADVICE.get(code_of(error) or 0, unknown)
+        raise UnavailableError(f"NVML cannot be asked: {reason}") from error
     try:
         yield Nvml(pynvml)
     finally:
         with contextlib.suppress(Exception):  # a library that is gone needs no farewell
             pynvml.nvmlShutdown()
-
-
-def _why(error: Exception) -> str:
-    """Return why NVML does not initialise, and what to do."""
-    advice = _ADVICE.get(code_of(error) or 0)
-    return advice or f"it does not initialise ({say(error)}); see what nvidia-smi and dmesg say"

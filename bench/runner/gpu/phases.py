@@ -4,7 +4,7 @@ A mark can arrive after samples that were taken past it, so the latest samples w
 certain. However long a run is, no more than ``MOST_WAITING`` samples are kept.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,8 +40,8 @@ class Stretch:
     event_reasons: int = 0
     energy_mj: int | None = None
     sampled_ns: int = 0
-    _utilisation: list[int] = field(default_factory=lambda: [0, 0])
-    _power: list[int] = field(default_factory=lambda: [0, 0])
+    _totals: Counter[str] = field(default_factory=Counter)
+    _counts: Counter[str] = field(default_factory=Counter)
     _energy_first: GpuSample | None = None
     _energy_last: GpuSample | None = None
 
@@ -50,14 +50,16 @@ class Stretch:
         self.samples += 1
         self.without_own += own_bytes is None
         self.without_device += sample.device_used_bytes is None
-        self.own_peak_bytes = _larger(self.own_peak_bytes, own_bytes)
-        self.device_peak_bytes = _larger(self.device_peak_bytes, sample.device_used_bytes)
-        self.sm_clock_max_mhz = _larger(self.sm_clock_max_mhz, sample.sm_clock_mhz)
-        self.sm_clock_min_mhz = _smaller(self.sm_clock_min_mhz, sample.sm_clock_mhz)
-        self.temperature_max_c = _larger(self.temperature_max_c, sample.temperature_c)
+        self.own_peak_bytes = max(_known(self.own_peak_bytes, own_bytes), default=None)
+        self.device_peak_bytes = max(_known(self.device_peak_bytes, sample.device_used_bytes), default=None)
+        self.sm_clock_max_mhz = max(_known(self.sm_clock_max_mhz, sample.sm_clock_mhz), default=None)
+        self.sm_clock_min_mhz = min(_known(self.sm_clock_min_mhz, sample.sm_clock_mhz), default=None)
+        self.temperature_max_c = max(_known(self.temperature_max_c, sample.temperature_c), default=None)
         self.event_reasons |= sample.event_reasons or 0
-        _count(self._utilisation, sample.utilisation_percent)
-        _count(self._power, sample.power_mw)
+        for name in ("utilisation_percent", "power_mw"):
+            for value in _known(getattr(sample, name)):
+                self._totals[name] += value
+                self._counts[name] += 1
         if sample.energy_mj is not None:
             self._energy_first, self._energy_last = self._energy_first or sample, sample
         self.last = sample
@@ -74,13 +76,14 @@ class Stretch:
 
     def as_phase(self, *, with_own_bytes: bool) -> GpuPhase:
         """Return it as stored; the worker's own bytes only where they were found to follow it."""
+        means = {name: self._totals[name] / count for name, count in self._counts.items()}
         return GpuPhase(
             name=self.name,
             samples=self.samples,
             process_peak_bytes=self.own_peak_bytes if with_own_bytes else None,
             device_peak_bytes=self.device_peak_bytes,
-            utilisation_mean_percent=_mean(self._utilisation),
-            power_mean_mw=_mean(self._power),
+            utilisation_mean_percent=means.get("utilisation_percent"),
+            power_mean_mw=means.get("power_mw"),
             energy_mj=self.energy_mj,
             energy_time_ns=None if self.energy_mj is None else self.sampled_ns,
             sm_clock_min_mhz=self.sm_clock_min_mhz,
@@ -140,19 +143,5 @@ class Timeline:
             self._current.add(taken.sample, self._own_bytes(taken.sample))
 
 
-def _larger(one: int | None, other: int | None) -> int | None:
-    return max((value for value in (one, other) if value is not None), default=None)
-
-
-def _smaller(one: int | None, other: int | None) -> int | None:
-    return min((value for value in (one, other) if value is not None), default=None)
-
-
-def _count(total: list[int], value: int | None) -> None:
-    if value is not None:
-        total[0] += value
-        total[1] += 1
-
-
-def _mean(total: list[int]) -> float | None:
-    return total[0] / total[1] if total[1] else None
+def _known(*values: int | None) -> list[int]:
+    return [value for value in values if value is not None]

@@ -6,8 +6,8 @@ limits are wide: a run is thrown away for what others certainly did, not for a d
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 
 from bench.errors import counted
 from bench.metrics import GIB, MIB
@@ -53,14 +53,13 @@ class Owners:
         self._own.add(pid)
         self._identified = True
 
-    def own(self, sample: GpuSample) -> tuple[GpuProcess, ...]:
+    def own(self, sample: GpuSample) -> list[GpuProcess]:
         """Return the worker's processes."""
-        return tuple(process for process in sample.processes or () if process.pid in self._own)
+        return [process for process in sample.processes or () if process.pid in self._own]
 
-    def others(self, sample: GpuSample) -> tuple[GpuProcess, ...]:
-        """Return the processes that are neither the worker's nor were there before it."""
-        known = self._own | self._background
-        return tuple(process for process in sample.processes or () if process.pid not in known)
+    def others(self, sample: GpuSample) -> set[int]:
+        """Return the numbers of processes that are neither the worker's nor were there before it."""
+        return {process.pid for process in sample.processes or ()} - self._own - self._background
 
     def own_bytes(self, sample: GpuSample) -> int | None:
         """Return the bytes of the worker's processes together; None where NVML does not report them."""
@@ -72,8 +71,7 @@ class Owners:
     @property
     def strangers(self) -> dict[int, int]:
         """The most bytes of each process ever seen that was not there before and is not known to be ours."""
-        known = self._own | self._background
-        return {pid: size for pid, size in self._seen.items() if pid not in known}
+        return {pid: size for pid, size in self._seen.items() if pid not in self._own | self._background}
 
     @property
     def foreign_count(self) -> int:
@@ -119,7 +117,7 @@ def judge_isolation(test: BlockTest, owners: Owners) -> tuple[Isolation, str]:
 
     if moved(*(owners.own_bytes(sample) for sample in (idle, held, freed))):
         return "process", f"The bytes of the worker's own process rose and fell with a test block of {size}."
-    candidates = {process.pid for process in owners.others(held)}
+    candidates = owners.others(held)
     for pid in sorted(candidates):
         if moved(*(_bytes_of(pid, sample) for sample in (idle, held, freed))):
             owners.adopt(pid)
@@ -127,8 +125,7 @@ def judge_isolation(test: BlockTest, owners: Owners) -> tuple[Isolation, str]:
                 f"A test block of {size} moved the bytes of process {pid}, as which NVML, in another "
                 "namespace, knows the worker."
             )
-    nobody_is_own = not owners.own(held)
-    if nobody_is_own and len(candidates) == 1:
+    if not owners.own(held) and len(candidates) == 1:
         owners.adopt(candidates.pop())
     if moved(*(sample.device_used_bytes for sample in (idle, held, freed))):
         return "device_delta", (
@@ -163,20 +160,23 @@ def _why_no_process(held: GpuSample, owners: Owners) -> str:
     return "NVML's bytes of the worker's process do not follow what it allocates"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Seen:
-    """All that a watch has gathered when a run is over; None is unknown."""
+    """What a watch gathers of one run; None is unknown.
 
-    isolation: Isolation
-    isolation_reason: str
+    ``pages_state``: the cell keeps optimizer state in managed memory, which torch does not count.
+    """
+
     timeline: Timeline
-    owners: Owners
-    idle_device_bytes: int | None
-    background: int
-    reserved_peaks: Mapping[str, int]
-    reserved_at_rest: int | None
-    excess_bytes: int | None
     pages_state: bool
+    isolation: Isolation = "unavailable"
+    isolation_reason: str = "The worker did not start."
+    owners: Owners = field(default_factory=Owners)
+    idle_device_bytes: int | None = None
+    background: int = 0
+    reserved_peaks: dict[str, int] = field(default_factory=dict)
+    reserved_at_rest: int | None = None
+    excess_bytes: int | None = None
 
 
 def why_busy(earlier: GpuSample | None, later: GpuSample | None, facts: GpuFacts) -> str | None:
@@ -190,14 +190,6 @@ def why_busy(earlier: GpuSample | None, later: GpuSample | None, facts: GpuFacts
     if used is not None and before is not None and abs(used - before) > SETTLED_WITHIN_BYTES:
         return f"its memory in use kept changing (by {_size(abs(used - before))})"
     return None
-
-
-def not_idle(busy: str, patience_s: float) -> str:
-    """Say why a run was not begun."""
-    return (
-        f"The GPU was not idle within {patience_s:g} s ({busy}), and what is measured beside others says "
-        "nothing; end what else runs on it, then run the same command again."
-    )
 
 
 def non_torch_bytes(seen: Seen) -> int | None:

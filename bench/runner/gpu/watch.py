@@ -20,7 +20,7 @@ from bench.probes.nvml.device import Gpu, GpuSample
 from bench.probes.nvml.library import open_nvml
 from bench.probes.nvml.visible_devices import resolve_uuid
 from bench.records.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
-from bench.records.readings import GpuReading, Isolation
+from bench.records.readings import GpuReading
 from bench.records.records import DeviceFacts, PhaseReading
 from bench.runner.gpu import verdict as gpu_verdict
 from bench.runner.gpu.phases import Taken, Timeline
@@ -138,11 +138,10 @@ class GpuWatch:
         idle_patience_s: float = IDLE_PATIENCE_S,
         pages_state: bool = False,
     ) -> None:
-        """``pages_state``: the cell keeps optimizer state in managed memory, which torch does not count."""
+        """``pages_state`` is explained at ``Seen``."""
         self._gpu = gpu
         self._interval_ns = interval_ns
         self._idle_patience_s = idle_patience_s
-        self._pages_state = pages_state
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -153,15 +152,11 @@ class GpuWatch:
         self._longest_gap_ns = 0
         self._cpu_ns = self._cpu_before_ns = 0
         self._began_ns: int | None = None
-        self._before: GpuSample | None = None
-        self._owners: Owners | None = None
-        self._timeline = Timeline(self._weigh)
-        self._isolation: tuple[Isolation, str] | None = None
+        self._background: set[int] = set()
+        self._seen = gpu_verdict.Seen(timeline=Timeline(self._weigh), pages_state=pages_state)
+        self._judged = False
         self._block_bytes: int | None = None
-        self._reserved_at_rest: int | None = None
-        self._reserved_peaks: dict[str, int] = {}
         self._excesses: deque[int] = deque(maxlen=SAMPLES_ON_END)
-        self._excess_bytes: int | None = None
 
     def wait_until_idle(self) -> str | None:
         """Start sampling and wait until nobody uses the GPU; return why it is not idle after all, or None.
@@ -176,7 +171,11 @@ class GpuWatch:
             while (busy := self._look()) is not None:
                 if time.monotonic() >= deadline_s:
                     self._end_sampling()
-                    return gpu_verdict.not_idle(busy, self._idle_patience_s)
+                    return (
+                        f"The GPU was not idle within {self._idle_patience_s:g} s ({busy}), and what is "
+                        "measured beside others says nothing; end what else runs on it, then run the same "
+                        "command again."
+                    )
         except BaseException:
             self._end_sampling()
             raise
@@ -187,8 +186,11 @@ class GpuWatch:
         earlier = self._latest
         with interrupts.waiting():
             time.sleep(INTERVALS_BETWEEN_LOOKS * self._interval_ns / 1e9)
-        self._before = self._latest
-        return gpu_verdict.why_busy(earlier, self._before, self._gpu.facts)
+        before, seen = self._latest, self._seen
+        self._background = {process.pid for process in (before and before.processes) or ()}
+        seen.background = len(self._background)
+        seen.idle_device_bytes = before.device_used_bytes if before else None
+        return gpu_verdict.why_busy(earlier, before, self._gpu.facts)
 
     @property
     def silent(self) -> bool:
@@ -197,9 +199,8 @@ class GpuWatch:
 
     def begin(self, *worker_pids: int) -> None:
         """Tell the workers' processes from all others from now on."""
-        background = {process.pid for process in (self._before and self._before.processes) or ()}
         with self._lock:
-            self._owners = Owners(*worker_pids, background=background)
+            self._seen.owners = Owners(*worker_pids, background=self._background)
             self._longest_gap_ns = 0
             self._cpu_before_ns, self._began_ns = self._cpu_ns, time.monotonic_ns()
 
@@ -208,48 +209,35 @@ class GpuWatch:
         with self._lock:
             match message:
                 case PhaseStarted(at_ns=int(at_ns)):
-                    self._timeline.mark(message.phase, at_ns)
+                    self._seen.timeline.mark(message.phase, at_ns)
                     self._judge_isolation()
                     self._until_complete = 0
                     self._wake.set()
                 case Mark():
-                    self._timeline.mark(message.instant, message.at_ns, message.at_ns + message.holds_ns)
+                    self._seen.timeline.mark(message.instant, message.at_ns, message.at_ns + message.holds_ns)
                     self._block_bytes = message.block_bytes or self._block_bytes
                     if message.instant == "quiescent":
-                        self._reserved_at_rest = message.reserved_bytes
+                        self._seen.reserved_at_rest = message.reserved_bytes
                 case Finished() | Failed():
-                    self._timeline.close()
-                case ReadingMade(reading=PhaseReading(cuda_reserved_peak_bytes=int(size)) as reading):
-                    self._reserved_peaks[reading.name] = max(size, self._reserved_peaks.get(reading.name, 0))
+                    self._seen.timeline.close()
+                case ReadingMade(reading=PhaseReading(cuda_reserved_peak_bytes=int(size), name=name)):
+                    peaks = self._seen.reserved_peaks
+                    peaks[name] = max(size, peaks.get(name, 0))
 
     def finish(self) -> Findings:
         """Stop sampling, and say what the samples amount to."""
         self._end_sampling()
         with self._lock:
-            self._timeline.close()
+            self._seen.timeline.close()
             self._judge_isolation()
-            assert self._isolation is not None  # noqa: S101 - for the type checker; it was judged just now
-            seen = gpu_verdict.Seen(
-                isolation=self._isolation[0],
-                isolation_reason=self._isolation[1],
-                timeline=self._timeline,
-                owners=self._owners or Owners(),
-                idle_device_bytes=self._before.device_used_bytes if self._before else None,
-                background=len((self._before and self._before.processes) or ()),
-                reserved_peaks=self._reserved_peaks,
-                reserved_at_rest=self._reserved_at_rest,
-                excess_bytes=self._excess_bytes,
-                pages_state=self._pages_state,
-            )
             return Findings(
-                gpu=self._reading(seen),
-                caveats=tuple(gpu_verdict.caveats(seen, self._gpu, silent=self.silent)),
-                contamination=gpu_verdict.contamination(seen),
+                gpu=self._reading(),
+                caveats=tuple(gpu_verdict.caveats(self._seen, self._gpu, silent=self.silent)),
+                contamination=gpu_verdict.contamination(self._seen),
             )
 
-    def _reading(self, seen: gpu_verdict.Seen) -> GpuReading:
-        names = [name for name in self._timeline.names() if name not in INSTANTS]
-        problems = (*self._gpu.problems, *((gpu_verdict.SILENT,) if self.silent else ()))
+    def _reading(self) -> GpuReading:
+        seen = self._seen
         return GpuReading(
             facts=self._gpu.facts,
             isolation=seen.isolation,
@@ -264,11 +252,13 @@ class GpuWatch:
             idle_device_bytes=seen.idle_device_bytes,
             non_torch_bytes=gpu_verdict.non_torch_bytes(seen),
             phases=tuple(
-                self._timeline[name].as_phase(with_own_bytes=seen.isolation == "process") for name in names
+                seen.timeline[name].as_phase(with_own_bytes=seen.isolation == "process")
+                for name in seen.timeline.names()
+                if name not in INSTANTS
             ),
             foreign_pids=seen.owners.foreign_count,
             unexplained_growth_bytes=gpu_verdict.unexplained_bytes(seen),
-            problems=problems,
+            problems=(*self._gpu.problems, *([gpu_verdict.SILENT] if self.silent else [])),
         )
 
     def _sample_until_stopped(self) -> None:
@@ -284,9 +274,9 @@ class GpuWatch:
             ended_ns = time.monotonic_ns()
             with self._lock:
                 self._latest = sample
-                if self._owners is not None:
-                    self._owners.look(sample)
-                    self._timeline.take(Taken(began_ns=began_ns, ended_ns=ended_ns, sample=sample))
+                if self._began_ns is not None:
+                    self._seen.owners.look(sample)
+                    self._seen.timeline.take(Taken(began_ns=began_ns, ended_ns=ended_ns, sample=sample))
                 self._longest_gap_ns = max(self._longest_gap_ns, began_ns - last_ns)
                 self._cpu_ns = time.thread_time_ns()
             self._answered.set()
@@ -296,7 +286,7 @@ class GpuWatch:
     def _is_complete_due(self) -> bool:
         # Before there is a worker, each sample is complete.
         with self._lock:
-            due = self._until_complete == 0 or self._owners is None
+            due = self._until_complete == 0 or self._began_ns is None
             self._until_complete = SAMPLES_FOR_A_COMPLETE_ONE - 1 if due else self._until_complete - 1
         return due
 
@@ -308,23 +298,20 @@ class GpuWatch:
 
     def _judge_isolation(self) -> None:
         """Judge once, as soon as the samples around the test block are all there."""
-        if self._isolation is None and self._owners is not None:
-            idle, held, freed = (self._timeline[name].last for name in INSTANTS[:3])
+        seen = self._seen
+        if not self._judged and self._began_ns is not None:
+            idle, held, freed = (seen.timeline[name].last for name in INSTANTS[:3])
             test = BlockTest(idle=idle, held=held, freed=freed, block_bytes=self._block_bytes)
-            self._isolation = judge_isolation(test, self._owners)
-        elif self._isolation is None:
-            self._isolation = ("unavailable", "The worker did not start.")
+            seen.isolation, seen.isolation_reason = judge_isolation(test, seen.owners)
+            self._judged = True
 
     def _weigh(self, sample: GpuSample) -> int | None:
         """Return the worker's bytes in a sample, and note what the device holds beyond what is explained."""
-        if self._owners is None:
-            return None
-        own_bytes = self._owners.own_bytes(sample)
-        idle_bytes = self._before.device_used_bytes if self._before else None
-        used_bytes = sample.device_used_bytes
-        if self._isolation is None or own_bytes is None or idle_bytes is None or used_bytes is None:
+        seen, used_bytes = self._seen, sample.device_used_bytes
+        own_bytes, idle_bytes = seen.owners.own_bytes(sample), seen.idle_device_bytes
+        if not self._judged or own_bytes is None or idle_bytes is None or used_bytes is None:
             return own_bytes
         self._excesses.append(used_bytes - own_bytes - idle_bytes)
         if len(self._excesses) == SAMPLES_ON_END:
-            self._excess_bytes = max(self._excess_bytes or 0, min(self._excesses))
+            seen.excess_bytes = max(seen.excess_bytes or 0, min(self._excesses))
         return own_bytes
