@@ -2,6 +2,8 @@
 
 import sys
 
+import msgspec
+
 from bench.records.records import LedgerReading
 from bench.scenario.types import Cell
 from tiny_cells import of_type, readings_of
@@ -9,4 +11,4 @@ from tiny_cells import of_type, readings_of
 if __name__ == "__main__":
     for line in sys.stdin:
         (reading,) = of_type(readings_of(Cell.model_validate_json(line)), LedgerReading)
-        sys.stdout.write(reading.model_dump_json() + "\n")
+        sys.stdout.write(msgspec.json.encode(reading).decode() + "\n")
