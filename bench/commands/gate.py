@@ -132,7 +132,7 @@ def _run_session(
 ) -> None:
     from bench.gate import gate as gating
     from bench.gate import session as gate_session
-    from bench.records.calibrations import read_calibration
+    from bench.records.sessions import read_calibration
     from bench.runner.schedule import require_data
     from bench.scenario.load import choose_cells, load_scenario
 
@@ -164,7 +164,7 @@ def _tell(event: "Event") -> None:
 def _judge_again(folder: Path, outputs: GateOutputs) -> None:
     """Judge a stored session. Raises ``UsageError`` where the folder is none."""
     from bench.compare.gate_report import judge_folder
-    from bench.records.sittings import SITTING_FILE
+    from bench.records.sessions import SITTING_FILE
 
     if not (folder / SITTING_FILE).exists():
         raise UsageError(

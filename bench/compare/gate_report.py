@@ -24,16 +24,20 @@ from bench.compare.metrics_compared import (
 )
 from bench.compare.run_pairs import Pair, accuracy_changes, pair_up
 from bench.errors import counted
-from bench.records.calibrations import (
-    CALIBRATION_FILE,
-    Calibration,
-    read_calibration,
-    require_this_machine,
-)
 from bench.records.readings import Caveat
 from bench.records.records import Record
 from bench.records.run_summary import CARD_CONDITIONS, RunSummary, summarise_run
-from bench.records.sittings import SIDES, SideName, SittingRecords, counted_runs, load_sitting
+from bench.records.sessions import (
+    CALIBRATION_FILE,
+    SIDES,
+    Calibration,
+    SideName,
+    SittingRecords,
+    counted_runs,
+    load_sitting,
+    read_calibration,
+    require_this_machine,
+)
 from bench.records.store import record_file_name
 from bench.records.verdicts import (
     WORST_FIRST,

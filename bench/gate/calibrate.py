@@ -11,16 +11,17 @@ from bench.gate.session import SessionOptions, run_session
 from bench.gate.session_log import Tell, ignore, utc_now
 from bench.gate.sides import side_as_is
 from bench.io import write_json
-from bench.records.calibrations import (
+from bench.records.readings import Caveat
+from bench.records.records import Record
+from bench.records.sessions import (
     CALIBRATION_FILE,
+    SIDES,
     CalibratedCell,
     CalibratedGroup,
     Calibration,
+    SittingRecords,
     samples,
 )
-from bench.records.readings import Caveat
-from bench.records.records import Record
-from bench.records.sittings import SIDES, SittingRecords
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell
 

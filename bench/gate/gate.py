@@ -12,8 +12,8 @@ from bench.errors import UsageError
 from bench.gate.session import SessionOptions, run_gate
 from bench.gate.session_log import Tell, ignore
 from bench.io import write_json
-from bench.records.calibrations import CALIBRATION_FILE, Calibration, require_this_machine
 from bench.records.environment import read_environment
+from bench.records.sessions import CALIBRATION_FILE, Calibration, require_this_machine
 from bench.records.verdicts import Verdicts
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell

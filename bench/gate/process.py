@@ -8,6 +8,7 @@ pipe of its own. History (``PROTOCOL_VERSION``):
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -255,9 +256,11 @@ class SideProcess:
             self._process.wait(END_GRACE_S)
         said = self._said()
         side = f"the {self.side.name} ({self.side.facts.understood})"
-        if "No module named 'bench'" in said or "No module named bench\n" in f"{said}\n":
+        missing = re.search(r"No module named '?(\w+)'?\)?$", said)
+        if missing:
+            needs = "" if missing[1] == "bench" else f", which needs {missing[1]}"
             return UsageError(
-                f"{side} has no finetune-bench; install it there with pip install finetune-bench"
+                f"{side} has no finetune-bench; install it there with pip install finetune-bench{needs}"
             )
         if "No module named 'bench." in said or "No module named bench." in said:
             return UsageError(

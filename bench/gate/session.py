@@ -31,7 +31,7 @@ from bench.metrics import METRICS
 from bench.records.derived_metrics import read_metrics
 from bench.records.readings import Caveat
 from bench.records.records import Record
-from bench.records.sittings import SITTING_FILE, SideName, Sitting, SittingRecords, load_sitting
+from bench.records.sessions import SITTING_FILE, SideName, Sitting, SittingRecords, load_sitting
 from bench.records.store import open_folder, record_file_name
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell

@@ -20,7 +20,7 @@ from bench.gate.sides import Side
 from bench.io import write_json
 from bench.records.messages import ALONE, StepTurns
 from bench.records.records import Record
-from bench.records.sittings import (
+from bench.records.sessions import (
     SIDES,
     SITTING_FILE,
     WARM_UP_FOLDER,

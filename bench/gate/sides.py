@@ -37,7 +37,7 @@ from bench.gate.references import (
 )
 from bench.io import cache_folder
 from bench.records.readings import Caveat
-from bench.records.sittings import SideFacts, SideName
+from bench.records.sessions import SideFacts, SideName
 from bench.workers import interrupts
 
 MOST_UNMET = 5  # named; more say little more

@@ -14,10 +14,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.errors import InfrastructureError, UsageError
 from bench.io import read_json, read_plain_file, write_json
-from bench.records.committed import head_of
+from bench.records.git import head_of
 from bench.records.readings import Positive, Stored
 from bench.records.result_sets import ResultSet, load_files
-from bench.records.sittings import FileName
+from bench.records.sessions import FileName
 from bench.scenario.types import Name
 
 BASELINE_VERSION: Final = 1

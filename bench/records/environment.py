@@ -6,10 +6,10 @@ Read without importing torch. Never the host's name, a user's name, or any varia
 import os
 import platform
 import re
-import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from bench.records.git import source_state
 from bench.records.records import Environment
 
 KEY_PACKAGES = (
@@ -33,7 +33,6 @@ OTHER_PACKAGES = (
 )
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_PROC_BIND")
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "MALLOC_ARENA_MAX")
-GIT_TIMEOUT_S = 5
 _HARMLESS = re.compile(r"[A-Za-z0-9_.,:=\[\] -]{1,200}")
 _UNLIMITED_BYTES = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
 
@@ -43,7 +42,7 @@ def read_environment() -> Environment:
     return Environment(
         machine=_machine(),
         versions=_versions(),
-        git=_git(Path(__file__).resolve().parents[2]),
+        git=source_state(Path(__file__).resolve().parents[2]),
         threads=_threads(),
     )
 
@@ -96,35 +95,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _git(source: Path) -> dict[str, str | bool | None]:
-    """Return commit and cleanliness of the suite's own source; None where it is not a git checkout.
-
-    A package installed inside someone else's repository is not that repository's code.
-    """
-    if _run_git(source, "rev-parse", "--show-toplevel") != str(source):
-        return {"commit": None, "dirty": None}
-    changes = _run_git(source, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": _run_git(source, "rev-parse", "HEAD"),
-        "dirty": None if changes is None else changes != "",
-    }
-
-
-def _run_git(source: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
-            ["git", "-C", str(source), *arguments],  # noqa: S607 - git is where the user has it
-            capture_output=True,
-            text=True,
-            timeout=GIT_TIMEOUT_S,
-            check=True,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _threads() -> dict[str, str | int | None]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from bench.errors import UsageError
 from bench.io import MAX_BYTES, read_json, read_plain_file
-from bench.records.committed import committed_files
+from bench.records.git import committed_files
 from bench.records.records import decode_record
 from bench.records.run_summary import RunSummary, summarise_run
-from bench.records.sittings import SIDES, SITTING_FILE, Sitting, counted_runs
+from bench.records.sessions import SIDES, SITTING_FILE, Sitting, counted_runs
 from bench.records.step_times import read_step_times
 from bench.records.store import diagnose
 

@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from bench.metrics import METRICS
-from bench.records.calibrations import SAME_MACHINE
 from bench.records.derived_metrics import (
     STEPS_IN_TURN,
     measured_steps,
@@ -17,6 +16,7 @@ from bench.records.derived_metrics import (
     tokens_per_second,
 )
 from bench.records.records import Environment, EvaluationReading, Outcome, Record
+from bench.records.sessions import SAME_MACHINE
 from bench.scenario.types import Cell
 
 Samples = Mapping[str, tuple[float, ...]]

@@ -11,8 +11,8 @@ import numpy as np
 from scipy.special import digamma, fdtrc, polygamma, stdtr, stdtrit
 
 from bench.errors import counted
-from bench.records.calibrations import Calibration
 from bench.records.run_summary import BY_STEP
+from bench.records.sessions import Calibration
 from bench.stats.trend import Bools, Floats, Ints, settle_cells, step_ratios
 
 MOST_PRIOR_DEGREES = 8.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from bench.records.calibrations import Calibration
+from bench.records.sessions import Calibration
 from bench.scenario.gate import GateSpec
 from bench.stats.noise import MOST_PRIOR_DEGREES, Noise, noise_of
 from bench.stats.sequential import MetricPolicy, Rule, policies, rule_of

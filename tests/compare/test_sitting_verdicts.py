@@ -17,7 +17,7 @@ from records_factory import make_environment
 from sittings_factory import LOUD, MIB, QUIET, make_runs, write_sitting
 
 if TYPE_CHECKING:
-    from bench.records.sittings import SideName
+    from bench.records.sessions import SideName
 
 LOOKS = (3, 5, 8)
 

@@ -9,9 +9,8 @@ from bench.gate.calibrate import CalibrateOptions, calibrate, calibration_of
 from bench.gate.gate import gate_references
 from bench.gate.session import SessionOptions
 from bench.gate.sides import side_as_is
-from bench.records.calibrations import read_calibration, require_this_machine
 from bench.records.records import Record
-from bench.records.sittings import Sitting, SittingRecords
+from bench.records.sessions import Sitting, SittingRecords, read_calibration, require_this_machine
 from bench.scenario.gate import GateSpec
 from records_factory import make_record
 from replay_worker import make_cell

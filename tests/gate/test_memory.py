@@ -14,7 +14,7 @@ from bench.compare.gate_report import SessionJudge
 from bench.gate.session import SessionOptions, run_session
 from bench.gate.sides import Side, prepared_sides, side_as_is
 from bench.records.records import Record
-from bench.records.sittings import SittingRecords
+from bench.records.sessions import SittingRecords
 from bench.records.verdicts import MetricVerdict
 from bench.scenario.gate import GateSpec
 from gate_candidates import make_candidate

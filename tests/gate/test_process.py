@@ -11,7 +11,7 @@ from bench.gate.serve import stamped
 from bench.gate.session import SessionOptions, run_session
 from bench.gate.sides import prepared_sides
 from bench.records.records import SCHEMA_VERSION
-from bench.records.sittings import SideName, SittingRecords
+from bench.records.sessions import SideName, SittingRecords
 from gate_projects import git, make_repository, make_venv, make_wheel, write_project
 from records_factory import make_record
 from replay_worker import make_cell

@@ -18,7 +18,7 @@ from bench.gate.session import SessionOptions, run_session, unrepeatable
 from bench.gate.session_log import Event, RunStarted, SessionLog, Tell, ignore
 from bench.gate.sides import prepared_sides, side_as_is
 from bench.records.records import Record
-from bench.records.sittings import SideName, Sitting, SittingRecords, SittingRun, load_sitting
+from bench.records.sessions import SideName, Sitting, SittingRecords, SittingRun, load_sitting
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell
 from gate_projects import git, make_repository

@@ -26,7 +26,7 @@ from bench.gate.session_log import (
 )
 from bench.gate.sides import side_as_is
 from bench.records.records import Failure
-from bench.records.sittings import SideName, SittingRecords, SittingRun
+from bench.records.sessions import SideName, SittingRecords, SittingRun
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell
 from bench.stats.power import NoiseRow

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.records import environment
 from bench.records.environment import control_group_files, read_environment
+from bench.records.git import source_state
 
 
 def test_the_fingerprint_names_machine_versions_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_a_package_inside_another_repository_is_not_that_repository(tmp_path: Pa
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)  # noqa: S607 - git is on the path
     inside = tmp_path / "venv" / "site-packages"
     inside.mkdir(parents=True)
-    assert environment._git(inside) == {"commit": None, "dirty": None}
+    assert source_state(inside) == {"commit": None, "dirty": None}
 
 
 @pytest.mark.parametrize(

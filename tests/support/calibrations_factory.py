@@ -2,7 +2,7 @@
 
 import math
 
-from bench.records.calibrations import CalibratedCell, CalibratedGroup, Calibration
+from bench.records.sessions import CalibratedCell, CalibratedGroup, Calibration
 from records_factory import make_record
 
 

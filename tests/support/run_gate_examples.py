@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records.sittings import SIDES, SITTING_FILE
+from bench.records.sessions import SIDES, SITTING_FILE
 from gate_candidates import HERE, make_candidate
 
 BUILD = Path("build/gate")

@@ -7,7 +7,7 @@ from typing import Any
 from bench.gate.session_log import order_of
 from bench.io import write_json
 from bench.records.records import Record
-from bench.records.sittings import SIDES, SideFacts, SideName, Sitting, SittingRun
+from bench.records.sessions import SIDES, SideFacts, SideName, Sitting, SittingRun
 from bench.records.store import record_file_name, write_record
 from bench.scenario.gate import GateSpec
 from records_factory import make_cell, make_evaluation, make_ledger, make_measurement, make_record, make_steps

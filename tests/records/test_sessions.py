@@ -7,7 +7,7 @@ import pytest
 
 from bench.errors import UsageError
 from bench.io import write_json
-from bench.records.sittings import SIDES, SideFacts, Sitting, SittingRun, load_sitting
+from bench.records.sessions import SIDES, SideFacts, Sitting, SittingRun, load_sitting
 from bench.records.store import record_file_name, write_record
 from records_factory import make_record
 

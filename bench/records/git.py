@@ -1,4 +1,4 @@
-"""Files of a git revision, read from the repository's objects: no work tree, index or hook is touched."""
+"""Revisions and what they hold, read from the repository's objects: no index or hook is touched."""
 
 import os
 import subprocess
@@ -33,6 +33,18 @@ def head_of(folder: Path | None = None) -> str | None:
         return commit_of("HEAD", folder)
     except (UsageError, InfrastructureError):
         return None
+
+
+def source_state(source: Path) -> dict[str, str | bool | None]:
+    """Return commit and cleanliness of a checkout whose top is ``source``; None where it is not that.
+
+    A package installed inside someone else's repository is not that repository's code.
+    """
+    commit, changes = None, None
+    if _said(source, "rev-parse", "--show-toplevel") == str(source):
+        commit = _said(source, "rev-parse", "HEAD")
+        changes = _said(source, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else changes != ""}
 
 
 def committed_files(
@@ -95,10 +107,23 @@ def _one_content(stream: IO[bytes], most_bytes: int) -> bytes | str:
     return content if size <= most_bytes else too_large(most_bytes)
 
 
-def _git(folder: Path | None, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+def _said(folder: Path, *arguments: str) -> str | None:
+    """Return what git prints, or None where it fails or takes too long to wait for."""
+    try:
+        done = _git(folder, *arguments, timeout_s=5)
+    except InfrastructureError:
+        return None
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
+
+
+def _git(folder: Path | None, *arguments: str, timeout_s: float = 60) -> "subprocess.CompletedProcess[bytes]":
     try:
         return subprocess.run(  # noqa: S603 - no shell; a name from outside never stands where an option may
-            _command(folder, *arguments), capture_output=True, check=False, env=_environment(), timeout=60
+            _command(folder, *arguments),
+            capture_output=True,
+            check=False,
+            env=_environment(),
+            timeout=timeout_s,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise InfrastructureError(f"git could not be run ({error}); install git, or name a folder") from error
