@@ -33,6 +33,7 @@ def test_the_real_pytest_benchmark_compares_our_results(tmp_path: Path) -> None:
 
 def test_what_pytest_benchmark_wrote_is_one_run_for_each_benchmark(tmp_path: Path) -> None:
     """Rounds are no runs: one process measured them all."""
+    (tmp_path / "pytest.ini").touch()  # the names of tests begin here, whatever lies further up
     (tmp_path / "test_it.py").write_text("def test_sum(benchmark):\n    benchmark(sum, [1, 2])\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir=.", "test_it.py"]
     options = ["--benchmark-json=out.json", "--benchmark-max-time=0.001", "--benchmark-save-data"]
