@@ -17,12 +17,10 @@ def make_hostile_records() -> tuple[Record, ...]:
     assert base.model is not None
     facts = base.model.replace(source=TEXT, weights_note=TEXT)
     ledger = make_ledger(peak_op=TEXT, peak_module=TEXT)
-    good = make_record(cell=cell, measurement=base.replace(model=facts, ledger=ledger))
+    good = make_record(key="e" * 64, measurement=base.replace(model=facts, ledger=ledger))
     other = cell.model_copy(update={"id": f"{TEXT}/other/b/c"})
-    failed = make_record(
-        cell=other, key="f" * 64, outcome="failed", failure=Failure(message=TEXT), measurement={}
-    )
-    return good, failed
+    failed = make_record(key="f" * 64, outcome="failed", failure=Failure(message=TEXT), measurement={})
+    return good.replace(cell=cell), failed.replace(cell=other)
 
 
 def make_hostile_plan() -> Plan:
