@@ -248,7 +248,9 @@ def _same_adapter(first: Case, second: Case, free: Collection[str]) -> bool:
     return "full" in kinds or all(ours[name] == theirs[name] for name in common)
 
 
-def settings_of(case: Case, reference: Case | None = None, free: Collection[str] = ()) -> dict[str, Scalar]:
+def settings_of(
+    case: Case, reference: Case | None = None, *, free: Collection[str] = ()
+) -> dict[str, Scalar]:
     """Return what a boundary may be drawn by, most telling first, and what was free in the reference."""
     method, training = case.cell.method, case.cell.training
     base = "int8" if getattr(method, "base", None) == "int8" else "none"

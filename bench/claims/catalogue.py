@@ -47,6 +47,11 @@ class _Part(Frozen):
     part: str = Field("", description="Which half of a claim, where it has several.")
     needs: str = Field("", description="What would have to be run to test it, where nothing here does.")
 
+    @property
+    def freed(self) -> tuple[str, ...]:
+        """In which fields the cells of a pair may differ."""
+        return ()
+
 
 class ValueRule(Bounds, _Part):
     """A number of one cell lies within bounds."""
@@ -62,11 +67,6 @@ class Compared(_Part):
     subject: Where
     reference: Where
     free: tuple[str, ...] = ()
-
-    @property
-    def sides(self) -> tuple[Where, Where]:
-        """What chooses the subjects, and the references."""
-        return self.subject, self.reference
 
     @property
     def freed(self) -> tuple[str, ...]:

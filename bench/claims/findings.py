@@ -25,7 +25,7 @@ _RELATIONS: Mapping[Relation, Callable[[Any, Any], bool]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Figure:
     """One number with its name and unit; an interval where there is one."""
 

@@ -1,19 +1,29 @@
 """Claims judged: records, plans and published measurements are read, and weighed claim by claim."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from bench.claims.accuracy import accuracy_evidence
 from bench.claims.cases import Case, cases_of_plan, cases_of_published, cases_of_records
 from bench.claims.catalogue import Claim, PairRule, Rule
 from bench.claims.findings import Evidence, Finding, Verdict, conclude, overall
-from bench.claims.rules import chosen_pairs, evidence
+from bench.claims.rules import bounds_evidence, chosen_pairs, fits_evidence, lever_evidence, rescue_evidence
 from bench.errors import UsageError
 from bench.records.predictions import is_plan, read_plan
 from bench.records.published.rows import shipped_rows
 from bench.records.store import load_records
 
 _NOTHING = "no record and no prediction given here has such cells"
+_RULES: dict[str, Callable[[Any, Sequence[Case]], list[Evidence]]] = {
+    "value": bounds_evidence,
+    "pair": bounds_evidence,
+    "lever": lever_evidence,
+    "fits": fits_evidence,
+    "rescue": rescue_evidence,
+    "accuracy": accuracy_evidence,
+}
 _AT_REST = "several runs of both on an idle machine"
 
 
@@ -75,7 +85,7 @@ def judge_claim(claim: Claim, cases: Sequence[Case]) -> ClaimVerdict:
     findings: list[Finding] = []
     disturbed: list[Case] = []
     for rule in claim.tests:
-        rows = measured_first(evidence(rule, cases))
+        rows = measured_first(_RULES[rule.kind](rule, cases))
         about = [row for row in rows if claim.is_about(row.parameters)]
         beside = [row for row in rows if not claim.is_about(row.parameters)]
         left_out = _disturbed(claim, rule, cases)

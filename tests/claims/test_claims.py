@@ -310,7 +310,7 @@ def test_parts_and_readings_are_put_together() -> None:
 
 def row(*, agrees: bool) -> Evidence:
     """Return evidence that says so."""
-    return evidence_of(make_case(), Figure(name="it", unit="count", value=1), agrees=agrees)
+    return evidence_of([make_case()], Figure(name="it", unit="count", value=1), agrees=agrees)
 
 
 def test_runs_of_several_seeds_are_one_case() -> None:

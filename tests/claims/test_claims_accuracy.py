@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from bench.claims.accuracy import outcome_of
 from bench.claims.cases import cases_of_records
 from bench.claims.catalogue import AccuracyRule
 from bench.claims.findings import Figure, Finding
 from bench.claims.judge import judge_claim
 from bench.claims.page import sentence
-from bench.claims.rules import outcome_of
 from bench.compare.studies import studies
 from bench.records.readings import Caveat
 from bench.records.records import Record
