@@ -16,9 +16,9 @@ from bench.compare.plausibility import with_findings
 from bench.errors import UsageError
 from bench.records.predictions import Fit, Plan, Prediction
 from bench.records.records import Record
+from bench.records.store import gather
 from bench.records.table import tidy
 from bench.report.comparison_columns import comparison_frame
-from bench.report.pages import gather
 
 if TYPE_CHECKING:
     import altair as alt

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.claims.page import render_committed
+from bench.commands.report import read_material
 from bench.compare.comparison import compare
 from bench.compare.gate_report import judge_folder
 from bench.errors import InfrastructureError, UsageError
@@ -29,10 +30,11 @@ from bench.io import write_text
 from bench.records.predictions import read_plan
 from bench.records.published.stored import read_validation
 from bench.records.records import Record
+from bench.records.store import gather
 from bench.report import plan
 from bench.report.figures import Figure, comparison_figures, plan_figures
 from bench.report.gate import render_block
-from bench.report.pages import gather, read_material, render_details, render_methods, render_summary
+from bench.report.pages import render_details, render_methods, render_summary
 from bench.report.self_check import render_self_check, render_validation
 from bench.report.studies import render_levers, render_study
 from bench.report.text import markdown
@@ -102,13 +104,11 @@ def page_figure(name: str, source: Path, root: Path) -> PageFigure:
     Raises UsageError where there is no such figure.
     """
     material = read_material([source])
-    if material.loaded and material.loaded.problems:
-        raise UsageError(material.loaded.problems[0])
-    found = {
-        figure.name: figure
-        for records in ([material.loaded.records] if material.loaded else [])
-        for figure in comparison_figures(compare(records))
-    } | {figure.name: figure for plan in material.plans for figure in plan_figures(plan)}
+    if material.comparison and material.comparison.problems:
+        raise UsageError(material.comparison.problems[0])
+    figures = [figure for plan in material.plans for figure in plan_figures(plan)]
+    figures += comparison_figures(material.comparison) if material.comparison else ()
+    found = {figure.name: figure for figure in figures}
     if name not in found:
         raise UsageError(f"unknown figure {name}; choose one of {', '.join(found)}")
     return PageFigure(found[name], root / _FIGURES / f"{source.stem}-{name}.svg")

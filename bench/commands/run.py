@@ -71,12 +71,15 @@ def _run(cells: "Sequence[Cell]", options: "SweepOptions") -> None:
         result = run_sweep(cells, options, observe)
 
     # Not before: it needs pandas, and nothing shall weigh on the machine while it is measured.
-    from bench.report.pages import render_terminal, write_page
+    from bench.compare.comparison import compare
+    from bench.io import write_text
+    from bench.report.pages import render_markdown, render_terminal
 
     console.print(outcome_table(result.records))
-    console.print(render_terminal(result.records))
+    comparison = compare(result.records)
+    console.print(render_terminal(comparison))
     page = options.results / "report.md"
-    write_page(result.records, page)
+    write_text(page, render_markdown(comparison))
     typer.echo(f"Records: {options.results}\nReport: {page}")
     if result.complaint:
         raise InfrastructureError(result.complaint)

@@ -4,10 +4,12 @@ Nothing is shown here. A number that cannot be had is None, and a caveat or ``no
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from bench.compare.environments import EnvironmentGroup, differences, environments_of
+from bench.compare.highlights import Frontier, Highlights, frontiers, groups
 from bench.compare.measured import Measured, setting_of
 from bench.errors import UsageError
 from bench.records.records import Outcome, Record
@@ -15,7 +17,7 @@ from bench.records.records import Outcome, Record
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Everything a report shows."""
+    """Everything a report shows. ``problems`` names what could not be read, and is left out."""
 
     scenarios: tuple[str, ...]
     records: int
@@ -24,9 +26,20 @@ class Comparison:
     rows: tuple[Measured, ...]
     environments: tuple[EnvironmentGroup, ...]
     differences: tuple[str, ...]
+    problems: tuple[str, ...] = ()
+
+    @cached_property
+    def groups(self) -> tuple[Highlights, ...]:
+        """The rows that may be set side by side, with their highlights, in the order of the rows."""
+        return tuple(Highlights(tuple(rows)) for rows in groups(self.rows))
+
+    @cached_property
+    def frontiers(self) -> tuple[Frontier, ...]:
+        """A frontier for each model, data and place with two cells or more that have memory and speed."""
+        return frontiers(self.rows)
 
 
-def compare(records: Sequence[Record]) -> Comparison:
+def compare(records: Sequence[Record], problems: Sequence[str] = ()) -> Comparison:
     """Return the cells measured, each over its runs and seeds.
 
     Raises UsageError when there is no record at all.
@@ -45,6 +58,7 @@ def compare(records: Sequence[Record]) -> Comparison:
         rows=tuple(rows),
         environments=environments,
         differences=differences(environments),
+        problems=tuple(problems),
     )
 
 
@@ -138,22 +152,3 @@ def _device_name(record: Record) -> str | None:
     if record.cell.device == "cuda":
         return facts.cuda_name or "cuda"
     return "cpu, 1 thread" if facts.cpu_threads == 1 else f"cpu, {facts.cpu_threads} threads"
-
-
-def groups(
-    rows: Iterable[Measured], key: Callable[[Measured], Hashable] | None = None
-) -> tuple[list[Measured], ...]:
-    """Return the rows that may be set side by side: of one environment and device, and alike in ``key``.
-
-    Without a key it is the model and the window. A cell whose runs all ended before its device was known is
-    put with those on the same kind of device.
-    """
-    rows = list(rows)
-    names = {(row.environment, row.device): row.device_name for row in reversed(rows) if row.ok}
-    found: dict[Hashable, list[Measured]] = {}
-    for row in rows:
-        place = (row.environment, row.device)
-        device_name = row.device_name if row.ok else names.get(place, row.device_name)
-        asked = (row.model, row.window) if key is None else key(row)
-        found.setdefault((asked, place, device_name), []).append(row)
-    return tuple(found.values())

@@ -4,12 +4,11 @@ Numbers and structure only; ``bench.report.highlights`` makes sentences of them.
 window, environment and device are set against each other.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 
-from bench.compare.comparison import Comparison, groups
 from bench.compare.measured import Contrast, Measured
 from bench.metrics import HEADLINES, Instrument
 from bench.records.records import Record
@@ -141,9 +140,23 @@ class Highlights:
         )
 
 
-def highlights(comparison: Comparison) -> tuple[Highlights, ...]:
-    """Return the highlights of each group of rows, in the order of the rows."""
-    return tuple(Highlights(tuple(rows)) for rows in groups(comparison.rows))
+def groups(
+    rows: Iterable[Measured], key: Callable[[Measured], Hashable] | None = None
+) -> tuple[list[Measured], ...]:
+    """Return the rows that may be set side by side: of one environment and device, and alike in ``key``.
+
+    Without a key it is the model and the window. A cell whose runs all ended before its device was known is
+    put with those on the same kind of device.
+    """
+    rows = list(rows)
+    names = {(row.environment, row.device): row.device_name for row in reversed(rows) if row.ok}
+    found: dict[Hashable, list[Measured]] = {}
+    for row in rows:
+        place = (row.environment, row.device)
+        device_name = row.device_name if row.ok else names.get(place, row.device_name)
+        asked = (row.model, row.window) if key is None else key(row)
+        found.setdefault((asked, place, device_name), []).append(row)
+    return tuple(found.values())
 
 
 def _recipe(record: Record) -> Iterator[tuple[str, str]]:
@@ -190,10 +203,12 @@ Point = tuple[float, float, float]
 """Less memory, speed, accuracy: more is better in all three."""
 
 
-def frontiers(comparison: Comparison) -> tuple[Frontier, ...]:
+def frontiers(rows: Sequence[Measured]) -> tuple[Frontier, ...]:
     """Return a frontier for each model, data and place with two cells or more that have memory and speed."""
-    ok = [row for row in comparison.rows if row.ok]
-    found = (_frontier(rows) for rows in groups(ok, lambda row: (row.model, row.cell.data.model_dump_json())))
+    ok = [row for row in rows if row.ok]
+    found = (
+        _frontier(alike) for alike in groups(ok, lambda row: (row.model, row.cell.data.model_dump_json()))
+    )
     return tuple(one for one in found if one is not None and len(one.rows) > 1)
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from bench.compare.accuracy import AccuracyDifference, differences
-from bench.compare.comparison import Comparison, groups, measure
+from bench.compare.comparison import Comparison, measure
+from bench.compare.highlights import groups
 from bench.compare.measured import Contrast, Measured
 from bench.errors import UsageError
 from bench.metrics import TENSORS, Instrument

@@ -11,13 +11,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.errors import InfrastructureError, UsageError
 from bench.io import cannot_write, read_plain_file, whole_file
+from bench.records.predictions import Plan, is_plan, read_plan
 from bench.records.records import SCHEMA_VERSION, Record, decode_record, encode_record
 
 LOCK_NAME = ".lock"
@@ -230,3 +231,37 @@ def diagnose(content: bytes, file_name: str) -> str:
     else:
         what = "its parts contradict one another"
     return f"is not a valid record ({what}); {advice}"
+
+
+def gather(paths: Sequence[Path]) -> LoadedRecords:
+    """Return the records of all folders and files in the order given, and what could not be read.
+
+    The same run in two places (copied, or named twice) counts once. Raises UsageError when a path is
+    neither a folder nor a record, or when no record is found at all.
+    """
+    if not paths:
+        raise UsageError("name at least one results folder or record file, such as results/smollm2_cpu")
+    found: dict[tuple[str, int, str], Record] = {}
+    problems: list[str] = []
+    for path in paths:
+        loaded = load_records(path)
+        problems.extend(loaded.problems)
+        for record in loaded.records:
+            found.setdefault((record.key, record.run, record.started_at), record)
+    if not found:
+        why = f" ({problems[0]})" if problems else ""
+        places = ", ".join(str(path) for path in paths)
+        raise UsageError(
+            f"{places}: no record found{why}; run `bench run SCENARIO` first, or name its folder"
+        )
+    return LoadedRecords(records=tuple(found.values()), problems=tuple(problems))
+
+
+def read_results(paths: Sequence[Path]) -> tuple[LoadedRecords | None, tuple[Plan, ...]]:
+    """Return the records and the plans of results folders, record files and plans.
+
+    Raises UsageError where one of them is none of these.
+    """
+    plans = [path for path in paths if is_plan(path)]
+    records = [path for path in paths if path not in plans]
+    return gather(records) if records or not plans else None, tuple(read_plan(path) for path in plans)

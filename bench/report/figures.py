@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from bench.compare.comparison import Comparison
-from bench.compare.highlights import Frontier, frontiers
+from bench.compare.highlights import Frontier
 from bench.compare.plans import plan_rows
 from bench.compare.series import (
     AccuracyPoint,
@@ -263,7 +263,7 @@ def _speeds(comparison: Comparison, names: Names) -> Figure:
 
 
 def _frontiers(comparison: Comparison, unit: MemoryUnit) -> tuple[Figure, ...]:
-    found = frontiers(comparison)
+    found = comparison.frontiers
     if not found:
         reason = "no two cells of one model, data and machine have both memory and speed."
         return (Figure("frontier", "The frontier: memory, speed, accuracy", missing=reason),)

@@ -16,12 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from bench.compare.comparison import Comparison, compare
-from bench.compare.highlights import highlights
+from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.compare.plans import ModelFits, card_fits, plan_rows
 from bench.records.predictions import Plan
-from bench.records.store import LoadedRecords
 from bench.report import details
 from bench.report.columns import Grid
 from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
@@ -94,13 +92,13 @@ class Section:
     how_read: tuple[str, ...]
 
 
-def render_html(loaded: LoadedRecords | None, plans: Sequence[Plan], cards: Sequence[Card] = ()) -> str:
+def render_html(comparison: Comparison | None, plans: Sequence[Plan], cards: Sequence[Card] = ()) -> str:
     """Return the page of records, if there are any, and of each plan; ``cards`` are limits to show.
 
     Raises UsageError where the libraries that draw figures are not installed.
     """
     require_libraries()
-    sections = [measured_section(compare(loaded.records), loaded, cards)] if loaded else []
+    sections = [measured_section(comparison, cards)] if comparison else []
     sections += [planned_section(plan, f"p{index}-") for index, plan in enumerate(plans, start=1)]
     return render_sections(sections)
 
@@ -111,16 +109,16 @@ def render_sections(sections: Sequence[Section]) -> str:
     return render_template("report.html.j2", title=title, sections=sections)
 
 
-def measured_section(comparison: Comparison, loaded: LoadedRecords, cards: Sequence[Card]) -> Section:
-    """Return what is shown of a comparison of these records."""
+def measured_section(comparison: Comparison, cards: Sequence[Card]) -> Section:
+    """Return what is shown of a comparison."""
     anchors = {row.key: f"m-cell-{index}" for index, row in enumerate(comparison.rows, start=1)}
-    unit, groups = memory_unit(comparison.rows), highlights(comparison)
+    unit, groups = memory_unit(comparison.rows), comparison.groups
     endings, told = details.ending_table(comparison.rows), one_environment(comparison)
     return Section(
         prefix="m-",
         title=f"{', '.join(comparison.scenarios)}: methods compared",
         opening=(*_opening(comparison), *([told] if told else [])),
-        problems=loaded.problems,
+        problems=comparison.problems,
         answered=tuple(
             Answered(
                 title=group_title(one.rows, comparison),

@@ -6,15 +6,12 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.compare.comparison import Comparison, compare, groups
-from bench.compare.highlights import highlights
+from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.errors import UsageError
 from bench.io import write_text
 from bench.metrics import METRICS
-from bench.records.predictions import Plan, is_plan, read_plan
-from bench.records.records import Record
-from bench.records.store import LoadedRecords, load_records
+from bench.records.predictions import Plan
 from bench.report import details
 from bench.report import plan as plan_pages
 from bench.report.columns import narrow_table, page_table
@@ -35,27 +32,22 @@ _MOST_NAMES = 8
 _MOST_GROUPS = 4  # with their highlights; of more the tables alone are shown
 
 
-def render_markdown(comparison: Comparison, problems: Sequence[str] = ()) -> str:
-    """Return the whole page as GitHub-flavoured Markdown; ``problems`` names files that could not be read."""
+def render_markdown(comparison: Comparison) -> str:
+    """Return the whole page as GitHub-flavoured Markdown."""
     title = markdown(", ".join(comparison.scenarios))
-    parts = [f"# {title}: methods compared", render_summary(comparison, problems), *_details(comparison)]
+    parts = [f"# {title}: methods compared", render_summary(comparison), *_details(comparison)]
     return "\n\n".join(parts) + "\n"
 
 
-def render_page(loaded: LoadedRecords) -> str:
-    """Return the whole page of what was loaded. Raises UsageError when there is no record."""
-    return render_markdown(compare(loaded.records), loaded.problems)
-
-
-def render_summary(comparison: Comparison, problems: Sequence[str] = ()) -> str:
+def render_summary(comparison: Comparison) -> str:
     """Return the sentences, the comparison tables, what did not end ok and the caveats, without a title."""
     unit = memory_unit(comparison.rows)
-    found = highlights(comparison)
+    found = comparison.groups
     parts = [markdown(opening(comparison))]
     if len(found) > _MOST_GROUPS:
         parts.append(f"The {len(found)} combinations of model, window and machine have a table each.")
-    if problems:
-        listed = bullets(markdown(problem) for problem in problems)
+    if comparison.problems:
+        listed = bullets(markdown(problem) for problem in comparison.problems)
         parts.append(f"**Not everything could be read, and what follows leaves it out:**\n\n{listed}")
     for one in found:
         parts.append(f"**{markdown(group_title(one.rows, comparison))}**")
@@ -69,9 +61,9 @@ def render_methods(comparison: Comparison) -> str:
     """Return the comparison tables, what did not end ok and the caveats, without the highlights."""
     unit = memory_unit(comparison.rows)
     parts = []
-    for rows in groups(comparison.rows):
-        table = markdown_table(page_table(comparison_columns(rows, unit), rows))
-        parts.append(f"**{markdown(group_title(rows, comparison))}**\n\n{table}")
+    for one in comparison.groups:
+        table = markdown_table(page_table(comparison_columns(one.rows, unit), one.rows))
+        parts.append(f"**{markdown(group_title(one.rows, comparison))}**\n\n{table}")
     return "\n\n".join([*parts, *_reservations(comparison)])
 
 
@@ -89,25 +81,16 @@ def render_details(comparison: Comparison) -> str:
     return "\n\n".join(_details(comparison))
 
 
-def write_page(records: Sequence[Record], path: Path, problems: Sequence[str] = ()) -> None:
-    """Write the page of these records.
-
-    Raises InfrastructureError when the file cannot be written, UsageError when there is no record.
-    """
-    write_text(path, render_markdown(compare(records), problems))
-
-
-def render_terminal(records: Sequence[Record]) -> "Group":
+def render_terminal(comparison: Comparison) -> "Group":
     """Return the comparison tables and the caveats for a rich console."""
     from rich.console import Group
     from rich.text import Text
 
-    comparison = compare(records)
     unit = memory_unit(comparison.rows)
     parts: list[RenderableType] = []
-    for rows in groups(comparison.rows):
-        content = narrow_table(comparison_columns(rows, unit), rows)
-        parts.append(terminal_table(content, group_title(rows, comparison)))
+    for one in comparison.groups:
+        content = narrow_table(comparison_columns(one.rows, unit), one.rows)
+        parts.append(terminal_table(content, group_title(one.rows, comparison)))
     for cell, run, outcome, _, why in details.ending_table(comparison.rows).rows:
         parts.append(Text(plain(f"{cell}, run {run}, {outcome}: {why}")))
     parts.extend(Text(plain(f"- {message} ({cells})")) for message, cells in _gathered(comparison.rows))
@@ -146,7 +129,7 @@ def _details(comparison: Comparison) -> Iterator[str]:
 
 def _namer(comparison: Comparison) -> Callable[[Measured], str]:
     """Name a row by its method where that is enough, else by its cell, and by its environment if several."""
-    one_group, one_place = len(groups(comparison.rows)) == 1, len(comparison.environments) == 1
+    one_group, one_place = len(comparison.groups) == 1, len(comparison.environments) == 1
 
     def name(row: Measured) -> str:
         text = row.method if one_group else row.id
@@ -196,23 +179,15 @@ _PAGES = (".html", ".htm", ".md", ".markdown", ".txt")
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What a report is about: records, plans or both."""
+    """What a report is about: records compared, plans or both."""
 
-    loaded: LoadedRecords | None
+    comparison: Comparison | None
     plans: tuple[Plan, ...]
-
-
-def read_material(paths: Sequence[Path]) -> Material:
-    """Read results folders, record files and plans. Raises UsageError where one of them is none of these."""
-    plans = [path for path in paths if is_plan(path)]
-    records = [path for path in paths if path not in plans]
-    loaded = gather(records) if records or not plans else None
-    return Material(loaded=loaded, plans=tuple(read_plan(path) for path in plans))
 
 
 def render_material(material: Material) -> str:
     """Return the Markdown pages of all material, one after the other."""
-    pages = [render_page(material.loaded)] if material.loaded else []
+    pages = [render_markdown(material.comparison)] if material.comparison else []
     return "\n".join([*pages, *(plan_pages.render_markdown(plan) for plan in material.plans)])
 
 
@@ -223,45 +198,20 @@ def write_material(material: Material, path: Path, cards: Sequence[Card]) -> Non
     if path.suffix.lower() in {".html", ".htm"}:
         from bench.report.html import render_html
 
-        write_text(path, render_html(material.loaded, material.plans, cards))
+        write_text(path, render_html(material.comparison, material.plans, cards))
     else:
         write_text(path, render_material(material))
 
 
 def write_all_figures(material: Material, folder: Path, cards: Sequence[Card]) -> Iterator[str]:
     """Write the figures of the records to a folder, those of a plan to one inside; yield a line on each."""
-    from bench.compare.comparison import compare
     from bench.report.figures import comparison_figures, plan_figures, write_figures
 
-    if material.loaded:
-        yield from write_figures(comparison_figures(compare(material.loaded.records), cards), folder)
+    if material.comparison:
+        yield from write_figures(comparison_figures(material.comparison, cards), folder)
     for index, plan in enumerate(material.plans, start=1):
-        alone = material.loaded is None and len(material.plans) == 1
+        alone = material.comparison is None and len(material.plans) == 1
         yield from write_figures(plan_figures(plan), folder if alone else folder / f"plan-{index}")
-
-
-def gather(paths: Sequence[Path]) -> LoadedRecords:
-    """Return the records of all folders and files in the order given, and what could not be read.
-
-    The same run in two places (copied, or named twice) counts once. Raises UsageError when a path is
-    neither a folder nor a record, or when no record is found at all.
-    """
-    if not paths:
-        raise UsageError("name at least one results folder or record file, such as results/smollm2_cpu")
-    found: dict[tuple[str, int, str], Record] = {}
-    problems: list[str] = []
-    for path in paths:
-        loaded = load_records(path)
-        problems.extend(loaded.problems)
-        for record in loaded.records:
-            found.setdefault((record.key, record.run, record.started_at), record)
-    if not found:
-        why = f" ({problems[0]})" if problems else ""
-        places = ", ".join(str(path) for path in paths)
-        raise UsageError(
-            f"{places}: no record found{why}; run `bench run SCENARIO` first, or name its folder"
-        )
-    return LoadedRecords(records=tuple(found.values()), problems=tuple(problems))
 
 
 # As many as a terminal of 80 columns holds; a file has all of them.

@@ -16,11 +16,12 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from bench.compare.comparison import compare
 from bench.errors import InfrastructureError, UsageError
 from bench.io import write_text
 from bench.records.predictions import read_plan
+from bench.records.store import gather
 from bench.report.html import render_html, render_template
-from bench.report.pages import gather
 
 INDEX = Path("report/README.md")
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
@@ -62,11 +63,11 @@ class _Site:
     def write(self) -> Iterator[str]:
         """Write everything that the index leads to."""
         for source, target in self._reports.items():
-            text = (
-                render_html(gather([source]), ())
-                if source.is_dir()
-                else render_html(None, [read_plan(source)])
-            )
+            if source.is_dir():
+                loaded = gather([source])
+                text = render_html(compare(loaded.records, loaded.problems), ())
+            else:
+                text = render_html(None, [read_plan(source)])
             yield self._put(target, text)
         while self._waiting:
             page = self._waiting.pop()

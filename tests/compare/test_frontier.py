@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.compare.comparison import compare
-from bench.compare.highlights import dominators, frontiers
+from bench.compare.highlights import dominators
 from bench.records.records import Record
 from bench.scenario.types import Cell
 from records_factory import (
@@ -40,7 +40,7 @@ def _key(name: str) -> str:
 
 def dominated(*records: Record) -> dict[str, str | None]:
     """Return who dominates each method, in the only frontier."""
-    (one,) = frontiers(compare(records))
+    (one,) = compare(records).frontiers
     above = {key: row.method for key, row in one.dominated_by.items()}
     return {row.method: above.get(row.key) for row in one.rows}
 
@@ -61,7 +61,7 @@ def test_only_cells_of_one_model_and_data_are_set_against_each_other() -> None:
     """Another task is another frontier, and one cell alone is none."""
     other = {"source": "task", "task": "largest-number"}
     records = (make("a", 100, 1000, 15), make("b", 200, 900, 10), make("c", 300, 800, 5, data=other))
-    (one,) = frontiers(compare(records))
+    (one,) = compare(records).frontiers
     assert ["a", "b"] == [row.method for row in one.rows]
     assert ("held-out", "ledger") == (one.task, one.instrument)
 
@@ -76,7 +76,7 @@ def test_a_cell_without_a_reading_is_left_out_and_counted() -> None:
         make_record(cell=_cell("b"), key=_key("b"), measurement=unevaluated),
         make_record(cell=_cell("c"), key=_key("c"), measurement=silent),
     )
-    (one,) = frontiers(compare(records))
+    (one,) = compare(records).frontiers
     assert (1, None) == (one.left_out, one.task)
     assert {"a": "b", "b": None} == dominated(*records)
 

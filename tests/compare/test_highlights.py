@@ -3,7 +3,6 @@
 import pytest
 
 from bench.compare.comparison import compare
-from bench.compare.highlights import highlights
 from bench.records.readings import Category
 from bench.records.records import Failure, MergeCheck, Record
 from bench.report.highlights import sentences
@@ -41,7 +40,7 @@ QLORA = make("qlora-nf4-dq-r8", 450, (800.0,) * 8)
 
 def said(*records: Record) -> dict[str, str]:
     """Return the sentences about one group by what they are about."""
-    (one,) = highlights(compare(records))
+    (one,) = compare(records).groups
     return {sentence.about: sentence.text for sentence in sentences(one, MEBIBYTES)}
 
 
@@ -58,7 +57,7 @@ def test_least_memory_is_told_by_each_instrument_with_its_saving() -> None:
 
 def test_ranges_that_meet_are_not_called_slower() -> None:
     """Full fine-tuning's speed lies in the range of LoRA's; QLoRA's does not."""
-    (one,) = highlights(compare((FULL, LORA, QLORA)))
+    (one,) = compare((FULL, LORA, QLORA)).groups
     assert one.fastest is not None
     names = {one.fastest.row.method, *(row.method for row in one.fastest.level)}
     assert {"full", "lora-r8"} == names
@@ -190,7 +189,7 @@ def test_records_of_two_machines_have_highlights_of_their_own() -> None:
         for index, one in enumerate((FULL, LORA, QLORA))
     ]
     comparison = compare([FULL, LORA, QLORA, *there])
-    found = highlights(comparison)
+    found = comparison.groups
     assert [("A", 3), ("B", 3)] == [(one.rows[0].environment, len(one.rows)) for one in found]
     text = render_summary(comparison)
     assert "cpu, 2 threads, environment A" in text

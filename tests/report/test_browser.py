@@ -11,10 +11,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from bench.commands.report import read_material
+from bench.compare.comparison import compare
 from bench.records.predictions import read_plan
-from bench.records.store import LoadedRecords
 from bench.report.html import render_html
-from bench.report.pages import read_material
 from hostile_records import make_hostile_plan, make_hostile_records
 from many_cells import make_records
 
@@ -69,11 +69,11 @@ def browser() -> Iterator[Browser]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Write the page of the committed records, of a plan, and of a stranger's files."""
     folder = tmp_path_factory.mktemp("pages")
-    measured = read_material([RESULTS / "reference" / "smollm2_cpu"]).loaded
+    measured = read_material([RESULTS / "reference" / "smollm2_cpu"]).comparison
     plan = read_plan(RESULTS / "predicted" / "33b_24gb.json")
     small = plan.model_copy(update={"cells": plan.cells[-4:]})
-    few = LoadedRecords(records=(*make_records(3), make_hostile_records()[1]), problems=("one.json",))
-    hostile = LoadedRecords(records=make_hostile_records(), problems=())
+    few = compare((*make_records(3), make_hostile_records()[1]), ("one.json",))
+    hostile = compare(make_hostile_records())
     pages = {
         "measured": render_html(measured, ()),
         "mixed": render_html(few, [small]),

@@ -11,13 +11,12 @@ from bench.compare.comparison import Comparison, compare
 from bench.errors import InfrastructureError
 from bench.records.readings import Caveat
 from bench.records.records import Failure, Measurement, MergeCheck, ModelFacts, Record
-from bench.records.store import LoadedRecords
 from bench.report.pages import (
+    Material,
     render_markdown,
-    render_page,
     render_summary,
     render_terminal,
-    write_page,
+    write_material,
 )
 from bench.scenario.platforms import Platform
 from many_cells import make_records
@@ -104,7 +103,7 @@ def _comparison() -> Comparison:
 
 def _page() -> str:
     """Return the page that is committed."""
-    return render_markdown(_comparison(), ["results/x.json: is cut off"])
+    return render_markdown(compare(_records(), ["results/x.json: is cut off"]))
 
 
 def test_the_page_is_the_golden_one() -> None:
@@ -130,7 +129,7 @@ def test_the_note_on_the_weights_stands_with_the_numbers() -> None:
 
 def test_nothing_of_a_stranger_becomes_markup() -> None:
     """A bar in a module, a script in a note and a link come out as text."""
-    page = render_markdown(_comparison(), ["<b>|x"])
+    page = render_markdown(compare(_records(), ["<b>|x"]))
     assert not [mark for mark in ("<script", "<b>", "](https://") if mark in page]
     for line in page.splitlines():
         if line.startswith("| lora-r8 |"):
@@ -204,7 +203,7 @@ def test_a_terminal_shows_the_same_rows_without_markup() -> None:
     records = _records()
     records[3] = records[3].replace(failure=Failure(message="[red]not markup[/red]"))
     out = io.StringIO()
-    Console(file=out, width=200).print(render_terminal(records))
+    Console(file=out, width=200).print(render_terminal(compare(records)))
     shown = out.getvalue()
     for expected in (
         "lora-r8",
@@ -219,14 +218,14 @@ def test_a_terminal_shows_the_same_rows_without_markup() -> None:
 
 def test_a_page_is_written(tmp_path: Path) -> None:
     """The file holds the page."""
-    write_page(_records(), tmp_path / "page.md")
+    write_material(Material(comparison=_comparison(), plans=()), tmp_path / "page.md", ())
     assert render_markdown(_comparison()) == (tmp_path / "page.md").read_text(encoding="utf-8")
 
 
 def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     """The message names the file and what to do."""
     with pytest.raises(InfrastructureError, match=r"cannot write .*page\.md \(No such file.*choose"):
-        write_page(_records(), tmp_path / "nowhere" / "page.md")
+        write_material(Material(comparison=_comparison(), plans=()), tmp_path / "nowhere" / "page.md", ())
 
 
 if __name__ == "__main__":
@@ -240,7 +239,7 @@ def _calls(cells: int) -> int:
         one.replace(measurement=one.measurement.replace(steps=uneven)) for one in make_records(cells)
     )
     profile = cProfile.Profile()
-    profile.runcall(render_page, LoadedRecords(records=records, problems=()))
+    profile.runcall(lambda: render_markdown(compare(records)))
     return sum(entry.callcount for entry in profile.getstats())
 
 

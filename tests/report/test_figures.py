@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from bench.commands.report import read_material
 from bench.compare.comparison import compare
 from bench.records.predictions import read_plan
 from bench.records.records import Record
 from bench.report.figures import Figure, comparison_figures, plan_figures, write_figures
-from bench.report.pages import read_material, write_all_figures
+from bench.report.pages import write_all_figures
 from bench.scenario.catalogue import card
 from hostile_records import SCRIPT, make_hostile_records
 from many_cells import make_records
@@ -158,9 +159,9 @@ def test_a_large_plan_shows_every_model_and_method() -> None:
 def test_no_two_figures_have_one_title_and_near_accuracies_one_label() -> None:
     """Two windows are two frontiers, each named; 95.2 and 96.8 % are not both 96 %."""
     folder = ROOT / "results" / "reference"
-    records = read_material([folder / "smollm2_cpu", folder / "smollm2_learns"]).loaded
-    assert records is not None
-    figures = comparison_figures(compare(records.records))
+    comparison = read_material([folder / "smollm2_cpu", folder / "smollm2_learns"]).comparison
+    assert comparison is not None
+    figures = comparison_figures(comparison)
     titles = [figure.title for figure in figures]
     assert len(set(titles)) == len(titles)
     near = next(figure for figure in figures if "b16-s64" in figure.title)

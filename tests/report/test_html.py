@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from bench.commands.report import read_material
 from bench.compare.comparison import compare
 from bench.errors import UsageError
 from bench.records.predictions import read_plan
 from bench.records.readings import Caveat
 from bench.records.records import Failure, encode_record
-from bench.records.store import LoadedRecords, load_records
+from bench.records.store import load_records
 from bench.report.html import folded_tables, render_html
-from bench.report.pages import read_material, render_details, write_material
+from bench.report.pages import render_details, write_material
 from hostile_records import SCRIPT, make_hostile_plan, make_hostile_records
 from many_cells import make_records
 from records_factory import make_environment, make_measurement, make_record
@@ -69,7 +70,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def measured() -> Page:
     """Return the page of the committed records."""
-    loaded = read_material([REFERENCE]).loaded
+    loaded = read_material([REFERENCE]).comparison
     return Page(render_html(loaded, ()))
 
 
@@ -178,7 +179,7 @@ def test_nothing_is_asked_of_the_network_and_only_our_script_may_run(page: Page)
 
 def test_whatever_a_stranger_wrote_is_shown_and_never_obeyed() -> None:
     """A script in names, operators, messages and titles stays text, in tables, sentences and figures."""
-    loaded = LoadedRecords(records=make_hostile_records(), problems=(SCRIPT,))
+    loaded = compare(make_hostile_records(), (SCRIPT,))
     text = render_html(loaded, [make_hostile_plan()])
     page = Page(text)
     assert 1 == sum(tag == "script" for tag, _ in page.tags)
@@ -193,7 +194,7 @@ def test_a_failure_is_shown_with_its_sentence_and_a_caveat_at_its_number() -> No
     good = make_record(measurement=make_measurement(caveats=(caveat,)))
     failure = Failure(message="It needed 3 GiB more; take a smaller batch.")
     failed = make_record(key="f" * 64, outcome="oom", failure=failure, measurement={})
-    page = Page(render_html(LoadedRecords(records=(good, failed), problems=()), ()))
+    page = Page(render_html(compare((good, failed)), ()))
     assert "It needed 3 GiB more; take a smaller batch." in page.blocks
     assert "Read this first." in page.blocks
     assert "Read this first." in list(page.values("title"))
@@ -207,7 +208,7 @@ def test_another_commit_alone_is_one_plain_line() -> None:
         make_record(key=commit * 4, environment=make_environment(git={"commit": commit}))
         for commit in commits
     )
-    page = Page(render_html(LoadedRecords(records=records, problems=()), ()))
+    page = Page(render_html(compare(records), ()))
     line = (
         "The records were made by different commits of bench, and are alike in all else: "
         "0123456789ab in A, fedcba987654 in B."
@@ -246,7 +247,7 @@ def test_without_the_libraries_one_sentence_says_what_to_install(monkeypatch: py
     """An HTML page without vl-convert is refused, not written without figures."""
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     with pytest.raises(UsageError, match="need vl_convert, which is not installed here; run: pip install"):
-        render_html(LoadedRecords(records=(make_record(),), problems=()), ())
+        render_html(compare((make_record(),)), ())
 
 
 @pytest.mark.alone
@@ -259,7 +260,7 @@ def test_a_plan_of_2016_cells_is_rendered_in_seconds_without_torch(tmp_path: Pat
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     code = (
         "import sys, time; start = time.process_time(); from pathlib import Path;"
-        "from bench.report.pages import read_material, write_material;"
+        "from bench.commands.report import read_material; from bench.report.pages import write_material;"
         "write_material(read_material([Path(sys.argv[1])]), Path(sys.argv[2]), ());"
         "print('torch' in sys.modules, time.process_time() - start)"
     )

@@ -6,7 +6,7 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records.records import encode_record
-from bench.report.pages import gather
+from bench.records.store import gather
 from records_factory import make_record
 
 
