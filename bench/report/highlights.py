@@ -60,12 +60,15 @@ def sentences(found: Highlights, unit: MemoryUnit) -> Iterator[Sentence]:
     """Yield what is known of one group, the question first that readers ask first."""
     for instrument, rows in found.by_memory.items():
         yield _memory(instrument, rows, found, unit)
+    yield from _without_full(found.ok)
     if found.fastest:
-        yield _fastest(found.fastest)
+        yield _fastest(found.fastest, alone=len(found.ok) == 1)
     if found.speeds:
         yield _speeds(found)
+    elif reservations := [f"{each}." for each in _speed_reservations(found.ok)]:
+        yield Sentence("Speeds", (" ".join(reservations),))
     for one in found.most_accurate:
-        yield _most_accurate(one)
+        yield _most_accurate(one, alone=len(found.ok) == 1)
     for contrast in found.qlora_vs_lora:
         yield _qlora_vs_lora(contrast, [one.task for one in found.most_accurate])
     yield from _causes(found.ok)
@@ -96,10 +99,19 @@ def _memory(
         if change is not None:
             told = _change(change, "less than", "more than", "as much as")
             pieces.append(f" ({told} full fine-tuning)")
-    end = "" if len(rows) <= _MOST_CELLS else f", and {len(rows) - _MOST_CELLS} cells that need more"
+    beyond = len(rows) - _MOST_CELLS
+    end = f", and {counted(beyond, 'cell')} that need{'s' if beyond == 1 else ''} more" if beyond > 0 else ""
     if unmeasured := len(found.rows) - len(found.ok):
         end += f"; {unmeasured} of {len(found.rows)} cells did not end ok and have no reading"
-    return Sentence(f"Least memory ({INSTRUMENT_NAMES[instrument]})", (*pieces, f"{end}."))
+    about = "Least memory" if len(rows) > 1 else "Peak memory"
+    return Sentence(f"{about} ({INSTRUMENT_NAMES[instrument]})", (*pieces, f"{end}."))
+
+
+def _without_full(rows: Sequence[Measured]) -> Iterator[Sentence]:
+    """Yield which cells have no saving and no relative speed, by the reason."""
+    for reason in dict.fromkeys(row.no_reference for row in rows if row.no_reference):
+        alike = [_link(row) for row in rows if row.no_reference == reason]
+        yield Sentence("Not set against full", (*listed(alike, _MOST_CELLS), f": {reason}."))
 
 
 def _change(change: float, less: str, more: str, same: str) -> str:
@@ -108,7 +120,7 @@ def _change(change: float, less: str, more: str, same: str) -> str:
     return same if text == share(0.0, 0) else f"{text} {less if change < 0 else more}"
 
 
-def _fastest(found: Fastest) -> Sentence:
+def _fastest(found: Fastest, *, alone: bool) -> Sentence:
     speed, full = found.row.throughput, found.row.against_full
     assert speed is not None  # noqa: S101 - chosen for its speed
     throttled = " while throttled" if speed.throttled else ""
@@ -119,6 +131,8 @@ def _fastest(found: Fastest) -> Sentence:
     if full and full.speed_ratio is not None:
         overlap = ", not distinguishable (ranges overlap)" if full.speeds_overlap else ""
         text += f", {full.speed_ratio:.2f} times full fine-tuning's speed{overlap}"
+    if alone:
+        return Sentence("Speed", (_link(found.row), f"{text}."))
     if not found.level:
         return Sentence("Fastest", (_link(found.row), f"{text}; no other range reaches its own."))
     text += ". Not clearly slower (ranges overlap): "
@@ -147,7 +161,7 @@ def _speed_reservations(rows: Sequence[Measured]) -> Iterator[str]:
         yield "Measured on a CPU; do not extrapolate to GPUs"
 
 
-def _most_accurate(found: MostAccurate) -> Sentence:
+def _most_accurate(found: MostAccurate, *, alone: bool) -> Sentence:
     result = found.row.accuracy(found.task)
     assert result is not None  # noqa: S101 - chosen for its accuracy
     after = result.after_seeds
@@ -170,7 +184,7 @@ def _most_accurate(found: MostAccurate) -> Sentence:
         several = any(len(one.seeds) > 1 for _, one in compared)
         over = "over training seeds" if several else "over these questions, one training run each"
         pieces.append(f" (Significant: p < {SIGNIFICANT_P} {over}.)")
-    return Sentence(f"Most accurate on {found.task}", tuple(pieces))
+    return Sentence(f"{'Accuracy' if alone else 'Most accurate'} on {found.task}", tuple(pieces))
 
 
 def _with_p(pairs: Sequence[tuple[Measured, AccuracyDifference]]) -> Iterator[str | RowLink]:

@@ -160,6 +160,27 @@ def test_the_summary_says_what_the_table_says() -> None:
     assert "No significant difference: lora-r8 (\u221215.0 points, p = 0.250)." in told
 
 
+def test_one_method_alone_is_told_with_its_reservations() -> None:
+    """It is not the fastest of one; why it has no saving and how far its speed can be trusted is said."""
+    told = render_summary(compare([make_record()]))
+    assert "- Peak memory (live tensors): lora-r8 with 600 MiB." in told
+    assert "- Not set against full: lora-r8: full fine-tuning was not run alike." in told
+    assert "- Speed: lora-r8 trains " in told
+    assert "Measured on a CPU; do not extrapolate to GPUs." in told
+    assert not [word for word in ("Fastest", "Least memory", "Most accurate") if word in told]
+
+
+def test_cells_beyond_the_sixth_are_counted() -> None:
+    """One is a cell, two are cells."""
+    cells = [
+        make_cell(id=f"tiny/lora-r{rank}/b4-s256", method={"kind": "lora", "rank": rank})
+        for rank in range(1, 9)
+    ]
+    records = [make_record(cell=cell, key=f"{index}" * 64) for index, cell in enumerate(cells)]
+    assert ", and 1 cell that needs more." in render_summary(compare(records[:7]))
+    assert ", and 2 cells that need more." in render_summary(compare(records))
+
+
 def test_gpus_are_shown_in_gib() -> None:
     """With a measured GPU cell in the set, all memory is in GiB with two decimals."""
     phases = make_phases(host_peak_bytes=None, cuda_allocated_peak_bytes=1536 * MIB)
