@@ -20,7 +20,7 @@ from bench.records.derived_metrics import (
 )
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Category, Isolation, name_events
-from bench.records.records import Phase, Record
+from bench.records.records import Phase, Record, StepSample
 from bench.stats.trend import Trend, TrendVerdict, find_trend
 
 ROUGH_DRIFT_SHARE = 0.1
@@ -310,13 +310,18 @@ def _rounded(value: float | None) -> int | None:
 
 
 def losses(runs: Sequence[Record]) -> Losses | None:
-    """Return the loss at both ends of the first run that took a step."""
-    curve = next((run.measurement.steps for run in runs if run.measurement.steps), None)
-    if curve is None:
+    """Return the loss at both ends of the first run of each seed that took a step, its mean over seeds."""
+    curves: dict[int, Sequence[StepSample]] = {}
+    for run in runs:
+        if run.measurement.steps:
+            curves.setdefault(run.cell.training.seed, run.measurement.steps)
+    if not curves:
         return None
-    count = min(_LOSSES_AT_EACH_END, max(1, len(curve) // 2))
-    first, last = (statistics.fmean(step.loss for step in end) for end in (curve[:count], curve[-count:]))
-    return Losses(first=first, last=last, steps=len(curve))
+    steps = min(len(curve) for curve in curves.values())
+    count = min(_LOSSES_AT_EACH_END, max(1, steps // 2))
+    first = statistics.fmean(step.loss for curve in curves.values() for step in curve[:count])
+    last = statistics.fmean(step.loss for curve in curves.values() for step in curve[-count:])
+    return Losses(first=first, last=last, steps=steps)
 
 
 def merge(runs: Sequence[Record]) -> Merge | None:

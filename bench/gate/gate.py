@@ -74,7 +74,7 @@ def seconds(text: str) -> float:
     """Return a duration such as 90s, 30m or 1.5h in seconds. Raises ``UsageError`` for anything else."""
     found = _DURATION.fullmatch(text.strip())
     if found is None or not float(found[1]):
-        raise UsageError(f"invalid duration --budget {text!r}; write for example 90s, 30m or 1.5h")
+        raise UsageError(f"invalid duration {text!r} for --budget; write for example 90s, 30m or 1.5h")
     return float(found[1]) * _SECONDS[found[2]]
 
 

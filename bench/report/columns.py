@@ -139,7 +139,7 @@ def grid(
         texts = notes_of(row, column.place) if column.place else ()
         return GridCell(
             text=column.text(row),
-            value=value / column.scale if isinstance(value, float | int) else value,
+            value=value / column.scale if isinstance(value, float | int) and column.scale != 1 else value,
             notes=tuple(notes.setdefault(text, len(notes) + 1) for text in texts),
             tone=column.tone(row),
             tags=column.tags(row),

@@ -175,7 +175,7 @@ def accuracy_table(rows: Sequence[Measured], name: Callable[[Measured], str]) ->
                 f"{result.task} ({result.metric}, {result.num_fewshot}-shot)",
                 str(result.items),
                 _with_error(result.before, result.before_error),
-                after(result),
+                _after(result),
                 _change(result),
                 NOT_APPLICABLE if row.kind == "full" else _against(row, result.task),
             )
@@ -183,6 +183,11 @@ def accuracy_table(rows: Sequence[Measured], name: Callable[[Measured], str]) ->
             for result in row.accuracies
         ),
     )
+
+
+def _after(result: Accuracy) -> str:
+    error = result.after_error if len(result.seeds) > 1 else None
+    return after(result, "" if error is None else f"± {error * 100:.1f} over items")
 
 
 def _with_error(value: float | None, error: float | None) -> str:

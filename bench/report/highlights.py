@@ -66,7 +66,7 @@ def sentences(found: Highlights, unit: MemoryUnit) -> Iterator[Sentence]:
     if found.speeds:
         yield _speeds(found)
     elif reservations := [f"{each}." for each in _speed_reservations(found.ok)]:
-        yield Sentence("Speeds", (" ".join(reservations),))
+        yield Sentence("Caution", (" ".join(reservations),))
     for one in found.most_accurate:
         yield _most_accurate(one, alone=len(found.ok) == 1)
     for contrast in found.qlora_vs_lora:

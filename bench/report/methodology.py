@@ -102,7 +102,8 @@ def how_read(rows: Sequence[Measured]) -> list[str]:
 
 def _on_seeds(rows: Sequence[Measured]) -> list[str]:
     line = (
-        "**Seeds**: runs that differ in the training seed alone are one row. Its accuracy is their mean with "
-        "Student's 95 % interval over seeds, cut off at 0 and 100 %; differences are taken seed by seed."
+        "**Seeds**: runs that differ in the training seed alone are one row. Its loss is their mean, its "
+        "accuracy their mean with Student's 95 % interval over seeds, cut off at 0 and 100 %; differences "
+        "are taken seed by seed, and their p-values cover seeds."
     )
     return [line] if any(len(row.seeds) > 1 for row in rows) else []

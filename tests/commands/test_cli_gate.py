@@ -121,8 +121,8 @@ def test_the_exit_code_is_the_verdict(
         (("none.toml", "--base", "v1.0"), "none.toml"),
         (("toy.toml", "--base", "v3.0"), "v3.0 is neither a path nor a revision"),
         (("toy.toml", "--base", "v1.0", "--only", "x*"), "--only x* matches no cell"),
-        (("toy.toml", "--base", "v1.0", "--budget", "3 days"), "invalid duration --budget '3 days'"),
-        (("toy.toml", "--base", "v1.0", "--budget", "0s"), "invalid duration --budget '0s'"),
+        (("toy.toml", "--base", "v1.0", "--budget", "3 days"), "invalid duration '3 days' for --budget"),
+        (("toy.toml", "--base", "v1.0", "--budget", "0s"), "invalid duration '0s' for --budget"),
         (("toy.toml", "--base", "v1.0", "--repeats", "1"), "--repeats 1 is out of range"),
         (
             ("toy.toml", "--base", "v1.0", "--calibration", "none"),

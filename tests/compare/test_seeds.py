@@ -4,8 +4,9 @@ import pytest
 
 from bench.compare.accuracy import mean_over_seeds
 from bench.compare.comparison import compare, measure
+from bench.report.pages import render_markdown
 from bench.scenario.types import FullMethod
-from records_factory import make_environment
+from records_factory import make_environment, make_steps
 from seeds_factory import make_run, one_measured, right
 
 T_OF_TWO = 4.302653  # 97.5 % point of Student's t with two degrees of freedom, from a table
@@ -80,6 +81,22 @@ def test_accuracy_states_both_errors() -> None:
     # Averaged over seeds: 16 items at 1, one at 2/3, one at 1/3, two at 0; their variance over 19.
     squares = 16 * 0.15**2 + (2 / 3 - 0.85) ** 2 + (1 / 3 - 0.85) ** 2 + 2 * 0.85**2
     assert pytest.approx((squares / 19 / 20) ** 0.5) == found.after_error
+
+
+def test_the_loss_of_several_seeds_is_their_mean() -> None:
+    """Over the first run of each; a page says so, and gives the error over items beside the interval."""
+    runs = []
+    for seed in range(3):
+        run = make_run(seed, right(16 + seed))
+        steps = tuple(step.replace(loss=step.loss + seed) for step in make_steps())
+        runs.append(run.replace(measurement=run.measurement.replace(steps=steps)))
+    alone, together = one_measured(runs[:1]).losses, one_measured(runs).losses
+    assert alone is not None
+    assert together is not None
+    assert pytest.approx((alone.first + 1, alone.last + 1)) == (together.first, together.last)
+    page = render_markdown(compare(runs))
+    assert "Its loss is their mean" in page
+    assert " over 3 seeds, ± 7.4 over items) |" in page
 
 
 def test_an_interval_of_shares_ends_at_0_and_100_percent() -> None:

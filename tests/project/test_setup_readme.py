@@ -29,7 +29,11 @@ def test_every_command_is_in_the_readme_and_none_that_is_not() -> None:
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "results/README.md",
-        *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))),
+        *(
+            f"{folder}/{page.name}"
+            for folder in ("docs", "report")
+            for page in sorted((ROOT / folder).glob("*.md"))
+        ),
     ],
 )
 def test_links_between_pages_lead_to_files(page: str) -> None:
@@ -37,6 +41,13 @@ def test_links_between_pages_lead_to_files(page: str) -> None:
     path = ROOT / page
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
     assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "report/gate.md"])
+def test_tests_that_a_page_names_exist(page: str) -> None:
+    """A command that runs a test, or a script beside the tests, has its path."""
+    named = re.findall(r"\btests/[\w/]+\.py\b", (ROOT / page).read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).is_file()] == []
 
 
 def test_every_dependency_is_justified() -> None:

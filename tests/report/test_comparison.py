@@ -166,7 +166,7 @@ def test_one_method_alone_is_told_with_its_reservations() -> None:
     assert "- Peak memory (live tensors): lora-r8 with 600 MiB." in told
     assert "- Not set against full: lora-r8: full fine-tuning was not run alike." in told
     assert "- Speed: lora-r8 trains " in told
-    assert "Measured on a CPU; do not extrapolate to GPUs." in told
+    assert "- Caution: Measured on a CPU; do not extrapolate to GPUs." in told
     assert not [word for word in ("Fastest", "Least memory", "Most accurate") if word in told]
 
 

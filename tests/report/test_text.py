@@ -17,6 +17,7 @@ from bench.report.text import (
     significant,
     small_share,
 )
+from bench.stats.paired import SIGNIFICANT_P
 
 
 def test_memory_has_one_unit_and_its_digits() -> None:
@@ -59,6 +60,14 @@ def test_shares_times_and_p_values() -> None:
     assert ("0.363 %", "100 %", "0.00012 %") == (small_share(0.00363), small_share(1.0), small_share(1.2e-6))
     assert ("2.50 s", "n/a") == (seconds(2_500_000_000), seconds(None))
     assert ("p < 0.001", "p = 0.012") == (p_value(1e-9), p_value(0.0123))
+
+
+def test_a_p_value_that_is_significant_is_written_below_the_level() -> None:
+    """0.0096 is below 0.01 and must not read as 0.010; the levels of both modules are one."""
+    assert ["p = 0.009", "p = 0.0096", "p = 0.0099", "p = 0.010"] == [
+        p_value(value) for value in (0.0094, 0.0096, 0.00999, 0.01)
+    ]
+    assert SIGNIFICANT_P == 0.01
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Copies of this project that are each worse in one known way, to try a gate on.
 
-    python tests/gate_candidates.py FOLDER [REVISION]
+    python tests/support/gate_candidates.py FOLDER [REVISION]
 
 writes FOLDER/memory, FOLDER/speed and FOLDER/learning_rate, from what is committed at the revision. Nothing
 in the product switches any of it on: a few lines are added at the end of one module of each copy.
