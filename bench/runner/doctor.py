@@ -29,12 +29,12 @@ from bench.workers.supervise import probe
 # PROC_PID_INIT_INO of include/linux/proc_ns.h: the namespace whose process numbers the driver knows.
 _FIRST_NAMESPACE = "pid:[4026531836]"
 _CONTAINER_FILES = (".dockerenv", "run/.containerenv")
-_CONTAINER_VARIABLES = (
+_CONTAINER_VARIABLES = {
     "container",
     "KUBERNETES_SERVICE_HOST",
     "APPTAINER_CONTAINER",
     "SINGULARITY_CONTAINER",
-)
+}
 _MOST_NAMED = 4  # processes in a line
 _READINGS = {
     "utilisation_percent": "utilisation",
@@ -88,7 +88,6 @@ def examine(note: Callable[[str], None] | None = None, launcher: Launcher | None
 
 
 def _packages() -> Iterator[Finding]:
-    """Yield what is missing or too old, and how many packages are as required."""
     requirements = [Requirement(text) for text in metadata.requires("finetune-bench") or []]
     needed = [item for item in requirements if item.marker is None or item.marker.evaluate({"extra": ""})]
     good = 0
@@ -234,16 +233,14 @@ def _use(nvml: Nvml, gpu: GpuFacts, sample: GpuSample, root: Path) -> Finding:
         return Finding(subject, f"{used}; NVML does not list processes here", good=False)
     if not sample.processes:
         return Finding(subject, f"{used}, no process listed")
-    named = [_name(process, root) for process in sample.processes[:_MOST_NAMED]]
+    named = []
+    for process in sample.processes[:_MOST_NAMED]:
+        share = "share unknown" if process.used_bytes is None else _size(process.used_bytes)
+        here = "" if _is_here(process, root) else ", not visible from here"
+        named.append(f"process {process.pid} ({share}{here})")
     more = len(sample.processes) - len(named)
     text = f"{used}, by {', '.join(named)}{f' and {more} more' if more else ''}; measure when they have ended"
     return Finding(subject, text, good=False)
-
-
-def _name(process: GpuProcess, root: Path) -> str:
-    share = "share unknown" if process.used_bytes is None else _size(process.used_bytes)
-    here = "" if _is_here(process, root) else ", not visible from here"
-    return f"process {process.pid} ({share}{here})"
 
 
 def _is_here(process: GpuProcess, root: Path) -> bool:
@@ -284,7 +281,9 @@ def _isolation(samples: Sequence[GpuSample], environment: Mapping[str, str], roo
     listed = [process for sample in samples for process in sample.processes or ()]
     strange = next((process.pid for process in listed if not _is_here(process, root)), None)
     own_numbers = _namespace(root) not in {None, _FIRST_NAMESPACE}
-    where = "in a container" if _in_container(environment, root) else "on the machine itself"
+    contained = any((root / name).exists() for name in _CONTAINER_FILES)
+    contained |= not _CONTAINER_VARIABLES.isdisjoint(environment)
+    where = "in a container" if contained else "on the machine itself"
     if own_numbers:
         where = "in a container with process numbers of its own"
     advice = "each run tests which reading moves with a known block; --pid=host would settle it"
@@ -302,11 +301,6 @@ def _namespace(root: Path) -> str | None:
         return str((root / "proc/self/ns/pid").readlink())
     except OSError:
         return None
-
-
-def _in_container(environment: Mapping[str, str], root: Path) -> bool:
-    files = any((root / name).exists() for name in _CONTAINER_FILES)
-    return files or any(name in environment for name in _CONTAINER_VARIABLES)
 
 
 def _size(size_bytes: int | None) -> str:

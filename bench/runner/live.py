@@ -22,19 +22,8 @@ from bench.records.derived_metrics import NS_PER_SECOND, TRAINING_PHASES, read_m
 from bench.records.messages import Message, PhaseStarted, ReadingMade
 from bench.records.predictions import Plan
 from bench.records.records import PhaseReading, Record, StepSample
+from bench.runner import events
 from bench.runner.doctor import Finding
-from bench.runner.events import (
-    Event,
-    Heard,
-    Note,
-    Observe,
-    Predicted,
-    Preparing,
-    RunAdded,
-    RunEnded,
-    RunStarted,
-    SweepStarted,
-)
 from bench.scenario.types import Cell
 
 REDRAW_INTERVAL_S = 0.5
@@ -53,7 +42,7 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 @contextlib.contextmanager
-def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[Observe]:
+def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[events.Observe]:
     """Show a sweep meanwhile, in the way that suits where the output goes."""
     if not console.is_terminal:
         yield PlainLines(console, render_plan)
@@ -106,10 +95,9 @@ class CurrentRun:
             self.steps_in_phase += 1
             self.tokens_per_second = reading.tokens.non_padding * NS_PER_SECOND / reading.step_time_ns
         elif isinstance(reading, PhaseReading) and reading.name in TRAINING_PHASES:
-            peaks = (self.host_peak_bytes, reading.host_peak_bytes)
-            self.host_peak_bytes = max((size for size in peaks if size is not None), default=None)
-            peaks = (self.cuda_peak_bytes, reading.cuda_allocated_peak_bytes)
-            self.cuda_peak_bytes = max((size for size in peaks if size is not None), default=None)
+            host, cuda = reading.host_peak_bytes, reading.cuda_allocated_peak_bytes
+            self.host_peak_bytes = max(self.host_peak_bytes or 0, host or 0) or None
+            self.cuda_peak_bytes = max(self.cuda_peak_bytes or 0, cuda or 0) or None
 
     @property
     def line(self) -> str:
@@ -132,25 +120,25 @@ class _Watcher:
         self._runs_to_do = self._runs_on_disk = 0
         self._ended: list[Record] = []
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Take an event and show what it changes."""
         match event:
-            case SweepStarted():
+            case events.SweepStarted():
                 self._runs_to_do, self._runs_on_disk = event.runs_to_do, event.runs_on_disk
-            case Predicted() if self._render_plan is not None:
+            case events.Predicted() if self._render_plan is not None:
                 self._console.print(self._render_plan(event.plan))
-            case RunStarted():
+            case events.RunStarted():
                 self._current = CurrentRun(event.cell, event.run)
-            case Heard() if self._current is not None:
+            case events.Heard() if self._current is not None:
                 self._current.take(event.message)
-            case RunAdded():
+            case events.RunAdded():
                 self._runs_to_do += 1
-            case RunEnded():
+            case events.RunEnded():
                 self._ended.append(event.record)
                 self._current = None
         self.show(event)
 
-    def show(self, event: Event) -> None:
+    def show(self, event: events.Event) -> None:
         raise NotImplementedError
 
 
@@ -168,21 +156,21 @@ class LiveTable(_Watcher):
         self._laid_out = self._lay_out()
         self._next_draw_s = float("-inf")
 
-    def show(self, event: Event) -> None:
+    def show(self, event: events.Event) -> None:
         """Redraw where something is new; for what a worker says, only now and then."""
         match event:
-            case Note():
+            case events.Note():
                 self._console.print(Text(printable(event.text), style="yellow"))
-            case Preparing():
+            case events.Preparing():
                 self._preparing = event.what
                 self._draw()
-            case SweepStarted() | RunStarted():
+            case events.SweepStarted() | events.RunStarted():
                 self._preparing = ""
                 self._draw()
-            case RunEnded():
+            case events.RunEnded():
                 self._laid_out = self._lay_out()
                 self._draw()
-            case Heard() if self._current is not None:
+            case events.Heard() if self._current is not None:
                 if isinstance(event.message, PhaseStarted) or time.monotonic() >= self._next_draw_s:
                     self._draw()
 
@@ -217,18 +205,18 @@ class LiveTable(_Watcher):
 class PlainLines(_Watcher):
     """One line as a phase begins and one as a run ends, for a console that is not a terminal."""
 
-    def show(self, event: Event) -> None:
+    def show(self, event: events.Event) -> None:
         """Print what deserves a line of its own."""
         match event:
-            case Note():
+            case events.Note():
                 self._print(f"note: {event.text}")
-            case Preparing():
+            case events.Preparing():
                 self._print(f"{event.what} …")
-            case SweepStarted():
+            case events.SweepStarted():
                 self._print(f"{counted(event.runs_to_do, 'run')} to do, {event.runs_on_disk} on disk already")
-            case Heard(PhaseStarted(phase=phase)) if self._current is not None:
+            case events.Heard(PhaseStarted(phase=phase)) if self._current is not None:
                 self._print(f"{self._current.cell.id} run {self._current.run}: {phase}")
-            case RunEnded(record):
+            case events.RunEnded(record):
                 parts = [part for part in map(str, _record_row(record)[2:]) if part]
                 why = f": {record.failure.message}" if record.failure else ""
                 self._print(

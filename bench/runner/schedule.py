@@ -37,7 +37,7 @@ class ScheduledRun:
 def parse_outcomes(text: str) -> frozenset[Outcome]:
     """Return the outcomes of a comma-separated list; raise ``UsageError`` for one there is not."""
     known: tuple[Outcome, ...] = get_args(Outcome)
-    names = list(filter(None, (part.strip() for part in text.split(","))))
+    names = [name for part in text.split(",") if (name := part.strip())]
     for name in names:
         if name not in known:
             raise UsageError(f"--retry {name}: there is no such outcome; choose from {', '.join(known)}")
@@ -128,7 +128,12 @@ def inputs_digest(cell: Cell) -> str | None:
     """
     digest = hashlib.sha256()
     if isinstance(cell.data, JsonlData):
-        _add_content(digest, Path(cell.data.path))
+        try:
+            with Path(cell.data.path).open("rb") as rows:
+                while block := rows.read(_READ_BYTES):
+                    digest.update(block)
+        except OSError:
+            digest.update(b"missing")
     if cell.model.path is not None:
         for file in sorted(Path(cell.model.path).glob("*.*")):
             status = file.stat()
@@ -136,15 +141,6 @@ def inputs_digest(cell: Cell) -> str | None:
     elif not isinstance(cell.data, JsonlData):
         return None
     return digest.hexdigest()
-
-
-def _add_content(digest: "hashlib._Hash", path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-    except OSError:
-        digest.update(b"missing")
 
 
 def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) -> str | None:
@@ -162,8 +158,12 @@ def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iter
         )
     if cell.device == "cuda":
         yield from _cuda_obstacles(cell, facts)
-    else:
-        yield from _cpu_obstacles(cell)
+    elif cell.training.attention == "flex_attention":
+        # torch/nn/attention/flex_attention.py: "FlexAttention does not support backward on CPU."
+        yield (
+            "Attention flex_attention has no backward pass on a CPU; set training.attention to sdpa, or run "
+            "this cell on a machine with a CUDA device."
+        )
 
 
 def needs_bitsandbytes(cell: Cell) -> bool:
@@ -172,15 +172,6 @@ def needs_bitsandbytes(cell: Cell) -> bool:
     return (
         cell.method.kind == "qlora" or int8_base or cell.training.optimizer in get_args(BitsandbytesOptimizer)
     )
-
-
-def _cpu_obstacles(cell: Cell) -> Iterator[str]:
-    if cell.training.attention == "flex_attention":
-        # torch/nn/attention/flex_attention.py: "FlexAttention does not support backward on CPU."
-        yield (
-            "Attention flex_attention has no backward pass on a CPU; set training.attention to sdpa, or run "
-            "this cell on a machine with a CUDA device."
-        )
 
 
 def _cuda_obstacles(cell: Cell, facts: DeviceFacts) -> Iterator[str]:

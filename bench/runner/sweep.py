@@ -15,17 +15,10 @@ from bench.records.predictions import Plan
 from bench.records.readings import Caveat
 from bench.records.records import DeviceFacts, Environment, Failure, Measurement, Outcome, Record
 from bench.records.store import OpenFolder, load_records, open_folder, snapshot_file_name
-from bench.runner import events
+from bench.runner import events, schedule
 from bench.runner.events import Observe
 from bench.runner.gpu.watch import GpuWatch, SweepGpu, sweep_gpu
-from bench.runner.schedule import (
-    ScheduledRun,
-    ScheduleOptions,
-    inputs_digest,
-    run_key,
-    schedule_runs,
-    why_unavailable,
-)
+from bench.runner.schedule import ScheduledRun, ScheduleOptions
 from bench.scenario.load import choose_cells
 from bench.scenario.types import Cell, ModelSpec
 from bench.workers import interrupts
@@ -166,10 +159,8 @@ class CellRunner:
         gpu, unwatched = self.gpu.gpu, self.gpu.unwatched
         if gpu is None:
             end = run_job(job, self.launcher, cell.limits, hear=self._hear)
-            caveat = Caveat(
-                code="nvml-unavailable", message=f"No peak by NVML: {(unwatched or '').rstrip('.')}."
-            )
-            return add_findings(end, Findings(caveats=(caveat,)))
+            why = f"No peak by NVML: {(unwatched or '').rstrip('.')}."
+            return add_findings(end, Findings(caveats=(Caveat(code="nvml-unavailable", message=why),)))
         watch = GpuWatch(gpu, pages_state=cell.training.optimizer.startswith("paged"))
         not_idle = watch.wait_until_idle()
         if not_idle is not None:
@@ -184,9 +175,8 @@ class CellRunner:
         model_json = model.model_dump_json()
         if model_json not in self._fetched:
             self.observe(events.Preparing(f"fetching the weights of {model.name}"))
-            self._fetched[model_json] = run_job(
-                FetchJob(model_json=model_json), self.launcher, hear=self._hear
-            )
+            job = FetchJob(model_json=model_json)
+            self._fetched[model_json] = run_job(job, self.launcher, hear=self._hear)
         return self._fetched[model_json]
 
 
@@ -213,11 +203,7 @@ def run_sweep(
 
 
 def _sweep(
-    cells: Sequence[Cell],
-    options: SweepOptions,
-    folder: OpenFolder,
-    observe: Observe,
-    launcher: Launcher,
+    cells: Sequence[Cell], options: SweepOptions, folder: OpenFolder, observe: Observe, launcher: Launcher
 ) -> SweepResult:
     def note(text: str) -> None:
         observe(events.Note(text))
@@ -228,16 +214,16 @@ def _sweep(
     observe(events.Preparing("importing the libraries"))
     environment = read_environment()
     facts = probe(launcher, note)
-    inputs = {cell.id: inputs_digest(cell) for cell in cells}
-    key_of = {cell.id: run_key(cell, environment, facts, inputs[cell.id]) for cell in cells}
-    planned = schedule_runs(
+    inputs = {cell.id: schedule.inputs_digest(cell) for cell in cells}
+    key_of = {cell.id: schedule.run_key(cell, environment, facts, inputs[cell.id]) for cell in cells}
+    planned = schedule.schedule_runs(
         cells,
         loaded.records,
         key_of=lambda cell: key_of[cell.id],
-        reason_of=lambda cell: why_unavailable(cell, facts, environment),
+        reason_of=lambda cell: schedule.why_unavailable(cell, facts, environment),
         options=options.schedule,
     )
-    plan = _plan(planned, facts, options, observe, launcher)
+    plan = _plan(planned, facts, observe, launcher) if options.predict else None
     keys = dict.fromkeys(key_of.values())
     records = [record for record in loaded.records if record.key in keys]
     observe(events.SweepStarted(runs_to_do=len(planned), runs_on_disk=len(records)))
@@ -284,15 +270,10 @@ def _run_all(planned: Sequence[ScheduledRun], runner: CellRunner, folder: OpenFo
 
 
 def _plan(
-    planned: Sequence[ScheduledRun],
-    facts: DeviceFacts,
-    options: SweepOptions,
-    observe: Observe,
-    launcher: Launcher,
+    planned: Sequence[ScheduledRun], facts: DeviceFacts, observe: Observe, launcher: Launcher
 ) -> Plan | None:
-    """Predict the cells that are about to run, and show it."""
     cells = list({run.cell.id: run.cell for run in planned if run.reason is None}.values())
-    if not cells or not options.predict:
+    if not cells:
         return None
     observe(events.Preparing("predicting memory"))
     plan = plan_before_sweep(cells, facts, launcher)

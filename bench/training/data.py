@@ -105,10 +105,8 @@ def _synthetic_batches(
     mask = torch.ones((rows, length), dtype=torch.int64)
     if data.attention_mask == "padded":
         mask[1:, length * 3 // 4 :] = 0
-    tokens = int(mask.sum())
-    counts = TokenCounts(
-        raw=tokens, non_padding=tokens, loss_bearing=int(mask[:, 1:].sum()), computed=rows * length
-    )
+    tokens, bearing = int(mask.sum()), int(mask[:, 1:].sum())
+    counts = TokenCounts(raw=tokens, non_padding=tokens, loss_bearing=bearing, computed=rows * length)
     for _ in range(count):
         ids = torch.randint(vocab_size, (rows, length), generator=generator)
         yield Batch(
@@ -192,9 +190,7 @@ def _lay_out(
         single = list(islice(stream, count * size))
         groups = [single[start : start + size] for start in starts]
         fixed = length if training.batching == "pad-to-length" else None
-        batches = [
-            pad_rows(group, fixed or max(len(piece.ids) for piece in group), pad_id) for group in groups
-        ]
+        batches = [pad_rows(group, fixed or max(len(one.ids) for one in group), pad_id) for group in groups]
         notes = [*_padding_notes(single, usable, training)]
     notes = [*_selection_notes(pieces, usable, drawn), *notes]
     return batches, [Caveat(code=code, message=message) for code, message in notes]
@@ -268,10 +264,8 @@ def _padding_notes(
     seen, longest = (max(len(piece.ids) for piece in group) for group in (single, usable))
     if training.batching == "pad-to-longest" and seen < longest:
         message = f"The longest example of the data has {longest} tokens, the longest of this window {seen}: "
-        yield (
-            "longest-example-not-seen",
-            message + "peak memory here does not bound training on all the data.",
-        )
+        message += "peak memory here does not bound training on all the data."
+        yield "longest-example-not-seen", message
 
 
 def pad_rows(rows: Sequence[Piece], width: int, pad_id: int) -> Batch:

@@ -127,15 +127,14 @@ def _judged(language_model: Any, task: str, samples: list[dict[str, Any]]) -> di
             f"lm-eval task {task} has no right-or-wrong per item (it has {', '.join(kept[0]['metrics'])}); "
             "choose a task with accuracy or exact match."
         )
-    items = tuple(
-        EvaluationItem(
-            doc_id=sample["doc_id"], doc_hash=sample["doc_hash"], correct=float(sample[metric]) == 1.0
-        )
-        for sample in kept
-    )
     return {
         "metric": metric if first_filter == "none" else f"{metric},{first_filter}",
-        "items": items,
+        "items": tuple(
+            EvaluationItem(
+                doc_id=sample["doc_id"], doc_hash=sample["doc_hash"], correct=float(sample[metric]) == 1.0
+            )
+            for sample in kept
+        ),
         "truncated_items": sum(_is_truncated(language_model, sample) for sample in kept),
     }
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -78,13 +79,8 @@ class TextRow(_Fields):
     text: str = Field(min_length=1)
 
 
-ROWS: dict[FormatName, type[AlpacaRow | DollyRow | ChatRow | TextRow]] = {
-    "alpaca": AlpacaRow,
-    "dolly": DollyRow,
-    "chat": ChatRow,
-    "text": TextRow,
-}
 Row = AlpacaRow | DollyRow | ChatRow | TextRow
+ROWS: dict[FormatName, type[Row]] = {"alpaca": AlpacaRow, "dolly": DollyRow, "chat": ChatRow, "text": TextRow}
 
 
 @dataclass(frozen=True)
@@ -150,8 +146,9 @@ def chat_template(row: Row, tokenizer: Any) -> Example:
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt = _render(tokenizer, messages[:index], add_generation_prompt=True)
-        turn = _render(tokenizer, messages[: index + 1], add_generation_prompt=False)
+        render = partial(tokenizer.apply_chat_template, tokenize=False)
+        prompt: str = render(messages[:index], add_generation_prompt=True)
+        turn: str = render(messages[: index + 1], add_generation_prompt=False)
         if not (prompt.startswith(done) and turn.startswith(prompt)):
             raise UsageError(
                 "The tokenizer's chat template rewrites earlier turns, so the end of a prompt is unknown; "
@@ -180,19 +177,9 @@ def _messages(row: Row) -> list[Message]:
             return row.messages
         case AlpacaRow() | DollyRow():
             request = "\n\n".join(part for part in (row.instruction, row.context) if part)
-            return [
-                Message(role="user", content=request),
-                Message(role="assistant", content=row.response),
-            ]
+            return [Message(role="user", content=request), Message(role="assistant", content=row.response)]
         case TextRow():
             raise UsageError("Template chat needs turns, and text has none; set data.template to plain.")
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    rendered: str = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
-    return rendered
 
 
 def load_examples(data: TaskData | JsonlData | HubData, tokenizer: Any) -> list[Example]:
@@ -200,13 +187,11 @@ def load_examples(data: TaskData | JsonlData | HubData, tokenizer: Any) -> list[
 
     Raises ``UsageError`` for data that is wrong or empty, ``UnavailableError`` if the hub cannot be reached.
     """
-    match data:
-        case TaskData():
-            examples = _task_examples(data)
-        case JsonlData():
-            examples = [TEMPLATES[data.template](row, tokenizer) for row in read_jsonl(data)]
-        case HubData():
-            examples = [TEMPLATES[data.template](row, tokenizer) for row in read_hub(data)]
+    if isinstance(data, TaskData):
+        examples = _task_examples(data)
+    else:
+        rows = read_jsonl(data) if isinstance(data, JsonlData) else read_hub(data)
+        examples = [TEMPLATES[data.template](row, tokenizer) for row in rows]
     if data.train_on == "all":
         return [replace(example, segments=(Segment(example.text, trained=True),)) for example in examples]
     return examples

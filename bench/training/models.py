@@ -159,22 +159,24 @@ def build_empty_model(cell: Cell, config: Any) -> Any:
     Weights that quantisation replaces are still 16-bit: ``quantise_empty`` packs them one by one, as
     loading does.
     """
-    model = empty_causal_model(
-        config, dtype=DTYPES[cell.training.dtype], attn_implementation=_attention(cell)
-    )
+    dtype = DTYPES[cell.training.dtype]
+    model = empty_causal_model(config, dtype=dtype, attn_implementation=_attention(cell))
     model.tie_weights()  # part of the initialisation that was left out
     quantisation = quantisation_of(cell)
     if quantisation is not None:
+        import bitsandbytes
         from transformers.modeling_utils import local_torch_dtype
         from transformers.quantizers import AutoHfQuantizer
 
         quantiser = AutoHfQuantizer.from_config(quantisation, pre_quantized=False)
-        dtype = DTYPES[cell.training.dtype]
         with local_torch_dtype(dtype, type(model).__name__):  # as from_pretrained does: biases are made anew
             quantiser.preprocess_model(model=model, device_map={"": "meta"}, dtype=dtype)
         quantiser.postprocess_model(model)
-        for module in model.modules():
-            _to_loaded_dtype(module, DTYPES[cell.training.dtype])
+        # As loading would have left them before they are packed.
+        layers = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+        for layer in (module for module in model.modules() if isinstance(module, layers)):
+            for parameter in layer.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
     return model
 
 
@@ -211,24 +213,14 @@ def _supported_attention(config: Any) -> str:
     return f"set the attention (training.attention, or --attention of bench fit) to one it supports: {names}"
 
 
-def _to_loaded_dtype(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give a layer made for quantisation the dtype that loading would have given it before it is packed."""
-    import bitsandbytes
-
-    if isinstance(module, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt):
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
-
-
 def _attention(cell: Cell) -> str:
     """Return the implementation that shows what the cell's allocates; flash-attn's own needs its package.
 
     Without padding, and with one sequence a row, torch's SDPA runs the same kernel on the same tensors.
     """
-    attention = cell.training.attention
-    if attention != "flash_attention_2":
-        return attention
     training = cell.training
+    if training.attention != "flash_attention_2":
+        return training.attention
     if isinstance(cell.data, SyntheticData):
         ragged = cell.data.attention_mask == "padded"
     else:

@@ -9,29 +9,20 @@ import fcntl
 import importlib
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.metrics import GIB
-from bench.records.messages import (
-    JOB,
-    CellJob,
-    FetchJob,
-    Finished,
-    Heartbeat,
-    Job,
-    Message,
-    PlanJob,
-    ProbeJob,
-    Send,
-)
+from bench.records import messages
+from bench.records.messages import JOB, Finished, Heartbeat, Job, Message, Send
 from bench.records.readings import Stored
 from bench.workers.classify import classify_exception
 
@@ -40,13 +31,12 @@ F_SETSIG = 10  # linux/fcntl.h; Python's fcntl names it only on some builds
 
 Work = Callable[[Job, Send], None]
 
-
 # Named, not imported: what does a job is heavy, lies in layers above this one, and is the child's alone.
 ENTRY_POINTS: dict[type[Stored], str] = {
-    ProbeJob: "bench.training.jobs:run_job",
-    FetchJob: "bench.training.jobs:run_job",
-    CellJob: "bench.training.jobs:run_job",
-    PlanJob: "bench.predict.jobs:run_plan",
+    messages.ProbeJob: "bench.training.jobs:run_job",
+    messages.FetchJob: "bench.training.jobs:run_job",
+    messages.CellJob: "bench.training.jobs:run_job",
+    messages.PlanJob: "bench.predict.jobs:run_plan",
 }
 """What does a job of each kind, as module:function. A message can choose among these and name no other."""
 
@@ -57,8 +47,7 @@ def do_job(job: Job, send: Send) -> None:
     getattr(importlib.import_module(module), function)(job, send)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pipes:
+class Pipes(NamedTuple):
     """The worker's ends: it writes messages and output; nothing is ever sent on the lifeline."""
 
     messages: Connection
@@ -66,8 +55,7 @@ class Pipes:
     lifeline: Connection
 
 
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
+class Assignment(NamedTuple):
     """What to do: a job (``bench.records.messages``), as which rank, with how much host memory."""
 
     job_json: str
@@ -134,7 +122,6 @@ def _flush() -> None:
 
 
 def _sender(descriptor: int, rank: int) -> Send:
-    """Return a function that writes one message as one line of JSON, from any thread."""
     os.set_inheritable(descriptor, False)  # noqa: FBT003 - the parameter has no name
     lock = threading.Lock()
 
@@ -171,7 +158,10 @@ def _memory_limit(host_memory_gib: float | None) -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _data_bytes() + round(host_memory_gib * GIB)
+    found = re.search(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
+    if found is None:
+        raise OSError("/proc/self/status has no VmData; host_memory_gib cannot be enforced on this kernel")
+    limit = int(found[1]) * 1024 + round(host_memory_gib * GIB)
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
@@ -179,10 +169,3 @@ def _memory_limit(host_memory_gib: float | None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def _data_bytes() -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmData:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmData; host_memory_gib cannot be enforced on this kernel")

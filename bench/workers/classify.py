@@ -1,5 +1,6 @@
 """Why a worker ended: out of memory, not possible here, an exception, a signal. Knows texts, not torch."""
 
+import contextlib
 import re
 import signal
 from dataclasses import dataclass
@@ -132,9 +133,8 @@ def classify_exception(error: BaseException) -> Failed:
     if isinstance(error, BenchError):
         return Failed(outcome="failed", failure=Failure(message=text))
     name = type(error).__name__
-    return Failed(
-        outcome="failed", failure=Failure(message=f"{name}: {text}" if text else f"{name} was raised.")
-    )
+    message = f"{name}: {text}" if text else f"{name} was raised."
+    return Failed(outcome="failed", failure=Failure(message=message))
 
 
 def _out_of_memory(link: BaseException, links: list[BaseException]) -> Failure:
@@ -161,7 +161,6 @@ def _lacks_a_handle(text: str, links: list[BaseException]) -> bool:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Return the error and those it stems from, newest first."""
     links: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in links:
@@ -247,20 +246,11 @@ def count_oom_kills() -> int | None:
     Counted in this process's own control group where the kernel does so (``memory.events`` in version 2,
     ``memory.oom_control`` in version 1), else over the whole machine (``/proc/vmstat``).
     """
-    own_groups = [
+    texts = [
         *control_group_files("memory", "memory.events")[:1],
         *control_group_files("memory", "memory.oom_control")[:1],
     ]
-    for text in own_groups:
-        count = _oom_kill_line(text)
-        if count is not None:
-            return count
-    try:
-        return _oom_kill_line(Path("/proc/vmstat").read_text(encoding="ascii"))
-    except OSError:
-        return None
-
-
-def _oom_kill_line(text: str) -> int | None:
-    found = re.search(r"^oom_kill (\d+)$", text, flags=re.MULTILINE)
-    return int(found[1]) if found else None
+    with contextlib.suppress(OSError):
+        texts.append(Path("/proc/vmstat").read_text(encoding="ascii"))
+    counts = (re.search(r"^oom_kill (\d+)$", text, flags=re.MULTILINE) for text in texts)
+    return next((int(found[1]) for found in counts if found), None)

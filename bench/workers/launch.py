@@ -57,12 +57,9 @@ class Worker:
     """One running worker and the supervisor's ends of its pipes."""
 
     def __init__(
-        self, process: BaseProcess, *, messages: Connection, output: Connection, lifeline: Connection
+        self, process: BaseProcess, messages: Connection, output: Connection, lifeline: Connection
     ) -> None:
-        self._process = process
-        self._messages = messages
-        self._output = output
-        self._lifeline = lifeline
+        self._process, self._messages, self._output, self._lifeline = process, messages, output, lifeline
         self._tail = bytearray()
         self.strays = 0
         """How many processes that it had started in sessions of their own were there when it was ended."""
@@ -105,12 +102,12 @@ class Worker:
                 f"worker process {self._process.pid} does not end even by SIGKILL, and nothing can be "
                 "measured beside it; restart the machine, then run the same command again to resume"
             )
-        self._drain_all_output()
+        self._drain_output(MAX_READS_AT_END)
         # Where the output has not ended, somebody can still print to it: in a session of its own, since the
         # group is gone.
         self.strays = 0 if self._output.closed else _end_strays(self._output.fileno(), self.pid)
         if self.strays:
-            self._drain_all_output()
+            self._drain_output(MAX_READS_AT_END)
         exit_code = self._process.exitcode
         for pipe in (self._messages, self._output, self._lifeline):
             pipe.close()
@@ -135,27 +132,22 @@ class Worker:
         open_pipes = [pipe for pipe in (self._messages, self._output) if not pipe.closed]
         return [self._process.sentinel, *open_pipes]
 
-    def _drain_output(self) -> bool:
-        """Take some of what the worker has printed, keep the last of it, say whether there was any."""
-        printed = _read_available(self._output)
-        self._tail += printed
-        del self._tail[:-TAIL_BYTES]
-        return bool(printed)
-
-    def _drain_all_output(self) -> None:
-        for _ in range(MAX_READS_AT_END):
-            if not self._drain_output():
+    def _drain_output(self, most_reads: int = 1) -> None:
+        """Take what the worker has printed and keep the last of it."""
+        for _ in range(most_reads):
+            if not (printed := _read_available(self._output)):
                 break
+            self._tail += printed
+            del self._tail[:-TAIL_BYTES]
 
     def _signal_group(self, number: signal.Signals) -> None:
         """Signal the worker's group; the worker alone if it does not lead a group yet."""
-        pid = self.pid
         try:
-            os.killpg(pid, number)
+            os.killpg(self.pid, number)
         except ProcessLookupError:
             with contextlib.suppress(ProcessLookupError):
                 if not self.ended:
-                    os.kill(pid, number)
+                    os.kill(self.pid, number)
 
 
 def wait_for_any(workers: Iterable[Worker], timeout_s: float) -> None:
@@ -224,12 +216,7 @@ class LocalLauncher:
         workers: list[Worker] = []
         try:
             for rank in range(ranks):
-                assignment = child.Assignment(
-                    job_json=job.model_dump_json(),
-                    rank=rank,
-                    host_memory_gib=host_memory_gib,
-                    work=self._work,
-                )
+                assignment = child.Assignment(job.model_dump_json(), rank, host_memory_gib, self._work)
                 workers.append(self._start_safely(assignment))
         except BaseException:
             for worker in workers:
@@ -251,7 +238,7 @@ class LocalLauncher:
         messages, worker_messages = context.Pipe(duplex=False)
         output, worker_output = context.Pipe(duplex=False)
         worker_lifeline, lifeline = context.Pipe(duplex=False)
-        ends = child.Pipes(messages=worker_messages, output=worker_output, lifeline=worker_lifeline)
+        ends = child.Pipes(worker_messages, worker_output, worker_lifeline)
         # A daemon is ended, not waited for, should this process leave without having ended it.
         process = context.Process(target=child.main, args=(ends, assignment), daemon=True)
         try:
@@ -263,10 +250,9 @@ class LocalLauncher:
                 f"{self._server_said()}\nthe worker failed to start ({str(error) or type(error).__name__}); "
                 f"{CHECK_INSTALLATION}".lstrip()
             ) from error
-        for end in (worker_messages, worker_output, worker_lifeline):
+        for end in ends:
             end.close()
-        worker = Worker(process, messages=messages, output=output, lifeline=lifeline)
-        return worker, _parent_pid(process.pid)
+        return Worker(process, messages, output, lifeline), _parent_pid(process.pid)
 
     def _ensure_server(self) -> None:
         """Start the server unless it runs, with what its imports print kept from the terminal."""

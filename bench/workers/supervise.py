@@ -226,7 +226,6 @@ def add_findings(end: JobEnd, found: Findings) -> JobEnd:
 def _verdict(
     stop: Stop | None, transcript: Transcript, limits: LimitsSpec, end: WorkerEnd
 ) -> tuple[Outcome, Failure | None]:
-    """Return the outcome and, unless it is ok, one sentence on why."""
     during = f" in phase {transcript.phase}" if transcript.phase else ""
     if isinstance(transcript.result, Failed):
         return transcript.result.outcome, transcript.result.failure

@@ -60,25 +60,23 @@ class AllocatorSettings:
                 field, read = _READERS[key]
                 found[field] = read(tokens)
             elif key == "backend":
-                _refuse_other_backends(tokens)
+                if (backend := tokens.next()) != "native":
+                    what = f"backend:{backend} is not modelled; only torch's own allocator (native) is."
+                    raise tokens.wrong(what)
             elif key in _WITHOUT_EFFECT:
                 tokens.next()
             else:
-                raise tokens.wrong(f"{key} is not a key that torch knows.{_nearest(key)}")
+                near = get_close_matches(key, [*_READERS, "backend", *_WITHOUT_EFFECT], n=1)
+                hint = f' Perhaps you meant "{near[0]}"?' if near else ""
+                raise tokens.wrong(f"{key} is not a key that torch knows.{hint}")
             if tokens.left:
                 tokens.expect(",")
         settings = cls(**found)  # type: ignore[arg-type]  # each reader gives its field's type
-        settings._check(tokens)
+        for key in ("max_split_size_mb", "max_non_split_rounding_mb"):
+            value = getattr(settings, _READERS[key][0])
+            if value is not None and value < settings.large_segment_bytes:
+                raise tokens.wrong(f"{key} must be at least {settings.large_segment_bytes // MIB}.")
         return settings
-
-    def _check(self, tokens: "_Tokens") -> None:
-        """Refuse sizes below the large segment's, as torch does."""
-        for key, value in (
-            ("max_split_size_mb", self.max_split_bytes),
-            ("max_non_split_rounding_mb", self.max_non_split_rounding_bytes),
-        ):
-            if value is not None and value < self.large_segment_bytes:
-                raise tokens.wrong(f"{key} must be at least {self.large_segment_bytes // MIB}.")
 
     @property
     def non_split_rounding_bytes(self) -> int:
@@ -87,12 +85,9 @@ class AllocatorSettings:
 
     def __str__(self) -> str:
         """Return text that parses to these settings; empty for torch's defaults."""
-        parts = []
-        for key, (field, _) in _READERS.items():
-            value = getattr(self, field)
-            if value != _DEFAULTS[field]:
-                parts.append(f"{key}:{_shown(field, value)}")
-        return ",".join(parts)
+        values = {key: (field, getattr(self, field)) for key, (field, _) in _READERS.items()}
+        changed = {key: told for key, told in values.items() if told[1] != _DEFAULTS[told[0]]}
+        return ",".join(f"{key}:{_shown(*told)}" for key, told in changed.items())
 
     def rounded(self, size_bytes: int) -> int:
         """Return the block size for a request (DeviceCachingAllocator::round_size), in bytes.
@@ -153,6 +148,9 @@ class _Tokens:
             raise self.wrong(f"{token} is not a whole number.")
         return int(token)
 
+    def mebibytes(self) -> int:
+        return self.whole_number() * MIB
+
 
 def _flag(tokens: _Tokens) -> bool:
     word = tokens.next()
@@ -161,12 +159,8 @@ def _flag(tokens: _Tokens) -> bool:
     return word == "True"
 
 
-def _mebibytes(tokens: _Tokens) -> int:
-    return tokens.whole_number() * MIB
-
-
 def _large_segment(tokens: _Tokens) -> int:
-    size = _mebibytes(tokens)
+    size = tokens.mebibytes()
     if size <= LARGE_REQUEST_BYTES:
         raise tokens.wrong(f"large_segment_size_mb must be more than {LARGE_REQUEST_BYTES // MIB}.")
     return size
@@ -227,17 +221,6 @@ def _power_of_two(tokens: _Tokens, *, zero: bool) -> int:
     return value
 
 
-def _refuse_other_backends(tokens: _Tokens) -> None:
-    backend = tokens.next()
-    if backend != "native":
-        raise tokens.wrong(f"backend:{backend} is not modelled; only torch's own allocator (native) is.")
-
-
-def _nearest(key: str) -> str:
-    near = get_close_matches(key, [*_READERS, "backend", *_WITHOUT_EFFECT], n=1)
-    return f' Perhaps you meant "{near[0]}"?' if near else ""
-
-
 def _shown(field: str, value: object) -> str:
     if field == "roundup_power2_divisions" and isinstance(value, tuple):
         named = ",".join(f"{1 << index}:{divisions}" for index, divisions in enumerate(value))
@@ -248,8 +231,8 @@ def _shown(field: str, value: object) -> str:
 _READERS: dict[str, tuple[str, Callable[[_Tokens], object]]] = {
     "expandable_segments": ("expandable_segments", _flag),
     "large_segment_size_mb": ("large_segment_bytes", _large_segment),
-    "max_split_size_mb": ("max_split_bytes", _mebibytes),
-    "max_non_split_rounding_mb": ("max_non_split_rounding_bytes", _mebibytes),
+    "max_split_size_mb": ("max_split_bytes", _Tokens.mebibytes),
+    "max_non_split_rounding_mb": ("max_non_split_rounding_bytes", _Tokens.mebibytes),
     "roundup_power2_divisions": ("roundup_power2_divisions", _divisions),
     "garbage_collection_threshold": ("garbage_collection_threshold", _threshold),
     "per_process_memory_fraction": ("per_process_memory_fraction", _fraction),

@@ -52,9 +52,7 @@ class _State:
 
     def __init__(self, device: str, stack: ExitStack) -> None:
         """Undo on ``stack`` what the first region sets up."""
-        self._device = device
-        self._stack = stack
-        self._ready = False
+        self._device, self._stack, self._ready = device, stack, False
         self.enabled = False
         self.dtype = torch.bfloat16
         self.caches = True
@@ -117,13 +115,8 @@ def patched_autocast(platform: Platform) -> Iterator[None]:
     """Let torch.autocast cast tensors of the meta device as the platform casts its own."""
     import transformers.utils.generic
 
-    asked, dtype_asked, available = (
-        torch.is_autocast_enabled,
-        torch.get_autocast_dtype,
-        torch.amp.is_autocast_available,
-    )
-    theirs = torch.autocast
-    ours = ("meta", platform.device)
+    theirs, asked, dtype_asked = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
+    available, ours = torch.amp.is_autocast_available, ("meta", platform.device)
     with ExitStack() as stack:
         state = _State(platform.device, stack)
         region = type("MetaAutocast", (_Region,), {"state": state})

@@ -275,7 +275,6 @@ def caveats(seen: Seen, gpu: Gpu, *, silent: bool) -> Iterator[Caveat]:
 
 
 def _lost(seen: Seen) -> int:
-    """Return how many samples lack the reading that the peaks are made of."""
     stretches = [seen.timeline[name] for name in seen.timeline.names()]
     if seen.isolation == "process":
         return sum(stretch.without_own for stretch in stretches)
