@@ -25,6 +25,7 @@ from bench.scenario.types import Cell, LoraMethod, QloraMethod
 
 _UNPADDED = 128  # flash attention's backward pass rounds lengths up to it
 _DEGREES = (1, 2, 1)
+_IGNORED = {"micro_batch", "sequence_length", "learning_rate", "schedule", "schedule_warmup_steps", "seed"}
 _WINDOW, _POSITIONS = "window", "max_position"
 """In names of a configuration's fields: lengths at which a model turns to other computations."""
 
@@ -81,11 +82,8 @@ def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[C
     sizes = None
     for point in family.samples():
         truth = _shallow(_at(example, point), platform, config)
-        sizes = (
-            _Sizes.learnt(traced, family.degrees(), kernels)
-            if _all_alike([*traced.values(), truth])
-            else None
-        )
+        alike = all(_same_structure(stream, truth) for stream in traced.values())
+        sizes = _Sizes.learnt(traced, family.degrees(), kernels) if alike else None
         traced[point] = truth
         if sizes is not None and sizes.gives(point, truth):
             break
@@ -95,11 +93,7 @@ def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[C
 
 
 def _deepened(
-    family: Family,
-    traced: dict[Point, Stream],
-    sizes: "_Sizes | None",
-    kernels: Kernels,
-    config: Any,
+    family: Family, traced: dict[Point, Stream], sizes: "_Sizes | None", kernels: Kernels, config: Any
 ) -> Iterator[tuple[Cell, Stream, Method]]:
     """Yield the family's streams at full depth; what is repeated where is found once for each structure."""
     deep = reference = None
@@ -123,10 +117,6 @@ def _deepened(
 
 def _shallow(cell: Cell, platform: Platform, config: Any) -> Stream:
     return trace(cell, platform, config, depth_of(cell, config))
-
-
-def _all_alike(streams: Sequence[Stream]) -> bool:
-    return all(_same_structure(stream, streams[0]) for stream in streams[1:])
 
 
 def _same_structure(one: Stream, other: Stream) -> bool:
@@ -205,7 +195,6 @@ def _point(cell: Cell) -> Point:
 
 
 def _at(cell: Cell, point: Point) -> Cell:
-    """Return the cell with another batch, length and rank."""
     shape = {"micro_batch": point.micro_batch, "sequence_length": point.sequence_length}
     method = cell.method
     if isinstance(method, LoraMethod | QloraMethod):
@@ -215,16 +204,7 @@ def _at(cell: Cell, point: Point) -> Cell:
 
 def _structure(cell: Cell, config: Any) -> object:
     """Return what cells of one family have in common; what shapes no memory is left out."""
-    training = cell.training.model_dump(
-        exclude={
-            "micro_batch",
-            "sequence_length",
-            "learning_rate",
-            "schedule",
-            "schedule_warmup_steps",
-            "seed",
-        }
-    )
+    training = cell.training.model_dump(exclude=_IGNORED)
     method = cell.method.model_dump(mode="json", exclude={"name", "rank", "alpha"})
     point = _point(cell)
     # bitsandbytes keeps small states in fp32 and rounds blocks up: not polynomial in the rank.

@@ -194,11 +194,7 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
 
 
 def _search_all(
-    lines: Sequence[_Line],
-    judged_for: Card,
-    platform: Platform,
-    predict: Predict,
-    progress: Progress,
+    lines: Sequence[_Line], judged_for: Card, platform: Platform, predict: Predict, progress: Progress
 ) -> list[tuple[Bound, Prediction | None]]:
     """Run each line's search, side by side."""
     searches = {index: _search(line, judged_for) for index, line in enumerate(lines)}

@@ -60,11 +60,7 @@ def chosen_cards(names: Sequence[str], sizes: Sequence[str]) -> tuple[Card, ...]
 
 
 def plan_scenario(
-    path: Path,
-    only: str | None,
-    request: PlanRequest,
-    progress: Progress,
-    launcher: Launcher | None = None,
+    path: Path, only: str | None, request: PlanRequest, progress: Progress, launcher: Launcher | None = None
 ) -> Plan:
     """Plan the chosen cells of a scenario; where it is for CUDA and names no card, for this machine's.
 

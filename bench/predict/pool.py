@@ -75,10 +75,9 @@ def card_of_device(facts: DeviceFacts) -> Card | None:
     """Return the CUDA device of this machine as a card; None where there is none."""
     if facts.cuda_total_bytes is None or facts.cuda_capability is None:
         return None
-    title = facts.cuda_name or "this machine's card"
     return Card(
         name="this-device",
-        title=title,
+        title=facts.cuda_name or "this machine's card",
         memory_bytes=facts.cuda_total_bytes,
         read_usable_bytes=facts.cuda_total_bytes,
         memory_source="read from the device",

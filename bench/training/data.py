@@ -57,13 +57,9 @@ class Batch:
 
     def inputs_on(self, device: torch.device | str) -> dict[str, torch.Tensor]:
         """Return the model's keyword arguments, labels included, copied to a device."""
-        tensors = {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "labels": self.labels,
-            "position_ids": self.position_ids,
-        }
-        return {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
+        names = ("input_ids", "attention_mask", "labels", "position_ids")
+        tensors = ((name, getattr(self, name)) for name in names)
+        return {name: tensor.to(device) for name, tensor in tensors if tensor is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

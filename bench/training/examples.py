@@ -154,10 +154,7 @@ def chat_template(row: Row, tokenizer: Any) -> Example:
                 "The tokenizer's chat template rewrites earlier turns, so the end of a prompt is unknown; "
                 "set data.template to alpaca or plain."
             )
-        segments += [
-            Segment(prompt[len(done) :], trained=False),
-            Segment(turn[len(prompt) :], trained=True),
-        ]
+        segments += [Segment(prompt[len(done) :], trained=False), Segment(turn[len(prompt) :], trained=True)]
         done = turn
     if not segments:
         raise UsageError("A conversation has no assistant turn to train on; remove it from the data.")

@@ -16,16 +16,7 @@ import torch
 
 from bench.probes.machine import SnapshotRecorder, ignore, noted_out_of_memory, read_facts
 from bench.records.derived_metrics import STEPS_IN_TURN
-from bench.records.messages import (
-    GO_ON,
-    CellJob,
-    FetchJob,
-    Message,
-    ProbeJob,
-    ReadingMade,
-    Send,
-    StepTurns,
-)
+from bench.records.messages import GO_ON, CellJob, FetchJob, Message, ProbeJob, ReadingMade, Send, StepTurns
 from bench.records.readings import Caveat
 from bench.records.records import StepSample
 from bench.scenario.types import Cell, ModelSpec

@@ -136,9 +136,8 @@ def _before_output_layer(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, t
     own = vars(head).get("forward")
     head.forward = hand_through
     try:
-        outputs = model(
-            **{name: tensor for name, tensor in inputs.items() if name != "labels"}, use_cache=False
-        )
+        unlabelled = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+        outputs = model(**unlabelled, use_cache=False)
     finally:
         del head.forward
         if own is not None:

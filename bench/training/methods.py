@@ -120,10 +120,7 @@ def _configuration_class(name: str) -> Any:
 
 
 def _with_adapter(
-    model: Any,
-    method: LoraMethod | QloraMethod | PeftMethod,
-    configuration: Any,
-    fields: dict[str, Any],
+    model: Any, method: LoraMethod | QloraMethod | PeftMethod, configuration: Any, fields: dict[str, Any]
 ) -> Any:
     from peft import get_peft_model
 

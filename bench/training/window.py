@@ -14,13 +14,7 @@ import torch
 
 from bench.probes.flops import count_flops
 from bench.probes.ledger import Ledger, StepPhase
-from bench.probes.machine import (
-    Allocator,
-    allocator_of,
-    ignore,
-    read_facts,
-    read_torch_settings,
-)
+from bench.probes.machine import Allocator, allocator_of, ignore, read_facts, read_torch_settings
 from bench.probes.phases import PhaseReader, mark_block, mark_quiescent
 from bench.records.messages import ReadingMade, Send
 from bench.records.readings import Caveat
@@ -74,11 +68,7 @@ class Prepared:
 
 
 def run_window(
-    cell: Cell,
-    send: Send,
-    *,
-    trust_remote_code: bool = False,
-    after_warmup: Callable[[], None] = ignore,
+    cell: Cell, send: Send, *, trust_remote_code: bool = False, after_warmup: Callable[[], None] = ignore
 ) -> None:
     """Run one cell from nothing to its last reading; ``after_warmup`` is called before the measured steps.
 

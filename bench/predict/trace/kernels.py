@@ -99,11 +99,7 @@ class Kernels:
             yield cublas_workspace_bytes(self.platform), "cuBLAS workspace"
 
     def scratch_blocks(
-        self,
-        func: Any,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        result: Any,
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
     ) -> Sequence[int]:
         """Return the blocks that the operator's kernel takes besides its result, for as long as it runs."""
         blocks = self._scratch.get(func)

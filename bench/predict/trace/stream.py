@@ -1,5 +1,6 @@
 """A traced window as arrays: which block is allocated or freed when, and what each block is."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -65,10 +66,9 @@ class Stream:
         kinds, which = np.unique(self.kinds[blocks], return_inverse=True)
         bytes_by_kind = np.zeros(len(kinds), dtype=np.int64)
         np.add.at(bytes_by_kind, which, self.sizes[blocks])
-        sums: dict[Category, int] = {}
+        sums: Counter[Category] = Counter()
         for kind, size in zip(kinds.tolist(), bytes_by_kind.tolist(), strict=True):
-            name = category_of(self.blocks[kind])
-            sums[name] = sums.get(name, 0) + size
+            sums[category_of(self.blocks[kind])] += size
         return dict(sorted(sums.items()))
 
     def module_of(self, block: int) -> str:

@@ -113,14 +113,8 @@ def _kernels(platform: Platform, batch: Batch) -> Kernels:
 
 def on_meta(batch: Batch) -> Batch:
     """Return a batch without data, which its model then has no need to copy: as on the CPU."""
-    tensors = batch.inputs_on("meta")
-    return replace(
-        batch,
-        input_ids=tensors["input_ids"],
-        labels=tensors["labels"],
-        attention_mask=tensors.get("attention_mask"),
-        position_ids=tensors.get("position_ids"),
-    )
+    changed: dict[str, Any] = dict(batch.inputs_on("meta"))
+    return replace(batch, **changed)
 
 
 def _load(model: Any, ledger: MetaLedger) -> None:
@@ -135,7 +129,6 @@ def _load(model: Any, ledger: MetaLedger) -> None:
 
 
 def _paged_bytes(trainer: Trainer, ledger: MetaLedger) -> int:
-    """Return the bytes of optimizer state in managed memory, in the whole model."""
     return sum(
         tensor.nbytes * ledger.times_of(parameter)
         for parameter, state in trainer.optimizer.state.items()
