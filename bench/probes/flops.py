@@ -1,6 +1,6 @@
 """Floating-point operations of one step, by torch's counter, with formulas for bitsandbytes' products."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -65,46 +65,28 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     return found
 
 
-def _gemm_4bit(
-    a_shape: torch.Size, _b_shape: torch.Size, weight_shape: Sequence[int], *_: object, **__: object
-) -> int:
-    """Signature (A, B packed, shape of B unpacked [n, k], …)."""
-    return 2 * a_shape.numel() * weight_shape[0]
-
-
-def _int8_scaled_mm(a_shape: torch.Size, b_shape: torch.Size, *_: object, **__: object) -> int:
-    """Signature (A, B [n, k], row_stats, col_stats, …)."""
-    return 2 * a_shape.numel() * b_shape[0]
-
-
-def _int8_mixed_scaled_mm(
-    _a_shape: torch.Size, ca_shape: torch.Size, cb_shape: torch.Size, *_: object, **__: object
-) -> int:
-    """Signature (A, CA, CB [n, k], …): the int8 product; the few outlier columns in 16 bit are left out."""
-    return 2 * ca_shape.numel() * cb_shape[0]
-
-
-def _attention_forward(
-    query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
-) -> int:
-    """Count the scores and their product with the values; shapes are [batch, heads, positions, width]."""
-    return 2 * query.numel() * key[2] + 2 * query[:3].numel() * key[2] * value[3]
+def _products(query: torch.Size, key: torch.Size, value: torch.Size) -> tuple[int, int]:
+    """Count scores, and their product with the values; shapes are [batch, heads, positions, width]."""
+    return 2 * query.numel() * key[2], 2 * query[:3].numel() * key[2] * value[3]
 
 
 def _attention_backward(
     _gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
 ) -> int:
     """Count the scores again, then the gradients of scores, values, queries and keys: five products."""
-    scores, values = 2 * query.numel() * key[2], 2 * query[:3].numel() * key[2] * value[3]
+    scores, values = _products(query, key, value)
     return 3 * scores + 2 * values
 
 
 # Operators that multiply matrices in training and that torch 2.13's counter does not know: all of
-# bitsandbytes 0.50 (its _ops.py), and attention on a CPU.
+# bitsandbytes 0.50 (its _ops.py), and attention on a CPU. Formulas of the shapes of an operator's arguments.
 _FORMULAS: dict[str, Callable[..., int]] = {
-    "bitsandbytes::gemm_4bit": _gemm_4bit,
-    "bitsandbytes::int8_scaled_mm": _int8_scaled_mm,
-    "bitsandbytes::int8_mixed_scaled_mm": _int8_mixed_scaled_mm,
-    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention_forward,
+    # A, B packed, shape of B unpacked [n, k], …
+    "bitsandbytes::gemm_4bit": lambda a, _b, shape, *_, **__: 2 * a.numel() * shape[0],
+    # A, B [n, k], row_stats, col_stats, …
+    "bitsandbytes::int8_scaled_mm": lambda a, b, *_, **__: 2 * a.numel() * b[0],
+    # A, CA, CB [n, k], …: the int8 product; the few outlier columns in 16 bit are left out
+    "bitsandbytes::int8_mixed_scaled_mm": lambda _a, ca, cb, *_, **__: 2 * ca.numel() * cb[0],
+    "aten::_scaled_dot_product_flash_attention_for_cpu": lambda q, k, v, *_, **__: sum(_products(q, k, v)),
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
 }

@@ -117,10 +117,9 @@ def start_host_peak(*, trim: bool = True) -> int | None:
 
     Without the trim, memory that an earlier phase freed would be counted again in this one.
     """
-    if trim:  # glibc's; musl and macOS have none
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if malloc_trim is not None:
-            malloc_trim(0)
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl and macOS have none
+    if trim and malloc_trim is not None:
+        malloc_trim(0)
     return _status_bytes("VmRSS") if can_reset_host_peak() else None
 
 

@@ -99,13 +99,7 @@ def _hold(
 ) -> None:
     if use is None:
         return
-    mark = Mark(
-        instant=instant,
-        at_ns=time.monotonic_ns(),
-        holds_ns=HOLD_NS,
-        block_bytes=block_bytes,
-        allocated_bytes=use.allocated_bytes,
-        reserved_bytes=use.reserved_bytes,
-    )
-    send(mark)
+    held = {"allocated_bytes": use.allocated_bytes, "reserved_bytes": use.reserved_bytes}
+    at_ns = time.monotonic_ns()
+    send(Mark(instant=instant, at_ns=at_ns, holds_ns=HOLD_NS, block_bytes=block_bytes, **held))
     time.sleep(HOLD_NS / 1e9)

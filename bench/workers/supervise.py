@@ -216,10 +216,10 @@ def add_findings(end: JobEnd, found: Findings) -> JobEnd:
     end = replace(end, measurements=(first.replace(**update), *others))
     if not found.contamination or end.outcome not in CONTAMINABLE:
         return end
-    if end.failure is None:
-        return replace(end, outcome="contaminated", failure=Failure(message=found.contamination))
-    message = f"{found.contamination} It ended as {end.outcome}: {end.failure.message}"
-    failure = end.failure.replace(message=message)
+    failure = Failure(message=found.contamination)
+    if end.failure is not None:
+        message = f"{found.contamination} It ended as {end.outcome}: {end.failure.message}"
+        failure = end.failure.replace(message=message)
     return replace(end, outcome="contaminated", failure=failure)
 
 
@@ -232,20 +232,17 @@ def _verdict(
     if stop == "result":
         return "ok", None
     if stop == "malformed":
-        return "crashed", Failure(
-            message=f"The worker sent a line that is not a message{during}; {transcript.malformed}"
-        )
+        message = f"The worker sent a line that is not a message{during}; {transcript.malformed}"
+        return "crashed", Failure(message=message)
     if stop == "timeout":
-        message = (
-            f"The job took longer than {limits.timeout_s:g} s and was ended{during}; "
-            "raise limits.timeout_s or make the cell smaller."
-        )
+        message = f"The job took longer than {limits.timeout_s:g} s and was ended{during}; "
+        message += "raise limits.timeout_s or make the cell smaller."
         return "timeout", Failure(message=message)
     if stop == "silent":
         message = (
             f"The worker gave no sign of life for {limits.heartbeat_timeout_s:g} s and was ended{during}; "
-            "output_tail shows where it hung, and limits.heartbeat_timeout_s can be raised."
         )
+        message += "output_tail shows where it hung, and limits.heartbeat_timeout_s can be raised."
         return "timeout", Failure(message=message)
     return classify_exit(end, transcript.phase)
 

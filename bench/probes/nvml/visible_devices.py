@@ -47,9 +47,10 @@ def resolve_uuid(
             "as the worker, or update the driver.",
             contradiction=True,
         )
-    slices = _slices(gpus, found[0])
-    if slices:
-        return _slice_of(found[0], slices, told)
+    if slices := _slices(gpus, found[0]):  # CUDA before 12 gives a slice its card's UUID (cuDeviceGetUuid)
+        only, several = "is the only MIG slice of", "Torch runs on one of the slices of"
+        uuid = found[0].uuid
+        return told if told.gpu in slices else _of_slices(slices, f"{only} {uuid}", f"{several} {uuid}")
     if told.gpu is not None and told.gpu.uuid != found[0].uuid:
         return Address(
             found[0],
@@ -57,15 +58,6 @@ def resolve_uuid(
             contradiction=True,
         )
     return Address(found[0], f"Torch runs on {found[0].uuid}, and NVML shows it.")
-
-
-def _slice_of(card: GpuFacts, slices: Sequence[GpuFacts], told: Address) -> Address:
-    """Return the slice of a card; CUDA before 12 gives a slice its card's UUID (cuDeviceGetUuid)."""
-    if told.gpu in slices:
-        return told
-    if len(slices) == 1:
-        return Address(slices[0], f"{slices[0].uuid} is the only MIG slice of {card.uuid}.")
-    return _several_slices(f"Torch runs on one of the slices of {card.uuid}")
 
 
 def _first_visible(gpus: Sequence[GpuFacts], visible: str | None, order: str | None) -> Address:
@@ -104,9 +96,7 @@ def _unrestricted(gpus: Sequence[GpuFacts], cards: Sequence[GpuFacts], order: st
     if slices:
         # MIG User Guide, "CUDA Device Enumeration": CUDA shows no uncut card beside a slice, and of several
         # slices it picks. https://docs.nvidia.com/datacenter/tesla/mig-user-guide/mig-device-names.html
-        if len(slices) == 1:
-            return Address(slices[0], f"{slices[0].uuid} is the only MIG slice here.")
-        return _several_slices("CUDA takes one of several MIG slices")
+        return _of_slices(slices, "is the only MIG slice here", "CUDA takes one of several MIG slices")
     if not cards:
         return Address(None, "NVML shows no GPU.")
     if len(cards) > 1 and order != PCI_ORDER:
@@ -135,7 +125,7 @@ def _card(gpus: Sequence[GpuFacts], card: GpuFacts, reason: str) -> Address:
         return Address(card, f"{reason}.")
     if len(slices) == 1:
         return Address(slices[0], f"{reason}, and {slices[0].uuid} is its only MIG slice.")
-    return _several_slices(f"{reason}, which is cut into {len(slices)} MIG slices")
+    return _of_slices(slices, "", f"{reason}, which is cut into {len(slices)} MIG slices")
 
 
 def _slices(gpus: Sequence[GpuFacts], card: GpuFacts) -> list[GpuFacts]:
@@ -150,8 +140,12 @@ def _unordered(why: str) -> Address:
     return Address(None, f"{why}, and NVML by PCI bus; set CUDA_DEVICE_ORDER={PCI_ORDER}, or name a UUID.")
 
 
-def _several_slices(why: str) -> Address:
-    return Address(None, f"{why}; set CUDA_VISIBLE_DEVICES to the slice's UUID, as nvidia-smi -L shows it.")
+def _of_slices(slices: Sequence[GpuFacts], only: str, several: str) -> Address:
+    if len(slices) == 1:
+        return Address(slices[0], f"{slices[0].uuid} {only}.")
+    return Address(
+        None, f"{several}; set CUDA_VISIBLE_DEVICES to the slice's UUID, as nvidia-smi -L shows it."
+    )
 
 
 def _body(uuid: str) -> str:

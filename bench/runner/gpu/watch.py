@@ -88,8 +88,7 @@ def _open_gpu(stack: contextlib.ExitStack, facts: DeviceFacts, note: Callable[[s
         note(address.reason)
     if address.gpu is None:
         raise UnavailableError(address.reason)
-    gpu: Gpu = nvml.gpu(address.gpu.uuid)
-    return gpu
+    return nvml.gpu(address.gpu.uuid)
 
 
 @contextlib.contextmanager
