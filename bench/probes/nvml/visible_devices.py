@@ -48,9 +48,9 @@ def resolve_uuid(
             contradiction=True,
         )
     if slices := _slices(gpus, found[0]):  # CUDA before 12 gives a slice its card's UUID (cuDeviceGetUuid)
-        only, several = "is the only MIG slice of", "Torch runs on one of the slices of"
-        uuid = found[0].uuid
-        return told if told.gpu in slices else _of_slices(slices, f"{only} {uuid}", f"{several} {uuid}")
+        if_one = f"{slices[0].uuid} is the only MIG slice of {found[0].uuid}"
+        if_several = f"Torch runs on one of the slices of {found[0].uuid}"
+        return told if told.gpu in slices else _of_slices(slices, if_one, if_several)
     if told.gpu is not None and told.gpu.uuid != found[0].uuid:
         return Address(
             found[0],
@@ -96,7 +96,9 @@ def _unrestricted(gpus: Sequence[GpuFacts], cards: Sequence[GpuFacts], order: st
     if slices:
         # MIG User Guide, "CUDA Device Enumeration": CUDA shows no uncut card beside a slice, and of several
         # slices it picks. https://docs.nvidia.com/datacenter/tesla/mig-user-guide/mig-device-names.html
-        return _of_slices(slices, "is the only MIG slice here", "CUDA takes one of several MIG slices")
+        return _of_slices(
+            slices, f"{slices[0].uuid} is the only MIG slice here", "CUDA takes one of several MIG slices"
+        )
     if not cards:
         return Address(None, "NVML shows no GPU.")
     if len(cards) > 1 and order != PCI_ORDER:
@@ -123,9 +125,8 @@ def _card(gpus: Sequence[GpuFacts], card: GpuFacts, reason: str) -> Address:
     slices = _slices(gpus, card)
     if not slices:
         return Address(card, f"{reason}.")
-    if len(slices) == 1:
-        return Address(slices[0], f"{reason}, and {slices[0].uuid} is its only MIG slice.")
-    return _of_slices(slices, "", f"{reason}, which is cut into {len(slices)} MIG slices")
+    if_one = f"{reason}, and {slices[0].uuid} is its only MIG slice"
+    return _of_slices(slices, if_one, f"{reason}, which is cut into {len(slices)} MIG slices")
 
 
 def _slices(gpus: Sequence[GpuFacts], card: GpuFacts) -> list[GpuFacts]:
@@ -140,12 +141,11 @@ def _unordered(why: str) -> Address:
     return Address(None, f"{why}, and NVML by PCI bus; set CUDA_DEVICE_ORDER={PCI_ORDER}, or name a UUID.")
 
 
-def _of_slices(slices: Sequence[GpuFacts], only: str, several: str) -> Address:
+def _of_slices(slices: Sequence[GpuFacts], if_one: str, if_several: str) -> Address:
     if len(slices) == 1:
-        return Address(slices[0], f"{slices[0].uuid} {only}.")
-    return Address(
-        None, f"{several}; set CUDA_VISIBLE_DEVICES to the slice's UUID, as nvidia-smi -L shows it."
-    )
+        return Address(slices[0], f"{if_one}.")
+    advice = "set CUDA_VISIBLE_DEVICES to the slice's UUID, as nvidia-smi -L shows it"
+    return Address(None, f"{if_several}; {advice}.")
 
 
 def _body(uuid: str) -> str:
