@@ -11,6 +11,7 @@ from bench.gate.session import SessionOptions, run_session
 from bench.gate.session_log import Tell, ignore, utc_now
 from bench.gate.sides import side_as_is
 from bench.io import write_json
+from bench.records.derived_metrics import read_metrics, read_samples
 from bench.records.readings import Caveat
 from bench.records.records import Record
 from bench.records.sessions import (
@@ -20,7 +21,6 @@ from bench.records.sessions import (
     CalibratedGroup,
     Calibration,
     SittingRecords,
-    samples,
 )
 from bench.scenario.gate import GateSpec
 from bench.scenario.types import Cell
@@ -93,7 +93,11 @@ def calibration_of(cells: Sequence[Cell], sessions: Sequence[SittingRecords]) ->
     calibrated, caveats = [], []
     for cell in cells:
         groups = tuple(
-            CalibratedGroup(sitting=number, side=side, runs=tuple(samples(record) for record in made))
+            CalibratedGroup(
+                sitting=number,
+                side=side,
+                runs=tuple(read_samples(record, read_metrics(record)) for record in made),
+            )
             for number, session in enumerate(sessions, start=1)
             for side in SIDES
             if (made := _measured(session.records[side], cell))

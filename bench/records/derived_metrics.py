@@ -4,10 +4,11 @@ Every function returns None where the record lacks what it needs, never 0.
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
-from bench.records.readings import INVALIDATING, Caveat, GpuPhase, GpuReading
+from bench.metrics import METRICS
+from bench.records.readings import INVALIDATING, Caveat, GpuPhase, GpuReading, Part
 from bench.records.records import EvaluationReading, Phase, PhaseReading, Record, StepSample
 
 NS_PER_SECOND = 1_000_000_000
@@ -34,8 +35,10 @@ TRAINING_PHASES: tuple[Phase, ...] = (
 _TRAINING = frozenset(TRAINING_PHASES)
 
 BUSY_MACHINE = "busy-machine"
-STEPS_IN_TURN = "steps-in-turn"
 """The caveat of a run beside which others used the CPUs."""
+
+STEPS_IN_TURN = "steps-in-turn"
+"""The caveat of a run whose steps were taken in turn with another run's."""
 
 THROTTLED = "throttled"
 """The caveat of a run during which the GPU clocked lower than it could."""
@@ -45,31 +48,27 @@ PeakField = Literal["host_peak_bytes", "cuda_allocated_peak_bytes", "cuda_reserv
 
 def read_metrics(record: Record) -> dict[str, float | int | None]:
     """Return one value for each entry of ``bench.metrics.METRICS``, in the unit stated there."""
-    measurement = record.measurement
-    ledger, model, flops = measurement.ledger, measurement.model, measurement.flops
-    before, after = headline_evaluation(record, "before"), headline_evaluation(record, "after")
-    steps = measured_steps(record)
-    return {
-        "ledger_peak_bytes": ledger.peak_bytes if ledger else None,
-        "host_peak_bytes": peak_bytes(record, "host_peak_bytes"),
-        "cuda_allocated_peak_bytes": peak_bytes(record, "cuda_allocated_peak_bytes"),
-        "cuda_reserved_peak_bytes": peak_bytes(record, "cuda_reserved_peak_bytes"),
-        "paged_bytes": measurement.paged.paged_bytes if measurement.paged else None,
-        "nvml_process_peak_bytes": _bytes_of(nvml_peak(record, "process")),
-        "nvml_device_delta_peak_bytes": _bytes_of(nvml_peak(record, "device_delta")),
-        "non_torch_bytes": measurement.gpu.non_torch_bytes if measurement.gpu else None,
-        "tokens_per_second": _median(tokens_per_second(steps)),
-        "step_time_ns": _median(step.step_time_ns for step in steps),
-        "energy_per_token_mj": energy_per_token_mj(record),
-        "load_time_ns": phase_time_ns(record, ("load",)),
-        "step_flops": flops.step_flops if flops else None,
-        "op_count": ledger.op_count if ledger else None,
-        "saved_for_backward_bytes": ledger.saved_for_backward_bytes if ledger else None,
-        "parameters_trainable": model.parameters_trainable if model else None,
-        "adapter_file_bytes": model.adapter_file_bytes if model else None,
-        "accuracy_before": accuracy(before),
-        "accuracy_after": accuracy(after),
+    return {name: DERIVED[name](record) for name in METRICS}
+
+
+Samples = dict[str, tuple[float, ...]]
+
+
+def read_samples(record: Record, values: Mapping[str, float | int | None]) -> Samples:
+    """Return the samples of each metric that varies between runs: one a measured step, or one a run.
+
+    ``values`` are those of ``read_metrics``. A rate or a size of 0 has no logarithm, and no machine measures
+    one.
+    """
+    found: Samples = {
+        name: (value,)
+        for name, metric in METRICS.items()
+        if metric.kind == "statistical" and (value := values[name]) is not None and value > 0
     }
+    if steps := measured_steps(record):
+        found["step_time_ns"] = tuple([step.step_time_ns for step in steps])
+        found["tokens_per_second"] = tokens_per_second(steps)
+    return found
 
 
 def measured_steps(record: Record) -> tuple[StepSample, ...]:
@@ -198,7 +197,40 @@ def accuracy(reading: EvaluationReading | None) -> float | None:
     return [item.correct for item in reading.items].count(True) / len(reading.items)
 
 
+def _of(reading: Part | None, name: str) -> int | None:
+    """Return a field of a reading, or None where there is no such reading."""
+    return getattr(reading, name, None)
+
+
 def _median(values: Iterable[float]) -> float | None:
     """Return the median, or None of nothing."""
     found = list(values)
     return statistics.median(found) if found else None
+
+
+def _evaluated(record: Record, when: Literal["before", "after"]) -> float | None:
+    return accuracy(headline_evaluation(record, when))
+
+
+DERIVED: dict[str, Callable[[Record], float | int | None]] = {
+    "ledger_peak_bytes": lambda record: _of(record.measurement.ledger, "peak_bytes"),
+    "host_peak_bytes": lambda record: peak_bytes(record, "host_peak_bytes"),
+    "cuda_allocated_peak_bytes": lambda record: peak_bytes(record, "cuda_allocated_peak_bytes"),
+    "cuda_reserved_peak_bytes": lambda record: peak_bytes(record, "cuda_reserved_peak_bytes"),
+    "paged_bytes": lambda record: _of(record.measurement.paged, "paged_bytes"),
+    "nvml_process_peak_bytes": lambda record: _bytes_of(nvml_peak(record, "process")),
+    "nvml_device_delta_peak_bytes": lambda record: _bytes_of(nvml_peak(record, "device_delta")),
+    "non_torch_bytes": lambda record: _of(record.measurement.gpu, "non_torch_bytes"),
+    "tokens_per_second": lambda record: _median(step_tokens_per_second(record)),
+    "step_time_ns": lambda record: _median(step.step_time_ns for step in measured_steps(record)),
+    "energy_per_token_mj": energy_per_token_mj,
+    "load_time_ns": lambda record: phase_time_ns(record, ("load",)),
+    "step_flops": lambda record: _of(record.measurement.flops, "step_flops"),
+    "op_count": lambda record: _of(record.measurement.ledger, "op_count"),
+    "saved_for_backward_bytes": lambda record: _of(record.measurement.ledger, "saved_for_backward_bytes"),
+    "parameters_trainable": lambda record: _of(record.measurement.model, "parameters_trainable"),
+    "adapter_file_bytes": lambda record: _of(record.measurement.model, "adapter_file_bytes"),
+    "accuracy_before": lambda record: _evaluated(record, "before"),
+    "accuracy_after": lambda record: _evaluated(record, "after"),
+}
+"""How each metric of ``bench.metrics.METRICS`` is had from a record."""

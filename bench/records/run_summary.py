@@ -9,12 +9,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from bench.metrics import METRICS
-from bench.records.derived_metrics import (
-    STEPS_IN_TURN,
-    measured_steps,
-    read_metrics,
-    tokens_per_second,
-)
+from bench.records.derived_metrics import STEPS_IN_TURN, read_metrics, read_samples
 from bench.records.records import Environment, EvaluationReading, Outcome, Record
 from bench.records.sessions import SAME_MACHINE
 from bench.scenario.types import Cell
@@ -28,8 +23,6 @@ CARD_CONDITIONS = ("card", "driver", "power limit in mW")
 BY_STEP = ("step_time_ns", "tokens_per_second")
 """Metrics with a sample for each measured step."""
 
-_VARYING = tuple(name for name, metric in METRICS.items() if metric.kind == "statistical")
-_PAIRED = tuple(name for name, metric in METRICS.items() if metric.kind == "paired")
 _MACHINE = ("system", *SAME_MACHINE)
 
 
@@ -95,8 +88,8 @@ def summarise_run(record: Record) -> RunSummary:
     """Return the summary of a record. What runs have in common is one object, so that thousands are held."""
     environment, conditions = _environment(msgspec.json.encode(record.environment))
     values = read_metrics(record)
-    for name in _PAIRED:
-        del values[name]
+    samples = read_samples(record, values)
+    values = {name: value for name, value in values.items() if METRICS[name].kind != "paired"}
     return RunSummary(
         cell_id=record.cell.id,
         cell=record.cell,
@@ -109,7 +102,7 @@ def summarise_run(record: Record) -> RunSummary:
         conditions=conditions + _steps(record) + _card(record),
         instruments=_instruments(record),
         values=values,
-        samples=_samples(record, values),
+        samples=samples,
         answers=tuple(map(_answers, record.measurement.evaluations)),
     )
 
@@ -124,17 +117,6 @@ def conditions_of(environment: Environment) -> Facts:
     """Return what speed depends on besides versions; what a machine did not record is left out."""
     machine = [(name, environment.machine[name]) for name in _MACHINE if name in environment.machine]
     return (*machine, *sorted(environment.threads.items()))
-
-
-def _samples(record: Record, values: Mapping[str, float | None]) -> Samples:
-    # A rate or a size of 0 has no logarithm, and no machine measures one.
-    found: dict[str, tuple[float, ...]] = {
-        name: (value,) for name in _VARYING if (value := values[name]) is not None and value > 0
-    }
-    if steps := measured_steps(record):
-        found["step_time_ns"] = tuple(step.step_time_ns for step in steps)
-        found["tokens_per_second"] = tokens_per_second(steps)
-    return found
 
 
 def _steps(record: Record) -> Facts:

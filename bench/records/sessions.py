@@ -15,7 +15,7 @@ from pydantic import Field
 
 from bench.errors import UsageError
 from bench.io import read_json
-from bench.records.derived_metrics import measured_steps, peak_bytes, phase_time_ns, step_tokens_per_second
+from bench.records.derived_metrics import Samples
 from bench.records.readings import Caveat, Count, Positive, Stored
 from bench.records.records import Environment, Outcome, Record
 from bench.records.store import load_records, record_file_name
@@ -125,7 +125,6 @@ CALIBRATION_VERSION: Final = 1
 CALIBRATION_FILE = "calibration.json"
 SAME_MACHINE = ("architecture", "cpu_model", "cpu_cores")
 
-Samples = dict[str, tuple[float, ...]]
 SampledRuns = tuple[tuple[float, ...], ...]
 
 
@@ -183,19 +182,6 @@ class Calibration(Stored):
         return tuple(
             (sides["base"], sides["candidate"]) for sides in by_sitting.values() if len(sides) == len(SIDES)
         )
-
-
-def samples(record: Record) -> Samples:
-    """Return what a run says of each metric that varies between runs, in the units of ``bench.metrics``."""
-    found: dict[str, tuple[float | None, ...]] = {
-        "tokens_per_second": step_tokens_per_second(record),
-        "step_time_ns": tuple(step.step_time_ns for step in measured_steps(record)),
-        "load_time_ns": (phase_time_ns(record, ("load",)),),
-        "host_peak_bytes": (peak_bytes(record, "host_peak_bytes"),),
-        "cuda_reserved_peak_bytes": (peak_bytes(record, "cuda_reserved_peak_bytes"),),
-    }
-    known = {name: tuple(value for value in values if value is not None) for name, values in found.items()}
-    return {name: values for name, values in known.items() if values}
 
 
 def read_calibration(path: Path) -> Calibration:

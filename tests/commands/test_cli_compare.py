@@ -1,19 +1,26 @@
 """bench compare, bench baseline, bench export and bench gate of stored results, as a user types them."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from bench import cli
+from bench.metrics import METRICS, Metric
+from bench.records.derived_metrics import DERIVED
 from bench.records.records import Record, encode_record
 from bench.records.store import write_record
 from bench.records.verdicts import Verdicts
+from bench.scenario.gate import GateSpec
+from bench.stats.sequential import policies
 from records_factory import make_cell, make_evaluation, make_measurement, make_record, make_steps
 from sittings_factory import MIB, make_runs
 
@@ -54,6 +61,48 @@ def test_compare_prints_and_writes_one_document(
     assert verdicts == Verdicts.model_validate_json(capsys.readouterr().out)
     assert 1 == bench(monkeypatch, "compare", "results/same", "results/more", "--markdown")
     assert Path("v.md").read_text() == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "gated", "verdict"),
+    [
+        ("deterministic", True, "regression"),
+        ("deterministic", False, "regression"),
+        ("statistical", True, "inconclusive"),
+    ],
+)
+def test_a_new_metric_is_one_entry_and_how_it_is_derived(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: Literal["deterministic", "statistical"],
+    gated: bool,  # noqa: FBT001 - a parameter of the test
+    verdict: str,
+) -> None:
+    """The table, a comparison and a gate have it then, and a scenario's [gate] may name it."""
+    toy = Metric(
+        name="toy_bytes",
+        unit="bytes",
+        better="lower",
+        kind=kind,
+        instrument="toy",
+        meaning="Toy.",
+        gated=gated,
+    )
+    monkeypatch.setitem(METRICS, "toy_bytes", toy)
+    monkeypatch.setitem(DERIVED, "toy_bytes", DERIVED["ledger_peak_bytes"])
+    assert 0 == bench(monkeypatch, "table", "results/more")
+    (first, *_) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert str(601 * MIB) == first["toy_bytes"]
+    assert 0 == bench(monkeypatch, "baseline", "accept", "results/same", "--name", "cpu", "--reason", "first")
+    for command in (("compare", "results/same"), ("gate", "--baseline", "cpu")):
+        capsys.readouterr()
+        assert 1 == bench(monkeypatch, *command, "results/more", "--json")
+        verdicts = Verdicts.model_validate_json(capsys.readouterr().out)
+        (judged,) = [one for one in verdicts.judgements if one.metric == "toy_bytes"]
+        assert (gated, verdict, "toy") == (judged.gated, judged.verdict, judged.instrument)
+        assert [600 * MIB, 601 * MIB] == pytest.approx([judged.baseline, judged.candidate])
+    gate = GateSpec.model_validate({"metrics": {"toy_bytes": {"gated": False}}})
+    assert not policies(gate)["toy_bytes"].gated
 
 
 def test_a_gate_in_continuous_integration_writes_all_it_is_asked_for(
