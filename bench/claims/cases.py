@@ -12,7 +12,7 @@ from bench.compare.measured import Measured, without_seed
 from bench.metrics import TENSORS
 from bench.records.derived_metrics import speed_disturbed, step_tokens_per_second
 from bench.records.predictions import CardFit, Plan, PlannedCell, Prediction
-from bench.records.published.rows import RowFile
+from bench.records.published import RowFile
 from bench.records.records import Record
 from bench.scenario.catalogue import Architecture, architecture_of
 from bench.scenario.types import HOW_IT_LEARNS, Cell

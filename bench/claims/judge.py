@@ -12,7 +12,7 @@ from bench.claims.findings import Evidence, Finding, Verdict, conclude, overall
 from bench.claims.rules import bounds_evidence, chosen_pairs, fits_evidence, lever_evidence, rescue_evidence
 from bench.errors import UsageError
 from bench.records.predictions import is_plan, read_plan
-from bench.records.published.rows import shipped_rows
+from bench.records.published import shipped_rows
 from bench.records.store import load_records
 
 _NOTHING = "no record and no prediction given here has such cells"

@@ -47,7 +47,7 @@ def accept(
 @app.command("list")
 def list_(*, baselines: Baselines = BASELINES) -> None:
     """List the baselines."""
-    from bench.records.baselines import names_of_baselines, read_baseline
+    from bench.records.result_sets import names_of_baselines, read_baseline
     from bench.report.gate import list_lines
 
     for line in list_lines([read_baseline(baselines, name) for name in names_of_baselines(baselines)]):
@@ -59,7 +59,7 @@ def show_(name: BaselineName, *, baselines: Baselines = BASELINES) -> None:
     """Show what was accepted, when and why."""
     from rich.console import Console
 
-    from bench.records.baselines import read_baseline
+    from bench.records.result_sets import read_baseline
     from bench.report.gate import history_table
     from bench.report.text import terminal_table
 

@@ -8,15 +8,16 @@ from statistics import median
 from bench.compare.gate_report import HowToJudge, Side, compare_sides, judge_folder
 from bench.errors import UsageError, counted
 from bench.metrics import METRICS
-from bench.records.baselines import (
+from bench.records.result_sets import (
     Accepted,
     Baseline,
+    ResultSet,
     accept,
     baseline_folder,
+    load_result_set,
     read_accepted,
     read_baseline,
 )
-from bench.records.result_sets import ResultSet, load_result_set
 from bench.records.run_summary import RunSummary
 from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.scenario.gate import GateSpec

@@ -1,18 +1,30 @@
-"""Runs to compare, from wherever they lie: a folder, a file, one side of a sitting, or a git revision."""
+"""Runs to compare, from wherever they lie: a folder, a file, a side of a sitting, a git revision, a baseline.
 
+A baseline is what was accepted as normal, when, and why; nothing of it is ever removed or rewritten.
+``results/baselines/NAME/`` holds ``baseline.json``, the history, and a folder of records for each accepted
+sitting. It is meant to be committed. Nothing is judged here.
+"""
+
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated, Final, Literal
 
-from bench.errors import UsageError
-from bench.io import MAX_BYTES, read_json, read_plain_file
-from bench.records.git import committed_files
+from pydantic import Field, TypeAdapter, ValidationError
+
+from bench.errors import InfrastructureError, UsageError
+from bench.io import MAX_BYTES, read_json, read_plain_file, write_json
+from bench.records.git import committed_files, head_of
+from bench.records.readings import Positive, Stored
 from bench.records.records import decode_record
 from bench.records.run_summary import RunSummary, summarise_run
-from bench.records.sessions import SIDES, SITTING_FILE, Sitting, counted_runs
+from bench.records.sessions import SIDES, SITTING_FILE, FileName, Sitting, counted_runs
 from bench.records.step_times import read_step_times
 from bench.records.store import diagnose
+from bench.scenario.types import Name
 
 ReadFile = Callable[[Path], bytes | str]
 
@@ -113,3 +125,128 @@ def _counted(folder: Path, sitting: Path) -> list[Path]:
     """Return the files of a side's runs that count."""
     runs = read_json(sitting / SITTING_FILE, Sitting, "a sitting", "run bench gate again").runs
     return [folder / run.file for run in counted_runs(runs) if run.side == folder.resolve().name]
+
+
+BASELINE_VERSION: Final = 1
+BASELINE_FILE = "baseline.json"
+BASELINES = Path("results/baselines")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Accepted(Stored):
+    """One sitting that was accepted. Those of one ``level`` are days of the same code."""
+
+    number: Positive = Field(le=9999)
+    level: Positive
+    accepted_at: str = Field(description="UTC, ISO 8601.")
+    reason: str = Field(min_length=1, max_length=1000)
+    revision: str | None = Field(None, description="The commit checked out when it was accepted.")
+    files: dict[FileName, Sha256] = Field(min_length=1, description="Records and what they held.")
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder of records."""
+        return f"{self.number:04d}"
+
+
+class Baseline(Stored):
+    """The history of one baseline, oldest first."""
+
+    baseline_version: Literal[1] = BASELINE_VERSION
+    name: Name
+    accepted: tuple[Accepted, ...] = ()
+
+    @property
+    def current(self) -> tuple[Accepted, ...]:
+        """The sittings that candidates are held against: those of the latest level."""
+        level = self.accepted[-1].level if self.accepted else 1
+        return tuple(one for one in self.accepted if one.level == level)
+
+
+def baseline_folder(root: Path, name: str) -> Path:
+    """Return the folder of a baseline. Raises ``UsageError`` for a name that is none or leads elsewhere."""
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        raise UsageError(
+            f"{name!r} is no name of a baseline; use letters, digits, dots, dashes and underscores"
+        ) from None
+    if (root / name).is_symlink():
+        raise UsageError(f"{root / name} is a link; baselines are plain folders, so remove it")
+    return root / name
+
+
+def names_of_baselines(root: Path) -> tuple[str, ...]:
+    """Return the names of all baselines, sorted."""
+    return tuple(sorted(file.parent.name for file in root.glob(f"*/{BASELINE_FILE}")))
+
+
+def read_baseline(root: Path, name: str) -> Baseline:
+    """Return a baseline's history. Raises ``UsageError`` where there is none."""
+    file = baseline_folder(root, name) / BASELINE_FILE
+    if not file.exists():
+        known = ", ".join(names_of_baselines(root)) or "none"
+        raise UsageError(
+            f"there is no baseline {name} in {root} (there: {known}); "
+            f"make one with bench baseline accept RESULTS --name {name} --reason TEXT"
+        )
+    return read_json(file, Baseline, "a baseline", "restore it from git")
+
+
+def read_accepted(root: Path, name: str, accepted: Accepted) -> ResultSet:
+    """Return the runs of one accepted sitting.
+
+    Raises ``UsageError`` where a record is missing or is no longer what was accepted.
+    """
+    folder = baseline_folder(root, name) / accepted.folder
+    linked = folder.is_symlink()
+
+    def read(file: Path) -> bytes:
+        content = b"" if linked else read_plain_file(file)
+        if isinstance(content, str) or hashlib.sha256(content).hexdigest() != accepted.files[file.name]:
+            raise UsageError(f"{file} is missing or was changed since it was accepted; restore it from git")
+        return content
+
+    return load_files([folder / file for file in accepted.files], str(folder), read)
+
+
+def accept(root: Path, name: str, files: Sequence[Path], *, reason: str, new_level: bool) -> Accepted:
+    """Add a sitting's records to a baseline, which is made if need be; return the new entry.
+
+    Raises ``UsageError`` without a reason, ``InfrastructureError`` where the records cannot be copied.
+    """
+    if not reason.strip():
+        raise UsageError("a baseline changes for a reason; give it with --reason TEXT")
+    folder = baseline_folder(root, name)
+    exists = (folder / BASELINE_FILE).exists()
+    baseline = read_baseline(root, name) if exists else Baseline(name=name)
+    level = baseline.accepted[-1].level if baseline.accepted else 1
+    contents = {file.name: _content(file) for file in files}
+    entry = Accepted(
+        number=len(baseline.accepted) + 1,
+        level=level + 1 if new_level and baseline.accepted else level,
+        accepted_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        reason=reason.strip()[:1000],
+        revision=head_of(),
+        files={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
+    )
+    try:
+        (folder / entry.folder).mkdir(parents=True)
+        for file, content in contents.items():
+            (folder / entry.folder / file).write_bytes(content)
+    except OSError as error:
+        raise InfrastructureError(
+            f"cannot write {folder / entry.folder} ({error.strerror}); remove what an earlier attempt may "
+            "have left there, or choose another place with --baselines"
+        ) from None
+    # Last, so that what an interrupted attempt leaves behind is no part of the history.
+    write_json(folder / BASELINE_FILE, baseline.model_copy(update={"accepted": (*baseline.accepted, entry)}))
+    return entry
+
+
+def _content(file: Path) -> bytes:
+    content = read_plain_file(file)
+    if isinstance(content, str):
+        raise UsageError(f"{file}: {content}")
+    return content

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 from bench.errors import counted
 from bench.metrics import METRICS, Metric
-from bench.records.baselines import Baseline
+from bench.records.result_sets import Baseline
 from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts, outcome_verdict
 from bench.report.text import (
     NOT_APPLICABLE,

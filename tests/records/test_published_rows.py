@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import ScenarioError
-from bench.records.published.rows import Measured, read_rows, shipped_rows
+from bench.records.published import Measured, read_rows, shipped_rows
 from bench.scenario.types import LoraMethod, QloraMethod
 
 HEAD = """

@@ -6,9 +6,15 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records.predictions import Prediction, Refusal
-from bench.records.published.rows import Measured, Row, Source
-from bench.records.published.score import Outcome, Validation, score, summarise
-from bench.records.published.stored import read_validation, write_validation
+from bench.records.published import Measured, Row, Source
+from bench.records.published.score import (
+    Outcome,
+    Validation,
+    read_validation,
+    score,
+    summarise,
+    write_validation,
+)
 from bench.report.self_check import render_validation
 from bench.scenario.platforms import Platform
 

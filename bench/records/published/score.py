@@ -1,13 +1,18 @@
-"""Predictions held against measurements: errors of rows, summaries of groups. Arithmetic on plain data."""
+"""Predictions held against measurements: errors of rows, summaries of groups. Arithmetic on plain data.
+
+A validation is a JSON file: written once predicted, read to make a page.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, median
 
 from pydantic import Field
 
+from bench.io import read_json, write_text
 from bench.records.predictions import Prediction, Refusal
-from bench.records.published.rows import Measured, Row, Source
+from bench.records.published import Measured, Row, Source
 from bench.records.readings import Count, Stored
 
 Outcome = Prediction | Refusal
@@ -159,3 +164,14 @@ def _summary(source: str, tier: int, metric: str, moment: str, group: Sequence[S
         in_band=sum(bands),
         with_band=len(bands),
     )
+
+
+def write_validation(validation: Validation, path: Path) -> None:
+    """Write the file, folders included. Raises ``InfrastructureError`` where it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, validation.model_dump_json(indent=1, exclude_defaults=True) + "\n")
+
+
+def read_validation(path: Path) -> Validation:
+    """Read the file. Raises ``UsageError`` where it is none."""
+    return read_json(path, Validation, "a validation", f"make it with bench validate -o {path}")
