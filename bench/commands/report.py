@@ -140,7 +140,7 @@ def export(
     """Write step times in another tool's format."""
     from bench.io import write_text
     from bench.records.result_sets import load_result_set
-    from bench.records.step_times import step_times_json
+    from bench.records.run_summary import step_times_json
 
     if format != "pytest-benchmark":
         raise UsageError(f"--format {format} is not known; the only format is pytest-benchmark")

@@ -67,7 +67,7 @@ def read_samples(record: Record, values: Mapping[str, float | int | None]) -> Sa
     }
     if steps := measured_steps(record):
         found["step_time_ns"] = tuple([step.step_time_ns for step in steps])
-        found["tokens_per_second"] = tokens_per_second(steps)
+        found["tokens_per_second"] = step_tokens_per_second(record)
     return found
 
 
@@ -78,17 +78,8 @@ def measured_steps(record: Record) -> tuple[StepSample, ...]:
 
 def step_tokens_per_second(record: Record) -> tuple[float, ...]:
     """Return non-padding tokens per second of each measured step, in order."""
-    return tokens_per_second(measured_steps(record))
-
-
-def tokens_per_second(steps: Iterable[StepSample]) -> tuple[float, ...]:
-    """Return non-padding tokens per second of each step, in order."""
     return tuple(
-        [
-            step.tokens.non_padding * NS_PER_SECOND / step.step_time_ns
-            for step in steps
-            if step.step_time_ns > 0
-        ]
+        [step.tokens.non_padding * NS_PER_SECOND / step.step_time_ns for step in measured_steps(record)]
     )
 
 
@@ -129,8 +120,9 @@ def _nvml_bytes(phase: GpuPhase, gpu: GpuReading) -> int | None:
     return max(0, phase.device_peak_bytes - gpu.idle_device_bytes)
 
 
-def _bytes_of(peak: tuple[GpuPhase, int] | None) -> int | None:
-    return None if peak is None else peak[1]
+def _nvml_peak_bytes(record: Record, instrument: Literal["process", "device_delta"]) -> int | None:
+    peak = nvml_peak(record, instrument)
+    return peak and peak[1]
 
 
 def energy_per_token_mj(record: Record) -> float | None:
@@ -218,8 +210,8 @@ DERIVED: dict[str, Callable[[Record], float | int | None]] = {
     "cuda_allocated_peak_bytes": lambda record: peak_bytes(record, "cuda_allocated_peak_bytes"),
     "cuda_reserved_peak_bytes": lambda record: peak_bytes(record, "cuda_reserved_peak_bytes"),
     "paged_bytes": lambda record: _of(record.measurement.paged, "paged_bytes"),
-    "nvml_process_peak_bytes": lambda record: _bytes_of(nvml_peak(record, "process")),
-    "nvml_device_delta_peak_bytes": lambda record: _bytes_of(nvml_peak(record, "device_delta")),
+    "nvml_process_peak_bytes": lambda record: _nvml_peak_bytes(record, "process"),
+    "nvml_device_delta_peak_bytes": lambda record: _nvml_peak_bytes(record, "device_delta"),
     "non_torch_bytes": lambda record: _of(record.measurement.gpu, "non_torch_bytes"),
     "tokens_per_second": lambda record: _median(step_tokens_per_second(record)),
     "step_time_ns": lambda record: _median(step.step_time_ns for step in measured_steps(record)),

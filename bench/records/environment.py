@@ -12,23 +12,9 @@ from pathlib import Path
 from bench.records.git import source_state
 from bench.records.records import Environment
 
-KEY_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "lm-eval",
-    "finetune-bench",
-)
+KEY_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "lm-eval", "finetune-bench")
 OTHER_PACKAGES = (
-    "datasets",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "triton",
-    "flash-attn",
-    "liger-kernel",
+    *("datasets", "tokenizers", "safetensors", "numpy", "triton", "flash-attn", "liger-kernel"),
     "nvidia-ml-py",
 )
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_PROC_BIND")

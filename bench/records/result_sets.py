@@ -20,9 +20,8 @@ from bench.io import MAX_BYTES, read_json, read_plain_file, write_json
 from bench.records.git import committed_files, head_of
 from bench.records.readings import Positive, Stored
 from bench.records.records import decode_record
-from bench.records.run_summary import RunSummary, summarise_run
+from bench.records.run_summary import RunSummary, read_step_times, summarise_run
 from bench.records.sessions import SIDES, SITTING_FILE, FileName, Sitting, counted_runs
-from bench.records.step_times import read_step_times
 from bench.records.store import diagnose
 from bench.scenario.types import Name
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.records.result_sets import load_result_set
-from bench.records.run_summary import summarise_run
-from bench.records.step_times import read_step_times, step_times_json
+from bench.records.run_summary import read_step_times, step_times_json, summarise_run
 from records_factory import make_environment, make_record
 from sittings_factory import make_runs
 
