@@ -40,7 +40,7 @@ def _machine() -> dict[str, str | int | None]:
         "architecture": platform.machine(),
         "cpu_model": _cpu_model(),
         "cpu_cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "memory_limit_bytes": _memory_limit_bytes(),
     }
 
@@ -56,10 +56,6 @@ def _cpu_model() -> str | None:
     if "CPU part" in fields:
         return f"implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
     return None
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _memory_limit_bytes() -> int | None:

@@ -25,6 +25,11 @@ from bench.records.sessions import SIDES, SITTING_FILE, FileName, Sitting, count
 from bench.records.store import diagnose
 from bench.scenario.types import Name
 
+BASELINE_VERSION: Final = 1
+BASELINE_FILE = "baseline.json"
+BASELINES = Path("results/baselines")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ReadFile = Callable[[Path], bytes | str]
 
 
@@ -124,13 +129,6 @@ def _counted(folder: Path, sitting: Path) -> list[Path]:
     """Return the files of a side's runs that count."""
     runs = read_json(sitting / SITTING_FILE, Sitting, "a sitting", "run bench gate again").runs
     return [folder / run.file for run in counted_runs(runs) if run.side == folder.resolve().name]
-
-
-BASELINE_VERSION: Final = 1
-BASELINE_FILE = "baseline.json"
-BASELINES = Path("results/baselines")
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Accepted(Stored):

@@ -6,8 +6,9 @@ calibration holds samples of unchanged code on one machine, from which its noise
 enough to be committed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -24,11 +25,15 @@ from bench.scenario.gate import GateSpec
 SITTING_VERSION: Final = 1
 SITTING_FILE = "sitting.json"
 WARM_UP_FOLDER = "warm-up"
+CALIBRATION_VERSION: Final = 1
+CALIBRATION_FILE = "calibration.json"
+SAME_MACHINE = ("architecture", "cpu_model", "cpu_cores")
 
 SideName = Literal["base", "candidate"]
 SIDES: tuple[SideName, SideName] = ("base", "candidate")
 Kind = Literal["environment", "python", "packages", "revision", "checkout"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.json$", max_length=255)]
+SampledRuns = tuple[tuple[float, ...], ...]
 
 
 class SideFacts(Stored):
@@ -121,13 +126,6 @@ def load_sitting(folder: Path) -> SittingRecords:
     return SittingRecords(folder=folder, sitting=sitting, records=records, problems=tuple(problems))
 
 
-CALIBRATION_VERSION: Final = 1
-CALIBRATION_FILE = "calibration.json"
-SAME_MACHINE = ("architecture", "cpu_model", "cpu_cores")
-
-SampledRuns = tuple[tuple[float, ...], ...]
-
-
 class CalibratedGroup(Stored):
     """Runs of one process of one side in one sitting, in the order run; each as samples by metric.
 
@@ -159,29 +157,27 @@ class Calibration(Stored):
     cells: tuple[CalibratedCell, ...]
     caveats: tuple[Caveat, ...] = ()
 
-    def runs(self, digest: str, metric: str) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    def runs(self, digest: str, metric: str) -> tuple[SampledRuns, ...]:
         """Return the samples of a metric by sitting and run, both sides together: their code is the same.
 
         Empty where the cell was not calibrated.
         """
-        groups = next((cell.groups for cell in self.cells if cell.digest == digest), ())
-        by_sitting: dict[int, list[tuple[float, ...]]] = {}
-        for group in groups:
-            by_sitting.setdefault(group.sitting, []).extend(
-                run[metric] for run in group.runs if metric in run
-            )
-        return tuple(tuple(runs) for runs in by_sitting.values() if runs)
+        both = (tuple(chain(*sides.values())) for sides in self._sampled(digest, metric))
+        return tuple(runs for runs in both if runs)
 
     def pairs(self, digest: str, metric: str) -> tuple[tuple[SampledRuns, SampledRuns], ...]:
         """Return the samples of a metric by sitting: the base's by run, and the candidate's, made in turn."""
-        groups = next((cell.groups for cell in self.cells if cell.digest == digest), ())
+        sampled = self._sampled(digest, metric)
+        return tuple((sides["base"], sides["candidate"]) for sides in sampled if len(sides) == len(SIDES))
+
+    def _sampled(self, digest: str, metric: str) -> Iterable[dict[SideName, SampledRuns]]:
+        """Return the runs of each side, by sitting."""
         by_sitting: dict[int, dict[SideName, SampledRuns]] = {}
-        for group in groups:
-            sampled = tuple(run[metric] for run in group.runs if metric in run)
-            by_sitting.setdefault(group.sitting, {})[group.side] = sampled
-        return tuple(
-            (sides["base"], sides["candidate"]) for sides in by_sitting.values() if len(sides) == len(SIDES)
-        )
+        for group in next((cell.groups for cell in self.cells if cell.digest == digest), ()):
+            sides = by_sitting.setdefault(group.sitting, {})
+            made = tuple(run[metric] for run in group.runs if metric in run)
+            sides[group.side] = (*sides.get(group.side, ()), *made)
+        return by_sitting.values()
 
 
 def read_calibration(path: Path) -> Calibration:

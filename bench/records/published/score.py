@@ -85,7 +85,9 @@ class Summary:
 
 def score(rows: Sequence[Row], predict: Callable[[Row], Outcome]) -> tuple[ScoredRow, ...]:
     """Hold each row against its prediction; ``predict`` is asked for expressible rows only."""
-    return tuple(_scored(row, _refusal(row) or predict(row)) for row in rows)
+    return tuple(
+        _scored(row, predict(row) if row.refused is None else Refusal(message=row.refused)) for row in rows
+    )
 
 
 def summarise(rows: Iterable[ScoredRow]) -> tuple[Summary, ...]:
@@ -97,10 +99,6 @@ def summarise(rows: Iterable[ScoredRow]) -> tuple[Summary, ...]:
                 key = (row.source, row.tier, one.measured.metric, one.measured.moment)
                 groups.setdefault(key, []).append(one)
     return tuple(_summary(*key, group) for key, group in groups.items())
-
-
-def _refusal(row: Row) -> Refusal | None:
-    return Refusal(message=row.refused) if row.refused is not None else None
 
 
 def _scored(row: Row, outcome: Outcome) -> ScoredRow:
