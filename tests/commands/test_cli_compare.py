@@ -66,7 +66,6 @@ def test_compare_prints_and_writes_one_document(
 @pytest.mark.parametrize(
     ("kind", "gated", "verdict"),
     [
-        ("deterministic", True, "regression"),
         ("deterministic", False, "regression"),
         ("statistical", True, "inconclusive"),
     ],

@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import bench
 from bench import cli
 from bench.compare.comparison import compare
 from bench.metrics import METRICS, Metric
-from bench.records import derived_metrics
+from bench.records.derived_metrics import DERIVED
 from bench.records.records import Record
 from bench.records.store import write_record
 from bench.records.table import tidy
@@ -32,19 +31,16 @@ TOY = Metric(
 )
 
 
+def _half_of_the_peak(record: Record) -> int | None:
+    ledger = record.measurement.ledger
+    return ledger.peak_bytes // 2 if ledger else None
+
+
 @pytest.fixture(autouse=True)
 def _toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Add the metric: its entry, its derivation, its column; results/same and results/more differ in it."""
-    read = derived_metrics.read_metrics
-
-    def derived(record: Record) -> dict[str, float | int | None]:
-        ledger = record.measurement.ledger
-        return read(record) | {"toy_bytes": ledger.peak_bytes // 2 if ledger else None}
-
     monkeypatch.setitem(METRICS, TOY.name, TOY)
-    for module in list(sys.modules.values()):  # wherever the one function is imported
-        if getattr(module, "read_metrics", None) is read:
-            monkeypatch.setattr(module, "read_metrics", derived)
+    monkeypatch.setitem(DERIVED, TOY.name, _half_of_the_peak)
     monkeypatch.setattr(comparison_columns, "COLUMNS_OF_METRICS", (TOY.name,))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
