@@ -51,6 +51,11 @@ def read_metrics(record: Record) -> dict[str, float | int | None]:
     return {name: DERIVED[name](record) for name in METRICS}
 
 
+def unpaired_metrics(record: Record) -> dict[str, float | int | None]:
+    """Return the same without the metrics that are compared question by question."""
+    return {name: DERIVED[name](record) for name, metric in METRICS.items() if metric.kind != "paired"}
+
+
 Samples = dict[str, tuple[float, ...]]
 
 

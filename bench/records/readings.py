@@ -4,7 +4,7 @@ A *part* of a record is a msgspec struct: thousands of records are decoded and c
 documents (plans, sittings, messages, …) are pydantic models, in which a part may stand as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
 import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import core_schema
+from pydantic_core import core_schema, to_json
 
 MOST_POINTS: Final = 512
 _LARGEST = 2**63 - 1
@@ -63,9 +63,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
         """Let a pydantic model hold this part: msgspec checks it there too."""
         return core_schema.no_info_plain_validator_function(
-            lambda value: (
-                value if isinstance(value, cls) else msgspec.convert(value, cls, dec_hook=decode_model)
-            ),
+            lambda value: value if isinstance(value, cls) else checked(cls, value),
             serialization=core_schema.plain_serializer_function_ser_schema(plain),
         )
 
@@ -77,22 +75,36 @@ def plain(part: Any) -> Any:
 
 def checked(kind: type[_Part], content: Any) -> _Part:
     """Decode a part from dicts, lists and scalars. Raises ``ValueError``."""
-    return msgspec.convert(content, kind, dec_hook=decode_model)
+    text = to_json(content, inf_nan_mode="strings")
+    return msgspec.json.decode(text, type=kind, dec_hook=decode_model)
 
 
 def decode_model(kind: type, content: Any) -> Any:
     """Decode what in a part is a pydantic model, for msgspec. Raises ``ValueError``."""
-    try:
-        return _checked(kind, msgspec.json.encode(content))
-    except ValidationError as error:
-        mistake = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}") from None
+    return decode_shared(kind, msgspec.json.encode(content))
+
+
+def share(part: Part, name: str, decode: Callable[[bytes], object]) -> None:
+    """Decode a field that msgspec left as text, by a cached function: runs with equal texts share one object.
+
+    Runs of one cell have the cell, the environment and most answers in common; decoding these would take
+    longer than the rest of a record.
+    """
+    if isinstance(text := getattr(part, name), msgspec.Raw):
+        try:
+            msgspec.structs.force_setattr(part, name, decode(bytes(text)))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 @lru_cache(maxsize=20_000)
-def _checked(kind: type[BaseModel], text: bytes) -> BaseModel:
-    """Return a model, equal ones once: runs of one cell share it, since checking it takes long."""
-    return kind.model_validate_json(text)
+def decode_shared(kind: type[BaseModel], text: bytes) -> BaseModel:
+    """Return a model, one object for equal texts. Raises ``ValueError``."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        mistake = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}") from None
 
 
 def number(part: Part, *names: str) -> None:

@@ -10,7 +10,8 @@ History of the format (``SCHEMA_VERSION``):
 """
 
 from abc import ABC
-from typing import TYPE_CHECKING, Final, Literal
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 from pydantic import TypeAdapter
@@ -30,14 +31,20 @@ from bench.records.readings import (
     Timeline,
     TorchSettings,
     decode_model,
+    decode_shared,
     number,
     plain,
+    share,
 )
 from bench.scenario.types import Cell
 
 if TYPE_CHECKING:
     Predicted = Prediction | Refusal
+    SharedCell = Cell
+    SharedEnvironment: TypeAlias = "Environment"
+    SharedItems: TypeAlias = "tuple[EvaluationItem, ...]"
 else:
+    SharedCell = SharedEnvironment = SharedItems = msgspec.Raw  # see ``share``
 
     class Predicted(ABC):  # noqa: B024 - only asked by isinstance
         """Stands for the two in msgspec, which without a tag could not tell them apart."""
@@ -49,6 +56,7 @@ else:
 
 
 SCHEMA_VERSION: Final = 1
+_DECODED = (float, type(None))
 
 Outcome = Literal["ok", "oom", "timeout", "crashed", "failed", "unavailable", "skipped", "contaminated"]
 Phase = Literal[
@@ -119,7 +127,7 @@ class TokenCounts(Part, frozen=True, gc=False):
     computed: Count  # positions the model computed, padding included
 
 
-class StepSample(Part, frozen=True):
+class StepSample(Part, frozen=True, gc=False):
     """One optimizer step, all its micro-batches included."""
 
     index: Count
@@ -131,8 +139,9 @@ class StepSample(Part, frozen=True):
     skipped: bool = False  # the gradient scaler left the optimizer out
 
     def __post_init__(self) -> None:
-        """Read what JSON has no number for."""
-        number(self, "loss", "gradient_norm")
+        """Read what JSON has no number for; asked first, since records have many steps."""
+        if type(self.loss) is not float or type(self.gradient_norm) not in _DECODED:
+            number(self, "loss", "gradient_norm")
 
 
 class LedgerReading(Part, frozen=True):
@@ -188,9 +197,13 @@ class EvaluationReading(Part, frozen=True):
     metric: str
     instrument: str
     num_fewshot: Count
-    items: tuple[EvaluationItem, ...]
+    items: SharedItems
     truncated_items: Count
     duration_ns: Count
+
+    def __post_init__(self) -> None:
+        """Decode the questions with their answers: before training they are alike in all runs."""
+        share(self, "items", _items)
 
 
 class Measurement(Part, frozen=True):
@@ -236,7 +249,7 @@ class Record(Part, frozen=True, kw_only=True):
     """One run of one cell."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    cell: Cell
+    cell: SharedCell
     key: str  # hash of the cell, the versions and the machine: what a rerun must share
     inputs_digest: str | None = None  # SHA-256 over the local files that the cell reads
     run: Positive  # 1 for the first run under this key
@@ -244,11 +257,20 @@ class Record(Part, frozen=True, kw_only=True):
     failure: Failure | None = None
     started_at: str  # UTC, ISO 8601
     total_ns: Count  # from asking for the worker until its end was seen
-    environment: Environment
+    environment: SharedEnvironment
     measurement: Measurement
     prediction: Predicted | None = None  # made before the run; None where none was asked for
 
+    def __post_init__(self) -> None:
+        """Decode what runs have in common."""
+        share(self, "cell", _cell)
+        share(self, "environment", _environment)
 
+
+_cell = partial(decode_shared, Cell)
+_environment = lru_cache(maxsize=1000)(msgspec.json.Decoder(Environment).decode)
+# Few, since a thousand answers take a quarter of a megabyte.
+_items = lru_cache(maxsize=100)(msgspec.json.Decoder(tuple[EvaluationItem, ...]).decode)
 _DECODER = msgspec.json.Decoder(Record, dec_hook=decode_model)
 
 

@@ -10,15 +10,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
 
-from bench.metrics import METRICS
-from bench.records.derived_metrics import NS_PER_SECOND, STEPS_IN_TURN, read_metrics, read_samples
+from bench.records.derived_metrics import NS_PER_SECOND, STEPS_IN_TURN, read_samples, unpaired_metrics
 from bench.records.records import Environment, EvaluationReading, Outcome, Record
 from bench.records.sessions import SAME_MACHINE
 from bench.scenario.types import Cell
@@ -93,10 +91,8 @@ class RunSummary:
 
 def summarise_run(record: Record) -> RunSummary:
     """Return the summary of a record. What runs have in common is one object, so that thousands are held."""
-    environment, conditions = _environment(msgspec.json.encode(record.environment))
-    values = read_metrics(record)
+    values = unpaired_metrics(record)
     samples = read_samples(record, values)
-    values = {name: value for name, value in values.items() if METRICS[name].kind != "paired"}
     return RunSummary(
         cell_id=record.cell.id,
         cell=record.cell,
@@ -105,19 +101,13 @@ def summarise_run(record: Record) -> RunSummary:
         run=record.run,
         outcome=record.outcome,
         started_at=record.started_at,
-        environment=environment,
-        conditions=conditions + _steps(record) + _card(record),
+        environment=record.environment,
+        conditions=conditions_of(record.environment) + _steps(record) + _card(record),
         instruments=_instruments(record),
         values=values,
         samples=samples,
         answers=tuple(map(_answers, record.measurement.evaluations)),
     )
-
-
-@lru_cache(maxsize=1000)
-def _environment(text: bytes) -> tuple[Environment, Facts]:
-    environment = msgspec.json.decode(text, type=Environment)
-    return environment, conditions_of(environment)
 
 
 def conditions_of(environment: Environment) -> Facts:
@@ -153,18 +143,24 @@ def _instruments(record: Record) -> Instruments:
 
 _QUESTION, _CORRECT = attrgetter("doc_id", "doc_hash"), attrgetter("correct")
 _SEEN: dict[Questions, Questions] = {}
+_LATEST: dict[tuple[str, str], tuple[object, Questions, bytes]] = {}
 
 
 def _answers(reading: EvaluationReading) -> Answers:
-    questions = tuple(map(_QUESTION, reading.items))
+    # Runs with the same answers share the items: see ``bench.records.readings.share``.
+    latest = _LATEST.get((reading.task, reading.when))
+    if latest is None or latest[0] is not reading.items:
+        questions = tuple(map(_QUESTION, reading.items))
+        latest = reading.items, _SEEN.setdefault(questions, questions), bytes(map(_CORRECT, reading.items))
+        _LATEST[reading.task, reading.when] = latest
     return Answers(
         task=reading.task,
         when=reading.when,
         metric=reading.metric,
         instrument=reading.instrument,
         num_fewshot=reading.num_fewshot,
-        questions=_SEEN.setdefault(questions, questions),
-        correct=bytes(map(_CORRECT, reading.items)),
+        questions=latest[1],
+        correct=latest[2],
     )
 
 
