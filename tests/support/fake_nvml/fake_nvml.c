@@ -4,7 +4,7 @@
  * All that it says is in the text file FAKE_NVML_STATE, of "key = value" lines: one call sees one state, and a
  * test changes what a running process will be told by replacing the file. Every call asks whether it was
  * replaced, and only then reads it: a real driver answers in microseconds, and what a sampler costs is measured
- * against this library too. tests/virtual_gpu.py writes the file and says what the keys are.
+ * against this library too. tests/support/virtual_gpu.py writes the file and says what the keys are.
  *
  * The functions, structures and codes are those of the public NVML reference:
  * https://docs.nvidia.com/deploy/nvml-api/
