@@ -46,9 +46,7 @@ def record_of(name: str = "lora", allocated_bytes: int = 600 * MIB, **changes: A
         "evaluations": (),
     }
     phases = tuple(
-        phase.model_copy(update={"cuda_allocated_peak_bytes": allocated_bytes})
-        if phase.name == "first_backward"
-        else phase
+        phase.replace(cuda_allocated_peak_bytes=allocated_bytes) if phase.name == "first_backward" else phase
         for phase in measurement["phases"]
     )
     fields = {
