@@ -246,7 +246,7 @@ def _predicted(comparison: Comparison, names: Names, unit: MemoryUnit) -> Figure
     caption = (
         "Predicted before the run, for sequences at their full length: shorter ones need less. Where it is a "
         "band, the allocator may reserve anything in it. "
-        f"The axis need not begin at nought.{_more(len(pairs[MOST_ROWS:]), 'readings')}"
+        f"The axis need not begin at zero.{_more(len(pairs[MOST_ROWS:]), 'readings')}"
     )
     return Figure(
         "predicted", title, caption, lambda charts: charts.predicted_and_read(pairs[:MOST_ROWS], unit)

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.compare.plans import ModelFits, card_fits, plan_rows
+from bench.errors import counted
 from bench.records.predictions import Plan
 from bench.report import details
 from bench.report.columns import Grid
@@ -158,7 +159,7 @@ def folded_tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
     for place in comparison.environments:
         header = ("Fact", f"Environment {place.label}")
         facts = Table(header=header, rows=tuple(place.facts.items()), left=2)
-        yield f"Where it was measured: environment {place.label}, {place.records} records", facts
+        yield f"Test environment {place.label}: {counted(place.records, 'record')}", facts
 
 
 def planned_section(plan: Plan, prefix: str) -> Section:

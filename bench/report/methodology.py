@@ -1,4 +1,4 @@
-"""How each number of a report was read; only for what the report shows."""
+"""The methodology of a report: how each number was measured; only for what the report shows."""
 
 from collections.abc import Sequence
 
@@ -96,7 +96,7 @@ def how_read(rows: Sequence[Measured]) -> list[str]:
             "it the start of the worker and the making of the data. The libraries are imported once, before "
             "the first cell. Medians over runs, so that the parts of several runs need not add up."
         )
-    lines.append("**n/a**: not measured. It never stands for nought.")
+    lines.append("**n/a**: not measured.")
     return lines
 
 

@@ -123,8 +123,8 @@ def _details(comparison: Comparison) -> Iterator[str]:
     rows = comparison.rows
     for title, table in section_tables(comparison, _namer(comparison)):
         yield f"## {title}\n\n{markdown_table(table)}"
-    yield "## Where it was measured\n\n" + _places(comparison)
-    yield "## How each number was read\n\n" + bullets(how_read(rows))
+    yield "## Test environment\n\n" + _places(comparison)
+    yield "## Methodology\n\n" + bullets(how_read(rows))
 
 
 def _namer(comparison: Comparison) -> Callable[[Measured], str]:

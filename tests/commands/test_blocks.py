@@ -54,7 +54,7 @@ def test_pages_in_the_report_folder_count(repository: Path) -> None:
     page = repository / "report" / "tiny.md"
     page.write_text(PAGE.replace("comparison", "details"), encoding="utf-8")
     update(repository)
-    assert "## Where it was measured" in page.read_text(encoding="utf-8")
+    assert "## Test environment" in page.read_text(encoding="utf-8")
 
 
 def test_a_figure_is_drawn_beside_the_page_and_checked_without_drawing(

@@ -222,7 +222,7 @@ def test_below_the_fold_is_what_the_markdown_page_has() -> None:
     comparison = compare(tuple(make_records(4)))
     expected = re.findall(r"^## (.*)$", render_details(comparison), re.MULTILINE)[:-2]
     titles = [title for title, _ in folded_tables(comparison)]
-    assert expected == [title for title in titles if not title.startswith("Where it was measured")]
+    assert expected == [title for title in titles if not title.startswith("Test environment")]
 
 
 def test_the_ending_of_the_file_says_what_is_written(tmp_path: Path) -> None:
