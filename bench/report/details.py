@@ -3,11 +3,12 @@
 ``name`` says how a row is called, since a report on one window needs no whole cell id.
 """
 
-from collections.abc import Callable, Sequence
-from typing import get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar, get_args
 
 from bench.compare.accuracy import Accuracy
 from bench.compare.measured import Measured
+from bench.compare.readings import Peak
 from bench.metrics import INSTRUMENT_NAMES
 from bench.records.readings import Category, Isolation
 from bench.report.comparison_columns import after, saving_share
@@ -25,92 +26,94 @@ from bench.report.text import (
     share,
     significant,
     small_share,
+    table_of,
     words,
 )
 from bench.stats.paired import Paired
 from bench.stats.trend import Trend
 
+X = TypeVar("X")
+Name = Callable[[Measured], str]
 
-def memory_table(rows: Sequence[Measured], name: Callable[[Measured], str], unit: MemoryUnit) -> Table:
+
+def _of_cells(
+    name: Name, pairs: Iterable[tuple[Measured, X]], *columns: tuple[str, Callable[[X], str]], left: int = 1
+) -> Table:
+    """Return a table of what rows have, each line beginning with the name of its row."""
+    lines = [(name(row), *(show(one) for _, show in columns)) for row, one in pairs]
+    return Table(header=("Cell", *(title for title, _ in columns)), rows=tuple(lines), left=left)
+
+
+def memory_table(rows: Sequence[Measured], name: Name, unit: MemoryUnit) -> Table:
     """Return every peak by every instrument, with its phase and its range over runs."""
-    lines = []
-    for row in rows:
-        for peak in row.peaks:
-            spread = f"{unit.show(peak.low_bytes)} to {unit.show(peak.high_bytes)}"
-            lines.append(
-                (
-                    name(row),
-                    INSTRUMENT_NAMES[peak.instrument],
-                    unit.show(peak.peak_bytes),
-                    spread if row.runs_ok > 1 else "one run",
-                    words(peak.phase),
-                    NOT_APPLICABLE if row.kind == "full" else share(saving_share(row, peak.instrument), 0),
-                )
-            )
-    return Table(
-        header=("Cell", "Instrument", "Peak", "Over runs", "Phase", "Saving"), rows=tuple(lines), left=2
+
+    def over_runs(row: Measured, peak: Peak) -> str:
+        spread = f"{unit.show(peak.low_bytes)} to {unit.show(peak.high_bytes)}"
+        return spread if row.runs_ok > 1 else "one run"
+
+    def saving(row: Measured, peak: Peak) -> str:
+        return NOT_APPLICABLE if row.kind == "full" else share(saving_share(row, peak.instrument), 0)
+
+    return _of_cells(
+        name,
+        [(row, (row, peak)) for row in rows for peak in row.peaks],
+        ("Instrument", lambda each: INSTRUMENT_NAMES[each[1].instrument]),
+        ("Peak", lambda each: unit.show(each[1].peak_bytes)),
+        ("Over runs", lambda each: over_runs(*each)),
+        ("Phase", lambda each: words(each[1].phase)),
+        ("Saving", lambda each: saving(*each)),
+        left=2,
     )
 
 
-def predicted_table(rows: Sequence[Measured], name: Callable[[Measured], str], unit: MemoryUnit) -> Table:
+def predicted_table(rows: Sequence[Measured], name: Name, unit: MemoryUnit) -> Table:
     """Return each peak as predicted before the run and as read in it."""
-    return Table(
-        header=("Cell", "Instrument", "Predicted", "Read", "Difference"),
+    return _of_cells(
+        name,
+        [(row, one) for row in rows for one in row.predictions],
+        ("Instrument", lambda one: INSTRUMENT_NAMES[one.instrument]),
+        ("Predicted", lambda one: unit.span(one.low_bytes, one.high_bytes)),
+        ("Read", lambda one: unit.show(one.measured_bytes)),
+        ("Difference", lambda one: share(one.difference_share, 2)),
         left=2,
-        rows=tuple(
-            (
-                name(row),
-                INSTRUMENT_NAMES[one.instrument],
-                unit.span(one.low_bytes, one.high_bytes),
-                unit.show(one.measured_bytes),
-                share(one.difference_share, 2),
-            )
-            for row in rows
-            for one in row.predictions
-        ),
     )
 
 
-def model_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
+def model_table(rows: Sequence[Measured], name: Name) -> Table:
     """Return what was trained: where the weights are from, and how many of them move."""
-    return Table(
-        header=("Cell", "Weights", "Parameters", "Trainable", "Share", "Adapter file"),
+
+    def adapter(row: Measured, size_bytes: int | None) -> str:
+        return NOT_APPLICABLE if row.kind == "full" else SMALL_MEBIBYTES.show(size_bytes)
+
+    return _of_cells(
+        name,
+        [(row, (row, facts)) for row in rows if (facts := row.facts)],
+        ("Weights", lambda each: ", ".join(filter(None, (each[1].source, each[1].weights_note)))),
+        ("Parameters", lambda each: f"{each[1].parameters_total:,}"),
+        ("Trainable", lambda each: f"{each[1].parameters_trainable:,}"),
+        ("Share", lambda each: small_share(each[0].trainable_share)),
+        ("Adapter file", lambda each: adapter(each[0], each[1].adapter_file_bytes)),
         left=2,
-        rows=tuple(
-            (
-                name(row),
-                facts.source if facts.weights_note is None else f"{facts.source}, {facts.weights_note}",
-                f"{facts.parameters_total:,}",
-                f"{facts.parameters_trainable:,}",
-                small_share(row.trainable_share),
-                NOT_APPLICABLE if row.kind == "full" else SMALL_MEBIBYTES.show(facts.adapter_file_bytes),
-            )
-            for row in rows
-            if (facts := row.facts)
-        ),
     )
 
 
-def cause_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
+def cause_table(rows: Sequence[Measured], name: Name) -> Table:
     """Return what set each peak of live tensors."""
-    return Table(
-        header=("Cell", "Phase", "Operator", "Module", "Largest part"),
-        left=5,
-        rows=tuple(
-            (
-                name(row),
-                words(cause.phase),
-                operator(cause.op),
-                cause.module or "outside any module",
-                f"{words(cause.largest_category)}, {share(cause.largest_share, 0)}",
-            )
-            for row in rows
-            if (cause := row.cause)
+    return _of_cells(
+        name,
+        [(row, cause) for row in rows if (cause := row.cause)],
+        ("Phase", lambda cause: words(cause.phase)),
+        ("Operator", lambda cause: operator(cause.op)),
+        ("Module", lambda cause: cause.module or "outside any module"),
+        (
+            "Largest part",
+            lambda cause: f"{words(cause.largest_category)}, {share(cause.largest_share, 0)}",
         ),
+        left=5,
     )
 
 
-def category_table(rows: Sequence[Measured], name: Callable[[Measured], str], unit: MemoryUnit) -> Table:
+def category_table(rows: Sequence[Measured], name: Name, unit: MemoryUnit) -> Table:
     """Return the live tensors at the peak by category; a category that no row has is left out."""
     with_cause = [(row, row.cause.categories_bytes) for row in rows if row.cause]
     present = [
@@ -127,26 +130,21 @@ def category_table(rows: Sequence[Measured], name: Callable[[Measured], str], un
     )
 
 
-def speed_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
+def speed_table(rows: Sequence[Measured], name: Name) -> Table:
     """Return tokens/s with what its spread is, the trend, and what a step computes."""
-    lines = []
-    for row in rows:
-        if row.throughput is None:
-            continue
-        speed = row.throughput
-        lines.append(
-            (
-                name(row),
-                significant(speed.tokens_per_second),
-                f"{significant(speed.low)} to {significant(speed.high)}, {speed.spread}",
-                str(speed.steps),
-                _trend(speed.trend),
-                seconds(row.load_time_ns),
-                operations(row.flops_per_token),
-            )
-        )
-    header = ("Cell", "tokens/s", "Spread", "Measured steps", "Trend", "Load time", "Per token")
-    return Table(header=header, rows=tuple(lines))
+    return _of_cells(
+        name,
+        [(row, (row, speed)) for row in rows if (speed := row.throughput)],
+        ("tokens/s", lambda each: significant(each[1].tokens_per_second)),
+        (
+            "Spread",
+            lambda each: f"{significant(each[1].low)} to {significant(each[1].high)}, {each[1].spread}",
+        ),
+        ("Measured steps", lambda each: str(each[1].steps)),
+        ("Trend", lambda each: _trend(each[1].trend)),
+        ("Load time", lambda each: seconds(each[0].load_time_ns)),
+        ("Per token", lambda each: operations(each[0].flops_per_token)),
+    )
 
 
 def _trend(trend: Trend) -> str:
@@ -155,33 +153,22 @@ def _trend(trend: Trend) -> str:
     return f"{trend.verdict} (drift {share(trend.drift_share)}, {p_value(trend.p_value)})"
 
 
-def accuracy_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
+def accuracy_table(rows: Sequence[Measured], name: Name) -> Table:
     """Return each task before and after, and the paired tests."""
-    header = (
-        "Cell",
-        "Task",
-        "Items",
-        "Before",
-        "After",
-        "Change (gained, lost)",
-        "Against full (gained, lost)",
-    )
-    return Table(
-        header=header,
+
+    def against_full(row: Measured, task: str) -> str:
+        return NOT_APPLICABLE if row.kind == "full" else _against(row, task)
+
+    return _of_cells(
+        name,
+        [(row, (row, result)) for row in rows for result in row.accuracies],
+        ("Task", lambda each: f"{each[1].task} ({each[1].metric}, {each[1].num_fewshot}-shot)"),
+        ("Items", lambda each: str(each[1].items)),
+        ("Before", lambda each: _with_error(each[1].before, each[1].before_error)),
+        ("After", lambda each: _after(each[1])),
+        ("Change (gained, lost)", lambda each: _change(each[1])),
+        ("Against full (gained, lost)", lambda each: against_full(each[0], each[1].task)),
         left=2,
-        rows=tuple(
-            (
-                name(row),
-                f"{result.task} ({result.metric}, {result.num_fewshot}-shot)",
-                str(result.items),
-                _with_error(result.before, result.before_error),
-                _after(result),
-                _change(result),
-                NOT_APPLICABLE if row.kind == "full" else _against(row, result.task),
-            )
-            for row in rows
-            for result in row.accuracies
-        ),
     )
 
 
@@ -221,84 +208,54 @@ def _p(value: float | None) -> str:
     return "the same in all seeds" if value is None else p_value(value)
 
 
-def loss_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
+def loss_table(rows: Sequence[Measured], name: Name) -> Table:
     """Return the loss at both ends."""
-    return Table(
-        header=("Cell", "First", "Last", "Steps"),
-        rows=tuple(
-            (name(row), f"{losses.first:.3f}", f"{losses.last:.3f}", str(losses.steps))
-            for row in rows
-            if (losses := row.losses)
-        ),
+    return _of_cells(
+        name,
+        [(row, losses) for row in rows if (losses := row.losses)],
+        ("First", lambda losses: f"{losses.first:.3f}"),
+        ("Last", lambda losses: f"{losses.last:.3f}"),
+        ("Steps", lambda losses: str(losses.steps)),
     )
 
 
-def merge_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
+def merge_table(rows: Sequence[Measured], name: Name) -> Table:
     """Return what merging the adapter into the base did to the logits."""
-    return Table(
-        header=("Cell", "Largest change of a logit", "Tolerance", "Verdict"),
-        rows=tuple(
-            (
-                name(row),
-                small_share(merge.worst_share),
-                small_share(merge.tolerated_share),
-                "as before, within tolerance" if merge.within_tolerance else "changed",
-            )
-            for row in rows
-            if (merge := row.merge)
-        ),
+    return _of_cells(
+        name,
+        [(row, merge) for row in rows if (merge := row.merge)],
+        ("Largest change of a logit", lambda merge: small_share(merge.worst_share)),
+        ("Tolerance", lambda merge: small_share(merge.tolerated_share)),
+        ("Verdict", lambda one: "as before, within tolerance" if one.within_tolerance else "changed"),
     )
 
 
-def time_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
+def time_table(rows: Sequence[Measured], name: Name) -> Table:
     """Return where each cell's wall time went."""
-    header = (
-        "Cell",
-        "Total",
-        "Loading",
-        "Steps",
-        "Instrumented steps",
-        "Evaluation",
-        "All else",
-        "of it start",
-        "of it data",
-    )
-    return Table(
-        header=header,
-        rows=tuple(
-            (
-                name(row),
-                seconds(times.total_ns),
-                seconds(times.loading_ns),
-                seconds(times.stepping_ns),
-                seconds(times.instruments_ns),
-                seconds(times.evaluation_ns),
-                seconds(times.overhead_ns),
-                seconds(times.starting_ns),
-                seconds(times.preparing_ns),
-            )
-            for row in rows
-            if (times := row.times)
-        ),
+    return _of_cells(
+        name,
+        [(row, times) for row in rows if (times := row.times)],
+        ("Total", lambda times: seconds(times.total_ns)),
+        ("Loading", lambda times: seconds(times.loading_ns)),
+        ("Steps", lambda times: seconds(times.stepping_ns)),
+        ("Instrumented steps", lambda times: seconds(times.instruments_ns)),
+        ("Evaluation", lambda times: seconds(times.evaluation_ns)),
+        ("All else", lambda times: seconds(times.overhead_ns)),
+        ("of it start", lambda times: seconds(times.starting_ns)),
+        ("of it data", lambda times: seconds(times.preparing_ns)),
     )
 
 
 def ending_table(rows: Sequence[Measured]) -> Table:
     """Return every run that did not end ok, with the sentence that says why."""
-    return Table(
-        header=("Cell", "Run", "Outcome", "Phase", "Why"),
+    return table_of(
+        [ending for row in rows for ending in row.endings],
+        ("Cell", lambda ending: ending.cell),
+        ("Run", lambda ending: str(ending.run)),
+        ("Outcome", lambda ending: ending.outcome),
+        ("Phase", lambda ending: words(ending.phase) if ending.phase else NOT_APPLICABLE),
+        ("Why", lambda ending: ending.message),
         left=5,
-        rows=tuple(
-            (
-                ending.cell,
-                str(ending.run),
-                ending.outcome,
-                words(ending.phase) if ending.phase else NOT_APPLICABLE,
-                ending.message,
-            )
-            for row in rows
-            for ending in row.endings
-        ),
     )
 
 
@@ -309,45 +266,37 @@ _READINGS: dict[Isolation, str] = {
 }
 
 
-def isolation_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
+def isolation_table(rows: Sequence[Measured], name: Name) -> Table:
     """Return which reading of NVML could be told to be the worker's, and why."""
-    return Table(
-        header=("Cell", "NVML's peak is", "Why", "Sampled every", "Longest gap"),
-        left=3,
-        rows=tuple(
-            (
-                name(row),
-                _READINGS[isolation],
-                why,
-                _milliseconds(gpu.interval_ns),
-                _longest(gpu.longest_gap_ns),
-            )
-            for row in rows
-            if (gpu := row.gpu)
-            for isolation, why in gpu.isolations
+    return _of_cells(
+        name,
+        [(row, (gpu, one)) for row in rows if (gpu := row.gpu) for one in gpu.isolations],
+        ("NVML's peak is", lambda each: _READINGS[each[1][0]]),
+        ("Why", lambda each: each[1][1]),
+        ("Sampled every", lambda each: _milliseconds(each[0].interval_ns)),
+        (
+            "Longest gap",
+            lambda each: _milliseconds(gap) if (gap := each[0].longest_gap_ns) else NOT_MEASURED,
         ),
+        left=3,
     )
 
 
-def gpu_table(rows: Sequence[Measured], name: Callable[[Measured], str], unit: MemoryUnit) -> Table:
+def gpu_table(rows: Sequence[Measured], name: Name, unit: MemoryUnit) -> Table:
     """Return what the card was doing while the measured steps ran."""
-    header = ("Cell", "Not torch's", "Energy per token", "Power", "SM clock", "Hottest", "Slowed by")
-    return Table(
-        header=header,
-        rows=tuple(
-            (
-                name(row),
-                unit.show(gpu.non_torch_bytes),
-                NOT_MEASURED if energy is None else f"{significant(energy)} mJ",
-                NOT_MEASURED if power is None else f"{significant(power / 1000)} W",
-                _clocks(gpu.sm_clock_min_mhz, gpu.sm_clock_max_mhz),
-                NOT_MEASURED if gpu.temperature_max_c is None else f"{gpu.temperature_max_c} °C",
-                ", ".join(gpu.events) or NOT_APPLICABLE,
-            )
-            for row in rows
-            if (gpu := row.gpu)
-            for energy, power in [(gpu.energy_per_token_mj, gpu.power_mean_mw)]
-        ),
+
+    def number(value: float | None, unit_name: str) -> str:
+        return NOT_MEASURED if value is None else f"{significant(value)} {unit_name}"
+
+    return _of_cells(
+        name,
+        [(row, gpu) for row in rows if (gpu := row.gpu)],
+        ("Not torch's", lambda gpu: unit.show(gpu.non_torch_bytes)),
+        ("Energy per token", lambda gpu: number(gpu.energy_per_token_mj, "mJ")),
+        ("Power", lambda gpu: number(mw / 1000 if (mw := gpu.power_mean_mw) is not None else None, "W")),
+        ("SM clock", lambda gpu: _clocks(gpu.sm_clock_min_mhz, gpu.sm_clock_max_mhz)),
+        ("Hottest", lambda gpu: NOT_MEASURED if (c := gpu.temperature_max_c) is None else f"{c} °C"),
+        ("Slowed by", lambda gpu: ", ".join(gpu.events) or NOT_APPLICABLE),
     )
 
 
@@ -361,37 +310,32 @@ def _milliseconds(time_ns: int) -> str:
     return f"{time_ns / 1e6:,.0f} ms"
 
 
-def _longest(gap_ns: int) -> str:
-    return _milliseconds(gap_ns) if gap_ns else NOT_MEASURED
-
-
-def torch_table(rows: Sequence[Measured], name: Callable[[Measured], str]) -> Table:
+def torch_table(rows: Sequence[Measured], name: Name) -> Table:
     """Return the settings that change speed or results, of the cells on a GPU."""
-    header = (
-        "Cell",
-        "float32 products",
-        "TF32 (products, cuDNN)",
-        "cuDNN benchmark",
-        "Deterministic",
-        "bf16 sums",
-        "Allocator",
-    )
-    return Table(
-        header=header,
-        left=len(header),
-        rows=tuple(
-            (
-                name(row),
-                found.float32_matmul_precision or NOT_MEASURED,
-                f"{_switch(found.matmul_allow_tf32)}, {_switch(found.cudnn_allow_tf32)}",
-                _switch(found.cudnn_benchmark),
-                f"algorithms {found.deterministic_algorithms}, cuDNN {_switch(found.cudnn_deterministic)}",
-                f"reduced precision {_switch(found.bf16_reduced_precision_reduction)}",
-                f"{found.allocator_backend or NOT_MEASURED}, {found.allocator_settings or 'by default'}",
-            )
-            for row in rows
-            if row.device == "cuda" and (found := row.torch_settings)
+    return _of_cells(
+        name,
+        [(row, found) for row in rows if row.device == "cuda" and (found := row.torch_settings)],
+        ("float32 products", lambda found: found.float32_matmul_precision or NOT_MEASURED),
+        (
+            "TF32 (products, cuDNN)",
+            lambda found: f"{_switch(found.matmul_allow_tf32)}, {_switch(found.cudnn_allow_tf32)}",
         ),
+        ("cuDNN benchmark", lambda found: _switch(found.cudnn_benchmark)),
+        (
+            "Deterministic",
+            lambda one: (
+                f"algorithms {one.deterministic_algorithms}, cuDNN {_switch(one.cudnn_deterministic)}"
+            ),
+        ),
+        (
+            "bf16 sums",
+            lambda found: f"reduced precision {_switch(found.bf16_reduced_precision_reduction)}",
+        ),
+        (
+            "Allocator",
+            lambda one: f"{one.allocator_backend or NOT_MEASURED}, {one.allocator_settings or 'by default'}",
+        ),
+        left=7,
     )
 
 
