@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.claims.page import render_committed
-from bench.commands.report import read_material
+from bench.commands.material import read_material
 from bench.compare.comparison import compare
 from bench.compare.gate_report import judge_folder
 from bench.errors import InfrastructureError, UsageError

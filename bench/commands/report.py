@@ -2,17 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bench.commands.options import Cards, Memories, ResultPaths, gc_disabled, require_results
 from bench.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from bench.report.pages import Material
 
 
 @gc_disabled()
@@ -45,7 +40,7 @@ def report(  # noqa: PLR0913 - one parameter for each option
     if check or update or site is not None:
         _of_repository(check=check, update=update, site=site)
         return
-    from bench.report.pages import render_material, write_all_figures, write_material
+    from bench.commands.material import read_material, render_material, write_all_figures, write_material
     from bench.scenario.catalogue import card, card_of_memory
 
     require_results(results)
@@ -77,19 +72,6 @@ def _of_repository(*, check: bool, update: bool, site: Path | None) -> None:
 
         for line in write_site(Path(), site):
             typer.echo(line)
-
-
-def read_material(paths: "Sequence[Path]") -> "Material":
-    """Load records and plans, and compare the records.
-
-    Raises UsageError where a path is neither of the two.
-    """
-    from bench.compare.comparison import compare
-    from bench.records.store import read_results
-    from bench.report.pages import Material
-
-    loaded, plans = read_results(paths)
-    return Material(comparison=compare(loaded.records, loaded.problems) if loaded else None, plans=plans)
 
 
 @gc_disabled()

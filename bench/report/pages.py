@@ -1,26 +1,19 @@
 """A comparison as a Markdown page, as a block of one, and as a table in the terminal; no arithmetic."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
-from bench.errors import UsageError
-from bench.io import write_text
 from bench.metrics import METRICS
-from bench.records.predictions import Plan
 from bench.report import details
-from bench.report import plan as plan_pages
 from bench.report.columns import narrow_table, page_table
 from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
 from bench.report.details import gpu_table, isolation_table, torch_table
 from bench.report.highlights import one_environment, opening, sentences, trained_with
 from bench.report.methodology import how_read
 from bench.report.text import NOT_MEASURED, Table, bullets, markdown, markdown_table, plain, terminal_table
-from bench.scenario.catalogue import Card
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,46 +165,6 @@ def _places(comparison: Comparison) -> str:
         facts = Table(header=("Fact", f"Environment {where.label}"), rows=tuple(where.facts.items()), left=2)
         parts.append(markdown_table(facts))
     return "\n\n".join(parts)
-
-
-_PAGES = (".html", ".htm", ".md", ".markdown", ".txt")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What a report is about: records compared, plans or both."""
-
-    comparison: Comparison | None
-    plans: tuple[Plan, ...]
-
-
-def render_material(material: Material) -> str:
-    """Return the Markdown pages of all material, one after the other."""
-    pages = [render_markdown(material.comparison)] if material.comparison else []
-    return "\n".join([*pages, *(plan_pages.render_markdown(plan) for plan in material.plans)])
-
-
-def write_material(material: Material, path: Path, cards: Sequence[Card]) -> None:
-    """Write a page of the kind that its name ends in. Raises UsageError for another ending."""
-    if path.suffix.lower() not in _PAGES:
-        raise UsageError(f"{path}: a report is written as .html or .md; give one of these endings")
-    if path.suffix.lower() in {".html", ".htm"}:
-        from bench.report.html import render_html
-
-        write_text(path, render_html(material.comparison, material.plans, cards))
-    else:
-        write_text(path, render_material(material))
-
-
-def write_all_figures(material: Material, folder: Path, cards: Sequence[Card]) -> Iterator[str]:
-    """Write the figures of the records to a folder, those of a plan to one inside; yield a line on each."""
-    from bench.report.figures import comparison_figures, plan_figures, write_figures
-
-    if material.comparison:
-        yield from write_figures(comparison_figures(material.comparison, cards), folder)
-    for index, plan in enumerate(material.plans, start=1):
-        alone = material.comparison is None and len(material.plans) == 1
-        yield from write_figures(plan_figures(plan), folder if alone else folder / f"plan-{index}")
 
 
 # As many as a terminal of 80 columns holds; a file has all of them.

@@ -11,7 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from bench.commands.report import read_material
+from bench.commands.material import read_material
 from bench.compare.comparison import compare
 from bench.records.predictions import read_plan
 from bench.report.html import render_html
