@@ -15,7 +15,7 @@ from bench.records.predictions import CardFit, Plan, PlannedCell, Prediction
 from bench.records.published import RowFile
 from bench.records.records import Record
 from bench.scenario.catalogue import Architecture, architecture_of
-from bench.scenario.types import HOW_IT_LEARNS, Cell
+from bench.scenario.cell import HOW_IT_LEARNS, Cell
 
 Instrument = Literal["measured CPU", "measured GPU", "published", "predicted"]
 Scalar = str | int | float | bool

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bench.runner.sweep import SweepOptions
-    from bench.scenario.types import Cell
+    from bench.scenario.cell import Cell
 
 
 def run(  # noqa: PLR0913 - one parameter for each option

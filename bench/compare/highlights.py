@@ -12,7 +12,8 @@ from operator import itemgetter
 from bench.compare.measured import Contrast, Measured
 from bench.metrics import HEADLINES, Instrument
 from bench.records.records import Record
-from bench.scenario.types import EXTRA_READINGS, HOW_IT_LEARNS, DataSpec
+from bench.scenario.cell import EXTRA_READINGS, HOW_IT_LEARNS
+from bench.scenario.types import DataSpec
 
 _IN_WORDS = 2  # of the headline instruments that have a reading
 HOW_BASE_IS_STORED = frozenset(

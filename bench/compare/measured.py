@@ -30,7 +30,8 @@ from bench.metrics import Instrument
 from bench.records.derived_metrics import speed_disturbed
 from bench.records.readings import Caveat, TorchSettings
 from bench.records.records import ModelFacts, Outcome, Record
-from bench.scenario.types import EXTRA_READINGS, HOW_IT_LEARNS, Cell, Device
+from bench.scenario.cell import EXTRA_READINGS, HOW_IT_LEARNS, Cell
+from bench.scenario.types import Device
 
 _NVML_NAMES: dict[Instrument, str] = {
     "nvml_process": "the process",

@@ -11,8 +11,8 @@ from itertools import product
 from bench.records.predictions import CardFit, Plan, PlannedCell, PredictedPhase, Prediction, Refusal
 from bench.records.readings import Category, Caveat
 from bench.scenario.catalogue import Card
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
+from bench.scenario.types import Platform
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 from bench.errors import UsageError
 from bench.metrics import Metric
 from bench.records.run_summary import Answers, Facts, Instruments, RunSummary
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from bench.stats.paired import Paired, pair_items
 from bench.stats.sequential import MetricPolicy
 from bench.stats.verdicts import AccuracyChange

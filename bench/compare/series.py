@@ -17,7 +17,8 @@ from bench.metrics import HEADLINES, Instrument
 from bench.records.predictions import PlannedCell, Prediction
 from bench.records.readings import Category, Timeline
 from bench.scenario.catalogue import Card
-from bench.scenario.types import Cell, LoraMethod, QloraMethod
+from bench.scenario.cell import Cell
+from bench.scenario.types import LoraMethod, QloraMethod
 
 MOST_BARS = 40
 MOST_TIMELINES = 6

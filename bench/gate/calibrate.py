@@ -22,8 +22,8 @@ from bench.records.sessions import (
     Calibration,
     SittingRecords,
 )
+from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
-from bench.scenario.types import Cell
 
 if TYPE_CHECKING:
     from bench.stats.power import NoiseRow

@@ -15,8 +15,8 @@ from bench.io import write_json
 from bench.records.environment import read_environment
 from bench.records.sessions import CALIBRATION_FILE, Calibration, require_this_machine
 from bench.records.verdicts import Verdicts
+from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
-from bench.scenario.types import Cell
 from bench.stats.sequential import policies, rule_of
 
 VERDICTS_FILE = "verdicts.json"

@@ -23,7 +23,7 @@ from bench.gate.sides import Side
 from bench.records.messages import StepTurns
 from bench.records.readings import Positive, Stored
 from bench.records.records import SCHEMA_VERSION, Environment, Record
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from bench.workers import interrupts
 
 PROTOCOL_VERSION: Final = 2

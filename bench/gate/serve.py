@@ -35,7 +35,7 @@ from bench.runner import events
 from bench.runner.gpu.watch import SweepGpu, sweep_gpu
 from bench.runner.schedule import ScheduledRun, inputs_digest, run_key, why_unavailable
 from bench.runner.sweep import CellRunner
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from bench.workers import interrupts
 from bench.workers.child import die_with_parent
 from bench.workers.launch import PRELOAD, Launcher, LocalLauncher

@@ -33,8 +33,8 @@ from bench.records.readings import Caveat
 from bench.records.records import Record
 from bench.records.sessions import SITTING_FILE, SideName, Sitting, SittingRecords, load_sitting
 from bench.records.store import open_folder, record_file_name
+from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
-from bench.scenario.types import Cell
 from bench.workers import interrupts
 
 _SAME_WHEN_RESUMED = {"given", "kind", "understood", "commit"}

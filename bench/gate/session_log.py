@@ -31,7 +31,7 @@ from bench.records.sessions import (
 )
 from bench.records.store import record_file_name, write_record
 from bench.runner.sweep import MOST_RERUNS
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from bench.workers import interrupts
 
 Purpose = Literal["warm-up", "measured", "check"]

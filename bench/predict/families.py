@@ -20,8 +20,8 @@ from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of
 from bench.predict.trace.stream import Ints, Stream
 from bench.predict.trace.trace import trace
 from bench.records.predictions import Method
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell, LoraMethod, QloraMethod
+from bench.scenario.cell import Cell
+from bench.scenario.types import LoraMethod, Platform, QloraMethod
 
 _UNPADDED = 128  # flash attention's backward pass rounds lengths up to it
 _DEGREES = (1, 2, 1)

@@ -28,8 +28,8 @@ from bench.scenario.catalogue import (
     card,
     card_of_memory,
 )
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell, FullMethod, ModelSpec, TrainingSpec
+from bench.scenario.cell import Cell
+from bench.scenario.types import FullMethod, ModelSpec, Platform, TrainingSpec
 from bench.workers.launch import Launcher, LocalLauncher
 
 LENGTH_STEP = 64

@@ -18,7 +18,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401 - the family most 
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.predict import predict_all
 from bench.records.messages import PlanJob, PredictionMade, Send
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from bench.training.jobs import quiet_libraries
 
 

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from bench.predict.pool import PredictionRequest
 from bench.records.predictions import Change, Prediction, Refusal, check_fit
 from bench.scenario.catalogue import Card, absurdities
-from bench.scenario.types import Cell, FullMethod, LoraMethod, QloraMethod
+from bench.scenario.cell import Cell
+from bench.scenario.types import FullMethod, LoraMethod, QloraMethod
 
 _RANK = 16
 _CHECKPOINTING = {"gradient_checkpointing": "non-reentrant"}

@@ -25,9 +25,9 @@ from bench.predict.pool import (
 from bench.records.predictions import Plan, PlannedCell, Prediction, Refusal, check_fit
 from bench.records.records import DeviceFacts, Failure
 from bench.scenario.catalogue import Card, card, card_of_memory
+from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells, load_scenario
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell, LimitsSpec
+from bench.scenario.types import LimitsSpec, Platform
 from bench.workers.launch import Launcher, LocalLauncher
 from bench.workers.supervise import probe
 

@@ -18,8 +18,8 @@ from bench.records.messages import Message, PlanJob, PredictionMade
 from bench.records.predictions import Prediction, Refusal
 from bench.records.records import DeviceFacts
 from bench.scenario.catalogue import Card
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell, LimitsSpec
+from bench.scenario.cell import Cell
+from bench.scenario.types import LimitsSpec, Platform
 from bench.workers.launch import Launcher, wait_for_any
 from bench.workers.supervise import MAX_SLEEP_S, JobEnd, RunningJob
 

@@ -21,8 +21,8 @@ from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import read_cpu_ledger
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.records.readings import Caveat
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell, LoraMethod, ModelSpec, SyntheticData
+from bench.scenario.cell import Cell
+from bench.scenario.types import LoraMethod, ModelSpec, Platform, SyntheticData
 from bench.training.models import assumed_of, configuration_of
 
 RANGES_REPLAYED = 48  # cells; eight replays each take most of a prediction's time

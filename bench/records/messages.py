@@ -22,7 +22,7 @@ from bench.records.records import (
     PhaseReading,
     StepSample,
 )
-from bench.scenario.platforms import Platform
+from bench.scenario.types import Platform
 
 
 class Said(Stored):

@@ -12,8 +12,8 @@ from pydantic import Field
 from bench.io import read_json
 from bench.records.readings import Category, Caveat, Count, Positive, Stored
 from bench.scenario.catalogue import Card
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
+from bench.scenario.types import Platform
 
 PLAN_VERSION: Final = 1
 

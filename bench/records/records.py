@@ -36,7 +36,7 @@ from bench.records.readings import (
     plain,
     share,
 )
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 
 if TYPE_CHECKING:
     Predicted = Prediction | Refusal

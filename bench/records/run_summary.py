@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 from bench.records.derived_metrics import NS_PER_SECOND, STEPS_IN_TURN, read_samples, unpaired_metrics
 from bench.records.records import Environment, EvaluationReading, Outcome, Record
 from bench.records.sessions import SAME_MACHINE
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 
 Samples = Mapping[str, tuple[float, ...]]
 Questions = tuple[tuple[int, str], ...]

@@ -31,7 +31,7 @@ from bench.report.text import (
     plain,
     terminal_table,
 )
-from bench.scenario.platforms import Platform
+from bench.scenario.types import Platform
 
 if TYPE_CHECKING:
     from rich.console import Group

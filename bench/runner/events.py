@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bench.records.messages import Message
 from bench.records.predictions import Plan
 from bench.records.records import Record
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from bench.records.predictions import Plan
 from bench.records.records import PhaseReading, Record, StepSample
 from bench.runner import events
 from bench.runner.doctor import Finding
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 
 REDRAW_INTERVAL_S = 0.5
 DRAWING_SHARE = 0.001  # of the time between two phases, where a slow terminal makes that the longer interval

@@ -11,7 +11,8 @@ from typing import get_args
 from bench.errors import UsageError
 from bench.records.environment import KEY_PACKAGES
 from bench.records.records import DeviceFacts, Environment, Outcome, Record
-from bench.scenario.types import BitsandbytesOptimizer, Cell, JsonlData
+from bench.scenario.cell import Cell
+from bench.scenario.types import BitsandbytesOptimizer, JsonlData
 from bench.training.examples import check_data
 
 KEY_MACHINE = ("architecture", "cpu_model", "cpu_cores")

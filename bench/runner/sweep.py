@@ -19,8 +19,9 @@ from bench.runner import events, schedule
 from bench.runner.events import Observe
 from bench.runner.gpu.watch import GpuWatch, SweepGpu, sweep_gpu
 from bench.runner.schedule import ScheduledRun, ScheduleOptions
+from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells
-from bench.scenario.types import Cell, ModelSpec
+from bench.scenario.types import ModelSpec
 from bench.workers import interrupts
 from bench.workers.launch import Launcher, LocalLauncher
 from bench.workers.listeners import CpuLoadWatch, Findings

@@ -18,9 +18,9 @@ from pydantic import Field, model_validator
 
 from bench.errors import UsageError
 from bench.metrics import GIB, MIB
-from bench.scenario.contradictions import Problem
+from bench.scenario.cell import Cell, Problem
 from bench.scenario.diagnostics import perhaps
-from bench.scenario.types import Cell, Frozen, LoraMethod, ModelSpec, QloraMethod
+from bench.scenario.types import Frozen, LoraMethod, ModelSpec, QloraMethod
 
 TASKS = ("longest-word", "largest-number", "first-in-alphabet")
 """The built-in procedural tasks that ``data.task`` may name."""

@@ -7,9 +7,9 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from bench.scenario.catalogue import TASKS, architectures, wheels
+from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec, MetricGate
 from bench.scenario.types import (
-    Cell,
     EvaluationSpec,
     Frozen,
     FullMethod,

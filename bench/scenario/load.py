@@ -10,6 +10,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from bench.errors import ScenarioError, UsageError
+from bench.scenario.cell import Cell
 from bench.scenario.diagnostics import (
     Location,
     NestingError,
@@ -23,7 +24,6 @@ from bench.scenario.gate import GateSpec
 from bench.scenario.layout import NAME
 from bench.scenario.matrix import expand, merged
 from bench.scenario.shape import sound_part
-from bench.scenario.types import Cell
 
 MAX_BYTES = 1024**2
 MAX_CHAIN = 10

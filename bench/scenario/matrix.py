@@ -19,18 +19,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from bench.scenario.catalogue import absurdities
-from bench.scenario.contradictions import ContradictionError
+from bench.scenario.cell import Cell, ContradictionError
 from bench.scenario.diagnostics import Path, Problems, axis_of
 from bench.scenario.layout import CHOICES, SECTIONS, fields_of, type_of
-from bench.scenario.types import (
-    Cell,
-    Device,
-    Frozen,
-    FullMethod,
-    LoraMethod,
-    Optimizer,
-    PeftMethod,
-)
+from bench.scenario.types import Device, Frozen, FullMethod, LoraMethod, Optimizer, PeftMethod
 
 MOST_CELLS = 20_000
 """A scenario with more is a slip; a sweep of that size would run for months."""

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from bench.metrics import METRICS
+from bench.scenario.cell import Cell
 from bench.scenario.diagnostics import Path, Problems, axis_of, complaint_about, shown
 from bench.scenario.gate import GateContradictionError, GateSpec, MetricGate
 from bench.scenario.layout import (
@@ -27,7 +28,6 @@ from bench.scenario.layout import (
     TOP,
     fields_of,
 )
-from bench.scenario.types import Cell
 
 MOST_VALUES = 1000
 MOST_EXCLUSIONS = 200

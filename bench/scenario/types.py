@@ -1,17 +1,12 @@
-"""The frozen types of a cell: one model, one method, one training window, on one device.
+"""The frozen types of a cell's parts: one model, one method, one training window, and so on.
 
 A scenario file may give a list for most values; expansion (``matrix.py``) turns it into cells of these
-scalar types. Checks that need one field stand here; checks across fields in ``contradictions.py``.
+scalar types. Checks that need one field stand here; checks across fields with the cell, in ``cell.py``.
 """
 
-import hashlib
-import json
-from collections.abc import Collection
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from bench.scenario.contradictions import ContradictionError, contradictions
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 Device = Literal["cpu", "cuda"]
@@ -286,75 +281,26 @@ class LimitsSpec(Frozen):
     )
 
 
-HOW_IT_LEARNS = frozenset(
-    {"training.learning_rate", "training.weight_decay", "training.schedule", "training.schedule_warmup_steps"}
-)
-"""For ``Cell.comparison_key``: fields that change what is learned, not the memory or time of a step."""
-
-EXTRA_READINGS = frozenset({"window.ledger", "window.flops", "window.merge_check"})
-"""For ``Cell.comparison_key``: what is read besides time and peaks, after everything timed."""
+VERSION = r"^\d+\.\d+(\.\d+)?$"
 
 
-class CellLabels(NamedTuple):
-    """The three parts of a cell's id."""
-
-    model: str
-    method: str
-    window: str
+def version_of(text: str) -> tuple[int, ...]:
+    """Return a version as numbers that compare."""
+    return tuple(int(part) for part in text.split("."))
 
 
-class Cell(Frozen):
-    """One point of the matrix: everything a worker needs to know."""
+class Platform(Frozen):
+    """Everything besides the cell that decides which kernels run and what scratch memory they take.
 
-    id: str
-    scenario: Name
-    device: Device = "cpu"
-    model: ModelSpec
-    method: MethodSpec
-    data: DataSpec
-    training: TrainingSpec
-    window: WindowSpec
-    evaluation: EvaluationSpec
-    limits: LimitsSpec
+    How much memory a card has, and how much its context takes, is the card's (``cards.py``).
+    """
 
-    @property
-    def digest(self) -> str:
-        """First 12 hex digits of the SHA-256 of all that shapes the measurement.
-
-        The id, the scenario's name and the limits do not shape it and are left out.
-        """
-        content = self.model_dump(mode="json", exclude={"id", "scenario", "limits"})
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-    @property
-    def labels(self) -> CellLabels:
-        """Model, method and window as the id names them; from the fields where it has other than 3 parts."""
-        parts = self.id.split("/")
-        if len(parts) == len(CellLabels._fields):
-            return CellLabels(*parts)
-        window = f"b{self.training.micro_batch}-s{self.training.sequence_length}"
-        return CellLabels(self.model.name, self.method.name, window)
-
-    def comparison_key(self, ignore: Collection[str] = ()) -> tuple[str, ...]:
-        """Return what cells must share to be alike but for ``ignore``: parts ("method") or fields of parts.
-
-        Two keys compare only where ``ignore`` is the same; ids, scenarios' names and limits never count.
-        """
-        fields: dict[str, set[str]] = {}
-        for path in ignore:
-            part, _, field = path.partition(".")
-            fields.setdefault(part, set()).add(field)
-        return tuple(
-            self.device if part == "device" else getattr(self, part).model_dump_json(exclude=fields.get(part))
-            for part in ("device", "model", "method", "data", "training", "window", "evaluation")
-            if "" not in fields.get(part, ())
-        )
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        """Refuse what no machine can do; what only this machine cannot do is found before the run."""
-        problems = contradictions(self)
-        if problems:
-            raise ContradictionError(problems)
-        return self
+    device: Literal["cpu", "cuda"] = "cuda"
+    capability: tuple[int, int] = Field((8, 0), description="CUDA compute capability; unused on the CPU.")
+    torch: str = Field("2.13", pattern=VERSION, description="Version of torch that will run the cell.")
+    bitsandbytes: str = Field("0.50", pattern=VERSION, description="Likewise of bitsandbytes.")
+    transformers: str = Field(
+        "5.23",
+        pattern=VERSION,
+        description="Of transformers; the loss before 4.49 and GPTBigCode's cache before 4.54 differ.",
+    )

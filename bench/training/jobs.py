@@ -19,7 +19,8 @@ from bench.records.derived_metrics import STEPS_IN_TURN
 from bench.records.messages import GO_ON, CellJob, FetchJob, Message, ProbeJob, ReadingMade, Send, StepTurns
 from bench.records.readings import Caveat
 from bench.records.records import StepSample
-from bench.scenario.types import Cell, ModelSpec
+from bench.scenario.cell import Cell
+from bench.scenario.types import ModelSpec
 
 
 def run_job(job: ProbeJob | FetchJob | CellJob, send: Send) -> None:

@@ -15,8 +15,8 @@ from torch import nn
 from bench.errors import UsageError, one_line
 from bench.records.readings import Caveat
 from bench.records.records import MergeCheck
-from bench.scenario.contradictions import peft_type
-from bench.scenario.types import Cell, FullMethod, LoraMethod, PeftMethod, QloraMethod
+from bench.scenario.cell import Cell, peft_type
+from bench.scenario.types import FullMethod, LoraMethod, PeftMethod, QloraMethod
 from bench.training.data import Batch
 from bench.training.models import DTYPES
 

@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bench.probes.ledger import StepPhase
 from bench.records.readings import PagedMemory
-from bench.scenario.types import Cell, TrainingSpec
+from bench.scenario.cell import Cell
+from bench.scenario.types import TrainingSpec
 from bench.training.data import Batch
 from bench.training.losses import forward_pass, loss_of
 from bench.training.methods import trainable_parameters

@@ -19,7 +19,8 @@ from bench.probes.phases import PhaseReader, mark_block, mark_quiescent
 from bench.records.messages import ReadingMade, Send
 from bench.records.readings import Caveat
 from bench.records.records import FlopsReading, LedgerReading, ModelFacts, Phase, StepSample, TokenCounts
-from bench.scenario.types import Cell, WindowSpec
+from bench.scenario.cell import Cell
+from bench.scenario.types import WindowSpec
 from bench.training.data import Batch, PreparedData, prepare_batches
 from bench.training.evaluation import evaluate
 from bench.training.methods import (

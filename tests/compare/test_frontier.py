@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bench.compare.comparison import compare
 from bench.compare.highlights import dominators
 from bench.records.records import Record
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from records_factory import (
     MIB,
     make_cell,

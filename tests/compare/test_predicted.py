@@ -3,7 +3,7 @@
 from bench.compare.readings import Peak, predictions
 from bench.metrics import Instrument
 from bench.records.predictions import Refusal
-from bench.scenario.platforms import Platform
+from bench.scenario.types import Platform
 from records_factory import MIB, make_prediction
 
 

@@ -19,8 +19,8 @@ from bench.gate.session_log import Event, RunStarted, SessionLog, Tell, ignore
 from bench.gate.sides import prepared_sides, side_as_is
 from bench.records.records import Record
 from bench.records.sessions import SideName, Sitting, SittingRecords, SittingRun, load_sitting
+from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
-from bench.scenario.types import Cell
 from gate_projects import git, make_repository
 from records_factory import MIB, make_ledger, make_measurement, make_record
 from replay_worker import make_cell

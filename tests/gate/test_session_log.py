@@ -27,8 +27,8 @@ from bench.gate.session_log import (
 from bench.gate.sides import side_as_is
 from bench.records.records import Failure
 from bench.records.sessions import SideName, SittingRecords, SittingRun
+from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
-from bench.scenario.types import Cell
 from bench.stats.power import NoiseRow
 from records_factory import make_record
 from replay_worker import make_cell

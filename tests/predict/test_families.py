@@ -10,8 +10,8 @@ import pytest
 from bench.predict.families import Family, Point, families, streams
 from bench.predict.trace.stream import Stream
 from bench.predict.trace.trace import trace
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell, FullMethod, LoraMethod, ModelSpec, QloraMethod, TrainingSpec
+from bench.scenario.cell import Cell
+from bench.scenario.types import FullMethod, LoraMethod, ModelSpec, Platform, QloraMethod, TrainingSpec
 from bench.training.models import configuration_of
 from tiny_cells import tiny_cell
 

@@ -14,8 +14,8 @@ from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
 from bench.predict.pool import PredictionRequest, platform_of
 from bench.predict.predict import predict
 from bench.records.predictions import Bound, Prediction, Refusal
+from bench.scenario.cell import Cell
 from bench.scenario.load import load_scenario
-from bench.scenario.types import Cell
 from bench.training.models import empty_causal_model
 from bench.workers.launch import Launcher, LocalLauncher
 from records_factory import make_prediction

@@ -8,8 +8,8 @@ from bench.metrics import GIB
 from bench.predict import families
 from bench.predict.predict import RANGES_REPLAYED, predict, predict_all
 from bench.records.predictions import Prediction, Refusal
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell, ModelSpec
+from bench.scenario.cell import Cell
+from bench.scenario.types import ModelSpec, Platform
 from tiny_cells import tiny_cell
 
 A100 = Platform(capability=(8, 0))

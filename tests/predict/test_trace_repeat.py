@@ -7,8 +7,8 @@ from transformers import AutoConfig
 
 from bench.predict.trace.repeat import Depth, LayersDifferError, deepen, depth_of, depth_traced, shallow
 from bench.predict.trace.trace import trace
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
+from bench.scenario.types import Platform
 from bench.training.models import configuration_of
 from tiny_cells import tiny_cell
 

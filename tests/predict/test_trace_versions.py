@@ -14,7 +14,7 @@ from transformers import (
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from bench.predict.trace.patches import patched
-from bench.scenario.platforms import Platform
+from bench.scenario.types import Platform
 
 WIDTH, HEADS, LAYERS = 16, 4, 2
 

@@ -16,7 +16,7 @@ from bench.records.published.score import (
     write_validation,
 )
 from bench.report.self_check import render_validation
-from bench.scenario.platforms import Platform
+from bench.scenario.types import Platform
 
 
 def _prediction(allocated: int, reserved: int) -> Prediction:

@@ -4,8 +4,8 @@ from bench.records.predictions import Plan, PlannedCell, check_fit
 from bench.report.fit import fit_sentences
 from bench.report.text import RowLink
 from bench.scenario.catalogue import Card, card, card_of_memory
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
+from bench.scenario.types import Platform
 from records_factory import make_cell, make_prediction
 
 GIB = 1024**3

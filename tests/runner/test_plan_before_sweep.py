@@ -13,8 +13,8 @@ from bench.records.store import load_records
 from bench.runner.events import Event, Predicted, RunStarted
 from bench.runner.schedule import ScheduleOptions
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
+from bench.scenario.types import Platform
 from bench.workers.launch import Launcher, LocalLauncher, Worker
 from records_factory import make_prediction
 from replay_worker import make_cell, make_facts, replay

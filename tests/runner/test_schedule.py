@@ -7,8 +7,8 @@ import pytest
 from bench.errors import UsageError
 from bench.records.records import Record
 from bench.runner.schedule import ScheduleOptions, parse_outcomes, run_key, schedule_runs
+from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells
-from bench.scenario.types import Cell
 from records_factory import make_environment, make_record
 from replay_worker import make_cell, make_facts
 

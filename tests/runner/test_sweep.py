@@ -16,7 +16,7 @@ from bench.records.store import load_records
 from bench.runner.events import Event, Note, Preparing, RunStarted, SweepStarted
 from bench.runner.schedule import ScheduleOptions
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from bench.workers.launch import LocalLauncher
 from replay_worker import make_cell, replay
 

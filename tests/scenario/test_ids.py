@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.errors import ScenarioError
+from bench.scenario.cell import EXTRA_READINGS, HOW_IT_LEARNS, Cell
 from bench.scenario.load import load_scenario
-from bench.scenario.types import EXTRA_READINGS, HOW_IT_LEARNS, Cell
 
 _HEAD = """
 [models."llama-2-7b"]

@@ -1,8 +1,8 @@
 """The layout of scenario files against the rest of the program."""
 
 from bench.scenario.catalogue import TASKS
+from bench.scenario.cell import Cell
 from bench.scenario.layout import SECTIONS, TABLES, fields_of
-from bench.scenario.types import Cell
 
 
 def test_tables_are_the_parts_of_a_cell() -> None:

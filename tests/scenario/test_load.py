@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import ScenarioError
+from bench.scenario.cell import Cell
 from bench.scenario.load import load_scenario
-from bench.scenario.types import Cell
 
 SMALL = """\
 title = "Small"

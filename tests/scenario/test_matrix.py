@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from bench.scenario.cell import Cell
 from bench.scenario.load import load_scenario
-from bench.scenario.types import Cell, HubData, TaskData
+from bench.scenario.types import HubData, TaskData
 
 
 def _cells(folder: Path, text: str) -> dict[str, Cell]:

@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bench.errors import ScenarioError
+from bench.scenario.cell import Cell
 from bench.scenario.load import load_scenario
-from bench.scenario.types import Cell, LoraMethod, QloraMethod, TaskData
+from bench.scenario.types import LoraMethod, QloraMethod, TaskData
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 COUNTS = {

@@ -12,7 +12,7 @@ from bench.records.predictions import Prediction
 from bench.records.records import Record
 from bench.runner.events import ignore
 from bench.runner.sweep import SweepOptions, run_sweep
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from bench.workers.launch import Launcher
 from tiny_cells import tiny_cell
 

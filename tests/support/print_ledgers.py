@@ -5,7 +5,7 @@ import sys
 import msgspec
 
 from bench.records.records import LedgerReading
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from tiny_cells import of_type, readings_of
 
 if __name__ == "__main__":

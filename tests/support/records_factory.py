@@ -24,8 +24,8 @@ from bench.records.records import (
     decode_record,
     encode_record,
 )
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
+from bench.scenario.types import Platform
 
 MIB = 1024**2
 SECOND_NS = 1_000_000_000

@@ -28,7 +28,8 @@ from bench.records.messages import (
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Caveat, checked, plain
 from bench.records.records import DeviceFacts
-from bench.scenario.types import Cell, ModelSpec
+from bench.scenario.cell import Cell
+from bench.scenario.types import ModelSpec
 
 CHATTER_BYTES = 100 * 1024**2
 ASKED_BYTES = 8 * 1024**3

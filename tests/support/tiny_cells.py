@@ -3,7 +3,7 @@
 from typing import Any
 
 from bench.records.messages import Message, ReadingMade, Send
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 
 
 def tiny_cell(method: dict[str, Any] | None = None, **changes: Any) -> Cell:

@@ -7,7 +7,7 @@ import torch
 from bench.predict.trace.trace import worst_batch
 from bench.probes.ledger import Ledger
 from bench.records.records import LedgerReading
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from bench.training.methods import adapt
 from bench.training.models import DTYPES, keep_quantised_weights, quantisation_of
 from bench.training.step import build_trainer, run_step

@@ -19,7 +19,7 @@ from bench.probes.machine import Allocator, AllocatorPeaks, AllocatorUse
 from bench.probes.nvml.device import Gpu, GpuSample
 from bench.records.messages import CellJob, FetchJob, Job, Message, PhaseStarted, ProbeJob, ReadingMade, Send
 from bench.records.records import DeviceFacts, PhaseReading, Record
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from tiny_cells import tiny_cell
 from virtual_gpu import VirtualCard, VirtualGpus, VirtualSlice
 

@@ -7,7 +7,7 @@ import torch
 
 from bench.errors import UsageError
 from bench.records.readings import Caveat
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from bench.training.data import prepare_batches
 from bench.training.methods import adapt, check_merge, count_parameters, excess_ranks, trainable_parameters
 from bench.training.models import load_model

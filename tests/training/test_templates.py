@@ -8,8 +8,7 @@ from pydantic import ValidationError
 
 from bench.errors import UsageError
 from bench.records.records import Record
-from bench.scenario.contradictions import TEMPLATES_OF_FORMAT
-from bench.scenario.types import Cell
+from bench.scenario.cell import TEMPLATES_OF_FORMAT, Cell
 from bench.training.examples import (
     TEMPLATES,
     AlpacaRow,

@@ -18,7 +18,7 @@ from bench.records.records import (
     PhaseReading,
     StepSample,
 )
-from bench.scenario.types import Cell
+from bench.scenario.cell import Cell
 from tiny_cells import of_type, readings_of, tiny_cell
 
 pytestmark = pytest.mark.usefixtures("tiny_weights")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.predict.trace.meta_kernels import registrations
-from bench.scenario.platforms import Platform
+from bench.scenario.types import Platform
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)

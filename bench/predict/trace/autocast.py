@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.predict.trace.meta_kernels import registrations
-from bench.scenario.platforms import Platform
+from bench.scenario.types import Platform
 
 _KEY = "AutocastPrivateUse1"
 _DEVICE = "privateuseone"

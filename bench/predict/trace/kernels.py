@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.metrics import MIB
-from bench.scenario.platforms import Platform, version_of
+from bench.scenario.types import Platform, version_of
 
 _aten = torch.ops.aten
 _META = torch.device("meta")

@@ -20,7 +20,7 @@ from bench.errors import UntraceableError
 from bench.predict.trace import meta_kernels
 from bench.predict.trace.attention import patched_attention
 from bench.predict.trace.autocast import patched_autocast
-from bench.scenario.platforms import Platform, version_of
+from bench.scenario.types import Platform, version_of
 from bench.training import losses
 
 Patches = Iterator[Any]

@@ -14,7 +14,8 @@ import numpy as np
 
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark
 from bench.predict.trace.stream import Ints, Stream, spans
-from bench.scenario.types import Cell, FullMethod, LoraMethod, QloraMethod
+from bench.scenario.cell import Cell
+from bench.scenario.types import FullMethod, LoraMethod, QloraMethod
 from bench.training.models import empty_causal_model
 
 FIRST, SECOND, THIRD, LAST = range(4)

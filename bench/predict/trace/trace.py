@@ -18,8 +18,8 @@ from bench.predict.trace.repeat import Depth, shallow
 from bench.predict.trace.stream import WARM_UP, Stream, stream_of
 from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
-from bench.scenario.platforms import Platform
-from bench.scenario.types import Cell, SyntheticData
+from bench.scenario.cell import Cell
+from bench.scenario.types import Platform, SyntheticData
 from bench.training.data import Batch, prepare_batches
 from bench.training.methods import adapt
 from bench.training.models import build_empty_model, configuration_of, quantise_empty

@@ -12,13 +12,11 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from bench.errors import ScenarioError
 from bench.records.readings import Positive
-from bench.scenario.contradictions import ContradictionError
+from bench.scenario.cell import Cell, ContradictionError
 from bench.scenario.diagnostics import Location, Problems, shown
 from bench.scenario.load import Document, read_document
 from bench.scenario.matrix import merged
-from bench.scenario.platforms import Platform
 from bench.scenario.types import (
-    Cell,
     DataSpec,
     EvaluationSpec,
     Frozen,
@@ -26,6 +24,7 @@ from bench.scenario.types import (
     MethodSpec,
     ModelSpec,
     Name,
+    Platform,
     SyntheticData,
     TrainingSpec,
     WindowSpec,

@@ -1,13 +1,28 @@
-"""Fields of a cell that exclude each other on any machine. What only one machine lacks is found later."""
+"""A cell: one model, one method, one training window, on one device; and what its parts rule out together.
 
-from __future__ import annotations
+What only one machine lacks is found later.
+"""
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+import json
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple, Self
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from pydantic import model_validator
 
-    from bench.scenario.types import Cell, PeftMethod
+from bench.scenario.types import (
+    DataSpec,
+    Device,
+    EvaluationSpec,
+    Frozen,
+    LimitsSpec,
+    MethodSpec,
+    ModelSpec,
+    Name,
+    PeftMethod,
+    TrainingSpec,
+    WindowSpec,
+)
 
 Problem = tuple[str, str, str]
 """Part, field, and in words what is wrong and what to do."""
@@ -38,6 +53,80 @@ class ContradictionError(ValueError):
         """Take every contradiction of the cell."""
         self.problems = problems
         super().__init__("; ".join(f"{part}.{field} {message}" for part, field, message in problems))
+
+
+HOW_IT_LEARNS = frozenset(
+    {"training.learning_rate", "training.weight_decay", "training.schedule", "training.schedule_warmup_steps"}
+)
+"""For ``Cell.comparison_key``: fields that change what is learned, not the memory or time of a step."""
+
+EXTRA_READINGS = frozenset({"window.ledger", "window.flops", "window.merge_check"})
+"""For ``Cell.comparison_key``: what is read besides time and peaks, after everything timed."""
+
+
+class CellLabels(NamedTuple):
+    """The three parts of a cell's id."""
+
+    model: str
+    method: str
+    window: str
+
+
+class Cell(Frozen):
+    """One point of the matrix: everything a worker needs to know."""
+
+    id: str
+    scenario: Name
+    device: Device = "cpu"
+    model: ModelSpec
+    method: MethodSpec
+    data: DataSpec
+    training: TrainingSpec
+    window: WindowSpec
+    evaluation: EvaluationSpec
+    limits: LimitsSpec
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of all that shapes the measurement.
+
+        The id, the scenario's name and the limits do not shape it and are left out.
+        """
+        content = self.model_dump(mode="json", exclude={"id", "scenario", "limits"})
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def labels(self) -> CellLabels:
+        """Model, method and window as the id names them; from the fields where it has other than 3 parts."""
+        parts = self.id.split("/")
+        if len(parts) == len(CellLabels._fields):
+            return CellLabels(*parts)
+        window = f"b{self.training.micro_batch}-s{self.training.sequence_length}"
+        return CellLabels(self.model.name, self.method.name, window)
+
+    def comparison_key(self, ignore: Collection[str] = ()) -> tuple[str, ...]:
+        """Return what cells must share to be alike but for ``ignore``: parts ("method") or fields of parts.
+
+        Two keys compare only where ``ignore`` is the same; ids, scenarios' names and limits never count.
+        """
+        fields: dict[str, set[str]] = {}
+        for path in ignore:
+            part, _, field = path.partition(".")
+            fields.setdefault(part, set()).add(field)
+        return tuple(
+            self.device if part == "device" else getattr(self, part).model_dump_json(exclude=fields.get(part))
+            for part in ("device", "model", "method", "data", "training", "window", "evaluation")
+            if "" not in fields.get(part, ())
+        )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        """Refuse what no machine can do; what only this machine cannot do is found before the run."""
+        problems = contradictions(self)
+        if problems:
+            raise ContradictionError(problems)
+        return self
 
 
 def contradictions(cell: Cell) -> list[Problem]:
