@@ -298,10 +298,11 @@ def test_settings_are_read_as_torch_has_them() -> None:
 
 
 SETTINGS = """
+import msgspec
 import torch
 from bench.probes.machine import read_torch_settings
 torch.backends.cuda.matmul.fp32_precision = "tf32"
-print(read_torch_settings().model_dump_json())
+print(msgspec.json.encode(read_torch_settings()).decode())
 """
 
 
