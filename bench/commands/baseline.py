@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from bench.commands.options import BASELINES, Baselines, grouped
-from bench.commands.outputs import Outputs, show
+from bench.commands.outputs import Inconclusive, Outputs, show
 from bench.errors import UsageError, counted
 
 app = typer.Typer(
@@ -76,10 +76,14 @@ def diff(
         typer.Argument(metavar="[FROM TO]", help="Numbers of two sessions.", show_default="the last two"),
     ] = [],  # noqa: B006 - typer copies it
     *,
+    inconclusive: Inconclusive = None,
     outputs: Outputs,
     baselines: Baselines = BASELINES,
 ) -> None:
-    """Compare two accepted sessions."""
+    """Compare two accepted sessions.
+
+    Exit codes: 0 no regression in what is gated, 1 regression, 2 usage, 3 inconclusive, 4 a run failed.
+    """
     from bench.gate.stored import BaselineChoice, diff_baseline
 
     outputs.check()
@@ -90,6 +94,8 @@ def diff(
     between = (numbers[0], numbers[1]) if numbers else None
     verdicts = diff_baseline(BaselineChoice(root=baselines, name=name), between)
     show(verdicts, outputs, f"Baseline {name}")
+    if code := verdicts.exit_code(inconclusive):
+        raise typer.Exit(code)
 
 
 @app.command()
