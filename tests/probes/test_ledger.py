@@ -93,6 +93,11 @@ def test_the_peak_and_its_categories_by_hand() -> None:
         "temporary": 2 * relu_output,
     }
     assert (reading.peak_phase, reading.peak_op) == ("backward", "aten::threshold_backward")
+    # Before ReLU's input is freed its output is there; later in both phases less is live.
+    before = {"inputs": weights + inputs, "forward": weights + inputs + 2 * relu_output}
+    assert before | {"backward": reading.peak_bytes} == {
+        phase: peak for phase, peak in reading.phase_peaks_bytes.items() if phase != "optimizer_step"
+    }
 
 
 def test_the_timeline_runs_from_the_weights_to_the_peak_and_back() -> None:

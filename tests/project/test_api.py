@@ -51,10 +51,13 @@ def test_accuracy_from_answers_is_that_of_the_runs() -> None:
 
 
 def test_comparing_gives_one_row_per_cell_with_savings() -> None:
-    """The frame of a comparison holds what the Markdown table shows."""
-    frame = bench.load(REFERENCE).compare()
+    """The frame of a comparison holds what the Markdown table shows, peaks in bytes."""
+    results = bench.load(REFERENCE)
+    frame = results.compare()
     assert len(frame) == 4
-    assert "<table" in bench.load(REFERENCE)._repr_html_()
+    ledgers = [record.measurement.ledger for record in results.records]
+    assert {ledger.peak_bytes for ledger in ledgers if ledger} == set(frame["peak_ledger_bytes"])
+    assert "<table" in results._repr_html_()
 
 
 def test_comparing_two_sets_gives_verdicts() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from bench.records.derived_metrics import read_metrics, throttle_reasons
 from gpu_factory import make_gpu, make_gpu_record, make_phase
-from records_factory import MIB, SECOND_NS, make_record
+from records_factory import MIB, SECOND_NS, make_measurement, make_phases, make_record
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,14 @@ def test_only_what_invalidates_counts_as_throttled_and_only_in_the_measured_step
     seen = make_gpu(steady={"event_reasons": 0x44})
     hot_before = make_gpu(phases=(make_phase("load", 5, event_reasons=0x40), make_phase("steady", 5)))
     assert [0x40, 0] == [throttle_reasons(make_gpu_record(gpu)) for gpu in (seen, hot_before)]
+
+
+def test_a_peak_is_the_highest_of_the_training_phases() -> None:
+    """Of each instrument; the evaluation, which takes twice as much, is no part of a training."""
+    phases = make_phases(host_peak_bytes=1000 * MIB, cuda_allocated_peak_bytes=800 * MIB)
+    metrics = read_metrics(make_record(measurement=make_measurement(phases=phases)))
+    names = ("host_peak_bytes", "cuda_allocated_peak_bytes")
+    assert [1000 * MIB, 800 * MIB] == [metrics[name] for name in names]
 
 
 def test_without_nvml_nothing_is_stated() -> None:

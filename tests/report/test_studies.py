@@ -22,6 +22,7 @@ from records_factory import (
     make_evaluation,
     make_ledger,
     make_measurement,
+    make_phases,
     make_prediction,
     make_record,
     make_steps,
@@ -179,6 +180,28 @@ def test_adapters_over_any_base_are_set_against_lora() -> None:
     assert "1 of 3 rows" in text
     line = next(line for line in text.splitlines() if line.startswith("| qlora |"))
     assert line.endswith("| n/a | n/a |")
+
+
+def test_on_a_gpu_what_has_to_fit_is_what_torch_reserved() -> None:
+    """Beside the tensors' peak, 800 MiB allocated, stands the allocator's, 1,000 MiB reserved."""
+    phases = tuple(
+        phase.replace(cuda_reserved_peak_bytes=(phase.cuda_allocated_peak_bytes or 0) + 200 * MIB)
+        for phase in make_phases(host_peak_bytes=None, cuda_allocated_peak_bytes=800 * MIB)
+    )
+    text = render_levers(
+        [
+            record.replace(
+                cell=record.cell.model_copy(update={"device": "cuda"}),
+                measurement=record.measurement.replace(phases=phases),
+                prediction=None,
+            )
+            for record in (make_lever(FULL, ledger=700), make_lever(LORA, ledger=600))
+        ]
+    )
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    header, row = ([cell.strip() for cell in lines[index]] for index in (0, 2))
+    shown = dict(zip(header, row, strict=False))
+    assert ("0.78 GiB", "0.98 GiB") == (shown["Peak: GPU, allocated"], shown["Peak: GPU, reserved"])
 
 
 def test_a_lever_that_did_not_end_well_says_how() -> None:

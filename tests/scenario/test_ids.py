@@ -171,6 +171,8 @@ def test_labels_are_the_parts_of_the_id(tmp_path: Path) -> None:
         ("[methods.lora]\n[training]\nlearning_rate = 0.3", (), False),
         ("[methods.lora]\n[training]\nlearning_rate = 0.3", HOW_IT_LEARNS, True),
         ("[methods.lora]\n[training]\nseed = 7", HOW_IT_LEARNS, False),
+        ('[methods.lora]\n[training]\noptimizer = "sgd"', HOW_IT_LEARNS, False),
+        ('[methods.lora]\n[training]\noptimizer = "sgd"', ("training.optimizer",), True),
         ("[methods.lora]\n[window]\nledger = false", EXTRA_READINGS, True),
         ('device = "cuda"\n[methods.lora]', ("method", "training"), False),
         ("[methods.lora]\n[limits]\ntimeout_s = 1.0", (), True),

@@ -1,6 +1,7 @@
 """What stays in memory from one step to the next, and when the cache is emptied."""
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.probes.machine import Allocator
-from bench.training.data import prepare_batches
+from bench.training.data import IGNORED_LABEL, prepare_batches
 from bench.training.losses import forward_pass
 from bench.training.step import Trainer, build_trainer, run_step
 from bench.training.window import TimedSteps
@@ -72,6 +73,19 @@ def test_chunked_training_is_whole_training() -> None:
     for whole, parts in zip(*results, strict=True):
         torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(parts.gradient_norm, whole.gradient_norm, rtol=1e-4, atol=1e-5)
+
+
+def test_micro_batches_weigh_as_their_loss_bearing_tokens() -> None:
+    """One that bears its loss on a single token counts for one token, not for half of the step."""
+    trainer = _trainer(dtype="fp32", gradient_accumulation=2, learning_rate=0.0)
+    ((whole, other),) = _batches(trainer, 1)
+    labels = other.labels.clone()
+    labels[:, 2:] = IGNORED_LABEL
+    single = replace(other, labels=labels, counts=other.counts.replace(loss_bearing=1))
+    first, second = (run_step(trainer, [batch]).loss for batch in (whole, single))
+    tokens = whole.counts.loss_bearing
+    expected = (tokens * first + second) / (tokens + 1)
+    torch.testing.assert_close(run_step(trainer, [whole, single]).loss, expected, rtol=1e-5, atol=1e-5)
 
 
 class _CountingAllocator(Allocator):
