@@ -95,6 +95,27 @@ def comparison_columns(
     ``whole`` is for all groups in one table, whose rows then need their model, window and device.
     """
     unit = unit or memory_unit(rows)
+    columns = _naming_columns(rows, whole=whole)
+    for instrument in _COMPARED:
+        if any(row.peak(instrument) for row in rows):
+            columns += _peak_columns(instrument, unit)
+    if any(row.paged_bytes for row in rows):
+        columns.append(
+            Column(
+                title="Paged optimizer state",
+                value=lambda row: row.paged_bytes,
+                text=lambda row: unit.show(row.paged_bytes),
+                frame="paged_bytes",
+            )
+        )
+    columns += _speed_columns(rows)
+    for task in dict.fromkeys(accuracy.task for row in rows for accuracy in row.accuracies):
+        columns += _accuracy_columns(task)
+    columns += _last_columns(rows, unit)
+    return columns
+
+
+def _naming_columns(rows: Sequence[Measured], *, whole: bool) -> list[Column[Measured]]:
     columns: list[Column[Measured]] = [
         Column(
             title="Method",
@@ -132,22 +153,6 @@ def comparison_columns(
                 tone=lambda row: "" if row.outcome == "ok" else "bad",
             )
         )
-    for instrument in _COMPARED:
-        if any(row.peak(instrument) for row in rows):
-            columns += _peak_columns(instrument, unit)
-    if any(row.paged_bytes for row in rows):
-        columns.append(
-            Column(
-                title="Paged optimizer state",
-                value=lambda row: row.paged_bytes,
-                text=lambda row: unit.show(row.paged_bytes),
-                frame="paged_bytes",
-            )
-        )
-    columns += _speed_columns(rows)
-    for task in dict.fromkeys(accuracy.task for row in rows for accuracy in row.accuracies):
-        columns += _accuracy_columns(task)
-    columns += _last_columns(rows, unit)
     return columns
 
 

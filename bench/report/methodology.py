@@ -36,6 +36,54 @@ _INSTRUMENTS: dict[Instrument, str] = {
 }
 
 
+# What is said where a row holds it, by the name of what it holds.
+_LINES: dict[str, str] = {
+    "cause": (f"**Peak set by**: {WHAT_SET_IT}"),
+    "predictions": (
+        "**Predicted**: before the run, by tracing the window on tensors without data, every sequence at "
+        "its full length. The difference is the prediction (of a band its top) less the reading, over "
+        "the reading."
+    ),
+    "gpu": (
+        "**NVML**: asked by the parent process, never by the worker. Which of its readings is the "
+        "worker's was tested before loading, by a block of known size. *Not torch's*: NVML less torch's "
+        "reserved bytes as the worker stood still after the measured steps. Energy per token: the card's "
+        f"counter over the measured steps, if these took {LEAST_ENERGY_TIME_NS / NS_PER_SECOND:g} s or "
+        "more, since it is brought up to date every 20 to 100 ms."
+    ),
+    "throughput": (
+        "**tokens/s**: non-padding tokens over the time of an optimizer step; the median over measured "
+        "steps, then over runs. In brackets the range over runs or, with one run, the middle half of its "
+        f"steps. *Not steady*: Mann-Kendall p < {SIGNIFICANCE} and a Theil-Sen drift above "
+        f"{share(SMALLEST_DRIFT_SHARE, 0)} over the measured steps; *no clear trend*: such a drift "
+        "without that significance."
+    ),
+    "accuracies": (
+        "**Accuracy**: lm-eval on the same items before and after training, ± one standard error over "
+        "items. Changes are paired by question and tested by the exact two-sided McNemar test; the "
+        "p-values are not corrected for the number of comparisons, and cover items, not training seeds."
+    ),
+    "seeds": (
+        "**Seeds**: runs that differ in the training seed alone are one row. Its loss is their mean, its "
+        "accuracy their mean with Student's 95 % interval over seeds, cut off at 0 and 100 %; differences "
+        "are taken seed by seed, and their p-values cover seeds."
+    ),
+    "losses": ("**Training loss**: the mean over the first and the last steps, up to three each."),
+    "merge": (
+        "**Merging**: the adapter is merged into the base, for good, and the logits of one batch are "
+        "compared; both numbers are shares of the largest logit. The tolerance is about twice what "
+        "rounding the merged weights once, to 16 or 32 bit, did to trained adapters of rank 8 to 64. A "
+        "4-bit or 8-bit base has to be quantised again after a merge, which rounds far more coarsely: "
+        "merge such an adapter into the unquantised base instead."
+    ),
+    "times": (
+        "**All else**: wall time that is not loading, stepping, instrumented steps or evaluation, and of "
+        "it the start of the worker and the making of the data. The libraries are imported once, before "
+        "the first cell. Medians over runs, so that the parts of several runs need not add up."
+    ),
+}
+
+
 def how_read(rows: Sequence[Measured]) -> list[str]:
     """Return one line of Markdown for each kind of number that the rows hold."""
     lines = [
@@ -49,61 +97,10 @@ def how_read(rows: Sequence[Measured]) -> list[str]:
             "machine, by the same instrument. Different instruments are never set against each other. "
             "Evaluation is left out of every peak."
         )
-    if any(row.cause for row in rows):
-        lines.append(f"**Peak set by**: {WHAT_SET_IT}")
-    if any(row.predictions for row in rows):
-        lines.append(
-            "**Predicted**: before the run, by tracing the window on tensors without data, every sequence at "
-            "its full length. The difference is the prediction (of a band its top) less the reading, over "
-            "the reading."
-        )
-    if any(row.gpu for row in rows):
-        lines.append(
-            "**NVML**: asked by the parent process, never by the worker. Which of its readings is the "
-            "worker's was tested before loading, by a block of known size. *Not torch's*: NVML less torch's "
-            "reserved bytes as the worker stood still after the measured steps. Energy per token: the card's "
-            f"counter over the measured steps, if these took {LEAST_ENERGY_TIME_NS / NS_PER_SECOND:g} s or "
-            "more, since it is brought up to date every 20 to 100 ms."
-        )
-    if any(row.throughput for row in rows):
-        lines.append(
-            "**tokens/s**: non-padding tokens over the time of an optimizer step; the median over measured "
-            "steps, then over runs. In brackets the range over runs or, with one run, the middle half of its "
-            f"steps. *Not steady*: Mann-Kendall p < {SIGNIFICANCE} and a Theil-Sen drift above "
-            f"{share(SMALLEST_DRIFT_SHARE, 0)} over the measured steps; *no clear trend*: such a drift "
-            "without that significance."
-        )
-    if any(row.accuracies for row in rows):
-        lines.append(
-            "**Accuracy**: lm-eval on the same items before and after training, ± one standard error over "
-            "items. Changes are paired by question and tested by the exact two-sided McNemar test; the "
-            "p-values are not corrected for the number of comparisons, and cover items, not training seeds."
-        )
-    lines += _on_seeds(rows)
-    if any(row.losses for row in rows):
-        lines.append("**Training loss**: the mean over the first and the last steps, up to three each.")
-    if any(row.merge for row in rows):
-        lines.append(
-            "**Merging**: the adapter is merged into the base, for good, and the logits of one batch are "
-            "compared; both numbers are shares of the largest logit. The tolerance is about twice what "
-            "rounding the merged weights once, to 16 or 32 bit, did to trained adapters of rank 8 to 64. A "
-            "4-bit or 8-bit base has to be quantised again after a merge, which rounds far more coarsely: "
-            "merge such an adapter into the unquantised base instead."
-        )
-    if any(row.times for row in rows):
-        lines.append(
-            "**All else**: wall time that is not loading, stepping, instrumented steps or evaluation, and of "
-            "it the start of the worker and the making of the data. The libraries are imported once, before "
-            "the first cell. Medians over runs, so that the parts of several runs need not add up."
-        )
+    lines += [line for name, line in _LINES.items() if any(_holds(row, name) for row in rows)]
     lines.append("**n/a**: not measured.")
     return lines
 
 
-def _on_seeds(rows: Sequence[Measured]) -> list[str]:
-    line = (
-        "**Seeds**: runs that differ in the training seed alone are one row. Its loss is their mean, its "
-        "accuracy their mean with Student's 95 % interval over seeds, cut off at 0 and 100 %; differences "
-        "are taken seed by seed, and their p-values cover seeds."
-    )
-    return [line] if any(len(row.seeds) > 1 for row in rows) else []
+def _holds(row: Measured, name: str) -> bool:
+    return len(row.seeds) > 1 if name == "seeds" else bool(getattr(row, name))

@@ -296,41 +296,43 @@ def _count(title: str, read: Callable[[PlanRow], int]) -> Column[PlanRow]:
     return Column(title=title, value=read, text=lambda row: f"{read(row):,}", choice=title)
 
 
+def _fitting(row: PlanRow) -> list[CardFit]:
+    return [verdict for verdict in row.verdicts if verdict.answer == "fits"]
+
+
+def _needed(row: PlanRow) -> int | None:
+    verdict = next(iter(_fitting(row) or row.verdicts[-1:]), None)
+    return verdict.needed_bytes if verdict else None
+
+
 def _card_columns(plan: Plan) -> list[Column[PlanRow]]:
     titles = {
         card.name: f"{card.name} ({GIBIBYTES.scaled(card.memory_bytes):.0f} GiB)" for card in plan.cards
     }
 
-    def fitting(row: PlanRow) -> list[CardFit]:
-        return [verdict for verdict in row.verdicts if verdict.answer == "fits"]
-
     def text(row: PlanRow) -> str:
         if row.forecast is None:
             return NOT_APPLICABLE
-        if fitting(row) and plan.ladder:
-            return titles[fitting(row)[0].card]
+        if _fitting(row) and plan.ladder:
+            return titles[_fitting(row)[0].card]
         each = ", ".join(f"{verdict.card}: {verdict.answer}" for verdict in row.verdicts)
         return "none of them" if plan.ladder else each
 
     def tags(row: PlanRow) -> tuple[str, ...]:
         if row.forecast is None:
             return ("no prediction",)
-        return tuple(titles[verdict.card] for verdict in fitting(row)) or ("no card tried",)
+        return tuple(titles[verdict.card] for verdict in _fitting(row)) or ("no card tried",)
 
     def tone(row: PlanRow) -> Tone:
         if row.forecast is None:
             return ""
         close = any(verdict.answer == "too close to call" for verdict in row.verdicts)
-        return "good" if fitting(row) else "close" if close else "bad"
-
-    def needed(row: PlanRow) -> int | None:
-        verdict = next(iter(fitting(row) or row.verdicts[-1:]), None)
-        return verdict.needed_bytes if verdict else None
+        return "good" if _fitting(row) else "close" if close else "bad"
 
     return [
         Column(
             title="Smallest card that fits" if plan.ladder else "Fits on",
-            value=lambda row: GIBIBYTES.scaled(fitting(row)[0].usable_bytes) if fitting(row) else None,
+            value=lambda row: GIBIBYTES.scaled(_fitting(row)[0].usable_bytes) if _fitting(row) else None,
             text=text,
             words=True,
             choice="Fits on",
@@ -339,8 +341,8 @@ def _card_columns(plan: Plan) -> list[Column[PlanRow]]:
         ),
         Column(
             title="Needed, context included",
-            value=needed,
-            text=lambda row: NOT_APPLICABLE if (size := needed(row)) is None else GIBIBYTES.show(size),
+            value=_needed,
+            text=lambda row: NOT_APPLICABLE if (size := _needed(row)) is None else GIBIBYTES.show(size),
             at_most=GIBIBYTES.name,
             scale=GIBIBYTES.size_bytes,
         ),
