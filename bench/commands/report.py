@@ -68,7 +68,7 @@ def _of_repository(*, check: bool, update: bool, site: Path | None) -> None:
         for page in update_blocks(Path()):
             typer.echo(f"updated {page}")
     elif site is not None:
-        from bench.report.site import write_site
+        from bench.commands.site import write_site
 
         for line in write_site(Path(), site):
             typer.echo(line)

@@ -14,8 +14,8 @@ from rich.console import Console
 from bench.claims.catalogue import shipped_claims
 from bench.claims.judge import ClaimVerdict, committed_paths, judge_claim, judge_claims, read_cases
 from bench.claims.page import MOST_SHOWN, render_json, render_markdown, render_terminal, sentence, telling
+from bench.commands.site import _folding
 from bench.errors import UsageError
-from bench.report.site import _folding
 from claims_factory import GIB, make_case, make_claim, on_card
 
 ROOT = Path(__file__).parents[2]

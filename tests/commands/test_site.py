@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.commands.site import write_site
 from bench.errors import UsageError
 from bench.records.records import encode_record
-from bench.report.site import write_site
 from records_factory import make_record
 
 ROOT = Path(__file__).parents[2]
