@@ -1,29 +1,42 @@
 """What cannot be right in a record: one instrument below another that it contains, faster than the hardware.
 
-Each lint is a function of one record and knows no other. A finding says that the record must not be believed
+Each check is a function of one record and knows no other. A finding says that the record must not be believed
 as it stands, not why; a loss that does not fall is no finding.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from bench.compare.floors import flops_per_second_limit, weights_floor_bytes, weights_read_bytes_per_second
 from bench.metrics import GIB, MIB
-from bench.records.derived_metrics import NS_PER_SECOND, TRAINING_PHASES, measured_steps
-from bench.records.records import Phase, PhaseReading, Record, StepSample
+from bench.records.derived_metrics import NS_PER_SECOND, TRAINING_PHASES, PeakField, measured_steps
+from bench.records.records import Phase, Record, StepSample
+from bench.scenario.catalogue import Card, cards
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Doubted = Literal["memory", "speed", "energy", "loss"]
+_STEPPING: tuple[Phase, ...] = (*TRAINING_PHASES, "ledger")
+_AFTER_FIRST_FORWARD = _STEPPING[_STEPPING.index("first_forward") + 1 :]
 # Pages that torch has allocated and nobody has written are in the ledger and not yet in the process.
 _UNTOUCHED_SHARE = 0.05
 # Power limits hold over a second or so; shorter phases may exceed them.
 _SHORTEST_POWER_NS = 2 * NS_PER_SECOND
 _POWER_SLACK = 1.1
 _CLOCK_SLACK_NS = 1_000_000
+_DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
+_FOUR_BIT_BYTES, _INT8_BYTES = 0.5, 1.0
+# Clocks rise above the data sheet's, and makers sell faster variants under the same name.
+_SLACK = 1.25
+_INT8_SPEED = 2.0  # times bf16, in the white papers of every architecture here
+# Advanced Matrix Extensions do 2048 bf16 operations a cycle and core (Intel's optimisation manual, table of
+# TDPBF16PS), which at 4 GHz is 8.2e12; nothing else on a CPU comes near.
+_CPU_THREAD_FLOPS = 8.2e12
+_IN_NO_CACHE_BYTES = 256 * MIB  # larger than the second-level cache of any card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +50,11 @@ class Finding:
 
 def lint(record: Record) -> tuple[Finding, ...]:
     """Return everything implausible about a record, however it ended."""
-    checks = (_allocator, _driver, _weights, _ledger, _layout, _counts, _clock, _roofline, _bandwidth, _power)
-    return tuple(finding for check in (*checks, _losses) for finding in check(record))
+    return tuple(
+        Finding(code=code, doubts=doubts, sentence=sentence)
+        for code, doubts, check in _CHECKS
+        for sentence in check(record)
+    )
 
 
 def with_findings(frame: "pd.DataFrame", records: Sequence[Record]) -> "pd.DataFrame":
@@ -48,20 +64,16 @@ def with_findings(frame: "pd.DataFrame", records: Sequence[Record]) -> "pd.DataF
     return frame.assign(implausible=column.mask(column == ""))
 
 
-def _allocator(record: Record) -> Iterator[Finding]:
+def _reserved(record: Record) -> Iterator[str]:
     """Find less reserved than allocated: torch reserves what it allocates from."""
     for phase in record.measurement.phases:
         allocated, reserved = phase.cuda_allocated_peak_bytes, phase.cuda_reserved_peak_bytes
         if allocated is not None and reserved is not None and reserved < allocated:
-            yield Finding(
-                code="reserved-below-allocated",
-                doubts="memory",
-                sentence=f"In {phase.name} torch reserved {_size(reserved)} at most, yet had "
-                f"{_size(allocated)} allocated.",
-            )
+            held = f"yet had {_size(allocated)} allocated"
+            yield f"In {phase.name} torch reserved {_size(reserved)} at most, {held}."
 
 
-def _driver(record: Record) -> Iterator[Finding]:
+def _nvml(record: Record) -> Iterator[str]:
     """Find NVML below torch: it sees all that torch holds.
 
     What was reserved before a sampled phase, and again in it, was held when it was sampled.
@@ -72,57 +84,42 @@ def _driver(record: Record) -> Iterator[Finding]:
     readings = [phase for phase in record.measurement.phases if phase.cuda_reserved_peak_bytes is not None]
     sampled = {phase.name: phase for phase in gpu.phases if phase.samples}
     for before, phase in pairwise(readings):
-        seen = sampled.get(phase.name)
-        if seen is None:
-            continue
         held = min(before.cuda_reserved_peak_bytes or 0, phase.cuda_reserved_peak_bytes or 0)
-        process = seen.process_peak_bytes if gpu.isolation == "process" else None
-        for who, peak in (("the process", process), ("the device", seen.device_peak_bytes)):
-            if peak is not None and peak < held:
-                yield Finding(
-                    code="nvml-below-torch",
-                    doubts="memory",
-                    sentence=f"In {phase.name} NVML saw {_size(peak)} of {who} at most, while torch held "
-                    f"{_size(held)}.",
-                )
+        if seen := sampled.get(phase.name):
+            process = seen.process_peak_bytes if gpu.isolation == "process" else None
+            for who, peak in (("the process", process), ("the device", seen.device_peak_bytes)):
+                if peak is not None and peak < held:
+                    saw = f"NVML saw {_size(peak)} of {who} at most"
+                    yield f"In {phase.name} {saw}, while torch held {_size(held)}."
 
 
-def _weights(record: Record) -> Iterator[Finding]:
+def _weights(record: Record) -> Iterator[str]:
     """Find a peak after the first forward pass that is below the fewest bytes of the weights."""
-    floor = weights_floor_bytes(record)
-    ledger, stepped = record.measurement.ledger, _peaks(record, after="first_forward")
-    readings = [("live tensors", ledger.peak_bytes if ledger else None)]
-    readings += [("torch's allocator", max(stepped["cuda_allocated_peak_bytes"], default=None))]
+    floor, ledger = _weights_floor_bytes(record), record.measurement.ledger
+    readings = {
+        "live tensors": ledger.peak_bytes if ledger else None,
+        "torch's allocator": _peak(record, "cuda_allocated_peak_bytes", _AFTER_FIRST_FORWARD),
+    }
     if record.cell.device == "cpu":
-        readings += [("the process", max(stepped["host_peak_bytes"], default=None))]
-    for who, peak in readings:
+        readings["the process"] = _peak(record, "host_peak_bytes", _AFTER_FIRST_FORWARD)
+    for who, peak in readings.items():
         if floor is not None and peak is not None and peak < floor:
-            yield Finding(
-                code="peak-below-weights",
-                doubts="memory",
-                sentence=f"The peak of {who} is {_size(peak)}, and the weights alone take {_size(floor)}.",
-            )
+            yield f"The peak of {who} is {_size(peak)}, and the weights alone take {_size(floor)}."
 
 
-def _ledger(record: Record) -> Iterator[Finding]:
+def _ledger(record: Record) -> Iterator[str]:
     """Find more live tensors than the allocator of a GPU, or the process on a CPU, has ever held."""
     ledger = record.measurement.ledger
-    field, who, slack = (
-        ("cuda_allocated_peak_bytes", "torch's allocator", 0.0)
-        if record.cell.device == "cuda"
-        else ("host_peak_bytes", "the process", _UNTOUCHED_SHARE)
-    )
-    peak = max(_peaks(record)[field], default=None)
+    if record.cell.device == "cuda":
+        who, slack, peak = "torch's allocator", 0.0, _peak(record, "cuda_allocated_peak_bytes", _STEPPING)
+    else:
+        who, slack, peak = "the process", _UNTOUCHED_SHARE, _peak(record, "host_peak_bytes", _STEPPING)
     if ledger is not None and peak is not None and ledger.peak_bytes * (1 - slack) > peak:
-        yield Finding(
-            code="ledger-above-process",
-            doubts="memory",
-            sentence=f"The ledger counted {_size(ledger.peak_bytes)} of live tensors, and {who} never held "
-            f"more than {_size(peak)}.",
-        )
+        counted = f"The ledger counted {_size(ledger.peak_bytes)} of live tensors"
+        yield f"{counted}, and {who} never held more than {_size(peak)}."
 
 
-def _layout(record: Record) -> Iterator[Finding]:
+def _tokens(record: Record) -> Iterator[str]:
     """Find a step that did not compute its batch: all of it where rows are of one length, else a part."""
     training = record.cell.training
     batch = training.micro_batch * training.sequence_length * training.gradient_accumulation
@@ -131,115 +128,142 @@ def _layout(record: Record) -> Iterator[Finding]:
         tokens = step.tokens
         wrong = tokens.computed != batch if full else tokens.computed > batch
         if wrong or not tokens.loss_bearing <= tokens.non_padding <= tokens.computed:
-            yield Finding(
-                code="tokens-not-the-batch",
-                doubts="speed",
-                sentence=f"Step {step.index} counts {tokens.computed:,} tokens computed, "
-                f"{tokens.non_padding:,} without padding and {tokens.loss_bearing:,} in the loss, where the "
-                f"batch has {batch:,}.",
-            )
+            counted = f"{tokens.computed:,} tokens computed, {tokens.non_padding:,} without padding"
+            where = f"{tokens.loss_bearing:,} in the loss, where the batch has {batch:,}"
+            yield f"Step {step.index} counts {counted} and {where}."
             return
 
 
-def _counts(record: Record) -> Iterator[Finding]:
+def _window(record: Record) -> Iterator[str]:
     """Find a good run that has not taken every step of its window, once and in order."""
     window, steps = record.cell.window, record.measurement.steps
     expected = ["first", *["warmup"] * window.warmup_steps, *["measured"] * window.measured_steps]
     in_order = [step.index for step in steps] == list(range(len(steps)))
     if record.outcome == "ok" and ([step.stage for step in steps] != expected or not in_order):
-        yield Finding(
-            code="steps-not-the-window",
-            doubts="speed",
-            sentence=f"The window is of {len(expected)} steps, and the record has {len(steps)}"
-            f"{'' if in_order else ', not in order'}.",
-        )
+        there = f"{len(steps)}{'' if in_order else ', not in order'}"
+        yield f"The window is of {len(expected)} steps, and the record has {there}."
 
 
-def _clock(record: Record) -> Iterator[Finding]:
+def _durations(record: Record) -> Iterator[str]:
     """Find steps that do not fit into their phase, or phases that do not fit into the run."""
+    phases = record.measurement.phases
     for name, stage in (("warmup", "warmup"), ("steady", "measured")):
-        phases = [phase for phase in record.measurement.phases if phase.name == name]
-        steps = [step for step in record.measurement.steps if step.stage == stage]
-        if phases and sum(step.step_time_ns for step in steps) > _duration_ns(phases) + _CLOCK_SLACK_NS:
-            yield _too_long(
-                f"the steps of phase {name}", steps, f"the phase took {_time(_duration_ns(phases))}"
-            )
-    phases = list(record.measurement.phases)
-    if _duration_ns(phases) > record.total_ns + _CLOCK_SLACK_NS * len(phases):
-        yield _too_long("the phases", phases, f"the whole run took {_time(record.total_ns)}")
+        own = [phase.duration_ns for phase in phases if phase.name == name]
+        steps = sum(step.step_time_ns for step in record.measurement.steps if step.stage == stage)
+        if own and steps > sum(own) + _CLOCK_SLACK_NS:
+            whole = f"the phase took {_time(sum(own))}"
+            yield f"The steps of phase {name} add up to {_time(steps)}, and {whole}."
+    total = sum(phase.duration_ns for phase in phases)
+    if total > record.total_ns + _CLOCK_SLACK_NS * len(phases):
+        yield f"The phases add up to {_time(total)}, and the whole run took {_time(record.total_ns)}."
 
 
-def _roofline(record: Record) -> Iterator[Finding]:
+def _roofline(record: Record) -> Iterator[str]:
     """Find a step faster than the card's data sheet, or than the cores of any processor."""
-    flops, limit = record.measurement.flops, flops_per_second_limit(record)
-    fastest = _fastest(record)
-    if flops is None or limit is None or fastest is None:
+    flops, device, fastest = record.measurement.flops, record.measurement.device, _fastest(record)
+    if flops is None or device is None or fastest is None:
         return
+    if record.cell.device == "cpu":
+        who, limit = f"a CPU with {device.cpu_threads} threads", device.cpu_threads * _CPU_THREAD_FLOPS
+    else:
+        known = [card.peak_bf16_flops or 0.0 for card in cards_named(device.cuda_name)]
+        times = _INT8_SPEED if _frozen_base(record) == "int8" else 1
+        who, limit = device.cuda_name or "cuda", max(known, default=0.0) * _SLACK * times
     # Steps of other lengths compute in proportion at least: attention grows faster.
     share = min(1.0, fastest.tokens.computed / flops.tokens.computed) ** 2
     speed = flops.step_flops * share * NS_PER_SECOND / fastest.step_time_ns
-    if speed > limit.value:
-        yield Finding(
-            code="above-roofline",
-            doubts="speed",
-            sentence=f"Step {fastest.index} would have computed {speed / 1e12:,.1f} TFLOP/s, and {limit.who} "
-            f"reaches {limit.value / 1e12:,.1f} at most.",
-        )
+    if limit and speed > limit:
+        done = f"Step {fastest.index} would have computed {speed / 1e12:,.1f} TFLOP/s"
+        yield f"{done}, and {who} reaches {limit / 1e12:,.1f} at most."
 
 
-def _bandwidth(record: Record) -> Iterator[Finding]:
-    """Find a step too short to read the weights of a dense model once in each forward pass."""
-    limit, fastest = weights_read_bytes_per_second(record), _fastest(record)
-    floor = weights_floor_bytes(record)
-    if limit is None or fastest is None or floor is None:
+def _bandwidth(record: Record) -> Iterator[str]:
+    """Find a step too short to read the weights of a dense model once in each forward pass.
+
+    Only of models too large for a cache that compute with each weight for each token: with two operations at
+    least, which a mixture of experts falls short of.
+    """
+    device, flops, model = record.measurement.device, record.measurement.flops, record.measurement.model
+    floor, fastest = _weights_floor_bytes(record), _fastest(record)
+    if device is None or flops is None or model is None or floor is None or fastest is None:
         return
+    dense = flops.step_flops >= 2 * model.parameters_total * flops.tokens.computed
+    if record.cell.device != "cuda" or floor < _IN_NO_CACHE_BYTES or not dense:
+        return
+    known = [card.bandwidth_bytes_per_s or 0.0 for card in cards_named(device.cuda_name)]
+    limit = max(known, default=0.0) * _SLACK
     speed = floor * record.cell.training.gradient_accumulation * NS_PER_SECOND / fastest.step_time_ns
-    if speed > limit.value:
-        yield Finding(
-            code="above-bandwidth",
-            doubts="speed",
-            sentence=f"Step {fastest.index} would have read its weights at {speed / 1e9:,.0f} GB/s, and "
-            f"{limit.who} reaches {limit.value / 1e9:,.0f} at most.",
-        )
+    if limit and speed > limit:
+        reaches = f"{device.cuda_name or 'cuda'} reaches {limit / 1e9:,.0f} at most"
+        yield f"Step {fastest.index} would have read its weights at {speed / 1e9:,.0f} GB/s, and {reaches}."
 
 
-def _power(record: Record) -> Iterator[Finding]:
+def _power(record: Record) -> Iterator[str]:
     """Find more energy over time than the power limit allows."""
     gpu = record.measurement.gpu
     limit_mw = gpu.facts.power_limit_mw if gpu else None
-    if gpu is None or not limit_mw:
-        return
-    for seen in gpu.phases:
-        phases = [phase for phase in record.measurement.phases if phase.name == seen.name]
-        duration_ns = _duration_ns(phases)
-        if seen.energy_mj is None or duration_ns < _SHORTEST_POWER_NS:
+    for seen in gpu.phases if gpu and limit_mw else ():
+        own = [phase.duration_ns for phase in record.measurement.phases if phase.name == seen.name]
+        if seen.energy_mj is None or not limit_mw or sum(own) < _SHORTEST_POWER_NS:
             continue
-        power_mw = seen.energy_mj * NS_PER_SECOND / duration_ns
+        power_mw = seen.energy_mj * NS_PER_SECOND / sum(own)
         if power_mw > limit_mw * _POWER_SLACK:
-            yield Finding(
-                code="energy-above-power-limit",
-                doubts="energy",
-                sentence=f"In {seen.name} the card would have drawn {power_mw / 1000:,.0f} W on average, and "
-                f"its limit is {limit_mw / 1000:,.0f} W.",
-            )
+            drawn = f"the card would have drawn {power_mw / 1000:,.0f} W on average"
+            yield f"In {seen.name} {drawn}, and its limit is {limit_mw / 1000:,.0f} W."
 
 
-def _losses(record: Record) -> Iterator[Finding]:
+def _losses(record: Record) -> Iterator[str]:
     """Find losses that are no numbers."""
     steps = record.measurement.steps
-    bad = [step.index for step in steps if not abs(step.loss) < float("inf")]
+    bad = [step.index for step in steps if not math.isfinite(step.loss)]
     if bad:
-        yield Finding(
-            code="loss-not-finite",
-            doubts="loss",
-            sentence=f"The loss was not finite in {len(bad)} of {len(steps)} steps, first in step {bad[0]}.",
-        )
+        yield f"The loss was not finite in {len(bad)} of {len(steps)} steps, first in step {bad[0]}."
 
 
-def _too_long(what: str, parts: Sequence[StepSample] | Sequence[PhaseReading], whole: str) -> Finding:
-    total_ns = sum(part.step_time_ns if isinstance(part, StepSample) else part.duration_ns for part in parts)
-    sentence = f"{what[0].upper()}{what[1:]} add up to {_time(total_ns)}, and {whole}."
-    return Finding(code="parts-longer-than-the-whole", doubts="speed", sentence=sentence)
+_CHECKS: tuple[tuple[str, Doubted, Callable[[Record], Iterator[str]]], ...] = (
+    ("reserved-below-allocated", "memory", _reserved),
+    ("nvml-below-torch", "memory", _nvml),
+    ("peak-below-weights", "memory", _weights),
+    ("ledger-above-process", "memory", _ledger),
+    ("tokens-not-the-batch", "speed", _tokens),
+    ("steps-not-the-window", "speed", _window),
+    ("parts-longer-than-the-whole", "speed", _durations),
+    ("above-roofline", "speed", _roofline),
+    ("above-bandwidth", "speed", _bandwidth),
+    ("energy-above-power-limit", "energy", _power),
+    ("loss-not-finite", "loss", _losses),
+)
+
+
+def _frozen_base(record: Record) -> str | None:
+    """Return how the weights that are not trained are stored, where that is not as they are trained."""
+    method = record.cell.method
+    if method.kind == "qlora":
+        return "4-bit"
+    return "int8" if method.kind == "lora" and method.base == "int8" else None
+
+
+def _weights_floor_bytes(record: Record) -> int | None:
+    """Return the fewest bytes the weights can take as the method stores them; None before they are loaded."""
+    model, trained = record.measurement.model, _DTYPE_BYTES[record.cell.training.dtype]
+    if model is None:
+        return None
+    frozen = {"4-bit": _FOUR_BIT_BYTES, "int8": _INT8_BYTES, None: trained}[_frozen_base(record)]
+    parameters = model.parameters_total - model.parameters_trainable
+    return int(parameters * frozen + model.parameters_trainable * trained)
+
+
+def cards_named(device_name: str | None) -> list[Card]:
+    """Return the catalogued cards that a device's name can mean, such as both sizes of an A100."""
+
+    def words(name: str) -> set[str]:  # without sizes of memory
+        return set(re.findall(r"[a-z0-9]+", re.sub(r"\b[0-9]+ ?gb\b", " ", name.lower())))
+
+    titles = {card: words(card.title) for card in cards().values()}
+    found = {
+        card: len(title) for card, title in titles.items() if title and title <= words(device_name or "")
+    }
+    return [card for card, length in found.items() if length == max(found.values())]
 
 
 def _fastest(record: Record) -> StepSample | None:
@@ -248,22 +272,10 @@ def _fastest(record: Record) -> StepSample | None:
     return max(steps, key=lambda step: step.tokens.computed / step.step_time_ns, default=None)
 
 
-def _peaks(record: Record, after: Phase | None = None) -> dict[str, list[int]]:
-    """Return the peaks of training and of the ledger's steps by each instrument, from a phase on."""
-    names: list[Phase] = [*TRAINING_PHASES, "ledger"]
-    wanted = names if after is None else names[names.index(after) + 1 :]
-    return {
-        field: [
-            peak
-            for phase in record.measurement.phases
-            if phase.name in wanted and (peak := getattr(phase, field)) is not None
-        ]
-        for field in ("host_peak_bytes", "cuda_allocated_peak_bytes")
-    }
-
-
-def _duration_ns(phases: Sequence[PhaseReading]) -> int:
-    return sum(phase.duration_ns for phase in phases)
+def _peak(record: Record, field: PeakField, phases: Collection[Phase]) -> int | None:
+    """Return the highest peak of some phases by one instrument."""
+    sizes = [getattr(phase, field) for phase in record.measurement.phases if phase.name in phases]
+    return max((size for size in sizes if size is not None), default=None)
 
 
 def _size(size_bytes: int) -> str:

@@ -251,7 +251,7 @@ def planned_breakdowns(
         forecast = row.forecast
         if forecast is None:
             continue
-        parts = dict(_in_order(forecast.categories_bytes))
+        parts = dict(_in_order(forecast.categories_at_peak_bytes))
         if card is not None and forecast.reserved_high_bytes is not None:
             parts["reserved beyond"] = max(0, forecast.reserved_high_bytes - sum(parts.values()))
             parts["CUDA context"] = card.context_bytes

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bench.compare.plans import (
-    CardStep,
     FitsOnCard,
     Fitting,
     Ladder,
@@ -31,6 +30,7 @@ from bench.report.text import (
     plain,
     terminal_table,
 )
+from bench.scenario.catalogue import Card
 from bench.scenario.types import Platform
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def fit_sentences(plan: Plan) -> tuple[Sentence, ...]:
         for model in models
         if length in model.sequence_lengths
         for card in model.cards
-        for sentence in _of_card(model, model.at(card.name, length))
+        for sentence in _of_card(model, model.at[card.name, length])
     )
 
 
@@ -228,16 +228,16 @@ def _methods(needs: Sequence[Need]) -> Iterator[str | RowLink]:
 
 
 def _on_ladder(one: Ladder) -> Sentence:
-    parts: list[Pieces] = [_step(step) for step in one.steps]
+    parts: list[Pieces] = [_step(card, needs) for card, needs in one.steps]
     if one.nowhere:
         parts.append(_fails(one.nowhere, ("fits for certain on none", "fit for certain on none")))
     about = f"{one.model} at {one.sequence_length:,} tokens, smallest card that fits"
     return Sentence(about, _joined(parts) if parts else ("no cell could be judged.",))
 
 
-def _step(step: CardStep) -> Pieces:
-    size = f"{GIBIBYTES.scaled(step.card.memory_bytes):.0f} GiB"
-    return (f"{step.card.name} ({size}) for ", *_methods(step.needs))
+def _step(card: Card, needs: Sequence[Need]) -> Pieces:
+    size = f"{GIBIBYTES.scaled(card.memory_bytes):.0f} GiB"
+    return (f"{card.name} ({size}) for ", *_methods(needs))
 
 
 WHAT_SET_IT = (
@@ -262,13 +262,13 @@ def plan_sentences(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
             largest, verb = _named(plan.cards[-1].title), "fits" if nowhere == 1 else "fit"
             yield f"{_cells(nowhere)} of {len(rows)} {verb} on no card tried, not even {largest}."
         return
-    for count in card_counts(plan):
+    for card, counts in card_counts(plan):
         answers = [
-            _counted(count.fit, "fits", "fit"),
-            _counted(count.not_fit, "does not fit", "do not fit"),
-            _counted(count.close, "is too close to call", "are too close to call"),
+            _counted(counts["fits"], "fits", "fit"),
+            _counted(counts["does not fit"], "does not fit", "do not fit"),
+            _counted(counts["too close to call"], "is too close to call", "are too close to call"),
         ]
-        yield f"On {_named(count.card.title)}, {', '.join(filter(None, answers)) or 'no cell is judged'}."
+        yield f"On {_named(card.title)}, {', '.join(filter(None, answers)) or 'no cell is judged'}."
 
 
 def _counted(count: int, one: str, many: str) -> str | None:

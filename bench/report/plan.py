@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, get_args
 
 from bench.compare.plans import Forecast, PlanRow, plan_rows
-from bench.records.predictions import CardFit, Plan, PredictedPhase
+from bench.records.predictions import Plan, PredictedPhase
 from bench.records.readings import Category
 from bench.report.columns import Column, Grid, Place, Tone, grid
 from bench.report.fit import MOST_SENTENCES, fit_sentences, notes_on, plan_sentences, why_untried
@@ -99,10 +99,10 @@ def _short(plan: Plan, rows: Sequence[PlanRow]) -> "list[RenderableType]":
 def _unit(rows: Sequence[PlanRow]) -> MemoryUnit:
     """Return GiB for GPUs and large models, else MiB: one unit for the whole plan."""
     forecasts = [row.forecast for row in rows if row.forecast]
-    large = any(one.allocated_bytes >= LARGE_BYTES or one.reserved_high_bytes for one in forecasts)
+    large = any(one.allocated_peak_bytes >= LARGE_BYTES or one.reserved_high_bytes for one in forecasts)
     if large:
         return GIBIBYTES
-    smallest = min((one.allocated_bytes for one in forecasts), default=SMALL_BYTES)
+    smallest = min((one.allocated_peak_bytes for one in forecasts), default=SMALL_BYTES)
     return SMALL_MEBIBYTES if smallest < SMALL_BYTES else MEBIBYTES
 
 
@@ -113,7 +113,9 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
     columns: list[tuple[str, _Show]] = [("Cell", lambda row: row.cell)]
     on_cuda = any(forecast.reserved_high_bytes for forecast in forecasts)
     name = "Allocated" if on_cuda else "Live tensors"
-    columns.append((name, _forecast(lambda one: unit.span(one.allocated_low_bytes, one.allocated_bytes))))
+    columns.append(
+        (name, _forecast(lambda one: unit.span(one.allocated_low_bytes, one.allocated_peak_bytes)))
+    )
     if on_cuda:
         reserved = _forecast(lambda one: unit.span(one.reserved_low_bytes, one.reserved_high_bytes))
         columns.append(("Reserved", reserved))
@@ -124,7 +126,7 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
         columns.append(("Paged, apart", _forecast(lambda one: unit.show(one.paged_bytes))))
     columns.append(("Peak in", _forecast(lambda one: words(one.peak_phase))))
     if plan.ladder:
-        columns.append(("Smallest card that fits", _forecast(lambda one: _smallest(one, unit))))
+        columns.append(("Smallest card that fits", lambda row: _smallest(row, unit)))
     else:
         columns.extend((card.name, _on_card(card.name, len(plan.cards) == 1, unit)) for card in plan.cards)
     return Table(
@@ -137,9 +139,11 @@ def _forecast(show: Callable[[Forecast], str]) -> _Show:
     return lambda row: NOT_APPLICABLE if row.forecast is None else show(row.forecast)
 
 
-def _smallest(forecast: Forecast, unit: MemoryUnit) -> str:
-    verdict = forecast.smallest
-    return "none of them" if verdict is None else f"{verdict.card}, {unit.show(verdict.needed_bytes)}"
+def _smallest(row: PlanRow, unit: MemoryUnit) -> str:
+    if row.forecast is None:
+        return NOT_APPLICABLE
+    smallest = (f"{verdict.card}, {unit.show(verdict.needed_bytes)}" for verdict in row.fitting)
+    return next(smallest, "none of them")
 
 
 def _on_card(card: str, alone: bool, unit: MemoryUnit) -> _Show:  # noqa: FBT001 - called in one place
@@ -177,9 +181,7 @@ def _cause_table(rows: Sequence[PlanRow]) -> Table:
                 words(one.peak_phase),
                 operator(one.peak_op),
                 one.peak_module or "outside any module",
-                f"{words(one.largest_category)}, {share(one.largest_share, 0)}"
-                if one.largest_category
-                else NOT_APPLICABLE,
+                f"{words(one.largest[0])}, {share(one.largest[1], 0)}" if one.largest else NOT_APPLICABLE,
             )
             for row in rows
             if (one := row.forecast)
@@ -217,12 +219,12 @@ def _category_table(rows: Sequence[PlanRow], unit: MemoryUnit) -> Table:
     present = [
         category
         for category in get_args(Category)
-        if any(forecast.categories_bytes.get(category) for forecast in forecasts)
+        if any(forecast.categories_at_peak_bytes.get(category) for forecast in forecasts)
     ]
     return Table(
         header=("Cell", *(words(category) for category in present)),
         rows=tuple(
-            (row.cell, *(unit.figure(one.categories_bytes.get(category, 0)) for category in present))
+            (row.cell, *(unit.figure(one.categories_at_peak_bytes.get(category, 0)) for category in present))
             for row in rows
             if (one := row.forecast)
         ),
@@ -233,16 +235,16 @@ def _change_table(plan: Plan, rows: Sequence[PlanRow], unit: MemoryUnit) -> Tabl
     on_cards = [] if plan.ladder else [card.name for card in plan.cards]
     lines = []
     for row in rows:
-        for change in row.changes or ():
+        for change, freed_bytes in row.changes:
             fitting = [verdict for verdict in change.verdicts if verdict.answer == "fits"]
             by_card = {verdict.card: verdict.answer for verdict in change.verdicts}
             lines.append(
                 (
                     row.cell,
                     change.what,
-                    unit.figure(change.allocated_bytes),
-                    unit.figure(change.needed_bytes),
-                    unit.figure(change.freed_bytes),
+                    unit.figure(change.prediction.allocated_peak_bytes),
+                    unit.figure(change.prediction.needed_bytes),
+                    unit.figure(freed_bytes),
                     *(by_card.get(card, NOT_APPLICABLE) for card in on_cards),
                     *([fitting[0].card if fitting else "none of them"] if plan.ladder else []),
                 )
@@ -274,7 +276,7 @@ def plan_columns(plan: Plan, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
     ]
     if plan.cards:
         columns += _card_columns(plan)
-    columns.append(_size("Allocated", lambda one: one.allocated_bytes))
+    columns.append(_size("Allocated", lambda one: one.allocated_peak_bytes))
     if plan.cards:
         columns.append(
             Column(
@@ -296,12 +298,8 @@ def _count(title: str, read: Callable[[PlanRow], int]) -> Column[PlanRow]:
     return Column(title=title, value=read, text=lambda row: f"{read(row):,}", choice=title)
 
 
-def _fitting(row: PlanRow) -> list[CardFit]:
-    return [verdict for verdict in row.verdicts if verdict.answer == "fits"]
-
-
 def _needed(row: PlanRow) -> int | None:
-    verdict = next(iter(_fitting(row) or row.verdicts[-1:]), None)
+    verdict = next(iter(row.fitting or row.verdicts[-1:]), None)
     return verdict.needed_bytes if verdict else None
 
 
@@ -313,26 +311,26 @@ def _card_columns(plan: Plan) -> list[Column[PlanRow]]:
     def text(row: PlanRow) -> str:
         if row.forecast is None:
             return NOT_APPLICABLE
-        if _fitting(row) and plan.ladder:
-            return titles[_fitting(row)[0].card]
+        if row.fitting and plan.ladder:
+            return titles[row.fitting[0].card]
         each = ", ".join(f"{verdict.card}: {verdict.answer}" for verdict in row.verdicts)
         return "none of them" if plan.ladder else each
 
     def tags(row: PlanRow) -> tuple[str, ...]:
         if row.forecast is None:
             return ("no prediction",)
-        return tuple(titles[verdict.card] for verdict in _fitting(row)) or ("no card tried",)
+        return tuple(titles[verdict.card] for verdict in row.fitting) or ("no card tried",)
 
     def tone(row: PlanRow) -> Tone:
         if row.forecast is None:
             return ""
         close = any(verdict.answer == "too close to call" for verdict in row.verdicts)
-        return "good" if _fitting(row) else "close" if close else "bad"
+        return "good" if row.fitting else "close" if close else "bad"
 
     return [
         Column(
             title="Smallest card that fits" if plan.ladder else "Fits on",
-            value=lambda row: GIBIBYTES.scaled(_fitting(row)[0].usable_bytes) if _fitting(row) else None,
+            value=lambda row: GIBIBYTES.scaled(row.fitting[0].usable_bytes) if row.fitting else None,
             text=text,
             words=True,
             choice="Fits on",
@@ -362,6 +360,6 @@ def _cause(row: PlanRow) -> str:
     if one is None:
         return NOT_APPLICABLE
     text = f"{words(one.peak_phase)}: {operator(one.peak_op)} in {one.peak_module or 'no module'}"
-    if one.largest_category:
-        text += f"; {words(one.largest_category)} {share(one.largest_share, 0)}"
+    if one.largest:
+        text += f"; {words(one.largest[0])} {share(one.largest[1], 0)}"
     return text

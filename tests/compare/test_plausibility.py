@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from bench.compare.comparison import compare
-from bench.compare.floors import cards_named
-from bench.compare.plausibility import lint, with_findings
+from bench.compare.plausibility import cards_named, lint, with_findings
 from bench.records.readings import GpuReading, checked
 from bench.records.records import DeviceFacts, FlopsReading, Measurement, ModelFacts, Record, TokenCounts
 from bench.records.store import load_records
