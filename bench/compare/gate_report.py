@@ -7,13 +7,12 @@ always give the same verdicts. Shows nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from bench.compare.environments import facts
 from bench.compare.metrics_compared import (
     MetricSamples,
-    NoiseOf,
     has_metric,
     judge_exactly,
     judge_session,
@@ -49,14 +48,8 @@ from bench.records.verdicts import (
     overall,
 )
 from bench.scenario.gate import GateSpec
-from bench.stats.noise import noise_of
 from bench.stats.sequential import holm, policies, rule_of
-from bench.stats.verdicts import (
-    AccuracyChange,
-    accuracy_p_values,
-    judge_accuracy,
-    judge_outcomes,
-)
+from bench.stats.verdicts import AccuracyChange, accuracy_p_values, judge_accuracy, judge_outcomes
 
 AS_IT_IS = "the environment as it is"
 _NAMED_CELLS = 5
@@ -101,140 +94,16 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HowToJudge:
-    """The rules, and what is known of the runs.
+class GateJudge:
+    """Judges two sides by one gate.
 
-    ``design`` *one sitting* (also *by steps*) is for sides that ran in turn; ``looks`` are then the repeats
-    after which it could end.
+    The designs *one sitting* (also *by steps*) are for sides that ran in turn; ``looks`` are then the repeats
+    after which it could end, by default those of the gate.
     """
 
     gate: GateSpec
     design: Design
     looks: tuple[int, ...] | None = None
-    noise_of: NoiseOf | None = None
-    caveats: tuple[Caveat, ...] = ()
-
-    @property
-    def one_session(self) -> bool:
-        """Whether both sides were measured in one."""
-        return self.design in {"one sitting", "one sitting by steps"}
-
-
-def compare_sides(baseline: Side, candidate: Side, how: HowToJudge) -> Verdicts:
-    """Return every verdict on the candidate against the baseline."""
-    pairs = pair_up(baseline.sessions, candidate.runs)
-    verdicts, drifts = _judge(pairs, how)
-    verdicts.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), -one.size))
-    return Verdicts(
-        design=how.design,
-        scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell)),
-        verdict=overall(verdicts),
-        alpha=how.gate.alpha,
-        baseline=baseline.described,
-        candidate=candidate.described,
-        differences=tuple(_differences(baseline.environment_facts, candidate.environment_facts)),
-        failed_cells=tuple(pair.cell_id for pair in pairs if pair.failed),
-        judgements=tuple(verdicts),
-        caveats=(*how.caveats, *_caveats(baseline, candidate, pairs, drifts)),
-        problems=(*baseline.problems, *candidate.problems),
-    )
-
-
-def _judge(pairs: Sequence[Pair], how: HowToJudge) -> tuple[list[MetricVerdict], dict[str, float]]:
-    """Judge all metrics, those with a p-value together, as one family; return also the cells that drifted."""
-    verdicts = [_outcome(pair, how) for pair in pairs]
-    changes: list[AccuracyChange] = []
-    varying: list[MetricSamples] = []
-    both = [pair for pair in pairs if pair.baseline and pair.candidate]
-    for policy in policies(how.gate).values():
-        comparable = []
-        for pair in both:
-            obstacle = pair.obstacle(policy.metric)
-            if obstacle is None:
-                comparable.append(pair)
-            elif any(has_metric(run, policy) for run in (*pair.baseline, *pair.candidate)):
-                verdicts.append(not_comparable(policy, pair, obstacle))
-        if policy.metric.kind == "deterministic":
-            verdicts += judge_exactly(policy, comparable)
-        elif policy.metric.kind == "paired":
-            changes += accuracy_changes(policy, comparable)
-        else:
-            samples = samples_of(policy, comparable, by_steps=how.design == "one sitting by steps")
-            verdicts += one_sided(policy, comparable, samples)
-            varying.append(samples)
-    verdicts += _judged_by_chance(changes, [samples for samples in varying if samples.pairs], how)
-    drifts: dict[str, float] = {}
-    for samples in varying:
-        for cell, share in samples.drifts.items() if samples.policy.gated else ():
-            drifts[cell] = max(drifts.get(cell, 0.0), share, key=abs)
-    return verdicts, drifts
-
-
-def _judged_by_chance(
-    changes: Sequence[AccuracyChange], varying: Sequence[MetricSamples], how: HowToJudge
-) -> Iterator[MetricVerdict]:
-    """Yield the verdicts on speed and accuracy. What is gated of both is one family."""
-    rule = rule_of(how.gate)
-    tested, others = ([one for one in changes if one.policy.gated is gated] for gated in (True, False))
-    gated, shown = ([one for one in varying if one.policy.gated is gated] for gated in (True, False))
-    p_values = accuracy_p_values(tested)
-    if how.one_session:
-        rule = replace(rule, looks=how.looks or rule.looks)
-        speed, family_p_values = judge_session(gated, shown, rule, how.noise_of, p_values)
-    else:
-        speed, family_p_values = judge_stored(gated, shown, rule, p_values)
-    yield from speed
-    yield from judge_accuracy(tested, family_p_values, how.gate)
-    yield from judge_accuracy(others, holm(accuracy_p_values(others)), how.gate)
-
-
-def _outcome(pair: Pair, how: HowToJudge) -> MetricVerdict:
-    """Judge how a cell's runs ended; what the baseline lacks or neither side ever ran is only listed."""
-    before, after = ([run.outcome for run in runs] for runs in (pair.baseline, pair.candidate))
-    verdict = judge_outcomes(pair.cell_id, before, after)
-    if not before and not how.one_session:
-        return replace(verdict, gated=False, reason="new: the baseline has no run of it, so it is not judged")
-    if before and after and pair.never_ran:
-        reason = f"neither side ran it ({' and '.join(sorted({*before, *after}))})"
-        return replace(verdict, gated=False, reason=reason)
-    return verdict
-
-
-def _differences(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) -> Iterator[str]:
-    for name in dict.fromkeys([*before, *after]):
-        if before.get(name) != after.get(name):
-            old, new = (" or ".join(sorted(side.get(name, {"not set"}))) for side in (before, after))
-            yield f"{name}: {old} before, {new} now"
-
-
-def _caveats(
-    baseline: Side, candidate: Side, pairs: Sequence[Pair], drifts: Mapping[str, float]
-) -> Iterator[Caveat]:
-    used = sum(len(pair.baseline) + len(pair.candidate) for pair in pairs)
-    if left := len(baseline.runs) + len(candidate.runs) - used:
-        message = (
-            f"Left out: {counted(left, 'run')}, with other versions or machines than the latest, or spoilt."
-        )
-        yield Caveat(code="left-out", message=message)
-    if named := [f"{cell} ({share:+.1%})" for cell, share in drifts.items()]:
-        more = f" and {len(named) - _NAMED_CELLS} more" if len(named) > _NAMED_CELLS else ""
-        message = (
-            f"Speed still drifted over the last half of the steps: {', '.join(named[:_NAMED_CELLS])}{more}; "
-            "raise window.warmup_steps."
-        )
-        yield Caveat(code="not-steady", message=message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionJudge:
-    """Judges the records of both sides by one gate. ``looks`` are the repeats after which it could end.
-
-    ``by_steps`` says that the sides took turns at steps.
-    """
-
-    gate: GateSpec
-    looks: tuple[int, ...]
-    by_steps: bool = False
     calibration: Calibration | None = None
 
     def __call__(self, records: Mapping[SideName, Sequence[Record]], repeats: int) -> frozenset[str]:
@@ -248,7 +117,7 @@ class SessionJudge:
         *,
         given: Mapping[SideName, str] | None = None,
         caveats: Sequence[Caveat] = (),
-        problems: Sequence[str] = (),
+        problems: tuple[str, ...] = (),
     ) -> Verdicts:
         """Return every verdict. Raises ``UsageError`` where the calibration is of another machine."""
         base, candidate = (
@@ -259,24 +128,120 @@ class SessionJudge:
             made = records["base"][0]
             device = made.measurement.device
             require_this_machine(self.calibration, made.environment, device.cuda_name if device else None)
-        how = HowToJudge(
-            gate=self.gate,
-            design="one sitting by steps" if self.by_steps else "one sitting",
-            looks=self.looks,
-            noise_of=partial(noise_of, self.calibration) if self.calibration else None,
-            caveats=tuple(caveats),
+        return self.compare(base, replace(candidate, problems=problems), caveats)
+
+    def compare(self, baseline: Side, candidate: Side, caveats: Sequence[Caveat] = ()) -> Verdicts:
+        """Return every verdict on the candidate against the baseline."""
+        pairs = pair_up(baseline.sessions, candidate.runs)
+        verdicts, drifts = self._judge(pairs)
+        verdicts.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), -one.size))
+        runs = len(baseline.runs) + len(candidate.runs)
+        return Verdicts(
+            design=self.design,
+            scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell)),
+            verdict=overall(verdicts),
+            alpha=self.gate.alpha,
+            baseline=baseline.described,
+            candidate=candidate.described,
+            differences=tuple(_differences(baseline.environment_facts, candidate.environment_facts)),
+            failed_cells=tuple(pair.cell_id for pair in pairs if pair.failed),
+            judgements=tuple(verdicts),
+            caveats=(*caveats, *_caveats(runs, pairs, drifts), *self._not_calibrated(verdicts)),
+            problems=(*baseline.problems, *candidate.problems),
         )
-        verdicts = compare_sides(base, candidate, how)
-        update: dict[str, object] = {"problems": (*verdicts.problems, *problems)}
-        # What error rates rest on where nothing is known of the machine (*restless* in the self-check).
-        varying = any(one.kind == "statistical" for one in verdicts.gated)
-        if varying and not self.by_steps and self.calibration is None:
+
+    @property
+    def _one_session(self) -> bool:
+        return self.design in {"one sitting", "one sitting by steps"}
+
+    def _judge(self, pairs: Sequence[Pair]) -> tuple[list[MetricVerdict], dict[str, float]]:
+        """Judge all metrics, those with a p-value as one family; return also the cells that drifted."""
+        verdicts = [self._outcome(pair) for pair in pairs]
+        changes: list[AccuracyChange] = []
+        varying: list[MetricSamples] = []
+        both = [pair for pair in pairs if pair.baseline and pair.candidate]
+        for policy in policies(self.gate).values():
+            comparable = []
+            for pair in both:
+                obstacle = pair.obstacle(policy.metric)
+                if obstacle is None:
+                    comparable.append(pair)
+                elif any(has_metric(run, policy) for run in (*pair.baseline, *pair.candidate)):
+                    verdicts.append(not_comparable(policy, pair, obstacle))
+            if policy.metric.kind == "deterministic":
+                verdicts += judge_exactly(policy, comparable)
+            elif policy.metric.kind == "paired":
+                changes += accuracy_changes(policy, comparable)
+            else:
+                samples = samples_of(policy, comparable, by_steps=self.design == "one sitting by steps")
+                verdicts += one_sided(samples, comparable)
+                varying.append(samples)
+        verdicts += self._by_chance(changes, [samples for samples in varying if samples.pairs])
+        drifts: dict[str, float] = {}
+        for samples in varying:
+            for cell, share in samples.drifts.items() if samples.policy.gated else ():
+                drifts[cell] = max(drifts.get(cell, 0.0), share, key=abs)
+        return verdicts, drifts
+
+    def _by_chance(
+        self, changes: Sequence[AccuracyChange], varying: Sequence[MetricSamples]
+    ) -> Iterator[MetricVerdict]:
+        """Yield the verdicts on speed and accuracy. What is gated of both is one family."""
+        rule = rule_of(self.gate)
+        tested, others = ([one for one in changes if one.policy.gated is gated] for gated in (True, False))
+        gated, shown = ([one for one in varying if one.policy.gated is gated] for gated in (True, False))
+        p_values = accuracy_p_values(tested)
+        if self._one_session:
+            rule = replace(rule, looks=self.looks or rule.looks)
+            speed, family_p_values = judge_session(gated, shown, rule, self.calibration, p_values)
+        else:
+            speed, family_p_values = judge_stored(gated, shown, rule, p_values)
+        yield from speed
+        yield from judge_accuracy(tested, family_p_values, self.gate)
+        yield from judge_accuracy(others, holm(accuracy_p_values(others)), self.gate)
+
+    def _outcome(self, pair: Pair) -> MetricVerdict:
+        """Judge how a cell's runs ended; what the baseline lacks or neither side ever ran is only listed."""
+        before, after = ([run.outcome for run in runs] for runs in (pair.baseline, pair.candidate))
+        verdict, reason = judge_outcomes(pair.cell_id, before, after), None
+        if not before and not self._one_session:
+            reason = "new: the baseline has no run of it, so it is not judged"
+        elif before and after and pair.never_ran:
+            reason = f"neither side ran it ({' and '.join(sorted(pair.outcomes))})"
+        return replace(verdict, gated=False, reason=reason) if reason else verdict
+
+    def _not_calibrated(self, verdicts: Sequence[MetricVerdict]) -> Iterator[Caveat]:
+        """Yield what error rates rest on where the machine is not known (*restless* in the self-check)."""
+        varying = any(one.gated and one.kind == "statistical" for one in verdicts)
+        if varying and self.design == "one sitting" and self.calibration is None:
             message = (
                 "Without a calibration error rates assume a machine that keeps about one speed; where it "
                 'jumps between two, use bench calibrate or gate.interleave = "steps".'
             )
-            update["caveats"] = (*verdicts.caveats, Caveat(code="not-calibrated", message=message))
-        return verdicts.model_copy(update=update)
+            yield Caveat(code="not-calibrated", message=message)
+
+
+def _differences(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) -> Iterator[str]:
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name) != after.get(name):
+            old, new = (" or ".join(sorted(side.get(name, {"not set"}))) for side in (before, after))
+            yield f"{name}: {old} before, {new} now"
+
+
+def _caveats(runs: int, pairs: Sequence[Pair], drifts: Mapping[str, float]) -> Iterator[Caveat]:
+    """Yield how many of all runs are in no pair, and the cells whose speed had not settled."""
+    if left := runs - sum(len(pair.baseline) + len(pair.candidate) for pair in pairs):
+        message = (
+            f"Left out: {counted(left, 'run')}, with other versions or machines than the latest, or spoilt."
+        )
+        yield Caveat(code="left-out", message=message)
+    if named := [f"{cell} ({share:+.1%})" for cell, share in drifts.items()]:
+        more = f" and {len(named) - _NAMED_CELLS} more" if len(named) > _NAMED_CELLS else ""
+        message = (
+            f"Speed still drifted over the last half of the steps: {', '.join(named[:_NAMED_CELLS])}{more}; "
+            "raise window.warmup_steps."
+        )
+        yield Caveat(code="not-steady", message=message)
 
 
 def open_cells(verdicts: Verdicts) -> frozenset[str]:
@@ -298,10 +263,10 @@ def judge_folder(folder: Path) -> Verdicts:
 def judge_records(loaded: SittingRecords, calibration: Calibration | None = None) -> Verdicts:
     """Judge a session as loaded. A cell that never began has not passed; a missing record is a failure."""
     session = loaded.sitting
-    judge = SessionJudge(
+    judge = GateJudge(
         gate=session.gate or GateSpec(),
+        design="one sitting by steps" if session.by_steps else "one sitting",
         looks=session.looks,
-        by_steps=session.by_steps,
         calibration=calibration,
     )
     caveats = list(session.caveats)

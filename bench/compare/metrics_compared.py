@@ -4,7 +4,7 @@ Interleaved sides of one session are told apart by their runs. Stored results ar
 differ by, which takes ten sessions; with fewer, figures are shown and nothing is decided.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.compare.run_pairs import Pair
 from bench.records.run_summary import BY_STEP, RunSummary
+from bench.records.sessions import Calibration
 from bench.records.verdicts import Interval, MetricVerdict
 from bench.stats.noise import (
     FEWEST_RUNS,
@@ -21,6 +22,7 @@ from bench.stats.noise import (
     against_sessions,
     centre,
     moments_of_arms,
+    noise_of,
     pad,
     too_few_runs,
     weigh,
@@ -28,9 +30,6 @@ from bench.stats.noise import (
 from bench.stats.sequential import Block, Decided, MetricPolicy, Rule, decide, follow, holm
 from bench.stats.trend import Floats, settle_cells, step_ratios
 from bench.stats.verdicts import judge_exact, judge_statistical
-
-NoiseOf = Callable[[str, str], Noise]
-"""The calibrated noise of (digest of a cell, metric)."""
 
 _UNKNOWN = Noise(log_variance=0.0, degrees_of_freedom=0)
 
@@ -52,14 +51,11 @@ class MetricSamples:
     drifts: dict[str, float]
 
     @cached_property
-    def baseline_runs(self) -> Floats:
-        """All runs of the baseline, a row for each cell."""
-        return pad([[run for session in sessions for run in session] for sessions in self.baseline])
-
-    @cached_property
-    def candidate_runs(self) -> Floats:
-        """The candidate's runs, a row for each cell."""
-        return pad(self.candidate)
+    def arms(self) -> tuple[Floats, Floats]:
+        """All runs of the baseline and of the candidate, a row for each cell."""
+        return pad([[run for session in own for run in session] for own in self.baseline]), pad(
+            self.candidate
+        )
 
     def judge(
         self,
@@ -69,13 +65,14 @@ class MetricSamples:
         intervals: Sequence[Interval] = (),
     ) -> list[MetricVerdict]:
         """Return the verdict on each cell; ``notes`` and ``intervals`` as ``judge_statistical`` has them."""
+        baseline, candidate = map(centre, self.arms)
         return judge_statistical(
             [pair.cell_id for pair in self.pairs],
             self.policy,
             decided,
             rule,
-            baseline=centre(self.baseline_runs),
-            candidate=centre(self.candidate_runs),
+            baseline=baseline,
+            candidate=candidate,
             notes=notes,
             intervals=intervals,
         )
@@ -87,38 +84,32 @@ def samples_of(policy: MetricPolicy, pairs: Sequence[Pair], *, by_steps: bool = 
     ``by_steps`` says that the sides took turns at steps; metrics that have one for each are then compared so.
     """
     name, sign = policy.metric.name, policy.worse_sign
-    there, samples = [], []
-    for pair in pairs:
-        before = [
-            [run.samples[name] for run in session if name in run.samples] for session in pair.sessions_ok
-        ]
-        after = [run.samples[name] for run in pair.candidate_ok if name in run.samples]
-        if any(before) and after:
-            there.append(pair)
-            samples.append((before, after))
-    settled = settle_cells(
-        [[run for session in (*before, after) for run in session] for before, after in samples]
-    )
+
+    def measured(runs: Sequence[RunSummary]) -> list[tuple[float, ...]]:
+        return [run.samples[name] for run in runs if run.outcome == "ok" and name in run.samples]
+
+    found = [(pair, [measured(runs) for runs in pair.sessions], measured(pair.candidate)) for pair in pairs]
+    there = [each for each in found if any(each[1]) and each[2]]
+    runs_of = [([run for session in sessions for run in session], after) for _, sessions, after in there]
+    settled = settle_cells([[*before, *after] for before, after in runs_of])
     baseline, candidate = [], []
-    for (before, _), cell in zip(samples, settled, strict=True):
+    for (_, sessions, _), cell in zip(there, settled, strict=True):
         signed = iter([sign * summary for summary in cell.log_medians])
-        baseline.append(tuple(tuple(next(signed) for _ in session) for session in before))
+        baseline.append(tuple(tuple(next(signed) for _ in session) for session in sessions))
         candidate.append(tuple(signed))
     differences = None
     if by_steps and name in BY_STEP:
-        settled = settle_cells(
-            [step_ratios([run for session in before for run in session], after) for before, after in samples]
-        )
+        settled = settle_cells([step_ratios(before, after) for before, after in runs_of])
         differences = tuple(tuple(sign * each for each in cell.log_medians) for cell in settled)
     return MetricSamples(
         policy=policy,
-        pairs=tuple(there),
+        pairs=tuple(pair for pair, _, _ in there),
         baseline=tuple(baseline),
         candidate=tuple(candidate),
         differences=differences,
         drifts={
             pair.cell_id: float(np.expm1(cell.drift_log))
-            for pair, cell in zip(there, settled, strict=True)
+            for (pair, _, _), cell in zip(there, settled, strict=True)
             if not cell.steady
         },
     )
@@ -133,13 +124,12 @@ def has_metric(run: RunSummary, policy: MetricPolicy) -> bool:
 
 def not_comparable(policy: MetricPolicy, pair: Pair, reason: str) -> MetricVerdict:
     """Return that a metric cannot be compared, with what each side measured of it."""
-    baseline, candidate = (_middle(policy, runs) for runs in (pair.baseline_ok, pair.candidate_ok))
+    read = (
+        [value for run in runs if (value := run.values.get(policy.metric.name)) is not None]
+        for runs in (pair.baseline_ok, pair.candidate_ok)
+    )
+    baseline, candidate = (float(median(values)) if values else None for values in read)
     return policy.verdict(pair.cell_id, "not comparable", reason, baseline=baseline, candidate=candidate)
-
-
-def _middle(policy: MetricPolicy, runs: Sequence[RunSummary]) -> float | None:
-    values = [value for run in runs if (value := run.values.get(policy.metric.name)) is not None]
-    return float(median(values)) if values else None
 
 
 def judge_exactly(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[MetricVerdict]:
@@ -152,47 +142,42 @@ def judge_exactly(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[Metri
             yield judge_exact(pair.cell_id, policy, before, after)
 
 
-def one_sided(policy: MetricPolicy, pairs: Sequence[Pair], samples: MetricSamples) -> Iterator[MetricVerdict]:
+def one_sided(samples: MetricSamples, pairs: Sequence[Pair]) -> Iterator[MetricVerdict]:
     """Yield a verdict on each pair with good runs on both sides, of which one lacks the metric."""
-    judged = {pair.cell_id for pair in samples.pairs}
+    judged, policy = {pair.cell_id for pair in samples.pairs}, samples.policy
     for pair in pairs:
-        if pair.cell_id in judged or not (pair.baseline_ok and pair.candidate_ok):
-            continue
-        before, after = (
-            any(has_metric(run, policy) for run in runs) for runs in (pair.baseline_ok, pair.candidate_ok)
-        )
-        if before != after:
-            lacking = "candidate" if before else "baseline"
-            yield not_comparable(policy, pair, f"not measured in the {lacking}")
+        sides = pair.baseline_ok, pair.candidate_ok
+        if pair.cell_id not in judged and all(sides):
+            before, after = (any(has_metric(run, policy) for run in runs) for runs in sides)
+            if before != after:
+                lacking = "candidate" if before else "baseline"
+                yield not_comparable(policy, pair, f"not measured in the {lacking}")
 
 
 def judge_session(
     gated: Sequence[MetricSamples],
     shown: Sequence[MetricSamples],
     rule: Rule,
-    noise_of: NoiseOf | None,
+    calibration: Calibration | None,
     others: Floats,
 ) -> tuple[list[MetricVerdict], Floats]:
     """Judge the sides of one session; return also the adjusted p-values of ``others``, looked at once.
 
     ``shown`` metrics are not gated: each is a family of its own.
     """
-    followed = follow([_block(samples, noise_of) for samples in gated], rule, others)
-    alone = [follow([_block(samples, noise_of)], rule).blocks[0] for samples in shown]
-    verdicts = [
-        verdict
-        for samples, decided in zip((*gated, *shown), (*followed.blocks, *alone), strict=True)
-        for verdict in samples.judge(decided, rule)
-    ]
+    followed = follow([_block(samples, calibration) for samples in gated], rule, others)
+    alone = [follow([_block(samples, calibration)], rule).blocks[0] for samples in shown]
+    decided = zip((*gated, *shown), (*followed.blocks, *alone), strict=True)
+    verdicts = [verdict for samples, found in decided for verdict in samples.judge(found, rule)]
     return verdicts, followed.other_family_p_values
 
 
-def _block(samples: MetricSamples, noise_of: NoiseOf | None) -> Block:
-    name = samples.policy.metric.name
-    noises = [_UNKNOWN if noise_of is None else noise_of(pair.digest, name) for pair in samples.pairs]
+def _block(samples: MetricSamples, calibration: Calibration | None) -> Block:
+    name, (baseline, candidate) = samples.policy.metric.name, samples.arms
+    noises = [noise_of(calibration, pair.digest, name) if calibration else _UNKNOWN for pair in samples.pairs]
     return Block(
-        baseline=samples.baseline_runs,
-        candidate=samples.candidate_runs,
+        baseline=baseline,
+        candidate=candidate,
         differences=None if samples.differences is None else pad(samples.differences),
         calibration_variance=np.array([noise.log_variance for noise in noises]),
         calibration_degrees=np.array([float(noise.degrees_of_freedom) for noise in noises]),
@@ -205,59 +190,58 @@ def judge_stored(
 ) -> tuple[list[MetricVerdict], Floats]:
     """Judge stored results, looked at once; cells with too few sessions are undecided and in no family."""
     once = replace(rule, looks=rule.looks[-1:])
-    weighed = [_against_baseline(samples) for samples in gated]
-    tested = [np.array([note is None for note in notes], dtype=np.bool_) for _, notes in weighed]
-    p_values = [evidence.p_value()[use] for (evidence, _), use in zip(weighed, tested, strict=True)]
-    *adjusted, other = np.split(holm(np.concatenate([*p_values, others])), np.cumsum([*map(len, p_values)]))
+    found = [(samples, *_against_baseline(samples)) for samples in (*gated, *shown)]
+    tested = [np.array([note is None for note in notes], dtype=np.bool_) for _, _, notes in found]
+    p_values = [evidence.p_value() for _, evidence, _ in found]
+    in_family = [each[use] for each, use in zip(p_values, tested, strict=True)][: len(gated)]
+    *adjusted, other = np.split(holm(np.concatenate([*in_family, others])), np.cumsum([*map(len, in_family)]))
     verdicts: list[MetricVerdict] = []
-    for samples, (evidence, notes), use, own in zip(gated, weighed, tested, adjusted, strict=True):
-        family = np.ones(len(samples.pairs))
-        family[use] = own
+    for place, (samples, evidence, notes) in enumerate(found):
+        if place < len(gated):
+            family = np.ones(len(samples.pairs))
+            family[tested[place]] = adjusted[place]
+        else:
+            family = holm(p_values[place])
         verdicts += _judge_stored(samples, evidence, notes, family, once)
-    for samples in shown:
-        evidence, notes = _against_baseline(samples)
-        verdicts += _judge_stored(samples, evidence, notes, holm(evidence.p_value()), once)
     return verdicts, other
 
 
 def _judge_stored(
     samples: MetricSamples, evidence: Evidence, notes: Sequence[str | None], family: Floats, rule: Rule
 ) -> list[MetricVerdict]:
+    cells = len(samples.pairs)
     decided = Decided(
-        decisions=decide(evidence, family, rule, np.full(len(samples.pairs), samples.policy.tolerance_log)),
+        decisions=decide(evidence, family, rule, np.full(cells, samples.policy.tolerance_log)),
         evidence=evidence,
         family_p_values=family,
         repeats=np.array([len(runs) for runs in samples.candidate], dtype=np.int64),
-        needed=np.zeros(len(samples.pairs), dtype=np.int64),  # ten sessions are more than enough
+        needed=np.zeros(cells, dtype=np.int64),  # ten sessions are more than enough
     )
     # The advice that belongs to repeats within a session would mislead here.
-    undecided = [
-        f"within what {len(sessions)} sessions of the baseline differ by, the change may or may not be "
-        "there; `bench gate SCENARIO --base REF` compares the two in one session"
-        for sessions in samples.baseline
-    ]
+    advice = (
+        "within what {} sessions of the baseline differ by, the change may or may not be there; `bench gate "
+        "SCENARIO --base REF` compares the two in one session"
+    )
     said = [
-        note or ("" if decision else advice)
-        for note, decision, advice in zip(notes, decided.decisions.tolist(), undecided, strict=True)
+        note or ("" if decision else advice.format(len(sessions)))
+        for note, decision, sessions in zip(notes, decided.decisions.tolist(), samples.baseline, strict=True)
     ]
     return samples.judge(decided, rule, said, ["runs" if note else "sittings" for note in notes])
 
 
 def _against_baseline(samples: MetricSamples) -> tuple[Evidence, list[str | None]]:
     """Return the evidence against past sessions; where there are too few, against the runs, and why."""
-    notes = [
-        too_few_runs(sessions, runs)
-        for sessions, runs in zip(samples.baseline, samples.candidate, strict=True)
-    ]
+    cells = list(zip(samples.baseline, samples.candidate, strict=True))
+    notes = [too_few_runs(sessions, runs) for sessions, runs in cells]
     means = pad(
         [
             [sum(runs) / len(runs) for runs in sessions if runs and (len(runs) >= FEWEST_RUNS or note)]
             for sessions, note in zip(samples.baseline, notes, strict=True)
         ]
     )
-    before, after = samples.baseline_runs, samples.candidate_runs
-    repeats = np.full(len(samples.pairs), max(before.shape[-1], after.shape[-1]))
-    nothing = np.zeros(len(samples.pairs))
+    before, after = samples.arms
+    repeats = np.full(len(cells), max(before.shape[-1], after.shape[-1]))
+    nothing = np.zeros(len(cells))
     of_runs = weigh(moments_of_arms(before, after, repeats), nothing, nothing, neighbours=False)
     enough = np.array([note is None for note in notes], dtype=np.bool_)
     return against_sessions(means, centre(after)).where(enough, of_runs), notes

@@ -3,14 +3,15 @@
 Judges nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from bench.compare import grouped
 from bench.errors import UsageError
 from bench.metrics import Metric
-from bench.records.run_summary import Answers, Facts, Instruments, RunSummary
+from bench.records.run_summary import Answers, RunSummary
 from bench.scenario.cell import Cell
 from bench.stats.paired import Paired, pair_items
 from bench.stats.sequential import MetricPolicy
@@ -35,14 +36,9 @@ class Pair:
         return tuple(run for session in self.sessions for run in session)
 
     @cached_property
-    def sessions_ok(self) -> tuple[tuple[RunSummary, ...], ...]:
-        """The baseline's runs that measured everything, by session."""
-        return tuple(tuple([run for run in session if run.outcome == "ok"]) for session in self.sessions)
-
-    @cached_property
     def baseline_ok(self) -> tuple[RunSummary, ...]:
         """The baseline's runs that measured everything."""
-        return tuple(run for session in self.sessions_ok for run in session)
+        return tuple(run for run in self.baseline if run.outcome == "ok")
 
     @cached_property
     def candidate_ok(self) -> tuple[RunSummary, ...]:
@@ -56,113 +52,104 @@ class Pair:
         return cell.digest if cell else ""
 
     @cached_property
-    def failed(self) -> bool:
-        """Whether a run of either side ended neither ok nor out of memory."""
-        failed = any(run.outcome not in {"ok", "oom"} for run in (*self.baseline, *self.candidate))
-        return failed and not self.never_ran
+    def outcomes(self) -> set[str]:
+        """How the runs of either side ended."""
+        return {run.outcome for run in (*self.baseline, *self.candidate)}
 
-    @cached_property
+    @property
     def never_ran(self) -> bool:
         """Whether no run of either side was as much as tried."""
-        return {run.outcome for run in (*self.baseline, *self.candidate)} <= {"unavailable", "skipped"}
+        return self.outcomes <= {"unavailable", "skipped"}
+
+    @property
+    def failed(self) -> bool:
+        """Whether a run of either side ended neither ok nor out of memory."""
+        return not self.outcomes <= {"ok", "oom"} and not self.never_ran
+
+    def obstacle(self, metric: Metric) -> str | None:
+        """Return in one sentence why a metric of cells with runs on both sides cannot be compared, if so."""
+        if self._changed is not None:
+            return self._changed
+        if relevant := self._relevant_conditions(metric):
+            return f"measured under other conditions: {_listed(relevant)}"
+        return self._other_instrument(metric)
 
     @cached_property
-    def changed(self) -> str | None:
-        """Return in one sentence why the two are not the same cell; None where they are."""
-        if not self.baseline or not self.candidate:
-            return None
+    def _changed(self) -> str | None:
         before, after = self.baseline[-1], self.candidate[-1]
         if before.cell is None or after.cell is None:
             return None
         if before.cell is not after.cell and before.cell.digest != after.cell.digest:
-            differences = _cell_differences(before.cell, after.cell)
-            return f"the cell itself was changed: {differences}; measure both sides alike"
+            old, new = dict(_fields(before.cell)), dict(_fields(after.cell))
+            differing = _listed(_differing(old, new, {**old, **new}))
+            return f"the cell itself was changed: {differing}; measure both sides alike"
         if before.inputs_digest != after.inputs_digest:
             return "the local files that the cell reads differ; measure both sides with the same"
         return None
 
     @cached_property
-    def conditions(self) -> dict[str, str]:
-        """Return each condition that is not the same on both sides, with both values."""
-        if not self.baseline or not self.candidate:
-            return {}
-        after = self.candidate[-1].conditions
+    def _conditions(self) -> dict[str, str]:
+        """Each condition that both sides recorded and that is not the same on both."""
+        now = dict(self.candidate[-1].conditions)
         found: dict[str, str] = {}
-        for before in {run.conditions for run in self.baseline}:
-            found |= _different(before, after)
+        for before in map(dict, dict.fromkeys(run.conditions for run in self.baseline)):
+            found |= _differing(before, now, [name for name in before if name in now])
         return found
 
-    def obstacle(self, metric: Metric) -> str | None:
-        """Return in one sentence why this metric cannot be compared; None where it can."""
-        if self.changed is not None:
-            return self.changed
-        if self.conditions and (relevant := self._relevant(metric)):
-            return f"measured under other conditions: {_listed(relevant)}"
-        return self._other_instrument(metric)
-
-    def _relevant(self, metric: Metric) -> dict[str, str]:
+    def _relevant_conditions(self, metric: Metric) -> dict[str, str]:
         """Return the differing conditions that this metric depends on."""
         if metric.kind == "deterministic":
-            card = ("card",) if metric.instrument == "torch allocator" else ()
-            return {name: text for name, text in self.conditions.items() if name in (*_ANYWHERE, *card)}
-        return {} if metric.kind == "paired" else self.conditions
+            names = (*_ANYWHERE, "card") if metric.instrument == "torch allocator" else _ANYWHERE
+            return {name: text for name, text in self._conditions.items() if name in names}
+        return {} if metric.kind == "paired" else self._conditions
 
     @cached_property
-    def _instruments(self) -> tuple[set[Instruments], set[Instruments]]:
-        return {run.instruments for run in self.baseline}, {run.instruments for run in self.candidate}
+    def _instruments(self) -> list[set[tuple[tuple[str, str], ...]]]:
+        return [{run.instruments for run in side} for side in (self.baseline, self.candidate)]
 
     def _other_instrument(self, metric: Metric) -> str | None:
         if "NVML" not in metric.instrument and metric.instrument != "VmHWM":
             return None
         name = "NVML" if "NVML" in metric.instrument else "host memory"
-        before, after = ({dict(each).get(name) for each in side} for side in self._instruments)
+        before, after = ({dict(each).get(name) or "none" for each in side} for side in self._instruments)
         if before == after and len(after) == 1:
             return None
-        return f"read by different instruments: {name} {_either(before)} before, {_either(after)} now"
+        return _read_by_others(name, " or ".join(sorted(before)), " or ".join(sorted(after)))
 
 
-def _either(names: set[str | None]) -> str:
-    return " or ".join(sorted(name or "none" for name in names))
+def _read_by_others(name: str, before: object, after: object) -> str:
+    return f"read by different instruments: {name} {before} before, {after} now"
 
 
-def _different(before: Facts, after: Facts) -> dict[str, str]:
-    """Return what both recorded and did not find alike."""
-    if before == after:
-        return {}
-    there = dict(after)
-    return {
-        name: f"{name} {_shown(value)} before, {_shown(there[name])} now"
-        for name, value in before
-        if name in there and there[name] != value
-    }
+def _differing(
+    before: Mapping[str, object], after: Mapping[str, object], names: Iterable[str]
+) -> dict[str, str]:
+    """Return by name what is not the same on both sides, with both values."""
+
+    def shown(value: object) -> str:
+        return "not set" if value is None else str(value)
+
+    pairs = ((name, before.get(name), after.get(name)) for name in names)
+    return {name: f"{name} {shown(old)} before, {shown(new)} now" for name, old, new in pairs if old != new}
 
 
-def _shown(value: object) -> str:
-    return "not set" if value is None else str(value)
-
-
-def _listed(differences: dict[str, str]) -> str:
+def _listed(differences: Mapping[str, str]) -> str:
     shown = list(differences.values())[:_MOST_DIFFERENCES]
     more = len(differences) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
-def _cell_differences(before: Cell, after: Cell) -> str:
-    old, new = (
-        dict(_flat(side.model_dump(mode="json", exclude={"id", "scenario", "limits"})))
-        for side in (before, after)
-    )
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return _listed(
-        {name: f"{name} {_shown(old.get(name))} before, {_shown(new.get(name))} now" for name in names}
-    )
+def _fields(cell: Cell) -> Iterator[tuple[str, Any]]:
+    """Yield every field of a cell that counts, by its path."""
 
+    def flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if not isinstance(value, dict):
+            yield path, value
+            return
+        for name, part in value.items():
+            yield from flat(part, f"{path}.{name}" if path else name)
 
-def _flat(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in table.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return found
+    return flat(cell.model_dump(mode="json", exclude={"id", "scenario", "limits"}), "")
 
 
 def pair_up(sessions: Sequence[Sequence[RunSummary]], candidate: Sequence[RunSummary]) -> tuple[Pair, ...]:
@@ -171,29 +158,18 @@ def pair_up(sessions: Sequence[Sequence[RunSummary]], candidate: Sequence[RunSum
     Of runs of one cell under several keys (other versions, another machine) only those of the latest run's
     count. A contaminated run does not count where another took its place.
     """
-    before = [_by_cell(session) for session in sessions]
-    after = _by_cell(candidate)
-    names = dict.fromkeys(name for side in (*before, after) for name in side)
+    *before, after = (grouped(runs, lambda run: run.cell_id) for runs in (*sessions, candidate))
     return tuple(
         Pair(
             cell_id=name,
             sessions=tuple(_current(session[name]) for session in before if name in session),
             candidate=_current(after.get(name, [])),
         )
-        for name in names
+        for name in dict.fromkeys(name for side in (*before, after) for name in side)
     )
 
 
-def _by_cell(runs: Sequence[RunSummary]) -> dict[str, list[RunSummary]]:
-    cells: dict[str, list[RunSummary]] = {}
-    for run in runs:
-        cells.setdefault(run.cell_id, []).append(run)
-    return cells
-
-
 def _current(runs: Sequence[RunSummary]) -> tuple[RunSummary, ...]:
-    if not runs:
-        return ()
     same_key = [run for run in runs if run.key == runs[-1].key]
     unspoilt = [run for run in same_key if run.outcome != "contaminated"]
     return tuple(unspoilt or same_key)
@@ -205,7 +181,7 @@ def accuracy_changes(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[Ac
     for pair in pairs:
         if not pair.baseline_ok or not pair.candidate_ok:
             continue  # how the runs ended is judged already
-        before, after = _by_task(pair.baseline_ok, when), _by_task(pair.candidate_ok, when)
+        before, after = (_by_task(runs, when) for runs in (pair.baseline_ok, pair.candidate_ok))
         for task in {**before, **after}:
             first, second = before.get(task), after.get(task)
             paired, why_not = _paired(first, second)
@@ -213,20 +189,16 @@ def accuracy_changes(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[Ac
                 cell=pair.cell_id,
                 task=task,
                 policy=policy,
-                baseline=None if first is None else first.accuracy,
-                candidate=None if second is None else second.accuracy,
+                baseline=first.accuracy if first else None,
+                candidate=second.accuracy if second else None,
                 paired=paired,
                 why_not=why_not,
             )
 
 
 def _by_task(runs: Sequence[RunSummary], when: str) -> dict[str, Answers]:
-    found: dict[str, Answers] = {}
-    for run in runs:
-        for answers in run.answers:
-            if answers.when == when:
-                found.setdefault(answers.task, answers)
-    return found
+    found = grouped((one for run in runs for one in run.answers if one.when == when), lambda one: one.task)
+    return {task: answers[0] for task, answers in found.items()}
 
 
 def _paired(first: Answers | None, second: Answers | None) -> tuple[Paired | None, str | None]:
@@ -235,7 +207,7 @@ def _paired(first: Answers | None, second: Answers | None) -> tuple[Paired | Non
     for name in ("metric", "num_fewshot", "instrument"):
         before, after = getattr(first, name), getattr(second, name)
         if before != after:
-            return None, f"read by different instruments: {name} {before} before, {after} now"
+            return None, _read_by_others(name, before, after)
     try:
         # Runs that saw the same questions share one object, and their answers are counted as whole numbers.
         if first.questions is second.questions and first.questions:

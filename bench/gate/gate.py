@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bench.compare.gate_report import SessionJudge, judge_records
+from bench.compare.gate_report import GateJudge, judge_records
 from bench.errors import UsageError
 from bench.gate.session import SessionOptions, run_gate
 from bench.gate.session_log import Tell, ignore
@@ -45,10 +45,11 @@ def gate_references(  # noqa: PLR0913 - what run_gate takes, and the noise known
         _require_same_turns(calibration, gate)
     varying = any(each.gated and each.metric.kind == "statistical" for each in policies(gate).values())
     looks = rule_of(gate).looks if varying else (1,)
-    judge = SessionJudge(
+    by_steps = varying and gate.interleave == "steps"
+    judge = GateJudge(
         gate=gate,
+        design="one sitting by steps" if by_steps else "one sitting",
         looks=looks,
-        by_steps=varying and gate.interleave == "steps",
         calibration=calibration,
     )
     options = replace(options, gate=gate, looks=looks, exact_only=not varying)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from bench.compare.gate_report import HowToJudge, Side, compare_sides, judge_folder
+from bench.compare.gate_report import GateJudge, Side, judge_folder
 from bench.errors import UsageError, counted
 from bench.metrics import METRICS
 from bench.records.result_sets import (
@@ -33,7 +33,7 @@ def compare_results(baseline: str, candidate: str, gate: GateSpec) -> Verdicts:
     before, after = load_result_set(baseline), load_result_set(candidate)
     if before.sitting is not None and before.sitting == after.sitting:
         return judge_folder(before.sitting)
-    return compare_sides(_side(before), _side(after), HowToJudge(gate=gate, design="two result sets"))
+    return GateJudge(gate=gate, design="two result sets").compare(_side(before), _side(after))
 
 
 def _side(found: ResultSet) -> Side:
@@ -63,9 +63,8 @@ class BaselineChoice:
 
 def gate_results(results: str, baseline: BaselineChoice, gate: GateSpec) -> Verdicts:
     """Judge stored results against the current level of a baseline."""
-    how = HowToJudge(gate=gate, design="stored baseline")
     before = baseline.side(baseline.read().current)
-    return compare_sides(before, _side(load_result_set(results)), how)
+    return GateJudge(gate=gate, design="stored baseline").compare(before, _side(load_result_set(results)))
 
 
 def diff_baseline(baseline: BaselineChoice, numbers: tuple[int, int] | None) -> Verdicts:
@@ -79,7 +78,7 @@ def diff_baseline(baseline: BaselineChoice, numbers: tuple[int, int] | None) -> 
                 f"{number}; see bench baseline show"
             )
     before, after = (baseline.side([accepted[number - 1]]) for number in chosen)
-    return compare_sides(before, after, HowToJudge(gate=GateSpec(), design="two result sets"))
+    return GateJudge(gate=GateSpec(), design="two result sets").compare(before, after)
 
 
 def accept_results(results: Path, baseline: BaselineChoice, *, reason: str, new_level: bool) -> Accepted:
@@ -130,8 +129,8 @@ def _require_new(found: ResultSet, baseline: BaselineChoice) -> None:
 
 def _unlike(found: ResultSet, baseline: BaselineChoice) -> list[MetricVerdict]:
     """Return what changed for certain, for better or worse, or cannot be compared."""
-    how = HowToJudge(gate=GateSpec(), design="stored baseline")
-    verdicts = compare_sides(baseline.side(baseline.read().current), _side(found), how)
+    judge = GateJudge(gate=GateSpec(), design="stored baseline")
+    verdicts = judge.compare(baseline.side(baseline.read().current), _side(found))
     return [
         judged
         for judged in verdicts.judgements

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.compare.gate_report import HowToJudge, Side, compare_sides
+from bench.compare.gate_report import GateJudge, Side
 from bench.records.readings import Caveat
 from bench.records.records import DeviceFacts, Record
 from bench.records.run_summary import summarise_run
@@ -21,9 +21,8 @@ def _side(*sittings: Sequence[Record]) -> Side:
 
 
 def _stored(base: Sequence[Sequence[Record]], candidate: Sequence[Record]) -> Verdicts:
-    return compare_sides(
-        _side(*base), _side(candidate), HowToJudge(gate=GateSpec(), design="stored baseline")
-    )
+    judge = GateJudge(gate=GateSpec(), design="stored baseline")
+    return judge.compare(_side(*base), _side(candidate))
 
 
 def _one(verdicts: Verdicts, metric: str, cell: str = "tiny/a") -> MetricVerdict:
@@ -68,11 +67,11 @@ def test_one_mebibyte_more_is_a_regression() -> None:
 
 def test_sides_of_one_sitting_are_told_apart_by_their_runs() -> None:
     """Ten per cent between quiet runs that were made in turn is a regression; between loud ones it is not."""
-    how = HowToJudge(gate=GateSpec(), design="one sitting", looks=(5,))
+    judge = GateJudge(gate=GateSpec(), design="one sitting", looks=(5,))
     slow = [speed * 0.9 for speed in QUIET]
-    verdicts = compare_sides(_side(make_runs()), _side(make_runs(speeds=slow)), how)
+    verdicts = judge.compare(_side(make_runs()), _side(make_runs(speeds=slow)))
     assert "regression" == _one(verdicts, "tokens_per_second").verdict
-    verdicts = compare_sides(_side(make_runs(speeds=LOUD)), _side(make_runs(speeds=LOUD)), how)
+    verdicts = judge.compare(_side(make_runs(speeds=LOUD)), _side(make_runs(speeds=LOUD)))
     assert "inconclusive" == _one(verdicts, "tokens_per_second").verdict
 
 

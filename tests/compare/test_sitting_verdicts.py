@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.compare.gate_report import SessionJudge, judge_folder, open_cells
+from bench.compare.gate_report import GateJudge, judge_folder, open_cells
 from bench.errors import UsageError
 from bench.io import write_json
 from bench.records.records import Record
@@ -17,14 +17,19 @@ from records_factory import make_environment
 from sittings_factory import LOUD, MIB, QUIET, make_runs, write_sitting
 
 if TYPE_CHECKING:
-    from bench.records.sessions import SideName
+    from bench.records.sessions import Calibration, SideName
 
 LOOKS = (3, 5, 8)
+DEFAULT = GateSpec()
 
 
 def judged(base: list[Record], candidate: list[Record], **gate: Any) -> Verdicts:
     """Judge runs as a session does between two of them."""
-    return SessionJudge(gate=GateSpec(**gate), looks=LOOKS).judge({"base": base, "candidate": candidate})
+    return _judge(GateSpec(**gate)).judge({"base": base, "candidate": candidate})
+
+
+def _judge(gate: GateSpec = DEFAULT, calibration: "Calibration | None" = None) -> GateJudge:
+    return GateJudge(gate=gate, design="one sitting", looks=LOOKS, calibration=calibration)
 
 
 def bad(verdicts: Verdicts) -> dict[str, str]:
@@ -88,7 +93,7 @@ def test_only_cells_that_more_runs_could_decide_are_run_again() -> None:
         *make_runs("c", speeds=LOUD[::-1], ledger_bytes=700 * MIB),
         *make_runs("d", outcome="crashed"),
     ]
-    judge = SessionJudge(gate=GateSpec(), looks=LOOKS)
+    judge = _judge()
     records: dict[SideName, list[Record]] = {"base": base, "candidate": candidate}
     assert frozenset({"b"}) == judge(records, 3)
     quiet_b = [record for record in base if record.cell.id != "b"]
@@ -107,7 +112,7 @@ def test_sides_that_took_turns_at_steps_are_compared_pair_by_pair() -> None:
     """What makes runs differ by half tells nothing apart, and in pairs a tenth of the speed is found."""
     base, slower = make_runs(speeds=LOUD), make_runs(speeds=[0.9 * speed for speed in LOUD])
     assert {"tokens_per_second": "inconclusive"} == bad(judged(base, slower))
-    by_steps = SessionJudge(gate=GateSpec(), looks=LOOKS, by_steps=True)
+    by_steps = GateJudge(gate=GateSpec(), design="one sitting by steps", looks=LOOKS)
     found = by_steps.judge({"base": base, "candidate": slower})
     assert {"tokens_per_second": "regression"} == bad(found)
     assert pytest.approx(0.9) == the(found, "tokens_per_second").ratio
@@ -149,17 +154,14 @@ def test_a_calibration_decides_earlier_and_must_be_of_this_machine() -> None:
     base, candidate = make_runs(speeds=(1000.0, 1012.0)), make_runs(speeds=(1011.0, 1001.0))
     records: dict[SideName, list[Record]] = {"base": base, "candidate": candidate}
     calibration = make_calibration(0.005, base[0].cell.digest)
-    unknown, known = (
-        SessionJudge(gate=GateSpec(), looks=LOOKS, calibration=each).judge(records)
-        for each in (None, calibration)
-    )
+    unknown, known = (_judge(calibration=each).judge(records) for each in (None, calibration))
     assert ("inconclusive", "pass") == (
         the(unknown, "tokens_per_second").verdict,
         the(known, "tokens_per_second").verdict,
     )
     other = calibration.model_copy(update={"environment": make_environment(machine={"cpu_cores": 64})})
     with pytest.raises(UsageError, match="cpu_cores 64 then, 2 now"):
-        SessionJudge(gate=GateSpec(), looks=LOOKS, calibration=other).judge(records)
+        _judge(calibration=other).judge(records)
 
 
 def test_a_stored_sitting_is_judged_as_it_was_while_it_lasted(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_stored_sitting_is_judged_as_it_was_while_it_lasted(tmp_path: Path) ->
     gate, calibration = GateSpec(alpha=0.05), make_calibration(0.005, base[0].cell.digest)
     write_sitting(tmp_path, base, candidate, gate=gate)
     write_json(tmp_path / "calibration.json", calibration)
-    live = SessionJudge(gate=gate, looks=LOOKS, calibration=calibration)
+    live = _judge(gate, calibration)
     stored = judge_folder(tmp_path)
     assert live.judge({"base": base, "candidate": candidate}).judgements == stored.judgements
     assert ("regression", 0.05, ()) == (stored.verdict, stored.alpha, stored.problems)

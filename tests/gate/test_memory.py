@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare.gate_report import SessionJudge
+from bench.compare.gate_report import GateJudge
 from bench.gate.session import SessionOptions, run_session
 from bench.gate.sides import Side, prepared_sides, side_as_is
 from bench.records.records import Record
@@ -34,7 +34,7 @@ def sit(sides: tuple[Side, Side], folder: Path) -> SittingRecords:
 
 def alarms(base: Record, candidate: Record) -> list[MetricVerdict]:
     """Return the exact metrics that a gate of these two runs does not let pass."""
-    judge = SessionJudge(gate=GateSpec(), looks=(1,))
+    judge = GateJudge(gate=GateSpec(), design="one sitting", looks=(1,))
     verdicts = judge.judge({"base": [base], "candidate": [candidate]})
     exact = [one for one in verdicts.gated if one.kind in {"deterministic", "outcome"}]
     assert len(exact) >= 5
