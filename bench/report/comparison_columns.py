@@ -13,8 +13,6 @@ from bench.metrics import INSTRUMENT_NAMES, METRICS, Instrument
 from bench.report.columns import Column, Grid, Place, frame, grid
 from bench.report.highlights import difference, interval
 from bench.report.text import (
-    GIBIBYTES,
-    MEBIBYTES,
     NOT_APPLICABLE,
     NOT_MEASURED,
     SMALL_MEBIBYTES,
@@ -24,6 +22,7 @@ from bench.report.text import (
     share,
     significant,
     small_share,
+    unit_for,
     words,
 )
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 _COMPARED = tuple(name for name in INSTRUMENT_NAMES if name != "host")
 # Metrics shown beside those that have columns of their own, by name.
 COLUMNS_OF_METRICS: tuple[str, ...] = ()
-_LARGE_BYTES = 16 * GIBIBYTES.size_bytes
-_SMALL_BYTES = 100 * MEBIBYTES.size_bytes
 # Where a caveat belongs; what is not named here concerns the cell as a whole.
 _PLACES: Mapping[str, Place] = {
     "not-steady": "speed",
@@ -49,12 +46,9 @@ _PLACES: Mapping[str, Place] = {
 
 
 def memory_unit(rows: Sequence[Measured]) -> MemoryUnit:
-    """Return GiB for GPUs and large models, else MiB: one unit for the whole report."""
+    """Return the unit of all sizes of a report."""
     sizes = [peak.peak_bytes for row in rows for peak in row.peaks]
-    on_gpu = any(row.device == "cuda" and row.peaks for row in rows)
-    if on_gpu or max(sizes, default=0) >= _LARGE_BYTES:
-        return GIBIBYTES
-    return SMALL_MEBIBYTES if min(sizes, default=_SMALL_BYTES) < _SMALL_BYTES else MEBIBYTES
+    return unit_for(sizes, on_gpu=any(row.device == "cuda" and row.peaks for row in rows))
 
 
 def group_title(rows: Sequence[Measured], comparison: Comparison) -> str:

@@ -19,6 +19,7 @@ from bench.report.text import (
     SMALL_MEBIBYTES,
     MemoryUnit,
     Table,
+    cell_table,
     operations,
     operator,
     p_value,
@@ -40,8 +41,7 @@ def _of_cells(
     name: Name, pairs: Iterable[tuple[Measured, X]], *columns: tuple[str, Callable[[X], str]], left: int = 1
 ) -> Table:
     """Return a table of what rows have, each line beginning with the name of its row."""
-    lines = [(name(row), *(show(one) for _, show in columns)) for row, one in pairs]
-    return Table(header=("Cell", *(title for title, _ in columns)), rows=tuple(lines), left=left)
+    return cell_table(((name(row), one) for row, one in pairs), *columns, left=left)
 
 
 def memory_table(rows: Sequence[Measured], name: Name, unit: MemoryUnit) -> Table:

@@ -166,7 +166,7 @@ def planned_section(plan: Plan, prefix: str) -> Section:
     """Return what is shown of a plan."""
     rows = plan_rows(plan)
     anchors = {row.cell: f"{prefix}cell-{index}" for index, row in enumerate(rows, start=1)}
-    untried, told = why_untried(plan), fit_sentences(plan)
+    told = fit_sentences(plan)
     fitting = Answered(title="What fits", sentences=told[:MOST_SENTENCES], folded=told[MOST_SENTENCES:])
     return Section(
         prefix=prefix,
@@ -179,7 +179,7 @@ def planned_section(plan: Plan, prefix: str) -> Section:
         grid=plan_grid(plan, rows, anchors),
         figures=plan_figures(plan),
         folded=_folded(detail_tables(plan)),
-        how_read=tuple(_escaped(line) for line in (*notes_on(plan, rows), *([untried] if untried else []))),
+        how_read=tuple(_escaped(line) for line in (*notes_on(plan, rows), *why_untried(plan))),
     )
 
 

@@ -2,9 +2,11 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.metrics import GIB, MIB
@@ -62,6 +64,20 @@ class MemoryUnit:
 MEBIBYTES = MemoryUnit(name="MiB", size_bytes=MIB, digits=0)
 SMALL_MEBIBYTES = MemoryUnit(name="MiB", size_bytes=MIB, digits=2)
 GIBIBYTES = MemoryUnit(name="GiB", size_bytes=GIB, digits=2)
+
+
+def unit_for(sizes_bytes: Sequence[int], *, on_gpu: bool) -> MemoryUnit:
+    """Return GiB for GPUs and large models, else MiB: one unit for a whole report."""
+    if on_gpu or max(sizes_bytes, default=0) >= 16 * GIB:
+        return GIBIBYTES
+    return SMALL_MEBIBYTES if min(sizes_bytes, default=GIB) < 100 * MIB else MEBIBYTES
+
+
+def texts(subject: str) -> Mapping[str, str]:
+    """Return what ``templates/texts.toml`` says on a subject; {places} are left for ``str.format``."""
+    source = files("bench.report").joinpath("templates", "texts.toml").read_text(encoding="utf-8")
+    found: dict[str, str] = tomllib.loads(source)[subject]
+    return found
 
 
 def share(value: float | None, digits: int = 1) -> str:
@@ -164,6 +180,14 @@ def table_of(rows: Iterable[R], *columns: tuple[str, Callable[[R], str]], left: 
     """Return a table from the title of each column and how it shows a row."""
     shown = tuple(tuple(show(row) for _, show in columns) for row in rows)
     return Table(header=tuple(title for title, _ in columns), rows=shown, left=left)
+
+
+def cell_table(
+    rows: Iterable[tuple[str, R]], *columns: tuple[str, Callable[[R], str]], left: int = 1
+) -> Table:
+    """Return a table of what cells have: each line begins with a cell's name."""
+    lines = tuple((name, *(show(row) for _, show in columns)) for name, row in rows)
+    return Table(header=("Cell", *(title for title, _ in columns)), rows=lines, left=left)
 
 
 def told_once(table: Table) -> tuple[Table, tuple[tuple[str, str], ...]]:
