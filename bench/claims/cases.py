@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from bench.compare.comparison import measure
 from bench.compare.measured import Measured, without_seed
 from bench.metrics import TENSORS
-from bench.records.derived_metrics import speed_disturbed, step_tokens_per_second
+from bench.records.derived_metrics import speed_disturbed
 from bench.records.predictions import CardFit, Plan, PlannedCell, Prediction
 from bench.records.published import RowFile
 from bench.records.records import Record
@@ -103,7 +103,8 @@ class Case:
         """Tokens/s of each run that nothing disturbed: its median over steps."""
         good = self.measured.ok if self.measured else ()
         runs = [run for run in good if not speed_disturbed(run.measurement.caveats)]
-        return tuple(statistics.median(steps) for steps in map(step_tokens_per_second, runs) if steps)
+        speeds = [run.measurement.tokens_per_second for run in runs]
+        return tuple(statistics.median(steps) for steps in speeds if steps)
 
     @property
     def disturbed_runs(self) -> int:

@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from bench.metrics import GIB, MIB
-from bench.records.derived_metrics import NS_PER_SECOND, TRAINING_PHASES, PeakField, measured_steps
-from bench.records.records import Phase, Record, StepSample
+from bench.records.derived_metrics import TRAINING_PHASES, PeakField
+from bench.records.records import NS_PER_SECOND, Phase, Record, StepSample
 from bench.scenario.catalogue import Card, cards
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def cards_named(device_name: str | None) -> list[Card]:
 
 def _fastest(record: Record) -> StepSample | None:
     """Return the measured step with the most tokens per second that did not skip its optimizer."""
-    steps = [step for step in measured_steps(record) if not step.skipped]
+    steps = [step for step in record.measurement.measured_steps if not step.skipped]
     return max(steps, key=lambda step: step.tokens.computed / step.step_time_ns, default=None)
 
 

@@ -15,7 +15,6 @@ from bench.records.derived_metrics import (
     phase_time_ns,
     read_metrics,
     start_up_bytes,
-    step_tokens_per_second,
     throttle_reasons,
 )
 from bench.records.predictions import Prediction, Refusal
@@ -243,7 +242,7 @@ def cause(runs: Sequence[Record]) -> PeakCause | None:
 
 def throughput(runs: Sequence[Record]) -> Throughput | None:
     """Return tokens/s with its spread, and the least steady of the runs' trends."""
-    speeds = [values for run in runs if (values := step_tokens_per_second(run))]
+    speeds = [values for run in runs if (values := run.measurement.tokens_per_second)]
     if not speeds:
         return None
     medians = [statistics.median(values) for values in speeds]

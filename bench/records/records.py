@@ -10,7 +10,7 @@ History of the format (``SCHEMA_VERSION``):
 """
 
 from abc import ABC
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
@@ -56,8 +56,11 @@ else:
 
 
 SCHEMA_VERSION: Final = 1
+NS_PER_SECOND: Final = 1_000_000_000
 _DECODED = (float, type(None))
 
+SAME_MACHINE = ("architecture", "cpu_model", "cpu_cores")
+Facts = tuple[tuple[str, str | int | None], ...]
 Outcome = Literal["ok", "oom", "timeout", "crashed", "failed", "unavailable", "skipped", "contaminated"]
 Phase = Literal[
     "start",
@@ -206,7 +209,7 @@ class EvaluationReading(Part, frozen=True):
         share(self, "items", _items)
 
 
-class Measurement(Part, frozen=True):
+class Measurement(Part, frozen=True, dict=True):
     """Everything one worker read; as far as it came when the outcome is not ok."""
 
     device: DeviceFacts | None = None
@@ -223,6 +226,23 @@ class Measurement(Part, frozen=True):
     evaluations: tuple[EvaluationReading, ...] = ()
     caveats: tuple[Caveat, ...] = ()
 
+    @cached_property
+    def measured_steps(self) -> tuple[StepSample, ...]:
+        """The steps after the first and the warm-up."""
+        return tuple([step for step in self.steps if step.stage == "measured"])
+
+    @cached_property
+    def step_times_ns(self) -> tuple[int, ...]:
+        """The time of each measured step, in order."""
+        return tuple([step.step_time_ns for step in self.measured_steps])
+
+    @cached_property
+    def tokens_per_second(self) -> tuple[float, ...]:
+        """Non-padding tokens per second of each measured step, in order."""
+        return tuple(
+            [step.tokens.non_padding * NS_PER_SECOND / step.step_time_ns for step in self.measured_steps]
+        )
+
 
 class Failure(Part, frozen=True):
     """Why a cell ended otherwise than ok."""
@@ -236,13 +256,20 @@ class Failure(Part, frozen=True):
     output_tail: str = ""  # The last lines the worker printed
 
 
-class Environment(Part, frozen=True):
+class Environment(Part, frozen=True, dict=True):
     """Where a record was made. Two records are comparable when these agree."""
 
     machine: dict[str, str | int | None]
     versions: dict[str, str]
     git: dict[str, str | bool | None]
     threads: dict[str, str | int | None]
+
+    @cached_property
+    def conditions(self) -> Facts:
+        """What speed depends on besides versions; what a machine did not record is left out."""
+        names = ("system", *SAME_MACHINE)
+        machine = [(name, self.machine[name]) for name in names if name in self.machine]
+        return (*machine, *sorted(self.threads.items()))
 
 
 class Record(Part, frozen=True, kw_only=True):

@@ -8,7 +8,6 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple
@@ -16,21 +15,24 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from bench.records.derived_metrics import NS_PER_SECOND, STEPS_IN_TURN, read_samples, unpaired_metrics
-from bench.records.records import Environment, EvaluationReading, Outcome, Record
-from bench.records.sessions import SAME_MACHINE
+from bench.records.derived_metrics import STEPS_IN_TURN, Samples, Value, read_metrics, read_samples
+from bench.records.records import (
+    NS_PER_SECOND,
+    Environment,
+    EvaluationReading,
+    Facts,
+    Measurement,
+    Outcome,
+    Record,
+)
 from bench.scenario.cell import Cell
 
-Samples = Mapping[str, tuple[float, ...]]
 Questions = tuple[tuple[int, str], ...]
-Facts = tuple[tuple[str, str | int | None], ...]
 Instruments = tuple[tuple[str, str], ...]
 
 CARD_CONDITIONS = ("card", "driver", "power limit in mW")
 BY_STEP = ("step_time_ns", "tokens_per_second")
 """Metrics with a sample for each measured step."""
-
-_MACHINE = ("system", *SAME_MACHINE)
 
 
 class Answer(NamedTuple):
@@ -41,8 +43,7 @@ class Answer(NamedTuple):
     correct: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answers:
+class Answers(Struct, frozen=True):
     """One task's evaluation; ``questions`` is one and the same object for all runs that saw the same ones."""
 
     task: str
@@ -65,8 +66,7 @@ class Answers:
         return sum(self.correct) / len(self.correct) if self.correct else None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunSummary:
+class RunSummary(Struct, frozen=True, kw_only=True):
     """One run. ``values`` has each metric in its unit, ``samples`` those that vary: by step or one a run.
 
     Accuracy is in ``answers`` only. ``cell`` is None for what other tools measured, of which only the id is
@@ -75,24 +75,27 @@ class RunSummary:
     """
 
     cell_id: str
-    cell: Cell | None
-    inputs_digest: str | None
+    cell: Cell | None = None
+    inputs_digest: str | None = None
     key: str
     run: int
     outcome: Outcome
     started_at: str
     environment: Environment
     conditions: Facts
-    instruments: Instruments
-    values: Mapping[str, float | int | None]
+    instruments: Instruments = ()
+    values: Mapping[str, Value]
     samples: Samples
-    answers: tuple[Answers, ...]
+    answers: tuple[Answers, ...] = ()
 
 
 def summarise_run(record: Record) -> RunSummary:
     """Return the summary of a record. What runs have in common is one object, so that thousands are held."""
-    values = unpaired_metrics(record)
-    samples = read_samples(record, values)
+    measurement, values = record.measurement, read_metrics(record, paired=False)
+    device, gpu = measurement.device, measurement.gpu
+    in_turn = any(caveat.code == STEPS_IN_TURN for caveat in measurement.caveats)
+    steps = ("steps", "in turn with another run's" if in_turn else "one after the other")
+    host_instrument = device.host_peak_instrument if device else "unavailable"
     return RunSummary(
         cell_id=record.cell.id,
         cell=record.cell,
@@ -102,43 +105,20 @@ def summarise_run(record: Record) -> RunSummary:
         outcome=record.outcome,
         started_at=record.started_at,
         environment=record.environment,
-        conditions=conditions_of(record.environment) + _steps(record) + _card(record),
-        instruments=_instruments(record),
+        conditions=(*record.environment.conditions, steps, *_card(measurement)),
+        instruments=(("NVML", gpu.isolation if gpu else "not asked"), ("host memory", host_instrument)),
         values=values,
-        samples=samples,
-        answers=tuple(map(_answers, record.measurement.evaluations)),
+        samples=read_samples(record, values),
+        answers=tuple(map(_answers, measurement.evaluations)),
     )
 
 
-def conditions_of(environment: Environment) -> Facts:
-    """Return what speed depends on besides versions; what a machine did not record is left out."""
-    machine = [(name, environment.machine[name]) for name in _MACHINE if name in environment.machine]
-    return (*machine, *sorted(environment.threads.items()))
-
-
-def _steps(record: Record) -> Facts:
-    in_turn = any(caveat.code == STEPS_IN_TURN for caveat in record.measurement.caveats)
-    return (("steps", "in turn with another run's" if in_turn else "one after the other"),)
-
-
-def _card(record: Record) -> Facts:
-    device, gpu = record.measurement.device, record.measurement.gpu
-    if gpu is None and (device is None or device.cuda_name is None):
-        return ()
-    found = (
-        device.cuda_name if device else None,
-        gpu.facts.driver_version if gpu else None,
-        gpu.facts.power_limit_mw if gpu else None,
-    )
-    return tuple(zip(CARD_CONDITIONS, found, strict=True))
-
-
-def _instruments(record: Record) -> Instruments:
-    device, gpu = record.measurement.device, record.measurement.gpu
-    return (
-        ("NVML", gpu.isolation if gpu else "not asked"),
-        ("host memory", device.host_peak_instrument if device else "unavailable"),
-    )
+def _card(measurement: Measurement) -> Facts:
+    name = measurement.device.cuda_name if measurement.device else None
+    if measurement.gpu is None:
+        return tuple(zip(CARD_CONDITIONS, (name, None, None), strict=True)) if name else ()
+    facts = measurement.gpu.facts
+    return tuple(zip(CARD_CONDITIONS, (name, facts.driver_version, facts.power_limit_mw), strict=True))
 
 
 _QUESTION, _CORRECT = attrgetter("doc_id", "doc_hash"), attrgetter("correct")
@@ -153,14 +133,15 @@ def _answers(reading: EvaluationReading) -> Answers:
         questions = tuple(map(_QUESTION, reading.items))
         latest = reading.items, _SEEN.setdefault(questions, questions), bytes(map(_CORRECT, reading.items))
         _LATEST[reading.task, reading.when] = latest
+    _, questions, correct = latest
     return Answers(
         task=reading.task,
         when=reading.when,
         metric=reading.metric,
         instrument=reading.instrument,
         num_fewshot=reading.num_fewshot,
-        questions=latest[1],
-        correct=latest[2],
+        questions=questions,
+        correct=correct,
     )
 
 
@@ -237,18 +218,14 @@ def _run(benchmark: _Benchmark, started_at: str, environment: Environment) -> Ru
     times_ns = tuple(seconds * NS_PER_SECOND for seconds in rounds)
     return RunSummary(
         cell_id=benchmark.fullname,
-        cell=None,
-        inputs_digest=None,
         key=f"pytest-benchmark {started_at}",
         run=1,
         outcome="ok",
         started_at=started_at,
         environment=environment,
-        conditions=conditions_of(environment),
-        instruments=(),
+        conditions=environment.conditions,
         values={"step_time_ns": statistics.median(times_ns)},
         samples={"step_time_ns": times_ns},
-        answers=(),
     )
 
 

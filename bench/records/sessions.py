@@ -18,7 +18,7 @@ from bench.errors import UsageError
 from bench.io import read_json
 from bench.records.derived_metrics import Samples
 from bench.records.readings import Caveat, Count, Positive, Stored
-from bench.records.records import Environment, Outcome, Record
+from bench.records.records import SAME_MACHINE, Environment, Outcome, Record
 from bench.records.store import load_records, record_file_name
 from bench.scenario.gate import GateSpec
 
@@ -27,7 +27,6 @@ SITTING_FILE = "sitting.json"
 WARM_UP_FOLDER = "warm-up"
 CALIBRATION_VERSION: Final = 1
 CALIBRATION_FILE = "calibration.json"
-SAME_MACHINE = ("architecture", "cpu_model", "cpu_cores")
 
 SideName = Literal["base", "candidate"]
 SIDES: tuple[SideName, SideName] = ("base", "candidate")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from bench.compare.measured import Measured
 from bench.metrics import INSTRUMENT_NAMES, Instrument
-from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS, NS_PER_SECOND
+from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS
+from bench.records.records import NS_PER_SECOND
 from bench.report.fit import WHAT_SET_IT
 from bench.report.text import share
 from bench.stats.trend import SIGNIFICANCE, SMALLEST_DRIFT_SHARE

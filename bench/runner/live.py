@@ -18,10 +18,10 @@ from rich.text import Text
 
 from bench.errors import counted
 from bench.metrics import GIB
-from bench.records.derived_metrics import NS_PER_SECOND, TRAINING_PHASES, read_metrics
+from bench.records.derived_metrics import TRAINING_PHASES, read_metrics
 from bench.records.messages import Message, PhaseStarted, ReadingMade
 from bench.records.predictions import Plan
-from bench.records.records import PhaseReading, Record, StepSample
+from bench.records.records import NS_PER_SECOND, PhaseReading, Record, StepSample
 from bench.runner import events
 from bench.runner.doctor import Finding
 from bench.scenario.cell import Cell
