@@ -6,8 +6,7 @@ sitting. It is meant to be committed. Nothing is judged here.
 """
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,15 +21,13 @@ from bench.records.readings import Positive, Stored
 from bench.records.records import decode_record
 from bench.records.run_summary import RunSummary, read_step_times, summarise_run
 from bench.records.sessions import SIDES, SITTING_FILE, FileName, Sitting, counted_runs
-from bench.records.store import diagnose
+from bench.records.store import collect, json_files
 from bench.scenario.types import Name
 
 BASELINE_VERSION: Final = 1
 BASELINE_FILE = "baseline.json"
-BASELINES = Path("results/baselines")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-ReadFile = Callable[[Path], bytes | str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,75 +51,45 @@ def load_result_set(given: str) -> ResultSet:
     Raises ``UsageError`` where there is no run.
     """
     path, sitting = Path(given), None
-    if path.is_dir():
+    if path.exists():
         sitting = _sitting_around(path)
-        files = _json_files(path) if sitting is None else _counted(path, sitting)
-        found = load_files(files, str(path))
-    elif path.exists():
-        found = load_files([path], str(path.parent))
+        files = json_files(path) if sitting is None else _counted(path, sitting)
+        contents = ((str(file), read_plain_file(file)) for file in files)
     elif ":" in given:
         revision, _, inside = given.partition(":")
-        contents = committed_files(revision, inside, most_bytes=MAX_BYTES)
-        found = _gathered(((name, _read(content, name)) for name, content in contents), given)
+        committed = committed_files(revision, inside, most_bytes=MAX_BYTES)
+        contents = ((f"{given}/{name}", content) for name, content in committed)
     else:
         raise UsageError(
             f"{given} is no results folder, record or revision; name what bench run has written, or REV:path"
         )
+    found = read_files(given, contents)
     if not found.runs:
         why = f" ({found.problems[0]})" if found.problems else ""
         raise UsageError(f"{given}: no run found{why}; run `bench run SCENARIO` first, or name its folder")
-    return replace(found, given=given, sitting=sitting)
+    return replace(found, sitting=sitting)
 
 
-def _json_files(folder: Path) -> list[Path]:
-    """Return the files that could hold records, sorted by name; names are sorted faster than paths."""
-    names = sorted(entry.name for entry in os.scandir(folder))
-    return [folder / name for name in names if name.endswith(".json") and not name.startswith(".")]
+def read_files(given: str, contents: Iterable[tuple[str, bytes | str]]) -> ResultSet:
+    """Return the runs in files, given as path and content, or instead of that why it is not read."""
+    runs, files, problems = collect(contents, _summaries, lambda run: (run.cell_id, run.key, run.run))
+    return ResultSet(given=given, runs=runs, files=files, problems=problems)
 
 
-def load_files(files: Iterable[Path], place: str, read: ReadFile = read_plain_file) -> ResultSet:
-    """Read the runs of the files of one folder; ``read`` returns what one holds, or why it is not read."""
-    return _gathered(((file.name, _read(read(file), file.name)) for file in files), place)
-
-
-def _gathered(contents: Iterable[tuple[str, Sequence[RunSummary] | str]], place: str) -> ResultSet:
-    """Return the runs of some files, by name, each run once."""
-    runs: list[tuple[RunSummary, str]] = []
-    problems: list[str] = []
-    seen: dict[tuple[str, str, int], str] = {}
-    for name, found in contents:
-        if isinstance(found, str):
-            problems.append(f"{place}/{name}: {found}")
-            continue
-        for run in found:
-            first = seen.setdefault((run.cell_id, run.key, run.run), name)
-            if first == name:
-                runs.append((run, name))
-            else:
-                problems.append(f"{place}/{name}: holds the same run as {first}; delete one of them")
-    runs.sort(key=lambda found: found[0].started_at)
-    return ResultSet(
-        given=place,
-        runs=tuple(run for run, _ in runs),
-        files=tuple(name for _, name in runs),
-        problems=tuple(problems),
-    )
-
-
-def _read(content: bytes | str, name: str) -> Sequence[RunSummary] | str:
-    """Return the runs of a file: one of a record, several of another tool's; or in one sentence why none."""
-    if isinstance(content, str):
-        return content
+def _summaries(content: bytes) -> Sequence[RunSummary]:
+    """Return the runs of a file: one of a record, several of another tool's."""
     try:
         return [summarise_run(decode_record(content))]
     except ValueError:
-        return read_step_times(content) or diagnose(content, name)
+        if runs := read_step_times(content):
+            return runs
+        raise
 
 
 def _sitting_around(folder: Path) -> Path | None:
     """Return the folder of the sitting that this folder is a side of."""
-    parent = folder.resolve().parent
-    return parent if folder.resolve().name in SIDES and (parent / SITTING_FILE).is_file() else None
+    side = folder.resolve()
+    return side.parent if side.name in SIDES and (side.parent / SITTING_FILE).is_file() else None
 
 
 def _counted(folder: Path, sitting: Path) -> list[Path]:
@@ -155,10 +122,14 @@ class Baseline(Stored):
     accepted: tuple[Accepted, ...] = ()
 
     @property
+    def level(self) -> int:
+        """The latest level."""
+        return self.accepted[-1].level if self.accepted else 1
+
+    @property
     def current(self) -> tuple[Accepted, ...]:
         """The sittings that candidates are held against: those of the latest level."""
-        level = self.accepted[-1].level if self.accepted else 1
-        return tuple(one for one in self.accepted if one.level == level)
+        return tuple(one for one in self.accepted if one.level == self.level)
 
 
 def baseline_folder(root: Path, name: str) -> Path:
@@ -191,21 +162,23 @@ def read_baseline(root: Path, name: str) -> Baseline:
     return read_json(file, Baseline, "a baseline", "restore it from git")
 
 
-def read_accepted(root: Path, name: str, accepted: Accepted) -> ResultSet:
+def read_accepted(root: Path, baseline: str, accepted: Accepted) -> ResultSet:
     """Return the runs of one accepted sitting.
 
     Raises ``UsageError`` where a record is missing or is no longer what was accepted.
     """
-    folder = baseline_folder(root, name) / accepted.folder
-    linked = folder.is_symlink()
+    folder = baseline_folder(root, baseline) / accepted.folder
 
-    def read(file: Path) -> bytes:
-        content = b"" if linked else read_plain_file(file)
-        if isinstance(content, str) or hashlib.sha256(content).hexdigest() != accepted.files[file.name]:
-            raise UsageError(f"{file} is missing or was changed since it was accepted; restore it from git")
-        return content
+    def contents() -> Iterator[tuple[str, bytes | str]]:
+        for name, digest in accepted.files.items():
+            content = b"" if folder.is_symlink() else read_plain_file(folder / name)
+            if isinstance(content, str) or hashlib.sha256(content).hexdigest() != digest:
+                raise UsageError(
+                    f"{folder / name} is missing or was changed since it was accepted; restore it from git"
+                )
+            yield str(folder / name), content
 
-    return load_files([folder / file for file in accepted.files], str(folder), read)
+    return read_files(str(folder), contents())
 
 
 def accept(root: Path, name: str, files: Sequence[Path], *, reason: str, new_level: bool) -> Accepted:
@@ -218,11 +191,15 @@ def accept(root: Path, name: str, files: Sequence[Path], *, reason: str, new_lev
     folder = baseline_folder(root, name)
     exists = (folder / BASELINE_FILE).exists()
     baseline = read_baseline(root, name) if exists else Baseline(name=name)
-    level = baseline.accepted[-1].level if baseline.accepted else 1
-    contents = {file.name: _content(file) for file in files}
+    contents: dict[str, bytes] = {}
+    for path in files:
+        content = read_plain_file(path)
+        if isinstance(content, str):
+            raise UsageError(f"{path}: {content}")
+        contents[path.name] = content
     entry = Accepted(
         number=len(baseline.accepted) + 1,
-        level=level + 1 if new_level and baseline.accepted else level,
+        level=baseline.level + (new_level and bool(baseline.accepted)),
         accepted_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         reason=reason.strip()[:1000],
         revision=head_of(),
@@ -240,10 +217,3 @@ def accept(root: Path, name: str, files: Sequence[Path], *, reason: str, new_lev
     # Last, so that what an interrupted attempt leaves behind is no part of the history.
     write_json(folder / BASELINE_FILE, baseline.model_copy(update={"accepted": (*baseline.accepted, entry)}))
     return entry
-
-
-def _content(file: Path) -> bytes:
-    content = read_plain_file(file)
-    if isinstance(content, str):
-        raise UsageError(f"{file}: {content}")
-    return content

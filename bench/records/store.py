@@ -11,18 +11,20 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.errors import InfrastructureError, UsageError
 from bench.io import cannot_write, read_plain_file, whole_file
 from bench.records.predictions import Plan, is_plan, read_plan
 from bench.records.records import SCHEMA_VERSION, Record, decode_record, encode_record
+from bench.records.run_summary import RunSummary
 
 LOCK_NAME = ".lock"
 MIN_FREE_BYTES = 16 * 1024**2
+Run = TypeVar("Run", Record, RunSummary)
 _RECORD_NAME = re.compile(r"--r\d+\.json$")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -92,49 +94,44 @@ def _keep_elsewhere(record: Record) -> str:
 def open_folder(folder: Path) -> Iterator[OpenFolder]:
     """Make a results folder ready for writing and keep every other ``bench run`` out of it meanwhile.
 
-    Raises ``InfrastructureError`` when it cannot be written, its disk is full, or another run holds it.
+    A small file is written and removed, so that a full disk is found before hours of measuring. Raises
+    ``InfrastructureError`` when the folder cannot be written, its disk is full, or another run holds it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    try:
-        _lock(lock, folder)
-        for left_over in folder.glob(".*.tmp"):
-            with contextlib.suppress(IsADirectoryError):
-                left_over.unlink(missing_ok=True)
-        _check_writable(folder)
+    with contextlib.ExitStack() as stack:
+        with _writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            lock = os.open(folder / LOCK_NAME, flags, 0o644)
+            stack.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InfrastructureError(
+                    f"another bench run is writing to {folder}; wait for it, or choose another folder with "
+                    "--results"
+                ) from None
+            for left_over in folder.glob(".*.tmp"):
+                with contextlib.suppress(IsADirectoryError):
+                    left_over.unlink(missing_ok=True)
+            free_bytes = shutil.disk_usage(folder).free
+            if free_bytes < MIN_FREE_BYTES:
+                raise InfrastructureError(
+                    f"only {free_bytes} bytes are free on the disk of {folder}; "
+                    f"free at least {MIN_FREE_BYTES}, or choose another folder with --results"
+                )
+            with whole_file(folder / ".write-check.json") as file:
+                file.write(b"{}")
+            (folder / ".write-check.json").unlink(missing_ok=True)
         yield OpenFolder(path=folder, lock=lock)
-    finally:
-        os.close(lock)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InfrastructureError(
-            f"another bench run is writing to {folder}; wait for it, or choose another folder with --results"
-        ) from None
+        yield
     except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _check_writable(folder: Path) -> None:
-    """Write and remove a small file, so that a full disk is found before hours of measuring."""
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < MIN_FREE_BYTES:
-        raise InfrastructureError(
-            f"only {free_bytes} bytes are free on the disk of {folder}; "
-            f"free at least {MIN_FREE_BYTES}, or choose another folder with --results"
-        )
-    try:
-        with whole_file(folder / ".write-check.json") as file:
-            file.write(b"{}")
-        (folder / ".write-check.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
+        what = f"to the results folder {folder}"
+        raise cannot_write(what, error, "choose a folder you may write to with --results") from error
 
 
 def write_record(folder: Path, record: Record) -> Path:
@@ -144,18 +141,9 @@ def write_record(folder: Path, record: Record) -> Path:
     Raises ``InfrastructureError`` when the disk is full or the folder cannot be written.
     """
     path = folder / record_file_name(record)
-    try:
-        with whole_file(path, keep_old=True) as file:
-            file.write(encode_record(record))
-    except OSError as error:
-        raise _unwritable(folder, error) from error
+    with _writing_to(folder), whole_file(path, keep_old=True) as file:
+        file.write(encode_record(record))
     return path
-
-
-def _unwritable(folder: Path, error: OSError) -> InfrastructureError:
-    return cannot_write(
-        f"to the results folder {folder}", error, "choose a folder you may write to with --results"
-    )
 
 
 def load_records(path: Path) -> LoadedRecords:
@@ -163,51 +151,67 @@ def load_records(path: Path) -> LoadedRecords:
 
     Raises ``UsageError`` when there is neither.
     """
-    if path.is_dir():
-        files = sorted(path.glob("[!.]*.json"))
-    elif path.is_file():
-        files = [path]
-    else:
+    if not path.is_dir() and not path.is_file():
         raise UsageError(
             f"{path} is neither a results folder nor a record; give one that bench run has written"
         )
-    found: list[tuple[str, Record]] = []
+    contents = ((str(file), read_plain_file(file)) for file in json_files(path))
+    records, _, problems = collect(
+        contents, lambda content: [decode_record(content)], lambda record: (record.key, record.run)
+    )
+    return LoadedRecords(records=records, problems=problems)
+
+
+def json_files(path: Path) -> list[Path]:
+    """Return the files of a folder that could hold records, by name, or the one file."""
+    if not path.is_dir():
+        return [path]
+    # Names are sorted faster than paths.
+    names = sorted(entry.name for entry in os.scandir(path))
+    return [path / name for name in names if name.endswith(".json") and not name.startswith(".")]
+
+
+def collect(
+    contents: Iterable[tuple[str, bytes | str]],
+    read: Callable[[bytes], Sequence[Run]],
+    identity: Callable[[Run], object],
+) -> tuple[tuple[Run, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the runs in files, oldest first and each once, the name of each one's file, and problems.
+
+    ``contents`` are paths and what lies there, or in a clause why it is not read; ``read`` raises
+    ``ValueError`` where that is no run.
+    """
+    found: list[tuple[Run, str]] = []
     problems: list[str] = []
-    seen: dict[tuple[str, int], str] = {}
-    for file in files:
-        record = _read(file)
-        if isinstance(record, str):
-            problems.append(f"{file}: {record}")
+    seen: dict[object, str] = {}
+    for path, content in contents:
+        if isinstance(content, str):
+            problems.append(f"{path}: {content}")
             continue
-        first = seen.setdefault((record.key, record.run), file.name)
-        if first != file.name:
-            problems.append(f"{file}: holds the same run as {first}; delete one of them")
+        try:
+            runs = read(content)
+        except ValueError as error:
+            problems.append(f"{path}: {diagnose(content, path, error)}")
             continue
-        found.append((record.started_at, record))
-    found.sort(key=lambda item: item[0])
-    return LoadedRecords(records=tuple(record for _, record in found), problems=tuple(problems))
+        name = path.rpartition("/")[2]
+        for run in runs:
+            if (first := seen.setdefault(identity(run), name)) == name:
+                found.append((run, name))
+            else:
+                problems.append(f"{path}: holds the same run as {first}; delete one of them")
+    found.sort(key=lambda item: item[0].started_at)
+    runs, files = zip(*found, strict=True) if found else ((), ())
+    return runs, files, tuple(problems)
 
 
-def _read(file: Path) -> Record | str:
-    """Return the record, or in one sentence why there is none."""
-    content = read_plain_file(file)
-    if isinstance(content, str):
-        return content
-    try:
-        return decode_record(content)
-    except ValueError:
-        return diagnose(content, file.name)
-
-
-def diagnose(content: bytes, file_name: str) -> str:
-    """Say in one sentence what is wrong with the content of a file that is not a record of this version.
+def diagnose(content: bytes, path: str, error: ValueError) -> str:
+    """Say in one clause why the content of a file is not a record of this version; ``error`` is decoding's.
 
     Only a file of a record's name is said to be deleted: any other may be no file of ours.
     """
-    is_ours = _RECORD_NAME.search(file_name) is not None
-    advice = (
-        "delete it and run the same command again" if is_ours else "give files that bench run has written"
-    )
+    advice = "give files that bench run has written"
+    if _RECORD_NAME.search(path):
+        advice = "delete it and run the same command again"
     if not content.strip():
         return f"is empty; {advice}"
     try:
@@ -217,20 +221,14 @@ def diagnose(content: bytes, file_name: str) -> str:
     except (ValueError, RecursionError):
         return f"is cut off or not JSON; {advice}"
     version = document.get("schema_version") if isinstance(document, dict) else None
+    if version is None:
+        return "is not a record (it has no schema_version); move it out of the results folder"
     if isinstance(version, int) and version > SCHEMA_VERSION:
         return (
             f"was written by a newer finetune-bench (record version {version}, this one reads up to "
             f"{SCHEMA_VERSION}); upgrade finetune-bench"
         )
-    if version is None:
-        return "is not a record (it has no schema_version); move it out of the results folder"
-    try:
-        decode_record(content)
-    except ValueError as error:
-        what = str(error)
-    else:
-        what = "its parts contradict one another"
-    return f"is not a valid record ({what}); {advice}"
+    return f"is not a valid record ({error}); {advice}"
 
 
 def gather(paths: Sequence[Path]) -> LoadedRecords:
@@ -241,20 +239,18 @@ def gather(paths: Sequence[Path]) -> LoadedRecords:
     """
     if not paths:
         raise UsageError("name at least one results folder or record file, such as results/smollm2_cpu")
+    loaded = [load_records(path) for path in paths]
+    problems = tuple(problem for each in loaded for problem in each.problems)
     found: dict[tuple[str, int, str], Record] = {}
-    problems: list[str] = []
-    for path in paths:
-        loaded = load_records(path)
-        problems.extend(loaded.problems)
-        for record in loaded.records:
-            found.setdefault((record.key, record.run, record.started_at), record)
+    for record in (record for each in loaded for record in each.records):
+        found.setdefault((record.key, record.run, record.started_at), record)
     if not found:
         why = f" ({problems[0]})" if problems else ""
         places = ", ".join(str(path) for path in paths)
         raise UsageError(
             f"{places}: no record found{why}; run `bench run SCENARIO` first, or name its folder"
         )
-    return LoadedRecords(records=tuple(found.values()), problems=tuple(problems))
+    return LoadedRecords(records=tuple(found.values()), problems=problems)
 
 
 def read_results(paths: Sequence[Path]) -> tuple[LoadedRecords | None, tuple[Plan, ...]]:
