@@ -1,14 +1,16 @@
 """What figures show: cells that differ in one lever, parts of a peak stacked, bytes alive over the step.
 
-A series has two values of its lever at least; everything else about its cells is the same. More cells than a
-figure can hold are not drawn; ``left_out`` says how many.
+A series has two values of its lever at least; everything else about its cells is the same. Of more than a
+figure can hold the first are drawn, and how many more there are stands beside them.
 """
 
 import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, TypeVar
 
+from bench.compare import grouped
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import HOW_BASE_IS_STORED
 from bench.compare.measured import Measured
@@ -27,7 +29,14 @@ Names = Mapping[str, str]
 """What a figure calls the cell of each key."""
 
 _TOKENS: dict[Lever, str] = {"sequence_length": r"s\d+", "micro_batch": r"b\d+"}
-_STEP_ORDER = ("weights", "quantisation_state", "optimizer_state", "gradients", "inputs", "activations")
+_STEP_ORDER: tuple[Category, ...] = (
+    "weights",
+    "quantisation_state",
+    "optimizer_state",
+    "gradients",
+    "inputs",
+    "activations",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +44,9 @@ class AccuracyPoint:
     """Accuracy after training for one value of a lever, and how far it may be off to each side.
 
     That is one standard error over the items of a single training run; of several ``seeds`` the accuracy is
-    their mean, with its 95 % t-interval, and ``row`` is one of theirs.
+    their mean, with its 95 % t-interval.
     """
 
-    row: Measured
     task: str
     series: str
     value: str | int
@@ -52,15 +60,14 @@ class AccuracyPoint:
 class ScalingPoint:
     """What one value of a lever takes; for a plan what is needed, reserved at the top of the band."""
 
-    cell: str
     series: str
-    lever: Lever
     value: int
     memory_bytes: int
     instrument: Instrument | Literal["predicted"]
     tokens_per_second: float | None = None
-    low: float | None = None
-    high: float | None = None
+
+
+P = TypeVar("P", AccuracyPoint, ScalingPoint)
 
 
 def accuracy_by_rank(comparison: Comparison) -> tuple[AccuracyPoint, ...]:
@@ -69,120 +76,133 @@ def accuracy_by_rank(comparison: Comparison) -> tuple[AccuracyPoint, ...]:
     def rank(cell: Cell) -> int | None:
         return cell.method.rank if isinstance(cell.method, LoraMethod | QloraMethod) else None
 
-    return _accuracies(comparison, rank, {"method.rank", "method.alpha", "method.name", "training.seed"})
+    ignored = {"method.rank", "method.alpha", "method.name", "training.seed"}
+    return _accuracies(comparison, rank, lambda method: re.sub(r"-r\d+\b", "", method), ignored)
 
 
 def accuracy_by_quantisation(comparison: Comparison) -> tuple[AccuracyPoint, ...]:
     """Return adapters over bases stored in several formats that are alike in all else."""
-    return _accuracies(comparison, base_format, HOW_BASE_IS_STORED | {"training.seed"})
 
+    def base_format(cell: Cell) -> str | None:
+        method = cell.method
+        if isinstance(method, QloraMethod):
+            return f"{method.quantisation}, double" if method.double_quantisation else method.quantisation
+        if isinstance(method, LoraMethod):
+            return "int8" if method.base == "int8" else cell.training.dtype
+        return None
 
-def base_format(cell: Cell) -> str | None:
-    """Return how an adapter's frozen base is stored; None without an adapter of LoRA's."""
-    method = cell.method
-    if isinstance(method, QloraMethod):
-        return f"{method.quantisation}, double" if method.double_quantisation else method.quantisation
-    if isinstance(method, LoraMethod):
-        return "int8" if method.base == "int8" else cell.training.dtype
-    return None
+    def rank(method: str) -> str:
+        found = re.search(r"\br(\d+)\b", method)
+        return f"rank {found[1]}" if found else "adapters"
+
+    return _accuracies(comparison, base_format, rank, HOW_BASE_IS_STORED | {"training.seed"})
 
 
 def _accuracies(
-    comparison: Comparison, value_of: Callable[[Cell], str | int | None], ignored: Collection[str]
+    comparison: Comparison,
+    value_of: Callable[[Cell], str | int | None],
+    series_of: Callable[[str], str],
+    ignored: Collection[str],
 ) -> tuple[AccuracyPoint, ...]:
-    found: dict[Hashable, list[AccuracyPoint]] = {}
+    """Return the accuracies of cells alike but for ``ignored``; ``series_of`` names one by its method."""
+    found: list[tuple[Hashable, AccuracyPoint]] = []
     for row in comparison.rows:
         value = value_of(row.cell)
         for result in row.accuracies if value is not None else ():
-            after = result.after_seeds
+            after, error = result.after_seeds, result.after_error or 0.0
             if after is None or value is None:
                 continue
-            error = result.after_error or 0.0
-            several = after.low is not None and after.high is not None
-            low, high = (after.low, after.high) if several else (after.mean - error, after.mean + error)
+            low, high = after.low, after.high
+            if low is None or high is None:
+                low, high = after.mean - error, after.mean + error
             point = AccuracyPoint(
-                row=row,
                 task=result.task,
-                series=_without_value(row, value),
+                series=f"{row.model}, {series_of(row.method)}, {row.window}",
                 value=value,
                 accuracy=after.mean,
-                low=max(0.0, low or 0.0),
-                high=min(1.0, high or 0.0),
+                low=max(0.0, low),
+                high=min(1.0, high),
                 seeds=len(result.seeds),
             )
-            alike = row.cell.comparison_key(ignored), result.task, row.environment
-            found.setdefault(alike, []).append(point)
-    several_values = (points for points in found.values() if len({point.value for point in points}) > 1)
-    return tuple(point for points in several_values for point in points)
+            found.append(((row.cell.comparison_key(ignored), result.task, row.environment), point))
+    return _several(found)
 
 
-def _without_value(row: Measured, value: str | int) -> str:
-    """Name a series: the method without its rank, or without its format, and the window."""
-    method = re.sub(r"-r\d+\b", "", row.method) if isinstance(value, int) else _rank_only(row.method)
-    return f"{row.model}, {method}, {row.window}"
-
-
-def _rank_only(method: str) -> str:
-    rank = re.search(r"\br(\d+)\b", method)
-    return f"rank {rank[1]}" if rank else "adapters"
+def _several(found: Iterable[tuple[Hashable, P]], order: Callable[[P], int] = lambda _: 0) -> tuple[P, ...]:
+    """Return the points of each key that has several values, those of a key in an order."""
+    groups = [[point for _, point in alike] for alike in grouped(found, lambda pair: pair[0]).values()]
+    several = (points for points in groups if len({point.value for point in points}) > 1)
+    return tuple(point for points in several for point in sorted(points, key=order))
 
 
 def scaling(comparison: Comparison, lever: Lever, names: Names) -> tuple[ScalingPoint, ...]:
     """Return measured cells that differ in sequence length or batch only."""
-    found: dict[Hashable, list[ScalingPoint]] = {}
+    found: list[tuple[Hashable, ScalingPoint]] = []
     for row in comparison.rows:
         peak = next((peak for one in HEADLINES[row.device] if (peak := row.peak(one))), None)
-        if peak is None:
-            continue
-        speed = row.throughput
-        point = ScalingPoint(
-            cell=names[row.key],
-            series=_series(names[row.key], lever),
-            lever=lever,
-            value=getattr(row.cell.training, lever),
-            memory_bytes=peak.peak_bytes,
-            instrument=peak.instrument,
-            tokens_per_second=speed.tokens_per_second if speed else None,
-            low=speed.low if speed else None,
-            high=speed.high if speed else None,
-        )
-        alike = row.cell.comparison_key({f"training.{lever}", "training.seed"})
-        found.setdefault((alike, row.environment, peak.instrument), []).append(point)
-    return _several(found.values())
+        if peak:
+            point = ScalingPoint(
+                series=_series(names[row.key], lever),
+                value=getattr(row.cell.training, lever),
+                memory_bytes=peak.peak_bytes,
+                instrument=peak.instrument,
+                tokens_per_second=row.throughput.tokens_per_second if row.throughput else None,
+            )
+            alike = row.cell.comparison_key({f"training.{lever}", "training.seed"})
+            found.append(((alike, row.environment, peak.instrument), point))
+    return _several(found, lambda point: point.value)
 
 
 def planned_scaling(planned: Iterable[PlannedCell], lever: Lever) -> tuple[ScalingPoint, ...]:
     """Return predicted cells that differ in sequence length or batch only."""
-    found: dict[Hashable, list[ScalingPoint]] = {}
+    found: list[tuple[Hashable, ScalingPoint]] = []
     for one in planned:
         if isinstance(one.answer, Prediction):
             point = ScalingPoint(
-                cell=one.cell.id,
                 series=_series(one.cell.id, lever),
-                lever=lever,
                 value=getattr(one.cell.training, lever),
                 memory_bytes=one.answer.needed_bytes,
                 instrument="predicted",
             )
-            alike = one.cell.comparison_key({f"training.{lever}"}), one.answer.platform.model_dump_json()
-            found.setdefault(alike, []).append(point)
-    return _several(found.values())
-
-
-def _several(groups: Iterable[list[ScalingPoint]]) -> tuple[ScalingPoint, ...]:
-    return tuple(
-        point
-        for points in groups
-        if len({one.value for one in points}) > 1
-        for point in sorted(points, key=lambda one: one.value)
-    )
+            alike = one.cell.comparison_key({f"training.{lever}"})
+            found.append(((alike, one.answer.platform), point))
+    return _several(found, lambda point: point.value)
 
 
 def _series(cell: str, lever: Lever) -> str:
     """Return a cell's id without the lever's token."""
     *parts, window = cell.split("/")
     rest = "-".join(token for token in window.split("-") if not re.fullmatch(_TOKENS[lever], token))
-    return "/".join([*parts, rest]) if rest else "/".join(parts)
+    return "/".join([*parts, rest] if rest else parts)
+
+
+def series_of_models(points: Sequence[ScalingPoint], most: int) -> dict[str, tuple[ScalingPoint, ...]]:
+    """Return the points of each model, and of a model with more series than ``most`` one of each method.
+
+    It is the one that needs least where it needs most. All points are under one empty name where they are
+    few enough for one figure.
+    """
+    series = grouped(points, lambda point: point.series)
+    if len(series) <= most:
+        return {"": tuple(points)} if points else {}
+    models = grouped(series, lambda name: name.partition("/")[0])
+    return {
+        model: tuple(point for name in _few(series, names, most) for point in series[name])
+        for model, names in models.items()
+    }
+
+
+def _few(series: Mapping[str, Sequence[ScalingPoint]], names: Sequence[str], most: int) -> Sequence[str]:
+    if len(names) <= most:
+        return names
+    return [
+        min(alike, key=lambda name: max(point.memory_bytes for point in series[name]))
+        for alike in grouped(names, _model_and_method).values()
+    ]
+
+
+def _model_and_method(name: str) -> tuple[str, ...]:
+    return tuple(name.split("/")[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +215,61 @@ class MemoryBreakdown:
     limit_bytes: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryBreakdowns:
-    """Bars to draw, and how many more cells there are; ``chosen``: one of each model and method."""
+Breakdowns = tuple[Sequence[MemoryBreakdown], int]
+"""Those to draw, and how many more there are."""
 
-    stacks: tuple[MemoryBreakdown, ...]
-    left_out: int
-    chosen: bool = False
+
+def measured_breakdowns(comparison: Comparison, names: Names) -> Breakdowns:
+    """Return the live tensors at each cell's peak by category, as the ledger saw them."""
+    found = [
+        MemoryBreakdown(
+            cell=names[row.key],
+            parts_bytes=_in_order(cause.categories_bytes),
+            total_bytes=sum(cause.categories_bytes.values()),
+            limit_bytes=_card_bytes(row),
+        )
+        for row in comparison.rows
+        if (cause := row.cause)
+    ]
+    return found[:MOST_BARS], len(found[MOST_BARS:])
+
+
+def _card_bytes(row: Measured) -> int | None:
+    found = (record.measurement.device for record in row.records if record.cell.device == "cuda")
+    return next((facts.cuda_total_bytes for facts in found if facts), None)
+
+
+def planned_breakdowns(
+    rows: Sequence[PlanRow], card: Card | None, planned: Sequence[PlannedCell]
+) -> Breakdowns:
+    """Return what is predicted by category; for a card with what is reserved beyond, and the context.
+
+    Of more cells than can be drawn, each model and method has the one at its longest sequence that needs
+    least.
+    """
+    found: list[MemoryBreakdown] = []
+    for row in rows:
+        if forecast := row.forecast:
+            parts = _in_order(forecast.categories_at_peak_bytes)
+            if card is not None and forecast.reserved_high_bytes is not None:
+                parts["reserved beyond"] = max(0, forecast.reserved_high_bytes - sum(parts.values()))
+                parts["CUDA context"] = card.context_bytes
+            one = MemoryBreakdown(cell=row.cell, parts_bytes=parts, total_bytes=sum(parts.values()))
+            found.append(one)
+    if len(found) <= MOST_BARS:
+        return found, 0
+    lengths = {one.cell.id: one.cell.training.sequence_length for one in planned}
+    drawn = [
+        min(alike, key=lambda one: (-lengths[one.cell], one.total_bytes))
+        for alike in grouped(found, lambda one: _model_and_method(one.cell)).values()
+    ][:MOST_BARS]
+    return drawn, len(found) - len(drawn)
+
+
+def _in_order(categories: Mapping[Category, int]) -> dict[str, int]:
+    """Return the parts that are there, with words for names, in the order in which a step fills them."""
+    names = dict.fromkeys((*_STEP_ORDER, *categories))
+    return {name.replace("_", " "): size for name in names if (size := categories.get(name, 0))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,105 +285,10 @@ class MemoryTimeline:
     spans: tuple[tuple[str, int, int], ...]  # phase, first and last entry
 
 
-def measured_breakdowns(comparison: Comparison, names: Names) -> MemoryBreakdowns:
-    """Return the live tensors at each cell's peak by category, as the ledger saw them."""
-    return _bounded(
-        [
-            MemoryBreakdown(
-                cell=names[row.key],
-                parts_bytes=_in_order(cause.categories_bytes),
-                total_bytes=sum(cause.categories_bytes.values()),
-                limit_bytes=_card_bytes(row),
-            )
-            for row in comparison.rows
-            if (cause := row.cause)
-        ]
-    )
-
-
-def _card_bytes(row: Measured) -> int | None:
-    found = (record.measurement.device for record in row.records if record.cell.device == "cuda")
-    return next((facts.cuda_total_bytes for facts in found if facts), None)
-
-
-def planned_breakdowns(
-    rows: Sequence[PlanRow], card: Card | None, planned: Sequence[PlannedCell]
-) -> MemoryBreakdowns:
-    """Return what is predicted by category; for a card with what is reserved beyond, and the context.
-
-    Of more cells than can be drawn, each model and method has the one at its longest sequence that needs
-    least.
-    """
-    stacks = []
-    for row in rows:
-        forecast = row.forecast
-        if forecast is None:
-            continue
-        parts = dict(_in_order(forecast.categories_at_peak_bytes))
-        if card is not None and forecast.reserved_high_bytes is not None:
-            parts["reserved beyond"] = max(0, forecast.reserved_high_bytes - sum(parts.values()))
-            parts["CUDA context"] = card.context_bytes
-        stacks.append(MemoryBreakdown(cell=row.cell, parts_bytes=parts, total_bytes=sum(parts.values())))
-    if len(stacks) <= MOST_BARS:
-        return _bounded(stacks)
-    lengths = {one.cell.id: one.cell.training.sequence_length for one in planned}
-    found: dict[tuple[str, ...], MemoryBreakdown] = {}
-    for stack in sorted(stacks, key=lambda one: (-lengths[one.cell], one.total_bytes)):
-        found.setdefault(_model_and_method(stack.cell), stack)
-    order = dict.fromkeys(_model_and_method(stack.cell) for stack in stacks)
-    drawn = [found[name] for name in order][:MOST_BARS]
-    return MemoryBreakdowns(stacks=tuple(drawn), left_out=len(stacks) - len(drawn), chosen=True)
-
-
-def _model_and_method(name: str) -> tuple[str, ...]:
-    return tuple(name.split("/")[:2])
-
-
-def series_of_models(points: Sequence[ScalingPoint], most: int) -> Mapping[str, tuple[ScalingPoint, ...]]:
-    """Return the points of each model, and of a model with more series than ``most`` one of each method.
-
-    It is the one that needs least where it needs most. All points are under one empty name where they are
-    few enough for one figure.
-    """
-    series: dict[str, list[ScalingPoint]] = {}
-    for point in points:
-        series.setdefault(point.series, []).append(point)
-    if len(series) <= most:
-        return {"": tuple(points)} if points else {}
-    models: dict[str, dict[str, list[ScalingPoint]]] = {}
-    for name, own in series.items():
-        models.setdefault(name.partition("/")[0], {})[name] = own
-    return {
-        model: tuple(point for own in _few(found, most) for point in own) for model, found in models.items()
-    }
-
-
-def _few(series: Mapping[str, list[ScalingPoint]], most: int) -> list[list[ScalingPoint]]:
-    if len(series) <= most:
-        return list(series.values())
-    methods: dict[tuple[str, ...], list[list[ScalingPoint]]] = {}
-    for name, points in series.items():
-        methods.setdefault(_model_and_method(name), []).append(points)
-    return [
-        min(alike, key=lambda points: max(point.memory_bytes for point in points))
-        for alike in methods.values()
-    ]
-
-
-def _in_order(categories: Mapping[Category, int]) -> dict[str, int]:
-    """Return the parts that are there, with words for names, in the order in which a step fills them."""
-    names = [*_STEP_ORDER, *(name for name in categories if name not in _STEP_ORDER)]
-    return {name.replace("_", " "): size for name in names if (size := categories.get(name, 0))}  # type: ignore[call-overload]  # a category by construction
-
-
-def _bounded(stacks: Sequence[MemoryBreakdown]) -> MemoryBreakdowns:
-    return MemoryBreakdowns(stacks=tuple(stacks[:MOST_BARS]), left_out=max(0, len(stacks) - MOST_BARS))
-
-
-def memory_timelines(comparison: Comparison, names: Names) -> tuple[tuple[MemoryTimeline, ...], int]:
+def memory_timelines(comparison: Comparison, names: Names) -> tuple[Sequence[MemoryTimeline], int]:
     """Return the first cells that have a timeline, of the run with the highest peak; then how many more."""
     found = [one for row in comparison.rows if (one := _memory_timeline(row, names[row.key]))]
-    return tuple(found[:MOST_TIMELINES]), max(0, len(found) - MOST_TIMELINES)
+    return found[:MOST_TIMELINES], len(found[MOST_TIMELINES:])
 
 
 def _memory_timeline(row: Measured, name: str) -> MemoryTimeline | None:
@@ -324,23 +297,19 @@ def _memory_timeline(row: Measured, name: str) -> MemoryTimeline | None:
     if not kept:
         return None
     ledger, timeline = max(kept, key=lambda pair: max(pair[1].live_bytes))
-    highest = max(range(len(timeline.entries)), key=timeline.live_bytes.__getitem__)
+    peak_bytes = max(timeline.live_bytes)
+    starts = [*timeline.phases, None]
+    spans = (
+        (start.phase, start.entry, after.entry if after else timeline.last_entry)
+        for start, after in pairwise(starts)
+        if start
+    )
     return MemoryTimeline(
         cell=name,
         timeline=timeline,
-        peak_entry=timeline.entries[highest],
-        peak_bytes=timeline.live_bytes[highest],
+        peak_entry=timeline.entries[timeline.live_bytes.index(peak_bytes)],
+        peak_bytes=peak_bytes,
         op=ledger.peak_op,
         module=ledger.peak_module,
-        spans=_spans(timeline),
-    )
-
-
-def _spans(timeline: Timeline) -> tuple[tuple[str, int, int], ...]:
-    """Return where each phase begins and ends; one without an entry is left out."""
-    ends = [*(start.entry for start in timeline.phases[1:]), timeline.last_entry]
-    return tuple(
-        (start.phase, start.entry, end)
-        for start, end in zip(timeline.phases, ends, strict=False)
-        if end > start.entry
+        spans=tuple(span for span in spans if span[2] > span[1]),  # a phase without an entry is left out
     )

@@ -15,8 +15,8 @@ from bench.compare.highlights import Frontier
 from bench.compare.plans import plan_rows
 from bench.compare.series import (
     AccuracyPoint,
+    Breakdowns,
     Lever,
-    MemoryBreakdowns,
     Names,
     ScalingPoint,
     accuracy_by_quantisation,
@@ -182,7 +182,7 @@ def _more(left_out: int, what: str = "cells") -> str:
 
 
 def _memory(
-    stacks: MemoryBreakdowns,
+    breakdowns: Breakdowns,
     limits: Sequence[tuple[str, int]],
     unit: MemoryUnit,
     *,
@@ -190,12 +190,13 @@ def _memory(
     whole: bool = False,
 ) -> Figure:
     title = "Predicted memory at the peak, by category" if predicted else "Memory at the peak, by category"
-    if not stacks.stacks:
+    stacks, left_out = breakdowns
+    if not stacks:
         return Figure("memory", title, missing="no cell has a ledger's reading or a prediction.")
-    own = sorted({stack.limit_bytes for stack in stacks.stacks if stack.limit_bytes})
+    own = sorted({stack.limit_bytes for stack in stacks if stack.limit_bytes})
     lines = [*limits, *(("the card it ran on", size) for size in own)]
     if predicted and not whole:
-        lines = _near(lines, [stack.total_bytes for stack in stacks.stacks])
+        lines = _near(lines, [stack.total_bytes for stack in stacks])
     told = "Live tensors at the moment of most bytes"
     if whole:
         told += ", what the allocator reserves beyond them, and the CUDA context: all of it has to fit"
@@ -204,8 +205,8 @@ def _memory(
     return Figure(
         "memory",
         title,
-        f"{told}.{_CHOSEN if stacks.chosen else ''}{_more(stacks.left_out)}",
-        lambda charts: charts.stacked_memory(stacks.stacks, lines, unit),
+        f"{told}.{_CHOSEN if predicted and left_out else ''}{_more(left_out)}",
+        lambda charts: charts.stacked_memory(stacks, lines, unit),
     )
 
 
