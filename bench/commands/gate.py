@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,9 +19,6 @@ from bench.commands.options import (
 )
 from bench.commands.outputs import GateOutputs, conclude
 from bench.errors import UsageError
-
-if TYPE_CHECKING:
-    from bench.gate.session_log import Event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,11 +151,8 @@ def _run_session(
     conclude(verdicts, outputs, f"{loaded.title}: {session.candidate or 'this environment'} against {base}")
 
 
-def _tell(event: "Event") -> None:
-    from bench.gate.session_log import lines_of
-
-    for line in lines_of(event):
-        typer.echo(line, err=True)
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _judge_again(folder: Path, outputs: GateOutputs) -> None:
@@ -202,26 +196,26 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Run this environment against itself: how far runs spread here, and what a gate can find."""
-    from bench.gate import calibrate as calibration
+    from bench.gate import gate as gating
+    from bench.gate import session as gate_session
     from bench.runner.schedule import require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
-    options = calibration.CalibrateOptions(
+    options = gate_session.SessionOptions(
         folder=results or Path("results") / "calibration" / loaded.name,
-        sittings=sittings,
-        repeats=repeats,
+        looks=(repeats,),
         gate=loaded.gate,
         trust_remote_code=trust_remote_code,
     )
     cells = choose_cells(loaded.cells, only)
     require_data(cells)
-    made = calibration.calibrate(cells, options, _tell)
+    made = gating.calibrate(cells, options, _tell, sittings=sittings)
 
     # Not before: it needs scipy, and nothing shall weigh on the machine while it is measured.
     from bench.stats.power import noise_rows
 
-    noise = calibration.noise_lines(noise_rows(made, loaded.gate))
+    noise = gating.noise_lines(noise_rows(made, loaded.gate))
     for line in (*noise, *(caveat.message for caveat in made.caveats)):
         typer.echo(line)
     typer.echo(f"Calibration: {options.folder}")

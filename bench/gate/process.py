@@ -11,20 +11,24 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Annotated, Final, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.errors import InfrastructureError, UsageError
 from bench.gate.sides import Side
-from bench.records.messages import StepTurns
+from bench.records.messages import ALONE, StepTurns
 from bench.records.readings import Positive, Stored
 from bench.records.records import SCHEMA_VERSION, Environment, Record
+from bench.records.sessions import SideName
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
+from bench.workers.launch import printed_last
 
 PROTOCOL_VERSION: Final = 2
 MAX_ANSWER_BYTES = 64 * 1024**2
@@ -91,30 +95,29 @@ class Broken(Stored):
 
 
 Answer = Annotated[Greeting | Ready | Note | Made | Broken, Field(discriminator="type")]
-ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
+_ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 
 SERVE: tuple[str, ...] = ("-m", "bench.gate.serve")
 OPENING_TIMEOUT_S = 900.0  # imports of all libraries from a cold network disk
 BEYOND_LIMITS_S = 7200.0  # fetching weights comes before a cell's own limit, with one of its own
 END_GRACE_S = 10.0
-_TAIL_BYTES = 8192
 _READ_BYTES = 1 << 16
 
 _Kind = TypeVar("_Kind", bound=Stored)
 
 
 class SideProcess:
-    """A side that has been opened. Only ``run`` makes it work; between runs it sleeps."""
+    """A side that has been opened. It works only when it was sent something; between runs it sleeps."""
 
     def __init__(self, side: Side, note: Callable[[str], None], command: Sequence[str] = SERVE) -> None:
-        """Start the process; ``open_side`` is how it is used."""
+        """Start the process; ``open_sides`` is how it is used."""
         self.side = side
         self._note = note
-        self._unread = bytearray()
+        self._unread = b""
         self._log = os.memfd_create(f"{side.name} of a gate")
         lifeline, self._lifeline = os.pipe()
-        self._answers, answers = os.pipe()
+        self.answers, answers = os.pipe()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - no shell; the interpreter is the user's choice
                 [str(side.python), *command, str(answers), str(lifeline)],
@@ -128,59 +131,55 @@ class SideProcess:
         except OSError as error:
             raise UsageError(
                 f"the {side.name} cannot be started: {side.python.name} of {side.facts.understood} does not "
-                "run "
-                f"({error.strerror}); check the path"
+                f"run ({error.strerror}); check the path"
             ) from error
         finally:
             os.close(answers)
             os.close(lifeline)
 
-    def greet(self) -> Greeting:
-        """Wait until the interpreter has come up with this suite, of a version that can be talked to."""
-        greeting = self._expect(Greeting, time.monotonic() + OPENING_TIMEOUT_S)
-        mine = {"protocol": PROTOCOL_VERSION, "records": SCHEMA_VERSION}
-        its = {"protocol": greeting.protocol, "records": greeting.record_schema}
-        different = [
-            f"{name} of version {its[name]} instead of {mine[name]}"
-            for name in mine
-            if its[name] != mine[name]
-        ]
-        if different:
-            raise UsageError(
-                f"the {self.side.name} ({self.side.facts.understood}) has a finetune-bench that writes "
-                f"{' and '.join(different)}, so the two cannot be compared; choose a revision or environment "
-                "whose finetune-bench is closer to this one"
-            )
-        return greeting
-
-    def ask_to_get_ready(self, opening: Opening) -> None:
-        """Have the libraries imported and the machine looked at; does not wait for it."""
-        self._send(opening)
-
-    def ready(self) -> Ready:
-        """Wait until that is done."""
-        return self._expect(Ready, time.monotonic() + OPENING_TIMEOUT_S)
-
     def run(self, cell: Cell, number: int) -> Record:
         """Run a cell once and return its record. Raises ``InfrastructureError`` when the side breaks down."""
         self.begin(cell, number)
-        return self._expect(Made, time.monotonic() + cell.limits.timeout_s + BEYOND_LIMITS_S).record
+        return self.expect(Made, cell.limits.timeout_s + BEYOND_LIMITS_S).record
 
     def begin(self, cell: Cell, number: int, turns: StepTurns | None = None) -> None:
         """Have a cell run once; does not wait for it."""
-        self._send(Assignment(cell_json=cell.model_dump_json(), run=number, turns=turns))
+        self.send(Assignment(cell_json=cell.model_dump_json(), run=number, turns=turns))
 
-    @property
-    def answers(self) -> int:
-        """The descriptor that becomes readable as the side answers."""
-        return self._answers
+    def send(self, line: Opening | Assignment) -> None:
+        """Say something to the side. One that is gone says why as its answer is waited for."""
+        stdin = self._process.stdin
+        assert stdin is not None  # noqa: S101 - for the type checker; it was asked for
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(line.model_dump_json().encode() + b"\n")
+            stdin.flush()
 
-    def made(self) -> Record | None:
-        """Return the record of the run that was begun, if its end is in what the side has answered."""
-        self._read()
-        while b"\n" in self._unread:
-            if (made := self._taken(Made)) is not None:
-                return made.record
+    def expect(self, kind: type[_Kind], timeout_s: float = OPENING_TIMEOUT_S) -> _Kind:
+        """Return the side's next answer but notes, as ``answers_of`` yields it."""
+        return next(answer for _, answer in answers_of(kind, [self], timeout_s))
+
+    def take(self, kind: type[_Kind]) -> _Kind | None:
+        """Read what the side has said, pass notes on, and return the answer if all of it has come.
+
+        Raises ``InfrastructureError`` for another answer, or where it is gone.
+        """
+        content = os.read(self.answers, _READ_BYTES)
+        if not content:
+            raise self._gone()
+        self._unread += content
+        if len(self._unread) > MAX_ANSWER_BYTES:
+            raise self._garbled(f"a line of more than {MAX_ANSWER_BYTES:,} bytes")
+        *lines, self._unread = self._unread.split(b"\n")
+        for line in lines:
+            match self._understood(line):
+                case Note(text=text):
+                    self._note(f"{self.side.name}: {text}")
+                case Broken(message=message):
+                    raise InfrastructureError(f"the {self.side.name} cannot go on: {message}")
+                case answer if isinstance(answer, kind):
+                    return answer  # the last line: nothing is said after it without being asked
+                case answer:
+                    raise self._garbled(f"a {answer.type} where a {kind.__name__.lower()} was due")
         return None
 
     def end(self) -> None:
@@ -194,51 +193,12 @@ class SideProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for descriptor in (self._answers, self._lifeline, self._log):
+        for descriptor in (self.answers, self._lifeline, self._log):
             os.close(descriptor)
 
-    def _send(self, line: Stored) -> None:
-        # A side that is gone says why as its answer is waited for.
-        with contextlib.suppress(BrokenPipeError):
-            stdin = self._process.stdin
-            assert stdin is not None  # noqa: S101 - for the type checker; it was asked for
-            stdin.write(line.model_dump_json().encode() + b"\n")
-            stdin.flush()
-
-    def _expect(self, kind: type[_Kind], deadline_s: float) -> _Kind:
-        """Return the next answer but notes. Raises ``InfrastructureError`` for another, or none."""
-        while True:
-            while b"\n" not in self._unread:
-                wait_for_any([self], deadline_s)
-                self._read()
-            if (answer := self._taken(kind)) is not None:
-                return answer
-
-    def _taken(self, kind: type[_Kind]) -> _Kind | None:
-        """Take an answer from what was read; None where it was a note, which is passed on."""
-        answer = self._answer()
-        if isinstance(answer, kind):
-            return answer
-        if isinstance(answer, Note):
-            self._note(f"{self.side.name}: {answer.text}")
-            return None
-        if isinstance(answer, Broken):
-            raise InfrastructureError(f"the {self.side.name} cannot go on: {answer.message}")
-        raise self._garbled(f"a {answer.type} where a {kind.__name__.lower()} was due")
-
-    def _read(self) -> None:
-        content = os.read(self._answers, _READ_BYTES)
-        if not content:
-            raise self._gone()
-        self._unread += content
-        if len(self._unread) > MAX_ANSWER_BYTES:
-            raise self._garbled(f"a line of more than {MAX_ANSWER_BYTES:,} bytes")
-
-    def _answer(self) -> Answer:
-        line, _, rest = bytes(self._unread).partition(b"\n")
-        self._unread = bytearray(rest)
+    def _understood(self, line: bytes) -> Answer:
         try:
-            return ANSWER.validate_json(line)
+            return _ANSWER.validate_json(line)
         except ValidationError as error:
             mistake = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, mistake["loc"]))
@@ -254,7 +214,7 @@ class SideProcess:
         """Say why the process is gone, from how it ended and what it printed last."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_GRACE_S)
-        said = self._said()
+        said = printed_last(self._log)
         side = f"the {self.side.name} ({self.side.facts.understood})"
         missing = re.search(r"No module named '?(\w+)'?\)?$", said)
         if missing:
@@ -262,38 +222,90 @@ class SideProcess:
             return UsageError(
                 f"{side} has no finetune-bench; install it there with pip install finetune-bench{needs}"
             )
-        if "No module named 'bench." in said or "No module named bench." in said:
+        if re.search(r"No module named '?bench\.", said):
             return UsageError(
                 f"{side} has a finetune-bench that is too old to be gated, or a package called bench of "
                 "its own; choose a later revision"
             )
         code = self._process.returncode
-        how = (
-            f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-        )
+        signalled = code is not None and code < 0
+        how = f"by {signal.Signals(-code).name}" if signalled else f"with exit code {code}"
         last = said.rpartition("\n")[2]
         return InfrastructureError(
             f"{side} ended {how}{f' ({last})' if last else ''}; what was finished is on disk, and nothing is "
             "judged by it"
         )
 
-    def _said(self) -> str:
-        size_bytes = os.fstat(self._log).st_size
-        said = os.pread(self._log, _TAIL_BYTES, max(0, size_bytes - _TAIL_BYTES))
-        return said.decode(errors="replace").strip()
+
+def answers_of(
+    kind: type[_Kind], processes: Sequence[SideProcess], timeout_s: float
+) -> Iterator[tuple[SideProcess, _Kind]]:
+    """Sleep until the sides answer, and yield each with its answer as it comes.
+
+    Raises ``InfrastructureError`` where one answers something else, or none does in time.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    waiting = list(processes)
+    while waiting:
+        with interrupts.waiting():
+            ready = wait([each.answers for each in waiting], max(0.0, deadline_s - time.monotonic()))
+        if not ready:
+            names = " and the ".join(each.side.name for each in waiting)
+            raise InfrastructureError(
+                f"the {names} {'does' if len(waiting) == 1 else 'do'} not answer any more; look at what its "
+                "process does, then run the same command again"
+            )
+        for process in [each for each in waiting if each.answers in ready]:
+            if (answer := process.take(kind)) is not None:
+                waiting.remove(process)
+                yield process, answer
 
 
-def wait_for_any(processes: Sequence[SideProcess], deadline_s: float) -> list[SideProcess]:
-    """Sleep until some answer, and return those. Raises ``InfrastructureError`` where none does in time."""
-    with interrupts.waiting():
-        ready = wait([each.answers for each in processes], max(0.0, deadline_s - time.monotonic()))
-    if not ready:
-        names = " and the ".join(each.side.name for each in processes)
-        raise InfrastructureError(
-            f"the {names} {'does' if len(processes) == 1 else 'do'} not answer any more; look at what its "
-            "process does, then run the same command again"
-        )
-    return [each for each in processes if each.answers in ready]
+def run_together(
+    processes: Sequence[SideProcess], cell: Cell, numbers: Mapping[SideName, int]
+) -> dict[SideName, Record]:
+    """Run a cell once on each of two sides, the first of which begins, taking turns at steps.
+
+    ``numbers`` are those of the runs. A side whose run is over, however it went, leaves the rest to the
+    other. Raises ``InfrastructureError`` when a side breaks down, or no pipes can be made.
+    """
+    records: dict[SideName, Record] = {}
+    with _pipes() as pipes:
+        own = dict(zip(processes, pipes, strict=True))
+        other = dict(zip(processes, reversed(pipes), strict=True))
+        for process in processes:
+            path, first = own[process][0], process is processes[0]
+            turns = StepTurns(own_pipe=path, other_pipe=other[process][0], first=first)
+            process.begin(cell, numbers[process.side.name], turns)
+        for process, made in answers_of(Made, processes, 2 * cell.limits.timeout_s + BEYOND_LIMITS_S):
+            records[process.side.name] = made.record
+            os.write(other[process][1], ALONE)
+    return records
+
+
+@contextlib.contextmanager
+def _pipes() -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+    """Give path and descriptor of two named pipes that only this user can open.
+
+    Opened here for both reading and writing, so that no worker waits for the other to open its end (fifo(7)).
+    """
+
+    def pipe(path: Path) -> tuple[str, int]:
+        os.mkfifo(path, mode=0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
+        return str(path), descriptor
+
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-turns-")))
+            made = pipe(folder / "first"), pipe(folder / "second")
+        except OSError as error:
+            raise InfrastructureError(
+                f"no named pipes could be made in {tempfile.gettempdir()} for the sides to take turns by "
+                f"({error.strerror}); set TMPDIR to a local folder with room"
+            ) from error
+        yield made
 
 
 @contextlib.contextmanager
@@ -317,14 +329,23 @@ def open_sides(
             stack.callback(processes[-1].end)
         # Nothing is measured yet, so they may get ready side by side.
         for process in processes:
-            process.greet()
-            tree = process.side.tree
-            process.ask_to_get_ready(
-                Opening(
-                    trust_remote_code=trust_remote_code,
-                    stamped=tree.packages if tree else (),
-                    label=tree.label if tree else "",
-                    located=located,
-                )
-            )
-        yield tuple((process, process.ready()) for process in processes)
+            _require_same_versions(process.side, process.expect(Greeting))
+            opening = Opening(trust_remote_code=trust_remote_code, located=located)
+            if tree := process.side.tree:
+                opening = opening.model_copy(update={"stamped": tree.packages, "label": tree.label})
+            process.send(opening)
+        yield tuple((process, process.expect(Ready)) for process in processes)
+
+
+def _require_same_versions(side: Side, greeting: Greeting) -> None:
+    """Raise ``UsageError`` where a side's suite speaks or writes otherwise than this one."""
+    records = greeting.record_schema, SCHEMA_VERSION
+    versions = {"protocol": (greeting.protocol, PROTOCOL_VERSION), "records": records}
+    pairs = [(name, its, ours) for name, (its, ours) in versions.items() if its != ours]
+    different = [f"{name} of version {its} instead of {ours}" for name, its, ours in pairs]
+    if different:
+        raise UsageError(
+            f"the {side.name} ({side.facts.understood}) has a finetune-bench that writes "
+            f"{' and '.join(different)}, so the two cannot be compared; choose a revision or environment "
+            "whose finetune-bench is closer to this one"
+        )

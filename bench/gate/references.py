@@ -8,10 +8,10 @@ import contextlib
 import fcntl
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,10 +21,14 @@ from packaging.version import InvalidVersion, Version
 
 from bench.errors import InfrastructureError, UsageError
 from bench.io import cache_folder
+from bench.records import git
 from bench.workers import interrupts
 
 GIT_TIMEOUT_S = 600  # a worktree of a large project on a slow disk
 _HOLD = "hold"
+_said = partial(git.said, timeout_s=GIT_TIMEOUT_S)
+_run_git = partial(git.run_git, timeout_s=GIT_TIMEOUT_S, lazy_fetch=True)
+_WORKTREE = ("-c", "core.hooksPath=/dev/null", "worktree")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,95 +39,50 @@ class Repository:
 
     def commit_of(self, revision: str) -> str | None:
         """Return the full id of a commit; None where there is no such revision."""
-        return _ask(self.root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+        return _said(self.root, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
 
     @property
     def shallow(self) -> bool:
         """Whether older commits are missing."""
-        return _ask(self.root, "rev-parse", "--is-shallow-repository") == "true"
+        return _said(self.root, "rev-parse", "--is-shallow-repository") == "true"
 
     @property
     def dirty(self) -> bool:
         """Whether tracked files have changes that are not committed."""
-        return bool(_ask(self.root, "status", "--porcelain", "--untracked-files=no"))
+        return bool(_said(self.root, "status", "--porcelain", "--untracked-files=no"))
 
     @contextlib.contextmanager
     def worktree(self, commit: str) -> Iterator[Path]:
         """Check a commit out into a folder of its own, which is removed afterwards, however that comes.
 
-        What a killed process left is removed by the next. No hook is run; submodules stay empty. Raises
-        ``InfrastructureError`` where git cannot do it.
+        What a killed process left is removed by the next: while a folder is in use, its process holds a lock,
+        which the kernel frees. No hook is run; submodules stay empty. Raises ``InfrastructureError`` where
+        git cannot do it.
         """
         home = cache_folder() / "worktrees"
         home.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             with FileLock(home / ".lock"):
-                _remove_left_over(home)
+                for left_over in home.iterdir():
+                    with contextlib.suppress(OSError), (left_over / _HOLD).open("rb") as hold:
+                        fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        _remove(left_over)
                 folder = Path(tempfile.mkdtemp(dir=home))
-                stack.enter_context(_held_open(folder / _HOLD))
-            tree = folder / "tree"
+                fcntl.flock(stack.enter_context((folder / _HOLD).open("wb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
             stack.callback(_remove, folder)
             with interrupts.held():  # git killed halfway would leave its notes of this tree behind
-                done = _git(self.root, "worktree", "add", "--detach", str(tree), commit)
+                done = _run_git(self.root, *_WORKTREE, "add", "--detach", str(folder / "tree"), commit)
             if done.returncode != 0:
-                raise InfrastructureError(
-                    f"git cannot check {commit[:12]} out ({_last_line(done.stderr)}); see git worktree add"
-                )
-            yield tree
+                said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+                why = said.removeprefix("fatal: ") or "it says nothing"
+                raise InfrastructureError(f"git cannot check {commit[:12]} out ({why}); see git worktree add")
+            yield folder / "tree"
 
 
 def around(folder: Path) -> Repository | None:
     """Return the repository that a folder lies in; None where git finds none, or is not installed."""
-    root = _ask(folder, "rev-parse", "--show-toplevel")
-    return None if not root else Repository(root=Path(root).resolve())
-
-
-def _ask(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, None where it fails."""
-    try:
-        done = _git(folder, *arguments)
-    except InfrastructureError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run git without hooks, questions, or the variables of a git command that we may be a hook of."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment |= {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        return subprocess.run(  # noqa: S603 - no shell, and no argument that could be an option
-            ["git", "-c", "core.hooksPath=/dev/null", "-C", str(folder), *arguments],  # noqa: S607 - the user's git
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=GIT_TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,  # Ctrl-C in a terminal is for us, and we wait for git
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise InfrastructureError(f"git could not be run ({error}); install git, or try again") from error
-
-
-def _last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2].removeprefix("fatal: ") or "it says nothing"
-
-
-@contextlib.contextmanager
-def _held_open(path: Path) -> Iterator[None]:
-    """Hold a lock that the kernel frees with this process, so that others see that the folder is in use."""
-    with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-
-
-def _remove_left_over(home: Path) -> None:
-    for folder in home.iterdir():
-        with contextlib.suppress(OSError), (folder / _HOLD).open("rb") as hold:
-            fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(folder)
+    root = _said(folder, "rev-parse", "--show-toplevel")
+    return Repository(root=Path(root).resolve()) if root else None
 
 
 def _remove(folder: Path) -> None:
@@ -131,7 +90,7 @@ def _remove(folder: Path) -> None:
     tree = folder / "tree"
     if (tree / ".git").is_file():
         with contextlib.suppress(InfrastructureError):
-            _git(tree, "worktree", "remove", "--force", str(tree))
+            _run_git(tree, *_WORKTREE, "remove", "--force", str(tree))
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -142,26 +101,26 @@ _FORMS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Installed:
     """The environment that this process runs in, as it is."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Interpreter:
     """Another python, with whatever it has installed."""
 
     python: Path
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Packages:
     """Exact versions to lay over the environment as it is, sorted by name: ``(("peft", "0.21.2"),)``."""
 
     pins: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Revision:
     """A commit of the user's project; ``project`` is its folder inside the repository."""
 
@@ -170,7 +129,7 @@ class Revision:
     project: Path
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Checkout:
     """A folder with a Python project, as it lies there."""
 
@@ -194,22 +153,22 @@ def parse_ref(given: str | None, here: Path | None = None) -> Reference:
         return _packages(given)
     path = Path(os.path.abspath(here / Path(given).expanduser()))  # noqa: PTH100 - links stay: a venv's python is one
     found = _at_path(path)
-    looks_like_path = given.startswith((".", "~", "/")) or given.endswith("/")
-    if looks_like_path:
+    if given.startswith((".", "~", "/")) or given.endswith("/"):
         if found is None:
             what = "has neither bin/python nor a pyproject.toml" if path.exists() else "does not exist"
             raise UsageError(f"{given} {what}; {_FORMS}")
         return found
-    revision = _revision(given, here, required=found is None)
-    if found is not None and revision is not None:
+    revision = _revision(given, here)
+    if isinstance(revision, str):
+        if found is None:
+            raise UsageError(f"{given} {revision}; {_FORMS}")
+        return found
+    if found is not None:
         raise UsageError(
             f"{given} is both a path and a git revision; write ./{given} for the path or "
             f"{revision.commit[:12]} for the revision"
         )
-    reference = found or revision
-    if reference is None:
-        raise AssertionError("a revision that is required is there")
-    return reference
+    return revision
 
 
 def _packages(given: str) -> Packages:
@@ -219,9 +178,7 @@ def _packages(given: str) -> Packages:
             requirement = Requirement(item)
             (specifier,) = requirement.specifier
             version = str(Version(specifier.version))
-            exact = specifier.operator == "==" and not (
-                requirement.extras or requirement.marker or requirement.url
-            )
+            exact = str(requirement) == f"{requirement.name}=={specifier.version}"  # no extra, marker or URL
         except (InvalidRequirement, InvalidVersion, ValueError):
             exact = False
         if not exact:
@@ -231,48 +188,33 @@ def _packages(given: str) -> Packages:
         name = canonicalize_name(requirement.name)
         if pins.setdefault(name, version) != version:
             raise UsageError(f"{given} asks for two versions of {name}; keep one of them")
-    return Packages(pins=tuple(sorted(pins.items())))
+    return Packages(tuple(sorted(pins.items())))
 
 
 def _at_path(path: Path) -> Interpreter | Checkout | None:
     if path.is_file() and os.access(path, os.X_OK):
-        return Interpreter(python=path)
+        return Interpreter(path)
     if (path / "bin" / "python").is_file():
-        return Interpreter(python=path / "bin" / "python")
-    if any((path / name).is_file() for name in PROJECT_FILES):
-        return Checkout(folder=path)
-    return None
+        return Interpreter(path / "bin" / "python")
+    return Checkout(path) if _is_project(path) else None
 
 
-def _revision(given: str, here: Path, *, required: bool) -> Revision | None:
+def _is_project(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in PROJECT_FILES)
+
+
+def _revision(given: str, here: Path) -> Revision | str:
+    """Return the revision of the nearest project from ``here`` up, or in one clause why there is none."""
     repository = around(here)
     if repository is None:
-        if not required:
-            return None
-        raise UsageError(
-            f"{given} is no path, and no git revision can be meant, since {here} is in no git repository "
-            "that can "
-            f"be read; {_FORMS}"
-        )
+        nowhere = f"since {here} is in no git repository that can be read"
+        return f"is no path, and no git revision can be meant, {nowhere}"
     commit = repository.commit_of(given)
     if commit is None:
-        if not required:
-            return None
-        shallow = (
-            " (it is a shallow clone: fetch the revision, or check out with fetch-depth: 0)"
-            if repository.shallow
-            else ""
-        )
-        raise UsageError(f"{given} is neither a path nor a revision of {repository.root}{shallow}; {_FORMS}")
-    return Revision(repository=repository, commit=commit, project=_project(repository.root, here))
-
-
-def _project(root: Path, here: Path) -> Path:
-    """Return the nearest folder from here up that is a Python project, relative to the repository's root."""
-    here = here.resolve()
-    for folder in (here, *here.parents):
-        if folder == root or not folder.is_relative_to(root):
-            break
-        if any((folder / name).is_file() for name in PROJECT_FILES):
-            return folder.relative_to(root)
-    return Path()
+        cut_off = " (it is a shallow clone: fetch the revision, or check out with fetch-depth: 0)"
+        shallow = cut_off if repository.shallow else ""
+        return f"is neither a path nor a revision of {repository.root}{shallow}"
+    root, here = repository.root, here.resolve()
+    inside = (folder for folder in (here, *here.parents) if folder != root and folder.is_relative_to(root))
+    project = next((folder.relative_to(root) for folder in inside if _is_project(folder)), Path())
+    return Revision(repository=repository, commit=commit, project=project)

@@ -5,7 +5,6 @@ pipe of their own; what is printed is quoted only when this process ends before 
 """
 
 import contextlib
-import functools
 import importlib.util
 import os
 import platform
@@ -17,7 +16,7 @@ from typing import IO
 from packaging.utils import canonicalize_name
 
 from bench.errors import BenchError
-from bench.gate.own_sources import run_from_own_sources
+from bench.gate import run_from_own_sources
 from bench.gate.process import (
     PROTOCOL_VERSION,
     Answer,
@@ -30,7 +29,7 @@ from bench.gate.process import (
     Ready,
 )
 from bench.records.environment import KEY_PACKAGES, OTHER_PACKAGES, read_environment
-from bench.records.records import SCHEMA_VERSION, DeviceFacts, Environment, Record
+from bench.records.records import SCHEMA_VERSION, Environment, Record
 from bench.runner import events
 from bench.runner.gpu.watch import SweepGpu, sweep_gpu
 from bench.runner.schedule import ScheduledRun, inputs_digest, run_key, why_unavailable
@@ -41,8 +40,6 @@ from bench.workers.child import die_with_parent
 from bench.workers.launch import PRELOAD, Launcher, LocalLauncher
 from bench.workers.supervise import probe
 
-Tell = Callable[[Answer], None]
-
 
 def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None:
     """Greet, get ready, and work until standard input ends.
@@ -52,23 +49,25 @@ def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None
     """
     die_with_parent(lifeline)
     jobs = _take_over_input()
-    tell = functools.partial(_tell, os.fdopen(answers, "wb", closefd=False))
     os.set_inheritable(answers, False)  # noqa: FBT003 - the parameter has no name
+    pipe = os.fdopen(answers, "wb", closefd=False)
+
+    def tell(answer: Answer) -> None:
+        pipe.write(answer.model_dump_json().encode() + b"\n")
+        pipe.flush()
+
     tell(Greeting(protocol=PROTOCOL_VERSION, record_schema=SCHEMA_VERSION, python=platform.python_version()))
     with interrupts.caught():
         try:
             opening = Opening.model_validate_json(jobs.readline())
-            run = _ready(opening, tell, launcher or _own_launcher())
+            preload = ("bench.gate", *PRELOAD)
+            run = _ready(opening, tell, launcher or LocalLauncher(work=run_from_own_sources, preload=preload))
             for line in jobs:
                 tell(Made(record=run(Assignment.model_validate_json(line))))
         except BenchError as error:
             tell(Broken(message=str(error)))
         except KeyboardInterrupt:
             return
-
-
-def _own_launcher() -> Launcher:
-    return LocalLauncher(work=run_from_own_sources, preload=("bench.gate.own_sources", *PRELOAD))
 
 
 def _take_over_input() -> IO[bytes]:
@@ -80,20 +79,13 @@ def _take_over_input() -> IO[bytes]:
     return jobs
 
 
-def _tell(pipe: IO[bytes], answer: Answer) -> None:
-    pipe.write(answer.model_dump_json().encode() + b"\n")
-    pipe.flush()
-
-
-def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Assignment], Record]:
+def _ready(
+    opening: Opening, tell: Callable[[Answer], None], launcher: Launcher
+) -> Callable[[Assignment], Record]:
     """Look at this machine and return what does an assignment."""
 
     def note(text: str) -> None:
         tell(Note(text=text))
-
-    def observe(event: events.Event) -> None:
-        if isinstance(event, events.Note):
-            note(event.text)
 
     environment = stamped(read_environment(), opening)
     facts = probe(launcher, note)
@@ -103,7 +95,7 @@ def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Assign
     usual = launcher.start_method
     runner = CellRunner(
         launcher=launcher,
-        observe=observe,
+        observe=lambda event: note(event.text) if isinstance(event, events.Note) else None,
         environment=environment,
         facts=facts,
         inputs=inputs,
@@ -113,29 +105,22 @@ def _ready(opening: Opening, tell: Tell, launcher: Launcher) -> Callable[[Assign
 
     def run(assignment: Assignment) -> Record:
         cell = Cell.model_validate_json(assignment.cell_json)
-        inputs[cell.id] = inputs_digest(cell)
+        digest = inputs[cell.id] = inputs_digest(cell)
         planned = ScheduledRun(
             cell=cell,
-            key=run_key(cell, environment, facts, inputs[cell.id]),
+            key=run_key(cell, environment, facts, digest),
             run=assignment.run,
             reason=why_unavailable(cell, facts, environment),
         )
         # Processes differ in speed by a per cent or two, by where their memory happens to lie, and forks of
         # one server lie alike: in pairs of forks that would pass for a difference of the sides.
         launcher.start_method = usual if assignment.turns is None else "spawn"
+        on_gpu = cell.device == "cuda" and facts.cuda_available
         # Held for this run only: the other side's run is next.
-        with _gpu(cell, facts, note) as runner.gpu:
+        with sweep_gpu(facts, note) if on_gpu else contextlib.nullcontext(SweepGpu()) as runner.gpu:
             return runner.run(planned, assignment.turns)
 
     return run
-
-
-def _gpu(
-    cell: Cell, facts: DeviceFacts, note: Callable[[str], None]
-) -> contextlib.AbstractContextManager[SweepGpu]:
-    if cell.device == "cuda" and facts.cuda_available:
-        return sweep_gpu(facts, note)
-    return contextlib.nullcontext(SweepGpu())
 
 
 def stamped(environment: Environment, opening: Opening) -> Environment:
@@ -143,9 +128,7 @@ def stamped(environment: Environment, opening: Opening) -> Environment:
 
     Metadata is that of the installed package, which the sources hide.
     """
-    if not opening.stamped:
-        return environment
-    by_package = metadata.packages_distributions()
+    by_package = metadata.packages_distributions() if opening.stamped else {}
     versions = dict(environment.versions)
     names = {
         canonicalize_name(distribution)
@@ -166,9 +149,7 @@ def _location(package: str) -> str | None:
         return None
     if found is None:
         return None
-    if found.origin is not None:
-        return found.origin
-    return next(iter(found.submodule_search_locations or ()), None)
+    return found.origin or next(iter(found.submodule_search_locations or ()), None)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -23,25 +23,26 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from bench.errors import InfrastructureError, UsageError
-from bench.gate.own_sources import VARIABLE
+from bench.gate import SOURCES_VARIABLE
 from bench.gate.references import (
     Checkout,
     Installed,
     Interpreter,
     Packages,
     Reference,
-    Repository,
     Revision,
     around,
     parse_ref,
 )
 from bench.io import cache_folder
 from bench.records.readings import Caveat
-from bench.records.sessions import SideFacts, SideName
+from bench.records.sessions import Kind, SideFacts, SideName
 from bench.workers import interrupts
 
 MOST_UNMET = 5  # named; more say little more
 HASH_SEED = "0"
+_COMPLETE = ".complete"
+_AS_IT_IS = "the environment as it is"
 _BESIDE = frozenset({"tests", "test", "docs", "doc", "examples", "scripts", "benchmarks", "tools"})
 """Folders with an __init__.py that are no part of what a project installs."""
 
@@ -79,128 +80,86 @@ def prepared_sides(
     understood = (parse_ref(base, here), parse_ref(candidate, here))
     with contextlib.ExitStack() as stack:
         yield (
-            _prepare("base", base, understood[0], stack),
-            _prepare("candidate", candidate, understood[1], stack),
+            _prepared("base", base, understood[0], stack),
+            _prepared("candidate", candidate, understood[1], stack),
         )
 
 
 def side_as_is(name: SideName) -> Side:
     """Return the environment as it is."""
-    return Side(
-        name=name,
-        facts=SideFacts(kind="environment", understood="the environment as it is"),
-        python=Path(sys.executable),
-        variables=_variables(),
-    )
+    return _prepared(name, None, Installed(), contextlib.ExitStack())
 
 
-def _prepare(name: SideName, given: str | None, reference: Reference, stack: contextlib.ExitStack) -> Side:
+def _prepared(name: SideName, given: str | None, reference: Reference, stack: contextlib.ExitStack) -> Side:
+    python, first, tree = Path(sys.executable), None, None
+    commit: str | None = None
+    notes: Sequence[tuple[str, str]] = ()
+    kind: Kind
     match reference:
         case Installed():
-            return side_as_is(name)
+            kind, understood = "environment", _AS_IT_IS
         case Interpreter(python=python):
-            return _interpreter(name, given, python)
-        case Packages():
-            return _laid_over(name, given, reference)
-        case Revision(repository=repository):
-            folder = stack.enter_context(repository.worktree(reference.commit)) / reference.project
-            return _at_revision(name, given, reference, folder)
+            what = "python" if Path(str(given)).name == python.name else "virtual environment"
+            kind, understood = "python", f"the {what} {given}"
+        case Packages(pins=pins):
+            first = overlay(reference)
+            laid = " and ".join(f"{package} {version}" for package, version in pins)
+            kind, understood = "packages", f"{_AS_IT_IS}, with {laid} laid over it"
+            notes = [("unmet-requirement", sentence) for sentence in _most_telling(unmet(first))]
+        case Revision():
+            commit = reference.commit
+            folder = stack.enter_context(reference.repository.worktree(commit)) / reference.project
+            notes = [*_left_out(reference, folder, given)]
+            tree = _source_tree(folder, given, f"git.{commit[:12]}")
+            kind, understood = "revision", f"revision {given} of this repository, commit {commit[:12]}"
         case Checkout(folder=folder):
-            return _checkout(name, given, folder)
-
-
-def _interpreter(name: SideName, given: str | None, python: Path) -> Side:
-    understood = (
-        f"the python {given}"
-        if given and Path(given).name == python.name
-        else f"the virtual environment {given}"
-    )
+            commit, label, at = _state(folder)
+            tree = _source_tree(folder, given, label)
+            kind, understood = "checkout", f"the folder {given} as it lies there{at}"
+    if tree:
+        first = tree.root
+        imported = ", ".join(tree.packages)
+        understood += f": {imported} imported from its sources, of which nothing is built"
     return Side(
         name=name,
-        facts=SideFacts(given=given, kind="python", understood=understood),
+        facts=SideFacts(given=given, kind=kind, understood=understood, commit=commit),
         python=python,
-        variables=_variables(own_python=False),
+        variables=_variables(first, tree, own_python=kind != "python"),
+        tree=tree,
+        caveats=tuple(Caveat(code=code, message=message) for code, message in notes),
     )
 
 
-def _laid_over(name: SideName, given: str | None, packages: Packages) -> Side:
-    folder = overlay(packages)
-    pins = " and ".join(f"{package} {version}" for package, version in packages.pins)
-    sentences = unmet(folder)
-    shown = [Caveat(code="unmet-requirement", message=sentence) for sentence in sentences[:MOST_UNMET]]
-    if len(sentences) > MOST_UNMET:
-        more = f"{len(sentences) - MOST_UNMET} more requirements are unmet."
-        shown.append(Caveat(code="unmet-requirement", message=more))
-    return Side(
-        name=name,
-        facts=SideFacts(
-            given=given, kind="packages", understood=f"the environment as it is, with {pins} laid over it"
-        ),
-        python=Path(sys.executable),
-        variables=_variables(folder),
-        caveats=tuple(shown),
-    )
+def _most_telling(sentences: Sequence[str]) -> tuple[str, ...]:
+    more = len(sentences) - MOST_UNMET
+    return (*sentences[:MOST_UNMET], *([f"{more} more requirements are unmet."] if more > 0 else []))
 
 
-def _at_revision(name: SideName, given: str | None, revision: Revision, folder: Path) -> Side:
-    commit = revision.commit
+def _left_out(revision: Revision, folder: Path, given: str | None) -> Iterator[tuple[str, str]]:
+    """Yield code and sentence of what is no part of a revision. Raises ``UsageError`` where all is not."""
     if not folder.is_dir():
         raise UsageError(
             f"{given} has no folder {revision.project}, which is the project here; run bench elsewhere"
         )
-    caveats = []
     if revision.repository.dirty:
-        message = f"Changes that are not committed are no part of {given}."
-        caveats.append(Caveat(code="dirty-repository", message=message))
+        yield "dirty-repository", f"Changes that are not committed are no part of {given}."
     if revision.repository.shallow:
-        message = "The repository is a shallow clone: some revisions are missing."
-        caveats.append(Caveat(code="shallow-repository", message=message))
+        yield "shallow-repository", "The repository is a shallow clone: some revisions are missing."
     if (folder / ".gitmodules").is_file():
-        caveats.append(Caveat(code="no-submodules", message=f"Submodules are empty at {given}."))
-    tree = _source_tree(folder, str(given), label=f"git.{commit[:12]}")
-    facts = SideFacts(
-        given=given,
-        kind="revision",
-        understood=f"revision {given} of this repository, commit {commit[:12]}: {_imported(tree)}",
-        commit=commit,
-    )
-    return Side(
-        name=name,
-        facts=facts,
-        python=Path(sys.executable),
-        variables=_variables(tree.root) | {VARIABLE: ",".join(tree.packages)},
-        tree=tree,
-        caveats=tuple(caveats),
-    )
+        yield "no-submodules", f"Submodules are empty at {given}."
 
 
-def _checkout(name: SideName, given: str | None, folder: Path) -> Side:
-    repository: Repository | None = around(folder)
+def _state(folder: Path) -> tuple[str | None, str, str]:
+    """Return a folder's commit, the label of what lies there, and how it is told."""
+    repository = around(folder)
     commit = repository.commit_of("HEAD") if repository else None
-    label = f"git.{commit[:12]}" if commit else "folder"
-    at = f", commit {commit[:12]}" if commit else ""
-    if repository is not None and commit and repository.dirty:
-        label, at = f"{label}.dirty", f"{at} with changes that are not committed"
-    tree = _source_tree(folder, str(given), label=label)
-    return Side(
-        name=name,
-        facts=SideFacts(
-            given=given,
-            kind="checkout",
-            understood=f"the folder {given} as it lies there{at}: {_imported(tree)}",
-            commit=commit,
-        ),
-        python=Path(sys.executable),
-        variables=_variables(tree.root) | {VARIABLE: ",".join(tree.packages)},
-        tree=tree,
-    )
+    if repository is None or commit is None:
+        return None, "folder", ""
+    label, told = (".dirty", " with changes that are not committed") if repository.dirty else ("", "")
+    return commit, f"git.{commit[:12]}{label}", f", commit {commit[:12]}{told}"
 
 
-def _imported(tree: SourceTree) -> str:
-    return f"{', '.join(tree.packages)} imported from its sources, of which nothing is built"
-
-
-def _source_tree(folder: Path, given: str, *, label: str) -> SourceTree:
+def _source_tree(folder: Path, given: str | None, label: str) -> SourceTree:
     """Return the packages in src/, or else in the folder itself. Raises ``UsageError`` without any."""
     for root in (folder / "src", folder):
         packages = tuple(sorted({path.parent.name for path in root.glob("*/__init__.py")} - _BESIDE))
@@ -212,7 +171,7 @@ def _source_tree(folder: Path, given: str, *, label: str) -> SourceTree:
     )
 
 
-def _variables(first: Path | None = None, *, own_python: bool = True) -> dict[str, str]:
+def _variables(first: Path | None, tree: SourceTree | None, *, own_python: bool) -> dict[str, str]:
     """Return the variables of a side: ours, with one folder first on the path.
 
     No current folder on the path: it is often the very project that the other side has another version of.
@@ -223,42 +182,36 @@ def _variables(first: Path | None = None, *, own_python: bool = True) -> dict[st
     home = Path(__file__).resolve().parents[2]
     if own_python and str(home) not in {sysconfig.get_path(name) for name in ("purelib", "platlib")}:
         path.append(str(home))  # a checkout, which may have been found through the current folder
-    variables = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
-    variables.setdefault("PYTHONHASHSEED", HASH_SEED)
+    variables = {"PYTHONHASHSEED": HASH_SEED} | os.environ
+    variables |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
+    if tree:
+        variables[SOURCES_VARIABLE] = ",".join(tree.packages)
     variables.pop("__PYVENV_LAUNCHER__", None)
     return variables
-
-
-_COMPLETE = ".complete"
 
 
 def overlay(packages: Packages) -> Path:
     """Return the folder that holds the packages, installing them first if need be.
 
-    Raises ``InfrastructureError`` with pip's last line where they cannot be had.
+    Its name says what is installed, and for which python and platform. Raises ``InfrastructureError`` with
+    pip's last line where they cannot be had.
     """
-    folder = cache_folder() / "overlays" / _key(packages)
+    content = repr((packages.pins, sys.implementation.cache_tag, sysconfig.get_platform()))
+    names = "-".join(f"{name}-{version}" for name, version in packages.pins)[:80]
+    folder = cache_folder() / "overlays" / f"{names}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / _COMPLETE).is_file():
             shutil.rmtree(folder, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
                 target = Path(temporary) / "target"
-                _install(packages, target)
+                _install([f"{name}=={version}" for name, version in packages.pins], target)
                 (target / _COMPLETE).touch()
                 target.rename(folder)
     return folder
 
 
-def _key(packages: Packages) -> str:
-    """Return a name for what is installed: the versions, and the python and platform it is for."""
-    names = "-".join(f"{name}-{version}" for name, version in packages.pins)[:80]
-    content = repr((packages.pins, sys.implementation.cache_tag, sysconfig.get_platform()))
-    return f"{names}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-
-
-def _install(packages: Packages, target: Path) -> None:
-    pins = [f"{name}=={version}" for name, version in packages.pins]
+def _install(pins: Sequence[str], target: Path) -> None:
     options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--quiet", "--target", str(target)]
     process = subprocess.Popen(  # noqa: S603 - no shell; every pin was checked to be name==version
         [sys.executable, "-m", "pip", "install", *options, *pins],
@@ -291,44 +244,34 @@ def unmet(folder: Path, beneath: Sequence[str] | None = None) -> tuple[str, ...]
 
     Metadata only, as ``pip check`` does it. ``beneath`` is the path it lies over, this process's by default.
     """
-    over = _by_name(distributions(path=[str(folder)]))
-    all_ = _by_name(distributions(path=[*(sys.path if beneath is None else beneath)])) | over
+    over = _by_name([str(folder)])
+    everything = _by_name(sys.path if beneath is None else beneath) | over
     sentences = []
-    for name, distribution in sorted(all_.items()):
+    for name, distribution in sorted(everything.items()):
         for requirement in _requirements(distribution):
             needed = canonicalize_name(requirement.name)
-            if name not in over and needed not in over:
-                continue
-            found = all_.get(needed)
-            if found is not None and requirement.specifier.contains(found.version, prereleases=True):
+            found = everything.get(needed)
+            met = found is not None and requirement.specifier.contains(found.version, prereleases=True)
+            if met or (name not in over and needed not in over):
                 continue
             there = f"{needed} {found.version} is there" if found is not None else "it is not installed"
             sentences.append(
-                f"{name} {distribution.version} needs {requirement.name}{requirement.specifier}, and "
-                f"{there}; "
-                "dependencies of laid-over packages are not resolved."
+                f"{name} {distribution.version} needs {requirement.name}{requirement.specifier}, "
+                f"and {there}; dependencies of laid-over packages are not resolved."
             )
     return tuple(sentences)
 
 
-def _by_name(found: Iterable[Distribution]) -> dict[str, Distribution]:
+def _by_name(path: Sequence[str]) -> dict[str, Distribution]:
     """Return distributions by canonical name; the first on the path wins, as it does in an import."""
-    named: dict[str, Distribution] = {}
-    for distribution in found:
-        name = distribution.metadata["Name"]
-        if name:
-            named.setdefault(canonicalize_name(name), distribution)
-    return named
+    found = [(each.metadata["Name"], each) for each in distributions(path=[*path])]
+    return {canonicalize_name(name): each for name, each in reversed(found) if name}
 
 
-def _requirements(distribution: Distribution) -> list[Requirement]:
-    """Return what a distribution needs here, extras left out."""
-    found = []
+def _requirements(distribution: Distribution) -> Iterator[Requirement]:
+    """Yield what a distribution needs here, extras left out."""
     for text in distribution.requires or ():
-        try:
+        with contextlib.suppress(InvalidRequirement):
             requirement = Requirement(text)
-        except InvalidRequirement:
-            continue
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            found.append(requirement)
-    return found
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                yield requirement

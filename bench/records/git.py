@@ -17,7 +17,7 @@ def commit_of(revision: str, folder: Path | None = None) -> str:
 
     Raises ``UsageError`` where there is no such revision; a name that begins with a dash is never an option.
     """
-    found = _git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    found = run_git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     commit = found.stdout.decode(errors="replace").strip()
     if found.returncode != 0 or not commit:
         raise UsageError(
@@ -41,9 +41,9 @@ def source_state(source: Path) -> dict[str, str | bool | None]:
     A package installed inside someone else's repository is not that repository's code.
     """
     commit, changes = None, None
-    if _said(source, "rev-parse", "--show-toplevel") == str(source):
-        commit = _said(source, "rev-parse", "HEAD")
-        changes = _said(source, "status", "--porcelain", "--untracked-files=no")
+    if said(source, "rev-parse", "--show-toplevel") == str(source):
+        commit = said(source, "rev-parse", "HEAD")
+        changes = said(source, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if changes is None else changes != ""}
 
 
@@ -58,13 +58,13 @@ def committed_files(
     """
     commit = commit_of(revision, folder)
     place = f"{commit}:{path.rstrip('/')}"
-    kind = _git(folder, "cat-file", "-t", place).stdout.decode().strip()
+    kind = run_git(folder, "cat-file", "-t", place).stdout.decode().strip()
     if kind == "blob":
         yield from _contents(folder, [("100644", place, path)], most_bytes)
         return
     if kind != "tree":
         raise UsageError(f"{revision} has no folder or file {path!r}; see git ls-tree {commit[:12]}")
-    listed = _git(folder, "ls-tree", "-z", "--full-tree", place).stdout.decode(errors="surrogateescape")
+    listed = run_git(folder, "ls-tree", "-z", "--full-tree", place).stdout.decode(errors="surrogateescape")
     entries = []
     for line in filter(None, listed.split("\0")):
         facts, _, name = line.partition("\t")
@@ -107,23 +107,31 @@ def _one_content(stream: IO[bytes], most_bytes: int) -> bytes | str:
     return content if size <= most_bytes else too_large(most_bytes)
 
 
-def _said(folder: Path, *arguments: str) -> str | None:
+def said(folder: Path, *arguments: str, timeout_s: float = 5) -> str | None:
     """Return what git prints, or None where it fails or takes too long to wait for."""
     try:
-        done = _git(folder, *arguments, timeout_s=5)
+        done = run_git(folder, *arguments, timeout_s=timeout_s)
     except InfrastructureError:
         return None
     return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
 
 
-def _git(folder: Path | None, *arguments: str, timeout_s: float = 60) -> "subprocess.CompletedProcess[bytes]":
+def run_git(
+    folder: Path | None, *arguments: str, timeout_s: float = 60, lazy_fetch: bool = False
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run git and wait for it, whether or not it succeeds; ``lazy_fetch`` lets a partial clone be completed.
+
+    Raises ``InfrastructureError`` where it cannot be run, or takes longer than that.
+    """
     try:
         return subprocess.run(  # noqa: S603 - no shell; a name from outside never stands where an option may
             _command(folder, *arguments),
             capture_output=True,
             check=False,
-            env=_environment(),
+            env=_environment() | {"GIT_NO_LAZY_FETCH": "0" if lazy_fetch else "1"},
             timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in a terminal is for us, and we wait for git
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise InfrastructureError(f"git could not be run ({error}); install git, or name a folder") from error

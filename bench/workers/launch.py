@@ -246,10 +246,9 @@ class LocalLauncher:
                 self._ensure_server()
                 process.start()
         except (OSError, EOFError) as error:
-            raise InfrastructureError(
-                f"{self._server_said()}\nthe worker failed to start ({str(error) or type(error).__name__}); "
-                f"{CHECK_INSTALLATION}".lstrip()
-            ) from error
+            said = printed_last(self._server_log)
+            why = f"the worker failed to start ({str(error) or type(error).__name__}); {CHECK_INSTALLATION}"
+            raise InfrastructureError(f"{said}\n{why}".lstrip()) from error
         for end in ends:
             end.close()
         return Worker(process, messages, output, lifeline), _parent_pid(process.pid)
@@ -268,10 +267,11 @@ class LocalLauncher:
                 os.dup2(copy, descriptor)
                 os.close(copy)
 
-    def _server_said(self) -> str:
-        size_bytes = os.fstat(self._server_log).st_size
-        said = os.pread(self._server_log, TAIL_BYTES, max(0, size_bytes - TAIL_BYTES))
-        return said.decode(errors="replace").strip()
+
+def printed_last(log: int) -> str:
+    """Return the last 64 KiB of what was printed to an open file."""
+    said = os.pread(log, TAIL_BYTES, max(0, os.fstat(log).st_size - TAIL_BYTES))
+    return said.decode(errors="replace").strip()
 
 
 @contextlib.contextmanager

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InfrastructureError, UsageError
-from bench.gate.calibrate import CalibrateOptions, calibrate, calibration_of
-from bench.gate.gate import gate_references
+from bench.gate.gate import calibrate, calibration_of, gate_references
 from bench.gate.session import SessionOptions
 from bench.gate.sides import side_as_is
 from bench.records.records import Record
@@ -21,7 +20,7 @@ COMMAND = (str(Path(__file__).parents[1] / "support" / "replay_serve.py"),)
 def test_unchanged_code_is_run_against_itself(tmp_path: Path) -> None:
     """A group for each side, a sample for each step; a cell that fails is named, and the rest is of use."""
     cells = [make_cell("ok"), make_cell("exception")]
-    found = calibrate(cells, CalibrateOptions(folder=tmp_path, sittings=1, repeats=2, command=COMMAND))
+    found = calibrate(cells, SessionOptions(folder=tmp_path, looks=(2,), command=COMMAND), sittings=1)
     assert found == read_calibration(tmp_path) == read_calibration(tmp_path / "calibration.json")
     assert ["replay/ok"] == [cell.cell for cell in found.cells]
     assert [(1, "base", 2), (1, "candidate", 2)] == [
@@ -38,8 +37,8 @@ def test_unchanged_code_is_run_against_itself(tmp_path: Path) -> None:
 def test_noise_is_learnt_as_a_gate_meets_it(tmp_path: Path) -> None:
     """Sides that take turns at steps, as the scenario's gate says; another gate refuses that calibration."""
     by_steps = GateSpec(interleave="steps")
-    options = CalibrateOptions(folder=tmp_path, sittings=1, repeats=2, gate=by_steps, command=COMMAND)
-    found = calibrate([make_cell("ok")], options)
+    options = SessionOptions(folder=tmp_path, looks=(2,), gate=by_steps, command=COMMAND)
+    found = calibrate([make_cell("ok")], options, sittings=1)
     assert "steps" == found.interleave
     ((base, candidate),) = found.pairs(make_cell("ok").digest, "tokens_per_second")
     assert [8, 8] == [len(run) for run in base] == [len(run) for run in candidate]

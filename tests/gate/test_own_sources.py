@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gate.own_sources import VARIABLE, forget_editable_installs
+from bench.gate import SOURCES_VARIABLE, forget_editable_installs
 from gate_projects import write_project
 
 
@@ -40,7 +40,7 @@ def test_a_module_that_only_the_editable_install_has_is_missing(
     importlib.import_module("gated_package.added")
     for name in ("gated_package.added", "gated_package"):
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setenv(VARIABLE, "gated_package")
+    monkeypatch.setenv(SOURCES_VARIABLE, "gated_package")
     forget_editable_installs()
     with pytest.raises(ModuleNotFoundError, match=r"gated_package\.added"):
         importlib.import_module("gated_package.added")

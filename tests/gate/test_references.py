@@ -31,8 +31,8 @@ def test_each_kind_is_told_from_the_others(repository: Path, tmp_path: Path) -> 
     python = environment / "bin" / "python"
     write_project(tmp_path / "mine", "3.0")
     assert Installed() == parse_ref(None, tmp_path)
-    assert Interpreter(python=python) == parse_ref("env", tmp_path) == parse_ref("env/bin/python", tmp_path)
-    assert Interpreter(python=Path(sys.executable)) == parse_ref(sys.executable, tmp_path)
+    assert Interpreter(python) == parse_ref("env", tmp_path) == parse_ref("env/bin/python", tmp_path)
+    assert Interpreter(Path(sys.executable)) == parse_ref(sys.executable, tmp_path)
     assert Checkout(folder=tmp_path / "mine") == parse_ref("./mine", tmp_path)
     pins = (("peft", "0.21.2"), ("transformers", "5.2"))
     assert Packages(pins=pins) == parse_ref("Transformers==5.2, peft==0.21.2", tmp_path)

@@ -15,7 +15,7 @@ import pytest
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
 from bench.gate import session
 from bench.gate.session import SessionOptions, run_session, unrepeatable
-from bench.gate.session_log import Event, RunStarted, SessionLog, Tell, ignore
+from bench.gate.session_log import SessionLog, Tell, ignore
 from bench.gate.sides import prepared_sides, side_as_is
 from bench.records.records import Record
 from bench.records.sessions import SideName, Sitting, SittingRecords, SittingRun, load_sitting
@@ -99,11 +99,10 @@ def test_no_repeat_is_begun_that_would_end_after_the_budget(
     assert (2 * repeats, repeats == 5) == (len(log.session.runs), enough)
 
 
-def kill_the_base_in_its_second_repeat(event: Event) -> None:
-    """Kill the process of one side as a run of a repeat begins."""
-    match event:
-        case RunStarted(side="base", repeat=2):
-            os.kill(min(children()), signal.SIGKILL)
+def kill_the_base_in_its_second_repeat(line: str) -> None:
+    """Kill the process of one side as its run of a repeat begins, after the other's has ended."""
+    if " repeat 2 candidate: " in line:
+        os.kill(min(children()), signal.SIGKILL)
 
 
 def children() -> list[int]:
@@ -144,7 +143,10 @@ def test_sides_run_in_turn_until_each_cell_is_decided_even_after_one_was_killed(
         sit(tmp_path, [make_cell("ok", training={"seed": 1})], judge, looks=looks, resume=True)
     with pytest.raises(UsageError, match="its gate changed since"):
         sit(tmp_path, cells, judge, looks=looks, resume=True, gate=GateSpec(alpha=0.2))
-    result = sit(tmp_path, cells, judge, looks=looks, resume=True)
+    told: list[str] = []
+    result = sit(tmp_path, cells, judge, told.append, looks=looks, resume=True)
+    assert ["base: the environment as it is", "candidate: the environment as it is"] == told[:2]
+    assert ["undecided after repeat 1: replay/ok-2"] == [line for line in told if "undecided" in line]
     runs = result.sitting.runs
     assert ("abABab", "AB", "ABBAAB") == (order(runs, "ok"), order(runs, "oom"), order(runs, "ok-2"))
     assert {"ok": 12, "oom": 2} == Counter(run.outcome for run in runs)
@@ -170,18 +172,21 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from replay_worker import make_cell
 from bench.errors import BenchError
+from bench.gate.gate import gate_references
+from bench.gate.process import SideProcess
 from bench.gate.session import SessionOptions
-from bench.gate.session_log import RunStarted
-from bench.gate.session import run_gate
 
-def tell(event):
-    if isinstance(event, RunStarted):
-        print("started", flush=True)
+run = SideProcess.run
 
-options = SessionOptions(folder=Path({folder!r}), command=({command!r},), exact_only=True)
+def running(side, cell, number):
+    print("started", flush=True)
+    return run(side, cell, number)
+
+SideProcess.run = running
+options = SessionOptions(folder=Path({folder!r}), command=({command!r},))
 try:
     cells, here = [make_cell("hang")], Path({repository!r})
-    run_gate(cells, ("v1.0", None), lambda records, repeats: (), options, tell, here=here)
+    gate_references(cells, ("v1.0", None), options, here=here)
 except BenchError as error:
     print(error)
     sys.exit(error.exit_code)
@@ -264,7 +269,7 @@ def record(peak_bytes: int) -> Record:
 def test_only_what_differs_within_a_side_is_named() -> None:
     """To the byte."""
     alike = (record(600 * MIB), record(600 * MIB))
-    assert () == unrepeatable({"base": alike, "candidate": (record(700 * MIB), record(700 * MIB))})
+    assert [] == [*unrepeatable({"base": alike, "candidate": (record(700 * MIB), record(700 * MIB))})]
     (caveat,) = unrepeatable({"base": alike, "candidate": (record(600 * MIB), record(600 * MIB + 1))})
     assert caveat.message == (
         f"ledger_peak_bytes of {alike[0].cell.id} differs between runs of the candidate "

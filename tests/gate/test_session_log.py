@@ -5,33 +5,28 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.compare.gate_report import judge_folder
 from bench.errors import InfrastructureError, UsageError
 from bench.gate import session
-from bench.gate.calibrate import noise_lines
-from bench.gate.session import SessionOptions, run_session
-from bench.gate.session_log import (
-    Event,
-    Looked,
-    Prepared,
-    RunEnded,
-    lines_of,
-    order_of,
-    run_together,
-    turns,
-    warm_ups,
-)
+from bench.gate.gate import noise_lines
+from bench.gate.process import run_together
+from bench.gate.session import SessionOptions, run_session, warm_ups
+from bench.gate.session_log import SessionLog, order_of
 from bench.gate.sides import side_as_is
-from bench.records.records import Failure
-from bench.records.sessions import SideName, SittingRecords, SittingRun
+from bench.records.records import Failure, Record
+from bench.records.sessions import SideName, Sitting, SittingRecords, SittingRun
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
 from bench.stats.power import NoiseRow
 from records_factory import make_record
 from replay_worker import make_cell
+
+FACTS = side_as_is("base").facts
+SESSION = Sitting(scenario="s", cells=(), base=FACTS, candidate=FACTS, looks=(2,), started_at="now")
 
 
 def made(side: SideName, repeat: int, outcome: str = "ok", purpose: str = "measured") -> SittingRun:
@@ -63,19 +58,17 @@ def test_what_was_run_is_left_out_and_what_others_spoilt_is_not() -> None:
         made("candidate", 2),
         made("base", 3, outcome="contaminated"),
     ]
-    left = [
-        [(turn.side, turn.repeat) for turn in repeat] for repeat in turns(make_cell("ok"), range(1, 4), runs)
-    ]
-    assert [[("base", 2)], [("base", 3), ("candidate", 3)]] == left
+    log = SessionLog(
+        folder=Path(), session=SESSION.model_copy(update={"runs": runs}), processes={}, tell=print
+    )
+    assert [(), ("base",), ("base", "candidate")] == [log.left("replay/ok", repeat) for repeat in (1, 2, 3)]
 
 
 def test_each_model_and_device_is_warmed_up_once_on_each_side() -> None:
     """By its first cell, in the order of the cells."""
     other = {"name": "other", "random": "toy"}
     cells = [make_cell("ok"), make_cell("ok-2"), make_cell("ok-3", model=other)]
-    found = [(turn.cell.id, turn.side, turn.repeat) for turn in warm_ups(cells)]
-    expected = [(cell, side, 0) for cell in ("replay/ok", "replay/ok-3") for side in ("base", "candidate")]
-    assert expected == found
+    assert ["replay/ok", "replay/ok-3"] == [cell.id for cell in warm_ups(cells)]
 
 
 COMMAND = (str(Path(__file__).parents[1] / "support" / "replay_serve.py"),)
@@ -119,7 +112,7 @@ def test_two_models_do_not_share_a_gpu(tmp_path: Path) -> None:
     """Said before any process is started."""
     with pytest.raises(UsageError, match=r'gate.interleave = "steps" keeps both sides in memory at once'):
         sit(tmp_path, [make_cell("ok", device="cuda")])
-    exact = SessionOptions(folder=tmp_path, gate=GATE, exact_only=True)  # whose sides run one after the other
+    exact = SESSION.model_copy(update={"gate": GATE, "exact_only": True})  # its sides run one after the other
     session._require_one_at_a_time_on_gpus([make_cell("ok", device="cuda")], exact)
 
 
@@ -131,31 +124,31 @@ def test_a_temporary_folder_without_room_is_named(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "mkfifo", full)
     with pytest.raises(InfrastructureError, match=r"No space left on device\); set TMPDIR to a local folder"):
-        run_together({}, make_cell("ok"), 1, {})
+        run_together([], make_cell("ok"), {})
 
 
-def test_a_session_line_by_line() -> None:
-    """Who was understood, how runs ended and why, what is left."""
-    told: list[Event] = [Prepared(side=side_as_is("base"))]
-    for number, purpose in enumerate(("warm-up", "measured")):
-        record = (
-            make_record(outcome="timeout", failure=Failure(message="Too slow.")) if number else make_record()
-        )
-        fields = {
-            "cell": "c",
-            "side": "base",
-            "purpose": purpose,
-            "repeat": number,
-            "total_ns": 1_500_000_000,
-        }
-        fields |= {"started_at": "now", "outcome": record.outcome, "file": "a.json"}
-        told.append(RunEnded(run=SittingRun.model_validate(fields), record=record))
-    told += [Looked(repeats=3, undecided=("c",)), Looked(repeats=5, undecided=())]
-    assert [line for event in told for line in lines_of(event)] == [
-        "base: the environment as it is",
-        "c warm-up base: ok after 1.5 s",
-        "c repeat 1 base: timeout after 1.5 s: Too slow.",
-        "undecided after repeat 3: c",
+class Slow:
+    """A side whose measured runs are too slow."""
+
+    def run(self, cell: Cell, number: int) -> Record:
+        """Return a record at once."""
+        ended: dict[str, Any] = {"outcome": "timeout", "failure": Failure(message="Too slow.")}
+        return make_record(cell=cell, run=number, total_ns=1_500_000_000, **(ended if self.measured else {}))
+
+    measured = False
+
+
+def test_a_session_line_by_line(tmp_path: Path) -> None:
+    """How runs ended and why."""
+    slow, told = Slow(), list[str]()
+    sides: Any = {"base": slow, "candidate": slow}
+    log = SessionLog(folder=tmp_path, session=SESSION, processes=sides, tell=told.append)
+    log.run(make_cell("ok"), ["base"], 0, "warm-up")
+    slow.measured = True
+    log.run(make_cell("ok"), ["base"], 1)
+    assert told == [
+        "replay/ok warm-up base: ok after 1.5 s",
+        "replay/ok repeat 1 base: timeout after 1.5 s: Too slow.",
     ]
 
 
