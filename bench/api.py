@@ -228,13 +228,12 @@ class Bounds:
 def run(scenario: Path, *, only: str | None, repeats: int) -> Results:
     """Run a scenario's missing cells as ``bench run`` does, with progress on stdout."""
     from bench.runner.live import open_console, watch
-    from bench.runner.schedule import ScheduleOptions
     from bench.runner.sweep import SweepOptions, run_sweep
     from bench.scenario.load import load_scenario
 
     loaded = load_scenario(scenario)
     folder = Path("results") / loaded.name
-    options = SweepOptions(results=folder, schedule=ScheduleOptions(repeats=repeats), only=only, predict=True)
+    options = SweepOptions(results=folder, repeats=repeats, only=only, predict=True)
     with watch(open_console()) as observer:
         records = run_sweep(loaded.cells, options, observer).records
     return Results(records, paths=(folder,))

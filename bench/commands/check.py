@@ -11,8 +11,8 @@ from bench.errors import InfrastructureError
 def doctor() -> None:
     """Say what this machine can run, and why not."""
     from bench.runner.doctor import examine
-    from bench.runner.events import Note
     from bench.runner.live import PlainLines, finding_lines, open_console
+    from bench.runner.schedule import Note
 
     lines = PlainLines(open_console(stderr=True))
     findings = examine(lambda text: lines(Note(text)))

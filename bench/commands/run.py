@@ -41,7 +41,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     ] = False,
 ) -> None:
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
-    from bench.runner.schedule import ScheduleOptions, parse_outcomes, require_data
+    from bench.runner.schedule import parse_outcomes, require_data
     from bench.runner.sweep import SweepOptions
     from bench.scenario.load import choose_cells, load_scenario
 
@@ -49,9 +49,9 @@ def run(  # noqa: PLR0913 - one parameter for each option
     require_data(choose_cells(loaded.cells, only))
     options = SweepOptions(
         results=results or Path("results") / loaded.name,
-        schedule=ScheduleOptions(
-            repeats=repeats, retry=parse_outcomes(retry), force=force, keep_skipped=skip_unfit
-        ),
+        repeats=repeats,
+        retry=parse_outcomes(retry),
+        force=force,
         only=only,
         trust_remote_code=trust_remote_code,
         predict=True,

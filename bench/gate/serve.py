@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from typing import IO
 
@@ -30,9 +31,8 @@ from bench.gate.process import (
 )
 from bench.records.environment import KEY_PACKAGES, OTHER_PACKAGES, read_environment
 from bench.records.records import SCHEMA_VERSION, Environment, Record
-from bench.runner import events
-from bench.runner.gpu.watch import SweepGpu, sweep_gpu
-from bench.runner.schedule import ScheduledRun, inputs_digest, run_key, why_unavailable
+from bench.runner import schedule
+from bench.runner.gpu_watch import SweepGpu, sweep_gpu
 from bench.runner.sweep import CellRunner
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
@@ -91,27 +91,18 @@ def _ready(
     facts = probe(launcher, note)
     locations = {name: _location(name) for name in opening.located}
     tell(Ready(environment=environment, cuda_name=facts.cuda_name, locations=locations))
-    inputs: dict[str, str | None] = {}
     usual = launcher.start_method
     runner = CellRunner(
         launcher=launcher,
-        observe=lambda event: note(event.text) if isinstance(event, events.Note) else None,
+        observe=lambda event: note(event.text) if isinstance(event, schedule.Note) else None,
         environment=environment,
         facts=facts,
-        inputs=inputs,
-        gpu=SweepGpu(),
         trust_remote_code=opening.trust_remote_code,
     )
 
     def run(assignment: Assignment) -> Record:
         cell = Cell.model_validate_json(assignment.cell_json)
-        digest = inputs[cell.id] = inputs_digest(cell)
-        planned = ScheduledRun(
-            cell=cell,
-            key=run_key(cell, environment, facts, digest),
-            run=assignment.run,
-            reason=why_unavailable(cell, facts, environment),
-        )
+        planned = replace(schedule.prepare(cell, environment, facts), run=assignment.run)
         # Processes differ in speed by a per cent or two, by where their memory happens to lie, and forks of
         # one server lie alike: in pairs of forks that would pass for a difference of the sides.
         launcher.start_method = usual if assignment.turns is None else "spawn"

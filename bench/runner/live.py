@@ -19,11 +19,11 @@ from rich.text import Text
 from bench.errors import counted
 from bench.metrics import GIB
 from bench.records.derived_metrics import TRAINING_PHASES, read_metrics
-from bench.records.messages import Message, PhaseStarted, ReadingMade
+from bench.records.messages import PhaseStarted, ReadingMade, Said
 from bench.records.predictions import Plan
 from bench.records.records import NS_PER_SECOND, PhaseReading, Record, StepSample
-from bench.runner import events
 from bench.runner.doctor import Finding
+from bench.runner.schedule import Event, Note, Observe, Preparing, RunEnded, RunStarted, SweepStarted
 from bench.scenario.cell import Cell
 
 REDRAW_INTERVAL_S = 0.5
@@ -42,7 +42,7 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 @contextlib.contextmanager
-def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[events.Observe]:
+def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[Observe]:
     """Show a sweep meanwhile, in the way that suits where the output goes."""
     if not console.is_terminal:
         yield PlainLines(console, render_plan)
@@ -86,7 +86,7 @@ class CurrentRun:
     host_peak_bytes: int | None = None
     cuda_peak_bytes: int | None = None
 
-    def take(self, message: Message) -> None:
+    def take(self, message: Said) -> None:
         """Follow phase, steps and the peaks of training."""
         reading = message.reading if isinstance(message, ReadingMade) else None
         if isinstance(message, PhaseStarted):
@@ -120,25 +120,24 @@ class _Watcher:
         self._runs_to_do = self._runs_on_disk = 0
         self._ended: list[Record] = []
 
-    def __call__(self, event: events.Event) -> None:
+    def __call__(self, event: Event) -> None:
         """Take an event and show what it changes."""
         match event:
-            case events.SweepStarted():
+            case SweepStarted():
                 self._runs_to_do, self._runs_on_disk = event.runs_to_do, event.runs_on_disk
-            case events.Predicted() if self._render_plan is not None:
-                self._console.print(self._render_plan(event.plan))
-            case events.RunStarted():
+            case Plan() if self._render_plan is not None:
+                self._console.print(self._render_plan(event))
+            case RunStarted():
                 self._current = CurrentRun(event.cell, event.run)
-            case events.Heard() if self._current is not None:
-                self._current.take(event.message)
-            case events.RunAdded():
-                self._runs_to_do += 1
-            case events.RunEnded():
+            case Said() if self._current is not None:
+                self._current.take(event)
+            case RunEnded():
+                self._runs_to_do += event.again
                 self._ended.append(event.record)
                 self._current = None
         self.show(event)
 
-    def show(self, event: events.Event) -> None:
+    def show(self, event: Event) -> None:
         raise NotImplementedError
 
 
@@ -156,22 +155,22 @@ class LiveTable(_Watcher):
         self._laid_out = self._lay_out()
         self._next_draw_s = float("-inf")
 
-    def show(self, event: events.Event) -> None:
+    def show(self, event: Event) -> None:
         """Redraw where something is new; for what a worker says, only now and then."""
         match event:
-            case events.Note():
+            case Note():
                 self._console.print(Text(printable(event.text), style="yellow"))
-            case events.Preparing():
+            case Preparing():
                 self._preparing = event.what
                 self._draw()
-            case events.SweepStarted() | events.RunStarted():
+            case SweepStarted() | RunStarted():
                 self._preparing = ""
                 self._draw()
-            case events.RunEnded():
+            case RunEnded():
                 self._laid_out = self._lay_out()
                 self._draw()
-            case events.Heard() if self._current is not None:
-                if isinstance(event.message, PhaseStarted) or time.monotonic() >= self._next_draw_s:
+            case Said() if self._current is not None:
+                if isinstance(event, PhaseStarted) or time.monotonic() >= self._next_draw_s:
                     self._draw()
 
     def _draw(self) -> None:
@@ -205,18 +204,18 @@ class LiveTable(_Watcher):
 class PlainLines(_Watcher):
     """One line as a phase begins and one as a run ends, for a console that is not a terminal."""
 
-    def show(self, event: events.Event) -> None:
+    def show(self, event: Event) -> None:
         """Print what deserves a line of its own."""
         match event:
-            case events.Note():
+            case Note():
                 self._print(f"note: {event.text}")
-            case events.Preparing():
+            case Preparing():
                 self._print(f"{event.what} …")
-            case events.SweepStarted():
+            case SweepStarted():
                 self._print(f"{counted(event.runs_to_do, 'run')} to do, {event.runs_on_disk} on disk already")
-            case events.Heard(PhaseStarted(phase=phase)) if self._current is not None:
+            case PhaseStarted(phase=phase) if self._current is not None:
                 self._print(f"{self._current.cell.id} run {self._current.run}: {phase}")
-            case events.RunEnded(record):
+            case RunEnded(record):
                 parts = [part for part in map(str, _record_row(record)[2:]) if part]
                 why = f": {record.failure.message}" if record.failure else ""
                 self._print(

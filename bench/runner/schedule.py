@@ -1,15 +1,20 @@
-"""What a sweep has to do: which cells, in which order, what is on disk already and what cannot run here."""
+"""What a sweep has to do: which cells, in which order, what is on disk already and what cannot run here.
+
+And what happens in it, one event each, for the callable that watches it.
+"""
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from bench.errors import UsageError
 from bench.records.environment import KEY_PACKAGES
+from bench.records.messages import Message
+from bench.records.predictions import Plan
 from bench.records.records import DeviceFacts, Environment, Outcome, Record
 from bench.scenario.cell import Cell
 from bench.scenario.types import BitsandbytesOptimizer, JsonlData
@@ -31,8 +36,53 @@ class ScheduledRun:
 
     cell: Cell
     key: str
+    run: int = 1
+    reason: str | None = None
+    inputs_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """Something before or between cells takes its time: the libraries, the weights."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user has to know, in one sentence."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class SweepStarted:
+    """How much there is to do; runs on disk are not done again."""
+
+    runs_to_do: int
+    runs_on_disk: int
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A cell's workers are asked for."""
+
+    cell: Cell
     run: int
-    reason: str | None
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """A record was written; ``again`` says that the run is done once more, as the next."""
+
+    record: Record
+    again: bool = False
+
+
+Event = Preparing | Note | SweepStarted | Plan | RunStarted | Message | RunEnded
+"""What happens in a sweep: also what its cells are predicted to take, and what a worker says meanwhile."""
+Observe = Callable[[Event], None]
+"""Gets each event. Must return soon: the supervisor waits for it."""
 
 
 def parse_outcomes(text: str) -> frozenset[Outcome]:
@@ -45,19 +95,24 @@ def parse_outcomes(text: str) -> frozenset[Outcome]:
     return frozenset(outcome for outcome in known if outcome in names)
 
 
-def run_key(
-    cell: Cell, environment: Environment, facts: DeviceFacts, inputs_digest: str | None = None
-) -> str:
-    """Return what two runs must share to be the same: a SHA-256 of cell, inputs, versions and machine."""
+def prepare(cell: Cell, environment: Environment, facts: DeviceFacts) -> ScheduledRun:
+    """Return a cell's first run on this machine.
+
+    Its key is what two runs must share to be the same: a SHA-256 of cell, inputs, versions and machine.
+    """
+    inputs = inputs_digest(cell)
     content = {
         "cell": cell.digest,
         "versions": {name: environment.versions.get(name) for name in ("python", *KEY_PACKAGES)},
         "machine": {name: environment.machine.get(name) for name in KEY_MACHINE},
         "device": facts.cuda_name if cell.device == "cuda" else None,
         "threads": [facts.cpu_threads, environment.threads],
-        "inputs": inputs_digest,
+        "inputs": inputs,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return ScheduledRun(
+        cell=cell, key=key, reason=why_unavailable(cell, facts, environment), inputs_digest=inputs
+    )
 
 
 def require_data(cells: Sequence[Cell]) -> None:
@@ -67,57 +122,42 @@ def require_data(cells: Sequence[Cell]) -> None:
         raise UsageError("\n".join(found))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScheduleOptions:
-    """How often each cell is run, and which records do not count as done; skipped ones do only on request."""
-
-    repeats: int = 1
-    retry: Collection[Outcome] = ()
-    force: bool = False
-    keep_skipped: bool = False
-
-
-def schedule_runs(
-    cells: Sequence[Cell],
+def schedule_runs(  # noqa: PLR0913 - one parameter for each option
+    prepared: Sequence[ScheduledRun],
     records: Sequence[Record],
     *,
-    key_of: Callable[[Cell], str],
-    reason_of: Callable[[Cell], str | None],
-    options: ScheduleOptions,
+    repeats: int = 1,
+    retry: Collection[Outcome] = (),
+    force: bool = False,
+    keep_skipped: bool = False,
 ) -> list[ScheduledRun]:
     """Return the runs to do, repeats outermost: every cell once, then every cell again.
 
-    A run on disk counts as done whatever its outcome, except outcomes to retry, *contaminated*,
-    *unavailable* where the machine can do it by now, *skipped* unless those are kept, and *oom* and
-    *timeout* under limits that have been changed since. What does not count stays on disk, and the new run
-    takes the next number.
+    A run on disk counts as done whatever its outcome, except with ``force``, outcomes to retry,
+    *contaminated*, *unavailable* where the machine can do it by now, *skipped* unless those are kept, and
+    *oom* and *timeout* under limits that have been changed since. What does not count stays on disk, and the
+    new run takes the next number.
     """
+
+    def counts(record: Record, one: ScheduledRun) -> bool:
+        if force or record.key != one.key or record.outcome in {"contaminated", *retry}:
+            return False
+        if record.outcome == "skipped":
+            return keep_skipped
+        if record.outcome == "unavailable":
+            return one.reason is not None
+        return record.outcome not in ENDED_BY_LIMITS or record.cell.limits == one.cell.limits
+
     last_run: Counter[str] = Counter()
     for record in records:
         last_run[record.key] = max(last_run[record.key], record.run)
-    keys = {cell.id: key_of(cell) for cell in cells}
-    reasons = {cell.id: reason_of(cell) for cell in cells}
-
-    def counts(record: Record, cell: Cell) -> bool:
-        if record.key != keys[cell.id] or record.outcome in {"contaminated", *options.retry}:
-            return False
-        if record.outcome == "skipped":
-            return options.keep_skipped
-        if record.outcome == "unavailable":
-            return reasons[cell.id] is not None
-        return record.outcome not in ENDED_BY_LIMITS or record.cell.limits == cell.limits
-
-    done = {
-        cell.id: 0 if options.force else sum(counts(record, cell) for record in records) for cell in cells
-    }
+    done = [sum(counts(record, one) for record in records) for one in prepared]
     scheduled = []
-    for repeat in range(options.repeats):
-        for cell in cells:
-            if repeat < done[cell.id]:
-                continue
-            key = keys[cell.id]
-            last_run[key] += 1
-            scheduled.append(ScheduledRun(cell=cell, key=key, run=last_run[key], reason=reasons[cell.id]))
+    for repeat in range(repeats):
+        for one, runs_done in zip(prepared, done, strict=True):
+            if repeat >= runs_done:
+                last_run[one.key] += 1
+                scheduled.append(replace(one, run=last_run[one.key]))
     return scheduled
 
 
@@ -150,29 +190,24 @@ def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) ->
 
 
 def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iterator[str]:
-    if needs_bitsandbytes(cell) and "bitsandbytes" not in environment.versions:
+    training, method = cell.training, cell.method
+    quantised = method.kind == "qlora" or (method.kind == "lora" and method.base == "int8")
+    own = quantised or training.optimizer in get_args(BitsandbytesOptimizer)
+    if own and "bitsandbytes" not in environment.versions:
         yield "This cell needs the package bitsandbytes, which is not installed; pip install bitsandbytes."
-    if cell.training.loss == "liger" and "liger-kernel" not in environment.versions:
+    if training.loss == "liger" and "liger-kernel" not in environment.versions:
         yield (
             "Loss liger needs the package liger-kernel, which is not installed; pip install liger-kernel, "
             "or set training.loss to chunked."
         )
     if cell.device == "cuda":
         yield from _cuda_obstacles(cell, facts)
-    elif cell.training.attention == "flex_attention":
+    elif training.attention == "flex_attention":
         # torch/nn/attention/flex_attention.py: "FlexAttention does not support backward on CPU."
         yield (
             "Attention flex_attention has no backward pass on a CPU; set training.attention to sdpa, or run "
             "this cell on a machine with a CUDA device."
         )
-
-
-def needs_bitsandbytes(cell: Cell) -> bool:
-    """Tell whether weights or optimizer state of this cell are bitsandbytes'."""
-    int8_base = cell.method.kind == "lora" and cell.method.base == "int8"
-    return (
-        cell.method.kind == "qlora" or int8_base or cell.training.optimizer in get_args(BitsandbytesOptimizer)
-    )
 
 
 def _cuda_obstacles(cell: Cell, facts: DeviceFacts) -> Iterator[str]:
@@ -183,29 +218,25 @@ def _cuda_obstacles(cell: Cell, facts: DeviceFacts) -> Iterator[str]:
             'set device = "cpu" in the scenario.'
         )
         return
+    training, method = cell.training, cell.method
     name = facts.cuda_name or "this card"
-    if uses_bf16(cell) and facts.bf16_on_cuda is False:
+    compute_dtype = method.compute_dtype if method.kind == "qlora" else None
+    if facts.bf16_on_cuda is False and "bf16" in {training.dtype, training.autocast, compute_dtype}:
         yield f"{name} has no bf16; set training.dtype, autocast and compute_dtype to fp16 or fp32."
-    if cell.training.attention == "flash_attention_2":
-        if not facts.flash_attention_2:
-            yield (
-                "Attention flash_attention_2 needs the package flash-attn, which is not installed; "
-                "pip install flash-attn, or set training.attention to sdpa."
-            )
-        elif _below(facts, FLASH_ATTENTION_CAPABILITY):
-            yield f"{name} is older than flash_attention_2 supports (Ampere); set training.attention to sdpa."
-    if cell.method.kind == "lora" and cell.method.base == "int8" and _below(facts, INT8_CAPABILITY):
+    flash = training.attention == "flash_attention_2"
+    if flash and not facts.flash_attention_2:
+        yield (
+            "Attention flash_attention_2 needs the package flash-attn, which is not installed; "
+            "pip install flash-attn, or set training.attention to sdpa."
+        )
+
+    def older_than(capability: tuple[int, int]) -> bool:
+        """Tell whether the card is known to be older; an unknown one is given the chance to fail."""
+        return facts.cuda_capability is not None and facts.cuda_capability < capability
+
+    if flash and older_than(FLASH_ATTENTION_CAPABILITY):
+        yield f"{name} is older than flash_attention_2 supports (Ampere); set training.attention to sdpa."
+    if method.kind == "lora" and method.base == "int8" and older_than(INT8_CAPABILITY):
         yield f"{name} is older than int8 weights support (Turing); use qlora, or lora over 16-bit weights."
-    if cell.method.kind == "qlora" and _below(facts, NF4_CAPABILITY):
+    if method.kind == "qlora" and older_than(NF4_CAPABILITY):
         yield f"{name} is older than 4-bit weights support (Pascal); use lora over 16-bit weights."
-
-
-def uses_bf16(cell: Cell) -> bool:
-    """Tell whether weights, autocast or the compute dtype of quantised weights are bf16."""
-    compute_dtype = cell.method.compute_dtype if cell.method.kind == "qlora" else None
-    return "bf16" in {cell.training.dtype, cell.training.autocast, compute_dtype}
-
-
-def _below(facts: DeviceFacts, capability: tuple[int, int]) -> bool:
-    """Tell whether the card is known to be older; an unknown one is given the chance to fail."""
-    return facts.cuda_capability is not None and facts.cuda_capability < capability

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,22 +10,21 @@ from pathlib import Path
 from bench.errors import InterruptedByUserError
 from bench.predict.plan import plan_before_sweep, why_unfit, with_prediction
 from bench.records.environment import read_environment
-from bench.records.messages import CellJob, FetchJob, Message, StepTurns
+from bench.records.messages import CellJob, FetchJob, Job, StepTurns
 from bench.records.predictions import Plan
 from bench.records.readings import Caveat
 from bench.records.records import DeviceFacts, Environment, Failure, Measurement, Outcome, Record
 from bench.records.store import OpenFolder, load_records, open_folder, snapshot_file_name
-from bench.runner import events, schedule
-from bench.runner.events import Observe
-from bench.runner.gpu.watch import GpuWatch, SweepGpu, sweep_gpu
-from bench.runner.schedule import ScheduledRun, ScheduleOptions
+from bench.runner import schedule
+from bench.runner.gpu_watch import GpuWatch, SweepGpu, sweep_gpu
+from bench.runner.schedule import Observe, ScheduledRun
 from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells
-from bench.scenario.types import ModelSpec
+from bench.scenario.types import LimitsSpec, ModelSpec
 from bench.workers import interrupts
 from bench.workers.launch import Launcher, LocalLauncher
-from bench.workers.listeners import CpuLoadWatch, Findings
-from bench.workers.supervise import JobEnd, add_findings, probe, run_job
+from bench.workers.listeners import CpuLoadWatch, Findings, Watch
+from bench.workers.supervise import NO_LIMITS, JobEnd, RunningJob, add_findings, probe
 
 MOST_RERUNS = 2  # of a contaminated run; what is contaminated even then is left to the next sweep
 _TO_RETRY: tuple[Outcome, ...] = ("failed", "crashed", "timeout", "contaminated")
@@ -40,7 +39,9 @@ class SweepOptions:
     """
 
     results: Path
-    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    repeats: int = 1
+    retry: Collection[Outcome] = ()
+    force: bool = False
     only: str | None = None
     trust_remote_code: bool = False
     predict: bool = False
@@ -86,7 +87,6 @@ class CellRunner:
     observe: Observe
     environment: Environment
     facts: DeviceFacts
-    inputs: Mapping[str, str | None]
     gpu: SweepGpu = field(default_factory=SweepGpu)
     plan: Plan | None = None
     trust_remote_code: bool = False
@@ -110,7 +110,7 @@ class CellRunner:
         return Record(
             cell=planned.cell,
             key=planned.key,
-            inputs_digest=self.inputs[planned.cell.id],
+            inputs_digest=planned.inputs_digest,
             run=planned.run,
             outcome=end.outcome,
             failure=failure,
@@ -122,10 +122,9 @@ class CellRunner:
         )
 
     def _end_of(self, planned: ScheduledRun, turns: StepTurns | None) -> JobEnd:
-        cell = planned.cell
+        cell, expected = planned.cell, self._expected.get(planned.cell.id)
         if planned.reason is not None:
             return _not_run("unavailable", planned.reason)
-        expected = self._expected.get(cell.id)
         if expected is not None and self.plan is not None and self.plan.cards and self.skip_unfit:
             unfit = why_unfit(expected, self.plan.cards[0])
             if unfit is not None:
@@ -134,50 +133,47 @@ class CellRunner:
             fetched = self._fetch(cell.model)
             if fetched.outcome != "ok":
                 return fetched
-        self.observe(events.RunStarted(cell, planned.run))
+        self.observe(schedule.RunStarted(cell, planned.run))
+        name = snapshot_file_name(cell.id, planned.key, planned.run)
         job = CellJob(
             cell_json=cell.model_dump_json(),
             trust_remote_code=self.trust_remote_code,
-            snapshot_path=None
-            if self.snapshots is None
-            else str(self.snapshots / snapshot_file_name(cell.id, planned.key, planned.run)),
+            snapshot_path=str(self.snapshots / name) if self.snapshots else None,
             turns=turns,
         )
         if turns is not None:
             # Beside another run it takes twice as long, and the CPUs' counters see somebody else.
-            limits = cell.limits.model_copy(update={"timeout_s": 2 * cell.limits.timeout_s})
-            return run_job(job, self.launcher, limits, hear=self._hear)
+            return self._job(job, cell.limits.model_copy(update={"timeout_s": 2 * cell.limits.timeout_s}))
         if cell.device == "cuda":
             return self._on_gpu(job, cell)
-        load = CpuLoadWatch(cpu_quota=self.environment.threads.get("cpu_quota_percent") is not None)
-        return run_job(job, self.launcher, cell.limits, hear=self._hear, watches=[load])
+        quota = self.environment.threads.get("cpu_quota_percent") is not None
+        return self._job(job, cell.limits, CpuLoadWatch(cpu_quota=quota))
 
-    def _hear(self, message: Message) -> None:
-        self.observe(events.Heard(message))
+    def _job(self, job: Job, limits: LimitsSpec = NO_LIMITS, *watches: Watch) -> JobEnd:
+        return RunningJob(job, self.launcher, limits, hear=self.observe, watches=watches).to_end()
 
     def _on_gpu(self, job: CellJob, cell: Cell) -> JobEnd:
         """Run a cell watched through NVML, once the GPU is idle; or unwatched, and say so in the record."""
-        gpu, unwatched = self.gpu.gpu, self.gpu.unwatched
-        if gpu is None:
-            end = run_job(job, self.launcher, cell.limits, hear=self._hear)
-            why = f"No peak by NVML: {(unwatched or '').rstrip('.')}."
-            return add_findings(end, Findings(caveats=(Caveat(code="nvml-unavailable", message=why),)))
-        watch = GpuWatch(gpu, pages_state=cell.training.optimizer.startswith("paged"))
+        if self.gpu.gpu is None:
+            why = f"No peak by NVML: {(self.gpu.unwatched or '').rstrip('.')}."
+            found = Findings(caveats=(Caveat(code="nvml-unavailable", message=why),))
+            return add_findings(self._job(job, cell.limits), found)
+        watch = GpuWatch(self.gpu.gpu, pages_state=cell.training.optimizer.startswith("paged"))
         not_idle = watch.wait_until_idle()
         if not_idle is not None:
             return _not_run("contaminated", not_idle)
-        end = run_job(job, self.launcher, cell.limits, hear=self._hear, watches=[watch])
+        end = self._job(job, cell.limits, watch)
         if watch.silent:
-            self.gpu.give_up("NVML stopped answering in an earlier run; check dmesg and nvidia-smi")
+            why = "NVML stopped answering in an earlier run; check dmesg and nvidia-smi"
+            self.gpu.gpu, self.gpu.unwatched = None, why
         return end
 
     def _fetch(self, model: ModelSpec) -> JobEnd:
         """Bring weights here once per sweep; how that ended is how all cells of the model end."""
         model_json = model.model_dump_json()
         if model_json not in self._fetched:
-            self.observe(events.Preparing(f"fetching the weights of {model.name}"))
-            job = FetchJob(model_json=model_json)
-            self._fetched[model_json] = run_job(job, self.launcher, hear=self._hear)
+            self.observe(schedule.Preparing(f"fetching the weights of {model.name}"))
+            self._fetched[model_json] = self._job(FetchJob(model_json=model_json))
         return self._fetched[model_json]
 
 
@@ -207,35 +203,39 @@ def _sweep(
     cells: Sequence[Cell], options: SweepOptions, folder: OpenFolder, observe: Observe, launcher: Launcher
 ) -> SweepResult:
     def note(text: str) -> None:
-        observe(events.Note(text))
+        observe(schedule.Note(text))
 
     loaded = load_records(options.results)
     for problem in loaded.problems:
         note(problem)
-    observe(events.Preparing("importing the libraries"))
+    observe(schedule.Preparing("importing the libraries"))
     environment = read_environment()
     facts = probe(launcher, note)
-    inputs = {cell.id: schedule.inputs_digest(cell) for cell in cells}
-    key_of = {cell.id: schedule.run_key(cell, environment, facts, inputs[cell.id]) for cell in cells}
+    prepared = [schedule.prepare(cell, environment, facts) for cell in cells]
     planned = schedule.schedule_runs(
-        cells,
+        prepared,
         loaded.records,
-        key_of=lambda cell: key_of[cell.id],
-        reason_of=lambda cell: schedule.why_unavailable(cell, facts, environment),
-        options=options.schedule,
+        repeats=options.repeats,
+        retry=options.retry,
+        force=options.force,
+        keep_skipped=options.skip_unfit,
     )
-    plan = _plan(planned, facts, observe, launcher) if options.predict else None
-    keys = dict.fromkeys(key_of.values())
-    records = [record for record in loaded.records if record.key in keys]
-    observe(events.SweepStarted(runs_to_do=len(planned), runs_on_disk=len(records)))
-    on_gpu = any(run.cell.device == "cuda" and run.reason is None for run in planned)
+    possible = [run.cell for run in planned if run.reason is None]
+    plan = None
+    if options.predict and possible:
+        observe(schedule.Preparing("predicting memory"))
+        plan = plan_before_sweep(list({cell.id: cell for cell in possible}.values()), facts, launcher)
+        observe(plan)
+    order = list(dict.fromkeys(one.key for one in prepared))
+    records = [record for record in loaded.records if record.key in order]
+    observe(schedule.SweepStarted(runs_to_do=len(planned), runs_on_disk=len(records)))
+    on_gpu = any(cell.device == "cuda" for cell in possible)
     with sweep_gpu(facts, note) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
         runner = CellRunner(
             launcher=launcher,
             observe=observe,
             environment=environment,
             facts=facts,
-            inputs=inputs,
             gpu=gpu,
             plan=plan,
             trust_remote_code=options.trust_remote_code,
@@ -243,9 +243,7 @@ def _sweep(
             snapshots=options.results.resolve() if options.snapshot else None,
         )
         made = _run_all(planned, runner, folder)
-    order = list(keys)
-    records += made
-    records.sort(key=lambda record: (order.index(record.key), record.run))
+    records = sorted([*records, *made], key=lambda record: (order.index(record.key), record.run))
     return SweepResult(records=tuple(records), new_records=len(made))
 
 
@@ -261,22 +259,9 @@ def _run_all(planned: Sequence[ScheduledRun], runner: CellRunner, folder: OpenFo
                 folder.write(record)
             made.append(record)
             # Where nothing was begun, the GPU was waited for already.
-            again = record.outcome == "contaminated" and record.measurement.phases and attempt < MOST_RERUNS
-            if again:
-                runner.observe(events.RunAdded())
-            runner.observe(events.RunEnded(record))
+            spoilt = record.outcome == "contaminated" and bool(record.measurement.phases)
+            again = spoilt and attempt < MOST_RERUNS
+            runner.observe(schedule.RunEnded(record, again))
             if not again:
                 break
     return made
-
-
-def _plan(
-    planned: Sequence[ScheduledRun], facts: DeviceFacts, observe: Observe, launcher: Launcher
-) -> Plan | None:
-    cells = list({run.cell.id: run.cell for run in planned if run.reason is None}.values())
-    if not cells:
-        return None
-    observe(events.Preparing("predicting memory"))
-    plan = plan_before_sweep(cells, facts, launcher)
-    observe(events.Predicted(plan))
-    return plan

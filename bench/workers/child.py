@@ -69,7 +69,14 @@ def main(pipes: Pipes, assignment: Assignment) -> None:
     os.setsid()
     multiprocessing.current_process().daemon = False  # a daemon may not start processes, and libraries do
     die_with_parent(pipes.lifeline.fileno())
-    _redirect_output(pipes.output)
+    # Whatever anything in this process prints, native code included, goes to the supervisor.
+    _flush()
+    for descriptor in (1, 2):
+        os.dup2(pipes.output.fileno(), descriptor)
+    pipes.output.close()
+    faulthandler.enable(file=2)
+    # The supervisor ends a hanging worker by SIGTERM; first it says where it hung.
+    faulthandler.register(signal.SIGTERM, file=2, all_threads=True, chain=True)
     send = _sender(pipes.messages.fileno(), assignment.rank)
     send(Heartbeat())
     threading.Thread(target=_beat, args=(send,), daemon=True).start()
@@ -102,17 +109,6 @@ def die_with_parent(lifeline: int) -> None:
         # Readable without having been written to: it was closed before the signal was armed.
         os.read(lifeline, 1)
         os._exit(1)
-
-
-def _redirect_output(output: Connection) -> None:
-    """Send whatever anything in this process prints, native code included, to the supervisor."""
-    _flush()
-    os.dup2(output.fileno(), 1)
-    os.dup2(output.fileno(), 2)
-    output.close()
-    faulthandler.enable(file=2)
-    # The supervisor ends a hanging worker by SIGTERM; first it says where it hung.
-    faulthandler.register(signal.SIGTERM, file=2, all_threads=True, chain=True)
 
 
 def _flush() -> None:

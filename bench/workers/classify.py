@@ -3,7 +3,6 @@
 import contextlib
 import re
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError, UnavailableError
@@ -41,31 +40,29 @@ _FREE = re.compile(r"; (?P<free>[0-9]+) bytes were free on the device")
 HANDLE_BYTES = 256 * MIB  # more than a handle, its workspace and its kernels take
 _ENFORCE = re.compile(r"^\[enforce fail at [^\]]*\] (?:err == 0\. )?")
 _ADVICE = re.compile(r" If reserved (?:but unallocated )?memory is .*")
-_SIZE = r"(?P<{name}>[0-9]+(?:\.[0-9]+)?) ?(?P<{name}_unit>bytes|[KMGTPE]?i?B)"
+_SIZE = r"(?P<{0}>[0-9]+(?:\.[0-9]+)?) ?(?P<{0}_unit>bytes|[KMGTPE]?i?B)"
+_ALLOCATED, _RESERVED = _SIZE.format("allocated"), _SIZE.format("reserved")
 _REQUESTED = re.compile(
     r"(?:tried to allocate|Tried to allocate|Unable to allocate|Requested {1,20}:) "
-    + _SIZE.format(name="requested")
+    + _SIZE.format("requested")
 )
 # What the worker's own note says to the byte (bench.probes.machine.describe).
 _NOTED = re.compile(
     r"held (?P<allocated>[0-9]+) bytes allocated, (?P<reserved>[0-9]+) bytes reserved"
     r"(?:; (?P<requested>[0-9]+) bytes were asked for)?"
 )
-# torch 2.1 and later; before a comma may stand what private pools of CUDA graphs hold, a part of the first.
-_HELD = re.compile(
-    _SIZE.format(name="allocated")
-    + r" is allocated by PyTorch,(?: with [^()\n]{1,40}\(e\.g\., CUDA Graphs\),)? and "
-    + _SIZE.format(name="unallocated")
-    + r" is reserved by PyTorch but unallocated"
+_HELD = (
+    # torch 2.1 and later; between commas may stand what private pools of CUDA graphs hold of the first.
+    re.compile(
+        _ALLOCATED
+        + r" is allocated by PyTorch,(?: with [^()\n]{1,40}\(e\.g\., CUDA Graphs\),)? and "
+        + _SIZE.format("unallocated")
+        + r" is reserved by PyTorch but unallocated"
+    ),
+    # Before torch 2.1, and torch's backend:cudaMallocAsync.
+    re.compile(_ALLOCATED + r" already allocated; .{1,80}; " + _RESERVED + r" reserved in total by PyTorch"),
+    re.compile(r"Currently allocated {1,20}: " + _ALLOCATED),
 )
-# Before torch 2.1, and torch's backend:cudaMallocAsync.
-_HELD_BEFORE = re.compile(
-    _SIZE.format(name="allocated")
-    + r" already allocated; .{1,80}; "
-    + _SIZE.format(name="reserved")
-    + r" reserved in total by PyTorch"
-)
-_HELD_ASYNC = re.compile(r"Currently allocated {1,20}: " + _SIZE.format(name="allocated"))
 _UNIT_BYTES = {"bytes": 1, "B": 1} | {
     prefix + suffix: 1024**power
     for power, prefix in enumerate("KMGTPE", start=1)
@@ -86,7 +83,7 @@ def requested_bytes(text: str) -> int | None:
     noted = _NOTED.search(text)
     if noted and noted["requested"]:
         return int(noted["requested"])
-    return _bytes(_REQUESTED.search(text), "requested")
+    return _sizes(_REQUESTED.search(text)).get("requested")
 
 
 def held_bytes(text: str) -> tuple[int | None, int | None]:
@@ -94,21 +91,22 @@ def held_bytes(text: str) -> tuple[int | None, int | None]:
 
     To the byte where the worker has noted it, else rounded as torch prints it.
     """
-    noted = _NOTED.search(text)
-    if noted:
+    if noted := _NOTED.search(text):
         return int(noted["allocated"]), int(noted["reserved"])
-    found = _HELD.search(text)
-    if found:
-        allocated, unallocated = _bytes(found, "allocated"), _bytes(found, "unallocated")
-        return allocated, (allocated or 0) + (unallocated or 0)
-    before = _HELD_BEFORE.search(text)
-    if before:
-        return _bytes(before, "allocated"), _bytes(before, "reserved")
-    return _bytes(_HELD_ASYNC.search(text), "allocated"), None
+    sizes = next(filter(None, (_sizes(pattern.search(text)) for pattern in _HELD)), {})
+    if "unallocated" in sizes:
+        sizes["reserved"] = sizes["allocated"] + sizes["unallocated"]
+    return sizes.get("allocated"), sizes.get("reserved")
 
 
-def _bytes(found: re.Match[str] | None, name: str) -> int | None:
-    return round(float(found[name]) * _UNIT_BYTES[found[f"{name}_unit"]]) if found else None
+def _sizes(found: re.Match[str] | None) -> dict[str, int]:
+    """Return the bytes of each named size in a match."""
+    groups = found.groupdict() if found else {}
+    return {
+        name: round(float(groups[name]) * _UNIT_BYTES[groups[f"{name}_unit"]])
+        for name in groups
+        if f"{name}_unit" in groups
+    }
 
 
 def classify_exception(error: BaseException) -> Failed:
@@ -117,33 +115,36 @@ def classify_exception(error: BaseException) -> Failed:
     An error raised while another was handled, or because of it, counts as out of memory when that one
     was: libraries wrap.
     """
-    links = _chain(error)
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    # The worker's note stands on the newest of them.
+    notes = "\n".join(note for each in links for note in getattr(each, "__notes__", ()))
     for link in links:
         names = {kind.__name__ for kind in type(link).__mro__}
-        text = str(link)
-        if (
-            names & {"OutOfMemoryError", "MemoryError"}
-            or is_out_of_memory(text)
-            or _lacks_a_handle(text, links)
-        ):
-            return Failed(outcome="oom", failure=_out_of_memory(link, links))
-    text = _last_line(str(error))
+        by_name = names & {"OutOfMemoryError", "MemoryError"}
+        if by_name or is_out_of_memory(str(link)) or _lacks_a_handle(str(link), notes):
+            return Failed(outcome="oom", failure=_out_of_memory(link, notes))
+    text = _clip((str(error).strip().splitlines() or [""])[-1])
     if isinstance(error, UnavailableError):
         return Failed(outcome="unavailable", failure=Failure(message=text or "Not available here."))
-    if isinstance(error, BenchError):
-        return Failed(outcome="failed", failure=Failure(message=text))
     name = type(error).__name__
     message = f"{name}: {text}" if text else f"{name} was raised."
-    return Failed(outcome="failed", failure=Failure(message=message))
+    return Failed(
+        outcome="failed", failure=Failure(message=text if isinstance(error, BenchError) else message)
+    )
 
 
-def _out_of_memory(link: BaseException, links: list[BaseException]) -> Failure:
-    """Return the failure of an allocation; the worker's note stands on the newest of the exceptions."""
-    notes = [note for each in links for note in getattr(each, "__notes__", ())]
-    text = "\n".join([*notes, str(link)])
+def _out_of_memory(link: BaseException, notes: str) -> Failure:
+    """Return the failure of an allocation, in its own words and by the worker's notes."""
+    own = str(link)
+    text = f"{notes}\n{own}"
     allocated, reserved = held_bytes(text)
-    said = _first_line(str(link)) or type(link).__name__
-    if held_bytes(str(link))[0] is None and allocated is not None and reserved is not None:
+    said = _ADVICE.sub("", _ENFORCE.sub("", own)).strip()
+    said = _clip(said.splitlines()[0].rstrip(".")) if said else type(link).__name__
+    if held_bytes(own)[0] is None and allocated is not None and reserved is not None:
         said += f"; torch held {allocated / GIB:.2f} GiB allocated, {reserved / GIB:.2f} GiB reserved"
     return Failure(
         message=f"Out of memory ({said}); {LESS_MEMORY}.",
@@ -153,29 +154,10 @@ def _out_of_memory(link: BaseException, links: list[BaseException]) -> Failure:
     )
 
 
-def _lacks_a_handle(text: str, links: list[BaseException]) -> bool:
+def _lacks_a_handle(text: str, notes: str) -> bool:
     """Tell whether cuBLAS found no memory for its handle: the worker has noted that hardly any was free."""
-    notes = "\n".join(note for link in links for note in getattr(link, "__notes__", ()))
     free = _FREE.search(notes)
     return _NO_HANDLE.search(text) is not None and free is not None and int(free["free"]) < HANDLE_BYTES
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    links: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in links:
-        links.append(link)
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return links
-
-
-def _first_line(text: str) -> str:
-    text = _ADVICE.sub("", _ENFORCE.sub("", text)).strip()
-    return _clip(text.splitlines()[0].rstrip(".")) if text else ""
-
-
-def _last_line(text: str) -> str:
-    return _clip(text.strip().splitlines()[-1]) if text.strip() else ""
 
 
 def _clip(text: str) -> str:
@@ -183,44 +165,34 @@ def _clip(text: str) -> str:
     return text if len(text) <= MAX_MESSAGE_LENGTH else text[: MAX_MESSAGE_LENGTH - 1] + "…"
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerEnd:
-    """How a process ended: ``exit_code`` is negative for a signal, None while it is not known.
-
-    ``killed_for_memory`` says that the kernel's out-of-memory killer struck meanwhile.
-    """
-
-    exit_code: int | None
-    output_tail: str
-    killed_for_memory: bool
+def during(phase: Phase | None) -> str:
+    """Return in which phase something happened, for the middle of a sentence."""
+    return f" in phase {phase}" if phase else ""
 
 
-def classify_exit(end: WorkerEnd, phase: Phase | None) -> tuple[Outcome, Failure]:
-    """Return what an end without a result means.
+def classify_exit(
+    exit_code: int | None, output_tail: str, phase: Phase | None, *, killed_for_memory: bool
+) -> tuple[Outcome, Failure]:
+    """Return what an end without a result means; ``exit_code`` is negative for a signal, None if unknown.
 
     Native code that prints of a failed allocation and then exits or aborts (bitsandbytes, the C++
-    library) is out of memory.
+    library) is out of memory. ``killed_for_memory`` says that the kernel's out-of-memory killer struck.
     """
-    during = f" in phase {phase}" if phase else ""
-    name = _signal_name(end.exit_code)
-    if end.killed_for_memory and (name == "SIGKILL" or end.exit_code == SERVER_GONE):
-        outcome: Outcome = "oom"
-        message = f"The kernel's out-of-memory killer ended the worker{during}; {LESS_MEMORY}."
-    elif name in {None, "SIGABRT"} and is_out_of_memory(end.output_tail):
-        outcome = "oom"
-        message = f"Native code ran out of memory and ended the worker{during}; {LESS_MEMORY}."
+    name, tail = _signal_name(exit_code), ""
+    outcome: Outcome = "crashed"
+    if killed_for_memory and (name == "SIGKILL" or exit_code == SERVER_GONE):
+        outcome, tail = "oom", output_tail
+        message = f"The kernel's out-of-memory killer ended the worker{during(phase)}; {LESS_MEMORY}."
+    elif name in {None, "SIGABRT"} and is_out_of_memory(output_tail):
+        outcome, tail = "oom", output_tail
+        message = f"Native code ran out of memory and ended the worker{during(phase)}; {LESS_MEMORY}."
     elif name:
-        outcome = "crashed"
-        message = f"The worker was ended by {name}{during}; output_tail holds what it printed last."
-    elif end.exit_code == SERVER_GONE:
-        outcome = "crashed"
-        message = (
-            f"The worker exited with code {end.exit_code}, or the server it was forked from ended{during}."
-        )
+        message = f"The worker was ended by {name}{during(phase)}; output_tail holds what it printed last."
+    elif exit_code == SERVER_GONE:
+        message = f"The worker exited with code {exit_code}, or the server it was forked from ended"
+        message += f"{during(phase)}."
     else:
-        outcome = "crashed"
-        message = f"The worker exited with code {end.exit_code} before its job was done{during}."
-    tail = end.output_tail if outcome == "oom" else ""
+        message = f"The worker exited with code {exit_code} before its job was done{during(phase)}."
     allocated, reserved = held_bytes(tail)
     return outcome, Failure(
         message=message,

@@ -13,6 +13,7 @@ from types import FrameType
 
 from bench.errors import InterruptedByUserError
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LEFT = b"bench: interrupted again and left at once; the same command again resumes\n"
 _SHOW_CURSOR = b"\x1b[?25h"  # a live table hides it
 
@@ -36,7 +37,7 @@ def caught() -> Iterator[None]:
         yield
         return
     _State.held = _State.came = _State.raised = False
-    before = {number: signal.signal(number, _take) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _take) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -81,11 +82,7 @@ def _take(_number: int, _frame: FrameType | None) -> None:
 def _raise_if_came() -> None:
     if _State.came and not _State.raised:
         _State.raised = True
-        atexit.register(_ignore)
+        # While the interpreter ends all is said, and the exit code shall stand.
+        for number in _SIGNALS:
+            atexit.register(signal.signal, number, signal.SIG_IGN)
         raise KeyboardInterrupt
-
-
-def _ignore() -> None:
-    """Leave the interpreter undisturbed while it ends: all is said, and the exit code shall stand."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

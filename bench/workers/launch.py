@@ -12,7 +12,7 @@ import stat
 import sys
 import time
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -47,10 +47,6 @@ SERVER_VARIABLES = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() then does not initialise CUDA
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the order NVML uses
 }
-_CONTEXTS: dict[str, ForkServerContext | SpawnContext] = {
-    "forkserver": multiprocessing.get_context("forkserver"),
-    "spawn": multiprocessing.get_context("spawn"),
-}
 
 
 class Worker:
@@ -61,16 +57,13 @@ class Worker:
     ) -> None:
         self._process, self._messages, self._output, self._lifeline = process, messages, output, lifeline
         self._tail = bytearray()
+        assert process.pid is not None  # noqa: S101 - for the type checker; a started process has one
+        self.pid: int = process.pid
+        """The worker's process number, which is also that of its session and its group."""
         self.strays = 0
         """How many processes that it had started in sessions of their own were there when it was ended."""
         for pipe in (messages, output):
             os.set_blocking(pipe.fileno(), False)
-
-    @property
-    def pid(self) -> int:
-        """The worker's process number, which is also that of its session and its group."""
-        assert self._process.pid is not None  # noqa: S101 - for the type checker; a started process has one
-        return self._process.pid
 
     @property
     def ended(self) -> bool:
@@ -99,12 +92,11 @@ class Worker:
         self._signal_group(signal.SIGKILL)
         if not self.wait_for_end(KILL_TIMEOUT_S):
             raise InfrastructureError(
-                f"worker process {self._process.pid} does not end even by SIGKILL, and nothing can be "
+                f"worker process {self.pid} does not end even by SIGKILL, and nothing can be "
                 "measured beside it; restart the machine, then run the same command again to resume"
             )
         self._drain_output(MAX_READS_AT_END)
-        # Where the output has not ended, somebody can still print to it: in a session of its own, since the
-        # group is gone.
+        # Whoever can print to an output that has not ended is in another session: the group is gone.
         self.strays = 0 if self._output.closed else _end_strays(self._output.fileno(), self.pid)
         if self.strays:
             self._drain_output(MAX_READS_AT_END)
@@ -125,12 +117,10 @@ class Worker:
             self._drain_output()
         return True
 
-    @property
     def sources(self) -> list[Connection | int]:
-        """What becomes ready as the worker sends, prints or ends."""
+        """Return what becomes ready as the worker sends, prints or ends."""
         # A pipe whose other end is closed would be ready for ever, so reading its end closes it.
-        open_pipes = [pipe for pipe in (self._messages, self._output) if not pipe.closed]
-        return [self._process.sentinel, *open_pipes]
+        return [self._process.sentinel, *(pipe for pipe in (self._messages, self._output) if not pipe.closed)]
 
     def _drain_output(self, most_reads: int = 1) -> None:
         """Take what the worker has printed and keep the last of it."""
@@ -153,7 +143,7 @@ class Worker:
 def wait_for_any(workers: Iterable[Worker], timeout_s: float) -> None:
     """Sleep until one of the workers sends, prints or ends."""
     with interrupts.waiting():
-        wait([source for worker in workers for source in worker.sources], timeout_s)
+        wait([source for worker in workers for source in worker.sources()], timeout_s)
 
 
 def _read_available(pipe: Connection) -> bytes:
@@ -209,7 +199,7 @@ class LocalLauncher:
         self._work = work
         self._server_log = os.memfd_create("worker server")  # open as long as the server, so to the end
         self.start_method: StartMethod = "forkserver"
-        _CONTEXTS["forkserver"].set_forkserver_preload(list(preload))
+        forkserver.set_forkserver_preload(list(preload))
 
     def start(self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None) -> Sequence[Worker]:
         """Start the workers of a job; the first call waits for the server to import its modules."""
@@ -217,46 +207,44 @@ class LocalLauncher:
         try:
             for rank in range(ranks):
                 assignment = child.Assignment(job.model_dump_json(), rank, host_memory_gib, self._work)
-                workers.append(self._start_safely(assignment))
+                workers.append(self._start(assignment))
+                server_pid = _parent_pid(workers[-1].pid)
+                if self.start_method == "forkserver" and holds_file_open(server_pid, CUDA_DEVICE_FILE):
+                    workers.pop().end()
+                    self.start_method = "spawn"
+                    workers.append(self._start(assignment))
         except BaseException:
             for worker in workers:
                 worker.end()
             raise
         return workers
 
-    def _start_safely(self, assignment: child.Assignment) -> Worker:
-        worker, server_pid = self._start(assignment)
-        if self.start_method == "forkserver" and holds_file_open(server_pid, CUDA_DEVICE_FILE):
-            worker.end()
-            self.start_method = "spawn"
-            worker, _ = self._start(assignment)
-        return worker
-
-    def _start(self, assignment: child.Assignment) -> tuple[Worker, int | None]:
-        """Return the worker and its parent's process number."""
-        context = _CONTEXTS[self.start_method]
-        messages, worker_messages = context.Pipe(duplex=False)
-        output, worker_output = context.Pipe(duplex=False)
-        worker_lifeline, lifeline = context.Pipe(duplex=False)
+    def _start(self, assignment: child.Assignment) -> Worker:
+        process_kind = SpawnContext.Process if self.start_method == "spawn" else ForkServerContext.Process
+        messages, worker_messages = multiprocessing.Pipe(duplex=False)
+        output, worker_output = multiprocessing.Pipe(duplex=False)
+        worker_lifeline, lifeline = multiprocessing.Pipe(duplex=False)
         ends = child.Pipes(worker_messages, worker_output, worker_lifeline)
         # A daemon is ended, not waited for, should this process leave without having ended it.
-        process = context.Process(target=child.main, args=(ends, assignment), daemon=True)
+        process = process_kind(target=child.main, args=(ends, assignment), daemon=True)
+        # Hidden while a process starts, or every worker would import the command line again.
+        main_module, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
         try:
-            with _no_main_module():
+            if self.start_method == "forkserver":
                 self._ensure_server()
-                process.start()
+            process.start()
         except (OSError, EOFError) as error:
             said = printed_last(self._server_log)
             why = f"the worker failed to start ({str(error) or type(error).__name__}); {CHECK_INSTALLATION}"
             raise InfrastructureError(f"{said}\n{why}".lstrip()) from error
+        finally:
+            sys.modules["__main__"] = main_module
         for end in ends:
             end.close()
-        return Worker(process, messages, output, lifeline), _parent_pid(process.pid)
+        return Worker(process, messages, output, lifeline)
 
     def _ensure_server(self) -> None:
         """Start the server unless it runs, with what its imports print kept from the terminal."""
-        if self.start_method == "spawn":
-            return
         kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
         try:
             for descriptor in kept:
@@ -274,18 +262,7 @@ def printed_last(log: int) -> str:
     return said.decode(errors="replace").strip()
 
 
-@contextlib.contextmanager
-def _no_main_module() -> Iterator[None]:
-    """Hide ``__main__`` while a process starts, or every worker would import the command line again."""
-    main_module = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main_module
-
-
-def _parent_pid(pid: int | None) -> int | None:
+def _parent_pid(pid: int) -> int | None:
     """Return the parent's process number from /proc/<pid>/stat; None when the process is gone."""
     try:
         # The second field, the command's name, is in parentheses and may hold anything.

@@ -5,48 +5,30 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
 from bench.records.derived_metrics import BUSY_MACHINE
 from bench.records.messages import MESSAGE, Failed, Finished, Message, PhaseStarted, ReadingMade
-from bench.records.readings import AllocatorSnapshot, Caveat, GpuReading, PagedMemory, Part, TorchSettings
-from bench.records.records import (
-    DeviceFacts,
-    EvaluationReading,
-    FlopsReading,
-    LedgerReading,
-    Measurement,
-    MergeCheck,
-    ModelFacts,
-    Phase,
-    PhaseReading,
-    StepSample,
-)
+from bench.records.readings import Caveat, GpuReading, Part
+from bench.records.records import Measurement, Phase, PhaseReading
 
 MAX_MESSAGE_BYTES = 64 * 1024**2
-_SINGLE: dict[type[Part], str] = {
-    DeviceFacts: "device",
-    TorchSettings: "torch_settings",
-    PagedMemory: "paged",
-    AllocatorSnapshot: "snapshot",
-    ModelFacts: "model",
-    LedgerReading: "ledger",
-    FlopsReading: "flops",
-    MergeCheck: "merge",
+_FIELDS = {
+    kind: (name, get_origin(hint) is tuple)
+    for name, hint in get_type_hints(Measurement).items()
+    for kind in get_args(hint)
+    if isinstance(kind, type) and issubclass(kind, Part)
 }
-"""Readings that a measurement has at most one of, by the field it stands in."""
-_SEVERAL: dict[type[Part], str] = {
-    PhaseReading: "phases",
-    StepSample: "steps",
-    EvaluationReading: "evaluations",
-    Caveat: "caveats",
-}
+"""Where each kind of reading stands in a measurement, and whether with others of its kind."""
 FOREIGN_SHARE = 0.1
 LEAST_S = 1.0  # the counters go by ticks of 10 ms
 _BUSY_FIELDS = (0, 1, 2, 5, 6, 7)  # proc_stat(5): user, nice, system, irq, softirq, steal
 _PROCESS_FIELDS = slice(11, 15)  # proc_pid_stat(5), after the name: utime, stime, cutime, cstime
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_CpuSeconds = tuple[float, float, float]
+"""Seconds since some moment: of the clock, of our CPUs by anyone, of any CPU by the worker and by us."""
 Hear = Callable[[Message], None]
 """Gets each message of a worker as it comes. Must return soon: the supervisor waits for it."""
 
@@ -84,8 +66,7 @@ class Transcript:
         self._asked_ns = asked_ns
         self._hear = hear
         self._unfinished_line = bytearray()
-        self._single: dict[str, Any] = {}
-        self._several: dict[str, list[Any]] = {field: [] for field in _SEVERAL.values()}
+        self._fields: dict[str, Any] = {}
 
     def feed(self, content: bytes) -> bool:
         """Take some bytes; False, with the reason in ``malformed``, when they are not the protocol's."""
@@ -103,8 +84,7 @@ class Transcript:
 
     def measurement(self) -> Measurement:
         """Return everything read so far."""
-        several: dict[str, Any] = {field: tuple(readings) for field, readings in self._several.items()}
-        return Measurement(**self._single, **several)
+        return Measurement(**self._fields)
 
     def _take(self, line: bytes) -> bool:
         try:
@@ -112,36 +92,23 @@ class Transcript:
         except ValidationError:
             self.malformed = f"it begins with {line[:80].decode(errors='replace')!r}."
             return False
-        self._note(message)
+        match message:
+            case PhaseStarted():
+                if self.phase is None:
+                    # What only the supervisor can time: from asking for the worker to its first phase.
+                    self._keep(PhaseReading(name="start", duration_ns=time.monotonic_ns() - self._asked_ns))
+                self.phase = message.phase
+            case ReadingMade():
+                self._keep(message.reading)
+            case Finished() | Failed():
+                self.result = message
         for hear in self._hear:
             hear(message)
         return True
 
-    def _note(self, message: Message) -> None:
-        if isinstance(message, PhaseStarted):
-            if self.phase is None:
-                # What only the supervisor can time: from asking for the worker to its first phase.
-                self._keep(PhaseReading(name="start", duration_ns=time.monotonic_ns() - self._asked_ns))
-            self.phase = message.phase
-        elif isinstance(message, ReadingMade):
-            self._keep(message.reading)
-        elif isinstance(message, Finished | Failed):
-            self.result = message
-
     def _keep(self, reading: Part) -> None:
-        if type(reading) in _SEVERAL:
-            self._several[_SEVERAL[type(reading)]].append(reading)
-        else:
-            self._single[_SINGLE[type(reading)]] = reading
-
-
-@dataclass(frozen=True, kw_only=True)
-class CpuTimes:
-    """Seconds since some moment: of the clock, of our CPUs by anyone, of any CPU by the worker and by us."""
-
-    clock_s: float
-    busy_s: float
-    own_s: float
+        name, one_of_several = _FIELDS[type(reading)]
+        self._fields[name] = (*self._fields.get(name, ()), reading) if one_of_several else reading
 
 
 class CpuLoadWatch:
@@ -156,8 +123,8 @@ class CpuLoadWatch:
         self._cpu_quota = cpu_quota
         self._proc = proc
         self._worker_pids: tuple[int, ...] = ()
-        self._start: CpuTimes | None = None
-        self._end: CpuTimes | None = None
+        self._start: _CpuSeconds | None = None
+        self._end: _CpuSeconds | None = None
 
     def begin(self, *worker_pids: int) -> None:
         """Count the workers' time as ours."""
@@ -173,8 +140,10 @@ class CpuLoadWatch:
 
     def finish(self) -> Findings:
         """Return a caveat, or nothing."""
-        share = self._foreign_share()
-        if share is None or share <= FOREIGN_SHARE:
+        if self._start is None or self._end is None or self._cpu_quota:
+            return Findings()
+        clock_s, busy_s, own_s = (end - start for start, end in zip(self._start, self._end, strict=True))
+        if clock_s < LEAST_S or (share := (busy_s - own_s) / (clock_s * len(self._cpus))) <= FOREIGN_SHARE:
             return Findings()
         message = (
             f"Other processes used {share * 100:.0f} % of this machine's {len(self._cpus)} CPUs during the "
@@ -182,14 +151,7 @@ class CpuLoadWatch:
         )
         return Findings(caveats=(Caveat(code=BUSY_MACHINE, message=message),))
 
-    def _foreign_share(self) -> float | None:
-        start, end = self._start, self._end
-        if start is None or end is None or self._cpu_quota or end.clock_s - start.clock_s < LEAST_S:
-            return None
-        foreign_s = (end.busy_s - start.busy_s) - (end.own_s - start.own_s)
-        return foreign_s / ((end.clock_s - start.clock_s) * len(self._cpus))
-
-    def _read(self) -> CpuTimes | None:
+    def _read(self) -> _CpuSeconds | None:
         try:
             lines = (self._proc / "stat").read_text(encoding="ascii").splitlines()
             workers = [(self._proc / f"{pid}/stat").read_text(encoding="utf-8") for pid in self._worker_pids]
@@ -198,9 +160,5 @@ class CpuLoadWatch:
         ticks = {name: values.split() for name, _, values in (line.partition(" ") for line in lines)}
         busy = sum(int(ticks[f"cpu{cpu}"][field]) for cpu in self._cpus for field in _BUSY_FIELDS)
         fields = [field for text in workers for field in text.rpartition(")")[2].split()[_PROCESS_FIELDS]]
-        ticks_per_s = os.sysconf("SC_CLK_TCK")
-        return CpuTimes(
-            clock_s=time.monotonic(),
-            busy_s=busy / ticks_per_s,
-            own_s=sum(map(int, fields)) / ticks_per_s + sum(os.times()[:2]),
-        )
+        own_s = sum(map(int, fields)) / TICKS_PER_S + sum(os.times()[:2])
+        return time.monotonic(), busy / TICKS_PER_S, own_s

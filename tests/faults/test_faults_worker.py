@@ -7,7 +7,7 @@ import pytest
 import records_factory
 from bench.scenario.types import LimitsSpec
 from bench.workers.launch import TAIL_BYTES, LocalLauncher
-from bench.workers.supervise import JobEnd, run_job
+from bench.workers.supervise import JobEnd, RunningJob
 from replay_bench import FULL
 from replay_worker import make_job, replay
 
@@ -17,7 +17,9 @@ MOST_GROWTH_KIB = 64 * 1024
 
 def run(behaviour: str) -> JobEnd:
     """Run one replay job."""
-    return run_job(make_job(behaviour), LocalLauncher(work=replay, preload=["bench.workers.child"]), LIMITS)
+    return RunningJob(
+        make_job(behaviour), LocalLauncher(work=replay, preload=["bench.workers.child"]), LIMITS
+    ).to_end()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 
 from bench.records.readings import Caveat
 from bench.records.records import Failure, Measurement, Outcome, PhaseReading, Record
-from bench.runner.events import Event, RunAdded
-from bench.runner.schedule import ScheduledRun, ScheduleOptions, schedule_runs
+from bench.runner.schedule import Event, RunEnded, ScheduledRun, schedule_runs
 from bench.runner.sweep import SweepResult, _run_all
 from bench.workers.listeners import Findings
 from bench.workers.supervise import JobEnd, add_findings
@@ -63,16 +62,15 @@ def test_a_spoilt_run_is_kept_and_run_again_as_the_next(
     folder = SimpleNamespace(write=written.append)
     made = _run_all(planned, runner, folder)  # type: ignore[arg-type] # all that it asks of both
     assert expected == [(record.run, record.outcome) for record in made]
-    assert (written, len(planned) + told.count(RunAdded())) == (made, len(made))
+    added = sum(event.again for event in told if isinstance(event, RunEnded))
+    assert (written, len(planned) + added) == (made, len(made))
 
 
 def test_a_spoilt_run_on_disk_is_not_done_and_alone_is_no_success() -> None:
     """The next sweep tries again, under the next number; until then the sweep says what is missing."""
     cell = make_cell("ok")
     spoilt = make_record(cell=cell, outcome="contaminated", failure=Failure(message="Spoilt."))
-    (planned,) = schedule_runs(
-        [cell], [spoilt], key_of=lambda _: spoilt.key, reason_of=lambda _: None, options=ScheduleOptions()
-    )
+    (planned,) = schedule_runs([ScheduledRun(cell=cell, key=spoilt.key)], [spoilt])
     assert 2 == planned.run
     assert "1 contaminated" in (SweepResult(records=(spoilt,), new_records=1).complaint or "")
 

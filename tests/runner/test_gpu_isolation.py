@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from bench.runner.gpu.verdict import BlockTest, Owners, judge_isolation
+from bench.probes.nvml.device import GpuSample
+from bench.runner.gpu_verdict import Owners, judge_isolation
 from gpu_factory import make_sample
 from records_factory import MIB
 
@@ -16,16 +17,15 @@ BLOCK = 256 * MIB
 Shares = dict[int, int | None]
 
 
-def block_test(shows: list[Shares | None], device: list[int | None]) -> BlockTest:
+def block_test(shows: list[Shares | None], device: list[int | None]) -> list[GpuSample | None]:
     """Return the three states from the processes and the device's MiB in each."""
-    samples = [
+    return [
         make_sample(
             None if processes is None else {pid: size and size * MIB for pid, size in processes.items()},
             device_used_bytes=None if used is None else used * MIB,
         )
         for processes, used in zip(shows, device, strict=True)
     ]
-    return BlockTest(idle=samples[0], held=samples[1], freed=samples[2], block_bytes=BLOCK)
 
 
 MOVES: list[int | None] = [500, 756, 500]
@@ -56,7 +56,7 @@ def test_what_moves_with_the_block_is_the_reading(
     shows: list[Shares | None], device: list[int | None], isolation: str, reason: str
 ) -> None:
     """Process if it can be told, else the device, else nothing; each with its sentence."""
-    found, why = judge_isolation(block_test(shows, device), Owners(WORKER))
+    found, why = judge_isolation(block_test(shows, device), BLOCK, Owners(WORKER))
     assert isolation == found
     assert reason in why
     assert why.endswith(".")
@@ -65,9 +65,10 @@ def test_what_moves_with_the_block_is_the_reading(
 
 def test_without_a_block_or_a_sample_nothing_is_claimed() -> None:
     """A run that ended early, or an NVML too slow."""
-    none = BlockTest(idle=None, held=None, freed=None, block_bytes=None)
-    late = BlockTest(idle=make_sample({}), held=None, freed=make_sample({}), block_bytes=BLOCK)
-    assert ["unavailable"] * 2 == [judge_isolation(test, Owners(WORKER))[0] for test in (none, late)]
+    assert "unavailable" == judge_isolation([None, None, None], None, Owners(WORKER))[0]
+    assert (
+        "unavailable" == judge_isolation([make_sample({}), None, make_sample({})], BLOCK, Owners(WORKER))[0]
+    )
 
 
 def test_a_worker_under_another_number_is_no_stranger_and_its_bytes_are_its_own() -> None:
@@ -77,11 +78,11 @@ def test_a_worker_under_another_number_is_no_stranger_and_its_bytes_are_its_own(
         block_test([{HOST: None}] * 3, MOVES),
     ):
         owners = Owners(WORKER)
-        held = test.held
+        _, held, _ = test
         assert held is not None
         owners.look(held)
         assert ({HOST}, 0) == (set(owners.strangers), owners.foreign_count)
-        judge_isolation(test, owners)
+        judge_isolation(test, BLOCK, owners)
         assert (set(), 0) == (set(owners.strangers), owners.foreign_count)
         assert [HOST] == [process.pid for process in owners.own(held)]
 

@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from bench.errors import InfrastructureError
-from bench.runner.gpu.watch import hold_gpu
+from bench.runner.gpu_watch import hold_gpu
 
 HOLDER = """
 import sys, time
-from bench.runner.gpu.watch import hold_gpu
+from bench.runner.gpu_watch import hold_gpu
 with hold_gpu(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -4,17 +4,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.probes.nvml.device import GpuSample
-from bench.runner.gpu.phases import MOST_WAITING, Taken, Timeline
+from bench.runner.gpu_samples import MOST_WAITING, Timeline
 from gpu_factory import make_sample
 
 Marks = list[tuple[str, int, int | None]]
+Taken = tuple[GpuSample, int]
 PHASES: Marks = [("idle", 10, 20), ("load", 30, None), ("warmup", 50, None), ("load", 70, None)]
 
 
 def taken(at_ns: int, *, lasts_ns: int = 1, **readings: int) -> Taken:
     """Return a sample taken at a time; its device bytes are that time unless told."""
     readings = {"device_used_bytes": at_ns} | readings
-    return Taken(began_ns=at_ns, ended_ns=at_ns + lasts_ns, sample=make_sample({}, at_ns=at_ns, **readings))
+    return make_sample({}, at_ns=at_ns, **readings), at_ns + lasts_ns
 
 
 def device_bytes(sample: GpuSample) -> int | None:
@@ -26,7 +27,11 @@ def played(events: list[Taken | tuple[str, int, int | None]]) -> Timeline:
     """Return a timeline that was told these, in this order of arrival."""
     timeline = Timeline(device_bytes)
     for event in events:
-        timeline.take(event) if isinstance(event, Taken) else timeline.mark(*event)
+        match event:
+            case (GpuSample(), _):
+                timeline.take(*event)
+            case _:
+                timeline.mark(*event)
     timeline.close()
     return timeline
 
@@ -51,12 +56,15 @@ def test_a_sample_belongs_to_the_phase_of_its_time_however_late_the_mark(
         "warmup": [at for at in times if 50 <= at and at + 1 <= 70],
     }
     for name, ats in inside.items():
-        assert (len(ats), max(ats, default=None)) == (found[name].samples, found[name].own_peak_bytes)
-    assert ("idle", "load", "warmup") == found.names()
+        assert (len(ats), max(ats, default=None)) == (
+            found[name].samples,
+            found[name].extremes.get("process_peak_bytes"),
+        )
+    assert ("idle", "load", "warmup") == tuple(found.stretches)
 
 
 def _at(event: Taken | tuple[str, int, int | None]) -> int:
-    return event.began_ns if isinstance(event, Taken) else event[1]
+    return event[0].at_ns if isinstance(event[0], GpuSample) else event[1]
 
 
 def test_a_sample_that_straddles_a_mark_belongs_to_neither_side() -> None:
@@ -70,10 +78,10 @@ def test_memory_is_bounded_and_a_long_phase_is_summed_as_it_goes() -> None:
     timeline = Timeline(device_bytes)
     timeline.mark("steady", 0)
     for at in range(10_000):
-        timeline.take(taken(at))
+        timeline.take(*taken(at))
     assert MOST_WAITING == len(timeline._waiting)
     timeline.close()
-    assert (10_000, 9_999) == (timeline["steady"].samples, timeline["steady"].device_peak_bytes)
+    assert (10_000, 9_999) == (timeline["steady"].samples, timeline["steady"].extremes["device_peak_bytes"])
 
 
 def test_energy_is_the_counters_difference_and_pauses_are_left_out() -> None:

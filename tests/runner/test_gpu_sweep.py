@@ -6,8 +6,7 @@ import pytest
 
 from bench.errors import InfrastructureError
 from bench.records.messages import Job, ProbeJob, ReadingMade, Send
-from bench.runner.events import ignore
-from bench.runner.gpu.watch import hold_gpu
+from bench.runner.gpu_watch import hold_gpu
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.workers.launch import LocalLauncher
 from replay_worker import make_cell, make_facts, replay
@@ -28,7 +27,7 @@ def sweep(folder: Path, *devices: str) -> SweepResult:
     names = ("ok", "ok-2")
     cells = [make_cell(name, device=device) for name, device in zip(names, devices, strict=False)]
     launcher = LocalLauncher(work=replay_on_cuda, preload=["bench.workers.child"])
-    return run_sweep(cells, SweepOptions(results=folder), ignore, launcher)
+    return run_sweep(cells, SweepOptions(results=folder), lambda _: None, launcher)
 
 
 def test_without_nvml_a_run_on_cuda_is_good_and_says_that_it_was_not_watched(tmp_path: Path) -> None:

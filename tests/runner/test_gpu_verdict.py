@@ -1,13 +1,14 @@
 """What others did on the GPU, told from what the worker explains; pure arithmetic on what was seen."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from bench.probes.nvml.device import GpuSample
-from bench.runner.gpu import verdict as gpu_verdict
-from bench.runner.gpu.phases import Taken, Timeline
-from bench.runner.gpu.verdict import Owners, Seen
+from bench.runner import gpu_verdict
+from bench.runner.gpu_samples import Timeline
+from bench.runner.gpu_verdict import Owners, Seen
 from gpu_factory import FACTS, ScriptedGpu, make_sample
 from records_factory import MIB
 
@@ -22,7 +23,7 @@ def seen(stretches: Stretches, **changes: Any) -> Seen:
     timeline = Timeline(owners.own_bytes)
     for at_ns, (name, sample) in enumerate(stretches.items()):
         timeline.mark(name, at_ns * 10, at_ns * 10 + 5)
-        timeline.take(Taken(began_ns=at_ns * 10, ended_ns=at_ns * 10 + 1, sample=sample))
+        timeline.take(replace(sample, at_ns=at_ns * 10), at_ns * 10 + 1)
         owners.look(sample)
     timeline.close()
     fields: dict[str, Any] = {
@@ -31,7 +32,7 @@ def seen(stretches: Stretches, **changes: Any) -> Seen:
         "timeline": timeline,
         "owners": owners,
         "idle_device_bytes": 300 * MIB,
-        "background": 0,
+        "background": (),
         "reserved_peaks": {},
         "reserved_at_rest": None,
         "excess_bytes": None,
@@ -138,7 +139,7 @@ def test_caveats_say_what_happened_in_the_measured_steps() -> None:
     gpu = ScriptedGpu(lambda _: {})
     gpu.problems = ("device memory: N/A", "SM clock: N/A")
     stretches = {"load": make_sample(None, event_reasons=0x08), "steady": device(1, event_reasons=0x44)}
-    found = seen(stretches, background=2)
+    found = seen(stretches, background={7, 8})
     assert {
         "throttled": "Throttled during the measured steps (thermal slowdown by the hardware): the speed is "
         "not the card's own.",

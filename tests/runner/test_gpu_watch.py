@@ -10,8 +10,8 @@ import pytest
 from bench.probes.nvml.device import GpuSample
 from bench.records.messages import Mark, PhaseStarted, ReadingMade
 from bench.records.records import PhaseReading
-from bench.runner.gpu import watch as gpu_watch
-from bench.runner.gpu.watch import GpuWatch
+from bench.runner import gpu_watch
+from bench.runner.gpu_watch import GpuWatch
 from gpu_factory import ScriptedGpu
 from records_factory import MIB
 

@@ -7,8 +7,8 @@ from rich.live import Live
 
 from bench.records.messages import Heartbeat, Message, PhaseStarted, ReadingMade
 from bench.runner.doctor import Finding
-from bench.runner.events import Heard, Note, Observe, Preparing, RunAdded, RunEnded, RunStarted, SweepStarted
 from bench.runner.live import LiveTable, PlainLines, finding_lines, outcome_table, printable, watch
+from bench.runner.schedule import Note, Observe, Preparing, RunEnded, RunStarted, SweepStarted
 from records_factory import make_cell, make_phases, make_record, make_steps
 
 CELL = make_cell()
@@ -33,7 +33,7 @@ def play(observe: Observe) -> None:
     ]
     said += [ReadingMade(reading=reading) for reading in (*make_phases(), *make_steps()[:4])]
     for message in said:
-        observe(Heard(message))
+        observe(message)
 
 
 def test_where_output_goes_decides_how_it_looks() -> None:
@@ -49,8 +49,8 @@ def test_a_log_gets_one_line_a_phase_and_one_a_run() -> None:
     console, output = make_console(terminal=False)
     lines = PlainLines(console)
     play(lines)
-    lines(RunAdded())
-    lines(RunEnded(make_record(cell=CELL, outcome="contaminated", failure={"message": "Spoilt."})))
+    spoilt = make_record(cell=CELL, outcome="contaminated", failure={"message": "Spoilt."})
+    lines(RunEnded(spoilt, again=True))
     lines(RunEnded(make_record(cell=CELL, run=2)))
     lines(RunEnded(make_record(cell=CELL, outcome="oom", failure={"message": "Out of memory; less."})))
     lines(Note("something to know"))
@@ -90,7 +90,7 @@ def test_a_live_table_draws_seldom_however_much_is_said() -> None:
         table(RunStarted(CELL, 1))
         drawn = output.getvalue().count("tokens/s")
         for _ in range(1000):
-            table(Heard(Heartbeat()))
+            table(Heartbeat())
         assert output.getvalue().count("tokens/s") - drawn <= 2
 
 
@@ -104,7 +104,7 @@ def test_finished_runs_are_laid_out_once() -> None:
         table._ended.clear()
         table(RunStarted(CELL, 3))
         table._next_draw_s = float("-inf")
-        table(Heard(Heartbeat()))
+        table(Heartbeat())
         shown = output.getvalue().split("tokens/s")[-1]
         assert all(text in shown for text in (" oom ", " ok ", f"{CELL.id} run 3: start, "))
 

@@ -10,8 +10,7 @@ from bench.records.messages import CellJob, Job
 from bench.records.predictions import Plan, PlannedCell, Prediction, Refusal
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.records.store import load_records
-from bench.runner.events import Event, Predicted, RunStarted
-from bench.runner.schedule import ScheduleOptions
+from bench.runner.schedule import Event, RunStarted
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
@@ -41,8 +40,8 @@ class Watcher:
     def __call__(self, event: Event) -> None:
         """Keep it."""
         match event:
-            case Predicted():
-                self.plans.append(event.plan)
+            case Plan():
+                self.plans.append(event)
             case RunStarted():
                 self.started.append(f"{event.cell.id} {event.run}")
 
@@ -54,9 +53,7 @@ def launcher() -> Launcher:
 
 def sweep(folder: Path, observer: Watcher, *cells: Cell, skip_unfit: bool = False) -> SweepResult:
     """Run a sweep that predicts first."""
-    options = SweepOptions(
-        results=folder, schedule=ScheduleOptions(keep_skipped=skip_unfit), predict=True, skip_unfit=skip_unfit
-    )
+    options = SweepOptions(results=folder, predict=True, skip_unfit=skip_unfit)
     return run_sweep(cells, options, observer, launcher())
 
 
@@ -159,7 +156,7 @@ def test_a_snapshots_file_lies_beside_its_record(tmp_path: Path) -> None:
 
     cell = make_cell("ok", id="../../etc/passwd")
     for snapshot in (True, False):
-        options = SweepOptions(results=tmp_path, schedule=ScheduleOptions(force=True), snapshot=snapshot)
+        options = SweepOptions(results=tmp_path, force=True, snapshot=snapshot)
         run_sweep([cell], options, Watcher(), Noting(work=replay, preload=["bench.workers.child"]))
     (first, _) = sorted(path.name for path in tmp_path.glob("*.json"))
     assert told == [str(tmp_path / first.replace(".json", ".snapshot.pickle")), None]

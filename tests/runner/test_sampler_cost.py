@@ -69,7 +69,7 @@ def watch(seconds: float, *, more_s: float = 0.0, ready: Path | None = None) -> 
     """Sample the virtual card as a sweep's parent does; call it in a box."""
     from bench.probes.nvml.library import open_nvml
     from bench.records.messages import PhaseStarted
-    from bench.runner.gpu.watch import INTERVAL_NS, GpuWatch
+    from bench.runner.gpu_watch import INTERVAL_NS, GpuWatch
 
     with contextlib.suppress(PermissionError):  # it leads one already
         os.setsid()  # as a worker and its parent, which Linux may give a share of the processor each

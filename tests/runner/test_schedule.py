@@ -1,12 +1,13 @@
 """Order, keys, resumption: what is run and what is not run again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from bench.errors import UsageError
 from bench.records.records import Record
-from bench.runner.schedule import ScheduleOptions, parse_outcomes, run_key, schedule_runs
+from bench.runner.schedule import ScheduledRun, parse_outcomes, prepare, schedule_runs
 from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells
 from records_factory import make_environment, make_record
@@ -15,20 +16,10 @@ from replay_worker import make_cell, make_facts
 A, B = make_cell("ok"), make_cell("oom")
 
 
-def plan(
-    records: Sequence[Record],
-    options: ScheduleOptions | None = None,
-    reason_of: Callable[[Cell], str | None] = lambda _: None,
-) -> list[tuple[str, int]]:
+def plan(records: Sequence[Record], *, reason: str | None = None, **options: Any) -> list[tuple[str, int]]:
     """Return the planned runs of cells A and B as pairs of behaviour and run number."""
-    planned = schedule_runs(
-        [A, B],
-        records,
-        key_of=lambda cell: cell.digest,
-        reason_of=reason_of,
-        options=options or ScheduleOptions(),
-    )
-    return [(item.cell.method.name, item.run) for item in planned]
+    prepared = [ScheduledRun(cell=cell, key=cell.digest, reason=reason) for cell in (A, B)]
+    return [(item.cell.method.name, item.run) for item in schedule_runs(prepared, records, **options)]
 
 
 def record(cell: Cell, run: int = 1, outcome: str = "ok") -> Record:
@@ -38,7 +29,7 @@ def record(cell: Cell, run: int = 1, outcome: str = "ok") -> Record:
 
 def test_repeats_are_outermost() -> None:
     """Every cell once, then every cell again, so that a drift meets all cells alike."""
-    assert plan([], ScheduleOptions(repeats=2)) == [("ok", 1), ("oom", 1), ("ok", 2), ("oom", 2)]
+    assert plan([], repeats=2) == [("ok", 1), ("oom", 1), ("ok", 2), ("oom", 2)]
 
 
 @pytest.mark.parametrize("outcome", ["ok", "oom", "timeout", "crashed", "failed"])
@@ -50,32 +41,32 @@ def test_a_finished_run_is_not_done_again_whatever_its_outcome(outcome: str) -> 
 def test_a_skipped_run_is_done_once_nothing_is_skipped() -> None:
     """It counts as long as cells are being skipped, and no longer."""
     skipped = [record(A, outcome="skipped"), record(B)]
-    assert plan(skipped, ScheduleOptions(keep_skipped=True)) == []
+    assert plan(skipped, keep_skipped=True) == []
     assert plan(skipped) == [("ok", 2)]
 
 
 def test_repeats_count_what_is_on_disk() -> None:
     """A sweep broken off in its second round goes on there."""
     on_disk = [record(A, 1), record(B, 1), record(A, 2)]
-    assert plan(on_disk, ScheduleOptions(repeats=3)) == [("oom", 2), ("ok", 3), ("oom", 3)]
+    assert plan(on_disk, repeats=3) == [("oom", 2), ("ok", 3), ("oom", 3)]
 
 
 def test_retry_runs_only_the_named_outcomes_again_under_a_new_number() -> None:
     """The failed record stays and the new run takes the next number."""
     on_disk = [record(A, 1, "failed"), record(B, 1, "oom")]
-    assert plan(on_disk, ScheduleOptions(retry={"failed"})) == [("ok", 2)]
-    assert plan([*on_disk, record(A, 2, "ok")], ScheduleOptions(retry={"failed"})) == []
+    assert plan(on_disk, retry={"failed"}) == [("ok", 2)]
+    assert plan([*on_disk, record(A, 2, "ok")], retry={"failed"}) == []
 
 
 def test_force_adds_a_run_of_every_cell() -> None:
     """Finished runs do not count, but keep their numbers."""
-    assert plan([record(A, 1), record(A, 2)], ScheduleOptions(force=True)) == [("ok", 3), ("oom", 1)]
+    assert plan([record(A, 1), record(A, 2)], force=True) == [("ok", 3), ("oom", 1)]
 
 
 def test_unavailable_is_tried_again_only_where_it_became_possible() -> None:
     """The same obstacle is not recorded twice; once it is gone, the cell is run."""
     on_disk = [record(A, 1, "unavailable"), record(B)]
-    assert plan(on_disk, reason_of=lambda _: "no CUDA") == []
+    assert plan(on_disk, reason="no CUDA") == []
     assert plan(on_disk) == [("ok", 2)]
 
 
@@ -98,22 +89,22 @@ def test_records_under_another_key_do_not_count() -> None:
 def test_the_key_follows_what_shapes_a_measurement() -> None:
     """Cell, versions, processor and, for a CUDA cell, the card change it; the rest does not."""
     environment, facts = make_environment(), make_facts()
-    key = run_key(A, environment, facts)
+    key = prepare(A, environment, facts).key
     newer = make_environment(versions={"python": "3.11.9", "torch": "2.14.0"})
     other_kernel = make_environment(machine=environment.machine | {"kernel": "7.0"})
     other_cpu = make_environment(machine=environment.machine | {"cpu_model": "Other"})
     card = make_facts(cuda_name="NVIDIA A100")
     on_cuda = make_cell("ok", device="cuda")
     assert len(key) == 64
-    assert run_key(make_cell("ok", limits={"timeout_s": 1}), environment, facts) == key
-    assert run_key(A, other_kernel, card) == key
+    assert prepare(make_cell("ok", limits={"timeout_s": 1}), environment, facts).key == key
+    assert prepare(A, other_kernel, card).key == key
     keys = {
         key,
-        run_key(B, environment, facts),
-        run_key(A, newer, facts),
-        run_key(A, other_cpu, facts),
-        run_key(on_cuda, environment, facts),
-        run_key(on_cuda, environment, card),
+        prepare(B, environment, facts).key,
+        prepare(A, newer, facts).key,
+        prepare(A, other_cpu, facts).key,
+        prepare(on_cuda, environment, facts).key,
+        prepare(on_cuda, environment, card).key,
     }
     assert len(keys) == 6
 

@@ -13,8 +13,7 @@ import pytest
 from bench.errors import InfrastructureError, InterruptedByUserError
 from bench.records.records import Record
 from bench.records.store import load_records
-from bench.runner.events import Event, Note, Preparing, RunStarted, SweepStarted
-from bench.runner.schedule import ScheduleOptions
+from bench.runner.schedule import Event, Note, Preparing, RunStarted, SweepStarted
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.scenario.cell import Cell
 from bench.workers.launch import LocalLauncher
@@ -49,9 +48,9 @@ def sweep(
 ) -> SweepResult:
     """Run a sweep of replay cells into a folder."""
     cells = [item if isinstance(item, Cell) else make_cell(item) for item in behaviours]
-    schedule = ScheduleOptions(**options)  # type: ignore[arg-type] # a test names them right
     launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
-    return run_sweep(cells, SweepOptions(results=folder, schedule=schedule), observer or Notes(), launcher)
+    chosen = SweepOptions(results=folder, **options)  # type: ignore[arg-type] # a test names them right
+    return run_sweep(cells, chosen, observer or Notes(), launcher)
 
 
 def outcomes(records: tuple[Record, ...]) -> list[tuple[str, int, str]]:
@@ -161,14 +160,12 @@ sys.path.insert(0, {tests!r})
 from replay_worker import make_cell, replay
 from bench.errors import BenchError
 from bench.workers.launch import LocalLauncher
-from bench.runner.events import ignore
-from bench.runner.schedule import ScheduleOptions
 from bench.runner.sweep import SweepOptions, run_sweep
 names = [f"m{{index}}" for index in range(4)]
 cells = [make_cell("slow", id=name, model={{"name": name, "path": "x"}}) for name in names]
-options = SweepOptions(results=Path({results!r}), schedule=ScheduleOptions(repeats=2))
+options = SweepOptions(results=Path({results!r}), repeats=2)
 try:
-    run_sweep(cells, options, ignore, LocalLauncher(work=replay, preload=["bench.workers.child"]))
+    run_sweep(cells, options, lambda _: None, LocalLauncher(work=replay, preload=["bench.workers.child"]))
 except BenchError as error:
     print(error)
     sys.exit(error.exit_code)

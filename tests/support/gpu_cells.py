@@ -10,7 +10,6 @@ from bench.compare.plausibility import lint
 from bench.records.derived_metrics import peak_bytes
 from bench.records.predictions import Prediction
 from bench.records.records import Record
-from bench.runner.events import ignore
 from bench.runner.sweep import SweepOptions, run_sweep
 from bench.scenario.cell import Cell
 from bench.workers.launch import Launcher
@@ -92,7 +91,7 @@ def sweep(
 ) -> dict[str, Record]:
     """Predict and run the cells as ``bench run`` does; return each one's record by the cell's id."""
     options = SweepOptions(results=folder, predict=True, snapshot=snapshot)
-    records = run_sweep(cells, options, ignore, launcher).records
+    records = run_sweep(cells, options, lambda _: None, launcher).records
     return {record.cell.id: record for record in records}
 
 

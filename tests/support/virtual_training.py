@@ -72,9 +72,7 @@ SLICED_CARD = VirtualCard(mig_mode=True, slices=(VirtualSlice(),))
 def sweep_on_virtual_gpu(gpus: VirtualGpus, folder: Path, *names: str) -> tuple[Record, ...]:
     """Run one cell for each script as ``bench run`` would; call it in a box."""
     from bench.runner import sweep
-    from bench.runner.events import ignore
-    from bench.runner.gpu import watch as gpu_watch
-    from bench.runner.gpu.watch import GpuWatch
+    from bench.runner.gpu_watch import GpuWatch
     from bench.runner.sweep import SweepOptions, run_sweep
     from bench.workers.launch import PRELOAD, LocalLauncher
 
@@ -83,14 +81,16 @@ def sweep_on_virtual_gpu(gpus: VirtualGpus, folder: Path, *names: str) -> tuple[
     sampled = folder / "sampled"
     sampled.parent.mkdir(exist_ok=True)
     work = functools.partial(train_on_virtual_gpu, gpus, sampled, uuid)
-    open_gpu = gpu_watch._open_gpu
+    counted: Any = functools.cache(lambda gpu: CountedGpu(gpu, sampled))
+
+    def watch(gpu: Gpu, **options: Any) -> GpuWatch:
+        return GpuWatch(counted(gpu), interval_ns=INTERVAL_NS, idle_patience_s=PATIENCE_S, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        watch = functools.partial(GpuWatch, interval_ns=INTERVAL_NS, idle_patience_s=PATIENCE_S)
         patch.setattr(sweep, "GpuWatch", watch)
-        patch.setattr(gpu_watch, "_open_gpu", lambda *arguments: CountedGpu(open_gpu(*arguments), sampled))
         idle(gpus, SCRIPTS[names[0]])
         launcher = LocalLauncher(work=work, preload=PRELOAD)
-        return run_sweep(cells, SweepOptions(results=folder), ignore, launcher).records
+        return run_sweep(cells, SweepOptions(results=folder), lambda _: None, launcher).records
 
 
 def make_cell(name: str) -> Cell:

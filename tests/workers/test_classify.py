@@ -8,7 +8,6 @@ from bench.errors import InfrastructureError, UnavailableError
 from bench.probes.machine import describe
 from bench.workers import classify
 from bench.workers.classify import (
-    WorkerEnd,
     classify_exception,
     classify_exit,
     count_oom_kills,
@@ -231,8 +230,7 @@ def test_an_end_without_a_result_is_told_by_signal_counter_and_output(
     exit_code: int | None, tail: str, *, killed_for_memory: bool, expected: tuple[str, str | None]
 ) -> None:
     """A kill is out of memory only when the kernel says so; native code's last words count."""
-    end = WorkerEnd(exit_code=exit_code, output_tail=tail, killed_for_memory=killed_for_memory)
-    outcome, failure = classify_exit(end, "load")
+    outcome, failure = classify_exit(exit_code, tail, "load", killed_for_memory=killed_for_memory)
     assert (outcome, failure.exit_signal) == expected
     assert "in phase load" in failure.message
 

@@ -16,7 +16,7 @@ from bench.records.messages import Heartbeat, Job, Message, PhaseStarted, ProbeJ
 from bench.scenario.types import LimitsSpec
 from bench.workers import launch
 from bench.workers.launch import Launcher, LocalLauncher, Worker
-from bench.workers.supervise import JobEnd, run_job
+from bench.workers.supervise import JobEnd, RunningJob
 from replay_worker import ASKED_BYTES, make_facts, make_job, replay
 
 LIMITS = LimitsSpec(timeout_s=60, heartbeat_timeout_s=30, host_memory_gib=None)
@@ -30,7 +30,7 @@ def launcher() -> Launcher:
 
 def run(launcher: Launcher, behaviour: str, limits: LimitsSpec = LIMITS) -> JobEnd:
     """Run one replay job."""
-    return run_job(make_job(behaviour), launcher, limits)
+    return RunningJob(make_job(behaviour), launcher, limits).to_end()
 
 
 def assert_kept_readings(end: JobEnd) -> None:
@@ -51,7 +51,7 @@ def test_a_job_that_ends_well_is_ok_and_its_start_is_timed(launcher: Launcher) -
 def test_who_listens_hears_every_message(launcher: Launcher) -> None:
     """Phases come in order and heartbeats come too."""
     heard: list[Message] = []
-    run_job(make_job("ok"), launcher, LIMITS, hear=heard.append)
+    RunningJob(make_job("ok"), launcher, LIMITS, hear=heard.append).to_end()
     assert [item.phase for item in heard if isinstance(item, PhaseStarted)] == ["load", "steady"]
     assert isinstance(heard[0], Heartbeat)
 
@@ -59,7 +59,7 @@ def test_who_listens_hears_every_message(launcher: Launcher) -> None:
 def test_a_job_of_several_ranks_ends_as_the_one_that_failed(launcher: Launcher) -> None:
     """Each rank says which it is and keeps its readings; one that dies ends the job for all."""
     heard: list[Message] = []
-    end = run_job(make_job("ok"), launcher, LIMITS, ranks=2, hear=heard.append)
+    end = RunningJob(make_job("ok"), launcher, LIMITS, ranks=2, hear=heard.append).to_end()
     assert (end.outcome, len(end.measurements)) == ("ok", 2)
     assert end.measurements[0].steps == end.measurements[1].steps == records_factory.make_steps()
     assert {message.rank for message in heard} == {0, 1}
@@ -73,14 +73,14 @@ def test_a_job_of_several_ranks_ends_as_the_one_that_failed(launcher: Launcher) 
             return [*super().start(job), *super().start(make_job("sigkill"))]
 
     one_dies = OneDies(work=replay, preload=["bench.workers.child"])
-    end = run_job(make_job("hang"), one_dies, LIMITS, ranks=2)
+    end = RunningJob(make_job("hang"), one_dies, LIMITS, ranks=2).to_end()
     assert end.failure is not None
     assert (end.outcome, end.failure.exit_signal, len(end.measurements)) == ("crashed", "SIGKILL", 2)
 
 
 def test_a_probe_brings_facts(launcher: Launcher) -> None:
     """A job that is not a cell runs the same way."""
-    assert run_job(ProbeJob(), launcher).measurement.device == make_facts()
+    assert RunningJob(ProbeJob(), launcher).to_end().measurement.device == make_facts()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_an_exception_leaves_its_traceback_without_the_home_folder(
 def test_a_kill_the_kernel_counts_is_out_of_memory(launcher: Launcher) -> None:
     """SIGKILL with a risen counter of the out-of-memory killer is oom."""
     counts = iter([7, 8])
-    end = run_job(make_job("sigkill"), launcher, LIMITS, oom_kills=lambda: next(counts))
+    end = RunningJob(make_job("sigkill"), launcher, LIMITS, oom_kills=lambda: next(counts)).to_end()
     assert end.failure is not None
     assert (end.outcome, end.failure.exit_signal) == ("oom", "SIGKILL")
 
@@ -198,10 +198,10 @@ def test_workers_share_what_the_server_imported() -> None:
         "from replay_worker import count_frozen\n"
         "from bench.records.messages import ProbeJob\n"
         "from bench.workers.launch import PRELOAD, Launcher, LocalLauncher\n"
-        "from bench.workers.supervise import run_job\n"
+        "from bench.workers.supervise import RunningJob\n"
         "assert PRELOAD[-1] == 'bench.workers.freeze'\n"
         "launcher = LocalLauncher(work=count_frozen, preload=['bench.workers.child', PRELOAD[-1]])\n"
-        "print(run_job(ProbeJob(), launcher).measurement.caveats[0].message)"
+        "print(RunningJob(ProbeJob(), launcher).to_end().measurement.caveats[0].message)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert int(done.stdout) > 10_000
@@ -257,7 +257,7 @@ print("imported as", __name__, file=sys.stderr)
 launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
 (worker,) = launcher.start(make_job({behaviour!r}))
 while "steady" not in worker.receive().decode(): wait_for_any([worker], 30)
-print(worker._process.pid, flush=True)
+print(worker.pid, flush=True)
 time.sleep(60)
 """
 

@@ -6,15 +6,16 @@ limits are wide: a run is thrown away for what others certainly did, not for a d
 """
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from bench.errors import counted
 from bench.metrics import GIB, MIB
 from bench.probes.nvml.device import Gpu, GpuProcess, GpuSample
 from bench.records.derived_metrics import THROTTLED
 from bench.records.readings import INVALIDATING, NOTED, Caveat, GpuFacts, Isolation, name_events
-from bench.runner.gpu.phases import Timeline
+from bench.runner.gpu_samples import Timeline
 
 # The driver hands out pages of 2 MiB and may build a table or two; a block is many times as large.
 MOVED_WITHIN_SHARE = 1 / 8
@@ -85,41 +86,36 @@ class Owners:
             return False
 
 
-@dataclass(frozen=True, kw_only=True)
-class BlockTest:
-    """A sample of each state of the worker's test block; None where no sample fell into it."""
+def judge_isolation(
+    samples: Sequence[GpuSample | None], block_bytes: int | None, owners: Owners
+) -> tuple[Isolation, str]:
+    """Return which reading moved with the worker's test block, and why so in one sentence.
 
-    idle: GpuSample | None
-    held: GpuSample | None
-    freed: GpuSample | None
-    block_bytes: int | None
-
-
-def judge_isolation(test: BlockTest, owners: Owners) -> tuple[Isolation, str]:
-    """Return which reading moved with the block, and why so in one sentence.
-
-    A process under another number whose bytes moved is adopted as the worker's; so is the only one that
-    has come since the worker, where NVML reports no process's bytes.
+    ``samples`` are of the worker idle, with the block held, and with it freed; None where no sample fell into
+    that time. A process under another number whose bytes moved is adopted as the worker's; so is the only one
+    that has come since the worker, where NVML reports no process's bytes.
     """
-    idle, held, freed, block = test.idle, test.held, test.freed, test.block_bytes
-    if block is None:
+    idle, held, freed = samples
+    if block_bytes is None:
         return "unavailable", "The worker held no block of known size, so no reading can be called its own."
     if idle is None or held is None or freed is None:
         return "unavailable", "No sample was taken while the worker held still around its test block."
-    size = f"{block / MIB:.0f} MiB"
+    size = f"{block_bytes / MIB:.0f} MiB"
 
-    def moved(idle: int | None, held: int | None, freed: int | None) -> bool:
+    def moves(read: Callable[[GpuSample], int | None]) -> bool:
         """Tell whether a reading rose by about the block and fell by about as much."""
-        if idle is None or held is None or freed is None:
-            return False
-        tolerated = block * MOVED_WITHIN_SHARE
-        return abs(held - idle - block) <= tolerated and abs(held - freed - block) <= tolerated
+        top, rests = read(held), [read(idle), read(freed)]
+        tolerated = block_bytes * MOVED_WITHIN_SHARE
+        return all(
+            top is not None and rest is not None and abs(top - rest - block_bytes) <= tolerated
+            for rest in rests
+        )
 
-    if moved(*(owners.own_bytes(sample) for sample in (idle, held, freed))):
+    if moves(owners.own_bytes):
         return "process", f"The bytes of the worker's own process rose and fell with a test block of {size}."
     candidates = owners.others(held)
     for pid in sorted(candidates):
-        if moved(*(_bytes_of(pid, sample) for sample in (idle, held, freed))):
+        if moves(partial(_bytes_of, pid)):
             owners.adopt(pid)
             return "process", (
                 f"A test block of {size} moved the bytes of process {pid}, as which NVML, in another "
@@ -127,22 +123,18 @@ def judge_isolation(test: BlockTest, owners: Owners) -> tuple[Isolation, str]:
             )
     if not owners.own(held) and len(candidates) == 1:
         owners.adopt(candidates.pop())
-    if moved(*(sample.device_used_bytes for sample in (idle, held, freed))):
+    why, before, after = _why_no_process(held, owners), idle.device_used_bytes, held.device_used_bytes
+    if moves(lambda sample: sample.device_used_bytes):
         return "device_delta", (
-            f"{_why_no_process(held, owners)}, but the used bytes of the whole device rose and fell with a "
-            f"test block of {size}."
+            f"{why}, but the used bytes of the whole device rose and fell with a test block of {size}."
         )
-    rise = _rise(idle.device_used_bytes, held.device_used_bytes)
-    return "unavailable", (
-        f"{_why_no_process(held, owners)}, and with a test block of {size} the used bytes of the whole "
-        f"device {rise}: NVML describes another GPU, or others were using this one."
+    rise = (
+        "are unknown" if before is None or after is None else f"changed by {(after - before) / MIB:.0f} MiB"
     )
-
-
-def _rise(before: int | None, after: int | None) -> str:
-    if before is None or after is None:
-        return "are unknown"
-    return f"changed by {(after - before) / MIB:.0f} MiB"
+    return "unavailable", (
+        f"{why}, and with a test block of {size} the used bytes of the whole device {rise}: NVML describes "
+        "another GPU, or others were using this one."
+    )
 
 
 def _bytes_of(pid: int, sample: GpuSample) -> int | None:
@@ -173,7 +165,7 @@ class Seen:
     isolation_reason: str = "The worker did not start."
     owners: Owners = field(default_factory=Owners)
     idle_device_bytes: int | None = None
-    background: int = 0
+    background: Collection[int] = ()
     reserved_peaks: dict[str, int] = field(default_factory=dict)
     reserved_at_rest: int | None = None
     excess_bytes: int | None = None
@@ -222,7 +214,7 @@ def unexplained_bytes(seen: Seen) -> int | None:
     beyond = [
         peak - explained - reserved
         for phase, reserved in seen.reserved_peaks.items()
-        if (peak := seen.timeline[phase].device_peak_bytes) is not None
+        if (peak := seen.timeline[phase].extremes.get("device_peak_bytes")) is not None
     ]
     return max(0, *beyond) if beyond else None
 
@@ -261,24 +253,21 @@ def caveats(seen: Seen, gpu: Gpu, *, silent: bool) -> Iterator[Caveat]:
         at = f" of {limit / 1000:.0f} W" if limit else ""
         message = f"The card was held to its power limit{at} during the measured steps."
         yield Caveat(code="power-capped", message=message)
-    if seen.background:
-        others = "1 other process was" if seen.background == 1 else f"{seen.background} other processes were"
+    if count := len(seen.background):
+        others = "1 other process was" if count == 1 else f"{count} other processes were"
         held = "" if seen.idle_device_bytes is None else f", with {_size(seen.idle_device_bytes)} in use"
         yield Caveat(code="gpu-shared", message=f"{others} on the GPU before the run{held}.")
-    if silent or (lost := _lost(seen)):
+    if seen.isolation == "process":
+        lost = sum(stretch.without_own for stretch in seen.timeline.stretches.values())
+    else:
+        lost = sum(stretch.without_device for stretch in seen.timeline.stretches.values())
+    if silent or (lost and seen.isolation != "unavailable"):
         why = SILENT if silent else f"NVML reported no memory in {counted(lost, 'sample')}"
         problems = [problem for problem in gpu.problems if "memory" in problem or "everything" in problem]
         detail = f" ({problems[-1].rstrip('.')})" if problems else ""
         yield Caveat(code="nvml-gaps", message=f"{why}{detail}: its peaks may be too low.")
     if seen.isolation == "unavailable":
         yield Caveat(code="nvml-unattributed", message=f"No peak by NVML: {seen.isolation_reason}")
-
-
-def _lost(seen: Seen) -> int:
-    stretches = [seen.timeline[name] for name in seen.timeline.names()]
-    if seen.isolation == "process":
-        return sum(stretch.without_own for stretch in stretches)
-    return sum(stretch.without_device for stretch in stretches) if seen.isolation == "device_delta" else 0
 
 
 def _delta(seen: Seen, sample: GpuSample) -> int | None:

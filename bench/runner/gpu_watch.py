@@ -22,9 +22,9 @@ from bench.probes.nvml.visible_devices import resolve_uuid
 from bench.records.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
 from bench.records.readings import GpuReading
 from bench.records.records import DeviceFacts, PhaseReading
-from bench.runner.gpu import verdict as gpu_verdict
-from bench.runner.gpu.phases import Taken, Timeline
-from bench.runner.gpu.verdict import BlockTest, Owners, judge_isolation
+from bench.runner import gpu_verdict
+from bench.runner.gpu_samples import Timeline
+from bench.runner.gpu_verdict import Owners, judge_isolation
 from bench.workers import interrupts
 from bench.workers.listeners import Findings
 
@@ -53,10 +53,6 @@ class SweepGpu:
     gpu: Gpu | None = None
     unwatched: str | None = None
 
-    def give_up(self, why: str) -> None:
-        """Ask NVML no more in this sweep."""
-        self.gpu, self.unwatched = None, why
-
 
 @contextlib.contextmanager
 def sweep_gpu(facts: DeviceFacts, note: Callable[[str], None]) -> Iterator[SweepGpu]:
@@ -64,31 +60,26 @@ def sweep_gpu(facts: DeviceFacts, note: Callable[[str], None]) -> Iterator[Sweep
 
     Raises ``InfrastructureError`` when another sweep holds it.
     """
+    found = SweepGpu()
     with contextlib.ExitStack() as stack:
-        found = SweepGpu()
         try:
-            found.gpu = _open_gpu(stack, facts, note)
+            nvml = stack.enter_context(open_nvml())
+            address = resolve_uuid(
+                nvml.gpus(),
+                visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
+                device_order=os.environ.get("CUDA_DEVICE_ORDER"),
+                worker_uuid=facts.cuda_uuid,
+            )
+            if address.contradiction:
+                note(address.reason)
+            found.gpu = nvml.gpu(address.gpu.uuid) if address.gpu else None
+            found.unwatched = None if address.gpu else address.reason
         except UnavailableError as error:
             found.unwatched = str(error)
         uuid = found.gpu.facts.uuid if found.gpu else facts.cuda_uuid
         if uuid is not None:
             stack.enter_context(hold_gpu(uuid))
         yield found
-
-
-def _open_gpu(stack: contextlib.ExitStack, facts: DeviceFacts, note: Callable[[str], None]) -> Gpu:
-    nvml = stack.enter_context(open_nvml())
-    address = resolve_uuid(
-        nvml.gpus(),
-        visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-        device_order=os.environ.get("CUDA_DEVICE_ORDER"),
-        worker_uuid=facts.cuda_uuid,
-    )
-    if address.contradiction:
-        note(address.reason)
-    if address.gpu is None:
-        raise UnavailableError(address.reason)
-    return nvml.gpu(address.gpu.uuid)
 
 
 @contextlib.contextmanager
@@ -127,7 +118,10 @@ def _holder(name: str) -> str:
 
 
 class GpuWatch:
-    """Watches one run of one cell; a new one is made for the next."""
+    """Watches one run of one cell; a new one is made for the next.
+
+    ``pages_state`` is explained at ``Seen``.
+    """
 
     def __init__(
         self,
@@ -137,21 +131,17 @@ class GpuWatch:
         idle_patience_s: float = IDLE_PATIENCE_S,
         pages_state: bool = False,
     ) -> None:
-        """``pages_state`` is explained at ``Seen``."""
         self._gpu = gpu
         self._interval_ns = interval_ns
         self._idle_patience_s = idle_patience_s
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._wake = threading.Event()
-        self._answered = threading.Event()
+        self._stop, self._wake, self._answered = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._sample_until_stopped, name="NVML", daemon=True)
         self._latest: GpuSample | None = None
         self._until_complete = 0
         self._longest_gap_ns = 0
         self._cpu_ns = self._cpu_before_ns = 0
         self._began_ns: int | None = None
-        self._background: set[int] = set()
         self._seen = gpu_verdict.Seen(timeline=Timeline(self._weigh), pages_state=pages_state)
         self._judged = False
         self._block_bytes: int | None = None
@@ -186,8 +176,7 @@ class GpuWatch:
         with interrupts.waiting():
             time.sleep(INTERVALS_BETWEEN_LOOKS * self._interval_ns / 1e9)
         before, seen = self._latest, self._seen
-        self._background = {process.pid for process in (before and before.processes) or ()}
-        seen.background = len(self._background)
+        seen.background = {process.pid for process in (before and before.processes) or ()}
         seen.idle_device_bytes = before.device_used_bytes if before else None
         return gpu_verdict.why_busy(earlier, before, self._gpu.facts)
 
@@ -199,7 +188,7 @@ class GpuWatch:
     def begin(self, *worker_pids: int) -> None:
         """Tell the workers' processes from all others from now on."""
         with self._lock:
-            self._seen.owners = Owners(*worker_pids, background=self._background)
+            self._seen.owners = Owners(*worker_pids, background=self._seen.background)
             self._longest_gap_ns = 0
             self._cpu_before_ns, self._began_ns = self._cpu_ns, time.monotonic_ns()
 
@@ -236,7 +225,7 @@ class GpuWatch:
             )
 
     def _reading(self) -> GpuReading:
-        seen = self._seen
+        seen, began_ns = self._seen, self._began_ns
         return GpuReading(
             facts=self._gpu.facts,
             isolation=seen.isolation,
@@ -244,15 +233,15 @@ class GpuWatch:
             interval_ns=self._interval_ns,
             complete_interval_ns=self._interval_ns * SAMPLES_FOR_A_COMPLETE_ONE,
             longest_gap_ns=self._longest_gap_ns,
-            watched_ns=None if self._began_ns is None else time.monotonic_ns() - self._began_ns,
-            watching_cpu_ns=None if self._began_ns is None else self._cpu_ns - self._cpu_before_ns,
+            watched_ns=None if began_ns is None else time.monotonic_ns() - began_ns,
+            watching_cpu_ns=None if began_ns is None else self._cpu_ns - self._cpu_before_ns,
             memory_version=self._gpu.memory_version,
             processes_version=self._gpu.processes_version,
             idle_device_bytes=seen.idle_device_bytes,
             non_torch_bytes=gpu_verdict.non_torch_bytes(seen),
             phases=tuple(
-                seen.timeline[name].as_phase(with_own_bytes=seen.isolation == "process")
-                for name in seen.timeline.names()
+                stretch.as_phase(with_own_bytes=seen.isolation == "process")
+                for name, stretch in seen.timeline.stretches.items()
                 if name not in INSTANTS
             ),
             foreign_pids=seen.owners.foreign_count,
@@ -267,7 +256,10 @@ class GpuWatch:
         last_ns = time.monotonic_ns()
         while not self._stop.is_set():
             self._wake.clear()
-            complete = self._is_complete_due()
+            with self._lock:
+                # Before there is a worker, each sample is complete.
+                complete = self._until_complete == 0 or self._began_ns is None
+                self._until_complete = (SAMPLES_FOR_A_COMPLETE_ONE if complete else self._until_complete) - 1
             began_ns = time.monotonic_ns()
             sample = self._gpu.sample(complete=complete)
             ended_ns = time.monotonic_ns()
@@ -275,19 +267,12 @@ class GpuWatch:
                 self._latest = sample
                 if self._began_ns is not None:
                     self._seen.owners.look(sample)
-                    self._seen.timeline.take(Taken(began_ns=began_ns, ended_ns=ended_ns, sample=sample))
+                    self._seen.timeline.take(sample, ended_ns)
                 self._longest_gap_ns = max(self._longest_gap_ns, began_ns - last_ns)
                 self._cpu_ns = time.thread_time_ns()
             self._answered.set()
             last_ns = began_ns
             self._wake.wait(max(0, began_ns + self._interval_ns - ended_ns) / 1e9)
-
-    def _is_complete_due(self) -> bool:
-        # Before there is a worker, each sample is complete.
-        with self._lock:
-            due = self._until_complete == 0 or self._began_ns is None
-            self._until_complete = SAMPLES_FOR_A_COMPLETE_ONE - 1 if due else self._until_complete - 1
-        return due
 
     def _end_sampling(self) -> None:
         self._stop.set()
@@ -299,9 +284,8 @@ class GpuWatch:
         """Judge once, as soon as the samples around the test block are all there."""
         seen = self._seen
         if not self._judged and self._began_ns is not None:
-            idle, held, freed = (seen.timeline[name].last for name in INSTANTS[:3])
-            test = BlockTest(idle=idle, held=held, freed=freed, block_bytes=self._block_bytes)
-            seen.isolation, seen.isolation_reason = judge_isolation(test, seen.owners)
+            samples = [seen.timeline[name].last for name in INSTANTS[:3]]
+            seen.isolation, seen.isolation_reason = judge_isolation(samples, self._block_bytes, seen.owners)
             self._judged = True
 
     def _weigh(self, sample: GpuSample) -> int | None:

@@ -1,1 +1,0 @@
-"""Watching and locking one GPU from the parent process."""
