@@ -7,12 +7,12 @@ architecture that its name contains.
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from itertools import combinations
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,7 @@ _LAYERS = frozenset({"num_hidden_layers", "n_layer"})
 ASSUMED_CAPABILITY = (8, 0)
 ASSUMED_CONTEXT_BYTES = 720 * MIB
 """Where no reading was found: the largest of the catalogue's readings."""
+_CONTEXT_ASSUMED = f"a CUDA context of {ASSUMED_CONTEXT_BYTES / GIB:.2f} GiB is assumed"
 
 _UNREAD_SHARE = 0.965
 """Of the memory as sold, less than any card without ECC in its memory reports (the least: 0.971)."""
@@ -46,6 +47,8 @@ _OTHER_SHAPE = re.compile(
     r"\d+(\.\d+)?[bmt]|\d+x\d+(\.\d+)?b|nano|tiny|mini|small|medium|large|x{1,2}l|random|moe|vl|vision|pruned"
 )
 """A word of a model's name that tells of another shape than the catalogued model's."""
+
+_Entry = TypeVar("_Entry")
 
 
 class Architecture(Frozen):
@@ -136,42 +139,42 @@ class Card(Frozen):
 @cache
 def architectures() -> Mapping[str, Architecture]:
     """Return every catalogued architecture by name."""
-    return MappingProxyType({name: Architecture(name=name, **facts) for name, facts in _read("models.toml")})
+    return _catalogue("models.toml", Architecture)
 
 
 @cache
 def wheels() -> Mapping[str, WheelWeights]:
     """Return every catalogued wheel by name."""
-    return MappingProxyType({name: WheelWeights(name=name, **facts) for name, facts in _read("wheels.toml")})
+    return _catalogue("wheels.toml", WheelWeights)
 
 
 @cache
 def cards() -> Mapping[str, Card]:
     """Return every catalogued card by name."""
-    return MappingProxyType({name: _card(name, facts) for name, facts in _read("cards.toml")})
+    return _catalogue("cards.toml", _card)
 
 
-def _read(resource: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = (files("bench.scenario") / resource).read_text(encoding="utf-8")
-    return iter(tomllib.loads(text).items())
+def _catalogue(resource: str, make: Callable[..., _Entry]) -> Mapping[str, _Entry]:
+    tables = tomllib.loads((files("bench.scenario") / resource).read_text(encoding="utf-8"))
+    return MappingProxyType({name: make(name=name, **facts) for name, facts in tables.items()})
 
 
-def _unknown(what: str, name: str, known: Collection[str], most: int = 1) -> str:
+def _unknown(what: str, name: str, known: Collection[str], most: int = 1) -> UsageError:
     hint = perhaps(name, known, most) or f"Known: {', '.join(known)}."
-    return f'unknown {what} "{name}". {hint}'
+    return UsageError(f'unknown {what} "{name}". {hint}')
 
 
 def architecture(name: str) -> Architecture:
     """Return the architecture of exactly this name. Raises ``UsageError`` with the nearest."""
     if name not in architectures():
-        raise UsageError(_unknown("architecture", name, architectures()))
+        raise _unknown("architecture", name, architectures())
     return architectures()[name]
 
 
 def wheel(name: str) -> WheelWeights:
     """Return the wheel of exactly this name. Raises ``UsageError`` with the nearest."""
     if name not in wheels():
-        raise UsageError(_unknown("wheel", name, wheels()))
+        raise _unknown("wheel", name, wheels())
     return wheels()[name]
 
 
@@ -184,12 +187,10 @@ def architecture_of(model: ModelSpec) -> Architecture | None:
     if model.wheel is not None:
         carried = wheels().get(model.wheel)
         return architectures()[carried.architecture] if carried else None
-    return _by_hub().get((model.hub or "").lower())
-
-
-@cache
-def _by_hub() -> dict[str, Architecture]:
-    return {known.hub.lower(): known for known in architectures().values() if known.hub}
+    hub = (model.hub or "").lower()
+    return next(
+        (known for known in architectures().values() if hub and hub == (known.hub or "").lower()), None
+    )
 
 
 def architecture_spelt(text: str) -> Architecture | None:
@@ -241,8 +242,8 @@ def card(name: str) -> Card:
     if wanted in keys:
         return known[keys[wanted]]
     if len(begun) != 1 or not re.fullmatch(r"\d+gb", next(iter(begun)).removeprefix(wanted)):
-        hint = _unknown("card", name, [*begun.values()] or known, most=3)
-        raise UsageError(f"{hint} Or give its memory, as in --memory 24GiB.")
+        unknown = _unknown("card", name, [*begun.values()] or known, most=3)
+        raise UsageError(f"{unknown} Or give its memory, as in --memory 24GiB.")
     only = known[next(iter(begun.values()))]
     taken = f'"{name}" is taken for the {only.title}, the only one of that name in the catalogue'
     return only.model_copy(update={"assumptions": (taken, *only.assumptions)})
@@ -265,33 +266,29 @@ def card_of_memory(size: str) -> Card:
         read_usable_bytes=size_bytes,
         memory_source="as given",
         capability=ASSUMED_CAPABILITY,
-        assumptions=(f"compute capability {major}.{minor} is assumed", _assumed_context()),
+        assumptions=(f"compute capability {major}.{minor} is assumed", _CONTEXT_ASSUMED),
     )
 
 
-def _card(name: str, facts: Mapping[str, Any]) -> Card:
-    """Convert the units of the catalogue to bytes and operations, and say what is assumed."""
-    scales = {
-        "memory_gib": ("memory_bytes", GIB),
-        "usable_mib": ("read_usable_bytes", MIB),
-        "context_mib": ("read_context_bytes", MIB),
-        "bandwidth_gb_per_s": ("bandwidth_bytes_per_s", 1e9),
-        "peak_bf16_tflops": ("peak_bf16_flops", 1e12),
-    }
-    fields: dict[str, Any] = {"name": name}
-    for key, value in facts.items():
-        field, scale = scales.get(key, (key, None))
-        fields[field] = value if scale is None else value * scale
+_SCALES: dict[str, tuple[str, float]] = {
+    "memory_gib": ("memory_bytes", GIB),
+    "usable_mib": ("read_usable_bytes", MIB),
+    "context_mib": ("read_context_bytes", MIB),
+    "bandwidth_gb_per_s": ("bandwidth_bytes_per_s", 1e9),
+    "peak_bf16_tflops": ("peak_bf16_flops", 1e12),
+}
+"""Keys of cards.toml that are not in bytes or operations per second: the field, and how many of its units."""
+
+
+def _card(name: str, **facts: Any) -> Card:
+    """Convert the units of the catalogue, and say what is assumed."""
+    fields = {_SCALES[key][0]: facts.pop(key) * _SCALES[key][1] for key in _SCALES if key in facts}
     assumptions = []
-    if "usable_mib" not in facts:
+    if "read_usable_bytes" not in fields:
         assumptions.append("its usable memory is estimated from the memory as sold")
-    if "context_mib" not in facts:
-        assumptions.append(_assumed_context())
-    return Card(**fields, assumptions=tuple(assumptions))
-
-
-def _assumed_context() -> str:
-    return f"a CUDA context of {ASSUMED_CONTEXT_BYTES / GIB:.2f} GiB is assumed"
+    if "read_context_bytes" not in fields:
+        assumptions.append(_CONTEXT_ASSUMED)
+    return Card(name=name, assumptions=tuple(assumptions), **facts, **fields)
 
 
 def absurdities(cell: Cell) -> list[Problem]:
@@ -305,31 +302,26 @@ def absurdities(cell: Cell) -> list[Problem]:
         message = f"{rows} sequences of {length} tokens are more than {MOST_TOKENS:,} at once; lower it"
         found.append(("training", "micro_batch", message))
     known = architecture_of(cell.model)
-    return found if found or known is None else [*_of_shape(cell, known)]
+    if found or known is None:
+        return found
+    method = cell.method
+    if isinstance(method, LoraMethod | QloraMethod) and method.rank > known.hidden_size:
+        message = f"{method.rank} is above the hidden size of {known.name}, {known.hidden_size}; lower it"
+        found.append(("method", "rank", message))
+    if length > known.max_positions:
+        message = f"{length} is beyond the {known.max_positions} positions of {known.name}; shorten it"
+        found.append(("training", "sequence_length", message))
+    return found
 
 
 def _of_overrides(model: ModelSpec) -> Iterator[Problem]:
-    for name in sorted(_sizes() & set(model.overrides)):
-        value, largest = (
-            model.overrides[name],
-            MOST_LAYERS if name in _LAYERS else LARGEST_SIZE,
-        )
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-            yield "model", f"overrides.{name}", f"must be a whole number from 1 to {largest:,}; correct it"
-
-
-def _of_shape(cell: Cell, known: Architecture) -> Iterator[Problem]:
-    method, length = cell.method, cell.training.sequence_length
-    if isinstance(method, LoraMethod | QloraMethod) and method.rank > known.hidden_size:
-        message = f"{method.rank} is above the hidden size of {known.name}, {known.hidden_size}; lower it"
-        yield "method", "rank", message
-    if length > known.max_positions:
-        message = f"{length} is beyond the {known.max_positions} positions of {known.name}; shorten it"
-        yield "training", "sequence_length", message
-
-
-@cache
-def _sizes() -> frozenset[str]:
-    """Return the fields of configurations that are whole numbers: widths, layers, heads, positions."""
-    configs = [known.config for known in architectures().values()]
-    return frozenset(key for config in configs for key, value in config.items() if type(value) is int)
+    """Check the fields of configurations that are whole numbers: widths, layers, heads, positions."""
+    for name, value in sorted(model.overrides.items()):
+        if any(type(known.config.get(name)) is int for known in architectures().values()):
+            largest = MOST_LAYERS if name in _LAYERS else LARGEST_SIZE
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+                yield (
+                    "model",
+                    f"overrides.{name}",
+                    f"must be a whole number from 1 to {largest:,}; correct it",
+                )

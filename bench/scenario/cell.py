@@ -6,7 +6,7 @@ What only one machine lacks is found later.
 import hashlib
 import json
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -15,11 +15,14 @@ from bench.scenario.types import (
     Device,
     EvaluationSpec,
     Frozen,
+    FullMethod,
     LimitsSpec,
+    LoraMethod,
     MethodSpec,
     ModelSpec,
     Name,
     PeftMethod,
+    QloraMethod,
     TrainingSpec,
     WindowSpec,
 )
@@ -44,15 +47,6 @@ _BEYOND_TEXT = {
     "POLY": "task ids",
     "XLORA": "adapters that are trained already",
 }
-
-
-class ContradictionError(ValueError):
-    """Fields of a cell that exclude each other: (part, field, what to do) for each contradiction."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        """Take every contradiction of the cell."""
-        self.problems = problems
-        super().__init__("; ".join(f"{part}.{field} {message}" for part, field, message in problems))
 
 
 HOW_IT_LEARNS = frozenset(
@@ -123,15 +117,15 @@ class Cell(Frozen):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         """Refuse what no machine can do; what only this machine cannot do is found before the run."""
-        problems = contradictions(self)
-        if problems:
-            raise ContradictionError(problems)
+        if problems := contradictions(self):
+            raise ValueError("; ".join(f"{part}.{field} {message}" for part, field, message in problems))
         return self
 
 
 def contradictions(cell: Cell) -> list[Problem]:
     """Return every contradiction between the fields of a cell."""
-    return [*_of_precision(cell), *_of_loss(cell), *_of_data(cell), *_of_method(cell)]
+    of_method = _of_peft(cell, cell.method) if cell.method.kind == "peft" else _of_adapter(cell.method)
+    return [*_of_training(cell), *_of_data(cell), *of_method]
 
 
 def peft_type(name: str) -> str:
@@ -139,22 +133,19 @@ def peft_type(name: str) -> str:
     return name.upper().replace("-", "_")
 
 
-def _of_precision(cell: Cell) -> Iterator[Problem]:
-    training, method = cell.training, cell.method
+def _of_training(cell: Cell) -> Iterator[Problem]:
+    training, method, on_cpu = cell.training, cell.method, cell.device == "cpu"
     trains_fp16 = training.dtype == "fp16" and (method.kind == "full" or method.adapter_dtype == "weights")
     if training.autocast == "fp16" and trains_fp16:
         message = "fp16 cannot unscale fp16 gradients; keep what is trained in fp32 (dtype, or adapter_dtype)"
         yield "training", "autocast", message
-    if training.attention == "flash_attention_2" and training.dtype == "fp32" and training.autocast == "off":
+    flash = training.attention == "flash_attention_2"
+    if flash and training.dtype == "fp32" and training.autocast == "off":
         yield "training", "attention", "flash_attention_2 needs 16-bit activations; set dtype or autocast"
-    if training.attention == "flash_attention_2" and cell.device == "cpu":
+    if flash and on_cpu:
         message = "flash_attention_2 runs on CUDA only; set device to cuda, or attention to sdpa"
         yield "training", "attention", message
-
-
-def _of_loss(cell: Cell) -> Iterator[Problem]:
-    training = cell.training
-    if training.loss == "liger" and cell.device == "cpu":
+    if training.loss == "liger" and on_cpu:
         yield "training", "loss", "liger runs on CUDA only; set device to cuda, or loss to chunked"
     for field in ("upcast_outputs", "keep_outputs"):
         if training.loss == "liger" and getattr(training, field):
@@ -173,14 +164,6 @@ def _of_data(cell: Cell) -> Iterator[Problem]:
     if data.source != "synthetic" and data.template not in TEMPLATES_OF_FORMAT[data.format]:
         fitting = " or ".join(TEMPLATES_OF_FORMAT[data.format])
         yield "data", "template", f"{data.template} does not fit format {data.format}; set {fitting}"
-
-
-def _of_method(cell: Cell) -> Iterator[Problem]:
-    method = cell.method
-    if method.kind == "peft":
-        yield from _of_peft(cell, method)
-    elif method.kind != "full":
-        yield from (("method", "peft", message) for message in _misplaced_fields(method.peft))
 
 
 def _of_peft(cell: Cell, method: PeftMethod) -> Iterator[Problem]:
@@ -202,13 +185,17 @@ def _of_peft(cell: Cell, method: PeftMethod) -> Iterator[Problem]:
         yield "training", "loss", "must be full for adalora, which adds a term of its own to the model's loss"
 
 
-def _misplaced_fields(peft: dict[str, Any]) -> Iterator[str]:
-    """Name fields of LoraConfig that the method has under a name of its own, or that stop it training."""
+def _of_adapter(method: FullMethod | LoraMethod | QloraMethod) -> Iterator[Problem]:
+    """Refuse fields of LoraConfig that the method has under a name of its own, or that stop it training."""
+    peft = {} if isinstance(method, FullMethod) else method.peft
     own = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
     own |= {name: name for name in ("target_modules", "bias")}
-    yield from (f"may not hold {name}; set the method's {own[name]}" for name in peft if name in own)
+    for name in filter(own.get, peft):
+        yield "method", "peft", f"may not hold {name}; set the method's {own[name]}"
     if "task_type" in peft or "inference_mode" in peft:
-        yield "may not hold task_type or inference_mode: adapters here are for training a causal model"
+        message = "may not hold task_type or inference_mode: adapters here are for training a causal model"
+        yield "method", "peft", message
     if peft.get("init_lora_weights") == "eva":
         # peft leaves them as for plain LoRA until initialize_lora_eva_weights is called with data.
-        yield "may not ask for eva, whose weights need a pass over data first; set pissa or olora"
+        message = "may not ask for eva, whose weights need a pass over data first; set pissa or olora"
+        yield "method", "peft", message

@@ -8,7 +8,6 @@ import json
 import math
 import re
 import tomllib
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import date, datetime, time
@@ -56,7 +55,7 @@ class Problems:
         """Whether there are so many that looking for more is of no use."""
         return len(self._found) >= MOST_PROBLEMS
 
-    def add(self, path: Path, message: str, wrong: str = "", known: Iterable[str] = ()) -> None:
+    def add(self, path: Path, message: str, wrong: object = "", known: Iterable[str] = ()) -> None:
         """Note a mistake at ``path``; of the ``known`` names, the one nearest to ``wrong`` is proposed."""
         if self.full:
             return
@@ -83,9 +82,9 @@ class Problems:
         return ScenarioError(lines)
 
 
-def perhaps(wrong: str, known: Iterable[str], most: int = 1) -> str:
+def perhaps(wrong: object, known: Iterable[str], most: int = 1) -> str:
     """Return 'Perhaps you meant "…"?' with the known names nearest to a wrong one; empty if none is near."""
-    if not 0 < len(wrong) <= _LONGEST_SHOWN:
+    if not isinstance(wrong, str) or not 0 < len(wrong) <= _LONGEST_SHOWN:
         return ""
     begun = [name for name in known if name.startswith(wrong.lower())]
     near = begun or get_close_matches(wrong, known, n=most) or get_close_matches(wrong.lower(), known, n=most)
@@ -197,163 +196,104 @@ def _in_our_words(error: ValidationError, value: object) -> Complaint:
     return Complaint(f"{said}, not {shown(value)}", known)
 
 
-_BLANK = re.compile(r"[ \t]*+")
-_GAP = re.compile(r"(?:[ \t\n]++|#[^\n]*+)*+")
-_BARE = re.compile(r"[A-Za-z0-9_-]++")
-_BASIC = re.compile(r'"(?:[^"\\\n]++|\\[^\n])*+"')
-_LITERAL = re.compile(r"'[^'\n]*+'")
-_LONG_BASIC = re.compile(r'"""(?:[^"\\]++|\\.|"(?!""))*+"{3,5}', re.DOTALL)
-_LONG_LITERAL = re.compile(r"'''(?:[^']++|'(?!''))*+'{3,5}", re.DOTALL)
-_UNQUOTED = re.compile(r"[^,\]}#\n\"'\[{]++")
-_SCALARS = {'"""': _LONG_BASIC, "'''": _LONG_LITERAL, '"': _BASIC, "'": _LITERAL, "": _UNQUOTED}  # first fit
+_PART = r"""(?: "(?: [^"\\\n]++ | \\[^\n] )*+"(?!") | '[^'\n]*+'(?!') | [A-Za-z0-9_-]++ )"""
+_KEY = rf"(?P<key> {_PART} (?: [ \t]*+ \. [ \t]*+ {_PART} )*+ )"
+_HEADER = re.compile(
+    rf"^[ \t]*+ (?P<many> \[ )? \[ [ \t]*+ {_KEY} [ \t]*+ (?P<header> \] )", re.VERBOSE | re.MULTILINE
+)
+_TOKEN = re.compile(
+    rf"""[ \t\n]++ | \#[^\n]*+ | {_KEY} (?P<assigned> [ \t]*+ = )?+ | (?P<mark> [\[\]{{}},] )
+    | (?P<text> \"""(?: [^"\\]++ | \\. | "(?!"") )*+ "{{3,5}} | \'''(?: [^']++ | '(?!'') )*+ '{{3,5}}
+    | [^\s"'\#\[\]{{}}=,]++ )""",
+    re.VERBOSE | re.DOTALL,
+)
 
 
 class NestingError(UsageError):
-    """A key or value lies deeper than ``MAX_DEPTH``."""
+    """A key or value lies deeper than ``MAX_DEPTH``; ``line`` says where."""
 
     def __init__(self, line: int) -> None:
-        """Take the line of the offending key or value."""
         self.line = line
         super().__init__(f"nested more than {MAX_DEPTH} levels deep")
-
-
-class _NotTomlError(Exception):
-    """The text cannot be split further."""
 
 
 def key_lines(text: str) -> dict[Path, int]:
     """Return the line, counted from 1, of every table, key and array element by its path.
 
-    The lines of ``text`` end in a line feed alone. Raises ``NestingError``.
+    The lines of ``text`` end in a line feed alone. What is not TOML ends the search: ``tomllib`` says what is
+    wrong, and where. Raises ``NestingError``.
     """
-    scanner = _Scanner(text)
-    with suppress(_NotTomlError):  # tomllib says what is wrong, and where
-        scanner.scan()
+    scanner, position = _Scanner(), 0
+    with suppress(tomllib.TOMLDecodeError):
+        while found := scanner.match(text, position):
+            scanner.take(found)
+            scanner.line += found.group().count("\n")
+            position = found.end()
     return scanner.lines
 
 
 class _Scanner:
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.position = 0
+    """Takes headers, assigned keys, pieces of values and brackets, and notes where each path begins."""
+
+    def __init__(self) -> None:
+        self.line = 1
         self.lines: dict[Path, int] = {}
-        self._line_starts = [0, *(found.end() for found in re.finditer("\n", text))]
-        self._elements: dict[Path, int] = {}  # arrays of tables, with how many tables each has so far
+        self._table: Path = ()
+        self._value: Path = ()
+        self._counts: dict[Path, int] = {}  # of the tables so far, by array of tables
+        self._open: list[tuple[Path, int]] = []  # arrays with the index of their element; inline tables: -1
 
-    def scan(self) -> None:
-        """Read the text statement by statement."""
-        table: Path = ()
-        while True:
-            self._take(_GAP)
-            if self.position == len(self.text):
-                return
-            if self._accept("["):
-                table = self._array_header() if self._accept("[") else self._table_header(self._parts("]"))
-            else:
-                self._value(self._key(table, "="))
+    def match(self, text: str, position: int) -> re.Match[str] | None:
+        """Return the next token; within brackets it is no header."""
+        header = None if self._open else _HEADER.match(text, position)
+        return header or _TOKEN.match(text, position)
 
-    def _table_header(self, parts: list[str]) -> Path:
-        path: Path = ()
-        for part in parts:
-            path = (*path, part)
-            path = (*path, self._elements[path] - 1) if path in self._elements else path
-            self._note(path)
+    def take(self, found: re.Match[str]) -> None:
+        match found.lastgroup, found.group():
+            case "header", _:
+                *parents, last = self._parts(found["key"])
+                path = (*self._inside((), parents), last)
+                if found["many"]:
+                    self._counts[path] = self._counts.get(path, 0) + 1
+                self._table = self._inside(path[:-1], [last])
+            case "assigned", _:
+                around = self._open[-1][0] if self._open else self._table
+                self._value = self._inside(around, self._parts(found["key"]))
+            case "mark", "[":
+                self._open.append((self._element(), 0))
+            case "mark", "{":
+                self._open.append((self._element(), -1))
+            case "mark", ",":
+                if self._open and self._open[-1][1] >= 0:
+                    self._open[-1] = self._open[-1][0], self._open[-1][1] + 1
+            case "mark", _:
+                self._open = self._open[:-1]
+            case (("key" | "text"), _):
+                self._element()
+
+    def _parts(self, key: str) -> list[str]:
+        """Return the parts of a dotted key, the escapes of quoted ones decoded."""
+        parts = re.findall(_PART, key, re.VERBOSE)
+        if len(parts) > MAX_DEPTH:
+            raise NestingError(self.line)
+        return [tomllib.loads(f"key = {part}")["key"] if part[0] in "\"'" else part for part in parts]
+
+    def _element(self) -> Path:
+        """Return where the value is that begins or goes on here."""
+        if not self._open or self._open[-1][1] < 0:
+            return self._value
+        return self._note((*self._open[-1][0], self._open[-1][1]))
+
+    def _inside(self, path: Path, key: list[str]) -> Path:
+        """Follow a key, in arrays of tables to the last one."""
+        for part in key:
+            path = self._note((*path, part))
+            if path in self._counts:
+                path = self._note((*path, self._counts[path] - 1))
         return path
 
-    def _array_header(self) -> Path:
-        *parents, last = self._parts("]")
-        self._expect("]")
-        path = (*self._table_header(parents), last)
-        self._note(path)
-        index = self._elements.get(path, 0)
-        self._elements[path] = index + 1
-        self._note((*path, index))
-        return (*path, index)
-
-    def _key(self, table: Path, end: str) -> Path:
-        path = table
-        for part in self._parts(end):
-            path = (*path, part)
-            self._note(path)
-        return path
-
-    def _parts(self, end: str) -> list[str]:
-        """Read a dotted key and the character that ends it."""
-        parts = []
-        while True:
-            self._take(_BLANK)
-            parts.append(self._part())
-            if len(parts) > MAX_DEPTH:
-                raise NestingError(self._line())
-            self._take(_BLANK)
-            if not self._accept("."):
-                self._expect(end)
-                return parts
-
-    def _part(self) -> str:
-        if self.text.startswith('"', self.position):
-            try:
-                return str(tomllib.loads("key = " + self._take(_BASIC))["key"])  # its escapes decoded
-            except tomllib.TOMLDecodeError:
-                raise _NotTomlError from None
-        if self.text.startswith("'", self.position):
-            return self._take(_LITERAL)[1:-1]
-        return self._take(_BARE)
-
-    def _value(self, path: Path) -> None:
-        """Read a value, noting what lies inside arrays and inline tables."""
-        self._take(_BLANK)
-        if self._accept("["):
-            self._array(path)
-        elif self._accept("{"):
-            self._inline_table(path)
-        else:
-            opening = next(quote for quote in _SCALARS if self.text.startswith(quote, self.position))
-            self._take(_SCALARS[opening])
-
-    def _array(self, path: Path) -> None:
-        index = 0
-        self._take(_GAP)
-        while not self._accept("]"):
-            self._note((*path, index))
-            self._value((*path, index))
-            self._take(_GAP)
-            if not self._accept(","):
-                self._expect("]")
-                return
-            self._take(_GAP)
-            index += 1
-
-    def _inline_table(self, path: Path) -> None:
-        self._take(_GAP)
-        while not self._accept("}"):
-            self._value(self._key(path, "="))
-            self._take(_GAP)
-            if not self._accept(","):
-                self._expect("}")
-                return
-            self._take(_GAP)
-
-    def _note(self, path: Path) -> None:
+    def _note(self, path: Path) -> Path:
         if len(path) > MAX_DEPTH:
-            raise NestingError(self._line())
-        self.lines.setdefault(path, self._line())
-
-    def _line(self) -> int:
-        return bisect_right(self._line_starts, self.position)
-
-    def _take(self, pattern: re.Pattern[str]) -> str:
-        found = pattern.match(self.text, self.position)
-        if found is None:
-            raise _NotTomlError
-        self.position = found.end()
-        return found.group()
-
-    def _accept(self, character: str) -> bool:
-        accepted = self.text.startswith(character, self.position)
-        self.position += accepted
-        return accepted
-
-    def _expect(self, character: str) -> None:
-        if not self._accept(character):
-            raise _NotTomlError
+            raise NestingError(self.line)
+        self.lines.setdefault(path, self.line)
+        return path

@@ -64,19 +64,9 @@ class GateSpec(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        problems = contradictions(self)
-        if problems:
-            raise GateContradictionError(problems)
+        if problems := contradictions(self):
+            raise ValueError("; ".join(f"{'.'.join(path)} {message}" for path, message in problems))
         return self
-
-
-class GateContradictionError(ValueError):
-    """Keys of a gate that exclude each other: (key, what to do) for each contradiction."""
-
-    def __init__(self, problems: list[tuple[tuple[str, ...], str]]) -> None:
-        """Take every contradiction of the gate."""
-        self.problems = problems
-        super().__init__("; ".join(f"{'.'.join(path)} {message}" for path, message in problems))
 
 
 def contradictions(gate: GateSpec) -> list[tuple[tuple[str, ...], str]]:
@@ -86,18 +76,16 @@ def contradictions(gate: GateSpec) -> list[tuple[tuple[str, ...], str]]:
         found.append((("max_repeats",), f"must be at least repeats ({gate.repeats}); raise it"))
     for name, own in gate.metrics.items():
         path = ("metrics", name)
-        metric = METRICS.get(name)
-        if metric is None:
+        if name not in METRICS:
             found.append((path, "is no metric; name one of the columns of bench table"))
-            continue
-        least = {"statistical": gate.minimum_effect, "paired": gate.minimum_drop}.get(metric.kind)
-        if least is None:
-            continue
-        if own.relative_tolerance is not None:
-            found.append(((*path, "relative_tolerance"), "is for exact metrics; use tolerance"))
-        if own.direction == "same":
-            found.append(((*path, "direction"), 'must be "lower" or "higher" for what varies between runs'))
-        if own.tolerance is not None and own.tolerance <= least:
-            smallest = "minimum_drop" if metric.kind == "paired" else "minimum_effect"
-            found.append(((*path, "tolerance"), f"must be above {smallest} ({least:g}); raise it"))
+        elif METRICS[name].kind != "deterministic":
+            smallest = "minimum_drop" if METRICS[name].kind == "paired" else "minimum_effect"
+            least = getattr(gate, smallest)
+            if own.relative_tolerance is not None:
+                found.append(((*path, "relative_tolerance"), "is for exact metrics; use tolerance"))
+            if own.direction == "same":
+                message = 'must be "lower" or "higher" for what varies between runs'
+                found.append(((*path, "direction"), message))
+            if own.tolerance is not None and own.tolerance <= least:
+                found.append(((*path, "tolerance"), f"must be above {smallest} ({least:g}); raise it"))
     return found

@@ -1,7 +1,9 @@
 """How a scenario file is laid out: its tables, which types their keys fill, and its JSON Schema."""
 
+import json
 from collections.abc import Callable, Collection
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -83,77 +85,37 @@ def type_of(table: str, content: dict[str, Any]) -> type[Frozen] | None:
 DEVICE: FieldInfo = Cell.model_fields["device"]
 NAME: FieldInfo = ModelSpec.model_fields["name"]
 
-_TOP_DESCRIPTIONS = {
-    "title": "One line for the head of a report.",
-    "description": "What question the scenario answers.",
-    "extends": "Another scenario (.toml, relative to this file) to start from; tables are merged.",
-    "models": "The models to compare, each a table [models.NAME].",
-    "methods": "The methods to compare, each a table [methods.NAME]; NAME is its kind where it is one.",
-    "exclude": "Cells not to run: all conditions of a table must hold; strings are glob patterns.",
-    "gate": "What bench gate counts as a regression, and how sure it must be.",
-}
-
 
 def json_schema() -> dict[str, Any]:
-    """Return the schema (draft 2020-12)."""
-    sections = {section: _ref(section) for section in SECTIONS}
-    named = {"propertyNames": {"pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]*$"}, "minProperties": 1}
-    properties: dict[str, Any] = {
-        "title": {"type": "string"},
-        "description": {"type": "string"},
-        "extends": {"type": "string", "pattern": r"\.toml$"},
-        "device": {"enum": ["cpu", "cuda"], "default": "cpu", "description": "Where the cells are to run."},
-        "models": {"type": "object", "additionalProperties": _ref("model"), **named},
-        "methods": {"type": "object", "additionalProperties": _ref("method"), **named},
-        **sections,
-        "exclude": {"type": "array", "items": {"type": "object", "minProperties": 1}},
-        "gate": _gate(),
-    }
-    for key, description in _TOP_DESCRIPTIONS.items():
-        properties[key]["description"] = description
-    definitions = {table: _table(table) for table in TABLES}
-    for table in ("model", "method"):
-        definitions[table]["properties"] |= sections
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Scenario of the fine-tuning benchmark",
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {key: properties[key] for key in TOP},
-        "$defs": definitions,
-    }
+    """Return the schema (draft 2020-12): ``schema.json``, its tables filled from the types."""
+    schema: dict[str, Any] = json.loads((files("bench.scenario") / "schema.json").read_text("utf-8"))
+    sections = {section: schema["properties"][section] for section in SECTIONS}
+    for table, kinds in TABLES.items():
+        fields: dict[str, Any] = {}
+        for kind in kinds:
+            for key, field in kind.model_json_schema()["properties"].items():
+                fields.setdefault(key, _field(key, field))
+        fields.pop("name", None)
+        schema["$defs"][table] = _table(fields | (sections if table in ("model", "method") else {}))
+    gate, metric = (
+        {key: _described(field) for key, field in kind.model_json_schema()["properties"].items()}
+        for kind in (GateSpec, MetricGate)
+    )
+    about = gate["metrics"]["description"]
+    gate["metrics"] = {"type": "object", "description": about, "additionalProperties": _table(metric)}
+    schema["properties"]["gate"] = _table(gate) | schema["properties"]["gate"]
+    return schema
 
 
-def _gate() -> dict[str, Any]:
-    """Return the schema of ``[gate]``: plain values, no axes."""
-    own = {key: _described(field) for key, field in MetricGate.model_json_schema()["properties"].items()}
-    table = {"type": "object", "additionalProperties": False}
-    fields = GateSpec.model_json_schema()["properties"]
-    properties = {key: _described(field) for key, field in fields.items() if key != "metrics"}
-    metrics = {
-        "type": "object",
-        "description": fields["metrics"]["description"],
-        "additionalProperties": table | {"properties": own},
-    }
-    return table | {"properties": properties | {"metrics": metrics}}
-
-
-def _table(table: str) -> dict[str, Any]:
-    """Return the schema of a part of a cell: the fields of every type it may have, each maybe a list."""
-    properties: dict[str, Any] = {}
-    for kind in TABLES[table]:
-        for key, field in kind.model_json_schema()["properties"].items():
-            if key != "name":
-                properties.setdefault(key, _field(key, field))
-    return {"type": "object", "additionalProperties": False, "properties": properties}
+def _table(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": fields}
 
 
 def _field(key: str, field: dict[str, Any]) -> dict[str, Any]:
-    about, one = _parted(field)
     if key in CHOICES:
-        return {"enum": list(CHOICES[key])} | {
-            "description": f"Which other keys have a meaning: {key} decides."
-        }
+        about = f"Which other keys have a meaning: {key} decides."
+        return {"enum": list(CHOICES[key]), "description": about}
+    about, one = _parted(field)
     if key in CATALOGUED:
         _, names = CATALOGUED[key]
         one = {"enum": sorted(names())}
@@ -180,7 +142,3 @@ def _described(field: dict[str, Any]) -> dict[str, Any]:
 def _lever(one: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a value, or of a list of values: an axis of the matrix."""
     return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "uniqueItems": True}]}
-
-
-def _ref(table: str) -> dict[str, str]:
-    return {"$ref": f"#/$defs/{table}"}

@@ -23,7 +23,7 @@ from bench.scenario.diagnostics import (
 from bench.scenario.gate import GateSpec
 from bench.scenario.layout import NAME
 from bench.scenario.matrix import expand, merged
-from bench.scenario.shape import sound_part
+from bench.scenario.shape import Shape
 
 MAX_BYTES = 1024**2
 MAX_CHAIN = 10
@@ -50,14 +50,13 @@ def load_scenario(path: FilePath) -> Scenario:
 
     Raises ``ScenarioError`` with every mistake, one "file:line: key: what is wrong" each.
     """
-    document = read_document(path)
-    problems = Problems(document.locations, Location(rank=1, line=1, file=str(path)))
+    data, problems = read_document(path)
     name = path.stem
     if complaint_about(NAME, name) is not None:
         problems.add((), "the file's name must be letters, digits, dots, dashes and underscores; rename it")
         name = "unnamed"
-    sound = sound_part(document.data, problems)
-    expansion = expand(sound, name, problems)
+    sound = Shape(problems).scenario(data)
+    cells, excluded = expand(sound, name, problems)
     if problems:
         raise problems.error()
     return Scenario(
@@ -65,8 +64,8 @@ def load_scenario(path: FilePath) -> Scenario:
         title=sound.get("title", name),
         description=sound.get("description", ""),
         path=path,
-        cells=expansion.cells,
-        excluded=expansion.excluded,
+        cells=cells,
+        excluded=excluded,
         gate=sound["gate"],
     )
 
@@ -87,104 +86,90 @@ def choose_cells(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
     return chosen
 
 
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """The merged content of a scenario file and all it extends."""
-
-    path: FilePath
-    data: dict[str, Any]
-    locations: dict[Path, Location]
-
-
-def read_document(path: FilePath) -> Document:
+def read_document(path: FilePath) -> tuple[dict[str, Any], Problems]:
     """Read ``path`` and, first to last, what it extends; a nearer file's value wins over a farther one's.
 
-    Tables are merged key by key, anything else is replaced. Raises ``ScenarioError``.
+    Tables are merged key by key, anything else is replaced. Returns the content, and where to note what is
+    wrong with it. Raises ``ScenarioError``.
     """
     data: dict[str, Any] = {}
     locations: dict[Path, Location] = {}
-    seen: list[FilePath] = []
-    following: FilePath | None = path
-    asked_from = ""
-    while following is not None:
-        current = following
-        if len(seen) == MAX_CHAIN:
+    chain: list[FilePath] = []
+    current, asked_from = path, ""
+    while True:
+        if len(chain) == MAX_CHAIN:
             raise ScenarioError([f"{asked_from}more than {MAX_CHAIN} files extend one another; merge some."])
-        text = _read_text(current, asked_from)
-        seen.append(current.resolve())
-        content, lines = _parse(current, text)
-        own = {key: Location(len(seen), line, str(current)) for key, line in lines.items()}
-        following = None
-        if "extends" in content:
-            asked_from = f"{current}:{lines[('extends',)]}: extends: "
-            following = _extended(current, content.pop("extends"), asked_from, seen)
+        content, lines = _parse(current, _read_text(current, asked_from))
+        chain.append(current.resolve())
+        name = content.pop("extends", None)
         data = merged(data, content)
-        locations = own | locations
-    return Document(path=path, data=data, locations=locations)
+        locations = {key: Location(len(chain), line, str(current)) for key, line in lines.items()} | locations
+        if name is None:
+            return data, Problems(locations, Location(rank=1, line=1, file=str(path)))
+        asked_from = f"{current}:{lines[('extends',)]}: extends: "
+        current = _extended(current, name, asked_from, chain)
 
 
 def _read_text(path: FilePath, asked_from: str) -> str:
     """Return the text of a regular file of at most ``MAX_BYTES`` in UTF-8, line ends unified."""
-    shown_name = f"{asked_from}{shown(str(path)) if asked_from else path}"
+    name = f"{asked_from}{shown(str(path)) if asked_from else path}"
+    wrong, content = "", b""
     try:
         if path.is_dir():
-            raise ScenarioError([f"{shown_name} is a folder; name a scenario file (.toml)."])
-        if not path.exists():
-            raise ScenarioError([f"{shown_name} does not exist; check the path."])
-        if not path.is_file():
-            raise ScenarioError([f"{shown_name} is not a regular file; name a scenario file (.toml)."])
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            wrong = "is a folder; name a scenario file (.toml)"
+        elif not path.exists():
+            wrong = "does not exist; check the path"
+        elif not path.is_file():
+            wrong = "is not a regular file; name a scenario file (.toml)"
+        else:
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                wrong = f"is larger than {MAX_BYTES:,} bytes, which no scenario needs; check the path"
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ScenarioError([f"{shown_name} cannot be read ({reason}); check the path."]) from None
-    if len(content) > MAX_BYTES:
-        raise ScenarioError(
-            [f"{shown_name} is larger than {MAX_BYTES:,} bytes, which no scenario needs; check the path."]
-        )
+        wrong = f"cannot be read ({reason}); check the path"
+    if wrong:
+        raise ScenarioError([f"{name} {wrong}."])
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ScenarioError(
-            [f"{shown_name}:{line}: byte {error.start} is not UTF-8; save the file as UTF-8."]
-        ) from None
+        wrong = f"byte {error.start} is not UTF-8; save the file as UTF-8."
+        raise ScenarioError([f"{name}:{line}: {wrong}"]) from None
 
 
 def _parse(path: FilePath, text: str) -> tuple[dict[str, Any], dict[Path, int]]:
+    """Return the content, and the line of each key. The place that tomllib names leads the message."""
     try:
         lines = key_lines(text)
         return tomllib.loads(text), lines
     except NestingError as error:
-        raise ScenarioError([f"{path}:{error.line}: {error}; flatten it."]) from None
+        line, wrong = error.line, f"{error}; flatten it"
     except RecursionError:
-        raise ScenarioError([f"{path}:1: nested too deeply; flatten it."]) from None
+        line, wrong = 1, "nested too deeply; flatten it"
     except ValueError as error:  # TOMLDecodeError, or an integer of more digits than Python reads
-        return _refuse_syntax(path, text, str(error))
+        reason = str(error)
+        place = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", reason)
+        if place is None:
+            line, wrong = 1, f"not TOML: {reason.split(';', maxsplit=1)[0]}; correct it"
+        else:
+            line = int(place[1]) if place[1] else text.count("\n") + 1
+            column = f"column {place[2]}" if place[2] else "end of file"
+            what = reason[:1].lower() + reason[1 : place.start()]
+            wrong = f"not TOML: {what} (line {line}, {column}); correct it"
+    raise ScenarioError([f"{path}:{line}: {wrong}."])
 
 
-def _refuse_syntax(path: FilePath, text: str, reason: str) -> tuple[dict[str, Any], dict[Path, int]]:
-    """Turn tomllib's "What (at line 3, column 5)" into a line that begins with the place."""
-    place = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", reason)
-    if place is None:
-        raise ScenarioError([f"{path}:1: not TOML: {reason.split(';', maxsplit=1)[0]}; correct it."])
-    line = int(place[1]) if place[1] else text.count("\n") + 1
-    column = f", column {place[2]}" if place[2] else ", end of file"
-    what = reason[: place.start()]
-    raise ScenarioError(
-        [f"{path}:{line}: not TOML: {what[:1].lower()}{what[1:]} (line {line}{column}); correct it."]
-    )
-
-
-def _extended(path: FilePath, name: object, asked_from: str, seen: list[FilePath]) -> FilePath:
-    """Return the file that ``path`` extends; ``seen`` are the files that led here."""
+def _extended(path: FilePath, name: object, asked_from: str, chain: list[FilePath]) -> FilePath:
+    """Return the file that ``path`` extends; ``chain`` are the files that led here."""
     if not isinstance(name, str):
         raise ScenarioError([f"{asked_from}must be a file name in quotes, not {shown(name)}."])
     if FilePath(name).is_absolute() or not name.endswith(".toml"):
         raise ScenarioError([f"{asked_from}must be a .toml file relative to this one, not {shown(name)}."])
     target = path.parent / name
     try:
-        if target.resolve() in seen:
+        if target.resolve() in chain:
             raise ScenarioError([f"{asked_from}{shown(name)} extends this file in turn; break the circle."])
     except (OSError, ValueError, RuntimeError) as error:  # a circle of links, or a NUL in the name
         raise ScenarioError(

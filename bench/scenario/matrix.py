@@ -19,10 +19,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from bench.scenario.catalogue import absurdities
-from bench.scenario.cell import Cell, ContradictionError
+from bench.scenario.cell import Cell, contradictions
 from bench.scenario.diagnostics import Path, Problems, axis_of
 from bench.scenario.layout import CHOICES, SECTIONS, fields_of, type_of
-from bench.scenario.types import Device, Frozen, FullMethod, LoraMethod, Optimizer, PeftMethod
+from bench.scenario.types import Frozen, FullMethod, LoraMethod, Optimizer, PeftMethod
 
 MOST_CELLS = 20_000
 """A scenario with more is a slip; a sweep of that size would run for months."""
@@ -68,12 +68,13 @@ _LONGEST_VALUE = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Combination:
+class _Combination:
     """One model with one method: the tables of its cells, lists not yet expanded."""
 
     model: str
     method: str
     tables: dict[str, dict[str, Any]]
+    problems: Problems
 
     @cached_property
     def axes(self) -> dict[Path, list[Any]]:
@@ -82,83 +83,129 @@ class Combination:
         for part, table in self.tables.items():
             for key, value in table.items():
                 if key == "overrides":
-                    axes |= {
-                        (part, key, one): values for one, values in value.items() if isinstance(values, list)
-                    }
+                    lists = {one: values for one, values in value.items() if isinstance(values, list)}
+                    axes |= {(part, key, one): values for one, values in lists.items()}
                 elif key != "name" and (values := axis_of(fields_of(part)[key], value)) is not None:
                     axes[part, key] = values
         return axes
 
-    @property
-    def size(self) -> int:
-        """How many cells it expands into."""
-        return prod(len(values) for values in self.axes.values())
+    def candidates(self, checked: dict[tuple[str, str], Frozen | None], **facts: str) -> Iterator[Cell]:
+        """Yield each cell, not yet checked across its parts and without an id, until there is too much wrong.
 
-    def points(self) -> Iterator[dict[str, dict[str, Any]]]:
-        """Yield the tables of each cell, every list replaced by one of its values."""
+        ``checked`` holds the parts so far: equal tables are checked once and shared.
+        """
         for values in product(*self.axes.values()):
+            if self.problems.full:
+                return
             tables = {part: dict(table) for part, table in self.tables.items()}
             for (part, key, *inside), value in zip(self.axes, values, strict=True):
                 table = tables[str(part)]
                 table[str(key)] = table[str(key)] | {inside[0]: value} if inside else value
-            yield tables
+            parts: dict[str, Any] = {"id": "", **facts}
+            for name, table in tables.items():
+                content = json.dumps(table, sort_keys=True)
+                if (name, content) not in checked:
+                    checked[name, content] = self._checked(name, table, content)
+                parts[name] = checked[name, content]
+            if None not in parts.values():
+                yield Cell.model_construct(**parts)
 
-    def origins(self, part: str, *inside: str) -> list[Path]:
+    def _checked(self, part: str, table: dict[str, Any], content: str) -> Frozen | None:
+        """Return a part of a cell from its table, as JSON its ``content``; None if it is wrong."""
+        kind = type_of(part, table)
+        if kind is None:
+            if self._given(part, "source") is None:
+                choices = " or ".join(f'"{source}"' for source in CHOICES["source"])
+                self.tell(part, message=f"source is missing; write source = {choices}")
+            return None
+        try:
+            return kind.model_validate_json(content, strict=True)
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                self._explain(part, [str(place) for place in detail["loc"]], detail["type"], detail["msg"])
+            return None
+
+    def _explain(self, part: str, inside: list[str], kind: str, message: str) -> None:
+        """Note what pydantic found wrong with a part whose keys are each right on their own."""
+        if kind == "extra_forbidden":
+            choice = next(key for key in CHOICES if key in self.tables[part])
+            value = self.tables[part][choice]
+            others = [name for name, type_ in CHOICES[choice].items() if inside[0] in type_.model_fields]
+            right = " or ".join(f'"{name}"' for name in others)
+            message = f'has no meaning where {choice} is "{value}"; remove it, or set {choice} to {right}'
+            self.tell(part, *inside, message=message)
+        elif kind == "missing" and self._given(part, *inside) is None:
+            self.tell(part, *inside, message=f'is missing; add "{inside[-1]} = …"')
+        elif kind == "value_error":
+            self.tell(part, *inside, message=message.removeprefix("Value error, "))
+
+    def tell(self, part: str, *inside: str, message: str) -> None:
+        """Note what is wrong with a field of a cell, where a file holds it or would."""
+        self.problems.add(self._given(part, *inside) or self._places(part, *inside)[-1], message)
+
+    def _given(self, part: str, *inside: str) -> Path | None:
+        """Return where the files of the scenario hold a field of a cell, if they do."""
+        return next(filter(self.problems.stands, self._places(part, *inside)), None)
+
+    def _places(self, part: str, *inside: str) -> list[Path]:
         """Return where a file may hold a field of a cell, the place that wins first."""
         if part in ("model", "method"):
             return [(f"{part}s", getattr(self, part), *inside)]
-        return [
-            ("methods", self.method, part, *inside),
-            ("models", self.model, part, *inside),
-            (part, *inside),
-        ]
+        over = [("methods", self.method, part, *inside), ("models", self.model, part, *inside)]
+        return [*over, (part, *inside)]
+
+    def refuse_twin(self, cell: Cell, twin: Cell | None) -> None:
+        """Note that two cells would share an id, and the fields that would tell them apart."""
+        if twin is not None:
+            differing = [
+                f"{part}.{key}"
+                for part in self.tables
+                for key, value in getattr(cell, part)
+                if value != getattr(getattr(twin, part), key, None)
+            ]
+            message = f"two cells are called {cell.id}; rename a model or a method"
+            path = ("methods", self.method)
+            self.problems.add(path, f"{message} (they differ in {', '.join(differing)})")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expansion:
-    """The cells of a scenario, and how many its exclusions took away."""
-
-    cells: tuple[Cell, ...]
-    excluded: int
-
-
-def expand(scenario: Mapping[str, Any], name: str, problems: Problems) -> Expansion:
-    """Expand what ``sound_part`` returned into the cells of scenario ``name``."""
+def expand(scenario: Mapping[str, Any], name: str, problems: Problems) -> tuple[tuple[Cell, ...], int]:
+    """Return the cells of what ``Shape`` found sound, and how many its exclusions took away."""
     complete = not problems  # else what was left out would be missed here for the wrong reason
     exclusions = scenario["exclude"]
     unused = set(exclusions)
     cells: dict[str, Cell] = {}
     excluded = 0
-    builder = _Builder(name, scenario.get("device", "cpu"), problems)
+    checked: dict[tuple[str, str], Frozen | None] = {}
     for combination in _combinations(scenario, problems):
-        for tables in combination.points():
-            if problems.full:
-                break
-            candidate = builder.candidate(combination, tables)
-            if candidate is None:
+        for cell in combination.candidates(checked, scenario=name, device=scenario.get("device", "cpu")):
+            matching = [exclusion for exclusion in exclusions if exclusion.matches(cell)]
+            if matching:
+                unused.difference_update(matching)
+                excluded += 1
                 continue
-            matching = [exclusion for exclusion in exclusions if exclusion.matches(candidate)]
-            unused.difference_update(matching)
-            excluded += bool(matching)
-            if not matching and (cell := builder.cell(combination, candidate)) is not None:
-                _refuse_twin(cells.get(cell.id), cell, combination, problems)
-                cells[cell.id] = cell
+            found = [*absurdities(cell), *contradictions(cell)]
+            for part, field, message in found:
+                combination.tell(part, *field.split("."), message=message)
+            if not found:
+                named = cell.model_copy(update={"id": cell_id(cell, combination.axes)})
+                combination.refuse_twin(named, cells.get(named.id))
+                cells[named.id] = named
     if complete:
         for exclusion in unused:
             problems.add(exclusion.path, "matches no cell; correct its conditions, or remove it")
         if not cells and not problems:
             problems.add(("exclude",), "no cell is left; remove an exclusion")
-    return Expansion(cells=tuple(cells.values()), excluded=excluded)
+    return tuple(cells.values()), excluded
 
 
-def _combinations(scenario: Mapping[str, Any], problems: Problems) -> list[Combination]:
+def _combinations(scenario: Mapping[str, Any], problems: Problems) -> list[_Combination]:
     """Return every model with every method; none, and a problem, where that makes too many cells."""
     models, methods = scenario["models"], scenario["methods"]
     size = len(models) * len(methods)
     combinations = []
     if size <= MOST_CELLS:
-        combinations = [_combine(scenario, model, method) for model in models for method in methods]
-        size = sum(combination.size for combination in combinations)
+        combinations = [_combine(scenario, model, method, problems) for model in models for method in methods]
+        size = sum(prod(map(len, combination.axes.values())) for combination in combinations)
     if size <= MOST_CELLS:
         return combinations
     lengths = {
@@ -170,113 +217,14 @@ def _combinations(scenario: Mapping[str, Any], problems: Problems) -> list[Combi
     return []
 
 
-def _combine(scenario: Mapping[str, Any], model: str, method: str) -> Combination:
-    model_table, method_table = scenario["models"][model], scenario["methods"][method]
-    tables = {
-        "model": {"name": model} | {key: value for key, value in model_table.items() if key not in SECTIONS},
-        "method": {"name": method}
-        | {key: value for key, value in method_table.items() if key not in SECTIONS},
-    }
-    for section in SECTIONS:
-        table = scenario.get(section, {})
-        for over in (model_table, method_table):
-            table = merged(over.get(section, {}), table)
-        tables[section] = table
-    return Combination(model=model, method=method, tables=tables)
-
-
-class _Builder:
-    """Turns tables into cells; equal tables are checked once and shared."""
-
-    def __init__(self, scenario: str, device: Device, problems: Problems) -> None:
-        self._scenario = scenario
-        self._device = device
-        self._problems = problems
-        self._parts: dict[tuple[str, str], Frozen | None] = {}
-
-    def candidate(self, combination: Combination, tables: dict[str, dict[str, Any]]) -> Cell | None:
-        """Return a cell not yet checked across its parts and without an id; None if a part is wrong."""
-        parts: dict[str, Any] = {part: self._part(combination, part, table) for part, table in tables.items()}
-        if None in parts.values():
-            return None
-        return Cell.model_construct(id="", scenario=self._scenario, device=self._device, **parts)
-
-    def cell(self, combination: Combination, candidate: Cell) -> Cell | None:
-        """Return the finished cell; None if its parts contradict each other."""
-        cell = None
-        found = absurdities(candidate)
-        try:
-            cell = Cell(**dict(candidate) | {"id": cell_id(candidate, combination.axes)})
-        except ValidationError as error:
-            reason = error.errors()[0].get("ctx", {}).get("error")
-            if not isinstance(reason, ContradictionError):
-                raise
-            found += reason.problems
-        for part, field, message in found:
-            self._problems.add(self._origin(combination, part, *field.split(".")), message)
-        return None if found else cell
-
-    def _part(self, combination: Combination, part: str, table: dict[str, Any]) -> Frozen | None:
-        content = json.dumps(table, sort_keys=True)
-        if (part, content) not in self._parts:
-            self._parts[part, content] = self._checked(combination, part, table, content)
-        return self._parts[part, content]
-
-    def _checked(
-        self, combination: Combination, part: str, table: dict[str, Any], content: str
-    ) -> Frozen | None:
-        kind = type_of(part, table)
-        if kind is None:
-            if not self._given(combination, part, "source"):
-                choices = " or ".join(f'"{source}"' for source in CHOICES["source"])
-                path = self._origin(combination, part)
-                self._problems.add(path, f"source is missing; write source = {choices}")
-            return None
-        try:
-            return kind.model_validate_json(content, strict=True)
-        except ValidationError as error:
-            for detail in error.errors(include_url=False):
-                inside = [str(place) for place in detail["loc"]]
-                self._tell(combination, part, inside, detail["type"], detail["msg"])
-            return None
-
-    def _tell(self, combination: Combination, part: str, inside: list[str], kind: str, message: str) -> None:
-        """Note what pydantic found wrong with a part whose keys are each right on their own."""
-        path = self._origin(combination, part, *inside)
-        if kind == "extra_forbidden":
-            choice = next(key for key in CHOICES if key in combination.tables[part])
-            value = combination.tables[part][choice]
-            others = [name for name, type_ in CHOICES[choice].items() if inside[0] in type_.model_fields]
-            right = " or ".join(f'"{name}"' for name in others)
-            message = f'has no meaning where {choice} is "{value}"; remove it, or set {choice} to {right}'
-            self._problems.add(path, message)
-        elif kind == "missing" and not self._given(combination, part, *inside):
-            self._problems.add(path, f'is missing; add "{inside[-1]} = …"')
-        elif kind == "value_error":
-            self._problems.add(path, message.removeprefix("Value error, "))
-
-    def _given(self, combination: Combination, part: str, *inside: str) -> bool:
-        return any(self._problems.stands(path) for path in combination.origins(part, *inside))
-
-    def _origin(self, combination: Combination, part: str, *inside: str) -> Path:
-        origins = combination.origins(part, *inside)
-        return next((path for path in origins if self._problems.stands(path)), origins[-1])
-
-
-def _refuse_twin(twin: Cell | None, cell: Cell, combination: Combination, problems: Problems) -> None:
-    """Note that two cells would share an id, and the fields that would tell them apart."""
-    if twin is None:
-        return
-    differing = [
-        f"{part}.{key}"
-        for part in combination.tables
-        for key, value in getattr(cell, part)
-        if value != getattr(getattr(twin, part), key, None)
-    ]
-    problems.add(
-        ("methods", combination.method),
-        f"two cells are called {cell.id}; rename a model or a method (they differ in {', '.join(differing)})",
-    )
+def _combine(scenario: Mapping[str, Any], model: str, method: str, problems: Problems) -> _Combination:
+    tables: dict[str, dict[str, Any]] = {}
+    sections = {section: scenario.get(section, {}) for section in SECTIONS}
+    for part, name in (("model", model), ("method", method)):
+        table = scenario[f"{part}s"][name]
+        tables[part] = {"name": name} | {key: value for key, value in table.items() if key not in SECTIONS}
+        sections = {section: merged(table.get(section, {}), below) for section, below in sections.items()}
+    return _Combination(model=model, method=method, tables=tables | sections, problems=problems)
 
 
 def merged(nearer: Any, farther: Any) -> Any:

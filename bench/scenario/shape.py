@@ -4,19 +4,18 @@ What depends on several keys together is checked where the cells are built.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from bench.metrics import METRICS
 from bench.scenario.cell import Cell
 from bench.scenario.diagnostics import Path, Problems, axis_of, complaint_about, shown
-from bench.scenario.gate import GateContradictionError, GateSpec, MetricGate
+from bench.scenario.gate import GateSpec, MetricGate, contradictions
 from bench.scenario.layout import (
     CATALOGUED,
     CHOICES,
@@ -51,19 +50,16 @@ class Exclusion:
 
     def matches(self, cell: Cell) -> bool:
         """Report whether every condition holds for a cell."""
-        return all(
-            any(_matches(_field(cell, field), one) for one in wanted) for field, wanted in self.conditions
-        )
+        for field, wanted in self.conditions:
+            found: Any = cell
+            for part in field:
+                found = getattr(found, str(part), ...)  # which equals nothing that TOML can hold
+            if not any(_alike(found, one) for one in wanted):
+                return False
+        return True
 
 
-def _field(cell: Cell, field: Path) -> object:
-    value: object = cell
-    for part in field:
-        value = getattr(value, str(part), ...)  # which equals nothing that TOML can hold
-    return value
-
-
-def _matches(found: object, wanted: object) -> bool:
+def _alike(found: object, wanted: object) -> bool:
     if isinstance(found, str) and isinstance(wanted, str):
         return fnmatchcase(found, wanted)
     return found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
@@ -81,85 +77,88 @@ def _conditions() -> dict[str, list[Path]]:
     return names
 
 
-def sound_part(data: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
-    """Return what is sound of a file's ``data``, in the same layout, and note the rest in ``problems``.
+class Shape:
+    """Returns of each table what is sound, in the same layout, and notes the rest in ``problems``."""
 
-    ``exclude`` is returned as ``Exclusion`` objects, ``gate`` as a ``GateSpec``.
-    """
-    return _Shape(problems).scenario(data)
-
-
-class _Shape:
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
 
     def scenario(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a file; ``exclude`` becomes ``Exclusion`` objects, ``gate`` a ``GateSpec``."""
         for key in data:
             if key not in TOP:
-                self.unknown((key,), TOP)
-        sound: dict[str, Any] = {
-            key: data[key]
-            for key, field in (("title", _TEXT), ("description", _TEXT), ("device", DEVICE))
-            if key in data and self.value(field, data[key], (key,))
-        }
-        sound["models"] = self.named("models", "model", data)
-        sound["methods"] = self.named("methods", "method", data)
+                self._unknown((key,), TOP)
+        top = {"title": _TEXT, "description": _TEXT, "device": DEVICE}
+        sound = self._table(top, {key: data[key] for key in top if key in data}, ())
+        sound["models"] = self._named("models", "model", data)
+        sound["methods"] = self._named("methods", "method", data)
         if "data" not in data:
             self.problems.add((), 'there is no [data] table; say what to train on, e.g. source = "synthetic"')
         gate = data.get("gate", {})
-        sound["gate"] = self.gate(gate) if self.is_table(gate, ("gate",)) else GateSpec()
-        return sound | self.sections(data, ()) | {"exclude": self.exclusions(data.get("exclude", []))}
+        sound["gate"] = self._gate(gate) if self._is_table(gate, ("gate",)) else GateSpec()
+        return sound | self._sections(data, ()) | {"exclude": self._exclusions(data.get("exclude", []))}
 
-    def named(self, what: str, part: str, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the tables [models.NAME] or [methods.NAME], less those that name nothing."""
+    def _named(self, what: str, part: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the tables [models.NAME] or [methods.NAME]; those that name nothing are left out."""
         tables = data.get(what, {})
-        if not self.is_table(tables, (what,)):
+        if not self._is_table(tables, (what,)):
             return {}
         if not tables:
             self.problems.add((what,), f"there is no [{what}.NAME] table; add one")
         sound = {}
         for name, table in tables.items():
             path = (what, name)
-            if self.value(NAME, name, path) and self.is_table(table, path):
-                own = {key: value for key, value in table.items() if key not in SECTIONS}
-                if what == "methods" and name in METHODS:
-                    own = {"kind": name} | own
-                kept = self.table(part, own, path, others=SECTIONS)
-                sections = self.sections(table, path)
-                if what == "methods" and "kind" not in own:
-                    self.problems.add(path, 'kind is missing; write kind = "full", "lora", "qlora" or "peft"')
-                elif all(key in kept for key in own if key in _ESSENTIAL):
-                    sound[name] = kept | sections
+            if not (self._value(NAME, name, path) and self._is_table(table, path)):
+                continue
+            own = {key: value for key, value in table.items() if key not in SECTIONS}
+            if what == "methods" and name in METHODS:
+                own = {"kind": name} | own
+            kept = self._table(fields_of(part), own, path, self._entry, SECTIONS)
+            sections = self._sections(table, path)
+            if what == "methods" and "kind" not in own:
+                self.problems.add(path, 'kind is missing; write kind = "full", "lora", "qlora" or "peft"')
+            elif all(key in kept for key in own if key in _ESSENTIAL):
+                sound[name] = kept | sections
         return sound
 
-    def sections(self, data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    def _sections(self, data: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return {
-            section: self.table(section, data[section], (*path, section))
+            section: self._table(fields_of(section), data[section], (*path, section), self._entry)
             for section in SECTIONS
-            if section in data and self.is_table(data[section], (*path, section))
+            if section in data and self._is_table(data[section], (*path, section))
         }
 
-    def table(
-        self, part: str, table: Mapping[str, Any], path: Path, others: tuple[str, ...] = ()
+    def _table(
+        self,
+        fields: Mapping[str, FieldInfo],
+        table: Mapping[str, Any],
+        path: Path,
+        fits: Callable[[FieldInfo, object, Path], bool] | None = None,
+        others: tuple[str, ...] = (),
     ) -> dict[str, Any]:
-        """Return the keys of a table that its part of a cell has, and whose values fit."""
-        fields = fields_of(part)
+        """Check that a table's keys are known, and that each value fits."""
         sound = {}
         for key, value in table.items():
             if key not in fields:
-                self.unknown((*path, key), (*fields, *others))
-            elif self.entry(key, fields[key], value, (*path, key)):
+                self._unknown((*path, key), (*fields, *others))
+            elif (fits or self._value)(fields[key], value, (*path, key)):
                 sound[key] = value
         return sound
 
-    def entry(self, key: str, field: FieldInfo, value: object, path: Path) -> bool:
+    def _entry(self, field: FieldInfo, value: object, path: Path) -> bool:
         """Check one key: a choice of type, a table of settings, a catalogued name or a plain lever."""
+        key = str(path[-1])
         if key in CHOICES:
-            return self.one_of(value, CHOICES[key], path)
+            fits = isinstance(value, str) and value in CHOICES[key]
+            if not fits:
+                choices = ", ".join(f'"{name}"' for name in CHOICES[key])
+                message = f"must be one of {choices}, not {shown(value)}"
+                self.problems.add(path, message, value, CHOICES[key])
+            return fits
         if key == "overrides" and isinstance(value, dict):
-            fits = [self.lever(_SETTING, one, (*path, name)) for name, one in value.items()]
-            return all(fits)
-        if not self.lever(field, value, path):
+            fit = [self._lever(_SETTING, one, (*path, name)) for name, one in value.items()]
+            return all(fit)
+        if not self._lever(field, value, path):
             return False
         if key in CATALOGUED:
             what, known = CATALOGUED[key]
@@ -169,53 +168,40 @@ class _Shape:
                     return False
         return True
 
-    def lever(self, field: FieldInfo, value: object, path: Path) -> bool:
+    def _lever(self, field: FieldInfo, value: object, path: Path) -> bool:
         """Check one value, or each value of an axis."""
         axis = axis_of(field, value)
         if axis is None:
-            return self.value(field, value, path)
-        if not axis:
-            self.problems.add(path, "an empty list leaves nothing to run; give at least one value")
+            return self._value(field, value, path)
+        if not 0 < len(axis) <= MOST_VALUES:
+            few = "an empty list leaves nothing to run; give at least one value"
+            many = f"has {len(axis):,} values, more than {MOST_VALUES:,}; shorten the list"
+            self.problems.add(path, many if axis else few)
             return False
-        if len(axis) > MOST_VALUES:
-            self.problems.add(path, f"has {len(axis):,} values, more than {MOST_VALUES:,}; shorten the list")
+        if sum(self._value(field, one, (*path, index)) for index, one in enumerate(axis)) < len(axis):
             return False
-        fits = [self.value(field, one, (*path, index)) for index, one in enumerate(axis)]
-        if not all(fits):
-            return False
-        seen: set[str] = set()
-        for index, one in enumerate(axis):
-            text = json.dumps(one, sort_keys=True)
-            if text in seen:
-                self.problems.add((*path, index), f"{shown(one)} is given twice; remove one")
+        texts = [json.dumps(one, sort_keys=True) for one in axis]
+        for index, text in enumerate(texts):
+            if text in texts[:index]:
+                self.problems.add((*path, index), f"{shown(axis[index])} is given twice; remove one")
                 return False
-            seen.add(text)
         return True
 
-    def value(self, field: FieldInfo, value: object, path: Path) -> bool:
+    def _value(self, field: FieldInfo, value: object, path: Path) -> bool:
         complaint = complaint_about(field, value)
         if complaint is not None:
-            wrong = value if isinstance(value, str) else ""
-            self.problems.add(path, complaint.message, wrong, complaint.known)
+            self.problems.add(path, complaint.message, value, complaint.known)
         return complaint is None
 
-    def one_of(self, value: object, known: Mapping[str, object], path: Path) -> bool:
-        if isinstance(value, str) and value in known:
-            return True
-        choices = ", ".join(f'"{name}"' for name in known)
-        wrong = value if isinstance(value, str) else ""
-        self.problems.add(path, f"must be one of {choices}, not {shown(value)}", wrong, known)
-        return False
-
-    def is_table(self, value: object, path: Path) -> bool:
+    def _is_table(self, value: object, path: Path) -> bool:
         if not isinstance(value, dict):
             self.problems.add(path, f"must be a table, not {shown(value)}")
         return isinstance(value, dict)
 
-    def unknown(self, path: Path, known: Iterable[str]) -> None:
-        self.problems.add(path, "there is no such key here", str(path[-1]), known)
+    def _unknown(self, path: Path, known: Iterable[str]) -> None:
+        self.problems.add(path, "there is no such key here", path[-1], known)
 
-    def exclusions(self, tables: object) -> list[Exclusion]:
+    def _exclusions(self, tables: object) -> list[Exclusion]:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             self.problems.add(("exclude",), f"must be written as [[exclude]] tables, not {shown(tables)}")
             return []
@@ -223,10 +209,10 @@ class _Shape:
             message = f"has {len(tables):,} tables, more than {MOST_EXCLUSIONS}; merge some"
             self.problems.add(("exclude",), message)
             return []
-        read = [self.exclusion(table, ("exclude", index)) for index, table in enumerate(tables)]
+        read = [self._exclusion(table, ("exclude", index)) for index, table in enumerate(tables)]
         return [exclusion for exclusion in read if exclusion is not None]
 
-    def exclusion(self, table: Mapping[str, Any], path: Path) -> Exclusion | None:
+    def _exclusion(self, table: Mapping[str, Any], path: Path) -> Exclusion | None:
         """Return an exclusion, or None after noting what is wrong with it."""
         flat: dict[tuple[str, ...], Any] = {}
         for key, value in table.items():  # TOML reads the dotted key training.seed as a table in a table
@@ -252,11 +238,11 @@ class _Shape:
         sound = len(conditions) == len(flat) > 0
         return Exclusion(path=path, conditions=tuple(conditions)) if sound else None
 
-    def gate(self, table: Mapping[str, Any]) -> GateSpec:
+    def _gate(self, table: Mapping[str, Any]) -> GateSpec:
         """Return the gate of the [gate] table; what is wrong with it is noted and left out."""
         metrics = table.get("metrics", {})
         own = {key: value for key, value in table.items() if key != "metrics"}
-        sound = self.plain(GateSpec.model_fields, own, ("gate",))
+        sound = self._table(GateSpec.model_fields, own, ("gate",))
         if not isinstance(metrics, dict) or not all(isinstance(one, dict) for one in metrics.values()):
             message = f"must be tables [gate.metrics.NAME], not {shown(metrics)}"
             self.problems.add(("gate", "metrics"), message)
@@ -265,25 +251,11 @@ class _Shape:
         for name, one in metrics.items():
             path = ("gate", "metrics", name)
             if name in METRICS:
-                sound["metrics"][name] = self.plain(MetricGate.model_fields, one, path)
+                own = self._table(MetricGate.model_fields, one, path)
+                sound["metrics"][name] = MetricGate.model_validate(own)
             else:
                 self.problems.add(path, "there is no such metric", name, METRICS)
-        try:
-            return GateSpec.model_validate(sound)
-        except ValidationError as error:
-            reason = error.errors()[0].get("ctx", {}).get("error")
-            if not isinstance(reason, GateContradictionError):
-                raise
-            for key, message in reason.problems:
-                self.problems.add(("gate", *key), message)
-            return GateSpec()
-
-    def plain(self, fields: Mapping[str, FieldInfo], table: Mapping[str, Any], path: Path) -> dict[str, Any]:
-        """Return the keys of a table without axes that are known, and whose values fit."""
-        sound = {}
-        for key, value in table.items():
-            if key not in fields:
-                self.unknown((*path, key), fields)
-            elif self.value(fields[key], value, (*path, key)):
-                sound[key] = value
-        return sound
+        found = contradictions(GateSpec.model_construct(**sound))
+        for key, message in found:
+            self.problems.add(("gate", *key), message)
+        return GateSpec() if found else GateSpec.model_validate(sound)

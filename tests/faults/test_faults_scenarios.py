@@ -172,7 +172,7 @@ def test_a_document_with_anything_anywhere_is_refused_in_sentences_or_sound(
     edits: list[tuple[float, str, Any, str]],
 ) -> None:
     """Whatever stands at whatever key, the exit code is 0 with sound ids, or 2 with complaints."""
-    data = mutated(read_document(shipped).data, edits)
+    data = mutated(read_document(shipped)[0], edits)
     path = folder / "tree.toml"
     lines = [f"{json.dumps(key)} = {as_toml(value)}\n" for key, value in data.items()]
     path.write_text("".join(lines), encoding="utf-8", errors="replace")

@@ -31,8 +31,8 @@ def test_child_wins_and_every_key_remembers_its_file(tmp_path: Path) -> None:
         middle='extends = "base.toml"\n[training]\nseed = 2\nmicro_batch = [1, 2]\n',
         base='title = "base"\n[training]\nmicro_batch = [7, 8, 9]\ndtype = "fp32"\n',
     )
-    document = read_document(child)
-    assert document.data == {
+    data, problems = read_document(child)
+    assert data == {
         "title": "base",
         "training": {"seed": 3, "micro_batch": [1, 2], "dtype": "fp32"},
     }
@@ -41,7 +41,7 @@ def test_child_wins_and_every_key_remembers_its_file(tmp_path: Path) -> None:
         ("training", "micro_batch", 1): Location(2, 4, str(tmp_path / "middle.toml")),
         ("training", "dtype"): Location(3, 4, str(tmp_path / "base.toml")),
     }
-    assert expected == {path: document.locations[path] for path in expected}
+    assert expected == {path: problems.locate(path) for path in expected}
 
 
 def test_another_source_replaces_the_table_it_extends(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_another_source_replaces_the_table_it_extends(tmp_path: Path) -> None:
         child='extends = "base.toml"\n[data]\nsource = "synthetic"\n[methods.a]\nkind = "lora"\nrank = 2\n',
         base='[data]\nsource = "task"\ntask = "longest-word"\n[methods.a]\nkind = "lora"\nalpha = 3\n',
     )
-    assert read_document(child).data == {
+    assert read_document(child)[0] == {
         "data": {"source": "synthetic"},
         "methods": {"a": {"kind": "lora", "alpha": 3, "rank": 2}},
     }
@@ -61,9 +61,9 @@ def test_windows_line_ends_and_a_byte_order_mark_are_read(tmp_path: Path) -> Non
     """A file saved by an editor on Windows has the same keys on the same lines."""
     path = tmp_path / "w.toml"
     path.write_bytes(b"\xef\xbb\xbftitle = 'x'\r\n\r\ndevice = 'cpu'\r\n")
-    document = read_document(path)
-    assert document.data == {"title": "x", "device": "cpu"}
-    assert document.locations[("device",)].line == 3
+    data, problems = read_document(path)
+    assert data == {"title": "x", "device": "cpu"}
+    assert problems.locate(("device",)).line == 3
 
 
 def test_circle_of_extends_is_refused(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from bench.errors import ScenarioError
 from bench.records.readings import Positive
-from bench.scenario.cell import Cell, ContradictionError
-from bench.scenario.diagnostics import Location, Problems, shown
-from bench.scenario.load import Document, read_document
+from bench.scenario.cell import Cell
+from bench.scenario.diagnostics import Problems, shown
+from bench.scenario.load import read_document
 from bench.scenario.matrix import merged
 from bench.scenario.types import (
     DataSpec,
@@ -111,12 +111,11 @@ def read_rows(path: Path) -> RowFile:
 
     Raises ``ScenarioError`` with every mistake, one "file:line: key: what is wrong" each.
     """
-    document = read_document(path)
-    problems = Problems(document.locations, Location(rank=1, line=1, file=str(path)))
-    for key in sorted(set(document.data) - {"source", "defaults", "rows"}):
+    data, problems = read_document(path)
+    for key in sorted(set(data) - {"source", "defaults", "rows"}):
         problems.add((key,), "is not a table of this format", key, ("source", "defaults", "rows"))
-    source = _source(document, problems)
-    defaults, tables = document.data.get("defaults", {}), document.data.get("rows", [])
+    source = _source(data, problems)
+    defaults, tables = data.get("defaults", {}), data.get("rows", [])
     if not (isinstance(defaults, dict) and isinstance(tables, list)):
         raise ScenarioError([f"{path}:1: defaults must be a table and rows an array of tables; correct it."])
     rows = [_row(table, defaults, source, ("rows", index), problems) for index, table in enumerate(tables)]
@@ -135,9 +134,9 @@ def shipped_rows() -> tuple[RowFile, ...]:
     return tuple(read_rows(path) for path in sorted(folder.glob("*.toml")))
 
 
-def _source(document: Document, problems: Problems) -> Source | None:
+def _source(data: dict[str, Any], problems: Problems) -> Source | None:
     try:
-        return Source.model_validate(document.data.get("source", {}))
+        return Source.model_validate(data.get("source", {}))
     except ValidationError as error:
         _explain(error, ("source",), problems)
         return None
@@ -203,5 +202,5 @@ def _explain(error: ValidationError, at: tuple[str | int, ...], problems: Proble
         cause = detail.get("ctx", {}).get("error")
         where = (error.title.removesuffix("Spec").lower(), *detail["loc"])
         path = (*at, *(where if problems.stands((*at, where[0])) else detail["loc"]))
-        message = str(cause) if isinstance(cause, ContradictionError | ValueError) else detail["msg"]
+        message = str(cause) if isinstance(cause, ValueError) else detail["msg"]
         problems.add(path, f"{message[:1].lower()}{message[1:].rstrip('.')}; correct it")
