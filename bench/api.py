@@ -15,7 +15,7 @@ from bench.compare.comparison import Comparison, compare
 from bench.compare.plausibility import with_findings
 from bench.errors import UsageError
 from bench.records.predictions import Fit, Plan, Prediction
-from bench.records.records import Record
+from bench.records.records import Measurement, Record
 from bench.records.store import gather
 from bench.records.table import tidy
 from bench.report.comparison_columns import comparison_frame
@@ -30,14 +30,8 @@ def _quiet(_done: int, _total: int) -> None:
     """Show no progress: a notebook has its own sign that a cell is busy."""
 
 
-def _frame(records: Iterable[Record], rows: Callable[[Record], Iterable[_Row]]) -> pd.DataFrame:
-    """Return one row per part of a record, each with the cell and the run it belongs to."""
-    found = [
-        {"cell": record.cell.id, "key": record.key, "run": record.run, **row}
-        for record in records
-        for row in rows(record)
-    ]
-    return pd.DataFrame(found).convert_dtypes()
+def _picked(thing: object, *names: str) -> _Row:
+    return {name: getattr(thing, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -59,60 +53,56 @@ class Results:
         """One row per run: every setting, outcome, metric, caveat and the environment."""
         return with_findings(tidy(self.records), self.records)
 
+    def _frame(self, rows: Callable[[Measurement], Iterable[_Row]]) -> pd.DataFrame:
+        """Return one row per part of a record, each with the cell and the run it belongs to."""
+        found = [
+            {"cell": record.cell.id, "key": record.key, "run": record.run, **row}
+            for record in self.records
+            for row in rows(record.measurement)
+        ]
+        return pd.DataFrame(found).convert_dtypes()
+
     @cached_property
     def steps(self) -> pd.DataFrame:
         """One row per optimizer step: stage, time, token counts, loss, gradient norm."""
-
-        def rows(record: Record) -> Iterable[_Row]:
-            for step in record.measurement.steps:
-                yield {
+        return self._frame(
+            lambda measurement: [
+                {
                     "step": step.index,
-                    "stage": step.stage,
-                    "step_time_ns": step.step_time_ns,
+                    **_picked(step, "stage", "step_time_ns"),
                     "tokens_non_padding": step.tokens.non_padding,
                     "tokens_loss_bearing": step.tokens.loss_bearing,
                     "tokens_computed": step.tokens.computed,
-                    "loss": step.loss,
-                    "gradient_norm": step.gradient_norm,
-                    "skipped": step.skipped,
+                    **_picked(step, "loss", "gradient_norm", "skipped"),
                 }
-
-        return _frame(self.records, rows)
+                for step in measurement.steps
+            ]
+        )
 
     @cached_property
     def phases(self) -> pd.DataFrame:
         """One row per phase of a run: duration, and the peak by each instrument."""
-
-        def rows(record: Record) -> Iterable[_Row]:
-            for phase in record.measurement.phases:
-                yield {
-                    "phase": phase.name,
-                    "duration_ns": phase.duration_ns,
-                    "host_start_bytes": phase.host_start_bytes,
-                    "host_peak_bytes": phase.host_peak_bytes,
-                    "cuda_allocated_peak_bytes": phase.cuda_allocated_peak_bytes,
-                    "cuda_reserved_peak_bytes": phase.cuda_reserved_peak_bytes,
-                }
-
-        return _frame(self.records, rows)
+        on_host = "duration_ns", "host_start_bytes", "host_peak_bytes"
+        on_gpu = "cuda_allocated_peak_bytes", "cuda_reserved_peak_bytes"
+        return self._frame(
+            lambda measurement: [
+                {"phase": phase.name, **_picked(phase, *on_host, *on_gpu)} for phase in measurement.phases
+            ]
+        )
 
     @cached_property
     def answers(self) -> pd.DataFrame:
         """One row per evaluated item: task, before or after training, and whether it was right."""
-
-        def rows(record: Record) -> Iterable[_Row]:
-            for reading in record.measurement.evaluations:
-                for item in reading.items:
-                    yield {
-                        "task": reading.task,
-                        "when": reading.when,
-                        "metric": reading.metric,
-                        "doc_id": item.doc_id,
-                        "doc_hash": item.doc_hash,
-                        "correct": item.correct,
-                    }
-
-        return _frame(self.records, rows)
+        return self._frame(
+            lambda measurement: [
+                {
+                    **_picked(reading, "task", "when", "metric"),
+                    **_picked(item, "doc_id", "doc_hash", "correct"),
+                }
+                for reading in measurement.evaluations
+                for item in reading.items
+            ]
+        )
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -165,31 +155,16 @@ class Plans:
         rows: list[_Row] = []
         for planned in self.plan.cells:
             found = planned.answer
-            model, method, window = planned.cell.labels
-            row: dict[str, Any] = {
-                "cell": planned.cell.id,
-                "model": model,
-                "method": method,
-                "window": window,
-            }
+            row: dict[str, Any] = {"cell": planned.cell.id, **planned.cell.labels._asdict()}
             if isinstance(found, Prediction):
-                row |= {
-                    "allocated_bytes": found.allocated_peak_bytes,
-                    "reserved_low_bytes": found.reserved_low_bytes,
-                    "reserved_high_bytes": found.reserved_high_bytes,
-                }
+                row["allocated_bytes"] = found.allocated_peak_bytes
+                row |= _picked(found, "reserved_low_bytes", "reserved_high_bytes")
             else:
                 row["refusal"] = found.message
             cards = [
-                {
-                    "card": fit.card,
-                    "answer": fit.answer,
-                    "needed_bytes": fit.needed_bytes,
-                    "usable_bytes": fit.usable_bytes,
-                }
-                for fit in planned.verdicts
+                _picked(fit, "card", "answer", "needed_bytes", "usable_bytes") for fit in planned.verdicts
             ]
-            rows += [row | card for card in cards or [{}]]
+            rows += [{**row, **card} for card in cards or [{}]]
         return pd.DataFrame(rows).convert_dtypes()
 
     def _repr_html_(self) -> str:
@@ -207,15 +182,10 @@ class Bounds:
         """One row per method and axis: the largest value that fits, and what the others were held at."""
         rows = [
             {
-                "method": bound.method,
-                "axis": bound.axis,
+                **_picked(bound, "method", "axis"),
                 "fits": bound.fits.value if bound.fits else None,
                 "needed_bytes": bound.fits.verdict.needed_bytes if bound.fits else None,
-                "limit": bound.limit,
-                "micro_batch": bound.micro_batch,
-                "sequence_length": bound.sequence_length,
-                "rank": bound.rank,
-                "refusal": bound.refusal,
+                **_picked(bound, "limit", "micro_batch", "sequence_length", "rank", "refusal"),
             }
             for bound in self.fit.bounds
         ]
@@ -225,13 +195,24 @@ class Bounds:
         return self.bounds.to_html(index=False, na_rep="n/a")
 
 
-def run(scenario: Path, *, only: str | None, repeats: int) -> Results:
-    """Run a scenario's missing cells as ``bench run`` does, with progress on stdout."""
+def load(*paths: str | Path) -> Results:
+    """Return the records of results folders and record files, each run once.
+
+    Raises ``bench.errors.UsageError`` where a path holds no record.
+    """
+    return Results.load(*map(Path, paths))
+
+
+def run(scenario: str | Path, *, only: str | None = None, repeats: int = 1) -> Results:
+    """Run the cells of a scenario that are not under results/<scenario> yet; return the records of all.
+
+    ``only`` is a glob on ids of cells. Raises ``bench.errors.UsageError`` for a mistake in the file.
+    """
     from bench.runner.live import open_console, watch
     from bench.runner.sweep import SweepOptions, run_sweep
     from bench.scenario.load import load_scenario
 
-    loaded = load_scenario(scenario)
+    loaded = load_scenario(Path(scenario))
     folder = Path("results") / loaded.name
     options = SweepOptions(results=folder, repeats=repeats, only=only, predict=True)
     with watch(open_console()) as observer:
@@ -239,24 +220,32 @@ def run(scenario: Path, *, only: str | None, repeats: int) -> Results:
     return Results(records, paths=(folder,))
 
 
-def plan(scenario: Path, *, gpu: Sequence[str], memory: Sequence[str], only: str | None) -> Plans:
-    """Predict a scenario's cells as ``bench plan`` does."""
+def plan(
+    scenario: str | Path, *, gpu: Sequence[str] = (), memory: Sequence[str] = (), only: str | None = None
+) -> Plans:
+    """Predict the peak memory of a scenario's cells on cards (``"rtx4090"``) or sizes (``"24GiB"``).
+
+    Runs nothing. Raises ``bench.errors.UsageError`` for an unknown card or a mistake in the file.
+    """
     from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
 
     request = PlanRequest(cards=chosen_cards(gpu, memory), advice=False)
-    return Plans(plan_scenario(scenario, only, request, _quiet))
+    return Plans(plan_scenario(Path(scenario), only, request, _quiet))
 
 
 def fit(  # noqa: PLR0913 - what can be chosen
     model: str,
     *,
-    gpu: str | None,
-    memory: str | None,
-    methods: Sequence[str],
-    lengths: Sequence[int],
-    rank: int,
+    gpu: str | None = None,
+    memory: str | None = None,
+    methods: Sequence[str] = ("full", "lora", "qlora"),
+    lengths: Sequence[int] = (512, 1024, 2048, 4096),
+    rank: int = 16,
 ) -> Bounds:
-    """Search bounds as ``bench fit`` does, with its defaults for all that is not given."""
+    """Find the largest batch, sequence length and rank of each method that fit on one card or size.
+
+    Runs nothing. Raises ``bench.errors.UsageError`` unless exactly one of ``gpu`` and ``memory`` is given.
+    """
     from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
 
     request = FitRequest(
