@@ -7,6 +7,7 @@ predicted to fit and the next, predicted not to. All searches go on side by side
 import json
 import re
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -289,8 +290,8 @@ def _lines(request: FitRequest, model: ModelSpec, name: str) -> list[_Line]:
 def _model(text: str) -> tuple[ModelSpec, str | None]:
     """Return the model that a user names, and what is assumed of it.
 
-    It is a catalogued one, a folder with a config.json, one whose name says which catalogued one it derives
-    from, or a hub's.
+    It is a catalogued one, a folder with a config.json, a hub's, whose configuration is looked for as for a
+    plan, or one whose name says which catalogued one it derives from.
     """
     known = architectures().get(text) or (None if "/" in text else architecture_spelt(text))
     if known is not None:
@@ -300,16 +301,13 @@ def _model(text: str) -> tuple[ModelSpec, str | None]:
         return ModelSpec(name=_safe_name(folder.resolve().name), path=text), None
     if folder.is_dir():
         raise UsageError(f"folder {text} has no config.json; give the folder of a transformers model")
-    hub = ModelSpec(name=_safe_name(text.rpartition("/")[2]), hub=text) if text.count("/") == 1 else None
-    if hub is not None and architecture_of(hub) is not None:
-        return hub, None
-    known = architecture_within(text)
-    if known is not None:
-        return ModelSpec(name=_safe_name(text.rpartition("/")[2]), random=known.name), known.assumed_for(text)
-    if hub is not None:
-        return hub, None
-    architecture(text)  # raises, naming the nearest
-    raise AssertionError(text)
+    if text.startswith((".", "~")) or ("/" in text and not re.fullmatch(r"[^/]+/[^/]+", text)):
+        raise UsageError(f"there is no folder {text}; check the path, or name a catalogued model or a hub's")
+    name = _safe_name(text.rpartition("/")[2])
+    if "/" in text:
+        return ModelSpec(name=name, hub=text), None
+    known = architecture_within(text) or architecture(text)  # which raises, naming the nearest
+    return ModelSpec(name=name, random=known.name), known.assumed_for(text)
 
 
 def _safe_name(text: str) -> str:
@@ -318,15 +316,24 @@ def _safe_name(text: str) -> str:
 
 def _limits(model: ModelSpec) -> tuple[int, int]:
     """Return the positions and the hidden size of a model, where they are known without a network."""
-    known = architecture_of(model)
+    known, file = architecture_of(model), None
+    if model.path is not None:
+        file = Path(model.path) / "config.json"
+    elif model.hub is not None and known is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        with suppress(ValueError):  # no name that the hub could have
+            cached = try_to_load_from_cache(model.hub, "config.json")
+            file = Path(cached) if isinstance(cached, str) else None
+        known = architecture_within(model.hub) if file is None else None
     if known is not None:
         return min(known.max_positions, MOST_TOKENS), known.hidden_size
     config: dict[str, object] = {}
-    if model.path is not None:
+    if file is not None:
         try:
-            read = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8"))
+            read = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(f"{model.path}/config.json cannot be read as JSON ({error})") from None
+            raise UsageError(f"{file} cannot be read as JSON ({error})") from None
         config = read if isinstance(read, dict) else {}
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     hidden = config.get("hidden_size") or config.get("n_embd")

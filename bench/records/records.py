@@ -11,7 +11,7 @@ History of the format (``SCHEMA_VERSION``):
 
 from abc import ABC
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from pydantic import TypeAdapter
@@ -307,6 +307,10 @@ def decode_record(content: bytes) -> Record:
         return _DECODER.decode(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except msgspec.ValidationError as error:
+        if "$.outcome`" not in str(error):
+            raise
+        raise ValueError(f"{error}, which is {' or '.join(get_args(Outcome))}") from None
 
 
 def encode_record(record: Record) -> bytes:

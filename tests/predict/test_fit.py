@@ -16,6 +16,7 @@ from bench.predict.predict import predict
 from bench.records.predictions import Bound, Prediction, Refusal
 from bench.scenario.cell import Cell
 from bench.scenario.load import load_scenario
+from bench.scenario.types import ModelSpec
 from bench.training.models import empty_causal_model
 from bench.workers.launch import Launcher, LocalLauncher
 from records_factory import make_prediction
@@ -149,15 +150,32 @@ def test_options_are_checked() -> None:
         training_of(optimizer="adam")
 
 
-@pytest.mark.parametrize(
-    ("text", "assumed"),
-    [("Llama 2-7B", False), ("someone/Llama-2-7b-chat-hf", True), ("llama-2-7b-chat", True)],
-)
+@pytest.mark.parametrize(("text", "assumed"), [("Llama 2-7B", False), ("llama-2-7b-chat", True)])
 def test_spelling_is_forgiven_and_derivatives_are_resolved(text: str, *, assumed: bool) -> None:
     """Offline, and what is assumed is said."""
     model, said = fit._model(text)
     assert model.random == "llama-2-7b"
     assert assumed == ("is assumed to have the architecture of llama-2-7b" in str(said))
+
+
+def test_a_derivative_on_the_hub_is_what_a_plan_takes_it_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own configuration where that is in the cache, else its relative's, which the prediction says."""
+    name = "someone/Llama-2-7b-chat-hf"
+    assert fit._model(name) == (ModelSpec(name="Llama-2-7b-chat-hf", hub=name), None)
+    assert fit._limits(fit._model(name)[0]) == (4096, 4096)
+    cached = tmp_path / "config.json"
+    cached.write_text('{"max_position_embeddings": 2048, "hidden_size": 64}', encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(cached))
+    assert fit._limits(fit._model(name)[0]) == (2048, 64)
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "../nowhere", "/nowhere", "~/nowhere", "a/b/c", "nowhere/"])
+def test_a_path_that_is_not_there_is_no_name_on_the_hub(path: str) -> None:
+    """The sentence says that no such folder exists."""
+    with pytest.raises(UsageError, match=f"there is no folder {path}; check the path"):
+        fit._model(path)
 
 
 def test_a_folder_without_a_configuration_is_refused_in_words(tmp_path: Path) -> None:

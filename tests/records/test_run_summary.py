@@ -90,3 +90,10 @@ def test_what_cannot_have_been_measured_is_refused(path: str, value: object) -> 
     inner[last] = value
     with pytest.raises(ValueError, match=r"."):
         decode_record(json.dumps(document).encode())
+
+
+def test_an_unknown_outcome_is_answered_with_those_there_are() -> None:
+    """Whoever wrote the record by hand reads what may stand there."""
+    document = json.loads(encode_record(make_record())) | {"outcome": "good"}
+    with pytest.raises(ValueError, match=r"'good' - at `\$\.outcome`, which is ok or oom or .* contaminated"):
+        decode_record(json.dumps(document).encode())
