@@ -97,10 +97,7 @@ def json_schema() -> dict[str, Any]:
                 fields.setdefault(key, _field(key, field))
         fields.pop("name", None)
         schema["$defs"][table] = _table(fields | (sections if table in ("model", "method") else {}))
-    gate, metric = (
-        {key: _described(field) for key, field in kind.model_json_schema()["properties"].items()}
-        for kind in (GateSpec, MetricGate)
-    )
+    gate, metric = _without_axes(GateSpec), _without_axes(MetricGate)
     about = gate["metrics"]["description"]
     gate["metrics"] = {"type": "object", "description": about, "additionalProperties": _table(metric)}
     schema["properties"]["gate"] = _table(gate) | schema["properties"]["gate"]
@@ -113,8 +110,8 @@ def _table(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _field(key: str, field: dict[str, Any]) -> dict[str, Any]:
     if key in CHOICES:
-        about = f"Which other keys have a meaning: {key} decides."
-        return {"enum": list(CHOICES[key]), "description": about}
+        meaning = f"Which other keys have a meaning: {key} decides."
+        return {"enum": list(CHOICES[key]), "description": meaning}
     about, one = _parted(field)
     if key in CATALOGUED:
         _, names = CATALOGUED[key]
@@ -134,9 +131,9 @@ def _parted(field: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return about, one
 
 
-def _described(field: dict[str, Any]) -> dict[str, Any]:
-    about, one = _parted(field)
-    return about | one
+def _without_axes(kind: type[Frozen]) -> dict[str, Any]:
+    parted = {key: _parted(field) for key, field in kind.model_json_schema()["properties"].items()}
+    return {key: about | one for key, (about, one) in parted.items()}
 
 
 def _lever(one: dict[str, Any]) -> dict[str, Any]:
