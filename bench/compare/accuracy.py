@@ -5,7 +5,6 @@ lie (Student's t). *Over items*: how far the same runs may lie on other question
 Shares (0 to 1) throughout.
 """
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,25 +115,11 @@ class AccuracyDifference:
         return self.p_value is not None and self.p_value < SIGNIFICANT_P
 
 
-@dataclass(frozen=True, kw_only=True)
-class SeedBlocks:
-    """The methods of a study and the seeds that all of them have; ``blocks`` is None where nothing varies."""
-
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    blocks: Blocks | None
-
-    @property
-    def degrees_of_freedom(self) -> int | None:
-        """Those of the residual variance; None without one."""
-        return self.blocks.degrees_of_freedom if self.blocks else None
-
-
 def mean_over_seeds(values: Sequence[float], *, of_shares: bool = False) -> SeedMean:
     """Return the mean of at least one value, and mean ± t(0.975, n - 1) · s / √n; of shares within 0 to 1."""
-    if len(values) == 1:
-        return SeedMean(values=tuple(values), mean=values[0])
     mean = statistics.mean(values)  # exact: equal values have themselves as their mean
+    if len(values) == 1:
+        return SeedMean(values=tuple(values), mean=mean)
     error = statistics.stdev(values) / len(values) ** 0.5
     if not error:
         return SeedMean(values=tuple(values), mean=mean, low=mean, high=mean)
@@ -212,14 +197,8 @@ def _shares(readings: Readings) -> SeedMean | None:
 
 
 def _error(readings: Readings, task: str) -> float | None:
-    """Return the error over items, of one seed as lm-eval's ``mean_stderr`` (lm_eval/api/metrics.py)."""
-    if len(readings) > 1:
-        return error_over_items(right_answers(list(readings.values()), task).mean(axis=0))
-    reading = next(iter(readings.values()), None)
-    share = accuracy(reading)
-    if share is None or reading is None or len(reading.items) < 2:  # noqa: PLR2004 - one item has no spread
-        return None
-    return math.sqrt(share * (1 - share) / (len(reading.items) - 1))
+    """Return the error over items; of one seed it is lm-eval's ``mean_stderr`` (lm_eval/api/metrics.py)."""
+    return error_over_items(right_answers(list(readings.values()), task)) if readings else None
 
 
 def differences(
@@ -234,37 +213,45 @@ def differences(
     answered = [reading for found in readings.values() for reading in found.values()]
     rows = iter(right_answers(answered, who))
     right = {name: {seed: next(rows) for seed in found} for name, found in readings.items()}
-    design = seed_blocks(
-        {name: {seed: float(row.mean()) for seed, row in found.items()} for name, found in right.items()}
-    )
+    several = {name: found for name, found in right.items() if len(found) > 1}
+    shared = sorted(set.intersection(*map(set, several.values()))) if len(several) > 1 else []
+    design, methods = None, None
+    if len(shared) > 1:
+        shares = np.array([[found[seed].mean() for seed in shared] for found in several.values()])
+        design, methods = block_design(shares), len(several)
     found = {}
-    for name in readings:
-        shared = design if design and {name, reference} <= set(design.methods) else None
-        one = None if name == reference else _difference(right[name], right[reference], shared, task)
-        if one is not None:
-            found[name] = one
+    for name, ours in right.items():
+        theirs, blocked = right[reference], bool(methods) and {name, reference} <= several.keys()
+        seeds = tuple(shared if blocked else [seed for seed in ours if seed in theirs])
+        if name != reference and seeds:
+            change = np.array([ours[seed] - theirs[seed] for seed in seeds])
+            found[name] = _difference(task, seeds, change, *((methods, design) if blocked else (None, None)))
     return found
 
 
 def _difference(
-    ours: Mapping[int, Floats], theirs: Mapping[int, Floats], design: SeedBlocks | None, task: str
-) -> AccuracyDifference | None:
-    seeds = design.seeds if design else tuple(seed for seed in ours if seed in theirs)
-    if not seeds:
-        return None
-    change = np.array([ours[seed] - theirs[seed] for seed in seeds])
-    # Of whole numbers, so that equal differences are equal.
-    difference = difference_in_blocks([float(row.sum() / row.size) for row in change], design)
+    task: str, seeds: tuple[int, ...], change: Floats, methods: int | None, design: Blocks | None
+) -> AccuracyDifference:
+    """Return the mean of a change by seed and question; of ``methods`` with its simultaneous interval.
+
+    Where nothing varies the interval has no width, and there is no p-value.
+    """
+    # Of whole numbers, and an exact mean, so that equal differences are equal.
+    values = tuple(float(row.sum() / row.size) for row in change)
+    mean = statistics.mean(values)
+    width = design.half_width(CONFIDENCE) if design else 0.0
+    p_value = design.p_value(mean) if design else None
+    low, high = (mean - width, mean + width) if methods else (None, None)
     return AccuracyDifference(
         task=task,
         seeds=seeds,
         items=change.shape[1],
-        difference=difference,
+        difference=SeedMean(values=values, mean=mean, low=low, high=high, p_value=p_value),
         gained=int((change > 0).sum()),
         lost=int((change < 0).sum()),
-        items_error=error_over_items(change.mean(axis=0)),
-        p_value=difference.p_value,
-        methods=len(design.methods) if design else None,
+        items_error=error_over_items(change),
+        p_value=p_value,
+        methods=methods,
         degrees_of_freedom=design.degrees_of_freedom if design else None,
     )
 
@@ -276,23 +263,22 @@ def pair(ours: Readings, theirs: Readings, task: str) -> tuple[AccuracyDifferenc
     """
     if not ours or not theirs:
         return None, None
-    seeds = [seed for seed in ours if seed in theirs]
+    seeds = tuple(seed for seed in ours if seed in theirs)
+    if not seeds:
+        return None, "they have no training seed in common"
     try:
         if len(seeds) > 1:
             both = {
-                "ours": {seed: ours[seed] for seed in seeds},
-                "theirs": {seed: theirs[seed] for seed in seeds},
+                name: {seed: each[seed] for seed in seeds}
+                for name, each in (("ours", ours), ("theirs", theirs))
             }
             return differences(both, "theirs", task, task)["ours"], None
-        seed = next(iter(seeds), None)
-        if seed is None:
-            return None, "they have no training seed in common"
-        paired = pair_items(theirs[seed].items, ours[seed].items)
+        paired = pair_items(theirs[seeds[0]].items, ours[seeds[0]].items)
     except UsageError as error:
         return None, str(error)
     one = AccuracyDifference(
         task=task,
-        seeds=(seed,),
+        seeds=seeds,
         items=paired.items,
         difference=SeedMean(values=(paired.difference_share,), mean=paired.difference_share),
         gained=paired.gained,
@@ -301,36 +287,6 @@ def pair(ours: Readings, theirs: Readings, task: str) -> tuple[AccuracyDifferenc
         p_value=paired.p_value,
     )
     return one, None
-
-
-def seed_blocks(accuracies: Mapping[str, Mapping[int, float]]) -> SeedBlocks | None:
-    """Return the block design of accuracies by method and seed; methods with one seed take no part.
-
-    None where fewer than two methods have several seeds, or these have fewer than two in common.
-    """
-    several = {method: found for method, found in accuracies.items() if len(found) > 1}
-    if len(several) < 2:  # noqa: PLR2004 - a comparison takes two
-        return None
-    seeds = tuple(sorted(set.intersection(*(set(found) for found in several.values()))))
-    if len(seeds) < 2:  # noqa: PLR2004 - a spread takes two
-        return None
-    values = np.array([[found[seed] for seed in seeds] for found in several.values()])
-    return SeedBlocks(methods=tuple(several), seeds=seeds, blocks=block_design(values))
-
-
-def difference_in_blocks(differences: Sequence[float], design: SeedBlocks | None) -> SeedMean:
-    """Return the mean of differences over the design's seeds, with its simultaneous 95 % interval.
-
-    Without a design there is no interval; where nothing varies it has no width, and there is no p-value.
-    """
-    mean = statistics.mean(differences)  # exact: equal values have themselves as their mean
-    values = tuple(differences)
-    if design is None:
-        return SeedMean(values=values, mean=mean)
-    if design.blocks is None:
-        return SeedMean(values=values, mean=mean, low=mean, high=mean)
-    width, p_value = design.blocks.half_width(CONFIDENCE), design.blocks.p_value(mean)
-    return SeedMean(values=values, mean=mean, low=mean - width, high=mean + width, p_value=p_value)
 
 
 def right_answers(readings: Sequence[EvaluationReading], names: str) -> Floats:
@@ -344,6 +300,7 @@ def right_answers(readings: Sequence[EvaluationReading], names: str) -> Floats:
     return np.array([[float(item.correct) for item in reading.items] for reading in readings])
 
 
-def error_over_items(values: Floats) -> float | None:
-    """Return the standard error of the mean: sample deviation over the root of n, as lm-eval's."""
+def error_over_items(answers: Floats) -> float | None:
+    """Return the standard error of the mean over questions (columns), each averaged over seeds (rows)."""
+    values = answers.mean(axis=0)
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None

@@ -2,50 +2,21 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
+from bench.compare import grouped
 from bench.compare.accuracy import Accuracy
 from bench.compare.plausibility import Finding
 from bench.compare.readings import Merge, Throughput
 from bench.records.derived_metrics import accuracy, evaluation
 from bench.records.readings import Caveat
-from bench.records.records import Outcome, Record
+from bench.records.records import Record, StepSample
 from bench.stats.trend import FEWEST_VALUES
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """A run that did not end ok: its outcome and the sentence that says why."""
-
-    cell: str
-    run: int
-    outcome: Outcome
-    phase: str | None
-    message: str
-    requested_bytes: int | None
-
-
-def endings_of(records: Iterable[Record]) -> tuple[Ending, ...]:
-    """Return how the runs ended that are not ok."""
-    return tuple(
-        Ending(
-            cell=record.cell.id,
-            run=record.run,
-            outcome=record.outcome,
-            phase=failure.phase if failure else None,
-            message=failure.message if failure else "No reason was recorded; run the cell again.",
-            requested_bytes=failure.requested_bytes if failure else None,
-        )
-        for record in records
-        if record.outcome != "ok"
-        for failure in (record.failure,)
-    )
 
 
 def caveats_of_runs(
     records: Sequence[Record],
     findings: Iterable[tuple[Record, Finding]],
-    throughput: Throughput | None,
+    speed: Throughput | None,
     accuracies: Iterable[Accuracy],
     merge: Merge | None,
 ) -> Iterator[Caveat]:
@@ -57,87 +28,77 @@ def caveats_of_runs(
             yield Caveat(code=f"implausible-{finding.code}", message=message)
     for record in ok:
         yield from record.measurement.caveats
+    for code, message in _of_numbers(ok, len(records) - len(ok), speed, accuracies, merge):
+        yield Caveat(code=code, message=message)
+
+
+def _of_numbers(
+    ok: Sequence[Record],
+    others: int,
+    speed: Throughput | None,
+    accuracies: Iterable[Accuracy],
+    merge: Merge | None,
+) -> Iterator[tuple[str, str]]:
+    """Yield code and message of what the numbers of good runs warn of; ``others`` did not end ok."""
     notes = (record.measurement.model for record in ok)
     for note in dict.fromkeys(facts.weights_note for facts in notes if facts and facts.weights_note):
-        yield Caveat(code="weights", message=f"Weights: {note}.")
+        yield "weights", f"Weights: {note}."
     if len(ok) == 1:
-        message = "One run only: the spread shown is within that run, and says nothing about the next run."
-        yield Caveat(code="one-run", message=message)
-    if ok and len(ok) < len(records):
-        message = f"{len(records) - len(ok)} of {len(records)} runs did not end ok."
-        yield Caveat(code="other-outcomes", message=message)
-    yield from _training(ok)
-    yield from _speed(throughput)
-    yield from _evaluation(accuracies, ok)
-    yield from _ledger(ok)
+        yield (
+            "one-run",
+            "One run only: the spread shown is within that run, and says nothing about the next run.",
+        )
+    if ok and others:
+        yield "other-outcomes", f"{others} of {len(ok) + others} runs did not end ok."
+    yield from _training([step for record in ok for step in record.measurement.steps])
+    if speed:
+        yield from _speed(speed)
+    yield from _between_runs(ok, accuracies)
     if merge is not None and not merge.within_tolerance:
-        message = "The merged adapter's logits differ from the adapter's by more than the tolerance."
-        yield Caveat(code="merge-differs", message=message)
-
-
-def _training(ok: Sequence[Record]) -> Iterator[Caveat]:
-    """Yield what makes the training itself doubtful: losses that are not finite, steps left out."""
-    steps = [step for record in ok for step in record.measurement.steps]
-    bad = sum(not math.isfinite(step.loss) for step in steps)
-    if bad:
-        message = f"The loss was not finite in {bad} of {len(steps)} steps: this training diverged."
-        yield Caveat(code="loss-not-finite", message=message)
-    skipped = sum(step.skipped for step in steps)
-    if skipped:
-        message = (
-            f"The gradient scaler skipped the optimizer in {skipped} of {len(steps)} steps; "
-            "their time is in tokens/s."
+        yield (
+            "merge-differs",
+            "The merged adapter's logits differ from the adapter's by more than the tolerance.",
         )
-        yield Caveat(code="steps-skipped", message=message)
 
 
-def _speed(speed: Throughput | None) -> Iterator[Caveat]:
-    """Yield what the trend over the measured steps says."""
-    if speed is None:
-        return
-    trend = speed.trend
-    if trend.verdict == "not steady" and trend.drift_share is not None:
-        message = (
-            f"Not steady: tokens/s drifted by {trend.drift_share * 100:+.0f} % over the measured steps "
-            f"(Mann-Kendall p = {trend.p_value:.2g}); raise window.warmup_steps."
-        )
-        yield Caveat(code="not-steady", message=message)
-    elif trend.verdict == "too few steps to tell":
-        message = (
-            f"Too few measured steps ({speed.steps}) to tell whether the speed had settled; "
-            f"set window.measured_steps to {FEWEST_VALUES} or more."
-        )
-        yield Caveat(code="few-steps", message=message)
-
-
-def _evaluation(accuracies: Iterable[Accuracy], ok: Sequence[Record]) -> Iterator[Caveat]:
-    """Yield what makes an accuracy less than it seems; runs of one seed should answer alike."""
+def _between_runs(ok: Sequence[Record], accuracies: Iterable[Accuracy]) -> Iterator[tuple[str, str]]:
+    """Yield what was not asked alike, and in what runs of one seed differ that should not."""
+    by_seed = grouped(ok, lambda record: record.cell.training.seed).values()
     for result in accuracies:
         if result.not_paired:
-            yield Caveat(code="not-paired", message=f"{result.task}: {result.not_paired}.")
-        for runs in _by_seed(ok):
+            yield "not-paired", f"{result.task}: {result.not_paired}."
+        for runs in by_seed:
             found = (accuracy(evaluation(record, result.task, "after")) for record in runs)
             shares = sorted({share for share in found if share is not None})
             if len(shares) > 1:
                 listed = ", ".join(f"{share * 100:.1f} %" for share in shares)
-                message = (
-                    f"The runs differ on {result.task} after training ({listed}); the first run is shown."
-                )
-                yield Caveat(code="accuracy-differs", message=message)
-
-
-def _ledger(ok: Sequence[Record]) -> Iterator[Caveat]:
-    """Yield that runs of one seed differ in what is deterministic."""
-    for runs in _by_seed(ok):
+                told = f"The runs differ on {result.task} after training ({listed}); the first run is shown."
+                yield "accuracy-differs", told
+    for runs in by_seed:
         sizes = sorted({record.measurement.ledger.peak_bytes for record in runs if record.measurement.ledger})
         if len(sizes) > 1:
             listed = ", ".join(f"{size:,}" for size in sizes)
-            message = f"The ledger's peak should be the same in every run, and is not ({listed} bytes)."
-            yield Caveat(code="ledger-differs", message=message)
+            told = f"The ledger's peak should be the same in every run, and is not ({listed} bytes)."
+            yield "ledger-differs", told
 
 
-def _by_seed(runs: Iterable[Record]) -> Iterable[list[Record]]:
-    found: dict[int, list[Record]] = {}
-    for record in runs:
-        found.setdefault(record.cell.training.seed, []).append(record)
-    return found.values()
+def _training(steps: Sequence[StepSample]) -> Iterator[tuple[str, str]]:
+    """Yield what makes the training itself doubtful: losses that are not finite, steps left out."""
+    bad, skipped = sum(not math.isfinite(step.loss) for step in steps), sum(step.skipped for step in steps)
+    if bad:
+        told = f"The loss was not finite in {bad} of {len(steps)} steps: this training diverged."
+        yield "loss-not-finite", told
+    if skipped:
+        told = f"The gradient scaler skipped the optimizer in {skipped} of {len(steps)} steps"
+        yield "steps-skipped", f"{told}; their time is in tokens/s."
+
+
+def _speed(speed: Throughput) -> Iterator[tuple[str, str]]:
+    """Yield what the trend over the measured steps says."""
+    trend = speed.trend
+    if trend.verdict == "not steady" and trend.drift_share is not None:
+        told = f"Not steady: tokens/s drifted by {trend.drift_share * 100:+.0f} % over the measured steps"
+        yield "not-steady", f"{told} (Mann-Kendall p = {trend.p_value:.2g}); raise window.warmup_steps."
+    elif trend.verdict == "too few steps to tell":
+        told = f"Too few measured steps ({speed.steps}) to tell whether the speed had settled"
+        yield "few-steps", f"{told}; set window.measured_steps to {FEWEST_VALUES} or more."

@@ -5,7 +5,7 @@ throughout; None is *not measured*, and never stands for 0.
 """
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeVar
@@ -19,17 +19,15 @@ from bench.compare.accuracy import (
     pair,
     readings_by_seed,
 )
-from bench.compare.caveats import Ending, caveats_of_runs, endings_of
+from bench.compare.caveats import caveats_of_runs
 from bench.compare.environments import EnvironmentGroup
 from bench.compare.plausibility import Doubted, Finding, lint
-from bench.compare.readings import (
-    Peak,
-    Predicted,
-)
+from bench.compare.readings import Peak, Predicted
+from bench.errors import counted
 from bench.metrics import Instrument
 from bench.records.derived_metrics import speed_disturbed
 from bench.records.readings import Caveat, TorchSettings
-from bench.records.records import ModelFacts, Outcome, Record
+from bench.records.records import Failure, ModelFacts, Outcome, Record
 from bench.scenario.cell import EXTRA_READINGS, HOW_IT_LEARNS, Cell
 from bench.scenario.types import Device
 
@@ -38,6 +36,7 @@ _NVML_NAMES: dict[Instrument, str] = {
     "nvml_device_delta": "the device less what was on it before",
 }
 _BESIDE_THE_METHOD = {"method", "evaluation", "training.seed", *HOW_IT_LEARNS, *EXTRA_READINGS}
+_NO_REASON = Failure(message="No reason was recorded; run the cell again.")
 T = TypeVar("T")
 _SEED_TOKEN = re.compile(r"-seed=\d+(?=[-/]|$)")
 
@@ -45,14 +44,6 @@ _SEED_TOKEN = re.compile(r"-seed=\d+(?=[-/]|$)")
 def without_seed(name: str) -> str:
     """Return an id, or its last part, without the seed that a list of seeds puts into it."""
     return _SEED_TOKEN.sub("", name)
-
-
-def setting_of(record: Record, where: EnvironmentGroup) -> tuple[Hashable, ...]:
-    """Return what cells share that may be set against one another: all but the method and how it learns.
-
-    The number of steps counts: with padding to the longest it decides which batches are seen.
-    """
-    return (*record.cell.comparison_key(_BESIDE_THE_METHOD), where.place, record.inputs_digest)
 
 
 def _over_good_runs(read: Callable[[Sequence[Record]], T]) -> cached_property[T]:
@@ -65,13 +56,11 @@ class Measured:
     """One cell over all its runs in one environment; other seeds are repeats.
 
     ``records`` are its runs, at least one, in order; ``reference`` is full fine-tuning alike in all else, and
-    ``no_reference`` says why there is none. ``device_name`` is the card's, or says how many CPU threads.
+    ``no_reference`` says why there is none.
     """
 
     records: tuple[Record, ...]
     where: EnvironmentGroup
-    device_name: str
-    setting: tuple[Hashable, ...]
     reference: "Measured | None" = None
     no_reference: str | None = None
 
@@ -79,6 +68,34 @@ class Measured:
     def cell(self) -> Cell:
         """The cell, as its latest run had it."""
         return self.records[-1].cell
+
+    @cached_property
+    def setting(self) -> tuple[Hashable, ...]:
+        """What cells share that may be set against one another: all but the method and how it learns.
+
+        The number of steps counts: with padding to the longest it decides which batches are seen.
+        """
+        return self.alike_but_for(_BESIDE_THE_METHOD)
+
+    def alike_but_for(self, ignore: Collection[str]) -> tuple[Hashable, ...]:
+        """Return what cells must share to be alike but for ``ignore``: the place and the inputs too."""
+        return (*self.cell.comparison_key(ignore), self.where.place, self.records[-1].inputs_digest)
+
+    @cached_property
+    def known_device(self) -> str | None:
+        """The card's name or the CPU threads, as the latest worker found them; None where none looked."""
+        found = (record.measurement.device for record in reversed(self.records))
+        facts = next((facts for facts in found if facts), None)
+        if facts is None:
+            return None
+        if self.device == "cuda":
+            return facts.cuda_name or "cuda"
+        return f"cpu, {counted(facts.cpu_threads, 'thread')}"
+
+    @property
+    def device_name(self) -> str:
+        """The same, or as the cell asks for it."""
+        return self.known_device or self.device
 
     @cached_property
     def key(self) -> str:
@@ -152,10 +169,10 @@ class Measured:
         good = {record.cell.training.seed for record in self.ok}
         return tuple(seed for seed in self.seeds if seed not in good)
 
-    @cached_property
-    def endings(self) -> tuple[Ending, ...]:
-        """How the runs ended that are not ok."""
-        return endings_of(self.records)
+    @property
+    def endings(self) -> tuple[tuple[Record, Failure], ...]:
+        """The runs that are not ok, each with the sentence that says why."""
+        return tuple((run, run.failure or _NO_REASON) for run in self.records if run.outcome != "ok")
 
     @cached_property
     def facts(self) -> ModelFacts | None:
@@ -203,7 +220,12 @@ class Measured:
     losses = _over_good_runs(readings.losses)
     merge = _over_good_runs(readings.merge)
     times = _over_good_runs(readings.times)
-    load_time_ns = _over_good_runs(readings.load_time_ns)
+
+    @property
+    def load_time_ns(self) -> int | None:
+        """The median time of the load phase."""
+        found = self.metrics.get("load_time_ns")
+        return None if found is None else round(found)
 
     @property
     def predictions(self) -> tuple[Predicted, ...]:

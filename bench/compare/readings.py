@@ -3,9 +3,11 @@
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import reduce
+from operator import or_
+from typing import Literal, TypeVar, get_args
 
-from bench.metrics import MERGE_TOLERANCES, Instrument
+from bench.metrics import MERGE_TOLERANCES, METRICS, TENSORS, Instrument
 from bench.records.derived_metrics import (
     TRAINING_PHASES,
     PeakField,
@@ -22,12 +24,18 @@ from bench.records.readings import Category, Isolation, name_events
 from bench.records.records import Phase, Record, StepSample
 from bench.stats.trend import Trend, TrendVerdict, find_trend
 
+N = TypeVar("N", int, float)
 ROUGH_DRIFT_SHARE = 0.1
-_LOADING: tuple[Phase, ...] = ("load", "adapt")
-_STEPPING: tuple[Phase, ...] = ("first_forward", "first_backward", "first_optimizer_step", "warmup", "steady")
-_INSTRUMENTS: tuple[Phase, ...] = ("ledger", "flops", "merge_check", "save_adapter")
-_EVALUATION: tuple[Phase, ...] = ("evaluate_before", "evaluate_after")
+_TIMED: tuple[tuple[Phase, ...], ...] = (  # as ``TimeBreakdown`` has them
+    ("load", "adapt"),
+    ("first_forward", "first_backward", "first_optimizer_step", "warmup", "steady"),
+    ("ledger", "flops", "merge_check", "save_adapter"),
+    ("evaluate_before", "evaluate_after"),
+    ("start",),
+    ("prepare_data",),
+)
 _PHASE_FIELDS: dict[Instrument, PeakField] = {
+    "host_net": "host_peak_bytes",
     "host": "host_peak_bytes",
     "cuda_allocated": "cuda_allocated_peak_bytes",
     "cuda_reserved": "cuda_reserved_peak_bytes",
@@ -139,9 +147,9 @@ class TimeBreakdown:
     stepping_ns: int
     instruments_ns: int
     evaluation_ns: int
-    overhead_ns: int
     starting_ns: int
     preparing_ns: int
+    overhead_ns: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,13 +172,16 @@ class Merge:
 
 def peaks(runs: Sequence[Record]) -> tuple[Peak, ...]:
     """Return the peak by each instrument that was there, in the order of ``Instrument``."""
-    readings = {instrument: _readings(runs, instrument) for instrument in get_args(Instrument)}
+    readings = {
+        instrument: [found for run in runs if (found := _peak(run, instrument))]
+        for instrument in get_args(Instrument)
+    }
     return tuple(
         Peak(
             instrument=instrument,
             peak_bytes=round(statistics.median(size for size, _ in found)),
-            low_bytes=min(size for size, _ in found),
-            high_bytes=max(size for size, _ in found),
+            low_bytes=min(found)[0],
+            high_bytes=max(found)[0],
             phase=max(found)[1],
         )
         for instrument, found in readings.items()
@@ -178,34 +189,27 @@ def peaks(runs: Sequence[Record]) -> tuple[Peak, ...]:
     )
 
 
-def _readings(runs: Sequence[Record], instrument: Instrument) -> list[tuple[int, str]]:
-    """Return bytes and phase of the peak of each run by one instrument."""
+def _peak(run: Record, instrument: Instrument) -> tuple[int, str] | None:
+    """Return bytes and phase of a run's peak by one instrument."""
     if instrument == "ledger":
-        ledgers = [run.measurement.ledger for run in runs]
-        return [(ledger.peak_bytes, ledger.peak_phase) for ledger in ledgers if ledger]
-    if instrument == "host_net":
-        return [
-            (phase.host_peak_bytes - start, phase.name)
-            for run in runs
-            if (phase := peak_phase(run, "host_peak_bytes"))
-            and phase.host_peak_bytes is not None
-            and (start := start_up_bytes(run)) is not None
-        ]
+        ledger = run.measurement.ledger
+        return (ledger.peak_bytes, ledger.peak_phase) if ledger else None
     if instrument in _NVML:
-        found_by_nvml = [nvml_peak(run, _NVML[instrument]) for run in runs]
-        return [(peak[1], peak[0].name) for peak in found_by_nvml if peak]
-    field = _PHASE_FIELDS[instrument]
-    found = [(phase, getattr(phase, field)) for run in runs if (phase := peak_phase(run, field))]
-    return [(size, phase.name) for phase, size in found]
+        seen = nvml_peak(run, _NVML[instrument])
+        return (seen[1], seen[0].name) if seen else None
+    phase = peak_phase(run, _PHASE_FIELDS[instrument])
+    start = start_up_bytes(run) if instrument == "host_net" else 0
+    if phase is None or start is None:
+        return None
+    return getattr(phase, _PHASE_FIELDS[instrument]) - start, phase.name
 
 
 def predictions(prediction: Prediction | Refusal | None, peaks: Sequence[Peak]) -> tuple[Predicted, ...]:
     """Return every predicted figure beside the reading of its own instrument; none for a refusal."""
     if not isinstance(prediction, Prediction):
         return ()
-    allocated = prediction.allocated_peak_bytes
-    tensors: Instrument = "ledger" if prediction.platform.device == "cpu" else "cuda_allocated"
-    figures: dict[Instrument, tuple[int, int]] = {tensors: (allocated, allocated)}
+    tensors = TENSORS[prediction.platform.device]
+    figures = {tensors: (prediction.allocated_peak_bytes, prediction.allocated_peak_bytes)}
     if prediction.reserved_low_bytes is not None and prediction.reserved_high_bytes is not None:
         figures["cuda_reserved"] = (prediction.reserved_low_bytes, prediction.reserved_high_bytes)
     return tuple(
@@ -246,8 +250,11 @@ def throughput(runs: Sequence[Record]) -> Throughput | None:
     if not speeds:
         return None
     medians = [statistics.median(values) for values in speeds]
-    several = len(medians) > 1
-    low, high = (min(medians), max(medians)) if several else _middle_half(speeds[0])
+    several, only = len(medians) > 1, speeds[0]
+    if several or len(only) == 1:
+        low, high = min(medians), max(medians)
+    else:
+        low, _, high = statistics.quantiles(only, n=4, method="inclusive")
     return Throughput(
         tokens_per_second=statistics.median(medians),
         low=low,
@@ -263,14 +270,6 @@ def throughput(runs: Sequence[Record]) -> Throughput | None:
     )
 
 
-def _middle_half(values: Sequence[float]) -> tuple[float, float]:
-    """Return the quartiles around the middle half; of a single value, that value."""
-    if len(values) == 1:
-        return values[0], values[0]
-    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
-    return first, third
-
-
 def gpu_seen(runs: Sequence[Record]) -> GpuSeen | None:
     """Return what NVML showed of the runs that were watched; None where none was."""
     watched = [gpu for run in runs if (gpu := run.measurement.gpu)]
@@ -278,34 +277,28 @@ def gpu_seen(runs: Sequence[Record]) -> GpuSeen | None:
         return None
     steady = [phase for gpu in watched if (phase := gpu.phase("steady"))]
     training = [phase for gpu in watched for phase in gpu.phases if phase.name in TRAINING_PHASES]
-    reasons = 0
-    for phase in steady:
-        reasons |= phase.event_reasons
+    non_torch = _median(gpu.non_torch_bytes for gpu in watched)
     return GpuSeen(
         isolations=tuple(dict.fromkeys((gpu.isolation, gpu.isolation_reason) for gpu in watched)),
         interval_ns=max(gpu.interval_ns for gpu in watched),
         longest_gap_ns=max(gpu.longest_gap_ns for gpu in watched),
-        non_torch_bytes=_rounded(_median(gpu.non_torch_bytes for gpu in watched)),
+        non_torch_bytes=None if non_torch is None else round(non_torch),
         energy_per_token_mj=_median(energy_per_token_mj(run) for run in runs),
         power_mean_mw=_median(phase.power_mean_mw for phase in steady),
         sm_clock_min_mhz=min(_known(phase.sm_clock_min_mhz for phase in steady), default=None),
         sm_clock_max_mhz=max(_known(phase.sm_clock_max_mhz for phase in steady), default=None),
         temperature_max_c=max(_known(phase.temperature_max_c for phase in training), default=None),
-        events=name_events(reasons),
+        events=name_events(reduce(or_, (phase.event_reasons for phase in steady), 0)),
     )
 
 
-def _known(values: Iterable[int | None]) -> list[int]:
+def _known(values: Iterable[N | None]) -> list[N]:
     return [value for value in values if value is not None]
 
 
 def _median(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
+    found = _known(values)
     return statistics.median(found) if found else None
-
-
-def _rounded(value: float | None) -> int | None:
-    return None if value is None else round(value)
 
 
 def losses(runs: Sequence[Record]) -> Losses | None:
@@ -338,29 +331,19 @@ def merge(runs: Sequence[Record]) -> Merge | None:
 
 def metrics(runs: Sequence[Record]) -> dict[str, float]:
     """Return the median over runs of each metric that was read, by its name in ``bench.metrics``."""
-    values: dict[str, list[float]] = {}
-    for run in runs:
-        for name, value in read_metrics(run).items():
-            if value is not None:
-                values.setdefault(name, []).append(value)
-    return {name: statistics.median(found) for name, found in values.items()}
-
-
-def load_time_ns(runs: Sequence[Record]) -> int | None:
-    """Return the median time of the load phase."""
-    return _rounded(_median(phase_time_ns(run, ("load",)) for run in runs))
+    read = [read_metrics(run) for run in runs]
+    values = {name: _known(each[name] for each in read) for name in METRICS}
+    return {name: statistics.median(found) for name, found in values.items() if found}
 
 
 def times(runs: Sequence[Record]) -> TimeBreakdown | None:
     """Return the median over runs of each part of the wall time; None without a run."""
-    if not runs:
-        return None
-
-    def of(names: Sequence[Phase]) -> list[int]:
-        return [phase_time_ns(run, names) or 0 for run in runs]
-
-    totals = [run.total_ns for run in runs]
-    parts = [of(names) for names in (_LOADING, _STEPPING, _INSTRUMENTS, _EVALUATION)]
-    overheads = [total - sum(own) for total, *own in zip(totals, *parts, strict=True)]
-    columns = (totals, *parts, overheads, of(("start",)), of(("prepare_data",)))
-    return TimeBreakdown(*(round(statistics.median(column)) for column in columns))
+    rows = []
+    for run in runs:
+        *parts, starting, preparing = (phase_time_ns(run, names) or 0 for names in _TIMED)
+        rows.append((run.total_ns, *parts, starting, preparing, run.total_ns - sum(parts)))
+    return (
+        TimeBreakdown(*(round(statistics.median(column)) for column in zip(*rows, strict=True)))
+        if rows
+        else None
+    )

@@ -77,7 +77,7 @@ def comparison_grid(comparison: Comparison, anchors: Mapping[str, str]) -> Grid:
 def _notes(row: Measured, place: Place) -> list[str]:
     found = [one.message for one in row.caveats if _PLACES.get(one.code, "cell") == place]
     if place == "cell":
-        found += [f"Run {end.run} ended as {end.outcome}: {end.message}" for end in row.endings]
+        found += [f"Run {run.run} ended as {run.outcome}: {failure.message}" for run, failure in row.endings]
     return found
 
 

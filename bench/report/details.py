@@ -250,11 +250,11 @@ def ending_table(rows: Sequence[Measured]) -> Table:
     """Return every run that did not end ok, with the sentence that says why."""
     return table_of(
         [ending for row in rows for ending in row.endings],
-        ("Cell", lambda ending: ending.cell),
-        ("Run", lambda ending: str(ending.run)),
-        ("Outcome", lambda ending: ending.outcome),
-        ("Phase", lambda ending: words(ending.phase) if ending.phase else NOT_APPLICABLE),
-        ("Why", lambda ending: ending.message),
+        ("Cell", lambda ending: ending[0].cell.id),
+        ("Run", lambda ending: str(ending[0].run)),
+        ("Outcome", lambda ending: ending[0].outcome),
+        ("Phase", lambda ending: words(ending[1].phase) if ending[1].phase else NOT_APPLICABLE),
+        ("Why", lambda ending: ending[1].message),
         left=5,
     )
 

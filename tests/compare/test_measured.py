@@ -161,7 +161,7 @@ def test_a_full_cell_that_ran_out_of_memory_is_named() -> None:
     assert "full fine-tuning ended as oom" == _lora(comparison).no_reference
     full = comparison.rows[0]
     assert ("oom", (), None) == (full.outcome, full.peaks, full.throughput)
-    (ending,) = full.endings
+    ((_, ending),) = full.endings
     assert ("load", "Too small; lower training.micro_batch.", 5) == (
         ending.phase,
         ending.message,
@@ -177,7 +177,7 @@ def test_a_failed_run_beside_a_good_one() -> None:
         row.outcome,
         row.runs,
         row.runs_ok,
-        [ending.outcome for ending in row.endings],
+        [run.outcome for run, _ in row.endings],
     )
     assert "other-outcomes" in _codes(row)
 
