@@ -4,11 +4,12 @@ Numbers and structure only; ``bench.report.highlights`` makes sentences of them.
 window, environment and device are set against each other.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
+from operator import ge, itemgetter
 
+from bench.compare import grouped
 from bench.compare.measured import Contrast, Measured
 from bench.metrics import HEADLINES, Instrument
 from bench.records.records import Record
@@ -31,31 +32,6 @@ HOW_BASE_IS_STORED = frozenset(
     )
 )
 """For ``Cell.comparison_key``: what may differ between adapters that are alike but for their frozen base."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fastest:
-    """The fastest cell, and those whose range of tokens/s meets its own: which is faster is not known."""
-
-    row: Measured
-    level: tuple[Measured, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MostAccurate:
-    """The most accurate cell on one task, and each other cell against it."""
-
-    task: str
-    row: Measured
-    others: tuple[Contrast, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A setting of training, and by each value that it had the methods that had it."""
-
-    name: str
-    values: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +58,16 @@ class Highlights:
         return found
 
     @cached_property
-    def fastest(self) -> Fastest | None:
-        """The fastest cell, where all of them have a speed that can be right."""
+    def fastest(self) -> tuple[Measured, list[Measured]] | None:
+        """The fastest cell, where all of them have a speed that can be right, and those not clearly slower.
+
+        Their range of tokens/s meets its own, so that which is faster is not known.
+        """
         timed = [(row.throughput, row) for row in self.ok if row.throughput and "speed" not in row.doubts]
         if not timed or len(timed) < len(self.ok):
             return None
         speed, best = max(timed, key=lambda pair: pair[0].tokens_per_second)
-        level = (row for other, row in timed if row is not best and other.high >= speed.low)
-        return Fastest(row=best, level=tuple(level))
+        return best, [row for other, row in timed if row is not best and other.high >= speed.low]
 
     @cached_property
     def speeds(self) -> tuple[Contrast, ...]:
@@ -98,17 +76,16 @@ class Highlights:
         return tuple(one for one in against if one.speed_ratio is not None and "speed" not in one.doubted)
 
     @cached_property
-    def most_accurate(self) -> tuple[MostAccurate, ...]:
-        """The most accurate cell on each task."""
-        found = []
+    def most_accurate(self) -> dict[str, tuple[Measured, list[Contrast]]]:
+        """The most accurate cell on each task, and each other cell against it."""
+        found = {}
         for task in dict.fromkeys(one.task for row in self.ok for one in row.accuracies):
             evaluated = ((one.after, row) for row in self.ok if (one := row.accuracy(task)))
             after = [(share, row) for share, row in evaluated if share is not None]
             if after:
                 _, best = max(after, key=itemgetter(0))
-                others = tuple(Contrast(row, best) for _, row in after if row is not best)
-                found.append(MostAccurate(task=task, row=best, others=others))
-        return tuple(found)
+                found[task] = best, [Contrast(row, best) for _, row in after if row is not best]
+        return found
 
     @cached_property
     def qlora_vs_lora(self) -> tuple[Contrast, ...]:
@@ -124,40 +101,30 @@ class Highlights:
         return tuple(Contrast(row, lora) for row, lora in pairs if lora)
 
     @property
-    def not_to_merge(self) -> tuple[Measured, ...]:
-        """Cells whose adapter changes the logits when it is merged into the base it was trained on."""
-        return tuple(row for row in self.ok if row.merge and not row.merge.within_tolerance)
-
-    @property
-    def settings(self) -> tuple[Setting, ...]:
-        """What the cells were trained with, in order; of what they differ in, each value."""
-        found: dict[str, dict[str, dict[str, None]]] = {}
+    def settings(self) -> dict[str, dict[str, list[str]]]:
+        """What the cells were trained with: each setting, and by its value the methods that had it."""
+        found: dict[str, dict[str, list[str]]] = {}
         for row in self.rows:
             for name, value in _recipe((row.ok or row.records)[-1]):
-                found.setdefault(name, {}).setdefault(value, {})[row.method] = None
-        return tuple(
-            Setting(name=name, values={value: tuple(methods) for value, methods in values.items()})
-            for name, values in found.items()
-        )
+                methods = found.setdefault(name, {}).setdefault(value, [])
+                methods += [row.method] if row.method not in methods else []
+        return found
 
 
 def groups(
-    rows: Iterable[Measured], key: Callable[[Measured], Hashable] | None = None
-) -> tuple[list[Measured], ...]:
+    rows: Sequence[Measured], key: Callable[[Measured], Hashable] = lambda row: (row.model, row.window)
+) -> list[list[Measured]]:
     """Return the rows that may be set side by side: of one environment and device, and alike in ``key``.
 
-    Without a key it is the model and the window. A cell whose runs all ended before its device was known is
-    put with those on the same kind of device.
+    A cell whose runs all ended before its device was known is put with those on the same kind of device.
     """
-    rows = list(rows)
     names = {(row.environment, row.device): row.device_name for row in reversed(rows) if row.ok}
-    found: dict[Hashable, list[Measured]] = {}
-    for row in rows:
-        place = (row.environment, row.device)
-        device_name = row.device_name if row.ok else names.get(place, row.device_name)
-        asked = (row.model, row.window) if key is None else key(row)
-        found.setdefault((asked, place, device_name), []).append(row)
-    return tuple(found.values())
+
+    def place(row: Measured) -> Hashable:
+        own = row.environment, row.device
+        return key(row), own, row.device_name if row.ok else names.get(own, row.device_name)
+
+    return list(grouped(rows, place).values())
 
 
 def _recipe(record: Record) -> Iterator[tuple[str, str]]:
@@ -206,11 +173,8 @@ Point = tuple[float, float, float]
 
 def frontiers(rows: Sequence[Measured]) -> tuple[Frontier, ...]:
     """Return a frontier for each model, data and place with two cells or more that have memory and speed."""
-    ok = [row for row in rows if row.ok]
-    found = (
-        _frontier(alike) for alike in groups(ok, lambda row: (row.model, row.cell.data.model_dump_json()))
-    )
-    return tuple(one for one in found if one is not None and len(one.rows) > 1)
+    alike = groups([row for row in rows if row.ok], lambda row: (row.model, row.cell.data.model_dump_json()))
+    return tuple(one for own in alike if (one := _frontier(own)))
 
 
 def _frontier(rows: Sequence[Measured]) -> Frontier | None:
@@ -218,27 +182,28 @@ def _frontier(rows: Sequence[Measured]) -> Frontier | None:
     instrument = next(
         (one for enough in (all, any) for one in headlines if enough(row.peak(one) for row in rows)), None
     )
-    usable = [row for row in rows if instrument and row.peak(instrument) and row.throughput]
-    if instrument is None:
+    usable = [
+        (row, peak.peak_bytes, row.throughput.tokens_per_second)
+        for row in rows
+        if (peak := row.peak(instrument)) and row.throughput
+    ]
+    if instrument is None or len(usable) < 2:  # noqa: PLR2004 - a comparison takes two
         return None
-    tasks = [{one.task for one in row.accuracies if one.after is not None} for row in usable]
-    shared = set.intersection(*tasks) if tasks else set()
-    task = next((one.task for row in usable for one in row.accuracies if one.task in shared), None)
-    points = {row.key: _point(row, instrument, task) for row in usable}
-    by_key = {row.key: row for row in usable}
+    tasks = [{one.task for one in row.accuracies if one.after is not None} for row, _, _ in usable]
+    shared = set.intersection(*tasks)
+    task = next((one.task for row, _, _ in usable for one in row.accuracies if one.task in shared), None)
+    points = {}
+    for row, size, speed in usable:
+        accuracy = row.accuracy(task)
+        points[row.key] = -size, speed, (accuracy.after if accuracy else None) or 0.0
+    by_key = {row.key: row for row, _, _ in usable}
     return Frontier(
         instrument=instrument,
         task=task,
-        rows=tuple(usable),
+        rows=tuple(by_key.values()),
         dominated_by={key: by_key[better] for key, better in dominators(points).items()},
         left_out=len(rows) - len(usable),
     )
-
-
-def _point(row: Measured, instrument: Instrument, task: str | None) -> Point:
-    peak, speed, accuracy = row.peak(instrument), row.throughput, row.accuracy(task)
-    assert peak is not None and speed is not None  # noqa: S101, PT018 - chosen for having both
-    return -peak.peak_bytes, speed.tokens_per_second, (accuracy.after if accuracy else None) or 0.0
 
 
 def dominators(points: Mapping[str, Point]) -> dict[str, str]:
@@ -247,16 +212,13 @@ def dominators(points: Mapping[str, Point]) -> dict[str, str]:
     From the best on, so that a point can be dominated by an earlier one only, and one that is dominated is
     dominated by one that is not.
     """
-    undominated: list[str] = []
+    best: list[str] = []
     found: dict[str, str] = {}
     for name in sorted(points, key=points.__getitem__, reverse=True):
-        above = next((other for other in undominated if _dominates(points[other], points[name])), None)
-        if above is None:
-            undominated.append(name)
+        own = points[name]
+        better = (other for other in best if points[other] != own and all(map(ge, points[other], own)))
+        if (above := next(better, None)) is None:
+            best.append(name)
         else:
             found[name] = above
     return found
-
-
-def _dominates(one: Point, other: Point) -> bool:
-    return one != other and all(a >= b for a, b in zip(one, other, strict=True))

@@ -3,12 +3,12 @@
 Every number is in a table too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bench.compare.accuracy import AccuracyDifference
 from bench.compare.comparison import Comparison
 from bench.compare.environments import COMMIT
-from bench.compare.highlights import Fastest, Highlights, MostAccurate, Setting
+from bench.compare.highlights import Highlights
 from bench.compare.measured import Contrast, Measured
 from bench.compare.readings import ROUGH_DRIFT_SHARE
 from bench.errors import counted
@@ -62,19 +62,19 @@ def sentences(found: Highlights, unit: MemoryUnit) -> Iterator[Sentence]:
         yield _memory(instrument, rows, found, unit)
     yield from _without_full(found.ok)
     if found.fastest:
-        yield _fastest(found.fastest, alone=len(found.ok) == 1)
+        yield _fastest(*found.fastest, alone=len(found.ok) == 1)
     if found.speeds:
         yield _speeds(found)
     elif reservations := [f"{each}." for each in _speed_reservations(found.ok)]:
         yield Sentence("Caution", (" ".join(reservations),))
-    for one in found.most_accurate:
-        yield _most_accurate(one, alone=len(found.ok) == 1)
+    for task, (row, others) in found.most_accurate.items():
+        yield _most_accurate(task, row, others, alone=len(found.ok) == 1)
     for contrast in found.qlora_vs_lora:
-        yield _qlora_vs_lora(contrast, [one.task for one in found.most_accurate])
+        yield _qlora_vs_lora(contrast, list(found.most_accurate))
     yield from _causes(found.ok)
     yield from _remedies(found.ok)
-    if found.not_to_merge:
-        pieces = ("Do not merge ", *_listed(found.not_to_merge), f" {_merging(found.not_to_merge)}")
+    if changed := [row for row in found.ok if row.merge and not row.merge.within_tolerance]:
+        pieces = ("Do not merge ", *_listed(changed), f" {_merging(changed)}")
         yield Sentence("Merging", pieces)
     yield trained_with(found)
 
@@ -120,8 +120,8 @@ def _change(change: float, less: str, more: str, same: str) -> str:
     return same if text == share(0.0, 0) else f"{text} {less if change < 0 else more}"
 
 
-def _fastest(found: Fastest, *, alone: bool) -> Sentence:
-    speed, full = found.row.throughput, found.row.against_full
+def _fastest(row: Measured, level: Sequence[Measured], *, alone: bool) -> Sentence:
+    speed, full = row.throughput, row.against_full
     assert speed is not None  # noqa: S101 - chosen for its speed
     throttled = " while throttled" if speed.throttled else ""
     text = (
@@ -132,11 +132,11 @@ def _fastest(found: Fastest, *, alone: bool) -> Sentence:
         overlap = ", not distinguishable (ranges overlap)" if full.speeds_overlap else ""
         text += f", {full.speed_ratio:.2f} times full fine-tuning's speed{overlap}"
     if alone:
-        return Sentence("Speed", (_link(found.row), f"{text}."))
-    if not found.level:
-        return Sentence("Fastest", (_link(found.row), f"{text}; no other range reaches its own."))
+        return Sentence("Speed", (_link(row), f"{text}."))
+    if not level:
+        return Sentence("Fastest", (_link(row), f"{text}; no other range reaches its own."))
     text += ". Not clearly slower (ranges overlap): "
-    return Sentence("Fastest", (_link(found.row), text, *_listed(found.level), "."))
+    return Sentence("Fastest", (_link(row), text, *_listed(level), "."))
 
 
 def _speeds(found: Highlights) -> Sentence:
@@ -161,8 +161,8 @@ def _speed_reservations(rows: Sequence[Measured]) -> Iterator[str]:
         yield "Measured on a CPU; do not extrapolate to GPUs"
 
 
-def _most_accurate(found: MostAccurate, *, alone: bool) -> Sentence:
-    result = found.row.accuracy(found.task)
+def _most_accurate(task: str, row: Measured, others: Sequence[Contrast], *, alone: bool) -> Sentence:
+    result = row.accuracy(task)
     assert result is not None  # noqa: S101 - chosen for its accuracy
     after = result.after_seeds
     text = f" answers {share(result.after)}"
@@ -170,21 +170,21 @@ def _most_accurate(found: MostAccurate, *, alone: bool) -> Sentence:
         text += f" ({interval(after.low, after.high)} over {len(result.seeds)} seeds)"
     elif result.after_error is not None:
         text += f" ± {result.after_error * 100:.1f}"
-    pieces: list[str | RowLink] = [_link(found.row), f"{text} of {result.items} questions after training."]
-    compared = [(each.measured, one) for each in found.others if (one := each.accuracy(found.task))]
-    worse = [(row, one) for row, one in compared if one.significant]
-    level = [(row, one) for row, one in compared if not one.significant]
+    pieces: list[str | RowLink] = [_link(row), f"{text} of {result.items} questions after training."]
+    compared = [(each.measured, one) for each in others if (one := each.accuracy(task))]
+    worse = [(each, one) for each, one in compared if one.significant]
+    level = [(each, one) for each, one in compared if not one.significant]
     if worse:
         pieces += [" Significantly less accurate: ", *_with_p(worse), "."]
     if level:
         pieces += [" No significant difference: ", *_with_p(level), "."]
-    if len(compared) < len(found.others):
+    if len(compared) < len(others):
         pieces.append(" The rest answered other questions and cannot be compared.")
     if compared:
         several = any(len(one.seeds) > 1 for _, one in compared)
         over = "over training seeds" if several else "over these questions, one training run each"
         pieces.append(f" (Significant: p < {SIGNIFICANT_P} {over}.)")
-    return Sentence(f"{'Accuracy' if alone else 'Most accurate'} on {found.task}", tuple(pieces))
+    return Sentence(f"{'Accuracy' if alone else 'Most accurate'} on {task}", tuple(pieces))
 
 
 def _with_p(pairs: Sequence[tuple[Measured, AccuracyDifference]]) -> Iterator[str | RowLink]:
@@ -274,18 +274,17 @@ def _merging(rows: Sequence[Measured]) -> str:
 
 def trained_with(found: Highlights) -> Sentence:
     """Return what all rows share, then what differs between them and where."""
-    shared = [f"{one.name} {value}" for one in found.settings if len(one.values) == 1 for value in one.values]
+    settings = found.settings
+    shared = [f"{name} {value}" for name, values in settings.items() if len(values) == 1 for value in values]
     devices = dict.fromkeys(row.device_name for row in found.ok) or {found.rows[0].device: None}
     text = "; ".join([f"{found.rows[0].model} on {' and '.join(devices)}", *shared])
-    differing = [_differing(one) for one in found.settings if len(one.values) > 1]
+    differing = [_differing(name, values) for name, values in settings.items() if len(values) > 1]
     differs = f" Differs: {'; '.join(differing)}." if differing else ""
     return Sentence("Trained with", (f"{text}.{differs}",))
 
 
-def _differing(one: Setting) -> str:
-    return f"{one.name} " + ", ".join(
-        f"{value} ({' and '.join(methods)})" for value, methods in one.values.items()
-    )
+def _differing(name: str, values: Mapping[str, Sequence[str]]) -> str:
+    return f"{name} " + ", ".join(f"{value} ({' and '.join(methods)})" for value, methods in values.items())
 
 
 def _remedy(part: Category, row: Measured) -> str:

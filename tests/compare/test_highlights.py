@@ -59,7 +59,7 @@ def test_ranges_that_meet_are_not_called_slower() -> None:
     """Full fine-tuning's speed lies in the range of LoRA's; QLoRA's does not."""
     (one,) = compare((FULL, LORA, QLORA)).groups
     assert one.fastest is not None
-    names = {one.fastest.row.method, *(row.method for row in one.fastest.level)}
+    names = {one.fastest[0].method, *(row.method for row in one.fastest[1])}
     assert {"full", "lora-r8"} == names
 
 
