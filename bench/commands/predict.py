@@ -181,8 +181,7 @@ def validate(
     """Predict published measurements anew and say how far off each prediction is."""
     from bench.io import write_text
     from bench.predict import validate
-    from bench.records.published import read_rows, shipped_rows
-    from bench.records.published.score import write_validation
+    from bench.records.published import read_rows, shipped_rows, write_validation
     from bench.report.self_check import render_validation
 
     if output is not None:

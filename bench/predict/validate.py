@@ -9,8 +9,7 @@ from multiprocessing import get_context
 
 from bench.errors import BenchError
 from bench.records.predictions import Refusal
-from bench.records.published import Row, RowFile
-from bench.records.published.score import Outcome, Validation, score
+from bench.records.published import Outcome, Row, RowFile, Validation, score
 
 TRACED_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 

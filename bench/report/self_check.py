@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from bench.records.published import Source
-from bench.records.published.score import ScoredMeasurement, ScoredRow, Summary, Validation, summarise
+from bench.records.published import ScoredMeasurement, ScoredRow, Source, Summary, Validation, summarise
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,

@@ -6,9 +6,11 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records.predictions import Prediction, Refusal
-from bench.records.published import Measured, Row, Source
-from bench.records.published.score import (
+from bench.records.published import (
+    Measured,
     Outcome,
+    Row,
+    Source,
     Validation,
     read_validation,
     score,

@@ -1,35 +1,31 @@
-"""Published measurements as rows that each name the cell that was measured; TOML in, frozen types out.
+"""Published measurements, each with the cell that was measured, and how far predictions of them are off.
 
-Nothing is predicted here. ``data/README.md`` documents the format, which any file may use; ``score.py`` holds
-the rows against predictions.
+Nothing is predicted here. ``data/README.md`` documents the format of rows (TOML), which any file may use. A
+validation is a JSON file: written once predicted, read to make a page.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self
+from statistics import fmean, median
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from bench.errors import ScenarioError
-from bench.records.readings import Positive
+from bench.io import read_json, write_text
+from bench.records.predictions import Prediction, Refusal
+from bench.records.readings import Count, Positive, Stored
 from bench.scenario.cell import Cell
+from bench.scenario.diagnostics import Path as KeyPath
 from bench.scenario.diagnostics import Problems, shown
 from bench.scenario.load import read_document
 from bench.scenario.matrix import merged
-from bench.scenario.types import (
-    DataSpec,
-    EvaluationSpec,
-    Frozen,
-    LimitsSpec,
-    MethodSpec,
-    ModelSpec,
-    Name,
-    Platform,
-    SyntheticData,
-    TrainingSpec,
-    WindowSpec,
-)
+from bench.scenario.types import Frozen, Name, Platform
 
+_Model = TypeVar("_Model", bound=BaseModel)
+Outcome = Prediction | Refusal
 Metric = Literal["allocated", "reserved", "unknown"]
 Moment = Literal["peak", "adapt_peak", "load", "adapt", "forward", "backward", "optimizer_step"]
 
@@ -102,8 +98,6 @@ class RowFile(Frozen):
 _ROW_KEYS = ("name", "tier", "reference", "date", "gpu", "software", "note", "measured", "allocator")
 _CELL_KEYS = ("model", "method", "data", "training")
 _KEYS = (*_ROW_KEYS, *_CELL_KEYS, "platform", "refused")
-_METHOD: TypeAdapter[MethodSpec] = TypeAdapter(MethodSpec)
-_DATA: TypeAdapter[DataSpec] = TypeAdapter(DataSpec)
 
 
 def read_rows(path: Path) -> RowFile:
@@ -114,11 +108,12 @@ def read_rows(path: Path) -> RowFile:
     data, problems = read_document(path)
     for key in sorted(set(data) - {"source", "defaults", "rows"}):
         problems.add((key,), "is not a table of this format", key, ("source", "defaults", "rows"))
-    source = _source(data, problems)
+    source = _checked(Source, data.get("source", {}), ("source",), problems)
     defaults, tables = data.get("defaults", {}), data.get("rows", [])
     if not (isinstance(defaults, dict) and isinstance(tables, list)):
         raise ScenarioError([f"{path}:1: defaults must be a table and rows an array of tables; correct it."])
-    rows = [_row(table, defaults, source, ("rows", index), problems) for index, table in enumerate(tables)]
+    of = source.name if source else "unknown"
+    rows = [_row(table, defaults, of, ("rows", index), problems) for index, table in enumerate(tables)]
     names = [table.get("name") for table in tables if isinstance(table, dict)]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -134,73 +129,196 @@ def shipped_rows() -> tuple[RowFile, ...]:
     return tuple(read_rows(path) for path in sorted(folder.glob("*.toml")))
 
 
-def _source(data: dict[str, Any], problems: Problems) -> Source | None:
-    try:
-        return Source.model_validate(data.get("source", {}))
-    except ValidationError as error:
-        _explain(error, ("source",), problems)
-        return None
+def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, problems: Problems) -> Row | None:
+    """Lay a row's table over the defaults and build its cell; None after a mistake, which is noted.
 
-
-def _row(
-    table: object,
-    defaults: dict[str, Any],
-    source: Source | None,
-    at: tuple[str | int, ...],
-    problems: Problems,
-) -> Row | None:
-    """Lay a row's table over the defaults and build its cell; None after a mistake, which is noted."""
+    Tables are merged key by key; of the defaults' methods only the one of the row's kind counts.
+    """
     if not isinstance(table, dict):
         problems.add(at, f"must be a table, not {shown(table)}")
         return None
     for key in sorted(set(table) - set(_KEYS)):
         problems.add((*at, key), "is not a key of a row", key, _KEYS)
-    content = _over_defaults(table, defaults)
-    try:
-        platform = Platform.model_validate(content.get("platform", {}))
-        facts = {key: content[key] for key in _ROW_KEYS if key in content}
-        name = source.name if source else "unknown"
-        refused = content.get("refused")
-        cell = None if refused is not None else _cell(content, name, platform)
-        return Row.model_validate(
-            facts | {"source": name, "cell": cell, "platform": platform, "refused": refused}
-        )
-    except ValidationError as error:
-        _explain(error, at, problems)
+    method = table.get("method", {})
+    kind = method.get("kind") if isinstance(method, dict) else None
+    content = merged(table, defaults | {"method": defaults.get("method", {}).get(kind, {})})
+    platform = _checked(Platform, content.get("platform", {}), (*at, "platform"), problems)
+    if platform is None:
         return None
+    row = {key: content[key] for key in (*_ROW_KEYS, "platform", "refused") if key in content}
+    if "refused" not in row:
+        row["cell"] = {
+            "id": f"{source}/{content.get('name')}",
+            "scenario": source,
+            "device": platform.device,
+            "model": merged(content.get("model", {}), {"name": "model"}),
+            "method": content["method"],
+            "data": content.get("data", {"source": "synthetic"}),
+            "training": content.get("training", {}),
+            **{group: {} for group in ("window", "evaluation", "limits")},
+        }
+    return _checked(Row, row | {"source": source}, at, problems)
 
 
-def _over_defaults(table: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Merge key by key; of the defaults' methods only the one of the row's kind counts."""
-    content: dict[str, Any] = merged(
-        table, {key: value for key, value in defaults.items() if key != "method"}
+def _checked(kind: type[_Model], content: Any, at: KeyPath, problems: Problems) -> _Model | None:
+    """Return the model, or None after noting each of pydantic's complaints at the key it is about."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        for detail in error.errors():
+            message = str(detail.get("ctx", {}).get("error", detail["msg"])).rstrip(".")
+            # Keys that stand in no file are ours: the cell of a row, the kind of a method.
+            path = at
+            for key in detail["loc"]:
+                path = (*path, key) if problems.stands((*path, key)) or key == detail["loc"][-1] else path
+            problems.add(path, f"{message[:1].lower()}{message[1:]}; correct it")
+    return None
+
+
+class ScoredMeasurement(Stored):
+    """One measured number and what was predicted for it; None where a prediction has no such figure."""
+
+    measured: Measured
+    predicted_bytes: Count | None = None
+    band_low_bytes: Count | None = Field(None, description="Lowest replay; reserved peaks only.")
+    band_high_bytes: Count | None = Field(None, description="Highest replay; reserved peaks only.")
+
+    @property
+    def error(self) -> float | None:
+        """Predicted over measured, less one: positive where too much was predicted."""
+        if self.predicted_bytes is None:
+            return None
+        return self.predicted_bytes / self.measured.size_bytes - 1
+
+    @property
+    def in_band(self) -> bool | None:
+        """Whether the measurement, rounding considered, lies within the predicted band; None without one."""
+        if self.band_low_bytes is None or self.band_high_bytes is None:
+            return None
+        measured = self.measured
+        return self.band_low_bytes <= measured.high_bytes and measured.low_bytes <= self.band_high_bytes
+
+
+class ScoredRow(Stored):
+    """A row, what it was taken for, and how its predictions came out."""
+
+    source: str
+    name: str
+    tier: int
+    method: str
+    measurements: tuple[ScoredMeasurement, ...]
+    refused: str | None = Field(None, description="Why there is no prediction.")
+    inexpressible: bool = Field(default=False, description="Refused by the file, before any tracing.")
+    peak: str = Field("", description="Phase, operator and module that set the predicted peak.")
+
+
+class Validation(Stored):
+    """Everything that a page on predictions shows, without the means to predict."""
+
+    format: int = Field(1, ge=1, le=1)
+    versions: dict[str, str] = Field(description="Of the libraries that were traced.")
+    sources: tuple[Source, ...]
+    rows: tuple[ScoredRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Errors of one group of measurements, as shares of the measured value."""
+
+    source: str
+    tier: int
+    metric: str
+    moment: str
+    count: int
+    median_error: float
+    mean_error: float
+    largest_error: float
+    signed_error: float
+    in_band: int
+    with_band: int
+
+
+def score(rows: Sequence[Row], predict: Callable[[Row], Outcome]) -> tuple[ScoredRow, ...]:
+    """Hold each row against its prediction; ``predict`` is asked for expressible rows only."""
+    return tuple(
+        _scored(row, predict(row) if row.refused is None else Refusal(message=row.refused)) for row in rows
     )
-    method = content.get("method")
-    if isinstance(method, dict):
-        of_kind = defaults.get("method", {}).get(method.get("kind"), {})
-        content["method"] = merged(method, of_kind)
-    return content
 
 
-def _cell(content: dict[str, Any], source: str, platform: Platform) -> Cell:
-    parts: dict[str, Any] = {
-        "id": f"{source}/{content.get('name')}",
-        "scenario": source,
-        "device": platform.device,
-        "model": ModelSpec.model_validate({"name": "model"} | content.get("model", {})),
-        "method": _METHOD.validate_python(content.get("method", {})),
-        "data": _DATA.validate_python(content["data"]) if "data" in content else SyntheticData(),
-        "training": TrainingSpec.model_validate(content.get("training", {})),
-    }
-    rest = {"window": WindowSpec(), "evaluation": EvaluationSpec(), "limits": LimitsSpec()}
-    return Cell(**parts, **rest)
+def _scored(row: Row, outcome: Outcome) -> ScoredRow:
+    refused, peak = None, ""
+    if isinstance(outcome, Refusal):
+        refused = outcome.message
+    else:
+        place = outcome.peak_module or "outside any module"
+        peak = f"{outcome.peak_phase.replace('_', ' ')}: {outcome.peak_op}, {place}"
+    return ScoredRow(
+        source=row.source,
+        name=row.name,
+        tier=row.tier,
+        method=row.cell.method.kind if row.cell else "",
+        measurements=tuple(_held_against(one, outcome) for one in row.measured),
+        refused=refused,
+        inexpressible=row.refused is not None,
+        peak=peak,
+    )
 
 
-def _explain(error: ValidationError, at: tuple[str | int, ...], problems: Problems) -> None:
-    """Note each of pydantic's complaints at the key it is about."""
-    for detail in error.errors():
-        cause = detail.get("ctx", {}).get("error")
-        where = (error.title.removesuffix("Spec").lower(), *detail["loc"])
-        path = (*at, *(where if problems.stands((*at, where[0])) else detail["loc"]))
-        message = str(cause) if isinstance(cause, ValueError) else detail["msg"]
-        problems.add(path, f"{message[:1].lower()}{message[1:].rstrip('.')}; correct it")
+def _held_against(measured: Measured, outcome: Outcome) -> ScoredMeasurement:
+    """Return the measurement beside the figure of a prediction that answers it, if it has one."""
+    if isinstance(outcome, Refusal):
+        return ScoredMeasurement(measured=measured)
+    if measured.metric == "reserved" and measured.moment == "peak":
+        return ScoredMeasurement(
+            measured=measured,
+            predicted_bytes=outcome.reserved_peak_bytes,
+            band_low_bytes=outcome.reserved_low_bytes,
+            band_high_bytes=outcome.reserved_high_bytes,
+        )
+    figures: dict[str, int | None] = {str(phase): size for phase, size in outcome.phase_ends_bytes.items()}
+    figures["peak"] = outcome.allocated_peak_bytes
+    figures["adapt_peak"] = (
+        max(outcome.phase_peaks_bytes.get(phase, 0) for phase in ("load", "adapt")) or None
+    )
+    figure = figures.get(measured.moment) if measured.metric == "allocated" else None
+    return ScoredMeasurement(measured=measured, predicted_bytes=figure)
+
+
+def summarise(rows: Iterable[ScoredRow]) -> tuple[Summary, ...]:
+    """Sum up the predicted measurements by source, tier, metric and moment, in order of appearance."""
+    groups: dict[tuple[str, int, str, str], list[tuple[float, bool | None]]] = {}
+    for row in rows:
+        for one in row.measurements:
+            if one.error is not None:
+                key = (row.source, row.tier, one.measured.metric, one.measured.moment)
+                groups.setdefault(key, []).append((one.error, one.in_band))
+    found = []
+    for (source, tier, metric, moment), group in groups.items():
+        errors, in_band = zip(*group, strict=True)
+        sizes = [abs(error) for error in errors]
+        summary = Summary(
+            source=source,
+            tier=tier,
+            metric=metric,
+            moment=moment,
+            count=len(group),
+            median_error=median(sizes),
+            mean_error=fmean(sizes),
+            largest_error=max(sizes),
+            signed_error=fmean(errors),
+            in_band=in_band.count(True),
+            with_band=len(group) - in_band.count(None),
+        )
+        found.append(summary)
+    return tuple(found)
+
+
+def write_validation(validation: Validation, path: Path) -> None:
+    """Write the file, folders included. Raises ``InfrastructureError`` where it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, validation.model_dump_json(indent=1, exclude_defaults=True) + "\n")
+
+
+def read_validation(path: Path) -> Validation:
+    """Read the file. Raises ``UsageError`` where it is none."""
+    return read_json(path, Validation, "a validation", f"make it with bench validate -o {path}")
