@@ -42,6 +42,7 @@ Derivation = Callable[[Record], Value]
 Samples = dict[str, tuple[float, ...]]
 PeakField = Literal["host_peak_bytes", "cuda_allocated_peak_bytes", "cuda_reserved_peak_bytes"]
 When = Literal["before", "after"]
+WHEN: tuple[When, ...] = ("before", "after")
 
 
 def read_metrics(record: Record, *, paired: bool = True) -> dict[str, Value]:

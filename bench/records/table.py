@@ -4,7 +4,7 @@ Missing is NA, never 0. Statistics over runs are not made here.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 from bench.errors import InfrastructureError, UsageError
 from bench.metrics import METRICS
 from bench.records.derived_metrics import (
+    WHEN,
     accuracy,
     evaluated_tasks,
     evaluation,
@@ -27,7 +28,7 @@ from bench.records.records import Record
 from bench.scenario.layout import TABLES
 
 STATISTICS = ("mean", "median", "min", "max", "std")
-_FAILED_ALLOCATION = ("requested_bytes", "allocated_bytes", "reserved_bytes")
+_FAILURE = ("phase", "message", "requested_bytes", "allocated_bytes", "reserved_bytes")
 
 
 def tidy(records: Sequence[Record]) -> pd.DataFrame:
@@ -38,7 +39,7 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
     accuracy of each task, which of NVML's readings is meant, caveats, and the environment. A lever that a
     method does not have is NA.
     """
-    rows = [dict(_row(record)) for record in records]
+    rows = [_row(record) for record in records]
     columns = dict.fromkeys([*_fixed_columns(), *(name for row in rows for name in row)])
     frame = pd.DataFrame(rows, columns=list(columns)).convert_dtypes()
     for name, metric in METRICS.items():
@@ -107,7 +108,7 @@ def _fixed_columns() -> list[str]:
     ]
     return [
         *("cell", "scenario", "key", "run", "outcome", "failure_phase", "failure_message", "device"),
-        *(f"failure_{name}" for name in _FAILED_ALLOCATION),
+        *(f"failure_{name}" for name in _FAILURE[2:]),
         *METRICS,
         *("nvml_isolation", "throttled"),
         *("accuracy_task", "accuracy_items", "parameters_total", "total_time_ns", "caveats", "started_at"),
@@ -115,47 +116,41 @@ def _fixed_columns() -> list[str]:
     ]
 
 
-def _row(record: Record) -> Iterator[tuple[str, Any]]:
-    """Yield the columns of one record."""
-    cell, failure, model = record.cell, record.failure, record.measurement.model
-    yield from {"cell": cell.id, "scenario": cell.scenario, "key": record.key, "run": record.run}.items()
-    yield from {"outcome": record.outcome, "device": cell.device}.items()
-    yield "failure_phase", failure and failure.phase
-    yield "failure_message", failure and failure.message
-    for name in _FAILED_ALLOCATION:
-        yield f"failure_{name}", failure and getattr(failure, name)
-    yield from read_metrics(record).items()
-    gpu = record.measurement.gpu
-    yield "nvml_isolation", gpu and gpu.isolation
-    yield "throttled", ", ".join(name_events(throttle_reasons(record))) or None
+def _row(record: Record) -> dict[str, Any]:
+    """Return the columns of one record; with several tasks there are columns for each."""
+    cell, measurement, tasks = record.cell, record.measurement, evaluated_tasks(record)
     headline = headline_evaluation(record, "after") or headline_evaluation(record, "before")
-    yield "accuracy_task", headline and headline.task
-    yield "accuracy_items", headline and len(headline.items)
-    yield from _accuracies(record)
-    yield "parameters_total", model and model.parameters_total
-    yield "total_time_ns", record.total_ns
-    yield "caveats", "; ".join(caveat.code for caveat in record.measurement.caveats) or None
-    yield "started_at", record.started_at
-    for group in TABLES:
-        yield from _flat(group, getattr(cell, group).model_dump(mode="json"))
-    for group, facts in msgspec.to_builtins(record.environment).items():
-        yield from _flat(group, facts)
+    groups = {group: getattr(cell, group).model_dump(mode="json") for group in TABLES}
+    groups |= msgspec.to_builtins(record.environment)
+    return {
+        "cell": cell.id,
+        "scenario": cell.scenario,
+        "key": record.key,
+        "run": record.run,
+        "outcome": record.outcome,
+        "device": cell.device,
+        **{f"failure_{name}": getattr(record.failure, name, None) for name in _FAILURE},
+        **read_metrics(record),
+        "nvml_isolation": getattr(measurement.gpu, "isolation", None),
+        "throttled": ", ".join(name_events(throttle_reasons(record))) or None,
+        "accuracy_task": headline and headline.task,
+        "accuracy_items": headline and len(headline.items),
+        **{
+            f"accuracy_{when}_{task}": accuracy(evaluation(record, task, when))
+            for task in tasks
+            for when in WHEN
+            if len(tasks) > 1
+        },
+        "parameters_total": getattr(measurement.model, "parameters_total", None),
+        "total_time_ns": record.total_ns,
+        "caveats": "; ".join(caveat.code for caveat in measurement.caveats) or None,
+        "started_at": record.started_at,
+        **{f"{group}_{name}": _scalar(value) for group in groups for name, value in groups[group].items()},
+    }
 
 
-def _accuracies(record: Record) -> Iterator[tuple[str, float | None]]:
-    """Yield the accuracy of each task before and after, when there is more than one."""
-    tasks = evaluated_tasks(record)
-    if len(tasks) > 1:
-        for task in tasks:
-            before, after = evaluation(record, task, "before"), evaluation(record, task, "after")
-            yield f"accuracy_before_{task}", accuracy(before)
-            yield f"accuracy_after_{task}", accuracy(after)
-
-
-def _flat(group: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield ``group_field`` columns; a list or a table becomes its JSON text, an empty one NA."""
-    for name, value in fields.items():
-        if isinstance(value, list | dict):
-            yield f"{group}_{name}", json.dumps(value, sort_keys=True) if value else None
-        else:
-            yield f"{group}_{name}", value
+def _scalar(value: Any) -> Any:
+    """Return a list or a table as its JSON text, an empty one as NA."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, sort_keys=True) if value else None
+    return value
