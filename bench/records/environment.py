@@ -3,6 +3,7 @@
 Read without importing torch. Never the host's name, a user's name, or any variable not listed here.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -24,85 +25,59 @@ _UNLIMITED_BYTES = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
 
 
 def read_environment() -> Environment:
-    """Return the fingerprint of this machine and installation; what cannot be read is None."""
-    return Environment(
-        machine=_machine(),
-        versions=_versions(),
-        git=source_state(Path(__file__).resolve().parents[2]),
-        threads=_threads(),
-    )
+    """Return the fingerprint of this machine and installation; what cannot be read is None.
 
-
-def _machine() -> dict[str, str | int | None]:
-    return {
-        "system": platform.system(),
-        "kernel": platform.release().partition("-")[0],
-        "architecture": platform.machine(),
-        "cpu_model": _cpu_model(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "memory_limit_bytes": _memory_limit_bytes(),
+    A thread or allocator setting of an unexpected form is replaced, never copied.
+    """
+    versions = {"python": platform.python_version()}
+    for package in (*KEY_PACKAGES, *OTHER_PACKAGES):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    settings = {name: os.environ.get(name) for name in (*THREAD_VARIABLES, *ALLOCATOR_VARIABLES)}
+    harmless = {
+        name: value if value is None or _HARMLESS.fullmatch(value) else "(unreadable)"
+        for name, value in settings.items()
     }
+    return Environment(
+        machine={
+            "system": platform.system(),
+            "kernel": platform.release().partition("-")[0],
+            "architecture": platform.machine(),
+            "cpu_model": _cpu_model(),
+            "cpu_cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "memory_limit_bytes": _memory_limit_bytes(),
+        },
+        versions=versions,
+        git=source_state(Path(__file__).resolve().parents[2]),
+        threads={**harmless, "cpu_quota_percent": _cpu_quota_percent()},
+    )
 
 
 def _cpu_model() -> str | None:
     """Return the processor's name, or on machines that give none its implementer and part number."""
-    fields: dict[str, str] = {}
-    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    if "model name" in fields:
-        return fields["model name"]
-    if "CPU part" in fields:
+    lines = [line.partition(":") for line in (_read(Path("/proc/cpuinfo")) or "").splitlines()]
+    fields = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # those of the first core
+    if "model name" not in fields and "CPU part" in fields:
         return f"implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
-    return None
+    return fields.get("model name")
 
 
 def _memory_limit_bytes() -> int | None:
     """Return the tightest memory limit of the control groups this process is in."""
-    limits = [
-        int(text)
-        for name in ("memory.max", "memory.limit_in_bytes")
-        for text in control_group_files("memory", name)
-        if text.isdigit() and int(text) < _UNLIMITED_BYTES
-    ]
+    names = ("memory.max", "memory.limit_in_bytes")
+    texts = [text for name in names for text in control_group_files("memory", name)]
+    limits = [int(text) for text in texts if text.isdigit() and int(text) < _UNLIMITED_BYTES]
     return min(limits, default=None)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in (*KEY_PACKAGES, *OTHER_PACKAGES):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _threads() -> dict[str, str | int | None]:
-    """Return thread and allocator settings; a value of an unexpected form is replaced, never copied."""
-    settings: dict[str, str | int | None] = {}
-    for name in (*THREAD_VARIABLES, *ALLOCATOR_VARIABLES):
-        value = os.environ.get(name)
-        settings[name] = value if value is None or _HARMLESS.fullmatch(value) else "(unreadable)"
-    settings["cpu_quota_percent"] = _cpu_quota_percent()
-    return settings
 
 
 def _cpu_quota_percent() -> int | None:
     """Return the tightest CPU quota of the control groups in percent of one core; None without one."""
-    quotas = []
-    for text in control_group_files("cpu", "cpu.max"):
-        quota, _, period = text.partition(" ")
-        if quota.isdigit() and period.isdigit():
-            quotas.append(int(quota) * 100 // int(period))
-    quotas += [
+    v1 = (control_group_files("cpu", f"cpu.cfs_{what}_us") for what in ("quota", "period"))
+    v2 = (text.partition(" ")[::2] for text in control_group_files("cpu", "cpu.max"))
+    quotas = [
         int(quota) * 100 // int(period)
-        for quota, period in zip(
-            control_group_files("cpu", "cpu.cfs_quota_us"),
-            control_group_files("cpu", "cpu.cfs_period_us"),
-            strict=False,
-        )
+        for quota, period in (*v2, *zip(*v1, strict=False))
         if quota.isdigit() and period.isdigit()
     ]
     return min(quotas, default=None)

@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.errors import InfrastructureError, UsageError
 from bench.io import MAX_BYTES, read_json, read_plain_file, write_json
-from bench.records.git import committed_files, head_of
+from bench.records.git import committed_files, said
 from bench.records.readings import Positive, Stored
 from bench.records.records import decode_record
 from bench.records.run_summary import RunSummary, read_step_times, summarise_run
@@ -202,7 +202,7 @@ def accept(root: Path, name: str, files: Sequence[Path], *, reason: str, new_lev
         level=baseline.level + (new_level and bool(baseline.accepted)),
         accepted_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         reason=reason.strip()[:1000],
-        revision=head_of(),
+        revision=said(Path(), "rev-parse", "HEAD"),
         files={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
     )
     try:
