@@ -8,9 +8,8 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,6 +18,7 @@ from bench.records.derived_metrics import STEPS_IN_TURN, Samples, Value, read_me
 from bench.records.records import (
     NS_PER_SECOND,
     Environment,
+    EvaluationItem,
     EvaluationReading,
     Facts,
     Measurement,
@@ -35,14 +35,6 @@ BY_STEP = ("step_time_ns", "tokens_per_second")
 """Metrics with a sample for each measured step."""
 
 
-class Answer(NamedTuple):
-    """One question of an evaluation and whether it was answered correctly."""
-
-    doc_id: int
-    doc_hash: str
-    correct: bool
-
-
 class Answers(Struct, frozen=True):
     """One task's evaluation; ``questions`` is one and the same object for all runs that saw the same ones."""
 
@@ -55,10 +47,10 @@ class Answers(Struct, frozen=True):
     correct: bytes
 
     @property
-    def items(self) -> list[Answer]:
+    def items(self) -> list[EvaluationItem]:
         """The questions with their answers."""
         answered = zip(self.questions, self.correct, strict=True)
-        return [Answer(*question, bool(right)) for question, right in answered]
+        return [EvaluationItem(*question, bool(right)) for question, right in answered]
 
     @property
     def accuracy(self) -> float | None:
@@ -161,28 +153,11 @@ class _Benchmark(Struct):
     stats: _Stats
 
 
-class _Cpu(Struct):
-    brand_raw: str | None = None
-    count: int | None = None
-
-
-class _Machine(Struct):
-    system: str | None = None
-    machine: str | None = None
-    python_version: str | None = None
-    cpu: _Cpu = msgspec.field(default_factory=_Cpu)
-
-
-class _Commit(Struct):
-    id: str | None = None
-    dirty: bool | None = None
-
-
 class _Document(Struct):
     benchmarks: tuple[_Benchmark, ...]
-    machine_info: _Machine
+    machine_info: dict[str, Any]
     datetime: str
-    commit_info: _Commit = msgspec.field(default_factory=_Commit)
+    commit_info: dict[str, Any] = {}
 
 
 _DECODER = msgspec.json.Decoder(_Document)
@@ -196,36 +171,39 @@ def read_step_times(content: bytes) -> tuple[RunSummary, ...] | None:
     """
     try:
         document = _DECODER.decode(content)
+        machine, commit = document.machine_info, document.commit_info
+        cpu = msgspec.convert(machine.get("cpu", {}), dict[str, Any])
+        facts = {
+            "machine": {
+                "system": machine.get("system"),
+                "architecture": machine.get("machine"),
+                "cpu_model": cpu.get("brand_raw"),
+                "cpu_cores": cpu.get("count"),
+            },
+            "versions": {"python": python} if (python := machine.get("python_version")) else {},
+            "git": {"commit": commit.get("id"), "dirty": commit.get("dirty")},
+            "threads": {},
+        }
+        environment = msgspec.convert(facts, Environment)
     except msgspec.DecodeError:
         return None
-    machine, commit = document.machine_info, document.commit_info
-    environment = Environment(
-        machine={
-            "system": machine.system,
-            "architecture": machine.machine,
-            "cpu_model": machine.cpu.brand_raw,
-            "cpu_cores": machine.cpu.count,
-        },
-        versions={"python": machine.python_version} if machine.python_version else {},
-        git={"commit": commit.id, "dirty": commit.dirty},
-        threads={},
-    )
-    return tuple(_run(benchmark, document.datetime, environment) for benchmark in document.benchmarks)
-
-
-def _run(benchmark: _Benchmark, started_at: str, environment: Environment) -> RunSummary:
-    rounds = benchmark.stats.data or (benchmark.stats.median,)
-    times_ns = tuple(seconds * NS_PER_SECOND for seconds in rounds)
-    return RunSummary(
-        cell_id=benchmark.fullname,
-        key=f"pytest-benchmark {started_at}",
-        run=1,
-        outcome="ok",
-        started_at=started_at,
-        environment=environment,
-        conditions=environment.conditions,
-        values={"step_time_ns": statistics.median(times_ns)},
-        samples={"step_time_ns": times_ns},
+    times_ns = [
+        tuple(seconds * NS_PER_SECOND for seconds in benchmark.stats.data or (benchmark.stats.median,))
+        for benchmark in document.benchmarks
+    ]
+    return tuple(
+        RunSummary(
+            cell_id=benchmark.fullname,
+            key=f"pytest-benchmark {document.datetime}",
+            run=1,
+            outcome="ok",
+            started_at=document.datetime,
+            environment=environment,
+            conditions=environment.conditions,
+            values={"step_time_ns": statistics.median(times)},
+            samples={"step_time_ns": times},
+        )
+        for benchmark, times in zip(document.benchmarks, times_ns, strict=True)
     )
 
 
@@ -240,19 +218,17 @@ def step_times_json(runs: Sequence[RunSummary]) -> str:
         if run.outcome == "ok" and run.samples.get("step_time_ns"):
             cells.setdefault(run.cell_id, []).append(run)
     first = runs[0].environment
+    machine = {name: value or "" for name, value in first.machine.items()}
     document = {
         "machine_info": {
             "node": "",
             "processor": "",
-            "machine": first.machine.get("architecture") or "",
+            "machine": machine.get("architecture", ""),
             "python_implementation": "CPython",
             "python_version": first.versions.get("python", ""),
-            "release": first.machine.get("kernel") or "",
-            "system": first.machine.get("system") or "",
-            "cpu": {
-                "brand_raw": first.machine.get("cpu_model") or "",
-                "count": first.machine.get("cpu_cores"),
-            },
+            "release": machine.get("kernel", ""),
+            "system": machine.get("system", ""),
+            "cpu": {"brand_raw": machine.get("cpu_model", ""), "count": first.machine.get("cpu_cores")},
         },
         "commit_info": {
             "id": first.git.get("commit") or "unversioned",
@@ -263,16 +239,23 @@ def step_times_json(runs: Sequence[RunSummary]) -> str:
             "branch": "(unknown)",
         },
         "benchmarks": [_benchmark(cell, found) for cell, found in cells.items()],
-        "datetime": min((run.started_at for run in runs), default=datetime.now(UTC).isoformat()),
+        "datetime": min(run.started_at for run in runs),
         "version": FORMAT_VERSION,
     }
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def _benchmark(cell: str, runs: Sequence[RunSummary]) -> dict[str, Any]:
+    """Return a benchmark with the statistics that are stored, as ``pytest_benchmark.stats`` defines them."""
     seconds = [time_ns / NS_PER_SECOND for run in runs for time_ns in run.samples["step_time_ns"]]
+    several, rounds = len(seconds) > 1, len(seconds)
+    mean, median = statistics.fmean(seconds), statistics.median(seconds)
+    deviation = statistics.stdev(seconds) if several else 0.0
+    first, _, third = statistics.quantiles(seconds, n=4) if several else (median,) * 3
+    reach = 1.5 * (third - first)
+    inside = [value for value in seconds if first - reach <= value <= third + reach] or seconds
+    far, outside = sum(abs(value - mean) > deviation for value in seconds), rounds - len(inside)
     values = {name: value for name, value in runs[-1].values.items() if value is not None}
-    rounds = len(seconds)
     return {
         "group": None,
         "name": cell,
@@ -281,35 +264,24 @@ def _benchmark(cell: str, runs: Sequence[RunSummary]) -> dict[str, Any]:
         "param": None,
         "extra_info": {**values, "runs": len(runs)},
         "options": {"disable_gc": False, "timer": "perf_counter_ns", "min_rounds": rounds, "warmup": True},
-        "stats": _stats(seconds),
-    }
-
-
-def _stats(seconds: Sequence[float]) -> dict[str, Any]:
-    """Return the statistics that pytest-benchmark stores, by its definitions (``pytest_benchmark.stats``)."""
-    mean, median = statistics.fmean(seconds), statistics.median(seconds)
-    deviation = statistics.stdev(seconds) if len(seconds) > 1 else 0.0
-    first, _, third = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3
-    reach = 1.5 * (third - first)
-    inside = [value for value in seconds if first - reach <= value <= third + reach]
-    far = sum(abs(value - mean) > deviation for value in seconds)
-    return {
-        "min": min(seconds),
-        "max": max(seconds),
-        "mean": mean,
-        "stddev": deviation,
-        "rounds": len(seconds),
-        "median": median,
-        "iqr": third - first,
-        "q1": first,
-        "q3": third,
-        "iqr_outliers": len(seconds) - len(inside),
-        "stddev_outliers": far,
-        "outliers": f"{far};{len(seconds) - len(inside)}",
-        "ld15iqr": min(inside, default=min(seconds)),
-        "hd15iqr": max(inside, default=max(seconds)),
-        "ops": 1 / mean,
-        "total": math.fsum(seconds),
-        "data": list(seconds),
-        "iterations": 1,
+        "stats": {
+            "min": min(seconds),
+            "max": max(seconds),
+            "mean": mean,
+            "stddev": deviation,
+            "rounds": rounds,
+            "median": median,
+            "iqr": third - first,
+            "q1": first,
+            "q3": third,
+            "iqr_outliers": outside,
+            "stddev_outliers": far,
+            "outliers": f"{far};{outside}",
+            "ld15iqr": min(inside),
+            "hd15iqr": max(inside),
+            "ops": 1 / mean,
+            "total": math.fsum(seconds),
+            "data": seconds,
+            "iterations": 1,
+        },
     }

@@ -8,34 +8,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 import numpy as np
 from scipy.special import betainc, gammaln, ndtr, ndtri, stdtrit
 
 from bench.errors import UsageError
-from bench.records.records import EvaluationReading
+from bench.records.records import EvaluationItem, EvaluationReading
 from bench.stats.sequential import PASS, REGRESSION, UNDECIDED
 from bench.stats.trend import Floats
 
 # Below it a paired difference is called significant; not corrected for the number of methods, hence not 0.05.
 SIGNIFICANT_P = 0.01
-
-
-class Item(Protocol):
-    """One question and whether it was answered correctly; see ``records.EvaluationItem``."""
-
-    @property
-    def doc_id(self) -> int:
-        """Its place in the task."""
-
-    @property
-    def doc_hash(self) -> str:
-        """What tells whether two questions are the same."""
-
-    @property
-    def correct(self) -> bool:
-        """Whether the answer was right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +49,7 @@ class Paired:
         return min(1.0, 2 * float(drop_p_value(more, fewer)))
 
 
-def pair_items(first: Sequence[Item], second: Sequence[Item]) -> Paired:
+def pair_items(first: Sequence[EvaluationItem], second: Sequence[EvaluationItem]) -> Paired:
     """Join two evaluations on ``doc_id`` and test whether one answered more questions than the other.
 
     Raises UsageError when a question's hash differs, when a question is there twice, or when the two have
@@ -145,7 +128,7 @@ def decide_drop(  # noqa: PLR0913 - three counts and three promises, all of them
     return np.select([worse, upper < tolerance], [REGRESSION, PASS], UNDECIDED)
 
 
-def _by_id(items: Sequence[Item]) -> dict[int, Item]:
+def _by_id(items: Sequence[EvaluationItem]) -> dict[int, EvaluationItem]:
     found = {item.doc_id: item for item in items}
     if len(found) != len(items):
         raise UsageError(
