@@ -37,7 +37,7 @@ from bench.runner.sweep import CellRunner
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
 from bench.workers.child import die_with_parent
-from bench.workers.launch import PRELOAD, Launcher, LocalLauncher
+from bench.workers.launch import PRELOAD, Launcher
 from bench.workers.supervise import probe
 
 
@@ -61,7 +61,7 @@ def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None
         try:
             opening = Opening.model_validate_json(jobs.readline())
             preload = ("bench.gate", *PRELOAD)
-            run = _ready(opening, tell, launcher or LocalLauncher(work=run_from_own_sources, preload=preload))
+            run = _ready(opening, tell, launcher or Launcher(work=run_from_own_sources, preload=preload))
             for line in jobs:
                 tell(Made(record=run(Assignment.model_validate_json(line))))
         except BenchError as error:

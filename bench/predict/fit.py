@@ -31,7 +31,7 @@ from bench.scenario.catalogue import (
 )
 from bench.scenario.cell import Cell
 from bench.scenario.types import FullMethod, ModelSpec, Platform, TrainingSpec
-from bench.workers.launch import Launcher, LocalLauncher
+from bench.workers.launch import Launcher
 
 LENGTH_STEP = 64
 RANK_STEP = 8
@@ -167,7 +167,7 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
     unknown = [name for name in request.methods if name not in METHODS]
     if unknown:
         raise UsageError(f'unknown method "{unknown[0]}"; choose from {", ".join(METHODS)}')
-    launcher = launcher or LocalLauncher(preload=PRELOAD)
+    launcher = launcher or Launcher(preload=PRELOAD)
     platform = platform_of("cuda", request.card.capability, request.torch_version)
     model, assumption = _model(request.model)
     lines = [line for name in request.methods for line in _lines(request, model, name)]

@@ -28,7 +28,7 @@ from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells, load_scenario
 from bench.scenario.types import LimitsSpec, Platform
-from bench.workers.launch import Launcher, LocalLauncher
+from bench.workers.launch import Launcher
 from bench.workers.supervise import probe
 
 LADDER = ("rtx3060-12gb", "rtx4070ti-super", "rtx4090", "a100-40gb", "rtx-a6000", "a100-80gb", "h200")
@@ -70,7 +70,7 @@ def plan_scenario(
     scenario = load_scenario(path)
     cells = choose_cells(scenario.cells, only)
     AllocatorSettings.parse(request.allocator)
-    launcher = launcher or LocalLauncher(preload=PRELOAD)
+    launcher = launcher or Launcher(preload=PRELOAD)
     on_cuda = any(cell.device == "cuda" for cell in cells)
     if not request.cards and on_cuda:
         own = card_of_device(probe(launcher))

@@ -24,7 +24,7 @@ from bench.workers.launch import Launcher, wait_for_any
 from bench.workers.supervise import MAX_SLEEP_S, JobEnd, RunningJob
 
 PRELOAD = ("bench.predict.jobs", "bench.workers.child", "bench.workers.freeze")
-"""For a ``LocalLauncher`` whose workers predict and do nothing else."""
+"""For a ``Launcher`` whose workers predict and do nothing else."""
 LONGEST_PLAN = LimitsSpec(timeout_s=24 * 3600, heartbeat_timeout_s=300, host_memory_gib=None)
 Progress = Callable[[int, int], None]
 """Is told how many cells of how many are predicted."""

@@ -54,22 +54,19 @@ def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[O
 @contextlib.contextmanager
 def watch_predicting(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Show meanwhile how many cells are predicted: a bar on a terminal, now and then a line in a log."""
-    if not console.is_terminal:
-        shown_s = time.monotonic()
+    logged_s = time.monotonic()
+    columns = TextColumn("predicting"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("predicting", total=None)
 
         def show(done: int, total: int) -> None:
-            nonlocal shown_s
-            if time.monotonic() - shown_s >= LOGGED_PROGRESS_INTERVAL_S:
-                shown_s = time.monotonic()
+            nonlocal logged_s
+            bar.update(task, completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - logged_s >= LOGGED_PROGRESS_INTERVAL_S:
+                logged_s = time.monotonic()
                 console.print(f"predicting: {done} of {total} cells", highlight=False)
 
         yield show
-        return
-    with Progress(
-        TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
-    ) as bar:
-        task = bar.add_task("predicting", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @dataclass
@@ -160,18 +157,19 @@ class LiveTable(_Watcher):
         match event:
             case Note():
                 self._console.print(Text(printable(event.text), style="yellow"))
+                return
             case Preparing():
                 self._preparing = event.what
-                self._draw()
             case SweepStarted() | RunStarted():
                 self._preparing = ""
-                self._draw()
             case RunEnded():
                 self._laid_out = self._lay_out()
-                self._draw()
             case Said() if self._current is not None:
-                if isinstance(event, PhaseStarted) or time.monotonic() >= self._next_draw_s:
-                    self._draw()
+                if not isinstance(event, PhaseStarted) and time.monotonic() < self._next_draw_s:
+                    return
+            case _:
+                return
+        self._draw()
 
     def _draw(self) -> None:
         began_s = time.monotonic()

@@ -22,7 +22,6 @@ from bench.training.examples import check_data
 
 KEY_MACHINE = ("architecture", "cpu_model", "cpu_cores")
 ENDED_BY_LIMITS = frozenset({"oom", "timeout"})
-_READ_BYTES = 1 << 20
 # https://huggingface.co/docs/bitsandbytes/main/en/installation (NVIDIA CUDA, hardware requirements)
 NF4_CAPABILITY = (6, 0)
 INT8_CAPABILITY = (7, 5)
@@ -171,8 +170,7 @@ def inputs_digest(cell: Cell) -> str | None:
     if isinstance(cell.data, JsonlData):
         try:
             with Path(cell.data.path).open("rb") as rows:
-                while block := rows.read(_READ_BYTES):
-                    digest.update(block)
+                hashlib.file_digest(rows, lambda: digest)
         except OSError:
             digest.update(b"missing")
     if cell.model.path is not None:

@@ -22,7 +22,7 @@ from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells
 from bench.scenario.types import LimitsSpec, ModelSpec
 from bench.workers import interrupts
-from bench.workers.launch import Launcher, LocalLauncher
+from bench.workers.launch import Launcher
 from bench.workers.listeners import CpuLoadWatch, Findings, Watch
 from bench.workers.supervise import NO_LIMITS, JobEnd, RunningJob, add_findings, probe
 
@@ -192,7 +192,7 @@ def run_sweep(
     chosen = choose_cells(cells, options.only)
     with open_folder(options.results) as folder, interrupts.caught():
         try:
-            return _sweep(chosen, options, folder, observe, launcher or LocalLauncher())
+            return _sweep(chosen, options, folder, observe, launcher or Launcher())
         except KeyboardInterrupt:
             raise InterruptedByUserError(
                 f"interrupted; what was finished is in {options.results}, and the same command again resumes"

@@ -79,18 +79,20 @@ def prepare_batches(
     Raises ``UsageError`` for data that is wrong or leaves nothing to learn, ``UnavailableError`` for
     a hub that cannot be reached.
     """
-    count = optimizer_steps * training.gradient_accumulation
+    size = training.gradient_accumulation
+    count = optimizer_steps * size
     if isinstance(data, SyntheticData):
         batches = list(_synthetic_batches(data, training, vocab_size, count))
-        caveats = [Caveat(code="synthetic-data", message="Random tokens: the loss and accuracy say nothing.")]
+        notes = {"synthetic-data": "Random tokens: the loss and accuracy say nothing."}
     else:
         pieces = _tokenise(load_examples(data, tokenizer), tokenizer)
         pad_id = tokenizer.pad_token_id  # masked and unlabelled, so any will do
         pad_id = int(tokenizer.eos_token_id or 0) if pad_id is None else int(pad_id)
-        batches, caveats = _lay_out(pieces, training, pad_id, count)
-    size = training.gradient_accumulation
-    steps = tuple(tuple(batches[start : start + size]) for start in range(0, count, size))
-    return PreparedData(steps=steps, caveats=tuple(caveats))
+        batches, notes = _lay_out(pieces, training, pad_id, count)
+    return PreparedData(
+        steps=tuple(tuple(batches[start : start + size]) for start in range(0, count, size)),
+        caveats=tuple(Caveat(code=code, message=message) for code, message in notes.items()),
+    )
 
 
 def _synthetic_batches(
@@ -160,7 +162,7 @@ def _piece(example: Example, ids: list[int], offsets: list[tuple[int, int]], end
 
 def _lay_out(
     pieces: Sequence[Piece], training: TrainingSpec, pad_id: int, count: int
-) -> tuple[list[Batch], list[Caveat]]:
+) -> tuple[list[Batch], dict[str, str]]:
     """Draw examples in shuffled order, put them in rows, and rows in ``count`` micro-batches."""
     length, size = training.sequence_length, training.micro_batch
     packed = training.batching == "pack"
@@ -174,30 +176,37 @@ def _lay_out(
             f"No example has a token to learn within {length} tokens; raise training.sequence_length "
             "or set data.train_on to all."
         )
+    notes = {}
+    if len(usable) < len(pieces):
+        notes["examples-left-out"] = (
+            f"{len(pieces) - len(usable)} of {len(pieces)} examples have no token to learn within the "
+            "sequence length and were left out."
+        )
     drawn: list[Piece] = []
     stream = _shuffled_forever(usable, training.seed, drawn)
     starts = range(0, count * size, size)
     if packed:
-        rows, left_out = _packed_rows(stream, usable, length, count * size)
+        rows, laid_out = _packed_rows(stream, usable, length, count * size)
         flatten = training.attention == "flash_attention_2"
         batches = [pack_rows(rows[start : start + size], flatten=flatten) for start in starts]
-        notes = [*_packing_notes(rows, left_out)]
     else:
         single = list(islice(stream, count * size))
+        laid_out = _padding_notes(single, usable, training)
         groups = [single[start : start + size] for start in starts]
         fixed = length if training.batching == "pad-to-length" else None
         batches = [pad_rows(group, fixed or max(len(one.ids) for one in group), pad_id) for group in groups]
-        notes = [*_padding_notes(single, usable, training)]
-    notes = [*_selection_notes(pieces, usable, drawn), *notes]
-    return batches, [Caveat(code=code, message=message) for code, message in notes]
+    if len(drawn) > len(usable):
+        times = f"{len(drawn) / len(usable):.1f} times"
+        notes["data-repeated"] = f"The window goes over its {len(usable)} examples {times}."
+    return batches, notes | laid_out
 
 
 def _packed_rows(
     stream: Iterator[Piece], usable: Sequence[Piece], length: int, count: int
-) -> tuple[list[list[Piece]], int]:
-    """Return ``count`` full rows and how many were left out because nothing in them bears loss.
+) -> tuple[list[list[Piece]], dict[str, str]]:
+    """Return ``count`` full rows, without those in which nothing bears loss: its mean would be no number.
 
-    The mean loss of such a row is not a number. Raises ``UsageError`` if an epoch brings nothing else.
+    Raises ``UsageError`` if an epoch brings nothing else.
     """
     rows_per_epoch = 1 + sum(len(piece.ids) for piece in usable) // length
     rows: list[list[Piece]] = []
@@ -216,7 +225,12 @@ def _packed_rows(
                 f"Rows of {length} tokens hold prompts only; raise training.sequence_length "
                 "or set data.train_on to all."
             )
-    return rows, left_out
+    notes = {}
+    if continued := sum(piece.continued for row in rows for piece in row):
+        notes["examples-split"] = f"{continued} packed rows begin in the middle of an example."
+    if left_out:
+        notes["rows-left-out"] = f"{left_out} packed rows held no token to learn and were left out."
+    return rows, notes
 
 
 def _shuffled_forever(pieces: Sequence[Piece], seed: int, drawn: list[Piece]) -> Iterator[Piece]:
@@ -230,38 +244,22 @@ def _shuffled_forever(pieces: Sequence[Piece], seed: int, drawn: list[Piece]) ->
             yield piece
 
 
-def _selection_notes(
-    pieces: Sequence[Piece], usable: Sequence[Piece], drawn: Sequence[Piece]
-) -> Iterator[tuple[str, str]]:
-    if len(usable) < len(pieces):
-        message = f"{len(pieces) - len(usable)} of {len(pieces)} examples have no token to learn within "
-        yield "examples-left-out", message + "the sequence length and were left out."
-    if len(drawn) > len(usable):
-        times = f"{len(drawn) / len(usable):.1f} times"
-        yield "data-repeated", f"The window goes over its {len(usable)} examples {times}."
-
-
-def _packing_notes(rows: Sequence[Sequence[Piece]], left_out: int) -> Iterator[tuple[str, str]]:
-    continued = sum(piece.continued for row in rows for piece in row)
-    if continued:
-        yield "examples-split", f"{continued} packed rows begin in the middle of an example."
-    if left_out:
-        yield "rows-left-out", f"{left_out} packed rows held no token to learn and were left out."
-
-
 def _padding_notes(
     single: Sequence[Piece], usable: Sequence[Piece], training: TrainingSpec
-) -> Iterator[tuple[str, str]]:
-    truncated = [piece for piece in single if piece.raw_tokens > len(piece.ids)]
-    if truncated:
-        lost = sum(piece.raw_tokens - len(piece.ids) for piece in truncated)
-        message = f"{len(truncated)} of {len(single)} examples were cut to {training.sequence_length} tokens"
-        yield "examples-truncated", f"{message}, losing {lost} tokens."
+) -> dict[str, str]:
+    notes = {}
+    if lost := [more for piece in single if (more := piece.raw_tokens - len(piece.ids))]:
+        notes["examples-truncated"] = (
+            f"{len(lost)} of {len(single)} examples were cut to {training.sequence_length} tokens, losing "
+            f"{sum(lost)} tokens."
+        )
     seen, longest = (max(len(piece.ids) for piece in group) for group in (single, usable))
     if training.batching == "pad-to-longest" and seen < longest:
-        message = f"The longest example of the data has {longest} tokens, the longest of this window {seen}: "
-        message += "peak memory here does not bound training on all the data."
-        yield "longest-example-not-seen", message
+        notes["longest-example-not-seen"] = (
+            f"The longest example of the data has {longest} tokens, the longest of this window {seen}: "
+            "peak memory here does not bound training on all the data."
+        )
+    return notes
 
 
 def pad_rows(rows: Sequence[Piece], width: int, pad_id: int) -> Batch:

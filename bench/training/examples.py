@@ -7,7 +7,7 @@ before anything heavy is imported. A template is named in the scenario; none is 
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import UnavailableError, UsageError, first_line
 from bench.scenario.types import DataSpec, HubData, JsonlData, TaskData
-from bench.training.tasks import training_items
+from bench.training.tasks import task_items
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _ROWS_CHECKED = 100  # before anything is loaded
@@ -44,20 +44,19 @@ class _Fields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
-class AlpacaRow(_Fields):
-    """An instruction as Stanford Alpaca stores it."""
-
-    instruction: str
-    context: str = Field("", alias="input")
-    response: str = Field(alias="output")
-
-
 class DollyRow(_Fields):
     """An instruction as Databricks Dolly stores it."""
 
     instruction: str
     context: str = ""
     response: str
+
+
+class AlpacaRow(DollyRow):
+    """An instruction as Stanford Alpaca stores it: the same under other names."""
+
+    context: str = Field("", alias="input")
+    response: str = Field(alias="output")
 
 
 class Message(_Fields):
@@ -109,15 +108,20 @@ class Example:
         return "".join(segment.text for segment in self.segments)
 
 
+def _answered(prompt: str, answer: str, *, append_end: bool = True) -> Example:
+    return Example(
+        segments=(Segment(prompt, trained=False), Segment(answer, trained=True)), append_end=append_end
+    )
+
+
 def alpaca_template(row: Row, _tokenizer: Any) -> Example:
     """Write Stanford Alpaca's prompt, then the response."""
-    if not isinstance(row, AlpacaRow | DollyRow):
+    if not isinstance(row, DollyRow):
         raise UsageError(
             "Template alpaca needs rows with an instruction; set data.format to alpaca or dolly."
         )
     prompt = ALPACA_PROMPT_WITH_INPUT if row.context else ALPACA_PROMPT
-    filled = prompt.format(instruction=row.instruction, context=row.context)
-    return Example(segments=(Segment(filled, trained=False), Segment(row.response, trained=True)))
+    return _answered(prompt.format(instruction=row.instruction, context=row.context), row.response)
 
 
 def plain_template(row: Row, _tokenizer: Any) -> Example:
@@ -125,9 +129,9 @@ def plain_template(row: Row, _tokenizer: Any) -> Example:
     match row:
         case TextRow():
             return Example(segments=(Segment(row.text, trained=True),))
-        case AlpacaRow() | DollyRow():
+        case DollyRow():
             prompt = "".join(f"{part}\n" for part in (row.instruction, row.context) if part)
-            return Example(segments=(Segment(prompt, trained=False), Segment(row.response, trained=True)))
+            return _answered(prompt, row.response)
         case ChatRow():
             raise UsageError("Template plain has no roles for a conversation; set data.template to chat.")
 
@@ -140,13 +144,21 @@ def chat_template(row: Row, tokenizer: Any) -> Example:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UsageError("The model's tokenizer has no chat template; set data.template to alpaca or plain.")
-    messages = [message.model_dump() for message in _messages(row)]
+    match row:
+        case ChatRow():
+            messages = [message.model_dump() for message in row.messages]
+        case DollyRow():
+            request = "\n\n".join(part for part in (row.instruction, row.context) if part)
+            answer = {"role": "assistant", "content": row.response}
+            messages = [{"role": "user", "content": request}, answer]
+        case TextRow():
+            raise UsageError("Template chat needs turns, and text has none; set data.template to plain.")
+    render = partial(tokenizer.apply_chat_template, tokenize=False)
     segments = []
     done = ""
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        render = partial(tokenizer.apply_chat_template, tokenize=False)
         prompt: str = render(messages[:index], add_generation_prompt=True)
         turn: str = render(messages[: index + 1], add_generation_prompt=False)
         if not (prompt.startswith(done) and turn.startswith(prompt)):
@@ -168,24 +180,15 @@ TEMPLATES: dict[TemplateName, Callable[[Row, Any], Example]] = {
 }
 
 
-def _messages(row: Row) -> list[Message]:
-    match row:
-        case ChatRow():
-            return row.messages
-        case AlpacaRow() | DollyRow():
-            request = "\n\n".join(part for part in (row.instruction, row.context) if part)
-            return [Message(role="user", content=request), Message(role="assistant", content=row.response)]
-        case TextRow():
-            raise UsageError("Template chat needs turns, and text has none; set data.template to plain.")
-
-
 def load_examples(data: TaskData | JsonlData | HubData, tokenizer: Any) -> list[Example]:
     """Return the data's training examples, in its own order.
 
     Raises ``UsageError`` for data that is wrong or empty, ``UnavailableError`` if the hub cannot be reached.
     """
     if isinstance(data, TaskData):
-        examples = _task_examples(data)
+        items = task_items(data.task, data.difficulty, "train", data.train_items)
+        # They end with the answer, where the evaluation stops reading: no end token is added.
+        examples = [_answered(item.prompt, item.completion, append_end=False) for item in items]
     else:
         rows = read_jsonl(data) if isinstance(data, JsonlData) else read_hub(data)
         examples = [TEMPLATES[data.template](row, tokenizer) for row in rows]
@@ -212,10 +215,17 @@ def check_data(data: DataSpec) -> str | None:
 
 def read_jsonl(data: JsonlData) -> list[Row]:
     """Read and check a local file of JSON lines; blank lines are passed over."""
-    path = Path(data.path)
+    rows = []
     try:
-        with path.open(encoding="utf-8") as lines:
-            rows = list(islice(_parsed(lines, data.format, data.path), data.max_items))
+        with Path(data.path).open(encoding="utf-8") as lines:
+            numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+            for number, line in islice(numbered, data.max_items):
+                where = f"{data.path}, line {number}"
+                try:
+                    fields = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise UsageError(f"{where}: not a JSON object; give one object per line.") from error
+                rows.append(_checked(fields, data.format, where))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UsageError(f"Cannot read the data file {data.path} ({reason}); correct data.path.") from error
@@ -258,29 +268,6 @@ def read_hub(data: HubData) -> list[Row]:
     if not rows:
         raise UsageError(f"The data set {data.dataset} holds no rows in split {data.split}; choose another.")
     return rows
-
-
-def _task_examples(data: TaskData) -> list[Example]:
-    """Task items end with the answer, where the evaluation stops reading: no end token is added."""
-    return [
-        Example(
-            segments=(Segment(item.prompt, trained=False), Segment(item.completion, trained=True)),
-            append_end=False,
-        )
-        for item in training_items(data.task, data.difficulty, data.train_items)
-    ]
-
-
-def _parsed(lines: Iterable[str], row_format: FormatName, path: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{where}: not a JSON object; give one object per line.") from error
-        yield _checked(fields, row_format, where)
 
 
 def _checked(fields: object, row_format: FormatName, where: str) -> Row:

@@ -8,8 +8,9 @@ configurations, without YAML, download or cache. No torch and no tokenizer here.
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from itertools import islice
 from operator import itemgetter
@@ -20,6 +21,7 @@ from bench.errors import InfrastructureError, UsageError
 from bench.scenario.types import DataSpec, TaskData
 
 Difficulty = Literal["easy", "hard"]
+Part = Literal["train", "held-out"]
 CHOICES = 4
 LETTERS = ("A", "B", "C", "D")
 _HELD_OUT_SHARE = 1 / 8
@@ -65,24 +67,15 @@ class Task:
     lettered: bool
 
 
-def training_items(task: str, difficulty: Difficulty, count: int) -> tuple[TaskItem, ...]:
-    """Return the first ``count`` training items; raises ``UsageError`` if there are not so many."""
-    return _items(task, difficulty, "train", count)
-
-
-def held_out_items(task: str, difficulty: Difficulty, count: int) -> tuple[TaskItem, ...]:
-    """Return the first ``count`` held-out items; raises ``UsageError`` if there are not so many."""
-    return _items(task, difficulty, "held-out", count)
-
-
-def belongs_to(task: str, options: Sequence[str]) -> Literal["train", "held-out"]:
+def belongs_to(task: str, options: Sequence[str]) -> Part:
     """Return the set to which an item with these options belongs, in whatever order they stand."""
     content = "\n".join((task, *sorted(options)))
     share = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8]) / 2**64
     return "held-out" if share < _HELD_OUT_SHARE else "train"
 
 
-def _items(task: str, difficulty: Difficulty, part: str, count: int) -> tuple[TaskItem, ...]:
+def task_items(task: str, difficulty: Difficulty, part: Part, count: int) -> tuple[TaskItem, ...]:
+    """Return the first ``count`` items of one set; raises ``UsageError`` if there are not so many."""
     if task not in TASKS:
         raise UsageError(f"There is no built-in task {task!r}; choose one of {', '.join(TASKS)}.")
     items = tuple(islice(_draw_items(task, difficulty, part), count))
@@ -94,7 +87,7 @@ def _items(task: str, difficulty: Difficulty, part: str, count: int) -> tuple[Ta
     return items
 
 
-def _draw_items(task: str, difficulty: Difficulty, part: str) -> Iterator[TaskItem]:
+def _draw_items(task: str, difficulty: Difficulty, part: Part) -> Iterator[TaskItem]:
     """Yield distinct items; the right choice takes each position in turn, so the positions are balanced."""
     skill = TASKS[task]
     random = Random(f"{task}/{difficulty}/{part}")  # noqa: S311 - exercises, not secrets
@@ -136,11 +129,6 @@ def _draw_largest_number(random: Random, difficulty: Difficulty) -> Sequence[str
     return [str(number) for number in sorted(numbers, reverse=True)]
 
 
-def _ask_largest_number(options: Sequence[str]) -> str:
-    lettered = " ".join(f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=True))
-    return f"{lettered}\nLargest number:"
-
-
 def _draw_first_in_alphabet(random: Random, difficulty: Difficulty) -> Sequence[str]:
     """Easy: four different first letters; hard: the same first letter and four different second ones."""
     start = "" if difficulty == "easy" else random.choice(_BRANCHING_LETTERS)
@@ -150,9 +138,9 @@ def _draw_first_in_alphabet(random: Random, difficulty: Difficulty) -> Sequence[
 
 
 def _group(words: Iterable[str], key: Callable[[str], _Key]) -> dict[_Key, list[str]]:
-    groups: dict[_Key, list[str]] = {}
+    groups: defaultdict[_Key, list[str]] = defaultdict(list)
     for word in words:
-        groups.setdefault(key(word), []).append(word)
+        groups[key(word)].append(word)
     return groups
 
 
@@ -174,7 +162,7 @@ TASKS: dict[str, Task] = {
     "largest-number": Task(
         description="Which of four numbers is the largest.",
         draw=_draw_largest_number,
-        ask=_ask_largest_number,
+        ask=lambda options: " ".join(map("{}) {}".format, LETTERS, options)) + "\nLargest number:",
         lettered=True,
     ),
     "first-in-alphabet": Task(
@@ -191,20 +179,16 @@ def held_out_task(data: DataSpec) -> dict[str, Any]:
     if not isinstance(data, TaskData):
         raise UsageError("Evaluation task held-out needs data.source task; remove it or set a built-in task.")
     parts = {
-        "test": held_out_items(data.task, data.difficulty, data.held_out_items),
-        "train": training_items(data.task, data.difficulty, _FEWSHOT_ITEMS),
+        "test": task_items(data.task, data.difficulty, "held-out", data.held_out_items),
+        "train": task_items(data.task, data.difficulty, "train", _FEWSHOT_ITEMS),
     }
     return _multiple_choice(
         "held-out",
-        {name: _documents(items) for name, items in parts.items()},
+        {name: [asdict(item) for item in items] for name, items in parts.items()},
         fewshot_split="train",
         doc_to_text="{{prompt}}",
         doc_to_choice="{{choices}}",
     )
-
-
-def _documents(items: Iterable[TaskItem]) -> list[dict[str, Any]]:
-    return [{"prompt": item.prompt, "choices": list(item.choices), "answer": item.answer} for item in items]
 
 
 def mmlu_task() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Starting and ending worker processes: the ``Launcher`` that callers hold, and the one for this machine.
+"""Starting and ending worker processes on this machine.
 
 Workers are forked from a server that has imported the libraries once. A fork is safe only as long as the
 server has not touched CUDA; when it has, workers are spawned instead.
@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from bench.errors import InfrastructureError
 from bench.records.messages import Job
@@ -173,24 +173,11 @@ def _end_strays(output: int, worker_pid: int) -> int:
     return ended
 
 
-StartMethod = Literal["forkserver", "spawn"]
+class Launcher:
+    """Starts the processes that do a job: on this machine, forked from a server."""
 
-
-class Launcher(Protocol):
-    """Starts the processes that do a job; where and how is its own affair."""
-
-    start_method: StartMethod
+    start_method: Literal["forkserver", "spawn"] = "forkserver"
     """``spawn``: workers import the libraries themselves, so that each start takes seconds longer."""
-
-    def start(self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None) -> Sequence[Worker]:
-        """Start a worker for each rank, in order of rank; ``host_memory_gib`` limits each of them.
-
-        Raises ``InfrastructureError`` when one does not come up; none is left then.
-        """
-
-
-class LocalLauncher:
-    """Starts workers on this machine, forked from a server."""
 
     def __init__(self, *, work: child.Work = child.do_job, preload: Sequence[str] = PRELOAD) -> None:
         """Take what a worker does with its job, and the modules that the server imports beforehand."""
@@ -198,11 +185,14 @@ class LocalLauncher:
             os.environ.setdefault(name, value)
         self._work = work
         self._server_log = os.memfd_create("worker server")  # open as long as the server, so to the end
-        self.start_method: StartMethod = "forkserver"
         forkserver.set_forkserver_preload(list(preload))
 
     def start(self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None) -> Sequence[Worker]:
-        """Start the workers of a job; the first call waits for the server to import its modules."""
+        """Start a worker for each rank, in order of rank; ``host_memory_gib`` limits each of them.
+
+        The first call waits for the server to import its modules. Raises ``InfrastructureError`` when a
+        worker does not come up; none is left then.
+        """
         workers: list[Worker] = []
         try:
             for rank in range(ranks):

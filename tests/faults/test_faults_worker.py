@@ -6,7 +6,7 @@ import pytest
 
 import records_factory
 from bench.scenario.types import LimitsSpec
-from bench.workers.launch import TAIL_BYTES, LocalLauncher
+from bench.workers.launch import TAIL_BYTES, Launcher
 from bench.workers.supervise import JobEnd, RunningJob
 from replay_bench import FULL
 from replay_worker import make_job, replay
@@ -18,7 +18,7 @@ MOST_GROWTH_KIB = 64 * 1024
 def run(behaviour: str) -> JobEnd:
     """Run one replay job."""
     return RunningJob(
-        make_job(behaviour), LocalLauncher(work=replay, preload=["bench.workers.child"]), LIMITS
+        make_job(behaviour), Launcher(work=replay, preload=["bench.workers.child"]), LIMITS
     ).to_end()
 
 
@@ -63,7 +63,7 @@ def test_two_gigabytes_of_output_leave_the_supervisors_memory_flat() -> None:
     """All of it is taken from the pipe, its end is kept, and no more."""
     run("ok")
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
+    launcher = Launcher(work=replay, preload=["bench.workers.child"])
     (worker,) = launcher.start(make_job("flood"))
     assert worker.wait_for_end(300)
     assert worker.end() == 0

@@ -9,7 +9,7 @@ import pytest
 import gpu_cells
 from bench.compare.plausibility import lint
 from bench.records.records import Record
-from bench.workers.launch import Launcher, LocalLauncher
+from bench.workers.launch import Launcher
 from gpu_cells import SPECIFICATIONS, gpu_cell, sweep, too_large_cell
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("tiny_weights"), pytest.mark.timeout(600)]
@@ -20,7 +20,7 @@ NAMES = list(SPECIFICATIONS)
 @pytest.fixture(scope="module")
 def launcher() -> Launcher:
     """Return one launcher for all, so that the libraries are imported once."""
-    return LocalLauncher()
+    return Launcher()
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_worker_that_was_spawned_sees_the_chosen_card_and_the_allocators_setti
     assert facts.cuda_uuid is not None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", facts.cuda_uuid)
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    spawning = LocalLauncher()
+    spawning = Launcher()
     spawning.start_method = "spawn"
     (record,) = sweep(tmp_path, [gpu_cell("lora")], spawning).values()
     gpu_cells.check_ran(record)

@@ -18,7 +18,7 @@ from bench.scenario.cell import Cell
 from bench.scenario.load import load_scenario
 from bench.scenario.types import ModelSpec
 from bench.training.models import empty_causal_model
-from bench.workers.launch import Launcher, LocalLauncher
+from bench.workers.launch import Launcher
 from records_factory import make_prediction
 from replay_worker import replay
 
@@ -110,7 +110,7 @@ def test_a_refusal_ends_its_search_with_the_reason(monkeypatch: pytest.MonkeyPat
 
 def test_the_search_runs_through_workers() -> None:
     """A replay worker takes a GiB for each sequence: 21 and a tenth of it and the context are 24."""
-    launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
+    launcher = Launcher(work=replay, preload=["bench.workers.child"])
     batch, *_ = find_bounds(request(), lambda _done, _total: None, launcher).bounds
     assert (batch.fits and batch.fits.value, batch.next and batch.next.value) == (21, 22)
 

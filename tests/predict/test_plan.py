@@ -8,7 +8,7 @@ from bench.errors import UsageError
 from bench.predict import memory_savers
 from bench.predict.plan import LADDER, PlanRequest, chosen_cards, plan_scenario
 from bench.records.predictions import Change, Plan, Prediction, Refusal
-from bench.workers.launch import LocalLauncher
+from bench.workers.launch import Launcher
 from records_factory import make_prediction
 from replay_worker import replay
 
@@ -32,7 +32,7 @@ def plan(folder: Path, request: PlanRequest, *, device: str = "cuda", only: str 
     """Plan the scenario with replay workers, which answer a GiB for each sequence of the batch."""
     path = folder / "example.toml"
     path.write_text(SCENARIO.format(device=device), encoding="utf-8")
-    launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
+    launcher = Launcher(work=replay, preload=["bench.workers.child"])
     return plan_scenario(path, only, request, lambda _done, _total: None, launcher)
 
 

@@ -10,7 +10,7 @@ from bench.predict import pool
 from bench.predict.pool import PredictionRequest, card_of_device, platform_of, predict_cells
 from bench.records.predictions import Prediction, Refusal
 from bench.scenario.types import LimitsSpec, Platform
-from bench.workers.launch import Launcher, LocalLauncher, Worker
+from bench.workers.launch import Launcher, Worker
 from replay_worker import make_cell, make_facts, replay
 
 GIB = 1024**3
@@ -20,7 +20,7 @@ AMPERE, HOPPER = Platform(capability=(8, 0)), Platform(capability=(9, 0))
 @pytest.fixture
 def launcher() -> Launcher:
     """Return a launcher of replay workers, without anything imported beforehand."""
-    return LocalLauncher(work=replay, preload=["bench.workers.child"])
+    return Launcher(work=replay, preload=["bench.workers.child"])
 
 
 def request(behaviour: str, batch: int = 1, platform: Platform = AMPERE) -> PredictionRequest:

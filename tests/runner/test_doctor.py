@@ -8,7 +8,7 @@ import pytest
 
 from bench.records.messages import Job, ReadingMade, Send
 from bench.runner.doctor import Finding, examine
-from bench.workers.launch import LocalLauncher
+from bench.workers.launch import Launcher
 from replay_worker import make_facts, replay
 
 CARD = {
@@ -45,7 +45,7 @@ def by_subject(findings: list[Finding]) -> Iterator[tuple[str, bool]]:
 def test_a_machine_without_cuda_is_told_so_and_the_rest_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python, torch, processor, memory, instruments and bitsandbytes are there, and why CUDA is not."""
     monkeypatch.setitem(sys.modules, "pynvml", None)  # on whatever machine this test runs
-    findings = examine(launcher=LocalLauncher(work=replay, preload=["bench.workers.child"]))
+    findings = examine(launcher=Launcher(work=replay, preload=["bench.workers.child"]))
     found = dict(by_subject(findings))
     assert found["CUDA"] is False
     assert all(found[name] for name in ("python", "torch", "processor", "memory", "packages", "workers"))
@@ -61,7 +61,7 @@ def test_a_machine_without_cuda_is_told_so_and_the_rest_is_good(monkeypatch: pyt
 def test_an_old_card_is_told_feature_by_feature() -> None:
     """What the card has is ok, and what it lacks says what to use in its place."""
     found = dict(
-        by_subject(examine(launcher=LocalLauncher(work=probe_of_a_card, preload=["bench.workers.child"])))
+        by_subject(examine(launcher=Launcher(work=probe_of_a_card, preload=["bench.workers.child"])))
     )
     assert found["CUDA"]
     assert found["4-bit on CUDA"]

@@ -8,7 +8,7 @@ from bench.errors import InfrastructureError
 from bench.records.messages import Job, ProbeJob, ReadingMade, Send
 from bench.runner.gpu_watch import hold_gpu
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
-from bench.workers.launch import LocalLauncher
+from bench.workers.launch import Launcher
 from replay_worker import make_cell, make_facts, replay
 
 UUID = "GPU-00000000-0000-4000-8000-00000000feed"
@@ -26,7 +26,7 @@ def sweep(folder: Path, *devices: str) -> SweepResult:
     """Run a cell on each of the devices."""
     names = ("ok", "ok-2")
     cells = [make_cell(name, device=device) for name, device in zip(names, devices, strict=False)]
-    launcher = LocalLauncher(work=replay_on_cuda, preload=["bench.workers.child"])
+    launcher = Launcher(work=replay_on_cuda, preload=["bench.workers.child"])
     return run_sweep(cells, SweepOptions(results=folder), lambda _: None, launcher)
 
 

@@ -14,7 +14,7 @@ from bench.runner.schedule import Event, RunStarted
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
-from bench.workers.launch import Launcher, LocalLauncher, Worker
+from bench.workers.launch import Launcher, Worker
 from records_factory import make_prediction
 from replay_worker import make_cell, make_facts, replay
 
@@ -48,7 +48,7 @@ class Watcher:
 
 def launcher() -> Launcher:
     """Return a launcher of replay workers."""
-    return LocalLauncher(work=replay, preload=["bench.workers.child"])
+    return Launcher(work=replay, preload=["bench.workers.child"])
 
 
 def sweep(folder: Path, observer: Watcher, *cells: Cell, skip_unfit: bool = False) -> SweepResult:
@@ -145,7 +145,7 @@ def test_a_snapshots_file_lies_beside_its_record(tmp_path: Path) -> None:
     """The worker is told where; hostile ids cannot lead it elsewhere."""
     told: list[str | None] = []
 
-    class Noting(LocalLauncher):
+    class Noting(Launcher):
         def start(
             self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None
         ) -> Sequence[Worker]:

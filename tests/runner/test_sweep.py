@@ -16,7 +16,7 @@ from bench.records.store import load_records
 from bench.runner.schedule import Event, Note, Preparing, RunStarted, SweepStarted
 from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
 from bench.scenario.cell import Cell
-from bench.workers.launch import LocalLauncher
+from bench.workers.launch import Launcher
 from replay_worker import make_cell, replay
 
 
@@ -48,7 +48,7 @@ def sweep(
 ) -> SweepResult:
     """Run a sweep of replay cells into a folder."""
     cells = [item if isinstance(item, Cell) else make_cell(item) for item in behaviours]
-    launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
+    launcher = Launcher(work=replay, preload=["bench.workers.child"])
     chosen = SweepOptions(results=folder, **options)  # type: ignore[arg-type] # a test names them right
     return run_sweep(cells, chosen, observer or Notes(), launcher)
 
@@ -142,7 +142,7 @@ def test_a_damaged_record_is_named_and_its_cell_run_again(tmp_path: Path) -> Non
 
 def test_a_probe_that_fails_ends_the_sweep_with_what_to_do(tmp_path: Path) -> None:
     """When not even a worker that looks at the machine ends well, the installation is at fault."""
-    launcher = LocalLauncher(work=broken, preload=["bench.workers.child"])
+    launcher = Launcher(work=broken, preload=["bench.workers.child"])
     with pytest.raises(InfrastructureError, match="no worker could look at this machine") as caught:
         run_sweep([make_cell("ok")], SweepOptions(results=tmp_path), Notes(), launcher)
     assert "No module named 'no_such_library'" in str(caught.value)
@@ -159,13 +159,13 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from replay_worker import make_cell, replay
 from bench.errors import BenchError
-from bench.workers.launch import LocalLauncher
+from bench.workers.launch import Launcher
 from bench.runner.sweep import SweepOptions, run_sweep
 names = [f"m{{index}}" for index in range(4)]
 cells = [make_cell("slow", id=name, model={{"name": name, "path": "x"}}) for name in names]
 options = SweepOptions(results=Path({results!r}), repeats=2)
 try:
-    run_sweep(cells, options, lambda _: None, LocalLauncher(work=replay, preload=["bench.workers.child"]))
+    run_sweep(cells, options, lambda _: None, Launcher(work=replay, preload=["bench.workers.child"]))
 except BenchError as error:
     print(error)
     sys.exit(error.exit_code)

@@ -101,9 +101,9 @@ def main() -> None:
     """Run the command line with a launcher of replay workers."""
     from bench import cli
     from bench.runner import sweep
-    from bench.workers.launch import LocalLauncher
+    from bench.workers.launch import Launcher
     from replay_worker import replay
 
-    replaying = functools.partial(LocalLauncher, work=replay, preload=["bench.workers.child"])
-    sweep.__dict__["LocalLauncher"] = replaying  # the one way in: the command makes its own
+    replaying = functools.partial(Launcher, work=replay, preload=["bench.workers.child"])
+    sweep.__dict__["Launcher"] = replaying  # the one way in: the command makes its own
     cli.main()

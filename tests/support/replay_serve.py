@@ -10,8 +10,8 @@ if __name__ == "__main__":
     sys.path.insert(0, HERE)
     os.environ["PYTHONPATH"] = os.pathsep.join([HERE, os.environ["PYTHONPATH"]])  # for the workers' server
     from bench.gate.serve import serve
-    from bench.workers.launch import LocalLauncher
+    from bench.workers.launch import Launcher
     from replay_alone import replay_alone
 
-    launcher = LocalLauncher(work=replay_alone, preload=["bench.workers.child", "replay_alone"])
+    launcher = Launcher(work=replay_alone, preload=["bench.workers.child", "replay_alone"])
     serve(int(sys.argv[1]), int(sys.argv[2]), launcher)

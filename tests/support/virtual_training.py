@@ -74,7 +74,7 @@ def sweep_on_virtual_gpu(gpus: VirtualGpus, folder: Path, *names: str) -> tuple[
     from bench.runner import sweep
     from bench.runner.gpu_watch import GpuWatch
     from bench.runner.sweep import SweepOptions, run_sweep
-    from bench.workers.launch import PRELOAD, LocalLauncher
+    from bench.workers.launch import PRELOAD, Launcher
 
     uuid = (SLICED_CARD.slices[0] if SCRIPTS[names[0]].on_slice else CARD).uuid
     cells = [make_cell(name) for name in names]
@@ -89,7 +89,7 @@ def sweep_on_virtual_gpu(gpus: VirtualGpus, folder: Path, *names: str) -> tuple[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "GpuWatch", watch)
         idle(gpus, SCRIPTS[names[0]])
-        launcher = LocalLauncher(work=work, preload=PRELOAD)
+        launcher = Launcher(work=work, preload=PRELOAD)
         return run_sweep(cells, SweepOptions(results=folder), lambda _: None, launcher).records
 
 

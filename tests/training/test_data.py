@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from bench.errors import UnavailableError, UsageError
 from bench.scenario.types import JsonlData, SyntheticData, TaskData, TrainingSpec
 from bench.training.data import IGNORED_LABEL, Batch, PreparedData, prepare_batches
-from bench.training.tasks import training_items
+from bench.training.tasks import task_items
 
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 TASK = TaskData(task="longest-word", train_items=32)
@@ -93,7 +93,7 @@ def test_labels_are_exactly_the_completion(tokenizer: Any) -> None:
     """Each row's labels are the tokens of the whole text that follow those of the prompt."""
     whole = {
         tuple(tokenizer(item.prompt + item.completion)["input_ids"]): len(tokenizer(item.prompt)["input_ids"])
-        for item in training_items("longest-word", "easy", 32)
+        for item in task_items("longest-word", "easy", "train", 32)
     }
     for batch in batches(prepare(TASK, tokenizer=tokenizer)):
         for row in range(2):

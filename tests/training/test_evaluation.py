@@ -22,7 +22,7 @@ from bench.training import evaluation as evaluation_module
 from bench.training.data import prepare_batches
 from bench.training.evaluation import evaluate
 from bench.training.models import keep_quantised_weights
-from bench.training.tasks import WORDS, held_out_items, mmlu_questions
+from bench.training.tasks import WORDS, mmlu_questions, task_items
 
 # peft 0.21 asks transformers 5.23 for what it is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -109,7 +109,7 @@ def test_items_are_judged_by_the_likeliest_choice(tokenizer: Any) -> None:
     """Each item is correct exactly if the right word has the highest logit after the prompt."""
     model = tiny_model()
     expected = []
-    for item in held_out_items("longest-word", "easy", 40):
+    for item in task_items("longest-word", "easy", "held-out", 40):
         with torch.no_grad():
             logits = model(torch.tensor([tokenizer(item.prompt)["input_ids"]])).logits[0, -1]
         choices = logits[tokenizer.convert_tokens_to_ids(list(item.choices))]

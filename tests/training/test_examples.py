@@ -21,7 +21,7 @@ from bench.training.examples import (
     read_hub,
     read_jsonl,
 )
-from bench.training.tasks import training_items
+from bench.training.tasks import task_items
 
 GOOD = '{"instruction": "Add.", "input": "1 2", "output": "3", "extra": 1}'
 
@@ -95,7 +95,7 @@ def test_an_unreadable_file_is_said(tmp_path: Path) -> None:
 
 def test_task_items_end_with_the_answer() -> None:
     """The example of a built-in task is its prompt and its completion, without an end token."""
-    item = training_items("longest-word", "easy", 1)[0]
+    item = task_items("longest-word", "easy", "train", 1)[0]
     (example,) = load_examples(TaskData(task="longest-word", train_items=1), None)
 
     assert example.segments == (Segment(item.prompt, trained=False), Segment(item.completion, trained=True))

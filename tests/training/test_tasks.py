@@ -17,8 +17,7 @@ from bench.training.tasks import (
     Task,
     TaskItem,
     belongs_to,
-    held_out_items,
-    training_items,
+    task_items,
 )
 
 EVERY_TASK = pytest.mark.parametrize("task", sorted(TASKS))
@@ -37,8 +36,8 @@ def options(item: TaskItem) -> list[str]:
 @BOTH_DIFFICULTIES
 def test_training_and_held_out_items_share_no_options(task: str, difficulty: Difficulty) -> None:
     """No held-out question is a training question, not even in another order."""
-    train = {frozenset(options(item)) for item in training_items(task, difficulty, 2048)}
-    held_out = {frozenset(options(item)) for item in held_out_items(task, difficulty, 400)}
+    train = {frozenset(options(item)) for item in task_items(task, difficulty, "train", 2048)}
+    held_out = {frozenset(options(item)) for item in task_items(task, difficulty, "held-out", 400)}
 
     assert (2048, 400) == (len(train), len(held_out))
     assert set() == train & held_out
@@ -48,7 +47,7 @@ def test_training_and_held_out_items_share_no_options(task: str, difficulty: Dif
 @BOTH_DIFFICULTIES
 def test_answer_positions_are_balanced(task: str, difficulty: Difficulty) -> None:
     """Always naming one position is right a quarter of the time, under any limit of items."""
-    items = held_out_items(task, difficulty, 102)
+    items = task_items(task, difficulty, "held-out", 102)
 
     assert {0: 26, 1: 26, 2: 25, 3: 25} == Counter(item.answer for item in items)
 
@@ -56,7 +55,7 @@ def test_answer_positions_are_balanced(task: str, difficulty: Difficulty) -> Non
 @BOTH_DIFFICULTIES
 def test_longest_word_is_the_only_longest(difficulty: Difficulty) -> None:
     """The right word is longer than the others, by two letters at least if easy and by one if hard."""
-    for item in training_items("longest-word", difficulty, 200):
+    for item in task_items("longest-word", difficulty, "train", 200):
         others = {len(word) for index, word in enumerate(item.choices) if index != item.answer}
         lead = len(item.choices[item.answer]) - max(others)
         assert item.choices == tuple(options(item))
@@ -66,7 +65,7 @@ def test_longest_word_is_the_only_longest(difficulty: Difficulty) -> None:
 @BOTH_DIFFICULTIES
 def test_largest_number_is_named_by_its_letter(difficulty: Difficulty) -> None:
     """The letter of the answer stands before the largest number."""
-    for item in training_items("largest-number", difficulty, 200):
+    for item in task_items("largest-number", difficulty, "train", 200):
         numbers = [int(number) for number in options(item)]
         assert numbers[item.answer] == max(numbers)
         assert item.choices == LETTERS
@@ -76,21 +75,24 @@ def test_largest_number_is_named_by_its_letter(difficulty: Difficulty) -> None:
 @BOTH_DIFFICULTIES
 def test_first_in_alphabet_is_first(difficulty: Difficulty) -> None:
     """The answer sorts first; in hard items all words share their first letter."""
-    for item in training_items("first-in-alphabet", difficulty, 200):
+    for item in task_items("first-in-alphabet", difficulty, "train", 200):
         assert item.choices[item.answer] == min(item.choices)
         assert len({word[0] for word in item.choices}) == (4 if difficulty == "easy" else 1)
 
 
 def test_items_are_the_same_every_time_and_grow_by_appending() -> None:
     """Asking for more items leaves the first ones as they were."""
-    assert training_items("longest-word", "easy", 20) == training_items("longest-word", "easy", 50)[:20]
+    assert (
+        task_items("longest-word", "easy", "train", 20)
+        == task_items("longest-word", "easy", "train", 50)[:20]
+    )
 
 
 def test_the_first_item_is_what_it_was() -> None:
     """A changed generator would silently change what stored results were measured on."""
     expected = TaskItem(prompt="A) 58 B) 72 C) 30 D) 27\nLargest number:", choices=LETTERS, answer=1)
 
-    assert expected == training_items("largest-number", "easy", 2)[1]
+    assert expected == task_items("largest-number", "easy", "train", 2)[1]
 
 
 def test_an_item_belongs_to_one_set_in_any_order() -> None:
@@ -105,7 +107,7 @@ def test_an_item_belongs_to_one_set_in_any_order() -> None:
 def test_an_unknown_task_is_refused_with_the_names() -> None:
     """The message says which tasks there are."""
     with pytest.raises(UsageError, match=r"no built-in task 'longest-wrod'; choose one of longest-word, "):
-        training_items("longest-wrod", "easy", 1)
+        task_items("longest-wrod", "easy", "train", 1)
 
 
 def test_asking_for_more_items_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +120,7 @@ def test_asking_for_more_items_than_there_are_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setitem(tasks.TASKS, "tiny", tiny)
 
     with pytest.raises(UsageError, match=r"Task tiny \(easy\) has \d train items, not 6; lower"):
-        training_items("tiny", "easy", 6)
+        task_items("tiny", "easy", "train", 6)
 
 
 def test_scenarios_may_name_every_task() -> None:

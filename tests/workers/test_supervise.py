@@ -15,7 +15,7 @@ import records_factory
 from bench.records.messages import Heartbeat, Job, Message, PhaseStarted, ProbeJob
 from bench.scenario.types import LimitsSpec
 from bench.workers import launch
-from bench.workers.launch import Launcher, LocalLauncher, Worker
+from bench.workers.launch import Launcher, Worker
 from bench.workers.supervise import JobEnd, RunningJob
 from replay_worker import ASKED_BYTES, make_facts, make_job, replay
 
@@ -25,7 +25,7 @@ LIMITS = LimitsSpec(timeout_s=60, heartbeat_timeout_s=30, host_memory_gib=None)
 @pytest.fixture
 def launcher() -> Launcher:
     """Return a launcher of replay workers, without anything imported beforehand."""
-    return LocalLauncher(work=replay, preload=["bench.workers.child"])
+    return Launcher(work=replay, preload=["bench.workers.child"])
 
 
 def run(launcher: Launcher, behaviour: str, limits: LimitsSpec = LIMITS) -> JobEnd:
@@ -64,7 +64,7 @@ def test_a_job_of_several_ranks_ends_as_the_one_that_failed(launcher: Launcher) 
     assert end.measurements[0].steps == end.measurements[1].steps == records_factory.make_steps()
     assert {message.rank for message in heard} == {0, 1}
 
-    class OneDies(LocalLauncher):
+    class OneDies(Launcher):
         def start(
             self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None
         ) -> Sequence[Worker]:
@@ -197,10 +197,10 @@ def test_workers_share_what_the_server_imported() -> None:
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1] / 'support')!r})\n"
         "from replay_worker import count_frozen\n"
         "from bench.records.messages import ProbeJob\n"
-        "from bench.workers.launch import PRELOAD, Launcher, LocalLauncher\n"
+        "from bench.workers.launch import PRELOAD, Launcher\n"
         "from bench.workers.supervise import RunningJob\n"
         "assert PRELOAD[-1] == 'bench.workers.freeze'\n"
-        "launcher = LocalLauncher(work=count_frozen, preload=['bench.workers.child', PRELOAD[-1]])\n"
+        "launcher = Launcher(work=count_frozen, preload=['bench.workers.child', PRELOAD[-1]])\n"
         "print(RunningJob(ProbeJob(), launcher).to_end().measurement.caveats[0].message)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -252,9 +252,9 @@ PARENT = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from replay_worker import make_job, replay
-from bench.workers.launch import LocalLauncher, wait_for_any
+from bench.workers.launch import Launcher, wait_for_any
 print("imported as", __name__, file=sys.stderr)
-launcher = LocalLauncher(work=replay, preload=["bench.workers.child"])
+launcher = Launcher(work=replay, preload=["bench.workers.child"])
 (worker,) = launcher.start(make_job({behaviour!r}))
 while "steady" not in worker.receive().decode(): wait_for_any([worker], 30)
 print(worker.pid, flush=True)
@@ -287,9 +287,9 @@ def test_a_server_that_dies_on_import_is_told_with_what_it_said(tmp_path: Path) 
     (tmp_path / "broken_library.py").write_text("raise RuntimeError('libcudart.so.99 is missing')")
     code = (
         "from bench.errors import InfrastructureError\n"
-        "from bench.workers.launch import Launcher, LocalLauncher\n"
+        "from bench.workers.launch import Launcher\n"
         "from bench.records.messages import ProbeJob\n"
-        "try: LocalLauncher(preload=['broken_library']).start(ProbeJob())\n"
+        "try: Launcher(preload=['broken_library']).start(ProbeJob())\n"
         "except InfrastructureError as error: print(error)"
     )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
