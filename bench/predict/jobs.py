@@ -26,5 +26,6 @@ def run_plan(job: PlanJob, send: Send) -> None:
     """Predict every cell of the job, sending each answer as it is known."""
     quiet_libraries()
     cells = [Cell.model_validate_json(text) for text in job.cells_json]
-    for cell, answer in predict_all(cells, job.platform, AllocatorSettings.parse(job.allocator)):
+    settings = AllocatorSettings.parse(job.allocator)
+    for cell, answer in predict_all(cells, job.platform, settings, reuse_ranges=job.reuse_ranges):
         send(PredictionMade(cell_id=cell.id, answer=answer))

@@ -5,9 +5,10 @@ blame is alone, and that cell is refused.
 """
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
@@ -38,6 +39,8 @@ class PredictionRequest:
     platform: Platform
 
 
+RANGES_REPLAYED = 96  # cells; eight replays each take most of a prediction's time
+_BATCHES_A_WORKER = 8  # more would balance better, and start as many processes
 OLDEST_TORCH, NEXT_TORCH = Version("2.1"), Version("2.14")
 """From the oldest that a published row was measured with, up to the one whose sources were read last."""
 
@@ -96,7 +99,7 @@ def predict_cells(
 ) -> list[Prediction | Refusal]:
     """Return a prediction or refusal for each request, in their order, from a worker for each core.
 
-    ``limits`` hold for each worker; what it had not predicted by then is refused with the reason. Raises
+    ``limits`` hold for all together; what is not predicted by then is refused with the reason. Raises
     ``InfrastructureError`` when no worker starts.
     """
     found: dict[int, Prediction | Refusal] = {}
@@ -106,20 +109,23 @@ def predict_cells(
             found[int(message.cell_id)] = message.answer
 
     waiting = _batches(requests, cores())
+    make_job = partial(_job, allocator=allocator, reuse_ranges=len(requests) > RANGES_REPLAYED)
     running: list[tuple[list[int], RunningJob]] = []
+    deadline_s = time.monotonic() + limits.timeout_s
     try:
         while waiting or running:
             while waiting and len(running) < cores():
                 batch = waiting.pop(0)
-                job = _job([(index, requests[index]) for index in batch], allocator)
-                running.append((batch, RunningJob(job, launcher, limits, hear=hear)))
+                job = make_job([(index, requests[index]) for index in batch])
+                left = limits.model_copy(update={"timeout_s": max(deadline_s - time.monotonic(), 0.0)})
+                running.append((batch, RunningJob(job, launcher, left, hear=hear)))
             wait_for_any([worker for _, one in running for worker in one.workers], MAX_SLEEP_S)
             for batch, running_job in list(running):
                 end = running_job.advance(0)
                 if end is not None:
                     running.remove((batch, running_job))
-                    left = [index for index in batch if index not in found]
-                    refused, halves = _unpredicted(left, end, limits)
+                    missing = [index for index in batch if index not in found]
+                    refused, halves = _unpredicted(missing, end, limits)
                     found |= refused
                     waiting += halves
             progress(len(found), len(requests))
@@ -129,13 +135,14 @@ def predict_cells(
     return [found[index] for index in range(len(requests))]
 
 
-def _job(batch: Sequence[tuple[int, PredictionRequest]], allocator: str) -> PlanJob:
+def _job(batch: Sequence[tuple[int, PredictionRequest]], *, allocator: str, reuse_ranges: bool) -> PlanJob:
     """Return the job of a batch on one platform; a cell is called by its index, since ids may repeat."""
     cells = [request.cell.model_copy(update={"id": str(index)}) for index, request in batch]
     return PlanJob(
         cells_json=tuple(cell.model_dump_json() for cell in cells),
         platform=batch[0][1].platform,
         allocator=allocator,
+        reuse_ranges=reuse_ranges,
     )
 
 
@@ -155,25 +162,33 @@ def _unpredicted(
 
 
 def _batches(requests: Sequence[PredictionRequest], workers: int) -> list[list[int]]:
-    """Return the indices of the requests in batches, one platform each, cells of one structure side by side.
+    """Return the indices of the requests in batches, one platform each; those of most structures first.
 
-    What two cells share is worked out once where one worker has both, so the batches are long runs.
+    What two cells share is worked out once where one worker has both, so a batch holds all cells of a model
+    and kind of method, up to a worker's share of the whole; small ones are joined.
     """
-    platforms: dict[str, list[int]] = {}
-    for index, request in enumerate(requests):
-        platforms.setdefault(request.platform.model_dump_json(), []).append(index)
-    batches = []
-    for indices in platforms.values():
-        indices.sort(key=lambda index: _structure(requests[index].cell))
-        size = -(-len(indices) // workers)
-        batches += [indices[start : start + size] for start in range(0, len(indices), size)]
-    return batches
+    found: list[list[int]] = []
+    largest = -(-len(requests) // workers)
+    kind_before = platform_before = ""
+    for platform, kind, _, index in sorted((*_sorting(one), index) for index, one in enumerate(requests)):
+        small = bool(found) and len(found[-1]) < largest // _BATCHES_A_WORKER
+        if platform != platform_before or (kind != kind_before and not small) or len(found[-1]) == largest:
+            found.append([])
+        found[-1].append(index)
+        kind_before, platform_before = kind, platform
+    return sorted(found, key=lambda batch: -len({_sorting(requests[index]) for index in batch}))
 
 
-def _structure(cell: Cell) -> str:
-    """Return what cells that share work agree in: all but batch, length and rank."""
+def _sorting(request: PredictionRequest) -> tuple[str, str, str]:
+    """Return the platform, the model and kind of method, and what else cells that share work agree in."""
+    cell = request.cell
     training = cell.training.model_dump_json(exclude={"micro_batch", "sequence_length"})
-    return cell.model.model_dump_json() + cell.method.model_dump_json(exclude={"rank", "name"}) + training
+    method = cell.method.model_dump_json(exclude={"rank", "name"})
+    return (
+        request.platform.model_dump_json(),
+        cell.model.model_dump_json() + cell.method.kind,
+        method + training,
+    )
 
 
 def cores() -> int:

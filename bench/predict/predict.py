@@ -25,7 +25,6 @@ from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, ModelSpec, Platform, SyntheticData
 from bench.training.models import assumed_of, configuration_of
 
-RANGES_REPLAYED = 48  # cells; eight replays each take most of a prediction's time
 _REUSED_RANGE = Caveat(
     code="band-of-a-relative",
     message="In a plan of this many cells the reserved band is computed for one representative cell of each "
@@ -50,14 +49,17 @@ def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAUL
 
 
 def predict_all(
-    cells: Sequence[Cell], platform: Platform, settings: AllocatorSettings = DEFAULT_SETTINGS
+    cells: Sequence[Cell],
+    platform: Platform,
+    settings: AllocatorSettings = DEFAULT_SETTINGS,
+    *,
+    reuse_ranges: bool = False,
 ) -> Iterator[tuple[Cell, Prediction | Refusal]]:
     """Predict many cells, tracing once what they share; in the order in which they come about.
 
-    Beyond ``RANGES_REPLAYED`` cells, the range of reserved memory is replayed for one cell of each family;
-    the others have as wide a range in proportion, and a caveat says so.
+    With ``reuse_ranges`` the range of reserved memory is replayed for one cell of each family; the others
+    have as wide a range in proportion, and a caveat says so.
     """
-    frugal = len(cells) > RANGES_REPLAYED
     for model, members in _by_model(cells):
         try:
             config = configuration_of(model)
@@ -73,7 +75,7 @@ def predict_all(
                 relative = None
                 for cell, stream, method in streams(family, platform, config):
                     prediction = summed_up(stream, platform, settings, method, relative)
-                    relative = prediction if frugal and relative is None else relative
+                    relative = prediction if reuse_ranges and relative is None else relative
                     yield cell, _with_caveats(prediction, _assumptions(cell, config))
                     done.add(cell.id)
             except (UntraceableError, UnavailableError):  # of one cell; each is asked for its own reason

@@ -154,12 +154,16 @@ class CellJob(Stored):
 
 
 class PlanJob(Stored):
-    """Predict the memory of cells with different ids on one platform, as a ``PredictionMade`` each."""
+    """Predict the memory of cells with different ids on one platform, as a ``PredictionMade`` each.
+
+    ``reuse_ranges`` replays the range of reserved memory for one cell of each kind only.
+    """
 
     job: Literal["plan"] = "plan"
     cells_json: tuple[str, ...]
     platform: Platform
     allocator: str = ""
+    reuse_ranges: bool = False
 
 
 Job = Annotated[ProbeJob | FetchJob | CellJob | PlanJob, Field(discriminator="job")]

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.predict.families import Family, Point, families, streams
+from bench.predict.families import Family, families, streams
+from bench.predict.sizes import Point
 from bench.predict.trace.stream import Stream
 from bench.predict.trace.trace import trace
 from bench.scenario.cell import Cell
@@ -85,7 +86,7 @@ def test_random_cells_equal_their_full_traces(seed: int) -> None:
     structure = random_structure(choose)
     grid = [
         at(structure, micro_batch, length, rank)
-        for micro_batch in (2, 3, 5)
+        for micro_batch in (1, 2, 3, 5)
         for length in (128, 256, 384, 512)
         for rank in ((4, 8) if structure.method.kind != "full" else (0,))
     ]
@@ -120,7 +121,7 @@ def test_a_length_as_long_as_the_window_has_a_family_of_its_own() -> None:
 def test_a_family_is_sampled_from_its_ends_inwards() -> None:
     """First both ends, then the middle and the middles of the halves; in the end every point once."""
     points = [Point(batch, 128, rank) for batch in (1, 2, 4) for rank in (4, 8, 16)]
-    samples = Family([(point, tiny_cell()) for point in points]).samples()
+    samples = list(Family([(point, tiny_cell()) for point in points]).samples())
     assert [points[index] for index in (0, 8, 4, 2, 6)] == samples[:5]
     assert points == sorted(samples)
 
@@ -144,6 +145,9 @@ def test_a_large_family_is_known_after_a_few_traces(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("bench.predict.families.trace", noted)
     config = configuration_of(structure.model)
-    (family,) = families(grid, config)
+    grid += [at(structure, 1, length, rank) for length in (128, 256) for rank in (4, 8)]
+    family, single_rows = families(grid, config)
     assert 60 == len(list(streams(family, PLATFORM, config)))
     assert 4 == len(traced)
+    assert 4 == len(list(streams(single_rows, PLATFORM, config)))
+    assert 5 == len(traced)  # a batch of 1 copies less, and the rest is known: one check

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from bench.predict.families import Polynomials, fitted
+from bench.predict.sizes import Polynomials, fitted
 
 POINTS = [(2, 128, 8), (8, 512, 64), (4, 384, 24), (2, 256, 16)]
 """Batch, length, rank."""

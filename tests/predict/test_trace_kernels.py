@@ -17,7 +17,7 @@ def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def _blocks(func: Any, *args: Any, **platform: Any) -> list[int]:
-    return list(Kernels(Platform(**platform), padded=False).scratch_blocks(func, args, {}, None))
+    return list(Kernels(Platform(**platform), padded=False).scratch_blocks(func, args))
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_each_entry_names_its_source_and_the_cpu_takes_nothing() -> None:
     cpu = Kernels(Platform(device="cpu"), padded=False)
     query = _meta(1, 1, 128, 64)
     for entry in SCRATCH:
-        assert [] == list(cpu.scratch_blocks(entry.operator, (query, query, query), {}, None))
+        assert [] == list(cpu.scratch_blocks(entry.operator, (query, query, query)))

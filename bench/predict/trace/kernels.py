@@ -5,14 +5,15 @@ Left out, as each is under a megabyte or so: buffers of reductions over few rows
 numbers, and the split of a forward attention over too few query blocks to fill the card.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bench.metrics import MIB
 from bench.scenario.types import Platform, version_of
@@ -30,22 +31,12 @@ _UNSORTED_TOKENS = 3072
 """Up to it the gradient of an embedding is summed without sorting."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """One call of an operator on a platform: its arguments by position and by name, and its result."""
-
-    platform: Platform
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    result: Any
+Blocks = Callable[..., Sequence[int]]
+"""Takes the arguments of one call of an operator."""
 
 
-Blocks = Callable[[Call], Sequence[int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scratch:
-    """The temporary blocks of one operator, in versions of torch up to ``before``."""
+class Scratch(NamedTuple):
+    """The temporary blocks of one operator, in versions of torch before ``before``."""
 
     operator: Any
     blocks: Blocks
@@ -64,7 +55,7 @@ def _scratch(*names: str, source: str, before: tuple[int, ...] = (1000,)) -> Cal
         for name in names:
             packet, _, overload = name.partition(".")
             operator = getattr(getattr(_aten, packet), overload or "default")
-            SCRATCH.append(Scratch(operator=operator, blocks=blocks, source=source, before=before))
+            SCRATCH.append(Scratch(operator, blocks, source, before))
         return blocks
 
     return enter
@@ -98,14 +89,9 @@ class Kernels:
             self._handles.add(in_backward)
             yield cublas_workspace_bytes(self.platform), "cuBLAS workspace"
 
-    def scratch_blocks(
-        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
-    ) -> Sequence[int]:
+    def scratch_blocks(self, func: Any, args: tuple[Any, ...]) -> Sequence[int]:
         """Return the blocks that the operator's kernel takes besides its result, for as long as it runs."""
-        blocks = self._scratch.get(func)
-        if blocks is None:
-            return ()
-        return blocks(Call(platform=self.platform, args=args, kwargs=kwargs, result=result))
+        return self._scratch[func](*args) if func in self._scratch else ()
 
 
 def cublas_workspace_bytes(platform: Platform) -> int:
@@ -124,9 +110,8 @@ def cublas_workspace_bytes(platform: Platform) -> int:
     before=(2, 7),
     source="pytorch aten/src/ATen/cuda/CUDABlas.cpp, gemm_and_bias; CublasHandlePool.cpp shares from 2.7",
 )
-def _cublaslt(call: Call) -> Sequence[int]:
+def _cublaslt(bias: Tensor, left: Tensor, *_: object) -> Sequence[int]:
     """Fused bias: cuBLASLt's own workspace, before it shared that of the cuBLAS handle."""
-    bias, left = call.args[0], call.args[1]
     return (MIB,) if bias.dim() == 1 and left.dtype in (*_HALF, torch.float32) else ()
 
 
@@ -134,9 +119,8 @@ def _cublaslt(call: Call) -> Sequence[int]:
     "_scaled_dot_product_flash_attention_backward",
     source="pytorch aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd",
 )
-def _flash_backward(call: Call) -> Sequence[int]:
+def _flash_backward(_gradient: Tensor, query: Tensor, key: Tensor, *_: object) -> Sequence[int]:
     """Softmax row sums, an fp32 accumulator of dq, and dk and dv of every query head under grouping."""
-    query, key = call.args[1], call.args[2]
     batch, heads, length, width = query.shape
     key_heads, key_length = key.shape[1:3]
     rounded_length = _up(length, 128)
@@ -154,10 +138,9 @@ def _flash_backward(call: Call) -> Sequence[int]:
     source="pytorch .../transformers/cuda/attention.cu; mem_eff_attention/kernel_forward.h, "
     "kNeedsOutputAccumulatorBuffer",
 )
-def _efficient_forward(call: Call) -> Sequence[int]:
+def _efficient_forward(query: Tensor, _key: Tensor, value: Tensor, *_: object) -> Sequence[int]:
     """Accumulate half-precision outputs in fp32 where a head is too wide for the registers."""
-    query, _, value = call.args[:3]
-    batch, heads, length, _ = query.shape
+    batch, heads, length = query.shape[:3]
     wide = value.shape[-1] > _WIDTH_IN_REGISTERS and query.dtype in _HALF
     return (_FP32 * batch * length * heads * value.shape[-1],) if wide else ()
 
@@ -167,13 +150,14 @@ def _efficient_forward(call: Call) -> Sequence[int]:
     source="pytorch .../transformers/cuda/attention_backward.cu; mem_eff_attention/kernel_backward.h, "
     "kKernelComputesDelta, workspace_size",
 )
-def _efficient_backward(call: Call) -> Sequence[int]:
+def _efficient_backward(
+    _gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object
+) -> Sequence[int]:
     """Row sums of gradient times output; in half precision fp32 accumulators of the gradients.
 
     The accumulator of dq is in tiles of 128 queries by 64 columns (64 by 64 for some kernels: at most one
     tile a head less), those of dk and dv are only there where a head is too wide for the registers.
     """
-    query, key, value = call.args[1:4]
     batch, heads, length, width = query.shape
     delta = _FP32 * batch * heads * length
     if query.dtype not in _HALF:
@@ -188,12 +172,11 @@ def _efficient_backward(call: Call) -> Sequence[int]:
     "embedding_dense_backward",
     source="pytorch aten/src/ATen/native/cuda/Embedding.cu and EmbeddingBackwardKernel.cu",
 )
-def _embedding_backward(call: Call) -> Sequence[int]:
+def _embedding_backward(gradient: Tensor, indices: Tensor, rows: int, *_: object) -> Sequence[int]:
     """Sort the tokens, then sum their gradients in fp32 in segments of ten; few tokens need neither.
 
     For few the blocks are empty, so that their number does not depend on the tokens.
     """
-    gradient, indices, rows = call.args[:3]
     tokens, width = indices.numel(), gradient.shape[-1]
     if tokens <= _UNSORTED_TOKENS:
         return 7 * [0]
@@ -213,10 +196,11 @@ def _embedding_backward(call: Call) -> Sequence[int]:
     "index_put_",
     source="pytorch aten/src/ATen/native/cuda/Indexing.cu, index_put_with_sort_kernel",
 )
-def _index_put(call: Call) -> Sequence[int]:
+def _index_put(
+    _tensor: Tensor, indices: Sequence[Tensor | None], _values: Tensor, *accumulate: object
+) -> Sequence[int]:
     """Sum rows by sorting their indices: linear, sorted and original ones, a range, and the sort's copies."""
-    _tensor, indices, _values, *accumulates = call.args
-    if not any(accumulates[:1]):
+    if not any(accumulate[:1]):
         return ()
     rows = prod(torch.broadcast_shapes(*(index.shape for index in indices if index is not None)))
     return 6 * [_INT64 * rows]
@@ -226,9 +210,8 @@ def _index_put(call: Call) -> Sequence[int]:
     "_foreach_norm.Scalar",
     source="pytorch aten/src/ATen/native/cuda/ForeachReduceOp.cu; kChunkSize of MultiTensorApply.cuh",
 )
-def _foreach_norm(call: Call) -> Sequence[int]:
+def _foreach_norm(tensors: Sequence[Tensor], *_: object) -> Sequence[int]:
     """One fp32 partial sum for each 65,536 elements of the largest tensor, for every tensor."""
-    tensors = call.args[0]
     chunks = max((-(-tensor.numel() // 65536) for tensor in tensors), default=0)
     return (max(_FP32, tensors[0].element_size()) * len(tensors) * chunks,) if chunks else ()
 
@@ -255,41 +238,37 @@ class ScratchCall:
     numbers: NDArray[np.int64]
 
 
-def described(func: Any, values: Any, first: int, count: int) -> ScratchCall:
-    """Take a call apart; ``values`` are its arguments, its keywords and its result."""
+def described(func: Any, args: tuple[Any, ...], first: int, count: int) -> ScratchCall:
+    """Take a call apart."""
     numbers: list[int] = []
-    form = _form(values, numbers)
+    form = _form(args, numbers)
     return ScratchCall(func, first, count, form, np.array(numbers, dtype=np.int64))
 
 
-def rebuilt(call: ScratchCall, numbers: NDArray[np.int64]) -> Any:
-    """Put the call together again with other numbers, on tensors without data."""
-    return _value(call.form, iter(numbers.tolist()))
+def rebuilt(call: ScratchCall, numbers: NDArray[np.int64]) -> tuple[Any, ...]:
+    """Put the arguments of a call together again with other numbers, on tensors without data."""
+    return tuple(_value(call.form, iter(numbers.tolist())))
 
 
-def _form(value: Any, numbers: list[int]) -> Any:
-    if isinstance(value, torch.Tensor):
+def _form(value: Any, numbers: list[int]) -> tuple[Any, ...]:
+    if isinstance(value, Tensor):
         numbers += [*value.size(), *value.stride()]
-        return torch.Tensor, value.dtype, value.dim()
+        return Tensor, value.dtype, value.dim()
     if isinstance(value, int) and not isinstance(value, bool):
         numbers.append(value)
-        return int, None, 1
+        return (int,)
     if isinstance(value, list | tuple):
-        return list, None, [_form(each, numbers) for each in value]
-    if isinstance(value, Mapping):
-        return dict, tuple(value), [_form(each, numbers) for each in value.values()]
-    return None, value, 0
+        return list, *(_form(each, numbers) for each in value)
+    return None, value
 
 
-def _value(form: Any, numbers: Iterator[int]) -> Any:
-    kind, what, inside = form
-    if kind is torch.Tensor:
-        size, stride = ([next(numbers) for _ in range(inside)] for _ in range(2))
-        return torch.empty_strided(size, stride, dtype=what, device=_META)
-    if kind is int:
-        return next(numbers)
-    if kind is list:
-        return tuple(_value(each, numbers) for each in inside)
-    if kind is dict:
-        return {name: _value(each, numbers) for name, each in zip(what, inside, strict=True)}
-    return what
+def _value(form: tuple[Any, ...], numbers: Iterator[int]) -> Any:
+    match form:
+        case (kind, dtype, dimensions) if kind is Tensor:
+            size, stride = ([next(numbers) for _ in range(dimensions)] for _ in range(2))
+            return torch.empty_strided(size, stride, dtype=dtype, device=_META)
+        case (kind,) if kind is int:
+            return next(numbers)
+        case (kind, *inside) if kind is list:
+            return [_value(each, numbers) for each in inside]
+    return form[1]

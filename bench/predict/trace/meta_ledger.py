@@ -144,7 +144,7 @@ class MetaLedger(Ledger):
         except (NotImplementedError, RuntimeError) as error:
             raise self._untraceable(func, args) from error
         if special or in_optimizer:
-            self._add_scratch(func, args, kwargs or {}, result)
+            self._add_scratch(func, args, result)
         return result
 
     def _prepare(self, func: Any, args: tuple[Any, ...]) -> None:
@@ -154,15 +154,15 @@ class MetaLedger(Ledger):
         for nbytes, op in self._kernels.kept_workspaces(func, in_backward=self._phase == "backward"):
             self.hold(nbytes, op)
 
-    def _add_scratch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _add_scratch(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
         """Enter what a kernel takes while it runs, and take it out again."""
         imagined = self._with_added_layers(args)
         if imagined is not args:
             self._size_by_parameters(args[0], imagined[0], result)
-        blocks = self._kernels.scratch_blocks(func, imagined, kwargs, result)
+        blocks = self._kernels.scratch_blocks(func, imagined)
         if blocks:
             held = [self.hold(nbytes, f"{func._schema.name} (workspace)") for nbytes in blocks]  # noqa: SLF001 - its only name
-            self.scratch_calls.append(described(func, (imagined, kwargs, result), held[0], len(held)))
+            self.scratch_calls.append(described(func, imagined, held[0], len(held)))
             for number in held:
                 self.release(number)
 

@@ -1,0 +1,201 @@
+"""The sizes of a family's blocks as polynomials of batch, length and rank, learnt from a few traces."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import accumulate, chain, combinations, pairwise, product
+from math import lcm, prod
+from operator import le
+from typing import NamedTuple
+
+import numpy as np
+
+from bench.predict.trace.kernels import Kernels, ScratchCall, rebuilt
+from bench.predict.trace.stream import Ints, Stream
+
+
+class Point(NamedTuple):
+    """Where in its family a cell lies."""
+
+    micro_batch: int
+    sequence_length: int
+    rank: int
+
+
+_Terms = dict[int, Fraction]
+"""Coefficients by the number of the monomial."""
+
+
+@dataclass(frozen=True)
+class Polynomials:
+    """One polynomial for each of many numbers; equal ones are kept once.
+
+    Polynomial ``p`` is the sum of ``numerators[p]`` times the monomials, by ``denominators[p]``; number
+    ``n`` follows polynomial ``which[n]``.
+    """
+
+    exponents: Sequence[Sequence[int]]
+    numerators: Ints
+    denominators: Ints
+    which: Ints
+
+    def at(self, point: Sequence[int]) -> Ints | None:
+        """Return the numbers at a point; None where one of them would not be whole."""
+        monomials = np.array([_power(point, each) for each in self.exponents], dtype=np.int64)
+        values, rest = np.divmod(self.numerators @ monomials, self.denominators)
+        return None if rest.any() else values[self.which]
+
+
+def fitted(points: Sequence[Sequence[int]], values: Ints, degrees: Sequence[int]) -> Polynomials | None:
+    """Return the polynomials of at most such degrees in each variable; None where the values leave a choice.
+
+    What a model allocates is nearly always one product, such as four bytes for each token and rank, or a
+    sum of two, such as a label for each token and one more for each sequence. So the shortest sum is sought
+    that the values leave no other choice but, and that more values agree on than it has terms.
+    ``values`` has a row for each point and a column for each number.
+    """
+    exponents = list(product(*(range(degree + 1) for degree in degrees)))
+    monomials = [[_power(point, each) for point in points] for each in exponents]
+    distinct, which = np.unique(values, axis=1, return_inverse=True)
+    found = [_shortest(column, monomials) for column in distinct.T.tolist()]
+    numerators = np.zeros((len(found), len(exponents)), dtype=np.int64)
+    denominators = np.ones(len(found), dtype=np.int64)
+    for index, terms in enumerate(found):
+        if terms is None:
+            return None
+        denominators[index] = lcm(*(each.denominator for each in terms.values()))
+        for monomial, coefficient in terms.items():
+            numerators[index, monomial] = int(coefficient * int(denominators[index]))
+    return Polynomials(exponents, numerators, denominators, which.reshape(-1))
+
+
+def _shortest(values: Sequence[int], monomials: Sequence[Sequence[int]]) -> _Terms | None:
+    """Return the one sum of fewest terms that takes these values; None where there are several or none."""
+    if not any(values):
+        return {}
+    fits: list[_Terms] = [
+        {index: Fraction(values[0], one[0])}
+        for index, one in enumerate(monomials)
+        if all(value * one[0] == values[0] * each for value, each in zip(values, one, strict=True))
+    ]
+    if not fits and len(values) > 2:  # noqa: PLR2004 - more values than terms
+        pairs = combinations(range(len(monomials)), 2)
+        fits = [terms for pair in pairs if (terms := _pair(values, monomials, *pair)) is not None]
+    return fits[0] if len(fits) == 1 else None
+
+
+def _pair(
+    values: Sequence[int], monomials: Sequence[Sequence[int]], first: int, second: int
+) -> _Terms | None:
+    """Return the sum of two monomials that takes these values, if there is one."""
+    one, other = monomials[first], monomials[second]
+    determinant = one[0] * other[1] - one[1] * other[0]
+    if not determinant:
+        return None
+    of_one = values[0] * other[1] - values[1] * other[0]
+    of_other = one[0] * values[1] - one[1] * values[0]
+    if all(
+        value * determinant == of_one * here + of_other * there
+        for value, here, there in zip(values, one, other, strict=True)
+    ):
+        return {first: Fraction(of_one, determinant), second: Fraction(of_other, determinant)}
+    return None
+
+
+def _power(point: Sequence[int], exponents: Sequence[int]) -> int:
+    return prod(value**exponent for value, exponent in zip(point, exponents, strict=True))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a family's blocks as polynomials of batch, length and rank.
+
+    What kernels take besides follows from their arguments by rules with roundings and thresholds, so
+    there the arguments are polynomials and the rules are asked again.
+    """
+
+    reference: Stream
+    numbers: Polynomials
+    kernels: Kernels
+    asked: dict[object, Sequence[int]] = field(default_factory=dict)
+
+    @classmethod
+    def learnt(cls, traced: dict[Point, Stream], degrees: Sequence[int], kernels: Kernels) -> "Sizes | None":
+        """Return what traces of one structure imply; None where they do not decide it."""
+        if len(traced) < 2:  # noqa: PLR2004 - one value agrees with everything
+            return None
+        numbers = fitted(list(traced), np.stack([_numbers(stream) for stream in traced.values()]), degrees)
+        return None if numbers is None else cls(next(iter(traced.values())), numbers, kernels)
+
+    def stream_at(self, point: Point) -> Stream | None:
+        """Return the stream at a point; None where that would not be in whole numbers."""
+        numbers = self.numbers.at(point)
+        if numbers is None:
+            return None
+        count = len(self.reference.sizes)
+        sizes = numbers[:count]
+        for call, part in zip(self.reference.scratch_calls, _arguments(self.reference).values(), strict=True):
+            blocks = self._scratch_blocks(call, numbers[part.start : part.stop])
+            if len(blocks) != call.count:
+                return None
+            sizes[call.first : call.first + call.count] = blocks
+        return replace(self.reference, sizes=sizes, paged_bytes=int(numbers[count]))
+
+    def within(self, point: Point, truth: Stream, degrees: Sequence[int]) -> "Sizes | None":
+        """Return these sizes for a family of another structure; None where they do not give its trace.
+
+        That may have fewer blocks, as where a batch of 1 needs no copies, but each must be found here: in the
+        same order, made alike and as large.
+        """
+        mine = self.stream_at(point) if all(map(le, degrees, self.numbers.exponents[-1])) else None
+        if mine is None:
+            return None
+        offered = enumerate(_makings(mine))
+        places = [next((place for place, one in offered if one == each), -1) for each in _makings(truth)]
+        arguments = _arguments(mine)
+        calls = [arguments.get(places[call.first], ()) for call in truth.scratch_calls]
+        if -1 in places or [*map(len, calls)] != [len(call.numbers) for call in truth.scratch_calls]:
+            return None
+        which = self.numbers.which[[*places, len(mine.sizes), *chain(*calls)]]
+        found = replace(self, reference=truth, numbers=replace(self.numbers, which=which))
+        return found if found.gives(point, truth) else None
+
+    def gives(self, point: Point, truth: Stream) -> bool:
+        """Tell whether what was learnt is what a trace of the point gave."""
+        made = self.stream_at(point)
+        if made is None or made.paged_bytes != truth.paged_bytes:
+            return False
+        return np.array_equal(made.sizes, truth.sizes)
+
+    def _scratch_blocks(self, call: ScratchCall, numbers: Ints) -> Sequence[int]:
+        key = call.func, call.form, numbers.tobytes()
+        if key not in self.asked:
+            self.asked[key] = self.kernels.scratch_blocks(call.func, rebuilt(call, numbers))
+        return self.asked[key]
+
+
+def _numbers(stream: Stream) -> Ints:
+    """Return all that differs within a family: sizes but those of scratch blocks, paged bytes, arguments."""
+    sizes = stream.sizes.copy()
+    for call in stream.scratch_calls:
+        sizes[call.first : call.first + call.count] = 0
+    return np.concatenate([sizes, [stream.paged_bytes], *(call.numbers for call in stream.scratch_calls)])
+
+
+def _arguments(stream: Stream) -> dict[int, range]:
+    """Return where among a stream's numbers each scratch call's arguments are, by its first block."""
+    ends = accumulate((len(call.numbers) for call in stream.scratch_calls), initial=len(stream.sizes) + 1)
+    return {call.first: range(*part) for call, part in zip(stream.scratch_calls, pairwise(ends), strict=True)}
+
+
+def _makings(stream: Stream) -> Iterator[tuple[object, ...]]:
+    """Yield how each block came about, and its size."""
+    for block, size in zip(stream.blocks, stream.sizes.tolist(), strict=True):
+        yield block.op, block.module, block.born_phase, block.recomputed, block.category, size
+
+
+def same_structure(one: Stream, other: Stream) -> bool:
+    """Tell whether two streams allocate and free by the same operators, in the same order."""
+    return np.array_equal(one.events, other.events) and all(
+        mine.op == its.op for mine, its in zip(one.blocks, other.blocks, strict=True)
+    )
