@@ -5,10 +5,10 @@ throughout; None is *not measured*, and never stands for 0.
 """
 
 import re
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from bench.compare import readings
 from bench.compare.accuracy import (
@@ -26,10 +26,9 @@ from bench.compare.readings import Peak, Predicted
 from bench.errors import counted
 from bench.metrics import Instrument
 from bench.records.derived_metrics import speed_disturbed
-from bench.records.readings import Caveat, TorchSettings
-from bench.records.records import Failure, ModelFacts, Outcome, Record
-from bench.scenario.cell import EXTRA_READINGS, HOW_IT_LEARNS, Cell
-from bench.scenario.types import Device
+from bench.records.readings import Caveat
+from bench.records.records import Failure, Outcome, Record
+from bench.scenario.cell import EXTRA_READINGS, HOW_IT_LEARNS
 
 _NVML_NAMES: dict[Instrument, str] = {
     "nvml_process": "the process",
@@ -46,9 +45,13 @@ def without_seed(name: str) -> str:
     return _SEED_TOKEN.sub("", name)
 
 
+def _view(read: Callable[["Measured"], T]) -> cached_property[T]:
+    """Return what ``read`` makes of a measured cell, as a property that is worked out once."""
+    return cached_property(read)
+
+
 def _over_good_runs(read: Callable[[Sequence[Record]], T]) -> cached_property[T]:
-    """Return what ``read`` makes of the good runs, as a property that is worked out once."""
-    return cached_property(lambda measured: read(measured.ok))
+    return _view(lambda measured: read(measured.ok))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +59,8 @@ class Measured:
     """One cell over all its runs in one environment; other seeds are repeats.
 
     ``records`` are its runs, at least one, in order; ``reference`` is full fine-tuning alike in all else, and
-    ``no_reference`` says why there is none.
+    ``no_reference`` says why there is none. The cell is as its latest run had it, the key the latest run's,
+    which no other has. ``id`` and ``window`` are without the seed where it was run with several.
     """
 
     records: tuple[Record, ...]
@@ -64,10 +68,22 @@ class Measured:
     reference: "Measured | None" = None
     no_reference: str | None = None
 
-    @cached_property
-    def cell(self) -> Cell:
-        """The cell, as its latest run had it."""
-        return self.records[-1].cell
+    seeds = _view(lambda one: tuple(sorted({run.cell.training.seed for run in one.records})))
+    cell = _view(lambda one: one.records[-1].cell)
+    key = _view(lambda one: one.records[-1].key)
+    id = _view(lambda one: without_seed(one.cell.id) if len(one.seeds) > 1 else one.cell.id)
+    model = _view(lambda one: one.cell.labels.model)
+    method = _view(lambda one: one.cell.labels.method)
+    window = _view(
+        lambda one: without_seed(one.cell.labels.window) if one.seeds[1:] else one.cell.labels.window
+    )
+    device = _view(lambda one: one.cell.device)
+    kind = _view(lambda one: one.cell.method.kind)
+    environment = _view(lambda one: one.where.label)
+
+    def alike_but_for(self, ignore: Collection[str]) -> tuple[Hashable, ...]:
+        """Return what cells must share to be alike but for ``ignore``: the place and the inputs too."""
+        return (*self.cell.comparison_key(ignore), self.where.place, self.records[-1].inputs_digest)
 
     @cached_property
     def setting(self) -> tuple[Hashable, ...]:
@@ -76,10 +92,6 @@ class Measured:
         The number of steps counts: with padding to the longest it decides which batches are seen.
         """
         return self.alike_but_for(_BESIDE_THE_METHOD)
-
-    def alike_but_for(self, ignore: Collection[str]) -> tuple[Hashable, ...]:
-        """Return what cells must share to be alike but for ``ignore``: the place and the inputs too."""
-        return (*self.cell.comparison_key(ignore), self.where.place, self.records[-1].inputs_digest)
 
     @cached_property
     def known_device(self) -> str | None:
@@ -97,71 +109,14 @@ class Measured:
         """The same, or as the cell asks for it."""
         return self.known_device or self.device
 
-    @cached_property
-    def key(self) -> str:
-        """The key of its latest run, which no other Measured has."""
-        return self.records[-1].key
-
-    @cached_property
-    def id(self) -> str:
-        """The cell's id; without the seed where it was run with several."""
-        return without_seed(self.cell.id) if len(self.seeds) > 1 else self.cell.id
-
-    @cached_property
-    def model(self) -> str:
-        """The model's part of the id."""
-        return self.cell.labels.model
-
-    @cached_property
-    def method(self) -> str:
-        """The method's part of the id."""
-        return self.cell.labels.method
-
-    @cached_property
-    def window(self) -> str:
-        """The training window's part of the id; without the seed where it was run with several."""
-        window = self.cell.labels.window
-        return without_seed(window) if len(self.seeds) > 1 else window
-
-    @property
-    def device(self) -> Device:
-        """Where the cell runs."""
-        return self.cell.device
-
-    @property
-    def kind(self) -> Literal["full", "lora", "qlora", "peft"]:
-        """The method's kind."""
-        return self.cell.method.kind
-
-    @property
-    def environment(self) -> str:
-        """The letter of its environment."""
-        return self.where.label
-
-    @cached_property
-    def ok(self) -> tuple[Record, ...]:
-        """The runs that ended ok."""
-        return tuple(record for record in self.records if record.outcome == "ok")
+    ok = _view(lambda one: tuple(run for run in one.records if run.outcome == "ok"))
+    runs = _view(lambda one: len(one.records))
+    runs_ok = _over_good_runs(len)
 
     @property
     def outcome(self) -> Outcome:
         """Ok where at least one run ended so, else how the latest ended."""
         return "ok" if self.ok else self.records[-1].outcome
-
-    @property
-    def runs(self) -> int:
-        """How many runs there are, of all seeds."""
-        return len(self.records)
-
-    @property
-    def runs_ok(self) -> int:
-        """How many of them ended ok."""
-        return len(self.ok)
-
-    @cached_property
-    def seeds(self) -> tuple[int, ...]:
-        """The training seeds that it was run with."""
-        return tuple(sorted({record.cell.training.seed for record in self.records}))
 
     @property
     def failed_seeds(self) -> tuple[int, ...]:
@@ -174,58 +129,31 @@ class Measured:
         """The runs that are not ok, each with the sentence that says why."""
         return tuple((run, run.failure or _NO_REASON) for run in self.records if run.outcome != "ok")
 
-    @cached_property
-    def facts(self) -> ModelFacts | None:
-        """What a worker found the model to be."""
-        return next((record.measurement.model for record in self.ok if record.measurement.model), None)
-
-    @property
-    def weights_note(self) -> str | None:
-        """What must be said of the weights, if anything."""
-        return self.facts.weights_note if self.facts else None
-
-    @property
-    def parameters_trainable(self) -> int | None:
-        """How many parameters receive a gradient."""
-        return self.facts.parameters_trainable if self.facts else None
-
-    @property
-    def trainable_share(self) -> float | None:
-        """Trainable parameters over all."""
-        return self.facts.parameters_trainable / self.facts.parameters_total if self.facts else None
+    # What the good runs give together, each None or empty where it was not measured.
+    metrics = _over_good_runs(readings.metrics)
+    peaks = _over_good_runs(readings.peaks)
+    cause = _over_good_runs(readings.cause)
+    throughput = _over_good_runs(readings.throughput)
+    flops_per_token = _over_good_runs(readings.flops_per_token)
+    accuracies = _over_good_runs(accuracies_of)
+    losses = _over_good_runs(readings.losses)
+    merge = _over_good_runs(readings.merge)
+    gpu = _over_good_runs(readings.gpu_seen)
+    times = _over_good_runs(readings.times)
+    load_time_ns = _view(lambda one: one.metrics.get("load_time_ns"))
+    facts = _over_good_runs(readings.model_facts)
+    weights_note = _view(lambda one: one.facts.weights_note if one.facts else None)
+    parameters_trainable = _view(lambda one: one.facts.parameters_trainable if one.facts else None)
+    trainable_share = _view(
+        lambda one: one.facts.parameters_trainable / one.facts.parameters_total if one.facts else None
+    )
+    torch_settings = _over_good_runs(lambda runs: runs[-1].measurement.torch_settings if runs else None)
 
     @property
     def paged_bytes(self) -> int | None:
         """Optimizer state in CUDA's managed memory."""
         paged = self.ok[-1].measurement.paged if self.ok else None
         return paged.paged_bytes if paged else None
-
-    @property
-    def torch_settings(self) -> TorchSettings | None:
-        """How torch was set in the latest good run."""
-        return self.ok[-1].measurement.torch_settings if self.ok else None
-
-    @property
-    def flops_per_token(self) -> float | None:
-        """Operations of one step as executed, for each token that is not padding."""
-        flops = next((record.measurement.flops for record in self.ok if record.measurement.flops), None)
-        return flops.step_flops / flops.tokens.non_padding if flops else None
-
-    metrics = _over_good_runs(readings.metrics)
-    peaks = _over_good_runs(readings.peaks)
-    throughput = _over_good_runs(readings.throughput)
-    accuracies = _over_good_runs(accuracies_of)
-    cause = _over_good_runs(readings.cause)
-    gpu = _over_good_runs(readings.gpu_seen)
-    losses = _over_good_runs(readings.losses)
-    merge = _over_good_runs(readings.merge)
-    times = _over_good_runs(readings.times)
-
-    @property
-    def load_time_ns(self) -> int | None:
-        """The median time of the load phase."""
-        found = self.metrics.get("load_time_ns")
-        return None if found is None else round(found)
 
     @property
     def predictions(self) -> tuple[Predicted, ...]:
@@ -333,25 +261,19 @@ class Contrast:
     @cached_property
     def caveats(self) -> tuple[Caveat, ...]:
         """What of full fine-tuning's numbers these are not compared with, and why."""
-        return (*self._unpaired(), *self._other_instrument())
-
-    def _unpaired(self) -> Iterator[Caveat]:
-        for task, (_, reason) in self._accuracies.items():
-            if reason:
-                message = f"{task} is not compared with full fine-tuning: {reason}."
-                yield Caveat(code="not-paired", message=message)
-
-    def _other_instrument(self) -> Iterator[Caveat]:
-        """Yield that NVML's peak of the process and its peak of the device are not compared."""
+        found = [
+            ("not-paired", f"{task} is not compared with full fine-tuning: {reason}.")
+            for task, (_, reason) in self._accuracies.items()
+            if reason
+        ]
         ours, theirs = (
             {peak.instrument for peak in one.peaks} & set(_NVML_NAMES) for one in (self.measured, self.base)
         )
         if ours and theirs and not ours & theirs:
-            names = [" and ".join(_NVML_NAMES[name] for name in sorted(found)) for found in (ours, theirs)]
-            message = (
-                f"NVML's peak is of {names[0]} here and of {names[1]} for full fine-tuning: not compared."
-            )
-            yield Caveat(code="nvml-instruments-differ", message=message)
+            here, full = (" and ".join(_NVML_NAMES[name] for name in sorted(each)) for each in (ours, theirs))
+            told = f"NVML's peak is of {here} here and of {full} for full fine-tuning: not compared."
+            found.append(("nvml-instruments-differ", told))
+        return tuple(Caveat(code=code, message=message) for code, message in found)
 
 
 def _share(value: float | None, base: float | None) -> float | None:

@@ -21,7 +21,7 @@ from bench.records.derived_metrics import (
 )
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Category, Isolation, name_events
-from bench.records.records import Phase, Record, StepSample
+from bench.records.records import ModelFacts, Phase, Record, StepSample
 from bench.stats.trend import Trend, TrendVerdict, find_trend
 
 N = TypeVar("N", int, float)
@@ -327,6 +327,17 @@ def merge(runs: Sequence[Record]) -> Merge | None:
         return None
     worst, tolerated = max(shares), MERGE_TOLERANCES[runs[0].cell.training.dtype]
     return Merge(worst_share=worst, tolerated_share=tolerated, within_tolerance=worst <= tolerated)
+
+
+def model_facts(runs: Sequence[Record]) -> ModelFacts | None:
+    """Return what a worker found the model to be."""
+    return next((run.measurement.model for run in runs if run.measurement.model), None)
+
+
+def flops_per_token(runs: Sequence[Record]) -> float | None:
+    """Return the operations of one step as executed, for each token that is not padding."""
+    flops = next((run.measurement.flops for run in runs if run.measurement.flops), None)
+    return flops.step_flops / flops.tokens.non_padding if flops else None
 
 
 def metrics(runs: Sequence[Record]) -> dict[str, float]:

@@ -94,7 +94,7 @@ def small_share(value: float | None) -> str:
     return f"{value * 100:.3g} %"
 
 
-def seconds(time_ns: int | None) -> str:
+def seconds(time_ns: float | None) -> str:
     """Write nanoseconds as seconds with two decimals; below 10 ms as ``duration`` does."""
     if time_ns is None or 0 < abs(time_ns) < _TEN_MILLISECONDS_NS:
         return duration(time_ns)
