@@ -1,7 +1,13 @@
-"""What a reader must know beyond the numbers: the worker's caveats, those of the numbers, bad endings."""
+"""What has to be known beside the numbers: where they were measured, and what they themselves warn of."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from string import ascii_uppercase
+
+from msgspec.structs import asdict
 
 from bench.compare import grouped
 from bench.compare.accuracy import Accuracy
@@ -9,8 +15,60 @@ from bench.compare.plausibility import Finding
 from bench.compare.readings import Merge, Throughput
 from bench.records.derived_metrics import accuracy, evaluation
 from bench.records.readings import Caveat
-from bench.records.records import Record, StepSample
+from bench.records.records import Environment, Record, StepSample
 from bench.stats.trend import FEWEST_VALUES
+
+# What changes the code under measurement only; two records that differ in nothing else are comparable.
+_NOT_THE_MACHINE = "git"
+COMMIT = "git.commit"
+_COMMIT_DIGITS = 12  # enough to find it; the whole hash is among the facts of each place
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EnvironmentGroup:
+    """The environment that some of the records were made in, under a letter that rows refer to."""
+
+    label: str
+    records: int
+    facts: Mapping[str, str]
+
+    @cached_property
+    def place(self) -> tuple[tuple[str, str], ...]:
+        """What two comparable records share: machine, versions and threads, but not the commit."""
+        return tuple(item for item in self.facts.items() if not item[0].startswith(_NOT_THE_MACHINE))
+
+
+def environments_of(records: Sequence[Record]) -> tuple[EnvironmentGroup, ...]:
+    """Return the environment of each record, lettered from A to Z, then A2 to Z2, as they appear."""
+    found = [tuple(facts(record.environment).items()) for record in records]
+    groups = {}
+    for index, (own, count) in enumerate(Counter(found).items()):
+        turn, place = divmod(index, len(ascii_uppercase))
+        label = f"{ascii_uppercase[place]}{turn + 1 if turn else ''}"
+        groups[own] = EnvironmentGroup(label=label, records=count, facts=dict(own))
+    return tuple(groups[own] for own in found)
+
+
+def differences(places: Sequence[EnvironmentGroup]) -> tuple[str, ...]:
+    """Return one line for each fact that is not the same everywhere."""
+    lines = []
+    for name in dict.fromkeys(name for where in places for name in where.facts):
+        values = {where.label: where.facts.get(name, "not recorded") for where in places}
+        if len(set(values.values())) > 1:
+            digits = _COMMIT_DIGITS if name == COMMIT else None
+            listed = ", ".join(f"{value[:digits]} in {label}" for label, value in values.items())
+            lines.append(f"{name}: {listed}")
+    return tuple(lines)
+
+
+def facts(environment: Environment) -> dict[str, str]:
+    """Return an environment as ``group.name`` and text; what was not found is left out."""
+    return {
+        f"{group}.{name}": str(value)
+        for group, values in asdict(environment).items()
+        for name, value in sorted(values.items())
+        if value is not None
+    }
 
 
 def caveats_of_runs(

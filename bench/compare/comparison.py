@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from bench.compare import grouped
-from bench.compare.environments import EnvironmentGroup, differences, environments_of
+from bench.compare.caveats import EnvironmentGroup, differences, environments_of
 from bench.compare.highlights import Frontier, Highlights, frontiers, groups
 from bench.compare.measured import Measured
 from bench.errors import UsageError

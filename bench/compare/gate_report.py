@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from bench.compare.environments import facts
+from bench.compare.caveats import facts
 from bench.compare.metrics_compared import (
     MetricSamples,
     has_metric,

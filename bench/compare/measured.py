@@ -19,8 +19,7 @@ from bench.compare.accuracy import (
     pair,
     readings_by_seed,
 )
-from bench.compare.caveats import caveats_of_runs
-from bench.compare.environments import EnvironmentGroup
+from bench.compare.caveats import EnvironmentGroup, caveats_of_runs
 from bench.compare.plausibility import Doubted, Finding, lint
 from bench.compare.readings import Peak, Predicted
 from bench.errors import counted

@@ -6,8 +6,8 @@ Every number is in a table too.
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench.compare.accuracy import AccuracyDifference
+from bench.compare.caveats import COMMIT
 from bench.compare.comparison import Comparison
-from bench.compare.environments import COMMIT
 from bench.compare.highlights import Highlights
 from bench.compare.measured import Contrast, Measured
 from bench.compare.readings import ROUGH_DRIFT_SHARE

@@ -1,6 +1,6 @@
 """Records from several places are distinguished and what differs is named."""
 
-from bench.compare.environments import differences, environments_of
+from bench.compare.caveats import differences, environments_of
 from records_factory import make_environment, make_record
 
 HERE = make_record()
