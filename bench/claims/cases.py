@@ -1,61 +1,53 @@
 """What claims are judged by: measured, published and predicted cells in one form, and which pair up."""
 
+import math
 import statistics
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from operator import attrgetter
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel
+import numpy as np
+from scipy.special import stdtrit
 
+from bench.compare.accuracy import CONFIDENCE
 from bench.compare.comparison import measure
 from bench.compare.measured import Measured, without_seed
 from bench.metrics import TENSORS
 from bench.records.derived_metrics import speed_disturbed
-from bench.records.predictions import CardFit, Plan, PlannedCell, Prediction
+from bench.records.predictions import CardFit, Plan, Prediction
 from bench.records.published import RowFile
 from bench.records.records import Record
 from bench.scenario.catalogue import Architecture, architecture_of
 from bench.scenario.cell import HOW_IT_LEARNS, Cell
 
 Instrument = Literal["measured CPU", "measured GPU", "published", "predicted"]
+Unit = Literal["share", "fold", "bytes", "count", "tokens/s", "bits", "points", "times the tolerance"]
 Scalar = str | int | float | bool
 Where = dict[str, Scalar | tuple[Scalar, ...]]
 
 DTYPE_BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
 
+_PARTS: Final = ("model", "method", "data", "training", "window", "evaluation")
 # Beside data and training: the place stands for the device, and methods are compared field by field.
 _NOT_PAIRED_BY: Final = {"device", "model", "method", "window", "evaluation", "training.seed", *HOW_IT_LEARNS}
 _ADAPTERS_MAY_DIFFER: Final = {"method.kind", "method.name", "method.alpha"}
-_BASE: Final = {
-    "method.base",
-    "method.kbit_preparation",
-    "method.recast_embeddings",
-    "method.quantisation",
-    "method.double_quantisation",
-    "method.compute_dtype",
-    "method.quantise_lm_head",
-}
-_METHODS: Final = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "peft": "another method"}
-_NAMES: Final = {
-    "method.rank": "rank",
-    "method.target_modules": "target modules",
-    "method.adapter_dtype": "adapters' dtype",
-    "method.double_quantisation": "double quantisation",
-    "method.compute_dtype": "compute dtype",
-    "training.sequence_length": "sequence length",
-    "training.micro_batch": "micro-batch",
-    "training.gradient_checkpointing": "gradient checkpointing",
-    "training.gradient_accumulation": "gradient accumulation",
-    "training.dtype": "dtype",
-    "training.autocast": "autocast",
-    "training.optimizer": "optimizer",
-    "training.loss": "loss",
-    "training.attention": "attention",
-    "data.task": "task",
-}
+_BASE: Final = {"method.kbit_preparation"}  # all that LoRA's and QLoRA's bases have in common
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Figure:
+    """One number with its name and unit; an interval where there is one."""
+
+    name: str
+    unit: Unit
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
     """One cell by one instrument. None and empty: not known.
 
@@ -76,6 +68,11 @@ class Case:
     quantisation_state_bytes: int | None = None
     cards: tuple[tuple[int, CardFit], ...] = ()
     measured: Measured | None = None
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The cell's fields by dotted path, such as method.rank."""
+        return {f"{part}.{name}": value for part in _PARTS for name, value in getattr(self.cell, part)}
 
     @property
     def model(self) -> str:
@@ -102,9 +99,8 @@ class Case:
     def speeds(self) -> tuple[float, ...]:
         """Tokens/s of each run that nothing disturbed: its median over steps."""
         good = self.measured.ok if self.measured else ()
-        runs = [run for run in good if not speed_disturbed(run.measurement.caveats)]
-        speeds = [run.measurement.tokens_per_second for run in runs]
-        return tuple(statistics.median(steps) for steps in speeds if steps)
+        runs = [run.measurement for run in good if not speed_disturbed(run.measurement.caveats)]
+        return tuple(statistics.median(run.tokens_per_second) for run in runs if run.tokens_per_second)
 
     @property
     def disturbed_runs(self) -> int:
@@ -117,64 +113,68 @@ class Case:
         asked = self.cell.evaluation
         return (self.source, self.measured.setting, asked.limit, asked.num_fewshot) if self.measured else ()
 
+    def matches(self, where: Where) -> bool:
+        """Tell whether each named field has the value, or one of the values, that it is to have."""
+        wanted = {path: value if isinstance(value, tuple) else (value,) for path, value in where.items()}
+        return all(self.fields.get(path) in values for path, values in wanted.items())
+
 
 def cases_of_records(records: Sequence[Record], source: str) -> tuple[Case, ...]:
     """Return a case for each cell and environment that has a good run; other seeds are repeats."""
-    return tuple(_measured(one, source) for one in measure(records) if one.ok)
-
-
-def _measured(one: Measured, source: str) -> Case:
-    cell, facts, peak, cause = one.cell, one.facts, one.peak(TENSORS[one.device]), one.cause
-    return Case(
-        cell=cell.model_copy(update={"id": without_seed(cell.id)}),
-        instrument="measured GPU" if one.device == "cuda" else "measured CPU",
-        source=source,
-        place=(source, one.where.place, one.device_name),
-        shape=architecture_of(cell.model),
-        trainable=facts.parameters_trainable if facts else None,
-        peak_bytes=peak.peak_bytes if peak else None,
-        quantisation_state_bytes=cause.categories_bytes.get("quantisation_state") if cause else None,
-        measured=one,
-    )
+    found = []
+    for one in measure(records):
+        if not one.ok:
+            continue
+        peak, cause = one.peak(TENSORS[one.device]), one.cause
+        case = Case(
+            cell=one.cell.model_copy(update={"id": without_seed(one.cell.id)}),
+            instrument="measured GPU" if one.device == "cuda" else "measured CPU",
+            source=source,
+            place=(source, one.where.place, one.device_name),
+            shape=architecture_of(one.cell.model),
+            trainable=one.parameters_trainable,
+            peak_bytes=peak.peak_bytes if peak else None,
+            quantisation_state_bytes=cause.categories_bytes.get("quantisation_state") if cause else None,
+            measured=one,
+        )
+        found.append(case)
+    return tuple(found)
 
 
 def cases_of_plan(plan: Plan, source: str) -> tuple[Case, ...]:
     """Return a case for each cell and platform that could be predicted for CUDA."""
     memory = {card.name: card.memory_bytes for card in plan.cards}
+    predicted = [(one, one.answer) for one in plan.cells if isinstance(one.answer, Prediction)]
     return tuple(
-        _predicted(planned, planned.answer, memory, source)
-        for planned in plan.cells
-        if isinstance(planned.answer, Prediction) and planned.answer.platform.device == "cuda"
+        Case(
+            cell=one.cell,
+            instrument="predicted",
+            source=source,
+            place=(answer.platform, answer.allocator),
+            shape=architecture_of(one.cell.model),
+            trainable=_attached(one.cell, answer),
+            peak_bytes=answer.allocated_peak_bytes,
+            loaded_bytes=answer.phase_ends_bytes.get("load"),
+            quantisation_state_bytes=answer.categories_at_peak_bytes.get("quantisation_state"),
+            cards=tuple((memory[fit.card], fit) for fit in one.verdicts if fit.card in memory),
+        )
+        for one, answer in predicted
+        if answer.platform.device == "cuda"
     )
 
 
-def _predicted(planned: PlannedCell, prediction: Prediction, memory: Mapping[str, int], source: str) -> Case:
-    shape = architecture_of(planned.cell.model)
-    return Case(
-        cell=planned.cell,
-        instrument="predicted",
-        source=source,
-        place=(prediction.platform, prediction.allocator),
-        shape=shape,
-        trainable=_attached(planned.cell, prediction, shape),
-        peak_bytes=prediction.allocated_peak_bytes,
-        loaded_bytes=prediction.phase_ends_bytes.get("load"),
-        quantisation_state_bytes=prediction.categories_at_peak_bytes.get("quantisation_state"),
-        cards=tuple((memory[one.card], one) for one in planned.verdicts if one.card in memory),
-    )
-
-
-def _attached(cell: Cell, prediction: Prediction, shape: Architecture | None) -> int | None:
+def _attached(cell: Cell, prediction: Prediction) -> int | None:
     """Return the parameters trained: all of them, or what attaching adapters to a 16- or 32-bit base added.
 
     Over a quantised base peft converts other weights at the same moment, so the two are not distinguishable.
     """
-    if cell.method.kind == "full":
+    method, ends = cell.method, prediction.phase_ends_bytes
+    if method.kind == "full":
+        shape = architecture_of(cell.model)
         return shape.parameters if shape else None
-    ends = prediction.phase_ends_bytes
-    if cell.method.kind != "lora" or cell.method.base != "as-trained" or not {"load", "adapt"} <= ends.keys():
+    if method.kind != "lora" or method.base != "as-trained" or not {"load", "adapt"} <= ends.keys():
         return None
-    dtype = cell.training.dtype if cell.method.adapter_dtype == "weights" else "fp32"
+    dtype = cell.training.dtype if method.adapter_dtype == "weights" else "fp32"
     return (ends["adapt"] - ends["load"]) // DTYPE_BYTES[dtype]
 
 
@@ -195,24 +195,6 @@ def cases_of_published(files: Iterable[RowFile]) -> tuple[Case, ...]:
         for file in files
         for row in file.rows
         if row.cell is not None
-    )
-
-
-def value_at(case: Case, path: str) -> Any:
-    """Return a field of a case's cell by its dotted path; None where its kind of method or data has none."""
-    found: Any = case.cell
-    for name in path.split("."):
-        if not isinstance(found, BaseModel) or name not in type(found).model_fields:
-            return None
-        found = getattr(found, name)
-    return found
-
-
-def matches(case: Case, where: Where) -> bool:
-    """Tell whether each named field has the value, or one of the values, that it is to have."""
-    return all(
-        value_at(case, path) in (wanted if isinstance(wanted, tuple) else (wanted,))
-        for path, wanted in where.items()
     )
 
 
@@ -242,41 +224,141 @@ def _likeness(case: Case, free: Collection[str]) -> tuple[Hashable, ...]:
 
 
 def _same_adapter(first: Case, second: Case, free: Collection[str]) -> bool:
-    ours, theirs = dict(first.cell.method), dict(second.cell.method)
-    kinds = {ours["kind"], theirs["kind"]}
+    kinds = {first.cell.method.kind, second.cell.method.kind}
     apart = {*free, *_ADAPTERS_MAY_DIFFER, *(_BASE if len(kinds) > 1 else ())}
-    common = {name for name in ours.keys() & theirs.keys() if f"method.{name}" not in apart}
-    return "full" in kinds or all(ours[name] == theirs[name] for name in common)
+    common = (first.fields.keys() & second.fields.keys()) - apart
+    method = [path for path in common if path.startswith("method.")]
+    return "full" in kinds or all(first.fields[path] == second.fields[path] for path in method)
 
 
-def settings_of(
-    case: Case, reference: Case | None = None, *, free: Collection[str] = ()
-) -> dict[str, Scalar]:
-    """Return what a boundary may be drawn by, most telling first, and what was free in the reference."""
-    method, training = case.cell.method, case.cell.training
-    base = "int8" if getattr(method, "base", None) == "int8" else "none"
-    found: dict[str, Scalar] = {
-        "method": _METHODS[method.kind],
-        "quantisation": method.quantisation if method.kind == "qlora" else base,
-        **_named(case, _NAMES),
-        "tokens in a micro-batch": training.micro_batch * training.sequence_length,
-        "model": case.model,
-    }
-    if case.parameters is not None:
-        found["billions of parameters"] = round(case.parameters / 1e9, 2)
-    if reference is not None:
-        kind = reference.cell.method.kind
-        other = _METHODS[kind] if kind != method.kind else "the other"
-        found |= {f"{other}'s {name}": value for name, value in _named(reference, free).items()}
-    return found
+# A value and what it was computed from; None where it is not known.
+_Found = tuple[float, list[Figure]] | None
 
 
-def _named(case: Case, paths: Collection[str]) -> dict[str, Scalar]:
-    values = {name: value_at(case, path) for path, name in _NAMES.items() if path in paths}
-    return {name: _plain(value) for name, value in values.items() if value is not None}
+def quantity_of(name: str, cells: Sequence[Case]) -> tuple[Figure, list[Figure]] | None:
+    """Return a quantity of a cell or of two, of speed with an interval, and what it was computed from."""
+    unit, measure_it = QUANTITIES["value" if len(cells) == 1 else "pair"][name]
+    if (found := measure_it(*cells)) is None:
+        return None
+    interval = ratio_interval(*(case.speeds for case in cells)) if name == "speed" else (None, None)
+    return Figure(name, unit, found[0], *interval), found[1]
 
 
-def _plain(value: object) -> Scalar:
-    if isinstance(value, tuple):
-        return "+".join(map(str, value))
-    return value if isinstance(value, str | int | float) else str(value)
+def _trained(of: Callable[[int, int], float], case: Case) -> _Found:
+    trained, every = case.trainable, case.parameters
+    if not trained or not every:
+        return None
+    return of(trained, every), [
+        Figure("parameters trained", "count", trained),
+        Figure("parameters", "count", every),
+    ]
+
+
+def _needed_on_any(case: Case) -> _Found:
+    """Return the top of the reserved band with the largest context of the cards that it was judged for."""
+    needed = [card.needed_bytes for _, card in case.cards]
+    return (max(needed), [Figure("allocated at the peak", "bytes", case.peak_bytes or 0)]) if needed else None
+
+
+def _adapter_bits(case: Case) -> _Found:
+    """Return bits as read from the saved adapter where there is one, else as the cell says."""
+    method, facts = case.cell.method, case.measured.facts if case.measured else None
+    if method.kind == "full":
+        return None
+    if facts and facts.adapter_file_bytes and case.trainable:
+        # The file has a header of some kilobytes, so that whole bytes a parameter are meant.
+        bits = 8 * round(facts.adapter_file_bytes / case.trainable)
+        size = Figure("saved adapter", "bytes", facts.adapter_file_bytes)
+        return bits, [size, Figure("parameters trained", "count", case.trainable)]
+    return 8 * DTYPE_BYTES[case.cell.training.dtype if method.adapter_dtype == "weights" else "fp32"], []
+
+
+def _compute_bits(case: Case) -> _Found:
+    method = case.cell.method
+    return (8 * DTYPE_BYTES[method.compute_dtype], []) if method.kind == "qlora" else None
+
+
+def _merge_change(case: Case) -> _Found:
+    """Return the largest change of a logit over runs, in units of what rounding may do."""
+    if not case.measured or not (merge := case.measured.merge):
+        return None
+    change, tolerated = merge.worst_share, merge.tolerated_share
+    return change / tolerated, [
+        Figure("largest change", "share", change),
+        Figure("tolerated", "share", tolerated),
+    ]
+
+
+def _sizes(
+    name: str, read: Callable[[Case], int | None], of: Callable[[int, int], float], *cells: Case
+) -> _Found:
+    ours, theirs = map(read, cells)
+    return (of(ours, theirs), both(name, ours, theirs)) if ours and theirs else None
+
+
+def _state_bits(subject: Case, reference: Case) -> _Found:
+    """Return how many bits less the constants of quantisation take a parameter that can be quantised."""
+    parameters = subject.quantisable_parameters
+    saved = _state(lambda ours, theirs: theirs - ours, subject, reference)
+    if not saved or not parameters:
+        return None
+    return 8 * saved[0] / parameters, [
+        *saved[1],
+        Figure("parameters outside embeddings", "count", parameters),
+    ]
+
+
+def _speed(subject: Case, reference: Case) -> _Found:
+    ours, theirs = subject.speeds, reference.speeds
+    if not ours or not theirs:
+        return None
+    ratio = statistics.geometric_mean(ours) / statistics.geometric_mean(theirs)
+    return ratio, both("speed", statistics.median(ours), statistics.median(theirs), "tokens/s")
+
+
+def both(name: str, ours: float, theirs: float, unit: Unit = "bytes") -> list[Figure]:
+    """Return one number of the subject and of the reference."""
+    return [Figure(name, unit, ours), Figure(f"{name}, reference", unit, theirs)]
+
+
+_peak = partial(_sizes, "peak", attrgetter("peak_bytes"))
+_loaded = partial(_sizes, "once loaded", attrgetter("loaded_bytes"))
+_state = partial(_sizes, "state", attrgetter("quantisation_state_bytes"))
+_Measure = tuple[Unit, Callable[..., _Found]]
+QUANTITIES: dict[str, dict[str, _Measure]] = {
+    "value": {
+        "parameters trained": ("count", partial(_trained, lambda trained, _: trained)),
+        "share of parameters trained": ("share", partial(_trained, lambda trained, every: trained / every)),
+        "times fewer parameters trained": ("fold", partial(_trained, lambda trained, every: every / trained)),
+        "memory needed on a card": ("bytes", _needed_on_any),
+        "bits of an adapter's parameter": ("bits", _adapter_bits),
+        "bits that products are computed in": ("bits", _compute_bits),
+        "change of the largest logit": ("times the tolerance", _merge_change),
+    },
+    "pair": {
+        "less peak memory": ("share", partial(_peak, lambda ours, theirs: 1 - ours / theirs)),
+        "more peak memory": ("share", partial(_peak, lambda ours, theirs: ours / theirs - 1)),
+        "times less peak memory": ("fold", partial(_peak, lambda ours, theirs: theirs / ours)),
+        "times less memory once loaded": ("fold", partial(_loaded, lambda ours, theirs: theirs / ours)),
+        "bits of quantisation state saved": ("bits", _state_bits),
+        "speed": ("fold", _speed),
+    },
+}
+"""Units of what a cell has, or what two give together, and how it is read."""
+
+
+def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Return a 95 % interval of the ratio of two geometric means (Welch 1947, Biometrika 34:28).
+
+    None where either side has fewer than two runs.
+    """
+    sizes = np.array([len(ours), len(theirs)])
+    if sizes.min() < 2:  # noqa: PLR2004 - a spread takes two
+        return None, None
+    logs = [np.log(side) for side in (ours, theirs)]
+    errors = np.array([side.var(ddof=1) for side in logs]) / sizes
+    half, difference = 0.0, float(logs[0].mean() - logs[1].mean())
+    if errors.any():
+        freedom = errors.sum() ** 2 / (errors**2 / (sizes - 1)).sum()
+        half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(errors.sum()))
+    return math.exp(difference - half), math.exp(difference + half)

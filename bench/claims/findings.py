@@ -1,14 +1,13 @@
 """What judging a claim gives: a verdict, its evidence, and the boundary where evidence is divided."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq, ge, le, ne
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from bench.claims.cases import Instrument, Scalar
+from bench.claims.cases import Case, Figure, Instrument, Scalar
 
 Verdict = Literal["holds", "holds conditionally", "contradicted", "untestable"]
-Unit = Literal["share", "fold", "bytes", "count", "tokens/s", "bits", "points", "times the tolerance"]
 Relation = Literal["at least", "at most", "is", "is not"]
 Labelled = tuple[Mapping[str, Scalar], bool]
 Conjunction = tuple["Condition", ...]
@@ -17,23 +16,25 @@ MOST_CONDITIONS: Final = 3
 MOST_ALTERNATIVES: Final = 3
 # A statement of several parts is as good as its worst part; what was not tested is worse than what holds.
 _WORST_FIRST: tuple[Verdict, ...] = ("contradicted", "holds conditionally", "untestable", "holds")
-_RELATIONS: Mapping[Relation, Callable[[Any, Any], bool]] = {
-    "at least": ge,
-    "at most": le,
-    "is": eq,
-    "is not": ne,
+_METHODS: Final = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "peft": "another method"}
+_NAMES: Final = {
+    "method.rank": "rank",
+    "method.target_modules": "target modules",
+    "method.adapter_dtype": "adapters' dtype",
+    "method.double_quantisation": "double quantisation",
+    "method.compute_dtype": "compute dtype",
+    "training.sequence_length": "sequence length",
+    "training.micro_batch": "micro-batch",
+    "training.gradient_checkpointing": "gradient checkpointing",
+    "training.gradient_accumulation": "gradient accumulation",
+    "training.dtype": "dtype",
+    "training.autocast": "autocast",
+    "training.optimizer": "optimizer",
+    "training.loss": "loss",
+    "training.attention": "attention",
+    "data.task": "task",
 }
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number with its name and unit; an interval where there is one."""
-
-    name: str
-    unit: Unit
-    value: float
-    low: float | None = None
-    high: float | None = None
+_RELATIONS = {"at least": ge, "at most": le, "is": eq, "is not": ne}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,62 @@ class Evidence:
     outcome: Outcome | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+def evidence_of(  # noqa: PLR0913 - the parts of one row
+    cells: Sequence[Case],
+    figure: Figure,
+    basis: Sequence[Figure] = (),
+    *,
+    agrees: bool | None,
+    free: Collection[str] = (),
+    note: str = "",
+    more: Mapping[str, Scalar] | None = None,
+    outcome: Outcome | None = None,
+) -> Evidence:
+    """Return what one cell says, or two together; ``more`` settings are looked at first for a boundary."""
+    return Evidence(
+        cells=tuple(case.cell.id for case in cells),
+        instrument=cells[0].instrument,
+        source=cells[0].source,
+        model=cells[0].model,
+        parameters=cells[0].parameters,
+        figure=figure,
+        basis=tuple(basis),
+        agrees=agrees,
+        settings={**(more or {}), **settings_of(*cells, free=free)},
+        note=note,
+        outcome=outcome,
+    )
+
+
+def settings_of(
+    case: Case, reference: Case | None = None, *, free: Collection[str] = ()
+) -> dict[str, Scalar]:
+    """Return what a boundary may be drawn by, most telling first, and what was free in the reference."""
+    method, training = case.cell.method, case.cell.training
+    base = "int8" if case.fields.get("method.base") == "int8" else "none"
+    found: dict[str, Scalar] = {
+        "method": _METHODS[method.kind],
+        "quantisation": method.quantisation if method.kind == "qlora" else base,
+        **_named(case, _NAMES),
+        "tokens in a micro-batch": training.micro_batch * training.sequence_length,
+        "model": case.model,
+    }
+    if case.parameters is not None:
+        found["billions of parameters"] = round(case.parameters / 1e9, 2)
+    if reference is not None:
+        kind = reference.cell.method.kind
+        other = _METHODS[kind] if kind != method.kind else "the other"
+        found |= {f"{other}'s {name}": value for name, value in _named(reference, free).items()}
+    return found
+
+
+def _named(case: Case, paths: Collection[str]) -> dict[str, Scalar]:
+    values = {name: case.fields.get(path) for path, name in _NAMES.items() if path in paths}
+    plain = {name: "+".join(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Condition:
     """One setting and what it has to be."""
 
@@ -83,10 +139,10 @@ class Condition:
     def is_met(self, settings: Mapping[str, Scalar]) -> bool:
         """Tell whether settings meet it; those that lack this one do not."""
         value = settings.get(self.setting)
-        return value is not None and _RELATIONS[self.relation](value, self.value)
+        return value is not None and bool(_RELATIONS[self.relation](value, self.value))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Boundary:
     """Alternatives, each of conditions that have to be met together; all rows that meet one agree.
 
@@ -104,7 +160,7 @@ class Boundary:
         return self.covered == self.agreeing
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """The verdict on one part of a claim. ``beside`` are models that the claim is not about.
 
@@ -119,35 +175,17 @@ class Finding:
     needs: str = ""
     disturbed_runs: int = 0
 
-    @property
-    def agreeing(self) -> int:
-        """How many deciding rows agree."""
-        return sum(row.agrees is True for row in self.deciding)
-
-    @property
-    def disagreeing(self) -> int:
-        """How many deciding rows disagree."""
-        return sum(row.agrees is False for row in self.deciding)
-
 
 def conclude(
     part: str, deciding: Sequence[Evidence], beside: Sequence[Evidence], needs: str, disturbed_runs: int = 0
 ) -> Finding:
     """Return the verdict that rows of evidence come to, with the boundary where they are divided."""
     told = [(row.settings, row.agrees) for row in deciding if row.agrees is not None]
-    answers = {agrees for _, agrees in told}
-    verdict: Verdict = "holds conditionally"
-    if len(answers) < 2:  # noqa: PLR2004 - not divided
-        verdict = "holds" if True in answers else "contradicted" if answers else "untestable"
-    return Finding(
-        part=part,
-        verdict=verdict,
-        deciding=tuple(deciding),
-        beside=tuple(beside),
-        boundary=find_boundary(told) if verdict == "holds conditionally" else None,
-        needs=needs,
-        disturbed_runs=disturbed_runs,
-    )
+    yes, no = ({agrees for _, agrees in told} >= {wanted} for wanted in (True, False))
+    undivided: Verdict = "holds" if yes else "contradicted" if no else "untestable"
+    verdict: Verdict = "holds conditionally" if yes and no else undivided
+    boundary = find_boundary(told) if yes and no else None
+    return Finding(part, verdict, tuple(deciding), tuple(beside), boundary, needs, disturbed_runs)
 
 
 def overall(findings: Sequence[Finding], combine: Literal["all", "any"] = "all") -> Verdict:
@@ -169,16 +207,17 @@ def find_boundary(rows: Sequence[Labelled]) -> Boundary:
     Each alternative is the one that covers most of the rows that are left; one more condition is taken only
     where it covers more. Of two that cover the same, the settings that stand first in the rows win.
     """
-    yes = sum(1 << index for index, (_, agrees) in enumerate(rows) if agrees)
-    no = sum(1 << index for index, (_, agrees) in enumerate(rows) if not agrees)
+    yes, no = (
+        sum(1 << index for index, (_, agrees) in enumerate(rows) if agrees is wanted)
+        for wanted in (True, False)
+    )
     masks = _candidates([settings for settings, _ in rows], yes)
-    left = yes
-    alternatives: list[Conjunction] = []
+    left, alternatives = yes, list[Conjunction]()
     while left and len(alternatives) < MOST_ALTERNATIVES and (found := _widest(masks, left, no)):
         alternatives.append(found[0])
         left &= ~found[1]
-    covered = yes.bit_count() - left.bit_count()
-    return Boundary(alternatives=tuple(alternatives), covered=covered, agreeing=yes.bit_count())
+    agreeing = yes.bit_count()
+    return Boundary(tuple(alternatives), covered=agreeing - left.bit_count(), agreeing=agreeing)
 
 
 def _widest(masks: Mapping[int, Condition], wanted: int, no: int) -> tuple[Conjunction, int] | None:
@@ -209,21 +248,19 @@ def _candidates(rows: Sequence[Mapping[str, Scalar]], yes: int) -> dict[int, Con
     found: dict[int, Condition] = {}
     for name in dict.fromkeys(name for settings in rows for name in settings):
         values = list(dict.fromkeys(settings[name] for settings in rows if name in settings))
-        for relation, value in _conditions(values):
-            condition = Condition(setting=name, relation=relation, value=value)
+        for relation, value in _relations(values):
+            condition = Condition(name, relation, value)
             mask = sum(1 << index for index, settings in enumerate(rows) if condition.is_met(settings))
             if mask & yes and mask != (1 << len(rows)) - 1:
                 found.setdefault(mask, condition)  # what says the same of all rows is asked once
     return found
 
 
-def _conditions(values: Sequence[Scalar]) -> Iterator[tuple[Relation, Scalar]]:
+def _relations(values: Sequence[Scalar]) -> Iterator[tuple[Relation, Scalar]]:
     numbers = sorted(one for one in values if isinstance(one, int | float) and not isinstance(one, bool))
-    if len(numbers) == len(values):
+    if numeric := len(numbers) == len(values):
         yield from (("at least", value) for value in numbers[1:])
         yield from (("at most", value) for value in numbers[:-1])
-        yield from (("is", value) for value in numbers)
-        return
-    yield from (("is", value) for value in values)
-    if len(values) > 2:  # noqa: PLR2004 - of two values, not one is the other
+    yield from (("is", value) for value in (numbers if numeric else values))
+    if len(values) > 2 and not numeric:  # noqa: PLR2004 - of two values, not one is the other
         yield from (("is not", value) for value in values)

@@ -1,30 +1,82 @@
 """Claims judged: records, plans and published measurements are read, and weighed claim by claim."""
 
-from collections.abc import Callable, Hashable, Sequence
+import tomllib
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from bench.claims.accuracy import accuracy_evidence
+from pydantic import Field, model_validator
+
 from bench.claims.cases import Case, cases_of_plan, cases_of_published, cases_of_records
-from bench.claims.catalogue import Claim, PairRule, Rule
 from bench.claims.findings import Evidence, Finding, Verdict, conclude, overall
-from bench.claims.rules import bounds_evidence, chosen_pairs, fits_evidence, lever_evidence, rescue_evidence
+from bench.claims.rules import PairRule, Rule
 from bench.errors import UsageError
 from bench.records.predictions import is_plan, read_plan
 from bench.records.published import shipped_rows
 from bench.records.store import load_records
+from bench.scenario.types import Frozen
 
 _NOTHING = "no record and no prediction given here has such cells"
-_RULES: dict[str, Callable[[Any, Sequence[Case]], list[Evidence]]] = {
-    "value": bounds_evidence,
-    "pair": bounds_evidence,
-    "lever": lever_evidence,
-    "fits": fits_evidence,
-    "rescue": rescue_evidence,
-    "accuracy": accuracy_evidence,
-}
 _AT_REST = "several runs of both on an idle machine"
+
+
+class _ModelSize(Frozen):
+    billions_from: float = Field(0.0, ge=0)
+    billions_to: float = Field(1e6, gt=0)
+
+    def is_about(self, parameters: int | None) -> bool:
+        """Tell whether models with so many parameters are meant; of an unknown number they are not."""
+        return parameters is not None and self.billions_from <= parameters / 1e9 <= self.billions_to
+
+
+class WantedSetting(_ModelSize):
+    """A setting that a claim is asked about as well; ``needs`` is what tests it, where nothing has yet."""
+
+    name: str
+    instrument: Literal["measured CPU", "measured GPU"]
+    needs: str
+
+
+class Claim(_ModelSize):
+    """One statement, who makes it, which models it is about, and its tests.
+
+    The tests are parts that ``all`` have to pass, or readings of which ``any`` may be meant.
+    ``about`` is for readers; the bounds on ``billions`` of parameters are what decides which cells count.
+    """
+
+    id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    statement: str
+    source: str
+    about: str
+    tests: tuple[Rule, ...] = Field(min_length=1)
+    combine: Literal["all", "any"] = "all"
+    settings_wanted: tuple[WantedSetting, ...] = Field(
+        (), description="Where given, each model on each machine has a verdict of its own beside these."
+    )
+    reading: str = Field("", description="How the statement was made testable, and what to know of it.")
+
+
+class _Catalogue(Frozen):
+    claims: tuple[Claim, ...]
+
+    @model_validator(mode="after")
+    def _unique(self) -> "_Catalogue":
+        ids = [claim.id for claim in self.claims]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: there twice; rename one")
+        return self
+
+
+@cache
+def shipped_claims() -> tuple[Claim, ...]:
+    """Return the claims that come with the package, in the order of their file."""
+    text = files("bench.claims").joinpath("claims.toml").read_text(encoding="utf-8")
+    return _Catalogue.model_validate(tomllib.loads(text)).claims
 
 
 def committed_paths(results: Path) -> tuple[Path, ...]:
@@ -85,7 +137,7 @@ def judge_claim(claim: Claim, cases: Sequence[Case]) -> ClaimVerdict:
     findings: list[Finding] = []
     disturbed: list[Case] = []
     for rule in claim.tests:
-        rows = measured_first(_RULES[rule.kind](rule, cases))
+        rows = measured_first(rule.judge(cases))
         about = [row for row in rows if claim.is_about(row.parameters)]
         beside = [row for row in rows if not claim.is_about(row.parameters)]
         left_out = _disturbed(claim, rule, cases)
@@ -107,11 +159,11 @@ def measured_first(rows: Sequence[Evidence]) -> list[Evidence]:
 
 
 def _disturbed(claim: Claim, rule: Rule, cases: Sequence[Case]) -> list[Case]:
-    """Return the cases, each once, that a comparison of speeds had to do without some runs of."""
+    """Return the cells, each once, that a comparison of speeds had to do without some runs of."""
     if not isinstance(rule, PairRule) or rule.quantity != "speed":
         return []
-    paired = {id(case): case for pair in chosen_pairs(rule, cases) for case in pair}
-    return [case for case in paired.values() if case.disturbed_runs and claim.is_about(case.parameters)]
+    paired = dict.fromkeys(case for pair in rule.chosen(cases) for case in pair)
+    return [case for case in paired if case.disturbed_runs and claim.is_about(case.parameters)]
 
 
 def _by_setting(claim: Claim, findings: Sequence[Finding], disturbed: Sequence[Case]) -> tuple[Finding, ...]:
@@ -119,11 +171,11 @@ def _by_setting(claim: Claim, findings: Sequence[Finding], disturbed: Sequence[C
     settings: dict[str, list[Evidence]] = {}
     for row in rows:
         settings.setdefault(_setting(row), []).append(row)
-    runs: dict[str, int] = {}
+    runs = Counter[str]()
     for case in disturbed:
-        runs[_setting(case)] = runs.get(_setting(case), 0) + case.disturbed_runs
+        runs[_setting(case)] += case.disturbed_runs
     told = [
-        conclude(name, settings.get(name, ()), (), _AT_REST, runs.get(name, 0))
+        conclude(name, settings.get(name, ()), (), _AT_REST, runs[name])
         for name in dict.fromkeys([*settings, *runs])
     ]
     lacking = [

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bench.claims.catalogue import shipped_claims
-from bench.claims.findings import Condition, Conjunction, Evidence, Figure, Finding, Outcome, Unit, Verdict
-from bench.claims.judge import ClaimVerdict, committed_paths, judge_claims, read_cases
+from bench.claims.cases import Figure, Scalar, Unit
+from bench.claims.findings import Conjunction, Evidence, Finding, Outcome, Verdict
+from bench.claims.judge import ClaimVerdict, committed_paths, judge_claims, read_cases, shipped_claims
 from bench.errors import UsageError
 from bench.report.text import (
     GIBIBYTES,
@@ -23,29 +24,40 @@ from bench.report.text import (
     share,
     significant,
     small_share,
+    table_of,
     terminal_table,
 )
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, RenderableType
 
 MOST_SHOWN = 8
 _TITLE = "Common claims about LoRA and QLoRA, tested"
 _AGREES = {True: "yes", False: "no", None: "inconclusive"}
 _COUNTED: Mapping[Verdict, tuple[str, str]] = {
-    "holds": ("1 holds", "{} hold"),
-    "holds conditionally": ("1 holds conditionally", "{} hold conditionally"),
-    "contradicted": ("1 is contradicted", "{} are contradicted"),
-    "untestable": ("1 is untestable with this data", "{} are untestable with this data"),
+    "holds": ("holds", "hold"),
+    "holds conditionally": ("holds conditionally", "hold conditionally"),
+    "contradicted": ("is contradicted", "are contradicted"),
+    "untestable": ("is untestable with this data", "are untestable with this data"),
 }
+_SIGNS = {"at least": "≥", "at most": "≤"}
 _SMALL_SHARE = 0.01
+_SHOWN: Mapping[Unit, Callable[[float], str]] = {
+    "share": lambda value: small_share(value) if 0 < value < _SMALL_SHARE else share(value),
+    "fold": lambda value: f"{significant(value)} times",
+    "bytes": lambda value: (MEBIBYTES if value < GIBIBYTES.size_bytes else GIBIBYTES).show(round(value)),
+    "count": lambda value: f"{round(value):,}",
+    "tokens/s": lambda value: f"{significant(value)} tokens/s",
+    "bits": lambda value: f"{significant(value)} bits",
+    "points": lambda value: f"{share(value).removesuffix(' %')} points",
+    "times the tolerance": lambda value: f"{significant(value)} times the tolerance",
+}
 
 
 def render_block(verdicts: Sequence[ClaimVerdict]) -> str:
     """Return the verdicts as a table and, folded, the evidence for each."""
-    return "\n\n".join(
-        [_count(verdicts), markdown_table(_summary(verdicts)), "## Evidence", *map(_folded, verdicts)]
-    )
+    parts = [_count(verdicts), markdown_table(_summary(verdicts)), "## Evidence", *map(_folded, verdicts)]
+    return "\n\n".join(parts)
 
 
 def render_committed(results: Path) -> str:
@@ -69,7 +81,7 @@ def render_terminal(verdicts: Sequence[ClaimVerdict], *, details: bool = False) 
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Any] = [terminal_table(_summary(verdicts), _TITLE), Text(_count(verdicts))]
+    parts: list[RenderableType] = [terminal_table(_summary(verdicts), _TITLE), Text(_count(verdicts))]
     for one in verdicts if details else ():
         parts.append(Text(plain(f"\n{one.claim.id}: {one.verdict}"), style="bold"))
         parts += [Text(plain(f"- {line}")) for line in _facts(one)]
@@ -100,13 +112,19 @@ def render_json(verdicts: Sequence[ClaimVerdict]) -> str:
 
 def _count(verdicts: Sequence[ClaimVerdict]) -> str:
     counts = Counter(one.verdict for one in verdicts)
-    told = [_COUNTED[name][count > 1].format(count) for name in _COUNTED if (count := counts[name])]
+    told = [f"{counts[name]} {words[counts[name] > 1]}" for name, words in _COUNTED.items() if counts[name]]
     return f"{len(verdicts)} claims: {', '.join(told)}."
 
 
 def _summary(verdicts: Sequence[ClaimVerdict]) -> Table:
-    rows = tuple((one.claim.id, one.claim.statement, one.verdict, _why(one)) for one in verdicts)
-    return Table(header=("Claim", "Statement", "Verdict", "Why"), left=4, rows=rows)
+    return table_of(
+        verdicts,
+        ("Claim", attrgetter("claim.id")),
+        ("Statement", attrgetter("claim.statement")),
+        ("Verdict", attrgetter("verdict")),
+        ("Why", _why),
+        left=4,
+    )
 
 
 def _why(one: ClaimVerdict) -> str:
@@ -124,11 +142,9 @@ def _folded(one: ClaimVerdict) -> str:
         if finding.part:
             parts.append(f"**{markdown(_capital(finding.part))}: {finding.verdict}**")
         parts.append(bullets(markdown(line) for line in _told(finding)))
-        if finding.deciding:
-            shown = telling(finding.deciding)
+        if shown := telling(finding.deciding):
             parts.append(markdown_table(_evidence(shown)))
-            left = len(finding.deciding) - len(shown)
-            if left:
+            if left := len(finding.deciding) - len(shown):
                 parts.append(f"{left} more between these: `bench claims --details`.")
     return "\n\n".join([*parts, "</details>"])
 
@@ -173,30 +189,28 @@ def telling(rows: Sequence[Evidence]) -> list[Evidence]:
 
 
 def _by_setting(one: ClaimVerdict) -> Table:
-    rows = tuple((found.part, found.verdict, sentence(found)) for found in one.by_setting)
-    return Table(header=("Setting", "Verdict", "Why"), left=3, rows=rows)
+    columns = (("Setting", attrgetter("part")), ("Verdict", attrgetter("verdict")), ("Why", sentence))
+    return table_of(one.by_setting, *columns, left=3)
 
 
 def _evidence(rows: Sequence[Evidence]) -> Table:
     paired = any(len(row.cells) > 1 for row in rows)
-    header = ("Cell", *(("Reference",) if paired else ()), "Agrees", "Instrument")
-    return Table(
-        header=(*header, _capital(rows[0].figure.name), "Computed from"),
+    reference = ("Reference", lambda row: (*row.cells, NOT_APPLICABLE)[1])
+    return table_of(
+        rows,
+        ("Cell", lambda row: row.cells[0]),
+        *([reference] if paired else []),
+        ("Agrees", lambda row: _AGREES[row.agrees]),
+        ("Instrument", lambda row: f"{row.instrument} ({row.source})"),
+        (_capital(rows[0].figure.name), lambda row: figure_text(row.figure)),
+        ("Computed from", _basis),
         left=4 if paired else 3,
-        rows=tuple(
-            (
-                *(row.cells if len(row.cells) > 1 or not paired else (*row.cells, NOT_APPLICABLE)),
-                _AGREES[row.agrees],
-                f"{row.instrument} ({row.source})",
-                figure_text(row.figure),
-                "; ".join(
-                    [*(f"{one.name} {figure_text(one)}" for one in row.basis), *filter(None, [row.note])]
-                )
-                or "the configuration",
-            )
-            for row in rows
-        ),
     )
+
+
+def _basis(row: Evidence) -> str:
+    told = [f"{one.name} {figure_text(one)}" for one in row.basis]
+    return "; ".join([*told, *filter(None, [row.note])]) or "the configuration"
 
 
 def sentence(finding: Finding) -> str:
@@ -212,81 +226,70 @@ def sentence(finding: Finding) -> str:
 
 
 def _agreement(finding: Finding) -> str:
-    rows = finding.deciding
-    what = "comparisons" if len(rows[0].cells) > 1 else "cells"
-    told = finding.agreeing + finding.disagreeing
-    if not told:
-        return f"None of {len(rows)} {what} is conclusive"
-    agreed = f"{finding.agreeing} of {told} {what} {'agrees' if finding.agreeing == 1 else 'agree'}"
-    return agreed if told == len(rows) else f"{agreed}, {len(rows) - told} inconclusive"
+    answers = [row.agrees for row in finding.deciding]
+    what = "comparisons" if len(finding.deciding[0].cells) > 1 else "cells"
+    agreeing, unknown = answers.count(True), answers.count(None)
+    if unknown == len(answers):
+        return f"None of {unknown} {what} is conclusive"
+    agreed = f"{agreeing} of {len(answers) - unknown} {what} {'agrees' if agreeing == 1 else 'agree'}"
+    return f"{agreed}, {unknown} inconclusive" if unknown else agreed
 
 
 def _range(rows: Sequence[Evidence]) -> str:
     """Return the least and the most of the rows' figure, with one unit, and the instruments."""
-    name = rows[0].figure.name
-    instruments = " and ".join(sorted({row.instrument for row in rows}))
-    told = f"{name} {_span_of(rows)}"
-    if name.startswith("times "):
-        told = f"{_span_of(rows).removesuffix(' times')} {name}"
-    return f"{told}, {instruments}"
+    name, span = rows[0].figure.name, _span_of(rows)
+    told = f"{span.removesuffix(' times')} {name}" if name.startswith("times ") else f"{name} {span}"
+    return f"{told}, {' and '.join(sorted({row.instrument for row in rows}))}"
 
 
 def _span_of(rows: Sequence[Evidence]) -> str:
     values = [row.figure.value for row in rows]
-    show = _SHOWN[rows[0].figure.unit]
-    return _span(show(min(values)), show(max(values)))
+    return _span(rows[0].figure.unit, min(values), max(values))
 
 
-def _span(low: str, high: str) -> str:
-    number, _, unit = low.partition(" ")
-    return high if low == high else f"{number if high.endswith(f' {unit}') else low} to {high}"
+def _span(unit: Unit, least: float, most: float) -> str:
+    low, high = _SHOWN[unit](least), _SHOWN[unit](most)
+    number, _, name = low.partition(" ")
+    return high if low == high else f"{number if high.endswith(f' {name}') else low} to {high}"
 
 
-def _when(finding: Finding) -> list[str]:
+def _when(finding: Finding) -> Iterator[str]:
     boundary = finding.boundary
-    if boundary is None or not boundary.alternatives:
-        return []
-    when = "; or when ".join(map(_conjunction, boundary.alternatives))
-    if boundary.exact:
-        return [f"Holds only when {when}."]
-    return [f"Always holds when {when}: {boundary.covered} of the {boundary.agreeing}."]
+    if boundary and boundary.alternatives:
+        when = "; or when ".join(map(_conjunction, boundary.alternatives))
+        if boundary.exact:
+            yield f"Holds only when {when}."
+        else:
+            yield f"Always holds when {when}: {boundary.covered} of the {boundary.agreeing}."
 
 
 def _conjunction(conjunction: Conjunction) -> str:
     """Return conditions that are met together; two bounds on one setting are told as one."""
     told = []
     for setting in dict.fromkeys(condition.setting for condition in conjunction):
-        of_it = {one.relation: one for one in conjunction if one.setting == setting}
+        of_it = {one.relation: _value(one.value) for one in conjunction if one.setting == setting}
         if of_it.keys() == {"at least", "at most"}:
-            told.append(f"{setting} is {_value(of_it['at least'])} to {_value(of_it['at most'])}")
+            told.append(f"{setting} is {of_it['at least']} to {of_it['at most']}")
         else:
-            told += [
-                f"{setting} {_SIGNS.get(one.relation, one.relation)} {_value(one)}" for one in of_it.values()
-            ]
+            told += [f"{setting} {_SIGNS.get(name, name)} {value}" for name, value in of_it.items()]
     return " and ".join(told)
 
 
-_SIGNS = {"at least": "≥", "at most": "≤"}
-
-
-def _value(condition: Condition) -> str:
-    value = condition.value
+def _value(value: Scalar) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:,}" if isinstance(value, int | float) else value
 
 
-def _outcomes(rows: Sequence[Evidence]) -> list[str]:
-    """Return a sentence for each skill on what comparisons of accuracies showed."""
+def _outcomes(rows: Sequence[Evidence]) -> Iterator[str]:
+    """Yield a sentence for each skill on what comparisons of accuracies showed."""
     topics: dict[str, dict[str, list[Evidence]]] = {}
     for row in rows:
         if row.outcome:
             topics.setdefault(row.outcome.topic, {}).setdefault(_shown(row.outcome), []).append(row)
-    told = []
     for topic, kinds in topics.items():
         each = [f"{len(alike)} {kind} ({_span_of(alike)})" for kind, alike in kinds.items()]
-        told.append(f"On {topic}: {'; '.join(each)}.")
-    return told
+        yield f"On {topic}: {'; '.join(each)}."
 
 
 def _shown(one: Outcome) -> str:
@@ -302,27 +305,11 @@ def _shown(one: Outcome) -> str:
 
 def figure_text(figure: Figure) -> str:
     """Return a figure in its unit, with its interval."""
-    show = _SHOWN[figure.unit]
+    shown = _SHOWN[figure.unit](figure.value)
     if figure.low is None or figure.high is None:
-        return show(figure.value)
-    return f"{show(figure.value)} (95 %: {_span(show(figure.low), show(figure.high))})"
+        return shown
+    return f"{shown} (95 %: {_span(figure.unit, figure.low, figure.high)})"
 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _bytes(value: float) -> str:
-    return (MEBIBYTES if value < GIBIBYTES.size_bytes else GIBIBYTES).show(round(value))
-
-
-_SHOWN: Mapping[Unit, Callable[[float], str]] = {
-    "share": lambda value: small_share(value) if 0 < value < _SMALL_SHARE else share(value),
-    "fold": lambda value: f"{significant(value)} times",
-    "bytes": _bytes,
-    "count": lambda value: f"{round(value):,}",
-    "tokens/s": lambda value: f"{significant(value)} tokens/s",
-    "bits": lambda value: f"{significant(value)} bits",
-    "points": lambda value: f"{share(value).removesuffix(' %')} points",
-    "times the tolerance": lambda value: f"{significant(value)} times the tolerance",
-}

@@ -1,271 +1,268 @@
-"""Tests of claims on memory, speed, precision and cards: functions from cases to rows of evidence."""
+"""The tests of claims, as data that a catalogue names: each judges cases, and gives rows of evidence."""
 
 import math
-import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from scipy.special import stdtrit
+from pydantic import Field, model_validator
 
-from bench.claims.cases import DTYPE_BYTES, Case, Scalar, like_pairs, matches, settings_of, value_at
-from bench.claims.catalogue import (
-    Compared,
-    FitsRule,
-    LeverRule,
-    PairOf,
-    PairRule,
-    RescueRule,
-    ValueOf,
-    ValueRule,
-)
-from bench.claims.findings import Evidence, Figure, Outcome, Unit
-from bench.compare.accuracy import CONFIDENCE
+from bench.claims.cases import QUANTITIES, Case, Figure, Where, both, like_pairs, quantity_of
+from bench.claims.findings import Evidence, Outcome, evidence_of
+from bench.compare.accuracy import CONFIDENCE, AccuracyDifference
+from bench.compare.studies import differences_over_seeds
+from bench.errors import UsageError
 from bench.metrics import GIB
 from bench.records.predictions import CardFit
+from bench.scenario.types import Frozen
+from bench.stats.paired import drop_bounds
 
 CARD = "memory of the card in GB"
 MISSING = "what is missing without it, in % of the card"
 
-
-def chosen_cells(rule: ValueRule | Compared, cases: Sequence[Case]) -> Sequence[tuple[Case, ...]]:
-    """Return the cells that a test looks at, each alone or in pairs."""
-    if isinstance(rule, Compared):
-        return chosen_pairs(rule, cases)
-    return [(case,) for case in cases if matches(case, rule.where)]
+Cells = tuple[Case, ...]
 
 
-def chosen_pairs(rule: Compared, cases: Sequence[Case]) -> list[tuple[Case, Case]]:
-    """Return the pairs that a test compares."""
-    subjects = [case for case in cases if matches(case, rule.subject)]
-    references = [case for case in cases if matches(case, rule.reference)]
-    return like_pairs(subjects, references, rule.freed)
+class _Rule(Frozen):
+    part: str = Field("", description="Which half of a claim, where it has several.")
+    needs: str = Field("", description="What would have to be run to test it, where nothing here does.")
+
+    @property
+    def freed(self) -> tuple[str, ...]:
+        """In which fields the cells of a pair may differ."""
+        return ()
+
+    def judge(self, cases: Sequence[Case]) -> list[Evidence]:
+        """Return what each cell says, or each pair, of which all is known that it takes."""
+        return [row for cells in self.chosen(cases) for row in self._rows(cells, cases)]
+
+    def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
+        """Return the cells that are looked at, each alone or in pairs."""
+        raise NotImplementedError
+
+    def _rows(self, cells: Cells, cases: Sequence[Case]) -> Iterator[Evidence]:
+        """Yield what one of these says; ``cases`` are all that there are."""
+        raise NotImplementedError
 
 
-def evidence_of(  # noqa: PLR0913 - the parts of one row
-    cells: Sequence[Case],
-    figure: Figure,
-    basis: Sequence[Figure] = (),
-    *,
-    agrees: bool | None,
-    free: Collection[str] = (),
-    note: str = "",
-    more: Mapping[str, Scalar] | None = None,
-    outcome: Outcome | None = None,
-) -> Evidence:
-    """Return what one cell says, or two together; ``more`` settings are looked at first for a boundary."""
-    return Evidence(
-        cells=tuple(case.cell.id for case in cells),
-        instrument=cells[0].instrument,
-        source=cells[0].source,
-        model=cells[0].model,
-        parameters=cells[0].parameters,
-        figure=figure,
-        basis=tuple(basis),
-        agrees=agrees,
-        settings={**(more or {}), **settings_of(*cells, free=free)},
-        note=note,
-        outcome=outcome,
-    )
+class Compared(_Rule):
+    """Cells set against others that are alike but for the ``free`` fields."""
+
+    subject: Where
+    reference: Where
+    free: tuple[str, ...] = ()
+
+    @property
+    def freed(self) -> tuple[str, ...]:
+        """The free fields, and the kind of method where both sides name different ones."""
+        kinds = (self.subject.get("method.kind"), self.reference.get("method.kind"))
+        return (*self.free, "method.kind") if None not in kinds and kinds[0] != kinds[1] else self.free
+
+    def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
+        """Return the pairs that are compared."""
+        subjects = [case for case in cases if case.matches(self.subject)]
+        references = [case for case in cases if case.matches(self.reference)]
+        return like_pairs(subjects, references, self.freed)
 
 
-def bounds_evidence(rule: ValueRule | PairRule, cases: Sequence[Case]) -> list[Evidence]:
-    """Return a row for each cell or pair of which the quantity is known; of speed the interval decides."""
-    rows = []
-    for cells in chosen_cells(rule, cases):
-        if found := _measure(rule.quantity, cells):
-            one, basis = found
-            low, high = (one.low, one.high) if rule.quantity == "speed" else (one.value, one.value)
-            agrees = None if low is None or high is None else rule.judge(low, high)
-            rows.append(evidence_of(cells, one, basis, agrees=agrees, free=rule.freed))
-    return rows
+class _Bounds(_Rule):
+    """Between which values a figure agrees with the claim, both included; of speed the whole interval."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    kind: Literal["value", "pair"]
+    quantity: str = Field(description="One of ``QUANTITIES`` of this kind.")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.quantity not in QUANTITIES[self.kind]:
+            raise ValueError(f"unknown quantity {self.quantity!r}; use {' or '.join(QUANTITIES[self.kind])}")
+        return self
+
+    def _rows(self, cells: Cells, _cases: Sequence[Case]) -> Iterator[Evidence]:
+        if (found := quantity_of(self.quantity, cells)) is None:
+            return
+        figure, basis = found
+        low, high = (figure.low, figure.high) if self.quantity == "speed" else (figure.value, figure.value)
+        least = -math.inf if self.at_least is None else self.at_least
+        most = math.inf if self.at_most is None else self.at_most
+        agrees = None
+        if low is not None and high is not None:
+            agrees = True if least <= low and high <= most else False if low > most or high < least else None
+        yield evidence_of(cells, figure, basis, agrees=agrees, free=self.freed)
 
 
-def _measure(quantity: ValueOf | PairOf, cells: tuple[Case, ...]) -> tuple[Figure, Sequence[Figure]] | None:
-    """Return a quantity and what it was computed from; speed with an interval over runs."""
-    unit, measure = _QUANTITIES[quantity]
-    if (found := measure(*cells)) is None:
-        return None
-    interval = ratio_interval(*(case.speeds for case in cells)) if quantity == "speed" else (None, None)
-    return Figure(quantity, unit, found[0], *interval), found[1]
+class ValueRule(_Bounds):
+    """A number of one cell lies within bounds."""
+
+    kind: Literal["value"]
+    where: Where = Field(description="Dotted fields of a cell, and the value or values they may have.")
+
+    def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
+        """Return each cell that is meant."""
+        return [(case,) for case in cases if case.matches(self.where)]
 
 
-def lever_evidence(rule: LeverRule, cases: Sequence[Case]) -> list[Evidence]:
-    """Return a row for each value of the lever and the next higher one, all else being alike."""
-    chosen = [case for case in cases if case.peak_bytes and matches(case, rule.where)]
-    next_higher: dict[int, tuple[Case, Case]] = {}
-    for subject, reference in like_pairs(chosen, chosen, (rule.lever, *rule.free)):
-        value = value_at(reference, rule.lever)
-        best = next_higher.get(id(subject))
-        if value > value_at(subject, rule.lever) and (best is None or value < value_at(best[1], rule.lever)):
-            next_higher[id(subject)] = (subject, reference)
-    return [
-        evidence_of(cells, figure, basis, agrees=figure.value >= rule.at_least)
-        for cells in next_higher.values()
-        for figure, basis in filter(None, [_measure("less peak memory", cells)])
-    ]
+class PairRule(_Bounds, Compared):
+    """A number that sets one cell against another lies within bounds."""
+
+    kind: Literal["pair"]
 
 
-# A value and what it was computed from; None where it is not known.
-_Found = tuple[float, Sequence[Figure]] | None
+class LeverRule(_Rule):
+    """Every lower value of one field takes less peak memory, by ``at_least`` as a share, than the next."""
+
+    kind: Literal["lever"]
+    lever: str
+    where: Where = Field(default_factory=dict)
+    free: tuple[str, ...] = ()
+    at_least: float = Field(gt=0)
+
+    def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
+        """Return each cell with that of the next higher value, all else being alike."""
+        peaks = [case for case in cases if case.peak_bytes and case.matches(self.where)]
+        level = {case: case.fields[self.lever] for case in peaks if self.lever in case.fields}
+        next_higher: dict[Case, Case] = {}
+        for subject, reference in like_pairs(level, level, (self.lever, *self.free)):
+            best = next_higher.get(subject)
+            if level[reference] > level[subject] and (best is None or level[reference] < level[best]):
+                next_higher[subject] = reference
+        return list(next_higher.items())
+
+    def _rows(self, cells: Cells, _cases: Sequence[Case]) -> Iterator[Evidence]:
+        if found := quantity_of("less peak memory", cells):
+            yield evidence_of(cells, *found, agrees=found[0].value >= self.at_least)
 
 
-def _trained(of: Callable[[int, int], float], case: Case) -> _Found:
-    if not case.trainable or not case.parameters:
-        return None
-    basis = [_count("parameters trained", case.trainable), _count("parameters", case.parameters)]
-    return of(case.trainable, case.parameters), basis
+class FitsRule(_Rule):
+    """A cell fits on each card of so much memory, as sold; too close to call is inconclusive."""
+
+    kind: Literal["fits"]
+    where: Where
+    card_gib: tuple[int, ...]
+
+    def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
+        """Return each cell that is meant."""
+        return [(case,) for case in cases if case.matches(self.where)]
+
+    def _rows(self, cells: Cells, _cases: Sequence[Case]) -> Iterator[Evidence]:
+        """Yield a row for each card of one of the sizes."""
+        for memory_bytes, card in cells[0].cards:
+            if memory_bytes in {size * GIB for size in self.card_gib}:
+                needed, agrees = _needed(card)
+                basis = [Figure("memory of the card", "bytes", memory_bytes)]
+                note, more = f"{card.card}: {card.answer}", {CARD: memory_bytes // GIB}
+                yield evidence_of(cells, needed, basis, agrees=agrees, note=note, more=more)
 
 
-def _count(name: str, value: int) -> Figure:
-    return Figure(name, "count", value)
+class RescueRule(Compared):
+    """What does not surely fit on a card, fits there by the change of the ``free`` fields alone."""
+
+    kind: Literal["rescue"]
+
+    def _rows(self, cells: Cells, _cases: Sequence[Case]) -> Iterator[Evidence]:
+        """Yield a row for each card on which the reference does not fit for sure."""
+        without = {card.card: card for _, card in cells[1].cards if card.answer != "fits"}
+        for _, ours in cells[0].cards:
+            if theirs := without.get(ours.card):
+                needed, agrees = _needed(ours)
+                basis = [Figure("needed, reference", "bytes", theirs.needed_bytes)]
+                note = f"{ours.card}: {ours.answer}; without: {theirs.answer}"
+                more = {MISSING: round(100 * (theirs.needed_bytes / theirs.usable_bytes - 1), 1)}
+                yield evidence_of(cells, needed, basis, agrees=agrees, free=self.freed, note=note, more=more)
 
 
-def _needed_on_any(case: Case) -> _Found:
-    """Return the top of the reserved band with the largest context of the cards that it was judged for."""
-    if not case.cards:
-        return None
-    needed = max(card.needed_bytes for _, card in case.cards)
-    return needed, [Figure("allocated at the peak", "bytes", case.peak_bytes or 0)]
+class AccuracyRule(Compared):
+    """Accuracy after training, paired by question; over seeds by the studies' intervals.
 
-
-def _adapter_bits(case: Case) -> _Found:
-    """Return bits as read from the saved adapter where there is one, else as the cell says."""
-    method, facts = case.cell.method, case.measured.facts if case.measured else None
-    if method.kind == "full":
-        return None
-    if facts and facts.adapter_file_bytes and case.trainable:
-        # The file has a header of some kilobytes, so that whole bytes a parameter are meant.
-        size = Figure("saved adapter", "bytes", facts.adapter_file_bytes)
-        bits = 8 * round(facts.adapter_file_bytes / case.trainable)
-        return bits, [size, _count("parameters trained", case.trainable)]
-    return 8 * DTYPE_BYTES[case.cell.training.dtype if method.adapter_dtype == "weights" else "fp32"], []
-
-
-def _compute_bits(case: Case) -> _Found:
-    method = case.cell.method
-    return (8 * DTYPE_BYTES[method.compute_dtype], []) if method.kind == "qlora" else None
-
-
-def _merge_change(case: Case) -> _Found:
-    """Return the largest change of a logit over runs, in units of what rounding may do."""
-    merge = case.measured.merge if case.measured else None
-    if merge is None:
-        return None
-    change, tolerated = merge.worst_share, merge.tolerated_share
-    return change / tolerated, [
-        Figure("largest change", "share", change),
-        Figure("tolerated", "share", tolerated),
-    ]
-
-
-def _peaks(of: Callable[[int, int], float], subject: Case, reference: Case) -> _Found:
-    ours, theirs = subject.peak_bytes, reference.peak_bytes
-    return (of(ours, theirs), both("peak", ours, theirs)) if ours and theirs else None
-
-
-def _loaded(subject: Case, reference: Case) -> _Found:
-    ours, theirs = subject.loaded_bytes, reference.loaded_bytes
-    return (theirs / ours, both("once loaded", ours, theirs)) if ours and theirs else None
-
-
-def _state_bits(subject: Case, reference: Case) -> _Found:
-    """Return how many bits less the constants of quantisation take a parameter that can be quantised."""
-    ours, theirs = subject.quantisation_state_bytes, reference.quantisation_state_bytes
-    parameters = subject.quantisable_parameters
-    if not ours or not theirs or not parameters:
-        return None
-    basis = [*both("state", ours, theirs), _count("parameters outside embeddings", parameters)]
-    return 8 * (theirs - ours) / parameters, basis
-
-
-def _speed(subject: Case, reference: Case) -> _Found:
-    ours, theirs = subject.speeds, reference.speeds
-    if not ours or not theirs:
-        return None
-    ratio = statistics.geometric_mean(ours) / statistics.geometric_mean(theirs)
-    return ratio, both("speed", statistics.median(ours), statistics.median(theirs), "tokens/s")
-
-
-def both(name: str, ours: float, theirs: float, unit: Unit = "bytes") -> list[Figure]:
-    """Return one number of the subject and of the reference."""
-    return [Figure(name, unit, ours), Figure(f"{name}, reference", unit, theirs)]
-
-
-_QUANTITIES: dict[ValueOf | PairOf, tuple[Unit, Callable[..., _Found]]] = {
-    "parameters trained": ("count", partial(_trained, lambda trained, _: trained)),
-    "share of parameters trained": ("share", partial(_trained, lambda trained, every: trained / every)),
-    "times fewer parameters trained": ("fold", partial(_trained, lambda trained, every: every / trained)),
-    "memory needed on a card": ("bytes", _needed_on_any),
-    "bits of an adapter's parameter": ("bits", _adapter_bits),
-    "bits that products are computed in": ("bits", _compute_bits),
-    "change of the largest logit": ("times the tolerance", _merge_change),
-    "less peak memory": ("share", partial(_peaks, lambda ours, theirs: 1 - ours / theirs)),
-    "more peak memory": ("share", partial(_peaks, lambda ours, theirs: ours / theirs - 1)),
-    "times less peak memory": ("fold", partial(_peaks, lambda ours, theirs: theirs / ours)),
-    "times less memory once loaded": ("fold", _loaded),
-    "bits of quantisation state saved": ("bits", _state_bits),
-    "speed": ("fold", _speed),
-}
-
-
-def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Return a 95 % interval of the ratio of two geometric means (Welch 1947, Biometrika 34:28).
-
-    None where either side has fewer than two runs.
+    ``no worse``: by no more than ``margin``; ``worse``: significantly below; ``different``: significantly
+    above or below.
     """
-    sizes = np.array([len(ours), len(theirs)])
-    if sizes.min() < 2:  # noqa: PLR2004 - a spread takes two
-        return None, None
-    logs = [np.log(side) for side in (ours, theirs)]
-    errors = np.array([side.var(ddof=1) for side in logs]) / sizes
-    half, difference = 0.0, float(logs[0].mean() - logs[1].mean())
-    if errors.any():
-        freedom = errors.sum() ** 2 / (errors**2 / (sizes - 1)).sum()
-        half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(errors.sum()))
-    return math.exp(difference - half), math.exp(difference + half)
 
+    kind: Literal["accuracy"]
+    asks: Literal["no worse", "worse", "different"]
+    margin: float = Field(0.0, ge=0, lt=1, description="As a share of the questions.")
 
-def fits_evidence(rule: FitsRule, cases: Sequence[Case]) -> list[Evidence]:
-    """Return a row for each chosen cell and card of one of the sizes; too close to call is inconclusive."""
-    return [
-        evidence_of(
-            [case],
-            _needed(card),
-            [Figure("memory of the card", "bytes", memory_bytes)],
-            agrees=_fits(card),
-            note=f"{card.card}: {card.answer}",
-            more={CARD: memory_bytes // GIB},
+    def _rows(self, cells: Cells, cases: Sequence[Case]) -> Iterator[Evidence]:
+        """Yield a row for each task that both of one study answered the same questions of."""
+        subject, reference = (case.measured for case in cells)
+        if not subject or not reference or cells[0].study != cells[1].study:
+            return
+        members = [case.measured for case in cases if case.measured and case.study == cells[0].study]
+        for one in subject.accuracies:
+            try:
+                found = differences_over_seeds(members, reference, one.task).get(subject.key)
+            except UsageError:
+                continue  # questions that differ are not compared
+            if not found or not (other := reference.accuracy(one.task)):
+                continue
+            trained = cells[0].fields.get("data.task")  # the skill, where it is what was trained for
+            figure = difference_figure(found)
+            outcome = self.outcome(figure, trained if one.task == "held-out" and trained else one.task)
+            basis = both("accuracy", one.after or 0, other.after or 0, "share")
+            note = f"{one.task}, {found.items} questions, {_runs(found)}"
+            agrees = self._agrees(figure, outcome)
+            yield evidence_of(
+                cells, figure, basis, agrees=agrees, free=self.freed, note=note, outcome=outcome
+            )
+
+    def outcome(self, figure: Figure, topic: str) -> Outcome:
+        """Return what was found, whatever the claim asks: that there is a difference, or how small it is."""
+        one_sided = self.asks != "different"
+        low = -1.0 if figure.low is None else figure.low  # without an interval it may be anything
+        high = 1.0 if figure.high is None else figure.high
+        return Outcome(
+            topic=topic,
+            direction="higher" if low > 0 else "lower" if high < 0 else None,
+            within=low >= -self.margin and (one_sided or high <= self.margin),
+            margin=self.margin,
+            one_sided=one_sided,
         )
-        for case in cases
-        if matches(case, rule.where)
-        for memory_bytes, card in case.cards
-        if memory_bytes in {size * GIB for size in rule.card_gib}
-    ]
+
+    def _agrees(self, figure: Figure, outcome: Outcome) -> bool | None:
+        """Judge by the whole interval; None where it reaches across the line, or where there is none."""
+        lower = outcome.direction == "lower"
+        yes, no = {
+            # Not similar: surely below zero, and by the best estimate beyond the margin.
+            "no worse": (outcome.within, lower and figure.value < -self.margin),
+            "worse": (lower, outcome.within),
+            "different": (outcome.direction is not None, outcome.within),
+        }[self.asks]
+        return True if yes else False if no else None
 
 
-def rescue_evidence(rule: RescueRule, cases: Sequence[Case]) -> list[Evidence]:
-    """Return a row for each pair and card on which the reference does not fit for sure."""
-    return [
-        evidence_of(
-            cells,
-            _needed(ours),
-            [Figure("needed, reference", "bytes", theirs.needed_bytes)],
-            agrees=_fits(ours),
-            free=rule.freed,
-            note=f"{ours.card}: {ours.answer}; without: {theirs.answer}",
-            more={MISSING: round(100 * (theirs.needed_bytes / theirs.usable_bytes - 1), 1)},
-        )
-        for cells in chosen_pairs(rule, cases)
-        for _, ours in cells[0].cards
-        for _, theirs in cells[1].cards
-        if ours.card == theirs.card and theirs.answer != "fits"
-    ]
+Rule = Annotated[
+    ValueRule | PairRule | LeverRule | FitsRule | RescueRule | AccuracyRule,
+    Field(discriminator="kind"),
+]
 
 
-def _needed(card: CardFit) -> Figure:
-    return Figure("memory needed on a card", "bytes", card.needed_bytes)
+def _needed(card: CardFit) -> tuple[Figure, bool | None]:
+    """Return what is needed on a card, and whether it fits."""
+    fits = None if card.answer == "too close to call" else card.answer == "fits"
+    return Figure("memory needed on a card", "bytes", card.needed_bytes), fits
 
 
-def _fits(card: CardFit) -> bool | None:
-    return None if card.answer == "too close to call" else card.answer == "fits"
+def difference_figure(found: AccuracyDifference) -> Figure:
+    """Return the difference of accuracy, as a share of the questions, with a 95 % interval.
+
+    Over several seeds, the study's simultaneous interval, which covers training; none where nothing varies,
+    or where too few seeds are common to all methods. Of one run the paired interval of Bonett and Price over
+    questions, which does not cover training, and is not adjusted for other comparisons.
+    """
+    one = found.difference
+    low, high = (one.low, one.high) if one.p_value is not None else (None, None)
+    if len(found.seeds) == 1:
+        lost, gained, items = (np.array([float(count)]) for count in (found.lost, found.gained, found.items))
+        least, most = drop_bounds(lost, gained, items, (1 - CONFIDENCE) / 2)
+        low, high = -float(most[0]), -float(least[0])
+    return Figure("difference of accuracy", "points", one.mean, low, high)
+
+
+def _runs(found: AccuracyDifference) -> str:
+    count = len(found.seeds)
+    if count == 1:
+        return "one run"
+    if found.methods is None:
+        return f"{count} seeds, too few in common with the study's other methods"
+    return f"{count} seeds, adjusted for {found.methods} methods of the study"

@@ -25,8 +25,7 @@ def claims(
     markdown: Markdown = False,
 ) -> None:
     """Test common claims about LoRA and QLoRA against records, plans and published measurements."""
-    from bench.claims.catalogue import shipped_claims
-    from bench.claims.judge import committed_paths, judge_claims, read_cases
+    from bench.claims.judge import committed_paths, judge_claims, read_cases, shipped_claims
     from bench.claims.page import render_json, render_markdown, render_terminal
 
     require_one_format(json=json, markdown=markdown)

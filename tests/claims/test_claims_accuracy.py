@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 
-from bench.claims.accuracy import outcome_of
-from bench.claims.cases import cases_of_records
-from bench.claims.catalogue import AccuracyRule
-from bench.claims.findings import Figure, Finding
+from bench.claims.cases import Figure, cases_of_records
+from bench.claims.findings import Finding
 from bench.claims.judge import judge_claim
 from bench.claims.page import sentence
+from bench.claims.rules import AccuracyRule
 from bench.compare.studies import studies
 from bench.records.readings import Caveat
 from bench.records.records import Record
@@ -107,7 +106,7 @@ def test_not_shown_to_differ_is_not_shown_to_be_alike(
     """Alike takes a whole interval within the margin; below only, where the claim is about losses."""
     rule = RULE.validate_python({"kind": "accuracy", "asks": asks, "margin": 0.05, **RANKS})
     assert isinstance(rule, AccuracyRule)
-    found = outcome_of(rule, Figure(name="it", unit="points", value=0, low=low, high=high), "a skill")
+    found = rule.outcome(Figure(name="it", unit="points", value=0, low=low, high=high), "a skill")
     assert (direction, within) == (found.direction, found.within)
 
 

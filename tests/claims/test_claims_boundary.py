@@ -7,14 +7,14 @@ from bench.claims.findings import Boundary, Condition, find_boundary
 
 def condition(setting: str, relation: Any, value: float | str) -> Condition:
     """Return a condition, written short."""
-    return Condition(setting=setting, relation=relation, value=value)
+    return Condition(setting, relation, value)
 
 
 def test_one_threshold_is_named() -> None:
     """Agreeing from 2,048 tokens on is a bound on the length, at the first value that agrees."""
     rows = [({"length": length, "batch": 1}, length >= 2048) for length in (512, 1024, 2048, 4096)]
     expected = ((condition("length", "at least", 2048),),)
-    assert Boundary(alternatives=expected, covered=2, agreeing=2) == find_boundary(rows)
+    assert Boundary(expected, covered=2, agreeing=2) == find_boundary(rows)
 
 
 def test_two_settings_are_joined_only_where_one_does_not_do() -> None:
@@ -32,7 +32,7 @@ def test_what_agrees_for_another_reason_is_an_alternative() -> None:
     """Agreeing at either end of a setting takes two alternatives, the wider one first."""
     rows = [({"rank": rank}, rank != 4) for rank in (1, 2, 4, 8)]
     expected = ((condition("rank", "at most", 2),), (condition("rank", "at least", 8),))
-    assert Boundary(alternatives=expected, covered=3, agreeing=3) == find_boundary(rows)
+    assert Boundary(expected, covered=3, agreeing=3) == find_boundary(rows)
 
 
 def test_what_no_setting_tells_apart_is_said() -> None:

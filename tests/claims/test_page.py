@@ -11,8 +11,14 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from bench.claims.catalogue import shipped_claims
-from bench.claims.judge import ClaimVerdict, committed_paths, judge_claim, judge_claims, read_cases
+from bench.claims.judge import (
+    ClaimVerdict,
+    committed_paths,
+    judge_claim,
+    judge_claims,
+    read_cases,
+    shipped_claims,
+)
 from bench.claims.page import MOST_SHOWN, render_json, render_markdown, render_terminal, sentence, telling
 from bench.commands.site import _folding
 from bench.errors import UsageError

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bench.claims.cases import Case
-from bench.claims.catalogue import Claim, Rule
+from bench.claims.judge import Claim
+from bench.claims.rules import Rule
 from bench.compare.comparison import measure
 from bench.records.predictions import CardFit
 from bench.records.records import Measurement
