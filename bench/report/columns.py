@@ -3,12 +3,11 @@
 What is shown of a row stands in its columns alone; the tables know no metric. Nothing is computed here.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from bench.report.text import Table
+from bench.report.text import Table, table_of, varying
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +18,7 @@ Place = Literal["", "cell", "speed", "memory", "accuracy"]
 NotesOf = Callable[[R, Place], Sequence[str]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column(Generic[R]):
     """A column of a table of ``R``: its ``text``, and the ``value`` it is sorted by (without one, the text).
 
@@ -32,6 +31,7 @@ class Column(Generic[R]):
     title: str
     text: Callable[[R], str]
     value: Callable[[R], float | None] | None = None
+    _: KW_ONLY
     words: bool = False
     frame: str = ""
     page: bool = True
@@ -56,31 +56,21 @@ class Column(Generic[R]):
 
 def page_table(columns: Sequence[Column[R]], rows: Sequence[R]) -> Table:
     """Return the columns of a page."""
-    shown = [column for column in columns if column.page]
-    return Table(
-        header=tuple(column.title for column in shown),
-        rows=tuple(tuple(column.text(row) for column in shown) for row in rows),
-        left=sum(not column.numeric for column in shown[:1]),
-    )
+    return table_of(rows, *((column.title, column.text) for column in columns if column.page))
 
 
 def narrow_table(columns: Sequence[Column[R]], rows: Sequence[R]) -> Table:
     """Return fewer columns, for a terminal: savings and relative speed in brackets."""
-    shown = [column for column in columns if column.narrow]
-    return Table(
-        header=tuple(column.narrow for column in shown),
-        rows=tuple(tuple((column.narrow_text or column.text)(row) for column in shown) for row in rows),
-        left=sum(not column.numeric for column in shown[:1]),
-    )
+    shown = [(column.narrow, column.narrow_text or column.text) for column in columns if column.narrow]
+    return table_of(rows, *shown)
 
 
 def frame(columns: Sequence[Column[R]], rows: Sequence[R]) -> "pd.DataFrame":
     """Return the columns that a DataFrame has a name for; missing is NA."""
     import pandas as pd
 
-    named = [column for column in columns if column.frame]
-    values = [{column.frame: column.order(row) for column in named} for row in rows]
-    return pd.DataFrame(values, columns=[column.frame for column in named]).convert_dtypes()
+    named = {column.frame: [column.order(row) for row in rows] for column in columns if column.frame}
+    return pd.DataFrame(named).convert_dtypes()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,41 +79,34 @@ class GridCell:
 
     text: str
     value: float | str | None
-    notes: tuple[int, ...] = ()
-    tone: Tone = ""
-    tags: tuple[str, ...] = ()
+    notes: tuple[int, ...]
+    tone: Tone
+    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridColumn:
-    """The head of a column: how it is called, and the values that can be chosen."""
+    """A column of the HTML table: its cells from the first row on, and those values that can be chosen."""
 
     title: str
     numeric: bool
     choices: tuple[str, ...]
     choice_title: str
     at_most: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridRow:
-    """A row and where links find it."""
-
-    anchor: str
     cells: tuple[GridCell, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table to sort and filter, its notes numbered from 1.
+    """A table to sort and filter. Links find a row by its anchor; the notes are numbered from 1.
 
     ``constants`` are title and value of the columns in which all rows are alike: told once, not shown.
     """
 
     name: str
     title: str
+    anchors: tuple[str, ...]
     columns: tuple[GridColumn, ...]
-    rows: tuple[GridRow, ...]
     notes: tuple[str, ...]
     constants: tuple[tuple[str, str], ...]
 
@@ -145,34 +128,24 @@ def grid(
             tags=column.tags(row),
         )
 
-    by_column = [(column, [cell(column, row) for _, row in rows]) for column in columns]
-    titles = Counter(column.title for column in columns)  # one that comes again belongs to the one before it
-    alike = [
-        index > 0
-        and len(rows) > 1
-        and titles[column.title] == 1
-        and not cells[0].notes
-        and all(one == cells[0] for one in cells)
-        for index, (column, cells) in enumerate(by_column)
-    ]
-    varying = [pair for pair, same in zip(by_column, alike, strict=True) if not same]
-    constants = tuple(
-        (column.title, cells[0].text) for (column, cells), same in zip(by_column, alike, strict=True) if same
-    )
+    by_column = [tuple(cell(column, row) for _, row in rows) for column in columns]
+    shown = varying([column.title for column in columns], by_column)
+    shown = [index for index, cells in enumerate(by_column) if index in shown or cells[0].notes]
     return Grid(
         name=name,
         title=title,
-        columns=tuple(_head(column, cells) for column, cells in varying),
-        rows=tuple(
-            GridRow(anchor=anchor, cells=tuple(cells[index] for _, cells in varying))
-            for index, (anchor, _) in enumerate(rows)
-        ),
+        anchors=tuple(anchor for anchor, _ in rows),
+        columns=tuple(_grid_column(columns[index], by_column[index]) for index in shown),
         notes=tuple(notes),
-        constants=constants,
+        constants=tuple(
+            (column.title, cells[0].text)
+            for index, (column, cells) in enumerate(zip(columns, by_column, strict=True))
+            if index not in shown
+        ),
     )
 
 
-def _head(column: Column[R], cells: Sequence[GridCell]) -> GridColumn:
+def _grid_column(column: Column[R], cells: tuple[GridCell, ...]) -> GridColumn:
     choices = tuple(dict.fromkeys(tag for cell in cells for tag in (cell.tags or (cell.text,))))
     return GridColumn(
         title=column.title,
@@ -180,4 +153,5 @@ def _head(column: Column[R], cells: Sequence[GridCell]) -> GridColumn:
         choices=choices if column.choice and len(choices) > 1 else (),
         choice_title=column.choice,
         at_most=column.at_most,
+        cells=cells,
     )

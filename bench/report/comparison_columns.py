@@ -3,7 +3,7 @@
 A metric named in ``COLUMNS_OF_METRICS`` is in Markdown, HTML, the terminal and the frame.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from bench.compare.accuracy import Accuracy, AccuracyDifference
@@ -13,11 +13,11 @@ from bench.metrics import INSTRUMENT_NAMES, METRICS, Instrument
 from bench.report.columns import Column, Grid, Place, frame, grid
 from bench.report.highlights import difference, interval
 from bench.report.text import (
+    NAMED_UNITS,
     NOT_APPLICABLE,
     NOT_MEASURED,
-    SMALL_MEBIBYTES,
     MemoryUnit,
-    duration,
+    metric_value,
     operator,
     share,
     significant,
@@ -89,160 +89,118 @@ def comparison_columns(
     ``whole`` is for all groups in one table, whose rows then need their model, window and device.
     """
     unit = unit or memory_unit(rows)
-    columns = _naming_columns(rows, whole=whole)
+    columns = [*_naming_columns(rows, whole=whole)]
     for instrument in _COMPARED:
         if any(row.peak(instrument) for row in rows):
             columns += _peak_columns(instrument, unit)
     if any(row.paged_bytes for row in rows):
+        title, name = "Paged optimizer state", "paged_bytes"
         columns.append(
-            Column(
-                title="Paged optimizer state",
-                value=lambda row: row.paged_bytes,
-                text=lambda row: unit.show(row.paged_bytes),
-                frame="paged_bytes",
-            )
+            Column(title, lambda row: unit.show(row.paged_bytes), lambda row: row.paged_bytes, frame=name)
         )
     columns += _speed_columns(rows)
     for task in dict.fromkeys(accuracy.task for row in rows for accuracy in row.accuracies):
         columns += _accuracy_columns(task)
-    columns += _last_columns(rows, unit)
-    return columns
+    return [*columns, *_last_columns(rows, unit)]
 
 
-def _naming_columns(rows: Sequence[Measured], *, whole: bool) -> list[Column[Measured]]:
-    columns: list[Column[Measured]] = [
-        Column(
-            title="Method",
-            text=lambda row: row.method,
-            frame="method",
-            narrow="Method",
-            choice="Method",
-            place="cell",
-        )
-    ]
+def _naming_columns(rows: Sequence[Measured], *, whole: bool) -> Iterator[Column[Measured]]:
+    name = "Method"
+    yield Column(name, lambda row: row.method, frame="method", narrow=name, choice=name, place="cell")
     if whole:
-        columns += [
-            Column(title="Model", text=lambda row: row.model, frame="model", choice="Model"),
-            Column(title="Window", text=lambda row: row.window, frame="window", choice="Window"),
-            Column(title="Device", text=lambda row: row.device_name, frame="device", choice="Device"),
-        ]
+        yield Column("Model", lambda row: row.model, frame="model", choice="Model")
+        yield Column("Window", lambda row: row.window, frame="window", choice="Window")
+        yield Column("Device", lambda row: row.device_name, frame="device", choice="Device")
     if whole or len({row.environment for row in rows}) > 1:
-        columns.append(
-            Column(
-                title="Environment",
-                text=lambda row: row.environment,
-                frame="environment",
-                narrow="Environment",
-                choice="Environment",
-            )
-        )
+        name = "Environment"
+        yield Column(name, lambda row: row.environment, frame="environment", narrow=name, choice=name)
     if whole or any(row.outcome != "ok" for row in rows):
-        columns.append(
-            Column(
-                title="Outcome",
-                text=lambda row: row.outcome,
-                frame="outcome",
-                narrow="Outcome",
-                choice="Outcome",
-                tone=lambda row: "" if row.outcome == "ok" else "bad",
-            )
+        yield Column(
+            "Outcome",
+            lambda row: row.outcome,
+            frame="outcome",
+            narrow="Outcome",
+            choice="Outcome",
+            tone=lambda row: "" if row.outcome == "ok" else "bad",
         )
-    return columns
 
 
-def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> list[Column[Measured]]:
-    def saving(row: Measured) -> float | None:
+def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> Iterator[Column[Measured]]:
+    def text(row: Measured, against: str = "") -> str:
         peak = row.peak(instrument)
-        return 0.0 if row.kind == "full" and peak else saving_share(row, instrument)
+        return _marked(unit.show(peak.peak_bytes) + against, row, "memory") if peak else NOT_MEASURED
 
-    def peak_text(row: Measured) -> str:
-        peak = row.peak(instrument)
-        return _doubted(unit.show(peak.peak_bytes), row, "memory") if peak else NOT_MEASURED
+    def with_saving(row: Measured) -> str:
+        saved = saving_share(row, instrument)
+        return text(row, "" if saved is None else f" ({share(saved, 0)})")
 
-    def peak_and_saving(row: Measured) -> str:
-        peak = row.peak(instrument)
-        if peak is None:
-            return NOT_MEASURED
-        found = saving_share(row, instrument)
-        against = "" if found is None else f" ({share(found, 0)})"
-        return _doubted(unit.show(peak.peak_bytes) + against, row, "memory")
-
-    return [
-        Column(
-            title=f"Peak memory: {INSTRUMENT_NAMES[instrument]}",
-            value=lambda row: peak.peak_bytes if (peak := row.peak(instrument)) else None,
-            text=peak_text,
-            frame=f"peak_{instrument}_bytes",
-            narrow=f"peak: {INSTRUMENT_NAMES[instrument]} (saving)",
-            narrow_text=peak_and_saving,
-            at_most=unit.name,
-            scale=unit.size_bytes,
-            place="memory",
-            tone=lambda row: "bad" if "memory" in row.doubts and row.peak(instrument) else "",
-        ),
-        Column(
-            title="Saving",
-            value=saving,
-            text=lambda row: NOT_APPLICABLE if row.kind == "full" else share(saving(row), 0),
-            frame=f"saving_{instrument}_share",
-        ),
-    ]
+    name = INSTRUMENT_NAMES[instrument]
+    yield Column(
+        f"Peak memory: {name}",
+        text,
+        lambda row: peak.peak_bytes if (peak := row.peak(instrument)) else None,
+        frame=f"peak_{instrument}_bytes",
+        narrow=f"peak: {name} (saving)",
+        narrow_text=with_saving,
+        at_most=unit.name,
+        scale=unit.size_bytes,
+        place="memory",
+        tone=lambda row: "bad" if "memory" in row.doubts and row.peak(instrument) else "",
+    )
+    yield Column(
+        "Saving",
+        lambda row: saving(row, instrument),
+        lambda row: 0.0 if row.kind == "full" and row.peak(instrument) else saving_share(row, instrument),
+        frame=f"saving_{instrument}_share",
+    )
 
 
-def _speed_columns(rows: Sequence[Measured]) -> list[Column[Measured]]:
+def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
+    def ratio(row: Measured) -> float | None:
+        return row.against_full.speed_ratio if row.against_full else None
+
     def text(row: Measured) -> str:
-        speed = row.throughput
-        if speed is None:
+        if (speed := row.throughput) is None:
             return NOT_MEASURED
         spread = f"({significant(speed.low)} to {significant(speed.high)})"
-        return _marked_speed(f"{significant(speed.tokens_per_second)} {spread}", row)
+        return _marked(f"{significant(speed.tokens_per_second)} {spread}", row, "speed")
 
-    def ratio(row: Measured) -> float | None:
+    def narrow(row: Measured) -> str:
         if row.throughput is None:
-            return None
-        full = row.against_full
-        return 1.0 if row.kind == "full" else full.speed_ratio if full else None
+            return NOT_MEASURED
+        against = "" if (value := ratio(row)) is None else f" ({value:.2f})"
+        return _marked(significant(row.throughput.tokens_per_second) + against, row, "speed")
 
     def ratio_text(row: Measured) -> str:
-        value = ratio(row)
-        return NOT_MEASURED if value is None else "1" if row.kind == "full" else f"{value:.2f}"
+        if row.kind == "full" and row.throughput:
+            return "1"
+        return NOT_MEASURED if (value := ratio(row)) is None else f"{value:.2f}"
 
-    def narrow(row: Measured) -> str:
-        if row.throughput is None:
-            return NOT_MEASURED
-        value = None if row.kind == "full" else ratio(row)
-        against = "" if value is None else f" ({value:.2f})"
-        return _marked_speed(significant(row.throughput.tokens_per_second) + against, row)
-
-    columns: list[Column[Measured]] = [
-        Column(
-            title="tokens/s",
-            value=lambda row: row.throughput.tokens_per_second if row.throughput else None,
-            text=text,
-            frame="tokens_per_second",
-            narrow="tokens/s (full = 1)",
-            narrow_text=narrow,
-            place="speed",
-            tone=lambda row: "bad" if row.throughput and "speed" in row.doubts else "",
+    yield Column(
+        "tokens/s",
+        text,
+        lambda row: row.throughput.tokens_per_second if row.throughput else None,
+        frame="tokens_per_second",
+        narrow="tokens/s (full = 1)",
+        narrow_text=narrow,
+        place="speed",
+        tone=lambda row: "bad" if row.throughput and "speed" in row.doubts else "",
+    )
+    if any(ratio(row) is not None for row in rows):
+        yield Column(
+            "Speed, full = 1",
+            ratio_text,
+            lambda row: 1.0 if row.kind == "full" and row.throughput else ratio(row),
+            frame="speed_against_full_ratio",
         )
-    ]
-    if any(row.against_full and row.against_full.speed_ratio is not None for row in rows):
-        columns.append(
-            Column(title="Speed, full = 1", value=ratio, text=ratio_text, frame="speed_against_full_ratio")
-        )
-    return columns
 
 
-def _accuracy_columns(task: str) -> list[Column[Measured]]:
-    def text(row: Measured) -> str:
-        result = row.accuracy(task)
-        if result is None:
+def _accuracy_columns(task: str) -> Iterator[Column[Measured]]:
+    def text(row: Measured, *, narrow: bool = False) -> str:
+        if (result := row.accuracy(task)) is None:
             return NOT_MEASURED
-        return f"{share(result.before)} → {after(result, f'n = {result.items}')}"
-
-    def narrow(row: Measured) -> str:
-        result = row.accuracy(task)
-        return NOT_MEASURED if result is None else f"{share(result.before)} → {share(result.after)}"
+        told = share(result.after) if narrow else after(result, f"n = {result.items}")
+        return f"{share(result.before)} → {told}"
 
     def against_full(row: Measured) -> AccuracyDifference | None:
         return row.against_full.accuracy(task) if row.against_full else None
@@ -250,30 +208,27 @@ def _accuracy_columns(task: str) -> list[Column[Measured]]:
     def differs(row: Measured) -> str:
         if row.kind == "full":
             return NOT_APPLICABLE
-        pair = against_full(row)
-        if pair is None:
+        if (pair := against_full(row)) is None:
             return "not tested"
         return f"{'yes' if pair.significant else 'not shown'}: {difference(pair)}"
 
-    return [
-        Column(
-            title=f"{task}: accuracy before → after",
-            value=lambda row: result.after if (result := row.accuracy(task)) else None,
-            text=text,
-            frame=f"accuracy_{task}_share",
-            narrow=f"{task} before → after",
-            narrow_text=narrow,
-            place="accuracy",
-        ),
-        Column(
-            title="Differs from full?",
-            value=lambda row: pair.p_value if (pair := against_full(row)) else None,
-            text=differs,
-            words=True,
-            page=False,
-            frame=f"accuracy_{task}_against_full_p",
-        ),
-    ]
+    yield Column(
+        f"{task}: accuracy before → after",
+        text,
+        lambda row: result.after if (result := row.accuracy(task)) else None,
+        frame=f"accuracy_{task}_share",
+        narrow=f"{task} before → after",
+        narrow_text=lambda row: text(row, narrow=True),
+        place="accuracy",
+    )
+    yield Column(
+        "Differs from full?",
+        differs,
+        lambda row: pair.p_value if (pair := against_full(row)) else None,
+        words=True,
+        page=False,
+        frame=f"accuracy_{task}_against_full_p",
+    )
 
 
 def after(result: Accuracy, items: str = "") -> str:
@@ -292,96 +247,68 @@ def saving_share(row: Measured, instrument: Instrument) -> float | None:
     return None if change is None else -change
 
 
-def _runs(row: Measured) -> str:
-    text = str(row.runs) if row.runs == row.runs_ok else f"{row.runs_ok} ok of {row.runs}"
-    return f"{text} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else text
+def saving(row: Measured, instrument: Instrument) -> str:
+    """Write what is saved against full fine-tuning, which itself has no saving."""
+    return NOT_APPLICABLE if row.kind == "full" else share(saving_share(row, instrument), 0)
 
 
-def _last_columns(rows: Sequence[Measured], unit: MemoryUnit) -> list[Column[Measured]]:
-    columns: list[Column[Measured]] = []
+def _last_columns(rows: Sequence[Measured], unit: MemoryUnit) -> Iterator[Column[Measured]]:
+    def predicted(row: Measured) -> str:
+        if not row.predictions:
+            return NOT_MEASURED
+        one = row.predictions[-1]
+        span = unit.span(one.low_bytes, one.high_bytes)
+        return f"{span} ({share(one.difference_share, 1)}, {INSTRUMENT_NAMES[one.instrument]})"
+
     if any(row.predictions for row in rows):
-        columns.append(
-            Column(
-                title="Predicted peak",
-                value=lambda row: row.predictions[-1].high_bytes if row.predictions else None,
-                text=lambda row: _predicted(row, unit),
-                page=False,
-                frame="predicted_peak_bytes",
-            )
+        yield Column(
+            "Predicted peak",
+            predicted,
+            lambda row: row.predictions[-1].high_bytes if row.predictions else None,
+            page=False,
+            frame="predicted_peak_bytes",
         )
-    columns.append(
-        Column(
-            title="Trainable",
-            value=lambda row: row.trainable_share,
-            text=lambda row: small_share(row.trainable_share),
-            frame="trainable_share",
-            narrow="trainable",
-        )
+    yield Column(
+        "Trainable",
+        lambda row: small_share(row.trainable_share),
+        lambda row: row.trainable_share,
+        frame="trainable_share",
+        narrow="trainable",
     )
-    columns += [
-        metric_column(name)
-        for name in COLUMNS_OF_METRICS
-        if any(row.metrics.get(name) is not None for row in rows)
-    ]
+    for name in COLUMNS_OF_METRICS:
+        if any(row.metrics.get(name) is not None for row in rows):
+            yield metric_column(name)
     if any(row.cause for row in rows):
-        columns.append(Column(title="Peak set by", text=_cause, page=False))
-    columns.append(
-        Column(
-            title="Runs",
-            value=lambda row: row.runs_ok,
-            text=_runs,
-            frame="runs_ok",
-        )
-    )
-    return columns
+        yield Column("Peak set by", _cause, page=False)
+    yield Column("Runs", _runs, lambda row: row.runs_ok, frame="runs_ok")
 
 
 def metric_column(name: str) -> Column[Measured]:
     """Return the column of a metric, by its entry in ``bench.metrics``: the median over runs."""
     metric = METRICS[name]
-    write: Mapping[str, Callable[[float], str]] = {
-        "bytes": lambda value: SMALL_MEBIBYTES.show(round(value)),
-        "ns": duration,
-        "share": share,
-    }
-
-    def text(row: Measured) -> str:
-        value = row.metrics.get(name)
-        return NOT_MEASURED if value is None else write.get(metric.unit, significant)(value)
-
     title = words(name.removesuffix(f"_{metric.unit}"))
-    title = title if metric.unit in write else f"{title}, {metric.unit}"
+    title = title if metric.unit in NAMED_UNITS else f"{title}, {metric.unit}"
     return Column(
-        title=title,
-        value=lambda row: row.metrics.get(name),
-        text=text,
+        title,
+        lambda row: metric_value(metric, row.metrics.get(name)),
+        lambda row: row.metrics.get(name),
         frame=name,
         narrow=title,
         place="cell",
     )
 
 
-def _marked_speed(text: str, row: Measured) -> str:
-    """Mark a speed that had not settled, or that is not the card's own."""
-    speed = row.throughput
-    marks = (
-        ("not steady", speed is not None and speed.trend.verdict == "not steady"),
-        ("throttled", speed is not None and speed.throttled),
-    )
-    return _doubted(", ".join([text, *(word for word, holds in marks if holds)]), row, "speed")
+def _runs(row: Measured) -> str:
+    text = str(row.runs) if row.runs == row.runs_ok else f"{row.runs_ok} ok of {row.runs}"
+    return f"{text} ({len(row.seeds)} seeds)" if len(row.seeds) > 1 else text
 
 
-def _doubted(text: str, row: Measured, kind: Literal["speed", "memory"]) -> str:
-    """Mark a number that cannot be right; a caveat says why."""
-    return f"{text}, implausible" if kind in row.doubts else text
-
-
-def _predicted(row: Measured, unit: MemoryUnit) -> str:
-    if not row.predictions:
-        return NOT_MEASURED
-    one = row.predictions[-1]
-    difference = f"{share(one.difference_share, 1)}, {INSTRUMENT_NAMES[one.instrument]}"
-    return f"{unit.span(one.low_bytes, one.high_bytes)} ({difference})"
+def _marked(text: str, row: Measured, kind: Literal["speed", "memory"]) -> str:
+    """Mark a number that cannot be right (a caveat says why), a speed not settled or not the card's own."""
+    marks: list[str] = []
+    if kind == "speed" and (speed := row.throughput):
+        marks += ["not steady"] * (speed.trend.verdict == "not steady") + ["throttled"] * speed.throttled
+    return ", ".join([text, *marks, *(["implausible"] if kind in row.doubts else [])])
 
 
 def _cause(row: Measured) -> str:

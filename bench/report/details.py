@@ -1,28 +1,37 @@
-"""The tables below the comparison: what set the peak, speed, accuracy, loss, time; no arithmetic.
+"""What stands below a comparison: the tables of details.toml, and how each number was measured."""
 
-``name`` says how a row is called, since a report on one window needs no whole cell id.
-"""
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from itertools import repeat
+from operator import attrgetter
+from typing import Any, NamedTuple, get_args
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar, get_args
+from pydantic import TypeAdapter
 
-from bench.compare.accuracy import Accuracy
+from bench.compare.accuracy import Accuracy, AccuracyDifference
+from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
-from bench.compare.readings import Peak
+from bench.compare.readings import GpuSeen
 from bench.metrics import INSTRUMENT_NAMES
-from bench.records.readings import Category, Isolation
-from bench.report.comparison_columns import after, saving_share
-from bench.report.highlights import points
+from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS
+from bench.records.readings import Category, Stored
+from bench.records.records import NS_PER_SECOND
+from bench.report.comparison_columns import after, memory_unit, saving
+from bench.report.fit import WHAT_SET_IT
+from bench.report.highlights import interval, points
 from bench.report.text import (
     NOT_APPLICABLE,
     NOT_MEASURED,
     SMALL_MEBIBYTES,
     MemoryUnit,
     Table,
-    cell_table,
     operations,
     operator,
     p_value,
+    render_page,
     seconds,
     share,
     significant,
@@ -31,120 +40,110 @@ from bench.report.text import (
     words,
 )
 from bench.stats.paired import Paired
-from bench.stats.trend import Trend
+from bench.stats.trend import SIGNIFICANCE, SMALLEST_DRIFT_SHARE, Trend
 
-X = TypeVar("X")
-Name = Callable[[Measured], str]
-
-
-def _of_cells(
-    name: Name, pairs: Iterable[tuple[Measured, X]], *columns: tuple[str, Callable[[X], str]], left: int = 1
-) -> Table:
-    """Return a table of what rows have, each line beginning with the name of its row."""
-    return cell_table(((name(row), one) for row, one in pairs), *columns, left=left)
+_Name = Callable[[Measured], str]
+_ISOLATIONS = {
+    "process": "of the process",
+    "device_delta": "of the device, less what was on it before",
+    "unavailable": "none",
+}
 
 
-def memory_table(rows: Sequence[Measured], name: Name, unit: MemoryUnit) -> Table:
-    """Return every peak by every instrument, with its phase and its range over runs."""
+class _Section(Stored):
+    """A table as details.toml describes it."""
 
-    def over_runs(row: Measured, peak: Peak) -> str:
-        spread = f"{unit.show(peak.low_bytes)} to {unit.show(peak.high_bytes)}"
-        return spread if row.runs_ok > 1 else "one run"
-
-    def saving(row: Measured, peak: Peak) -> str:
-        return NOT_APPLICABLE if row.kind == "full" else share(saving_share(row, peak.instrument), 0)
-
-    return _of_cells(
-        name,
-        [(row, (row, peak)) for row in rows for peak in row.peaks],
-        ("Instrument", lambda each: INSTRUMENT_NAMES[each[1].instrument]),
-        ("Peak", lambda each: unit.show(each[1].peak_bytes)),
-        ("Over runs", lambda each: over_runs(*each)),
-        ("Phase", lambda each: words(each[1].phase)),
-        ("Saving", lambda each: saving(*each)),
-        left=2,
-    )
+    title: str
+    of: str
+    device: str = ""
+    left: int = 1
+    columns: tuple[tuple[str, str], ...]
 
 
-def predicted_table(rows: Sequence[Measured], name: Name, unit: MemoryUnit) -> Table:
-    """Return each peak as predicted before the run and as read in it."""
-    return _of_cells(
-        name,
-        [(row, one) for row in rows for one in row.predictions],
-        ("Instrument", lambda one: INSTRUMENT_NAMES[one.instrument]),
-        ("Predicted", lambda one: unit.span(one.low_bytes, one.high_bytes)),
-        ("Read", lambda one: unit.show(one.measured_bytes)),
-        ("Difference", lambda one: share(one.difference_share, 2)),
-        left=2,
-    )
+@cache
+def _sections() -> tuple[_Section, ...]:
+    text = files("bench.report").joinpath("templates", "details.toml").read_text(encoding="utf-8")
+    return TypeAdapter(tuple[_Section, ...]).validate_python(tomllib.loads(text)["table"])
 
 
-def model_table(rows: Sequence[Measured], name: Name) -> Table:
-    """Return what was trained: where the weights are from, and how many of them move."""
+class _Line(NamedTuple):
+    """What a line shows: ``one`` thing that was read of a row."""
 
-    def adapter(row: Measured, size_bytes: int | None) -> str:
-        return NOT_APPLICABLE if row.kind == "full" else SMALL_MEBIBYTES.show(size_bytes)
+    row: Measured
+    one: Any
 
-    return _of_cells(
-        name,
-        [(row, (row, facts)) for row in rows if (facts := row.facts)],
-        ("Weights", lambda each: ", ".join(filter(None, (each[1].source, each[1].weights_note)))),
-        ("Parameters", lambda each: f"{each[1].parameters_total:,}"),
-        ("Trainable", lambda each: f"{each[1].parameters_trainable:,}"),
-        ("Share", lambda each: small_share(each[0].trainable_share)),
-        ("Adapter file", lambda each: adapter(each[0], each[1].adapter_file_bytes)),
-        left=2,
-    )
+    @property
+    def both(self) -> "_Line":
+        """The line itself, for what is written of both."""
+        return self
 
 
-def cause_table(rows: Sequence[Measured], name: Name) -> Table:
-    """Return what set each peak of live tensors."""
-    return _of_cells(
-        name,
-        [(row, cause) for row in rows if (cause := row.cause)],
-        ("Phase", lambda cause: words(cause.phase)),
-        ("Operator", lambda cause: operator(cause.op)),
-        ("Module", lambda cause: cause.module or "outside any module"),
-        (
-            "Largest part",
-            lambda cause: f"{words(cause.largest_category)}, {share(cause.largest_share, 0)}",
-        ),
-        left=5,
-    )
+def section_tables(comparison: Comparison, name: _Name) -> Iterator[tuple[str, Table]]:
+    """Yield title and table of each section that has something to show; ``name`` says which row is which."""
+    writers = {**_WRITERS, **_sizes(memory_unit(comparison.rows))}
+    for section in _sections():
+        rows = [row for row in comparison.rows if not section.device or row.device == section.device]
+        lines = [_Line(row, one) for row in rows for one in _read(row, section.of)]
+        columns = section.columns or _category_columns(rows)
+        cells = [[name(line.row) for line in lines], *(_column(text, lines, writers) for _, text in columns)]
+        if lines:
+            header = ("Cell", *(title for title, _ in columns))
+            yield section.title, Table(header=header, rows=tuple(zip(*cells, strict=True)), left=section.left)
 
 
-def category_table(rows: Sequence[Measured], name: Name, unit: MemoryUnit) -> Table:
-    """Return the live tensors at the peak by category; a category that no row has is left out."""
-    with_cause = [(row, row.cause.categories_bytes) for row in rows if row.cause]
-    present = [
-        category
-        for category in get_args(Category)
-        if any(categories.get(category) for _, categories in with_cause)
-    ]
-    return Table(
-        header=("Cell", *(words(category) for category in present)),
-        rows=tuple(
-            (name(row), *(unit.show(categories.get(category, 0)) for category in present))
-            for row, categories in with_cause
-        ),
-    )
+def _read(row: Measured, path: str) -> Sequence[object]:
+    """Return what a row has there: nothing, one thing, or several as a tuple."""
+    name, _, inner = path.partition(".")
+    found: object = getattr(row, name)
+    found = getattr(found, inner) if found and inner else found
+    return found if isinstance(found, tuple) else () if found is None else (found,)
 
 
-def speed_table(rows: Sequence[Measured], name: Name) -> Table:
-    """Return tokens/s with what its spread is, the trend, and what a step computes."""
-    return _of_cells(
-        name,
-        [(row, (row, speed)) for row in rows if (speed := row.throughput)],
-        ("tokens/s", lambda each: significant(each[1].tokens_per_second)),
-        (
-            "Spread",
-            lambda each: f"{significant(each[1].low)} to {significant(each[1].high)}, {each[1].spread}",
-        ),
-        ("Measured steps", lambda each: str(each[1].steps)),
-        ("Trend", lambda each: _trend(each[1].trend)),
-        ("Load time", lambda each: seconds(each[0].load_time_ns)),
-        ("Per token", lambda each: operations(each[0].flops_per_token)),
-    )
+def _category_columns(rows: Sequence[Measured]) -> list[tuple[str, str]]:
+    sizes = [row.cause.categories_bytes for row in rows if row.cause]
+    present = [one for one in get_args(Category) if any(each.get(one) for each in sizes)]
+    return [(words(one), f"{{one.categories_bytes:{one}}}") for one in present]
+
+
+def _column(text: str, lines: list[_Line], writers: Mapping[str, Callable[..., str]]) -> Iterable[str]:
+    """Return what a column shows of each line: what stands in braces is read of it and written."""
+    before, *found = re.split(r"\{([^:}]*):?([^}]*)\}", text)
+    pieces: list[Iterable[str]] = [repeat(before)]
+    for field, how, behind in zip(found[::3], found[1::3], found[2::3], strict=True):
+        write = writers.get(how, f"{{:{how}}}".format)
+        pieces += [map(write, map(attrgetter(field), lines)), repeat(behind)]
+    return map("".join, zip(*pieces, strict=False))
+
+
+def _sizes(unit: MemoryUnit) -> dict[str, Callable[..., str]]:
+    """Return what writes sizes, all in the one unit of the report."""
+    return {
+        **{name: _size_of(name, unit) for name in get_args(Category)},
+        "memory": unit.show,
+        "predicted": lambda one: unit.span(one.low_bytes, one.high_bytes),
+        "over_runs": lambda line: _over_runs(line, unit),
+    }
+
+
+def _size_of(category: Category, unit: MemoryUnit) -> Callable[[Mapping[Category, int]], str]:
+    return lambda sizes: unit.show(sizes.get(category, 0))
+
+
+def _over_runs(line: _Line, unit: MemoryUnit) -> str:
+    low, high = unit.show(line.one.low_bytes), unit.show(line.one.high_bytes)
+    return f"{low} to {high}" if line.row.runs_ok > 1 else "one run"
+
+
+def _adapter_file(line: _Line) -> str:
+    full = line.row.kind == "full"
+    return NOT_APPLICABLE if full else SMALL_MEBIBYTES.show(line.one.adapter_file_bytes)
+
+
+def _clocks(gpu: GpuSeen) -> str:
+    low_mhz, high_mhz = gpu.sm_clock_min_mhz, gpu.sm_clock_max_mhz
+    if low_mhz is None or high_mhz is None:
+        return NOT_MEASURED
+    return f"{high_mhz:,} MHz" if low_mhz == high_mhz else f"{low_mhz:,} to {high_mhz:,} MHz"
 
 
 def _trend(trend: Trend) -> str:
@@ -153,97 +152,70 @@ def _trend(trend: Trend) -> str:
     return f"{trend.verdict} (drift {share(trend.drift_share)}, {p_value(trend.p_value)})"
 
 
-def accuracy_table(rows: Sequence[Measured], name: Name) -> Table:
-    """Return each task before and after, and the paired tests."""
-
-    def against_full(row: Measured, task: str) -> str:
-        return NOT_APPLICABLE if row.kind == "full" else _against(row, task)
-
-    return _of_cells(
-        name,
-        [(row, (row, result)) for row in rows for result in row.accuracies],
-        ("Task", lambda each: f"{each[1].task} ({each[1].metric}, {each[1].num_fewshot}-shot)"),
-        ("Items", lambda each: str(each[1].items)),
-        ("Before", lambda each: _with_error(each[1].before, each[1].before_error)),
-        ("After", lambda each: _after(each[1])),
-        ("Change (gained, lost)", lambda each: _change(each[1])),
-        ("Against full (gained, lost)", lambda each: against_full(each[0], each[1].task)),
-        left=2,
-    )
-
-
 def _after(result: Accuracy) -> str:
     error = result.after_error if len(result.seeds) > 1 else None
     return after(result, "" if error is None else f"± {error * 100:.1f} over items")
 
 
-def _with_error(value: float | None, error: float | None) -> str:
-    return share(value) if error is None else f"{share(value)} ± {error * 100:.1f}"
-
-
 def _change(result: Accuracy) -> str:
     if result.change is not None:
-        return _counted(result.change)
+        return _paired(result.change.difference_share, result.change)
     found = result.change_seeds
-    if found is None:
-        return NOT_MEASURED
-    if found.low is None or found.high is None or found.p_value is None:
-        return points(found.mean)
-    ends = (share(bound).removesuffix(" %") for bound in (found.low, found.high))
-    return f"{points(found.mean)} ({' to '.join(ends)})"
+    if found is None or found.p_value is None:
+        return NOT_MEASURED if found is None else points(found.mean)
+    return f"{points(found.mean)} ({interval(found.low, found.high).removesuffix(' %')})"
 
 
-def _against(row: Measured, task: str) -> str:
-    one = row.against_full.accuracy(task) if row.against_full else None
-    return (
-        NOT_MEASURED if one is None else f"{points(one.share)} ({one.gained}, {one.lost}), {_p(one.p_value)}"
-    )
+def _against_full(line: _Line) -> str:
+    if line.row.kind == "full":
+        return NOT_APPLICABLE
+    full = line.row.against_full
+    one = full.accuracy(line.one.task) if full else None
+    return NOT_MEASURED if one is None else _paired(one.share, one)
 
 
-def _counted(paired: Paired) -> str:
-    return f"{points(paired.difference_share)} ({paired.gained}, {paired.lost}), {p_value(paired.p_value)}"
+def _paired(difference_share: float, one: Paired | AccuracyDifference) -> str:
+    p = "the same in all seeds" if one.p_value is None else p_value(one.p_value)
+    return f"{points(difference_share)} ({one.gained}, {one.lost}), {p}"
 
 
-def _p(value: float | None) -> str:
-    return "the same in all seeds" if value is None else p_value(value)
+def _if_known(write: Callable[..., str]) -> Callable[..., str]:
+    return lambda value: NOT_MEASURED if value is None else write(value)
 
 
-def loss_table(rows: Sequence[Measured], name: Name) -> Table:
-    """Return the loss at both ends."""
-    return _of_cells(
-        name,
-        [(row, losses) for row in rows if (losses := row.losses)],
-        ("First", lambda losses: f"{losses.first:.3f}"),
-        ("Last", lambda losses: f"{losses.last:.3f}"),
-        ("Steps", lambda losses: str(losses.steps)),
-    )
-
-
-def merge_table(rows: Sequence[Measured], name: Name) -> Table:
-    """Return what merging the adapter into the base did to the logits."""
-    return _of_cells(
-        name,
-        [(row, merge) for row in rows if (merge := row.merge)],
-        ("Largest change of a logit", lambda merge: small_share(merge.worst_share)),
-        ("Tolerance", lambda merge: small_share(merge.tolerated_share)),
-        ("Verdict", lambda one: "as before, within tolerance" if one.within_tolerance else "changed"),
-    )
-
-
-def time_table(rows: Sequence[Measured], name: Name) -> Table:
-    """Return where each cell's wall time went."""
-    return _of_cells(
-        name,
-        [(row, times) for row in rows if (times := row.times)],
-        ("Total", lambda times: seconds(times.total_ns)),
-        ("Loading", lambda times: seconds(times.loading_ns)),
-        ("Steps", lambda times: seconds(times.stepping_ns)),
-        ("Instrumented steps", lambda times: seconds(times.instruments_ns)),
-        ("Evaluation", lambda times: seconds(times.evaluation_ns)),
-        ("All else", lambda times: seconds(times.overhead_ns)),
-        ("of it start", lambda times: seconds(times.starting_ns)),
-        ("of it data", lambda times: seconds(times.preparing_ns)),
-    )
+_WRITERS: Mapping[str, Callable[..., str]] = {
+    "accuracy_after": _after,
+    "accuracy_change": _change,
+    "adapter_file": _adapter_file,
+    "against_full": _against_full,
+    "celsius": _if_known("{} °C".format),
+    "clocks": _clocks,
+    "fine_share": lambda value: share(value, 2),
+    "instrument": lambda name: INSTRUMENT_NAMES[name],
+    "isolation": lambda one: _ISOLATIONS[one[0]],
+    "isolation_reason": lambda one: one[1],
+    "names": lambda names: ", ".join(names) or NOT_APPLICABLE,
+    "known": _if_known(str),
+    "mJ": _if_known(lambda value: f"{significant(value)} mJ"),
+    "milliseconds": lambda time_ns: f"{time_ns / 1e6:,.0f} ms" if time_ns else NOT_MEASURED,
+    "mW": _if_known(lambda value: f"{significant(value / 1000)} W"),
+    "module": lambda name: name or "outside any module",
+    "operations": operations,
+    "operator": operator,
+    "or_default": lambda name: name or "by default",
+    "plus_minus": lambda error: "" if error is None else f" ± {error * 100:.1f}",
+    "saving": lambda line: saving(line.row, line.one.instrument),
+    "seconds": seconds,
+    "share": share,
+    "significant": significant,
+    "small_share": small_share,
+    "switch": _if_known(lambda value: "on" if value else "off"),
+    "trend": _trend,
+    "verdict": lambda within: "as before, within tolerance" if within else "changed",
+    "source": lambda model: ", ".join(filter(None, (model.source, model.weights_note))),
+    "whole_share": lambda value: share(value, 0),
+    "words": words,
+}
 
 
 def ending_table(rows: Sequence[Measured]) -> Table:
@@ -259,85 +231,17 @@ def ending_table(rows: Sequence[Measured]) -> Table:
     )
 
 
-_READINGS: dict[Isolation, str] = {
-    "process": "of the process",
-    "device_delta": "of the device, less what was on it before",
-    "unavailable": "none",
-}
-
-
-def isolation_table(rows: Sequence[Measured], name: Name) -> Table:
-    """Return which reading of NVML could be told to be the worker's, and why."""
-    return _of_cells(
-        name,
-        [(row, (gpu, one)) for row in rows if (gpu := row.gpu) for one in gpu.isolations],
-        ("NVML's peak is", lambda each: _READINGS[each[1][0]]),
-        ("Why", lambda each: each[1][1]),
-        ("Sampled every", lambda each: _milliseconds(each[0].interval_ns)),
-        (
-            "Longest gap",
-            lambda each: _milliseconds(gap) if (gap := each[0].longest_gap_ns) else NOT_MEASURED,
-        ),
-        left=3,
+def how_read(rows: Sequence[Measured]) -> list[str]:
+    """Return one line of Markdown for each kind of number that the rows hold: how it was measured."""
+    text = render_page(
+        "methodology.md.j2",
+        names=INSTRUMENT_NAMES,
+        peaks={peak.instrument for row in rows for peak in row.peaks},
+        several_seeds=any(len(row.seeds) > 1 for row in rows),
+        has=lambda name: any(getattr(row, name) for row in rows),
+        what_set_it=WHAT_SET_IT,
+        energy_time=f"{LEAST_ENERGY_TIME_NS / NS_PER_SECOND:g} s",
+        significance=SIGNIFICANCE,
+        smallest_drift=share(SMALLEST_DRIFT_SHARE, 0),
     )
-
-
-def gpu_table(rows: Sequence[Measured], name: Name, unit: MemoryUnit) -> Table:
-    """Return what the card was doing while the measured steps ran."""
-
-    def number(value: float | None, unit_name: str) -> str:
-        return NOT_MEASURED if value is None else f"{significant(value)} {unit_name}"
-
-    return _of_cells(
-        name,
-        [(row, gpu) for row in rows if (gpu := row.gpu)],
-        ("Not torch's", lambda gpu: unit.show(gpu.non_torch_bytes)),
-        ("Energy per token", lambda gpu: number(gpu.energy_per_token_mj, "mJ")),
-        ("Power", lambda gpu: number(mw / 1000 if (mw := gpu.power_mean_mw) is not None else None, "W")),
-        ("SM clock", lambda gpu: _clocks(gpu.sm_clock_min_mhz, gpu.sm_clock_max_mhz)),
-        ("Hottest", lambda gpu: NOT_MEASURED if (c := gpu.temperature_max_c) is None else f"{c} °C"),
-        ("Slowed by", lambda gpu: ", ".join(gpu.events) or NOT_APPLICABLE),
-    )
-
-
-def _clocks(low_mhz: int | None, high_mhz: int | None) -> str:
-    if low_mhz is None or high_mhz is None:
-        return NOT_MEASURED
-    return f"{high_mhz:,} MHz" if low_mhz == high_mhz else f"{low_mhz:,} to {high_mhz:,} MHz"
-
-
-def _milliseconds(time_ns: int) -> str:
-    return f"{time_ns / 1e6:,.0f} ms"
-
-
-def torch_table(rows: Sequence[Measured], name: Name) -> Table:
-    """Return the settings that change speed or results, of the cells on a GPU."""
-    return _of_cells(
-        name,
-        [(row, found) for row in rows if row.device == "cuda" and (found := row.torch_settings)],
-        ("float32 products", lambda found: found.float32_matmul_precision or NOT_MEASURED),
-        (
-            "TF32 (products, cuDNN)",
-            lambda found: f"{_switch(found.matmul_allow_tf32)}, {_switch(found.cudnn_allow_tf32)}",
-        ),
-        ("cuDNN benchmark", lambda found: _switch(found.cudnn_benchmark)),
-        (
-            "Deterministic",
-            lambda one: (
-                f"algorithms {one.deterministic_algorithms}, cuDNN {_switch(one.cudnn_deterministic)}"
-            ),
-        ),
-        (
-            "bf16 sums",
-            lambda found: f"reduced precision {_switch(found.bf16_reduced_precision_reduction)}",
-        ),
-        (
-            "Allocator",
-            lambda one: f"{one.allocator_backend or NOT_MEASURED}, {one.allocator_settings or 'by default'}",
-        ),
-        left=7,
-    )
-
-
-def _switch(value: bool | None) -> str:  # noqa: FBT001 - a switch's position is what is written
-    return NOT_MEASURED if value is None else "on" if value else "off"
+    return [" ".join(line.split()) for line in text.split("\n\n")]

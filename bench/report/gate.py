@@ -3,27 +3,26 @@
 Everything that comes from a record or a scenario is escaped here; what does not fit is counted.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree as ET
 
 from bench.errors import counted
-from bench.metrics import METRICS, Metric
+from bench.metrics import METRICS
 from bench.records.result_sets import Baseline
 from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts, outcome_verdict
 from bench.report.text import (
     NOT_APPLICABLE,
-    NOT_MEASURED,
-    SMALL_MEBIBYTES,
     Table,
-    bullets,
-    duration,
     markdown,
     markdown_table,
+    metric_value,
     plain,
+    render_page,
     share,
-    significant,
     table_of,
     terminal_table,
 )
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Group, RenderableType
 
 _SHOWN = {"regression": "REGRESSION", "inconclusive": "inconclusive", "not comparable": "not comparable"}
+_ROOM_FOR_COUNT = 202
 _MOST_TERMINAL_ROWS = 40
 _MOST_DIFFERENCES = 20
 _DESIGNS = {
@@ -99,20 +99,7 @@ def gate_table(judgements: Sequence[MetricVerdict]) -> Table:
 
 
 def _value(judged: MetricVerdict, value: float | None) -> str:
-    return NOT_APPLICABLE if judged.kind == "outcome" else value_text(METRICS[judged.metric], value)
-
-
-def value_text(metric: Metric, value: float | None) -> str:
-    """Return a metric's value with its unit."""
-    if value is None:
-        return NOT_MEASURED
-    if metric.unit == "bytes":
-        return SMALL_MEBIBYTES.show(round(value))
-    if metric.unit == "ns":
-        return duration(value)
-    if metric.unit == "share":
-        return share(value)
-    return f"{value:,.0f}" if metric.kind == "deterministic" else significant(value)
+    return NOT_APPLICABLE if judged.kind == "outcome" else metric_value(METRICS[judged.metric], value)
 
 
 def _change(judged: MetricVerdict) -> str:
@@ -133,36 +120,36 @@ def _points(difference: float | None) -> str:
 
 def render_markdown(verdicts: Verdicts, *, most_bytes: int, title: str) -> str:
     """Return a page of at most so many bytes of UTF-8. Rows that would not fit are counted instead."""
-    head = "\n\n".join(_head(verdicts, title))
-    tail = "\n\n".join(_tail(verdicts))
-    left = most_bytes - len(f"{head}\n\n\n\n{tail}".encode()) - _ROOM_FOR_COUNT
+    left = most_bytes - len(_page(verdicts, title).encode()) - _ROOM_FOR_COUNT
     if left < 0:  # facts and caveats of strangers may be of any length; the verdict comes first
         return f"## {markdown(title)}\n\n**{markdown(headline(verdicts))}**\n"
-    rows = markdown_table(gate_table(verdicts.judgements)).split("\n")
-    fitting = _fitting(rows, left)
-    parts = [head, "\n".join(rows[:fitting])] if fitting > _LINES_OF_HEADER else [head]
-    hidden = verdicts.judgements[max(fitting - _LINES_OF_HEADER, 0) :]
-    if hidden:
-        parts.append(f"{_counted(hidden)}; the JSON document has all of them.")
-    return "\n\n".join([*parts, tail] if tail else parts) + "\n"
+    header, ruler, *lines = markdown_table(gate_table(verdicts.judgements)).split("\n")
+    sizes = accumulate((len(line.encode()) + 1 for line in lines), initial=len(header + ruler) + 2)
+    fitting = bisect_right([*sizes][1:], left)
+    table = "\n".join([header, ruler, *lines[:fitting]]) if fitting else ""
+    hidden = verdicts.judgements[fitting:]
+    more = f"{_counted(hidden)}; the JSON document has all of them." if hidden else ""
+    return _page(verdicts, title, table, more) + "\n"
 
 
 def render_block(verdicts: Verdicts) -> str:
     """Return what a page shows of a gate: what is gated, and everything to be known, without a title."""
-    parts = [*_head(verdicts, "")][1:]
-    return "\n\n".join([*parts, markdown_table(gate_table(verdicts.gated)), *_tail(verdicts)])
+    return _page(verdicts, "", markdown_table(gate_table(verdicts.gated)))
 
 
-_LINES_OF_HEADER = 2
-_ROOM_FOR_COUNT = 200
-
-
-def _fitting(lines: Sequence[str], most_bytes: int) -> int:
-    for number, line in enumerate(lines):
-        most_bytes -= len(line.encode()) + 1
-        if most_bytes < 0:
-            return number
-    return len(lines)
+def _page(verdicts: Verdicts, title: str, table: str = "", hidden: str = "") -> str:
+    return render_page(
+        "gate.md.j2",
+        title=title,
+        headline=headline(verdicts),
+        verdicts=verdicts,
+        counted=counted,
+        design=_DESIGNS[verdicts.design],
+        calls=round(1 / verdicts.alpha),
+        most_lines=_MOST_DIFFERENCES,
+        table=table,
+        hidden=hidden,
+    )
 
 
 def _counted(hidden: Sequence[MetricVerdict]) -> str:
@@ -174,33 +161,6 @@ def _counted(hidden: Sequence[MetricVerdict]) -> str:
         if (count := found[gated, name])
     )
     return f"Not shown: {', '.join(counts)}"
-
-
-def _head(verdicts: Verdicts, title: str) -> Iterator[str]:
-    yield f"## {markdown(title)}"
-    yield f"**{markdown(headline(verdicts))}**"
-    before, after = verdicts.baseline, verdicts.candidate
-    yield (
-        f"{markdown(before.given)} ({counted(before.runs, 'run')}) against {markdown(after.given)} "
-        f"({counted(after.runs, 'run')}): {_DESIGNS[verdicts.design]}. At most one such comparison in "
-        f"{round(1 / verdicts.alpha)} calls a regression where nothing became worse."
-    )
-    if verdicts.differences:
-        named = [markdown(line) for line in verdicts.differences[:_MOST_DIFFERENCES]]
-        yield f"What differs between the two:\n\n{bullets(named)}"
-
-
-def _tail(verdicts: Verdicts) -> Iterator[str]:
-    notes = [caveat.message for caveat in verdicts.caveats]
-    if notes:
-        yield "Caveats:\n\n" + bullets(map(markdown, notes))
-    if verdicts.problems:
-        more = verdicts.problems[_MOST_DIFFERENCES:]
-        named = [
-            *map(markdown, verdicts.problems[:_MOST_DIFFERENCES]),
-            *([f"and {len(more)} more"] if more else []),
-        ]
-        yield "Not everything could be read, and the above leaves it out:\n\n" + bullets(named)
 
 
 def render_terminal(verdicts: Verdicts, title: str) -> "Group":
@@ -251,23 +211,22 @@ def junit(verdicts: Verdicts, title: str, inconclusive: Inconclusive = None) -> 
     cases = verdicts.gated
     if verdicts.verdict == "inconclusive" and all(one.verdict == "pass" for one in cases):
         cases = (*cases, outcome_verdict("bench gate", "inconclusive", headline(verdicts)))
-    failing = {"regression"} | ({"inconclusive", "not comparable"} if inconclusive == "fail" else set())
-    failures = [one for one in cases if one.verdict in failing]
-    skipped = [one for one in cases if one.verdict not in failing and one.verdict != "pass"]
-    counts = {
-        "name": plain(title),
-        "tests": str(len(cases)),
-        "failures": str(len(failures)),
-        "skipped": str(0 if inconclusive == "pass" else len(skipped)),
-        "errors": "0",
-    }
+
+    def tag(one: MetricVerdict) -> str:
+        if one.verdict == "regression" or (one.verdict != "pass" and inconclusive == "fail"):
+            return "failure"
+        return "" if one.verdict == "pass" or inconclusive == "pass" else "skipped"
+
+    tags = Counter(map(tag, cases))
+    counts = {"name": plain(title), "tests": str(len(cases)), "failures": str(tags["failure"])}
+    counts |= {"skipped": str(tags["skipped"]), "errors": "0"}
     root = ET.Element("testsuites", counts)
     suite = ET.SubElement(root, "testsuite", counts)
     for one in cases:
         case = ET.SubElement(suite, "testcase", classname=plain(one.cell), name=plain(subject(one)), time="0")
-        if one.verdict in failing:
+        if tag(one) == "failure":
             ET.SubElement(case, "failure", message=plain(one.reason), type=one.verdict).text = message(one)
-        elif one.verdict != "pass" and inconclusive != "pass":
+        elif tag(one):
             ET.SubElement(case, "skipped", message=message(one))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
@@ -279,29 +238,23 @@ def annotations(verdicts: Verdicts) -> Iterator[str]:
     Where nothing regressed but the verdict is not a pass, one warning.
     """
     worse = [one for one in verdicts.gated if one.verdict == "regression"]
-    several = len(worse) > MOST_ANNOTATIONS
-    for one in worse[: MOST_ANNOTATIONS - 1 if several else MOST_ANNOTATIONS]:
+    shown = worse if len(worse) <= MOST_ANNOTATIONS else worse[: MOST_ANNOTATIONS - 1]
+    for one in shown:
         yield _command("error", f"{subject(one)} of {one.cell}", message(one))
-    if several:
-        yield _command(
-            "error",
-            "bench gate",
-            f"{len(worse) - MOST_ANNOTATIONS + 1} more regressions; {headline(verdicts)}",
-        )
+    if beyond := len(worse) - len(shown):
+        yield _command("error", "bench gate", f"{beyond} more regressions; {headline(verdicts)}")
     if not worse and verdicts.verdict != "pass":
-        first: MetricVerdict | None = next((one for one in verdicts.gated if one.verdict != "pass"), None)
-        why = f"; {message(first)}" if first else ""
+        why = next((f"; {message(one)}" for one in verdicts.gated if one.verdict != "pass"), "")
         yield _command("warning", "bench gate", f"{headline(verdicts)}{why}")
 
 
 def _command(level: str, title: str, text: str) -> str:
-    """Return a workflow command, escaped as GitHub's ``actions/toolkit`` does (``core/src/command.ts``)."""
-    escaped = _escape(plain(text))
-    return f"::{level} title={_escape(plain(title)).replace(':', '%3A').replace(',', '%2C')}::{escaped}"
+    """Return a workflow command, escaped as GitHub's ``actions/toolkit`` does (``core/src/command.ts``).
 
-
-def _escape(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    Its line breaks need no escape: plain text has none.
+    """
+    title, text = (plain(each).replace("%", "%25") for each in (title, text))
+    return f"::{level} title={title.replace(':', '%3A').replace(',', '%2C')}::{text}"
 
 
 def list_lines(baselines: Sequence[Baseline]) -> Iterator[str]:
@@ -336,8 +289,8 @@ def changes_table(changes: Sequence[ChangePoint]) -> Table:
         ("Cell", lambda one: one.cell),
         ("Metric", lambda one: one.metric),
         ("From session", lambda one: str(one.number)),
-        ("Before", lambda one: value_text(METRICS[one.metric], one.before)),
-        ("After", lambda one: value_text(METRICS[one.metric], one.after)),
+        ("Before", lambda one: metric_value(METRICS[one.metric], one.before)),
+        ("After", lambda one: metric_value(METRICS[one.metric], one.after)),
         ("Change", lambda one: _ratio(one.ratio)),
         left=2,
     )

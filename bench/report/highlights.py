@@ -3,7 +3,8 @@
 Every number is in a table too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from bench.compare.accuracy import AccuracyDifference
 from bench.compare.caveats import COMMIT
@@ -16,8 +17,10 @@ from bench.metrics import HEADLINES, INSTRUMENT_NAMES, Instrument
 from bench.records.readings import Category
 from bench.report.text import (
     MemoryUnit,
+    Pieces,
     RowLink,
     Sentence,
+    grouped,
     listed,
     operator,
     p_value,
@@ -30,12 +33,12 @@ from bench.stats.paired import SIGNIFICANT_P
 _MOST_CELLS = 6  # of one sentence; more are read in the table
 _SMALLER = "a smaller batch or shorter sequences"
 _ADVICE = "bench plan SCENARIO --advice predicts what each change frees."
+X = TypeVar("X")
 
 
 def opening(comparison: Comparison) -> str:
     """Return how many cells there are, how they ended, and whether they come from one environment."""
-    total = len(comparison.rows)
-    cells = counted(total, "cell")
+    cells = counted(len(comparison.rows), "cell")
     endings = ", ".join(f"{count} {outcome}" for outcome, count in comparison.outcomes.items())
     text = f"{cells} of {', '.join(comparison.scenarios)}: {endings}."
     if same := one_environment(comparison):
@@ -60,13 +63,11 @@ def sentences(found: Highlights, unit: MemoryUnit) -> Iterator[Sentence]:
     """Yield what is known of one group, the question first that readers ask first."""
     for instrument, rows in found.by_memory.items():
         yield _memory(instrument, rows, found, unit)
-    yield from _without_full(found.ok)
+    for reason, alike in grouped((row.no_reference, row) for row in found.ok if row.no_reference).items():
+        yield Sentence("Not set against full", (*_listed(alike, _MOST_CELLS), f": {reason}."))
     if found.fastest:
         yield _fastest(*found.fastest, alone=len(found.ok) == 1)
-    if found.speeds:
-        yield _speeds(found)
-    elif reservations := [f"{each}." for each in _speed_reservations(found.ok)]:
-        yield Sentence("Caution", (" ".join(reservations),))
+    yield from _speeds(found)
     for task, (row, others) in found.most_accurate.items():
         yield _most_accurate(task, row, others, alone=len(found.ok) == 1)
     for contrast in found.qlora_vs_lora:
@@ -74,8 +75,10 @@ def sentences(found: Highlights, unit: MemoryUnit) -> Iterator[Sentence]:
     yield from _causes(found.ok)
     yield from _remedies(found.ok)
     if changed := [row for row in found.ok if row.merge and not row.merge.within_tolerance]:
-        pieces = ("Do not merge ", *_listed(changed), f" {_merging(changed)}")
-        yield Sentence("Merging", pieces)
+        shares = [row.merge.worst_share for row in changed if row.merge]
+        base = "the quantised base" if any(row.kind == "qlora" for row in changed) else "the base"
+        told = f" into {base} here: a logit changes by {_span(shares)} of the largest."
+        yield Sentence("Merging", ("Do not merge ", *_listed(changed), told))
     yield trained_with(found)
 
 
@@ -83,35 +86,40 @@ def _link(row: Measured) -> RowLink:
     return RowLink(row.method, row.key)
 
 
-def _listed(rows: Sequence[Measured]) -> tuple[str | RowLink, ...]:
-    return tuple(listed([_link(row) for row in rows]))
+def _listed(rows: Iterable[Measured], most: int | None = None) -> Pieces:
+    return tuple(listed([_link(row) for row in rows], most))
+
+
+def _told(
+    found: Sequence[X],
+    tell: Callable[[X], tuple[Measured, str]],
+    separator: str = ", ",
+    more: str = ", and {} more",
+) -> Pieces:
+    """Return links to rows with what there is to tell of each; those a sentence does not hold are counted."""
+    pieces: list[str | RowLink] = []
+    for row, text in map(tell, found[:_MOST_CELLS]):
+        pieces += [separator if pieces else "", _link(row), text]
+    return (*pieces, more.format(len(found) - _MOST_CELLS) if found[_MOST_CELLS:] else "")
 
 
 def _memory(
     instrument: Instrument, rows: Sequence[Measured], found: Highlights, unit: MemoryUnit
 ) -> Sentence:
-    pieces: list[str | RowLink] = []
-    for row in rows[:_MOST_CELLS]:
+    def tell(row: Measured) -> tuple[Measured, str]:
         peak, full = row.peak(instrument), row.against_full
-        change = full.memory_share(instrument) if full else None
-        size = unit.show(peak.peak_bytes if peak else None)
-        pieces += [", then " if pieces else "", _link(row), f" with {size}"]
-        if change is not None:
-            told = _change(change, "less than", "more than", "as much as")
-            pieces.append(f" ({told} full fine-tuning)")
+        text = f" with {unit.show(peak.peak_bytes if peak else None)}"
+        if full and (change := full.memory_share(instrument)) is not None:
+            text += f" ({_change(change, 'less than', 'more than', 'as much as')} full fine-tuning)"
+        return row, text
+
     beyond = len(rows) - _MOST_CELLS
-    end = f", and {counted(beyond, 'cell')} that need{'s' if beyond == 1 else ''} more" if beyond > 0 else ""
-    if unmeasured := len(found.rows) - len(found.ok):
-        end += f"; {unmeasured} of {len(found.rows)} cells did not end ok and have no reading"
+    more = f", and {counted(beyond, 'cell')} that need{'s' if beyond == 1 else ''} more"
+    bad = len(found.rows) - len(found.ok)
+    unread = f"; {bad} of {len(found.rows)} cells did not end ok and have no reading" if bad else ""
+    pieces = _told(rows, tell, ", then ", more)
     about = "Least memory" if len(rows) > 1 else "Peak memory"
-    return Sentence(f"{about} ({INSTRUMENT_NAMES[instrument]})", (*pieces, f"{end}."))
-
-
-def _without_full(rows: Sequence[Measured]) -> Iterator[Sentence]:
-    """Yield which cells have no saving and no relative speed, by the reason."""
-    for reason in dict.fromkeys(row.no_reference for row in rows if row.no_reference):
-        alike = [_link(row) for row in rows if row.no_reference == reason]
-        yield Sentence("Not set against full", (*listed(alike, _MOST_CELLS), f": {reason}."))
+    return Sentence(f"{about} ({INSTRUMENT_NAMES[instrument]})", (*pieces, f"{unread}."))
 
 
 def _change(change: float, less: str, more: str, same: str) -> str:
@@ -120,16 +128,21 @@ def _change(change: float, less: str, more: str, same: str) -> str:
     return same if text == share(0.0, 0) else f"{text} {less if change < 0 else more}"
 
 
+def _span(shares: Collection[float], *, unit: bool = False) -> str:
+    """Write the least and the largest share, or one where both look the same; the unit once or twice."""
+    low, high = share(min(shares), 0), share(max(shares), 0)
+    return high if low == high else f"{low if unit else low.removesuffix(' %')} to {high}"
+
+
 def _fastest(row: Measured, level: Sequence[Measured], *, alone: bool) -> Sentence:
     speed, full = row.throughput, row.against_full
     assert speed is not None  # noqa: S101 - chosen for its speed
-    throttled = " while throttled" if speed.throttled else ""
     text = (
-        f" trains {significant(speed.tokens_per_second)} tokens/s{throttled} "
+        f" trains {significant(speed.tokens_per_second)} tokens/s{' while throttled' * speed.throttled} "
         f"({significant(speed.low)} to {significant(speed.high)}, {speed.spread})"
     )
     if full and full.speed_ratio is not None:
-        overlap = ", not distinguishable (ranges overlap)" if full.speeds_overlap else ""
+        overlap = ", not distinguishable (ranges overlap)" * full.speeds_overlap
         text += f", {full.speed_ratio:.2f} times full fine-tuning's speed{overlap}"
     if alone:
         return Sentence("Speed", (_link(row), f"{text}."))
@@ -139,19 +152,22 @@ def _fastest(row: Measured, level: Sequence[Measured], *, alone: bool) -> Senten
     return Sentence("Fastest", (_link(row), text, *_listed(level), "."))
 
 
-def _speeds(found: Highlights) -> Sentence:
-    pieces: list[str | RowLink] = []
-    for full in found.speeds[:_MOST_CELLS]:
-        overlap = " (not distinguishable: ranges overlap)" if full.speeds_overlap else ""
-        pieces += [", " if pieces else "", _link(full.measured), f" {full.speed_ratio:.2f}{overlap}"]
-    if len(found.speeds) > _MOST_CELLS:
-        pieces.append(f", and {len(found.speeds) - _MOST_CELLS} more")
-    text = ". ".join(["", *_speed_reservations(found.ok)])
-    return Sentence("Speed, full fine-tuning = 1", (*pieces, f"{text}."))
+def _speeds(found: Highlights) -> Iterator[Sentence]:
+    """Yield speeds against full fine-tuning, and why speeds are to be taken with care, if they are."""
+
+    def tell(one: Contrast) -> tuple[Measured, str]:
+        overlap = " (not distinguishable: ranges overlap)" if one.speeds_overlap else ""
+        return one.measured, f" {one.speed_ratio:.2f}{overlap}"
+
+    reservations = list(_reservations(found.ok))
+    if found.speeds:
+        pieces = (*_told(found.speeds, tell), f"{'. '.join(['', *reservations])}.")
+        yield Sentence("Speed, full fine-tuning = 1", pieces)
+    elif reservations:
+        yield Sentence("Caution", (" ".join(f"{each}." for each in reservations),))
 
 
-def _speed_reservations(rows: Sequence[Measured]) -> Iterator[str]:
-    """Yield why speeds of these rows are to be taken with care, if they are."""
+def _reservations(rows: Sequence[Measured]) -> Iterator[str]:
     speeds = [row.throughput for row in rows if row.throughput]
     if any(speed.trend.drift_share is None for speed in speeds):
         yield "Throughput is approximate: too few steps were measured to see whether it drifted"
@@ -172,12 +188,11 @@ def _most_accurate(task: str, row: Measured, others: Sequence[Contrast], *, alon
         text += f" ± {result.after_error * 100:.1f}"
     pieces: list[str | RowLink] = [_link(row), f"{text} of {result.items} questions after training."]
     compared = [(each.measured, one) for each in others if (one := each.accuracy(task))]
-    worse = [(each, one) for each, one in compared if one.significant]
-    level = [(each, one) for each, one in compared if not one.significant]
-    if worse:
-        pieces += [" Significantly less accurate: ", *_with_p(worse), "."]
-    if level:
-        pieces += [" No significant difference: ", *_with_p(level), "."]
+    for about, significantly in (("Significantly less accurate", True), ("No significant difference", False)):
+        alike = [(each, one) for each, one in compared if one.significant is significantly]
+        if alike:
+            told = _told(alike, lambda pair: (pair[0], f" ({difference(pair[1])})"), more=" and {} more")
+            pieces += [f" {about}: ", *told, "."]
     if len(compared) < len(others):
         pieces.append(" The rest answered other questions and cannot be compared.")
     if compared:
@@ -187,19 +202,10 @@ def _most_accurate(task: str, row: Measured, others: Sequence[Contrast], *, alon
     return Sentence(f"{'Accuracy' if alone else 'Most accurate'} on {task}", tuple(pieces))
 
 
-def _with_p(pairs: Sequence[tuple[Measured, AccuracyDifference]]) -> Iterator[str | RowLink]:
-    for index, (row, one) in enumerate(pairs[:_MOST_CELLS]):
-        yield ", " if index else ""
-        yield _link(row)
-        yield f" ({difference(one)})"
-    if len(pairs) > _MOST_CELLS:
-        yield f" and {len(pairs) - _MOST_CELLS} more"
-
-
 def difference(one: AccuracyDifference) -> str:
     """Write a difference of accuracies in points with its p-value."""
-    text = f"{points(one.share)}"
-    return f"{text}, {p_value(one.p_value)}" if one.p_value is not None else f"{text}, the same in all seeds"
+    p = p_value(one.p_value) if one.p_value is not None else "the same in all seeds"
+    return f"{points(one.share)}, {p}"
 
 
 def points(difference_share: float, *, sign: bool = False) -> str:
@@ -232,76 +238,53 @@ def _qlora_vs_lora(found: Contrast, tasks: Sequence[str]) -> Sentence:
 
 def _causes(rows: Sequence[Measured]) -> Iterator[Sentence]:
     """Yield what set the peak, one sentence for cells in which it was the same operator."""
-    groups: dict[tuple[str, str], list[Measured]] = {}
-    for row in rows:
-        if row.cause:
-            groups.setdefault((row.cause.phase, row.cause.op), []).append(row)
-    for (phase, op), alike in groups.items():
-        modules = dict.fromkeys(row.cause.module or "outside any module" for row in alike if row.cause)
-        told = f"{operator(op)} in {' or '.join(modules)}, in the {_during(phase)}"
-        pieces = (*_listed(alike), f": {told}.")
-        yield Sentence("What set the peak of live tensors", pieces)
-
-
-def _during(phase: str) -> str:
-    return f"{phase} pass" if phase in {"forward", "backward"} else words(phase)
+    found = grouped(((row.cause.phase, row.cause.op), (row, row.cause)) for row in rows if row.cause)
+    for (phase, op), alike in found.items():
+        modules = dict.fromkeys(cause.module or "outside any module" for _, cause in alike)
+        during = f"{phase} pass" if phase in {"forward", "backward"} else words(phase)
+        told = f": {operator(op)} in {' or '.join(modules)}, in the {during}."
+        yield Sentence("What set the peak of live tensors", (*_listed(row for row, _ in alike), told))
 
 
 def _remedies(rows: Sequence[Measured]) -> Iterator[Sentence]:
     """Yield what to try where memory is short, by the largest part of the peak and what the method allows."""
-    groups: dict[tuple[Category, str], list[Measured]] = {}
-    for row in rows:
-        if row.cause:
-            part = row.cause.largest_category
-            groups.setdefault((part, _remedy(part, row)), []).append(row)
-    for index, ((category, remedy), alike) in enumerate(groups.items(), start=1):
-        shares = sorted(row.cause.largest_share for row in alike if row.cause)
-        most = share(shares[-1], 0)
-        span = most if share(shares[0], 0) == most else f"{share(shares[0], 0)} to {most}"
-        told = f": the largest part is {words(category)} ({span}); try {remedy}."
-        pieces = (*_listed(alike), f"{told} {_ADVICE}" if index == len(groups) else told)
-        yield Sentence("To need less", pieces)
-
-
-def _merging(rows: Sequence[Measured]) -> str:
-    """Return into what not to merge these rows' adapters, and what it does to the logits."""
-    shares = sorted(row.merge.worst_share for row in rows if row.merge)
-    low, high = share(shares[0], 0), share(shares[-1], 0)
-    span = high if low == high else f"{low.removesuffix(' %')} to {high}"
-    base = "the quantised base" if any(row.kind == "qlora" for row in rows) else "the base"
-    return f"into {base} here: a logit changes by {span} of the largest."
-
-
-def trained_with(found: Highlights) -> Sentence:
-    """Return what all rows share, then what differs between them and where."""
-    settings = found.settings
-    shared = [f"{name} {value}" for name, values in settings.items() if len(values) == 1 for value in values]
-    devices = dict.fromkeys(row.device_name for row in found.ok) or {found.rows[0].device: None}
-    text = "; ".join([f"{found.rows[0].model} on {' and '.join(devices)}", *shared])
-    differing = [_differing(name, values) for name, values in settings.items() if len(values) > 1]
-    differs = f" Differs: {'; '.join(differing)}." if differing else ""
-    return Sentence("Trained with", (f"{text}.{differs}",))
-
-
-def _differing(name: str, values: Mapping[str, Sequence[str]]) -> str:
-    return f"{name} " + ", ".join(f"{value} ({' and '.join(methods)})" for value, methods in values.items())
+    parts = [(row, row.cause.largest_category, row.cause.largest_share) for row in rows if row.cause]
+    found = grouped(((part, _remedy(part, row)), (row, size)) for row, part, size in parts)
+    for (part, remedy), alike in found.items():
+        span = _span([size for _, size in alike], unit=True)
+        told = f": the largest part is {words(part)} ({span}); try {remedy}."
+        advice = f" {_ADVICE}" if (part, remedy) == list(found)[-1] else ""
+        yield Sentence("To need less", (*_listed(row for row, _ in alike), told + advice))
 
 
 def _remedy(part: Category, row: Measured) -> str:
     """Return what can be tried: nothing that the cell does already."""
-    full = row.kind == "full"
-    if part == "weights":
-        return {
-            "full": "adapters on a frozen base (lora), which can be quantised as well (qlora)",
-            "qlora": "a smaller model, since the base is quantised already",
-        }.get(row.kind, "a quantised base (qlora)")
-    if part == "quantisation_state":
-        return "quantised block scales (double_quantisation)"
+    full, no_checkpointing = row.kind == "full", row.cell.training.gradient_checkpointing == "off"
     fewer = "an adapter (lora), which trains fewer parameters" if full else "fewer trained parameters"
-    if part == "gradients":
-        return fewer
-    if part == "optimizer_state":
-        return f"an optimizer with 8-bit or paged state, or {fewer}"
-    if part == "activations" and row.cell.training.gradient_checkpointing == "off":
-        return f"gradient checkpointing, {_SMALLER}"
-    return f"a loss in chunks, {_SMALLER}" if part == "logits" else _SMALLER
+    of_weights = {
+        "full": "adapters on a frozen base (lora), which can be quantised as well (qlora)",
+        "qlora": "a smaller model, since the base is quantised already",
+    }
+    remedies: dict[Category, str] = {
+        "weights": of_weights.get(row.kind, "a quantised base (qlora)"),
+        "quantisation_state": "quantised block scales (double_quantisation)",
+        "gradients": fewer,
+        "optimizer_state": f"an optimizer with 8-bit or paged state, or {fewer}",
+        "activations": f"gradient checkpointing, {_SMALLER}" if no_checkpointing else _SMALLER,
+        "logits": f"a loss in chunks, {_SMALLER}",
+    }
+    return remedies.get(part, _SMALLER)
+
+
+def trained_with(found: Highlights) -> Sentence:
+    """Return what all rows share, then what differs between them and where."""
+    devices = dict.fromkeys(row.device_name for row in found.ok) or {found.rows[0].device: None}
+    shared, differing = [f"{found.rows[0].model} on {' and '.join(devices)}"], []
+    for name, values in found.settings.items():
+        if len(values) == 1:
+            shared.append(f"{name} {next(iter(values))}")
+        else:
+            by_value = (f"{value} ({' and '.join(methods)})" for value, methods in values.items())
+            differing.append(f"{name} {', '.join(by_value)}")
+    differs = f" Differs: {'; '.join(differing)}." if differing else ""
+    return Sentence("Trained with", (f"{'; '.join(shared)}.{differs}",))

@@ -6,7 +6,7 @@ Text comes from strangers: the template escapes all of it, and the page's own po
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -21,9 +21,9 @@ from bench.compare.measured import Measured
 from bench.compare.plans import ModelFits, card_fits, plan_rows
 from bench.errors import counted
 from bench.records.predictions import Plan
-from bench.report import details
 from bench.report.columns import Grid
 from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
+from bench.report.details import ending_table, how_read, section_tables
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
 from bench.report.fit import (
     MOST_SENTENCES,
@@ -35,10 +35,8 @@ from bench.report.fit import (
     why_untried,
 )
 from bench.report.highlights import one_environment, sentences
-from bench.report.methodology import how_read
-from bench.report.pages import section_tables
 from bench.report.plan import detail_tables, plan_grid
-from bench.report.text import GIBIBYTES, Sentence, Table, plain, told_once
+from bench.report.text import Sentence, Table, markdown, plain, told_once
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6
@@ -64,15 +62,6 @@ class Answered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folded:
-    """A table below the fold; ``constants`` are the columns that it need not have."""
-
-    title: str
-    table: Table
-    constants: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Section:
     """One set of records or one plan, ready for the template. ``prefix`` keeps its anchors apart."""
 
@@ -88,7 +77,7 @@ class Section:
     grid: Grid
     figures: tuple[Figure, ...]
     failures: Table | None = None
-    folded: tuple[Folded, ...]
+    folded: tuple[tuple[str, Table], ...]
     differences: tuple[str, ...] = ()
     how_read: tuple[str, ...]
 
@@ -99,32 +88,23 @@ def render_html(comparison: Comparison | None, plans: Sequence[Plan], cards: Seq
     Raises UsageError where the libraries that draw figures are not installed.
     """
     require_libraries()
-    sections = [measured_section(comparison, cards)] if comparison else []
-    sections += [planned_section(plan, f"p{index}-") for index, plan in enumerate(plans, start=1)]
-    return render_sections(sections)
-
-
-def render_sections(sections: Sequence[Section]) -> str:
-    """Return the page of sections that are worked out."""
+    sections = [_measured(comparison, cards)] if comparison else []
+    sections += [_planned(plan, f"p{index}-") for index, plan in enumerate(plans, start=1)]
     title = sections[0].title if len(sections) == 1 else "Measured and planned"
     return render_template("report.html.j2", title=title, sections=sections)
 
 
-def measured_section(comparison: Comparison, cards: Sequence[Card]) -> Section:
-    """Return what is shown of a comparison."""
+def _measured(comparison: Comparison, cards: Sequence[Card]) -> Section:
     anchors = {row.key: f"m-cell-{index}" for index, row in enumerate(comparison.rows, start=1)}
     unit, groups = memory_unit(comparison.rows), comparison.groups
-    endings, told = details.ending_table(comparison.rows), one_environment(comparison)
+    endings, alike = ending_table(comparison.rows), one_environment(comparison)
     return Section(
         prefix="m-",
         title=f"{', '.join(comparison.scenarios)}: methods compared",
-        opening=(*_opening(comparison), *([told] if told else [])),
+        opening=(*_opening(comparison), *([alike] if alike else [])),
         problems=comparison.problems,
         answered=tuple(
-            Answered(
-                title=group_title(one.rows, comparison),
-                sentences=tuple(sentences(one, unit)),
-            )
+            Answered(title=group_title(one.rows, comparison), sentences=tuple(sentences(one, unit)))
             for one in groups[:_MOST_GROUPS]
         ),
         unanswered=len(groups[_MOST_GROUPS:]),
@@ -132,8 +112,8 @@ def measured_section(comparison: Comparison, cards: Sequence[Card]) -> Section:
         grid=comparison_grid(comparison, anchors),
         figures=comparison_figures(comparison, cards),
         failures=endings if endings.rows else None,
-        folded=_folded(folded_tables(comparison)),
-        differences=() if told else comparison.differences,
+        folded=tuple((title, told_once(table)) for title, table in folded_tables(comparison)),
+        differences=() if alike else comparison.differences,
         how_read=tuple(how_read(comparison.rows)),
     )
 
@@ -144,8 +124,7 @@ def _opening(comparison: Comparison) -> Iterator[str]:
         f"Measured: {comparison.records} runs of {len(comparison.rows)} cells ({endings}), the first begun "
         f"at {comparison.first_started_at}. Only cells of one model, window and machine are compared."
     )
-    notes = dict.fromkeys(row.weights_note for row in comparison.rows if row.weights_note)
-    if notes:
+    if notes := dict.fromkeys(row.weights_note for row in comparison.rows if row.weights_note):
         yield f"Weights: {'; '.join(notes)}."
 
 
@@ -162,8 +141,7 @@ def folded_tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
         yield f"Test environment {place.label}: {counted(place.records, 'record')}", facts
 
 
-def planned_section(plan: Plan, prefix: str) -> Section:
-    """Return what is shown of a plan."""
+def _planned(plan: Plan, prefix: str) -> Section:
     rows = plan_rows(plan)
     anchors = {row.cell: f"{prefix}cell-{index}" for index, row in enumerate(rows, start=1)}
     told = fit_sentences(plan)
@@ -178,24 +156,9 @@ def planned_section(plan: Plan, prefix: str) -> Section:
         anchors=anchors,
         grid=plan_grid(plan, rows, anchors),
         figures=plan_figures(plan),
-        folded=_folded(detail_tables(plan)),
-        how_read=tuple(_escaped(line) for line in (*notes_on(plan, rows), *why_untried(plan))),
+        folded=tuple((title, told_once(table)) for title, table in detail_tables(plan) if table.rows),
+        how_read=tuple(markdown(line) for line in (*notes_on(plan, rows), *why_untried(plan))),
     )
-
-
-def _folded(tables: Iterable[tuple[str, Table]]) -> tuple[Folded, ...]:
-    """Return the tables that have a row, each value that all rows share told once."""
-    made = []
-    for title, table in tables:
-        if table.rows:
-            varying, constants = told_once(table)
-            made.append(Folded(title=title, table=varying, constants=constants))
-    return tuple(made)
-
-
-def _escaped(text: str) -> str:
-    """Return text as Markdown that shows it as it is."""
-    return re.sub(r"([\\`*_\[\]<>&~|])", r"\\\1", plain(text))
 
 
 def render_template(name: str, **values: Any) -> str:
@@ -218,7 +181,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=themed_svg, inline=_inline, plain=plain, gibibytes=_gibibytes)
+    environment.filters.update(figure=_themed_svg, inline=_inline, plain=plain)
     return environment
 
 
@@ -231,16 +194,12 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _gibibytes(size_bytes: int) -> str:
-    return f"{GIBIBYTES.scaled(size_bytes):.0f} GiB"
-
-
 def _inline(text: str) -> Markup:
     """Return a line of our own Markdown as HTML; tags in it are shown, not obeyed."""
     return Markup(MarkdownIt("js-default", {"html": False}).renderInline(text))  # noqa: S704 - it escapes
 
 
-def themed_svg(figure: Figure, prefix: str) -> Markup:
+def _themed_svg(figure: Figure, prefix: str) -> Markup:
     """Return a figure's SVG in the colours of the page, its ids made unique."""
     svg = figure.svg()
     for literal, themed in _THEMED.items():

@@ -1,143 +1,97 @@
-"""The gates' simulated error rates beside what is promised, as a table. No arithmetic."""
+"""The gates' simulated error rates beside what is promised; predictions beside published measurements."""
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from bench.records.published import ScoredMeasurement, ScoredRow, Source, Summary, Validation, summarise
+from bench.records.published import ScoredMeasurement, ScoredRow, Source, Validation, summarise
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
     Table,
-    bullets,
-    markdown,
+    grouped,
     markdown_table,
+    render_page,
     share,
+    table_of,
     terminal_table,
     words,
 )
-from bench.stats.simulation import CheckRow, SelfCheck
+from bench.stats.simulation import SelfCheck
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-_HEADER = ("Situation", "Verdict", "Rate", "95 % interval", "Promised", "Kept", "Trials")
 _WORDS = {"undecided": "inconclusive", "any regression": "regression of any cell"}
+_IN_BAND = {True: "hit", False: "miss", None: NOT_APPLICABLE}
 
 
 def render_self_check(check: SelfCheck) -> str:
     """Return the table as Markdown."""
-    return markdown_table(_table(check.rows))
+    return markdown_table(_table(check))
 
 
 def render_terminal(check: SelfCheck) -> "RichTable":
     """Return the table for a terminal."""
-    return terminal_table(_table(check.rows), "Error rates of the gates, simulated")
+    return terminal_table(_table(check), "Error rates of the gates, simulated")
 
 
-def _table(rows: Iterable[CheckRow]) -> Table:
-    return Table(header=_HEADER, rows=tuple(map(_line, rows)), left=2)
-
-
-def _line(row: CheckRow) -> tuple[str, ...]:
-    promised = NOT_APPLICABLE if row.bound is None else f"{row.side} {share(row.bound, 0)}"
-    kept = NOT_APPLICABLE if row.bound is None else ("yes" if row.holds else "NO")
-    interval = f"{share(row.low, 2)} to {share(row.high, 2)}"
-    event = _WORDS.get(row.event, row.event)
-    return (row.situation, event, share(row.rate, 2), interval, promised, kept, f"{row.trials:,}")
-
-
-_SUMMARY = (
-    "Source",
-    "Tier",
-    "Counter",
-    "Moment",
-    "Numbers",
-    "Median",
-    "Mean",
-    "Largest",
-    "Signed",
-    "In band",
-)
-_ROW = ("Run", "Counter", "Moment", "Measured", "Predicted", "Error", "Band", "Set by")
+def _table(check: SelfCheck) -> Table:
+    return table_of(
+        check.rows,
+        ("Situation", lambda row: row.situation),
+        ("Verdict", lambda row: _WORDS.get(row.event, row.event)),
+        ("Rate", lambda row: share(row.rate, 2)),
+        ("95 % interval", lambda row: f"{share(row.low, 2)} to {share(row.high, 2)}"),
+        ("Promised", lambda row: f"{row.side} {share(row.bound, 0)}" if row.side else NOT_APPLICABLE),
+        ("Kept", lambda row: NOT_APPLICABLE if row.bound is None else "yes" if row.holds else "NO"),
+        ("Trials", lambda row: f"{row.trials:,}"),
+        left=2,
+    )
 
 
 def render_validation(validation: Validation) -> str:
     """Return the summary, then a section a source with every number and every refusal."""
-    versions = ", ".join(f"{name} {number}" for name, number in validation.versions.items())
-    how_to_read = (
-        f"Traced with {markdown(versions)}. Errors are predicted over measured, less one: plus is too much. "
-        "The median, the mean and the largest are of their sizes."
+    summary = table_of(
+        summarise(validation.rows),
+        ("Source", lambda one: one.source),
+        ("Tier", lambda one: str(one.tier)),
+        ("Counter", lambda one: one.metric),
+        ("Moment", lambda one: words(one.moment)),
+        ("Numbers", lambda one: str(one.count)),
+        ("Median", lambda one: share(one.median_error, 2)),
+        ("Mean", lambda one: share(one.mean_error, 2)),
+        ("Largest", lambda one: share(one.largest_error, 2)),
+        ("Signed", lambda one: share(one.signed_error, 2)),
+        ("In band", lambda one: f"{one.in_band} of {one.with_band}" if one.with_band else NOT_APPLICABLE),
+        left=4,
     )
-    summary = tuple(map(_summary_line, summarise(validation.rows)))
-    parts = [
-        how_to_read,
-        markdown_table(Table(header=_SUMMARY, rows=summary, left=4)),
-        _counts(validation.rows),
+    return render_page(
+        "validation.md.j2",
+        versions=", ".join(f"{name} {number}" for name, number in validation.versions.items()),
+        summary=summary,
+        rows=validation.rows,
+        predicted=sum(row.refused is None for row in validation.rows),
+        inexpressible=sum(row.inexpressible for row in validation.rows),
+        sections=[_section(source, validation) for source in validation.sources],
+    )
+
+
+def _section(source: Source, validation: Validation) -> tuple[Source, Table, dict[str, list[str]]]:
+    """Return a source, the table of its numbers, and its refused rows by the reason."""
+    rows = [row for row in validation.rows if row.source == source.name]
+    refused = grouped((row.refused, row.name) for row in rows if row.refused is not None)
+    pairs: list[tuple[ScoredRow, ScoredMeasurement]] = [
+        (row, one) for row in rows for one in row.measurements if one.predicted_bytes is not None
     ]
-    for source in validation.sources:
-        parts += _section(source, [row for row in validation.rows if row.source == source.name])
-    return "\n\n".join(parts)
-
-
-def _counts(rows: Sequence[ScoredRow]) -> str:
-    predicted = sum(row.refused is None for row in rows)
-    by_file = sum(row.inexpressible for row in rows)
-    return (
-        f"Rows: {len(rows)}. Predicted: {predicted}. Refused because the run cannot be expressed: {by_file}. "
-        f"Refused while tracing: {len(rows) - predicted - by_file}."
+    table = table_of(
+        pairs,
+        ("Run", lambda pair: pair[0].name),
+        ("Counter", lambda pair: pair[1].measured.metric),
+        ("Moment", lambda pair: words(pair[1].measured.moment)),
+        ("Measured", lambda pair: GIBIBYTES.show(pair[1].measured.size_bytes)),
+        ("Predicted", lambda pair: GIBIBYTES.show(pair[1].predicted_bytes)),
+        ("Error", lambda pair: share(pair[1].error, 2)),
+        ("Band", lambda pair: _IN_BAND[pair[1].in_band]),
+        ("Set by", lambda pair: pair[0].peak if pair[1].measured.moment == "peak" else NOT_APPLICABLE),
+        left=3,
     )
-
-
-def _section(source: Source, rows: Sequence[ScoredRow]) -> list[str]:
-    where = source.repository if not source.commit else f"{source.repository} at {source.commit}"
-    parts = [
-        f"### {markdown(source.title)}",
-        f"Source: {markdown(where)}. Licence: {markdown(source.licence)}.",
-    ]
-    parts += [markdown(text) for text in (source.note, source.fitted) if text]
-    lines = [
-        _row_line(row, one) for row in rows for one in row.measurements if one.predicted_bytes is not None
-    ]
-    if lines:
-        parts.append(markdown_table(Table(header=_ROW, rows=tuple(lines), left=3)))
-    refused: dict[str, list[str]] = {}
-    for row in rows:
-        if row.refused is not None:
-            refused.setdefault(row.refused, []).append(row.name)
-    if refused:
-        listed = bullets(
-            f"{markdown(reason)} ({len(names)}: {markdown(', '.join(names))})"
-            for reason, names in refused.items()
-        )
-        parts.append(f"Refused:\n\n{listed}")
-    return parts
-
-
-def _summary_line(summary: Summary) -> tuple[str, ...]:
-    return (
-        summary.source,
-        str(summary.tier),
-        summary.metric,
-        words(summary.moment),
-        str(summary.count),
-        share(summary.median_error, 2),
-        share(summary.mean_error, 2),
-        share(summary.largest_error, 2),
-        share(summary.signed_error, 2),
-        f"{summary.in_band} of {summary.with_band}" if summary.with_band else NOT_APPLICABLE,
-    )
-
-
-def _row_line(row: ScoredRow, one: ScoredMeasurement) -> tuple[str, ...]:
-    measured = one.measured
-    hit = {True: "hit", False: "miss", None: NOT_APPLICABLE}[one.in_band]
-    return (
-        row.name,
-        measured.metric,
-        words(measured.moment),
-        GIBIBYTES.show(measured.size_bytes),
-        GIBIBYTES.show(one.predicted_bytes),
-        share(one.error, 2),
-        hit,
-        row.peak if measured.moment == "peak" else NOT_APPLICABLE,
-    )
+    return source, table, refused

@@ -3,19 +3,22 @@
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, TypeVar
 
-from bench.metrics import GIB, MIB
+from bench.metrics import GIB, MIB, Metric
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from rich.console import JustifyMethod
     from rich.table import Table as RichTable
 
 R = TypeVar("R")
+K = TypeVar("K")
+V = TypeVar("V")
 NOT_MEASURED = "n/a"
 NOT_APPLICABLE = "–"  # noqa: RUF001 - a dash is what a table shows for *does not apply*
 
@@ -73,6 +76,7 @@ def unit_for(sizes_bytes: Sequence[int], *, on_gpu: bool) -> MemoryUnit:
     return SMALL_MEBIBYTES if min(sizes_bytes, default=GIB) < 100 * MIB else MEBIBYTES
 
 
+@cache
 def texts(subject: str) -> Mapping[str, str]:
     """Return what ``templates/texts.toml`` says on a subject; {places} are left for ``str.format``."""
     source = files("bench.report").joinpath("templates", "texts.toml").read_text(encoding="utf-8")
@@ -140,6 +144,30 @@ def p_value(value: float) -> str:
     return f"p = {min(value, _LEVEL - 1e-4):.4f}" if just_below else f"p = {value:.3f}"
 
 
+NAMED_UNITS: Mapping[str, Callable[[float], str]] = {
+    "bytes": lambda value: SMALL_MEBIBYTES.show(round(value)),
+    "ns": duration,
+    "share": share,
+}
+"""How a metric's value is written, unit included, by its unit."""
+
+
+def metric_value(metric: Metric, value: float | None) -> str:
+    """Write the value of a metric; a unit that is not in ``NAMED_UNITS`` is left to its title."""
+    if value is None:
+        return NOT_MEASURED
+    exact = "{:,.0f}".format if metric.kind == "deterministic" else significant
+    return NAMED_UNITS.get(metric.unit, exact)(value)
+
+
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """Return the values of each key, in order of appearance."""
+    found: dict[K, list[V]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
+
+
 def words(name: str) -> str:
     """Write a phase or a category as words."""
     return name.replace("_", " ")
@@ -169,11 +197,15 @@ def _minus(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A header and rows of plain text, not yet escaped; ``left`` columns are words, the others numbers."""
+    """A header and rows of plain text, not yet escaped; ``left`` columns are words, the others numbers.
+
+    ``constants`` are title and value of columns that it need not have.
+    """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int = 1
+    constants: tuple[tuple[str, str], ...] = ()
 
 
 def table_of(rows: Iterable[R], *columns: tuple[str, Callable[[R], str]], left: int = 1) -> Table:
@@ -190,30 +222,30 @@ def cell_table(
     return Table(header=("Cell", *(title for title, _ in columns)), rows=lines, left=left)
 
 
-def told_once(table: Table) -> tuple[Table, tuple[tuple[str, str], ...]]:
-    """Return a table without the columns in which all rows are alike, and the title and value of these.
+def varying(titles: Sequence[str], columns: Sequence[Sequence[Hashable]]) -> list[int]:
+    """Return the columns but those in which all rows, if there are several, are alike.
 
     The first column stays, since it names the rows, and so does a title that occurs twice.
     """
-    if len(table.rows) < 2:  # noqa: PLR2004 - one row has no others to be like
-        return table, ()
-    columns = list(zip(*table.rows, strict=True))
-    kept = [
+    return [
         index
-        for index, column in enumerate(columns)
-        if index == 0 or len(set(column)) > 1 or table.header.count(table.header[index]) > 1
+        for index, cells in enumerate(columns)
+        if index == 0 or len(cells) == 1 or len(set(cells)) != 1 or titles.count(titles[index]) > 1
     ]
-    if len(kept) < 2:  # noqa: PLR2004 - names alone would be no table
-        return table, ()
-    constants = [
-        (table.header[index], columns[index][0]) for index in range(len(columns)) if index not in kept
-    ]
-    varying = Table(
+
+
+def told_once(table: Table) -> Table:
+    """Return a table with each column in which all rows are alike among its constants; names are no table."""
+    columns = list(zip(*table.rows, strict=True))
+    kept = varying(table.header, columns)
+    if not kept[1:]:
+        return table
+    return Table(
         header=tuple(table.header[index] for index in kept),
         rows=tuple(tuple(row[index] for index in kept) for row in table.rows),
         left=sum(index < table.left for index in kept),
+        constants=tuple((table.header[i], cells[0]) for i, cells in enumerate(columns) if i not in kept),
     )
-    return varying, tuple(constants)
 
 
 def markdown_table(table: Table) -> str:
@@ -227,6 +259,33 @@ def markdown_table(table: Table) -> str:
 def bullets(lines: Iterable[str]) -> str:
     """Return a Markdown list of lines that are Markdown already."""
     return "\n".join(f"- {line}" for line in lines)
+
+
+class Written(str):
+    """Markdown that a template shows as it is; everything else it shows is escaped."""
+
+    __slots__ = ()
+
+
+@cache
+def _templates() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(  # noqa: S701 - finalize escapes what is shown
+        loader=PackageLoader("bench.report", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Written) else markdown(str(value)),
+    )
+    environment.filters.update(written=Written, table=lambda table: Written(markdown_table(table)))
+    return environment
+
+
+def render_page(template: str, **values: object) -> str:
+    """Return a page of Markdown, or a part of one; between paragraphs a template may leave many lines."""
+    text = _templates().get_template(template).render(values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def terminal_table(table: Table, title: str) -> "RichTable":
@@ -245,24 +304,9 @@ def terminal_table(table: Table, title: str) -> "RichTable":
     return shown
 
 
-_WORDS = {
-    "aten::_log_softmax_backward_data": "the loss's gradient over the vocabulary",
-    "aten::_log_softmax": "the loss over the vocabulary",
-    "aten::embedding_dense_backward": "the embedding's gradient",
-    "aten::mm": "a matrix product",
-    "aten::addmm": "a matrix product",
-    "aten::bmm": "a batch of matrix products",
-    "aten::mul": "a product of elements",
-    "aten::add": "a sum of elements",
-    "aten::_to_copy": "a copy in another dtype",
-    "aten::_foreach_norm": "the norm of the gradients, for clipping",
-    "bitsandbytes::dequantize_4bit": "4-bit weights de-quantised",
-}
-
-
 def operator(name: str) -> str:
     """Return an operator in words with its name in brackets, or its name."""
-    told = _WORDS.get(name.removesuffix(" (workspace)"))
+    told = texts("operators").get(name.removesuffix(" (workspace)"))
     return f"{told} ({name})" if told else name
 
 

@@ -2,7 +2,7 @@
 
 from bench.compare.comparison import compare
 from bench.records.readings import PagedMemory, TorchSettings
-from bench.report.details import torch_table
+from bench.report.details import section_tables
 from bench.report.pages import render_markdown
 from records_factory import MIB, make_cell, make_measurement, make_phases, make_record
 
@@ -23,8 +23,8 @@ def test_settings_are_shown_for_cells_on_a_gpu_only() -> None:
     """What torch does not tell is not measured; a CPU has no use for most of it."""
     on_cpu = make_record(measurement=make_measurement(torch_settings=SETTINGS))
     on_gpu = make_record(cell=make_cell(device="cuda"), measurement=make_measurement(torch_settings=SETTINGS))
-    rows = compare([on_cpu, on_gpu]).rows
-    assert torch_table(rows, lambda row: row.device).rows == (
+    tables = dict(section_tables(compare([on_cpu, on_gpu]), lambda row: row.device))
+    assert tables["How torch was set"].rows == (
         (
             "cuda",
             "high",
