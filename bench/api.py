@@ -209,7 +209,8 @@ def run(scenario: str | Path, *, only: str | None = None, repeats: int = 1) -> R
     ``only`` is a glob on ids of cells. Raises ``bench.errors.UsageError`` for a mistake in the file.
     """
     from bench.runner.live import open_console, watch
-    from bench.runner.sweep import SweepOptions, run_sweep
+    from bench.runner.schedule import SweepOptions
+    from bench.runner.sweep import run_sweep
     from bench.scenario.load import load_scenario
 
     loaded = load_scenario(Path(scenario))

@@ -11,7 +11,7 @@ from bench.errors import InfrastructureError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bench.runner.sweep import SweepOptions
+    from bench.runner.schedule import SweepOptions
     from bench.scenario.cell import Cell
 
 
@@ -41,8 +41,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     ] = False,
 ) -> None:
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
-    from bench.runner.schedule import parse_outcomes, require_data
-    from bench.runner.sweep import SweepOptions
+    from bench.runner.schedule import SweepOptions, parse_outcomes, require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)

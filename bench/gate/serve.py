@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import IO
 
 from packaging.utils import canonicalize_name
@@ -93,11 +94,11 @@ def _ready(
     tell(Ready(environment=environment, cuda_name=facts.cuda_name, locations=locations))
     usual = launcher.start_method
     runner = CellRunner(
+        options=schedule.SweepOptions(results=Path(), trust_remote_code=opening.trust_remote_code),
         launcher=launcher,
         observe=lambda event: note(event.text) if isinstance(event, schedule.Note) else None,
         environment=environment,
         facts=facts,
-        trust_remote_code=opening.trust_remote_code,
     )
 
     def run(assignment: Assignment) -> Record:

@@ -167,4 +167,3 @@ class PlanJob(Stored):
 
 
 Job = Annotated[ProbeJob | FetchJob | CellJob | PlanJob, Field(discriminator="job")]
-JOB: TypeAdapter[Job] = TypeAdapter(Job)

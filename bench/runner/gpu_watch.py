@@ -26,7 +26,7 @@ from bench.runner import gpu_verdict
 from bench.runner.gpu_samples import Timeline
 from bench.runner.gpu_verdict import Owners, judge_isolation
 from bench.workers import interrupts
-from bench.workers.listeners import Findings
+from bench.workers.supervise import Findings
 
 INTERVAL_NS = 100_000_000
 # Memory is asked for each time, all else (which drivers bring up to date every 20 to 100 ms at best) every
@@ -155,9 +155,16 @@ class GpuWatch:
         self._thread.start()
         if not self._answered.wait(ANSWER_S):
             return None
-        deadline_s = time.monotonic() + self._idle_patience_s
+        deadline_s, seen = time.monotonic() + self._idle_patience_s, self._seen
         try:
-            while (busy := self._look()) is not None:
+            while True:
+                earlier = self._latest
+                with interrupts.waiting():
+                    time.sleep(INTERVALS_BETWEEN_LOOKS * self._interval_ns / 1e9)
+                before = self._latest
+                busy = gpu_verdict.why_busy(earlier, before, self._gpu.facts)
+                if busy is None:
+                    break
                 if time.monotonic() >= deadline_s:
                     self._end_sampling()
                     return (
@@ -168,17 +175,9 @@ class GpuWatch:
         except BaseException:
             self._end_sampling()
             raise
-        return None
-
-    def _look(self) -> str | None:
-        """Return what others do on the GPU over a few samples, the last of which is kept."""
-        earlier = self._latest
-        with interrupts.waiting():
-            time.sleep(INTERVALS_BETWEEN_LOOKS * self._interval_ns / 1e9)
-        before, seen = self._latest, self._seen
         seen.background = {process.pid for process in (before and before.processes) or ()}
         seen.idle_device_bytes = before.device_used_bytes if before else None
-        return gpu_verdict.why_busy(earlier, before, self._gpu.facts)
+        return None
 
     @property
     def silent(self) -> bool:

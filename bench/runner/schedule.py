@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from bench.errors import UsageError
 from bench.records.environment import KEY_PACKAGES
@@ -30,6 +30,25 @@ FLASH_ATTENTION_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Where records go, which cells are run, how often, and what is run again.
+
+    ``predict`` has memory predicted first; ``skip_unfit`` then skips cells that cannot fit the card.
+    ``snapshot`` has the worker write the history of CUDA's allocator beside each record.
+    """
+
+    results: Path
+    repeats: int = 1
+    retry: Collection[Outcome] = ()
+    force: bool = False
+    only: str | None = None
+    trust_remote_code: bool = False
+    predict: bool = False
+    skip_unfit: bool = False
+    snapshot: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduledRun:
     """One run to do; ``reason`` says why this machine cannot, and then nothing is started."""
 
@@ -40,38 +59,33 @@ class ScheduledRun:
     inputs_digest: str | None = None
 
 
-@dataclass(frozen=True)
-class Preparing:
+class Preparing(NamedTuple):
     """Something before or between cells takes its time: the libraries, the weights."""
 
     what: str
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """Something the user has to know, in one sentence."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class SweepStarted:
+class SweepStarted(NamedTuple):
     """How much there is to do; runs on disk are not done again."""
 
     runs_to_do: int
     runs_on_disk: int
 
 
-@dataclass(frozen=True)
-class RunStarted:
+class RunStarted(NamedTuple):
     """A cell's workers are asked for."""
 
     cell: Cell
     run: int
 
 
-@dataclass(frozen=True)
-class RunEnded:
+class RunEnded(NamedTuple):
     """A record was written; ``again`` says that the run is done once more, as the next."""
 
     record: Record
@@ -121,28 +135,22 @@ def require_data(cells: Sequence[Cell]) -> None:
         raise UsageError("\n".join(found))
 
 
-def schedule_runs(  # noqa: PLR0913 - one parameter for each option
-    prepared: Sequence[ScheduledRun],
-    records: Sequence[Record],
-    *,
-    repeats: int = 1,
-    retry: Collection[Outcome] = (),
-    force: bool = False,
-    keep_skipped: bool = False,
+def schedule_runs(
+    prepared: Sequence[ScheduledRun], records: Sequence[Record], options: SweepOptions
 ) -> list[ScheduledRun]:
     """Return the runs to do, repeats outermost: every cell once, then every cell again.
 
     A run on disk counts as done whatever its outcome, except with ``force``, outcomes to retry,
-    *contaminated*, *unavailable* where the machine can do it by now, *skipped* unless those are kept, and
-    *oom* and *timeout* under limits that have been changed since. What does not count stays on disk, and the
-    new run takes the next number.
+    *contaminated*, *unavailable* where the machine can do it by now, *skipped* unless cells are being
+    skipped, and *oom* and *timeout* under limits that have been changed since. What does not count stays on
+    disk, and the new run takes the next number.
     """
 
     def counts(record: Record, one: ScheduledRun) -> bool:
-        if force or record.key != one.key or record.outcome in {"contaminated", *retry}:
+        if options.force or record.key != one.key or record.outcome in {"contaminated", *options.retry}:
             return False
         if record.outcome == "skipped":
-            return keep_skipped
+            return options.skip_unfit
         if record.outcome == "unavailable":
             return one.reason is not None
         return record.outcome not in ENDED_BY_LIMITS or record.cell.limits == one.cell.limits
@@ -152,7 +160,7 @@ def schedule_runs(  # noqa: PLR0913 - one parameter for each option
         last_run[record.key] = max(last_run[record.key], record.run)
     done = [sum(counts(record, one) for record in records) for one in prepared]
     scheduled = []
-    for repeat in range(repeats):
+    for repeat in range(options.repeats):
         for one, runs_done in zip(prepared, done, strict=True):
             if repeat >= runs_done:
                 last_run[one.key] += 1

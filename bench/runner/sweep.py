@@ -2,10 +2,9 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from bench.errors import InterruptedByUserError
 from bench.predict.plan import plan_before_sweep, why_unfit, with_prediction
@@ -16,37 +15,18 @@ from bench.records.readings import Caveat
 from bench.records.records import DeviceFacts, Environment, Failure, Measurement, Outcome, Record
 from bench.records.store import OpenFolder, load_records, open_folder, snapshot_file_name
 from bench.runner import schedule
+from bench.runner.cpu_watch import CpuLoadWatch
 from bench.runner.gpu_watch import GpuWatch, SweepGpu, sweep_gpu
-from bench.runner.schedule import Observe, ScheduledRun
+from bench.runner.schedule import Observe, ScheduledRun, SweepOptions
 from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells
 from bench.scenario.types import LimitsSpec, ModelSpec
 from bench.workers import interrupts
 from bench.workers.launch import Launcher
-from bench.workers.listeners import CpuLoadWatch, Findings, Watch
-from bench.workers.supervise import NO_LIMITS, JobEnd, RunningJob, add_findings, probe
+from bench.workers.supervise import NO_LIMITS, Findings, JobEnd, RunningJob, Watch, add_findings, probe
 
 MOST_RERUNS = 2  # of a contaminated run; what is contaminated even then is left to the next sweep
 _TO_RETRY: tuple[Outcome, ...] = ("failed", "crashed", "timeout", "contaminated")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """Where records go, which cells are run, how often, and what is run again.
-
-    ``predict`` has memory predicted first; ``skip_unfit`` then skips cells that cannot fit the card.
-    ``snapshot`` has the worker write the history of CUDA's allocator beside each record.
-    """
-
-    results: Path
-    repeats: int = 1
-    retry: Collection[Outcome] = ()
-    force: bool = False
-    only: str | None = None
-    trust_remote_code: bool = False
-    predict: bool = False
-    skip_unfit: bool = False
-    snapshot: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,20 +58,15 @@ class SweepResult:
 
 @dataclass(kw_only=True)
 class CellRunner:
-    """Turns a scheduled run into a record; remembers which weights were fetched.
+    """Turns a scheduled run into a record; remembers which weights were fetched."""
 
-    ``snapshots`` is the folder that allocator snapshots go to, None where none are asked for.
-    """
-
+    options: SweepOptions
     launcher: Launcher
     observe: Observe
     environment: Environment
     facts: DeviceFacts
     gpu: SweepGpu = field(default_factory=SweepGpu)
     plan: Plan | None = None
-    trust_remote_code: bool = False
-    skip_unfit: bool = False
-    snapshots: Path | None = None
 
     def __post_init__(self) -> None:
         self._fetched: dict[str, JobEnd] = {}
@@ -125,7 +100,7 @@ class CellRunner:
         cell, expected = planned.cell, self._expected.get(planned.cell.id)
         if planned.reason is not None:
             return _not_run("unavailable", planned.reason)
-        if expected is not None and self.plan is not None and self.plan.cards and self.skip_unfit:
+        if expected is not None and self.plan is not None and self.plan.cards and self.options.skip_unfit:
             unfit = why_unfit(expected, self.plan.cards[0])
             if unfit is not None:
                 return _not_run("skipped", unfit)
@@ -134,11 +109,11 @@ class CellRunner:
             if fetched.outcome != "ok":
                 return fetched
         self.observe(schedule.RunStarted(cell, planned.run))
-        name = snapshot_file_name(cell.id, planned.key, planned.run)
+        snapshot = self.options.results.resolve() / snapshot_file_name(cell.id, planned.key, planned.run)
         job = CellJob(
             cell_json=cell.model_dump_json(),
-            trust_remote_code=self.trust_remote_code,
-            snapshot_path=str(self.snapshots / name) if self.snapshots else None,
+            trust_remote_code=self.options.trust_remote_code,
+            snapshot_path=str(snapshot) if self.options.snapshot else None,
             turns=turns,
         )
         if turns is not None:
@@ -212,14 +187,7 @@ def _sweep(
     environment = read_environment()
     facts = probe(launcher, note)
     prepared = [schedule.prepare(cell, environment, facts) for cell in cells]
-    planned = schedule.schedule_runs(
-        prepared,
-        loaded.records,
-        repeats=options.repeats,
-        retry=options.retry,
-        force=options.force,
-        keep_skipped=options.skip_unfit,
-    )
+    planned = schedule.schedule_runs(prepared, loaded.records, options)
     possible = [run.cell for run in planned if run.reason is None]
     plan = None
     if options.predict and possible:
@@ -232,15 +200,13 @@ def _sweep(
     on_gpu = any(cell.device == "cuda" for cell in possible)
     with sweep_gpu(facts, note) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
         runner = CellRunner(
+            options=options,
             launcher=launcher,
             observe=observe,
             environment=environment,
             facts=facts,
             gpu=gpu,
             plan=plan,
-            trust_remote_code=options.trust_remote_code,
-            skip_unfit=options.skip_unfit,
-            snapshots=options.results.resolve() if options.snapshot else None,
         )
         made = _run_all(planned, runner, folder)
     records = sorted([*records, *made], key=lambda record: (order.index(record.key), record.run))

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from bench.metrics import GIB
 from bench.records import messages
-from bench.records.messages import JOB, Finished, Heartbeat, Job, Message, Send
+from bench.records.messages import Finished, Heartbeat, Job, Message, Send
 from bench.records.readings import Stored
 from bench.workers.classify import classify_exception
 
@@ -55,16 +55,7 @@ class Pipes(NamedTuple):
     lifeline: Connection
 
 
-class Assignment(NamedTuple):
-    """What to do: a job (``bench.records.messages``), as which rank, with how much host memory."""
-
-    job_json: str
-    rank: int
-    host_memory_gib: float | None
-    work: Work
-
-
-def main(pipes: Pipes, assignment: Assignment) -> None:
+def main(pipes: Pipes, work: Work, job: Job, rank: int, host_memory_gib: float | None) -> None:
     """Do one job, report how it went, and leave at once, whatever still runs in this process."""
     os.setsid()
     multiprocessing.current_process().daemon = False  # a daemon may not start processes, and libraries do
@@ -77,13 +68,13 @@ def main(pipes: Pipes, assignment: Assignment) -> None:
     faulthandler.enable(file=2)
     # The supervisor ends a hanging worker by SIGTERM; first it says where it hung.
     faulthandler.register(signal.SIGTERM, file=2, all_threads=True, chain=True)
-    send = _sender(pipes.messages.fileno(), assignment.rank)
+    send = _sender(pipes.messages.fileno(), rank)
     send(Heartbeat())
     threading.Thread(target=_beat, args=(send,), daemon=True).start()
     result: Message = Finished()
     try:
-        with _memory_limit(assignment.host_memory_gib):
-            assignment.work(JOB.validate_json(assignment.job_json), send)
+        with _memory_limit(host_memory_gib):
+            work(job, send)
     except BaseException as error:  # noqa: BLE001 - whatever ended the job is what has to be reported
         traceback.print_exc()
         result = classify_exception(error)

@@ -196,27 +196,27 @@ class Launcher:
         workers: list[Worker] = []
         try:
             for rank in range(ranks):
-                assignment = child.Assignment(job.model_dump_json(), rank, host_memory_gib, self._work)
-                workers.append(self._start(assignment))
+                task = (self._work, job, rank, host_memory_gib)
+                workers.append(self._start(task))
                 server_pid = _parent_pid(workers[-1].pid)
                 if self.start_method == "forkserver" and holds_file_open(server_pid, CUDA_DEVICE_FILE):
                     workers.pop().end()
                     self.start_method = "spawn"
-                    workers.append(self._start(assignment))
+                    workers.append(self._start(task))
         except BaseException:
             for worker in workers:
                 worker.end()
             raise
         return workers
 
-    def _start(self, assignment: child.Assignment) -> Worker:
+    def _start(self, task: tuple[child.Work, Job, int, float | None]) -> Worker:
         process_kind = SpawnContext.Process if self.start_method == "spawn" else ForkServerContext.Process
         messages, worker_messages = multiprocessing.Pipe(duplex=False)
         output, worker_output = multiprocessing.Pipe(duplex=False)
         worker_lifeline, lifeline = multiprocessing.Pipe(duplex=False)
         ends = child.Pipes(worker_messages, worker_output, worker_lifeline)
         # A daemon is ended, not waited for, should this process leave without having ended it.
-        process = process_kind(target=child.main, args=(ends, assignment), daemon=True)
+        process = process_kind(target=child.main, args=(ends, *task), daemon=True)
         # Hidden while a process starts, or every worker would import the command line again.
         main_module, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
         try:

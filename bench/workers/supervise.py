@@ -8,24 +8,127 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
+
+from pydantic import ValidationError
 
 from bench.errors import InfrastructureError
-from bench.records.messages import Failed, Job, ProbeJob
-from bench.records.readings import Caveat
-from bench.records.records import DeviceFacts, Failure, Measurement, Outcome
+from bench.records.messages import (
+    MESSAGE,
+    Failed,
+    Finished,
+    Job,
+    Message,
+    PhaseStarted,
+    ProbeJob,
+    ReadingMade,
+)
+from bench.records.readings import Caveat, GpuReading, Part
+from bench.records.records import DeviceFacts, Failure, Measurement, Outcome, Phase, PhaseReading
 from bench.scenario.types import LimitsSpec
 from bench.workers.classify import classify_exit, count_oom_kills, during
 from bench.workers.launch import CHECK_INSTALLATION, Launcher, Worker, wait_for_any
-from bench.workers.listeners import Findings, Hear, Transcript, Watch
 
 STORED_TAIL_CHARACTERS = 8192
 EXIT_GRACE_S = 5.0
 MAX_SLEEP_S = 60.0
+MAX_MESSAGE_BYTES = 64 * 1024**2
+
+Hear = Callable[[Message], None]
+"""Gets each message of a worker as it comes. Must return soon: the supervisor waits for it."""
+
 
 Verdict = tuple[Outcome, Failure | None]
 NO_LIMITS = LimitsSpec.model_validate({})
 # How a run may have ended because of what others did; any other end would have come without them.
 CONTAMINABLE = frozenset({"ok", "oom", "timeout"})
+
+
+_FIELDS = {
+    kind: (name, get_origin(hint) is tuple)
+    for name, hint in get_type_hints(Measurement).items()
+    for kind in get_args(hint)
+    if isinstance(kind, type) and issubclass(kind, Part)
+}
+"""Where each kind of reading stands in a measurement, and whether with others of its kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What was seen; ``contamination`` is the sentence why this run says nothing, None where it does."""
+
+    gpu: GpuReading | None = None
+    caveats: tuple[Caveat, ...] = ()
+    contamination: str | None = None
+
+
+class Watch(Protocol):
+    """Watches one run from outside the worker. Every call returns soon: the supervisor waits for it."""
+
+    def begin(self, *worker_pids: int) -> None:
+        """Say that the workers are there, in order of rank."""
+
+    def message(self, message: Message) -> None:
+        """Pass on what it says."""
+
+    def finish(self) -> Findings:
+        """End watching, however the run went, and return what was seen; called once."""
+
+
+class Transcript:
+    """Takes the bytes of the message pipe, one JSON object a line, and keeps every reading at once."""
+
+    def __init__(self, asked_ns: int, hear: Sequence[Hear] = ()) -> None:
+        """Start when the worker was asked for, on the clock of ``time.monotonic_ns``; pass on to ``hear``."""
+        self.phase: Phase | None = None
+        self.result: Finished | Failed | None = None
+        self.malformed: str | None = None
+        self._asked_ns = asked_ns
+        self._hear = hear
+        self._unfinished_line = bytearray()
+        self._fields: dict[str, Any] = {}
+
+    def feed(self, content: bytes) -> bool:
+        """Take some bytes; False, with the reason in ``malformed``, when they are not the protocol's."""
+        *lines, rest = content.split(b"\n")
+        for line in lines:
+            whole = bytes(self._unfinished_line) + line
+            self._unfinished_line.clear()
+            if self.result is None and not self._take(whole):
+                return False
+        self._unfinished_line += rest
+        if len(self._unfinished_line) > MAX_MESSAGE_BYTES:
+            self.malformed = f"it is longer than {MAX_MESSAGE_BYTES} bytes."
+            return False
+        return True
+
+    def measurement(self) -> Measurement:
+        """Return everything read so far."""
+        return Measurement(**self._fields)
+
+    def _take(self, line: bytes) -> bool:
+        try:
+            message = MESSAGE.validate_json(line)
+        except ValidationError:
+            self.malformed = f"it begins with {line[:80].decode(errors='replace')!r}."
+            return False
+        match message:
+            case PhaseStarted():
+                if self.phase is None:
+                    # What only the supervisor can time: from asking for the worker to its first phase.
+                    self._keep(PhaseReading(name="start", duration_ns=time.monotonic_ns() - self._asked_ns))
+                self.phase = message.phase
+            case ReadingMade():
+                self._keep(message.reading)
+            case Finished() | Failed():
+                self.result = message
+        for hear in self._hear:
+            hear(message)
+        return True
+
+    def _keep(self, reading: Part) -> None:
+        name, one_of_several = _FIELDS[type(reading)]
+        self._fields[name] = (*self._fields.get(name, ()), reading) if one_of_several else reading
 
 
 @dataclass(frozen=True, kw_only=True)

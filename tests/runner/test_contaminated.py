@@ -1,16 +1,16 @@
 """Runs that others spoilt: kept, run again as the next, and not counted as done."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from bench.records.readings import Caveat
 from bench.records.records import Failure, Measurement, Outcome, PhaseReading, Record
-from bench.runner.schedule import Event, RunEnded, ScheduledRun, schedule_runs
+from bench.runner.schedule import Event, RunEnded, ScheduledRun, SweepOptions, schedule_runs
 from bench.runner.sweep import SweepResult, _run_all
-from bench.workers.listeners import Findings
-from bench.workers.supervise import JobEnd, add_findings
+from bench.workers.supervise import Findings, JobEnd, add_findings
 from gpu_factory import make_gpu
 from records_factory import make_record
 from replay_worker import make_cell
@@ -70,7 +70,9 @@ def test_a_spoilt_run_on_disk_is_not_done_and_alone_is_no_success() -> None:
     """The next sweep tries again, under the next number; until then the sweep says what is missing."""
     cell = make_cell("ok")
     spoilt = make_record(cell=cell, outcome="contaminated", failure=Failure(message="Spoilt."))
-    (planned,) = schedule_runs([ScheduledRun(cell=cell, key=spoilt.key)], [spoilt])
+    (planned,) = schedule_runs(
+        [ScheduledRun(cell=cell, key=spoilt.key)], [spoilt], SweepOptions(results=Path())
+    )
     assert 2 == planned.run
     assert "1 contaminated" in (SweepResult(records=(spoilt,), new_records=1).complaint or "")
 

@@ -7,7 +7,8 @@ import pytest
 from bench.errors import InfrastructureError
 from bench.records.messages import Job, ProbeJob, ReadingMade, Send
 from bench.runner.gpu_watch import hold_gpu
-from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
+from bench.runner.schedule import SweepOptions
+from bench.runner.sweep import SweepResult, run_sweep
 from bench.workers.launch import Launcher
 from replay_worker import make_cell, make_facts, replay
 

@@ -10,8 +10,8 @@ from bench.records.messages import CellJob, Job
 from bench.records.predictions import Plan, PlannedCell, Prediction, Refusal
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.records.store import load_records
-from bench.runner.schedule import Event, RunStarted
-from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
+from bench.runner.schedule import Event, RunStarted, SweepOptions
+from bench.runner.sweep import SweepResult, run_sweep
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
 from bench.workers.launch import Launcher, Worker

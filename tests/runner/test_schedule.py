@@ -1,13 +1,14 @@
 """Order, keys, resumption: what is run and what is not run again."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.errors import UsageError
 from bench.records.records import Record
-from bench.runner.schedule import ScheduledRun, parse_outcomes, prepare, schedule_runs
+from bench.runner.schedule import ScheduledRun, SweepOptions, parse_outcomes, prepare, schedule_runs
 from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells
 from records_factory import make_environment, make_record
@@ -19,7 +20,8 @@ A, B = make_cell("ok"), make_cell("oom")
 def plan(records: Sequence[Record], *, reason: str | None = None, **options: Any) -> list[tuple[str, int]]:
     """Return the planned runs of cells A and B as pairs of behaviour and run number."""
     prepared = [ScheduledRun(cell=cell, key=cell.digest, reason=reason) for cell in (A, B)]
-    return [(item.cell.method.name, item.run) for item in schedule_runs(prepared, records, **options)]
+    planned = schedule_runs(prepared, records, SweepOptions(results=Path(), **options))
+    return [(item.cell.method.name, item.run) for item in planned]
 
 
 def record(cell: Cell, run: int = 1, outcome: str = "ok") -> Record:
@@ -41,7 +43,7 @@ def test_a_finished_run_is_not_done_again_whatever_its_outcome(outcome: str) -> 
 def test_a_skipped_run_is_done_once_nothing_is_skipped() -> None:
     """It counts as long as cells are being skipped, and no longer."""
     skipped = [record(A, outcome="skipped"), record(B)]
-    assert plan(skipped, keep_skipped=True) == []
+    assert plan(skipped, skip_unfit=True) == []
     assert plan(skipped) == [("ok", 2)]
 
 

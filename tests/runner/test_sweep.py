@@ -13,8 +13,8 @@ import pytest
 from bench.errors import InfrastructureError, InterruptedByUserError
 from bench.records.records import Record
 from bench.records.store import load_records
-from bench.runner.schedule import Event, Note, Preparing, RunStarted, SweepStarted
-from bench.runner.sweep import SweepOptions, SweepResult, run_sweep
+from bench.runner.schedule import Event, Note, Preparing, RunStarted, SweepOptions, SweepStarted
+from bench.runner.sweep import SweepResult, run_sweep
 from bench.scenario.cell import Cell
 from bench.workers.launch import Launcher
 from replay_worker import make_cell, replay
@@ -160,7 +160,8 @@ sys.path.insert(0, {tests!r})
 from replay_worker import make_cell, replay
 from bench.errors import BenchError
 from bench.workers.launch import Launcher
-from bench.runner.sweep import SweepOptions, run_sweep
+from bench.runner.schedule import SweepOptions
+from bench.runner.sweep import run_sweep
 names = [f"m{{index}}" for index in range(4)]
 cells = [make_cell("slow", id=name, model={{"name": name, "path": "x"}}) for name in names]
 options = SweepOptions(results=Path({results!r}), repeats=2)

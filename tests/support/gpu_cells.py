@@ -10,7 +10,8 @@ from bench.compare.plausibility import lint
 from bench.records.derived_metrics import peak_bytes
 from bench.records.predictions import Prediction
 from bench.records.records import Record
-from bench.runner.sweep import SweepOptions, run_sweep
+from bench.runner.schedule import SweepOptions
+from bench.runner.sweep import run_sweep
 from bench.scenario.cell import Cell
 from bench.workers.launch import Launcher
 from tiny_cells import tiny_cell

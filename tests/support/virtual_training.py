@@ -73,7 +73,8 @@ def sweep_on_virtual_gpu(gpus: VirtualGpus, folder: Path, *names: str) -> tuple[
     """Run one cell for each script as ``bench run`` would; call it in a box."""
     from bench.runner import sweep
     from bench.runner.gpu_watch import GpuWatch
-    from bench.runner.sweep import SweepOptions, run_sweep
+    from bench.runner.schedule import SweepOptions
+    from bench.runner.sweep import run_sweep
     from bench.workers.launch import PRELOAD, Launcher
 
     uuid = (SLICED_CARD.slices[0] if SCRIPTS[names[0]].on_slice else CARD).uuid

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from bench.records.messages import Failed, Finished, Heartbeat, Message, PhaseStarted, ReadingMade
 from bench.records.readings import Caveat
 from bench.records.records import Failure
-from bench.workers import listeners as module
-from bench.workers.listeners import Transcript
+from bench.workers import supervise as module
+from bench.workers.supervise import Transcript
 from records_factory import make_measurement
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from bench.records.messages import PhaseStarted, ReadingMade
 from bench.records.records import PhaseReading
-from bench.workers.listeners import CpuLoadWatch
+from bench.runner.cpu_watch import CpuLoadWatch
 
 WORKER = 4_000_001
 TICKS = os.sysconf("SC_CLK_TCK")
