@@ -1,13 +1,17 @@
 """The gates' error rates on made-up measurements, next to what is promised: ``bench gate --self-check``.
 
-Every number comes out of the code that judges real runs, from step times on, with fixed seeds.
+Every number comes out of the code that judges real runs, from step times on, with fixed seeds. The made-up
+machines and the promises are in ``simulation.toml``.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,28 +20,108 @@ from bench.io import read_json
 from bench.records.readings import Positive, Stored
 from bench.stats.noise import FEWEST_RUNS, FEWEST_SESSIONS, against_sessions
 from bench.stats.paired import decide_drop, drop_p_value
-from bench.stats.sequential import REGRESSION, Block, decide, follow, holm
-from bench.stats.simulation_cases import (
-    ACCURACY,
-    ALPHA,
-    CALIBRATION_RUNS,
-    CASES,
-    DAY_NOISE,
-    EVENTS,
-    FALSE_ALARMS,
-    FIXED,
-    TOLERANCE,
-    TYPICAL,
-    AccuracyCase,
-    Bounds,
-    Event,
-    NoiseModel,
-    SimulationCase,
-)
+from bench.stats.sequential import REGRESSION, Block, Rule, decide, follow, holm
 from bench.stats.trend import Floats, settle
 
+ALPHA = 0.01
+FIXED = Rule(alpha=ALPHA, minimum_effect_log=math.log1p(0.01), looks=(5,))
+SEQUENTIAL = replace(FIXED, looks=(3, 5, 8))
+"""What ``GateSpec`` has by default."""
+
+TOLERANCE = 0.05
+CALIBRATION_RUNS = 10
+DAY_NOISE = 0.008
+"""Standard deviation between sessions, for stored baselines."""
+
+Event = Literal["any regression", "regression", "pass", "undecided"]
+EVENTS: tuple[Event, ...] = ("undecided", "pass", "regression")
+"""Of one cell, as ``sequential.DECISIONS``."""
+
+Side = Literal["at most", "at least"]
+Bounds = Mapping[Event, tuple[Side, float] | tuple[()]]
 Decisions = npt.NDArray[np.int8]
 _CHUNK_CELLS = 3000
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseModel:
+    """The log step time of a made-up machine, a sum of independent parts; shares are of the step time.
+
+    ``run_noise`` and ``step_noise`` are standard deviations between runs and, autocorrelated (AR(1)), between
+    steps. Spikes lengthen a step by an exponential share of ``spike_size`` on average. The warm-up leaves a
+    quick part (60 %, decaying over 3 steps) and a slow one (5 %, over 15), of which ``warmup_steps`` are cut
+    off. ``drift`` is added evenly from the first run of a session to its last. A restless machine's steps
+    take longer by ``slow_share`` or do not, which changes after one with a probability of ``restlessness``.
+    """
+
+    run_noise: float = 0.012
+    step_noise: float = 0.015
+    autocorrelation: float = 0.5
+    spike_share: float = 0.02
+    spike_size: float = 0.25
+    warmup_steps: int = 10
+    measured_steps: int = 30
+    drift: float = 0.0
+    slow_share: float = 0.0
+    restlessness: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationCase:
+    """A session to make up many times over: its machine, what was known of it, and one slower cell.
+
+    The first cell is the slower one. ``noisy_cells`` of ``cells`` are of ``noisy_model``. A calibration has
+    ten runs of each cell, of ``calibration_model`` where that is another machine than the one at hand, and
+    its standard deviations are off by ``calibration_factor``. With ``by_steps`` the sides take turns at
+    steps.
+    """
+
+    name: str
+    bounds: Bounds
+    slowdown: float = 0.0
+    rule: Rule = FIXED
+    cells: int = 1
+    model: NoiseModel = NoiseModel()
+    noisy_cells: int = 0
+    noisy_model: NoiseModel = NoiseModel(run_noise=2 * NoiseModel.run_noise)
+    calibration_model: NoiseModel | None = None
+    calibrated: bool = True
+    calibration_factor: float = 1.0
+    by_steps: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyCase:
+    """Two evaluations of the same questions, 5 % of the answers changing anyway; one of ``tests`` tests."""
+
+    questions: int
+    bounds: Bounds
+    drop: float = 0.0
+    tests: int = 1
+
+
+_FILE = tomllib.loads(files("bench.stats").joinpath("simulation.toml").read_text(encoding="utf-8"))
+PROMISES: Mapping[str, Bounds] = _FILE["promises"]
+
+
+def _case(name: str, *, promise: str, **what: Any) -> SimulationCase:
+    """Return a case; much of it is read from its name, so that the two cannot disagree."""
+    slower = re.search(r"(\d+) % slower", name)
+    for field in {"model", "calibration_model"} & what.keys():
+        what[field] = NoiseModel(**_FILE["machines"][what[field]])
+    return SimulationCase(
+        name=name,
+        bounds=PROMISES[promise],
+        slowdown=int(slower[1]) / 100 if slower else 0.0,
+        rule=SEQUENTIAL if "looks at 3, 5, 8" in name else FIXED,
+        cells=int(name.split(maxsplit=1)[0]),
+        by_steps="steps in turn" in name,
+        **what,
+    )
+
+
+CASES = tuple(_case(name, **what) for name, what in _FILE["cases"].items())
+ACCURACY = tuple(AccuracyCase(bounds=PROMISES[one.pop("promise")], **one) for one in _FILE["accuracy"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +138,7 @@ class CheckRow:
     rate: float
     low: float
     high: float
-    side: Literal["at most", "at least"] | None
+    side: Side | None
     bound: float | None
 
     @property
@@ -89,8 +173,9 @@ def self_check(replications: int) -> Iterator[CheckRow]:
         trials = replications if case.cells == 1 else max(replications // 4, 1)
         yield from _rows(case.name, case.bounds, simulate(case, trials, seed))
     for seed, slowdown in enumerate((0.0, TOLERANCE), start=100):
-        name = f"{FEWEST_SESSIONS} stored sittings of {FEWEST_RUNS} runs, {_change(slowdown)}"
-        bounds: Bounds = {"regression": None, "pass": ("at most", ALPHA)} if slowdown else FALSE_ALARMS
+        change = f"{100 * slowdown:.0f} % slower" if slowdown else "no change"
+        name = f"{FEWEST_SESSIONS} stored sittings of {FEWEST_RUNS} runs, {change}"
+        bounds = PROMISES["not passed" if slowdown else "no false alarm"]
         yield from _rows(name, bounds, simulate_stored(slowdown, replications, seed))
     for seed, accuracy in enumerate(ACCURACY, start=200):
         change = f"{100 * accuracy.drop:.0f} points lost" if accuracy.drop else "no change"
@@ -102,9 +187,13 @@ def self_check(replications: int) -> Iterator[CheckRow]:
 def simulate(case: SimulationCase, trials: int, seed: int) -> Decisions:
     """Return the decisions of ``trials`` sessions, (trials, cells)."""
     rng = np.random.default_rng(seed)
-    size = max(_CHUNK_CELLS // case.cells, 1)
-    chunks = [min(size, trials - start) for start in range(0, trials, size)]
+    chunks = _chunks(trials, max(_CHUNK_CELLS // case.cells, 1))
     return np.concatenate([_decisions(case, count, rng) for count in chunks])
+
+
+def _chunks(trials: int, size: int) -> list[int]:
+    """Return the sizes of the parts in which so many trials fit in memory."""
+    return [min(size, trials - start) for start in range(0, trials, size)]
 
 
 def _decisions(case: SimulationCase, count: int, rng: np.random.Generator) -> Decisions:
@@ -113,9 +202,7 @@ def _decisions(case: SimulationCase, count: int, rng: np.random.Generator) -> De
     slowdowns[0] = case.slowdown
     baseline, candidate = _session(case, case.model, count, repeats, rng)
     arms = baseline, candidate + np.log1p(slowdowns)[:, np.newaxis, np.newaxis]
-    variance, degrees = np.zeros(shape), np.zeros(shape)
-    if case.calibration_factor is not None:
-        variance, degrees = _calibration(case, case.calibration_factor, count, rng)
+    variance, degrees = _calibration(case, count, rng) if case.calibrated else np.zeros((2, *shape))
     medians = settle(np.concatenate(arms, axis=-2)).log_medians
     block = Block(
         baseline=medians[..., :repeats],
@@ -128,18 +215,13 @@ def _decisions(case: SimulationCase, count: int, rng: np.random.Generator) -> De
     return follow([block], case.rule).blocks[0].decisions
 
 
-def _calibration(
-    case: SimulationCase, factor: float, count: int, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
+def _calibration(case: SimulationCase, count: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """Return each cell's calibrated variance, off by the factor's square, and its degrees of freedom."""
-    machine = case.calibration_model or case.model
-    same = _session(case, machine, count, CALIBRATION_RUNS // 2, rng)
-    if case.by_steps:
-        variance = settle(same[1] - same[0]).log_medians.var(axis=-1, ddof=1) / 2
-    else:
-        variance = settle(np.concatenate(same, axis=-2)).log_medians.var(axis=-1, ddof=1)
-    known = CALIBRATION_RUNS // 2 if case.by_steps else CALIBRATION_RUNS
-    return variance * factor**2, np.full(variance.shape, known - 1.0)
+    same = _session(case, case.calibration_model or case.model, count, CALIBRATION_RUNS // 2, rng)
+    logs = same[1] - same[0] if case.by_steps else np.concatenate(same, axis=-2)
+    medians = settle(logs).log_medians
+    variance = medians.var(axis=-1, ddof=1) / (2 if case.by_steps else 1)
+    return variance * case.calibration_factor**2, np.full(variance.shape, medians.shape[-1] - 1.0)
 
 
 def _session(
@@ -147,21 +229,19 @@ def _session(
 ) -> tuple[Floats, Floats]:
     """Return both arms' log steps without a slowdown; cells of another noise stand last."""
     make = session_by_steps if case.by_steps else session
-    quiet = make(model, (count, case.cells - case.noisy_cells), repeats, rng)
-    if not case.noisy_cells:
-        return quiet
-    noisy = make(case.noisy_model, (count, case.noisy_cells), repeats, rng)
-    return np.concatenate([quiet[0], noisy[0]], axis=1), np.concatenate([quiet[1], noisy[1]], axis=1)
+    kinds = [(model, case.cells - case.noisy_cells), (case.noisy_model, case.noisy_cells)]
+    made = [make(kind, (count, cells), repeats, rng) for kind, cells in kinds if cells]
+    baseline, candidate = zip(*made, strict=True)
+    return np.concatenate(baseline, axis=1), np.concatenate(candidate, axis=1)
 
 
 def simulate_stored(slowdown: float, trials: int, seed: int) -> Decisions:
     """Return decisions on one cell against as few past sessions as are allowed, (trials, 1)."""
     rng = np.random.default_rng(seed)
-    chunks = [min(_CHUNK_CELLS // 10, trials - start) for start in range(0, trials, _CHUNK_CELLS // 10)]
     decisions = []
-    for count in chunks:
+    for count in _chunks(trials, _CHUNK_CELLS // 10):
         shape = (count, 1, FEWEST_SESSIONS + 1)
-        steps, _ = session(TYPICAL, shape, FEWEST_RUNS, rng)
+        steps, _ = session(NoiseModel(), shape, FEWEST_RUNS, rng)
         means = np.median(steps, axis=-1).mean(axis=-1) + rng.normal(0, DAY_NOISE, shape)
         evidence = against_sessions(means[..., 1:], means[..., 0] + math.log1p(slowdown))
         tolerance = np.full((count, 1), math.log1p(TOLERANCE))
@@ -170,10 +250,15 @@ def simulate_stored(slowdown: float, trials: int, seed: int) -> Decisions:
 
 
 def simulate_accuracy(case: AccuracyCase, trials: int, seed: int) -> Decisions:
-    """Return decisions on accuracy where half the answers were right, (trials, 1)."""
+    """Return decisions on accuracy where half the answers were right, (trials, 1).
+
+    Without a drop too the answers to a share of the questions change, half of them each way.
+    """
     rng = np.random.default_rng(seed)
-    shape = (trials, case.questions)
-    lost, gained = changed_answers(shape, accuracy=0.5, drop=case.drop, churn=0.05, rng=rng)
+    shape, accuracy, churn = (trials, case.questions), 0.5, 0.05
+    right, chance = rng.random(shape) < accuracy, rng.random(shape)
+    lost = (right & (chance < (churn / 2 + case.drop) / accuracy)).sum(axis=1).astype(np.float64)
+    gained = (~right & (chance < churn / 2 / (1 - accuracy))).sum(axis=1).astype(np.float64)
     decisions = decide_drop(
         lost,
         gained,
@@ -186,10 +271,6 @@ def simulate_accuracy(case: AccuracyCase, trials: int, seed: int) -> Decisions:
     return decisions[:, np.newaxis].astype(np.int8)
 
 
-def _change(slowdown: float) -> str:
-    return f"{100 * slowdown:.0f} % slower" if slowdown else "no change"
-
-
 def _rows(name: str, bounds: Bounds, decisions: Decisions) -> Iterator[CheckRow]:
     """Yield a row for each event; all but *any regression* are of the first cell."""
     for event, bound in bounds.items():
@@ -197,13 +278,14 @@ def _rows(name: str, bounds: Bounds, decisions: Decisions) -> Iterator[CheckRow]
             happened = (decisions == REGRESSION).any(axis=1)
         else:
             happened = decisions[:, 0] == EVENTS.index(event)
-        low, high = wilson(int(happened.sum()), len(happened))
+        count, trials = int(happened.sum()), len(happened)
+        low, high = wilson(count, trials)
         side, limit = bound or (None, None)
         yield CheckRow(
             situation=name,
             event=event,
-            trials=len(happened),
-            rate=float(happened.mean()),
+            trials=trials,
+            rate=count / trials,
             low=low,
             high=high,
             side=side,
@@ -224,7 +306,7 @@ def session(
 ) -> tuple[Floats, Floats]:
     """Return the log step times of two arms of the same code, each (*cells, repeats, measured steps)."""
     steps = _steps(model, (*cells, 2 * repeats), rng)
-    if model.slow_log:
+    if model.slow_share:
         steps += _speeds(model, steps.shape, rng)
     steps += model.drift * np.linspace(0, 1, 2 * repeats)[:, np.newaxis]
     first, second = steps[..., 0::2, :], steps[..., 1::2, :]
@@ -249,7 +331,7 @@ def _speeds(model: NoiseModel, shape: tuple[int, ...], rng: np.random.Generator)
     changes = rng.random(shape) < model.restlessness
     changes[..., 0] = rng.random(shape[:-1]) < 0.5  # noqa: PLR2004 - either speed at first
     slow = np.cumsum(changes, axis=-1) % 2 == 1
-    return np.where(slow, model.slow_log, 0.0)
+    return np.where(slow, math.log(1 + model.slow_share), 0.0)
 
 
 def _steps(model: NoiseModel, runs: tuple[int, ...], rng: np.random.Generator) -> Floats:
@@ -264,17 +346,3 @@ def _steps(model: NoiseModel, runs: tuple[int, ...], rng: np.random.Generator) -
     steps[spikes] += rng.exponential(model.spike_size, int(spikes.sum()))
     steps += rng.normal(0, model.run_noise, (*runs, 1))
     return steps
-
-
-def changed_answers(
-    shape: tuple[int, int], *, accuracy: float, drop: float, churn: float, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
-    """Return how many questions each replication lost and gained; ``shape`` is (replications, questions).
-
-    ``churn`` is the share of questions whose answer changes without a drop, half of them each way.
-    """
-    right = rng.random(shape) < accuracy
-    chance = rng.random(shape)
-    lost = right & (chance < (churn / 2 + drop) / accuracy)
-    gained = ~right & (chance < churn / 2 / (1 - accuracy))
-    return lost.sum(axis=1).astype(np.float64), gained.sum(axis=1).astype(np.float64)

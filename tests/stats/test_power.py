@@ -8,8 +8,7 @@ from bench.scenario.gate import GateSpec
 from bench.stats.noise import Noise
 from bench.stats.power import detectable_effect, noise_rows, repeats_needed
 from bench.stats.sequential import DECISIONS, Rule
-from bench.stats.simulation import simulate
-from bench.stats.simulation_cases import NoiseModel, SimulationCase
+from bench.stats.simulation import NoiseModel, SimulationCase, simulate
 from calibrations_factory import make_calibration
 
 RULE = Rule(alpha=0.01, minimum_effect_log=math.log(1.01), looks=(5,))

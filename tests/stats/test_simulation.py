@@ -6,8 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.stats.simulation import CheckRow, self_check, session, simulate, wilson
-from bench.stats.simulation_cases import CASES, FALSE_ALARMS, NoiseModel, SimulationCase
+from bench.stats.simulation import (
+    CASES,
+    PROMISES,
+    CheckRow,
+    NoiseModel,
+    SimulationCase,
+    self_check,
+    session,
+    simulate,
+    wilson,
+)
 from bench.stats.trend import settle
 
 REPLICATIONS = int(os.environ.get("BENCH_SELF_CHECK_REPLICATIONS", "160"))
@@ -45,7 +54,7 @@ def test_the_simulation_can_fail_the_gate() -> None:
     """Noise that a wrong calibration hides gives many false alarms once nothing guards against it."""
     hidden = SimulationCase(
         name="",
-        bounds=FALSE_ALARMS,
+        bounds=PROMISES["no false alarm"],
         slowdown=0.01,
         calibration_factor=0.1,
         rule=replace(CASES[0].rule, alpha=0.2),
