@@ -8,8 +8,10 @@ always give the same verdicts. Shows nothing.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 
+from bench.compare import grouped
 from bench.compare.caveats import facts
 from bench.compare.metrics_compared import (
     MetricSamples,
@@ -72,25 +74,24 @@ class Side:
     def described(self) -> ComparedSide:
         """What it is made of, with the facts that all its runs share."""
         shared = {
-            name: next(iter(values)) if len(values) == 1 else "several"
+            name: "several" if len(values) > 1 else min(values)
             for name, values in self.environment_facts.items()
         }
-        return ComparedSide(
-            given=self.given, runs=len(self.runs), sittings=len(self.sessions), environment=shared
-        )
+        runs, sessions = len(self.runs), len(self.sessions)
+        return ComparedSide(given=self.given, runs=runs, sittings=sessions, environment=shared)
 
     @cached_property
     def environment_facts(self) -> dict[str, set[str]]:
         """Every value of each fact on where its runs were made, their commit included."""
-        found: dict[str, set[str]] = {}
-        for environment in {id(run.environment): run.environment for run in self.runs}.values():
-            for name, value in facts(environment).items():
-                found.setdefault(name, set()).add(value)
-        for conditions in {run.conditions for run in self.runs}:
-            for name, known in conditions:
-                if name in CARD_CONDITIONS and known is not None:
-                    found.setdefault(f"gpu.{name}", set()).add(str(known))
-        return found
+        environments = {id(run.environment): run.environment for run in self.runs}.values()
+        known = [item for environment in environments for item in facts(environment).items()]
+        known += [
+            (f"gpu.{name}", str(value))
+            for conditions in dict.fromkeys(run.conditions for run in self.runs)
+            for name, value in conditions
+            if name in CARD_CONDITIONS and value is not None
+        ]
+        return {name: {value for _, value in own} for name, own in grouped(known, itemgetter(0)).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,11 +215,11 @@ class GateJudge:
         """Yield what error rates rest on where the machine is not known (*restless* in the self-check)."""
         varying = any(one.gated and one.kind == "statistical" for one in verdicts)
         if varying and self.design == "one sitting" and self.calibration is None:
-            message = (
+            yield Caveat(
+                "not-calibrated",
                 "Without a calibration error rates assume a machine that keeps about one speed; where it "
-                'jumps between two, use bench calibrate or gate.interleave = "steps".'
+                'jumps between two, use bench calibrate or gate.interleave = "steps".',
             )
-            yield Caveat(code="not-calibrated", message=message)
 
 
 def _differences(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) -> Iterator[str]:
@@ -231,17 +232,13 @@ def _differences(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) 
 def _caveats(runs: int, pairs: Sequence[Pair], drifts: Mapping[str, float]) -> Iterator[Caveat]:
     """Yield how many of all runs are in no pair, and the cells whose speed had not settled."""
     if left := runs - sum(len(pair.baseline) + len(pair.candidate) for pair in pairs):
-        message = (
-            f"Left out: {counted(left, 'run')}, with other versions or machines than the latest, or spoilt."
-        )
-        yield Caveat(code="left-out", message=message)
+        why = "with other versions or machines than the latest, or spoilt"
+        yield Caveat("left-out", f"Left out: {counted(left, 'run')}, {why}.")
     if named := [f"{cell} ({share:+.1%})" for cell, share in drifts.items()]:
         more = f" and {len(named) - _NAMED_CELLS} more" if len(named) > _NAMED_CELLS else ""
-        message = (
-            f"Speed still drifted over the last half of the steps: {', '.join(named[:_NAMED_CELLS])}{more}; "
-            "raise window.warmup_steps."
-        )
-        yield Caveat(code="not-steady", message=message)
+        cells = f"{', '.join(named[:_NAMED_CELLS])}{more}"
+        message = f"Speed still drifted over the last half of the steps: {cells}; raise window.warmup_steps."
+        yield Caveat("not-steady", message)
 
 
 def open_cells(verdicts: Verdicts) -> frozenset[str]:
@@ -271,11 +268,9 @@ def judge_records(loaded: SittingRecords, calibration: Calibration | None = None
     )
     caveats = list(session.caveats)
     if session.ended_at is None:
-        message = "The session was broken off; run it again with --resume."
-        caveats.append(Caveat(code="unfinished", message=message))
+        caveats.append(Caveat("unfinished", "The session was broken off; run it again with --resume."))
     elif session.stopped == "budget":
-        message = f"The budget of {session.budget_s:g} s ended the session."
-        caveats.append(Caveat(code="budget-spent", message=message))
+        caveats.append(Caveat("budget-spent", f"The budget of {session.budget_s:g} s ended the session."))
     verdicts = judge.judge(
         loaded.records,
         given={side: session.facts(side).given or AS_IT_IS for side in SIDES},

@@ -15,23 +15,12 @@ from bench.compare.run_pairs import Pair
 from bench.records.run_summary import BY_STEP, RunSummary
 from bench.records.sessions import Calibration
 from bench.records.verdicts import Interval, MetricVerdict
-from bench.stats.noise import (
-    FEWEST_RUNS,
-    Evidence,
-    Noise,
-    against_sessions,
-    centre,
-    moments_of_arms,
-    noise_of,
-    pad,
-    too_few_runs,
-    weigh,
-)
+from bench.stats import noise
 from bench.stats.sequential import Block, Decided, MetricPolicy, Rule, decide, follow, holm
 from bench.stats.trend import Floats, settle_cells, step_ratios
 from bench.stats.verdicts import judge_exact, judge_statistical
 
-_UNKNOWN = Noise(log_variance=0.0, degrees_of_freedom=0)
+_UNKNOWN = noise.Noise(log_variance=0.0, degrees_of_freedom=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +42,8 @@ class MetricSamples:
     @cached_property
     def arms(self) -> tuple[Floats, Floats]:
         """All runs of the baseline and of the candidate, a row for each cell."""
-        return pad([[run for session in own for run in session] for own in self.baseline]), pad(
-            self.candidate
-        )
+        baseline = [[run for session in sessions for run in session] for sessions in self.baseline]
+        return noise.pad(baseline), noise.pad(self.candidate)
 
     def judge(
         self,
@@ -65,17 +53,10 @@ class MetricSamples:
         intervals: Sequence[Interval] = (),
     ) -> list[MetricVerdict]:
         """Return the verdict on each cell; ``notes`` and ``intervals`` as ``judge_statistical`` has them."""
-        baseline, candidate = map(centre, self.arms)
-        return judge_statistical(
-            [pair.cell_id for pair in self.pairs],
-            self.policy,
-            decided,
-            rule,
-            baseline=baseline,
-            candidate=candidate,
-            notes=notes,
-            intervals=intervals,
-        )
+        baseline, candidate = map(noise.centre, self.arms)
+        means = {"baseline": baseline, "candidate": candidate}
+        cells = [pair.cell_id for pair in self.pairs]
+        return judge_statistical(cells, self.policy, decided, rule, **means, notes=notes, intervals=intervals)
 
 
 def samples_of(policy: MetricPolicy, pairs: Sequence[Pair], *, by_steps: bool = False) -> MetricSamples:
@@ -174,14 +155,16 @@ def judge_session(
 
 def _block(samples: MetricSamples, calibration: Calibration | None) -> Block:
     name, (baseline, candidate) = samples.policy.metric.name, samples.arms
-    noises = [noise_of(calibration, pair.digest, name) if calibration else _UNKNOWN for pair in samples.pairs]
+    known = [
+        noise.noise_of(calibration, pair.digest, name) if calibration else _UNKNOWN for pair in samples.pairs
+    ]
     return Block(
         baseline=baseline,
         candidate=candidate,
-        differences=None if samples.differences is None else pad(samples.differences),
-        calibration_variance=np.array([noise.log_variance for noise in noises]),
-        calibration_degrees=np.array([float(noise.degrees_of_freedom) for noise in noises]),
-        tolerance_log=np.full(len(noises), samples.policy.tolerance_log),
+        differences=None if samples.differences is None else noise.pad(samples.differences),
+        calibration_variance=np.array([one.log_variance for one in known]),
+        calibration_degrees=np.array([float(one.degrees_of_freedom) for one in known]),
+        tolerance_log=np.full(len(known), samples.policy.tolerance_log),
     )
 
 
@@ -190,24 +173,23 @@ def judge_stored(
 ) -> tuple[list[MetricVerdict], Floats]:
     """Judge stored results, looked at once; cells with too few sessions are undecided and in no family."""
     once = replace(rule, looks=rule.looks[-1:])
-    found = [(samples, *_against_baseline(samples)) for samples in (*gated, *shown)]
+    found = [(samples, *_against_baseline(samples)) for samples in gated]
     tested = [np.array([note is None for note in notes], dtype=np.bool_) for _, _, notes in found]
-    p_values = [evidence.p_value() for _, evidence, _ in found]
-    in_family = [each[use] for each, use in zip(p_values, tested, strict=True)][: len(gated)]
-    *adjusted, other = np.split(holm(np.concatenate([*in_family, others])), np.cumsum([*map(len, in_family)]))
+    p_values = [evidence.p_value()[use] for (_, evidence, _), use in zip(found, tested, strict=True)]
+    *adjusted, other = np.split(holm(np.concatenate([*p_values, others])), np.cumsum([*map(len, p_values)]))
     verdicts: list[MetricVerdict] = []
-    for place, (samples, evidence, notes) in enumerate(found):
-        if place < len(gated):
-            family = np.ones(len(samples.pairs))
-            family[tested[place]] = adjusted[place]
-        else:
-            family = holm(p_values[place])
+    for (samples, evidence, notes), use, own in zip(found, tested, adjusted, strict=True):
+        family = np.ones(len(use))
+        family[use] = own
         verdicts += _judge_stored(samples, evidence, notes, family, once)
+    for samples in shown:
+        evidence, notes = _against_baseline(samples)
+        verdicts += _judge_stored(samples, evidence, notes, holm(evidence.p_value()), once)
     return verdicts, other
 
 
 def _judge_stored(
-    samples: MetricSamples, evidence: Evidence, notes: Sequence[str | None], family: Floats, rule: Rule
+    samples: MetricSamples, evidence: noise.Evidence, notes: Sequence[str | None], family: Floats, rule: Rule
 ) -> list[MetricVerdict]:
     cells = len(samples.pairs)
     decided = Decided(
@@ -229,19 +211,19 @@ def _judge_stored(
     return samples.judge(decided, rule, said, ["runs" if note else "sittings" for note in notes])
 
 
-def _against_baseline(samples: MetricSamples) -> tuple[Evidence, list[str | None]]:
+def _against_baseline(samples: MetricSamples) -> tuple[noise.Evidence, list[str | None]]:
     """Return the evidence against past sessions; where there are too few, against the runs, and why."""
     cells = list(zip(samples.baseline, samples.candidate, strict=True))
-    notes = [too_few_runs(sessions, runs) for sessions, runs in cells]
-    means = pad(
+    notes = [noise.too_few_runs(sessions, runs) for sessions, runs in cells]
+    means = noise.pad(
         [
-            [sum(runs) / len(runs) for runs in sessions if runs and (len(runs) >= FEWEST_RUNS or note)]
+            [sum(runs) / len(runs) for runs in sessions if runs and (len(runs) >= noise.FEWEST_RUNS or note)]
             for sessions, note in zip(samples.baseline, notes, strict=True)
         ]
     )
     before, after = samples.arms
     repeats = np.full(len(cells), max(before.shape[-1], after.shape[-1]))
     nothing = np.zeros(len(cells))
-    of_runs = weigh(moments_of_arms(before, after, repeats), nothing, nothing, neighbours=False)
+    of_runs = noise.weigh(noise.moments_of_arms(before, after, repeats), nothing, nothing, neighbours=False)
     enough = np.array([note is None for note in notes], dtype=np.bool_)
-    return against_sessions(means, centre(after)).where(enough, of_runs), notes
+    return noise.against_sessions(means, noise.centre(after)).where(enough, of_runs), notes

@@ -112,11 +112,16 @@ def card_counts(plan: Plan) -> tuple[tuple[Card, Counter[Answer]], ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a method needs on a card in the window in which it needs least; bytes with the CUDA context."""
+    """What a method needs on a card in one window; bytes with the CUDA context.
+
+    The window is named without its length and without what all windows of the model have.
+    """
 
     method: str
     cell: str
+    window: str
     needed_bytes: int
+    answer: Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,15 +194,6 @@ def _ladder(model: ModelFits, length: int) -> Ladder:
     )
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A cell for one card; its window is named without its length and without what all windows have."""
-
-    window: str
-    need: Need
-    answer: Answer
-
-
 def card_fits(plan: Plan) -> tuple[ModelFits, ...]:
     """Return what fits for each model of a plan, over all windows tried; nothing without a card."""
     models = grouped(plan.cells if plan.cards else (), lambda one: one.cell.labels.model)
@@ -205,24 +201,29 @@ def card_fits(plan: Plan) -> tuple[ModelFits, ...]:
 
 
 def _of_model(model: str, cells: Sequence[PlannedCell], cards: Sequence[Card]) -> ModelFits:
-    lengths = grouped(cells, lambda one: one.cell.training.sequence_length)
-    common = set.intersection(*(set(_tokens(one.cell)) for one in cells))
-    judged: dict[tuple[str, int], list[_Judged]] = {}
+    windows = {one.cell.id: _tokens(one.cell) for one in cells}
+    common = set.intersection(*map(set, windows.values()))
+    needs: dict[tuple[str, int], list[Need]] = {
+        (card.name, length): []
+        for card in cards
+        for length in sorted({one.cell.training.sequence_length for one in cells})
+    }
     for one in cells:
-        window = "-".join(token for token in _tokens(one.cell) if token not in common)
         for verdict in one.verdicts:
-            need = Need(method=one.cell.labels.method, cell=one.cell.id, needed_bytes=verdict.needed_bytes)
-            key = verdict.card, one.cell.training.sequence_length
-            judged.setdefault(key, []).append(_Judged(window, need, verdict.answer))
+            need = Need(
+                method=one.cell.labels.method,
+                cell=one.cell.id,
+                window="-".join(token for token in windows[one.cell.id] if token not in common),
+                needed_bytes=verdict.needed_bytes,
+                answer=verdict.answer,
+            )
+            needs[verdict.card, one.cell.training.sequence_length].append(need)
+    by_name = {card.name: card for card in cards}
     return ModelFits(
         model=model,
         cards=tuple(cards),
-        sequence_lengths=tuple(sorted(lengths)),
-        at={
-            (card.name, length): _fit(card, length, judged.get((card.name, length), ()))
-            for card in cards
-            for length in sorted(lengths)
-        },
+        sequence_lengths=tuple(dict.fromkeys(length for _, length in needs)),
+        at={(card, length): _fit(by_name[card], length, own) for (card, length), own in needs.items()},
     )
 
 
@@ -231,13 +232,13 @@ def _tokens(cell: Cell) -> list[str]:
     return [token for token in cell.labels.window.split("-") if token != length]
 
 
-def _fit(card: Card, length: int, judged: Sequence[_Judged]) -> FitsOnCard:
-    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[list[_Judged]]] = {}
+def _fit(card: Card, length: int, needs: Sequence[Need]) -> FitsOnCard:
+    groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[list[Need]]] = {}
     close, nowhere = [], []
-    for tried in grouped(judged, lambda one: one.need.method).values():
-        by_answer = grouped(tried, lambda one: one.answer)
+    for tried in grouped(needs, lambda need: need.method).values():
+        by_answer = grouped(tried, lambda need: need.answer)
         if fitting := by_answer.get("fits"):
-            windows = tuple(one.window for one in fitting), tuple(one.window for one in tried)
+            windows = tuple(need.window for need in fitting), tuple(need.window for need in tried)
             groups.setdefault(windows, []).append(fitting)
         elif open_ones := by_answer.get("too close to call"):
             close.append(_least(open_ones))
@@ -252,14 +253,14 @@ def _fit(card: Card, length: int, judged: Sequence[_Judged]) -> FitsOnCard:
     )
 
 
-def _fitting(methods: Sequence[Sequence[_Judged]], windows: Sequence[str], tried: Sequence[str]) -> Fitting:
+def _fitting(methods: Sequence[Sequence[Need]], windows: tuple[str, ...], tried: Sequence[str]) -> Fitting:
     common, everywhere = (
         set.intersection(*(set(window.split("-")) for window in names)) for names in (windows, tried)
     )
-    needed = [one.need.needed_bytes for fitting in methods for one in fitting]
+    needed = [need.needed_bytes for fitting in methods for need in fitting]
     return Fitting(
-        needs=tuple(_least(fitting) for fitting in methods),
-        windows=tuple(windows),
+        needs=tuple(map(_least, methods)),
+        windows=windows,
         tried=len(tried),
         always=tuple(sorted(common - everywhere)),
         low_bytes=min(needed),
@@ -267,5 +268,5 @@ def _fitting(methods: Sequence[Sequence[_Judged]], windows: Sequence[str], tried
     )
 
 
-def _least(judged: Sequence[_Judged]) -> Need:
-    return min((one.need for one in judged), key=lambda need: need.needed_bytes)
+def _least(needs: Sequence[Need]) -> Need:
+    return min(needs, key=lambda need: need.needed_bytes)

@@ -1,15 +1,18 @@
 """Studies: methods over several seeds, each set against one of them; and memory levers, one at a time."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
+from typing import NamedTuple
 
+from bench.compare import grouped
 from bench.compare.accuracy import AccuracyDifference, differences
 from bench.compare.comparison import Comparison, measure
 from bench.compare.highlights import groups
 from bench.compare.measured import Contrast, Measured
 from bench.errors import UsageError
-from bench.metrics import TENSORS, Instrument
+from bench.metrics import TENSORS
 from bench.records.records import Record
 
 _PLAIN = {"full": "full", "lora": "lora", "qlora": "lora"}
@@ -47,25 +50,23 @@ def studies(records: Sequence[Record], reference: str) -> tuple[Study, ...]:
     Raises UsageError where a setting lacks that method, or where its runs were asked different questions.
     """
     rows = measure(records)
-    settings: dict[tuple[Hashable, ...], list[Measured]] = {}
-    for row in rows:
-        settings.setdefault(row.setting, []).append(row)
     several = len({row.environment for row in rows}) > 1
     found: list[Study] = []
-    for levels in settings.values():
+    for levels in grouped(rows, lambda row: row.setting).values():
         base = next((row for row in levels if row.method == reference), None)
         if base is None:
             methods = ", ".join(dict.fromkeys(row.method for row in levels))
             raise UsageError(f"{levels[0].id}: no method {reference} there; choose one of {methods}")
-        for task in dict.fromkeys(one.task for row in levels for one in row.accuracies):
-            one = Study(
+        found += [
+            Study(
                 environment=base.environment if several else None,
                 task=task,
                 reference=base,
                 levels=tuple(levels),
                 against=differences_over_seeds(levels, base, task),
             )
-            found.append(one)
+            for task in dict.fromkeys(one.task for row in levels for one in row.accuracies)
+        ]
     return tuple(found)
 
 
@@ -88,13 +89,15 @@ def differences_over_seeds(
     return differences(answers, reference.key, task, names)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """One field that a lever changes; ``before`` is None where the plain method has no such field."""
+def _moving(asked: Callable[[float], bool]) -> "cached_property[tuple[Contrast, ...]]":
+    """Return, as a property, the levers that move the peak of tensors as asked, from least to most."""
 
-    field: str
-    before: object
-    after: object
+    def effects(found: "Levers") -> tuple[Contrast, ...]:
+        tensors = TENSORS[found.baseline.device]
+        shares = [(share, one) for one in found.effects if (share := one.memory_share(tensors)) is not None]
+        return tuple(one for share, one in sorted(shares, key=itemgetter(0)) if asked(share))
+
+    return cached_property(effects)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,38 +110,16 @@ class Levers:
     baseline: Measured
     effects: tuple[Contrast, ...]
 
-    @property
-    def saving(self) -> tuple[Contrast, ...]:
-        """What lowers the peak of tensors, most first."""
-        return self._moving(lambda share: share < -IDLE_SHARE)
-
-    @property
-    def costing(self) -> tuple[Contrast, ...]:
-        """What raises the peak of tensors, least first."""
-        return self._moving(lambda share: share > IDLE_SHARE)
-
-    @property
-    def idle(self) -> tuple[Contrast, ...]:
-        """What leaves the peak of tensors as it is."""
-        return self._moving(lambda share: abs(share) <= IDLE_SHARE)
+    saving = _moving(lambda share: share < -IDLE_SHARE)
+    costing = _moving(lambda share: share > IDLE_SHARE)
+    idle = _moving(lambda share: abs(share) <= IDLE_SHARE)
 
     @property
     def misses(self) -> tuple[float, ...]:
         """How far each predicted change is from the one read, in shares of the baseline's peak."""
-        shares = (
-            (one.predicted_share(self._tensors), one.memory_share(self._tensors)) for one in self.effects
-        )
+        tensors = TENSORS[self.baseline.device]
+        shares = ((one.predicted_share(tensors), one.memory_share(tensors)) for one in self.effects)
         return tuple(abs(said - read) for said, read in shares if said is not None and read is not None)
-
-    @property
-    def _tensors(self) -> Instrument:
-        return TENSORS[self.baseline.device]
-
-    def _moving(self, asked: Callable[[float], bool]) -> tuple[Contrast, ...]:
-        found = [
-            (share, one) for one in self.effects if (share := one.memory_share(self._tensors)) is not None
-        ]
-        return tuple(one for share, one in sorted(found, key=itemgetter(0)) if asked(share))
 
 
 def levers(comparison: Comparison) -> tuple[Levers, ...]:
@@ -160,15 +141,21 @@ def levers(comparison: Comparison) -> tuple[Levers, ...]:
     return tuple(found)
 
 
+class Change(NamedTuple):
+    """One field that a lever changes; ``before`` is None where the plain method has no such field."""
+
+    field: str
+    before: object
+    after: object
+
+
 def changes(one: Contrast) -> Iterator[Change]:
     """Yield every field of method, data and training that is not as in the baseline."""
     for part in ("method", "data", "training"):
         holder, plain = getattr(one.measured.cell, part), getattr(one.base.cell, part)
         for name, field in type(holder).model_fields.items():
-            value = getattr(holder, name)
-            if name == "name" or (name in type(plain).model_fields and getattr(plain, name) == value):
-                continue
-            if name in type(plain).model_fields:
-                yield Change(field=name, before=getattr(plain, name), after=value)
-            elif value != field.default or name in _ALWAYS_SAID:
-                yield Change(field=name, before=None, after=value)
+            value, before = getattr(holder, name), getattr(plain, name, None)
+            known = name in type(plain).model_fields
+            differs = value != before if known else value != field.default or name in _ALWAYS_SAID
+            if differs and name != "name":
+                yield Change(name, before, value)
