@@ -72,8 +72,8 @@ class Highlights:
     @cached_property
     def speeds(self) -> tuple[Contrast, ...]:
         """The cells whose speed can be set against full fine-tuning's."""
-        against = (full for row in self.ok if (full := row.against_full))
-        return tuple(one for one in against if one.speed_ratio is not None and "speed" not in one.doubted)
+        right = (row.against_full for row in self.ok if row.against_full and "speed" not in row.doubts)
+        return tuple(one for one in right if one.speed_ratio is not None and "speed" not in one.base.doubts)
 
     @cached_property
     def most_accurate(self) -> dict[str, tuple[Measured, list[Contrast]]]:

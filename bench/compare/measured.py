@@ -236,17 +236,12 @@ class Contrast:
     def speeds_overlap(self) -> bool:
         """Whether the ranges of both speeds meet, so that which is faster is not known."""
         mine, theirs = self.measured.throughput, self.base.throughput
-        return bool(mine and theirs and mine.overlaps(theirs))
+        return bool(mine and theirs and mine.low <= theirs.high and theirs.low <= mine.high)
 
     @property
     def disturbed(self) -> bool:
         """Whether a speed of either is not its own."""
         return any(speed_disturbed(one.caveats) for one in (self.measured, self.base))
-
-    @property
-    def doubted(self) -> frozenset[Doubted]:
-        """The kinds of numbers that cannot be right in either."""
-        return self.measured.doubts | self.base.doubts
 
     def accuracy(self, task: str | None) -> AccuracyDifference | None:
         """Return the difference on a task after training; None where it was not asked alike."""

@@ -7,6 +7,7 @@ from functools import reduce
 from operator import or_
 from typing import Literal, TypeVar, get_args
 
+from bench.compare import grouped
 from bench.metrics import MERGE_TOLERANCES, METRICS, TENSORS, Instrument
 from bench.records.derived_metrics import (
     TRAINING_PHASES,
@@ -21,7 +22,7 @@ from bench.records.derived_metrics import (
 )
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Category, Isolation, name_events
-from bench.records.records import ModelFacts, Phase, Record, StepSample
+from bench.records.records import ModelFacts, Phase, Record
 from bench.stats.trend import Trend, TrendVerdict, find_trend
 
 N = TypeVar("N", int, float)
@@ -48,7 +49,7 @@ _WORST_FIRST: tuple[TrendVerdict, ...] = ("not steady", "too few steps to tell",
 _LOSSES_AT_EACH_END = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Peak:
     """The peak memory of training by one instrument: the median over runs, and its range."""
 
@@ -59,7 +60,7 @@ class Peak:
     phase: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Predicted:
     """A peak as predicted before the run, beside the one that an instrument then read.
 
@@ -97,7 +98,6 @@ class Throughput:
     low: float
     high: float
     spread: Literal["range over runs", "middle half of the steps"]
-    runs: int
     steps: int
     trend: Trend
     throttled: bool = False
@@ -107,10 +107,6 @@ class Throughput:
         """Whether there were too few steps to see a drift, or the drift was a tenth or more."""
         drift = self.trend.drift_share
         return drift is None or abs(drift) >= ROUGH_DRIFT_SHARE
-
-    def overlaps(self, other: "Throughput") -> bool:
-        """Return whether the two ranges meet."""
-        return self.low <= other.high and other.low <= self.high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +148,7 @@ class TimeBreakdown:
     overhead_ns: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Losses:
     """The loss at the first step and the last ones; the mean over up to three steps at each end."""
 
@@ -161,7 +157,7 @@ class Losses:
     steps: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Merge:
     """The largest difference that merging the adapter made to a logit, as shares of the largest logit."""
 
@@ -172,21 +168,13 @@ class Merge:
 
 def peaks(runs: Sequence[Record]) -> tuple[Peak, ...]:
     """Return the peak by each instrument that was there, in the order of ``Instrument``."""
-    readings = {
-        instrument: [found for run in runs if (found := _peak(run, instrument))]
-        for instrument in get_args(Instrument)
-    }
-    return tuple(
-        Peak(
-            instrument=instrument,
-            peak_bytes=round(statistics.median(size for size, _ in found)),
-            low_bytes=min(found)[0],
-            high_bytes=max(found)[0],
-            phase=max(found)[1],
-        )
-        for instrument, found in readings.items()
-        if found
-    )
+    peaks = []
+    for instrument in get_args(Instrument):
+        if found := [one for run in runs if (one := _peak(run, instrument))]:
+            sizes = [size for size, _ in found]
+            middle, (highest, phase) = round(statistics.median(sizes)), max(found)
+            peaks.append(Peak(instrument, middle, min(sizes), highest, phase))
+    return tuple(peaks)
 
 
 def _peak(run: Record, instrument: Instrument) -> tuple[int, str] | None:
@@ -208,21 +196,15 @@ def predictions(prediction: Prediction | Refusal | None, peaks: Sequence[Peak]) 
     """Return every predicted figure beside the reading of its own instrument; none for a refusal."""
     if not isinstance(prediction, Prediction):
         return ()
-    tensors = TENSORS[prediction.platform.device]
-    figures = {tensors: (prediction.allocated_peak_bytes, prediction.allocated_peak_bytes)}
+    tensors, allocated = TENSORS[prediction.platform.device], prediction.allocated_peak_bytes
+    figures = {tensors: (allocated, allocated)}
     if prediction.reserved_low_bytes is not None and prediction.reserved_high_bytes is not None:
         figures["cuda_reserved"] = (prediction.reserved_low_bytes, prediction.reserved_high_bytes)
+    read = {peak.instrument: peak.peak_bytes for peak in peaks if peak.peak_bytes}
     return tuple(
-        Predicted(
-            instrument=peak.instrument,
-            low_bytes=low,
-            high_bytes=high,
-            measured_bytes=peak.peak_bytes,
-            difference_share=high / peak.peak_bytes - 1,
-        )
-        for peak in peaks
-        if peak.instrument in figures and peak.peak_bytes
-        for low, high in (figures[peak.instrument],)
+        Predicted(name, low, high, read[name], high / read[name] - 1)
+        for name, (low, high) in figures.items()
+        if name in read
     )
 
 
@@ -260,7 +242,6 @@ def throughput(runs: Sequence[Record]) -> Throughput | None:
         low=low,
         high=high,
         spread="range over runs" if several else "middle half of the steps",
-        runs=len(medians),
         steps=min(len(values) for values in speeds),
         trend=min(
             (find_trend(values) for values in speeds),
@@ -303,17 +284,15 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 def losses(runs: Sequence[Record]) -> Losses | None:
     """Return the loss at both ends of the first run of each seed that took a step, its mean over seeds."""
-    curves: dict[int, Sequence[StepSample]] = {}
-    for run in runs:
-        if run.measurement.steps:
-            curves.setdefault(run.cell.training.seed, run.measurement.steps)
-    if not curves:
+    stepped = grouped((run for run in runs if run.measurement.steps), lambda run: run.cell.training.seed)
+    if not stepped:
         return None
-    steps = min(len(curve) for curve in curves.values())
+    curves = [own[0].measurement.steps for own in stepped.values()]
+    steps = min(map(len, curves))
     count = min(_LOSSES_AT_EACH_END, max(1, steps // 2))
-    first = statistics.fmean(step.loss for curve in curves.values() for step in curve[:count])
-    last = statistics.fmean(step.loss for curve in curves.values() for step in curve[-count:])
-    return Losses(first=first, last=last, steps=steps)
+    first = statistics.fmean(step.loss for curve in curves for step in curve[:count])
+    last = statistics.fmean(step.loss for curve in curves for step in curve[-count:])
+    return Losses(first, last, steps)
 
 
 def merge(runs: Sequence[Record]) -> Merge | None:
@@ -326,7 +305,7 @@ def merge(runs: Sequence[Record]) -> Merge | None:
     if not shares:
         return None
     worst, tolerated = max(shares), MERGE_TOLERANCES[runs[0].cell.training.dtype]
-    return Merge(worst_share=worst, tolerated_share=tolerated, within_tolerance=worst <= tolerated)
+    return Merge(worst, tolerated, worst <= tolerated)
 
 
 def model_facts(runs: Sequence[Record]) -> ModelFacts | None:

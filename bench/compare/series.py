@@ -44,22 +44,24 @@ class AccuracyPoint:
     """Accuracy after training for one value of a lever, and how far it may be off to each side.
 
     That is one standard error over the items of a single training run; of several ``seeds`` the accuracy is
-    their mean, with its 95 % t-interval.
+    their mean, with its 95 % t-interval. ``alike`` is what the points of a series share.
     """
 
+    alike: Hashable
     task: str
     series: str
     value: str | int
     accuracy: float
     low: float
     high: float
-    seeds: int = 1
+    seeds: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingPoint:
     """What one value of a lever takes; for a plan what is needed, reserved at the top of the band."""
 
+    alike: Hashable
     series: str
     value: int
     memory_bytes: int
@@ -105,68 +107,69 @@ def _accuracies(
     ignored: Collection[str],
 ) -> tuple[AccuracyPoint, ...]:
     """Return the accuracies of cells alike but for ``ignored``; ``series_of`` names one by its method."""
-    found: list[tuple[Hashable, AccuracyPoint]] = []
-    for row in comparison.rows:
-        value = value_of(row.cell)
-        for result in row.accuracies if value is not None else ():
-            after, error = result.after_seeds, result.after_error or 0.0
-            if after is None or value is None:
-                continue
-            low, high = after.low, after.high
-            if low is None or high is None:
-                low, high = after.mean - error, after.mean + error
-            point = AccuracyPoint(
-                task=result.task,
-                series=f"{row.model}, {series_of(row.method)}, {row.window}",
-                value=value,
-                accuracy=after.mean,
-                low=max(0.0, low),
-                high=min(1.0, high),
-                seeds=len(result.seeds),
-            )
-            found.append(((row.cell.comparison_key(ignored), result.task, row.environment), point))
-    return _several(found)
+    points = []
+    evaluated = ((row, value_of(row.cell), one) for row in comparison.rows for one in row.accuracies)
+    for row, value, result in evaluated:
+        after, error = result.after_seeds, result.after_error or 0.0
+        if value is None or after is None:
+            continue
+        point = AccuracyPoint(
+            alike=(row.cell.comparison_key(ignored), result.task, row.environment),
+            task=result.task,
+            series=f"{row.model}, {series_of(row.method)}, {row.window}",
+            value=value,
+            accuracy=after.mean,
+            low=max(0.0, after.mean - error if after.low is None else after.low),
+            high=min(1.0, after.mean + error if after.high is None else after.high),
+            seeds=len(result.seeds),
+        )
+        points.append(point)
+    return tuple(point for alike in _with_several(points) for point in alike)
 
 
-def _several(found: Iterable[tuple[Hashable, P]], order: Callable[[P], int] = lambda _: 0) -> tuple[P, ...]:
-    """Return the points of each key that has several values, those of a key in an order."""
-    groups = [[point for _, point in alike] for alike in grouped(found, lambda pair: pair[0]).values()]
-    several = (points for points in groups if len({point.value for point in points}) > 1)
-    return tuple(point for points in several for point in sorted(points, key=order))
+def _with_several(points: Iterable[P]) -> list[list[P]]:
+    """Return the points of each series that has several values."""
+    series = grouped(points, lambda point: point.alike).values()
+    return [alike for alike in series if len({point.value for point in alike}) > 1]
 
 
 def scaling(comparison: Comparison, lever: Lever, names: Names) -> tuple[ScalingPoint, ...]:
     """Return measured cells that differ in sequence length or batch only."""
-    found: list[tuple[Hashable, ScalingPoint]] = []
-    for row in comparison.rows:
-        peak = next((peak for one in HEADLINES[row.device] if (peak := row.peak(one))), None)
-        if peak:
-            point = ScalingPoint(
-                series=_series(names[row.key], lever),
-                value=getattr(row.cell.training, lever),
-                memory_bytes=peak.peak_bytes,
-                instrument=peak.instrument,
-                tokens_per_second=row.throughput.tokens_per_second if row.throughput else None,
-            )
-            alike = row.cell.comparison_key({f"training.{lever}", "training.seed"})
-            found.append(((alike, row.environment, peak.instrument), point))
-    return _several(found, lambda point: point.value)
+    ignored = {f"training.{lever}", "training.seed"}
+    headlines = ((row, map(row.peak, HEADLINES[row.device])) for row in comparison.rows)
+    return _along(
+        ScalingPoint(
+            alike=(row.cell.comparison_key(ignored), row.environment, peak.instrument),
+            series=_series(names[row.key], lever),
+            value=getattr(row.cell.training, lever),
+            memory_bytes=peak.peak_bytes,
+            instrument=peak.instrument,
+            tokens_per_second=row.throughput.tokens_per_second if row.throughput else None,
+        )
+        for row, peaks in headlines
+        if (peak := next(filter(None, peaks), None))
+    )
 
 
 def planned_scaling(planned: Iterable[PlannedCell], lever: Lever) -> tuple[ScalingPoint, ...]:
     """Return predicted cells that differ in sequence length or batch only."""
-    found: list[tuple[Hashable, ScalingPoint]] = []
-    for one in planned:
-        if isinstance(one.answer, Prediction):
-            point = ScalingPoint(
-                series=_series(one.cell.id, lever),
-                value=getattr(one.cell.training, lever),
-                memory_bytes=one.answer.needed_bytes,
-                instrument="predicted",
-            )
-            alike = one.cell.comparison_key({f"training.{lever}"})
-            found.append(((alike, one.answer.platform), point))
-    return _several(found, lambda point: point.value)
+    return _along(
+        ScalingPoint(
+            alike=(one.cell.comparison_key({f"training.{lever}"}), one.answer.platform),
+            series=_series(one.cell.id, lever),
+            value=getattr(one.cell.training, lever),
+            memory_bytes=one.answer.needed_bytes,
+            instrument="predicted",
+        )
+        for one in planned
+        if isinstance(one.answer, Prediction)
+    )
+
+
+def _along(points: Iterable[ScalingPoint]) -> tuple[ScalingPoint, ...]:
+    return tuple(
+        point for alike in _with_several(points) for point in sorted(alike, key=lambda point: point.value)
+    )
 
 
 def _series(cell: str, lever: Lever) -> str:
