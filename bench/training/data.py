@@ -5,7 +5,7 @@ shuffle seeded by the training seed; nothing here touches a global random state.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -264,19 +264,15 @@ def _padding_notes(
 
 def pad_rows(rows: Sequence[Piece], width: int, pad_id: int) -> Batch:
     """Put each piece in a row of its own, padded on the right to ``width`` positions."""
-    ids = torch.full((len(rows), width), pad_id)
-    labels = torch.full((len(rows), width), IGNORED_LABEL)
-    mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    for index, row in enumerate(rows):
-        length = len(row.ids)
-        ids[index, :length] = torch.tensor(row.ids)
-        labels[index, :length] = torch.tensor(row.labels)
-        mask[index, :length] = 1
-    padded = any(len(row.ids) < width for row in rows)
+
+    def padded(values: Iterable[tuple[int, ...]], filler: int) -> torch.Tensor:
+        return torch.tensor([[*row, *[filler] * (width - len(row))] for row in values])
+
+    full = all(len(row.ids) == width for row in rows)
     return Batch(
-        input_ids=ids,
-        attention_mask=mask if padded else None,
-        labels=labels,
+        input_ids=padded((row.ids for row in rows), pad_id),
+        attention_mask=None if full else padded(((1,) * len(row.ids) for row in rows), 0),
+        labels=padded((row.labels for row in rows), IGNORED_LABEL),
         position_ids=None,
         counts=_counts(rows, len(rows) * width),
     )

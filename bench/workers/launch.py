@@ -235,15 +235,13 @@ class Launcher:
 
     def _ensure_server(self) -> None:
         """Start the server unless it runs, with what its imports print kept from the terminal."""
-        kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
-        try:
-            for descriptor in kept:
+        with contextlib.ExitStack() as stack:
+            for descriptor in (1, 2):
+                copy = os.dup(descriptor)
+                stack.callback(os.close, copy)
+                stack.callback(os.dup2, copy, descriptor)
                 os.dup2(self._server_log, descriptor)
             forkserver.ensure_running()
-        finally:
-            for descriptor, copy in kept.items():
-                os.dup2(copy, descriptor)
-                os.close(copy)
 
 
 def printed_last(log: int) -> str:
