@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from importlib import metadata
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -18,7 +19,7 @@ from packaging.requirements import Requirement
 from bench.errors import UnavailableError, counted
 from bench.io import cache_folder
 from bench.metrics import GIB
-from bench.probes.nvml.device import GpuProcess, GpuSample
+from bench.probes.nvml.device import GpuSample
 from bench.probes.nvml.library import Nvml, open_nvml
 from bench.probes.nvml.visible_devices import resolve_uuid
 from bench.records.environment import read_environment
@@ -152,7 +153,7 @@ def find_gpus(
             samples = {gpu.uuid: nvml.gpu(gpu.uuid).sample() for gpu in nvml.gpus()}
             yield from _cards(nvml, samples, root)
             yield from _torchs_gpu(nvml, facts, environment)
-            listed = [process for sample in samples.values() for process in sample.processes or ()]
+            listed = [pid for sample in samples.values() for pid in sample.processes or ()]
             yield _isolation(listed, environment, root)
     except UnavailableError as error:
         yield _find("no NVML", good=False, error=error)
@@ -187,16 +188,16 @@ def _use(name: str, sample: GpuSample, root: Path) -> Finding:
     if listed is None:
         return _find("unknown use", good=False, name=name, used=used)
     named = []
-    for process in listed[:_MOST_NAMED]:
-        share = "share unknown" if process.used_bytes is None else _size(process.used_bytes)
-        here = "" if _is_here(process, root) else ", not visible from here"
-        named.append(f"process {process.pid} ({share}{here})")
+    for pid, share_bytes in islice(listed.items(), _MOST_NAMED):
+        share = "share unknown" if share_bytes is None else _size(share_bytes)
+        here = "" if _is_here(pid, root) else ", not visible from here"
+        named.append(f"process {pid} ({share}{here})")
     more = f" and {len(listed) - len(named)} more" if len(listed) > len(named) else ""
     return _find("use", not listed, name=name, used=used, processes=", ".join(named) + more)
 
 
-def _is_here(process: GpuProcess, root: Path) -> bool:
-    return (root / "proc" / str(process.pid)).exists()
+def _is_here(pid: int, root: Path) -> bool:
+    return (root / "proc" / str(pid)).exists()
 
 
 def _torchs_gpu(nvml: Nvml, facts: DeviceFacts, environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -221,9 +222,9 @@ def _torchs_gpu(nvml: Nvml, facts: DeviceFacts, environment: Mapping[str, str]) 
     yield from (Finding("GPU instruments", problem, good=False) for problem in gpu.problems)
 
 
-def _isolation(listed: list[GpuProcess], environment: Mapping[str, str], root: Path) -> Finding:
+def _isolation(listed: list[int], environment: Mapping[str, str], root: Path) -> Finding:
     """Tell by what numbers NVML can know our processes; a run tests what its readings are worth."""
-    strange = next((process.pid for process in listed if not _is_here(process, root)), None)
+    strange = next((pid for pid in listed if not _is_here(pid, root)), None)
     own_numbers = False
     with contextlib.suppress(OSError):
         own_numbers = str((root / "proc/self/ns/pid").readlink()) != _FIRST_NAMESPACE

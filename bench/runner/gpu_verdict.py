@@ -12,7 +12,7 @@ from functools import partial
 
 from bench.errors import counted
 from bench.metrics import GIB, MIB
-from bench.probes.nvml.device import Gpu, GpuProcess, GpuSample
+from bench.probes.nvml.device import Gpu, GpuSample
 from bench.records.derived_metrics import THROTTLED
 from bench.records.readings import INVALIDATING, NOTED, Caveat, GpuFacts, Isolation, name_events
 from bench.runner.gpu_samples import Timeline
@@ -43,31 +43,29 @@ class Owners:
 
     def look(self, sample: GpuSample) -> None:
         """Look at who is on the GPU, as long as they are there to be asked for their session."""
-        for process in sample.processes or ():
-            if process.pid in self._own or self._in_session(process.pid):
-                self.adopt(process.pid)
-            elif process.pid in self._seen or len(self._seen) < MOST_PIDS:
-                self._seen[process.pid] = max(self._seen.get(process.pid, 0), process.used_bytes or 0)
+        for pid, used_bytes in (sample.processes or {}).items():
+            if pid in self._own or self._in_session(pid):
+                self.adopt(pid)
+            elif pid in self._seen or len(self._seen) < MOST_PIDS:
+                self._seen[pid] = max(self._seen.get(pid, 0), used_bytes or 0)
 
     def adopt(self, pid: int) -> None:
         """Count a process as the worker's, by whatever number it goes here."""
         self._own.add(pid)
         self._identified = True
 
-    def own(self, sample: GpuSample) -> list[GpuProcess]:
-        """Return the worker's processes."""
-        return [process for process in sample.processes or () if process.pid in self._own]
+    def own(self, sample: GpuSample) -> dict[int, int | None]:
+        """Return the worker's processes, each with its bytes."""
+        return {pid: size for pid, size in (sample.processes or {}).items() if pid in self._own}
 
     def others(self, sample: GpuSample) -> set[int]:
         """Return the numbers of processes that are neither the worker's nor were there before it."""
-        return {process.pid for process in sample.processes or ()} - self._own - self._background
+        return set(sample.processes or ()) - self._own - self._background
 
     def own_bytes(self, sample: GpuSample) -> int | None:
         """Return the bytes of the worker's processes together; None where NVML does not report them."""
-        sizes = [process.used_bytes for process in self.own(sample)]
-        if sample.processes is None or None in sizes:
-            return None
-        return sum(size for size in sizes if size is not None)
+        sizes = self.own(sample).values()
+        return None if sample.processes is None or None in sizes else sum(size or 0 for size in sizes)
 
     @property
     def strangers(self) -> dict[int, int]:
@@ -138,7 +136,7 @@ def judge_isolation(
 
 
 def _bytes_of(pid: int, sample: GpuSample) -> int | None:
-    return next((process.used_bytes for process in sample.processes or () if process.pid == pid), 0)
+    return (sample.processes or {}).get(pid, 0)
 
 
 def _why_no_process(held: GpuSample, owners: Owners) -> str:
@@ -147,7 +145,7 @@ def _why_no_process(held: GpuSample, owners: Owners) -> str:
         return "NVML does not list processes here"
     if not own:
         return "NVML does not list the worker's process here"
-    if any(process.used_bytes is None for process in own):
+    if None in own.values():
         return "NVML does not report the bytes of a process here"
     return "NVML's bytes of the worker's process do not follow what it allocates"
 

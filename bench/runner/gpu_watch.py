@@ -175,7 +175,7 @@ class GpuWatch:
         except BaseException:
             self._end_sampling()
             raise
-        seen.background = {process.pid for process in (before and before.processes) or ()}
+        seen.background = set((before and before.processes) or ())
         seen.idle_device_bytes = before.device_used_bytes if before else None
         return None
 

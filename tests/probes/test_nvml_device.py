@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.probes.nvml.device import Gpu, GpuProcess, GpuSample, code_of
+from bench.probes.nvml.device import Gpu, GpuSample, code_of
 from bench.probes.nvml.library import open_nvml
 from virtual_gpu import GIB, MIB, Box, VirtualCard, VirtualGpus, VirtualSlice
 
@@ -76,11 +76,7 @@ def test_a_card_tells_everything(gpus: VirtualGpus, box: Box, tmp_path: Path) ->
         GpuSample(
             at_ns=sample.at_ns,
             device_used_bytes=5 * GIB,
-            processes=(
-                GpuProcess(pid=3, used_bytes=100),
-                GpuProcess(pid=7, used_bytes=GIB),
-                GpuProcess(pid=9, used_bytes=2 * GIB),
-            ),
+            processes={3: 100, 7: GIB, 9: 2 * GIB},
             utilisation_percent=0,
             power_mw=70_000,
             energy_mj=1_000_000,
@@ -116,8 +112,7 @@ def test_a_sample_of_memory_asks_for_nothing_else(  # noqa: PLR0913 - three fixt
     box.call(keep_open)
     gpus.write(card, calls=tmp_path / "calls")
     sample, _ = box.call(sample_kept, complete=False)
-    processes = tuple(GpuProcess(pid=pid, used_bytes=size) for pid, size in listed.items())
-    assert GpuSample(at_ns=sample.at_ns, device_used_bytes=GIB, processes=processes) == sample
+    assert GpuSample(at_ns=sample.at_ns, device_used_bytes=GIB, processes=listed) == sample
     two_calls = ["nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetComputeRunningProcesses_v3"]
     assert [*two_calls, *more_calls] == (tmp_path / "calls").read_text().split()
 
@@ -128,7 +123,7 @@ def test_readings_follow_the_card(gpus: VirtualGpus, box: Box) -> None:
     box.call(keep_open)
     gpus.write(replace(CARD, used_bytes=GIB, compute={7: GIB}, utilisation_percent=97, event_reasons=0x24))
     sample, _ = box.call(sample_kept)
-    assert (GIB, (GpuProcess(pid=7, used_bytes=GIB),), 97, 0x24) == (
+    assert (GIB, {7: GIB}, 97, 0x24) == (
         sample.device_used_bytes,
         sample.processes,
         sample.utilisation_percent,
@@ -152,7 +147,7 @@ def test_an_older_function_speaks_where_the_newer_is_missing(
     gpus.write(replace(CARD, used_bytes=GIB, compute={7: GIB}), fail=fail)
     sample, problems, memory_version, processes_version = box.call(sample_once)
     assert (memory, processes) == (memory_version, processes_version)
-    assert (GpuProcess(pid=7, used_bytes=GIB),) == sample.processes
+    assert {7: GIB} == sample.processes
     reserved_bytes = 0 if memory == "v2" else CARD.reserved_bytes
     assert GIB + reserved_bytes == sample.device_used_bytes
     said = ("device memory: version 1 of the function, which counts what the driver reserves",)
@@ -167,11 +162,7 @@ def test_an_old_driver_without_the_symbols_and_a_library_removed_while_loaded(tm
         sample, problems, memory_version, processes_version = box.call(sample_once)
         assert ("v1", "v1") == (memory_version, processes_version)
         assert GIB + CARD.reserved_bytes == sample.device_used_bytes
-        assert (
-            GpuProcess(pid=7, used_bytes=GIB),
-            GpuProcess(pid=8, used_bytes=None),
-            GpuProcess(pid=9, used_bytes=5),
-        ) == sample.processes
+        assert {7: GIB, 8: None, 9: 5} == sample.processes
         assert 0x08 == sample.event_reasons
         assert 2 == len(problems)
         gpus.library.unlink()
@@ -241,7 +232,7 @@ def test_processes_of_both_lists_are_told_once(
     """Compute and graphics processes are one list by number; unknown memory is None, never nought."""
     gpus.write(replace(CARD, compute=compute, graphics=graphics))
     sample, problems, *_ = box.call(sample_once)
-    assert expected == {process.pid: process.used_bytes for process in sample.processes or ()}
+    assert expected == sample.processes
     unknown = "memory of processes: the driver does not tell it of all of them (N/A)"
     assert ((unknown,) if None in expected.values() else ()) == problems
 
@@ -250,7 +241,7 @@ def test_compute_processes_are_told_although_graphics_are_not(gpus: VirtualGpus,
     """A card that knows no graphics processes loses nothing else."""
     gpus.write(replace(CARD, compute={7: GIB}), fail={"nvmlDeviceGetGraphicsRunningProcesses_v3": 3})
     sample, problems, *_ = box.call(sample_once)
-    assert (GpuProcess(pid=7, used_bytes=GIB),) == sample.processes
+    assert {7: GIB} == sample.processes
     assert ("graphics processes: Not Supported (NVML error 3)",) == problems
 
 
@@ -299,7 +290,7 @@ def test_a_slice_tells_its_memory_and_shares_its_cards_clock(gpus: VirtualGpus, 
         GpuSample(
             at_ns=sample.at_ns,
             device_used_bytes=3 * GIB,
-            processes=(GpuProcess(pid=7, used_bytes=2 * GIB),),
+            processes={7: 2 * GIB},
             sm_clock_mhz=1_980,
             temperature_c=35,
             event_reasons=0x20,

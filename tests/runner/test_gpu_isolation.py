@@ -84,7 +84,7 @@ def test_a_worker_under_another_number_is_no_stranger_and_its_bytes_are_its_own(
         assert ({HOST}, 0) == (set(owners.strangers), owners.foreign_count)
         judge_isolation(test, BLOCK, owners)
         assert (set(), 0) == (set(owners.strangers), owners.foreign_count)
-        assert [HOST] == [process.pid for process in owners.own(held)]
+        assert [HOST] == list(owners.own(held))
 
 
 def test_children_are_the_workers_and_what_was_there_before_is_nobodys_fault() -> None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench.probes.nvml.device import GpuProcess, GpuSample
+from bench.probes.nvml.device import GpuSample
 from bench.records.readings import GpuFacts, GpuReading, checked, plain
 from bench.records.records import DeviceFacts, Record
 from records_factory import MIB, SECOND_NS, make_cell, make_measurement, make_phases, make_record
@@ -103,7 +103,4 @@ def make_sample(
     **readings: Any,
 ) -> GpuSample:
     """Return a sample with the bytes of each process by its number."""
-    listed = None
-    if processes is not None:
-        listed = tuple(GpuProcess(pid=pid, used_bytes=size) for pid, size in processes.items())
-    return GpuSample(at_ns=at_ns, processes=listed, **readings)
+    return GpuSample(at_ns=at_ns, processes=processes, **readings)

@@ -5,7 +5,7 @@ Never raises and never retries: what cannot be read is None, and said once.
 
 import ctypes
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
@@ -21,20 +21,15 @@ GONE = frozenset({1, 9, 15, 16})
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuProcess:
-    """A process that has memory on a GPU; None bytes where the driver knows the process but not its share."""
-
-    pid: int
-    used_bytes: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class GpuSample:
-    """Readings of one moment, on the clock of ``time.monotonic_ns``; None: not asked for or not to be had."""
+    """Readings of one moment, on the clock of ``time.monotonic_ns``; None: not asked for or not to be had.
+
+    ``processes`` has the bytes of each by its number, None where the driver knows it but not its share.
+    """
 
     at_ns: int
     device_used_bytes: int | None = None
-    processes: tuple[GpuProcess, ...] | None = None
+    processes: Mapping[int, int | None] | None = None
     utilisation_percent: int | None = None
     power_mw: int | None = None
     energy_mj: int | None = None
@@ -146,8 +141,8 @@ class NvmlDevice:
             others |= {name: self._ask(reading, self._card) for name, reading in self._of_card.items()}
         return GpuSample(at_ns=at_ns, device_used_bytes=used_bytes, processes=processes, **others)
 
-    def _processes(self, *, complete: bool) -> tuple[GpuProcess, ...] | None:
-        """Return compute and graphics processes as one list; None where compute processes are not told.
+    def _processes(self, *, complete: bool) -> dict[int, int | None] | None:
+        """Return compute and graphics processes by number; None where compute processes are not told.
 
         Those that only draw, as no worker does, are left out of a sample that is not complete.
         """
@@ -163,7 +158,7 @@ class NvmlDevice:
         self.processes_version = self._compute.version
         if None in used_bytes.values():
             self._note("memory of processes: the driver does not tell it of all of them (N/A)")
-        return tuple(GpuProcess(pid=pid, used_bytes=share) for pid, share in sorted(used_bytes.items()))
+        return dict(sorted(used_bytes.items()))
 
     def _ask(self, reading: _Reading, handle: Any) -> int | None:
         answer = self._answer(reading, handle)
