@@ -303,18 +303,15 @@ def fill_rows(pieces: Iterator[Piece], length: int) -> Iterator[list[Piece]]:
     row: list[Piece] = []
     free = length
     for piece in pieces:
-        rest = piece
-        while len(rest.ids) > free:
-            ids, labels = rest.ids, rest.labels
-            yield [*row, replace(rest, ids=ids[:free], labels=labels[:free], raw_tokens=free)]
-            raw_tokens = rest.raw_tokens - free
-            rest = Piece(ids=ids[free:], labels=labels[free:], raw_tokens=raw_tokens, continued=True)
-            row, free = [], length
-        row.append(rest)
-        free -= len(rest.ids)
-        if not free:
-            yield row
-            row, free = [], length
+        start = 0
+        while start < len(piece.ids):
+            ids, labels = piece.ids[start : start + free], piece.labels[start : start + free]
+            row.append(Piece(ids=ids, labels=labels, raw_tokens=len(ids), continued=start > 0))
+            start += len(ids)
+            free -= len(ids)
+            if not free:
+                yield row
+                row, free = [], length
 
 
 def _counts(pieces: Sequence[Piece], computed: int) -> TokenCounts:

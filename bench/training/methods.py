@@ -32,7 +32,13 @@ def adapt(model: Any, cell: Cell) -> Any:
             prepare = method.base == "int8" and method.kbit_preparation
             adapted = _with_lora(_prepared(model) if prepare else model, method)
         case QloraMethod():
-            adapted = _adapt_qlora(model, method, dtype)
+            model = _prepared(model) if method.kbit_preparation else model
+            if method.recast_embeddings:
+                # As trl's peft_module_casting_to_bf16: norms stay fp32, and everything after them with them.
+                for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                    if layer.weight.dtype == torch.float32:
+                        layer.weight.data = layer.weight.data.to(dtype)
+            adapted = _with_lora(model, method)
         case PeftMethod():
             adapted = _with_adapter(model, method, _configuration_class(method.type), method.config)
     if not isinstance(method, FullMethod) and method.adapter_dtype == "weights":
@@ -51,17 +57,6 @@ def _enable_checkpointing(model: Any, cell: Cell) -> None:
         # Reentrant checkpointing drops the graph unless an input needs a gradient, and frozen embeddings
         # give none; the usual recipes do this for both kinds.
         model.enable_input_require_grads()
-
-
-def _adapt_qlora(model: Any, method: QloraMethod, dtype: torch.dtype) -> Any:
-    if method.kbit_preparation:
-        model = _prepared(model)
-    if method.recast_embeddings:
-        # As trl's peft_module_casting_to_bf16: norms stay fp32, and everything after them with them.
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if layer.weight.dtype == torch.float32:
-                layer.weight.data = layer.weight.data.to(dtype)
-    return _with_lora(model, method)
 
 
 def method_caveats(cell: Cell) -> list[Caveat]:
