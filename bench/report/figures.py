@@ -32,7 +32,7 @@ from bench.errors import InfrastructureError, UsageError
 from bench.metrics import INSTRUMENT_NAMES
 from bench.records.predictions import Plan
 from bench.report.comparison_columns import memory_unit
-from bench.report.text import GIBIBYTES, MemoryUnit
+from bench.report.text import GIBIBYTES, MemoryUnit, texts
 from bench.scenario.catalogue import Card
 
 MOST_ROWS = 40
@@ -40,11 +40,11 @@ MOST_SERIES = 10
 MOST_FRONTIERS = 4
 MOST_MODELS = 4
 _MOST_LABELS = 25
-_CHOSEN = " Of each model and method the cell at the longest sequence that needs least."
-_BESIDE_CONTEXT = "Lines are what a card has beside its CUDA context."
-_CHOSEN_SERIES = " Of each method of many windows the one that needs least."
-P = TypeVar("P", AccuracyPoint, ScalingPoint)
 _LEVERS: dict[Lever, str] = {"sequence_length": "sequence length, tokens", "micro_batch": "batch, sequences"}
+P = TypeVar("P", AccuracyPoint, ScalingPoint)
+Limits = Sequence[tuple[str, int]]
+Draw = Callable[[ModuleType], Any]
+"""Given ``bench.report.charts``, which is not imported before."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Figure:
     name: str
     title: str
     caption: str = ""
-    draw: Callable[[ModuleType], Any] | None = None  # given bench.report.charts, which is not imported before
+    draw: Draw | None = None
     missing: str | None = None
 
     @cached_property
@@ -70,15 +70,13 @@ class Figure:
         """Return the figure as SVG."""
         import vl_convert
 
-        specification = self.specification
-        return vl_convert.vegalite_to_svg(specification, allowed_base_urls=[])
+        return vl_convert.vegalite_to_svg(self.specification, allowed_base_urls=[])
 
     def png(self) -> bytes:
         """Return the figure as PNG, at twice its size in points."""
         import vl_convert
 
-        specification = self.specification
-        return vl_convert.vegalite_to_png(specification, scale=2, allowed_base_urls=[])
+        return vl_convert.vegalite_to_png(self.specification, scale=2, allowed_base_urls=[])
 
 
 def require_libraries() -> None:
@@ -91,72 +89,6 @@ def require_libraries() -> None:
             f"figures and HTML pages need {error.name}, which is not installed here; "
             "run: pip install altair vl-convert-python"
         ) from None
-
-
-def comparison_figures(comparison: Comparison, cards: Sequence[Card] = ()) -> tuple[Figure, ...]:
-    """Return every figure of a comparison, drawn or missing; ``cards`` are limits to show."""
-    names, common = _short_names(comparison)
-    unit = memory_unit(comparison.rows)
-    limits = [(card.title, card.usable_bytes) for card in cards]
-    figures = [
-        _memory(measured_breakdowns(comparison, names), limits, unit),
-        _over_step(comparison, names, unit),
-        _predicted(comparison, names, unit),
-        _speeds(comparison, names),
-        *_frontiers(comparison, unit),
-        _accuracy("rank", accuracy_by_rank(comparison)),
-        _accuracy("quantisation", accuracy_by_quantisation(comparison)),
-    ]
-    levers = ((lever, scaling(comparison, lever, names)) for lever in _LEVERS)
-    figures += [_scaling(lever, points, unit, limits) for lever, points in levers]
-    return tuple(replace(one, caption=f"{one.caption}{common}") for one in figures)
-
-
-def _short_names(comparison: Comparison) -> tuple[Names, str]:
-    """Name each cell by what not all have in common, no two alike; and say what all have in common."""
-    rows = comparison.rows
-    parts = [(row.model, row.method, row.window) for row in rows]
-    shared = [index for index in (0, 2) if len({part[index] for part in parts}) == 1]
-    names = ["/".join(name for index, name in enumerate(part) if index not in shared) for part in parts]
-    if len(comparison.environments) > 1:
-        names = [f"{name} ({row.environment})" for name, row in zip(names, rows, strict=True)]
-    again = [names[:index].count(name) for index, name in enumerate(names)]
-    names = [f"{name} [{count + 1}]" if count else name for name, count in zip(names, again, strict=True)]
-    told = f" All of {', '.join(parts[0][index] for index in shared)}." if shared else ""
-    return {row.key: name for row, name in zip(rows, names, strict=True)}, told
-
-
-def plan_figures(plan: Plan) -> tuple[Figure, ...]:
-    """Return every figure of a plan, drawn or missing."""
-    rows = plan_rows(plan)
-    card = plan.cards[0] if len(plan.cards) == 1 else None
-    limits = [(card.name, card.usable_bytes) for card in plan.cards]
-    unit = GIBIBYTES
-    stacks = planned_breakdowns(rows, card, plan.cells)
-    memory = _memory(stacks, limits, unit, predicted=True, whole=card is not None)
-    levers = ((lever, planned_scaling(plan.cells, lever)) for lever in _LEVERS)
-    beside_context = [(card.name, card.torch_bytes) for card in plan.cards]
-    return (
-        memory,
-        *(figure for lever, points in levers for figure in _planned_scaling(lever, points, beside_context)),
-    )
-
-
-def _planned_scaling(
-    lever: Lever, points: Sequence[ScalingPoint], limits: Sequence[tuple[str, int]]
-) -> Iterator[Figure]:
-    """Yield one figure, or where that has too many series one for each model."""
-    models = series_of_models(points, MOST_SERIES)
-    drawn = {point.series for own in list(models.values())[:MOST_MODELS] for point in own}
-    left_out = len({point.series for point in points} - drawn)
-    for index, (model, own) in enumerate(list(models.items())[:MOST_MODELS] or [("", ())]):
-        figure = _scaling(lever, own, GIBIBYTES, limits)
-        if limits and not figure.missing:
-            figure = replace(figure, caption=f"{figure.caption} {_BESIDE_CONTEXT}")
-        if model:
-            chosen = _CHOSEN_SERIES + _more(left_out, "series of all models") if left_out else ""
-            figure = replace(figure, title=f"{figure.title}: {model}", caption=f"{figure.caption}{chosen}")
-        yield replace(figure, name=f"{figure.name}-{index + 1}") if index else figure
 
 
 def write_figures(figures: Sequence[Figure], folder: Path) -> Iterator[str]:
@@ -177,171 +109,218 @@ def write_figures(figures: Sequence[Figure], folder: Path) -> Iterator[str]:
         ) from None
 
 
+def _figure(kind: str, shown: Sequence[object], draw: Draw, name: str = "", **values: str) -> Figure:
+    """Return a figure, or where nothing is ``shown`` why there is none; ``values`` fill in its texts."""
+    told = texts("figures", kind)
+    made = Figure(name or kind, told["title"].format(**values))
+    if not shown:
+        return replace(made, missing=told["missing"].format(**values))
+    return replace(made, caption=told["caption"].format(**values), draw=draw)
+
+
 def _more(left_out: int, what: str = "cells") -> str:
     return f" Not drawn: {left_out} more {what}, which are in the table." if left_out else ""
 
 
+def _numbered(name: str, index: int) -> str:
+    return f"{name}-{index + 1}" if index else name
+
+
+def comparison_figures(comparison: Comparison, cards: Sequence[Card] = ()) -> tuple[Figure, ...]:
+    """Return every figure of a comparison, drawn or missing; ``cards`` are limits to show."""
+    names, common = _short_names(comparison)
+    unit = memory_unit(comparison.rows)
+    limits = [(card.title, card.usable_bytes) for card in cards]
+    figures = [
+        _memory(measured_breakdowns(comparison, names), limits, unit),
+        _over_step(comparison, names, unit),
+        _predicted(comparison, names, unit),
+        _speeds(comparison, names),
+        *_frontiers(comparison, unit),
+        _accuracy("rank", "rank", accuracy_by_rank(comparison)),
+        _accuracy("quantisation", "how the frozen base is stored", accuracy_by_quantisation(comparison)),
+        *(_scaling(lever, scaling(comparison, lever, names), unit, limits) for lever in _LEVERS),
+    ]
+    return tuple(replace(one, caption=f"{one.caption}{common}") for one in figures)
+
+
+def _short_names(comparison: Comparison) -> tuple[Names, str]:
+    """Name each cell by what not all have in common, no two alike; and say what all have in common."""
+    rows = comparison.rows
+    parts = [(row.model, row.method, row.window) for row in rows]
+    shared = [index for index in (0, 2) if len({part[index] for part in parts}) == 1]
+    names = ["/".join(name for index, name in enumerate(part) if index not in shared) for part in parts]
+    if len(comparison.environments) > 1:
+        names = [f"{name} ({row.environment})" for name, row in zip(names, rows, strict=True)]
+    again = [names[:index].count(name) for index, name in enumerate(names)]
+    names = [f"{name} [{count + 1}]" if count else name for name, count in zip(names, again, strict=True)]
+    told = f" All of {', '.join(parts[0][index] for index in shared)}." if shared else ""
+    return {row.key: name for row, name in zip(rows, names, strict=True)}, told
+
+
+def plan_figures(plan: Plan) -> tuple[Figure, ...]:
+    """Return every figure of a plan, drawn or missing."""
+    card = plan.cards[0] if len(plan.cards) == 1 else None
+    limits = [(card.name, card.usable_bytes) for card in plan.cards]
+    stacks = planned_breakdowns(plan_rows(plan), card, plan.cells)
+    return (
+        _memory(stacks, limits, GIBIBYTES, predicted=True, whole=card is not None),
+        *(figure for lever in _LEVERS for figure in _planned_scaling(plan, lever)),
+    )
+
+
+def _planned_scaling(plan: Plan, lever: Lever) -> Iterator[Figure]:
+    """Yield one figure, or where that has too many series one for each model."""
+    points, told = planned_scaling(plan.cells, lever), texts("figures", "scaling")
+    models = list(series_of_models(points, MOST_SERIES).items())[:MOST_MODELS]
+    drawn = {point.series for _, own in models for point in own}
+    left_out = len({point.series for point in points} - drawn)
+    limits = [(card.name, card.torch_bytes) for card in plan.cards]
+    for index, (model, own) in enumerate(models or [("", ())]):
+        figure = _scaling(lever, own, GIBIBYTES, limits)
+        caption = figure.caption + (told["beside_context"] if limits and not figure.missing else "")
+        if model and left_out:
+            caption += told["chosen"] + _more(left_out, "series of all models")
+        title = f"{figure.title}: {model}" if model else figure.title
+        yield replace(figure, name=_numbered(figure.name, index), title=title, caption=caption)
+
+
 def _memory(
-    breakdowns: Breakdowns,
-    limits: Sequence[tuple[str, int]],
-    unit: MemoryUnit,
-    *,
-    predicted: bool = False,
-    whole: bool = False,
+    breakdowns: Breakdowns, limits: Limits, unit: MemoryUnit, *, predicted: bool = False, whole: bool = False
 ) -> Figure:
-    title = "Predicted memory at the peak, by category" if predicted else "Memory at the peak, by category"
     stacks, left_out = breakdowns
-    if not stacks:
-        return Figure("memory", title, missing="no cell has a ledger's reading or a prediction.")
+    told = texts("figures", "memory")
     own = sorted({stack.limit_bytes for stack in stacks if stack.limit_bytes})
     lines = [*limits, *(("the card it ran on", size) for size in own)]
     if predicted and not whole:
         lines = _near(lines, [stack.total_bytes for stack in stacks])
-    told = "Live tensors at the moment of most bytes"
-    if whole:
-        told += ", what the allocator reserves beyond them, and the CUDA context: all of it has to fit"
-    elif lines:
-        told += "; what the allocator reserves beyond them and the CUDA context have to fit besides"
-    return Figure(
+    return _figure(
         "memory",
-        title,
-        f"{told}.{_CHOSEN if predicted and left_out else ''}{_more(left_out)}",
+        stacks,
         lambda charts: charts.stacked_memory(stacks, lines, unit),
+        what="Predicted memory" if predicted else "Memory",
+        beside=told["whole"] if whole else told["besides"] if lines else "",
+        chosen=told["chosen"] if predicted and left_out else "",
+        more=_more(left_out),
     )
 
 
-def _near(lines: Sequence[tuple[str, int]], sizes: Sequence[int]) -> list[tuple[str, int]]:
+def _near(lines: Limits, sizes: Sequence[int]) -> list[tuple[str, int]]:
     """Leave out cards so large that they would squeeze everything else into a corner; join equal ones."""
-    above = [size for _, size in lines if size >= max(sizes, default=0)]
-    near = [(name, size) for name, size in lines if size <= min(above, default=size)]
+    nearest = min((size for _, size in lines if size >= max(sizes, default=0)), default=None)
     joined: dict[str, tuple[str, int]] = {}
-    for name, size in near:
-        shown = f"{GIBIBYTES.scaled(size):.1f}"
-        joined[shown] = (f"{joined[shown][0]}, {name}", size) if shown in joined else (name, size)
+    for name, size in lines:
+        if nearest is None or size <= nearest:
+            shown = f"{GIBIBYTES.scaled(size):.1f}"
+            joined[shown] = (f"{joined[shown][0]}, {name}", size) if shown in joined else (name, size)
     return list(joined.values())
 
 
 def _over_step(comparison: Comparison, names: Names, unit: MemoryUnit) -> Figure:
-    title = "Memory over the step"
     drawn, left_out = memory_timelines(comparison, names)
-    if not drawn:
-        reason = "no record holds the ledger's timeline; records made before it was kept have none."
-        return Figure("memory-over-step", title, missing=reason)
-    caption = (
-        "Bytes of live tensors over a steady pair of steps, by the ledger. The axis counts allocations "
-        f"and frees of tensors, not time; between two points the highest is shown.{_more(left_out)}"
+    return _figure(
+        "memory-over-step",
+        drawn,
+        lambda charts: charts.memory_over_step(drawn, unit),
+        more=_more(left_out),
     )
-    return Figure("memory-over-step", title, caption, lambda charts: charts.memory_over_step(drawn, unit))
 
 
 def _predicted(comparison: Comparison, names: Names, unit: MemoryUnit) -> Figure:
-    title = "Predicted against measured memory"
     pairs = [
         (f"{names[row.key]}, {INSTRUMENT_NAMES[one.instrument]}", one)
         for row in comparison.rows
         for one in row.predictions
     ]
-    if not pairs:
-        reason = "no record holds both a prediction and a reading by its instrument."
-        return Figure("predicted", title, missing=reason)
-    caption = (
-        "Predicted before the run, for sequences at their full length: shorter ones need less. Where it is a "
-        "band, the allocator may reserve anything in it. "
-        f"The axis need not begin at zero.{_more(len(pairs[MOST_ROWS:]), 'readings')}"
-    )
-    return Figure(
-        "predicted", title, caption, lambda charts: charts.predicted_and_read(pairs[:MOST_ROWS], unit)
+    return _figure(
+        "predicted",
+        pairs,
+        lambda charts: charts.predicted_and_read(pairs[:MOST_ROWS], unit),
+        more=_more(len(pairs[MOST_ROWS:]), "readings"),
     )
 
 
 def _speeds(comparison: Comparison, names: Names) -> Figure:
     read = [(names[row.key], speed) for row in comparison.rows if (speed := row.throughput)]
-    if not read:
-        return Figure("speed", "Speed", missing="no cell has a measured step.")
-    spreads = " or ".join(dict.fromkeys(speed.spread for _, speed in read))
-    caption = f"Tokens/s, the line being the {spreads}.{_more(len(read[MOST_ROWS:]))}"
-    return Figure("speed", "Speed", caption, lambda charts: charts.speeds(read[:MOST_ROWS]))
+    return _figure(
+        "speed",
+        read,
+        lambda charts: charts.speeds(read[:MOST_ROWS]),
+        spreads=" or ".join(dict.fromkeys(speed.spread for _, speed in read)),
+        more=_more(len(read[MOST_ROWS:])),
+    )
 
 
-def _frontiers(comparison: Comparison, unit: MemoryUnit) -> tuple[Figure, ...]:
+def _frontiers(comparison: Comparison, unit: MemoryUnit) -> Iterator[Figure]:
     found = comparison.frontiers
     if not found:
-        reason = "no two cells of one model, data and machine have both memory and speed."
-        return (Figure("frontier", "The frontier: memory, speed, accuracy", missing=reason),)
+        yield _figure("frontier", (), lambda _: None, of="", accuracy=", accuracy")
+    several = len({one.rows[0].environment for one in found}) > 1
     more = _more(len(found[MOST_FRONTIERS:]), "models or machines")
-    drawn, several = found[:MOST_FRONTIERS], len({one.rows[0].environment for one in found}) > 1
-    return tuple(
-        replace(figure, title=f"{figure.title} ({one.rows[0].environment})") if several else figure
-        for index, one in enumerate(drawn)
-        for figure in [_frontier(one, index, unit, more)]
-    )
+    for index, one in enumerate(found[:MOST_FRONTIERS]):
+        figure = _frontier(one, _numbered("frontier", index), unit, more)
+        place = f" ({one.rows[0].environment})" if several else ""
+        yield replace(figure, title=f"{figure.title}{place}")
 
 
-def _frontier(one: Frontier, index: int, unit: MemoryUnit, more: str) -> Figure:
+def _frontier(one: Frontier, name: str, unit: MemoryUnit, more: str) -> Figure:
+    windows = list(dict.fromkeys(row.window for row in one.rows))
+    window = windows[0] if len(windows) == 1 else f"{len(windows)} windows"
     instrument, label = INSTRUMENT_NAMES[one.instrument], len(one.rows) <= _MOST_LABELS
-    accuracy = "accuracy is the colour" if one.task else "no task was evaluated in all cells"
-    caption = (
-        "Left and up is better; "
-        + accuracy
-        + ". Grey: another cell is as good in all of these and better in one, "
-        f"spreads not considered. {one.rows[0].device_name}.{more}"
-    )
-    if one.left_out:
-        caption += f" Without memory or speed, and not drawn: {one.left_out}."
-    return Figure(
-        "frontier" if index == 0 else f"frontier-{index + 1}",
-        f"The frontier of {one.rows[0].model}, {_windows(one)}: memory, speed"
-        + (", accuracy" if one.task else ""),
-        caption,
+    left_out = f" Without memory or speed, and not drawn: {one.left_out}." if one.left_out else ""
+    return _figure(
+        "frontier",
+        one.rows,
         lambda charts: charts.frontier(one, unit, instrument, label=label),
+        name,
+        of=f" of {one.rows[0].model}, {window}",
+        accuracy=", accuracy" if one.task else "",
+        colour="accuracy is the colour" if one.task else "no task was evaluated in all cells",
+        device=one.rows[0].device_name,
+        more=more,
+        left_out=left_out,
     )
 
 
-def _windows(one: Frontier) -> str:
-    names = dict.fromkeys(row.window for row in one.rows)
-    return next(iter(names)) if len(names) == 1 else f"{len(names)} windows"
-
-
-def _accuracy(lever: str, points: Sequence[AccuracyPoint]) -> Figure:
-    name, title = f"accuracy-by-{lever}", f"Accuracy by {lever}"
-    if not points:
-        reason = f"no two evaluated cells differ in {lever} alone."
-        return Figure(name, title, missing=reason)
-    shown, left_out = _first_series(points)
+def _accuracy(lever: str, axis: str, points: Sequence[AccuracyPoint]) -> Figure:
+    shown, more = _first_series(points)
     spreads = dict.fromkeys(
         f"the 95 % interval over {point.seeds} training seeds"
         if point.seeds > 1
         else "one standard error over the questions to each side (one training run)"
         for point in shown
     )
-    caption = (
-        "Share of questions answered correctly after training, with "
-        f"{' or '.join(spreads)}.{_more(left_out, 'series')}"
+    return _figure(
+        "accuracy",
+        points,
+        lambda charts: charts.accuracies(shown, axis),
+        f"accuracy-by-{lever}",
+        lever=lever,
+        spreads=" or ".join(spreads),
+        more=more,
     )
-    axis = "rank" if lever == "rank" else "how the frozen base is stored"
-    return Figure(name, title, caption, lambda charts: charts.accuracies(shown, axis))
 
 
-def _scaling(
-    lever: Lever, points: Sequence[ScalingPoint], unit: MemoryUnit, limits: Sequence[tuple[str, int]]
-) -> Figure:
-    name, title = f"scaling-{lever.replace('_', '-')}", f"Scaling with {_LEVERS[lever].partition(',')[0]}"
-    if not points:
-        return Figure(
-            name, title, missing=f"no two cells differ in {_LEVERS[lever].partition(',')[0]} alone."
-        )
-    shown, left_out = _first_series(points)
+def _scaling(lever: Lever, points: Sequence[ScalingPoint], unit: MemoryUnit, limits: Limits) -> Figure:
+    shown, more = _first_series(points)
     near = _near(limits, [point.memory_bytes for point in shown])
-    instruments = dict.fromkeys(point.instrument for point in shown)
-    told = " and ".join(
-        "predicted, reserved" if one == "predicted" else INSTRUMENT_NAMES[one] for one in instruments
+    instruments = dict.fromkeys(
+        "predicted, reserved" if point.instrument == "predicted" else INSTRUMENT_NAMES[point.instrument]
+        for point in shown
     )
-    caption = f"Memory ({told}) on logarithmic axes.{_more(left_out, 'series')}"
-    return Figure(name, title, caption, lambda charts: charts.scaling(shown, _LEVERS[lever], unit, near))
+    return _figure(
+        "scaling",
+        points,
+        lambda charts: charts.scaling(shown, _LEVERS[lever], unit, near),
+        f"scaling-{lever.replace('_', '-')}",
+        lever=_LEVERS[lever].partition(",")[0],
+        instruments=" and ".join(instruments),
+        more=more,
+    )
 
 
-def _first_series(points: Sequence[P]) -> tuple[list[P], int]:
+def _first_series(points: Sequence[P]) -> tuple[list[P], str]:
     """Return the points of as many series as can be told apart by colour, and how many more there are."""
     names = list(dict.fromkeys(point.series for point in points))
-    kept = set(names[:MOST_SERIES])
-    return [point for point in points if point.series in kept], len(names[MOST_SERIES:])
+    shown = [point for point in points if point.series in names[:MOST_SERIES]]
+    return shown, _more(len(names[MOST_SERIES:]), "series")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.metrics import GIB, MIB, Metric
 
@@ -76,12 +76,17 @@ def unit_for(sizes_bytes: Sequence[int], *, on_gpu: bool) -> MemoryUnit:
     return SMALL_MEBIBYTES if min(sizes_bytes, default=GIB) < 100 * MIB else MEBIBYTES
 
 
-@cache
-def texts(subject: str) -> Mapping[str, str]:
+def texts(*subject: str) -> Mapping[str, str]:
     """Return what ``templates/texts.toml`` says on a subject; {places} are left for ``str.format``."""
-    source = files("bench.report").joinpath("templates", "texts.toml").read_text(encoding="utf-8")
-    found: dict[str, str] = tomllib.loads(source)[subject]
+    found = _texts()
+    for name in subject:
+        found = found[name]
     return found
+
+
+@cache
+def _texts() -> dict[str, Any]:
+    return tomllib.loads(files("bench.report").joinpath("templates", "texts.toml").read_text("utf-8"))
 
 
 def share(value: float | None, digits: int = 1) -> str:
