@@ -28,7 +28,7 @@ from bench.report.text import (
 from bench.scenario.cell import Cell
 
 if TYPE_CHECKING:
-    from rich.console import Group, RenderableType
+    from rich.console import Group
 
 N = TypeVar("N", bound=str)
 _NOWHERE = "none of them"
@@ -70,30 +70,27 @@ def render_terminal(plan: Plan, *, details: bool = False) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    rows = plan_rows(plan)
-    parts = _short(plan, rows)
-    if details:
-        parts += [terminal_table(table, title) for title, table in detail_tables(plan) if table.rows]
     more = "--details shows what sets each peak and what would free memory."
-    last = why_untried(plan) if details else [more]
-    lines = [*(f"- {note}" for note in notes_on(plan, rows)), *last]
-    return Group(*parts, *(Text(plain(line)) for line in lines))
+    tables = [(title, table) for title, table in detail_tables(plan) if details and table.rows]
+    notes = [f"- {note}" for note in notes_on(plan, plan_rows(plan))]
+    return Group(
+        render_short(plan),
+        *(terminal_table(table, title) for title, table in tables),
+        *(Text(plain(line)) for line in [*notes, *(why_untried(plan) if details else [more])]),
+    )
 
 
 def render_short(plan: Plan) -> "Group":
     """Return the table, what was refused and the sum, as ``bench run`` shows it first."""
     from rich.console import Group
-
-    return Group(*_short(plan, plan_rows(plan)))
-
-
-def _short(plan: Plan, rows: Sequence[PlanRow]) -> "list[RenderableType]":
     from rich.text import Text
 
+    rows = plan_rows(plan)
     refusals = [f"{row.cell} cannot be predicted: {row.refusal}" for row in rows if row.refusal]
-    lines = [*refusals, *plan_sentences(plan, rows)]
-    table = terminal_table(_table(plan, rows), f"{plan.title}: predicted memory")
-    return [table, *(Text(plain(line)) for line in lines)]
+    return Group(
+        terminal_table(_table(plan, rows), f"{plan.title}: predicted memory"),
+        *(Text(plain(line)) for line in [*refusals, *plan_sentences(plan, rows)]),
+    )
 
 
 def _forecasts(rows: Sequence[PlanRow]) -> list[tuple[str, Forecast]]:
