@@ -78,15 +78,16 @@ def unit_for(sizes_bytes: Sequence[int], *, on_gpu: bool) -> MemoryUnit:
 
 def texts(*subject: str) -> Mapping[str, str]:
     """Return what ``templates/texts.toml`` says on a subject; {places} are left for ``str.format``."""
-    found = _texts()
+    found = load_toml("texts.toml")
     for name in subject:
         found = found[name]
     return found
 
 
 @cache
-def _texts() -> dict[str, Any]:
-    return tomllib.loads(files("bench.report").joinpath("templates", "texts.toml").read_text("utf-8"))
+def load_toml(name: str) -> dict[str, Any]:
+    """Return one of our own files of texts or colours."""
+    return tomllib.loads(files("bench.report").joinpath("templates", name).read_text("utf-8"))
 
 
 def share(value: float | None, digits: int = 1) -> str:
