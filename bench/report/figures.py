@@ -104,9 +104,8 @@ def write_figures(figures: Sequence[Figure], folder: Path) -> Iterator[str]:
             (folder / f"{figure.name}.png").write_bytes(figure.png())
             yield f"wrote {folder / figure.name}.svg and .png"
     except OSError as error:
-        raise InfrastructureError(
-            f"{folder}: cannot write figures ({error.strerror}); choose another place"
-        ) from None
+        why = f"cannot write figures ({error.strerror}); choose another place"
+        raise InfrastructureError(f"{folder}: {why}") from None
 
 
 def _figure(kind: str, shown: Sequence[object], draw: Draw, name: str = "", **values: str) -> Figure:
@@ -219,10 +218,7 @@ def _near(lines: Limits, sizes: Sequence[int]) -> list[tuple[str, int]]:
 def _over_step(comparison: Comparison, names: Names, unit: MemoryUnit) -> Figure:
     drawn, left_out = memory_timelines(comparison, names)
     return _figure(
-        "memory-over-step",
-        drawn,
-        lambda charts: charts.memory_over_step(drawn, unit),
-        more=_more(left_out),
+        "memory-over-step", drawn, lambda charts: charts.memory_over_step(drawn, unit), more=_more(left_out)
     )
 
 
@@ -254,31 +250,28 @@ def _speeds(comparison: Comparison, names: Names) -> Figure:
 def _frontiers(comparison: Comparison, unit: MemoryUnit) -> Iterator[Figure]:
     found = comparison.frontiers
     if not found:
-        yield _figure("frontier", (), lambda _: None, of="", accuracy=", accuracy")
+        yield _figure("frontier", (), lambda _: None, of="", accuracy=", accuracy", where="")
     several = len({one.rows[0].environment for one in found}) > 1
     more = _more(len(found[MOST_FRONTIERS:]), "models or machines")
     for index, one in enumerate(found[:MOST_FRONTIERS]):
-        figure = _frontier(one, _numbered("frontier", index), unit, more)
-        place = f" ({one.rows[0].environment})" if several else ""
-        yield replace(figure, title=f"{figure.title}{place}")
+        where = f" ({one.rows[0].environment})" if several else ""
+        yield _frontier(one, unit, name=_numbered("frontier", index), where=where, more=more)
 
 
-def _frontier(one: Frontier, name: str, unit: MemoryUnit, more: str) -> Figure:
+def _frontier(one: Frontier, unit: MemoryUnit, **values: str) -> Figure:
     windows = list(dict.fromkeys(row.window for row in one.rows))
     window = windows[0] if len(windows) == 1 else f"{len(windows)} windows"
     instrument, label = INSTRUMENT_NAMES[one.instrument], len(one.rows) <= _MOST_LABELS
-    left_out = f" Without memory or speed, and not drawn: {one.left_out}." if one.left_out else ""
     return _figure(
         "frontier",
         one.rows,
         lambda charts: charts.frontier(one, unit, instrument, label=label),
-        name,
         of=f" of {one.rows[0].model}, {window}",
         accuracy=", accuracy" if one.task else "",
         colour="accuracy is the colour" if one.task else "no task was evaluated in all cells",
         device=one.rows[0].device_name,
-        more=more,
-        left_out=left_out,
+        left_out=f" Without memory or speed, and not drawn: {one.left_out}." if one.left_out else "",
+        **values,
     )
 
 

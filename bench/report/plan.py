@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from bench.compare.plans import Forecast, PlanRow, plan_rows
@@ -139,13 +140,10 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
         fits = (f"{fit.card}, {unit.show(fit.needed_bytes)}" for fit in row.fitting)
         return next(fits, _NOWHERE) if row.forecast else NOT_APPLICABLE
 
-    def on_card(card: str) -> Column[PlanRow]:
-        def text(row: PlanRow) -> str:
-            if (fit := row.verdict(card)) is None:
-                return NOT_APPLICABLE
-            return fit.answer if alone else f"{fit.answer}, {unit.show(fit.needed_bytes)}"
-
-        return Column(title=card, text=text)
+    def on_card(card: str, row: PlanRow) -> str:
+        if (fit := row.verdict(card)) is None:
+            return NOT_APPLICABLE
+        return fit.answer if alone else f"{fit.answer}, {unit.show(fit.needed_bytes)}"
 
     on_cuda = any(one.reserved_high_bytes for _, one in _forecasts(rows))
     columns: list[Column[PlanRow]] = [
@@ -161,11 +159,10 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
         columns.append(_size("Context", lambda one: one.context_bytes, unit))
         columns.append(_size("Total", lambda one: one.total_bytes, unit))
     columns += [*_paged(rows, unit), _column("Peak in", lambda one: words(one.peak_phase))]
-    columns += (
-        [Column(title=_SMALLEST, text=smallest)]
-        if plan.ladder
-        else [on_card(card.name) for card in plan.cards]
-    )
+    if plan.ladder:
+        columns.append(Column(title=_SMALLEST, text=smallest))
+    else:
+        columns += [Column(title=card.name, text=partial(on_card, card.name)) for card in plan.cards]
     return page_table(columns, rows)
 
 

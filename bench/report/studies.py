@@ -95,31 +95,15 @@ def _table(study: Study) -> Table:
         ("Seeds", _seeds),
         ("Before", of_accuracy(lambda found: _mean(found.before_seeds))),
         ("After: mean, 95 % over seeds", of_accuracy(lambda found: _mean(found.after_seeds))),
-        (
-            "Each seed",
-            of_accuracy(
-                lambda found: (
-                    ", ".join(map(_digits, after.values)) if (after := found.after_seeds) else NOT_MEASURED
-                )
-            ),
-        ),
-        (
-            "Error over items",
-            of_accuracy(lambda found: _error(found.after_error if found.after_seeds else None, found.items)),
-        ),
+        ("Each seed", of_accuracy(_each)),
+        ("Error over items", of_accuracy(lambda found: _error(found.after_error, found.items))),
         (
             f"Against {study.reference.method}, 95 % for all at once",
             against(lambda one: f"{points(one.share, sign=True)} ({_interval(one)})"),
         ),
         ("Its error over items", against(lambda one: _error(one.items_error, one.items))),
-        (
-            "p, Dunnett's",
-            against(lambda one: NOT_APPLICABLE if one.p_value is None else p_value(one.p_value)),
-        ),
-        (
-            "Trainable",
-            lambda level: NOT_MEASURED if (count := level.parameters_trainable) is None else f"{count:,}",
-        ),
+        ("p, Dunnett's", against(lambda one: NOT_APPLICABLE if (p := one.p_value) is None else p_value(p))),
+        ("Trainable", lambda level: NOT_MEASURED if (n := level.parameters_trainable) is None else f"{n:,}"),
         (f"Peak memory: {INSTRUMENT_NAMES[capacity]}", lambda level: _range(level, capacity)),
         *speed,
     )
@@ -136,6 +120,10 @@ def _mean(found: SeedMean | None) -> str:
         return NOT_MEASURED
     spread = "" if found.p_value is None else f" ({interval(found.low, found.high)})"
     return f"{share(found.mean)}{spread}"
+
+
+def _each(found: Accuracy) -> str:
+    return ", ".join(map(_digits, found.after_seeds.values)) if found.after_seeds else NOT_MEASURED
 
 
 def _digits(value: float) -> str:
@@ -190,14 +178,10 @@ def render_levers(records: Sequence[Record]) -> str:
     """
     comparison = compare(records)
     found, unit = levers(comparison), memory_unit(comparison.rows)
-    parts = [
-        _block(
-            f"Against {one.baseline.id}, {one.baseline.device_name}",
-            _levers_sentences(one, unit),
-            _levers_table(one, unit),
-        )
-        for one in found
-    ]
+    parts = []
+    for one in found:
+        title = f"Against {one.baseline.id}, {one.baseline.device_name}"
+        parts.append(_block(title, _levers_sentences(one, unit), _levers_table(one, unit)))
     return "\n\n".join([*parts, bullets(markdown(line) for line in _how_levers_read(found))])
 
 
