@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bench.commands import baseline, check, claims, compare, gate, predict, report, run
+from bench.commands import compare, gate, predict, report, run
 from bench.errors import BenchError, InterruptedByUserError, ScenarioError
 
 app = typer.Typer(
@@ -21,18 +21,18 @@ app = typer.Typer(
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Measure and predict": (run.run, predict.plan, predict.fit),
     "Read results": (report.report, report.table, report.export),
-    "Did a change make it worse?": (compare.compare, gate.gate, claims.claims, gate.calibrate),
+    "Did a change make it worse?": (compare.compare, gate.gate, compare.claims, gate.calibrate),
     "This machine, scenario files, the predictor": (
-        check.doctor,
-        check.cells,
-        check.schema,
+        run.doctor,
+        run.cells,
+        run.schema,
         predict.validate,
     ),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel)(_command)
-app.add_typer(baseline.app, name="baseline", rich_help_panel="Did a change make it worse?")
+app.add_typer(compare.baseline_app, name="baseline", rich_help_panel="Did a change make it worse?")
 
 
 def _show_version(asked: bool) -> None:  # noqa: FBT001 - typer passes it so

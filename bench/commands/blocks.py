@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.claims.page import render_committed
@@ -46,13 +47,11 @@ _FIGURES = Path("report") / "figures"
 _FIGURE = "figure:"
 _SOURCE = "its records; run `bench report --update`"
 _STUDY = "study:"
-_KINDS: dict[str, Callable[[Sequence[Record]], str]] = {
-    "comparison": lambda records: render_summary(compare(records)),
-    "details": lambda records: render_details(compare(records)),
-    "methods": lambda records: render_methods(compare(records)),
-    "levers": render_levers,
-}
-_FILE_KINDS: dict[str, Callable[[Path], str]] = {
+_KINDS: dict[str, Callable[[Path], str]] = {
+    "comparison": lambda folder: render_summary(compare(_records(folder))),
+    "details": lambda folder: render_details(compare(_records(folder))),
+    "methods": lambda folder: render_methods(compare(_records(folder))),
+    "levers": lambda folder: render_levers(_records(folder)),
     "prediction": lambda path: render_validation(read_validation(path)),
     "plan": lambda path: plan.render_summary(read_plan(path)),
     "plan-details": lambda path: plan.render_details(read_plan(path)),
@@ -63,8 +62,8 @@ _FILE_KINDS: dict[str, Callable[[Path], str]] = {
 
 
 @dataclass(frozen=True)
-class PageFigure:
-    """A figure and the file that shows it."""
+class _PageFigure:
+    """A figure of a page, and the file that shows it."""
 
     figure: Figure
     path: Path
@@ -77,7 +76,7 @@ class PageFigure:
             drawn, _, mark = self.path.read_text(encoding="utf-8").rpartition("\n<!-- ")
         except (OSError, UnicodeDecodeError):
             return False
-        return mark == _mark(self.figure, drawn)
+        return mark == self._mark(drawn)
 
     def write(self) -> None:
         """Draw the figure. Raises InfrastructureError if it cannot be written."""
@@ -88,7 +87,13 @@ class PageFigure:
             raise InfrastructureError(
                 f"{self.path.parent}: cannot make the folder ({error.strerror}); make room for it"
             ) from None
-        write_text(self.path, f"{drawn}\n<!-- {_mark(self.figure, drawn)}")
+        write_text(self.path, f"{drawn}\n<!-- {self._mark(drawn)}")
+
+    def _mark(self, drawn: str) -> str:
+        """Return what ends the file. The version of Vega-Lite's schema is not what a figure shows."""
+        shown = {key: value for key, value in self.figure.specification.items() if key != "$schema"}
+        text = f"{json.dumps(shown, sort_keys=True, allow_nan=False)}\n{drawn}"
+        return f"sha256 {hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
     def content(self, page: Path) -> str:
         """Return what a page shows: the picture and what is said under it, or why there is none."""
@@ -98,11 +103,109 @@ class PageFigure:
         return f"![{markdown(self.figure.title)}]({link})\n\n{markdown(self.figure.caption)}"
 
 
-def page_figure(name: str, source: Path, root: Path) -> PageFigure:
-    """Return a figure of a folder of records or of a plan, by its name.
+def update(root: Path) -> list[Path]:
+    """Fill the blocks of README.md and report/*.md; return the pages and figures that changed.
 
-    Raises UsageError where there is no such figure.
+    Raises UsageError when a block is malformed or its folder holds no readable record.
     """
+    changed = []
+    for page in _pages(root):
+        for path, write in _stale(page, root):
+            write()
+            changed.append(path)
+    return changed
+
+
+def check(root: Path) -> list[str]:
+    """Return one line for each page or figure out of step with its records and each block beyond filling."""
+    problems = []
+    for page in _pages(root):
+        try:
+            stale = [path.relative_to(root) for path, _ in reversed(_stale(page, root))]
+        except UsageError as error:
+            problems.append(str(error))
+        else:
+            problems += [f"{path}: not in step with {_SOURCE}" for path in stale]
+    return problems
+
+
+def require_in_step(root: Path) -> None:
+    """Raise UsageError with one line for each problem, if there is any."""
+    if problems := check(root):
+        raise UsageError("\n".join(problems))
+
+
+def _pages(root: Path) -> list[Path]:
+    return [page for page in (root / "README.md", *sorted((root / "report").glob("*.md"))) if page.is_file()]
+
+
+def _stale(page: Path, root: Path) -> list[tuple[Path, Callable[[], None]]]:
+    """Return the figures of a page, and the page, that are out of step, each with what writes it anew."""
+    text = page.read_text(encoding="utf-8")
+    filled, figures = fill(text, page, root)
+    stale = [(figure.path, figure.write) for figure in figures if not figure.is_in_step()]
+    return [*stale, (page, partial(write_text, page, filled))] if filled != text else stale
+
+
+def fill(text: str, page: Path, root: Path) -> tuple[str, list[_PageFigure]]:
+    """Return the text with every block filled anew, and the figures that it shows.
+
+    Raises UsageError with the page and the line.
+    """
+    lines: list[str] = []
+    figures: list[_PageFigure] = []
+    inside_since: int | None = None
+    for number, line in enumerate(text.split("\n"), start=1):
+        begin, ends = _BEGIN.fullmatch(line.strip()), line.strip() == _END
+        where = f"{page.relative_to(root)}:{number}"
+        if begin and inside_since is not None:
+            raise UsageError(f"{where}: a block begins inside another; end the first with {_END}")
+        if ends and inside_since is None:
+            raise UsageError(f"{where}: a block ends that has not begun; remove the line")
+        if begin or ends or inside_since is None:
+            lines.append(line)
+        if begin:
+            content = _content(begin["kind"], begin["folder"], where, root)
+            if isinstance(content, _PageFigure):
+                figures.append(content)
+                content = content.content(page)
+            lines += ["", *content.split("\n"), ""]
+            inside_since = number
+        elif ends:
+            inside_since = None
+    if inside_since is not None:
+        raise UsageError(f"{page.relative_to(root)}:{inside_since}: the block has no end; add {_END}")
+    return "\n".join(lines), figures
+
+
+def _content(kind: str, folder: str, where: str, root: Path) -> str | _PageFigure:
+    """Return what belongs in one block."""
+    kinds = (*_KINDS, f"{_FIGURE}NAME", f"{_STUDY}METHOD")
+    if kind not in kinds and not kind.startswith((_FIGURE, _STUDY)):
+        raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join(kinds)}")
+    source = root / folder
+    if not source.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"{where}: {folder} leads out of the repository; name a folder inside it")
+    try:
+        if kind.startswith(_FIGURE):
+            return _page_figure(kind.removeprefix(_FIGURE), source, root)
+        if kind.startswith(_STUDY):
+            return render_study(_records(source), kind.removeprefix(_STUDY))
+        return _KINDS[kind](source)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _records(folder: Path) -> Sequence[Record]:
+    """Return the records of a folder. Raises UsageError where one cannot be read."""
+    loaded = gather([folder])
+    if loaded.problems:
+        raise UsageError(loaded.problems[0])
+    return loaded.records
+
+
+def _page_figure(name: str, source: Path, root: Path) -> _PageFigure:
+    """Return a figure of a folder of records or of a plan, by its name."""
     material = read_material([source])
     if material.comparison and material.comparison.problems:
         raise UsageError(material.comparison.problems[0])
@@ -111,123 +214,4 @@ def page_figure(name: str, source: Path, root: Path) -> PageFigure:
     found = {figure.name: figure for figure in figures}
     if name not in found:
         raise UsageError(f"unknown figure {name}; choose one of {', '.join(found)}")
-    return PageFigure(found[name], root / _FIGURES / f"{source.stem}-{name}.svg")
-
-
-def _mark(figure: Figure, drawn: str) -> str:
-    """Return what ends the file. The version of Vega-Lite's schema is not what a figure shows."""
-    shown = {key: value for key, value in figure.specification.items() if key != "$schema"}
-    text = json.dumps(shown, sort_keys=True, allow_nan=False)
-    digest = hashlib.sha256(f"{text}\n{drawn}".encode()).hexdigest()
-    return f"sha256 {digest} -->\n"
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A page with every block filled, and the figures that it shows."""
-
-    text: str
-    figures: tuple[PageFigure, ...]
-
-
-def update(root: Path) -> list[Path]:
-    """Fill the blocks of README.md and report/*.md; return the pages and figures that changed.
-
-    Raises UsageError when a block is malformed or its folder holds no readable record.
-    """
-    changed = []
-    for page in pages(root):
-        text = page.read_text(encoding="utf-8")
-        filled = fill(text, page, root)
-        for figure in filled.figures:
-            if not figure.is_in_step():
-                figure.write()
-                changed.append(figure.path)
-        if filled.text != text:
-            write_text(page, filled.text)
-            changed.append(page)
-    return changed
-
-
-def check(root: Path) -> list[str]:
-    """Return one line for each page or figure out of step with its records and each block beyond filling."""
-    problems = []
-    for page in pages(root):
-        text = page.read_text(encoding="utf-8")
-        try:
-            filled = fill(text, page, root)
-        except UsageError as error:
-            problems.append(str(error))
-            continue
-        stale = [page] if filled.text != text else []
-        stale += [figure.path for figure in filled.figures if not figure.is_in_step()]
-        problems += [f"{path.relative_to(root)}: not in step with {_SOURCE}" for path in stale]
-    return problems
-
-
-def require_in_step(root: Path) -> None:
-    """Raise UsageError with one line for each problem, if there is any."""
-    problems = check(root)
-    if problems:
-        raise UsageError("\n".join(problems))
-
-
-def pages(root: Path) -> list[Path]:
-    """Return the pages that may hold blocks."""
-    return [page for page in (root / "README.md", *sorted((root / "report").glob("*.md"))) if page.is_file()]
-
-
-def fill(text: str, page: Path, root: Path) -> Filled:
-    """Return the text with every block filled anew. Raises UsageError with the page and the line."""
-    lines: list[str] = []
-    figures: list[PageFigure] = []
-    inside_since: int | None = None
-    for number, line in enumerate(text.split("\n"), start=1):
-        begin = _BEGIN.fullmatch(line.strip())
-        where = f"{page.relative_to(root)}:{number}"
-        if begin and inside_since is not None:
-            raise UsageError(f"{where}: a block begins inside another; end the first with {_END}")
-        if begin:
-            inside_since = number
-            content = _content(begin["kind"], begin["folder"], where, root)
-            if isinstance(content, PageFigure):
-                figures.append(content)
-                content = content.content(page)
-            lines += [line, "", *content.split("\n"), ""]
-        elif line.strip() == _END:
-            if inside_since is None:
-                raise UsageError(f"{where}: a block ends that has not begun; remove the line")
-            inside_since = None
-            lines.append(line)
-        elif inside_since is None:
-            lines.append(line)
-    if inside_since is not None:
-        raise UsageError(f"{page.relative_to(root)}:{inside_since}: the block has no end; add {_END}")
-    return Filled("\n".join(lines), tuple(figures))
-
-
-def _content(kind: str, folder: str, where: str, root: Path) -> str | PageFigure:
-    """Return what belongs in one block."""
-    kinds = (*_KINDS, *_FILE_KINDS, f"{_FIGURE}NAME", f"{_STUDY}METHOD")
-    if kind not in kinds and not kind.startswith((_FIGURE, _STUDY)):
-        raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join(kinds)}")
-    inside = (root / folder).resolve()
-    if not inside.is_relative_to(root.resolve()):
-        raise UsageError(f"{where}: {folder} leads out of the repository; name a folder inside it")
-    try:
-        if kind.startswith(_FIGURE):
-            return page_figure(kind.removeprefix(_FIGURE), root / folder, root)
-        if kind in _FILE_KINDS:
-            return _FILE_KINDS[kind](root / folder)
-        return _of_records(kind, root / folder)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
-
-
-def _of_records(kind: str, folder: Path) -> str:
-    loaded = gather([folder])
-    if loaded.problems:
-        raise UsageError(loaded.problems[0])
-    if kind.startswith(_STUDY):
-        return render_study(loaded.records, kind.removeprefix(_STUDY))
-    return _KINDS[kind](loaded.records)
+    return _PageFigure(found[name], root / _FIGURES / f"{source.stem}-{name}.svg")

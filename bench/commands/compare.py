@@ -1,25 +1,32 @@
-"""`bench compare`: two result sets, cell by cell."""
+"""Stored results against each other, an accepted baseline or common claims; nothing is run."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
-from bench.commands.options import GateFile, gate_of, gc_disabled, grouped
-from bench.commands.outputs import Inconclusive, Outputs, show
+from bench.commands.options import (
+    BASELINES,
+    Form,
+    Inconclusive,
+    Outputs,
+    command,
+    conclude,
+    gate_of,
+    gc_disabled,
+    require_results,
+)
+from bench.errors import UsageError, counted
 
-ResultSetName = Annotated[
-    str, typer.Argument(help="A results folder, a file, or REV:path in git.", show_default=False)
-]
 
-
-@grouped
+@command
 @gc_disabled()
 def compare(
-    baseline: ResultSetName,
-    candidate: ResultSetName,
+    baseline: str,
+    candidate: str,
     *,
-    scenario: GateFile = None,
-    inconclusive: Inconclusive = None,
+    scenario: Path | None = None,
+    inconclusive: Inconclusive | None = None,
     outputs: Outputs,
 ) -> None:
     """Compare two result sets cell by cell: ratios with intervals, verdicts, and what is not comparable.
@@ -30,6 +37,111 @@ def compare(
 
     outputs.check()
     verdicts = compare_results(baseline, candidate, gate_of(scenario))
-    show(verdicts, outputs, f"{candidate} against {baseline}")
-    if code := verdicts.exit_code(inconclusive):
-        raise typer.Exit(code)
+    conclude(verdicts, outputs, f"{candidate} against {baseline}", inconclusive)
+
+
+@command
+def claims(results: Sequence[Path] = (), *, details: bool = False, form: Form) -> None:
+    """Test common claims about LoRA and QLoRA against records, plans and published measurements."""
+    from bench.claims.judge import committed_paths, judge_claims, read_cases, shipped_claims
+    from bench.claims.page import render_json, render_markdown, render_terminal
+
+    require_results(results)
+    cases, problems = read_cases(list(results) or committed_paths(Path("results")))
+    for problem in problems:
+        typer.echo(f"bench: not read: {problem}", err=True)
+    verdicts = judge_claims(shipped_claims(), cases)
+    form.show(
+        lambda: render_json(verdicts),
+        lambda: render_markdown(verdicts),
+        lambda: render_terminal(verdicts, details=details),
+    )
+
+
+baseline_app = typer.Typer(
+    help="Accept results as a baseline, list baselines, show and compare their history.", no_args_is_help=True
+)
+
+
+@baseline_app.command()
+@command
+def accept(
+    results: Path, *, name: str, reason: str = "", new_level: bool = False, baselines: Path = BASELINES
+) -> None:
+    """Add a session to a baseline, for a reason that is kept; nothing is ever removed from it."""
+    from bench.gate.stored import BaselineChoice, accept_results
+
+    chosen = BaselineChoice(root=baselines, name=name)
+    accepted = accept_results(results, chosen, reason=reason, new_level=new_level)
+    folder = baselines / name / accepted.folder
+    runs = counted(len(accepted.files), "run")
+    typer.echo(f"accepted {runs} as session {accepted.number}, level {accepted.level}: {folder}")
+    typer.echo(f"Commit {baselines / name} to keep it.", err=True)
+
+
+@baseline_app.command("list")
+@command
+def list_(*, baselines: Path = BASELINES) -> None:
+    """List the baselines."""
+    from bench.records.result_sets import names_of_baselines, read_baseline
+    from bench.report.gate import list_lines
+
+    for line in list_lines([read_baseline(baselines, name) for name in names_of_baselines(baselines)]):
+        typer.echo(line)
+
+
+@baseline_app.command("show")
+@command
+def show_(name: str, *, baselines: Path = BASELINES) -> None:
+    """Show what was accepted, when and why."""
+    from rich.console import Console
+
+    from bench.records.result_sets import read_baseline
+    from bench.report.gate import history_table
+    from bench.report.text import terminal_table
+
+    baseline = read_baseline(baselines, name)
+    Console().print(terminal_table(history_table(baseline), f"Baseline {name}"))
+
+
+@baseline_app.command()
+@command
+def diff(
+    name: str,
+    numbers: Sequence[int] = (),
+    *,
+    inconclusive: Inconclusive | None = None,
+    outputs: Outputs,
+    baselines: Path = BASELINES,
+) -> None:
+    """Compare two accepted sessions.
+
+    Exit codes: 0 no regression in what is gated, 1 regression, 2 usage, 3 inconclusive, 4 a run failed.
+    """
+    from bench.gate.stored import BaselineChoice, diff_baseline
+
+    outputs.check()
+    if len(numbers) not in {0, 2}:
+        raise UsageError(
+            "give the numbers of two sessions, or none for the last two; see bench baseline show"
+        )
+    between = (numbers[0], numbers[1]) if numbers else None
+    verdicts = diff_baseline(BaselineChoice(root=baselines, name=name), between)
+    conclude(verdicts, outputs, f"Baseline {name}", inconclusive)
+
+
+@baseline_app.command()
+@command
+def history(name: str, *, baselines: Path = BASELINES) -> None:
+    """Show where in a baseline's history a metric changed its level (needs the extra "changepoint")."""
+    from rich.console import Console
+
+    from bench.gate.stored import BaselineChoice, changes_in_history
+    from bench.report.gate import changes_table
+    from bench.report.text import terminal_table
+
+    found = changes_in_history(BaselineChoice(root=baselines, name=name))
+    if not found.changes:
+        typer.echo(f"no metric of {found.series} changed its level over {counted(found.sittings, 'sitting')}")
+        return
+    Console().print(terminal_table(changes_table(found.changes), f"Where baseline {name} changed"))

@@ -1,109 +1,94 @@
 """`bench gate` and `bench calibrate`: did a change make it worse, and how far runs differ without one."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from bench.commands.options import (
-    BASELINES,
-    Baselines,
-    GateFile,
-    Only,
-    ScenarioFile,
-    TrustRemoteCode,
-    gate_of,
-    gc_disabled,
-    grouped,
-)
-from bench.commands.outputs import GateOutputs, conclude
-from bench.errors import UsageError
+from bench.commands.options import BASELINES, Inconclusive, Outputs, command, conclude, gate_of, gc_disabled
+from bench.errors import InfrastructureError, UsageError
+
+if TYPE_CHECKING:
+    from bench.records.verdicts import Verdicts
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
     """What is run against what, with --base."""
 
-    base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REF",
-            help="What to compare with: a git revision, a folder with a project, a virtual environment, "
-            "or versions such as peft==0.21.2.",
-        ),
-    ] = None
-    candidate: Annotated[
-        str | None,
-        typer.Option(metavar="REF", help="What is judged.", show_default="the environment as it is"),
-    ] = None
-    only: Only = None
-    repeats: Annotated[
-        int | None, typer.Option(help="Runs of each side at most.", show_default="gate.max_repeats")
-    ] = None
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME", help="Time budget (90s, 30m, 1.5h); no run starts that would exceed it."
-        ),
-    ] = None
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="What bench calibrate wrote, for this machine.")
-    ] = None
-    results: Annotated[
-        Path | None, typer.Option(metavar="DIR", show_default="results/sittings/<scenario>")
-    ] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Resume the latest interrupted session.")] = False
-    trust_remote_code: TrustRemoteCode = False
+    base: str | None = None
+    candidate: str | None = None
+    only: str | None = None
+    repeats: int | None = None
+    budget: str | None = None
+    calibration: Path | None = None
+    results: Path | None = None
+    resume: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """What stored results are held against, and what counts."""
 
-    baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The accepted baseline to hold stored results against.")
-    ] = None
-    baselines: Baselines = BASELINES
-    scenario: GateFile = None
-    exact_only: Annotated[
-        bool, typer.Option("--exact-only", help="Gate only metrics that do not vary between runs.")
-    ] = False
+    baseline: str | None = None
+    baselines: Path = BASELINES
+    scenario: Path | None = None
+    exact_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Simulation:
-    """What is asked instead of a verdict."""
+class GateOutputs(Outputs):
+    """And what continuous integration reads."""
 
-    self_check: Annotated[
-        bool, typer.Option("--self-check", help="Simulate the gates' error rates instead; nothing is run.")
-    ] = False
-    replications: Annotated[int, typer.Option(min=1, help="How often, with --self-check.")] = 1000
+    inconclusive: Inconclusive | None = None
+    comment: Path | None = None
+    junit: Path | None = None
+
+    def show(self, verdicts: "Verdicts", title: str) -> None:
+        """Show the verdicts of a gate, and tell GitHub where it runs us."""
+        from bench.io import write_text
+        from bench.report.gate import annotations, comment, junit, step_summary
+
+        super().show(verdicts, title)
+        if self.comment is not None:
+            write_text(self.comment, comment(verdicts, title))
+        if self.junit is not None:
+            write_text(self.junit, junit(verdicts, title, self.inconclusive))
+        if given := os.environ.get("GITHUB_STEP_SUMMARY"):
+            summary = Path(given)
+            try:
+                there = summary.stat().st_size if summary.exists() else 0
+                with summary.open("a", encoding="utf-8") as file:
+                    file.write(step_summary(verdicts, title, there))
+            except OSError as error:
+                raise InfrastructureError(
+                    f"{summary}: cannot add to the step summary ({error.strerror}); see GITHUB_STEP_SUMMARY"
+                ) from None
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            for command in annotations(verdicts):
+                typer.echo(command, err=True)
 
 
-@grouped
-def gate(
-    target: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="SCENARIO|RESULTS",
-            help="Scenario file to run with --base; results folder to hold against --baseline; or the folder "
-            "of a session to judge again.",
-            show_default=False,
-        ),
-    ] = None,
+@command
+def gate(  # noqa: PLR0913 - groups of options
+    target: Path | None = None,
     *,
     session: SessionOptions,
     rules: Rules,
     outputs: GateOutputs,
-    simulation: Simulation,
+    self_check: bool = False,
+    replications: int = 1000,
 ) -> None:
     """Judge a candidate against a base, run in turn, or stored results against an accepted baseline.
 
     Exit codes: 0 pass, 1 regression, 2 usage, 3 inconclusive, 4 infrastructure: a run failed.
     """
-    if simulation.self_check:
-        raise typer.Exit(_self_check(simulation.replications, outputs.output))
+    if self_check:
+        raise typer.Exit(_self_check(replications, outputs.output))
     outputs.check()
     if target is None or (session.base is not None and rules.baseline is not None):
         raise UsageError(
@@ -111,22 +96,20 @@ def gate(
             "see bench gate --help"
         )
     if session.base is not None:
-        _run_session(target, session.base, session, rules, outputs)
+        verdicts, title = _run_session(target, session.base, session, rules)
     elif rules.baseline is not None:
         with gc_disabled():
             from bench.gate.stored import BaselineChoice, gate_results
 
             chosen = BaselineChoice(root=rules.baselines, name=rules.baseline)
-            spec = gate_of(rules.scenario, exact_only=rules.exact_only)
-            verdicts = gate_results(str(target), chosen, spec)
-            conclude(verdicts, outputs, f"{target} against the baseline {rules.baseline}")
+            verdicts = gate_results(str(target), chosen, gate_of(rules.scenario, exact_only=rules.exact_only))
+        title = f"{target} against the baseline {rules.baseline}"
     else:
-        _judge_again(target, outputs)
+        verdicts, title = _judge_again(target), f"Session {target}"
+    conclude(verdicts, outputs, title, outputs.inconclusive)
 
 
-def _run_session(
-    scenario: Path, base: str, session: SessionOptions, rules: Rules, outputs: GateOutputs
-) -> None:
+def _run_session(scenario: Path, base: str, session: SessionOptions, rules: Rules) -> tuple["Verdicts", str]:
     from bench.gate import gate as gating
     from bench.gate import session as gate_session
     from bench.records.sessions import read_calibration
@@ -147,15 +130,15 @@ def _run_session(
     require_data(cells)
     references = base, session.candidate
     folder, verdicts = gating.gate_references(cells, references, options, _tell, calibration=calibration)
-    typer.echo(f"Session: {folder}", err=True)
-    conclude(verdicts, outputs, f"{loaded.title}: {session.candidate or 'this environment'} against {base}")
+    _tell(f"Session: {folder}")
+    return verdicts, f"{loaded.title}: {session.candidate or 'this environment'} against {base}"
 
 
 def _tell(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _judge_again(folder: Path, outputs: GateOutputs) -> None:
+def _judge_again(folder: Path) -> "Verdicts":
     """Judge a stored session. Raises ``UsageError`` where the folder is none."""
     from bench.compare.gate_report import judge_folder
     from bench.records.sessions import SITTING_FILE
@@ -165,10 +148,10 @@ def _judge_again(folder: Path, outputs: GateOutputs) -> None:
             f"say what {folder} is to be held against: a scenario file takes --base REF, a results folder "
             "--baseline NAME"
         )
-    conclude(judge_folder(folder), outputs, f"Session {folder}")
+    return judge_folder(folder)
 
 
-def _self_check(replications: int, output: list[Path]) -> int:
+def _self_check(replications: int, output: Sequence[Path]) -> int:
     """Show the simulated error rates; return 0 where every promise is kept, else 1."""
     from bench.io import write_json
     from bench.report.self_check import render_terminal
@@ -184,16 +167,15 @@ def _self_check(replications: int, output: list[Path]) -> int:
     return 0 if check.holds else 1
 
 
+@command
 def calibrate(  # noqa: PLR0913 - one parameter for each option
-    scenario: ScenarioFile,
+    scenario: Path,
     *,
-    only: Only = None,
-    sittings: Annotated[int, typer.Option(min=1, help="Times that both sides are started anew.")] = 2,
-    repeats: Annotated[int, typer.Option(min=2, help="Runs of each side in a session.")] = 3,
-    results: Annotated[
-        Path | None, typer.Option(metavar="DIR", show_default="results/calibration/<scenario>")
-    ] = None,
-    trust_remote_code: TrustRemoteCode = False,
+    only: str | None = None,
+    sittings: int = 2,
+    repeats: int = 3,
+    results: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Run this environment against itself: how far runs spread here, and what a gate can find."""
     from bench.gate import gate as gating

@@ -1,55 +1,132 @@
-"""Options that several commands share, and what commands do around their work."""
+"""What commands share: their options, how answers are printed and written, and what is done around it all."""
 
-import dataclasses
 import gc
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from dataclasses import dataclass, is_dataclass
+from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from types import GenericAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from bench.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from bench.records.verdicts import Verdicts
     from bench.scenario.gate import GateSpec
 
-ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (TOML).", show_default=False)]
-ResultPaths = Annotated[
-    list[Path],
-    typer.Argument(metavar="RESULTS", help="Results folders or record files.", show_default=False),
-]
-Only = Annotated[str | None, typer.Option(metavar="GLOB", help="Only the cells whose id matches.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let models from a hub run code of their own.")
-]
-Cards = Annotated[
-    list[str], typer.Option("--gpu", metavar="NAME", help="A card, such as rtx4090; may be repeated.")
-]
-Memories = Annotated[
-    list[str], typer.Option("--memory", metavar="SIZE", help="Any card with so much memory, such as 24GiB.")
-]
-Allocator = Annotated[
-    str,
-    typer.Option(
-        envvar=["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"], help="torch's allocator settings."
-    ),
-]
-TorchVersion = Annotated[
-    str | None, typer.Option(metavar="VERSION", help="torch that will run it.", show_default="as installed")
-]
-Baselines = Annotated[
-    Path, typer.Option("--baselines", metavar="DIR", help="Where baselines lie.", show_default=True)
-]
 BASELINES = Path("results/baselines")
-GateFile = Annotated[
-    Path | None,
-    typer.Option("--scenario", metavar="FILE", help="Scenario whose gate table sets the rules."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown page.")]
+Inconclusive = Literal["pass", "fail"]
+_ANY_SIZE = 2**40
+_HELP = json.loads(Path(__file__).with_name("options.json").read_text(encoding="utf-8"))
+"""By command and option, what typer is told of it; "shared" is for commands that say nothing of their own."""
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function a command for typer: arguments stand before its ``*``, options after it.
+
+    A parameter of a data class stands for the fields of that class. A sequence may be given several times.
+    """
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        inside, kind = [parameter], parameter.annotation
+        if is_dataclass(kind):
+            groups[name] = kind
+            inside = [*inspect.signature(groups[name]).parameters.values()]
+        parameters += [_explained(function.__name__, one) for one in inside]
+
+    @wraps(function)
+    def call(*arguments: Any, **values: Any) -> None:
+        for name, group in groups.items():
+            own = values.keys() & inspect.signature(group).parameters
+            values[name] = group(**{field: values.pop(field) for field in own})
+        function(*arguments, **values)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _explained(command: str, parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return a parameter as typer reads it. A flag that is off by itself has no opposite."""
+    name, kind, default = parameter.name, parameter.annotation, parameter.default
+    settings = {**(_HELP.get(command, {}).get(name) or _HELP["shared"].get(name, {}))}
+    names = settings.pop("names", [f"--{name.replace('_', '-')}"] if default is False else [])
+    if get_origin(kind) is Sequence:
+        kind = GenericAlias(list, get_args(kind))
+        default = default if default is parameter.empty else list(default)
+    is_option = parameter.kind is parameter.KEYWORD_ONLY
+    read = typer.Option(*names, **settings) if is_option else typer.Argument(**settings)
+    return parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=Annotated[kind, read], default=default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How an answer is printed: for a terminal, unless asked otherwise."""
+
+    json: bool = False
+    markdown: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ``UsageError`` where both are asked for."""
+        if self.json and self.markdown:
+            raise UsageError("--json and --markdown exclude each other; give one of them")
+
+    def show(
+        self,
+        json: Callable[[], str],
+        markdown: Callable[[], str],
+        terminal: Callable[[], "RenderableType"],
+        console: "Console | None" = None,
+    ) -> None:
+        """Print one of the three."""
+        if self.json or self.markdown:
+            typer.echo(json() if self.json else markdown(), nl=False)
+            return
+        from rich.console import Console
+
+        (console or Console()).print(terminal())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where a command's verdicts go."""
+
+    output: Sequence[Path] = ()
+    json: bool = False
+    markdown: bool = False
+
+    def check(self) -> Form:
+        """Raise ``UsageError`` for what cannot be meant, before anything long is begun."""
+        form = Form(json=self.json, markdown=self.markdown)
+        for file in self.output:
+            require_ending(file)
+        return form
+
+    def show(self, verdicts: "Verdicts", title: str) -> None:
+        """Print verdicts and write every file asked for. Raises ``InfrastructureError`` if one cannot be."""
+        from bench.io import write_text
+        from bench.report.gate import render_markdown, render_terminal
+
+        text = cache(lambda: verdicts.model_dump_json(indent=1) + "\n")
+        page = cache(lambda: render_markdown(verdicts, most_bytes=_ANY_SIZE, title=title))
+        for file in self.output:
+            write_text(file, text() if file.suffix == ".json" else page())
+        self.check().show(text, page, lambda: render_terminal(verdicts, title))
+
+
+def conclude(verdicts: "Verdicts", outputs: Outputs, title: str, inconclusive: Inconclusive | None) -> None:
+    """Show verdicts, and end with their exit code."""
+    outputs.show(verdicts, title)
+    if code := verdicts.exit_code(inconclusive):
+        raise typer.Exit(code)
 
 
 def gate_of(scenario: Path | None, *, exact_only: bool = False) -> "GateSpec":
@@ -60,12 +137,6 @@ def gate_of(scenario: Path | None, *, exact_only: bool = False) -> "GateSpec":
 
     gate = GateSpec() if scenario is None else load_scenario(scenario).gate
     return without_noise(gate) if exact_only else gate
-
-
-def require_one_format(*, json: bool, markdown: bool) -> None:
-    """Raise ``UsageError`` where both are asked for."""
-    if json and markdown:
-        raise UsageError("--json and --markdown exclude each other; give one of them")
 
 
 def require_results(paths: Sequence[Path]) -> None:
@@ -82,37 +153,6 @@ def require_ending(file: Path) -> None:
     """Raise ``UsageError`` for a file that is neither JSON nor Markdown."""
     if file.suffix not in {".json", ".md"}:
         raise UsageError(f"-o {file} ends in neither .json nor .md; name the file by what it shall hold")
-
-
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take data classes of options: each of their fields is an option of the command line."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
-
-    @wraps(command)
-    def call(**values: Any) -> None:
-        for name, kind in groups.items():
-            values[name] = kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
-        command(**values)
-
-    def expanded() -> Iterator[inspect.Parameter]:
-        for parameter in inspect.signature(command).parameters.values():
-            if parameter.name not in groups:
-                yield parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
-                continue
-            kind = groups[parameter.name]
-            types = get_type_hints(kind, include_extras=True)
-            for field in dataclasses.fields(kind):
-                made = field.default_factory
-                default = field.default if made is dataclasses.MISSING else made()
-                yield inspect.Parameter(
-                    field.name, parameter.KEYWORD_ONLY, default=default, annotation=types[field.name]
-                )
-
-    parameters = list(expanded())
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return call
 
 
 @contextmanager

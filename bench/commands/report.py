@@ -1,37 +1,27 @@
 """`bench report`, `bench table` and `bench export`: stored results as pages, rows and other tools' files."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from bench.commands.options import Cards, Memories, ResultPaths, gc_disabled, require_results
+from bench.commands.options import command, gc_disabled, require_results
 from bench.errors import UsageError
 
 
+@command
 @gc_disabled()
 def report(  # noqa: PLR0913 - one parameter for each option
-    results: ResultPaths = [],  # noqa: B006 - typer copies it; --update, --check and --site need no path
+    results: Sequence[Path] = (),
     *,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="FILE.md, or FILE.html to sort, filter and look at.")
-    ] = None,
-    figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each figure there, as SVG and PNG.")
-    ] = None,
-    gpu: Cards = [],  # noqa: B006 - typer copies it
-    memory: Memories = [],  # noqa: B006 - the same
-    site: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write report/*.md and all committed results as a web site."),
-    ] = None,
-    update: Annotated[
-        bool, typer.Option("--update", help="Fill the generated blocks of README.md and report/*.md.")
-    ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Fail when a generated block is not in step.")
-    ] = False,
+    output: Path | None = None,
+    figures: Path | None = None,
+    gpu: Sequence[str] = (),
+    memory: Sequence[str] = (),
+    site: Path | None = None,
+    update: bool = False,
+    check: bool = False,
 ) -> None:
     """Compare methods in a page of records, or show plans; Markdown on stdout without -o.
 
@@ -58,33 +48,27 @@ def report(  # noqa: PLR0913 - one parameter for each option
 
 def _of_repository(*, check: bool, update: bool, site: Path | None) -> None:
     """Check or fill the generated blocks of this folder's pages, or write them as a web site."""
+    from bench.commands import blocks
+    from bench.commands.site import write_site
+
     if check:
-        from bench.commands.blocks import require_in_step
-
-        require_in_step(Path())
+        blocks.require_in_step(Path())
     elif update:
-        from bench.commands.blocks import update as update_blocks
-
-        for page in update_blocks(Path()):
+        for page in blocks.update(Path()):
             typer.echo(f"updated {page}")
     elif site is not None:
-        from bench.commands.site import write_site
-
         for line in write_site(Path(), site):
             typer.echo(line)
 
 
+@command
 @gc_disabled()
 def table(
-    results: ResultPaths,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="FILE.csv, .parquet, .tex (booktabs) or .xlsx.")
-    ] = None,
-    group_by: Annotated[
-        list[str],
-        typer.Option("--group-by", metavar="COLUMN", help="One row per group, such as method; repeatable."),
-    ] = [],  # noqa: B006 - typer copies it
-    stat: Annotated[str, typer.Option(help="Of each group: mean, median, min, max or std.")] = "median",
+    results: Sequence[Path],
+    *,
+    output: Path | None = None,
+    group_by: Sequence[str] = (),
+    stat: str = "median",
 ) -> None:
     """Show the tidy table of records, one row for each run or group; CSV when not on a terminal."""
     from rich.console import Console
@@ -109,15 +93,12 @@ def table(
         typer.echo(frame.to_csv(index=False), nl=False)
 
 
+@command
 def export(
-    results: Annotated[
-        str, typer.Argument(metavar="RESULTS", help="A results folder, a record, or REV:path in git.")
-    ],
+    results: str,
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.json", help="File to write.")],
-    format: Annotated[  # noqa: A002 - the name of the option
-        str, typer.Option("--format", help="pytest-benchmark: step times for its compare and for dashboards.")
-    ] = "pytest-benchmark",
+    output: Path,
+    format: str = "pytest-benchmark",  # noqa: A002 - the name of the option
 ) -> None:
     """Write step times in another tool's format."""
     from bench.io import write_text

@@ -1,11 +1,11 @@
-"""`bench run`: predict and run the cells of a scenario, then compare them."""
+"""`bench run`, and what runs nothing: `bench doctor`, `bench cells` and `bench schema`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from bench.commands.options import Only, ScenarioFile, TrustRemoteCode
+from bench.commands.options import command
 from bench.errors import InfrastructureError
 
 if TYPE_CHECKING:
@@ -15,30 +15,18 @@ if TYPE_CHECKING:
     from bench.scenario.cell import Cell
 
 
+@command
 def run(  # noqa: PLR0913 - one parameter for each option
-    scenario: ScenarioFile,
+    scenario: Path,
     *,
-    only: Only = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each cell, finished ones included.")] = 1,
-    retry: Annotated[
-        str,
-        typer.Option(metavar="OUTCOMES", help="Run cells with these outcomes again: failed,crashed,oom …"),
-    ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Run every cell again, finished or not.")] = False,
-    results: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Results folder.", show_default="results/<scenario>")
-    ] = None,
-    trust_remote_code: TrustRemoteCode = False,
-    skip_unfit: Annotated[
-        bool, typer.Option("--skip-unfit", help="Skip cells predicted not to fit on this machine's GPU.")
-    ] = False,
-    snapshot: Annotated[
-        bool,
-        typer.Option(
-            "--snapshot",
-            help="Keep the GPU allocator's history up to the measured steps, for torch's viewer.",
-        ),
-    ] = False,
+    only: str | None = None,
+    repeats: int = 1,
+    retry: str = "",
+    force: bool = False,
+    results: Path | None = None,
+    trust_remote_code: bool = False,
+    skip_unfit: bool = False,
+    snapshot: bool = False,
 ) -> None:
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
     from bench.runner.schedule import SweepOptions, parse_outcomes, require_data
@@ -82,3 +70,41 @@ def _run(cells: "Sequence[Cell]", options: "SweepOptions") -> None:
     typer.echo(f"Records: {options.results}\nReport: {page}")
     if result.complaint:
         raise InfrastructureError(result.complaint)
+
+
+def doctor() -> None:
+    """Say what this machine can run, and why not."""
+    from bench.runner.doctor import examine
+    from bench.runner.live import PlainLines, finding_lines, open_console
+    from bench.runner.schedule import Note
+
+    lines = PlainLines(open_console(stderr=True))
+    findings = examine(lambda text: lines(Note(text)))
+    open_console().print(finding_lines(findings), soft_wrap=True)
+    if any(finding.blocking for finding in findings):
+        raise InfrastructureError("nothing can be run here; see the lines above for what to install")
+
+
+@command
+def cells(scenario: Path, *, check: bool = False) -> None:
+    """List the cells a scenario expands into; nothing is run."""
+    from bench.scenario.load import load_scenario
+
+    loaded = load_scenario(scenario)
+    for cell in loaded.cells:
+        typer.echo(cell.id)
+    if loaded.excluded:
+        typer.echo(f"Cells: {len(loaded.cells)}; excluded: {loaded.excluded}.", err=True)
+    if check:
+        from bench.runner.schedule import require_data
+
+        require_data(loaded.cells)
+
+
+def schema() -> None:
+    """Print the JSON Schema of scenario files."""
+    import json
+
+    from bench.scenario.layout import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))

@@ -56,7 +56,12 @@ class _Site:
 
     def __init__(self, root: Path, folder: Path) -> None:
         self._root, self._folder = root, folder
-        self._reports = dict(_reports(root))
+        results = root / "results"
+        folders = (*sorted(results.glob("reference/*/")), *sorted(results.glob("studies/*/")))
+        self._reports = {source: Path("results") / f"{source.name}.html" for source in folders}
+        """Each committed folder of records and each plan, with its place on the site."""
+        for plan in sorted(results.glob("predicted/*.json")):
+            self._reports[plan] = Path("results") / f"predicted_{plan.stem}.html"
         self._done: set[Path] = set()
         self._waiting = [root / INDEX, root / "README.md"]
 
@@ -73,7 +78,7 @@ class _Site:
             page = self._waiting.pop()
             if page not in self._done and page.is_file():
                 self._done.add(page)
-                yield self._put(_target(page.relative_to(self._root)), self._page(page))
+                yield self._put(page.relative_to(self._root).with_suffix(".html"), self._page(page))
         yield self._put(Path("index.html"), self._index())
 
     def _put(self, target: Path, text: str) -> str:
@@ -98,8 +103,7 @@ class _Site:
 
     def _index(self) -> str:
         """Render the index page for the top of the site, with the reports below."""
-        page = self._root / INDEX
-        text = self._page(page, at=Path())
+        text = self._page(self._root / INDEX, at=Path())
         links = "".join(
             str(Markup('<li><a href="{}">{}</a></li>').format(target.as_posix(), target.stem))
             for target in self._reports.values()
@@ -121,26 +125,21 @@ class _Site:
             return link
         path, mark, fragment = link.partition("#")
         source = (page.parent / unquote(path)).resolve()
+        if source.is_dir() and source not in self._reports:
+            source = source / "README.md"
         if not source.is_relative_to(self._root) or not source.exists():
             return link
-        inside = source.relative_to(self._root)
+        target = source.relative_to(self._root)
         if source in self._reports:
             target = self._reports[source]
-        elif source.is_dir():
-            if not (source / "README.md").is_file():
-                return link
-            self._waiting.append(source / "README.md")
-            target = _target(inside / "README.md")
         elif source.suffix == ".md":
             self._waiting.append(source)
-            target = _target(inside)
+            target = target.with_suffix(".html")
         else:
-            target = inside
-            copy = self._folder / inside
+            copy = self._folder / target
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-        up = [".."] * len(here.parts)
-        return "/".join([*up, *target.parts]) + mark + fragment
+        return "/".join([*[".."] * len(here.parts), *target.parts]) + mark + fragment
 
 
 def _folding(tokens: list[Token]) -> list[Token]:
@@ -154,19 +153,6 @@ def _folding(tokens: list[Token]) -> list[Token]:
         else:
             kept.append(token)
     return kept
-
-
-def _reports(root: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield each committed folder of records and each plan, with its place on the site."""
-    results = root / "results"
-    for folder in (*sorted(results.glob("reference/*/")), *sorted(results.glob("studies/*/"))):
-        yield folder, Path("results") / f"{folder.name}.html"
-    for plan in sorted(results.glob("predicted/*.json")):
-        yield plan, Path("results") / f"predicted_{plan.stem}.html"
-
-
-def _target(page: Path) -> Path:
-    return page.with_suffix(".html")
 
 
 def _inline(tokens: list[Token], kind: str) -> Iterator[Token]:
