@@ -1,5 +1,6 @@
 """`bench run`, and what runs nothing: `bench doctor`, `bench cells` and `bench schema`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,6 @@ from bench.commands.options import command
 from bench.errors import InfrastructureError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from bench.runner.schedule import SweepOptions
     from bench.scenario.cell import Cell
 
@@ -25,15 +24,18 @@ def run(  # noqa: PLR0913 - one parameter for each option
     force: bool = False,
     results: Path | None = None,
     trust_remote_code: bool = False,
+    allow_code: Sequence[str] = (),
     skip_unfit: bool = False,
     snapshot: bool = False,
 ) -> None:
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
-    from bench.runner.schedule import SweepOptions, parse_outcomes, require_data
+    from bench.runner.schedule import SweepOptions, parse_outcomes, require_allowed_code, require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
-    require_data(choose_cells(loaded.cells, only))
+    chosen = choose_cells(loaded.cells, only)
+    require_allowed_code(chosen, allow_code)
+    require_data(chosen)
     options = SweepOptions(
         results=results or Path("results") / loaded.name,
         repeats=repeats,
@@ -41,6 +43,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         force=force,
         only=only,
         trust_remote_code=trust_remote_code,
+        allow_code=allow_code,
         predict=True,
         skip_unfit=skip_unfit,
         snapshot=snapshot,

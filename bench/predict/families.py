@@ -149,7 +149,8 @@ def _structure(cell: Cell, config: Any) -> object:
     point = _point(cell)
     # bitsandbytes keeps small states in fp32 and rounds blocks up: not polynomial in the rank.
     rank = point.rank if "adamw-" not in cell.training.optimizer or "bit" in cell.training.optimizer else None
-    parts = (training, method, cell.data.model_dump(mode="json"), rank, _regime(point, config))
+    data, loop = cell.data.model_dump(mode="json"), cell.loop.model_dump(mode="json")
+    parts = (training, method, data, loop, rank, _regime(point, config))
     return repr(parts)
 
 

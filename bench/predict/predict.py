@@ -166,8 +166,18 @@ def summed_up(
         peak_module=stream.module_of(block),
         categories_at_peak_bytes=stream.categories(stream.live_at(peak + 1)),
         method=method,
-        caveats=(_REUSED_RANGE,) if relative else (),
+        caveats=(*((_REUSED_RANGE,) if relative else ()), *_answered(stream.asked)),
     )
+
+
+def _answered(lines: Iterable[str]) -> Iterator[Caveat]:
+    """Say which lines of a loop asked for values, and what they were told."""
+    if asked := sorted(lines):
+        yield Caveat(
+            code="values-assumed",
+            message="The loop asks for values that a prediction does not have, and was told no for a truth "
+            f"value and one for a number; if more than logging depends on it, measure: {'; '.join(asked)}.",
+        )
 
 
 def _range_like(relative: Prediction, traced_bytes: int) -> ReservedRange:
@@ -204,7 +214,8 @@ def _with_empty_cache(stream: Stream) -> tuple[Ints, Ints]:
 
 
 def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
-    reading = read_cpu_ledger(cell, platform, config)
+    asked: set[str] = set()
+    reading = read_cpu_ledger(cell, platform, config, asked)
     return Prediction(
         platform=platform,
         allocated_peak_bytes=reading.peak_bytes,
@@ -215,4 +226,5 @@ def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
         peak_module=reading.peak_module,
         categories_at_peak_bytes=reading.categories_at_peak_bytes,
         method="full trace",
+        caveats=tuple(_answered(asked)),
     )

@@ -1,7 +1,7 @@
 """Floating-point operations of one step, by torch's counter, with formulas for bitsandbytes' products."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,14 +42,28 @@ class _ForeignOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_flops(run: Callable[[], object]) -> CountedFlops:
-    """Run once under torch's FLOP counter. Recomputation under checkpointing counts, as it is executed."""
-    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
-    with _ForeignOperators() as foreign, counter:
-        run()
-    known = _WITHOUT_PRODUCTS | set(_FORMULAS)
-    uncounted = sorted(name for name in foreign.names if name not in known)
-    return CountedFlops(int(counter.get_total_flops()), uncounted)
+class FlopCounter:
+    """torch's FLOP counter over a ``with`` block. Recomputation under checkpointing counts: it runs."""
+
+    def __init__(self) -> None:
+        """Know the formulas of the operators that are installed."""
+        self._counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+        self._foreign = _ForeignOperators()
+
+    def __enter__(self) -> Self:
+        self._foreign.__enter__()  # type: ignore[no-untyped-call]  # torch leaves its modes untyped
+        self._counter.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._counter.__exit__(*error)
+        self._foreign.__exit__(*error)  # type: ignore[no-untyped-call]  # the same
+
+    def counted(self) -> CountedFlops:
+        """Return what was counted."""
+        known = _WITHOUT_PRODUCTS | set(_FORMULAS)
+        uncounted = sorted(name for name in self._foreign.names if name not in known)
+        return CountedFlops(int(self._counter.get_total_flops()), uncounted)
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:

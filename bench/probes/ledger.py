@@ -93,7 +93,8 @@ class Ledger(TorchDispatchMode):
             self._module_of_backward = OUTSIDE
         self._phase = phase
         self._phase_starts.append((phase, len(self.entries)))
-        del self._module_stack[1:]  # a recomputation that is broken off early may leave its modules open
+        if phase != "forward":  # a recomputation that is broken off early may leave its modules open
+            del self._module_stack[1:]
         self._note_phase_peak()
 
     def register(self, tensors: Iterable[torch.Tensor], category: Category, module: str = "") -> None:

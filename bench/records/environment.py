@@ -15,7 +15,7 @@ from bench.records.records import Environment
 
 KEY_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "lm-eval", "finetune-bench")
 OTHER_PACKAGES = (
-    *("datasets", "tokenizers", "safetensors", "numpy", "triton", "flash-attn", "liger-kernel"),
+    *("datasets", "tokenizers", "safetensors", "numpy", "triton", "flash-attn", "liger-kernel", "trl"),
     "nvidia-ml-py",
 )
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_PROC_BIND")

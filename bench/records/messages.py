@@ -149,6 +149,7 @@ class CellJob(Stored):
     job: Literal["cell"] = "cell"
     cell_json: str
     trust_remote_code: bool = False
+    allow_code: tuple[str, ...] = Field((), description="Functions that a loop's driver may be.")
     snapshot_path: str | None = Field(None, description="Where the allocator's history goes, on CUDA.")
     turns: StepTurns | None = Field(None, description="None where the run has the machine for itself.")
 

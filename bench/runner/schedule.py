@@ -43,6 +43,7 @@ class SweepOptions:
     force: bool = False
     only: str | None = None
     trust_remote_code: bool = False
+    allow_code: Sequence[str] = ()
     predict: bool = False
     skip_unfit: bool = False
     snapshot: bool = False
@@ -114,9 +115,10 @@ def prepare(cell: Cell, environment: Environment, facts: DeviceFacts) -> Schedul
     Its key is what two runs must share to be the same: a SHA-256 of cell, inputs, versions and machine.
     """
     inputs = inputs_digest(cell)
+    packages = ("python", *KEY_PACKAGES, *(["trl"] if cell.loop.driver.startswith("trl-") else []))
     content = {
         "cell": cell.digest,
-        "versions": {name: environment.versions.get(name) for name in ("python", *KEY_PACKAGES)},
+        "versions": {name: environment.versions.get(name) for name in packages},
         "machine": {name: environment.machine.get(name) for name in KEY_MACHINE},
         "device": facts.cuda_name if cell.device == "cuda" else None,
         "threads": [facts.cpu_threads, environment.threads],
@@ -133,6 +135,16 @@ def require_data(cells: Sequence[Cell]) -> None:
     problems = {cell.data: check_data(cell.data) for cell in cells}
     if found := dict.fromkeys(filter(None, problems.values())):
         raise UsageError("\n".join(found))
+
+
+def require_allowed_code(cells: Sequence[Cell], allowed: Sequence[str]) -> None:
+    """Raise ``UsageError`` for a loop that is code which the command line does not name exactly."""
+    for cell in cells:
+        if cell.loop.is_function and cell.loop.driver not in allowed:
+            raise UsageError(
+                f'{cell.id} trains with loop.driver "{cell.loop.driver}", which is code from outside bench; '
+                f"read it, and add --allow-code {cell.loop.driver} to run it"
+            )
 
 
 def schedule_runs(
@@ -171,13 +183,19 @@ def schedule_runs(
 def inputs_digest(cell: Cell) -> str | None:
     """Return a SHA-256 over the cell's local files, which can change under the same name, if any.
 
-    A data file counts by its content, weights by name, size and time of change: they are too large to
-    read twice. A file that is missing counts as such; the worker says what is wrong with it.
+    A data file and the source of a loop of the user's count by their content, weights by name, size and time
+    of change: they are too large to read twice. A file that is missing counts as such; the worker says what
+    is wrong with it.
     """
+    contents = [Path(cell.data.path)] if isinstance(cell.data, JsonlData) else []
+    if cell.loop.is_function:
+        contents += _sources(cell.loop.driver.partition(":")[0])
+    if not contents and cell.model.path is None:
+        return None
     digest = hashlib.sha256()
-    if isinstance(cell.data, JsonlData):
+    for file in contents:
         try:
-            with Path(cell.data.path).open("rb") as rows:
+            with file.open("rb") as rows:
                 hashlib.file_digest(rows, lambda: digest)
         except OSError:
             digest.update(b"missing")
@@ -185,9 +203,14 @@ def inputs_digest(cell: Cell) -> str | None:
         for file in sorted(Path(cell.model.path).glob("*.*")):
             status = file.stat()
             digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    elif not isinstance(cell.data, JsonlData):
-        return None
     return digest.hexdigest()
+
+
+def _sources(module: str) -> list[Path]:
+    """Return the source files of a module in the working folder: all of its package, if it is in one."""
+    package, _, inside = module.partition(".")
+    files = sorted(Path(package).rglob("*.py")) if inside or Path(package).is_dir() else []
+    return files or [Path(f"{package}.py")]
 
 
 def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) -> str | None:
@@ -201,6 +224,11 @@ def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iter
     own = quantised or training.optimizer in get_args(BitsandbytesOptimizer)
     if own and "bitsandbytes" not in environment.versions:
         yield "This cell needs the package bitsandbytes, which is not installed; pip install bitsandbytes."
+    if cell.loop.driver.startswith("trl-") and "trl" not in environment.versions:
+        yield (
+            f"Loop {cell.loop.driver} needs the package trl, which is not installed; pip install "
+            '"finetune-bench[trl]".'
+        )
     if training.loss == "liger" and "liger-kernel" not in environment.versions:
         yield (
             "Loss liger needs the package liger-kernel, which is not installed; pip install liger-kernel, "

@@ -113,6 +113,7 @@ class CellRunner:
         job = CellJob(
             cell_json=cell.model_dump_json(),
             trust_remote_code=self.options.trust_remote_code,
+            allow_code=tuple(self.options.allow_code),
             snapshot_path=str(snapshot) if self.options.snapshot else None,
             turns=turns,
         )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Iterator
 from typing import NamedTuple, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from bench.scenario.types import (
     DataSpec,
@@ -17,6 +17,7 @@ from bench.scenario.types import (
     Frozen,
     FullMethod,
     LimitsSpec,
+    LoopSpec,
     LoraMethod,
     MethodSpec,
     ModelSpec,
@@ -76,6 +77,7 @@ class Cell(Frozen):
     method: MethodSpec
     data: DataSpec
     training: TrainingSpec
+    loop: LoopSpec = Field(LoopSpec(), exclude_if=lambda loop: loop == LoopSpec())
     window: WindowSpec
     evaluation: EvaluationSpec
     limits: LimitsSpec
@@ -84,7 +86,8 @@ class Cell(Frozen):
     def digest(self) -> str:
         """First 12 hex digits of the SHA-256 of all that shapes the measurement.
 
-        The id, the scenario's name and the limits do not shape it and are left out.
+        The id, the scenario's name and the limits do not shape it and are left out. The window's own loop is
+        not stored, so what was measured before there were others is not measured again.
         """
         content = self.model_dump(mode="json", exclude={"id", "scenario", "limits"})
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -110,7 +113,7 @@ class Cell(Frozen):
             fields.setdefault(part, set()).add(field)
         return tuple(
             self.device if part == "device" else getattr(self, part).model_dump_json(exclude=fields.get(part))
-            for part in ("device", "model", "method", "data", "training", "window", "evaluation")
+            for part in ("device", "model", "method", "data", "training", "loop", "window", "evaluation")
             if "" not in fields.get(part, ())
         )
 
@@ -125,7 +128,7 @@ class Cell(Frozen):
 def contradictions(cell: Cell) -> list[Problem]:
     """Return every contradiction between the fields of a cell."""
     of_method = _of_peft(cell, cell.method) if cell.method.kind == "peft" else _of_adapter(cell.method)
-    return [*_of_training(cell), *_of_data(cell), *of_method]
+    return [*_of_training(cell), *_of_data(cell), *of_method, *_of_loop(cell)]
 
 
 def peft_type(name: str) -> str:
@@ -152,6 +155,54 @@ def _of_training(cell: Cell) -> Iterator[Problem]:
             yield "training", field, "is about logits, and loss liger makes none; turn one of them off"
     if training.loss != "full" and training.use_cache:
         yield "training", "use_cache", f"is not for loss {training.loss}, which takes no outputs; turn it off"
+
+
+_SET_BY_LEVERS = {
+    "bf16": "training.autocast",
+    "data_seed": "training.seed",
+    "fp16": "training.autocast",
+    "gradient_accumulation_steps": "training.gradient_accumulation",
+    "gradient_checkpointing": "training.gradient_checkpointing",
+    "gradient_checkpointing_kwargs": "training.gradient_checkpointing",
+    "learning_rate": "training.learning_rate",
+    "lr_scheduler_type": "training.schedule",
+    "max_grad_norm": "training.max_grad_norm",
+    "max_length": "training.sequence_length",
+    "max_steps": "window.measured_steps",
+    "optim": "training.optimizer",
+    "optim_args": "training.optimizer",
+    "packing": "training.batching",
+    "per_device_train_batch_size": "training.micro_batch",
+    "seed": "training.seed",
+    "torch_empty_cache_steps": "training.empty_cache_steps",
+    "use_cpu": "device",
+    "warmup_steps": "training.schedule_warmup_steps",
+    "weight_decay": "training.weight_decay",
+}
+"""Arguments of the libraries' trainers that a scenario has its own name for."""
+
+
+def _of_loop(cell: Cell) -> Iterator[Problem]:
+    loop, training = cell.loop, cell.training
+    if loop.driver == "window":
+        if loop.args:
+            yield "loop", "args", "has no meaning for the window's own loop; remove it, or choose a driver"
+        return
+    if cell.window.merge_check:
+        yield "window", "merge_check", "is for the window's own loop; set it to false"
+    if loop.is_function:
+        return
+    for name in sorted(_SET_BY_LEVERS.keys() & loop.args.keys()):
+        yield "loop", "args", f"may not hold {name}; set {_SET_BY_LEVERS[name]}, as for every loop"
+    own = {"loss": "full", "upcast_outputs": False, "keep_outputs": False, "use_cache": False}
+    for field in (name for name, value in own.items() if getattr(training, name) != value):
+        yield "training", field, f"is for the window's own loop, and {loop.driver} decides it; leave it out"
+    if cell.device == "cpu" and training.autocast == "fp16":
+        yield "training", "autocast", f"fp16 is for CUDA in {loop.driver}: accelerate refuses it on a CPU"
+    padded = cell.data.source == "synthetic" and cell.data.attention_mask == "padded"
+    if padded and loop.driver == "trl-sft":
+        message = "padded is not for trl-sft, whose collator pads by itself; use real data or none"
+        yield "data", "attention_mask", message
 
 
 def _of_data(cell: Cell) -> Iterator[Problem]:

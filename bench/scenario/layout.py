@@ -18,6 +18,7 @@ from bench.scenario.types import (
     HubData,
     JsonlData,
     LimitsSpec,
+    LoopSpec,
     LoraMethod,
     ModelSpec,
     PeftMethod,
@@ -45,13 +46,14 @@ TABLES: dict[str, tuple[type[Frozen], ...]] = {
     "method": tuple(METHODS.values()),
     "data": tuple(DATA.values()),
     "training": (TrainingSpec,),
+    "loop": (LoopSpec,),
     "window": (WindowSpec,),
     "evaluation": (EvaluationSpec,),
     "limits": (LimitsSpec,),
 }
 """The parts of a cell, and the types each may have."""
 
-SECTIONS = ("data", "training", "window", "evaluation", "limits")
+SECTIONS = ("data", "training", "loop", "window", "evaluation", "limits")
 """Parts that stand at the top of a file, and inside a model or a method, where they override the top."""
 
 TOP = ("title", "description", "extends", "device", "models", "methods", *SECTIONS, "exclude", "gate")

@@ -50,6 +50,7 @@ _LEVERS: dict[Path, str | dict[object, str]] = {
     ("training", "use_cache"): {True: "cache"},
     ("training", "empty_cache_steps"): "empty{}",
     ("training", "batching"): {"pad-to-length": "padded", "pack": "pack"},
+    ("loop", "driver"): "{}",
     ("data", "attention_mask"): {"ones": "mask-ones", "padded": "mask-padded"},
 }
 """What shapes memory or speed, and its token where it differs from its default."""

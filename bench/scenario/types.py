@@ -243,6 +243,31 @@ class TrainingSpec(Frozen):
     seed: int = Field(0, ge=0, lt=2**31, description="Of adapters, dropout and the order of the data.")
 
 
+LIBRARY_LOOPS = ("hf-trainer", "trl-sft")
+_FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+
+
+class LoopSpec(Frozen):
+    """The loop that trains: the window's own, a library's trainer, or a function of the user's."""
+
+    driver: str = Field(
+        "window",
+        max_length=200,
+        pattern=rf"^(window|{'|'.join(LIBRARY_LOOPS)}|{_FUNCTION})$",
+        description="window; hf-trainer (transformers' Trainer); trl-sft (trl's SFTTrainer); or a function "
+        "of yours, package.module:function, which --allow-code has to name.",
+    )
+    args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Handed on to TrainingArguments, to SFTConfig, or to the function as keyword arguments.",
+    )
+
+    @property
+    def is_function(self) -> bool:
+        """Whether the driver names code of the user's."""
+        return ":" in self.driver
+
+
 class WindowSpec(Frozen):
     """How many steps are run and what is read besides time and peaks."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from bench.errors import UsageError
 from bench.probes.machine import SnapshotRecorder, ignore, noted_out_of_memory, read_facts
 from bench.records.derived_metrics import STEPS_IN_TURN
 from bench.records.messages import GO_ON, CellJob, FetchJob, Message, ProbeJob, ReadingMade, Send, StepTurns
@@ -38,12 +39,14 @@ def run_job(job: ProbeJob | FetchJob | CellJob, send: Send) -> None:
 
 
 def _run_cell(job: CellJob, send: Send) -> None:
-    """Run the window, watched: an exception leaves with what the allocator held, a snapshot is written."""
+    """Run the cell, watched: an exception leaves with what the allocator held, a snapshot is written."""
     from bench.training.models import device_of
-    from bench.training.window import run_window
+    from bench.training.run import run_cell
 
     cell = Cell.model_validate_json(job.cell_json)
-    run = partial(run_window, cell, trust_remote_code=job.trust_remote_code)
+    if cell.loop.is_function and cell.loop.driver not in job.allow_code:
+        raise UsageError(f"loop.driver {cell.loop.driver} is not allowed; name it with --allow-code")
+    run = partial(run_cell, cell, trust_remote_code=job.trust_remote_code)
     if job.turns is not None:
         turns = Turns(job.turns, threads=torch.get_num_threads())
         turns.begin()

@@ -173,6 +173,7 @@ def build_empty_model(cell: Cell, config: Any) -> Any:
         with local_torch_dtype(dtype, type(model).__name__):  # as from_pretrained does: biases are made anew
             quantiser.preprocess_model(model=model, device_map={"": "meta"}, dtype=dtype)
         quantiser.postprocess_model(model)
+        model.hf_quantizer = quantiser  # transformers' Trainer asks it whether it may train
         # As loading would have left them before they are packed.
         layers = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
         for layer in (module for module in model.modules() if isinstance(module, layers)):

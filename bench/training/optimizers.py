@@ -1,6 +1,6 @@
 """Optimizers and schedules by name. The one place that knows how each is built."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -33,12 +33,15 @@ OPTIMIZERS: dict[Optimizer, tuple[str, dict[str, Any]]] = {
 
 def build_optimizer(parameters: Sequence[nn.Parameter], training: TrainingSpec) -> torch.optim.Optimizer:
     """Build the optimizer named by ``training.optimizer``; betas and epsilon are each library's defaults."""
+    kind, settings = optimizer_class(training)
+    return kind(parameters, weight_decay=training.weight_decay, **settings)
+
+
+def optimizer_class(training: TrainingSpec) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
+    """Return the class, and what it is given beside parameters and weight decay."""
     path, settings = OPTIMIZERS[training.optimizer]
     module, _, name = path.rpartition(".")
-    optimizer: torch.optim.Optimizer = getattr(import_module(module), name)(
-        parameters, lr=training.learning_rate, weight_decay=training.weight_decay, **settings
-    )
-    return optimizer
+    return getattr(import_module(module), name), {"lr": training.learning_rate, **settings}
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, training: TrainingSpec, steps: int) -> LRScheduler:

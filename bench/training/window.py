@@ -1,7 +1,7 @@
-"""The training window: load, adapt, first step, warm-up, measured steps, evaluate, then the ledger.
+"""The training window: adapt, first step, warm-up, measured steps, evaluate, then the ledger.
 
-The same order for every method and device: ``prepare`` makes what a loop needs, whichever it is, ``train`` is
-the loop. Nothing is timed after the first instrument that slows a step, and everything read is sent at once.
+The same order for every method and device. Nothing is timed after the first instrument that slows a step, and
+everything read is sent at once.
 """
 
 import time
@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import torch
 
-from bench.probes.flops import count_flops
+from bench.probes.flops import FlopCounter
 from bench.probes.ledger import Ledger, StepPhase
-from bench.probes.machine import Allocator, allocator_of, ignore, read_facts, read_torch_settings
-from bench.probes.phases import PhaseReader, mark_block, mark_quiescent
-from bench.records.messages import ReadingMade, Send
+from bench.probes.machine import Allocator, ignore
+from bench.probes.phases import PhaseReader, mark_quiescent
+from bench.records.messages import Reading, ReadingMade, Send
 from bench.records.readings import Caveat
 from bench.records.records import FlopsReading, LedgerReading, ModelFacts, Phase, StepSample, TokenCounts
 from bench.scenario.cell import Cell
@@ -30,8 +30,9 @@ from bench.training.methods import (
     count_parameters,
     excess_ranks,
     method_caveats,
+    trainable_parameters,
 )
-from bench.training.models import device_of, load_model
+from bench.training.models import device_of
 from bench.training.optimizers import optimizer_caveats
 from bench.training.step import (
     Mark,
@@ -43,7 +44,7 @@ from bench.training.step import (
     paged_memory,
     run_step,
 )
-from bench.training.weights import Weights, fetch_weights
+from bench.training.weights import Weights
 
 DEFAULT_CONTEXT = 2048  # tokens, for evaluating the few models whose configuration states none
 LEDGER_STEPS = 2  # a pair, so that whatever one step leaves behind is there in the next
@@ -54,80 +55,109 @@ _FIRST_STEP: dict[StepPhase, Phase] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What a loop trains: model and optimizer, the tokenizer, and the micro-batches of every step."""
+@dataclass(kw_only=True)
+class Setting:
+    """What a loop is given: the cell, its loaded model and tokenizer, and where readings go."""
 
-    trainer: Trainer
+    cell: Cell
+    model: Any
     tokenizer: Any
-    data: PreparedData
+    weights: Weights
+    phases: PhaseReader
+    after_warmup: Callable[[], None] = ignore
 
     @property
     def vocabulary_size(self) -> int:
         """Ids that the model's embeddings have a row for."""
-        return _vocabulary_size(self.trainer.model)
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def timed_steps(self) -> int:
+        """The first step, the warm-up's and the measured ones."""
+        return 1 + self.cell.window.warmup_steps + self.cell.window.measured_steps
+
+    def adapt(self) -> None:
+        """Make the model ready to train, as the cell's method says."""
+        self.model = adapt(self.model, self.cell)
+
+    def evaluate(self, when: Literal["before", "after"]) -> None:
+        """Evaluate the model, if the cell asks for it."""
+        if not self.cell.evaluation.tasks:
+            return
+        config = self.model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", DEFAULT_CONTEXT)
+        with self.phases.phase("evaluate_before" if when == "before" else "evaluate_after"):
+            readings, caveats = evaluate(
+                self.model, self.tokenizer, self.cell.evaluation, self.cell.data, when, context
+            )
+            self.phases.report(*readings, *caveats)
+
+    def save_adapter(self) -> int | None:
+        """Save the adapter, if there is one, and return the size of its file in bytes."""
+        if self.cell.method.kind == "full":
+            return None
+        with self.phases.phase("save_adapter"):
+            return adapter_file_bytes(self.model)
+
+    def report_facts(self, optimizer: torch.optim.Optimizer, adapter_bytes: int | None) -> None:
+        """Report what was loaded, what is trained and by which optimizer, and what to know of these."""
+        model, cell = self.model, self.cell
+        self.phases.report(
+            ModelFacts(
+                source=self.weights.source,
+                weights_note=self.weights.note,
+                parameters_total=count_parameters(model),
+                parameters_trainable=sum(parameter.numel() for parameter in trainable_parameters(model)),
+                weights_dtype=cell.training.dtype,
+                attention=model.config._attn_implementation,  # noqa: SLF001 - has no public name
+                optimizer_class=f"{type(optimizer).__module__}.{type(optimizer).__name__}",
+                adapter_file_bytes=adapter_bytes,
+            ),
+            *method_caveats(cell),
+            *excess_ranks(model),
+            *optimizer_caveats(cell.training, device_of(cell)),
+        )
 
 
-def run_window(
-    cell: Cell, send: Send, *, trust_remote_code: bool = False, after_warmup: Callable[[], None] = ignore
-) -> None:
-    """Run one cell from nothing to its last reading; ``after_warmup`` is called before the measured steps.
-
-    Raises what the libraries raise, and ``UnavailableError`` where this machine lacks something.
-    """
-    allocator = allocator_of(device_of(cell))
-    phases = PhaseReader(send, allocator)
-    phases.report(read_facts(), read_torch_settings())
-    weights = fetch_weights(cell.model)
-    torch.manual_seed(cell.training.seed)
-    mark_block(send, allocator)
-    prepared = prepare(cell, weights, phases, trust_remote_code=trust_remote_code)
-    if cell.evaluation.tasks:
-        with phases.phase("evaluate_before"):
-            _evaluate(prepared, cell, "before", phases)
-    train(prepared, cell.window, phases, after_warmup)
-    mark_quiescent(send, allocator)
-    if cell.evaluation.tasks:
-        with phases.phase("evaluate_after"):
-            _evaluate(prepared, cell, "after", phases)
-    _instrument(prepared, cell, phases)
+def run_window(setting: Setting) -> None:
+    """Train in the window's own loop, from a loaded model to the last reading."""
+    cell, phases = setting.cell, setting.phases
+    trainer, data = prepare(setting)
+    setting.evaluate("before")
+    train(setting, trainer, data)
+    mark_quiescent(phases.send, phases.allocator)
+    setting.evaluate("after")
+    _instrument(setting, trainer, data, cell.window)
 
 
-def prepare(cell: Cell, weights: Weights, phases: PhaseReader, *, trust_remote_code: bool) -> Prepared:
-    """Load and adapt the model, build its optimizer, lay out the data, and report what they are."""
-    device = device_of(cell)
-    steps = 1 + cell.window.warmup_steps + cell.window.measured_steps
-    with phases.phase("load"):
-        model, tokenizer = load_model(cell, weights, device, trust_remote_code=trust_remote_code)
+def prepare(setting: Setting) -> tuple[Trainer, PreparedData]:
+    """Build the optimizer, lay out the data, and report what they are."""
+    cell, phases = setting.cell, setting.phases
     with phases.phase("adapt"):
-        model = adapt(model, cell)
-        trainer = build_trainer(model, cell, steps)
+        setting.adapt()
+        trainer = build_trainer(setting.model, cell, setting.timed_steps)
     with phases.phase("prepare_data"):
-        data = prepare_batches(cell.data, cell.training, tokenizer, _vocabulary_size(model), steps)
-    adapter_bytes = None
-    if cell.method.kind != "full":
-        with phases.phase("save_adapter"):
-            adapter_bytes = adapter_file_bytes(model)
-    phases.report(_model_facts(trainer, cell, weights, adapter_bytes))
-    phases.report(*method_caveats(cell), *excess_ranks(model), *data.caveats)
-    phases.report(*optimizer_caveats(cell.training, device))
-    return Prepared(trainer=trainer, tokenizer=tokenizer, data=data)
+        data = prepare_batches(
+            cell.data, cell.training, setting.tokenizer, setting.vocabulary_size, setting.timed_steps
+        )
+    setting.report_facts(trainer.optimizer, setting.save_adapter())
+    phases.report(*data.caveats)
+    return trainer, data
 
 
-def train(
-    prepared: Prepared, window: WindowSpec, phases: PhaseReader, after_warmup: Callable[[], None]
-) -> None:
+def train(setting: Setting, trainer: Trainer, data: PreparedData) -> None:
     """Take the first step phase by phase, then warm-up and measured steps."""
-    timed = TimedSteps(prepared.trainer, phases.allocator, phases.send)
-    batches = iter(prepared.data.steps)
-    with _first_step_phases(phases) as mark:
+    window, phases = setting.cell.window, setting.phases
+    timed = TimedSteps(trainer, phases.allocator, phases.send)
+    batches = iter(data.steps)
+    with first_step_phases(phases) as mark:
         timed.run(next(batches), "first", mark)
-    if prepared.trainer.device.type == "cuda":
-        phases.report(paged_memory(prepared.trainer.optimizer))
+    if trainer.device.type == "cuda":
+        phases.report(paged_memory(trainer.optimizer))
     with phases.phase("warmup", total_steps=window.warmup_steps):
         for _ in range(window.warmup_steps):
             timed.run(next(batches), "warmup")
-    after_warmup()
+    setting.after_warmup()
     with phases.phase("steady", total_steps=window.measured_steps, keep_heap=True):
         for _ in range(window.measured_steps):
             timed.run(next(batches), "measured")
@@ -159,7 +189,7 @@ class TimedSteps:
             index=self._index,
             stage=stage,
             step_time_ns=step_time_ns,
-            tokens=_counts(micro_batches),
+            tokens=token_counts(micro_batches),
             loss=float(result.loss),
             skipped=result.skipped,
             gradient_norm=None if result.gradient_norm is None else float(result.gradient_norm),
@@ -169,9 +199,11 @@ class TimedSteps:
 
 
 @contextmanager
-def _first_step_phases(phases: PhaseReader) -> Iterator[Mark]:
+def first_step_phases(phases: PhaseReader, until_then: Phase | None = None) -> Iterator[Mark]:
     """Turn the marks of one step into phases. Accumulation repeats forward and backward, a reading each."""
     with ExitStack() as open_phase:
+        if until_then is not None:
+            open_phase.enter_context(phases.phase(until_then))
 
         def mark(phase: StepPhase) -> None:
             if phase != "inputs":  # these belong to what went before
@@ -181,24 +213,35 @@ def _first_step_phases(phases: PhaseReader) -> Iterator[Mark]:
         yield mark
 
 
-def _instrument(prepared: Prepared, cell: Cell, phases: PhaseReader) -> None:
+def widest_of(steps: Sequence[tuple[Batch, ...]]) -> tuple[Batch, ...]:
+    """Return the step with the widest micro-batch, which has the peak."""
+    return max(steps, key=lambda step: max(batch.counts.computed for batch in step))
+
+
+def _instrument(setting: Setting, trainer: Trainer, data: PreparedData, window: WindowSpec) -> None:
     """Take the steps that an instrument slows, and merge the adapter, after all that was timed."""
-    trainer, steps = prepared.trainer, prepared.data.steps
-    if cell.window.ledger:
+    phases, steps = setting.phases, data.steps
+    if window.ledger:
         with phases.phase("ledger"):
-            widest = max(steps, key=lambda step: max(batch.counts.computed for batch in step))  # has the peak
-            books = Ledger(trainer.model, trainer.device.type, prepared.vocabulary_size)
-            phases.report(read_ledger(trainer, [widest] * LEDGER_STEPS, books))
-    if cell.window.flops:
+            books = Ledger(trainer.model, trainer.device.type, setting.vocabulary_size)
+            phases.report(read_ledger(trainer, [widest_of(steps)] * LEDGER_STEPS, books))
+    if window.flops:
         with phases.phase("flops"):
-            counted = count_flops(lambda: run_step(trainer, steps[-1]))
-            if counted.uncounted_operators:
-                message = f"FLOPs leave out {', '.join(counted.uncounted_operators)}."
-                phases.report(Caveat(code="flops-incomplete", message=message))
-            phases.report(FlopsReading(step_flops=counted.flops, tokens=_counts(steps[-1])))
-    if cell.window.merge_check and cell.method.kind != "full":
+            with FlopCounter() as counter:
+                run_step(trainer, steps[-1])
+            phases.report(*flops_readings(counter, steps[-1]))
+    if window.merge_check and setting.cell.method.kind != "full":
         with phases.phase("merge_check"):
             phases.report(check_merge(trainer.model, steps[0][0], trainer.device))
+
+
+def flops_readings(counter: FlopCounter, step: Sequence[Batch]) -> Iterator[Reading]:
+    """Yield the FLOPs of a step, and what they leave out."""
+    counted = counter.counted()
+    if counted.uncounted_operators:
+        message = f"FLOPs leave out {', '.join(counted.uncounted_operators)}."
+        yield Caveat(code="flops-incomplete", message=message)
+    yield FlopsReading(step_flops=counted.flops, tokens=token_counts(step))
 
 
 def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledger) -> LedgerReading:
@@ -220,35 +263,11 @@ def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledge
     return ledger.reading()
 
 
-def _evaluate(prepared: Prepared, cell: Cell, when: Literal["before", "after"], phases: PhaseReader) -> None:
-    model: Any = prepared.trainer.model
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", DEFAULT_CONTEXT)
-    readings, caveats = evaluate(model, prepared.tokenizer, cell.evaluation, cell.data, when, context)
-    phases.report(*readings, *caveats)
-
-
-def _vocabulary_size(model: Any) -> int:
-    return int(model.config.get_text_config().vocab_size)
-
-
-def _counts(micro_batches: Sequence[Batch]) -> TokenCounts:
+def token_counts(micro_batches: Sequence[Batch]) -> TokenCounts:
+    """Return the sums over the micro-batches of a step."""
     return TokenCounts(
         raw=sum(batch.counts.raw for batch in micro_batches),
         non_padding=sum(batch.counts.non_padding for batch in micro_batches),
         loss_bearing=sum(batch.counts.loss_bearing for batch in micro_batches),
         computed=sum(batch.counts.computed for batch in micro_batches),
-    )
-
-
-def _model_facts(trainer: Trainer, cell: Cell, weights: Weights, adapter_bytes: int | None) -> ModelFacts:
-    model: Any = trainer.model
-    return ModelFacts(
-        source=weights.source,
-        weights_note=weights.note,
-        parameters_total=count_parameters(model),
-        parameters_trainable=sum(parameter.numel() for parameter in trainer.parameters),
-        weights_dtype=cell.training.dtype,
-        attention=model.config._attn_implementation,  # noqa: SLF001 - has no public name
-        optimizer_class=f"{type(trainer.optimizer).__module__}.{type(trainer.optimizer).__name__}",
-        adapter_file_bytes=adapter_bytes,
     )

@@ -1,6 +1,9 @@
 """What strangers may put into scenarios and results folders, and what comes of it."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -33,3 +36,43 @@ def test_no_saving_is_stated_across_windows() -> None:
     full = make_record(cell=make_cell(id="t/full/b4", method={"kind": "full"}, window={"measured_steps": 3}))
     rows = {row.kind: row for row in compare([full, make_record()]).rows}
     assert rows["lora"].reference is None
+
+
+FUNCTION = """
+title = "t"
+description = "d"
+[models.m]
+random = "tiny-llama-test"
+[methods.full]
+[data]
+source = "synthetic"
+[training]
+sequence_length = 16
+[loop]
+driver = "trap:train"
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "is code from outside bench; read it, and add --allow-code trap:train"),
+        (["run", "--allow-code", "trap:other", "--allow-code", "trap"], "add --allow-code trap:train"),
+        (["plan"], "code of yours, which a prediction does not run"),
+        (["cells"], None),
+        (["cells", "--check"], None),
+        (["gate", "--base", "HEAD"], None),
+    ],
+)
+def test_code_that_a_scenario_names_is_not_imported_unasked(
+    arguments: list[str], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No command imports it; bench run does only for exactly the name on its command line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.toml").write_text(FUNCTION)
+    (tmp_path / "trap.py").write_text("open('sprung', 'w').close()\ndef train(*_): pass\n")
+    command = [sys.executable, "-m", "bench", arguments[0], "s.toml", *arguments[1:]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not (tmp_path / "sprung").exists()
+    if message is not None:
+        assert message in " ".join((result.stdout + result.stderr).split())

@@ -33,15 +33,18 @@ def caller_of(frame: FrameType) -> str:
 def crossings() -> list[tuple[str, str, str]]:
     """Return each call from one folder to another of ``bench report FOLDER``: from, to, and the function.
 
-    What belongs to an object that was handed on (a first parameter ``self``) is marked with a dot before it.
+    What belongs to an object that was handed on (a first parameter ``self``, or a view that its class is made
+    of) is marked with a dot before it.
     """
     found: list[tuple[str, str, str]] = []
 
     def trace(frame: FrameType, event: str, _argument: object) -> None:
         folder = folder_of(frame) if event == "call" else ""
         if folder and frame.f_code.co_name != "<module>" and (caller := caller_of(frame)) != folder:
-            owned = frame.f_code.co_varnames[:1] in {("self",), ("measured",)}
-            found.append((caller, folder, "." * owned + frame.f_code.co_qualname))
+            name, view = frame.f_code.co_qualname, ".<lambda>"
+            in_class = name.endswith(view) and "<locals>" not in name
+            owned = in_class or frame.f_code.co_varnames[:1] in {("self",), ("measured",)}
+            found.append((caller, folder, "." * owned + name))
 
     report([REFERENCE])  # imports everything
     sys.setprofile(trace)

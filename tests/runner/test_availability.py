@@ -37,6 +37,11 @@ INT8 = {"kind": "lora", "base": "int8"}
         ({}, {"training": {"attention": "flex_attention"}}, "Attention flex_attention has no backward pass"),
         ({}, {"method": {"kind": "qlora"}}, None),
         (AMPERE, {"device": "cuda", "training": {"loss": "liger"}}, "Loss liger needs the package liger-ker"),
+        (
+            {},
+            {"loop": {"driver": "trl-sft"}},
+            "Loop trl-sft needs the package trl, which is not installed; pip",
+        ),
         (AMPERE, {"device": "cuda", "training": FLASH}, None),
         (AMPERE | {"flash_attention_2": False}, {"device": "cuda", "training": FLASH}, "Attention flash_"),
         (PASCAL, {"device": "cuda"}, "Tesla P100 has no bf16; set training.dtype"),

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from bench.runner.schedule import inputs_digest
 from tiny_cells import tiny_cell
 
@@ -29,3 +31,17 @@ def test_changed_weights_are_another_input(tmp_path: Path) -> None:
 def test_a_cell_that_reads_no_local_file_has_no_digest() -> None:
     """Built-in tasks and catalogued weights are named by the scenario alone."""
     assert inputs_digest(tiny_cell()) is None
+
+
+def test_the_source_of_a_user_s_loop_is_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module counts by its content, and one in a package with all of the package; nothing is imported."""
+    monkeypatch.chdir(tmp_path)
+    module, inside = (tiny_cell(loop={"driver": f"{name}:train"}) for name in ("mine", "mine.loops.plain"))
+    missing = inputs_digest(module)
+    (tmp_path / "mine.py").write_text("raise SystemExit")
+    assert missing not in {None, inputs_digest(module)}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "helpers.py").write_text("raise SystemExit")
+    before = inputs_digest(inside)
+    (tmp_path / "mine" / "helpers.py").write_text("raise SystemExit(1)")
+    assert before not in {None, inputs_digest(inside)}

@@ -49,6 +49,32 @@ LIGER: dict[str, Any] = {"loss": "liger"}
             {"training": {"loss": "chunked"}},
             "training.loss must be full for adalora",
         ),
+        ({"kind": "full"}, {"loop": {"args": {"bf16": True}}}, "loop.args has no meaning for the window's"),
+        (
+            {"kind": "full"},
+            {"loop": {"driver": "hf-trainer", "args": {"bf16": True, "optim": "sgd"}}},
+            "set training.autocast, as for every loop; loop.args may not hold optim; set training.optimizer",
+        ),
+        (
+            {"kind": "full"},
+            {"loop": {"driver": "trl-sft"}, "training": {"loss": "chunked"}},
+            "training.loss is for the window's own loop, and trl-sft decides it",
+        ),
+        (
+            {"kind": "full"},
+            {"loop": {"driver": "hf-trainer"}, "training": {"autocast": "fp16", "dtype": "fp32"}},
+            "training.autocast fp16 is for CUDA in hf-trainer",
+        ),
+        (
+            {"kind": "full"},
+            {"loop": {"driver": "trl-sft"}, "data": {"attention_mask": "padded"}},
+            "data.attention_mask padded is not for trl-sft",
+        ),
+        (
+            {"kind": "lora"},
+            {"loop": {"driver": "mine:train"}, "window": {"merge_check": True}},
+            "window.merge_check is for the window's own loop",
+        ),
     ],
 )
 def test_what_excludes_each_other_is_refused(
@@ -72,3 +98,22 @@ def test_what_excludes_each_other_is_refused(
 def test_what_only_looks_like_it_is_allowed(method: dict[str, Any], changes: dict[str, Any]) -> None:
     """Neighbours of contradictions make a cell."""
     assert tiny_cell(method, **changes).id
+
+
+@pytest.mark.parametrize(
+    "driver", ["sft", "mine", "mine:", ":train", "mine:train()", "../mine:train", "a b:c", ""]
+)
+def test_a_driver_is_a_known_loop_or_a_function(driver: str) -> None:
+    """Neither a path nor an expression passes for a function's name."""
+    with pytest.raises(ValidationError, match=r"loop\.driver"):
+        tiny_cell(loop={"driver": driver})
+
+
+def test_the_window_s_own_loop_is_what_a_cell_without_a_loop_has() -> None:
+    """Cells keep the digest they had before there were loops; another loop is another cell."""
+    own = tiny_cell()
+    assert own.digest == "834db4fb401b"
+    assert own.digest == tiny_cell(loop={"driver": "window"}).digest
+    others = {tiny_cell(loop={"driver": name}).digest for name in ("hf-trainer", "trl-sft", "mine:train")}
+    assert len(others | {own.digest}) == 4
+    assert own.comparison_key() != tiny_cell(loop={"driver": "hf-trainer"}).comparison_key()

@@ -16,6 +16,7 @@ def tiny_cell(method: dict[str, Any] | None = None, **changes: Any) -> Cell:
         "data": {"source": "synthetic"},
         "training": {"sequence_length": 32, "micro_batch": 2},
         "window": {"warmup_steps": 1, "measured_steps": 2},
+        "loop": {},
         "evaluation": {},
         "limits": {},
     }
@@ -26,10 +27,10 @@ def tiny_cell(method: dict[str, Any] | None = None, **changes: Any) -> Cell:
 
 def readings_of(cell: Cell) -> list[Any]:
     """Run the window in this process and return everything it read."""
-    from bench.training.window import run_window
+    from bench.training.run import run_cell
 
     readings: list[Any] = []
-    run_window(cell, _collector(readings))
+    run_cell(cell, _collector(readings))
     return readings
 
 

@@ -90,6 +90,10 @@ class _Region:
         self._before: list[tuple[bool, torch.dtype, bool]] = []
         self._guard = ExitStack()
 
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function, as accelerate does with a model's forward."""
+        return torch.amp.autocast_mode.autocast_decorator(self, function)  # type: ignore[no-any-return]  # torch leaves it untyped
+
     def __enter__(self) -> Self:
         state = self.state
         self._before.append((state.enabled, state.dtype, state.caches))

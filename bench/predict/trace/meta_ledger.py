@@ -21,8 +21,8 @@ from bench.predict.trace.meta_kernels import ShapeMemory
 from bench.probes.ledger import Block, Ledger, StepPhase
 
 _ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
-_INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
-_SPECIAL = {_ITEM, *_INDEXING}
+INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
+_SPECIAL = {_ITEM, *INDEXING}
 NO_LAYER = -1
 shapes_on = cache(
     lambda _platform: ShapeMemory()
@@ -60,7 +60,8 @@ class MetaLedger(Ledger):
         self._kernels = kernels
         self._shapes = shapes_on(kernels.platform)
         self._special: dict[Any, bool] = {}  # operators of which there is more to say than their results
-        if kernels.on_cpu:  # where small tensors that no device is asked for count like all others
+        self.on_cpu = kernels.on_cpu
+        if self.on_cpu:  # where small tensors that no device is asked for count like all others
             self._counted_devices = {"meta", "cpu"}
         self._periods_added = periods_added
         self._period = period
@@ -134,7 +135,7 @@ class MetaLedger(Ledger):
         if special:
             if func is _ITEM and args[0].device.type == "meta":
                 self._op_count += 1
-                return resolve_item(padded=self._kernels.padded, packed=self._kernels.packed)
+                return self.resolve(args[0])
             self._prepare(func, args)
         in_optimizer = self._phase == "optimizer_step"
         if in_optimizer:
@@ -147,9 +148,13 @@ class MetaLedger(Ledger):
             self._add_scratch(func, args, result)
         return result
 
+    def resolve(self, _tensor: torch.Tensor) -> bool | float | int:
+        """Return the value of a tensor that code asks for; see ``resolve_item``."""
+        return resolve_item(padded=self._kernels.padded, packed=self._kernels.packed)
+
     def _prepare(self, func: Any, args: tuple[Any, ...]) -> None:
         """Enter tensors that its indices are made of, and workspaces that it is the first to need."""
-        if func in _INDEXING:
+        if func in INDEXING:
             self._enter_indices(args)
         for nbytes, op in self._kernels.kept_workspaces(func, in_backward=self._phase == "backward"):
             self.hold(nbytes, op)
@@ -279,12 +284,16 @@ def resolve_item(*, padded: bool, packed: bool) -> bool | float | int:
         return 0.0
     if names & _SCALE:
         return 1.0
-    asker = next((frame for frame in _callers() if not _is_machinery(frame)), None)
-    place = "" if asker is None else f" ({_place(asker)})"
     raise UntraceableError(
-        f"the memory of this model depends on data that a prediction does not have: it asks for the value of "
-        f"a tensor{place}; measure it with bench run."
+        "the memory of this model depends on data that a prediction does not have: it asks for the value of "
+        f"a tensor ({asking_line()}); measure it with bench run."
     )
+
+
+def asking_line() -> str:
+    """Name the line that asks for a value: the nearest that is not torch's or ours."""
+    asker = next((frame for frame in _callers() if not _is_machinery(frame)), None)
+    return "somewhere in torch" if asker is None else _place(asker)
 
 
 def _callers() -> Iterator[FrameType]:

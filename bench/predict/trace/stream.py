@@ -1,7 +1,7 @@
 """A traced window as arrays: which block is allocated or freed when, and what each block is."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -39,6 +39,7 @@ class Stream:
     layer_of_entry: Ints
     scratch_calls: Sequence[ScratchCall] = ()
     paged_bytes: int = 0
+    asked: Sequence[str] = ()  # lines that asked for values
 
     def live_bytes(self) -> Ints:
         """Return the bytes asked for and not yet given back, after each event."""
@@ -89,7 +90,7 @@ def spans(marks: Sequence[Mark], end: int) -> Iterator[tuple[Mark, range]]:
         yield mark, range(mark.entries, stop)
 
 
-def stream_of(ledger: MetaLedger, *, paged_bytes: int = 0) -> Stream:
+def stream_of(ledger: MetaLedger, *, paged_bytes: int = 0, asked: Iterable[str] = ()) -> Stream:
     """Return the books of a closed ledger as arrays."""
     entries, blocks = ledger.entries, ledger.blocks
     return Stream(
@@ -104,6 +105,7 @@ def stream_of(ledger: MetaLedger, *, paged_bytes: int = 0) -> Stream:
         layer_of_entry=_filled_in(ledger),
         scratch_calls=tuple(ledger.scratch_calls),
         paged_bytes=paged_bytes,
+        asked=sorted(asked),
     )
 
 

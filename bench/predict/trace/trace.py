@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bench.predict.trace.kernels import Kernels
+from bench.predict.trace.loops import LoopLedger, MetaLoop, read_loop_ledger
 from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.patches import patched
@@ -21,6 +22,7 @@ from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform, SyntheticData
 from bench.training.data import Batch, prepare_batches
+from bench.training.loops import Script
 from bench.training.methods import adapt
 from bench.training.models import build_empty_model, configuration_of, quantise_empty
 from bench.training.step import Trainer, build_trainer, empties_cache, optimizer_state, run_step
@@ -39,7 +41,7 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
         model = build_empty_model(cell, deepcopy(config) if depth is None else shallow(config, depth.traced))
         vocabulary_size = int(config.get_text_config().vocab_size)
         batch = worst_batch(cell, vocabulary_size)
-        ledger = MetaLedger(
+        ledger = LoopLedger(
             model,
             vocabulary_size,
             _kernels(platform, batch),
@@ -52,20 +54,41 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
             with torch.device("meta"), _adapting(ledger):
                 model = adapt(model, cell)
             ledger.learn(model)
-            trainer = _trainer(model, cell)
-            steps = [batch] * cell.training.gradient_accumulation
-            for ledger.step in range(TRACED_STEPS):
-                run_step(trainer, steps, _marker(ledger, trainer))
-                if empties_cache(cell.training, ledger.step + 1):
-                    ledger.empty_cache()
-            unpaged = (state for state in optimizer_state(trainer.optimizer) if not is_paged(state))
+            optimizer = _run_steps(cell, model, batch, ledger)
+            unpaged = (state for state in optimizer_state(optimizer) if not is_paged(state))
             ledger.register(unpaged, "optimizer_state", "optimizer")
-            stream = stream_of(ledger, paged_bytes=_paged_bytes(trainer, ledger))
+            paged_bytes = _paged_bytes(optimizer, ledger)
+            stream = stream_of(ledger, paged_bytes=paged_bytes, asked=ledger.asked)
     return stream
 
 
-def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -> LedgerReading:
-    """Read the ledger of two steady steps as on the CPU, after one that nothing watches."""
+def _run_steps(cell: Cell, model: Any, batch: Batch, ledger: LoopLedger) -> torch.optim.Optimizer:
+    """Take the traced steps in the cell's loop; return the optimizer that made them."""
+    if cell.loop.driver != "window":
+        loop = MetaLoop(cell, model, ledger)
+
+        def steps() -> Script:
+            for ledger.step in range(TRACED_STEPS):
+                ledger.mark("inputs")
+                yield
+
+        loop.run(steps(), batch, TRACED_STEPS)
+        return loop.optimizer
+    trainer = _trainer(model, cell)
+    for ledger.step in range(TRACED_STEPS):
+        run_step(trainer, [batch] * cell.training.gradient_accumulation, _marker(ledger, trainer))
+        if empties_cache(cell.training, ledger.step + 1):
+            ledger.empty_cache()
+    return trainer.optimizer
+
+
+def read_cpu_ledger(
+    cell: Cell, platform: Platform, config: Any | None = None, asked: set[str] | None = None
+) -> LedgerReading:
+    """Read the ledger of two steady steps as on the CPU, after one that nothing watches.
+
+    ``asked`` gets the lines of a loop that asked for values which a prediction does not have.
+    """
     with patched(platform):
         config = config or configuration_of(cell.model)
         model = build_empty_model(cell, config)
@@ -75,8 +98,10 @@ def read_cpu_ledger(cell: Cell, platform: Platform, config: Any | None = None) -
             quantise_empty(module)
         with torch.device("meta"):
             model = adapt(model, cell)
-        trainer = _trainer(model, cell)
         kernels = _kernels(platform, batch)
+        if cell.loop.driver != "window":
+            return read_loop_ledger(cell, model, kernels, batch, set() if asked is None else asked)
+        trainer = _trainer(model, cell)
         step = [on_meta(batch)] * cell.training.gradient_accumulation
         with MetaLedger(model, vocabulary_size, kernels):
             run_step(trainer, step)
@@ -128,10 +153,10 @@ def _load(model: Any, ledger: MetaLedger) -> None:
     ledger.learn(model)
 
 
-def _paged_bytes(trainer: Trainer, ledger: MetaLedger) -> int:
+def _paged_bytes(optimizer: torch.optim.Optimizer, ledger: MetaLedger) -> int:
     return sum(
         tensor.nbytes * ledger.times_of(parameter)
-        for parameter, state in trainer.optimizer.state.items()
+        for parameter, state in optimizer.state.items()
         for tensor in state.values()
         if isinstance(tensor, torch.Tensor) and is_paged(tensor)
     )

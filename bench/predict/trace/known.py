@@ -1,0 +1,116 @@
+"""Values of small tensors that came from real data, kept beside the meta tensors that stand for them.
+
+Masks, labels, positions and counts are told by the batch, not by the model. What is computed from known
+values alone is known too, so that a loop that asks gets the truth, and what a mask selects its size.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+
+_MOST_INTEGERS, _MOST_FLOATS = 1 << 22, 64  # elements
+_SKIPPED = ("aten::empty", "aten::detach")
+_MASKS = {torch.bool, torch.uint8}
+
+
+class KnownValues:
+    """The values of meta tensors: a flat CPU tensor for each storage; views are read by their strides."""
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self._values: dict[int, torch.Tensor] = {}
+        self._guards: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def know(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """Keep the values of a meta tensor, unless they are too many or those of a model's outputs."""
+        storage = tensor.untyped_storage()
+        count = storage.nbytes() // tensor.element_size()
+        if tensor.device.type != "meta" or count > _most(tensor):
+            return
+        address = storage._cdata  # noqa: SLF001 - torch has no public name for it
+        flat = torch.zeros(count, dtype=tensor.dtype, device="cpu")
+        flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).copy_(value)
+        self._values[address] = flat
+        self._guards[address] = weakref.ref(storage, lambda _: self._forget(address))
+
+    def value_of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return the values of a tensor: its own where it has data, None where they are not known."""
+        if tensor.device.type != "meta":
+            return tensor
+        flat = self._values.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the same
+        if flat is None or flat.dtype != tensor.dtype:
+            return None
+        return flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+    def follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Learn what an operator that ran on meta tensors would have returned, or written, with data."""
+        if not self._values:
+            return
+        name = func._schema.name  # noqa: SLF001 - the op's only name
+        known = self._with_values((args, kwargs))
+        if func._schema.is_mutable:  # noqa: SLF001 - likewise
+            if known is None or not _ran(func, known):
+                self._forget_written(func, args)
+            return
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if known is None or random or name.startswith(_SKIPPED) or not isinstance(result, torch.Tensor):
+            return
+        small = result.device.type == "meta" and result.numel() <= _most(result)
+        if small and self.value_of(result) is None and (made := _ran(func, known)) is not None:
+            self.know(result, made)
+
+    def _with_values(self, values: Any) -> Any:
+        """Return operands with their values in the place of meta tensors; None if one is not known."""
+        found = False
+
+        def known(value: Any) -> Any:
+            nonlocal found
+            if isinstance(value, torch.Tensor):
+                real = self.value_of(value)
+                if real is None:
+                    raise LookupError
+                found = True
+                return real
+            if isinstance(value, torch.device):
+                return torch.device("cpu")
+            if isinstance(value, list | tuple):
+                return type(value)(map(known, value))
+            if isinstance(value, dict):
+                return {name: known(one) for name, one in value.items()}
+            return value
+
+        try:
+            operands = known(values)
+        except LookupError:
+            return None
+        return operands if found else None
+
+    def _forget_written(self, func: Any, args: Any) -> None:
+        for argument, value in zip(func._schema.arguments, args, strict=False):  # noqa: SLF001 - the same
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in value if isinstance(value, list | tuple) else (value,):
+                    if isinstance(tensor, torch.Tensor):
+                        self._forget(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the same
+
+    def _forget(self, address: int) -> None:
+        self._values.pop(address, None)
+        self._guards.pop(address, None)
+
+
+def is_mask(index: object) -> bool:
+    """Tell whether an index selects by truth values."""
+    return isinstance(index, torch.Tensor) and index.dtype in _MASKS
+
+
+def _most(tensor: torch.Tensor) -> int:
+    return _MOST_FLOATS if tensor.is_floating_point() or tensor.is_complex() else _MOST_INTEGERS
+
+
+def _ran(func: Any, operands: Any) -> Any:
+    """Run an operator on values; None where torch cannot."""
+    args, kwargs = operands
+    try:
+        return func(*args, **kwargs)
+    except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError):
+        return None

@@ -1,0 +1,127 @@
+"""The libraries' trainers as loops: transformers' Trainer and trl's SFTTrainer, set up as a cell says.
+
+Arguments that a scenario has a name for come from there, the others are the libraries' own defaults or the
+scenario's ``loop.args``. Nothing is saved, reported or shown.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+from bench.errors import UnavailableError, UsageError, one_line
+from bench.scenario.cell import Cell
+from bench.training.data import Batch, PreparedData
+from bench.training.optimizers import optimizer_class
+
+Drive = Callable[[Cell, Any, Any, PreparedData, Any], None]
+
+
+def hf_trainer(cell: Cell, model: Any, _tokenizer: Any, data: PreparedData, hooks: Any) -> None:
+    """Train with transformers' Trainer, on rows that are padded or packed already."""
+    from transformers import Trainer, TrainingArguments, default_data_collator
+
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(
+            model=model,
+            args=_arguments(TrainingArguments, cell, folder, hooks.steps),
+            train_dataset=[row for step in data.steps for batch in step for row in rows_of(batch)],
+            data_collator=hooks.collate(default_data_collator),
+            optimizer_cls_and_kwargs=optimizer_class(cell.training),
+        ).train()
+
+
+def trl_sft(cell: Cell, model: Any, tokenizer: Any, data: PreparedData, hooks: Any) -> None:
+    """Train with trl's SFTTrainer, whose own collator pads the rows, or joins those that are packed.
+
+    Raises ``UnavailableError`` where trl is not installed.
+    """
+    try:
+        trl: Any = import_module("trl")
+    except ImportError as error:
+        raise UnavailableError(
+            'Loop trl-sft needs the package trl, which is not installed; pip install "finetune-bench[trl]".'
+        ) from error
+    from datasets import Dataset
+
+    packed = cell.training.batching == "pack"
+    more: dict[str, Any] = {"packing": packed, "max_length": cell.training.sequence_length}
+    more["dataset_kwargs"] = {"skip_prepare_dataset": True}  # rows are tokens already, cut and in order
+    more["shuffle_dataset"] = False
+    if cell.training.batching == "pad-to-length":
+        more["pad_to_multiple_of"] = cell.training.sequence_length
+    rows = [row for step in data.steps for batch in step for row in _unpadded_rows(batch)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl.SFTTrainer(
+            model=model,
+            args=_arguments(trl.SFTConfig, cell, folder, hooks.steps, more),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            optimizer_cls_and_kwargs=optimizer_class(cell.training),
+        )
+        trainer.data_collator = hooks.collate(trainer.data_collator)
+        trainer.train()
+
+
+TRAINERS: dict[str, Drive] = {"hf-trainer": hf_trainer, "trl-sft": trl_sft}
+"""The loops of libraries, by the names that a scenario gives them."""
+
+
+def _arguments(
+    kind: Callable[..., Any], cell: Cell, folder: str, steps: int, more: dict[str, Any] | None = None
+) -> Any:
+    """Build the arguments of a trainer. Raises ``UsageError`` for some that it does not know or allow."""
+    training = cell.training
+    # Its new name is not in transformers 5.0.
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    checkpointing = new if new in getattr(kind, "__dataclass_fields__", {}) else old
+    own = {
+        "output_dir": folder,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
+        "use_cpu": cell.device == "cpu",
+        "seed": training.seed,
+        "max_steps": steps,
+        "per_device_train_batch_size": training.micro_batch,
+        "gradient_accumulation_steps": training.gradient_accumulation,
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "lr_scheduler_type": "constant_with_warmup" if training.schedule == "constant" else training.schedule,
+        "warmup_steps": training.schedule_warmup_steps,
+        "max_grad_norm": training.max_grad_norm,
+        "bf16": training.autocast == "bf16",
+        "fp16": training.autocast == "fp16",
+        checkpointing: training.gradient_checkpointing != "off",
+        f"{checkpointing}_kwargs": {"use_reentrant": training.gradient_checkpointing == "reentrant"},
+        "torch_empty_cache_steps": training.empty_cache_steps or None,
+        **(more or {}),
+    }
+    taken = sorted(own.keys() & cell.loop.args.keys())
+    if taken:
+        raise UsageError(f"loop.args may not hold {', '.join(taken)}: the scenario or bench sets it.")
+    try:
+        return kind(**own, **cell.loop.args)
+    except (TypeError, ValueError, ImportError) as error:
+        name = getattr(kind, "__name__", "the trainer")
+        raise UsageError(f"loop.args of {cell.id}: {name} refuses them: {one_line(error)}.") from error
+
+
+def rows_of(batch: Batch) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a micro-batch as a collator that only stacks wants them: CPU int64 [positions]."""
+    inputs = batch.inputs_on("cpu")
+    for index in range(len(batch.input_ids)):
+        yield {name: tensor[index] for name, tensor in inputs.items()}
+
+
+def _unpadded_rows(batch: Batch) -> Iterator[dict[str, list[int]]]:
+    """Yield token ids and labels without padding, and of packed rows the lengths of their sequences."""
+    for row in rows_of(batch):
+        kept = row["attention_mask"].bool() if "attention_mask" in row else slice(None)
+        plain = {name: row[name][kept].tolist() for name in ("input_ids", "labels")}
+        if "position_ids" in row:
+            starts = (row["position_ids"] == 0).nonzero().flatten().tolist()
+            ends = [*starts[1:], len(plain["input_ids"])]
+            plain["seq_lengths"] = [end - start for start, end in zip(starts, ends, strict=True)]
+        yield plain

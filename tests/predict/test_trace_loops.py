@@ -1,0 +1,159 @@
+"""A library's loop predicted for the CPU against its real run under the ledger: equal to the byte."""
+
+import os
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from bench.errors import UntraceableError
+from bench.predict.predict import predict
+from bench.predict.trace.known import KnownValues
+from bench.predict.trace.trace import read_cpu_ledger
+from bench.records.records import LedgerReading
+from bench.scenario.cell import Cell
+from bench.scenario.types import Platform
+from tiny_cells import of_type, readings_of, tiny_cell
+
+pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+
+CPU, CUDA = Platform(device="cpu"), Platform(device="cuda", capability=(8, 9))
+METHODS: list[dict[str, Any]] = [{"kind": "full"}, {"kind": "lora"}, {"kind": "qlora"}]
+NEFTUNE = {"loop": {"args": {"neftune_noise_alpha": 5.0}}}
+SMOOTHING = {"loop": {"args": {"label_smoothing_factor": 0.1}}}
+EXTRAS: list[dict[str, Any]] = [
+    {"training": {"autocast": "bf16", "dtype": "fp32"}},
+    {"training": {"gradient_accumulation": 2}},
+    {"training": {"optimizer": "adamw-8bit"}},
+    {"training": {"optimizer": "paged-adamw-8bit"}},
+    {"training": {"max_grad_norm": 0.0, "gradient_checkpointing": "reentrant"}},
+    NEFTUNE,
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Forget accelerate's state: a worker trains one cell, here several share a process."""
+    yield
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def loop_cell(driver: str, method: dict[str, Any], changes: dict[str, Any]) -> Cell:
+    """Return a small cell in the given loop, with one warm-up step and one measured one."""
+    settings = {name: dict(table) for name, table in changes.items()}
+    settings.setdefault("loop", {})["driver"] = driver
+    window = {"warmup_steps": 0, "measured_steps": 1, "flops": False}
+    return tiny_cell(method, window=window, **settings)
+
+
+def assert_equal_to_the_byte(cell: Cell) -> None:
+    """Run the cell for real and on meta tensors, and compare every reading of memory."""
+    (real,) = of_type(readings_of(cell), LedgerReading)
+    predicted = read_cpu_ledger(cell, CPU)
+    assert predicted.peak_bytes == real.peak_bytes
+    assert predicted.phase_peaks_bytes == real.phase_peaks_bytes
+    assert predicted.categories_at_peak_bytes == real.categories_at_peak_bytes
+    assert (predicted.peak_phase, predicted.peak_op) == (real.peak_phase, real.peak_op)
+
+
+@pytest.mark.parametrize(
+    ("driver", "method", "changes"),
+    [
+        ("hf-trainer", METHODS[0], EXTRAS[0]),
+        ("hf-trainer", METHODS[1], EXTRAS[1]),
+        ("hf-trainer", METHODS[2], EXTRAS[3]),
+        ("hf-trainer", METHODS[1], SMOOTHING),
+        ("trl-sft", METHODS[0], EXTRAS[1]),
+        ("trl-sft", METHODS[1], EXTRAS[0]),
+        ("trl-sft", METHODS[2], EXTRAS[2]),
+        ("trl-sft", METHODS[1], NEFTUNE),
+    ],
+)
+def test_a_few_loops_are_predicted_to_the_byte(
+    driver: str, method: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    """Autocast, accumulation, 8-bit and paged optimizers, noise and smoothing, by the libraries' own code."""
+    assert_equal_to_the_byte(loop_cell(driver, method, changes))
+
+
+@pytest.mark.skipif("LOOPS" not in os.environ, reason="takes minutes; LOOPS=full runs it")
+@pytest.mark.parametrize("driver", ["hf-trainer", "trl-sft"])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["kind"])
+@pytest.mark.parametrize("index", range(4 + len(EXTRAS)))
+def test_all_loops_are_predicted_to_the_byte(driver: str, method: dict[str, Any], index: int) -> None:
+    """Sixty cells: dtypes with and without checkpointing, then one extra at a time."""
+    plain = [
+        {"training": {"dtype": dtype, "gradient_checkpointing": checkpointing}}
+        for dtype, checkpointing in product(("fp32", "bf16"), ("off", "non-reentrant"))
+    ]
+    assert_equal_to_the_byte(loop_cell(driver, method, [*plain, *EXTRAS][index]))
+
+
+def test_on_a_card_the_trainer_takes_what_the_window_takes_and_a_batch_ahead() -> None:
+    """Allocated memory of the two differs by the batch that accelerate's loader fetches ahead."""
+    peaks = {}
+    for driver in ("window", "hf-trainer"):
+        cell = tiny_cell({"kind": "lora"}, device="cuda", loop={"driver": driver})
+        peaks[driver] = predict(cell, CUDA).allocated_peak_bytes
+    assert 0 <= peaks["hf-trainer"] - peaks["window"] <= 4096
+
+
+def test_on_a_card_trl_never_has_all_logits() -> None:
+    """With a large vocabulary its loss in tiles takes less than the Trainer's."""
+    large = {"random": "tiny-llama-test", "overrides": {"vocab_size": 150_000}}
+    peaks = {}
+    for driver in ("hf-trainer", "trl-sft"):
+        changes: dict[str, Any] = {"model": large, "training": {"micro_batch": 8, "sequence_length": 512}}
+        cell = tiny_cell({"kind": "lora"}, device="cuda", loop={"driver": driver}, **changes)
+        prediction = predict(cell, CUDA)
+        peaks[driver] = prediction.allocated_peak_bytes
+        assert prediction.reserved_peak_bytes is not None
+    assert peaks["trl-sft"] < 0.8 * peaks["hf-trainer"]
+
+
+def test_what_a_loop_asks_of_values_is_told() -> None:
+    """The caveat names the lines; what the batch tells is not among them."""
+    (caveat,) = predict(loop_cell("hf-trainer", METHODS[1], {}), CPU).caveats
+    assert caveat.code == "values-assumed"
+    assert "trainer.py, line " in caveat.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loop": {"driver": "mine:train"}}, r"code of yours.*--allow-code"),
+        (
+            {"loop": {"driver": "hf-trainer"}, "training": {"autocast": "fp16", "dtype": "fp32"}},
+            "fp16 autocast",
+        ),
+    ],
+)
+def test_loops_that_cannot_be_traced_are_refused(changes: dict[str, Any], message: str) -> None:
+    """A prediction never imports code that a scenario names."""
+    with pytest.raises(UntraceableError, match=message):
+        predict(tiny_cell({"kind": "lora"}, device="cuda", **changes), CUDA)
+
+
+def test_known_values_follow_views_writes_and_selections() -> None:
+    """Views read the storage they share, a write from unknown values is forgotten."""
+    known = KnownValues()
+    real = torch.tensor([[1, -100, 3], [-100, 5, 6]])
+    labels = real.to("meta")
+    known.know(labels, real)
+    shifted = labels[:, 1:]
+    value = known.value_of(shifted)
+    assert value is not None
+    assert value.tolist() == [[-100, 3], [5, 6]]
+    made = shifted != -100
+    known.follow(torch.ops.aten.ne.Scalar, (shifted, -100), {}, made)
+    value = known.value_of(made)
+    assert value is not None
+    assert int(value.sum()) == 3
+    unknown = torch.empty(2, 3, dtype=torch.int64, device="meta")
+    known.follow(torch.ops.aten.add_.Tensor, (labels, unknown), {}, labels)
+    assert known.value_of(labels) is None
