@@ -40,8 +40,8 @@ def run_job(job: ProbeJob | FetchJob | CellJob, send: Send) -> None:
 
 def _run_cell(job: CellJob, send: Send) -> None:
     """Run the cell, watched: an exception leaves with what the allocator held, a snapshot is written."""
+    from bench.training.loops import run_cell
     from bench.training.models import device_of
-    from bench.training.run import run_cell
 
     cell = Cell.model_validate_json(job.cell_json)
     if cell.loop.is_function and cell.loop.driver not in job.allow_code:

@@ -1,7 +1,7 @@
-"""Other people's loops under the window's instruments: a library's trainer, or a function of the user's.
+"""One cell, in whichever loop: the window's own, a library's trainer, or a function of the user's.
 
-A loop is run once, unchanged. What happens between its steps stands in ``LoopRun``: its script reads like the
-window's own loop, and each ``yield`` in it lets the loop take one step.
+Another loop than the window is run once, unchanged. What happens between its steps stands in ``LoopRun``: its
+script reads like the window's own loop, and each ``yield`` in it lets the loop take one step.
 """
 
 import sys
@@ -19,19 +19,24 @@ from torch.utils._python_dispatch import _disable_current_modes
 from bench.errors import UsageError
 from bench.probes.flops import FlopCounter
 from bench.probes.ledger import Ledger, StepPhase
-from bench.probes.phases import mark_quiescent
-from bench.records.messages import ReadingMade
+from bench.probes.machine import allocator_of, ignore, read_facts, read_torch_settings
+from bench.probes.phases import PhaseReader, mark_block, mark_quiescent
+from bench.records.messages import ReadingMade, Send
 from bench.records.records import StepSample, TokenCounts
+from bench.scenario.cell import Cell
 from bench.training.data import PreparedData, prepare_batches
 from bench.training.methods import trainable_parameters
+from bench.training.models import device_of, load_model
 from bench.training.step import Mark, ignore_phase, optimizer_state, paged_memory
 from bench.training.trainers import TRAINERS
 from bench.training.watcher import StopLoop, Watcher
+from bench.training.weights import fetch_weights
 from bench.training.window import (
     LEDGER_STEPS,
     Setting,
     first_step_phases,
     flops_readings,
+    run_window,
     token_counts,
     widest_of,
 )
@@ -51,6 +56,37 @@ class Hooks:
 
     steps: int
     collate: Callable[[Collate], Collate]
+
+
+def run_cell(
+    cell: Cell, send: Send, *, trust_remote_code: bool = False, after_warmup: Callable[[], None] = ignore
+) -> None:
+    """Run one cell; ``after_warmup`` is called before the measured steps.
+
+    Raises what the libraries raise, and ``UnavailableError`` where this machine lacks something.
+    """
+    device = device_of(cell)
+    allocator = allocator_of(device)
+    phases = PhaseReader(send, allocator)
+    phases.report(read_facts(), read_torch_settings())
+    weights = fetch_weights(cell.model)
+    torch.manual_seed(cell.training.seed)
+    mark_block(send, allocator)
+    with phases.phase("load"):
+        model, tokenizer = load_model(cell, weights, device, trust_remote_code=trust_remote_code)
+    setting = Setting(
+        cell=cell,
+        model=model,
+        tokenizer=tokenizer,
+        weights=weights,
+        phases=phases,
+        after_warmup=after_warmup,
+    )
+    del model  # or what a method replaces would stay alive
+    if cell.loop.driver == "window":
+        run_window(setting)
+    else:
+        run_loop(setting)
 
 
 def run_loop(setting: Setting) -> None:

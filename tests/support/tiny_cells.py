@@ -27,7 +27,7 @@ def tiny_cell(method: dict[str, Any] | None = None, **changes: Any) -> Cell:
 
 def readings_of(cell: Cell) -> list[Any]:
     """Run the window in this process and return everything it read."""
-    from bench.training.run import run_cell
+    from bench.training.loops import run_cell
 
     readings: list[Any] = []
     run_cell(cell, _collector(readings))

@@ -214,11 +214,11 @@ class Actor(Allocator):
     def on_stage(self, folder: Path) -> Iterator["Actor"]:
         """Take the place of the window's allocator meanwhile, and leave the card idle."""
         from bench.probes import phases
-        from bench.training import run
+        from bench.training import loops
 
         self._run = 1 + len(list(folder.glob("tiny-foreign*.json")))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "allocator_of", lambda _: self)
+            patch.setattr(loops, "allocator_of", lambda _: self)
             patch.setattr(phases, "HOLD_NS", HOLD_NS)
             self._write()
             try:

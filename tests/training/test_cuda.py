@@ -25,7 +25,7 @@ from bench.probes.phases import PhaseReader
 from bench.records.messages import CellJob, Message, ReadingMade
 from bench.records.readings import AllocatorSnapshot, Caveat, PagedMemory, TorchSettings
 from bench.records.records import PhaseReading, StepSample
-from bench.training import jobs, run, window
+from bench.training import jobs, loops, window
 from bench.training.models import device_of
 from bench.training.step import optimizer_state, paged_memory
 from bench.workers.classify import classify_exception
@@ -55,8 +55,8 @@ def test_the_window_waits_for_the_device_around_each_step_and_resets_peaks_per_p
     cuda: ScriptedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On tensors of the CPU, but with the probe and the marks of a card; every call names device 0."""
-    monkeypatch.setattr(run, "allocator_of", lambda _: CudaAllocator(CUDA))
-    monkeypatch.setattr(run, "mark_block", lambda *_: None)
+    monkeypatch.setattr(loops, "allocator_of", lambda _: CudaAllocator(CUDA))
+    monkeypatch.setattr(loops, "mark_block", lambda *_: None)
     monkeypatch.setattr(window, "mark_quiescent", lambda *_: cuda.calls.append("quiescent"))
     cuda.allocated_bytes, cuda.reserved_bytes = 7, 9
     readings = readings_of(
@@ -169,7 +169,7 @@ def run_cell(
 ) -> list[Any]:
     """Run a cell for CUDA as a worker would, with ``body`` in its place; return its readings."""
     sent: list[Message] = []
-    monkeypatch.setattr(run, "run_cell", body)
+    monkeypatch.setattr(loops, "run_cell", body)
     monkeypatch.setattr(jobs, "quiet_libraries", lambda: None)
     job = CellJob(
         cell_json=tiny_cell(device="cuda").model_dump_json(),
@@ -254,7 +254,7 @@ def test_a_snapshot_that_cannot_be_written_is_a_caveat(cuda: ScriptedCuda, tmp_p
 def test_on_a_cpu_there_is_nothing_to_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is said, and the cell runs."""
     ran: list[bool] = []
-    monkeypatch.setattr(run, "run_cell", lambda *_, **__: ran.append(True))
+    monkeypatch.setattr(loops, "run_cell", lambda *_, **__: ran.append(True))
     monkeypatch.setattr(jobs, "quiet_libraries", lambda: None)
     sent: list[Message] = []
     path = tmp_path / "snapshot.pickle"
