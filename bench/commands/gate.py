@@ -113,7 +113,7 @@ def _run_session(scenario: Path, base: str, session: SessionOptions, rules: Rule
     from bench.gate import gate as gating
     from bench.gate import session as gate_session
     from bench.records.sessions import read_calibration
-    from bench.runner.schedule import require_data
+    from bench.runner.schedule import require_allowed_code, require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
@@ -127,6 +127,7 @@ def _run_session(scenario: Path, base: str, session: SessionOptions, rules: Rule
         trust_remote_code=session.trust_remote_code,
     )
     cells = choose_cells(loaded.cells, session.only)
+    require_allowed_code(cells, ())
     require_data(cells)
     references = base, session.candidate
     folder, verdicts = gating.gate_references(cells, references, options, _tell, calibration=calibration)
@@ -180,7 +181,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     """Run this environment against itself: how far runs spread here, and what a gate can find."""
     from bench.gate import gate as gating
     from bench.gate import session as gate_session
-    from bench.runner.schedule import require_data
+    from bench.runner.schedule import require_allowed_code, require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
@@ -191,6 +192,7 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
         trust_remote_code=trust_remote_code,
     )
     cells = choose_cells(loaded.cells, only)
+    require_allowed_code(cells, ())
     require_data(cells)
     made = gating.calibrate(cells, options, _tell, sittings=sittings)
 

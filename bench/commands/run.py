@@ -29,13 +29,11 @@ def run(  # noqa: PLR0913 - one parameter for each option
     snapshot: bool = False,
 ) -> None:
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
-    from bench.runner.schedule import SweepOptions, parse_outcomes, require_allowed_code, require_data
+    from bench.runner.schedule import SweepOptions, parse_outcomes, require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
-    chosen = choose_cells(loaded.cells, only)
-    require_allowed_code(chosen, allow_code)
-    require_data(chosen)
+    require_data(choose_cells(loaded.cells, only))
     options = SweepOptions(
         results=results or Path("results") / loaded.name,
         repeats=repeats,

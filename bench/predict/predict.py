@@ -45,7 +45,7 @@ def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAUL
     else:
         ((_, stream, method),) = streams(families([cell], config)[0], platform, config)
         prediction = summed_up(stream, platform, settings, method)
-    return _with_caveats(prediction, _assumptions(cell, config))
+    return _with_caveats(prediction, _assumptions(cell, config, platform))
 
 
 def predict_all(
@@ -76,7 +76,7 @@ def predict_all(
                 for cell, stream, method in streams(family, platform, config):
                     prediction = summed_up(stream, platform, settings, method, relative)
                     relative = prediction if reuse_ranges and relative is None else relative
-                    yield cell, _with_caveats(prediction, _assumptions(cell, config))
+                    yield cell, _with_caveats(prediction, _assumptions(cell, config, platform))
                     done.add(cell.id)
             except (UntraceableError, UnavailableError):  # of one cell; each is asked for its own reason
                 left = [cell for _, cell in family.cells if cell.id not in done]
@@ -103,11 +103,16 @@ def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Predictio
     return prediction.model_copy(update={"caveats": (*prediction.caveats, *more)}) if more else prediction
 
 
-def _assumptions(cell: Cell, config: Any) -> tuple[Caveat, ...]:
+def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, ...]:
     """Return what a prediction takes for granted that a run may not bear out."""
     found = []
     if assumed := assumed_of(cell.model, config):
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
+    if cell.loop.driver != "window" and platform.device != "cpu":
+        message = (
+            f"{cell.loop.driver} as installed here; no such prediction was compared with a real card yet."
+        )
+        found.append(Caveat(code="loop-not-validated", message=message))
     if not isinstance(cell.data, SyntheticData) and cell.training.batching != "pack":
         found.append(
             Caveat(

@@ -143,7 +143,7 @@ def require_allowed_code(cells: Sequence[Cell], allowed: Sequence[str]) -> None:
         if cell.loop.is_function and cell.loop.driver not in allowed:
             raise UsageError(
                 f'{cell.id} trains with loop.driver "{cell.loop.driver}", which is code from outside bench; '
-                f"read it, and add --allow-code {cell.loop.driver} to run it"
+                f"read it, and run it with bench run --allow-code {cell.loop.driver} (no other command does)"
             )
 
 

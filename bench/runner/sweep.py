@@ -166,6 +166,7 @@ def run_sweep(
     workers cannot be started, ``InterruptedByUserError`` on Ctrl-C and SIGTERM.
     """
     chosen = choose_cells(cells, options.only)
+    schedule.require_allowed_code(chosen, options.allow_code)
     with open_folder(options.results) as folder, interrupts.caught():
         try:
             return _sweep(chosen, options, folder, observe, launcher or Launcher())

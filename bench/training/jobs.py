@@ -45,7 +45,7 @@ def _run_cell(job: CellJob, send: Send) -> None:
 
     cell = Cell.model_validate_json(job.cell_json)
     if cell.loop.is_function and cell.loop.driver not in job.allow_code:
-        raise UsageError(f"loop.driver {cell.loop.driver} is not allowed; name it with --allow-code")
+        raise UsageError(f"loop.driver {cell.loop.driver} was not named with --allow-code of bench run")
     run = partial(run_cell, cell, trust_remote_code=job.trust_remote_code)
     if job.turns is not None:
         turns = Turns(job.turns, threads=torch.get_num_threads())

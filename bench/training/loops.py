@@ -6,15 +6,15 @@ script reads like the window's own loop, and each ``yield`` in it lets the loop 
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from bench.errors import UsageError
 from bench.probes.flops import FlopCounter
@@ -22,13 +22,14 @@ from bench.probes.ledger import Ledger, StepPhase
 from bench.probes.machine import allocator_of, ignore, read_facts, read_torch_settings
 from bench.probes.phases import PhaseReader, mark_block, mark_quiescent
 from bench.records.messages import ReadingMade, Send
+from bench.records.readings import Caveat
 from bench.records.records import StepSample, TokenCounts
 from bench.scenario.cell import Cell
 from bench.training.data import PreparedData, prepare_batches
 from bench.training.methods import trainable_parameters
 from bench.training.models import device_of, load_model
 from bench.training.step import Mark, ignore_phase, optimizer_state, paged_memory
-from bench.training.trainers import TRAINERS
+from bench.training.trainers import TRAINERS, Collate, Hooks
 from bench.training.watcher import StopLoop, Watcher
 from bench.training.weights import fetch_weights
 from bench.training.window import (
@@ -41,21 +42,8 @@ from bench.training.window import (
     widest_of,
 )
 
-Collate = Callable[[Any], Any]
 Script = Generator[None, None, None]
 """What happens around a loop's steps; it lets the loop take one at each ``yield``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hooks:
-    """What a loop is given beside model and data.
-
-    ``steps``: optimizer steps to take; the loop is ended from inside the last one. ``collate`` wraps the
-    function that makes a batch of rows, so that the ledger knows the batch as inputs.
-    """
-
-    steps: int
-    collate: Callable[[Collate], Collate]
 
 
 def run_cell(
@@ -128,6 +116,13 @@ def drive(setting: Setting, data: PreparedData, hooks: Hooks) -> None:
     train(setting.cell, setting.model, setting.tokenizer, data, hooks, **loop.args)
 
 
+OTHER_BATCHES = Caveat(
+    code="batches-not-the-data-s",
+    message="The loop gave the model other batches than the data's in its order: tokens are all positions of "
+    "what the model was given, padding included.",
+)
+
+
 class LoopRun:
     """Turns what a watcher tells of one loop into the readings of a record."""
 
@@ -148,7 +143,8 @@ class LoopRun:
         self._mark: Mark = ignore_phase
         self._ledger: Ledger | None = None
         self._losses: list[torch.Tensor] | None = []
-        self._given: list[TokenCounts | None] = []
+        self._positions = 0  # that the model was given in this step
+        self._other_batches = False
         self._optimizer: torch.optim.Optimizer | None = None
         self._started_ns = 0
 
@@ -159,7 +155,7 @@ class LoopRun:
 
     def _steps(self) -> Script:
         setting, window, phases = self._setting, self._setting.cell.window, self._setting.phases
-        phases.report(*self.data.caveats)
+        phases.report(*self.data.caveats, *_caveats(setting.cell))
         with first_step_phases(phases, until_then="prepare_data") as self._mark:
             yield from self._timed("first")
         self._mark = ignore_phase
@@ -175,6 +171,8 @@ class LoopRun:
             for _ in range(window.measured_steps):
                 yield from self._timed("measured")
         self._losses = None
+        if self._other_batches:
+            phases.report(OTHER_BATCHES)
         mark_quiescent(phases.send, phases.allocator)
         setting.evaluate("after")
         if window.ledger:
@@ -192,7 +190,7 @@ class LoopRun:
         """Let one step pass; the clock is read when the device has nothing left to do."""
         allocator = self._setting.phases.allocator
         allocator.synchronise()
-        self._losses, self._given = [], []
+        self._losses, self._positions = [], 0
         self._started_ns = time.perf_counter_ns()
         yield
         allocator.synchronise()
@@ -221,8 +219,17 @@ class LoopRun:
         self._ledger = None
 
     def _counts(self) -> TokenCounts:
-        """Return the tokens of the step that was taken last."""
-        return token_counts(self.data.steps[self.steps_taken - 1])
+        """Return the tokens of the last step: the data's, if the model was given as many positions."""
+        expected, seen = token_counts(self.data.steps[self.steps_taken - 1]), self._positions
+        if not seen:
+            raise UsageError(
+                f"loop {self._setting.cell.loop.driver} made a step in which the model that it was given was "
+                "not called with token ids; train that model."
+            )
+        if seen == expected.computed:
+            return expected
+        self._other_batches = True
+        return TokenCounts(raw=seen, non_padding=seen, loss_bearing=seen, computed=seen)
 
     def _collate(self, collate: Collate) -> Collate:
         """Return a collator whose work no instrument sees; its batches are the ledger's inputs."""
@@ -230,14 +237,14 @@ class LoopRun:
         def collated(rows: Any) -> Any:
             with without_modes():
                 batch = collate(rows)
-            self.given(batch)
+            self._register_inputs(tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch))
             return batch
 
         return collated
 
     def began(self, phase: StepPhase) -> None:
         """Tell phase or ledger; the first step is timed from its first forward pass on."""
-        if self.steps_taken == 0 and not self._given and phase == "forward":
+        if self.steps_taken == 0 and not self._losses and phase == "forward":
             self._started_ns = time.perf_counter_ns()
         self._mark(phase)
         if self._ledger is not None:
@@ -246,9 +253,14 @@ class LoopRun:
                 register_gradients(self._ledger, self._setting.model)
 
     def given(self, inputs: Mapping[str, Any]) -> None:
-        """Enter the inputs under their category."""
+        """Count positions, and enter the inputs under their category."""
+        ids = inputs.get("input_ids", inputs.get("0"))
+        self._positions += ids.numel() if isinstance(ids, torch.Tensor) else 0
+        self._register_inputs(inputs.values())
+
+    def _register_inputs(self, values: Iterable[Any]) -> None:
         if self._ledger is not None:
-            tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+            tensors = [value for value in values if isinstance(value, torch.Tensor)]
             self._ledger.register(tensors, "inputs")
 
     def lost(self, loss: torch.Tensor) -> None:
@@ -267,6 +279,12 @@ class LoopRun:
         if self._optimizer is None:
             raise AssertionError("no step was taken yet")
         return self._optimizer
+
+
+def _caveats(cell: Cell) -> Iterator[Caveat]:
+    if cell.training.autocast == "fp16":
+        message = "A step that the gradient scaler leaves out is counted and timed with the next one."
+        yield Caveat(code="scaler-skips-merged", message=message)
 
 
 def register_gradients(books: Ledger, model: nn.Module) -> None:

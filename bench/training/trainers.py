@@ -6,18 +6,36 @@ scenario's ``loop.args``. Nothing is saved, reported or shown.
 
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+
+import torch
 
 from bench.errors import UnavailableError, UsageError, one_line
 from bench.scenario.cell import Cell
 from bench.training.data import Batch, PreparedData
 from bench.training.optimizers import optimizer_class
 
-Drive = Callable[[Cell, Any, Any, PreparedData, Any], None]
+Collate = Callable[[Any], Any]
 
 
-def hf_trainer(cell: Cell, model: Any, _tokenizer: Any, data: PreparedData, hooks: Any) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a loop is given beside model and data.
+
+    ``steps``: optimizer steps to take; the loop is ended from inside the last one. ``collate`` wraps the
+    function that makes a batch of rows, so that the ledger knows the batch as inputs.
+    """
+
+    steps: int
+    collate: Callable[[Collate], Collate]
+
+
+Drive = Callable[[Cell, Any, Any, PreparedData, Hooks], None]
+
+
+def hf_trainer(cell: Cell, model: Any, _tokenizer: Any, data: PreparedData, hooks: Hooks) -> None:
     """Train with transformers' Trainer, on rows that are padded or packed already."""
     from transformers import Trainer, TrainingArguments, default_data_collator
 
@@ -31,7 +49,7 @@ def hf_trainer(cell: Cell, model: Any, _tokenizer: Any, data: PreparedData, hook
         ).train()
 
 
-def trl_sft(cell: Cell, model: Any, tokenizer: Any, data: PreparedData, hooks: Any) -> None:
+def trl_sft(cell: Cell, model: Any, tokenizer: Any, data: PreparedData, hooks: Hooks) -> None:
     """Train with trl's SFTTrainer, whose own collator pads the rows, or joins those that are packed.
 
     Raises ``UnavailableError`` where trl is not installed.
@@ -72,6 +90,11 @@ def _arguments(
 ) -> Any:
     """Build the arguments of a trainer. Raises ``UsageError`` for some that it does not know or allow."""
     training = cell.training
+    if cell.device == "cuda" and (count := torch.cuda.device_count()) > 1:
+        raise UnavailableError(
+            f"Loop {cell.loop.driver} would train on all {count} GPUs that it sees, and one is measured; set "
+            "CUDA_VISIBLE_DEVICES to one of them."
+        )
     # Its new name is not in transformers 5.0.
     new, old = "activation_checkpointing", "gradient_checkpointing"
     checkpointing = new if new in getattr(kind, "__dataclass_fields__", {}) else old

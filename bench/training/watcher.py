@@ -1,8 +1,7 @@
 """Watches any training loop from outside, through torch's own hooks: its phases, its steps, its inputs.
 
-Nothing of the loop is changed. The root is the outermost module whose forward runs with gradients on;
-backward is a call of ``torch.autograd.backward``, which every way to it makes; a step ends when an
-optimizer's does.
+Nothing of the loop is changed. Forward is a call of the model with gradients on; backward is one of
+``torch.autograd.backward``, which every way to it makes; a step ends with the first optimizer's after it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,6 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bench.probes.ledger import StepPhase
@@ -39,26 +37,22 @@ class Listener(Protocol):
 
 
 class Watcher:
-    """Tells a listener what the loop does that runs inside ``watching``.
+    """Tells a listener what the loop does with a model that runs inside ``watching``."""
 
-    ``root`` may be given; else it is found at the first forward pass with gradients, the loss aside.
-    """
-
-    def __init__(self, listener: Listener, root: nn.Module | None = None) -> None:
+    def __init__(self, listener: Listener, model: nn.Module) -> None:
         """Tell ``listener``."""
-        self._listener = listener
-        self.root = root
-        self._in_forward = self._in_backward = False
+        self._listener, self._model = listener, model
+        self._in_forward = self._in_backward = self._has_gradients = False
         self._unscaled: torch.Tensor | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch what runs inside; every hook is gone afterwards."""
         hooks: list[Any] = [register_optimizer_step_post_hook(self._stepped)]
-        if self.root is None:
-            hooks.append(register_module_forward_pre_hook(self._find(hooks)))
-        else:
-            hooks += self._hooks_of(self.root)
+        hooks += [
+            self._model.register_forward_pre_hook(self._entered, with_kwargs=True, prepend=True),
+            self._model.register_forward_hook(self._left, always_call=True),
+        ]
         backward, scale = torch.autograd.backward, torch.amp.GradScaler.scale
 
         def scaled(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
@@ -75,29 +69,10 @@ class Watcher:
             for hook in hooks:
                 hook.remove()
 
-    def _find(self, hooks: list[Any]) -> Callable[[nn.Module, Any], None]:
-        """Return a hook on every module that finds the root, and then leaves all but the root in peace."""
-
-        def find(module: nn.Module, _args: Any) -> None:
-            loss = isinstance(module, nn.modules.loss._Loss)  # noqa: SLF001 - torch's only name for all of them
-            if self.root is None and torch.is_grad_enabled() and not loss:
-                self.root = module
-                hooks.pop().remove()
-                hooks.extend(self._hooks_of(module))
-
-        return find
-
-    def _hooks_of(self, root: nn.Module) -> list[Any]:
-        return [
-            root.register_forward_pre_hook(self._entered, with_kwargs=True, prepend=True),
-            root.register_forward_hook(self._left, always_call=True),
-        ]
-
     def _entered(self, _root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled() and not self._in_backward and not self._in_forward:
             self._in_forward = True
-            named = dict(enumerate(args)) if args else {}
-            self._listener.given({**{str(place): value for place, value in named.items()}, **kwargs})
+            self._listener.given({**{str(place): value for place, value in enumerate(args)}, **kwargs})
             self._listener.began("forward")
 
     def _left(self, _root: nn.Module, _args: object, _result: object) -> None:
@@ -115,10 +90,12 @@ class Watcher:
             try:
                 return backward(tensors, *args, **kwargs)
             finally:
-                self._in_backward = False
+                self._in_backward, self._has_gradients = False, True
                 self._listener.began("optimizer_step")
 
         return telling
 
     def _stepped(self, optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
-        self._listener.stepped(optimizer)
+        if self._has_gradients:  # else another optimizer's step over the same gradients
+            self._has_gradients = False
+            self._listener.stepped(optimizer)

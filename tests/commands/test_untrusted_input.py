@@ -56,12 +56,15 @@ driver = "trap:train"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run"], "is code from outside bench; read it, and add --allow-code trap:train"),
-        (["run", "--allow-code", "trap:other", "--allow-code", "trap"], "add --allow-code trap:train"),
+        (["run"], "is code from outside bench; read it, and run it with bench run --allow-code trap:train"),
+        (
+            ["run", "--allow-code", "trap:other", "--allow-code", "trap"],
+            "run it with bench run --allow-code trap:train",
+        ),
         (["plan"], "code of yours, which a prediction does not run"),
         (["cells"], None),
         (["cells", "--check"], None),
-        (["gate", "--base", "HEAD"], None),
+        (["gate", "--base", "HEAD"], "(no other command does)"),
     ],
 )
 def test_code_that_a_scenario_names_is_not_imported_unasked(

@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from functools import wraps
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from transformers import Trainer
 
 from bench.errors import UntraceableError
 from bench.predict.predict import predict
@@ -15,6 +18,7 @@ from bench.predict.trace.trace import read_cpu_ledger
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
+from bench.training.models import DTYPES
 from tiny_cells import of_type, readings_of, tiny_cell
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
@@ -52,8 +56,20 @@ def loop_cell(driver: str, method: dict[str, Any], changes: dict[str, Any]) -> C
 
 
 def assert_equal_to_the_byte(cell: Cell) -> None:
-    """Run the cell for real and on meta tensors, and compare every reading of memory."""
-    (real,) = of_type(readings_of(cell), LedgerReading)
+    """Run the cell for real, in the loop and precision it names, and on meta tensors; compare all memory."""
+    trained: list[str] = []
+    train = Trainer.train
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        weights = {parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()}
+        trained.append(f"{type(self).__name__} {self.accelerator.mixed_precision}")
+        assert cell.method.kind == "qlora" or DTYPES[cell.training.dtype] in weights
+        return train(self, *args, **kwargs)
+
+    with patch.object(Trainer, "train", noted):
+        (real,) = of_type(readings_of(cell), LedgerReading)
+    name = {"hf-trainer": "Trainer", "trl-sft": "SFTTrainer"}[cell.loop.driver]
+    assert trained == [f"{name} {'bf16' if cell.training.autocast == 'bf16' else 'no'}"]
     predicted = read_cpu_ledger(cell, CPU)
     assert predicted.peak_bytes == real.peak_bytes
     assert predicted.phase_peaks_bytes == real.phase_peaks_bytes
@@ -94,13 +110,45 @@ def test_all_loops_are_predicted_to_the_byte(driver: str, method: dict[str, Any]
     assert_equal_to_the_byte(loop_cell(driver, method, [*plain, *EXTRAS][index]))
 
 
-def test_on_a_card_the_trainer_takes_what_the_window_takes_and_a_batch_ahead() -> None:
-    """Allocated memory of the two differs by the batch that accelerate's loader fetches ahead."""
-    peaks = {}
-    for driver in ("window", "hf-trainer"):
-        cell = tiny_cell({"kind": "lora"}, device="cuda", loop={"driver": driver})
-        peaks[driver] = predict(cell, CUDA).allocated_peak_bytes
-    assert 0 <= peaks["hf-trainer"] - peaks["window"] <= 4096
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["kind"])
+@pytest.mark.parametrize(("rows", "length", "mask"), [(2, 32, "none"), (8, 128, "none"), (4, 64, "ones")])
+def test_the_trainer_takes_what_the_window_takes_and_a_batch_ahead(
+    method: dict[str, Any], rows: int, length: int, mask: str
+) -> None:
+    """The two differ by the batch that accelerate's loader fetches ahead, and by a constant."""
+    training = {"micro_batch": rows, "sequence_length": length}
+    peaks_bytes: dict[str, int] = {}
+    for device, driver in product(("cpu", "cuda"), ("window", "hf-trainer")):
+        data = {"attention_mask": mask}
+        cell = tiny_cell(method, device=device, loop={"driver": driver}, training=training, data=data)
+        platform = CPU if device == "cpu" else CUDA
+        peaks_bytes[f"{device} {driver}"] = predict(cell, platform).allocated_peak_bytes
+    ahead_bytes = rows * length * 8 * (2 if mask == "none" else 3)
+    on_cpu, on_card = (
+        peaks_bytes[f"{device} hf-trainer"] - peaks_bytes[f"{device} window"] for device in ("cpu", "cuda")
+    )
+    assert on_cpu == ahead_bytes + (18 if method["kind"] == "full" else 20)
+    assert on_card == ahead_bytes + 2560
+
+
+def test_the_window_s_own_loop_is_told_nothing_invented(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that asks for an unknown value is refused in the window, and a caveat in a trainer's loop."""
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    @wraps(forward)
+    def asking(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = forward(self, *args, **kwargs)
+        assert outputs.logits.sum().item() is not None
+        return outputs
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", asking)
+    for platform in (CPU, CUDA):
+        with pytest.raises(UntraceableError, match="asks for the value of a tensor"):
+            predict(tiny_cell(device=platform.device), platform)
+        told = predict(tiny_cell(device=platform.device, loop={"driver": "hf-trainer"}), platform)
+        assert any("in asking" in caveat.message for caveat in told.caveats)
 
 
 def test_on_a_card_trl_never_has_all_logits() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench.errors import UsageError
+from bench.errors import UnavailableError, UsageError
+from bench.records.readings import Caveat
 from bench.records.records import FlopsReading, LedgerReading, ModelFacts, PhaseReading, StepSample
-from bench.training.trainers import rows_of
+from bench.training.data import PreparedData
+from bench.training.trainers import Hooks, hf_trainer, rows_of
 from tiny_cells import of_type, readings_of, tiny_cell
 
 MINE = '''
@@ -27,6 +29,25 @@ def train(cell, model, tokenizer, data, hooks, rate=1e-3):
 
 def stop(cell, model, tokenizer, data, hooks):
     """Takes no step."""
+
+def two(cell, model, tokenizer, data, hooks):
+    """Has an optimizer for each half of the parameters, and batches of its own."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizers = [torch.optim.SGD(parameters[index::2], lr=0.01) for index in range(2)]
+    for step in data.steps:
+        ids = step[0].input_ids[:1]
+        model(ids, labels=ids).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+def another(cell, model, tokenizer, data, hooks):
+    """Trains a model that it was not given."""
+    own = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.01)
+    for _ in data.steps:
+        own(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
 
 def fail(cell, model, tokenizer, data, hooks):
     raise ZeroDivisionError("in the user's loop")
@@ -109,9 +130,46 @@ def test_a_function_of_the_user_s_is_measured() -> None:
 
 
 @pytest.mark.usefixtures("mine")
+def test_two_optimizers_make_one_step_and_other_batches_are_told() -> None:
+    """A step follows a backward pass; tokens are those the model was given, and a caveat says so."""
+    readings = readings_of(tiny_cell(loop={"driver": "my_loops:two"}))
+    steps = of_type(readings, StepSample)
+    assert [step.tokens.computed for step in steps] == [32] * 4
+    assert "batches-not-the-data-s" in {caveat.code for caveat in of_type(readings, Caveat)}
+
+
+@pytest.mark.parametrize("driver", ["hf-trainer", "trl-sft"])
+@pytest.mark.parametrize("batching", ["pack", "pad-to-longest", "pad-to-length"])
+def test_real_data_keeps_its_rows_labels_and_order(driver: str, batching: str) -> None:
+    """Packed, padded, with a loss on completions alone: tokens and losses are the window's."""
+    data = {"source": "task", "task": "largest-number", "train_on": "completion"}
+    training = {"dtype": "fp32", "batching": batching, "micro_batch": 2, "sequence_length": 64}
+    own, theirs = (
+        readings_of(tiny_cell(data=data, training=training, loop={"driver": name}))
+        for name in ("window", driver)
+    )
+    assert "batches-not-the-data-s" not in {caveat.code for caveat in of_type(theirs, Caveat)}
+    steps = list(zip(of_type(own, StepSample), of_type(theirs, StepSample), strict=True))
+    for window, loop in steps:
+        assert loop.tokens == window.tokens
+        assert loop.tokens.loss_bearing < loop.tokens.non_padding
+        assert loop.loss == pytest.approx(window.loss, rel=1e-3)
+
+
+def test_a_trainer_is_not_let_loose_on_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers would wrap the model in DataParallel, and one card be read."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cell = tiny_cell(device="cuda", loop={"driver": "hf-trainer"})
+    hooks = Hooks(steps=1, collate=lambda collate: collate)
+    with pytest.raises(UnavailableError, match="all 2 GPUs that it sees"):
+        hf_trainer(cell, None, None, PreparedData(steps=(), caveats=()), hooks)
+
+
+@pytest.mark.usefixtures("mine")
 @pytest.mark.parametrize(
     ("driver", "error", "message"),
     [
+        ("my_loops:another", UsageError, r"the model that it was given was not called"),
         ("my_loops:stop", UsageError, r"ended by itself after 0 of 7 optimizer steps"),
         ("my_loops:fail", ZeroDivisionError, r"in the user's loop"),
         ("my_loops:nothing", UsageError, r"cannot be imported"),

@@ -21,10 +21,10 @@ from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.training.data import Batch, PreparedData
-from bench.training.loops import Collate, Hooks, Script, without_modes
+from bench.training.loops import Script, without_modes
 from bench.training.methods import trainable_parameters
 from bench.training.step import optimizer_state
-from bench.training.trainers import TRAINERS
+from bench.training.trainers import TRAINERS, Collate, Hooks
 from bench.training.watcher import StopLoop, Watcher
 from bench.training.window import LEDGER_STEPS
 

@@ -41,7 +41,8 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
         model = build_empty_model(cell, deepcopy(config) if depth is None else shallow(config, depth.traced))
         vocabulary_size = int(config.get_text_config().vocab_size)
         batch = worst_batch(cell, vocabulary_size)
-        ledger = LoopLedger(
+        of_loop = LoopLedger if cell.loop.driver != "window" else MetaLedger
+        ledger = of_loop(
             model,
             vocabulary_size,
             _kernels(platform, batch),
@@ -58,13 +59,14 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
             unpaged = (state for state in optimizer_state(optimizer) if not is_paged(state))
             ledger.register(unpaged, "optimizer_state", "optimizer")
             paged_bytes = _paged_bytes(optimizer, ledger)
-            stream = stream_of(ledger, paged_bytes=paged_bytes, asked=ledger.asked)
+            asked = ledger.asked if isinstance(ledger, LoopLedger) else ()
+            stream = stream_of(ledger, paged_bytes=paged_bytes, asked=asked)
     return stream
 
 
-def _run_steps(cell: Cell, model: Any, batch: Batch, ledger: LoopLedger) -> torch.optim.Optimizer:
+def _run_steps(cell: Cell, model: Any, batch: Batch, ledger: MetaLedger) -> torch.optim.Optimizer:
     """Take the traced steps in the cell's loop; return the optimizer that made them."""
-    if cell.loop.driver != "window":
+    if isinstance(ledger, LoopLedger):
         loop = MetaLoop(cell, model, ledger)
 
         def steps() -> Script:
