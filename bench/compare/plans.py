@@ -217,7 +217,9 @@ def _of_model(model: str, cells: Sequence[PlannedCell], cards: Sequence[Card]) -
                 needed_bytes=verdict.needed_bytes,
                 answer=verdict.answer,
             )
-            needs[verdict.card, one.cell.training.sequence_length].append(need)
+            place = verdict.card, one.cell.training.sequence_length
+            if place in needs:  # a plan from elsewhere may judge cards that it does not describe
+                needs[place].append(need)
     by_name = {card.name: card for card in cards}
     return ModelFits(
         model=model,

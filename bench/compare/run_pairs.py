@@ -92,7 +92,9 @@ class Pair:
         """Each condition that both sides recorded and that is not the same on both."""
         now = dict(self.candidate[-1].conditions)
         found: dict[str, str] = {}
-        for before in map(dict, dict.fromkeys(run.conditions for run in self.baseline)):
+        others = dict.fromkeys(run.conditions for run in self.baseline)
+        others.pop(self.candidate[-1].conditions, None)  # the usual case
+        for before in map(dict, others):
             found |= _differing(before, now, [name for name in before if name in now])
         return found
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from bench.compare.gate_report import GateJudge, judge_records
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
 from bench.gate.session import SessionOptions, run_session
 from bench.gate.session_log import Tell, ignore, utc_now
@@ -29,7 +28,6 @@ from bench.records.sessions import (
 from bench.records.verdicts import Design, Verdicts
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
-from bench.stats.sequential import policies, rule_of
 from bench.workers import interrupts
 
 if TYPE_CHECKING:
@@ -56,6 +54,9 @@ def gate_references(  # noqa: PLR0913 - what run_session takes, where REFs are, 
     current one by default. Raises what ``prepared_sides`` and ``run_session`` raise, and ``UsageError`` where
     the calibration is of another machine, or of sides that took turns at something else.
     """
+    from bench.compare.gate_report import GateJudge, judge_records  # not for calibrating: they need scipy
+    from bench.stats.sequential import policies, rule_of
+
     gate = options.gate or GateSpec()
     if calibration is not None:
         # Before anything is run; the card is compared once a worker has seen it.

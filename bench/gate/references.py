@@ -26,7 +26,7 @@ from bench.workers import interrupts
 
 GIT_TIMEOUT_S = 600  # a worktree of a large project on a slow disk
 _HOLD = "hold"
-_said = partial(git.said, timeout_s=GIT_TIMEOUT_S)
+_said = partial(git.said, timeout_s=GIT_TIMEOUT_S, lazy_fetch=True)
 _run_git = partial(git.run_git, timeout_s=GIT_TIMEOUT_S, lazy_fetch=True)
 _WORKTREE = ("-c", "core.hooksPath=/dev/null", "worktree")
 

@@ -64,7 +64,7 @@ class Family:
 def families(cells: Iterable[Cell], config: Any) -> list[Family]:
     """Sort cells of one model and platform into families.
 
-    The largest come first, since the smaller may then need no more than a check.
+    The largest come first, since the smaller may then need no more than a check at each end.
     """
     known: list[Sizes] = []
     found: dict[object, list[tuple[Point, Cell]]] = {}
@@ -81,17 +81,19 @@ def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[C
     kernels = Kernels(platform)
     example = family.cells[0][1]
     traced: dict[Point, Stream] = {}
-    sizes = None
+    sizes = lent = None
     for point in family.samples():
         truth = _shallow(_at(example, point), platform, config)
         if traced:
             alike = all(same_structure(stream, truth) for stream in traced.values())
-            sizes = Sizes.learnt(traced, family.degrees(), kernels) if alike else None
+            if lent is None or not (alike and lent.gives(point, truth)):
+                lent = None
+                sizes = Sizes.learnt(traced, family.degrees(), kernels) if alike else None
             told = sizes is not None and sizes.gives(point, truth)
-        else:
+        else:  # a relative's sizes are found at one end, and hold if they give the other end too
             offered = (one.within(point, truth, family.degrees()) for one in family.known)
-            sizes = next((one for one in offered if one is not None), None)
-            told = sizes is not None
+            sizes = lent = next((one for one in offered if one is not None), None)
+            told = False
         traced[point] = truth
         if told:
             break

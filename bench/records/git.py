@@ -86,10 +86,10 @@ def _contents(entries: Iterable[tuple[str, str, str]], most_bytes: int) -> Itera
             yield name, content if len(content) <= most_bytes else too_large(most_bytes)
 
 
-def said(folder: Path, *arguments: str, timeout_s: float = 5) -> str | None:
+def said(folder: Path, *arguments: str, timeout_s: float = 5, lazy_fetch: bool = False) -> str | None:
     """Return what git prints, or None where it fails or takes too long to wait for."""
     try:
-        done = run_git(folder, *arguments, timeout_s=timeout_s)
+        done = run_git(folder, *arguments, timeout_s=timeout_s, lazy_fetch=lazy_fetch)
     except InfrastructureError:
         return None
     return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None

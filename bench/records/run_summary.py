@@ -185,7 +185,7 @@ def read_step_times(content: bytes) -> tuple[RunSummary, ...] | None:
             "threads": {},
         }
         environment = msgspec.convert(facts, Environment)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     times_ns = [
         tuple(seconds * NS_PER_SECOND for seconds in benchmark.stats.data or (benchmark.stats.median,))

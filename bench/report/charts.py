@@ -12,7 +12,7 @@ import altair as alt
 from bench.compare.highlights import Frontier
 from bench.compare.readings import Predicted, Throughput
 from bench.compare.series import AccuracyPoint, MemoryBreakdown, MemoryTimeline, ScalingPoint
-from bench.report.text import MemoryUnit, load_toml, words
+from bench.report.text import MemoryUnit, load_toml, plain, words
 
 INK, FAINT, LIMIT, BLUE, RED = "#1a1c20", "#b9bdc6", "#dd3333", "#4477aa", "#ee6677"
 _LOOK = load_toml("charts.toml")
@@ -36,7 +36,8 @@ def _chart(columns: str, rows: Iterable[tuple[object, ...]]) -> alt.Chart:
     """Return a chart of a table; ``columns`` are names with blanks between."""
     names = columns.split()
     # In a tuple, which altair hands on, not a list, of which it makes a deep copy in every layer.
-    values = tuple(dict(zip(names, row, strict=True)) for row in rows)
+    shown = ([plain(one) if isinstance(one, str) else one for one in row] for row in rows)
+    values = tuple(dict(zip(names, row, strict=True)) for row in shown)
     return alt.Chart(alt.Data(values=values))  # type: ignore[no-untyped-call]  # altair leaves its core untyped
 
 
@@ -113,7 +114,7 @@ def _course(course: MemoryTimeline, unit: MemoryUnit) -> Chart:
     dot = peak.mark_point(color=LIMIT, filled=True, size=50)
     late = course.peak_entry > line.last_entry // 2
     label = peak.mark_text(color=INK, align="right" if late else "left", dy=-11).encode(text="text:N")
-    return alt.layer(shade, area, dot, label).properties(width=_WIDTH, height=150, title=course.cell)
+    return alt.layer(shade, area, dot, label).properties(width=_WIDTH, height=150, title=plain(course.cell))
 
 
 def predicted_and_read(pairs: Sequence[tuple[str, Predicted]], unit: MemoryUnit) -> Chart:

@@ -36,7 +36,7 @@ from bench.report.fit import (
 )
 from bench.report.highlights import one_environment, sentences
 from bench.report.plan import detail_tables, plan_grid
-from bench.report.text import Sentence, Table, markdown, plain, told_once
+from bench.report.text import Sentence, Table, markdown, plain, told_once, visible
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6
@@ -180,6 +180,8 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # Not of our own markup, which has a type of its own.
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters.update(figure=_themed_svg, inline=_inline, plain=plain)
     return environment

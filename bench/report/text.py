@@ -166,14 +166,6 @@ def metric_value(metric: Metric, value: float | None) -> str:
     return NAMED_UNITS.get(metric.unit, exact)(value)
 
 
-def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """Return the values of each key, in order of appearance."""
-    found: dict[K, list[V]] = {}
-    for key, value in pairs:
-        found.setdefault(key, []).append(value)
-    return found
-
-
 def words(name: str) -> str:
     """Write a phase or a category as words."""
     return name.replace("_", " ")
@@ -181,7 +173,12 @@ def words(name: str) -> str:
 
 def plain(text: str) -> str:
     """Return text on one line without control characters, safe for a terminal."""
-    return " ".join(_INVISIBLE.sub(" ", text).split())
+    return " ".join(visible(text).split())
+
+
+def visible(text: str) -> str:
+    """Return text with a blank for each run of control characters and invisible ones."""
+    return _INVISIBLE.sub(" ", text)
 
 
 @lru_cache(maxsize=10_000)  # the cells of large tables are seldom new

@@ -202,7 +202,7 @@ _HEADER = re.compile(
     rf"^[ \t]*+ (?P<many> \[ )? \[ [ \t]*+ {_KEY} [ \t]*+ (?P<header> \] )", re.VERBOSE | re.MULTILINE
 )
 _TOKEN = re.compile(
-    rf"""[ \t\n]++ | \#[^\n]*+ | {_KEY} (?P<assigned> [ \t]*+ = )?+ | (?P<mark> [\[\]{{}},] )
+    rf"""\n++ | [ \t]++ | \#[^\n]*+ | {_KEY} (?P<assigned> [ \t]*+ = )?+ | (?P<mark> [\[\]{{}},] )
     | (?P<text> \"""(?: [^"\\]++ | \\. | "(?!"") )*+ "{{3,5}} | \'''(?: [^']++ | '(?!'') )*+ '{{3,5}}
     | [^\s"'\#\[\]{{}}=,]++ )""",
     re.VERBOSE | re.DOTALL,
@@ -268,8 +268,8 @@ class _Scanner:
                     self._open[-1] = self._open[-1][0], self._open[-1][1] + 1
             case "mark", _:
                 self._open = self._open[:-1]
-            case (("key" | "text"), _):
-                self._element()
+            case (("key" | "text"), text):
+                self._element(text)
 
     def _parts(self, key: str) -> list[str]:
         """Return the parts of a dotted key, the escapes of quoted ones decoded."""
@@ -278,8 +278,13 @@ class _Scanner:
             raise NestingError(self.line)
         return [tomllib.loads(f"key = {part}")["key"] if part[0] in "\"'" else part for part in parts]
 
-    def _element(self) -> Path:
-        """Return where the value is that begins or goes on here."""
+    def _element(self, text: str = "") -> Path:
+        """Return where the value is that begins or goes on here.
+
+        A key without a value is refused for its depth as well: it costs ``tomllib`` as much.
+        """
+        if text.count(".") >= MAX_DEPTH:
+            self._parts(text)
         if not self._open or self._open[-1][1] < 0:
             return self._value
         return self._note((*self._open[-1][0], self._open[-1][1]))

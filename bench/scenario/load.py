@@ -106,7 +106,7 @@ def read_document(path: FilePath) -> tuple[dict[str, Any], Problems]:
         locations = {key: Location(len(chain), line, str(current)) for key, line in lines.items()} | locations
         if name is None:
             return data, Problems(locations, Location(rank=1, line=1, file=str(path)))
-        asked_from = f"{current}:{lines[('extends',)]}: extends: "
+        asked_from = f"{current}:{lines.get(('extends',), 1)}: extends: "
         current = _extended(current, name, asked_from, chain)
 
 

@@ -104,7 +104,10 @@ class Transcript:
 
     def measurement(self) -> Measurement:
         """Return everything read so far."""
-        return Measurement(**self._fields)
+        read: dict[str, Any] = {
+            name: tuple(each) if type(each) is list else each for name, each in self._fields.items()
+        }
+        return Measurement(**read)
 
     def _take(self, line: bytes) -> bool:
         try:
@@ -128,7 +131,10 @@ class Transcript:
 
     def _keep(self, reading: Part) -> None:
         name, one_of_several = _FIELDS[type(reading)]
-        self._fields[name] = (*self._fields.get(name, ()), reading) if one_of_several else reading
+        if one_of_several:
+            self._fields.setdefault(name, []).append(reading)
+        else:
+            self._fields[name] = reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +179,7 @@ class _Rank:
         return measured.replace(caveats=(*measured.caveats, caveat))
 
 
-@dataclass
+@dataclass(eq=False)
 class RunningJob:
     """A job in workers of its own, one a rank: followed until all have reported, or until one fails.
 

@@ -150,4 +150,20 @@ def test_a_large_family_is_known_after_a_few_traces(monkeypatch: pytest.MonkeyPa
     assert 60 == len(list(streams(family, PLATFORM, config)))
     assert 4 == len(traced)
     assert 4 == len(list(streams(single_rows, PLATFORM, config)))
-    assert 5 == len(traced)  # a batch of 1 copies less, and the rest is known: one check
+    assert 6 == len(traced)  # a batch of 1 copies less, and the rest is known: a check at each end
+
+
+def test_what_a_relative_lends_is_checked_at_both_ends() -> None:
+    """A loss in chunks of 512 tokens is as large as the batch below that: no line through the small ones."""
+    training = {"loss": "chunked", "loss_chunk_tokens": 512, "dtype": "bf16"}
+    chunked = tiny_cell({"kind": "lora"}, device="cuda", training=training).model_copy(
+        update={"model": model("llama-2-7b")}
+    )
+    lengths = {2: (128, 256, 512), 4: (128, 256, 512), 1: (128, 1024, 2048)}
+    cells = [at(chunked, rows, length, 8) for rows, own in lengths.items() for length in own]
+    config = configuration_of(chunked.model)
+    found = [one for family in families(cells, config) for one in streams(family, PLATFORM, config)]
+    assert len(found) == len(cells)
+    for cell, stream, _ in found:
+        truth = trace(cell, PLATFORM, config)
+        assert stream.live_bytes().max() == truth.live_bytes().max(), cell.training

@@ -78,6 +78,8 @@ def test_refused_row_has_no_cell(tmp_path: Path) -> None:
         ),
         ("sequence_length = 100", "sequence_lenght = 100", "rows.toml:29: rows[0].training"),
         ("size_bytes = 1000", "size_bytes = -1", "rows.toml:30: rows[0].measured"),
+        ('kind = "lora", rank', "kind = [1], rank", "rows.toml:28: rows[0]"),
+        ("[defaults.method.lora]", "[defaults]\nmethod = 3\n[other]", "rows.toml:"),
     ],
 )
 def test_mistake_is_told_with_its_line(tmp_path: Path, before: str, after: str, place: str) -> None:

@@ -24,7 +24,7 @@ from bench.report.html import folded_tables, render_html
 from bench.report.pages import render_details
 from hostile_records import SCRIPT, make_hostile_plan, make_hostile_records
 from many_cells import make_records
-from records_factory import make_environment, make_measurement, make_record
+from records_factory import make_cell, make_environment, make_ledger, make_measurement, make_record
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference" / "smollm2_cpu"
@@ -270,3 +270,15 @@ def test_a_plan_of_2016_cells_is_rendered_in_seconds_without_torch(tmp_path: Pat
     assert torch_imported == "False"
     assert float(seconds) < 10
     assert (tmp_path / "plan.html").read_text(encoding="utf-8").count("<tr id=") == 2016
+
+
+def test_control_characters_reach_neither_page_nor_figures() -> None:
+    """An escape sequence in an operator or an id is a blank, in figures, sentences and tables."""
+    hostile = "mul\x1b[31m\u202e"
+    ledger = make_ledger(peak_op=hostile, peak_module=hostile)
+    record = make_record(
+        cell=make_cell(id="m\x1b[2J/lora-r8/b4"), measurement=make_measurement(ledger=ledger)
+    )
+    text = render_html(compare([record]), [])
+    assert "mul" in text
+    assert not {"\x1b", "\u202e"} & set(text)

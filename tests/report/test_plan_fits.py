@@ -86,3 +86,11 @@ def test_of_a_ladder_the_smallest_card_of_each_method_is_told() -> None:
 def test_without_a_card_nothing_is_said() -> None:
     """A plan for the CPU asks about none."""
     assert () == fit_sentences(make_plan(SIZES, ()))
+
+
+def test_a_verdict_on_a_card_that_the_plan_does_not_describe_is_left_out() -> None:
+    """A plan may come from a stranger; what it does not describe has no sentence, and the rest stands."""
+    cards = (card_of_memory("24GiB"), card_of_memory("80GiB"))
+    plan = make_plan(SIZES, cards)
+    alone = plan.model_copy(update={"cards": cards[:1]})
+    assert fit_sentences(alone) == fit_sentences(make_plan(SIZES, cards[:1]))

@@ -44,6 +44,14 @@ def _paths(value: object, path: Path = ()) -> set[Path]:
     return {(*path, key) for key, _ in inside}.union(*(_paths(one, (*path, key)) for key, one in inside))
 
 
+def test_indented_headers_have_their_own_lines() -> None:
+    """What stands under one is not taken for its parent's."""
+    lines = key_lines("[methods]\n\n  [methods.lora]\n\t rank = 8\n\n \n\t[[exclude]]\n  model = 1\n")
+    assert lines["methods", "lora"] == 3
+    assert lines["methods", "lora", "rank"] == 4
+    assert lines["exclude", 0, "model"] == 8
+
+
 def test_every_kind_of_key_has_its_line() -> None:
     """Dotted, quoted and inline keys, arrays over several lines and arrays of tables all get their line."""
     lines = key_lines("\n".join(_LINES))
@@ -129,7 +137,14 @@ def test_any_text_is_survived(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a = " + "[" * 5000, ".".join(["a"] * 5000) + " = 1", "[" + "a." * 5000 + "b]", "a = " + "{a=" * 5000],
+    [
+        "a = " + "[" * 5000,
+        ".".join(["a"] * 5000) + " = 1",
+        "[" + "a." * 5000 + "b]",
+        "a = " + "{a=" * 5000,
+        "[" + "a." * 5000 + "b",
+        "a." * 5000 + "b",
+    ],
 )
 def test_deep_nesting_is_refused_before_it_costs_anything(text: str) -> None:
     """Nesting that would take a parser's stack or quadratic time is an error with its line."""

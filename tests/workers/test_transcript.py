@@ -79,3 +79,14 @@ def test_a_line_without_an_end_is_not_collected_for_ever(monkeypatch: pytest.Mon
     assert found.feed(b"x" * 1000)
     assert not found.feed(b"x")
     assert found.malformed == "it is longer than 1000 bytes."
+
+
+def test_a_reading_costs_the_same_however_many_there_were() -> None:
+    """A window may have a million steps: what was read is added to, not copied for each."""
+    found = Transcript(0)
+    line = as_lines([ReadingMade(reading=Caveat(code="one", message="One."))])
+    assert found.feed(line)
+    kept = found._fields["caveats"]
+    assert found.feed(line * 2)
+    assert found._fields["caveats"] is kept
+    assert len(found.measurement().caveats) == 3

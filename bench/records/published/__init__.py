@@ -141,7 +141,9 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
         problems.add((*at, key), "is not a key of a row", key, _KEYS)
     method = table.get("method", {})
     kind = method.get("kind") if isinstance(method, dict) else None
-    content = merged(table, defaults | {"method": defaults.get("method", {}).get(kind, {})})
+    usual = defaults.get("method", {})
+    own = usual.get(kind, {}) if isinstance(usual, dict) and isinstance(kind, str) else {}
+    content = merged(table, defaults | {"method": own})
     platform = _checked(Platform, content.get("platform", {}), (*at, "platform"), problems)
     if platform is None:
         return None
