@@ -198,6 +198,7 @@ def _digest(text: str) -> str:
 
 def _inline(text: str) -> Markup:
     """Return a line of our own Markdown as HTML; tags in it are shown, not obeyed."""
+    text = text.replace("\u2060", "")  # what keeps GitHub from reading a mention
     return Markup(MarkdownIt("js-default", {"html": False}).renderInline(text))  # noqa: S704 - it escapes
 
 

@@ -55,18 +55,20 @@ def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[O
 def watch_predicting(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Show meanwhile how many cells are predicted: a bar on a terminal, now and then a line in a log."""
     logged_s = time.monotonic()
+
+    def log(done: int, total: int) -> None:
+        nonlocal logged_s
+        if time.monotonic() - logged_s >= LOGGED_PROGRESS_INTERVAL_S:
+            logged_s = time.monotonic()
+            console.print(f"predicting: {done} of {total} cells", highlight=False)
+
+    if not console.is_terminal:  # where even a disabled bar of rich 13.9 prints an empty line
+        yield log
+        return
     columns = TextColumn("predicting"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("predicting", total=None)
-
-        def show(done: int, total: int) -> None:
-            nonlocal logged_s
-            bar.update(task, completed=done, total=total)
-            if not console.is_terminal and time.monotonic() - logged_s >= LOGGED_PROGRESS_INTERVAL_S:
-                logged_s = time.monotonic()
-                console.print(f"predicting: {done} of {total} cells", highlight=False)
-
-        yield show
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @dataclass
