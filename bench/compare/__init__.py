@@ -9,12 +9,7 @@ V = TypeVar("V")
 
 def grouped(items: Iterable[V], key: Callable[[V], K]) -> dict[K, list[V]]:
     """Return the items by key, both in the order in which they come."""
-    return collected((key(item), item) for item in items)
-
-
-def collected(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
-    """Return the values of each key, both in the order in which they come."""
     found: dict[K, list[V]] = {}
-    for key, value in pairs:
-        found.setdefault(key, []).append(value)
+    for item in items:
+        found.setdefault(key(item), []).append(item)
     return found

@@ -6,7 +6,6 @@ Every number is in a table too.
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from bench.compare import collected
 from bench.compare.accuracy import AccuracyDifference
 from bench.compare.caveats import COMMIT
 from bench.compare.comparison import Comparison
@@ -21,6 +20,7 @@ from bench.report.text import (
     Pieces,
     RowLink,
     Sentence,
+    grouped,
     listed,
     operator,
     p_value,
@@ -63,7 +63,7 @@ def sentences(found: Highlights, unit: MemoryUnit) -> Iterator[Sentence]:
     """Yield what is known of one group, the question first that readers ask first."""
     for instrument, rows in found.by_memory.items():
         yield _memory(instrument, rows, found, unit)
-    for reason, alike in collected((row.no_reference, row) for row in found.ok if row.no_reference).items():
+    for reason, alike in grouped((row.no_reference, row) for row in found.ok if row.no_reference).items():
         yield Sentence("Not set against full", (*_listed(alike, _MOST_CELLS), f": {reason}."))
     if found.fastest:
         yield _fastest(*found.fastest, alone=len(found.ok) == 1)
@@ -238,7 +238,7 @@ def _qlora_vs_lora(found: Contrast, tasks: Sequence[str]) -> Sentence:
 
 def _causes(rows: Sequence[Measured]) -> Iterator[Sentence]:
     """Yield what set the peak, one sentence for cells in which it was the same operator."""
-    found = collected(((row.cause.phase, row.cause.op), (row, row.cause)) for row in rows if row.cause)
+    found = grouped(((row.cause.phase, row.cause.op), (row, row.cause)) for row in rows if row.cause)
     for (phase, op), alike in found.items():
         modules = dict.fromkeys(cause.module or "outside any module" for _, cause in alike)
         during = f"{phase} pass" if phase in {"forward", "backward"} else words(phase)
@@ -249,7 +249,7 @@ def _causes(rows: Sequence[Measured]) -> Iterator[Sentence]:
 def _remedies(rows: Sequence[Measured]) -> Iterator[Sentence]:
     """Yield what to try where memory is short, by the largest part of the peak and what the method allows."""
     parts = [(row, row.cause.largest_category, row.cause.largest_share) for row in rows if row.cause]
-    found = collected(((part, _remedy(part, row)), (row, size)) for row, part, size in parts)
+    found = grouped(((part, _remedy(part, row)), (row, size)) for row, part, size in parts)
     for (part, remedy), alike in found.items():
         span = _span([size for _, size in alike], unit=True)
         told = f": the largest part is {words(part)} ({span}); try {remedy}."

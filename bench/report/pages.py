@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.compare import collected
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.metrics import METRICS
@@ -12,7 +11,7 @@ from bench.report.columns import narrow_table, page_table
 from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
 from bench.report.highlights import one_environment, opening, sentences, trained_with
-from bench.report.text import NOT_MEASURED, Sentence, Table, plain, render_page, terminal_table
+from bench.report.text import NOT_MEASURED, Sentence, Table, grouped, plain, render_page, terminal_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +98,7 @@ def render_terminal(comparison: Comparison) -> "Group":
 def _caveats(rows: Sequence[Measured]) -> Iterator[tuple[str, str]]:
     """Yield each caveat's message once, with the cells it holds for."""
     measured = [row.id for row in rows if row.outcome == "ok"]
-    for caveat, cells in collected((caveat, row.id) for row in rows for caveat in row.caveats).items():
+    for caveat, cells in grouped((caveat, row.id) for row in rows for caveat in row.caveats).items():
         everywhere = len(measured) > 1 and cells == measured
         listed = ", ".join(cells[:_MOST_NAMES])
         if len(cells) > _MOST_NAMES:

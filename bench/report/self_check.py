@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from bench.compare import collected
 from bench.records.published import ScoredMeasurement, ScoredRow, Source, Validation, summarise
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
     Table,
+    grouped,
     markdown_table,
     render_page,
     share,
@@ -78,7 +78,7 @@ def render_validation(validation: Validation) -> str:
 def _section(source: Source, validation: Validation) -> tuple[Source, Table, dict[str, list[str]]]:
     """Return a source, the table of its numbers, and its refused rows by the reason."""
     rows = [row for row in validation.rows if row.source == source.name]
-    refused = collected((row.refused, row.name) for row in rows if row.refused is not None)
+    refused = grouped((row.refused, row.name) for row in rows if row.refused is not None)
     pairs: list[tuple[ScoredRow, ScoredMeasurement]] = [
         (row, one) for row in rows for one in row.measurements if one.predicted_bytes is not None
     ]

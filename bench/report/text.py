@@ -166,6 +166,14 @@ def metric_value(metric: Metric, value: float | None) -> str:
     return NAMED_UNITS.get(metric.unit, exact)(value)
 
 
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """Return the values of each key, in order of appearance."""
+    found: dict[K, list[V]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
+
+
 def words(name: str) -> str:
     """Write a phase or a category as words."""
     return name.replace("_", " ")
