@@ -2,18 +2,31 @@
 
 Nothing of the loop is changed. Forward is a call of the model with gradients on; backward is one of
 ``torch.autograd.backward``, which every way to it makes; a step ends with the first optimizer's after it.
+What happens between the steps stands in one generator, which reads like the window's own loop: each ``yield``
+in it lets the watched loop take one step.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Protocol
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, Protocol
 from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from bench.probes.ledger import StepPhase
+from bench.probes.ledger import Ledger, StepPhase
+from bench.probes.phases import PhaseReader
+from bench.records.messages import ReadingMade
+from bench.records.records import StepSample, TokenCounts
+from bench.training.methods import trainable_parameters
+from bench.training.step import Mark, ignore_phase, optimizer_state
+from bench.training.window import LEDGER_STEPS
+
+Script = Generator[None, None, None]
+"""What happens around a loop's steps; it lets the loop take one at each ``yield``."""
 
 
 class StopLoop(BaseException):
@@ -22,6 +35,9 @@ class StopLoop(BaseException):
 
 class Listener(Protocol):
     """What a watcher tells, in the order in which it happens."""
+
+    def found(self, model: nn.Module) -> None:
+        """Hear which model a loop trains, where the watcher had to look for it."""
 
     def began(self, phase: StepPhase) -> None:
         """Hear that the forward pass, the backward pass or the optimizer's part began."""
@@ -37,37 +53,60 @@ class Listener(Protocol):
 
 
 class Watcher:
-    """Tells a listener what the loop does with a model that runs inside ``watching``."""
+    """Tells a listener what the loop does that runs inside ``watching``, with one model."""
 
-    def __init__(self, listener: Listener, model: nn.Module) -> None:
-        """Tell ``listener``."""
+    def __init__(self, listener: Listener, model: nn.Module | None = None) -> None:
+        """Tell ``listener`` of ``model``; without one, of the first that runs with gradients to compute."""
         self._listener, self._model = listener, model
         self._in_forward = self._in_backward = self._has_gradients = False
         self._unscaled: torch.Tensor | None = None
+        self._hooks: list[Any] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch what runs inside; every hook is gone afterwards."""
-        hooks: list[Any] = [register_optimizer_step_post_hook(self._stepped)]
-        hooks += [
-            self._model.register_forward_pre_hook(self._entered, with_kwargs=True, prepend=True),
-            self._model.register_forward_hook(self._left, always_call=True),
-        ]
         backward, scale = torch.autograd.backward, torch.amp.GradScaler.scale
 
         def scaled(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
             self._unscaled = outputs if isinstance(outputs, torch.Tensor) else None
             return scale(scaler, outputs)
 
-        try:
-            with (
-                patch.object(torch.autograd, "backward", self._telling(backward)),
-                patch.object(torch.amp.GradScaler, "scale", scaled),
-            ):
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as stack:
+            stack.callback(lambda: [hook.remove() for hook in self._hooks])
+            stack.enter_context(patch.object(torch.autograd, "backward", self._telling(backward)))
+            stack.enter_context(patch.object(torch.amp.GradScaler, "scale", scaled))
+            if self._model is None:
+                stack.enter_context(self._looking())
+            else:
+                self._follow(self._model)
+            self._hooks.append(register_optimizer_step_post_hook(self._stepped))
+            yield
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Take the outermost module that runs with something to train; what it calls is not looked at.
+
+        Not by torch's global hooks: they are told no keyword arguments, and compiled modules warn of them.
+        """
+        call = nn.Module.__call__
+
+        def looked_at(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if torch.is_grad_enabled() and any(one.requires_grad for one in module.parameters()):
+                search.close()
+                self._model = module
+                self._listener.found(module)
+                self._follow(module)
+            return call(module, *args, **kwargs)
+
+        with ExitStack() as search:
+            search.enter_context(patch.object(nn.Module, "__call__", looked_at))
+            yield
+
+    def _follow(self, model: nn.Module) -> None:
+        self._hooks += [
+            model.register_forward_pre_hook(self._entered, with_kwargs=True, prepend=True),
+            model.register_forward_hook(self._left, always_call=True),
+        ]
 
     def _entered(self, _root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled() and not self._in_backward and not self._in_forward:
@@ -80,7 +119,8 @@ class Watcher:
 
     def _telling(self, backward: Callable[..., Any]) -> Callable[..., Any]:
         def telling(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._in_backward:  # reentrant checkpointing calls it again inside
+            # Reentrant checkpointing calls it again inside; before there is a model it is somebody else's.
+            if self._in_backward or self._model is None:
                 return backward(tensors, *args, **kwargs)
             self._in_backward = True
             loss = tensors if isinstance(tensors, torch.Tensor) else tensors[0]
@@ -99,3 +139,115 @@ class Watcher:
         if self._has_gradients:  # else another optimizer's step over the same gradients
             self._has_gradients = False
             self._listener.stepped(optimizer)
+
+
+class WatchedLoop(ABC):
+    """Turns what a watcher tells of one loop into timed steps, and into a ledger's.
+
+    ``model`` is what is trained, ``steps_taken`` counts optimizer steps, ``optimizer`` made the last of them.
+    """
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, phases: PhaseReader) -> None:
+        """Send readings through ``phases``."""
+        self.phases = phases
+        self.steps_taken = 0
+        self.mark: Mark = ignore_phase
+        self.positions = 0  # that the model was given in this step
+        self._script: Iterator[None] = iter(())
+        self._ledger: Ledger | None = None
+        self._losses: list[torch.Tensor] | None = []
+        self._started_ns = 0
+
+    @abstractmethod
+    def steps(self) -> Script:
+        """Yield once before the loop begins, and then once for each of its steps."""
+
+    @abstractmethod
+    def counts(self) -> TokenCounts:
+        """Return the tokens of the step that was just made."""
+
+    def script(self) -> Script:
+        """Begin with what stands before the loop's first step, and return the rest of it."""
+        self._script = script = self.steps()
+        next(script)
+        return script
+
+    def timed(self, stage: Literal["first", "warmup", "measured"]) -> Iterator[None]:
+        """Let one step pass; the clock is read when the device has nothing left to do."""
+        self.phases.allocator.synchronise()
+        self._losses, self.positions = [], 0
+        self._started_ns = time.perf_counter_ns()
+        yield
+        self.phases.allocator.synchronise()
+        step_time_ns = time.perf_counter_ns() - self._started_ns
+        sample = StepSample(
+            index=self.steps_taken - 1,
+            stage=stage,
+            step_time_ns=step_time_ns,
+            tokens=self.counts(),
+            loss=float(torch.stack([loss.float() for loss in self._losses]).sum()),
+        )
+        self._losses = []
+        self.phases.send(ReadingMade(reading=sample))
+
+    def under_ledger(self, books: Ledger) -> Iterator[None]:
+        """Let a pair of steps pass under a ledger, after the last timed one."""
+        self._losses = None
+        books.register_model(self.model)
+        books.register(optimizer_state(self.optimizer), "optimizer_state", "optimizer")
+        register_gradients(books, self.model)
+        self._ledger = books
+        with books:
+            for _ in range(LEDGER_STEPS):
+                books.mark("inputs")
+                yield
+        self._ledger = None
+
+    def register_inputs(self, values: Iterable[Any]) -> None:
+        """Enter tensors as inputs of the step."""
+        if self._ledger is not None:
+            tensors = [value for value in values if isinstance(value, torch.Tensor)]
+            self._ledger.register(tensors, "inputs")
+
+    def began(self, phase: StepPhase) -> None:
+        """Tell phase or ledger; the first step is timed from its first forward pass on."""
+        if self.steps_taken == 0 and not self._losses and phase == "forward":
+            self._started_ns = time.perf_counter_ns()
+        self.mark(phase)
+        if self._ledger is not None:
+            self._ledger.mark(phase)
+            if phase == "optimizer_step":
+                register_gradients(self._ledger, self.model)
+
+    def given(self, inputs: Mapping[str, Any]) -> None:
+        """Count positions, and enter the inputs under their category."""
+        ids = token_ids(inputs)
+        self.positions += 0 if ids is None else ids.numel()
+        self.register_inputs(inputs.values())
+
+    def lost(self, loss: torch.Tensor) -> None:
+        """Keep the loss until the step is over."""
+        if self._losses is not None:
+            self._losses.append(loss.detach())
+
+    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """Go on with the script; end the loop where that is over."""
+        self.optimizer = optimizer
+        self.steps_taken += 1
+        if next(self._script, self) is self:
+            raise StopLoop
+
+
+def token_ids(inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return the ids a model was given, [rows, positions]; None where it was given none."""
+    ids = inputs.get("input_ids", inputs.get("0"))
+    return ids if isinstance(ids, torch.Tensor) else None
+
+
+def register_gradients(books: Ledger, model: nn.Module) -> None:
+    """Enter the gradients that a model's parameters have."""
+    gradients = (parameter.grad for parameter in trainable_parameters(model))
+    books.register((gradient for gradient in gradients if gradient is not None), "gradients")

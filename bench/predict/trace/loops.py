@@ -21,11 +21,11 @@ from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.training.data import Batch, PreparedData
-from bench.training.loops import Script, without_modes
+from bench.training.loops import without_modes
 from bench.training.methods import trainable_parameters
 from bench.training.step import optimizer_state
 from bench.training.trainers import TRAINERS, Collate, Hooks
-from bench.training.watcher import StopLoop, Watcher
+from bench.training.watcher import Script, StopLoop, Watcher
 from bench.training.window import LEDGER_STEPS
 
 _STEPS_BEFORE = 2  # that no ledger is read of: the optimizer's state appears in the first
@@ -161,6 +161,9 @@ class MetaLoop:
             return {**batch, **tensors}
 
         return on_meta
+
+    def found(self, _model: object) -> None:
+        """Be told nothing: the model is given."""
 
     def began(self, phase: StepPhase) -> None:
         """Mark the phase, and enter gradients as such once all are there."""

@@ -22,10 +22,10 @@ from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform, SyntheticData
 from bench.training.data import Batch, prepare_batches
-from bench.training.loops import Script
 from bench.training.methods import adapt
 from bench.training.models import build_empty_model, configuration_of, quantise_empty
 from bench.training.step import Trainer, build_trainer, empties_cache, optimizer_state, run_step
+from bench.training.watcher import Script
 from bench.training.window import LEDGER_STEPS, read_ledger
 
 TRACED_STEPS = 2  # optimizer state appears in the first; the second is often the peak
