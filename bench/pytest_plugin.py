@@ -76,10 +76,11 @@ class ScenarioFile(pytest.File):
     @cached_property
     def verdicts(self) -> "Verdicts":
         """The verdicts on all cells, which are one family. Raises ``BenchError``."""
-        from bench.gate.stored import BaselineChoice, gate_results
+        from bench.gate.stored import gate_results
+        from bench.records.result_sets import BaselineFolder
 
         option = self.config.getoption
-        chosen = BaselineChoice(root=Path(option("--bench-baselines")), name=option("--bench-baseline"))
+        chosen = BaselineFolder(root=Path(option("--bench-baselines")), name=option("--bench-baseline"))
         return gate_results(self.results, chosen, self.scenario.gate)
 
     @property

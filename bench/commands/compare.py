@@ -69,9 +69,10 @@ def accept(
     results: Path, *, name: str, reason: str = "", new_level: bool = False, baselines: Path = BASELINES
 ) -> None:
     """Add a session to a baseline, for a reason that is kept; nothing is ever removed from it."""
-    from bench.gate.stored import BaselineChoice, accept_results
+    from bench.gate.stored import accept_results
+    from bench.records.result_sets import BaselineFolder
 
-    chosen = BaselineChoice(root=baselines, name=name)
+    chosen = BaselineFolder(root=baselines, name=name)
     accepted = accept_results(results, chosen, reason=reason, new_level=new_level)
     folder = baselines / name / accepted.folder
     runs = counted(len(accepted.files), "run")
@@ -83,10 +84,12 @@ def accept(
 @command
 def list_(*, baselines: Path = BASELINES) -> None:
     """List the baselines."""
-    from bench.records.result_sets import names_of_baselines, read_baseline
+    from bench.records.result_sets import BaselineFolder, names_of_baselines
     from bench.report.gate import list_lines
 
-    for line in list_lines([read_baseline(baselines, name) for name in names_of_baselines(baselines)]):
+    for line in list_lines(
+        [BaselineFolder(root=baselines, name=name).read() for name in names_of_baselines(baselines)]
+    ):
         typer.echo(line)
 
 
@@ -96,11 +99,11 @@ def show_(name: str, *, baselines: Path = BASELINES) -> None:
     """Show what was accepted, when and why."""
     from rich.console import Console
 
-    from bench.records.result_sets import read_baseline
+    from bench.records.result_sets import BaselineFolder
     from bench.report.gate import history_table
     from bench.report.text import terminal_table
 
-    baseline = read_baseline(baselines, name)
+    baseline = BaselineFolder(root=baselines, name=name).read()
     Console().print(terminal_table(history_table(baseline), f"Baseline {name}"))
 
 
@@ -118,7 +121,8 @@ def diff(
 
     Exit codes: 0 no regression in what is gated, 1 regression, 2 usage, 3 inconclusive, 4 a run failed.
     """
-    from bench.gate.stored import BaselineChoice, diff_baseline
+    from bench.gate.stored import diff_baseline
+    from bench.records.result_sets import BaselineFolder
 
     outputs.check()
     if len(numbers) not in {0, 2}:
@@ -126,7 +130,7 @@ def diff(
             "give the numbers of two sessions, or none for the last two; see bench baseline show"
         )
     between = (numbers[0], numbers[1]) if numbers else None
-    verdicts = diff_baseline(BaselineChoice(root=baselines, name=name), between)
+    verdicts = diff_baseline(BaselineFolder(root=baselines, name=name), between)
     conclude(verdicts, outputs, f"Baseline {name}", inconclusive)
 
 
@@ -136,11 +140,12 @@ def history(name: str, *, baselines: Path = BASELINES) -> None:
     """Show where in a baseline's history a metric changed its level (needs the extra "changepoint")."""
     from rich.console import Console
 
-    from bench.gate.stored import BaselineChoice, changes_in_history
+    from bench.gate.stored import changes_in_history
+    from bench.records.result_sets import BaselineFolder
     from bench.report.gate import changes_table
     from bench.report.text import terminal_table
 
-    found = changes_in_history(BaselineChoice(root=baselines, name=name))
+    found = changes_in_history(BaselineFolder(root=baselines, name=name))
     if not found.changes:
         typer.echo(f"no metric of {found.series} changed its level over {counted(found.sittings, 'sitting')}")
         return

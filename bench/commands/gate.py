@@ -1,6 +1,7 @@
 """`bench gate` and `bench calibrate`: did a change make it worse, and how far runs differ without one."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from bench.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
     from bench.records.verdicts import Verdicts
+    from bench.scenario.cell import Cell
+    from bench.scenario.gate import GateSpec
+    from bench.scenario.load import Scenario
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +103,10 @@ def gate(  # noqa: PLR0913 - groups of options
         verdicts, title = _run_session(target, session.base, session, rules)
     elif rules.baseline is not None:
         with gc_disabled():
-            from bench.gate.stored import BaselineChoice, gate_results
+            from bench.gate.stored import gate_results
+            from bench.records.result_sets import BaselineFolder
 
-            chosen = BaselineChoice(root=rules.baselines, name=rules.baseline)
+            chosen = BaselineFolder(root=rules.baselines, name=rules.baseline)
             verdicts = gate_results(str(target), chosen, gate_of(rules.scenario, exact_only=rules.exact_only))
         title = f"{target} against the baseline {rules.baseline}"
     else:
@@ -110,29 +115,54 @@ def gate(  # noqa: PLR0913 - groups of options
 
 
 def _run_session(scenario: Path, base: str, session: SessionOptions, rules: Rules) -> tuple["Verdicts", str]:
-    from bench.gate import gate as gating
-    from bench.gate import session as gate_session
+    from bench.gate.session import SessionOptions, gate_references
     from bench.records.sessions import read_calibration
+
+    loaded, cells = _cells(scenario, session.only)
+    spec = gate_of(scenario, exact_only=rules.exact_only)
+    calibration = None if session.calibration is None else read_calibration(session.calibration)
+    options = SessionOptions(
+        folder=session.results or Path("results") / "sittings" / loaded.name,
+        gate=spec if session.repeats is None else _with_repeats(spec, session.repeats),
+        budget_s=None if session.budget is None else _seconds(session.budget),
+        resume=session.resume,
+        trust_remote_code=session.trust_remote_code,
+    )
+    references = base, session.candidate
+    folder, verdicts = gate_references(cells, references, options, _tell, calibration=calibration)
+    _tell(f"Session: {folder}")
+    return verdicts, f"{loaded.title}: {session.candidate or 'this environment'} against {base}"
+
+
+def _cells(scenario: Path, only: str | None) -> tuple["Scenario", list["Cell"]]:
+    """Return a scenario with those of its cells that are to run, whose code and data can be had."""
     from bench.runner.schedule import require_allowed_code, require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
-    spec = gate_of(scenario, exact_only=rules.exact_only)
-    calibration = None if session.calibration is None else read_calibration(session.calibration)
-    options = gate_session.SessionOptions(
-        folder=session.results or Path("results") / "sittings" / loaded.name,
-        gate=gating.with_repeats(spec, session.repeats),
-        budget_s=None if session.budget is None else gating.seconds(session.budget),
-        resume=session.resume,
-        trust_remote_code=session.trust_remote_code,
-    )
-    cells = choose_cells(loaded.cells, session.only)
+    cells = choose_cells(loaded.cells, only)
     require_allowed_code(cells, ())
     require_data(cells)
-    references = base, session.candidate
-    folder, verdicts = gating.gate_references(cells, references, options, _tell, calibration=calibration)
-    _tell(f"Session: {folder}")
-    return verdicts, f"{loaded.title}: {session.candidate or 'this environment'} against {base}"
+    return loaded, cells
+
+
+def _with_repeats(gate: "GateSpec", most: int) -> "GateSpec":
+    """Return the gate with at most so many runs of each side. Raises ``UsageError`` for fewer than two."""
+    from pydantic import ValidationError
+
+    try:
+        repeats = {"repeats": min(gate.repeats, most), "max_repeats": most}
+        return gate.model_validate(gate.model_dump() | repeats)
+    except ValidationError:
+        raise UsageError(f"--repeats {most} is out of range; give from 2 to 1000") from None
+
+
+def _seconds(text: str) -> float:
+    """Return a duration such as 90s, 30m or 1.5h in seconds. Raises ``UsageError`` for anything else."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh])", text.strip())
+    if found is None or not float(found[1]):
+        raise UsageError(f"invalid duration {text!r} for --budget; write for example 90s, 30m or 1.5h")
+    return float(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[found[2]]
 
 
 def _tell(line: str) -> None:
@@ -179,27 +209,21 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     trust_remote_code: bool = False,
 ) -> None:
     """Run this environment against itself: how far runs spread here, and what a gate can find."""
-    from bench.gate import gate as gating
-    from bench.gate import session as gate_session
-    from bench.runner.schedule import require_allowed_code, require_data
-    from bench.scenario.load import choose_cells, load_scenario
+    from bench.gate import session
 
-    loaded = load_scenario(scenario)
-    options = gate_session.SessionOptions(
+    loaded, cells = _cells(scenario, only)
+    options = session.SessionOptions(
         folder=results or Path("results") / "calibration" / loaded.name,
         looks=(repeats,),
         gate=loaded.gate,
         trust_remote_code=trust_remote_code,
     )
-    cells = choose_cells(loaded.cells, only)
-    require_allowed_code(cells, ())
-    require_data(cells)
-    made = gating.calibrate(cells, options, _tell, sittings=sittings)
+    made = session.calibrate(cells, options, _tell, sittings=sittings)
 
     # Not before: it needs scipy, and nothing shall weigh on the machine while it is measured.
     from bench.stats.power import noise_rows
 
-    noise = gating.noise_lines(noise_rows(made, loaded.gate))
+    noise = session.noise_lines(noise_rows(made, loaded.gate))
     for line in (*noise, *(caveat.message for caveat in made.caveats)):
         typer.echo(line)
     typer.echo(f"Calibration: {options.folder}")

@@ -7,7 +7,6 @@ always give the same verdicts. Shows nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from bench.compare.run_pairs import Pair, accuracy_changes, pair_up
 from bench.errors import counted
 from bench.records.readings import Caveat
 from bench.records.records import Record
+from bench.records.result_sets import ResultSet
 from bench.records.run_summary import CARD_CONDITIONS, RunSummary, summarise_run
 from bench.records.sessions import (
     CALIBRATION_FILE,
@@ -58,43 +58,6 @@ _NAMED_CELLS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
-    """What one side is called and its runs by session, each in the order run."""
-
-    given: str
-    sessions: tuple[tuple[RunSummary, ...], ...]
-    problems: tuple[str, ...] = ()
-
-    @cached_property
-    def runs(self) -> tuple[RunSummary, ...]:
-        """All its runs."""
-        return tuple(run for session in self.sessions for run in session)
-
-    @property
-    def described(self) -> ComparedSide:
-        """What it is made of, with the facts that all its runs share."""
-        shared = {
-            name: "several" if len(values) > 1 else min(values)
-            for name, values in self.environment_facts.items()
-        }
-        runs, sessions = len(self.runs), len(self.sessions)
-        return ComparedSide(given=self.given, runs=runs, sittings=sessions, environment=shared)
-
-    @cached_property
-    def environment_facts(self) -> dict[str, set[str]]:
-        """Every value of each fact on where its runs were made, their commit included."""
-        environments = {id(run.environment): run.environment for run in self.runs}.values()
-        known = [item for environment in environments for item in facts(environment).items()]
-        known += [
-            (f"gpu.{name}", str(value))
-            for conditions in dict.fromkeys(run.conditions for run in self.runs)
-            for name, value in conditions
-            if name in CARD_CONDITIONS and value is not None
-        ]
-        return {name: {value for _, value in own} for name, own in grouped(known, itemgetter(0)).items()}
-
-
-@dataclass(frozen=True, kw_only=True)
 class GateJudge:
     """Judges two sides by one gate.
 
@@ -122,7 +85,9 @@ class GateJudge:
     ) -> Verdicts:
         """Return every verdict. Raises ``UsageError`` where the calibration is of another machine."""
         base, candidate = (
-            Side(given=(given or {}).get(side, side), sessions=(tuple(map(summarise_run, records[side])),))
+            ResultSet(
+                given=(given or {}).get(side, side), sessions=(tuple(map(summarise_run, records[side])),)
+            )
             for side in SIDES
         )
         if self.calibration is not None and records["base"]:
@@ -131,20 +96,21 @@ class GateJudge:
             require_this_machine(self.calibration, made.environment, device.cuda_name if device else None)
         return self.compare(base, replace(candidate, problems=problems), caveats)
 
-    def compare(self, baseline: Side, candidate: Side, caveats: Sequence[Caveat] = ()) -> Verdicts:
+    def compare(self, baseline: ResultSet, candidate: ResultSet, caveats: Sequence[Caveat] = ()) -> Verdicts:
         """Return every verdict on the candidate against the baseline."""
         pairs = pair_up(baseline.sessions, candidate.runs)
         verdicts, drifts = self._judge(pairs)
         verdicts.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), -one.size))
+        facts_before, facts_after = _environment_facts(baseline.runs), _environment_facts(candidate.runs)
         runs = len(baseline.runs) + len(candidate.runs)
         return Verdicts(
             design=self.design,
             scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell)),
             verdict=overall(verdicts),
             alpha=self.gate.alpha,
-            baseline=baseline.described,
-            candidate=candidate.described,
-            differences=tuple(_differences(baseline.environment_facts, candidate.environment_facts)),
+            baseline=_described(baseline, facts_before),
+            candidate=_described(candidate, facts_after),
+            differences=tuple(_differences(facts_before, facts_after)),
             failed_cells=tuple(pair.cell_id for pair in pairs if pair.failed),
             judgements=tuple(verdicts),
             caveats=(*caveats, *_caveats(runs, pairs, drifts), *self._not_calibrated(verdicts)),
@@ -220,6 +186,26 @@ class GateJudge:
                 "Without a calibration error rates assume a machine that keeps about one speed; where it "
                 'jumps between two, use bench calibrate or gate.interleave = "steps".',
             )
+
+
+def _environment_facts(runs: Sequence[RunSummary]) -> dict[str, set[str]]:
+    """Return every value of each fact on where runs were made, their commit included."""
+    environments = {id(run.environment): run.environment for run in runs}.values()
+    known = [item for environment in environments for item in facts(environment).items()]
+    known += [
+        (f"gpu.{name}", str(value))
+        for conditions in dict.fromkeys(run.conditions for run in runs)
+        for name, value in conditions
+        if name in CARD_CONDITIONS and value is not None
+    ]
+    return {name: {value for _, value in own} for name, own in grouped(known, itemgetter(0)).items()}
+
+
+def _described(side: ResultSet, known: Mapping[str, set[str]]) -> ComparedSide:
+    """Return what a side is made of, with the facts that all its runs share."""
+    shared = {name: "several" if len(values) > 1 else min(values) for name, values in known.items()}
+    runs, sessions = len(side.runs), len(side.sessions)
+    return ComparedSide(given=side.given, runs=runs, sittings=sessions, environment=shared)
 
 
 def _differences(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) -> Iterator[str]:

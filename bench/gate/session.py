@@ -1,30 +1,49 @@
 """A session: both sides run cell by cell in turn, one run at a time, until every cell is decided.
 
-Which cells are decided is asked of a judge after each look; nothing is judged here. Everything is on disk as
-soon as it is there, so a session that broke off can go on.
+A gate is one session from two REFs to its verdicts; a calibration is several of unchanged code, which say how
+far runs spread. Which cells are decided is asked of a judge after each look; nothing is judged here.
+Everything is on disk as soon as it is there, so a session that broke off can go on.
 """
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from bench.errors import InterruptedByUserError, UsageError
+from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
 from bench.gate.process import SERVE, open_sides
 from bench.gate.session_log import SessionLog, Tell, folder_of_new, ignore, resumed, utc_now
-from bench.gate.sides import Side
+from bench.gate.sides import Side, prepared_sides, side_as_is
+from bench.io import write_json
 from bench.metrics import METRICS
-from bench.records.derived_metrics import read_metrics
+from bench.records.derived_metrics import read_metrics, read_samples
+from bench.records.environment import read_environment
 from bench.records.readings import Caveat
 from bench.records.records import Record
-from bench.records.sessions import SIDES, SideName, Sitting, SittingRecords, load_sitting
+from bench.records.sessions import (
+    CALIBRATION_FILE,
+    SIDES,
+    CalibratedCell,
+    CalibratedGroup,
+    Calibration,
+    SideName,
+    Sitting,
+    SittingRecords,
+    load_sitting,
+    require_this_machine,
+)
 from bench.records.store import open_folder
+from bench.records.verdicts import Design, Verdicts
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
 from bench.workers import interrupts
 
+if TYPE_CHECKING:
+    from bench.stats.power import NoiseRow
+
+VERDICTS_FILE = "verdicts.json"
 Stopped = Literal["decided", "all repeats", "budget"]
 Judge = Callable[[Mapping[SideName, Sequence[Record]], int], Collection[str]]
 """Tells which cells more runs could still decide, from all records that count and the number of repeats."""
@@ -48,6 +67,127 @@ class SessionOptions:
     resume: bool = False
     trust_remote_code: bool = False
     command: tuple[str, ...] = SERVE
+
+
+def gate_references(  # noqa: PLR0913 - what run_session takes, where REFs are, and the noise known beforehand
+    cells: Sequence[Cell],
+    references: tuple[str, str | None],
+    options: SessionOptions,
+    tell: Tell = ignore,
+    *,
+    calibration: Calibration | None = None,
+    here: Path | None = None,
+) -> tuple[Path, Verdicts]:
+    """Run base and candidate in one session and judge them; return the session's folder and the verdicts.
+
+    Both are made ready for it, and only the folder stays. When to look, and whether only exact metrics are of
+    interest, is taken from the gate of the options. ``here`` is the folder that REFs are relative to, the
+    current one by default. Raises what ``prepared_sides`` and ``run_session`` raise, and ``UsageError`` where
+    the calibration is of another machine, or of sides that took turns at something else.
+    """
+    from bench.compare.gate_report import GateJudge, judge_records  # not for calibrating: they need scipy
+    from bench.stats.sequential import policies, rule_of
+
+    gate = options.gate or GateSpec()
+    if calibration is not None:
+        # Before anything is run; the card is compared once a worker has seen it.
+        require_this_machine(calibration, read_environment(), calibration.cuda_name)
+        if calibration.interleave != gate.interleave:
+            raise UsageError(
+                f"the sides of the calibration took turns at {calibration.interleave}, and those of this "
+                f"gate take turns at {gate.interleave} (gate.interleave), where noise is another; run bench "
+                "calibrate on the scenario as it is"
+            )
+    varying = any(each.gated and each.metric.kind == "statistical" for each in policies(gate).values())
+    looks = rule_of(gate).looks if varying else (1,)
+    by_steps = varying and gate.interleave == "steps"
+    design: Design = "one sitting by steps" if by_steps else "one sitting"
+    judge = GateJudge(gate=gate, design=design, looks=looks, calibration=calibration)
+    options = replace(options, gate=gate, looks=looks, exact_only=not varying)
+    with interrupts.caught():
+        try:
+            with prepared_sides(*references, here=here) as sides:
+                session = run_session(cells, sides, judge, options, tell)
+        except KeyboardInterrupt:
+            raise InterruptedByUserError("interrupted before anything was measured") from None
+    verdicts = judge_records(session, calibration)
+    if calibration is not None:
+        write_json(session.folder / CALIBRATION_FILE, calibration)
+    write_json(session.folder / VERDICTS_FILE, verdicts)
+    return session.folder, verdicts
+
+
+def calibrate(
+    cells: Sequence[Cell], options: SessionOptions, tell: Tell = ignore, *, sittings: int = 2
+) -> Calibration:
+    """Run every cell on two sides that are the same, write ``calibration.json``, and return it.
+
+    The records lie in a folder for each session beside it. The options' gate says what the sides take turns
+    at, as a gate's noise is learnt as it is met; after its only look nothing is undecided. Each side of each
+    session is a group: two sessions of three repeats are four groups of three runs, with eight degrees of
+    freedom, and more would not weigh more (``MOST_PRIOR_DEGREES``, ``stats/noise.py``). Raises what
+    ``run_session`` raises, and ``InfrastructureError`` where no cell could be measured.
+    """
+    sides = side_as_is("base"), side_as_is("candidate")
+    within = replace(options, folder=options.folder / "sittings")
+    sessions = [run_session(cells, sides, lambda *_: (), within, tell) for _ in range(sittings)]
+    calibration = calibration_of(cells, sessions)
+    write_json(options.folder / CALIBRATION_FILE, calibration)
+    return calibration
+
+
+def calibration_of(cells: Sequence[Cell], sessions: Sequence[SittingRecords]) -> Calibration:
+    """Return what sessions of unchanged code say. Raises ``InfrastructureError`` where all of it failed."""
+    calibrated, caveats = [], []
+    for cell in cells:
+        groups = tuple(
+            CalibratedGroup(sitting=number, side=side, runs=runs)
+            for number, session in enumerate(sessions, start=1)
+            for side in SIDES
+            if (
+                runs := tuple(
+                    read_samples(record, read_metrics(record))
+                    for record in session.records[side]
+                    if record.cell.id == cell.id and record.outcome == "ok"
+                )
+            )
+        )
+        if groups:
+            calibrated.append(CalibratedCell(cell=cell.id, digest=cell.digest, groups=groups))
+        else:
+            message = f"{cell.id} did not run to its end, so its noise is not known."
+            caveats.append(Caveat(code="not-calibrated", message=message))
+    first = sessions[0]
+    if not calibrated or first.sitting.base.environment is None:
+        raise InfrastructureError(
+            f"no cell ran to its end, so nothing could be calibrated; see the records in {first.folder}, and "
+            "bench doctor"
+        )
+    devices = (record.measurement.device for record in first.records["base"])
+    return Calibration(
+        scenario=cells[0].scenario,
+        made_at=utc_now(),
+        environment=first.sitting.base.environment,
+        cuda_name=next((device.cuda_name for device in devices if device), None),
+        interleave="steps" if first.sitting.by_steps else "runs",
+        cells=tuple(calibrated),
+        caveats=tuple(caveats),
+    )
+
+
+def noise_lines(rows: "Iterable[NoiseRow]") -> Iterator[str]:
+    """Yield a line for each row: the spread, and what is found after how many repeats."""
+    for row in rows:
+        found = ", ".join(
+            f"{share:.1%} with {look} repeats"
+            for look, share in zip(row.looks, row.detectable_shares, strict=True)
+        )
+        needed = "more than a hundred" if row.repeats_needed is None else row.repeats_needed
+        yield (
+            f"{row.cell} {row.metric}: spread {row.spread_share:.1%} from run to run "
+            f"({row.degrees_of_freedom} degrees of freedom); finds a change of {found}; "
+            f"{row.tolerance_share:.1%} takes {needed} repeats"
+        )
 
 
 def run_session(

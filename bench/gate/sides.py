@@ -25,18 +25,17 @@ from packaging.utils import canonicalize_name
 from bench.errors import InfrastructureError, UsageError
 from bench.gate import SOURCES_VARIABLE
 from bench.gate.references import (
-    Checkout,
-    Installed,
-    Interpreter,
-    Packages,
     Reference,
-    Revision,
-    around,
+    commit_of,
+    is_dirty,
+    is_shallow,
     parse_ref,
+    repository_around,
+    worktree,
 )
 from bench.io import cache_folder
 from bench.records.readings import Caveat
-from bench.records.sessions import Kind, SideFacts, SideName
+from bench.records.sessions import SideFacts, SideName
 from bench.workers import interrupts
 
 MOST_UNMET = 5  # named; more say little more
@@ -77,86 +76,73 @@ def prepared_sides(
     Raises ``UsageError`` for a REF that stands for nothing, before anything is made, and
     ``InfrastructureError`` where pip or git fails.
     """
-    understood = (parse_ref(base, here), parse_ref(candidate, here))
+    references = parse_ref(base, here), parse_ref(candidate, here)
     with contextlib.ExitStack() as stack:
         yield (
-            _prepared("base", base, understood[0], stack),
-            _prepared("candidate", candidate, understood[1], stack),
+            _prepared("base", base, references[0], stack),
+            _prepared("candidate", candidate, references[1], stack),
         )
 
 
 def side_as_is(name: SideName) -> Side:
     """Return the environment as it is."""
-    return _prepared(name, None, Installed(), contextlib.ExitStack())
+    return _prepared(name, None, parse_ref(None), contextlib.ExitStack())
 
 
 def _prepared(name: SideName, given: str | None, reference: Reference, stack: contextlib.ExitStack) -> Side:
-    python, first, tree = Path(sys.executable), None, None
-    commit: str | None = None
-    notes: Sequence[tuple[str, str]] = ()
-    kind: Kind
-    match reference:
-        case Installed():
-            kind, understood = "environment", _AS_IT_IS
-        case Interpreter(python=python):
-            what = "python" if Path(str(given)).name == python.name else "virtual environment"
-            kind, understood = "python", f"the {what} {given}"
-        case Packages(pins=pins):
-            first = overlay(reference)
-            laid = " and ".join(f"{package} {version}" for package, version in pins)
-            kind, understood = "packages", f"{_AS_IT_IS}, with {laid} laid over it"
-            notes = [("unmet-requirement", sentence) for sentence in _most_telling(unmet(first))]
-        case Revision():
-            commit = reference.commit
-            folder = stack.enter_context(reference.repository.worktree(commit)) / reference.project
-            notes = [*_left_out(reference, folder, given)]
-            tree = _source_tree(folder, given, f"git.{commit[:12]}")
-            kind, understood = "revision", f"revision {given} of this repository, commit {commit[:12]}"
-        case Checkout(folder=folder):
-            commit, label, at = _state(folder)
-            tree = _source_tree(folder, given, label)
-            kind, understood = "checkout", f"the folder {given} as it lies there{at}"
+    understood, python, first, tree = _AS_IT_IS, Path(sys.executable), None, None
+    commit: str | None = reference.commit or None
+    caveats: list[Caveat] = []
+    if reference.kind == "python":
+        python = reference.path
+        what = "python" if Path(str(given)).name == python.name else "virtual environment"
+        understood = f"the {what} {given}"
+    elif reference.kind == "packages":
+        first = overlay(reference.pins)
+        laid = " and ".join(f"{package} {version}" for package, version in reference.pins)
+        understood += f", with {laid} laid over it"
+        sentences = unmet(first)
+        if (more := len(sentences) - MOST_UNMET) > 0:
+            sentences = (*sentences[:MOST_UNMET], f"{more} more requirements are unmet.")
+        caveats = [Caveat("unmet-requirement", sentence) for sentence in sentences]
+    elif reference.kind == "revision":
+        folder = stack.enter_context(worktree(reference.repository, reference.commit)) / reference.path
+        caveats = [*_left_out(reference, folder, given)]
+        tree = _source_tree(folder, given, f"git.{reference.commit[:12]}")
+        understood = f"revision {given} of this repository, commit {reference.commit[:12]}"
+    elif reference.kind == "checkout":
+        understood, label = f"the folder {given} as it lies there", "folder"
+        root = repository_around(reference.path)
+        if root and (commit := commit_of(root, "HEAD")):
+            mark, told = (".dirty", " with changes that are not committed") if is_dirty(root) else ("", "")
+            label, understood = f"git.{commit[:12]}{mark}", f"{understood}, commit {commit[:12]}{told}"
+        tree = _source_tree(reference.path, given, label)
     if tree:
         first = tree.root
         imported = ", ".join(tree.packages)
         understood += f": {imported} imported from its sources, of which nothing is built"
     return Side(
         name=name,
-        facts=SideFacts(given=given, kind=kind, understood=understood, commit=commit),
+        facts=SideFacts(given=given, kind=reference.kind, understood=understood, commit=commit),
         python=python,
-        variables=_variables(first, tree, own_python=kind != "python"),
+        variables=_variables(first, tree, own_python=reference.kind != "python"),
         tree=tree,
-        caveats=tuple(Caveat(code=code, message=message) for code, message in notes),
+        caveats=tuple(caveats),
     )
 
 
-def _most_telling(sentences: Sequence[str]) -> tuple[str, ...]:
-    more = len(sentences) - MOST_UNMET
-    return (*sentences[:MOST_UNMET], *([f"{more} more requirements are unmet."] if more > 0 else []))
-
-
-def _left_out(revision: Revision, folder: Path, given: str | None) -> Iterator[tuple[str, str]]:
-    """Yield code and sentence of what is no part of a revision. Raises ``UsageError`` where all is not."""
+def _left_out(revision: Reference, folder: Path, given: str | None) -> Iterator[Caveat]:
+    """Yield what is no part of a revision. Raises ``UsageError`` where all of the project is not."""
     if not folder.is_dir():
         raise UsageError(
-            f"{given} has no folder {revision.project}, which is the project here; run bench elsewhere"
+            f"{given} has no folder {revision.path}, which is the project here; run bench elsewhere"
         )
-    if revision.repository.dirty:
-        yield "dirty-repository", f"Changes that are not committed are no part of {given}."
-    if revision.repository.shallow:
-        yield "shallow-repository", "The repository is a shallow clone: some revisions are missing."
+    if is_dirty(revision.repository):
+        yield Caveat("dirty-repository", f"Changes that are not committed are no part of {given}.")
+    if is_shallow(revision.repository):
+        yield Caveat("shallow-repository", "The repository is a shallow clone: some revisions are missing.")
     if (folder / ".gitmodules").is_file():
-        yield "no-submodules", f"Submodules are empty at {given}."
-
-
-def _state(folder: Path) -> tuple[str | None, str, str]:
-    """Return a folder's commit, the label of what lies there, and how it is told."""
-    repository = around(folder)
-    commit = repository.commit_of("HEAD") if repository else None
-    if repository is None or commit is None:
-        return None, "folder", ""
-    label, told = (".dirty", " with changes that are not committed") if repository.dirty else ("", "")
-    return commit, f"git.{commit[:12]}{label}", f", commit {commit[:12]}{told}"
+        yield Caveat("no-submodules", f"Submodules are empty at {given}.")
 
 
 def _source_tree(folder: Path, given: str | None, label: str) -> SourceTree:
@@ -190,14 +176,14 @@ def _variables(first: Path | None, tree: SourceTree | None, *, own_python: bool)
     return variables
 
 
-def overlay(packages: Packages) -> Path:
-    """Return the folder that holds the packages, installing them first if need be.
+def overlay(pins: Sequence[tuple[str, str]]) -> Path:
+    """Return the folder that holds these versions, installing them first if need be.
 
     Its name says what is installed, and for which python and platform. Raises ``InfrastructureError`` with
     pip's last line where they cannot be had.
     """
-    content = repr((packages.pins, sys.implementation.cache_tag, sysconfig.get_platform()))
-    names = "-".join(f"{name}-{version}" for name, version in packages.pins)[:80]
+    content = repr((tuple(pins), sys.implementation.cache_tag, sysconfig.get_platform()))
+    names = "-".join(f"{name}-{version}" for name, version in pins)[:80]
     folder = cache_folder() / "overlays" / f"{names}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -205,7 +191,7 @@ def overlay(packages: Packages) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
                 target = Path(temporary) / "target"
-                _install([f"{name}=={version}" for name, version in packages.pins], target)
+                _install([f"{name}=={version}" for name, version in pins], target)
                 (target / _COMPLETE).touch()
                 target.rename(folder)
     return folder
@@ -231,11 +217,12 @@ def _install(pins: Sequence[str], target: Path) -> None:
         process.wait()
         raise
     if process.returncode != 0:
-        errors = [line for line in said.splitlines() if line.startswith("ERROR")] or said.splitlines()
-        last = errors[-1].removeprefix("ERROR: ").strip() if errors else "it said nothing"
+        lines = said.splitlines() or ["it said nothing"]
+        last = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        why = last.removeprefix("ERROR: ").strip().rstrip(".")
         raise InfrastructureError(
-            f"pip cannot install {', '.join(pins)} ({last.rstrip('.')}); check the versions, or give "
-            "a virtual environment that has them"
+            f"pip cannot install {', '.join(pins)} ({why}); check the versions, or give a virtual "
+            "environment that has them"
         )
 
 
@@ -252,13 +239,12 @@ def unmet(folder: Path, beneath: Sequence[str] | None = None) -> tuple[str, ...]
             needed = canonicalize_name(requirement.name)
             found = everything.get(needed)
             met = found is not None and requirement.specifier.contains(found.version, prereleases=True)
-            if met or (name not in over and needed not in over):
-                continue
-            there = f"{needed} {found.version} is there" if found is not None else "it is not installed"
-            sentences.append(
-                f"{name} {distribution.version} needs {requirement.name}{requirement.specifier}, "
-                f"and {there}; dependencies of laid-over packages are not resolved."
-            )
+            if not met and (name in over or needed in over):
+                there = f"{needed} {found.version} is there" if found is not None else "it is not installed"
+                sentences.append(
+                    f"{name} {distribution.version} needs {requirement.name}{requirement.specifier}, and "
+                    f"{there}; dependencies of laid-over packages are not resolved."
+                )
     return tuple(sentences)
 
 

@@ -5,21 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from bench.compare.gate_report import GateJudge, Side, judge_folder
+from bench.compare.gate_report import GateJudge, judge_folder
 from bench.errors import UsageError, counted
 from bench.metrics import METRICS
-from bench.records.result_sets import (
-    Accepted,
-    Baseline,
-    ResultSet,
-    accept,
-    baseline_folder,
-    load_result_set,
-    read_accepted,
-    read_baseline,
-)
+from bench.records.result_sets import Accepted, BaselineFolder, load_result_set
 from bench.records.run_summary import RunSummary
-from bench.records.verdicts import MetricVerdict, Verdicts
+from bench.records.verdicts import Verdicts
 from bench.scenario.gate import GateSpec
 from bench.stats.trend import ChangePoint, exact_changes, level_changes
 
@@ -33,41 +24,16 @@ def compare_results(baseline: str, candidate: str, gate: GateSpec) -> Verdicts:
     before, after = load_result_set(baseline), load_result_set(candidate)
     if before.sitting is not None and before.sitting == after.sitting:
         return judge_folder(before.sitting)
-    return GateJudge(gate=gate, design="two result sets").compare(_side(before), _side(after))
+    return GateJudge(gate=gate, design="two result sets").compare(before, after)
 
 
-def _side(found: ResultSet) -> Side:
-    return Side(given=found.given, sessions=(found.runs,), problems=found.problems)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaselineChoice:
-    """Which baseline, and where baselines lie."""
-
-    root: Path
-    name: str
-
-    def read(self) -> Baseline:
-        """Return its history."""
-        return read_baseline(self.root, self.name)
-
-    def side(self, accepted: Sequence[Accepted]) -> Side:
-        """Return the runs of some of its sessions as one side."""
-        found = [read_accepted(self.root, self.name, one) for one in accepted]
-        return Side(
-            given=f"{self.root / self.name} ({', '.join(one.folder for one in accepted)})",
-            sessions=tuple(each.runs for each in found),
-            problems=tuple(problem for each in found for problem in each.problems),
-        )
-
-
-def gate_results(results: str, baseline: BaselineChoice, gate: GateSpec) -> Verdicts:
+def gate_results(results: str, baseline: BaselineFolder, gate: GateSpec) -> Verdicts:
     """Judge stored results against the current level of a baseline."""
-    before = baseline.side(baseline.read().current)
-    return GateJudge(gate=gate, design="stored baseline").compare(before, _side(load_result_set(results)))
+    before = baseline.result_set(baseline.read().current)
+    return GateJudge(gate=gate, design="stored baseline").compare(before, load_result_set(results))
 
 
-def diff_baseline(baseline: BaselineChoice, numbers: tuple[int, int] | None) -> Verdicts:
+def diff_baseline(baseline: BaselineFolder, numbers: tuple[int, int] | None) -> Verdicts:
     """Compare two accepted sessions, by default the last with the one before."""
     accepted = baseline.read().accepted
     chosen = numbers or (len(accepted) - 1, len(accepted))
@@ -77,11 +43,11 @@ def diff_baseline(baseline: BaselineChoice, numbers: tuple[int, int] | None) -> 
                 f"the baseline {baseline.name} has {counted(len(accepted), 'session')} and so no number "
                 f"{number}; see bench baseline show"
             )
-    before, after = (baseline.side([accepted[number - 1]]) for number in chosen)
+    before, after = (baseline.result_set([accepted[number - 1]]) for number in chosen)
     return GateJudge(gate=GateSpec(), design="two result sets").compare(before, after)
 
 
-def accept_results(results: Path, baseline: BaselineChoice, *, reason: str, new_level: bool) -> Accepted:
+def accept_results(results: Path, baseline: BaselineFolder, *, reason: str, new_level: bool) -> Accepted:
     """Take the runs of a results folder that ended ok or out of memory into a baseline.
 
     Unless it begins a new level, a session must be like those before. Raises ``UsageError`` where it is not,
@@ -103,23 +69,18 @@ def accept_results(results: Path, baseline: BaselineChoice, *, reason: str, new_
     ]
     if not taken:
         raise UsageError(f"no run of {results} ended ok; a baseline has nothing to take from it")
-    folder = baseline_folder(baseline.root, baseline.name)
-    if folder.exists():
-        _require_new(found, baseline)
-    if folder.exists() and not new_level and (unlike := _unlike(found, baseline)):
-        first = unlike[0]
-        raise UsageError(
-            f"{results} is not like the baseline {baseline.name}, in {counted(len(unlike), 'metric')}, the "
-            f"first being {first.cell}, {first.metric}: {first.reason}; if that is as intended, begin a new "
-            "level with --new-level"
-        )
-    return accept(baseline.root, baseline.name, taken, reason=reason, new_level=new_level)
+    if baseline.path.exists():
+        _require_new(found.runs, baseline)
+        if not new_level:
+            _require_alike(str(results), baseline)
+    return baseline.accept(taken, reason=reason, new_level=new_level)
 
 
-def _require_new(found: ResultSet, baseline: BaselineChoice) -> None:
+def _require_new(runs: Sequence[RunSummary], baseline: BaselineFolder) -> None:
     """Raise ``UsageError`` for runs that were accepted before: one day counted twice looks like two alike."""
-    known = {(run.key, run.run, run.started_at) for run in baseline.side(baseline.read().accepted).runs}
-    again = [run for run in found.runs if (run.key, run.run, run.started_at) in known]
+    accepted = baseline.result_set(baseline.read().accepted).runs
+    known = {(run.key, run.run, run.started_at) for run in accepted}
+    again = [run for run in runs if (run.key, run.run, run.started_at) in known]
     if again:
         raise UsageError(
             f"{again[0].cell_id}, run {again[0].run}, is in the baseline {baseline.name} already; a session "
@@ -127,17 +88,22 @@ def _require_new(found: ResultSet, baseline: BaselineChoice) -> None:
         )
 
 
-def _unlike(found: ResultSet, baseline: BaselineChoice) -> list[MetricVerdict]:
-    """Return what changed for certain, for better or worse, or cannot be compared."""
-    judge = GateJudge(gate=GateSpec(), design="stored baseline")
-    verdicts = judge.compare(baseline.side(baseline.read().current), _side(found))
-    return [
+def _require_alike(results: str, baseline: BaselineFolder) -> None:
+    """Raise ``UsageError`` for what changed for certain, for better or worse, or cannot be compared."""
+    unlike = [
         judged
-        for judged in verdicts.judgements
+        for judged in gate_results(results, baseline, GateSpec()).judgements
         if (judged.gated or judged.baseline is None)
         and (judged.verdict in {"regression", "not comparable"} or judged.improved)
         and judged.kind != "statistical"
     ]
+    if unlike:
+        first = unlike[0]
+        raise UsageError(
+            f"{results} is not like the baseline {baseline.name}, in {counted(len(unlike), 'metric')}, the "
+            f"first being {first.cell}, {first.metric}: {first.reason}; if that is as intended, begin a new "
+            "level with --new-level"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,14 +115,14 @@ class History:
     series: int
 
 
-def changes_in_history(baseline: BaselineChoice) -> History:
+def changes_in_history(baseline: BaselineFolder) -> History:
     """Return where gated metrics changed over all accepted sessions, of all levels.
 
     Raises ``UnavailableError`` where that takes ruptures, which is not installed.
     """
     accepted = baseline.read().accepted
     values: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for one, session in zip(accepted, baseline.side(accepted).sessions, strict=True):
+    for one, session in zip(accepted, baseline.result_set(accepted).sessions, strict=True):
         for name, metric in METRICS.items():
             for cell, found in _values(session, name).items() if metric.gated else ():
                 values.setdefault((cell, name), []).append((one.number, found))

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -32,17 +33,22 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True, kw_only=True)
 class ResultSet:
-    """Runs, oldest first or in the order of their sitting, and one line for each file that holds none.
+    """Runs by session, each oldest first or in the order of the sitting, and a line for each file without.
 
     ``files`` are where the runs lie, in their order. ``sitting`` is the folder of the sitting whose side
     this is, where it is one.
     """
 
     given: str
-    runs: tuple[RunSummary, ...]
+    sessions: tuple[tuple[RunSummary, ...], ...]
     files: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     sitting: Path | None = None
+
+    @cached_property
+    def runs(self) -> tuple[RunSummary, ...]:
+        """All its runs."""
+        return tuple(run for session in self.sessions for run in session)
 
 
 def load_result_set(given: str) -> ResultSet:
@@ -73,7 +79,7 @@ def load_result_set(given: str) -> ResultSet:
 def read_files(given: str, contents: Iterable[tuple[str, bytes | str]]) -> ResultSet:
     """Return the runs in files, given as path and content, or instead of that why it is not read."""
     runs, files, problems = collect(contents, _summaries, lambda run: (run.cell_id, run.key, run.run))
-    return ResultSet(given=given, runs=runs, files=files, problems=problems)
+    return ResultSet(given=given, sessions=(runs,), files=files, problems=problems)
 
 
 def _summaries(content: bytes) -> Sequence[RunSummary]:
@@ -132,44 +138,57 @@ class Baseline(Stored):
         return tuple(one for one in self.accepted if one.level == self.level)
 
 
-def baseline_folder(root: Path, name: str) -> Path:
-    """Return the folder of a baseline. Raises ``UsageError`` for a name that is none or leads elsewhere."""
-    try:
-        TypeAdapter(Name).validate_python(name)
-    except ValidationError:
-        raise UsageError(
-            f"{name!r} is no name of a baseline; use letters, digits, dots, dashes and underscores"
-        ) from None
-    if (root / name).is_symlink():
-        raise UsageError(f"{root / name} is a link; baselines are plain folders, so remove it")
-    return root / name
-
-
 def names_of_baselines(root: Path) -> tuple[str, ...]:
     """Return the names of all baselines, sorted."""
     return tuple(sorted(file.parent.name for file in root.glob(f"*/{BASELINE_FILE}")))
 
 
-def read_baseline(root: Path, name: str) -> Baseline:
-    """Return a baseline's history. Raises ``UsageError`` where there is none."""
-    file = baseline_folder(root, name) / BASELINE_FILE
-    if not file.exists():
-        known = ", ".join(names_of_baselines(root)) or "none"
-        raise UsageError(
-            f"there is no baseline {name} in {root} (there: {known}); "
-            f"make one with bench baseline accept RESULTS --name {name} --reason TEXT"
+@dataclass(frozen=True, kw_only=True)
+class BaselineFolder:
+    """Where one baseline lies among others."""
+
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Its folder. Raises ``UsageError`` for a name that is none or leads elsewhere."""
+        try:
+            TypeAdapter(Name).validate_python(self.name)
+        except ValidationError:
+            raise UsageError(
+                f"{self.name!r} is no name of a baseline; use letters, digits, dots, dashes and underscores"
+            ) from None
+        path = self.root / self.name
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link; baselines are plain folders, so remove it")
+        return path
+
+    def read(self) -> Baseline:
+        """Return its history. Raises ``UsageError`` where there is none."""
+        file = self.path / BASELINE_FILE
+        if not file.exists():
+            known = ", ".join(names_of_baselines(self.root)) or "none"
+            raise UsageError(
+                f"there is no baseline {self.name} in {self.root} (there: {known}); "
+                f"make one with bench baseline accept RESULTS --name {self.name} --reason TEXT"
+            )
+        return read_json(file, Baseline, "a baseline", "restore it from git")
+
+    def result_set(self, accepted: Sequence[Accepted]) -> ResultSet:
+        """Return the runs of some of its sittings.
+
+        Raises ``UsageError`` where a record is missing or is no longer what was accepted.
+        """
+        found = [read_files(one.folder, self._contents(one)) for one in accepted]
+        return ResultSet(
+            given=f"{self.root / self.name} ({', '.join(one.folder for one in accepted)})",
+            sessions=tuple(each.runs for each in found),
+            problems=tuple(problem for each in found for problem in each.problems),
         )
-    return read_json(file, Baseline, "a baseline", "restore it from git")
 
-
-def read_accepted(root: Path, baseline: str, accepted: Accepted) -> ResultSet:
-    """Return the runs of one accepted sitting.
-
-    Raises ``UsageError`` where a record is missing or is no longer what was accepted.
-    """
-    folder = baseline_folder(root, baseline) / accepted.folder
-
-    def contents() -> Iterator[tuple[str, bytes | str]]:
+    def _contents(self, accepted: Accepted) -> Iterator[tuple[str, bytes]]:
+        folder = self.path / accepted.folder
         for name, digest in accepted.files.items():
             content = b"" if folder.is_symlink() else read_plain_file(folder / name)
             if isinstance(content, str) or hashlib.sha256(content).hexdigest() != digest:
@@ -178,42 +197,40 @@ def read_accepted(root: Path, baseline: str, accepted: Accepted) -> ResultSet:
                 )
             yield str(folder / name), content
 
-    return read_files(str(folder), contents())
+    def accept(self, files: Sequence[Path], *, reason: str, new_level: bool) -> Accepted:
+        """Add a sitting's records to the baseline, which is made if need be; return the new entry.
 
-
-def accept(root: Path, name: str, files: Sequence[Path], *, reason: str, new_level: bool) -> Accepted:
-    """Add a sitting's records to a baseline, which is made if need be; return the new entry.
-
-    Raises ``UsageError`` without a reason, ``InfrastructureError`` where the records cannot be copied.
-    """
-    if not reason.strip():
-        raise UsageError("a baseline changes for a reason; give it with --reason TEXT")
-    folder = baseline_folder(root, name)
-    exists = (folder / BASELINE_FILE).exists()
-    baseline = read_baseline(root, name) if exists else Baseline(name=name)
-    contents: dict[str, bytes] = {}
-    for path in files:
-        content = read_plain_file(path)
-        if isinstance(content, str):
-            raise UsageError(f"{path}: {content}")
-        contents[path.name] = content
-    entry = Accepted(
-        number=len(baseline.accepted) + 1,
-        level=baseline.level + (new_level and bool(baseline.accepted)),
-        accepted_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        reason=reason.strip()[:1000],
-        revision=said(Path(), "rev-parse", "HEAD"),
-        files={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
-    )
-    try:
-        (folder / entry.folder).mkdir(parents=True)
-        for file, content in contents.items():
-            (folder / entry.folder / file).write_bytes(content)
-    except OSError as error:
-        raise InfrastructureError(
-            f"cannot write {folder / entry.folder} ({error.strerror}); remove what an earlier attempt may "
-            "have left there, or choose another place with --baselines"
-        ) from None
-    # Last, so that what an interrupted attempt leaves behind is no part of the history.
-    write_json(folder / BASELINE_FILE, baseline.model_copy(update={"accepted": (*baseline.accepted, entry)}))
-    return entry
+        Raises ``UsageError`` without a reason, ``InfrastructureError`` where the records cannot be copied.
+        """
+        if not reason.strip():
+            raise UsageError("a baseline changes for a reason; give it with --reason TEXT")
+        exists = (self.path / BASELINE_FILE).exists()
+        baseline = self.read() if exists else Baseline(name=self.name)
+        contents: dict[str, bytes] = {}
+        for path in files:
+            content = read_plain_file(path)
+            if isinstance(content, str):
+                raise UsageError(f"{path}: {content}")
+            contents[path.name] = content
+        entry = Accepted(
+            number=len(baseline.accepted) + 1,
+            level=baseline.level + (new_level and bool(baseline.accepted)),
+            accepted_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            reason=reason.strip()[:1000],
+            revision=said(Path(), "rev-parse", "HEAD"),
+            files={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
+        )
+        folder = self.path / entry.folder
+        try:
+            folder.mkdir(parents=True)
+            for file, content in contents.items():
+                (folder / file).write_bytes(content)
+        except OSError as error:
+            raise InfrastructureError(
+                f"cannot write {folder} ({error.strerror}); remove what an earlier attempt may have left "
+                "there, or choose another place with --baselines"
+            ) from None
+        # Last, so that what an interrupted attempt leaves behind is no part of the history.
+        after = baseline.model_copy(update={"accepted": (*baseline.accepted, entry)})
+        write_json(self.path / BASELINE_FILE, after)
+        return entry

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import cli
-from bench.gate import gate as gating
+from bench.gate import session
 from bench.records.verdicts import Verdicts
 from bench.stats import simulation
 from bench.stats.simulation import CheckRow, read_self_check
@@ -65,12 +65,12 @@ def test_two_references_are_run_in_turn_judged_and_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Revisions that are alike pass, also where both run out of memory; judged again, they do so again."""
-    plain = gating.gate_references
+    plain = session.gate_references
 
     def with_replay(cells: Any, references: Any, options: Any, tell: Any, **more: Any) -> Any:
         return plain(cells, references, replace(options, command=COMMAND), tell, **more)
 
-    monkeypatch.setattr(gating, "gate_references", with_replay)
+    monkeypatch.setattr(session, "gate_references", with_replay)
     sides = ("--base", "v1.0", "--candidate", "v2.0", "--results", "sittings")
     assert 0 == bench(monkeypatch, "gate", "toy.toml", *sides, "--budget", "5m", "-o", "v.json")
     verdicts = Verdicts.model_validate_json(Path("v.json").read_bytes())

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.gate.stored import BaselineChoice, accept_results
+from bench.gate.stored import accept_results
 from bench.records.records import Record
+from bench.records.result_sets import BaselineFolder
 from bench.records.store import write_record
 from bench.scenario.load import load_scenario
 from sittings_factory import MIB, make_runs
@@ -58,7 +59,7 @@ def project(pytester: pytest.Pytester) -> Path:
     """Return a folder with a scenario and a baseline of it."""
     (pytester.path / "toy.toml").write_text(SCENARIO)
     accepted = _write(pytester.path / "accepted", _runs(pytester.path / "toy.toml"))
-    chosen = BaselineChoice(root=pytester.path / "results" / "baselines", name="cpu")
+    chosen = BaselineFolder(root=pytester.path / "results" / "baselines", name="cpu")
     accept_results(accepted, chosen, reason="first", new_level=False)
     return pytester.path
 

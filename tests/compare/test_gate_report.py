@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from bench.compare.gate_report import GateJudge, Side
+from bench.compare.gate_report import GateJudge
 from bench.records.readings import Caveat
 from bench.records.records import DeviceFacts, Record
+from bench.records.result_sets import ResultSet
 from bench.records.run_summary import summarise_run
 from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.scenario.gate import GateSpec
@@ -16,8 +17,8 @@ from records_factory import make_cell, make_environment, make_measurement, make_
 from sittings_factory import LOUD, MIB, QUIET, make_runs
 
 
-def _side(*sittings: Sequence[Record]) -> Side:
-    return Side(given="side", sessions=tuple(tuple(map(summarise_run, records)) for records in sittings))
+def _side(*sittings: Sequence[Record]) -> ResultSet:
+    return ResultSet(given="side", sessions=tuple(tuple(map(summarise_run, records)) for records in sittings))
 
 
 def _stored(base: Sequence[Sequence[Record]], candidate: Sequence[Record]) -> Verdicts:

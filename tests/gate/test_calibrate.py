@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InfrastructureError, UsageError
-from bench.gate.gate import calibrate, calibration_of, gate_references
-from bench.gate.session import SessionOptions
+from bench.gate.session import SessionOptions, calibrate, calibration_of, gate_references
 from bench.gate.sides import side_as_is
 from bench.records.records import Record
 from bench.records.sessions import Sitting, SittingRecords, read_calibration, require_this_machine

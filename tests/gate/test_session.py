@@ -172,7 +172,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from replay_worker import make_cell
 from bench.errors import BenchError
-from bench.gate.gate import gate_references
+from bench.gate.session import gate_references
 from bench.gate.process import SideProcess
 from bench.gate.session import SessionOptions
 

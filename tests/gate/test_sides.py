@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InfrastructureError
-from bench.gate.references import Packages
 from bench.gate.sides import overlay, unmet
 from gate_projects import make_wheel
 
@@ -24,11 +23,11 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_overlay_is_installed_once_and_hides_what_lies_beneath(wheels: Path) -> None:
     """The second time pip has nothing to do with it; python imports what pip has put there."""
     make_wheel(wheels, "gated-package", "1.5")
-    packages = Packages(pins=(("gated-package", "1.5"),))
-    folder = overlay(packages)
+    pins = [("gated-package", "1.5")]
+    folder = overlay(pins)
     for wheel in wheels.iterdir():
         wheel.unlink()
-    assert folder == overlay(packages)
+    assert folder == overlay(pins)
     code = (
         "import gated_package, importlib.metadata as metadata;"
         "print(gated_package.__version__, metadata.version('gated-package'))"
@@ -45,11 +44,11 @@ def test_an_overlay_is_installed_once_and_hides_what_lies_beneath(wheels: Path) 
 
 def test_what_pip_cannot_have_is_its_last_line(wheels: Path) -> None:
     """And nothing half installed stays to be taken for an overlay the next time."""
-    packages = Packages(pins=(("gated-package", "6.6"),))
+    pins = [("gated-package", "6.6")]
     with pytest.raises(
         InfrastructureError, match=r"pip cannot install gated-package==6\.6 \(No matching dist"
     ):
-        overlay(packages)
+        overlay(pins)
     assert [] == [path for path in (wheels.parent / "cache" / "overlays").iterdir() if path.is_dir()]
 
 

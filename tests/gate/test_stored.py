@@ -9,7 +9,6 @@ import pytest
 
 from bench.errors import UsageError
 from bench.gate.stored import (
-    BaselineChoice,
     accept_results,
     changes_in_history,
     compare_results,
@@ -17,6 +16,7 @@ from bench.gate.stored import (
     gate_results,
 )
 from bench.records.records import Record
+from bench.records.result_sets import BaselineFolder
 from bench.records.store import write_record
 from bench.scenario.gate import GateSpec
 from sittings_factory import LOUD, MIB, QUIET, make_runs, write_sitting
@@ -35,15 +35,15 @@ def _day(day: int, records: list[Record]) -> list[Record]:
 
 
 @pytest.fixture
-def baseline(tmp_path: Path) -> BaselineChoice:
+def baseline(tmp_path: Path) -> BaselineFolder:
     """Return a baseline of one session with one cell."""
-    chosen = BaselineChoice(root=tmp_path / "baselines", name="cpu")
+    chosen = BaselineFolder(root=tmp_path / "baselines", name="cpu")
     accept_results(_write(tmp_path / "day0", make_runs()), chosen, reason="first", new_level=False)
     return chosen
 
 
 def test_an_accepted_sitting_is_what_results_are_held_against(
-    tmp_path: Path, baseline: BaselineChoice
+    tmp_path: Path, baseline: BaselineFolder
 ) -> None:
     """The same memory passes, 1 MiB more does not."""
     same, more = (
@@ -55,7 +55,7 @@ def test_an_accepted_sitting_is_what_results_are_held_against(
 
 
 def test_each_record_of_a_baseline_is_read_once(
-    tmp_path: Path, baseline: BaselineChoice, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, baseline: BaselineFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To see that it is what was accepted, and for what it says."""
     opened: list[str] = []
@@ -72,7 +72,7 @@ def test_each_record_of_a_baseline_is_read_once(
     assert list(accepted.files) == [Path(path).name for path in opened if f"/{accepted.folder}/" in path]
 
 
-def test_a_sitting_that_is_not_alike_needs_a_new_level(tmp_path: Path, baseline: BaselineChoice) -> None:
+def test_a_sitting_that_is_not_alike_needs_a_new_level(tmp_path: Path, baseline: BaselineFolder) -> None:
     """Less memory is a change too: accepted as a new level it counts alone, and the old one stays on disk."""
     less = _write(tmp_path / "less", _day(1, make_runs(ledger_bytes=500 * MIB)))
     with pytest.raises(UsageError, match=r"ledger_peak_bytes.*--new-level"):
@@ -91,7 +91,7 @@ def test_a_sitting_that_is_not_alike_needs_a_new_level(tmp_path: Path, baseline:
     ]
 
 
-def test_what_may_not_be_accepted(tmp_path: Path, baseline: BaselineChoice) -> None:
+def test_what_may_not_be_accepted(tmp_path: Path, baseline: BaselineFolder) -> None:
     """Nothing without a reason, no run twice, none that failed, no name that leads elsewhere."""
     again = _write(tmp_path / "again", make_runs())
     with pytest.raises(UsageError, match="already; a session is accepted once"):
@@ -105,16 +105,16 @@ def test_what_may_not_be_accepted(tmp_path: Path, baseline: BaselineChoice) -> N
         )
     for name in ("..", "../x", "a/b", "/tmp", "", "-x"):  # noqa: S108 - a name that must be refused
         with pytest.raises(UsageError, match="is no name of a baseline"):
-            accept_results(fresh, BaselineChoice(root=baseline.root, name=name), reason="r", new_level=False)
+            accept_results(fresh, BaselineFolder(root=baseline.root, name=name), reason="r", new_level=False)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (baseline.root / "link").symlink_to(elsewhere)
     with pytest.raises(UsageError, match="is a link"):
-        accept_results(fresh, BaselineChoice(root=baseline.root, name="link"), reason="r", new_level=False)
+        accept_results(fresh, BaselineFolder(root=baseline.root, name="link"), reason="r", new_level=False)
     assert [1] == [one.number for one in baseline.read().accepted]
 
 
-def test_a_record_that_was_changed_since_is_noticed(baseline: BaselineChoice, tmp_path: Path) -> None:
+def test_a_record_that_was_changed_since_is_noticed(baseline: BaselineFolder, tmp_path: Path) -> None:
     """History is append-only: what was accepted is not edited."""
     file = next((baseline.root / "cpu" / "0001").iterdir())
     file.write_text(file.read_text().replace(str(600 * MIB), str(700 * MIB)))
@@ -123,7 +123,7 @@ def test_a_record_that_was_changed_since_is_noticed(baseline: BaselineChoice, tm
         gate_results(str(results), baseline, GateSpec())
 
 
-def test_an_index_that_names_files_elsewhere_is_refused(baseline: BaselineChoice) -> None:
+def test_an_index_that_names_files_elsewhere_is_refused(baseline: BaselineFolder) -> None:
     """It may come from a stranger."""
     index = baseline.root / "cpu" / "baseline.json"
     document = json.loads(index.read_text())
@@ -133,7 +133,7 @@ def test_an_index_that_names_files_elsewhere_is_refused(baseline: BaselineChoice
         baseline.read()
 
 
-def test_ten_sittings_gate_speed_and_tell_where_it_changed(tmp_path: Path, baseline: BaselineChoice) -> None:
+def test_ten_sittings_gate_speed_and_tell_where_it_changed(tmp_path: Path, baseline: BaselineFolder) -> None:
     """Nine more days, then a level 8 % slower from session 11 on, with noise of half a per cent."""
     for day in range(1, 14):
         slower = 0.92 if day >= 10 else 1.0
