@@ -16,7 +16,7 @@ from scipy.special import stdtr, stdtrit
 from bench.errors import UsageError
 from bench.records.derived_metrics import accuracy, evaluated_tasks, evaluation
 from bench.records.records import EvaluationReading, Record
-from bench.stats.paired import SIGNIFICANT_P, Blocks, Paired, block_design, pair_items, try_pair
+from bench.stats.paired import SIGNIFICANT_P, Blocks, block_design, pair_items
 from bench.stats.trend import Floats
 
 CONFIDENCE = 0.95
@@ -55,7 +55,8 @@ class Accuracy:
     """One task before and after training, of the first run of each seed; ``after_error`` is over items.
 
     The errors are standard errors of the mean over items, each item's answers averaged over seeds.
-    ``not_paired`` says why ``change`` or a seed is missing although its readings are there.
+    ``change`` is after less before; ``not_paired`` says why it or a seed is missing although its readings
+    are there.
     """
 
     task: str
@@ -66,10 +67,9 @@ class Accuracy:
     seeds: tuple[int, ...]
     before_seeds: SeedMean | None
     after_seeds: SeedMean | None
-    change_seeds: SeedMean | None
     before_error: float | None
     after_error: float | None
-    change: Paired | None = None  # of one seed
+    change: "AccuracyDifference | None" = None
     not_paired: str | None = None
 
     @property
@@ -85,7 +85,7 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyDifference:
-    """One cell's accuracy after training less another's, paired by question, and by seed if several.
+    """One accuracy less another, of two cells or of one, paired by question, and by seed if several.
 
     With one seed, ``p_value`` is McNemar's exact one over items. With several, ``difference`` has an interval
     over seeds; where ``methods`` is given it holds for all those methods against the reference at once
@@ -152,20 +152,14 @@ def _accuracy(runs: Sequence[Record], task: str) -> Accuracy:
     """Return a task over seeds; over the first alone where not all were asked the same questions."""
     befores, afters = readings_by_seed(runs, task, "before"), readings_by_seed(runs, task, "after")
     first = next(run for run in runs if task in evaluated_tasks(run))
-    change, changes, not_paired = None, [], None
-    if len(afters) > 1:
-        befores = {seed: befores[seed] for seed in afters if seed in befores}
-        try:
-            right_answers([*afters.values(), *befores.values()], task)
-            changes = [_right_share(afters[seed], one) for seed, one in befores.items()]
-        except UsageError as error:
-            not_paired = str(error)
-    if len(afters) < 2 or not_paired:  # noqa: PLR2004 - one seed
-        seed = next(iter(afters), first.cell.training.seed)
-        befores, afters = ({seed: each[seed]} if seed in each else {} for each in (befores, afters))
-        change, why_not = try_pair(befores.get(seed), afters.get(seed))
-        changes = [change.difference_share] if change else []
-        not_paired = not_paired or why_not
+    seeds, not_alike = [*afters][:1] or [first.cell.training.seed], None
+    try:
+        right_answers([*afters.values(), *(befores[seed] for seed in afters if seed in befores)], task)
+        seeds = [*afters] or seeds
+    except UsageError as error:
+        not_alike = str(error) if len(afters) > 1 else None
+    befores, afters = ({seed: each[seed] for seed in seeds if seed in each} for each in (befores, afters))
+    change, why_not = pair(afters, befores, task)
     either = evaluation(first, task, "after") or evaluation(first, task, "before")
     assert either is not None  # noqa: S101 - the task was taken from this run's readings
     return Accuracy(
@@ -174,21 +168,14 @@ def _accuracy(runs: Sequence[Record], task: str) -> Accuracy:
         instrument=either.instrument,
         num_fewshot=either.num_fewshot,
         items=len(either.items),
-        seeds=tuple(afters or befores) or (first.cell.training.seed,),
+        seeds=tuple(afters or befores or seeds),
         before_seeds=_shares(befores),
         after_seeds=_shares(afters),
-        change_seeds=mean_over_seeds(changes) if changes else None,
         before_error=_error(befores, task),
         after_error=_error(afters, task),
         change=change,
-        not_paired=not_paired,
+        not_paired=not_alike or why_not,
     )
-
-
-def _right_share(after: EvaluationReading, before: EvaluationReading) -> float:
-    """Return the change as a quotient of whole numbers, so that equal changes are equal."""
-    right = (sum(item.correct for item in reading.items) for reading in (after, before))
-    return (next(right) - next(right)) / len(after.items)
 
 
 def _shares(readings: Readings) -> SeedMean | None:

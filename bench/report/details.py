@@ -39,7 +39,6 @@ from bench.report.text import (
     table_of,
     words,
 )
-from bench.stats.paired import Paired
 from bench.stats.trend import SIGNIFICANCE, SMALLEST_DRIFT_SHARE, Trend
 
 _Name = Callable[[Measured], str]
@@ -158,25 +157,23 @@ def _after(result: Accuracy) -> str:
 
 
 def _change(result: Accuracy) -> str:
-    if result.change is not None:
-        return _paired(result.change.difference_share, result.change)
-    found = result.change_seeds
-    if found is None or found.p_value is None:
-        return NOT_MEASURED if found is None else points(found.mean)
-    return f"{points(found.mean)} ({interval(found.low, found.high).removesuffix(' %')})"
+    one = result.change
+    if one is None or len(one.seeds) == 1:
+        return _paired(one)
+    spread = interval(one.difference.low, one.difference.high).removesuffix(" %")
+    return points(one.share) if one.p_value is None else f"{points(one.share)} ({spread})"
 
 
 def _against_full(line: _Line) -> str:
-    if line.row.kind == "full":
-        return NOT_APPLICABLE
     full = line.row.against_full
-    one = full.accuracy(line.one.task) if full else None
-    return NOT_MEASURED if one is None else _paired(one.share, one)
+    return NOT_APPLICABLE if line.row.kind == "full" else _paired(full and full.accuracy(line.one.task))
 
 
-def _paired(difference_share: float, one: Paired | AccuracyDifference) -> str:
+def _paired(one: AccuracyDifference | None) -> str:
+    if one is None:
+        return NOT_MEASURED
     p = "the same in all seeds" if one.p_value is None else p_value(one.p_value)
-    return f"{points(difference_share)} ({one.gained}, {one.lost}), {p}"
+    return f"{points(one.share)} ({one.gained}, {one.lost}), {p}"
 
 
 def _if_known(write: Callable[..., str]) -> Callable[..., str]:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import betainc, gammaln, ndtr, ndtri, stdtrit
 
 from bench.errors import UsageError
-from bench.records.records import EvaluationItem, EvaluationReading
+from bench.records.records import EvaluationItem
 from bench.stats.sequential import PASS, REGRESSION, UNDECIDED
 from bench.stats.trend import Floats
 
@@ -70,21 +70,6 @@ def pair_items(first: Sequence[EvaluationItem], second: Sequence[EvaluationItem]
         if new.correct != old.correct:
             gained, lost = gained + new.correct, lost + old.correct
     return Paired(items=len(common), unmatched=len(before.keys() ^ after.keys()), gained=gained, lost=lost)
-
-
-def try_pair(
-    first: EvaluationReading | None, second: EvaluationReading | None
-) -> tuple[Paired | None, str | None]:
-    """Return the pairing, or None and the sentence that says why there is none.
-
-    A reading that is not there needs no sentence: the table shows that it is missing.
-    """
-    if first is None or second is None:
-        return None, None
-    try:
-        return pair_items(first.items, second.items), None
-    except UsageError as error:
-        return None, str(error)
 
 
 def drop_p_value(lost: Floats, gained: Floats) -> Floats:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from bench.compare.accuracy import mean_over_seeds
+from bench.compare.accuracy import mean_over_seeds, pair
 from bench.compare.comparison import compare, measure
 from bench.report.pages import render_markdown
 from bench.scenario.types import FullMethod
-from records_factory import make_environment, make_steps
+from records_factory import make_environment, make_evaluation, make_steps
 from seeds_factory import make_run, one_measured, right
 
 T_OF_TWO = 4.302653  # 97.5 % point of Student's t with two degrees of freedom, from a table
@@ -72,9 +72,10 @@ def test_accuracy_states_both_errors() -> None:
     row = one_measured([make_run(seed, right(16 + seed), before=right(5)) for seed in range(3)])
     found = row.accuracy("held-out")
     assert found is not None
-    after, change = found.after_seeds, found.change_seeds
+    after = found.after_seeds
     assert after is not None
-    assert change is not None
+    assert found.change is not None
+    change = found.change.difference
     assert ((0, 1, 2), 20, 0.25) == (found.seeds, found.items, found.before)
     assert pytest.approx((0.85, 0.85 - T_OF_TWO * 0.05 / 3**0.5)) == (after.mean, after.low)
     assert pytest.approx((0.60, 0.60 + T_OF_TWO * 0.05 / 3**0.5)) == (change.mean, change.high)
@@ -132,3 +133,11 @@ def test_seeds_are_one_row_with_full_fine_tuning_paired_by_seed() -> None:
     assert one is not None
     assert pytest.approx(4 / 60) == one.share
     assert ((0, 1, 2), 2) == (one.seeds, one.methods)
+
+
+def test_a_refusal_can_be_kept_as_a_sentence() -> None:
+    """A report shows the reason instead of ending; a reading that is not there needs none."""
+    first, second = make_evaluation("before", [True]), make_evaluation("after", [True], task="another")
+    paired, reason = pair({0: second}, {0: first}, "held-out")
+    assert (None, True) == (paired, str(reason).startswith("question 0 is not the same"))
+    assert (None, None) == pair({0: second}, {}, "held-out")

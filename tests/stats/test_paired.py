@@ -18,7 +18,6 @@ from bench.stats.paired import (
     drop_p_value,
     dunnett_critical,
     pair_items,
-    try_pair,
 )
 from bench.stats.sequential import DECISIONS
 from bench.stats.trend import Floats
@@ -68,14 +67,6 @@ def test_nothing_in_common_is_refused() -> None:
     """Two sets of different ids cannot be paired."""
     with pytest.raises(UsageError, match="no question in common"):
         pair_items(_items([True])[:0], _items([True]))
-
-
-def test_a_refusal_can_be_kept_as_a_sentence() -> None:
-    """A report shows the reason instead of ending."""
-    first, second = make_evaluation("before", [True]), make_evaluation("after", [True], task="another")
-    paired, reason = try_pair(first, second)
-    assert (None, True) == (paired, str(reason).startswith("question 0 is not the same"))
-    assert (None, None) == try_pair(None, second)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
