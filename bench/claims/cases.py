@@ -1,17 +1,11 @@
 """What claims are judged by: measured, published and predicted cells in one form, and which pair up."""
 
-import math
 import statistics
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from operator import attrgetter
+from functools import cached_property
 from typing import Any, Final, Literal
 
-import numpy as np
-from scipy.special import stdtrit
-
-from bench.compare.accuracy import CONFIDENCE
 from bench.compare.comparison import measure
 from bench.compare.measured import Measured, without_seed
 from bench.metrics import TENSORS
@@ -23,7 +17,6 @@ from bench.scenario.catalogue import Architecture, architecture_of
 from bench.scenario.cell import HOW_IT_LEARNS, Cell
 
 Instrument = Literal["measured CPU", "measured GPU", "published", "predicted"]
-Unit = Literal["share", "fold", "bytes", "count", "tokens/s", "bits", "points", "times the tolerance"]
 Scalar = str | int | float | bool
 Where = dict[str, Scalar | tuple[Scalar, ...]]
 
@@ -34,17 +27,6 @@ _PARTS: Final = ("model", "method", "data", "training", "window", "evaluation")
 _NOT_PAIRED_BY: Final = {"device", "model", "method", "window", "evaluation", "training.seed", *HOW_IT_LEARNS}
 _ADAPTERS_MAY_DIFFER: Final = {"method.kind", "method.name", "method.alpha"}
 _BASE: Final = {"method.kbit_preparation"}  # all that LoRA's and QLoRA's bases have in common
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number with its name and unit; an interval where there is one."""
-
-    name: str
-    unit: Unit
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,136 +211,3 @@ def _same_adapter(first: Case, second: Case, free: Collection[str]) -> bool:
     common = (first.fields.keys() & second.fields.keys()) - apart
     method = [path for path in common if path.startswith("method.")]
     return "full" in kinds or all(first.fields[path] == second.fields[path] for path in method)
-
-
-# A value and what it was computed from; None where it is not known.
-_Found = tuple[float, list[Figure]] | None
-
-
-def quantity_of(name: str, cells: Sequence[Case]) -> tuple[Figure, list[Figure]] | None:
-    """Return a quantity of a cell or of two, of speed with an interval, and what it was computed from."""
-    unit, measure_it = QUANTITIES["value" if len(cells) == 1 else "pair"][name]
-    if (found := measure_it(*cells)) is None:
-        return None
-    interval = ratio_interval(*(case.speeds for case in cells)) if name == "speed" else (None, None)
-    return Figure(name, unit, found[0], *interval), found[1]
-
-
-def _trained(of: Callable[[int, int], float], case: Case) -> _Found:
-    trained, every = case.trainable, case.parameters
-    if not trained or not every:
-        return None
-    return of(trained, every), [
-        Figure("parameters trained", "count", trained),
-        Figure("parameters", "count", every),
-    ]
-
-
-def _needed_on_any(case: Case) -> _Found:
-    """Return the top of the reserved band with the largest context of the cards that it was judged for."""
-    needed = [card.needed_bytes for _, card in case.cards]
-    return (max(needed), [Figure("allocated at the peak", "bytes", case.peak_bytes or 0)]) if needed else None
-
-
-def _adapter_bits(case: Case) -> _Found:
-    """Return bits as read from the saved adapter where there is one, else as the cell says."""
-    method, facts = case.cell.method, case.measured.facts if case.measured else None
-    if method.kind == "full":
-        return None
-    if facts and facts.adapter_file_bytes and case.trainable:
-        # The file has a header of some kilobytes, so that whole bytes a parameter are meant.
-        bits = 8 * round(facts.adapter_file_bytes / case.trainable)
-        size = Figure("saved adapter", "bytes", facts.adapter_file_bytes)
-        return bits, [size, Figure("parameters trained", "count", case.trainable)]
-    return 8 * DTYPE_BYTES[case.cell.training.dtype if method.adapter_dtype == "weights" else "fp32"], []
-
-
-def _compute_bits(case: Case) -> _Found:
-    method = case.cell.method
-    return (8 * DTYPE_BYTES[method.compute_dtype], []) if method.kind == "qlora" else None
-
-
-def _merge_change(case: Case) -> _Found:
-    """Return the largest change of a logit over runs, in units of what rounding may do."""
-    if not case.measured or not (merge := case.measured.merge):
-        return None
-    change, tolerated = merge.worst_share, merge.tolerated_share
-    return change / tolerated, [
-        Figure("largest change", "share", change),
-        Figure("tolerated", "share", tolerated),
-    ]
-
-
-def _sizes(
-    name: str, read: Callable[[Case], int | None], of: Callable[[int, int], float], *cells: Case
-) -> _Found:
-    ours, theirs = map(read, cells)
-    return (of(ours, theirs), both(name, ours, theirs)) if ours and theirs else None
-
-
-def _state_bits(subject: Case, reference: Case) -> _Found:
-    """Return how many bits less the constants of quantisation take a parameter that can be quantised."""
-    parameters = subject.quantisable_parameters
-    saved = _state(lambda ours, theirs: theirs - ours, subject, reference)
-    if not saved or not parameters:
-        return None
-    return 8 * saved[0] / parameters, [
-        *saved[1],
-        Figure("parameters outside embeddings", "count", parameters),
-    ]
-
-
-def _speed(subject: Case, reference: Case) -> _Found:
-    ours, theirs = subject.speeds, reference.speeds
-    if not ours or not theirs:
-        return None
-    ratio = statistics.geometric_mean(ours) / statistics.geometric_mean(theirs)
-    return ratio, both("speed", statistics.median(ours), statistics.median(theirs), "tokens/s")
-
-
-def both(name: str, ours: float, theirs: float, unit: Unit = "bytes") -> list[Figure]:
-    """Return one number of the subject and of the reference."""
-    return [Figure(name, unit, ours), Figure(f"{name}, reference", unit, theirs)]
-
-
-_peak = partial(_sizes, "peak", attrgetter("peak_bytes"))
-_loaded = partial(_sizes, "once loaded", attrgetter("loaded_bytes"))
-_state = partial(_sizes, "state", attrgetter("quantisation_state_bytes"))
-_Measure = tuple[Unit, Callable[..., _Found]]
-QUANTITIES: dict[str, dict[str, _Measure]] = {
-    "value": {
-        "parameters trained": ("count", partial(_trained, lambda trained, _: trained)),
-        "share of parameters trained": ("share", partial(_trained, lambda trained, every: trained / every)),
-        "times fewer parameters trained": ("fold", partial(_trained, lambda trained, every: every / trained)),
-        "memory needed on a card": ("bytes", _needed_on_any),
-        "bits of an adapter's parameter": ("bits", _adapter_bits),
-        "bits that products are computed in": ("bits", _compute_bits),
-        "change of the largest logit": ("times the tolerance", _merge_change),
-    },
-    "pair": {
-        "less peak memory": ("share", partial(_peak, lambda ours, theirs: 1 - ours / theirs)),
-        "more peak memory": ("share", partial(_peak, lambda ours, theirs: ours / theirs - 1)),
-        "times less peak memory": ("fold", partial(_peak, lambda ours, theirs: theirs / ours)),
-        "times less memory once loaded": ("fold", partial(_loaded, lambda ours, theirs: theirs / ours)),
-        "bits of quantisation state saved": ("bits", _state_bits),
-        "speed": ("fold", _speed),
-    },
-}
-"""Units of what a cell has, or what two give together, and how it is read."""
-
-
-def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Return a 95 % interval of the ratio of two geometric means (Welch 1947, Biometrika 34:28).
-
-    None where either side has fewer than two runs.
-    """
-    sizes = np.array([len(ours), len(theirs)])
-    if sizes.min() < 2:  # noqa: PLR2004 - a spread takes two
-        return None, None
-    logs = [np.log(side) for side in (ours, theirs)]
-    errors = np.array([side.var(ddof=1) for side in logs]) / sizes
-    half, difference = 0.0, float(logs[0].mean() - logs[1].mean())
-    if errors.any():
-        freedom = errors.sum() ** 2 / (errors**2 / (sizes - 1)).sum()
-        half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(errors.sum()))
-    return math.exp(difference - half), math.exp(difference + half)

@@ -1,18 +1,23 @@
-"""Claims judged: records, plans and published measurements are read, and weighed claim by claim."""
+"""Claims judged: records, plans and published measurements are read, and weighed claim by claim.
+
+A verdict has its evidence, and the boundary where evidence is divided.
+"""
 
 import tomllib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from importlib.resources import files
+from itertools import combinations
+from operator import and_, eq, ge, le, ne
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
-from bench.claims.cases import Case, cases_of_plan, cases_of_published, cases_of_records
-from bench.claims.findings import Evidence, Finding, Verdict, conclude, overall
+from bench.claims.cases import Case, Scalar, cases_of_plan, cases_of_published, cases_of_records
+from bench.claims.evidence import Evidence
 from bench.claims.rules import PairRule, Rule
 from bench.errors import UsageError
 from bench.records.predictions import is_plan, read_plan
@@ -20,6 +25,16 @@ from bench.records.published import shipped_rows
 from bench.records.store import load_records
 from bench.scenario.types import Frozen
 
+Verdict = Literal["holds", "holds conditionally", "contradicted", "untestable"]
+Relation = Literal["at least", "at most", "is", "is not"]
+Labelled = tuple[Mapping[str, Scalar], bool]
+Conjunction = tuple["Condition", ...]
+
+MOST_CONDITIONS: Final = 3
+MOST_ALTERNATIVES: Final = 3
+# A statement of several parts is as good as its worst part; what was not tested is worse than what holds.
+_WORST_FIRST: tuple[Verdict, ...] = ("contradicted", "holds conditionally", "untestable", "holds")
+_RELATIONS = {"at least": ge, "at most": le, "is": eq, "is not": ne}
 _NOTHING = "no record and no prediction given here has such cells"
 _AT_REST = "several runs of both on an idle machine"
 
@@ -108,6 +123,137 @@ def read_cases(paths: Sequence[Path]) -> tuple[tuple[Case, ...], tuple[str, ...]
         for case in cases:
             found.setdefault((case.cell.digest, case.place, case.instrument), case)
     return (*found.values(), *cases_of_published(shipped_rows())), tuple(problems)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One setting and what it has to be."""
+
+    setting: str
+    relation: Relation
+    value: Scalar
+
+    def is_met(self, settings: Mapping[str, Scalar]) -> bool:
+        """Tell whether settings meet it; those that lack this one do not."""
+        value = settings.get(self.setting)
+        return value is not None and bool(_RELATIONS[self.relation](value, self.value))
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Alternatives, each of conditions that have to be met together; all rows that meet one agree.
+
+    ``covered`` is how many of the ``agreeing`` rows meet one of them. Where that is all, the boundary is
+    exact; else the others agree as well and few settings do not tell why.
+    """
+
+    alternatives: tuple[Conjunction, ...]
+    covered: int
+    agreeing: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether the alternatives are met by all agreeing rows, and by no other."""
+        return self.covered == self.agreeing
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on one part of a claim. ``beside`` are models that the claim is not about.
+
+    ``disturbed_runs`` counts the runs whose speed was left out.
+    """
+
+    part: str
+    verdict: Verdict
+    deciding: tuple[Evidence, ...]
+    beside: tuple[Evidence, ...] = ()
+    boundary: Boundary | None = None
+    needs: str = ""
+    disturbed_runs: int = 0
+
+
+def conclude(
+    part: str, deciding: Sequence[Evidence], beside: Sequence[Evidence], needs: str, disturbed_runs: int = 0
+) -> Finding:
+    """Return the verdict that rows of evidence come to, with the boundary where they are divided."""
+    told = [(row.settings, row.agrees) for row in deciding if row.agrees is not None]
+    yes, no = ({agrees for _, agrees in told} >= {wanted} for wanted in (True, False))
+    undivided: Verdict = "holds" if yes else "contradicted" if no else "untestable"
+    verdict: Verdict = "holds conditionally" if yes and no else undivided
+    boundary = find_boundary(told) if yes and no else None
+    return Finding(part, verdict, tuple(deciding), tuple(beside), boundary, needs, disturbed_runs)
+
+
+def overall(findings: Sequence[Finding], combine: Literal["all", "any"] = "all") -> Verdict:
+    """Return the verdict on a claim from those on its parts.
+
+    Of parts that all have to hold the worst counts. Of readings of which any may be meant, those that could
+    be tested count; where they differ, the claim holds only if the right one is meant.
+    """
+    verdicts = {finding.verdict for finding in findings}
+    if combine == "any":
+        told = verdicts - {"untestable"} or verdicts
+        return told.pop() if len(told) == 1 else "holds conditionally"
+    return min(verdicts, key=_WORST_FIRST.index)
+
+
+def find_boundary(rows: Sequence[Labelled]) -> Boundary:
+    """Return conditions under which all rows agree: at most three alternatives of at most three conditions.
+
+    Each alternative is the one that covers most of the rows that are left; one more condition is taken only
+    where it covers more. Of two that cover the same, the settings that stand first in the rows win.
+    """
+    yes, no = (
+        sum(1 << index for index, (_, agrees) in enumerate(rows) if agrees is wanted)
+        for wanted in (True, False)
+    )
+    masks = _candidates([settings for settings, _ in rows], yes)
+    left, alternatives = yes, list[Conjunction]()
+    while left and len(alternatives) < MOST_ALTERNATIVES and (found := _widest(masks, left, no)):
+        alternatives.append(found[0])
+        left &= ~found[1]
+    agreeing = yes.bit_count()
+    return Boundary(tuple(alternatives), covered=agreeing - left.bit_count(), agreeing=agreeing)
+
+
+def _widest(masks: Mapping[int, Condition], wanted: int, no: int) -> tuple[Conjunction, int] | None:
+    """Return the conjunction that most of the wanted rows meet and none of the others, and who meets it."""
+    best, best_count = None, 0
+    # Stable: among equals, as they stand in the rows.
+    ordered = sorted(masks.items(), key=lambda one: -(one[0] & wanted).bit_count())
+    for size in range(1, MOST_CONDITIONS + 1):
+        # More conditions are met by no more rows than the last of them alone.
+        enough = [one for one in ordered if (one[0] & wanted).bit_count() > best_count]
+        for chosen in combinations(enough, size):
+            met = reduce(and_, (mask for mask, _ in chosen))
+            count = (met & wanted).bit_count()
+            if count > best_count and not met & no:
+                best, best_count = (tuple(condition for _, condition in chosen), met), count
+    return best
+
+
+def _candidates(rows: Sequence[Mapping[str, Scalar]], yes: int) -> dict[int, Condition]:
+    """Return each condition on one setting that some agreeing rows meet and not all; a bit is a row."""
+    found: dict[int, Condition] = {}
+    for name in dict.fromkeys(name for settings in rows for name in settings):
+        values = list(dict.fromkeys(settings[name] for settings in rows if name in settings))
+        for relation, value in _relations(values):
+            condition = Condition(name, relation, value)
+            mask = sum(1 << index for index, settings in enumerate(rows) if condition.is_met(settings))
+            if mask & yes and mask != (1 << len(rows)) - 1:
+                found.setdefault(mask, condition)  # what says the same of all rows is asked once
+    return found
+
+
+def _relations(values: Sequence[Scalar]) -> Iterator[tuple[Relation, Scalar]]:
+    numbers = sorted(one for one in values if isinstance(one, int | float) and not isinstance(one, bool))
+    if numeric := len(numbers) == len(values):
+        yield from (("at least", value) for value in numbers[1:])
+        yield from (("at most", value) for value in numbers[:-1])
+    yield from (("is", value) for value in (numbers if numeric else values))
+    if len(values) > 2 and not numeric:  # noqa: PLR2004 - of two values, not one is the other
+        yield from (("is not", value) for value in values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,18 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.claims.cases import Figure, Scalar, Unit
-from bench.claims.findings import Conjunction, Evidence, Finding, Outcome, Verdict
-from bench.claims.judge import ClaimVerdict, committed_paths, judge_claims, read_cases, shipped_claims
+from bench.claims.cases import Scalar
+from bench.claims.evidence import Evidence, Figure, Outcome, Unit
+from bench.claims.judge import (
+    ClaimVerdict,
+    Conjunction,
+    Finding,
+    Verdict,
+    committed_paths,
+    judge_claims,
+    read_cases,
+    shipped_claims,
+)
 from bench.errors import UsageError
 from bench.report.text import (
     GIBIBYTES,

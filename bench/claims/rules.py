@@ -1,4 +1,4 @@
-"""The tests of claims, as data that a catalogue names: each judges cases, and gives rows of evidence."""
+"""The tests of claims, as data that a catalogue names: each looks at cases, and gives rows of evidence."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,8 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from bench.claims.cases import QUANTITIES, Case, Figure, Where, both, like_pairs, quantity_of
-from bench.claims.findings import Evidence, Outcome, evidence_of
+from bench.claims.cases import Case, Where, like_pairs
+from bench.claims.evidence import QUANTITIES, Evidence, Figure, Outcome, both, evidence_of, quantity_of
 from bench.compare.accuracy import CONFIDENCE, AccuracyDifference
 from bench.compare.studies import differences_over_seeds
 from bench.errors import UsageError
@@ -43,6 +43,16 @@ class _Rule(Frozen):
     def _rows(self, cells: Cells, cases: Sequence[Case]) -> Iterator[Evidence]:
         """Yield what one of these says; ``cases`` are all that there are."""
         raise NotImplementedError
+
+
+class _Alone(_Rule):
+    """Cells, each for itself."""
+
+    where: Where = Field(description="Dotted fields of a cell, and the value or values they may have.")
+
+    def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
+        """Return each cell that is meant."""
+        return [(case,) for case in cases if case.matches(self.where)]
 
 
 class Compared(_Rule):
@@ -92,15 +102,10 @@ class _Bounds(_Rule):
         yield evidence_of(cells, figure, basis, agrees=agrees, free=self.freed)
 
 
-class ValueRule(_Bounds):
+class ValueRule(_Bounds, _Alone):
     """A number of one cell lies within bounds."""
 
     kind: Literal["value"]
-    where: Where = Field(description="Dotted fields of a cell, and the value or values they may have.")
-
-    def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
-        """Return each cell that is meant."""
-        return [(case,) for case in cases if case.matches(self.where)]
 
 
 class PairRule(_Bounds, Compared):
@@ -134,16 +139,11 @@ class LeverRule(_Rule):
             yield evidence_of(cells, *found, agrees=found[0].value >= self.at_least)
 
 
-class FitsRule(_Rule):
+class FitsRule(_Alone):
     """A cell fits on each card of so much memory, as sold; too close to call is inconclusive."""
 
     kind: Literal["fits"]
-    where: Where
     card_gib: tuple[int, ...]
-
-    def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
-        """Return each cell that is meant."""
-        return [(case,) for case in cases if case.matches(self.where)]
 
     def _rows(self, cells: Cells, _cases: Sequence[Case]) -> Iterator[Evidence]:
         """Yield a row for each card of one of the sizes."""

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bench.claims.cases import Case, Figure, cases_of_plan, cases_of_records, ratio_interval
-from bench.claims.findings import Evidence, conclude, evidence_of, overall
-from bench.claims.judge import judge_claim, shipped_claims
+from bench.claims.cases import Case, cases_of_plan, cases_of_records
+from bench.claims.evidence import Evidence, Figure, evidence_of, ratio_interval
+from bench.claims.judge import conclude, judge_claim, overall, shipped_claims
 from bench.metrics import MERGE_TOLERANCES
 from bench.records.predictions import Plan, PlannedCell
 from bench.records.records import Measurement, MergeCheck

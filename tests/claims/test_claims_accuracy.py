@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from bench.claims.cases import Figure, cases_of_records
-from bench.claims.findings import Finding
-from bench.claims.judge import judge_claim
+from bench.claims.cases import cases_of_records
+from bench.claims.evidence import Figure
+from bench.claims.judge import Finding, judge_claim
 from bench.claims.page import sentence
 from bench.claims.rules import AccuracyRule
 from bench.compare.studies import studies

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.claims.findings import Boundary, Condition, find_boundary
+from bench.claims.judge import Boundary, Condition, find_boundary
 
 
 def condition(setting: str, relation: Any, value: float | str) -> Condition:
