@@ -48,6 +48,7 @@ class _Rule(Frozen):
 class _Alone(_Rule):
     """Cells, each for itself."""
 
+    kind: Literal["value", "fits"]
     where: Where = Field(description="Dotted fields of a cell, and the value or values they may have.")
 
     def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
@@ -102,7 +103,7 @@ class _Bounds(_Rule):
         yield evidence_of(cells, figure, basis, agrees=agrees, free=self.freed)
 
 
-class ValueRule(_Bounds, _Alone):
+class ValueRule(_Alone, _Bounds):
     """A number of one cell lies within bounds."""
 
     kind: Literal["value"]
