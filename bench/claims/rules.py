@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from bench.claims.cases import Case, Where, like_pairs
 from bench.claims.evidence import QUANTITIES, Evidence, Figure, Outcome, both, evidence_of, quantity_of
 from bench.compare.accuracy import CONFIDENCE, AccuracyDifference
-from bench.compare.studies import differences_over_seeds
+from bench.compare.comparison import differences_over_seeds
 from bench.errors import UsageError
 from bench.metrics import GIB
 from bench.records.predictions import CardFit

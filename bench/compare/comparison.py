@@ -1,19 +1,29 @@
 """From records to measured cells: grouped by cell and environment, each set against full fine-tuning.
 
+Studies set methods over several seeds against one of them; levers are pulled one at a time on a plain method.
 Nothing is shown here. A number that cannot be had is None, and a caveat or ``no_reference`` says why.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
+from typing import NamedTuple
 
 from bench.compare import grouped
+from bench.compare.accuracy import AccuracyDifference
+from bench.compare.accuracy import differences as accuracy_differences
 from bench.compare.caveats import EnvironmentGroup, differences, environments_of
 from bench.compare.highlights import Frontier, Highlights, frontiers, groups
-from bench.compare.measured import Measured
+from bench.compare.measured import Contrast, Measured
 from bench.errors import UsageError
+from bench.metrics import TENSORS
 from bench.records.records import Outcome, Record
+
+_PLAIN = {"full": "full", "lora": "lora", "qlora": "lora"}
+_ALWAYS_SAID = {"quantisation", "double_quantisation"}
+IDLE_SHARE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,3 +111,144 @@ def _against(one: Measured, fulls: Sequence[Measured]) -> Measured:
         return replace(one, reference=full)
     ended = f"full fine-tuning ended as {fulls[0].outcome}" if fulls else None
     return replace(one, no_reference=ended or "full fine-tuning was not run alike")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One evaluation task of one setting; ``environment`` is a letter where records come from several.
+
+    ``against`` holds by key each method's difference from the reference, where seeds can be paired.
+    """
+
+    environment: str | None
+    task: str
+    reference: Measured
+    levels: tuple[Measured, ...]
+    against: Mapping[str, AccuracyDifference]
+
+    @property
+    def differences(self) -> tuple[tuple[Measured, AccuracyDifference], ...]:
+        """Every level with its difference from the reference, where there is one."""
+        return tuple((level, self.against[level.key]) for level in self.levels if level.key in self.against)
+
+    @property
+    def design(self) -> AccuracyDifference | None:
+        """A difference that has an interval, for what all of them share: one variance, and so one width."""
+        return next((one for one in self.against.values() if one.difference.half_width is not None), None)
+
+
+def studies(records: Sequence[Record], reference: str) -> tuple[Study, ...]:
+    """Return a study for each setting and task; ``reference`` is the method the others are set against.
+
+    Raises UsageError where a setting lacks that method, or where its runs were asked different questions.
+    """
+    rows = measure(records)
+    several = len({row.environment for row in rows}) > 1
+    found: list[Study] = []
+    for levels in grouped(rows, lambda row: row.setting).values():
+        base = next((row for row in levels if row.method == reference), None)
+        if base is None:
+            methods = ", ".join(dict.fromkeys(row.method for row in levels))
+            raise UsageError(f"{levels[0].id}: no method {reference} there; choose one of {methods}")
+        found += [
+            Study(
+                environment=base.environment if several else None,
+                task=task,
+                reference=base,
+                levels=tuple(levels),
+                against=differences_over_seeds(levels, base, task),
+            )
+            for task in dict.fromkeys(one.task for row in levels for one in row.accuracies)
+        ]
+    return tuple(found)
+
+
+def differences_over_seeds(
+    rows: Sequence[Measured], reference: Measured, task: str
+) -> dict[str, AccuracyDifference]:
+    """Return every other cell's difference from the reference over seeds, by key.
+
+    Raises UsageError where they were asked different questions, or are not of one setting.
+    """
+    for row in rows:
+        if row.setting != reference.setting:
+            raise UsageError(
+                f"{row.id} and {reference.id} differ in more than the method (model, data, training or "
+                "machine); set methods of one setting against each other"
+            )
+    everyone = {row.key: row for row in (reference, *rows)}
+    names = ", ".join(row.id for row in everyone.values())
+    answers = {key: row.answers(task) for key, row in everyone.items()}
+    return accuracy_differences(answers, reference.key, task, names)
+
+
+def _moving(asked: Callable[[float], bool]) -> "cached_property[tuple[Contrast, ...]]":
+    """Return, as a property, the levers that move the peak of tensors as asked, from least to most."""
+
+    def effects(found: "Levers") -> tuple[Contrast, ...]:
+        tensors = TENSORS[found.baseline.device]
+        shares = [(share, one) for one in found.effects if (share := one.memory_share(tensors)) is not None]
+        return tuple(one for share, one in sorted(shares, key=itemgetter(0)) if asked(share))
+
+    return cached_property(effects)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levers:
+    """A plain method and every lever pulled on it: cells set against the method named after their kind.
+
+    The plain methods are ``full`` and ``lora``; adapters over any base are set against ``lora``.
+    """
+
+    baseline: Measured
+    effects: tuple[Contrast, ...]
+
+    saving = _moving(lambda share: share < -IDLE_SHARE)
+    costing = _moving(lambda share: share > IDLE_SHARE)
+    idle = _moving(lambda share: abs(share) <= IDLE_SHARE)
+
+    @property
+    def misses(self) -> tuple[float, ...]:
+        """How far each predicted change is from the one read, in shares of the baseline's peak."""
+        tensors = TENSORS[self.baseline.device]
+        shares = ((one.predicted_share(tensors), one.memory_share(tensors)) for one in self.effects)
+        return tuple(abs(said - read) for said, read in shares if said is not None and read is not None)
+
+
+def levers(comparison: Comparison) -> tuple[Levers, ...]:
+    """Return the levers of each plain method that ended well, by model and environment.
+
+    Raises UsageError when there is no plain method at all.
+    """
+    found = []
+    pulled = [row for row in comparison.rows if row.kind in _PLAIN]
+    for rows in groups(pulled, lambda row: (row.cell.model.name, _PLAIN[row.kind])):
+        plain = _PLAIN[rows[0].kind]
+        base = next((row for row in rows if row.cell.method.name == plain and row.ok), None)
+        if base is not None:
+            effects = tuple(Contrast(row, base) for row in rows if row is not base)
+            found.append(Levers(baseline=base, effects=effects))
+    if not found:
+        names = " or ".join(dict.fromkeys(_PLAIN.values()))
+        raise UsageError(f"no good run of a method named {names}; run the plain method beside the levers")
+    return tuple(found)
+
+
+class Change(NamedTuple):
+    """One field that a lever changes; ``before`` is None where the plain method has no such field."""
+
+    field: str
+    before: object
+    after: object
+
+
+def changes(one: Contrast) -> Iterator[Change]:
+    """Yield every field of method, data and training that is not as in the baseline."""
+    for part in ("method", "data", "training"):
+        holder, plain = getattr(one.measured.cell, part), getattr(one.base.cell, part)
+        for name, field in type(holder).model_fields.items():
+            value, before = getattr(holder, name), getattr(plain, name, None)
+            known = name in type(plain).model_fields
+            differs = value != before if known else value != field.default or name in _ALWAYS_SAID
+            if differs and name != "name":
+                yield Change(name, before, value)

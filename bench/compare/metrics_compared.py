@@ -115,10 +115,11 @@ def not_comparable(policy: MetricPolicy, pair: Pair, reason: str) -> MetricVerdi
 
 def judge_exactly(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[MetricVerdict]:
     """Yield the verdicts on a deterministic metric, of pairs with good runs that have it."""
-    name = policy.metric.name
     for pair in pairs:
-        before = [run.values.get(name) for run in pair.baseline_ok]
-        after = [run.values.get(name) for run in pair.candidate_ok]
+        before, after = (
+            [run.values.get(policy.metric.name) for run in runs]
+            for runs in (pair.baseline_ok, pair.candidate_ok)
+        )
         if any(value is not None for value in (*before, *after)) and before and after:
             yield judge_exact(pair.cell_id, policy, before, after)
 

@@ -3,7 +3,7 @@
 Judges nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -70,7 +70,13 @@ class Pair:
         """Return in one sentence why a metric of cells with runs on both sides cannot be compared, if so."""
         if self._changed is not None:
             return self._changed
-        if relevant := self._relevant_conditions(metric):
+        names: Collection[str] = self._conditions
+        if metric.kind == "paired":
+            names = ()
+        elif metric.kind == "deterministic":
+            names = (*_ANYWHERE, "card") if metric.instrument == "torch allocator" else _ANYWHERE
+        relevant = [text for name, text in self._conditions.items() if name in names]
+        if relevant:
             return f"measured under other conditions: {_listed(relevant)}"
         return self._other_instrument(metric)
 
@@ -80,9 +86,8 @@ class Pair:
         if before.cell is None or after.cell is None:
             return None
         if before.cell is not after.cell and before.cell.digest != after.cell.digest:
-            old, new = dict(_fields(before.cell)), dict(_fields(after.cell))
-            differing = _listed(_differing(old, new, {**old, **new}))
-            return f"the cell itself was changed: {differing}; measure both sides alike"
+            differing = _differing(_fields(before.cell), _fields(after.cell))
+            return f"the cell itself was changed: {_listed([*differing.values()])}; measure both sides alike"
         if before.inputs_digest != after.inputs_digest:
             return "the local files that the cell reads differ; measure both sides with the same"
         return None
@@ -95,15 +100,9 @@ class Pair:
         others = dict.fromkeys(run.conditions for run in self.baseline)
         others.pop(self.candidate[-1].conditions, None)  # the usual case
         for before in map(dict, others):
-            found |= _differing(before, now, [name for name in before if name in now])
+            shared = before.keys() & now.keys()
+            found |= {name: told for name, told in _differing(before, now).items() if name in shared}
         return found
-
-    def _relevant_conditions(self, metric: Metric) -> dict[str, str]:
-        """Return the differing conditions that this metric depends on."""
-        if metric.kind == "deterministic":
-            names = (*_ANYWHERE, "card") if metric.instrument == "torch allocator" else _ANYWHERE
-            return {name: text for name, text in self._conditions.items() if name in names}
-        return {} if metric.kind == "paired" else self._conditions
 
     @cached_property
     def _instruments(self) -> list[set[tuple[tuple[str, str], ...]]]:
@@ -123,35 +122,32 @@ def _read_by_others(name: str, before: object, after: object) -> str:
     return f"read by different instruments: {name} {before} before, {after} now"
 
 
-def _differing(
-    before: Mapping[str, object], after: Mapping[str, object], names: Iterable[str]
-) -> dict[str, str]:
+def _differing(before: Mapping[str, object], after: Mapping[str, object]) -> dict[str, str]:
     """Return by name what is not the same on both sides, with both values."""
 
     def shown(value: object) -> str:
         return "not set" if value is None else str(value)
 
-    pairs = ((name, before.get(name), after.get(name)) for name in names)
+    pairs = ((name, before.get(name), after.get(name)) for name in {**before, **after})
     return {name: f"{name} {shown(old)} before, {shown(new)} now" for name, old, new in pairs if old != new}
 
 
-def _listed(differences: Mapping[str, str]) -> str:
-    shown = list(differences.values())[:_MOST_DIFFERENCES]
-    more = len(differences) - len(shown)
-    return "; ".join(shown) + (f"; and {more} more" if more else "")
+def _listed(differences: Sequence[str]) -> str:
+    more = len(differences) - _MOST_DIFFERENCES
+    return "; ".join(differences[:_MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _fields(cell: Cell) -> Iterator[tuple[str, Any]]:
-    """Yield every field of a cell that counts, by its path."""
+def _fields(cell: Cell) -> dict[str, Any]:
+    """Return every field of a cell that counts, by its path."""
 
     def flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if not isinstance(value, dict):
+        if isinstance(value, dict):
+            for name, part in value.items():
+                yield from flat(part, f"{path}.{name}" if path else name)
+        else:
             yield path, value
-            return
-        for name, part in value.items():
-            yield from flat(part, f"{path}.{name}" if path else name)
 
-    return flat(cell.model_dump(mode="json", exclude={"id", "scenario", "limits"}), "")
+    return dict(flat(cell.model_dump(mode="json", exclude={"id", "scenario", "limits"}), ""))
 
 
 def pair_up(sessions: Sequence[Sequence[RunSummary]], candidate: Sequence[RunSummary]) -> tuple[Pair, ...]:
@@ -210,16 +206,12 @@ def _paired(first: Answers | None, second: Answers | None) -> tuple[Paired | Non
         before, after = getattr(first, name), getattr(second, name)
         if before != after:
             return None, _read_by_others(name, before, after)
+    # Runs that saw the same questions share one object, and their answers are counted as whole numbers.
+    if first.questions is second.questions and first.questions:
+        was, is_now = int.from_bytes(first.correct), int.from_bytes(second.correct)
+        gained, lost = (is_now & ~was).bit_count(), (was & ~is_now).bit_count()
+        return Paired(items=len(first.correct), unmatched=0, gained=gained, lost=lost), None
     try:
-        # Runs that saw the same questions share one object, and their answers are counted as whole numbers.
-        if first.questions is second.questions and first.questions:
-            return _counted(first.correct, second.correct), None
         return pair_items(first.items, second.items), None
     except UsageError as error:
         return None, str(error)
-
-
-def _counted(before: bytes, after: bytes) -> Paired:
-    was, is_now = int.from_bytes(before), int.from_bytes(after)
-    gained, lost = (is_now & ~was).bit_count(), (was & ~is_now).bit_count()
-    return Paired(items=len(before), unmatched=0, gained=gained, lost=lost)

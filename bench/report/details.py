@@ -165,8 +165,10 @@ def _change(result: Accuracy) -> str:
 
 
 def _against_full(line: _Line) -> str:
+    if line.row.kind == "full":
+        return NOT_APPLICABLE
     full = line.row.against_full
-    return NOT_APPLICABLE if line.row.kind == "full" else _paired(full and full.accuracy(line.one.task))
+    return _paired(full.accuracy(line.one.task) if full else None)
 
 
 def _paired(one: AccuracyDifference | None) -> str:

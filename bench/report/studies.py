@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bench.compare import grouped
 from bench.compare.accuracy import Accuracy, AccuracyDifference, SeedMean
-from bench.compare.comparison import compare
+from bench.compare.comparison import IDLE_SHARE, Levers, Study, changes, compare, levers, studies
 from bench.compare.measured import Contrast, Measured
-from bench.compare.studies import IDLE_SHARE, Levers, Study, changes, levers, studies
 from bench.errors import counted
 from bench.metrics import CAPACITY, INSTRUMENT_NAMES, TENSORS, Instrument
 from bench.records.derived_metrics import BUSY_MACHINE, THROTTLED

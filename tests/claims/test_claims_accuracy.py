@@ -10,7 +10,7 @@ from bench.claims.evidence import Figure
 from bench.claims.judge import Finding, judge_claim
 from bench.claims.page import sentence
 from bench.claims.rules import AccuracyRule
-from bench.compare.studies import studies
+from bench.compare.comparison import studies
 from bench.records.readings import Caveat
 from bench.records.records import Record
 from claims_factory import RULE, make_claim

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.compare.studies import differences_over_seeds
+from bench.compare.comparison import differences_over_seeds
 from bench.errors import UsageError
 from bench.stats.paired import dunnett_critical
 from records_factory import make_environment
