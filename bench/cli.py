@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Measure and predict": (run.run, predict.plan, predict.fit),
+    "Measure and predict": (run.run, run.watch, predict.plan, predict.fit),
     "Read results": (report.report, report.table, report.export),
     "Did a change make it worse?": (compare.compare, gate.gate, compare.claims, gate.calibrate),
     "This machine, scenario files, the predictor": (

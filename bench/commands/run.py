@@ -49,6 +49,42 @@ def run(  # noqa: PLR0913 - one parameter for each option
     _run(loaded.cells, options)
 
 
+@command
+def watch(  # noqa: PLR0913 - one parameter for each option
+    script: Sequence[str],
+    *,
+    steps: int = 6,
+    warmup: int = 2,
+    ledger: bool = True,
+    flops: bool = True,
+    timeout_s: float = 3600,
+    results: Path | None = None,
+) -> None:
+    """Measure some steps of a training script of yours, unchanged: bench watch -- python train.py."""
+    from bench.records.messages import ScriptJob
+    from bench.runner import live
+    from bench.runner.scripts import script_of, watch_script
+
+    words = script_of(script)
+    job = ScriptJob(
+        command=words, warmup_steps=warmup, steps=steps, ledger=ledger, flops=flops, timeout_s=timeout_s
+    )
+    folder = results or Path("results") / f"watch-{Path(words[words[0] == '-m']).stem}"
+    console = live.open_console()
+    with live.watch(console) as observe:
+        record = watch_script(job, folder, observe)
+
+    from bench.compare.comparison import compare
+    from bench.report.pages import render_terminal
+
+    console.print(live.outcome_table([record]))
+    console.print(render_terminal(compare([record])))
+    typer.echo(f"Record: {folder}; bench report, compare and table read it")
+    if record.outcome not in ("ok", "oom"):
+        why = record.failure.message if record.failure else record.outcome
+        raise InfrastructureError(f"the script was not measured to the end: {why}")
+
+
 def _run(cells: "Sequence[Cell]", options: "SweepOptions") -> None:
     from bench.report.plan import render_short
     from bench.runner.live import open_console, outcome_table, watch

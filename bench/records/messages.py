@@ -9,7 +9,15 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, TypeAdapter
 
 from bench.records.predictions import Prediction, Refusal
-from bench.records.readings import AllocatorSnapshot, Caveat, Count, PagedMemory, Stored, TorchSettings
+from bench.records.readings import (
+    AllocatorSnapshot,
+    Caveat,
+    Count,
+    PagedMemory,
+    Positive,
+    Stored,
+    TorchSettings,
+)
 from bench.records.records import (
     DeviceFacts,
     EvaluationReading,
@@ -87,6 +95,13 @@ class PredictionMade(Said):
     answer: Prediction | Refusal
 
 
+class CellSeen(Said):
+    """What a watched script trains, as far as it was seen; the last one said counts."""
+
+    type: Literal["cell_seen"] = "cell_seen"
+    cell_json: str
+
+
 class Heartbeat(Said):
     """The worker's interpreter still turns."""
 
@@ -108,7 +123,7 @@ class Failed(Said):
 
 
 Message = Annotated[
-    PhaseStarted | Mark | ReadingMade | PredictionMade | Heartbeat | Finished | Failed,
+    PhaseStarted | Mark | ReadingMade | PredictionMade | CellSeen | Heartbeat | Finished | Failed,
     Field(discriminator="type"),
 ]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
@@ -154,6 +169,21 @@ class CellJob(Stored):
     turns: StepTurns | None = Field(None, description="None where the run has the machine for itself.")
 
 
+class ScriptJob(Stored):
+    """Run a user's script, unchanged, until it has made so many steps: ``SCRIPT ARGS`` or ``-m MODULE ARGS``.
+
+    After the first step come those of the warm-up, the timed ones, two under the ledger, one for the FLOPs.
+    """
+
+    job: Literal["script"] = "script"
+    command: tuple[str, ...] = Field(min_length=1)
+    warmup_steps: Count = 2
+    steps: Positive = 5
+    ledger: bool = True
+    flops: bool = True
+    timeout_s: float = 3600
+
+
 class PlanJob(Stored):
     """Predict the memory of cells with different ids on one platform, as a ``PredictionMade`` each.
 
@@ -167,4 +197,4 @@ class PlanJob(Stored):
     reuse_ranges: bool = False
 
 
-Job = Annotated[ProbeJob | FetchJob | CellJob | PlanJob, Field(discriminator="job")]
+Job = Annotated[ProbeJob | FetchJob | CellJob | ScriptJob | PlanJob, Field(discriminator="job")]

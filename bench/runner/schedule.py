@@ -190,6 +190,10 @@ def inputs_digest(cell: Cell) -> str | None:
     contents = [Path(cell.data.path)] if isinstance(cell.data, JsonlData) else []
     if cell.loop.is_function:
         contents += _sources(cell.loop.driver.partition(":")[0])
+    if cell.loop.driver == "script":
+        first, *rest = cell.loop.args["command"]
+        beside = Path(first).parent.glob("*.py")
+        contents += _sources(rest[0]) if first == "-m" else sorted({Path(first), *beside})
     if not contents and cell.model.path is None:
         return None
     digest = hashlib.sha256()

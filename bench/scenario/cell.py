@@ -128,7 +128,7 @@ class Cell(Frozen):
 def contradictions(cell: Cell) -> list[Problem]:
     """Return every contradiction between the fields of a cell."""
     of_method = _of_peft(cell, cell.method) if cell.method.kind == "peft" else _of_adapter(cell.method)
-    return [*_of_training(cell), *_of_data(cell), *of_method, *_of_loop(cell)]
+    return [*_of_training(cell), *_of_data(cell), *of_method, *_of_loop(cell), *_of_script(cell)]
 
 
 def peft_type(name: str) -> str:
@@ -190,7 +190,7 @@ def _of_loop(cell: Cell) -> Iterator[Problem]:
         return
     if cell.window.merge_check:
         yield "window", "merge_check", "is for the window's own loop; set it to false"
-    if loop.is_function:
+    if loop.is_function or loop.driver == "script":
         return
     for name in sorted(_SET_BY_LEVERS.keys() & loop.args.keys()):
         yield "loop", "args", f"may not hold {name}; set {_SET_BY_LEVERS[name]}, as for every loop"
@@ -205,9 +205,19 @@ def _of_loop(cell: Cell) -> Iterator[Problem]:
         yield "data", "attention_mask", message
 
 
+def _of_script(cell: Cell) -> Iterator[Problem]:
+    """Refuse what only a watched script can be, in cells that come from a scenario: those have other data."""
+    if cell.data.source == "script":
+        return
+    if cell.loop.driver == "script":
+        yield "loop", "driver", "script stands in what bench watch records; choose another, or run that"
+    if cell.training.optimizer == "unlisted":
+        yield "training", "optimizer", "unlisted stands in what bench watch records; name an optimizer"
+
+
 def _of_data(cell: Cell) -> Iterator[Problem]:
     data = cell.data
-    if data.source == "task":
+    if data.source == "task" or data.source == "script":  # noqa: PLR1714 - mypy narrows by these alone
         return
     if "held-out" in cell.evaluation.tasks:
         message = "held-out needs data.source task; remove it or choose a built-in task"

@@ -66,13 +66,14 @@ CATALOGUED: dict[str, tuple[str, Callable[[], Collection[str]]]] = {
     "task": ("task", lambda: TASKS),
 }
 """Keys whose value is a name in the catalogue: what it names, and the names."""
+_NOT_KEYS = {"name", "seen"}  # a table's header gives the one, a watched script the other
 
 
 @cache
 def fields_of(table: str) -> dict[str, FieldInfo]:
     """Return the fields that a part of a cell may have, whichever its type; its header gives ``name``."""
     fields = {key: field for kind in TABLES[table] for key, field in kind.model_fields.items()}
-    return {key: field for key, field in fields.items() if key != "name"}
+    return {key: field for key, field in fields.items() if key not in _NOT_KEYS}
 
 
 def type_of(table: str, content: dict[str, Any]) -> type[Frozen] | None:
@@ -97,7 +98,8 @@ def json_schema() -> dict[str, Any]:
         for kind in kinds:
             for key, field in kind.model_json_schema()["properties"].items():
                 fields.setdefault(key, _field(key, field))
-        fields.pop("name", None)
+        for key in _NOT_KEYS & fields.keys():
+            del fields[key]
         schema["$defs"][table] = _table(fields | (sections if table in ("model", "method") else {}))
     gate, metric = _without_axes(GateSpec), _without_axes(MetricGate)
     about = gate["metrics"]["description"]

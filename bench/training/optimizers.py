@@ -10,9 +10,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from bench.records.readings import Caveat
-from bench.scenario.types import Optimizer, TrainingSpec
+from bench.scenario.types import SeenOptimizer, TrainingSpec
 
-OPTIMIZERS: dict[Optimizer, tuple[str, dict[str, Any]]] = {
+OPTIMIZERS: dict[SeenOptimizer, tuple[str, dict[str, Any]]] = {
     "adamw-fused": ("torch.optim.AdamW", {"fused": True, "foreach": False}),
     "adamw-foreach": ("torch.optim.AdamW", {"fused": False, "foreach": True}),
     "adamw-loop": ("torch.optim.AdamW", {"fused": False, "foreach": False}),

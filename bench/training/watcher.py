@@ -6,6 +6,7 @@ What happens between the steps stands in one generator, which reads like the win
 in it lets the watched loop take one step.
 """
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -38,6 +39,9 @@ class Listener(Protocol):
 
     def found(self, model: nn.Module) -> None:
         """Hear which model a loop trains, where the watcher had to look for it."""
+
+    def set_aside(self) -> None:
+        """Hear that the model runs without gradients, as in an evaluation."""
 
     def began(self, phase: StepPhase) -> None:
         """Hear that the forward pass, the backward pass or the optimizer's part began."""
@@ -88,10 +92,11 @@ class Watcher:
 
         Not by torch's global hooks: they are told no keyword arguments, and compiled modules warn of them.
         """
-        call = nn.Module.__call__
+        call, process = nn.Module.__call__, os.getpid()
 
         def looked_at(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if torch.is_grad_enabled() and any(one.requires_grad for one in module.parameters()):
+            trains = torch.is_grad_enabled() and any(one.requires_grad for one in module.parameters())
+            if trains and os.getpid() == process:  # a fork has the patches, and nobody who listens
                 search.close()
                 self._model = module
                 self._listener.found(module)
@@ -109,7 +114,11 @@ class Watcher:
         ]
 
     def _entered(self, _root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled() and not self._in_backward and not self._in_forward:
+        if self._in_backward or self._in_forward:
+            return
+        if not torch.is_grad_enabled():
+            self._listener.set_aside()
+        else:
             self._in_forward = True
             self._listener.given({**{str(place): value for place, value in enumerate(args)}, **kwargs})
             self._listener.began("forward")
@@ -155,6 +164,7 @@ class WatchedLoop(ABC):
         self.phases = phases
         self.steps_taken = 0
         self.mark: Mark = ignore_phase
+        self.evaluates = False  # between steps
         self.positions = 0  # that the model was given in this step
         self._script: Iterator[None] = iter(())
         self._ledger: Ledger | None = None
@@ -211,6 +221,10 @@ class WatchedLoop(ABC):
         if self._ledger is not None:
             tensors = [value for value in values if isinstance(value, torch.Tensor)]
             self._ledger.register(tensors, "inputs")
+
+    def set_aside(self) -> None:
+        """Remember it: the time of the step includes it."""
+        self.evaluates = True
 
     def began(self, phase: StepPhase) -> None:
         """Tell phase or ledger; the first step is timed from its first forward pass on."""

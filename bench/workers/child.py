@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.errors import BenchError
 from bench.metrics import GIB
 from bench.records import messages
 from bench.records.messages import Finished, Heartbeat, Job, Message, Send
@@ -36,6 +37,7 @@ ENTRY_POINTS: dict[type[Stored], str] = {
     messages.ProbeJob: "bench.training.jobs:run_job",
     messages.FetchJob: "bench.training.jobs:run_job",
     messages.CellJob: "bench.training.jobs:run_job",
+    messages.ScriptJob: "bench.training.scripts.watch:watch_script",
     messages.PlanJob: "bench.predict.jobs:run_plan",
 }
 """What does a job of each kind, as module:function. A message can choose among these and name no other."""
@@ -76,7 +78,8 @@ def main(pipes: Pipes, work: Work, job: Job, rank: int, host_memory_gib: float |
         with _memory_limit(host_memory_gib):
             work(job, send)
     except BaseException as error:  # noqa: BLE001 - whatever ended the job is what has to be reported
-        traceback.print_exc()
+        if not isinstance(error, BenchError):  # whose sentence says it all
+            traceback.print_exc()
         result = classify_exception(error)
     _flush()
     send(result)

@@ -29,6 +29,8 @@ NARROWED = {
     "bench fit llama-2-7b --gpu rtx4090": "--method qlora --sequence 512",
     "bench plan scenarios/7b_single_gpu.toml --gpu rtx4090": "--only 'llama-2-7b/qlora*/b1-s512*'",
     "bench plan scenarios/33b_24gb.toml --gpu rtx4090 --details": "--only '*/qlora*' --no-advice",
+    "bench watch -- python examples/train.py": "",
+    "bench report results/watch-train": "",
     "bench run scenarios/smollm2_cpu.toml --repeats 3": "",
     "bench report results/smollm2_cpu -o smollm2.html": "",
     "bench gate results/mine --baseline nightly": "",
@@ -64,7 +66,8 @@ def test_the_commands_of_the_readme_are_run_or_named() -> None:
 
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     """One after the other, in a folder with the shipped scenarios, SmolLM2's being a tiny one."""
-    shutil.copytree(ROOT / "scenarios", tmp_path / "scenarios")
+    for folder in ("scenarios", "examples"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "scenarios" / "smollm2_cpu.toml").write_text(TINY, encoding="utf-8")
     for command, narrowing in NARROWED.items():
         if command.endswith("--baseline nightly"):
@@ -79,7 +82,11 @@ def run(command: str, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *shlex.split(command)],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -60,7 +60,7 @@ def replay(job: Job, send: Send) -> None:
             raise UnavailableError("The package registry cannot be reached; connect to the network.")
     elif isinstance(job, PlanJob):
         _predict(job, send)
-    else:
+    elif isinstance(job, CellJob):
         _begin(send)
         BEHAVIOURS[Cell.model_validate_json(job.cell_json).method.name](send)
 

@@ -165,6 +165,9 @@ class MetaLoop:
     def found(self, _model: object) -> None:
         """Be told nothing: the model is given."""
 
+    def set_aside(self) -> None:
+        """Leave it: no loop of a library's evaluates here."""
+
     def began(self, phase: StepPhase) -> None:
         """Mark the phase, and enter gradients as such once all are there."""
         self.books.mark(phase)
