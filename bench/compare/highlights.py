@@ -10,6 +10,7 @@ from functools import cached_property
 from operator import ge, itemgetter
 
 from bench.compare import grouped
+from bench.compare.loops import LOOP_ALONE, loop_pairs
 from bench.compare.measured import Contrast, Measured
 from bench.metrics import HEADLINES, Instrument
 from bench.records.records import Record
@@ -63,7 +64,8 @@ class Highlights:
 
         Their range of tokens/s meets its own, so that which is faster is not known.
         """
-        timed = [(row.throughput, row) for row in self.ok if row.throughput and "speed" not in row.doubts]
+        sound = (row for row in self.ok if "speed" not in row.doubts and not row.disturbed_runs)
+        timed = [(row.throughput, row) for row in sound if row.throughput]
         if not timed or len(timed) < len(self.ok):
             return None
         speed, best = max(timed, key=lambda pair: pair[0].tokens_per_second)
@@ -73,7 +75,8 @@ class Highlights:
     def speeds(self) -> tuple[Contrast, ...]:
         """The cells whose speed can be set against full fine-tuning's."""
         right = (row.against_full for row in self.ok if row.against_full and "speed" not in row.doubts)
-        return tuple(one for one in right if one.speed_ratio is not None and "speed" not in one.base.doubts)
+        own = (one for one in right if not one.disturbed and "speed" not in one.base.doubts)
+        return tuple(one for one in own if one.speed_ratio is not None)
 
     @cached_property
     def most_accurate(self) -> dict[str, tuple[Measured, list[Contrast]]]:
@@ -99,6 +102,12 @@ class Highlights:
         quantised = (row for row in self.ok if row.kind == "qlora")
         pairs = ((row, loras.get(row.cell.comparison_key(ignored))) for row in quantised)
         return tuple(Contrast(row, lora) for row, lora in pairs if lora)
+
+    @cached_property
+    def loops(self) -> tuple[Contrast, ...]:
+        """Cells against those that differ in the loop alone."""
+        pairs = loop_pairs(self.ok, lambda row: row.cell, lambda row: row.alike_but_for(LOOP_ALONE))
+        return tuple(Contrast(row, other) for row, other in pairs)
 
     @property
     def settings(self) -> dict[str, dict[str, list[str]]]:

@@ -20,6 +20,7 @@ from bench.compare.accuracy import (
     readings_by_seed,
 )
 from bench.compare.caveats import EnvironmentGroup, caveats_of_runs
+from bench.compare.loops import Reason, reason_of
 from bench.compare.plausibility import Doubted, Finding, lint
 from bench.compare.readings import Peak, Predicted
 from bench.errors import counted
@@ -82,7 +83,9 @@ class Measured:
 
     def alike_but_for(self, ignore: Collection[str]) -> tuple[Hashable, ...]:
         """Return what cells must share to be alike but for ``ignore``: the place and the inputs too."""
-        return (*self.cell.comparison_key(ignore), self.where.place, self.records[-1].inputs_digest)
+        last = self.records[-1]
+        inputs = last.data_digest if "loop.driver" in ignore else last.inputs_digest
+        return (*self.cell.comparison_key(ignore), self.where.place, inputs)
 
     @cached_property
     def setting(self) -> tuple[Hashable, ...]:
@@ -220,6 +223,12 @@ class Contrast:
             for one in (self.measured, self.base)
         ]
         return _share(*found)
+
+    @property
+    def reason(self) -> Reason | None:
+        """What makes most of the difference between the peaks of live tensors."""
+        mine, theirs = self.measured.cause, self.base.cause
+        return reason_of(mine.categories_bytes, theirs.categories_bytes) if mine and theirs else None
 
     @property
     def flops_share(self) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.compare import grouped
+from bench.compare.loops import LOOP_ALONE, Reason, loop_pairs, reason_of
 from bench.records.predictions import Answer, CardFit, Change, Plan, PlannedCell, Prediction, Refusal
 from bench.records.readings import Category
 from bench.scenario.catalogue import Card
@@ -102,6 +103,42 @@ def _changes(planned: Iterable[PlannedCell]) -> Iterator[tuple[Change, int]]:
     for alike in grouped(found, lambda pair: pair[0].what).values():
         verdicts = tuple(verdict for change, _ in alike for verdict in change.verdicts)
         yield alike[0][0].model_copy(update={"verdicts": verdicts}), alike[0][1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopChange:
+    """What a cell takes in its loop instead of another: shares of the other's peaks, 0 being no change."""
+
+    cell: str
+    driver: str
+    other: str
+    tensors_share: float
+    reserved_share: float | None
+    reason: Reason | None
+
+
+def loop_changes(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[LoopChange]:
+    """Yield each forecast against that of the cell which differs in the loop alone, if there is one."""
+    cells = {planned.cell.id: planned.cell for planned in plan.cells}
+    forecasts = {row.cell: row.forecast for row in rows if row.forecast}
+    for here, there in loop_pairs(forecasts, cells.__getitem__, lambda one: _but_for_loop(cells[one])):
+        mine, theirs = forecasts[here], forecasts[there]
+        yield LoopChange(
+            cell=here,
+            driver=cells[here].loop.driver,
+            other=cells[there].loop.driver,
+            tensors_share=mine.allocated_peak_bytes / theirs.allocated_peak_bytes - 1,
+            reserved_share=_share(mine.reserved_high_bytes, theirs.reserved_high_bytes),
+            reason=reason_of(mine.categories_at_peak_bytes, theirs.categories_at_peak_bytes),
+        )
+
+
+def _share(here: int | None, there: int | None) -> float | None:
+    return here / there - 1 if here and there else None
+
+
+def _but_for_loop(cell: Cell) -> tuple[str, ...]:
+    return cell.comparison_key(LOOP_ALONE)
 
 
 def card_counts(plan: Plan) -> tuple[tuple[Card, Counter[Answer]], ...]:

@@ -25,6 +25,7 @@ from bench.report.text import (
     unit_for,
     words,
 )
+from bench.scenario.types import LoopSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,6 +108,8 @@ def comparison_columns(
 def _naming_columns(rows: Sequence[Measured], *, whole: bool) -> Iterator[Column[Measured]]:
     name = "Method"
     yield Column(name, lambda row: row.method, frame="method", narrow=name, choice=name, place="cell")
+    if any(row.cell.loop != LoopSpec() for row in rows):
+        yield Column("Loop", lambda row: row.cell.loop.driver, frame="loop", choice="Loop")
     if whole:
         yield Column("Model", lambda row: row.model, frame="model", choice="Model")
         yield Column("Window", lambda row: row.window, frame="window", choice="Window")

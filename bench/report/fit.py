@@ -4,9 +4,21 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bench.compare.plans import FitsOnCard, Fitting, Ladder, Need, PlanRow, card_counts, card_fits, ladders
+from bench.compare.plans import (
+    FitsOnCard,
+    Fitting,
+    Ladder,
+    LoopChange,
+    Need,
+    PlanRow,
+    card_counts,
+    card_fits,
+    ladders,
+    loop_changes,
+)
 from bench.errors import counted
 from bench.records.predictions import Bound, Fit, Plan, Tried
+from bench.report.highlights import change, reason_in_words
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -15,6 +27,7 @@ from bench.report.text import (
     Sentence,
     Table,
     bullets,
+    grouped,
     listed,
     markdown,
     markdown_table,
@@ -160,6 +173,25 @@ def fit_sentences(plan: Plan) -> tuple[Sentence, ...]:
     found = [(model.model, fit) for model in models for fit in model.at.values()]
     found.sort(key=lambda each: -each[1].sequence_length)
     return tuple(sentence for model, fit in found for sentence in _on_card(model, fit))
+
+
+def loop_sentences(plan: Plan, rows: Sequence[PlanRow]) -> tuple[Sentence, ...]:
+    """Return what each cell takes in one loop instead of another, and why where that is known."""
+    found = grouped(((one.driver, one.other), one) for one in loop_changes(plan, rows))
+    tensors = "allocated" if plan.cards else "live"
+    return tuple(
+        Sentence(" instead of ".join(drivers), _joined([_in_loop(one, tensors) for one in alike]))
+        for drivers, alike in found.items()
+    )
+
+
+def _in_loop(one: LoopChange, tensors: str) -> Pieces:
+    told = []
+    if one.reserved_share is not None:
+        told.append(change(one.reserved_share, "less reserved", "more reserved", "as much reserved"))
+    told.append(change(one.tensors_share, f"less {tensors}", f"more {tensors}", f"as much {tensors}"))
+    why = reason_in_words(one.reason, one.tensors_share, one.driver, GIBIBYTES)
+    return RowLink(one.cell, one.cell), f": {', '.join(told)}{why}"
 
 
 def _on_card(model: str, fit: FitsOnCard) -> Iterator[Sentence]:

@@ -10,6 +10,7 @@ from bench.compare.accuracy import AccuracyDifference
 from bench.compare.caveats import COMMIT
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import Highlights
+from bench.compare.loops import Reason
 from bench.compare.measured import Contrast, Measured
 from bench.compare.readings import ROUGH_DRIFT_SHARE
 from bench.errors import counted
@@ -32,6 +33,8 @@ from bench.stats.paired import SIGNIFICANT_P
 
 _MOST_CELLS = 6  # of one sentence; more are read in the table
 _SMALLER = "a smaller batch or shorter sequences"
+_WHY: dict[tuple[str, Category], str] = {("trl-sft", "logits"): "the loss in chunks"}
+"""Why a loop needs less of a category than others do."""
 _ADVICE = "bench plan SCENARIO --advice predicts what each change frees."
 X = TypeVar("X")
 
@@ -72,6 +75,8 @@ def sentences(found: Highlights, unit: MemoryUnit) -> Iterator[Sentence]:
         yield _most_accurate(task, row, others, alone=len(found.ok) == 1)
     for contrast in found.qlora_vs_lora:
         yield _qlora_vs_lora(contrast, list(found.most_accurate))
+    for drivers, pairs in grouped((_drivers(one), one) for one in found.loops).items():
+        yield _loops(drivers, pairs, list(found.most_accurate), unit)
     yield from _causes(found.ok)
     yield from _remedies(found.ok)
     if changed := [row for row in found.ok if row.merge and not row.merge.within_tolerance]:
@@ -109,8 +114,8 @@ def _memory(
     def tell(row: Measured) -> tuple[Measured, str]:
         peak, full = row.peak(instrument), row.against_full
         text = f" with {unit.show(peak.peak_bytes if peak else None)}"
-        if full and (change := full.memory_share(instrument)) is not None:
-            text += f" ({_change(change, 'less than', 'more than', 'as much as')} full fine-tuning)"
+        if full and (by := full.memory_share(instrument)) is not None:
+            text += f" ({change(by, 'less than', 'more than', 'as much as')} full fine-tuning)"
         return row, text
 
     beyond = len(rows) - _MOST_CELLS
@@ -122,10 +127,10 @@ def _memory(
     return Sentence(f"{about} ({INSTRUMENT_NAMES[instrument]})", (*pieces, f"{unread}."))
 
 
-def _change(change: float, less: str, more: str, same: str) -> str:
+def change(by: float, less: str, more: str, same: str) -> str:
     """Write a change without its sign; one that rounds to zero is none."""
-    text = share(abs(change), 0)
-    return same if text == share(0.0, 0) else f"{text} {less if change < 0 else more}"
+    text = share(abs(by), 0)
+    return same if text == share(0.0, 0) else f"{text} {less if by < 0 else more}"
 
 
 def _span(shares: Collection[float], *, unit: bool = False) -> str:
@@ -220,20 +225,54 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def _qlora_vs_lora(found: Contrast, tasks: Sequence[str]) -> Sentence:
+    told = _contrast(found, tasks)
+    text = f": {told or 'not measured'}."
+    return Sentence("QLoRA instead of LoRA", (_link(found.measured), " against ", _link(found.base), text))
+
+
+def _drivers(found: Contrast) -> tuple[str, str]:
+    return found.measured.cell.loop.driver, found.base.cell.loop.driver
+
+
+def _loops(
+    drivers: tuple[str, str], found: Sequence[Contrast], tasks: Sequence[str], unit: MemoryUnit
+) -> Sentence:
+    """Say what each method needs in one loop instead of another, and why where that is known."""
+
+    def tell(one: Contrast) -> tuple[Measured, str]:
+        by = one.memory_share("ledger") or 0.0
+        why = reason_in_words(one.reason, by, drivers[0], unit)
+        return one.measured, f": {_contrast(one, tasks) or 'not measured'}{why}"
+
+    return Sentence(" instead of ".join(drivers), (*_told(found, tell, "; "), "."))
+
+
+def reason_in_words(reason: Reason | None, by: float, driver: str, unit: MemoryUnit) -> str:
+    """Say in brackets which category of tensors makes a change of the peak; nothing of one that is none."""
+    if reason is None or change(by, "less", "more", "") == "":
+        return ""
+    here, there = unit.show(reason.bytes_here), unit.show(reason.bytes_there)
+    known = _WHY.get((driver, reason.category)) if reason.bytes_here < reason.bytes_there else None
+    return f" ({words(reason.category)} {here} instead of {there}{f': {known}' if known else ''})"
+
+
+def _contrast(found: Contrast, tasks: Sequence[str]) -> str:
+    """Say what one cell needs and brings against another: memory, speed, accuracy."""
     told = [
-        f"{_change(change, 'less', 'more', 'as much')} memory by {INSTRUMENT_NAMES[instrument]}"
+        f"{change(by, 'less', 'more', 'as much')} memory by {INSTRUMENT_NAMES[instrument]}"
         for instrument in HEADLINES[found.measured.device][:2]
-        if (change := found.memory_share(instrument)) is not None
+        if (by := found.memory_share(instrument)) is not None
     ]
-    if found.speed_ratio is not None:
-        speed = _change(found.speed_ratio - 1, "slower", "faster", "as fast")
+    if found.disturbed:
+        told.append("speed not compared (others disturbed it)")
+    elif found.speed_ratio is not None:
+        speed = change(found.speed_ratio - 1, "slower", "faster", "as fast")
         told.append(f"speed not distinguishable ({speed}, ranges overlap)" if found.speeds_overlap else speed)
     for task in tasks:
         if one := found.accuracy(task):
             verdict = "significant" if one.significant else "not significant"
             told.append(f"{points(one.share)} on {task} ({p_value(one.p_value or 1.0)}, {verdict})")
-    text = f": {', '.join(told) or 'not measured'}."
-    return Sentence("QLoRA instead of LoRA", (_link(found.measured), " against ", _link(found.base), text))
+    return ", ".join(told)
 
 
 def _causes(rows: Sequence[Measured]) -> Iterator[Sentence]:

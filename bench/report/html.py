@@ -30,6 +30,7 @@ from bench.report.fit import (
     PREDICTED,
     card_notes,
     fit_sentences,
+    loop_sentences,
     notes_on,
     plan_sentences,
     why_untried,
@@ -145,12 +146,13 @@ def _planned(plan: Plan, prefix: str) -> Section:
     rows = plan_rows(plan)
     anchors = {row.cell: f"{prefix}cell-{index}" for index, row in enumerate(rows, start=1)}
     told = fit_sentences(plan)
+    loops = Answered(title="Loops", sentences=loop_sentences(plan, rows))
     fitting = Answered(title="What fits", sentences=told[:MOST_SENTENCES], folded=told[MOST_SENTENCES:])
     return Section(
         prefix=prefix,
         title=f"{plan.title}: predicted memory",
         opening=(_NOT_RUN, *plan_sentences(plan, rows)),
-        answered=(fitting,) if told else (),
+        answered=((fitting,) if told else ()) + ((loops,) if loops.sentences else ()),
         fits=card_fits(plan),
         assumed=tuple(card_notes(plan)),
         anchors=anchors,

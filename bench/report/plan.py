@@ -9,7 +9,15 @@ from bench.compare.plans import Forecast, PlanRow, plan_rows
 from bench.records.predictions import Change, Plan, PredictedPhase
 from bench.records.readings import Category
 from bench.report.columns import Column, Grid, Place, Tone, grid, page_table
-from bench.report.fit import MOST_SENTENCES, card_size, fit_sentences, notes_on, plan_sentences, why_untried
+from bench.report.fit import (
+    MOST_SENTENCES,
+    card_size,
+    fit_sentences,
+    loop_sentences,
+    notes_on,
+    plan_sentences,
+    why_untried,
+)
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -27,6 +35,7 @@ from bench.report.text import (
     words,
 )
 from bench.scenario.cell import Cell
+from bench.scenario.types import LoopSpec
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -47,8 +56,10 @@ def render_summary(plan: Plan) -> str:
     rows = plan_rows(plan)
     parts = [markdown(line) for line in plan_sentences(plan, rows)]
     told = fit_sentences(plan)
-    lines = [f"**{markdown(one.about)}**: {markdown(one.text)}" for one in told[:MOST_SENTENCES]]
-    if beyond := len(told[MOST_SENTENCES:]):
+    beyond = len(told[MOST_SENTENCES:])
+    told = (*told[:MOST_SENTENCES], *loop_sentences(plan, rows))
+    lines = [f"**{markdown(one.about)}**: {markdown(one.text)}" for one in told]
+    if beyond:
         lines.append(f"{beyond} more follow from the table.")
     if lines:
         parts.append(bullets(lines))
@@ -241,6 +252,7 @@ def plan_grid(plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str]) -
 def plan_columns(plan: Plan, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
     """Return the columns of a plan's cells; those of cards only where it has any."""
     cells = {planned.cell.id: planned.cell for planned in reversed(plan.cells)}
+    any_loop = any(cell.loop != LoopSpec() for cell in cells.values())
 
     def label(title: str, read: Callable[[Cell], str], place: Place = "") -> Column[PlanRow]:
         return Column(title=title, text=lambda row: read(cells[row.cell]), choice=title, place=place)
@@ -254,6 +266,7 @@ def plan_columns(plan: Plan, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
 
     return [
         label("Method", lambda cell: cell.labels.method, place="cell"),
+        *([label("Loop", lambda cell: cell.loop.driver)] if any_loop else []),
         label("Model", lambda cell: cell.labels.model),
         count("Sequence length", lambda cell: cell.training.sequence_length),
         count("Batch", lambda cell: cell.training.micro_batch),

@@ -65,6 +65,9 @@ _BUILT_IN: tuple[Path, ...] = (
 )
 """What ``cell_id`` spells out itself."""
 
+_HOLDERS = {"model": "model", "method": "method", "loop": "method"}
+"""Parts of a cell, and the part of its id that tells of them; the window tells of all others."""
+
 _LONGEST_VALUE = 40
 
 
@@ -247,11 +250,11 @@ def cell_id(cell: Cell, axes: Iterable[Path]) -> str:
         part, value, default = _value(cell, field)
         if value != default:
             token = form[value] if isinstance(form, dict) else form.format(_safe(value))
-            parts["method" if part == "method" else "window"].append(token)
+            parts[_HOLDERS.get(part, "window")].append(token)
     for axis in sorted(axes, key=str):
         if axis not in _LEVERS and axis not in _BUILT_IN:
             part, value, _ = _value(cell, axis)
-            parts[part if part in parts else "window"].append(f"{axis[-1]}={_safe(value)}")
+            parts[_HOLDERS.get(part, "window")].append(f"{axis[-1]}={_safe(value)}")
     return "/".join("-".join(tokens) for tokens in parts.values())
 
 

@@ -130,6 +130,7 @@ class MetaLoop:
         self._cell, self._model, self.books = cell, model, books
         self.on_cpu = books.on_cpu
         self._script: Iterator[None] = iter(())
+        self._begun = False
 
     def run(self, script: Script, batch: Batch, steps: int) -> None:
         """Let the loop take so many steps over a batch: one for each time that ``script`` yields."""
@@ -169,7 +170,10 @@ class MetaLoop:
         """Leave it: no loop of a library's evaluates here."""
 
     def began(self, phase: StepPhase) -> None:
-        """Mark the phase, and enter gradients as such once all are there."""
+        """Mark the phase, and enter gradients as such once all are there; first what a trainer cast anew."""
+        if not self._begun:
+            self._begun = True
+            self.books.learn(self._model)
         self.books.mark(phase)
         if phase == "optimizer_step":
             self.books.register_gradients(trainable_parameters(self._model))
