@@ -32,6 +32,7 @@ class SessionOptions:
     results: Path | None = None
     resume: bool = False
     trust_remote_code: bool = False
+    allow_code: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def _run_session(scenario: Path, base: str, session: SessionOptions, rules: Rule
     from bench.gate.session import SessionOptions, gate_references
     from bench.records.sessions import read_calibration
 
-    loaded, cells = _cells(scenario, session.only)
+    loaded, cells = _cells(scenario, session.only, session.allow_code)
     spec = gate_of(scenario, exact_only=rules.exact_only)
     calibration = None if session.calibration is None else read_calibration(session.calibration)
     options = SessionOptions(
@@ -127,6 +128,7 @@ def _run_session(scenario: Path, base: str, session: SessionOptions, rules: Rule
         budget_s=None if session.budget is None else _seconds(session.budget),
         resume=session.resume,
         trust_remote_code=session.trust_remote_code,
+        allow_code=tuple(session.allow_code),
     )
     references = base, session.candidate
     folder, verdicts = gate_references(cells, references, options, _tell, calibration=calibration)
@@ -134,14 +136,14 @@ def _run_session(scenario: Path, base: str, session: SessionOptions, rules: Rule
     return verdicts, f"{loaded.title}: {session.candidate or 'this environment'} against {base}"
 
 
-def _cells(scenario: Path, only: str | None) -> tuple["Scenario", list["Cell"]]:
+def _cells(scenario: Path, only: str | None, allow_code: Sequence[str]) -> tuple["Scenario", list["Cell"]]:
     """Return a scenario with those of its cells that are to run, whose code and data can be had."""
     from bench.runner.schedule import require_allowed_code, require_data
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
     cells = choose_cells(loaded.cells, only)
-    require_allowed_code(cells, ())
+    require_allowed_code(cells, allow_code)
     require_data(cells)
     return loaded, cells
 
@@ -207,16 +209,18 @@ def calibrate(  # noqa: PLR0913 - one parameter for each option
     repeats: int = 3,
     results: Path | None = None,
     trust_remote_code: bool = False,
+    allow_code: Sequence[str] = (),
 ) -> None:
     """Run this environment against itself: how far runs spread here, and what a gate can find."""
     from bench.gate import session
 
-    loaded, cells = _cells(scenario, only)
+    loaded, cells = _cells(scenario, only, allow_code)
     options = session.SessionOptions(
         folder=results or Path("results") / "calibration" / loaded.name,
         looks=(repeats,),
         gate=loaded.gate,
         trust_remote_code=trust_remote_code,
+        allow_code=tuple(allow_code),
     )
     made = session.calibrate(cells, options, _tell, sittings=sittings)
 

@@ -88,7 +88,7 @@ class Pair:
         if before.cell is not after.cell and before.cell.digest != after.cell.digest:
             differing = _differing(_fields(before.cell), _fields(after.cell))
             return f"the cell itself was changed: {_listed([*differing.values()])}; measure both sides alike"
-        if before.inputs_digest != after.inputs_digest:
+        if before.data_digest != after.data_digest:
             return "the local files that the cell reads differ; measure both sides with the same"
         return None
 

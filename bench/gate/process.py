@@ -7,6 +7,7 @@ pipe of its own. History (``PROTOCOL_VERSION``):
 """
 
 import contextlib
+import operator
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -38,10 +39,13 @@ class Opening(Stored):
     """The first line: what the side needs to know once.
 
     ``stamped`` are packages that this side imports from sources, whose version is then ``VERSION+label``;
-    ``located`` are those of either side, whose place is wanted.
+    ``located`` are those of either side, whose place is wanted. ``allow_code`` are functions that a loop may
+    be, imported from ``code_folder``; what is empty is not told, since an older side does not know of it.
     """
 
     trust_remote_code: bool = False
+    allow_code: tuple[str, ...] = Field((), exclude_if=operator.not_)
+    code_folder: str = Field("", exclude_if=operator.not_)
     stamped: tuple[str, ...] = ()
     label: str = ""
     located: tuple[str, ...] = ()
@@ -310,16 +314,12 @@ def _pipes() -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
 
 @contextlib.contextmanager
 def open_sides(
-    sides: Sequence[Side],
-    note: Callable[[str], None],
-    *,
-    trust_remote_code: bool = False,
-    command: Sequence[str] = SERVE,
+    sides: Sequence[Side], note: Callable[[str], None], allowed: Opening, command: Sequence[str] = SERVE
 ) -> Iterator[tuple[tuple[SideProcess, Ready], ...]]:
     """Start the sides, wait until both are ready, and end them afterwards, however that comes.
 
-    Raises ``UsageError`` where a side has no suite that can be talked to, ``InfrastructureError`` where it
-    breaks down.
+    ``allowed`` is what both may do. Raises ``UsageError`` where a side has no suite that can be talked to,
+    ``InfrastructureError`` where it breaks down.
     """
     located = tuple(sorted({package for side in sides if side.tree for package in side.tree.packages}))
     with contextlib.ExitStack() as stack:
@@ -328,12 +328,12 @@ def open_sides(
             processes.append(SideProcess(side, note, command))
             stack.callback(processes[-1].end)
         # Nothing is measured yet, so they may get ready side by side.
-        for process in processes:
-            _require_same_versions(process.side, process.expect(Greeting))
-            opening = Opening(trust_remote_code=trust_remote_code, located=located)
-            if tree := process.side.tree:
-                opening = opening.model_copy(update={"stamped": tree.packages, "label": tree.label})
-            process.send(opening)
+        for process, side in zip(processes, sides, strict=True):
+            _require_same_versions(side, process.expect(Greeting))
+            own: dict[str, Any] = {"located": located, "code_folder": side.code}
+            if side.tree:
+                own |= {"stamped": side.tree.packages, "label": side.tree.label}
+            process.send(allowed.model_copy(update=own))
         yield tuple((process, process.expect(Ready)) for process in processes)
 
 

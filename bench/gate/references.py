@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,20 +100,23 @@ class Reference:
     """What a REF stands for; without one it is the environment of this process, as it is.
 
     ``path`` is the python, the folder as it lies there, or the project's folder inside the ``repository``
-    that has the ``commit``. ``pins`` are exact versions, sorted by name: ``(("peft", "0.21.2"),)``.
+    that has the ``commit``, and ``here`` the current one inside it. ``pins`` are exact versions, sorted by
+    name: ``(("peft", "0.21.2"),)``.
     """
 
     kind: Kind
     path: Path = Path()
+    here: Path = Path()
     pins: tuple[tuple[str, str], ...] = ()
     repository: Path = Path()
     commit: str = ""
 
 
-def parse_ref(given: str | None, here: Path | None = None) -> Reference:
+def parse_ref(given: str | None, here: Path | None = None, code: Sequence[str] = ()) -> Reference:
     """Return what a REF stands for; ``here`` is the current folder.
 
-    Raises ``UsageError`` where it stands for nothing, or for both a path and a revision.
+    A folder that holds one of the modules ``code``, which a loop may be imported from, is one like that of a
+    project. Raises ``UsageError`` where it stands for nothing, or for both a path and a revision.
     """
     here = Path.cwd() if here is None else here
     if given is None:
@@ -123,7 +126,7 @@ def parse_ref(given: str | None, here: Path | None = None) -> Reference:
     if "==" in given:
         return Reference(kind="packages", pins=_pins(given))
     path = Path(os.path.abspath(here / Path(given).expanduser()))  # noqa: PTH100 - links stay: a venv's python is one
-    found = _at_path(path)
+    found = _at_path(path, code)
     if given.startswith((".", "~", "/")) or given.endswith("/"):
         no_path = "has neither bin/python nor a pyproject.toml"
         revision: Reference | str = no_path if path.exists() else "does not exist"
@@ -161,12 +164,13 @@ def _pins(given: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(pins.items()))
 
 
-def _at_path(path: Path) -> Reference | None:
+def _at_path(path: Path, code: Sequence[str]) -> Reference | None:
     if path.is_file() and os.access(path, os.X_OK):
         return Reference(kind="python", path=path)
     if (path / "bin" / "python").is_file():
         return Reference(kind="python", path=path / "bin" / "python")
-    return Reference(kind="checkout", path=path) if _is_project(path) else None
+    own = any((path / f"{name}.py").is_file() or (path / name).is_dir() for name in code)
+    return Reference(kind="checkout", path=path) if own or _is_project(path) else None
 
 
 def _is_project(folder: Path) -> bool:
@@ -186,4 +190,5 @@ def _revision(given: str, here: Path) -> Reference | str:
     here = here.resolve()
     inside = (folder for folder in (here, *here.parents) if folder != root and folder.is_relative_to(root))
     project = next((folder.relative_to(root) for folder in inside if _is_project(folder)), Path())
-    return Reference(kind="revision", path=project, repository=root, commit=commit)
+    own = here.relative_to(root)
+    return Reference(kind="revision", path=project, here=own, repository=root, commit=commit)

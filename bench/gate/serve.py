@@ -94,7 +94,12 @@ def _ready(
     tell(Ready(environment=environment, cuda_name=facts.cuda_name, locations=locations))
     usual = launcher.start_method
     runner = CellRunner(
-        options=schedule.SweepOptions(results=Path(), trust_remote_code=opening.trust_remote_code),
+        options=schedule.SweepOptions(
+            results=Path(),
+            trust_remote_code=opening.trust_remote_code,
+            allow_code=opening.allow_code,
+            code_folder=opening.code_folder,
+        ),
         launcher=launcher,
         observe=lambda event: note(event.text) if isinstance(event, schedule.Note) else None,
         environment=environment,
@@ -103,7 +108,8 @@ def _ready(
 
     def run(assignment: Assignment) -> Record:
         cell = Cell.model_validate_json(assignment.cell_json)
-        planned = replace(schedule.prepare(cell, environment, facts), run=assignment.run)
+        prepared = schedule.prepare(cell, environment, facts, opening.code_folder)
+        planned = replace(prepared, run=assignment.run)
         # Processes differ in speed by a per cent or two, by where their memory happens to lie, and forks of
         # one server lie alike: in pairs of forks that would pass for a difference of the sides.
         launcher.start_method = usual if assignment.turns is None else "spawn"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
-from bench.gate.process import SERVE, open_sides
+from bench.gate.process import SERVE, Opening, open_sides
 from bench.gate.session_log import SessionLog, Tell, folder_of_new, ignore, resumed, utc_now
 from bench.gate.sides import Side, prepared_sides, side_as_is
 from bench.io import write_json
@@ -56,7 +56,8 @@ class SessionOptions:
     ``looks`` are numbers of repeats, rising. ``exact_only`` says that no gated metric varies between runs:
     then each side runs once, and the candidate once more as a check. ``gate`` is kept with the session, for
     whoever judges it again. ``budget_s`` counts from the start; no repeat is begun that would end after it.
-    ``resume`` goes on with the latest session where it broke off.
+    ``resume`` goes on with the latest session where it broke off. ``allow_code`` are functions that may be
+    loops, of which each side imports its own.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class SessionOptions:
     budget_s: float | None = None
     resume: bool = False
     trust_remote_code: bool = False
+    allow_code: tuple[str, ...] = ()
     command: tuple[str, ...] = SERVE
 
 
@@ -106,7 +108,8 @@ def gate_references(  # noqa: PLR0913 - what run_session takes, where REFs are, 
     options = replace(options, gate=gate, looks=looks, exact_only=not varying)
     with interrupts.caught():
         try:
-            with prepared_sides(*references, here=here) as sides:
+            loops = [name.partition(":")[0].partition(".")[0] for name in options.allow_code]
+            with prepared_sides(*references, here=here, code=loops) as sides:
                 session = run_session(cells, sides, judge, options, tell)
         except KeyboardInterrupt:
             raise InterruptedByUserError("interrupted before anything was measured") from None
@@ -209,14 +212,14 @@ def run_session(
     folder = folder_of_new(options.folder)
     if options.resume:
         folder, session = resumed(options.folder, session, cells)
-    remote = options.trust_remote_code
+    allowed = Opening(trust_remote_code=options.trust_remote_code, allow_code=options.allow_code)
     with interrupts.caught():
         try:
             for side in sides:
                 for sentence in (side.facts.understood, *(caveat.message for caveat in side.caveats)):
                     tell(f"{side.name}: {sentence}")
             with (
-                open_sides(sides, tell, trust_remote_code=remote, command=options.command) as opened,
+                open_sides(sides, tell, allowed, options.command) as opened,
                 open_folder(folder),
             ):
                 processes = {process.side.name: process for process, _ in opened}

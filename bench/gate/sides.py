@@ -57,30 +57,34 @@ class SourceTree:
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """How to start one side; ``variables`` are all of its environment."""
+    """How to start one side; ``variables`` are all of its environment.
+
+    ``code`` is the folder that a loop of the user's is imported from; empty is the current one.
+    """
 
     name: SideName
     facts: SideFacts
     python: Path
     variables: Mapping[str, str]
     tree: SourceTree | None = None
+    code: str = ""
     caveats: tuple[Caveat, ...] = ()
 
 
 @contextlib.contextmanager
 def prepared_sides(
-    base: str, candidate: str | None = None, *, here: Path | None = None
+    base: str, candidate: str | None = None, *, here: Path | None = None, code: Sequence[str] = ()
 ) -> Iterator[tuple[Side, Side]]:
     """Make both sides ready: overlays installed, worktrees checked out, and removed afterwards.
 
-    Raises ``UsageError`` for a REF that stands for nothing, before anything is made, and
-    ``InfrastructureError`` where pip or git fails.
+    ``code`` are the modules of loops that each side imports from its own folder. Raises ``UsageError`` for a
+    REF that stands for nothing, before anything is made, and ``InfrastructureError`` where pip or git fails.
     """
-    references = parse_ref(base, here), parse_ref(candidate, here)
+    references = parse_ref(base, here, code), parse_ref(candidate, here, code)
     with contextlib.ExitStack() as stack:
         yield (
-            _prepared("base", base, references[0], stack),
-            _prepared("candidate", candidate, references[1], stack),
+            _prepared("base", base, references[0], stack, has_loop=bool(code)),
+            _prepared("candidate", candidate, references[1], stack, has_loop=bool(code)),
         )
 
 
@@ -89,8 +93,16 @@ def side_as_is(name: SideName) -> Side:
     return _prepared(name, None, parse_ref(None), contextlib.ExitStack())
 
 
-def _prepared(name: SideName, given: str | None, reference: Reference, stack: contextlib.ExitStack) -> Side:
+def _prepared(
+    name: SideName,
+    given: str | None,
+    reference: Reference,
+    stack: contextlib.ExitStack,
+    *,
+    has_loop: bool = False,
+) -> Side:
     understood, python, first, tree = _AS_IT_IS, Path(sys.executable), None, None
+    code = Path()
     commit: str | None = reference.commit or None
     caveats: list[Caveat] = []
     if reference.kind == "python":
@@ -106,20 +118,21 @@ def _prepared(name: SideName, given: str | None, reference: Reference, stack: co
             sentences = (*sentences[:MOST_UNMET], f"{more} more requirements are unmet.")
         caveats = [Caveat("unmet-requirement", sentence) for sentence in sentences]
     elif reference.kind == "revision":
-        folder = stack.enter_context(worktree(reference.repository, reference.commit)) / reference.path
+        root = stack.enter_context(worktree(reference.repository, reference.commit))
+        folder, code = root / reference.path, root / reference.here
         caveats = [*_left_out(reference, folder, given)]
-        tree = _source_tree(folder, given, f"git.{reference.commit[:12]}")
+        tree = _source_tree(folder, given, f"git.{reference.commit[:12]}", needed=not has_loop)
         understood = f"revision {given} of this repository, commit {reference.commit[:12]}"
     elif reference.kind == "checkout":
         understood, label = f"the folder {given} as it lies there", "folder"
-        root = repository_around(reference.path)
-        if root and (commit := commit_of(root, "HEAD")):
-            mark, told = (".dirty", " with changes that are not committed") if is_dirty(root) else ("", "")
+        code, home = reference.path, repository_around(reference.path)
+        if home and (commit := commit_of(home, "HEAD")):
+            mark, told = (".dirty", " with changes that are not committed") if is_dirty(home) else ("", "")
             label, understood = f"git.{commit[:12]}{mark}", f"{understood}, commit {commit[:12]}{told}"
-        tree = _source_tree(reference.path, given, label)
+        tree = _source_tree(reference.path, given, label, needed=not has_loop)
     if tree:
         first = tree.root
-        imported = ", ".join(tree.packages)
+        imported = ", ".join([*tree.packages, *(["the loop"] if has_loop else [])])
         understood += f": {imported} imported from its sources, of which nothing is built"
     return Side(
         name=name,
@@ -127,6 +140,7 @@ def _prepared(name: SideName, given: str | None, reference: Reference, stack: co
         python=python,
         variables=_variables(first, tree, own_python=reference.kind != "python"),
         tree=tree,
+        code=str(code) if has_loop and tree else "",
         caveats=tuple(caveats),
     )
 
@@ -145,12 +159,14 @@ def _left_out(revision: Reference, folder: Path, given: str | None) -> Iterator[
         yield Caveat("no-submodules", f"Submodules are empty at {given}.")
 
 
-def _source_tree(folder: Path, given: str | None, label: str) -> SourceTree:
-    """Return the packages in src/, or else in the folder itself. Raises ``UsageError`` without any."""
+def _source_tree(folder: Path, given: str | None, label: str, *, needed: bool) -> SourceTree:
+    """Return the packages in src/, or else in the folder itself. Raises ``UsageError`` without any needed."""
     for root in (folder / "src", folder):
         packages = tuple(sorted({path.parent.name for path in root.glob("*/__init__.py")} - _BESIDE))
         if packages:
             return SourceTree(root=root, packages=packages, label=label)
+    if not needed:
+        return SourceTree(root=folder, packages=(), label=label)
     raise UsageError(
         f"{given} has no Python package in its folder or in src/; install it into a virtual environment and "
         "give that"

@@ -165,6 +165,7 @@ class CellJob(Stored):
     cell_json: str
     trust_remote_code: bool = False
     allow_code: tuple[str, ...] = Field((), description="Functions that a loop's driver may be.")
+    code_folder: str = Field("", description="What they are imported from; empty is the working folder.")
     snapshot_path: str | None = Field(None, description="Where the allocator's history goes, on CUDA.")
     turns: StepTurns | None = Field(None, description="None where the run has the machine for itself.")
 

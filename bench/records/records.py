@@ -272,13 +272,17 @@ class Environment(Part, frozen=True, dict=True):
         return (*machine, *sorted(self.threads.items()))
 
 
+BEFORE_CODE = "+"
+"""What stands before the digest of code in ``Record.inputs_digest``."""
+
+
 class Record(Part, frozen=True, kw_only=True):
     """One run of one cell."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     cell: SharedCell
     key: str  # hash of the cell, the versions and the machine: what a rerun must share
-    inputs_digest: str | None = None  # SHA-256 over the local files that the cell reads
+    inputs_digest: str | None = None  # SHA-256 over the local files it reads; +, and that of its loop's code
     run: Positive  # 1 for the first run under this key
     outcome: Outcome
     failure: Failure | None = None
@@ -287,6 +291,11 @@ class Record(Part, frozen=True, kw_only=True):
     environment: SharedEnvironment
     measurement: Measurement
     prediction: Predicted | None = None  # made before the run; None where none was asked for
+
+    @property
+    def data_digest(self) -> str | None:
+        """The digest of the local files that the cell reads, without the code of its loop."""
+        return (self.inputs_digest or "").partition(BEFORE_CODE)[0] or None
 
     def __post_init__(self) -> None:
         """Decode what runs have in common."""

@@ -68,7 +68,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
 
     cell_id: str
     cell: Cell | None = None
-    inputs_digest: str | None = None
+    data_digest: str | None = None
     key: str
     run: int
     outcome: Outcome
@@ -91,7 +91,7 @@ def summarise_run(record: Record) -> RunSummary:
     return RunSummary(
         cell_id=record.cell.id,
         cell=record.cell,
-        inputs_digest=record.inputs_digest,
+        data_digest=record.data_digest,
         key=record.key,
         run=record.run,
         outcome=record.outcome,

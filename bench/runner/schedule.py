@@ -15,7 +15,7 @@ from bench.errors import UsageError
 from bench.records.environment import KEY_PACKAGES
 from bench.records.messages import Message
 from bench.records.predictions import Plan
-from bench.records.records import DeviceFacts, Environment, Outcome, Record
+from bench.records.records import BEFORE_CODE, DeviceFacts, Environment, Outcome, Record
 from bench.scenario.cell import Cell
 from bench.scenario.types import BitsandbytesOptimizer, JsonlData
 from bench.training.examples import check_data
@@ -34,6 +34,7 @@ class SweepOptions:
     """Where records go, which cells are run, how often, and what is run again.
 
     ``predict`` has memory predicted first; ``skip_unfit`` then skips cells that cannot fit the card.
+    ``allow_code`` are functions that may be loops, imported from ``code_folder`` (empty: the working folder).
     ``snapshot`` has the worker write the history of CUDA's allocator beside each record.
     """
 
@@ -44,6 +45,7 @@ class SweepOptions:
     only: str | None = None
     trust_remote_code: bool = False
     allow_code: Sequence[str] = ()
+    code_folder: str = ""
     predict: bool = False
     skip_unfit: bool = False
     snapshot: bool = False
@@ -109,12 +111,12 @@ def parse_outcomes(text: str) -> frozenset[Outcome]:
     return frozenset(outcome for outcome in known if outcome in names)
 
 
-def prepare(cell: Cell, environment: Environment, facts: DeviceFacts) -> ScheduledRun:
+def prepare(cell: Cell, environment: Environment, facts: DeviceFacts, code_folder: str = "") -> ScheduledRun:
     """Return a cell's first run on this machine.
 
     Its key is what two runs must share to be the same: a SHA-256 of cell, inputs, versions and machine.
     """
-    inputs = inputs_digest(cell)
+    inputs = inputs_digest(cell, code_folder)
     packages = ("python", *KEY_PACKAGES, *(["trl"] if cell.loop.driver.startswith("trl-") else []))
     content = {
         "cell": cell.digest,
@@ -143,7 +145,7 @@ def require_allowed_code(cells: Sequence[Cell], allowed: Sequence[str]) -> None:
         if cell.loop.is_function and cell.loop.driver not in allowed:
             raise UsageError(
                 f'{cell.id} trains with loop.driver "{cell.loop.driver}", which is code from outside bench; '
-                f"read it, and run it with bench run --allow-code {cell.loop.driver} (no other command does)"
+                f"read it, and give --allow-code {cell.loop.driver} to bench run, gate or calibrate"
             )
 
 
@@ -180,41 +182,56 @@ def schedule_runs(
     return scheduled
 
 
-def inputs_digest(cell: Cell) -> str | None:
+def inputs_digest(cell: Cell, code_folder: str = "") -> str | None:
     """Return a SHA-256 over the cell's local files, which can change under the same name, if any.
 
-    A data file and the source of a loop of the user's count by their content, weights by name, size and time
-    of change: they are too large to read twice. A file that is missing counts as such; the worker says what
-    is wrong with it.
+    A data file counts by its content, weights by name, size and time of change: they are too large to read
+    twice. The source of a loop of the user's has one of its own, after a plus sign. A file that is missing
+    counts as such; the worker says what is wrong with it.
     """
-    contents = [Path(cell.data.path)] if isinstance(cell.data, JsonlData) else []
+    found = ""
+    if isinstance(cell.data, JsonlData) or cell.model.path is not None:
+        digest = _digest_of([Path(cell.data.path)] if isinstance(cell.data, JsonlData) else [])
+        if cell.model.path is not None:
+            for file in sorted(Path(cell.model.path).glob("*.*")):
+                status = file.stat()
+                digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        found = digest.hexdigest()
+    code = _code_of(cell, Path(code_folder))
+    if code:
+        found += f"{BEFORE_CODE}{_digest_of(code).hexdigest()}"
+    return found or None
+
+
+def _code_of(cell: Cell, folder: Path) -> list[Path]:
     if cell.loop.is_function:
-        contents += _sources(cell.loop.driver.partition(":")[0])
+        return _sources(folder, cell.loop.driver.partition(":")[0])
     if cell.loop.driver == "script":
         first, *rest = cell.loop.args["command"]
-        beside = Path(first).parent.glob("*.py")
-        contents += _sources(rest[0]) if first == "-m" else sorted({Path(first), *beside})
-    if not contents and cell.model.path is None:
-        return None
+        return (
+            _sources(folder, rest[0])
+            if first == "-m"
+            else sorted({Path(first), *Path(first).parent.glob("*.py")})
+        )
+    return []
+
+
+def _digest_of(files: Sequence[Path]) -> "hashlib._Hash":
     digest = hashlib.sha256()
-    for file in contents:
+    for file in files:
         try:
             with file.open("rb") as rows:
                 hashlib.file_digest(rows, lambda: digest)
         except OSError:
             digest.update(b"missing")
-    if cell.model.path is not None:
-        for file in sorted(Path(cell.model.path).glob("*.*")):
-            status = file.stat()
-            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return digest
 
 
-def _sources(module: str) -> list[Path]:
-    """Return the source files of a module in the working folder: all of its package, if it is in one."""
+def _sources(folder: Path, module: str) -> list[Path]:
+    """Return the source files of a module in a folder: all of its package, if it is in one."""
     package, _, inside = module.partition(".")
-    files = sorted(Path(package).rglob("*.py")) if inside or Path(package).is_dir() else []
-    return files or [Path(f"{package}.py")]
+    files = sorted((folder / package).rglob("*.py")) if inside or (folder / package).is_dir() else []
+    return files or [folder / f"{package}.py"]
 
 
 def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) -> str | None:

@@ -114,6 +114,7 @@ class CellRunner:
             cell_json=cell.model_dump_json(),
             trust_remote_code=self.options.trust_remote_code,
             allow_code=tuple(self.options.allow_code),
+            code_folder=self.options.code_folder,
             snapshot_path=str(snapshot) if self.options.snapshot else None,
             turns=turns,
         )

@@ -7,6 +7,7 @@ both.
 
 import logging
 import os
+import sys
 import warnings
 from contextlib import nullcontext
 from functools import partial
@@ -44,8 +45,10 @@ def _run_cell(job: CellJob, send: Send) -> None:
     from bench.training.models import device_of
 
     cell = Cell.model_validate_json(job.cell_json)
-    if cell.loop.is_function and cell.loop.driver not in job.allow_code:
-        raise UsageError(f"loop.driver {cell.loop.driver} was not named with --allow-code of bench run")
+    if cell.loop.is_function:
+        if cell.loop.driver not in job.allow_code:
+            raise UsageError(f"loop.driver {cell.loop.driver} was not named with --allow-code")
+        sys.path.insert(0, job.code_folder)
     run = partial(run_cell, cell, trust_remote_code=job.trust_remote_code)
     if job.turns is not None:
         turns = Turns(job.turns, threads=torch.get_num_threads())

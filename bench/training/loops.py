@@ -3,7 +3,6 @@
 Another loop than the window is run once, unchanged, and watched.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
@@ -100,7 +99,6 @@ def drive(setting: Setting, data: PreparedData, hooks: Hooks) -> None:
         TRAINERS[loop.driver](setting.cell, setting.model, setting.tokenizer, data, hooks)
         return
     module, _, name = loop.driver.partition(":")
-    sys.path.insert(0, "")  # as `python -m` does: the folder that bench was started in
     try:
         train = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:

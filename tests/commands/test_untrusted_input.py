@@ -53,29 +53,44 @@ driver = "trap:train"
 """
 
 
+REFUSED = "is code from outside bench; read it, and give --allow-code trap:train to bench run, gate or"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (["run"], "is code from outside bench; read it, and run it with bench run --allow-code trap:train"),
-        (
-            ["run", "--allow-code", "trap:other", "--allow-code", "trap"],
-            "run it with bench run --allow-code trap:train",
-        ),
-        (["plan"], "code of yours, which a prediction does not run"),
-        (["cells"], None),
-        (["cells", "--check"], None),
-        (["gate", "--base", "HEAD"], "(no other command does)"),
+        ("run s.toml", REFUSED),
+        ("run s.toml --allow-code trap:other --allow-code trap", REFUSED),
+        ("plan s.toml", "code of yours, which a prediction does not run"),
+        ("plan s.toml --gpu rtx4090 --details", "code of yours, which a prediction does not run"),
+        ("cells s.toml", "m/full-trap_train"),
+        ("cells s.toml --check", "m/full-trap_train"),
+        ("gate s.toml --base HEAD", REFUSED),
+        ("gate s.toml --base . --allow-code trap:other", REFUSED),
+        ("gate records --baseline b --scenario s.toml", "baseline"),
+        ("calibrate s.toml", REFUSED),
+        ("compare records records --scenario s.toml", None),
+        ("report records", "full-trap_train"),
+        ("report records -o page.html", None),
+        ("table records", None),
+        ("baseline accept records --name b --reason r", None),
+        ("export records -o steps.json", None),
+        ("fit s.toml --gpu rtx4090", "s.toml"),
+        ("claims records", None),
     ],
 )
 def test_code_that_a_scenario_names_is_not_imported_unasked(
-    arguments: list[str], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No command imports it; bench run does only for exactly the name on its command line."""
+    """No command imports what a scenario or a record names, unless told exactly that name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.toml").write_text(FUNCTION)
     (tmp_path / "trap.py").write_text("open('sprung', 'w').close()\ndef train(*_): pass\n")
-    command = [sys.executable, "-m", "bench", arguments[0], "s.toml", *arguments[1:]]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    own = make_cell(id="m/full-trap_train/b1", method={"kind": "full"}, loop={"driver": "trap:train"})
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "r.json").write_bytes(encode_record(make_record(cell=own)))
+    program = [sys.executable, "-m", "bench", *command.split()]
+    result = subprocess.run(program, capture_output=True, text=True, check=False)
     assert not (tmp_path / "sprung").exists()
-    if message is not None:
-        assert message in " ".join((result.stdout + result.stderr).split())
+    assert "Traceback" not in result.stderr
+    assert message is None or message in " ".join((result.stdout + result.stderr).split())

@@ -81,7 +81,7 @@ def refused(given: str, here: Path, *, command: tuple[str, ...] = SERVE) -> Benc
     with (
         prepared_sides(given, here=here) as (side, _),
         pytest.raises(BenchError) as caught,
-        open_sides([side], print, command=command),
+        open_sides([side], print, Opening(), command),
     ):
         pass
     return caught.value

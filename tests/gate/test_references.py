@@ -30,7 +30,9 @@ def test_each_kind_is_told_from_the_others(repository: Path, tmp_path: Path) -> 
     assert Reference(kind="packages", pins=pins) == parse_ref("Transformers==5.2, peft==0.21.2", tmp_path)
     found = parse_ref("v1.0", repository / "src")
     commit = git(repository, "rev-parse", "v1.0")
-    assert Reference(kind="revision", repository=repository.resolve(), commit=commit) == found
+    assert (
+        Reference(kind="revision", here=Path("src"), repository=repository.resolve(), commit=commit) == found
+    )
 
 
 def test_a_project_in_a_part_of_the_repository_is_that_part(tmp_path: Path) -> None:
