@@ -6,15 +6,15 @@ as a kernel chosen by the number of tokens, is kept apart, and one more cell of 
 check the rest. A family whose blocks are all among those of an earlier one needs only that check.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bench.predict.sizes import Point, Sizes, same_structure
+from bench.predict.sizes import Point, RepeatedStep, Sizes, same_structure
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of
 from bench.predict.trace.stream import Stream
-from bench.predict.trace.trace import trace
+from bench.predict.trace.trace import TRACED_STEPS, Adapted, Tracer
 from bench.records.predictions import Method
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, Platform, QloraMethod
@@ -22,23 +22,29 @@ from bench.scenario.types import LoraMethod, Platform, QloraMethod
 _UNPADDED = 128  # flash attention's backward pass rounds lengths up to it
 _DEGREES = (1, 2, 1)
 _IGNORED = {"micro_batch", "sequence_length", "learning_rate", "schedule", "schedule_warmup_steps", "seed"}
+_UNSEEN = {"name", "rank", "alpha", "quantisation"}
+"""Of a method: names and factors, and which sixteen values stand for four bits."""
 _WINDOW, _POSITIONS = "window", "max_position"
 """In names of a configuration's fields: lengths at which a model turns to other computations."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Cells that share a structure, each at its point; ``known`` is what a model's families have told."""
+    """Cells that share a structure, by their points.
 
-    cells: Sequence[tuple[Point, Cell]]
+    ``known`` is what its relatives have told of the model's sizes, ``adapted`` what they left ready to train.
+    """
+
+    cells: Mapping[Point, Sequence[Cell]]
     known: list[Sizes] = field(default_factory=list)
+    adapted: Adapted = field(default_factory=dict)
 
     def samples(self) -> Iterator[Point]:
         """Yield the points, those first that tell most of the others: both ends, then middles of gaps.
 
         Of these a point with values that no earlier one has comes before the rest.
         """
-        points = sorted({point for point, _ in self.cells})
+        points = sorted(self.cells)
         order = [0, len(points) - 1]
         gaps = [(0, len(points) - 1)]
         while gaps:
@@ -57,7 +63,7 @@ class Family:
 
     def degrees(self) -> list[int]:
         """Return the highest power of batch, length and rank that matters among the points."""
-        axes = zip(*(point for point, _ in self.cells), strict=True)
+        axes = zip(*self.cells, strict=True)
         return [min(degree, len(set(axis)) - 1) for degree, axis in zip(_DEGREES, axes, strict=True)]
 
 
@@ -67,30 +73,38 @@ def families(cells: Iterable[Cell], config: Any) -> list[Family]:
     The largest come first, since the smaller may then need no more than a check at each end.
     """
     known: list[Sizes] = []
-    found: dict[object, list[tuple[Point, Cell]]] = {}
+    adapted: Adapted = {}
+    found: dict[object, dict[Point, list[Cell]]] = {}
     for cell in cells:
-        found.setdefault(_structure(cell, config), []).append((_point(cell), cell))
-    return [Family(members, known) for members in sorted(found.values(), key=len, reverse=True)]
+        found.setdefault(_structure(cell, config), {}).setdefault(_point(cell), []).append(cell)
+    members = sorted(found.values(), key=_cells_among, reverse=True)
+    return [Family(each, known, adapted) for each in members]
 
 
-def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[Cell, Stream, Method]]:
-    """Yield each cell's stream and how it was made; what sizes follow is then known to its relatives.
+def _cells_among(members: Mapping[Point, Sequence[Cell]]) -> int:
+    return sum(map(len, members.values()))
+
+
+def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[Point, Stream, Method]]:
+    """Yield the stream of each point's cells and how it was made; relatives then know what sizes follow.
 
     Raises what tracing raises, at the first cell that is traced.
     """
     kernels = Kernels(platform)
-    example = family.cells[0][1]
+    tracer = Tracer(platform, config, family.adapted)
     traced: dict[Point, Stream] = {}
-    sizes = lent = None
+    sizes = lent = step = None
     for point in family.samples():
-        truth = _shallow(_at(example, point), platform, config)
         if traced:
+            truth = _truth(family, point, step, tracer)
             alike = all(same_structure(stream, truth) for stream in traced.values())
             if lent is None or not (alike and lent.gives(point, truth)):
                 lent = None
                 sizes = Sizes.learnt(traced, family.degrees(), kernels) if alike else None
             told = sizes is not None and sizes.gives(point, truth)
         else:  # a relative's sizes are found at one end, and hold if they give the other end too
+            truth = _shallow(family.cells[point][0], tracer)
+            step = RepeatedStep.seen(truth)
             offered = (one.within(point, truth, family.degrees()) for one in family.known)
             sizes = lent = next((one for one in offered if one is not None), None)
             told = False
@@ -101,34 +115,41 @@ def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[C
         sizes = None
     if sizes is not None and len(traced) > 1:
         family.known.append(sizes)
-    yield from _deepened(family, traced, sizes, kernels, config)
+    yield from _deepened(family, traced, sizes, tracer)
+
+
+def _truth(family: Family, point: Point, step: RepeatedStep | None, tracer: Tracer) -> Stream:
+    """Trace a point's last cell, where the first point's was its first: what they differ in is seen so."""
+    cell = family.cells[point][-1]
+    whole = step and step.after(_shallow(cell, tracer, 1))
+    return whole or _shallow(cell, tracer)
 
 
 def _deepened(
-    family: Family, traced: dict[Point, Stream], sizes: Sizes | None, kernels: Kernels, config: Any
-) -> Iterator[tuple[Cell, Stream, Method]]:
+    family: Family, traced: dict[Point, Stream], sizes: Sizes | None, tracer: Tracer
+) -> Iterator[tuple[Point, Stream, Method]]:
     """Yield the family's streams at full depth; what is repeated where is found once for each structure."""
     deep = reference = None
-    for point, cell in family.cells:
-        depth = depth_of(cell, config)
+    for point, cells in family.cells.items():
+        depth = depth_of(cells[0], tracer.config)
         shallow = traced.get(point) or (sizes.stream_at(point) if sizes else None)
         if shallow is None:
-            shallow = _shallow(cell, kernels.platform, config)
+            shallow = _shallow(cells[0], tracer)
         if depth is None:
-            yield cell, shallow, "full trace"
+            yield point, shallow, "full trace"
             continue
         try:
             if deep is None or reference is None or not same_structure(shallow, reference):
                 deep, reference = deepen(shallow, depth.period, depth.periods_added), shallow
         except LayersDifferError:
-            yield cell, trace(cell, kernels.platform, config), "full trace"
+            yield point, tracer.trace(cells[0]), "full trace"
             continue
         its = shallow.sizes[deep.kinds]
-        yield cell, replace(deep, sizes=its, paged_bytes=shallow.paged_bytes), "repeated layers"
+        yield point, replace(deep, sizes=its, paged_bytes=shallow.paged_bytes), "repeated layers"
 
 
-def _shallow(cell: Cell, platform: Platform, config: Any) -> Stream:
-    return trace(cell, platform, config, depth_of(cell, config))
+def _shallow(cell: Cell, tracer: Tracer, steps: int = TRACED_STEPS) -> Stream:
+    return tracer.trace(cell, depth_of(cell, tracer.config), steps)
 
 
 def _point(cell: Cell) -> Point:
@@ -136,18 +157,10 @@ def _point(cell: Cell) -> Point:
     return Point(cell.training.micro_batch, cell.training.sequence_length, rank)
 
 
-def _at(cell: Cell, point: Point) -> Cell:
-    shape = {"micro_batch": point.micro_batch, "sequence_length": point.sequence_length}
-    method = cell.method
-    if isinstance(method, LoraMethod | QloraMethod):
-        method = method.model_copy(update={"rank": point.rank})
-    return cell.model_copy(update={"training": cell.training.model_copy(update=shape), "method": method})
-
-
 def _structure(cell: Cell, config: Any) -> object:
     """Return what cells of one family have in common; what shapes no memory is left out."""
     training = cell.training.model_dump(exclude=_IGNORED)
-    method = cell.method.model_dump(mode="json", exclude={"name", "rank", "alpha"})
+    method = cell.method.model_dump(mode="json", exclude=_UNSEEN)
     point = _point(cell)
     # bitsandbytes keeps small states in fp32 and rounds blocks up: not polynomial in the rank.
     rank = point.rank if "adamw-" not in cell.training.optimizer or "bit" in cell.training.optimizer else None

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -70,17 +71,17 @@ def predict_all(
             yield from ((cell, _predicted_or_refused(cell, platform, settings)) for cell in members)
             continue
         for family in families(members, config):
-            done = set()
+            left = dict(family.cells)
             try:
                 relative = None
-                for cell, stream, method in streams(family, platform, config):
+                for point, stream, method in streams(family, platform, config):
                     prediction = summed_up(stream, platform, settings, method, relative)
                     relative = prediction if reuse_ranges and relative is None else relative
-                    yield cell, _with_caveats(prediction, _assumptions(cell, config, platform))
-                    done.add(cell.id)
+                    for cell in left.pop(point):
+                        yield cell, _with_caveats(prediction, _assumptions(cell, config, platform))
             except (UntraceableError, UnavailableError):  # of one cell; each is asked for its own reason
-                left = [cell for _, cell in family.cells if cell.id not in done]
-                yield from ((cell, _predicted_or_refused(cell, platform, settings)) for cell in left)
+                for cell in chain.from_iterable(left.values()):
+                    yield cell, _predicted_or_refused(cell, platform, settings)
 
 
 def _by_model(cells: Sequence[Cell]) -> Iterable[tuple[ModelSpec, list[Cell]]]:

@@ -1,6 +1,6 @@
 """The sizes of a family's blocks as polynomials of batch, length and rank, learnt from a few traces."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import accumulate, chain, combinations, pairwise, product
@@ -150,8 +150,7 @@ class Sizes:
         mine = self.stream_at(point) if all(map(le, degrees, self.numbers.exponents[-1])) else None
         if mine is None:
             return None
-        offered = enumerate(_makings(mine))
-        places = [next((place for place, one in offered if one == each), -1) for each in _makings(truth)]
+        places = _places(_makings(truth), _makings(mine))
         arguments = _arguments(mine)
         calls = [arguments.get(places[call.first], ()) for call in truth.scratch_calls]
         if -1 in places or [*map(len, calls)] != [len(call.numbers) for call in truth.scratch_calls]:
@@ -174,6 +173,48 @@ class Sizes:
         return self.asked[key]
 
 
+@dataclass(frozen=True)
+class RepeatedStep:
+    """A second step each of whose blocks has its like in the first, in the same order.
+
+    So what such a step takes at another point follows from the first step there. ``begun`` events and
+    ``blocks`` of ``whole`` are from before it; ``likes`` are the places of its blocks' likes among these.
+    """
+
+    whole: Stream
+    begun: int
+    blocks: int
+    likes: Sequence[int]
+
+    @classmethod
+    def seen(cls, whole: Stream) -> "RepeatedStep | None":
+        """Return the second step of a stream; None where it does not repeat the first."""
+        begun = next(mark.entries for mark in whole.marks if mark.step)
+        blocks = int(whole.born[:begun].sum())
+        makings = list(_makings(whole))
+        likes = _places(makings[blocks:], makings[:blocks])
+        calls = {call.first: (call.func, call.count, call.form) for call in whole.scratch_calls}
+        repeated = (calls[first] == calls.get(likes[first - blocks]) for first in calls if first >= blocks)
+        return cls(whole, begun, blocks, likes) if -1 not in likes and all(repeated) else None
+
+    def after(self, first: Stream) -> Stream | None:
+        """Return a stream of one step with the second behind it; None where the first is not alike."""
+        mine, its = (
+            replace(stream, events=stream.events[: self.begun], blocks=stream.blocks[: self.blocks])
+            for stream in (self.whole, first)
+        )
+        if not same_structure(mine, its):
+            return None
+        numbers = {call.first: call.numbers for call in first.scratch_calls}
+        numbers |= {self.blocks + at: numbers[like] for at, like in enumerate(self.likes) if like in numbers}
+        return replace(
+            self.whole,
+            sizes=first.sizes[[*range(self.blocks), *self.likes]],
+            scratch_calls=[replace(call, numbers=numbers[call.first]) for call in self.whole.scratch_calls],
+            paged_bytes=first.paged_bytes,
+        )
+
+
 def _numbers(stream: Stream) -> Ints:
     """Return all that differs within a family: sizes but those of scratch blocks, paged bytes, arguments."""
     sizes = stream.sizes.copy()
@@ -192,6 +233,12 @@ def _makings(stream: Stream) -> Iterator[tuple[object, ...]]:
     """Yield how each block came about, and its size."""
     for block, size in zip(stream.blocks, stream.sizes.tolist(), strict=True):
         yield block.op, block.module, block.born_phase, block.recomputed, block.category, size
+
+
+def _places(wanted: Iterable[object], offered: Iterable[object]) -> list[int]:
+    """Return where each thing that is wanted is found among those offered, in their order; -1 where not."""
+    left = enumerate(offered)
+    return [next((place for place, one in left if one == each), -1) for each in wanted]
 
 
 def same_structure(one: Stream, other: Stream) -> bool:

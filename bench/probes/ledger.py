@@ -194,9 +194,12 @@ class Ledger(TorchDispatchMode):
         number = len(self.blocks)
         self.blocks.append(block)
         self._live[address] = number
-        self._guards[number] = weakref.ref(storage, lambda _: self._free(address, number))
+        self._guard(storage, address, number)
         self._write(number, born=True)
         return block
+
+    def _guard(self, storage: torch.UntypedStorage, address: int, number: int) -> None:
+        self._guards[number] = weakref.ref(storage, lambda _: self._free(address, number))
 
     def _known(self, tensor: torch.Tensor) -> Block | None:
         number = self._live.get(_address(tensor.untyped_storage()))

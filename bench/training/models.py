@@ -161,7 +161,7 @@ def build_empty_model(cell: Cell, config: Any) -> Any:
     loading does.
     """
     dtype = DTYPES[cell.training.dtype]
-    model = empty_causal_model(config, dtype=dtype, attn_implementation=_attention(cell))
+    model = empty_causal_model(config, dtype=dtype, attn_implementation=attention_of(cell))
     model.tie_weights()  # part of the initialisation that was left out
     quantisation = quantisation_of(cell)
     if quantisation is not None:
@@ -215,7 +215,7 @@ def _supported_attention(config: Any) -> str:
     return f"set the attention (training.attention, or --attention of bench fit) to one it supports: {names}"
 
 
-def _attention(cell: Cell) -> str:
+def attention_of(cell: Cell) -> str:
     """Return the implementation that shows what the cell's allocates; flash-attn's own needs its package.
 
     Without padding, and with one sequence a row, torch's SDPA runs the same kernel on the same tensors.

@@ -9,10 +9,12 @@ import pytest
 
 from bench.predict.families import Family, families, streams
 from bench.predict.sizes import Point
+from bench.predict.trace.repeat import Depth
 from bench.predict.trace.stream import Stream
-from bench.predict.trace.trace import trace
+from bench.predict.trace.trace import TRACED_STEPS, Tracer
 from bench.scenario.cell import Cell
 from bench.scenario.types import FullMethod, LoraMethod, ModelSpec, Platform, QloraMethod, TrainingSpec
+from bench.training import losses
 from bench.training.models import configuration_of
 from tiny_cells import tiny_cell
 
@@ -94,12 +96,13 @@ def test_random_cells_equal_their_full_traces(seed: int) -> None:
     found = {
         cell.id: (stream, method)
         for family in families(grid, config)
-        for cell, stream, method in streams(family, PLATFORM, config)
+        for point, stream, method in streams(family, PLATFORM, config)
+        for cell in family.cells[point]
     }
     assert {cell.id for cell in grid} == set(found)
     for cell in choose.sample(grid, 10):
         stream, method = found[cell.id]
-        whole = trace(cell, PLATFORM, config)
+        whole = Tracer(PLATFORM, config).trace(cell)
         assert method == "repeated layers"
         np.testing.assert_array_equal(whole.sizes[whole.events], stream.sizes[stream.events])
         np.testing.assert_array_equal(whole.born, stream.born)
@@ -112,7 +115,7 @@ def test_a_length_as_long_as_the_window_has_a_family_of_its_own() -> None:
     structure = tiny_cell(device="cuda", model=model("mistral-7b"), method=FullMethod().model_dump())
     grid = [at(structure, 2, length, 0) for length in (128, 256, 384, 512)]
     members = [
-        [cell.training.sequence_length for _, cell in family.cells]
+        [point.sequence_length for point in family.cells]
         for family in families(grid, configuration_of(structure.model))
     ]
     assert [[128, 256], [384], [512]] == members
@@ -121,13 +124,13 @@ def test_a_length_as_long_as_the_window_has_a_family_of_its_own() -> None:
 def test_a_family_is_sampled_from_its_ends_inwards() -> None:
     """First both ends, then the middle and the middles of the halves; in the end every point once."""
     points = [Point(batch, 128, rank) for batch in (1, 2, 4) for rank in (4, 8, 16)]
-    samples = list(Family([(point, tiny_cell()) for point in points]).samples())
+    samples = list(Family({point: [tiny_cell()] for point in points}).samples())
     assert [points[index] for index in (0, 8, 4, 2, 6)] == samples[:5]
     assert points == sorted(samples)
 
 
 def test_a_large_family_is_known_after_a_few_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of sixty cells four are traced: three that tell, one that checks."""
+    """Of sixty cells four are traced: three that tell, one that checks; the first alone takes two steps."""
     structure = tiny_cell(
         device="cuda", model=model("llama-2-7b"), method=LoraMethod(target_modules="all-linear").model_dump()
     )
@@ -137,20 +140,87 @@ def test_a_large_family_is_known_after_a_few_traces(monkeypatch: pytest.MonkeyPa
         for length in (128, 256, 384, 512, 640)
         for rank in (4, 8, 16, 32)
     ]
-    traced: list[Cell] = []
-
-    def noted(cell: Cell, *rest: Any) -> Stream:
-        traced.append(cell)
-        return trace(cell, *rest)
-
-    monkeypatch.setattr("bench.predict.families.trace", noted)
+    traced = noted_traces(monkeypatch)
     config = configuration_of(structure.model)
     grid += [at(structure, 1, length, rank) for length in (128, 256) for rank in (4, 8)]
     family, single_rows = families(grid, config)
     assert 60 == len(list(streams(family, PLATFORM, config)))
-    assert 4 == len(traced)
+    assert [2, 1, 1, 1] == [steps for _, steps in traced]
     assert 4 == len(list(streams(single_rows, PLATFORM, config)))
-    assert 6 == len(traced)  # a batch of 1 copies less, and the rest is known: a check at each end
+    # A batch of 1 copies less, and the rest is known: a check at each end.
+    assert [2, 1] == [steps for _, steps in traced[4:]]
+
+
+def noted_traces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Cell, int]]:
+    """Return what will be the cells that are traced, each with how many steps were taken."""
+    traced: list[tuple[Cell, int]] = []
+
+    class Noted(Tracer):
+        def trace(self, cell: Cell, depth: Depth | None = None, steps: int = TRACED_STEPS) -> Stream:
+            traced.append((cell, steps))
+            return super().trace(cell, depth, steps)
+
+    monkeypatch.setattr("bench.predict.families.Tracer", Noted)
+    return traced
+
+
+def test_kinds_of_four_bits_share_their_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp4 is as large as nf4, so both are one family; one end is traced as the one, the rest as the other."""
+    nf4, fp4 = (
+        tiny_cell(device="cuda", model=model("llama-2-7b"), method={"kind": "qlora", "quantisation": kind})
+        for kind in ("nf4", "fp4")
+    )
+    cells = [at(one, batch, length, 8) for one in (nf4, fp4) for batch in (2, 4) for length in (128, 256)]
+    traced = noted_traces(monkeypatch)
+    config = configuration_of(nf4.model)
+    (family,) = families(cells, config)
+    found = list(streams(family, PLATFORM, config))
+    kinds = [cell.method.quantisation for cell, _ in traced if isinstance(cell.method, QloraMethod)]
+    assert ["nf4", "fp4"] == sorted(set(kinds), key=kinds.index)
+    assert ([2, 2, 2, 2], 4) == ([len(family.cells[point]) for point, _, _ in found], len(found))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        FullMethod(),
+        LoraMethod(target_modules="all-linear"),
+        LoraMethod(target_modules="all-linear", base="int8"),
+        QloraMethod(),
+    ],
+    ids=lambda method: method.model_dump_json(include={"kind", "base"}),
+)
+@pytest.mark.parametrize("optimizer", ["adamw-fused", "adamw-8bit"])
+def test_an_adapted_model_is_traced_again_as_if_it_were_new(
+    method: FullMethod | LoraMethod | QloraMethod, optimizer: str
+) -> None:
+    """What a trace leaves behind is seen in no later one, whatever the first one's batch."""
+    training = {"optimizer": optimizer, "gradient_checkpointing": "non-reentrant"}
+    cell = tiny_cell(device="cuda", model=model("llama-2-7b"), method=method.model_dump(), training=training)
+    config = configuration_of(cell.model)
+    tracer = Tracer(PLATFORM, config)
+    tracer.trace(at(cell, 3, 256, 8))
+    kept = list(tracer.adapted.values())
+    again, new = (each.trace(at(cell, 1, 128, 8)) for each in (tracer, Tracer(PLATFORM, config)))
+    assert kept == list(tracer.adapted.values())
+    np.testing.assert_array_equal(new.events, again.events)
+    np.testing.assert_array_equal(new.sizes, again.sizes)
+    assert (new.marks, new.paged_bytes) == (again.marks, again.paged_bytes)
+
+
+def test_a_model_that_a_trace_has_changed_is_not_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that a step replaces is another block than the one that loading entered."""
+    cell = tiny_cell(device="cuda", model=model("llama-2-7b"))
+
+    def replacing(trained: Any, *rest: Any) -> Any:
+        norm = trained.model.norm
+        norm.weight.data = norm.weight.data.clone()
+        return losses.forward_pass(trained, *rest)
+
+    monkeypatch.setattr("bench.training.step.forward_pass", replacing)
+    tracer = Tracer(PLATFORM, configuration_of(cell.model))
+    tracer.trace(cell)
+    assert not tracer.adapted
 
 
 def test_what_a_relative_lends_is_checked_at_both_ends() -> None:
@@ -162,8 +232,13 @@ def test_what_a_relative_lends_is_checked_at_both_ends() -> None:
     lengths = {2: (128, 256, 512), 4: (128, 256, 512), 1: (128, 1024, 2048)}
     cells = [at(chunked, rows, length, 8) for rows, own in lengths.items() for length in own]
     config = configuration_of(chunked.model)
-    found = [one for family in families(cells, config) for one in streams(family, PLATFORM, config)]
+    found = [
+        (cell, stream)
+        for family in families(cells, config)
+        for point, stream, _ in streams(family, PLATFORM, config)
+        for cell in family.cells[point]
+    ]
     assert len(found) == len(cells)
-    for cell, stream, _ in found:
-        truth = trace(cell, PLATFORM, config)
+    for cell, stream in found:
+        truth = Tracer(PLATFORM, config).trace(cell)
         assert stream.live_bytes().max() == truth.live_bytes().max(), cell.training

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from bench.predict.trace.repeat import Depth, LayersDifferError, deepen, depth_of, depth_traced, shallow
-from bench.predict.trace.trace import trace
+from bench.predict.trace.trace import Tracer
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
 from bench.training.models import configuration_of
@@ -25,7 +25,7 @@ def test_a_layer_that_behaves_otherwise_is_noticed() -> None:
     """One block of one middle layer made larger by a byte: nothing is repeated."""
     cell = lora()
     config = configuration_of(cell.model)
-    stream = trace(cell, PLATFORM, config, Depth(4, 1, 3))
+    stream = Tracer(PLATFORM, config).trace(cell, Depth(4, 1, 3))
     of_layer_two = next(block for block, layer in enumerate(stream.layers) if layer == 2)
     sizes = stream.sizes.copy()
     sizes[of_layer_two] += 1
@@ -37,7 +37,7 @@ def test_modules_of_repeated_layers_are_named_by_their_own_number() -> None:
     """The blocks of seven layers name seven layers."""
     cell = lora()
     config = configuration_of(cell.model)
-    deep = deepen(trace(cell, PLATFORM, config, Depth(4, 1, 3)), 1, 3)
+    deep = deepen(Tracer(PLATFORM, config).trace(cell, Depth(4, 1, 3)), 1, 3)
     names = [deep.module_of(block) for block, layer in enumerate(deep.layers) if layer >= 0]
     named = {name.split(".")[4] for name in names if name.startswith("base_model.model.model.layers.")}
     assert {str(layer) for layer in range(7)} == named

@@ -74,6 +74,12 @@ class Kernels:
         entries = SCRATCH if platform.device == "cuda" else ()
         self._scratch = {entry.operator: entry.blocks for entry in entries if version < entry.before}
 
+    def over(self, *, padded: bool, packed: bool) -> "Kernels":
+        """Return kernels that have kept as much, over another batch."""
+        others = Kernels(self.platform, padded=padded, packed=packed)
+        others._handles |= self._handles
+        return others
+
     @property
     def on_cpu(self) -> bool:
         """Tell whether the platform is the CPU."""

@@ -6,11 +6,12 @@ code asks of data, and notes at which layer of the model each entry was made.
 
 import sys
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePath
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -74,6 +75,7 @@ class MetaLedger(Ledger):
         self._layers: dict[str, int] = {}
         self._layer = NO_LAYER
         self._layers_of_results: list[int] = []
+        self._began_with = 0  # entries of the books that these were copied from
         self.mark(phase)
 
     def mark(self, phase: StepPhase) -> None:
@@ -88,6 +90,22 @@ class MetaLedger(Ledger):
         self.register_model(model)
         for name, parameter in model.named_parameters():
             self._belongs(parameter, self._layer_named(name))
+
+    def copied(self, *, padded: bool, packed: bool) -> Self:
+        """Return books that stand where these do, to be gone on with over a batch; both see what dies."""
+        twin = copy(self)
+        own = {name: copy(kept) for name, kept in vars(self).items() if isinstance(kept, list | dict | set)}
+        kernels = self._kernels.over(padded=padded, packed=packed)
+        vars(twin).update(own, _guards={}, _kernels=kernels, _began_with=len(self.entries))
+        for address, number in self._live.items():
+            storage = self._guards[number]()
+            if storage is not None:
+                twin._guard(storage, address, number)  # noqa: SLF001 - its own kind
+        return twin
+
+    def holds_just(self, others: "MetaLedger") -> bool:
+        """Tell whether what is alive is what other books began with, and none of that has died since."""
+        return self._live == others._live and self._began_with == len(others.entries)  # noqa: SLF001 - its own kind
 
     def register_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Enter gradients as such, each under the layer of its parameter."""

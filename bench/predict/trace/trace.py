@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypedDict
 from unittest.mock import patch
 
 import torch
@@ -23,7 +23,7 @@ from bench.scenario.cell import Cell
 from bench.scenario.types import Platform, SyntheticData
 from bench.training.data import Batch, prepare_batches
 from bench.training.methods import adapt
-from bench.training.models import build_empty_model, configuration_of, quantise_empty
+from bench.training.models import attention_of, build_empty_model, configuration_of, quantise_empty
 from bench.training.step import Trainer, build_trainer, empties_cache, optimizer_state, run_step
 from bench.training.watcher import Script
 from bench.training.window import LEDGER_STEPS, read_ledger
@@ -31,21 +31,73 @@ from bench.training.window import LEDGER_STEPS, read_ledger
 TRACED_STEPS = 2  # optimizer state appears in the first; the second is often the peak
 
 
-def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = None) -> Stream:
-    """Trace loading, adapting and two steps as on CUDA.
+class _Hidden(TypedDict):
+    padded: bool
+    packed: bool
 
-    With ``depth`` the model is cut to so many layers, but what is sized by the number of its parameters is
-    sized as in the whole. Raises ``UntraceableError`` naming what cannot be traced.
-    """
-    with patched(platform):
-        model = build_empty_model(cell, deepcopy(config) if depth is None else shallow(config, depth.traced))
-        vocabulary_size = int(config.get_text_config().vocab_size)
-        batch = worst_batch(cell, vocabulary_size)
-        of_loop = LoopLedger if cell.loop.driver != "window" else MetaLedger
+
+class _Adapted(NamedTuple):
+    """A model ready to train, the books of how it came about, and what bitsandbytes remembers of that."""
+
+    model: Any
+    books: MetaLedger
+    maps: dict[str, Any]
+
+
+Adapted = dict[object, _Adapted]
+"""Models by what was done to them."""
+
+
+@dataclass(frozen=True)
+class Tracer:
+    """Traces cells of one model; what is loaded and adapted alike is so once."""
+
+    platform: Platform
+    config: Any
+    adapted: Adapted = field(default_factory=dict)
+
+    def trace(self, cell: Cell, depth: Depth | None = None, steps: int = TRACED_STEPS) -> Stream:
+        """Trace loading, adapting and so many steps as on CUDA.
+
+        With ``depth`` the model is cut to so many layers, but what is sized by the number of its parameters
+        is sized as in the whole. Raises ``UntraceableError`` naming what cannot be traced.
+        """
+        from bitsandbytes.functional import name2qmap
+
+        with patched(self.platform):
+            training, window = cell.training, cell.loop.driver == "window"
+            method = cell.method.model_dump_json(exclude={"name"})
+            key = method, training.dtype, training.gradient_checkpointing, attention_of(cell), depth, window
+            made = self.adapted.pop(key, None) or self._adapted(cell, depth)
+            name2qmap.update(made.maps)
+            made.maps.update(name2qmap)
+            batch = worst_batch(cell, self.vocabulary_size)
+            with made.books.copied(**_hidden(batch)) as ledger:
+                optimizer = _run_steps(cell, made.model, batch, ledger, steps)
+                unpaged = (state for state in optimizer_state(optimizer) if not is_paged(state))
+                ledger.register(unpaged, "optimizer_state", "optimizer")
+                paged_bytes = _paged_bytes(optimizer, ledger)
+                asked = ledger.asked if isinstance(ledger, LoopLedger) else ()
+                stream = stream_of(ledger, paged_bytes=paged_bytes, asked=asked)
+                optimizer.state.clear()
+                if window and ledger.holds_just(made.books):
+                    self.adapted[key] = made
+        return stream
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens the model knows."""
+        return int(self.config.get_text_config().vocab_size)
+
+    def _adapted(self, cell: Cell, depth: Depth | None) -> _Adapted:
+        """Load and adapt a cell's model."""
+        config = deepcopy(self.config) if depth is None else shallow(self.config, depth.traced)
+        model = build_empty_model(cell, config)
+        of_loop = MetaLedger if cell.loop.driver == "window" else LoopLedger
         ledger = of_loop(
             model,
-            vocabulary_size,
-            _kernels(platform, batch),
+            self.vocabulary_size,
+            Kernels(self.platform),
             periods_added=depth.periods_added if depth else 0,
             period=depth.period if depth else 1,
         )
@@ -55,29 +107,23 @@ def trace(cell: Cell, platform: Platform, config: Any, depth: Depth | None = Non
             with torch.device("meta"), _adapting(ledger):
                 model = adapt(model, cell)
             ledger.learn(model)
-            optimizer = _run_steps(cell, model, batch, ledger)
-            unpaged = (state for state in optimizer_state(optimizer) if not is_paged(state))
-            ledger.register(unpaged, "optimizer_state", "optimizer")
-            paged_bytes = _paged_bytes(optimizer, ledger)
-            asked = ledger.asked if isinstance(ledger, LoopLedger) else ()
-            stream = stream_of(ledger, paged_bytes=paged_bytes, asked=asked)
-    return stream
+            return _Adapted(model, ledger.copied(padded=False, packed=False), {})
 
 
-def _run_steps(cell: Cell, model: Any, batch: Batch, ledger: MetaLedger) -> torch.optim.Optimizer:
+def _run_steps(cell: Cell, model: Any, batch: Batch, ledger: MetaLedger, steps: int) -> torch.optim.Optimizer:
     """Take the traced steps in the cell's loop; return the optimizer that made them."""
     if isinstance(ledger, LoopLedger):
         loop = MetaLoop(cell, model, ledger)
 
-        def steps() -> Script:
-            for ledger.step in range(TRACED_STEPS):
+        def script() -> Script:
+            for ledger.step in range(steps):
                 ledger.mark("inputs")
                 yield
 
-        loop.run(steps(), batch, TRACED_STEPS)
+        loop.run(script(), batch, steps)
         return loop.optimizer
     trainer = _trainer(model, cell)
-    for ledger.step in range(TRACED_STEPS):
+    for ledger.step in range(steps):
         run_step(trainer, [batch] * cell.training.gradient_accumulation, _marker(ledger, trainer))
         if empties_cache(cell.training, ledger.step + 1):
             ledger.empty_cache()
@@ -100,7 +146,7 @@ def read_cpu_ledger(
             quantise_empty(module)
         with torch.device("meta"):
             model = adapt(model, cell)
-        kernels = _kernels(platform, batch)
+        kernels = Kernels(platform, **_hidden(batch))
         if cell.loop.driver != "window":
             return read_loop_ledger(cell, model, kernels, batch, set() if asked is None else asked)
         trainer = _trainer(model, cell)
@@ -132,10 +178,10 @@ def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
     return batch
 
 
-def _kernels(platform: Platform, batch: Batch) -> Kernels:
-    """Return the platform's kernels, told what the batch's mask and positions hide."""
+def _hidden(batch: Batch) -> _Hidden:
+    """Tell what the batch's mask and positions hide."""
     padded = batch.attention_mask is not None and not bool(batch.attention_mask.all())
-    return Kernels(platform, padded=padded, packed=batch.position_ids is not None)
+    return {"padded": padded, "packed": batch.position_ids is not None}
 
 
 def on_meta(batch: Batch) -> Batch:
