@@ -154,6 +154,8 @@ class Need:
     The window is named without its length and without what all windows of the model have.
     """
 
+    card: str
+    sequence_length: int
     method: str
     cell: str
     window: str
@@ -181,8 +183,6 @@ class Fitting:
 class FitsOnCard:
     """One card at one length: what fits, what is too close to call, what does not fit in any window."""
 
-    card: Card
-    sequence_length: int
     fitting: tuple[Fitting, ...]
     close: tuple[Need, ...]
     not_fitting: tuple[Need, ...]
@@ -197,38 +197,17 @@ class ModelFits:
     sequence_lengths: tuple[int, ...]
     at: Mapping[tuple[str, int], FitsOnCard]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Ladder:
-    """The smallest card for each method of a model at one length; ``nowhere`` fit on no card for certain."""
-
-    model: str
-    sequence_length: int
-    steps: tuple[tuple[Card, tuple[Need, ...]], ...]
-    nowhere: tuple[Need, ...]
-
-
-def ladders(models: Sequence[ModelFits]) -> tuple[Ladder, ...]:
-    """Return the smallest card of each method, for the largest length first."""
-    found = [_ladder(model, length) for model in models for length in model.sequence_lengths]
-    return tuple(sorted(found, key=lambda one: -one.sequence_length))
-
-
-def _ladder(model: ModelFits, length: int) -> Ladder:
-    fits = [model.at[card.name, length] for card in model.cards]
-    smallest: dict[str, tuple[str, Need]] = {}
-    for fit in fits:
-        for need in (need for one in fit.fitting for need in one.needs):
-            smallest.setdefault(need.method, (fit.card.name, need))
-    on_card = {card: [need for name, need in smallest.values() if name == card.name] for card in model.cards}
-    # A card may not have been judged for a method whose kernels it lacks.
-    others = {need.method: need for fit in fits for need in (*fit.close, *fit.not_fitting)}
-    return Ladder(
-        model=model.model,
-        sequence_length=length,
-        steps=tuple((card, tuple(needs)) for card, needs in on_card.items() if needs),
-        nowhere=tuple(need for method, need in others.items() if method not in smallest),
-    )
+    def smallest_cards(self, length: int) -> tuple[list[tuple[Card, list[Need]]], list[Need]]:
+        """Return the smallest card for each method at one length, and those that surely fit on no card."""
+        fits = {card.name: self.at[card.name, length] for card in self.cards}
+        smallest: dict[str, Need] = {}
+        for need in (need for fit in fits.values() for one in fit.fitting for need in one.needs):
+            smallest.setdefault(need.method, need)
+        on_card = grouped(smallest.values(), lambda need: need.card)
+        # A card may not have been judged for a method whose kernels it lacks.
+        others = {need.method: need for fit in fits.values() for need in (*fit.close, *fit.not_fitting)}
+        nowhere = [need for method, need in others.items() if method not in smallest]
+        return [(card, on_card[card.name]) for card in self.cards if card.name in on_card], nowhere
 
 
 def card_fits(plan: Plan) -> tuple[ModelFits, ...]:
@@ -240,29 +219,27 @@ def card_fits(plan: Plan) -> tuple[ModelFits, ...]:
 def _of_model(model: str, cells: Sequence[PlannedCell], cards: Sequence[Card]) -> ModelFits:
     windows = {one.cell.id: _tokens(one.cell) for one in cells}
     common = set.intersection(*map(set, windows.values()))
-    needs: dict[tuple[str, int], list[Need]] = {
-        (card.name, length): []
-        for card in cards
-        for length in sorted({one.cell.training.sequence_length for one in cells})
-    }
-    for one in cells:
-        for verdict in one.verdicts:
-            need = Need(
-                method=one.cell.labels.method,
-                cell=one.cell.id,
-                window="-".join(token for token in windows[one.cell.id] if token not in common),
-                needed_bytes=verdict.needed_bytes,
-                answer=verdict.answer,
-            )
-            place = verdict.card, one.cell.training.sequence_length
-            if place in needs:  # a plan from elsewhere may judge cards that it does not describe
-                needs[place].append(need)
-    by_name = {card.name: card for card in cards}
+    needs = (
+        Need(
+            card=verdict.card,
+            sequence_length=one.cell.training.sequence_length,
+            method=one.cell.labels.method,
+            cell=one.cell.id,
+            window="-".join(token for token in windows[one.cell.id] if token not in common),
+            needed_bytes=verdict.needed_bytes,
+            answer=verdict.answer,
+        )
+        for one in cells
+        for verdict in one.verdicts
+    )
+    found = grouped(needs, lambda need: (need.card, need.sequence_length))
+    lengths = sorted({one.cell.training.sequence_length for one in cells})
+    places = [(card.name, length) for card in cards for length in lengths]
     return ModelFits(
         model=model,
         cards=tuple(cards),
-        sequence_lengths=tuple(dict.fromkeys(length for _, length in needs)),
-        at={(card, length): _fit(by_name[card], length, own) for (card, length), own in needs.items()},
+        sequence_lengths=tuple(lengths),
+        at={place: _fit(found.get(place, ())) for place in places},
     )
 
 
@@ -271,7 +248,7 @@ def _tokens(cell: Cell) -> list[str]:
     return [token for token in cell.labels.window.split("-") if token != length]
 
 
-def _fit(card: Card, length: int, needs: Sequence[Need]) -> FitsOnCard:
+def _fit(needs: Sequence[Need]) -> FitsOnCard:
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[list[Need]]] = {}
     close, nowhere = [], []
     for tried in grouped(needs, lambda need: need.method).values():
@@ -284,8 +261,6 @@ def _fit(card: Card, length: int, needs: Sequence[Need]) -> FitsOnCard:
         else:
             nowhere.append(_least(tried))
     return FitsOnCard(
-        card=card,
-        sequence_length=length,
         fitting=tuple(_fitting(methods, *windows) for windows, methods in groups.items()),
         close=tuple(close),
         not_fitting=tuple(nowhere),

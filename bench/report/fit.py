@@ -5,15 +5,13 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bench.compare.plans import (
-    FitsOnCard,
     Fitting,
-    Ladder,
     LoopChange,
+    ModelFits,
     Need,
     PlanRow,
     card_counts,
     card_fits,
-    ladders,
     loop_changes,
 )
 from bench.errors import counted
@@ -167,12 +165,10 @@ def fit_sentences(plan: Plan) -> tuple[Sentence, ...]:
 
     Nothing is returned where no card was asked about.
     """
-    models = card_fits(plan)
-    if plan.ladder:
-        return tuple(map(_on_ladder, ladders(models)))
-    found = [(model.model, fit) for model in models for fit in model.at.values()]
-    found.sort(key=lambda each: -each[1].sequence_length)
-    return tuple(sentence for model, fit in found for sentence in _on_card(model, fit))
+    told = [(model, length) for model in card_fits(plan) for length in model.sequence_lengths]
+    told.sort(key=lambda each: -each[1])
+    say = _on_ladder if plan.ladder else _on_cards
+    return tuple(sentence for model, length in told for sentence in say(model, length))
 
 
 def loop_sentences(plan: Plan, rows: Sequence[PlanRow]) -> tuple[Sentence, ...]:
@@ -194,21 +190,24 @@ def _in_loop(one: LoopChange, tensors: str) -> Pieces:
     return RowLink(one.cell, one.cell), f": {', '.join(told)}{why}"
 
 
-def _on_card(model: str, fit: FitsOnCard) -> Iterator[Sentence]:
-    parts = [_fits(one) for one in fit.fitting]
-    parts += _fails(fit.close, "is too close to call", "are too close to call")
-    parts += _fails(fit.not_fitting, "does not fit", "do not fit")
-    if parts:
-        yield Sentence(f"{model} at {fit.sequence_length:,} tokens, {fit.card.name}", _joined(parts))
+def _on_cards(model: ModelFits, length: int) -> Iterator[Sentence]:
+    for card in model.cards:
+        fit = model.at[card.name, length]
+        parts = [_fits(one) for one in fit.fitting]
+        parts += _fails(fit.close, "is too close to call", "are too close to call")
+        parts += _fails(fit.not_fitting, "does not fit", "do not fit")
+        if parts:
+            yield Sentence(f"{model.model} at {length:,} tokens, {card.name}", _joined(parts))
 
 
-def _on_ladder(one: Ladder) -> Sentence:
+def _on_ladder(model: ModelFits, length: int) -> Iterator[Sentence]:
+    steps, nowhere = model.smallest_cards(length)
     parts: list[Pieces] = [
-        (f"{card.name} ({card_size(card)}) for ", *_methods(needs)) for card, needs in one.steps
+        (f"{card.name} ({card_size(card)}) for ", *_methods(needs)) for card, needs in steps
     ]
-    parts += _fails(one.nowhere, "fits for certain on none", "fit for certain on none")
-    about = f"{one.model} at {one.sequence_length:,} tokens, smallest card that fits"
-    return Sentence(about, _joined(parts or [("no cell could be judged",)]))
+    parts += _fails(nowhere, "fits for certain on none", "fit for certain on none")
+    about = f"{model.model} at {length:,} tokens, smallest card that fits"
+    yield Sentence(about, _joined(parts or [("no cell could be judged",)]))
 
 
 def card_size(card: Card) -> str:
