@@ -145,8 +145,8 @@ def history(name: str, *, baselines: Path = BASELINES) -> None:
     from bench.report.gate import changes_table
     from bench.report.text import terminal_table
 
-    found = changes_in_history(BaselineFolder(root=baselines, name=name))
-    if not found.changes:
-        typer.echo(f"no metric of {found.series} changed its level over {counted(found.sittings, 'sitting')}")
+    changes, sessions, series = changes_in_history(BaselineFolder(root=baselines, name=name))
+    if not changes:
+        typer.echo(f"no metric of {series} changed its level over {counted(sessions, 'sitting')}")
         return
-    Console().print(terminal_table(changes_table(found.changes), f"Where baseline {name} changed"))
+    Console().print(terminal_table(changes_table(changes), f"Where baseline {name} changed"))

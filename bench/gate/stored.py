@@ -1,10 +1,10 @@
 """Stored results judged: two result sets, results against a baseline, and what a baseline may take in."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from bench.compare import grouped
 from bench.compare.gate_report import GateJudge, judge_folder
 from bench.errors import UsageError, counted
 from bench.metrics import METRICS
@@ -106,38 +106,23 @@ def _require_alike(results: str, baseline: BaselineFolder) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """What a baseline's history shows: changes of level, over so many sessions and series of values."""
-
-    changes: tuple[ChangePoint, ...]
-    sittings: int
-    series: int
-
-
-def changes_in_history(baseline: BaselineFolder) -> History:
+def changes_in_history(baseline: BaselineFolder) -> tuple[list[ChangePoint], int, int]:
     """Return where gated metrics changed over all accepted sessions, of all levels.
 
+    Beside the changes stand the numbers of sessions and of series of values: medians over a cell's good runs.
     Raises ``UnavailableError`` where that takes ruptures, which is not installed.
     """
     accepted = baseline.read().accepted
     values: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for one, session in zip(accepted, baseline.result_set(accepted).sessions, strict=True):
-        for name, metric in METRICS.items():
-            for cell, found in _values(session, name).items() if metric.gated else ():
-                values.setdefault((cell, name), []).append((one.number, found))
+        cells = grouped((run for run in session if run.outcome == "ok"), lambda run: run.cell_id)
+        for name in (name for name, metric in METRICS.items() if metric.gated):
+            for cell, runs in cells.items():
+                if found := [value for run in runs if (value := run.values.get(name)) is not None]:
+                    values.setdefault((cell, name), []).append((one.number, median(found)))
     changes: list[ChangePoint] = []
     for (cell, name), points in values.items():
         numbers, series = zip(*points, strict=True)
         varies = METRICS[name].kind == "statistical"
         changes += (level_changes if varies else exact_changes)(cell, name, numbers, series)
-    return History(changes=tuple(changes), sittings=len(accepted), series=len(values))
-
-
-def _values(runs: Sequence[RunSummary], metric: str) -> dict[str, float]:
-    """Return each cell's median over the good runs of one session."""
-    cells: dict[str, list[float]] = {}
-    for run in runs:
-        if run.outcome == "ok" and (value := run.values.get(metric)) is not None:
-            cells.setdefault(run.cell_id, []).append(value)
-    return {cell: median(found) for cell, found in cells.items()}
+    return changes, len(accepted), len(values)

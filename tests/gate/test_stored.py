@@ -148,9 +148,9 @@ def test_ten_sittings_gate_speed_and_tell_where_it_changed(tmp_path: Path, basel
             )
             assert ("regression" if day == 10 else "inconclusive") == speed.verdict
         accept_results(results, baseline, reason=f"day {day}", new_level=day == 10)
-    found = changes_in_history(baseline)
-    ((metric, number, ratio),) = [(one.metric, one.number, one.ratio) for one in found.changes]
-    assert ("tokens_per_second", 11) == (metric, number)
+    changes, sessions, _ = changes_in_history(baseline)
+    ((metric, number, ratio),) = [(one.metric, one.number, one.ratio) for one in changes]
+    assert ("tokens_per_second", 11, 14) == (metric, number, sessions)
     assert ratio == pytest.approx(0.92, abs=0.01)
 
 
