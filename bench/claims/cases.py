@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
 
+from bench.compare import grouped
 from bench.compare.comparison import measure
 from bench.compare.measured import Measured, without_seed
 from bench.metrics import TENSORS
@@ -188,9 +189,7 @@ def like_pairs(
     Place, model, data and training have to be the same; kinds of methods too, unless ``method.kind`` is free.
     Of two adapters, rank, targets and all else that both have are the same; of one kind, their bases as well.
     """
-    alike: dict[tuple[Hashable, ...], list[Case]] = {}
-    for reference in references:
-        alike.setdefault(_likeness(reference, free), []).append(reference)
+    alike = grouped(references, lambda reference: _likeness(reference, free))
     return [
         (subject, reference)
         for subject in subjects

@@ -4,7 +4,6 @@ A verdict has its evidence, and the boundary where evidence is divided.
 """
 
 import tomllib
-from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -19,6 +18,7 @@ from pydantic import Field, model_validator
 from bench.claims.cases import Case, Scalar, cases_of_plan, cases_of_published, cases_of_records
 from bench.claims.evidence import Evidence
 from bench.claims.rules import PairRule, Rule
+from bench.compare import grouped
 from bench.errors import UsageError
 from bench.records.predictions import is_plan, read_plan
 from bench.records.published import shipped_rows
@@ -314,15 +314,10 @@ def _disturbed(claim: Claim, rule: Rule, cases: Sequence[Case]) -> list[Case]:
 
 def _by_setting(claim: Claim, findings: Sequence[Finding], disturbed: Sequence[Case]) -> tuple[Finding, ...]:
     rows = [row for finding in findings for row in finding.deciding]
-    settings: dict[str, list[Evidence]] = {}
-    for row in rows:
-        settings.setdefault(_setting(row), []).append(row)
-    runs = Counter[str]()
-    for case in disturbed:
-        runs[_setting(case)] += case.disturbed_runs
+    settings, slowed = grouped(rows, _setting), grouped(disturbed, _setting)
+    runs = {name: sum(case.disturbed_runs for case in cases) for name, cases in slowed.items()}
     told = [
-        conclude(name, settings.get(name, ()), (), _AT_REST, runs[name])
-        for name in dict.fromkeys([*settings, *runs])
+        conclude(name, settings.get(name, ()), (), _AT_REST, runs.get(name, 0)) for name in settings | runs
     ]
     lacking = [
         conclude(wanted.name, (), (), wanted.needs)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from bench.claims.judge import (
     read_cases,
     shipped_claims,
 )
+from bench.compare import grouped
 from bench.errors import UsageError
 from bench.report.text import (
     GIBIBYTES,
@@ -169,10 +170,7 @@ def _told(finding: Finding) -> list[str]:
     told, boundary = [sentence(finding)], finding.boundary
     if boundary and not boundary.exact:
         told.append(f"{boundary.agreeing - boundary.covered} more agree that no three settings explain.")
-    groups: dict[tuple[str, str], list[Evidence]] = {}
-    for row in finding.beside:
-        groups.setdefault((row.model, row.instrument), []).append(row)
-    for (model, _), rows in groups.items():
+    for (model, _), rows in grouped(finding.beside, lambda row: (row.model, row.instrument)).items():
         agreeing = sum(row.agrees is True for row in rows)
         told.append(f"Out of scope, not counted: {model}: {_range(rows)}; {agreeing} of {len(rows)} agree.")
     return told
@@ -292,12 +290,10 @@ def _value(value: Scalar) -> str:
 
 def _outcomes(rows: Sequence[Evidence]) -> Iterator[str]:
     """Yield a sentence for each skill on what comparisons of accuracies showed."""
-    topics: dict[str, dict[str, list[Evidence]]] = {}
-    for row in rows:
-        if row.outcome:
-            topics.setdefault(row.outcome.topic, {}).setdefault(_shown(row.outcome), []).append(row)
-    for topic, kinds in topics.items():
-        each = [f"{len(alike)} {kind} ({_span_of(alike)})" for kind, alike in kinds.items()]
+    told = [(row.outcome.topic, _shown(row.outcome), row) for row in rows if row.outcome]
+    for topic, of_it in grouped(told, itemgetter(0)).items():
+        kinds = grouped(of_it, itemgetter(1)).items()
+        each = [f"{len(alike)} {kind} ({_span_of([row for *_, row in alike])})" for kind, alike in kinds]
         yield f"On {topic}: {'; '.join(each)}."
 
 

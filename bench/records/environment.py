@@ -95,19 +95,11 @@ def control_group_files(
     for line in (_read(own) or "").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if number == "0":
-            mount = root
-        elif controller in controllers.split(","):
-            mount = root / controller
-        else:
-            continue
-        group = mount / path.lstrip("/")
-        for folder in (group, *group.parents):
-            text = _read(folder / name)
-            if text is not None:
-                texts.append(text.strip())
-            if folder == mount:
-                break
+        if number == "0" or controller in controllers.split(","):
+            mount = root if number == "0" else root / controller
+            group = mount / path.lstrip("/")
+            folders = [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
+            texts += [text.strip() for folder in folders if (text := _read(folder / name)) is not None]
     return texts
 
 

@@ -189,16 +189,15 @@ def require_this_machine(
     calibration: Calibration, environment: Environment, cuda_name: str | None = None
 ) -> None:
     """Raise ``UsageError`` where the calibration is of another machine, card or number of threads."""
-    pairs: list[tuple[str, object, object]] = [
-        (name, calibration.environment.machine.get(name), environment.machine.get(name))
-        for name in SAME_MACHINE
+    then, now = (
+        {name: there.machine.get(name) for name in SAME_MACHINE} | {"CUDA device": cuda} | there.threads
+        for there, cuda in ((calibration.environment, calibration.cuda_name), (environment, cuda_name))
+    )
+    different = [
+        f"{name} {then.get(name)} then, {now.get(name)} now"
+        for name in then | now
+        if then.get(name) != now.get(name)
     ]
-    pairs.append(("CUDA device", calibration.cuda_name, cuda_name))
-    names = sorted({*calibration.environment.threads, *environment.threads})
-    pairs += [
-        (name, calibration.environment.threads.get(name), environment.threads.get(name)) for name in names
-    ]
-    different = [f"{name} {then} then, {now} now" for name, then, now in pairs if then != now]
     if different:
         raise UsageError(
             f"the calibration of {calibration.scenario} was made on another machine or with other settings "
