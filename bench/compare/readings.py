@@ -10,14 +10,11 @@ from typing import Literal, TypeVar, get_args
 from bench.compare import grouped
 from bench.metrics import MERGE_TOLERANCES, METRICS, TENSORS, Instrument
 from bench.records.derived_metrics import (
+    PEAKS,
     TRAINING_PHASES,
-    PeakField,
     energy_per_token_mj,
-    nvml_peak,
-    peak_phase,
     phase_time_ns,
     read_metrics,
-    start_up_bytes,
     throttle_reasons,
 )
 from bench.records.predictions import Prediction, Refusal
@@ -35,16 +32,6 @@ _TIMED: tuple[tuple[Phase, ...], ...] = (  # as ``TimeBreakdown`` has them
     ("start",),
     ("prepare_data",),
 )
-_PHASE_FIELDS: dict[Instrument, PeakField] = {
-    "host_net": "host_peak_bytes",
-    "host": "host_peak_bytes",
-    "cuda_allocated": "cuda_allocated_peak_bytes",
-    "cuda_reserved": "cuda_reserved_peak_bytes",
-}
-_NVML: dict[Instrument, Literal["process", "device_delta"]] = {
-    "nvml_process": "process",
-    "nvml_device_delta": "device_delta",
-}
 _WORST_FIRST: tuple[TrendVerdict, ...] = ("not steady", "too few steps to tell", "no clear trend", "steady")
 _LOSSES_AT_EACH_END = 3
 
@@ -170,26 +157,11 @@ def peaks(runs: Sequence[Record]) -> tuple[Peak, ...]:
     """Return the peak by each instrument that was there, in the order of ``Instrument``."""
     peaks = []
     for instrument in get_args(Instrument):
-        if found := [one for run in runs if (one := _peak(run, instrument))]:
+        if found := [one for run in runs if (one := PEAKS[instrument](run))]:
             sizes = [size for size, _ in found]
             middle, (highest, phase) = round(statistics.median(sizes)), max(found)
             peaks.append(Peak(instrument, middle, min(sizes), highest, phase))
     return tuple(peaks)
-
-
-def _peak(run: Record, instrument: Instrument) -> tuple[int, str] | None:
-    """Return bytes and phase of a run's peak by one instrument."""
-    if instrument == "ledger":
-        ledger = run.measurement.ledger
-        return (ledger.peak_bytes, ledger.peak_phase) if ledger else None
-    if instrument in _NVML:
-        seen = nvml_peak(run, _NVML[instrument])
-        return (seen[1], seen[0].name) if seen else None
-    phase = peak_phase(run, _PHASE_FIELDS[instrument])
-    start = start_up_bytes(run) if instrument == "host_net" else 0
-    if phase is None or start is None:
-        return None
-    return getattr(phase, _PHASE_FIELDS[instrument]) - start, phase.name
 
 
 def predictions(prediction: Prediction | Refusal | None, peaks: Sequence[Peak]) -> tuple[Predicted, ...]:

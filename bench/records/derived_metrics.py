@@ -5,12 +5,12 @@ Every function returns None where the record lacks what it needs, never 0.
 
 import statistics
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from operator import attrgetter
+from operator import itemgetter
 from typing import Literal
 
-from bench.metrics import METRICS
-from bench.records.readings import INVALIDATING, Caveat, GpuPhase, GpuReading
-from bench.records.records import NS_PER_SECOND, EvaluationReading, Phase, PhaseReading, Record
+from bench.metrics import METRICS, Instrument
+from bench.records.readings import INVALIDATING, Caveat, GpuPhase, GpuReading, Isolation
+from bench.records.records import NS_PER_SECOND, EvaluationReading, Phase, Record
 
 # NVML's counters are brought up to date every 20 to 100 ms (Yang, Adamek and Armour, "Accurate and Convenient
 # Energy Measurements for GPUs", SC 2024, arXiv:2312.02741), so that a difference is off by up to 100 ms of
@@ -41,6 +41,7 @@ Value = float | int | None
 Derivation = Callable[[Record], Value]
 Samples = dict[str, tuple[float, ...]]
 PeakField = Literal["host_peak_bytes", "cuda_allocated_peak_bytes", "cuda_reserved_peak_bytes"]
+PeakReader = Callable[[Record], tuple[int, str] | None]
 When = Literal["before", "after"]
 WHEN: tuple[When, ...] = ("before", "after")
 
@@ -70,30 +71,34 @@ def read_samples(record: Record, values: Mapping[str, Value]) -> Samples:
     return found
 
 
-def peak_phase(record: Record, field: PeakField) -> PhaseReading | None:
-    """Return the training phase with the highest peak by one instrument."""
-    read = attrgetter(field)
-    phases = record.measurement.phases
-    readings = [phase for phase in phases if phase.name in _TRAINING and read(phase) is not None]
-    return max(readings, key=read, default=None)
+def _highest(field: PeakField) -> PeakReader:
+    def peak(record: Record) -> tuple[int, str] | None:
+        phases = (phase for phase in record.measurement.phases if phase.name in _TRAINING)
+        found = [(size, phase.name) for phase in phases if (size := getattr(phase, field)) is not None]
+        return max(found, key=itemgetter(0), default=None)
+
+    return peak
 
 
-def peak_bytes(record: Record, field: PeakField) -> int | None:
-    """Return the highest peak of the training phases by one instrument, in bytes."""
-    return getattr(peak_phase(record, field), field, None)
+def _net_of_start_up(record: Record) -> tuple[int, str] | None:
+    """Leave out what was resident as loading began: Python and the libraries."""
+    peak, phases = PEAKS["host"](record), record.measurement.phases
+    start = next((phase.host_start_bytes for phase in phases if phase.name == "load"), None)
+    return None if peak is None or start is None else (peak[0] - start, peak[1])
 
 
-def nvml_peak(record: Record, instrument: Literal["process", "device_delta"]) -> tuple[GpuPhase, int] | None:
-    """Return the training phase with the highest peak by NVML, and its bytes.
+def _by_nvml(isolation: Isolation) -> PeakReader:
+    """Only where NVML could be held to this reading; None if it told nothing in a phase that was sampled."""
 
-    Only where NVML could be held to this instrument; None if it told nothing in a phase that was sampled.
-    """
-    gpu = record.measurement.gpu
-    if gpu is None or gpu.isolation != instrument:
-        return None
-    sampled = [phase for phase in gpu.phases if phase.name in TRAINING_PHASES and phase.samples]
-    peaks = [(phase, size) for phase in sampled if (size := _nvml_bytes(phase, gpu)) is not None]
-    return max(peaks, key=lambda peak: peak[1]) if peaks and len(peaks) == len(sampled) else None
+    def peak(record: Record) -> tuple[int, str] | None:
+        gpu = record.measurement.gpu
+        if gpu is None or gpu.isolation != isolation:
+            return None
+        sampled = [phase for phase in gpu.phases if phase.name in _TRAINING and phase.samples]
+        found = [(size, phase.name) for phase in sampled if (size := _nvml_bytes(phase, gpu)) is not None]
+        return max(found, key=itemgetter(0)) if found and len(found) == len(sampled) else None
+
+    return peak
 
 
 def _nvml_bytes(phase: GpuPhase, gpu: GpuReading) -> int | None:
@@ -102,6 +107,23 @@ def _nvml_bytes(phase: GpuPhase, gpu: GpuReading) -> int | None:
     if phase.device_peak_bytes is None or gpu.idle_device_bytes is None:
         return None
     return max(0, phase.device_peak_bytes - gpu.idle_device_bytes)
+
+
+def _of_ledger(record: Record) -> tuple[int, str] | None:
+    ledger = record.measurement.ledger
+    return (ledger.peak_bytes, ledger.peak_phase) if ledger else None
+
+
+PEAKS: dict[Instrument, PeakReader] = {
+    "ledger": _of_ledger,
+    "host_net": _net_of_start_up,
+    "host": _highest("host_peak_bytes"),
+    "cuda_allocated": _highest("cuda_allocated_peak_bytes"),
+    "cuda_reserved": _highest("cuda_reserved_peak_bytes"),
+    "nvml_process": _by_nvml("process"),
+    "nvml_device_delta": _by_nvml("device_delta"),
+}
+"""Bytes and phase of the highest peak of the training phases, by each instrument."""
 
 
 def energy_per_token_mj(record: Record) -> float | None:
@@ -132,12 +154,6 @@ def throttle_reasons(record: Record) -> int:
 def speed_disturbed(caveats: Iterable[Caveat]) -> bool:
     """Tell whether a run's own caveats say that its speed is not what it would be on a machine at rest."""
     return any(caveat.code in (BUSY_MACHINE, THROTTLED) for caveat in caveats)
-
-
-def start_up_bytes(record: Record) -> int | None:
-    """Return the worker's resident bytes as loading began: Python and the libraries."""
-    starts = (phase.host_start_bytes for phase in record.measurement.phases if phase.name == "load")
-    return next(starts, None)
 
 
 def phase_time_ns(record: Record, names: Container[Phase]) -> int | None:
@@ -175,12 +191,8 @@ def _field(reading: str, name: str) -> Derivation:
     return lambda record: getattr(getattr(record.measurement, reading), name, None)
 
 
-def _peak(field: PeakField) -> Derivation:
-    return lambda record: peak_bytes(record, field)
-
-
-def _nvml(instrument: Literal["process", "device_delta"]) -> Derivation:
-    return lambda record: peak[1] if (peak := nvml_peak(record, instrument)) else None
+def _peak(instrument: Instrument) -> Derivation:
+    return lambda record: peak[0] if (peak := PEAKS[instrument](record)) else None
 
 
 def _median(values: Sequence[float]) -> float | None:
@@ -192,13 +204,13 @@ def _evaluated(when: When) -> Derivation:
 
 
 DERIVED: dict[str, Derivation] = {
-    "ledger_peak_bytes": _field("ledger", "peak_bytes"),
-    "host_peak_bytes": _peak("host_peak_bytes"),
-    "cuda_allocated_peak_bytes": _peak("cuda_allocated_peak_bytes"),
-    "cuda_reserved_peak_bytes": _peak("cuda_reserved_peak_bytes"),
+    "ledger_peak_bytes": _peak("ledger"),
+    "host_peak_bytes": _peak("host"),
+    "cuda_allocated_peak_bytes": _peak("cuda_allocated"),
+    "cuda_reserved_peak_bytes": _peak("cuda_reserved"),
     "paged_bytes": _field("paged", "paged_bytes"),
-    "nvml_process_peak_bytes": _nvml("process"),
-    "nvml_device_delta_peak_bytes": _nvml("device_delta"),
+    "nvml_process_peak_bytes": _peak("nvml_process"),
+    "nvml_device_delta_peak_bytes": _peak("nvml_device_delta"),
     "non_torch_bytes": _field("gpu", "non_torch_bytes"),
     "tokens_per_second": lambda record: _median(record.measurement.tokens_per_second),
     "step_time_ns": lambda record: _median(record.measurement.step_times_ns),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.compare.plausibility import lint
-from bench.records.derived_metrics import peak_bytes
+from bench.records.derived_metrics import DERIVED
 from bench.records.predictions import Prediction
 from bench.records.records import Record
 from bench.runner.schedule import SweepOptions
@@ -104,7 +104,7 @@ def check_ran(record: Record) -> None:
 
 def check_allocated(record: Record) -> None:
     """Hold torch's allocated peak to the prediction: to the byte for plain cells, nearly so for all."""
-    prediction, measured = _prediction(record), peak_bytes(record, "cuda_allocated_peak_bytes")
+    prediction, measured = _prediction(record), DERIVED["cuda_allocated_peak_bytes"](record)
     if record.cell.method.name in TO_THE_BYTE:
         assert prediction.allocated_peak_bytes == measured
     assert prediction.allocated_peak_bytes == pytest.approx(measured, rel=ALLOCATED_TOLERANCE)
@@ -112,7 +112,7 @@ def check_allocated(record: Record) -> None:
 
 def check_reserved(record: Record) -> None:
     """Hold torch's reserved peak to the predicted band."""
-    prediction, measured = _prediction(record), peak_bytes(record, "cuda_reserved_peak_bytes")
+    prediction, measured = _prediction(record), DERIVED["cuda_reserved_peak_bytes"](record)
     assert measured is not None
     assert prediction.reserved_low_bytes is not None
     assert prediction.reserved_high_bytes is not None
