@@ -117,7 +117,9 @@ def cases_of_records(records: Sequence[Record], source: str) -> tuple[Case, ...]
             shape=architecture_of(one.cell.model),
             trainable=one.parameters_trainable,
             peak_bytes=peak.peak_bytes if peak else None,
-            quantisation_state_bytes=cause.categories_bytes.get("quantisation_state") if cause else None,
+            quantisation_state_bytes=cause.categories_at_peak_bytes.get("quantisation_state")
+            if cause
+            else None,
             measured=one,
         )
         found.append(case)

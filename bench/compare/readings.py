@@ -1,7 +1,7 @@
 """What the good runs of one cell give together: memory, speed, time and the GPU. Compares no two cells."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -18,8 +18,8 @@ from bench.records.derived_metrics import (
     throttle_reasons,
 )
 from bench.records.predictions import Prediction, Refusal
-from bench.records.readings import Category, Isolation, name_events
-from bench.records.records import ModelFacts, Phase, Record
+from bench.records.readings import Isolation, name_events
+from bench.records.records import LedgerReading, ModelFacts, Phase, Record
 from bench.stats.trend import Trend, TrendVerdict, find_trend
 
 N = TypeVar("N", int, float)
@@ -59,18 +59,6 @@ class Predicted:
     high_bytes: int
     measured_bytes: int
     difference_share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PeakCause:
-    """What the ledger saw as the most tensor bytes were alive."""
-
-    phase: str
-    op: str
-    module: str
-    categories_bytes: Mapping[Category, int]
-    largest_category: Category
-    largest_share: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,22 +168,11 @@ def predictions(prediction: Prediction | Refusal | None, peaks: Sequence[Peak]) 
     )
 
 
-def cause(runs: Sequence[Record]) -> PeakCause | None:
+def cause(runs: Sequence[Record]) -> LedgerReading | None:
     """Return what the ledger saw at the peak, of the run with the highest one."""
     ledgers = [run.measurement.ledger for run in runs if run.measurement.ledger]
-    ledger = max(ledgers, key=lambda reading: reading.peak_bytes, default=None)
-    if ledger is None or not ledger.categories_at_peak_bytes:
-        return None
-    categories = ledger.categories_at_peak_bytes
-    largest = max(categories, key=lambda category: categories[category])
-    return PeakCause(
-        phase=ledger.peak_phase,
-        op=ledger.peak_op,
-        module=ledger.peak_module,
-        categories_bytes=categories,
-        largest_category=largest,
-        largest_share=categories[largest] / max(ledger.peak_bytes, 1),
-    )
+    highest = max(ledgers, key=lambda reading: reading.peak_bytes, default=None)
+    return highest if highest and highest.categories_at_peak_bytes else None
 
 
 def throughput(runs: Sequence[Record]) -> Throughput | None:

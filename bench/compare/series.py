@@ -227,8 +227,8 @@ def measured_breakdowns(comparison: Comparison, names: Names) -> Breakdowns:
     found = [
         MemoryBreakdown(
             cell=names[row.key],
-            parts_bytes=_in_order(cause.categories_bytes),
-            total_bytes=sum(cause.categories_bytes.values()),
+            parts_bytes=_in_order(cause.categories_at_peak_bytes),
+            total_bytes=sum(cause.categories_at_peak_bytes.values()),
             limit_bytes=_card_bytes(row),
         )
         for row in comparison.rows

@@ -165,6 +165,16 @@ class LedgerReading(Part, frozen=True):
     allocation_count: Count
     timeline: Timeline | None = None  # none in records made before it was kept
 
+    @property
+    def largest_category(self) -> Category:
+        """The category with most bytes at the peak."""
+        return max(self.categories_at_peak_bytes, key=self.categories_at_peak_bytes.__getitem__)
+
+    @property
+    def largest_share(self) -> float:
+        """Its share of the peak."""
+        return self.categories_at_peak_bytes[self.largest_category] / max(self.peak_bytes, 1)
+
 
 class FlopsReading(Part, frozen=True):
     """Floating-point operations of one step as executed (recomputation included), by torch's counter."""

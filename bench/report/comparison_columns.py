@@ -319,4 +319,5 @@ def _cause(row: Measured) -> str:
     if cause is None:
         return NOT_MEASURED
     largest = f"{words(cause.largest_category)} {share(cause.largest_share, 0)}"
-    return f"{words(cause.phase)}: {operator(cause.op)} in {cause.module or 'no module'}; {largest}"
+    where = f"{words(cause.peak_phase)}: {operator(cause.peak_op)} in {cause.peak_module or 'no module'}"
+    return f"{where}; {largest}"

@@ -99,9 +99,9 @@ def _read(row: Measured, path: str) -> Sequence[object]:
 
 
 def _category_columns(rows: Sequence[Measured]) -> list[tuple[str, str]]:
-    sizes = [row.cause.categories_bytes for row in rows if row.cause]
+    sizes = [row.cause.categories_at_peak_bytes for row in rows if row.cause]
     present = [one for one in get_args(Category) if any(each.get(one) for each in sizes)]
-    return [(words(one), f"{{one.categories_bytes:{one}}}") for one in present]
+    return [(words(one), f"{{one.categories_at_peak_bytes:{one}}}") for one in present]
 
 
 def _column(text: str, lines: list[_Line], writers: Mapping[str, Callable[..., str]]) -> Iterable[str]:

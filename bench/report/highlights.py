@@ -277,9 +277,11 @@ def _contrast(found: Contrast, tasks: Sequence[str]) -> str:
 
 def _causes(rows: Sequence[Measured]) -> Iterator[Sentence]:
     """Yield what set the peak, one sentence for cells in which it was the same operator."""
-    found = grouped(((row.cause.phase, row.cause.op), (row, row.cause)) for row in rows if row.cause)
+    found = grouped(
+        ((row.cause.peak_phase, row.cause.peak_op), (row, row.cause)) for row in rows if row.cause
+    )
     for (phase, op), alike in found.items():
-        modules = dict.fromkeys(cause.module or "outside any module" for _, cause in alike)
+        modules = dict.fromkeys(cause.peak_module or "outside any module" for _, cause in alike)
         during = f"{phase} pass" if phase in {"forward", "backward"} else words(phase)
         told = f": {operator(op)} in {' or '.join(modules)}, in the {during}."
         yield Sentence("What set the peak of live tensors", (*_listed(row for row, _ in alike), told))

@@ -246,9 +246,9 @@ def test_what_set_the_peak() -> None:
     cause = compare([_with(ledger=ledger)]).rows[0].cause
     assert cause is not None
     assert ("backward", "aten::mm", "lm_head", "logits", 0.75) == (
-        cause.phase,
-        cause.op,
-        cause.module,
+        cause.peak_phase,
+        cause.peak_op,
+        cause.peak_module,
         cause.largest_category,
         cause.largest_share,
     )
