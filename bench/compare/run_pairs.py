@@ -3,10 +3,10 @@
 Judges nothing.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.compare import grouped
 from bench.errors import UsageError
@@ -18,53 +18,38 @@ from bench.stats.sequential import MetricPolicy
 from bench.stats.verdicts import AccuracyChange
 
 _MOST_DIFFERENCES = 4
+T = TypeVar("T")
 _ANYWHERE = ("system", "architecture")
 """Conditions that exact metrics depend on too. Speed depends on all."""
 
 
+def _good(runs: Sequence[RunSummary]) -> tuple[RunSummary, ...]:
+    return tuple(run for run in runs if run.outcome == "ok")
+
+
+def _view(read: Callable[["Pair"], T]) -> cached_property[T]:
+    return cached_property(read)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The runs of one cell on both sides, those of the baseline by session; either side may have none."""
+    """The runs of one cell on both sides, those of the baseline by session; either side may have none.
+
+    Good runs measured everything. The digest is that of the candidate's cell, empty where only its name is
+    known. A pair *failed* where a run of either side ended neither ok nor out of memory.
+    """
 
     cell_id: str
     sessions: tuple[tuple[RunSummary, ...], ...]
     candidate: tuple[RunSummary, ...]
 
-    @cached_property
-    def baseline(self) -> tuple[RunSummary, ...]:
-        """All runs of the baseline, in order."""
-        return tuple(run for session in self.sessions for run in session)
-
-    @cached_property
-    def baseline_ok(self) -> tuple[RunSummary, ...]:
-        """The baseline's runs that measured everything."""
-        return tuple(run for run in self.baseline if run.outcome == "ok")
-
-    @cached_property
-    def candidate_ok(self) -> tuple[RunSummary, ...]:
-        """The candidate's runs that measured everything."""
-        return tuple(run for run in self.candidate if run.outcome == "ok")
-
-    @cached_property
-    def digest(self) -> str:
-        """The digest of the candidate's cell; empty where only its name is known."""
-        cell = self.candidate[-1].cell
-        return cell.digest if cell else ""
-
-    @cached_property
-    def outcomes(self) -> set[str]:
-        """How the runs of either side ended."""
-        return {run.outcome for run in (*self.baseline, *self.candidate)}
-
-    @property
-    def never_ran(self) -> bool:
-        """Whether no run of either side was as much as tried."""
-        return self.outcomes <= {"unavailable", "skipped"}
-
-    @property
-    def failed(self) -> bool:
-        """Whether a run of either side ended neither ok nor out of memory."""
-        return not self.outcomes <= {"ok", "oom"} and not self.never_ran
+    baseline = _view(lambda pair: tuple(run for session in pair.sessions for run in session))
+    baseline_ok = _view(lambda pair: _good(pair.baseline))
+    candidate_ok = _view(lambda pair: _good(pair.candidate))
+    digest = _view(lambda pair: pair.candidate[-1].cell.digest if pair.candidate[-1].cell else "")
+    outcomes = _view(lambda pair: {run.outcome for run in (*pair.baseline, *pair.candidate)})
+    never_ran = _view(lambda pair: pair.outcomes <= {"unavailable", "skipped"})
+    failed = _view(lambda pair: not pair.outcomes <= {"ok", "oom"} and not pair.never_ran)
 
     def obstacle(self, metric: Metric) -> str | None:
         """Return in one sentence why a metric of cells with runs on both sides cannot be compared, if so."""

@@ -175,7 +175,12 @@ class SideProcess:
             raise self._garbled(f"a line of more than {MAX_ANSWER_BYTES:,} bytes")
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
-            match self._understood(line):
+            try:
+                answered = _ANSWER.validate_json(line)
+            except ValidationError as error:
+                mistake = error.errors(include_url=False, include_input=False)[0]
+                raise self._garbled(f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}") from None
+            match answered:
                 case Note(text=text):
                     self._note(f"{self.side.name}: {text}")
                 case Broken(message=message):
@@ -199,14 +204,6 @@ class SideProcess:
         self._process.wait()
         for descriptor in (self.answers, self._lifeline, self._log):
             os.close(descriptor)
-
-    def _understood(self, line: bytes) -> Answer:
-        try:
-            return _ANSWER.validate_json(line)
-        except ValidationError as error:
-            mistake = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, mistake["loc"]))
-            raise self._garbled(f"{where}: {mistake['msg']}") from None
 
     def _garbled(self, what: str) -> InfrastructureError:
         return InfrastructureError(

@@ -141,13 +141,10 @@ def stamped(environment: Environment, opening: Opening) -> Environment:
 
 def _location(package: str) -> str | None:
     """Return where a package would be imported from, without importing it."""
-    try:
-        found = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        return None
-    if found is None:
-        return None
-    return found.origin or next(iter(found.submodule_search_locations or ()), None)
+    with contextlib.suppress(ImportError, ValueError):
+        if found := importlib.util.find_spec(package):
+            return found.origin or next(iter(found.submodule_search_locations or ()), None)
+    return None
 
 
 if __name__ == "__main__":
