@@ -228,7 +228,9 @@ class Contrast:
     def reason(self) -> Reason | None:
         """What makes most of the difference between the peaks of live tensors."""
         mine, theirs = self.measured.cause, self.base.cause
-        return reason_of(mine.categories_bytes, theirs.categories_bytes) if mine and theirs else None
+        if mine is None or theirs is None:
+            return None
+        return reason_of(mine.categories_at_peak_bytes, theirs.categories_at_peak_bytes)
 
     @property
     def flops_share(self) -> float | None:
