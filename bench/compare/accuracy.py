@@ -152,12 +152,12 @@ def _accuracy(runs: Sequence[Record], task: str) -> Accuracy:
     """Return a task over seeds; over the first alone where not all were asked the same questions."""
     befores, afters = readings_by_seed(runs, task, "before"), readings_by_seed(runs, task, "after")
     first = next(run for run in runs if task in evaluated_tasks(run))
-    seeds, not_alike = [*afters][:1] or [first.cell.training.seed], None
-    try:
-        right_answers([*afters.values(), *(befores[seed] for seed in afters if seed in befores)], task)
-        seeds = [*afters] or seeds
-    except UsageError as error:
-        not_alike = str(error) if len(afters) > 1 else None
+    seeds, not_alike = [*afters] or [first.cell.training.seed], None
+    if len(seeds) > 1:
+        try:
+            right_answers([*afters.values(), *(befores[seed] for seed in afters if seed in befores)], task)
+        except UsageError as error:
+            seeds, not_alike = seeds[:1], str(error)
     befores, afters = ({seed: each[seed] for seed in seeds if seed in each} for each in (befores, afters))
     change, why_not = pair(afters, befores, task)
     either = evaluation(first, task, "after") or evaluation(first, task, "before")

@@ -5,7 +5,7 @@ Every function returns None where the record lacks what it needs, never 0.
 
 import statistics
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Literal
 
 from bench.metrics import METRICS, Instrument
@@ -72,10 +72,11 @@ def read_samples(record: Record, values: Mapping[str, Value]) -> Samples:
 
 
 def _highest(field: PeakField) -> PeakReader:
+    read = attrgetter(field)
+
     def peak(record: Record) -> tuple[int, str] | None:
-        phases = (phase for phase in record.measurement.phases if phase.name in _TRAINING)
-        found = [(size, phase.name) for phase in phases if (size := getattr(phase, field)) is not None]
-        return max(found, key=itemgetter(0), default=None)
+        found = [(read(phase), phase.name) for phase in record.measurement.phases if phase.name in _TRAINING]
+        return max([one for one in found if one[0] is not None], key=itemgetter(0), default=None)
 
     return peak
 
