@@ -1,17 +1,64 @@
 """The command line, put together from ``bench/commands/``. Nothing heavy is imported at start."""
 
+import shutil
 import signal
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from textwrap import wrap
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from bench.commands import compare, gate, predict, report, run
 from bench.errors import BenchError, InterruptedByUserError, ScenarioError
 
+_NARROWEST = 60  # columns of a terminal
+
+
+class _Front(TyperGroup):
+    """Shows the first page in typer's own layout, without rich: that takes longer to import than the rest."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print usage, options, and the commands in their panels; typer does for those without UTF-8."""
+        if not (sys.stdout.encoding or "").lower().startswith("utf"):
+            super().format_help(ctx, formatter)
+            return
+        width = max(shutil.get_terminal_size().columns, _NARROWEST)
+        about = [" " + line for line in wrap(self.help or "", width - 2)]
+        panels = {"Options": list(self._options(ctx))}
+        longest = max(map(len, self.commands))
+        for name, command in self.commands.items():
+            row = f"{name:{longest}}  ", (command.help or "").partition("\n\n")[0]
+            panels.setdefault(getattr(command, "rich_help_panel", None) or "Commands", []).append(row)
+        lines = ["", " " + self.get_usage(ctx), "", *about, ""]
+        for title, rows in panels.items():
+            lines += _boxed(title, rows, width)
+        typer.echo("\n".join(lines))
+
+    def _options(self, ctx: Any) -> Iterator[tuple[str, str]]:
+        options: Any = self.get_params(ctx)
+        longest = max(len(name) for option in options for name in option.opts)
+        for option in options:
+            long, *short = sorted(option.opts, key=len, reverse=True)
+            yield f"{long:{longest}}  {''.join(short):8}{option.display_type_rich(ctx=ctx)}  ", option.help
+
+
+def _boxed(title: str, rows: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
+    """Yield the lines of a box with a title, in which each row is a name and what it means."""
+    dim = partial(typer.style, dim=True)
+    yield dim(f"╭─ {title} {'─' * (width - len(title) - 5)}╮")
+    for name, meaning in rows:
+        room = width - 4 - len(name)
+        for start, line in zip([name, *len(meaning) * [" " * len(name)]], wrap(meaning, room), strict=False):
+            yield f"{dim('│')} {typer.style(start, fg='cyan', bold=True)}{line:{room}} {dim('│')}"
+    yield dim(f"╰{'─' * (width - 2)}╯")
+
+
 app = typer.Typer(
     name="bench",
+    cls=_Front,
     help="Measure and compare full fine-tuning, LoRA and QLoRA: memory, speed and accuracy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -45,6 +45,19 @@ def test_help_names_completion(option: str) -> None:
     assert option in CliRunner().invoke(app, ["--help"]).output
 
 
+@pytest.mark.parametrize("arguments", [["--help"], []])
+def test_the_first_page_is_laid_out_as_typer_would(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written without rich, which takes long to import; at 80 columns no line tells."""
+    monkeypatch.setenv("COLUMNS", "80")
+    ours = CliRunner().invoke(app, arguments)
+    monkeypatch.delattr("bench.cli._Front.format_help")
+    theirs = CliRunner().invoke(app, arguments)
+    assert [line.rstrip() for line in theirs.output.splitlines()] == ours.output.splitlines()
+    assert theirs.exit_code == ours.exit_code
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Group:
     much: Sequence[int] = ()

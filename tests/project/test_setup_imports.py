@@ -39,6 +39,11 @@ def test_help_imports_neither_torch_nor_pandas(arguments: list[str]) -> None:
     assert _imported((*HEAVY, "pandas", "scipy", "numpy"), *arguments) == []
 
 
+def test_the_first_page_needs_no_rich() -> None:
+    """Rich takes longer to import than all that the first page needs."""
+    assert _imported(("rich", "markdown_it", "pydantic"), "--help") == []
+
+
 def test_listing_cells_imports_neither_torch_nor_pandas() -> None:
     """What would run is known without what runs it."""
     assert _imported((*HEAVY, "pandas"), "cells", "scenarios/smollm2_cpu.toml") == []
