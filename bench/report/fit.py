@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from bench.compare.loops import Reason
 from bench.compare.plans import (
     Fitting,
     LoopChange,
@@ -16,10 +17,11 @@ from bench.compare.plans import (
 )
 from bench.errors import counted
 from bench.records.predictions import Bound, Fit, Plan, Tried
-from bench.report.highlights import change, reason_in_words
+from bench.records.readings import Category
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
+    MemoryUnit,
     Pieces,
     RowLink,
     Sentence,
@@ -30,9 +32,11 @@ from bench.report.text import (
     markdown,
     markdown_table,
     plain,
+    share,
     table_of,
     terminal_table,
     texts,
+    words,
 )
 from bench.scenario.catalogue import Card
 from bench.scenario.types import Platform
@@ -46,6 +50,8 @@ _AXES = {"micro_batch": "micro-batch", "sequence_length": "sequence length", "ra
 _STEPS_OF_DOUBLING = 4
 MOST_SENTENCES = 8
 _MOST_METHODS = 12
+_WHY: dict[tuple[str, Category], str] = {("trl-sft", "logits"): "the loss in chunks"}
+"""Why a loop needs less of a category than others do."""
 _SETTINGS = {"ckpt": "gradient checkpointing", "pack": "packed sequences", "b1": "a batch of one sequence"}
 
 
@@ -179,6 +185,21 @@ def loop_sentences(plan: Plan, rows: Sequence[PlanRow]) -> tuple[Sentence, ...]:
         Sentence(" instead of ".join(drivers), _joined([_in_loop(one, tensors) for one in alike]))
         for drivers, alike in found.items()
     )
+
+
+def change(by: float, less: str, more: str, same: str) -> str:
+    """Write a change without its sign; one that rounds to zero is none."""
+    text = share(abs(by), 0)
+    return same if text == share(0.0, 0) else f"{text} {less if by < 0 else more}"
+
+
+def reason_in_words(reason: Reason | None, by: float, driver: str, unit: MemoryUnit) -> str:
+    """Say in brackets which category of tensors makes a change of the peak; nothing of one that is none."""
+    if reason is None or change(by, "less", "more", "") == "":
+        return ""
+    here, there = unit.show(reason.bytes_here), unit.show(reason.bytes_there)
+    known = _WHY.get((driver, reason.category)) if reason.bytes_here < reason.bytes_there else None
+    return f" ({words(reason.category)} {here} instead of {there}{f': {known}' if known else ''})"
 
 
 def _in_loop(one: LoopChange, tensors: str) -> Pieces:

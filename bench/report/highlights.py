@@ -10,12 +10,12 @@ from bench.compare.accuracy import AccuracyDifference
 from bench.compare.caveats import COMMIT
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import Highlights
-from bench.compare.loops import Reason
 from bench.compare.measured import Contrast, Measured
 from bench.compare.readings import ROUGH_DRIFT_SHARE
 from bench.errors import counted
 from bench.metrics import HEADLINES, INSTRUMENT_NAMES, Instrument
 from bench.records.readings import Category
+from bench.report.fit import change, reason_in_words
 from bench.report.text import (
     MemoryUnit,
     Pieces,
@@ -33,8 +33,6 @@ from bench.stats.paired import SIGNIFICANT_P
 
 _MOST_CELLS = 6  # of one sentence; more are read in the table
 _SMALLER = "a smaller batch or shorter sequences"
-_WHY: dict[tuple[str, Category], str] = {("trl-sft", "logits"): "the loss in chunks"}
-"""Why a loop needs less of a category than others do."""
 _ADVICE = "bench plan SCENARIO --advice predicts what each change frees."
 X = TypeVar("X")
 
@@ -125,12 +123,6 @@ def _memory(
     pieces = _told(rows, tell, ", then ", more)
     about = "Least memory" if len(rows) > 1 else "Peak memory"
     return Sentence(f"{about} ({INSTRUMENT_NAMES[instrument]})", (*pieces, f"{unread}."))
-
-
-def change(by: float, less: str, more: str, same: str) -> str:
-    """Write a change without its sign; one that rounds to zero is none."""
-    text = share(abs(by), 0)
-    return same if text == share(0.0, 0) else f"{text} {less if by < 0 else more}"
 
 
 def _span(shares: Collection[float], *, unit: bool = False) -> str:
@@ -245,15 +237,6 @@ def _loops(
         return one.measured, f": {_contrast(one, tasks) or 'not measured'}{why}"
 
     return Sentence(" instead of ".join(drivers), (*_told(found, tell, "; "), "."))
-
-
-def reason_in_words(reason: Reason | None, by: float, driver: str, unit: MemoryUnit) -> str:
-    """Say in brackets which category of tensors makes a change of the peak; nothing of one that is none."""
-    if reason is None or change(by, "less", "more", "") == "":
-        return ""
-    here, there = unit.show(reason.bytes_here), unit.show(reason.bytes_there)
-    known = _WHY.get((driver, reason.category)) if reason.bytes_here < reason.bytes_there else None
-    return f" ({words(reason.category)} {here} instead of {there}{f': {known}' if known else ''})"
 
 
 def _contrast(found: Contrast, tasks: Sequence[str]) -> str:
