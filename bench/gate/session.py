@@ -92,14 +92,7 @@ def gate_references(  # noqa: PLR0913 - what run_session takes, where REFs are, 
 
     gate = options.gate or GateSpec()
     if calibration is not None:
-        # Before anything is run; the card is compared once a worker has seen it.
-        require_this_machine(calibration, read_environment(), calibration.cuda_name)
-        if calibration.interleave != gate.interleave:
-            raise UsageError(
-                f"the sides of the calibration took turns at {calibration.interleave}, and those of this "
-                f"gate take turns at {gate.interleave} (gate.interleave), where noise is another; run bench "
-                "calibrate on the scenario as it is"
-            )
+        _require_alike(calibration, gate)
     varying = any(each.gated and each.metric.kind == "statistical" for each in policies(gate).values())
     looks = rule_of(gate).looks if varying else (1,)
     by_steps = varying and gate.interleave == "steps"
@@ -118,6 +111,17 @@ def gate_references(  # noqa: PLR0913 - what run_session takes, where REFs are, 
         write_json(session.folder / CALIBRATION_FILE, calibration)
     write_json(session.folder / VERDICTS_FILE, verdicts)
     return session.folder, verdicts
+
+
+def _require_alike(calibration: Calibration, gate: GateSpec) -> None:
+    """Refuse it before anything is run; the card is compared once a worker has seen it."""
+    require_this_machine(calibration, read_environment(), calibration.cuda_name)
+    if calibration.interleave != gate.interleave:
+        raise UsageError(
+            f"the sides of the calibration took turns at {calibration.interleave}, and those of this "
+            f"gate take turns at {gate.interleave} (gate.interleave), where noise is another; run bench "
+            "calibrate on the scenario as it is"
+        )
 
 
 def calibrate(

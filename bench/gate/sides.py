@@ -113,10 +113,7 @@ def _prepared(
         first = overlay(reference.pins)
         laid = " and ".join(f"{package} {version}" for package, version in reference.pins)
         understood += f", with {laid} laid over it"
-        sentences = unmet(first)
-        if (more := len(sentences) - MOST_UNMET) > 0:
-            sentences = (*sentences[:MOST_UNMET], f"{more} more requirements are unmet.")
-        caveats = [Caveat("unmet-requirement", sentence) for sentence in sentences]
+        caveats = [*_unmet_caveats(first)]
     elif reference.kind == "revision":
         root = stack.enter_context(worktree(reference.repository, reference.commit))
         folder, code = root / reference.path, root / reference.here
@@ -124,12 +121,10 @@ def _prepared(
         tree = _source_tree(folder, given, f"git.{reference.commit[:12]}", needed=not has_loop)
         understood = f"revision {given} of this repository, commit {reference.commit[:12]}"
     elif reference.kind == "checkout":
-        understood, label = f"the folder {given} as it lies there", "folder"
-        code, home = reference.path, repository_around(reference.path)
-        if home and (commit := commit_of(home, "HEAD")):
-            mark, told = (".dirty", " with changes that are not committed") if is_dirty(home) else ("", "")
-            label, understood = f"git.{commit[:12]}{mark}", f"{understood}, commit {commit[:12]}{told}"
-        tree = _source_tree(reference.path, given, label, needed=not has_loop)
+        code = reference.path
+        commit, label, at = _state(code)
+        tree = _source_tree(code, given, label, needed=not has_loop)
+        understood = f"the folder {given} as it lies there{at}"
     if tree:
         first = tree.root
         imported = ", ".join([*tree.packages, *(["the loop"] if has_loop else [])])
@@ -143,6 +138,26 @@ def _prepared(
         code=str(code) if has_loop and tree else "",
         caveats=tuple(caveats),
     )
+
+
+def _unmet_caveats(overlaid: Path) -> Iterator[Caveat]:
+    sentences = unmet(overlaid)
+    more = len(sentences) - MOST_UNMET
+    for sentence in (
+        *sentences[:MOST_UNMET],
+        *([f"{more} more requirements are unmet."] if more > 0 else []),
+    ):
+        yield Caveat("unmet-requirement", sentence)
+
+
+def _state(folder: Path) -> tuple[str | None, str, str]:
+    """Return a folder's commit, the label of what lies there, and how it is told."""
+    home = repository_around(folder)
+    commit = commit_of(home, "HEAD") if home else None
+    if home is None or commit is None:
+        return None, "folder", ""
+    label, told = (".dirty", " with changes that are not committed") if is_dirty(home) else ("", "")
+    return commit, f"git.{commit[:12]}{label}", f", commit {commit[:12]}{told}"
 
 
 def _left_out(revision: Reference, folder: Path, given: str | None) -> Iterator[Caveat]:
