@@ -22,6 +22,7 @@ from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import read_cpu_ledger
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.records.readings import Caveat
+from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, ModelSpec, Platform, SyntheticData
 from bench.training.models import assumed_of, configuration_of
@@ -221,7 +222,11 @@ def _with_empty_cache(stream: Stream) -> tuple[Ints, Ints]:
 
 def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
     asked: set[str] = set()
-    reading = read_cpu_ledger(cell, platform, config, asked)
+    return predicted_for_cpu(read_cpu_ledger(cell, platform, config, asked), platform, asked)
+
+
+def predicted_for_cpu(reading: LedgerReading, platform: Platform, asked: Iterable[str]) -> Prediction:
+    """Say what a ledger on meta tensors found; ``asked`` are the lines that asked for values."""
     return Prediction(
         platform=platform,
         allocated_peak_bytes=reading.peak_bytes,

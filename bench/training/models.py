@@ -165,7 +165,6 @@ def build_empty_model(cell: Cell, config: Any) -> Any:
     model.tie_weights()  # part of the initialisation that was left out
     quantisation = quantisation_of(cell)
     if quantisation is not None:
-        import bitsandbytes
         from transformers.modeling_utils import local_torch_dtype
         from transformers.quantizers import AutoHfQuantizer
 
@@ -174,12 +173,18 @@ def build_empty_model(cell: Cell, config: Any) -> Any:
             quantiser.preprocess_model(model=model, device_map={"": "meta"}, dtype=dtype)
         quantiser.postprocess_model(model)
         model.hf_quantizer = quantiser  # transformers' Trainer asks it whether it may train
-        # As loading would have left them before they are packed.
-        layers = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
-        for layer in (module for module in model.modules() if isinstance(module, layers)):
-            for parameter in layer.parameters(recurse=False):
-                parameter.data = parameter.data.to(dtype)
+        unpacked_as_loaded(model, dtype)
     return model
+
+
+def unpacked_as_loaded(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give an empty model's bitsandbytes layers the dtype in which loading brings them to be packed."""
+    import bitsandbytes
+
+    layers = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    for layer in (module for module in model.modules() if isinstance(module, layers)):
+        for parameter in layer.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
 
 
 def empty_causal_model(config: Any, **settings: Any) -> Any:

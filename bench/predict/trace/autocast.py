@@ -126,7 +126,7 @@ def patched_autocast(platform: Platform) -> Iterator[None]:
         region = type("MetaAutocast", (_Region,), {"state": state})
 
         def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
-            return (region if device_type == "meta" else theirs)(device_type, *args, **kwargs)
+            return (region if device_type in ours else theirs)(device_type, *args, **kwargs)
 
         def is_enabled(device: str = "cuda") -> bool:
             return state.enabled if device in ours else asked(device)
@@ -135,7 +135,7 @@ def patched_autocast(platform: Platform) -> Iterator[None]:
             (torch, "autocast", autocast),
             (torch.amp, "autocast", autocast),
             (torch.amp.autocast_mode, "autocast", autocast),
-            (torch.amp, "is_autocast_available", lambda device: device == "meta" or available(device)),
+            (torch.amp, "is_autocast_available", lambda device: device in ours or available(device)),
             (torch, "is_autocast_enabled", is_enabled),
             (torch, "get_autocast_dtype", lambda d: state.dtype if d in ours else dtype_asked(d)),
             # What maybe_autocast(..., enabled=False) returns for tensors of the meta device: it switches off.

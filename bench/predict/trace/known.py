@@ -5,6 +5,7 @@ values alone is known too, so that a loop that asks gets the truth, and what a m
 """
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,32 +46,28 @@ class KnownValues:
 
     def follow(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Learn what an operator that ran on meta tensors would have returned, or written, with data."""
-        if not self._values:
+        if written := [tensor for tensor in written_by(func, args, kwargs) if tensor.is_meta]:
+            known = self.with_values((args, kwargs))
+            if known is None or _ran(func, known) is None:
+                for tensor in written:
+                    self._forget(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the same
             return
-        name = func._schema.name  # noqa: SLF001 - the op's only name
-        known = self._with_values((args, kwargs))
-        if func._schema.is_mutable:  # noqa: SLF001 - likewise
-            if known is None or not _ran(func, known):
-                self._forget_written(func, args)
-            return
+        told = isinstance(result, torch.Tensor) and result.is_meta and result.numel() <= _most(result)
         random = torch.Tag.nondeterministic_seeded in func.tags
-        if known is None or random or name.startswith(_SKIPPED) or not isinstance(result, torch.Tensor):
+        if not told or random or func._schema.name.startswith(_SKIPPED) or self.value_of(result) is not None:  # noqa: SLF001 - its only name
             return
-        small = result.device.type == "meta" and result.numel() <= _most(result)
-        if small and self.value_of(result) is None and (made := _ran(func, known)) is not None:
+        known = self.with_values((args, kwargs))
+        if known is not None and (made := _ran(func, known)) is not None:
             self.know(result, made)
 
-    def _with_values(self, values: Any) -> Any:
+    def with_values(self, values: Any) -> Any:
         """Return operands with their values in the place of meta tensors; None if one is not known."""
-        found = False
 
         def known(value: Any) -> Any:
-            nonlocal found
             if isinstance(value, torch.Tensor):
                 real = self.value_of(value)
                 if real is None:
                     raise LookupError
-                found = True
                 return real
             if isinstance(value, torch.device):
                 return torch.device("cpu")
@@ -81,21 +78,25 @@ class KnownValues:
             return value
 
         try:
-            operands = known(values)
+            return known(values)
         except LookupError:
             return None
-        return operands if found else None
-
-    def _forget_written(self, func: Any, args: Any) -> None:
-        for argument, value in zip(func._schema.arguments, args, strict=False):  # noqa: SLF001 - the same
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                for tensor in value if isinstance(value, list | tuple) else (value,):
-                    if isinstance(tensor, torch.Tensor):
-                        self._forget(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the same
 
     def _forget(self, address: int) -> None:
         self._values.pop(address, None)
         self._guards.pop(address, None)
+
+
+def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors that an operator changes in place."""
+    if not func._schema.is_mutable:  # noqa: SLF001 - the only place where it is
+        return
+    for place, argument in enumerate(func._schema.arguments):  # noqa: SLF001 - likewise
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(tensor, torch.Tensor):
+                    yield tensor
 
 
 def is_mask(index: object) -> bool:

@@ -58,7 +58,7 @@ class LoopLedger(MetaLedger):
         """
         indices: list[Any] = []
         for index in args[1]:
-            value = self.known.value_of(index) if is_mask(index) and index.device.type == "meta" else None
+            value = self.known.value_of(index) if is_mask(index) and args[0].is_meta else None
             if value is None:
                 indices.append(index)
                 continue
@@ -213,15 +213,15 @@ def _patched(loop: MetaLoop) -> Iterator[None]:
         return meta
 
     with ExitStack() as stack:
-        _forget_state()
-        stack.callback(_forget_state)
+        forget_state()
+        stack.callback(forget_state)
         for one in (
             patch.dict(os.environ, {"ACCELERATE_TORCH_DEVICE": "meta"}),
             patch.object(accelerate.accelerator, "is_bf16_available", lambda *_: True),
             patch.object(TrainingArguments, "device", property(device)),
             patch.object(accelerate.state.PartialState, "__init__", on_meta),
             patch.object(torch.cuda, "empty_cache", loop.books.empty_cache),
-            *(() if loop.on_cpu else _trl_on_cuda()),
+            *(() if loop.on_cpu else trl_on_cuda()),
         ):
             stack.enter_context(one)
         yield
@@ -234,7 +234,7 @@ class _LaunchesNothing:
         return lambda *_args, **_options: None
 
 
-def _trl_on_cuda() -> Iterator[Any]:
+def trl_on_cuda() -> Iterator[Any]:
     """Yield what lets trl take its way on CUDA: logits in tiles, each folded by a Triton kernel in place.
 
     Source: trl 1.16, kernels/chunked_logprob.py and trainer/utils.py (_fused_forward).
@@ -260,7 +260,8 @@ def _added_in_place(total: torch.Tensor, one: torch.Tensor, other: torch.Tensor)
         total.add_(0.0)  # torch.addmm(…, out_dtype=torch.float32, out=total), which makes no other tensor
 
 
-def _forget_state() -> None:
+def forget_state() -> None:
+    """Let accelerate begin anew."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - has no public name

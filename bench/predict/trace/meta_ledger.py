@@ -160,6 +160,8 @@ class MetaLedger(Ledger):
             self._layers_of_results = self._layers_read(args)
         try:
             result = super().__torch_dispatch__(func, types, args, kwargs)
+        except torch.OutOfMemoryError:
+            raise
         except (NotImplementedError, RuntimeError) as error:
             raise self._untraceable(func, args) from error
         if special or in_optimizer:

@@ -55,12 +55,14 @@ class Stream:
 
         Weights that are quantised while loading come one after the other, so their order is given.
         """
-        end = next(part.stop for _, part in spans(self.marks, len(self.events)))
-        ops = [self.blocks[kind].op for kind in self.kinds[self.events[:end]]]
-        first = [index for index in range(end) if self.born[index] and ops[index] == BEFORE]
-        warm_up = next((int(self.events[index]) for index in range(end) if ops[index] == WARM_UP), None)
-        quantised = any(op.startswith("bitsandbytes::") for op in ops)
-        return ReplayVariability(weights=[] if quantised else list(pairwise([*first, end])), warm_up=warm_up)
+        parts = spans(self.marks, len(self.events))
+        loading = next((part for mark, part in parts if mark.phase == "load"), range(0))
+        ops = {index: self.blocks[self.kinds[self.events[index]]].op for index in loading}
+        first = [index for index, op in ops.items() if self.born[index] and op == BEFORE]
+        warm_up = next((int(self.events[index]) for index, op in ops.items() if op == WARM_UP), None)
+        ordered = not first or any(op.startswith("bitsandbytes::") for op in ops.values())
+        weights = [] if ordered else list(pairwise([*first, loading.stop]))
+        return ReplayVariability(weights=weights, warm_up=warm_up)
 
     def categories(self, blocks: Ints) -> Mapping[Category, int]:
         """Return the bytes of the given blocks by category."""

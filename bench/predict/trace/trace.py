@@ -76,9 +76,8 @@ class Tracer:
                 optimizer = _run_steps(cell, made.model, batch, ledger, steps)
                 unpaged = (state for state in optimizer_state(optimizer) if not is_paged(state))
                 ledger.register(unpaged, "optimizer_state", "optimizer")
-                paged_bytes = _paged_bytes(optimizer, ledger)
                 asked = ledger.asked if isinstance(ledger, LoopLedger) else ()
-                stream = stream_of(ledger, paged_bytes=paged_bytes, asked=asked)
+                stream = stream_of(ledger, paged_bytes=paged_bytes(optimizer, ledger), asked=asked)
                 optimizer.state.clear()
                 if window and ledger.holds_just(made.books):
                     self.adapted[key] = made
@@ -102,7 +101,7 @@ class Tracer:
             period=depth.period if depth else 1,
         )
         with ledger:
-            _load(model, ledger)
+            load_weights(model, ledger)
             ledger.mark("adapt")
             with torch.device("meta"), _adapting(ledger):
                 model = adapt(model, cell)
@@ -190,7 +189,7 @@ def on_meta(batch: Batch) -> Batch:
     return replace(batch, **changed)
 
 
-def _load(model: Any, ledger: MetaLedger) -> None:
+def load_weights(model: Any, ledger: MetaLedger) -> None:
     """Enter the weights as loading does, one after the other, each quantised as soon as it is there."""
     ledger.release(ledger.hold(warm_up_bytes(model, ledger.times), WARM_UP))
     for loaded in in_loading_order(model):
@@ -201,7 +200,8 @@ def _load(model: Any, ledger: MetaLedger) -> None:
     ledger.learn(model)
 
 
-def _paged_bytes(optimizer: torch.optim.Optimizer, ledger: MetaLedger) -> int:
+def paged_bytes(optimizer: torch.optim.Optimizer, ledger: MetaLedger) -> int:
+    """Return what of an optimizer's state lies in managed memory."""
     return sum(
         tensor.nbytes * ledger.times_of(parameter)
         for parameter, state in optimizer.state.items()

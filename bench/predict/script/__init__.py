@@ -1,0 +1,1 @@
+"""An unchanged script on tensors without data: what it would take, without the device and the weights."""
