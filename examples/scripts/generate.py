@@ -5,18 +5,19 @@ import sys
 import torch
 from datasets import Dataset
 from sentences import sentences
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import DataCollatorForLanguageModeling as Collator
 
 name, length, batch_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 on_cpu = not torch.cuda.is_available()
 tokenizer = AutoTokenizer.from_pretrained(name)
-model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.bfloat16, device_map=None if on_cpu else {"": 0})
+model = AutoModelForCausalLM.from_pretrained(
+    name, dtype=torch.bfloat16, device_map=None if on_cpu else {"": 0}
+)
 
 
 def rows(number, seed):
-    texts = sentences(number, length, seed=seed)
-    return Dataset.from_dict(dict(tokenizer(texts, truncation=True, max_length=length)))
+    return Dataset.from_dict(dict(tokenizer(sentences(number, length, seed=seed))))
 
 
 def accuracy(told):
@@ -31,7 +32,7 @@ trainer = Trainer(
         eval_steps=1, logging_steps=1, save_strategy="no", report_to="none", use_cpu=on_cpu,
     ),
     train_dataset=rows(64, 0), eval_dataset=rows(16, 1), compute_metrics=accuracy,
-    data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    data_collator=Collator(tokenizer, mlm=False),
     preprocess_logits_for_metrics=lambda logits, _labels: logits.argmax(-1),
 )  # fmt: skip
 trainer.train()

@@ -6,8 +6,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from sentences import sentences
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Trainer, TrainingArguments
+from transformers import DataCollatorForLanguageModeling as Collator
 
 name, length, batch_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 on_cpu = not torch.cuda.is_available()
@@ -28,6 +28,6 @@ arguments = TrainingArguments(
     gradient_checkpointing_kwargs={"use_reentrant": False}, logging_steps=1, save_strategy="no",
     report_to="none", use_cpu=on_cpu,
 )  # fmt: skip
-collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+collate = Collator(tokenizer, mlm=False)
 Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate).train()
 model.save_pretrained("trained")

@@ -14,15 +14,15 @@ half = torch.float16 if device == "cuda" else torch.bfloat16
 tokenizer = AutoTokenizer.from_pretrained(name)
 model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
 model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")).to(device)
-adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
-optimizer = torch.optim.AdamW(adapter, lr=1e-4)
+optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
 scaler = torch.amp.GradScaler("cuda", enabled=device == "cuda")
-best = float("inf")
 
 
 def batches(rows):
     for start in DataLoader(rows, batch_size=batch_size):
-        batch = tokenizer(start, return_tensors="pt", padding="max_length", truncation=True, max_length=length)
+        batch = tokenizer(
+            start, return_tensors="pt", padding="max_length", truncation=True, max_length=length
+        )
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         yield batch.to(device)
 
@@ -36,5 +36,4 @@ for batch in batches(sentences(64, length, vary=True)):
     optimizer.zero_grad()
     with torch.no_grad():
         dev = sum(model(**batch).loss.item() for batch in batches(sentences(8, length, seed=1)))
-    best = min(best, dev)
-    print(f"loss {float(loss):.3f}, on held-out sentences {dev:.3f}, best {best:.3f}")
+    print(f"loss {float(loss):.3f}, on held-out sentences {dev:.3f}")

@@ -2,8 +2,9 @@
 
 import random
 
-WORDS = """the a one every cat dog bird fish child teacher farmer river mountain house road sees likes finds
-    follows draws forgets remembers paints builds small large old new quiet bright near behind under and""".split()
+_TEXT = """the a one every cat dog bird fish child teacher farmer river mountain house road sees likes finds
+    follows draws forgets remembers paints builds small large old new quiet bright near behind under and"""
+WORDS = _TEXT.split()
 
 
 def sentences(number, words, *, vary=False, seed=0):

@@ -37,8 +37,10 @@ def test_an_example_script_takes_what_is_predicted(
     monkeypatch.chdir(tmp_path)
     script = str(EXAMPLES / f"{name}.py")
     real = real_ledger([script, folders[0], "64", "4"])
-    answer = predict_script([script, folders[1], "64", "4"], CPU, None, steps=2).answer
+    cell, answer = predict_script([script, folders[1], "64", "4"], CPU, None, steps=2)
     assert isinstance(answer, Prediction), answer
+    assert cell is not None
+    assert cell.training.micro_batch >= 4
     assert answer.allocated_peak_bytes == real.peak_bytes
     assert answer.phase_peaks_bytes == real.phase_peaks_bytes
     assert answer.categories_at_peak_bytes == real.categories_at_peak_bytes

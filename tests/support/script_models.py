@@ -1,22 +1,18 @@
 """For tests of scripts: a tiny model's folder with or without weights, and a script's real run."""
 
-import runpy
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
 
 from bench.predict.trace.loops import forget_state
-from bench.probes.ledger import Ledger
-from bench.probes.machine import Allocator
-from bench.probes.phases import PhaseReader
-from bench.records.records import LedgerReading, TokenCounts
-from bench.training.watcher import Script, StopLoop, WatchedLoop, Watcher
+from bench.records.messages import Message, ReadingMade, ScriptJob
+from bench.records.records import LedgerReading
+from bench.training.scripts.watch import watch_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "scripts"
 
@@ -29,11 +25,11 @@ def save_tiny_llama(folder: Path, *, weights: bool) -> str:
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     with imports_from(EXAMPLES):
-        from sentences import WORDS  # type: ignore[import-not-found]  # beside the example scripts
+        words_used = import_module("sentences").WORDS
     special = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    words = {word: number for number, word in enumerate([*special.values(), *WORDS])}
+    words = {word: number for number, word in enumerate([*special.values(), *words_used])}
     tokenizer = Tokenizer(WordLevel(words, "<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]  # its stub knows no setter
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     config = AutoConfig.for_model(
         "llama",
@@ -64,46 +60,21 @@ def imports_from(folder: Path) -> Iterator[None]:
         yield
 
 
-class _RealLoop(WatchedLoop):
-    """A real run under the ledger: two steps that nothing watches, then two that it does."""
-
-    reading: LedgerReading
-
-    def found(self, model: nn.Module) -> None:
-        """Keep the model."""
-        self.model = model
-
-    def steps(self) -> Script:
-        """Read a ledger of the third and the fourth step."""
-        self._losses = None
-        yield
-        yield
-        config = getattr(self.model, "config", None)
-        books = Ledger(self.model, "cpu", int(getattr(config, "vocab_size", -1)))
-        yield from self.under_ledger(books)
-        self.reading = books.reading()
-
-    def counts(self) -> TokenCounts:
-        """Return nothing: no step is timed."""
-        raise NotImplementedError
-
-
 def real_ledger(command: Sequence[str]) -> LedgerReading:
-    """Run a script on the CPU, without the compiler, until its ledger is read."""
-    import bitsandbytes
+    """Watch a script on the CPU, without the compiler: its ledger of the third and the fourth step."""
+    readings: list[object] = []
 
-    loop = _RealLoop(PhaseReader(lambda _message: None, Allocator()))
-    loop.script()
-    unpacked: Any = property(lambda _self: False, lambda _self, _value: None)  # as bench's own window has it
+    def send(message: Message) -> None:
+        if isinstance(message, ReadingMade):
+            readings.append(message.reading)
+
     forget_state()
     with (
         patch.object(torch, "compile", lambda model: model),
-        patch.object(bitsandbytes.nn.Linear4bit, "support_avx512bf16_for_cpu", unpacked, create=True),
-        patch.object(sys, "argv", [*command]),
-        imports_from(Path(command[0]).parent),
-        Watcher(loop).watching(),
-        suppress(StopLoop),
+        patch.object(sys, "argv", sys.argv),
+        patch.object(sys, "path", [*sys.path]),
     ):
-        runpy.run_path(command[0], run_name="__main__")
+        watch_script(ScriptJob(command=tuple(command), warmup_steps=0, steps=1, flops=False), send)
     forget_state()
-    return loop.reading
+    (ledger,) = (reading for reading in readings if isinstance(reading, LedgerReading))
+    return ledger

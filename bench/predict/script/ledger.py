@@ -30,6 +30,9 @@ MOST_ANSWERS = 2_000
 _aten = torch.ops.aten
 _ITEM = _aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
 _COPIES = {_aten.copy_.default, _aten._to_copy.default, *INDEXING}  # noqa: SLF001 - its only name
+_UNKNOWN_SIZE = (
+    "and how large its result is depends on data that no prediction has; measure it with bench watch"
+)
 _MACHINERY = (f"{Path(torch.__file__).parent}/", f"{Path(bench.__file__).parent}/", "<")
 
 
@@ -53,7 +56,7 @@ class Storages:
 
 @dataclass(kw_only=True)
 class ScriptState:
-    """What is known of a script's tensors, and what has to be told of the prediction, over all its ledgers."""
+    """What is known of a script's tensors over all its ledgers, and what has to be told of the prediction."""
 
     on_cpu: bool
     most_bytes: int | None = None  # of live tensors on the card
@@ -96,7 +99,7 @@ class ScriptState:
         where = place()
         self.asked[where] += 1
         if self.asked[where] > MOST_ANSWERS:
-            raise self.refuse("waits for a value that a prediction does not have; measure it with bench watch.")
+            raise self.refuse("waits for a value that no prediction has; measure it with bench watch.")
         return False if tensor.dtype == torch.bool else 1.0 if tensor.is_floating_point() else 1
 
     def values_of(self, tensor: Tensor) -> Tensor:
@@ -126,7 +129,7 @@ class ScriptLedger(LoopLedger):
         self.most_since_reset = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator on the device that its tensors stand for."""
+        """Run the operator where its tensors are."""
         kwargs, state = kwargs or {}, self._state
         if state.paused:
             return func(*args, **kwargs)
@@ -138,28 +141,35 @@ class ScriptLedger(LoopLedger):
             return self.resolve(args[0])
         if not state.moving and all(tensor in state.hosts for tensor in blank):
             return self._for_host(func, args, kwargs)
-        strays = [tensor for tensor in tensors if tensor.dim() and (not tensor.is_meta or tensor in state.hosts)]
-        if strays and not state.on_cpu and func not in _COPIES:
+        if not state.on_cpu and func not in _COPIES:
+            self._require_one_device(func, tensors)
+        return self._for_device(func, types, args, kwargs, mixed=len(blank) < len(tensors))
+
+    def _for_device(self, func: Any, types: Any, args: Any, kwargs: Any, *, mixed: bool) -> Any:
+        """Run an operator without data and count what it makes."""
+        state = self._state
+        written = [tensor for tensor in written_by(func, args, kwargs) if not tensor.is_meta]
+        for tensor in written:
+            state.unknown.add(tensor)
+        if written:
+            self.known.follow(func, args, kwargs, None)
+            return args[0] if func._schema.returns else None  # noqa: SLF001 - the only place where it is
+        if func in INDEXING:
+            if any(is_mask(one) and self._value(one) is None for one in args[1]):
+                raise state.refuse(f"indexes by a mask, {_UNKNOWN_SIZE}.")
+        elif torch.Tag.dynamic_output_shape in func.tags:
+            return self._sized_by_data(func, args, kwargs)
+        if mixed and func not in _COPIES - INDEXING:
+            args, kwargs = tree_map(self._blank, (args, kwargs))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _require_one_device(self, func: Any, tensors: list[Tensor]) -> None:
+        """Raise torch's own error where tensors of the card meet others."""
+        if any(one.dim() and (not one.is_meta or one in self._state.hosts) for one in tensors):
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and "
                 f"cpu! ({func._schema.name})"  # noqa: SLF001 - its only name
             )
-        written = [tensor for tensor in written_by(func, args, kwargs) if not tensor.is_meta]
-        if written:  # with what has no data
-            for tensor in written:
-                state.unknown.add(tensor)
-            self.known.follow(func, args, kwargs, None)
-            return args[0] if func._schema.returns else None  # noqa: SLF001 - likewise
-        if torch.Tag.dynamic_output_shape in func.tags and func not in INDEXING:
-            return self._sized_by_data(func, args, kwargs)
-        if func in INDEXING and any(is_mask(one) and self._value(one) is None for one in args[1]):
-            raise state.refuse(
-                "indexes by a mask that a prediction does not have: the size of its result depends on it; "
-                "measure it with bench watch."
-            )
-        if len(blank) < len(tensors) and func not in _COPIES - INDEXING:
-            args, kwargs = tree_map(self._blank, (args, kwargs))
-        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _with_data(self, func: Any, types: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
         """Run an operator truly; results of values that are not what they would be are neither."""
@@ -170,7 +180,7 @@ class ScriptLedger(LoopLedger):
         if func is _ITEM:
             return self.resolve(args[0])
         if torch.Tag.dynamic_output_shape in func.tags or (func in INDEXING and any(map(is_mask, args[1]))):
-            raise state.refuse("makes a tensor whose size depends on data that a prediction does not have.")
+            raise state.refuse(f"calls {func._schema.name}, {_UNKNOWN_SIZE}.")  # noqa: SLF001 - its only name
         result = super().__torch_dispatch__(func, types, args, kwargs)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -191,10 +201,7 @@ class ScriptLedger(LoopLedger):
         """Return results as large as the known values make them."""
         operands = self.known.with_values((args, kwargs))
         if operands is None:
-            raise self._state.refuse(
-                f"calls {func._schema.name}, and the size of its result depends on data that a prediction "  # noqa: SLF001 - its only name
-                "does not have; measure it with bench watch."
-            )
+            raise self._state.refuse(f"calls {func._schema.name}, {_UNKNOWN_SIZE}.")  # noqa: SLF001 - its only name
         self._op_count += 1
 
         def entered(value: Any) -> Any:

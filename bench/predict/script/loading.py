@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
-
 from bench.predict.script.card import Patches
 from bench.predict.script.ledger import ScriptState, place
 from bench.predict.trace.trace import load_weights
 from bench.training.models import quantise_empty, unpacked_as_loaded
+
+_KEYS = ("missing", "unexpected", "mismatched", "skipped_pp")
+"""What a loading report lists: nothing here."""
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def without_weights(state: ScriptState) -> Iterator[None]:
     from transformers import modeling_utils
     from transformers.modeling_utils import PreTrainedModel
 
-    load = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]  # of a classmethod
+    load = PreTrainedModel.from_pretrained.__func__
 
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         with state.truthful():
@@ -30,13 +31,12 @@ def without_weights(state: ScriptState) -> Iterator[None]:
         places = {str(each) for each in (config.device_map or {"": "cpu"}).values()}
         if len(places) > 1 or "disk" in places:
             raise state.refuse(
-                f"spreads the model over {', '.join(sorted(places))}: not all of it fits on the card, and a model "
-                "that is partly offloaded is not predicted; quantise it, or name a larger card."
+                f"spreads the model over {', '.join(sorted(places))}: not all of it fits on the card, and "
+                "offloading is not predicted; quantise it, or name a larger card."
             )
         _enter(state, model, on_card=not places & {"cpu"})
-        nothing: dict[str, Any] = dict.fromkeys(("missing_keys", "unexpected_keys", "mismatched_keys"), set())
-        more = {"error_msgs": [], "conversion_errors": {}, "skipped_pp_keys": set()}
-        return modeling_utils.LoadStateDictInfo(**nothing, **more), None
+        keys: dict[str, Any] = {f"{kind}_keys": set() for kind in _KEYS}
+        return modeling_utils.LoadStateDictInfo(error_msgs=[], conversion_errors={}, **keys), None
 
     def save(*_args: Any, **_kwargs: Any) -> None:
         state.notes[f"nothing is saved at {place()}"] = None

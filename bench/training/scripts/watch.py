@@ -22,6 +22,7 @@ from bench.records.messages import CellSeen, ScriptJob, Send
 from bench.records.readings import Caveat
 from bench.records.records import FlopsReading, ModelFacts, TokenCounts
 from bench.training.data import IGNORED_LABEL
+from bench.training.loops import without_modes
 from bench.training.methods import count_parameters, trainable_parameters
 from bench.training.scripts.seen import SEEN_FROM_OUTSIDE, SeenCell
 from bench.training.step import ignore_phase, paged_memory
@@ -134,7 +135,7 @@ class ScriptRun(WatchedLoop):
         mark_quiescent(phases.send, phases.allocator)
         if job.ledger:
             with phases.phase("ledger"):
-                books = Ledger(self.model, self.seen.device, _vocabulary_size(self.model))
+                books = Ledger(self.model, self.seen.device, vocabulary_size_of(self.model))
                 yield from self.under_ledger(books)
                 phases.report(books.reading())
         if job.flops:
@@ -163,7 +164,8 @@ class ScriptRun(WatchedLoop):
         """Keep how many tokens the model is given, for the end of the step."""
         super().given(inputs)
         self.seen.given(inputs)
-        self._tokens.append(TokensGiven(inputs))
+        with without_modes():  # or the ledger would count what is counted here
+            self._tokens.append(TokensGiven(inputs))
 
     def counts(self) -> TokenCounts:
         """Return the tokens of the step that was just made."""
@@ -231,7 +233,8 @@ class TokensGiven:
         return self.computed if self._labels is None else int(self._labels)
 
 
-def _vocabulary_size(model: Any) -> int:
+def vocabulary_size_of(model: Any) -> int:
+    """Return how many ids a model's configuration tells of; -1 where it has none."""
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(config, "vocab_size", -1))
