@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils import _device
 
-import bench
 from bench.errors import UnavailableError
 from bench.predict.script.ledger import ScriptState, place
 from bench.scenario.catalogue import Card
@@ -27,7 +26,7 @@ CUDA, CPU, META = torch.device("cuda", 0), torch.device("cpu"), torch.device("me
 _OF_BLANKS = torch.device("cpu")
 """What tensors without data say on the CPU: this very object, so that what is made there has none either."""
 _TRUE_DEVICE = torch._C.TensorBase.device.__get__  # noqa: SLF001 - what is under the patch
-_BENCH, _TORCH = Path(bench.__file__).parent, Path(torch.__file__).parent
+_BENCH, _TORCH = Path(__file__).parents[2], Path(torch.__file__).parent
 _INNER = (
     *(f"{_BENCH}/{name}" for name in ("predict/", "probes/")),
     *(f"{_TORCH}/{name}" for name in ("_", "utils/_python_dispatch", "utils/_pytree", "library")),

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-import bench
 from bench.errors import UntraceableError, first_line
 from bench.predict.trace.known import KnownValues, is_mask, written_by
 from bench.predict.trace.loops import LoopLedger
@@ -33,7 +32,7 @@ _COPIES = {_aten.copy_.default, _aten._to_copy.default, *INDEXING}  # noqa: SLF0
 _UNKNOWN_SIZE = (
     "and how large its result is depends on data that no prediction has; measure it with bench watch"
 )
-_MACHINERY = (f"{Path(torch.__file__).parent}/", f"{Path(bench.__file__).parent}/", "<")
+_MACHINERY = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[2]}/", "<")
 
 
 class Storages:
