@@ -1,13 +1,14 @@
 """`bench run`, and what runs nothing: `bench doctor`, `bench cells` and `bench schema`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from bench.commands.options import command
-from bench.errors import InfrastructureError
+from bench.commands.options import Form, command
+from bench.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
     from bench.runner.schedule import SweepOptions
@@ -49,27 +50,50 @@ def run(  # noqa: PLR0913 - one parameter for each option
     _run(loaded.cells, options)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Foretold:
+    """Options of ``bench watch`` on predicting a script instead of running it."""
+
+    predict: bool = False
+    gpu: Sequence[str] = ()
+    memory: Sequence[str] = ()
+    through: bool = False
+    online: bool = False
+    allocator: str = ""
+
+
 @command
 def watch(  # noqa: PLR0913 - one parameter for each option
     script: Sequence[str],
     *,
-    steps: int = 6,
+    steps: int | None = None,
     warmup: int = 2,
     ledger: bool = True,
     flops: bool = True,
     timeout_s: float = 3600,
     results: Path | None = None,
+    foretold: Foretold,
+    form: Form,
 ) -> None:
-    """Measure some steps of a training script of yours, unchanged: bench watch -- python train.py."""
+    """Measure, or predict, some steps of a training script of yours, unchanged."""
     from bench.records.messages import ScriptJob
     from bench.runner import live
     from bench.runner.scripts import script_of, watch_script
 
     words = script_of(script)
-    job = ScriptJob(
-        command=words, warmup_steps=warmup, steps=steps, ledger=ledger, flops=flops, timeout_s=timeout_s
-    )
     folder = results or Path("results") / f"watch-{Path(words[words[0] == '-m']).stem}"
+    if foretold.predict:
+        _foretell(words, steps or 3, folder, foretold, form)
+        return
+    if foretold != Foretold():
+        raise UsageError("--gpu, --memory, --through, --online and --allocator are for --predict; add it")
+    if form != Form():
+        raise UsageError(
+            "--json and --markdown are for --predict; bench report and table show what was measured"
+        )
+    job = ScriptJob(
+        command=words, warmup_steps=warmup, steps=steps or 6, ledger=ledger, flops=flops, timeout_s=timeout_s
+    )
     console = live.open_console()
     with live.watch(console) as observe:
         record = watch_script(job, folder, observe)
@@ -83,6 +107,35 @@ def watch(  # noqa: PLR0913 - one parameter for each option
     if record.outcome not in ("ok", "oom"):
         why = record.failure.message if record.failure else record.outcome
         raise InfrastructureError(f"the script was not measured to the end: {why}")
+
+
+def _foretell(words: tuple[str, ...], steps: int, folder: Path, asked: Foretold, form: Form) -> None:
+    from bench.predict.plan import chosen_cards
+    from bench.records.messages import ScriptPlanJob
+    from bench.records.predictions import plan_json
+    from bench.report.plan import render_markdown, render_terminal
+    from bench.runner.live import open_console, watch
+    from bench.runner.scripts import plan_script
+    from bench.scenario.types import Platform
+
+    job = ScriptPlanJob(
+        command=words,
+        platform=Platform(),
+        steps=steps,
+        through=asked.through,
+        allocator=asked.allocator,
+        online=asked.online,
+    )
+    with watch(open_console(stderr=True)) as observe:
+        plan = plan_script(job, chosen_cards(asked.gpu, asked.memory), folder, observe)
+    form.show(
+        lambda: plan_json(plan),
+        lambda: render_markdown(plan),
+        lambda: render_terminal(plan, details=True),
+        open_console(),
+    )
+    if not plan.any_predicted:
+        raise InfrastructureError("the script could not be predicted; the reason is given above")
 
 
 def _run(cells: "Sequence[Cell]", options: "SweepOptions") -> None:

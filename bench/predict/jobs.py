@@ -1,9 +1,14 @@
-"""Predictions as a worker's job. A server that forks such workers imports this module once, for all of them.
+"""Predictions as a worker's job: of cells, and of a script of the user's.
 
-Nothing that evaluates or reads data is imported. Errors leave as exceptions; the worker's frame classifies
-them.
+A server that forks such workers imports this module once, for all of them. Nothing that evaluates or reads
+data is imported. Errors leave as exceptions; the worker's frame classifies them.
 """
 
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -17,7 +22,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401 - the family most 
 
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.predict import predict_all
-from bench.records.messages import PlanJob, PredictionMade, Send
+from bench.records.messages import CellSeen, PlanJob, PredictionMade, ScriptPlanJob, Send
 from bench.scenario.cell import Cell
 from bench.training.jobs import quiet_libraries
 
@@ -29,3 +34,34 @@ def run_plan(job: PlanJob, send: Send) -> None:
     settings = AllocatorSettings.parse(job.allocator)
     for cell, answer in predict_all(cells, job.platform, settings, reuse_ranges=job.reuse_ranges):
         send(PredictionMade(cell_id=cell.id, answer=answer))
+
+
+def run_script_plan(job: ScriptPlanJob, send: Send) -> None:
+    """Predict a script, away from the user's files and from the network."""
+    from bench.predict.script.predict import predict_script
+
+    settings = AllocatorSettings.parse(job.allocator)
+    if not job.online:
+        patch.object(socket.socket, "connect", _refused).start()  # a worker ends with its job
+    with tempfile.TemporaryDirectory(prefix="bench-predicted-") as folder:
+        _link_here(Path(folder))
+        found = predict_script(
+            job.command, job.platform, job.card, steps=job.steps, through=job.through, settings=settings
+        )
+    cell_id = ""
+    if found.cell is not None:
+        cell_id = found.cell.id
+        send(CellSeen(cell_json=found.cell.model_dump_json()))
+    send(PredictionMade(cell_id=cell_id, answer=found.answer))
+
+
+def _link_here(folder: Path) -> None:
+    """Work in a folder of links: relative paths are read, and what is new is removed with it."""
+    for entry in Path.cwd().iterdir():
+        (folder / entry.name).symlink_to(entry)
+    os.chdir(folder)
+
+
+def _refused(connecting: socket.socket, address: Any) -> None:
+    if connecting.family != socket.AF_UNIX:
+        raise OSError(f"a predicted script has no network, and asked for {address}; allow it with --online")

@@ -30,6 +30,7 @@ from bench.records.records import (
     PhaseReading,
     StepSample,
 )
+from bench.scenario.catalogue import Card
 from bench.scenario.types import Platform
 
 
@@ -185,6 +186,22 @@ class ScriptJob(Stored):
     timeout_s: float = 3600
 
 
+class ScriptPlanJob(Stored):
+    """Predict a user's script on a card, or on the CPU: a ``CellSeen``, then a ``PredictionMade``.
+
+    It runs in a folder of links to what is in the working folder, and without network unless ``online``.
+    """
+
+    job: Literal["script plan"] = "script plan"
+    command: tuple[str, ...] = Field(min_length=1)
+    platform: Platform
+    card: Card | None = None
+    steps: Positive = 3
+    through: bool = False
+    allocator: str = ""
+    online: bool = False
+
+
 class PlanJob(Stored):
     """Predict the memory of cells with different ids on one platform, as a ``PredictionMade`` each.
 
@@ -198,4 +215,6 @@ class PlanJob(Stored):
     reuse_ranges: bool = False
 
 
-Job = Annotated[ProbeJob | FetchJob | CellJob | ScriptJob | PlanJob, Field(discriminator="job")]
+Job = Annotated[
+    ProbeJob | FetchJob | CellJob | ScriptJob | ScriptPlanJob | PlanJob, Field(discriminator="job")
+]

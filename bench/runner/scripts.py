@@ -1,6 +1,9 @@
 """A user's script, unchanged: run in a worker until it has made some steps, and recorded like a cell."""
 
 import contextlib
+import hashlib
+import json
+import os
 import re
 import shutil
 import sys
@@ -8,15 +11,28 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
-from bench.records.environment import read_environment
-from bench.records.messages import CellSeen, Message, ScriptJob
+from bench.errors import InfrastructureError, InterruptedByUserError, UntraceableError, UsageError
+from bench.io import write_text
+from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.pool import LONGEST_PLAN, PRELOAD, platform_of
+from bench.records.environment import KEY_PACKAGES, read_environment
+from bench.records.messages import CellSeen, Message, PredictionMade, ScriptJob, ScriptPlanJob
+from bench.records.predictions import (
+    Plan,
+    PlannedCell,
+    Prediction,
+    Refusal,
+    check_fit,
+    plan_json,
+    read_plan,
+)
 from bench.records.records import DeviceFacts, Environment, Record
 from bench.records.store import load_records, open_folder
 from bench.runner import schedule
 from bench.runner.cpu_watch import CpuLoadWatch
 from bench.runner.gpu_watch import GpuWatch, sweep_gpu
 from bench.runner.schedule import Observe, ScheduledRun
+from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.scenario.types import LimitsSpec
 from bench.workers import interrupts
@@ -99,6 +115,7 @@ def _record(job: ScriptJob, results: Path, observe: Observe, launcher: Launcher)
     one = scheduled(seen[-1], environment, facts, earlier)
     measurement = end.measurement
     return Record(
+        prediction=_predicted_before(one, results, environment, facts),
         cell=one.cell,
         key=one.key,
         inputs_digest=one.inputs_digest,
@@ -110,6 +127,70 @@ def _record(job: ScriptJob, results: Path, observe: Observe, launcher: Launcher)
         environment=environment,
         measurement=measurement if measurement.device else measurement.replace(device=facts),
     )
+
+
+def plan_script(request: ScriptPlanJob, cards: Sequence[Card], results: Path, observe: Observe) -> Plan:
+    """Predict a script on each card, or on the CPU where none is given; keep the plan for ``bench watch``.
+
+    Raises ``UntraceableError`` where it cannot be told even what the script trains.
+    """
+    AllocatorSettings.parse(request.allocator)
+    if not request.online:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read on import, so by the server that workers are forked from
+    launcher, shown = Launcher(preload=PRELOAD), " ".join(request.command)
+    planned = []
+    for card in cards or (None,):
+        observe(schedule.Preparing(f"running {shown} without data on {card.title if card else 'the CPU'}"))
+        platform = platform_of("cuda", card.capability) if card else platform_of("cpu")
+        job = request.model_copy(update={"card": card, "platform": platform})
+        planned.append(_planned(job, launcher, many=len(cards) > 1))
+    plan = Plan(
+        scenario=planned[0].cell.scenario,
+        title=f"{shown}, predicted",
+        allocator=request.allocator,
+        cards=tuple(cards),
+        cells=tuple(planned),
+    )
+    write_text(_plan_file(results, planned[0].cell, read_environment()), plan_json(plan))
+    return plan
+
+
+def _planned(job: ScriptPlanJob, launcher: Launcher, *, many: bool) -> PlannedCell:
+    said: list[Message] = []
+    end = RunningJob(job, launcher, LONGEST_PLAN, hear=said.append).to_end()
+    cells = [Cell.model_validate_json(one.cell_json) for one in said if isinstance(one, CellSeen)]
+    answers = [one.answer for one in said if isinstance(one, PredictionMade)]
+    failed = end.failure.message if end.failure else "the script made no optimizer step."
+    answer = answers[-1] if answers else Refusal(message=failed)
+    if not cells:
+        raise UntraceableError(answer.message if isinstance(answer, Refusal) else failed)
+    cell, card = cells[-1], job.card
+    if card is not None and many:
+        cell = cell.model_copy(update={"id": f"{cell.id}-{card.name}"})
+    fits = (check_fit(answer, card),) if card and isinstance(answer, Prediction) else ()
+    return PlannedCell(cell=cell, answer=answer, verdicts=fits)
+
+
+def _plan_file(results: Path, cell: Cell, environment: Environment) -> Path:
+    """Return where the plan of a script lies: by device, command, sources and versions."""
+    versions = [environment.versions.get(name) for name in KEY_PACKAGES]
+    known = json.dumps([cell.device, cell.loop.args, schedule.inputs_digest(cell), versions])
+    return results / "predicted" / f"{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
+
+
+def _predicted_before(
+    one: ScheduledRun, results: Path, environment: Environment, facts: DeviceFacts
+) -> Prediction | Refusal | None:
+    """Return what ``bench watch --predict`` said of this script, for a card like this machine's."""
+    file = _plan_file(results, one.cell, environment)
+    for planned in read_plan(file).cells if file.is_file() else ():
+        answer = planned.answer
+        alike = planned.cell.comparison_key(["window"]) == one.cell.comparison_key(["window"])
+        if not isinstance(answer, Prediction) or not alike:
+            continue
+        if answer.platform.device == "cpu" or answer.platform.capability == facts.cuda_capability:
+            return answer
+    return None
 
 
 def scheduled(

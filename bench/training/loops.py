@@ -162,7 +162,7 @@ class LoopRun(WatchedLoop):
             with phases.phase("flops"):
                 with FlopCounter() as counter:
                     yield
-                phases.report(*flops_readings(counter, self.data.steps[-1]))
+                phases.report(*flops_readings(counter, token_counts(self.data.steps[-1])))
 
     def counts(self) -> TokenCounts:
         """Return the tokens of the last step: the data's, if the model was given as many positions."""

@@ -229,19 +229,19 @@ def _instrument(setting: Setting, trainer: Trainer, data: PreparedData, window: 
         with phases.phase("flops"):
             with FlopCounter() as counter:
                 run_step(trainer, steps[-1])
-            phases.report(*flops_readings(counter, steps[-1]))
+            phases.report(*flops_readings(counter, token_counts(steps[-1])))
     if window.merge_check and setting.cell.method.kind != "full":
         with phases.phase("merge_check"):
             phases.report(check_merge(trainer.model, steps[0][0], trainer.device))
 
 
-def flops_readings(counter: FlopCounter, step: Sequence[Batch]) -> Iterator[Reading]:
+def flops_readings(counter: FlopCounter, tokens: TokenCounts) -> Iterator[Reading]:
     """Yield the FLOPs of a step, and what they leave out."""
     counted = counter.counted()
     if counted.uncounted_operators:
         message = f"FLOPs leave out {', '.join(counted.uncounted_operators)}."
         yield Caveat(code="flops-incomplete", message=message)
-    yield FlopsReading(step_flops=counted.flops, tokens=token_counts(step))
+    yield FlopsReading(step_flops=counted.flops, tokens=tokens)
 
 
 def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledger) -> LedgerReading:

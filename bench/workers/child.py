@@ -38,6 +38,7 @@ ENTRY_POINTS: dict[type[Stored], str] = {
     messages.FetchJob: "bench.training.jobs:run_job",
     messages.CellJob: "bench.training.jobs:run_job",
     messages.ScriptJob: "bench.training.scripts.watch:watch_script",
+    messages.ScriptPlanJob: "bench.predict.jobs:run_script_plan",
     messages.PlanJob: "bench.predict.jobs:run_plan",
 }
 """What does a job of each kind, as module:function. A message can choose among these and name no other."""

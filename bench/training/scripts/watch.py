@@ -20,14 +20,14 @@ from bench.probes.machine import allocator_of, noted_out_of_memory, read_facts, 
 from bench.probes.phases import PhaseReader, mark_block, mark_quiescent
 from bench.records.messages import CellSeen, ScriptJob, Send
 from bench.records.readings import Caveat
-from bench.records.records import FlopsReading, ModelFacts, TokenCounts
+from bench.records.records import ModelFacts, TokenCounts
 from bench.training.data import IGNORED_LABEL
 from bench.training.loops import without_modes
 from bench.training.methods import count_parameters, trainable_parameters
 from bench.training.scripts.seen import SEEN_FROM_OUTSIDE, SeenCell
 from bench.training.step import ignore_phase, paged_memory
 from bench.training.watcher import Script, StopLoop, WatchedLoop, Watcher, token_ids
-from bench.training.window import first_step_phases
+from bench.training.window import first_step_phases, flops_readings
 
 _EVALUATES = Caveat(
     code="evaluates-between-steps",
@@ -143,7 +143,7 @@ class ScriptRun(WatchedLoop):
                 self._tokens = []
                 with FlopCounter() as counter:
                     yield
-                phases.report(FlopsReading(step_flops=counter.counted().flops, tokens=self.counts()))
+                phases.report(*flops_readings(counter, self.counts()))
 
     def describe(self) -> None:
         """Send the cell as it is seen so far; the last one counts."""
