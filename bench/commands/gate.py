@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ class SessionOptions:
 
     base: str | None = None
     candidate: str | None = None
+    command: str | None = None
     only: str | None = None
     repeats: int | None = None
     budget: str | None = None
@@ -95,6 +96,14 @@ def gate(  # noqa: PLR0913 - groups of options
     if self_check:
         raise typer.Exit(_self_check(replications, outputs.output))
     outputs.check()
+    if session.command is not None:
+        if target is not None or session.base is None:
+            raise UsageError(
+                "--command is what both sides run, against --base REF; give that and no scenario"
+            )
+        verdicts, title = _run_script(session.command, session.base, session, rules)
+        conclude(verdicts, outputs, title, outputs.inconclusive)
+        return
     if target is None or (session.base is not None and rules.baseline is not None):
         raise UsageError(
             "name a scenario and --base REF, or a results folder and --baseline NAME, or give --self-check; "
@@ -116,14 +125,40 @@ def gate(  # noqa: PLR0913 - groups of options
 
 
 def _run_session(scenario: Path, base: str, session: SessionOptions, rules: Rules) -> tuple["Verdicts", str]:
+    loaded, cells = _cells(scenario, session.only, session.allow_code)
+    spec = gate_of(scenario, exact_only=rules.exact_only)
+    verdicts = _in_turn(cells, base, session, spec, loaded.name)
+    return verdicts, f"{loaded.title}: {session.candidate or 'this environment'} against {base}"
+
+
+def _run_script(words: str, base: str, session: SessionOptions, rules: Rules) -> tuple["Verdicts", str]:
+    import shlex
+
+    from bench.records.messages import ScriptJob
+    from bench.runner import schedule
+    from bench.runner.scripts import look_at, script_of
+
+    def show(event: schedule.Event) -> None:
+        if isinstance(event, schedule.Preparing):
+            _tell(f"{event.what} …")
+
+    cell = look_at(ScriptJob(command=script_of(shlex.split(words)), steps=6), show)
+    spec = gate_of(rules.scenario, exact_only=rules.exact_only)
+    if spec.interleave != "runs":
+        raise UsageError("two scripts cannot take turns step by step; set gate.interleave to runs")
+    verdicts = _in_turn([cell], base, replace(session, allow_code=["script"]), spec, cell.scenario)
+    return verdicts, f"{words}: {session.candidate or 'this folder'} against {base}"
+
+
+def _in_turn(
+    cells: Sequence["Cell"], base: str, session: SessionOptions, spec: "GateSpec", name: str
+) -> "Verdicts":
     from bench.gate.session import SessionOptions, gate_references
     from bench.records.sessions import read_calibration
 
-    loaded, cells = _cells(scenario, session.only, session.allow_code)
-    spec = gate_of(scenario, exact_only=rules.exact_only)
     calibration = None if session.calibration is None else read_calibration(session.calibration)
     options = SessionOptions(
-        folder=session.results or Path("results") / "sittings" / loaded.name,
+        folder=session.results or Path("results") / "sittings" / name,
         gate=spec if session.repeats is None else _with_repeats(spec, session.repeats),
         budget_s=None if session.budget is None else _seconds(session.budget),
         resume=session.resume,
@@ -133,7 +168,7 @@ def _run_session(scenario: Path, base: str, session: SessionOptions, rules: Rule
     references = base, session.candidate
     folder, verdicts = gate_references(cells, references, options, _tell, calibration=calibration)
     _tell(f"Session: {folder}")
-    return verdicts, f"{loaded.title}: {session.candidate or 'this environment'} against {base}"
+    return verdicts
 
 
 def _cells(scenario: Path, only: str | None, allow_code: Sequence[str]) -> tuple["Scenario", list["Cell"]]:

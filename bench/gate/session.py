@@ -101,8 +101,8 @@ def gate_references(  # noqa: PLR0913 - what run_session takes, where REFs are, 
     options = replace(options, gate=gate, looks=looks, exact_only=not varying)
     with interrupts.caught():
         try:
-            loops = [name.partition(":")[0].partition(".")[0] for name in options.allow_code]
-            with prepared_sides(*references, here=here, code=loops) as sides:
+            loops = {_top_of(cell.loop.code) for cell in cells if cell.loop.code is not None}
+            with prepared_sides(*references, here=here, code=sorted(loops)) as sides:
                 session = run_session(cells, sides, judge, options, tell)
         except KeyboardInterrupt:
             raise InterruptedByUserError("interrupted before anything was measured") from None
@@ -122,6 +122,11 @@ def _require_alike(calibration: Calibration, gate: GateSpec) -> None:
             f"gate take turns at {gate.interleave} (gate.interleave), where noise is another; run bench "
             "calibrate on the scenario as it is"
         )
+
+
+def _top_of(code: str) -> str:
+    """Return what a folder has to hold, as NAME or NAME.py, to have this code of the user's."""
+    return code if "/" in code else code.partition(".")[0]
 
 
 def calibrate(

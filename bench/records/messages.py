@@ -4,7 +4,7 @@ Readings are sent as they are made, so a worker that dies leaves all it had read
 """
 
 from collections.abc import Callable
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, TypeAdapter
 
@@ -31,6 +31,7 @@ from bench.records.records import (
     StepSample,
 )
 from bench.scenario.catalogue import Card
+from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
 
 
@@ -184,6 +185,19 @@ class ScriptJob(Stored):
     ledger: bool = True
     flops: bool = True
     timeout_s: float = 3600
+
+    @classmethod
+    def of(cls, cell: Cell) -> Self:
+        """Return the job of a cell that describes a script."""
+        window = cell.window
+        return cls(
+            command=tuple(cell.loop.args["command"]),
+            warmup_steps=window.warmup_steps,
+            steps=window.measured_steps,
+            ledger=window.ledger,
+            flops=window.flops,
+            timeout_s=cell.limits.timeout_s,
+        )
 
 
 class ScriptPlanJob(Stored):

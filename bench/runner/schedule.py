@@ -142,7 +142,7 @@ def require_data(cells: Sequence[Cell]) -> None:
 def require_allowed_code(cells: Sequence[Cell], allowed: Sequence[str]) -> None:
     """Raise ``UsageError`` for a loop that is code which the command line does not name exactly."""
     for cell in cells:
-        if cell.loop.is_function and cell.loop.driver not in allowed:
+        if cell.loop.code is not None and cell.loop.driver not in allowed:
             raise UsageError(
                 f'{cell.id} trains with loop.driver "{cell.loop.driver}", which is code from outside bench; '
                 f"read it, and give --allow-code {cell.loop.driver} to bench run, gate or calibrate"
@@ -204,16 +204,14 @@ def inputs_digest(cell: Cell, code_folder: str = "") -> str | None:
 
 
 def _code_of(cell: Cell, folder: Path) -> list[Path]:
-    if cell.loop.is_function:
-        return _sources(folder, cell.loop.driver.partition(":")[0])
-    if cell.loop.driver == "script":
-        first, *rest = cell.loop.args["command"]
-        return (
-            _sources(folder, rest[0])
-            if first == "-m"
-            else sorted({Path(first), *Path(first).parent.glob("*.py")})
-        )
-    return []
+    """Return the files of the user's code that a cell runs: a script's with what lies beside it."""
+    code = cell.loop.code
+    if code is None:
+        return []
+    script = folder / f"{code}.py"
+    if cell.loop.is_function or not script.is_file():
+        return _sources(folder, code)
+    return sorted(script.parent.glob("*.py"))
 
 
 def _digest_of(files: Sequence[Path]) -> "hashlib._Hash":

@@ -34,10 +34,10 @@ from bench.runner.gpu_watch import GpuWatch, sweep_gpu
 from bench.runner.schedule import Observe, ScheduledRun
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
-from bench.scenario.types import LimitsSpec
+from bench.scenario.types import LimitsSpec, WindowSpec
 from bench.workers import interrupts
 from bench.workers.launch import Launcher
-from bench.workers.supervise import RunningJob, Watch, probe
+from bench.workers.supervise import JobEnd, RunningJob, Watch, probe
 
 _PYTHON = re.compile(r"python[0-9.]*$")
 _SHOWN_LINES = 15
@@ -105,13 +105,10 @@ def _record(job: ScriptJob, results: Path, observe: Observe, launcher: Launcher)
 
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
     observe(schedule.Preparing(f"running {' '.join(job.command)} up to its first optimizer step"))
-    limits = LimitsSpec(timeout_s=job.timeout_s, heartbeat_timeout_s=job.timeout_s, host_memory_gib=None)
     with _watches(facts, environment, observe) as watches:
-        end = RunningJob(job, launcher, limits, hear=hear, watches=watches).to_end()
+        end = RunningJob(job, launcher, _limits(job), hear=hear, watches=watches).to_end()
     if not seen:
-        tail = end.failure.output_tail.strip().splitlines()[-_SHOWN_LINES:] if end.failure else []
-        why = end.failure.message if end.failure else "it made no optimizer step"
-        raise InfrastructureError("\n".join([*tail, f"nothing was measured: {why.rstrip('.')}"]))
+        raise InfrastructureError(_why(end))
     one = scheduled(seen[-1], environment, facts, earlier)
     measurement = end.measurement
     return Record(
@@ -127,6 +124,39 @@ def _record(job: ScriptJob, results: Path, observe: Observe, launcher: Launcher)
         environment=environment,
         measurement=measurement if measurement.device else measurement.replace(device=facts),
     )
+
+
+def look_at(job: ScriptJob, observe: Observe) -> Cell:
+    """Describe what a script trains, from its first two steps, as a cell that measures what ``job`` says.
+
+    Raises ``InfrastructureError`` where it does not come so far.
+    """
+    observe(schedule.Preparing(f"running {' '.join(job.command)} to see what it trains"))
+    seen: list[Cell] = []
+
+    def hear(message: Message) -> None:
+        if isinstance(message, CellSeen):
+            seen.append(Cell.model_validate_json(message.cell_json))
+
+    short = job.model_copy(update={"warmup_steps": 0, "steps": 1, "ledger": False, "flops": False})
+    end = RunningJob(short, Launcher(), _limits(job), hear=hear).to_end()
+    if end.outcome != "ok":
+        raise InfrastructureError(_why(end))
+    window = WindowSpec(
+        warmup_steps=job.warmup_steps, measured_steps=job.steps, ledger=job.ledger, flops=job.flops
+    )
+    return seen[-1].model_copy(update={"window": window})
+
+
+def _limits(job: ScriptJob) -> LimitsSpec:
+    return LimitsSpec(timeout_s=job.timeout_s, heartbeat_timeout_s=job.timeout_s, host_memory_gib=None)
+
+
+def _why(end: JobEnd) -> str:
+    """Return why nothing was measured, after the last lines that the script printed."""
+    tail = end.failure.output_tail.strip().splitlines()[-_SHOWN_LINES:] if end.failure else []
+    why = end.failure.message if end.failure else "it made no optimizer step"
+    return "\n".join([*tail, f"nothing was measured: {why.rstrip('.')}"])
 
 
 def plan_script(request: ScriptPlanJob, cards: Sequence[Card], results: Path, observe: Observe) -> Plan:

@@ -104,7 +104,7 @@ class CellRunner:
             unfit = why_unfit(expected, self.plan.cards[0])
             if unfit is not None:
                 return _not_run("skipped", unfit)
-        if cell.model.path is None:
+        if cell.model.path is None and cell.loop.driver != "script":  # which fetches its own
             fetched = self._fetch(cell.model)
             if fetched.outcome != "ok":
                 return fetched

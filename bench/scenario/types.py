@@ -287,8 +287,18 @@ class LoopSpec(Frozen):
 
     @property
     def is_function(self) -> bool:
-        """Whether the driver names code of the user's."""
+        """Whether the driver names a function of the user's."""
         return ":" in self.driver
+
+    @property
+    def code(self) -> str | None:
+        """What has code of the user's: a module, or a script's path without its ending; None if nothing."""
+        if self.is_function:
+            return self.driver.partition(":")[0]
+        if self.driver != "script":
+            return None
+        first, *rest = self.args["command"]
+        return str(rest[0]) if first == "-m" else str(first).removesuffix(".py")
 
 
 class WindowSpec(Frozen):

@@ -18,7 +18,17 @@ import torch
 from bench.errors import UsageError
 from bench.probes.machine import SnapshotRecorder, ignore, noted_out_of_memory, read_facts
 from bench.records.derived_metrics import STEPS_IN_TURN
-from bench.records.messages import GO_ON, CellJob, FetchJob, Message, ProbeJob, ReadingMade, Send, StepTurns
+from bench.records.messages import (
+    GO_ON,
+    CellJob,
+    FetchJob,
+    Message,
+    ProbeJob,
+    ReadingMade,
+    ScriptJob,
+    Send,
+    StepTurns,
+)
 from bench.records.readings import Caveat
 from bench.records.records import StepSample
 from bench.scenario.cell import Cell
@@ -45,10 +55,16 @@ def _run_cell(job: CellJob, send: Send) -> None:
     from bench.training.models import device_of
 
     cell = Cell.model_validate_json(job.cell_json)
-    if cell.loop.is_function:
+    if cell.loop.code is not None:
         if cell.loop.driver not in job.allow_code:
             raise UsageError(f"loop.driver {cell.loop.driver} was not named with --allow-code")
         sys.path.insert(0, job.code_folder)
+    if cell.loop.driver == "script":
+        from bench.training.scripts.watch import watch_script
+
+        os.chdir(job.code_folder or ".")
+        watch_script(ScriptJob.of(cell), send, described_as=cell)
+        return
     run = partial(run_cell, cell, trust_remote_code=job.trust_remote_code)
     if job.turns is not None:
         turns = Turns(job.turns, threads=torch.get_num_threads())

@@ -66,3 +66,44 @@ def test_each_side_of_a_gate_imports_its_own_loop(tmp_path: Path, monkeypatch: p
         names[side] = record.measurement.model.optimizer_class.rpartition(".")[2]
     assert names == {"base": "SGD", "candidate": "AdamW"}
     assert "of 4 gated metrics 1 regression" in result.stdout
+
+
+SCRIPT = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                     num_attention_heads=2, vocab_size=8192))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+for _ in range(20):
+    ids = torch.randint(0, 8192, (4, 32))
+    with torch.autocast("cpu", torch.bfloat16, enabled={autocast}):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+@pytest.mark.timeout(300)
+def test_a_script_is_gated_each_side_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command in a revision and in the working folder, whose script lost its autocast."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
+    git(tmp_path, "init", "--quiet", "--initial-branch=main")
+    (tmp_path / "train.py").write_text(SCRIPT.format(autocast=True))
+    git(tmp_path, "add", "train.py")
+    git(tmp_path, "commit", "--quiet", "-m", "bf16")
+    (tmp_path / "train.py").write_text(SCRIPT.format(autocast=False))
+    options = ["gate", "--base", "HEAD", "--exact-only", "--results", "out", "--command"]
+    program = [sys.executable, "-m", "bench", *options, f"{sys.executable} train.py"]
+    result = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (1, "") == (result.returncode, result.stderr.partition("Traceback")[1]), result.stderr
+    assert "peak" in result.stdout
+    (folder,) = {path.parent for path in (tmp_path / "out").rglob("sitting.json")}
+    base, candidate = (load_records(folder / side).records[0] for side in ("base", "candidate"))
+    assert (base.outcome, candidate.outcome) == ("ok", "ok")
+    assert base.measurement.ledger is not None
+    assert candidate.measurement.ledger is not None
+    assert base.measurement.ledger.peak_bytes < candidate.measurement.ledger.peak_bytes
+    assert "autocast bf16, not off" in str(base.measurement.caveats)
+    assert "script-changed" not in str(candidate.measurement.caveats)

@@ -5,7 +5,7 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bench.probes.phases import PhaseReader, mark_block, mark_quiescent
 from bench.records.messages import CellSeen, ScriptJob, Send
 from bench.records.readings import Caveat
 from bench.records.records import ModelFacts, TokenCounts
+from bench.scenario.cell import Cell
 from bench.training.data import IGNORED_LABEL
 from bench.training.loops import without_modes
 from bench.training.methods import count_parameters, trainable_parameters
@@ -29,6 +30,7 @@ from bench.training.step import ignore_phase, paged_memory
 from bench.training.watcher import Script, StopLoop, WatchedLoop, Watcher, token_ids
 from bench.training.window import first_step_phases, flops_readings
 
+_VARYING = ("window", "training.sequence_length")
 _EVALUATES = Caveat(
     code="evaluates-between-steps",
     message="The script runs its model without gradients between steps, as an evaluation does: step times "
@@ -67,8 +69,10 @@ def _run_here(command: Sequence[str]) -> str:
             os._exit(0)
 
 
-def watch_script(job: ScriptJob, send: Send) -> None:
+def watch_script(job: ScriptJob, send: Send, described_as: Cell | None = None) -> None:
     """Run a script until it has made the steps that are asked for, and send what is read of them.
+
+    Where it is not what it was ``described_as``, that is told too, but for lengths, which vary with the data.
 
     Raises what the script raises, and ``UsageError`` where it ends before.
     """
@@ -90,6 +94,18 @@ def watch_script(job: ScriptJob, send: Send) -> None:
                 script.close()
                 raise UsageError(_ended_early(how, run))
     run.describe()
+    seen = run.seen.cell()
+    if described_as is not None and seen.comparison_key(_VARYING) != described_as.comparison_key(_VARYING):
+        changed = ", ".join(_differences(described_as, seen)) or "its model or method"
+        message = f"The script trains something else than it did when it was described: {changed}."
+        run.phases.report(Caveat(code="script-changed", message=message))
+
+
+def _differences(before: Cell, after: Cell) -> Iterator[str]:
+    one, other = (cell.training.model_dump() for cell in (before, after))
+    for name in one:
+        if one[name] != other[name] and name != "sequence_length":
+            yield f"{name} {other[name]}, not {one[name]}"
 
 
 def _ended_early(how: str, run: "ScriptRun") -> str:
