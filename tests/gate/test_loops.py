@@ -75,10 +75,8 @@ model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_h
                                      num_attention_heads=2, vocab_size=8192))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 for _ in range(20):
-    ids = torch.randint(0, 8192, (4, 32))
-    with torch.autocast("cpu", torch.bfloat16, enabled={autocast}):
-        loss = model(input_ids=ids, labels=ids).loss
-    loss.backward()
+    ids = torch.randint(0, 8192, ({rows}, 32))
+    model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 """
@@ -86,14 +84,14 @@ for _ in range(20):
 
 @pytest.mark.timeout(300)
 def test_a_script_is_gated_each_side_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command in a revision and in the working folder, whose script lost its autocast."""
+    """The same command in a revision and in the working folder, whose script takes larger batches."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
-    (tmp_path / "train.py").write_text(SCRIPT.format(autocast=True))
+    (tmp_path / "train.py").write_text(SCRIPT.format(rows=4))
     git(tmp_path, "add", "train.py")
-    git(tmp_path, "commit", "--quiet", "-m", "bf16")
-    (tmp_path / "train.py").write_text(SCRIPT.format(autocast=False))
+    git(tmp_path, "commit", "--quiet", "-m", "small batch")
+    (tmp_path / "train.py").write_text(SCRIPT.format(rows=8))
     options = ["gate", "--base", "HEAD", "--exact-only", "--results", "out", "--command"]
     program = [sys.executable, "-m", "bench", *options, f"{sys.executable} train.py"]
     result = subprocess.run(program, capture_output=True, text=True, check=False)
@@ -105,5 +103,5 @@ def test_a_script_is_gated_each_side_its_own(tmp_path: Path, monkeypatch: pytest
     assert base.measurement.ledger is not None
     assert candidate.measurement.ledger is not None
     assert base.measurement.ledger.peak_bytes < candidate.measurement.ledger.peak_bytes
-    assert "autocast bf16, not off" in str(base.measurement.caveats)
+    assert "micro_batch 4, not 8" in str(base.measurement.caveats)
     assert "script-changed" not in str(candidate.measurement.caveats)
