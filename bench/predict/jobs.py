@@ -4,6 +4,8 @@ A server that forks such workers imports this module once, for all of them. Noth
 data is imported. Errors leave as exceptions; the worker's frame classifies them.
 """
 
+import contextlib
+import itertools
 import os
 import socket
 import tempfile
@@ -26,6 +28,8 @@ from bench.records.messages import CellSeen, PlanJob, PredictionMade, ScriptPlan
 from bench.scenario.cell import Cell
 from bench.training.jobs import quiet_libraries
 
+_LEVELS = 3
+
 
 def run_plan(job: PlanJob, send: Send) -> None:
     """Predict every cell of the job, sending each answer as it is known."""
@@ -45,21 +49,25 @@ def run_script_plan(job: ScriptPlanJob, send: Send) -> None:
         patch.object(socket.socket, "connect", _refused).start()  # a worker ends with its job
     with tempfile.TemporaryDirectory(prefix="bench-predicted-") as folder:
         _link_here(Path(folder))
-        found = predict_script(
+        cell, answer = predict_script(
             job.command, job.platform, job.card, steps=job.steps, through=job.through, settings=settings
         )
-    cell_id = ""
-    if found.cell is not None:
-        cell_id = found.cell.id
-        send(CellSeen(cell_json=found.cell.model_dump_json()))
-    send(PredictionMade(cell_id=cell_id, answer=found.answer))
+    if cell is not None:
+        send(CellSeen(cell_json=cell.model_dump_json()))
+    send(PredictionMade(cell_id="" if cell is None else cell.id, answer=answer))
 
 
 def _link_here(folder: Path) -> None:
-    """Work in a folder of links: relative paths are read, and what is new is removed with it."""
-    for entry in Path.cwd().iterdir():
-        (folder / entry.name).symlink_to(entry)
-    os.chdir(folder)
+    """Work in a folder of links: relative paths are read, two folders up too; what is new goes with it."""
+    here = Path.cwd()
+    place = folder.joinpath(*here.parts[1:])
+    place.mkdir(parents=True)
+    levels = zip([here, *here.parents], [place, *place.parents], strict=False)
+    for original, linked in itertools.islice(levels, _LEVELS):
+        for entry in original.iterdir():
+            with contextlib.suppress(FileExistsError):  # the way down to here
+                (linked / entry.name).symlink_to(entry)
+    os.chdir(place)
 
 
 def _refused(connecting: socket.socket, address: Any) -> None:

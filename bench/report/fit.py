@@ -297,19 +297,19 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
     if not forecasts:
         return
     platforms = {platform for forecast in forecasts for platform in forecast.platforms}
-    yield _SAID["traced"].format(targets=_targets(platforms))
+    scripts = any(planned.cell.loop.driver == "script" for planned in plan.cells)
+    yield _SAID["traced script" if scripts else "traced"].format(targets=_targets(platforms))
     if any(platform.device == "cpu" for platform in platforms):
         yield _SAID["live"]
-    if not plan.cards:
-        return
-    yield f"Peak set by: {WHAT_SET_IT}"
-    settings = f"PYTORCH_CUDA_ALLOC_CONF={plan.allocator}" if plan.allocator else "its default settings"
-    yield _SAID["reserved"].format(settings=settings)
-    if any(forecast.paged_bytes for forecast in forecasts):
-        yield _SAID["paged"]
-    if plan.ladder:
-        yield _SAID["ladder"].format(cards=", ".join(card.name for card in plan.cards))
-    yield from card_notes(plan)
+    if plan.cards:
+        yield f"Peak set by: {WHAT_SET_IT}"
+        settings = f"PYTORCH_CUDA_ALLOC_CONF={plan.allocator}" if plan.allocator else "its default settings"
+        yield _SAID["reserved"].format(settings=settings)
+        if any(forecast.paged_bytes for forecast in forecasts):
+            yield _SAID["paged"]
+        if plan.ladder:
+            yield _SAID["ladder"].format(cards=", ".join(card.name for card in plan.cards))
+        yield from card_notes(plan)
     yield from dict.fromkeys(caveat.message for forecast in forecasts for caveat in forecast.caveats)
 
 
@@ -330,4 +330,5 @@ def _targets(platforms: Collection[Platform]) -> str:
 
 def why_untried(plan: Plan) -> list[str]:
     """Say why no changes are shown, where none were tried."""
-    return [] if any(planned.changes is not None for planned in plan.cells) else [_SAID["untried"]]
+    tried = any(one.changes is not None or one.cell.loop.driver == "script" for one in plan.cells)
+    return [] if tried else [_SAID["untried"]]

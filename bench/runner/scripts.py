@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UntraceableError, UsageError
-from bench.io import write_text
+from bench.io import cannot_write, write_text
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.pool import LONGEST_PLAN, PRELOAD, platform_of
 from bench.records.environment import KEY_PACKAGES, read_environment
@@ -181,7 +181,12 @@ def plan_script(request: ScriptPlanJob, cards: Sequence[Card], results: Path, ob
         cards=tuple(cards),
         cells=tuple(planned),
     )
-    write_text(_plan_file(results, planned[0].cell, read_environment()), plan_json(plan))
+    file = _plan_file(results, planned[0].cell, read_environment())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(str(file.parent), error, "choose another with --results") from error
+    write_text(file, plan_json(plan))
     return plan
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.commands.options import Form
-from bench.commands.run import Foretold, watch
+from bench.commands.run import watch
 from bench.errors import UntraceableError, UsageError
 from bench.records.store import load_records
 
@@ -40,10 +39,10 @@ def test_prediction_and_measurement_meet_in_one_record(
 ) -> None:
     """On the CPU they are equal to the byte, and the prediction leaves nothing in the user's folder."""
     words = [sys.executable, "train.py"]
-    watch(words, foretold=Foretold(predict=True), form=Form(json=True))
+    watch(words, predict=True, json=True)
     plan = json.loads(capsys.readouterr().out)
     assert not (folder / "out").exists()
-    watch(words, steps=1, warmup=0, foretold=Foretold(), form=Form())
+    watch(words, steps=1, warmup=0)
     assert (folder / "out" / "log").read_text() == "read me"
     (record,) = load_records(folder / "results" / "watch-train").records
     assert record.prediction is not None
@@ -56,8 +55,7 @@ def test_prediction_and_measurement_meet_in_one_record(
 @pytest.mark.usefixtures("folder")
 def test_each_card_gets_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     """A plan like any other, with a verdict for each card."""
-    asked = Foretold(predict=True, gpu=["rtx4090", "a100-80gb"])
-    watch([sys.executable, "train.py"], foretold=asked, form=Form(json=True))
+    watch([sys.executable, "train.py"], predict=True, gpu=["rtx4090", "a100-80gb"], json=True)
     plan = json.loads(capsys.readouterr().out)
     verdicts = [(one["card"], one["answer"]) for cell in plan["cells"] for one in cell["verdicts"]]
     assert verdicts == [("rtx4090", "fits"), ("a100-80gb", "fits")]
@@ -69,13 +67,13 @@ def test_a_predicted_script_has_no_network(folder: Path) -> None:
     text = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=3)\n" + SCRIPT
     (folder / "train.py").write_text(text)
     with pytest.raises(UntraceableError, match=r"no network.*--online"):
-        watch([sys.executable, "train.py"], foretold=Foretold(predict=True), form=Form())
+        watch([sys.executable, "train.py"], predict=True)
 
 
 @pytest.mark.usefixtures("folder")
 def test_options_of_a_prediction_need_it() -> None:
     """What would be ignored is refused."""
     with pytest.raises(UsageError, match="are for --predict"):
-        watch(["train.py"], foretold=Foretold(gpu=["rtx4090"]), form=Form())
+        watch(["train.py"], gpu=["rtx4090"])
     with pytest.raises(UsageError, match="are for --predict"):
-        watch(["train.py"], foretold=Foretold(), form=Form(json=True))
+        watch(["train.py"], json=True)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.commands.options import Form
-from bench.commands.run import Foretold, watch
+from bench.commands.run import watch
 from bench.compare.comparison import compare
 from bench.errors import InfrastructureError, UsageError
 from bench.records.messages import ScriptJob
@@ -176,12 +175,12 @@ def test_the_command_shows_and_keeps_a_record(
     """`bench watch` prints the comparison's table, and a script cut short ends in exit code 4."""
     monkeypatch.chdir(tmp_path)
     Path("train.py").write_text(MODEL + "train(int(sys.argv[1]))")
-    watch([sys.executable, "train.py", "20"], steps=1, warmup=0, foretold=Foretold(), form=Form())
+    watch([sys.executable, "train.py", "20"], steps=1, warmup=0)
     printed = capsys.readouterr().out
     assert "peak: live tensors" in printed
     assert "b3-s16-train" in printed
     with pytest.raises(InfrastructureError, match="after 1 of 8"):
-        watch([sys.executable, "train.py", "1"], steps=1, warmup=3, foretold=Foretold(), form=Form())
+        watch([sys.executable, "train.py", "1"], steps=1, warmup=3)
 
 
 def test_no_scenario_can_say_that_it_was_watched() -> None:
