@@ -36,6 +36,7 @@ TEMPLATES_OF_FORMAT = {
     "dolly": ("alpaca", "chat", "plain"),
     "chat": ("chat",),
     "text": ("plain",),
+    "preference": ("plain",),
 }
 """Which templates can show the rows of a format."""
 
@@ -160,6 +161,7 @@ def _of_training(cell: Cell) -> Iterator[Problem]:
 _SET_BY_LEVERS = {
     "bf16": "training.autocast",
     "data_seed": "training.seed",
+    "disable_dropout": "method.dropout",
     "fp16": "training.autocast",
     "gradient_accumulation_steps": "training.gradient_accumulation",
     "gradient_checkpointing": "training.gradient_checkpointing",
@@ -200,9 +202,25 @@ def _of_loop(cell: Cell) -> Iterator[Problem]:
     if cell.device == "cpu" and training.autocast == "fp16":
         yield "training", "autocast", f"fp16 is for CUDA in {loop.driver}: accelerate refuses it on a CPU"
     padded = cell.data.source == "synthetic" and cell.data.attention_mask == "padded"
-    if padded and loop.driver == "trl-sft":
-        message = "padded is not for trl-sft, whose collator pads by itself; use real data or none"
+    if padded and loop.driver.startswith("trl-"):
+        message = f"padded is not for {loop.driver}, whose collator pads by itself; use real data or none"
         yield "data", "attention_mask", message
+    if loop.takes_pairs:
+        yield from _of_pairs(cell)
+
+
+def _of_pairs(cell: Cell) -> Iterator[Problem]:
+    data = cell.data
+    if data.source in ("jsonl", "hub") and data.format != "preference":
+        yield "data", "format", "must be preference for trl-dpo: rows with prompt, chosen and rejected"
+    if data.source in ("task", "jsonl", "hub") and data.train_on == "all":
+        yield "data", "train_on", "must be completion for trl-dpo, whose loss compares answers"
+    if cell.training.batching == "pack":
+        yield "training", "batching", "pack is not for trl-dpo, which pads answers; set pad-to-longest"
+    if cell.method.kind == "peft":
+        yield "method", "kind", "peft is not for trl-dpo here; choose full, lora or qlora"
+    for name in sorted({"precompute_ref_log_probs", "sync_ref_model"} & cell.loop.args.keys()):
+        yield "loop", "args", f"may not hold {name}: the reference model is run in every step, as it was"
 
 
 def _of_script(cell: Cell) -> Iterator[Problem]:
@@ -222,6 +240,8 @@ def _of_data(cell: Cell) -> Iterator[Problem]:
     if "held-out" in cell.evaluation.tasks:
         message = "held-out needs data.source task; remove it or choose a built-in task"
         yield "evaluation", "tasks", message
+    if data.source in ("jsonl", "hub") and data.format == "preference" and not cell.loop.takes_pairs:
+        yield "data", "format", "preference is for loop.driver trl-dpo; choose it, or another format"
     if data.source != "synthetic" and data.template not in TEMPLATES_OF_FORMAT[data.format]:
         fitting = " or ".join(TEMPLATES_OF_FORMAT[data.format])
         yield "data", "template", f"{data.template} does not fit format {data.format}; set {fitting}"

@@ -164,9 +164,10 @@ class JsonlData(Frozen):
 
     source: Literal["jsonl"]
     path: str = Field(description="The file, relative to where bench is run.")
-    format: Literal["alpaca", "dolly", "chat", "text"] = Field(
+    format: Literal["alpaca", "dolly", "chat", "text", "preference"] = Field(
         "alpaca",
-        description="Fields of a row: instruction, input, output; …, context, response; messages; text.",
+        description="Fields of a row: instruction, input, output; …, context, response; messages; text; or "
+        "prompt, chosen, rejected.",
     )
     template: Literal["alpaca", "chat", "plain"] = Field(
         "alpaca", description="How a row becomes a prompt; chat is the tokenizer's own template."
@@ -183,7 +184,7 @@ class HubData(Frozen):
     config: str | None = Field(None, description="Configuration of the data set, where it has several.")
     split: str = Field("train", description="Split to train on.")
     revision: str = Field("main", description="Git revision of the data set's repository.")
-    format: Literal["alpaca", "dolly", "chat", "text"] = "alpaca"
+    format: Literal["alpaca", "dolly", "chat", "text", "preference"] = "alpaca"
     template: Literal["alpaca", "chat", "plain"] = "alpaca"
     train_on: Literal["completion", "all"] = "completion"
     max_items: int | None = Field(None, ge=1)
@@ -264,7 +265,7 @@ class TrainingSpec(Frozen):
     seed: int = Field(0, ge=0, lt=2**31, description="Of adapters, dropout and the order of the data.")
 
 
-LIBRARY_LOOPS = ("hf-trainer", "trl-sft")
+LIBRARY_LOOPS = ("hf-trainer", "trl-sft", "trl-dpo")
 _FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 _DRIVERS = "|".join(("window", *LIBRARY_LOOPS, _FUNCTION))
 
@@ -277,12 +278,13 @@ class LoopSpec(Frozen):
         max_length=200,
         pattern=rf"^(script|{_DRIVERS})$",
         json_schema_extra={"pattern": rf"^({_DRIVERS})$"},
-        description="window; hf-trainer (transformers' Trainer); trl-sft (trl's SFTTrainer); or a function "
-        "of yours, package.module:function, which --allow-code has to name.",
+        description="window; hf-trainer (transformers' Trainer); trl-sft and trl-dpo (trl's SFTTrainer and "
+        "DPOTrainer); or a function of yours, package.module:function, which --allow-code has to name.",
     )
     args: dict[str, Any] = Field(
         default_factory=dict,
-        description="Handed on to TrainingArguments, to SFTConfig, or to the function as keyword arguments.",
+        description="Handed on to TrainingArguments, SFTConfig or DPOConfig, or to the function as keyword "
+        "arguments.",
     )
 
     @property
@@ -299,6 +301,11 @@ class LoopSpec(Frozen):
             return None
         first, *rest = self.args["command"]
         return str(rest[0]) if first == "-m" else str(first).removesuffix(".py")
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether it trains on the better and the worse of two answers to a prompt."""
+        return self.driver == "trl-dpo"
 
 
 class WindowSpec(Frozen):

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from bench.scenario.types import DataSpec, SyntheticData, TrainingSpec
 from bench.training.examples import Example, load_examples
 
 IGNORED_LABEL = -100  # torch.nn.functional.cross_entropy's default ignore_index
+X = TypeVar("X")
 _TOKENISED_AT_ONCE = 1024  # bounds the memory that offsets take
 
 
@@ -85,14 +86,23 @@ def prepare_batches(
         batches = list(_synthetic_batches(data, training, vocab_size, count))
         notes = {"synthetic-data": "Random tokens: the loss and accuracy say nothing."}
     else:
-        pieces = _tokenise(load_examples(data, tokenizer), tokenizer)
-        pad_id = tokenizer.pad_token_id  # masked and unlabelled, so any will do
-        pad_id = int(tokenizer.eos_token_id or 0) if pad_id is None else int(pad_id)
-        batches, notes = _lay_out(pieces, training, pad_id, count)
+        pieces = tokenise(load_examples(data, tokenizer), tokenizer)
+        batches, notes = _lay_out(pieces, training, pad_id_of(tokenizer), count)
+    return prepared(batches, size, notes)
+
+
+def prepared(batches: Sequence[Batch], size: int, notes: dict[str, str]) -> PreparedData:
+    """Return micro-batches as steps of ``size``, with the notes by code as caveats."""
     return PreparedData(
-        steps=tuple(tuple(batches[start : start + size]) for start in range(0, count, size)),
+        steps=tuple(tuple(batches[start : start + size]) for start in range(0, len(batches), size)),
         caveats=tuple(Caveat(code=code, message=message) for code, message in notes.items()),
     )
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """Return what rows are filled up with: masked and unlabelled, so any will do."""
+    given = tokenizer.pad_token_id
+    return int((tokenizer.eos_token_id or 0) if given is None else given)
 
 
 def _synthetic_batches(
@@ -116,7 +126,7 @@ def _synthetic_batches(
         )
 
 
-def _tokenise(examples: Sequence[Example], tokenizer: Any) -> list[Piece]:
+def tokenise(examples: Sequence[Example], tokenizer: Any) -> list[Piece]:
     """Tokenise each example as one text, and label the tokens that reach into a trained segment.
 
     One text, since tokens of a prompt and a completion made apart may not be those of the whole, which
@@ -183,7 +193,7 @@ def _lay_out(
             "sequence length and were left out."
         )
     drawn: list[Piece] = []
-    stream = _shuffled_forever(usable, training.seed, drawn)
+    stream = shuffled_forever(usable, training.seed, drawn)
     starts = range(0, count * size, size)
     if packed:
         rows, laid_out = _packed_rows(stream, usable, length, count * size)
@@ -191,7 +201,7 @@ def _lay_out(
         batches = [pack_rows(rows[start : start + size], flatten=flatten) for start in starts]
     else:
         single = list(islice(stream, count * size))
-        laid_out = _padding_notes(single, usable, training)
+        laid_out = padding_notes(single, usable, training)
         groups = [single[start : start + size] for start in starts]
         fixed = length if training.batching == "pad-to-length" else None
         batches = [pad_rows(group, fixed or max(len(one.ids) for one in group), pad_id) for group in groups]
@@ -233,7 +243,7 @@ def _packed_rows(
     return rows, notes
 
 
-def _shuffled_forever(pieces: Sequence[Piece], seed: int, drawn: list[Piece]) -> Iterator[Piece]:
+def shuffled_forever(pieces: Sequence[X], seed: int, drawn: list[X]) -> Iterator[X]:
     """Yield every piece once per epoch, each epoch in a new order, and note each in ``drawn``."""
     order = list(pieces)
     shuffler = random.Random(seed)  # noqa: S311 - an order, not a secret
@@ -244,9 +254,8 @@ def _shuffled_forever(pieces: Sequence[Piece], seed: int, drawn: list[Piece]) ->
             yield piece
 
 
-def _padding_notes(
-    single: Sequence[Piece], usable: Sequence[Piece], training: TrainingSpec
-) -> dict[str, str]:
+def padding_notes(single: Sequence[Piece], usable: Sequence[Piece], training: TrainingSpec) -> dict[str, str]:
+    """Return what was cut, and whether the longest that the data has was seen."""
     notes = {}
     if lost := [more for piece in single if (more := piece.raw_tokens - len(piece.ids))]:
         notes["examples-truncated"] = (

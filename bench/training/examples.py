@@ -23,7 +23,7 @@ from bench.training.tasks import task_items
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _ROWS_CHECKED = 100  # before anything is loaded
 TemplateName = Literal["alpaca", "chat", "plain"]
-FormatName = Literal["alpaca", "dolly", "chat", "text"]
+FormatName = Literal["alpaca", "dolly", "chat", "text", "preference"]
 
 # The two prompts of Stanford Alpaca's train.py (github.com/tatsu-lab/stanford_alpaca), to the letter.
 ALPACA_PROMPT_WITH_INPUT = (
@@ -78,8 +78,22 @@ class TextRow(_Fields):
     text: str = Field(min_length=1)
 
 
-Row = AlpacaRow | DollyRow | ChatRow | TextRow
-ROWS: dict[FormatName, type[Row]] = {"alpaca": AlpacaRow, "dolly": DollyRow, "chat": ChatRow, "text": TextRow}
+class PreferenceRow(_Fields):
+    """A prompt with the better and the worse of two answers."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+Row = AlpacaRow | DollyRow | ChatRow | TextRow | PreferenceRow
+ROWS: dict[FormatName, type[Row]] = {
+    "alpaca": AlpacaRow,
+    "dolly": DollyRow,
+    "chat": ChatRow,
+    "text": TextRow,
+    "preference": PreferenceRow,
+}
 
 
 @dataclass(frozen=True)
@@ -132,6 +146,8 @@ def plain_template(row: Row, _tokenizer: Any) -> Example:
         case DollyRow():
             prompt = "".join(f"{part}\n" for part in (row.instruction, row.context) if part)
             return _answered(prompt, row.response)
+        case PreferenceRow():
+            raise UsageError("Rows of two answers are for loop.driver trl-dpo; set data.format to alpaca.")
         case ChatRow():
             raise UsageError("Template plain has no roles for a conversation; set data.template to chat.")
 
@@ -151,7 +167,7 @@ def chat_template(row: Row, tokenizer: Any) -> Example:
             request = "\n\n".join(part for part in (row.instruction, row.context) if part)
             answer = {"role": "assistant", "content": row.response}
             messages = [{"role": "user", "content": request}, answer]
-        case TextRow():
+        case TextRow() | PreferenceRow():
             raise UsageError("Template chat needs turns, and text has none; set data.template to plain.")
     render = partial(tokenizer.apply_chat_template, tokenize=False)
     segments = []
@@ -197,6 +213,23 @@ def load_examples(data: TaskData | JsonlData | HubData | ScriptData, tokenizer: 
     if data.train_on == "all":
         return [replace(example, segments=(Segment(example.text, trained=True),)) for example in examples]
     return examples
+
+
+def load_pairs(data: TaskData | JsonlData | HubData | ScriptData) -> list[Example]:
+    """Return the data's preferences in its own order: the chosen answer to a prompt, then the rejected one.
+
+    Of a built-in task the rejected answer is the wrong option after the right one. Raises what
+    ``load_examples`` raises.
+    """
+    if isinstance(data, ScriptData):
+        raise UsageError("what a watched script feeds its model is the script's; run bench watch again")
+    if isinstance(data, TaskData):
+        items = task_items(data.task, data.difficulty, "train", data.train_items)
+        answers = [(item.prompt, answer) for item in items for answer in (item.completion, item.wrong)]
+        return [_answered(prompt, answer, append_end=False) for prompt, answer in answers]
+    rows = read_jsonl(data) if isinstance(data, JsonlData) else read_hub(data)
+    pairs = [row for row in rows if isinstance(row, PreferenceRow)]  # a cell's check allows no other
+    return [_answered(row.prompt, answer) for row in pairs for answer in (row.chosen, row.rejected)]
 
 
 def check_data(data: DataSpec) -> str | None:

@@ -23,6 +23,7 @@ from bench.records.records import TokenCounts
 from bench.scenario.cell import Cell
 from bench.training.data import PreparedData, prepare_batches
 from bench.training.models import device_of, load_model
+from bench.training.pairs import prepare_pairs
 from bench.training.step import ignore_phase, paged_memory
 from bench.training.trainers import TRAINERS, Collate, Hooks
 from bench.training.watcher import Script, StopLoop, WatchedLoop, Watcher
@@ -122,14 +123,16 @@ class LoopRun(WatchedLoop):
         self._setting, self._adapter_bytes = setting, adapter_bytes
         self.model = setting.model
         cell = setting.cell
-        data = prepare_batches(
+        prepare = prepare_pairs if cell.loop.takes_pairs else prepare_batches
+        data = prepare(
             cell.data, cell.training, setting.tokenizer, setting.vocabulary_size, setting.timed_steps
         )
         widest, last = widest_of(data.steps), data.steps[-1]
         more = [widest] * LEDGER_STEPS * cell.window.ledger + [last] * cell.window.flops
         # One more than is trained on, since a loader fetches a batch ahead.
         self.data = PreparedData(steps=(*data.steps, *more, last), caveats=data.caveats)
-        self.hooks = Hooks(steps=len(data.steps) + len(more), collate=self._collate)
+        steps = len(data.steps) + len(more)
+        self.hooks = Hooks(steps=steps, collate=self._collate, beside=self.beside.append)
         self._other_batches = False
 
     def steps(self) -> Script:

@@ -53,6 +53,11 @@ class TaskItem:
         """What follows the prompt when it is answered right."""
         return f" {self.choices[self.answer]}"
 
+    @property
+    def wrong(self) -> str:
+        """What follows it when it is answered wrong, by the option after the right one."""
+        return f" {self.choices[(self.answer + 1) % len(self.choices)]}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

@@ -1,4 +1,4 @@
-"""The libraries' trainers as loops: transformers' Trainer and trl's SFTTrainer, set up as a cell says.
+"""The libraries' trainers as loops: transformers' Trainer, trl's SFTTrainer and DPOTrainer, as a cell says.
 
 Arguments that a scenario has a name for come from there, the others are the libraries' own defaults or the
 scenario's ``loop.args``. Nothing is saved, reported or shown.
@@ -6,15 +6,17 @@ scenario's ``loop.args``. Nothing is saved, reported or shown.
 
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from bench.errors import UnavailableError, UsageError, one_line
 from bench.scenario.cell import Cell
-from bench.training.data import Batch, PreparedData
+from bench.training.data import IGNORED_LABEL, Batch, PreparedData
 from bench.training.optimizers import optimizer_class
 
 Collate = Callable[[Any], Any]
@@ -25,11 +27,13 @@ class Hooks:
     """What a loop is given beside model and data.
 
     ``steps``: optimizer steps to take; the loop is ended from inside the last one. ``collate`` wraps the
-    function that makes a batch of rows, so that the ledger knows the batch as inputs.
+    function that makes a batch of rows, so that the ledger knows the batch as inputs. ``beside`` is told of
+    a model that the loop keeps beside the one it trains, so that the ledger knows its weights.
     """
 
     steps: int
     collate: Callable[[Collate], Collate]
+    beside: Callable[[Any], None]
 
 
 Drive = Callable[[Cell, Any, Any, PreparedData, Hooks], None]
@@ -54,14 +58,9 @@ def trl_sft(cell: Cell, model: Any, tokenizer: Any, data: PreparedData, hooks: H
 
     Raises ``UnavailableError`` where trl is not installed.
     """
-    try:
-        trl: Any = import_module("trl")
-    except ImportError as error:
-        raise UnavailableError(
-            'Loop trl-sft needs the package trl, which is not installed; pip install "finetune-bench[trl]".'
-        ) from error
     from datasets import Dataset
 
+    trl = _trl(cell)
     packed = cell.training.batching == "pack"
     more: dict[str, Any] = {"packing": packed, "max_length": cell.training.sequence_length}
     more["dataset_kwargs"] = {"skip_prepare_dataset": True}  # rows are tokens already, cut and in order
@@ -81,7 +80,60 @@ def trl_sft(cell: Cell, model: Any, tokenizer: Any, data: PreparedData, hooks: H
         trainer.train()
 
 
-TRAINERS: dict[str, Drive] = {"hf-trainer": hf_trainer, "trl-sft": trl_sft}
+def trl_dpo(cell: Cell, model: Any, tokenizer: Any, data: PreparedData, hooks: Hooks) -> None:
+    """Train with trl's DPOTrainer on pairs of answers that are tokens already.
+
+    The reference of an adapter is its base, with the adapter switched off, as where trl makes the adapter
+    itself: the copy that it makes of one which it is given is taken away again. The reference of full
+    fine-tuning is a second model. Raises ``UnavailableError`` where trl is not installed.
+    """
+    from datasets import Dataset
+
+    trl = _trl(cell)
+    more: dict[str, Any] = {"max_length": cell.training.sequence_length}
+    more["disable_dropout"] = not getattr(cell.method, "dropout", 0.0)
+    if cell.training.batching == "pad-to-length":
+        more["pad_to_multiple_of"] = cell.training.sequence_length
+    reference = second_copy(model) if cell.method.kind == "full" else None
+    rows = [row for step in data.steps for batch in step for row in _pairs_of(batch)]
+    with tempfile.TemporaryDirectory() as folder:
+        as_given = patch.object(trl.DPOTrainer, "_prepare_dataset", lambda _trainer, dataset, *_: dataset)
+        with as_given, torch.device(model.device):
+            trainer = trl.DPOTrainer(
+                model=model,
+                ref_model=reference,
+                args=_arguments(trl.DPOConfig, cell, folder, hooks.steps, more),
+                train_dataset=Dataset.from_list(rows),
+                processing_class=tokenizer,
+            )
+        if reference is None:
+            model.delete_adapter("ref")
+        else:
+            hooks.beside(trainer.ref_model)
+        trainer.optimizer_cls_and_kwargs = optimizer_class(cell.training)
+        trainer.data_collator = hooks.collate(trainer.data_collator)
+        trainer.train()
+
+
+def _trl(cell: Cell) -> Any:
+    try:
+        return import_module("trl")
+    except ImportError as error:
+        raise UnavailableError(
+            f"Loop {cell.loop.driver} needs the package trl, which is not installed; "
+            'pip install "finetune-bench[trl]".'
+        ) from error
+
+
+def second_copy(model: Any) -> Any:
+    """Return a model like this one with the same weights, on the same device, without its hooks."""
+    with torch.device(model.device):
+        copy = type(model)._from_config(deepcopy(model.config), dtype=model.dtype)  # noqa: SLF001 - has no public name
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+TRAINERS: dict[str, Drive] = {"hf-trainer": hf_trainer, "trl-sft": trl_sft, "trl-dpo": trl_dpo}
 """The loops of libraries, by the names that a scenario gives them."""
 
 
@@ -136,6 +188,22 @@ def rows_of(batch: Batch) -> Iterator[dict[str, Any]]:
     inputs = batch.inputs_on("cpu")
     for index in range(len(batch.input_ids)):
         yield {name: tensor[index] for name, tensor in inputs.items()}
+
+
+def _pairs_of(batch: Batch) -> Iterator[dict[str, list[int]]]:
+    """Yield the pairs of a micro-batch: the prompt, and what the two rows hold from their first label on."""
+    rows = list(_unpadded_rows(batch))
+    half = len(rows) // 2
+    for chosen, rejected in zip(rows[:half], rows[half:], strict=True):
+        begin, other = (
+            next(place for place, label in enumerate(row["labels"]) if label != IGNORED_LABEL)
+            for row in (chosen, rejected)
+        )
+        yield {
+            "prompt_ids": chosen["input_ids"][:begin],
+            "chosen_ids": chosen["input_ids"][begin:],
+            "rejected_ids": rejected["input_ids"][other:],
+        }
 
 
 def _unpadded_rows(batch: Batch) -> Iterator[dict[str, list[int]]]:

@@ -163,6 +163,7 @@ class WatchedLoop(ABC):
         """Send readings through ``phases``."""
         self.phases = phases
         self.steps_taken = 0
+        self.beside: list[nn.Module] = []  # models that the loop keeps beside the one it trains
         self.mark: Mark = ignore_phase
         self.evaluates = False  # between steps
         self.positions = 0  # that the model was given in this step
@@ -206,7 +207,8 @@ class WatchedLoop(ABC):
     def under_ledger(self, books: Ledger) -> Iterator[None]:
         """Let a pair of steps pass under a ledger, after the last timed one."""
         self._losses = None
-        books.register_model(self.model)
+        for model in (self.model, *self.beside):
+            books.register_model(model)
         books.register(optimizer_state(self.optimizer), "optimizer_state", "optimizer")
         register_gradients(books, self.model)
         self._ledger = books

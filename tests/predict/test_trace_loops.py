@@ -68,7 +68,7 @@ def assert_equal_to_the_byte(cell: Cell) -> None:
 
     with patch.object(Trainer, "train", noted):
         (real,) = of_type(readings_of(cell), LedgerReading)
-    name = {"hf-trainer": "Trainer", "trl-sft": "SFTTrainer"}[cell.loop.driver]
+    name = {"hf-trainer": "Trainer", "trl-sft": "SFTTrainer", "trl-dpo": "DPOTrainer"}[cell.loop.driver]
     assert trained == [f"{name} {'bf16' if cell.training.autocast == 'bf16' else 'no'}"]
     predicted = read_cpu_ledger(cell, CPU)
     assert predicted.peak_bytes == real.peak_bytes
@@ -88,6 +88,9 @@ def assert_equal_to_the_byte(cell: Cell) -> None:
         ("trl-sft", METHODS[1], EXTRAS[0]),
         ("trl-sft", METHODS[2], EXTRAS[2]),
         ("trl-sft", METHODS[1], NEFTUNE),
+        ("trl-dpo", METHODS[0], EXTRAS[0]),
+        ("trl-dpo", METHODS[1], EXTRAS[1]),
+        ("trl-dpo", METHODS[2], EXTRAS[3]),
     ],
 )
 def test_a_few_loops_are_predicted_to_the_byte(
@@ -98,11 +101,11 @@ def test_a_few_loops_are_predicted_to_the_byte(
 
 
 @pytest.mark.skipif("LOOPS" not in os.environ, reason="takes minutes; LOOPS=full runs it")
-@pytest.mark.parametrize("driver", ["hf-trainer", "trl-sft"])
+@pytest.mark.parametrize("driver", ["hf-trainer", "trl-sft", "trl-dpo"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["kind"])
 @pytest.mark.parametrize("index", range(4 + len(EXTRAS)))
 def test_all_loops_are_predicted_to_the_byte(driver: str, method: dict[str, Any], index: int) -> None:
-    """Sixty cells: dtypes with and without checkpointing, then one extra at a time."""
+    """Ninety cells: dtypes with and without checkpointing, then one extra at a time."""
     plain = [
         {"training": {"dtype": dtype, "gradient_checkpointing": checkpointing}}
         for dtype, checkpointing in product(("fp32", "bf16"), ("off", "non-reentrant"))

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from tiny_cells import tiny_cell
 
+JSONL = {"source": "jsonl", "path": "rows.jsonl"}
 PROMPT: dict[str, Any] = {"kind": "peft", "type": "prompt-tuning", "config": {"num_virtual_tokens": 4}}
 PREFIX: dict[str, Any] = {**PROMPT, "type": "PREFIX_TUNING"}
 TASK: dict[str, Any] = {"data": {"source": "task", "task": "largest-number"}}
@@ -69,6 +70,36 @@ LIGER: dict[str, Any] = {"loss": "liger"}
             {"kind": "full"},
             {"loop": {"driver": "trl-sft"}, "data": {"attention_mask": "padded"}},
             "data.attention_mask padded is not for trl-sft",
+        ),
+        (
+            {"kind": "full"},
+            {"loop": {"driver": "trl-dpo"}, "data": {**JSONL, "format": "alpaca"}},
+            "data.format must be preference for trl-dpo: rows with prompt",
+        ),
+        (
+            {"kind": "full"},
+            {"data": {**JSONL, "format": "preference", "template": "plain"}},
+            "data.format preference is for loop.driver trl-dpo",
+        ),
+        (
+            {"kind": "full"},
+            {"loop": {"driver": "trl-dpo"}, "training": {"batching": "pack"}},
+            "training.batching pack is not for trl-dpo",
+        ),
+        (
+            {"kind": "full"},
+            {"loop": {"driver": "trl-dpo"}, "data": {"source": "task", "task": "t", "train_on": "all"}},
+            "data.train_on must be completion for trl-dpo",
+        ),
+        (
+            {"kind": "peft", "type": "ia3"},
+            {"loop": {"driver": "trl-dpo"}},
+            "method.kind peft is not for trl-dpo here",
+        ),
+        (
+            {"kind": "full"},
+            {"loop": {"driver": "trl-dpo", "args": {"precompute_ref_log_probs": True, "max_length": 8}}},
+            "set training.sequence_length, as for every loop; loop.args may not hold precompute_ref",
         ),
         (
             {"kind": "lora"},

@@ -8,31 +8,15 @@ from typing import Any, Literal
 import msgspec
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from bench.errors import UnavailableError, UsageError
 from bench.scenario.types import JsonlData, SyntheticData, TaskData, TrainingSpec
 from bench.training.data import IGNORED_LABEL, Batch, PreparedData, prepare_batches
 from bench.training.tasks import task_items
+from tiny_tokenizers import byte_level, wrapped
 
-SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 TASK = TaskData(task="longest-word", train_items=32)
-
-
-def byte_level(*, bos: bool = False) -> Any:
-    """Make a tokenizer with one token per byte as GPT-2 writes them, and a beginning token if asked."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("Ġ", "a"), ("Ġ", "b")]  # a space joins the word after it
-    names = ["<pad>", "<s>", "</s>", *alphabet, *("".join(pair) for pair in merges)]
-    tokenizer = Tokenizer(models.BPE(vocab={name: n for n, name in enumerate(names)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", names.index("<s>"))]
-        )
-    return wrapped(tokenizer)
 
 
 def metaspace() -> Any:
@@ -43,11 +27,6 @@ def metaspace() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return wrapped(tokenizer)
-
-
-def wrapped(tokenizer: Tokenizer) -> Any:
-    """Make a transformers tokenizer of it."""
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
 
 
 def prepare(

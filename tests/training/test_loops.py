@@ -160,7 +160,7 @@ def test_a_trainer_is_not_let_loose_on_several_gpus(monkeypatch: pytest.MonkeyPa
     """Transformers would wrap the model in DataParallel, and one card be read."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     cell = tiny_cell(device="cuda", loop={"driver": "hf-trainer"})
-    hooks = Hooks(steps=1, collate=lambda collate: collate)
+    hooks = Hooks(steps=1, collate=lambda collate: collate, beside=lambda _model: None)
     with pytest.raises(UnavailableError, match="all 2 GPUs that it sees"):
         hf_trainer(cell, None, None, PreparedData(steps=(), caveats=()), hooks)
 

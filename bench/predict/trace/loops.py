@@ -97,7 +97,8 @@ def read_loop_ledger(
         loop.books = books = LoopLedger(
             model, vocabulary_size, kernels, known=loop.books.known, phase="inputs"
         )
-        books.register_model(model)
+        for one in (model, *loop.beside):
+            books.register_model(one)
         books.register(optimizer_state(loop.optimizer), "optimizer_state", "optimizer")
         books.register_gradients(trainable_parameters(model))
         with books:
@@ -131,6 +132,7 @@ class MetaLoop:
         self.on_cpu = books.on_cpu
         self._script: Iterator[None] = iter(())
         self._begun = False
+        self.beside: list[Any] = []
 
     def run(self, script: Script, batch: Batch, steps: int) -> None:
         """Let the loop take so many steps over a batch: one for each time that ``script`` yields."""
@@ -139,7 +141,7 @@ class MetaLoop:
         fed = steps + 1  # a loader fetches a batch ahead
         data = PreparedData(steps=((batch,) * self._cell.training.gradient_accumulation,) * fed, caveats=())
         on_host = self._cell.model_copy(update={"device": "cpu"})  # a trainer would look for the card
-        hooks = Hooks(steps=fed, collate=self._collate)
+        hooks = Hooks(steps=fed, collate=self._collate, beside=self.beside.append)
         try:
             with _patched(self), Watcher(self, self._model).watching(), suppress(StopLoop):
                 TRAINERS[on_host.loop.driver](on_host, self._model, _blank_tokenizer(), data, hooks)
@@ -173,7 +175,7 @@ class MetaLoop:
         """Mark the phase, and enter gradients as such once all are there; first what a trainer cast anew."""
         if not self._begun:
             self._begun = True
-            self.books.learn(self._model)
+            self.books.learn(self._model, *self.beside)
         self.books.mark(phase)
         if phase == "optimizer_step":
             self.books.register_gradients(trainable_parameters(self._model))

@@ -238,8 +238,9 @@ class ShapeMemory:
             return func(*args, **kwargs)
         try:
             key: object = tuple(map(_layout, args))
-            if kwargs:
-                key = key, tuple([(name, _layout(value)) for name, value in kwargs.items()])
+            if kwargs:  # as of factories, whose results may be of the default dtype
+                given = tuple([(name, _layout(value)) for name, value in kwargs.items()])
+                key = key, given, torch.get_default_dtype()
             layouts = operator.known.get(key)
         except TypeError:  # an argument that cannot be a key
             return func(*args, **kwargs)

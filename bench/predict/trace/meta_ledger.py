@@ -84,12 +84,15 @@ class MetaLedger(Ledger):
         self.marks.append(Mark(phase, self.step, len(self.entries)))
         self._layer = NO_LAYER
 
-    def learn(self, model: nn.Module) -> None:
-        """Learn the names of an adapted model's modules, and whose the blocks of its parameters are."""
-        self._module_names = {id(module): name or "model" for name, module in model.named_modules()}
-        self.register_model(model)
-        for name, parameter in model.named_parameters():
-            self._belongs(parameter, self._layer_named(name))
+    def learn(self, *models: nn.Module) -> None:
+        """Learn the names of models' modules, and whose the blocks of their parameters are."""
+        self._module_names = {}
+        for model in models:
+            named = model.named_modules()
+            self._module_names |= {id(module): name or "model" for name, module in named}
+            self.register_model(model)
+            for name, parameter in model.named_parameters():
+                self._belongs(parameter, self._layer_named(name))
 
     def copied(self, *, padded: bool, packed: bool) -> Self:
         """Return books that stand where these do, to be gone on with over a batch; both see what dies."""

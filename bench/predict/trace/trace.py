@@ -24,6 +24,7 @@ from bench.scenario.types import Platform, SyntheticData
 from bench.training.data import Batch, prepare_batches
 from bench.training.methods import adapt
 from bench.training.models import attention_of, build_empty_model, configuration_of, quantise_empty
+from bench.training.pairs import prepare_pairs
 from bench.training.step import Trainer, build_trainer, empties_cache, optimizer_state, run_step
 from bench.training.watcher import Script
 from bench.training.window import LEDGER_STEPS, read_ledger
@@ -163,14 +164,15 @@ def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
     of several rows, or of rows padded to a given length, some end in padding.
     """
     training = cell.training
+    prepare = prepare_pairs if cell.loop.takes_pairs else prepare_batches
     if isinstance(cell.data, SyntheticData):
-        return prepare_batches(cell.data, training, None, vocabulary_size, 1).steps[0][0]
-    batch = prepare_batches(SyntheticData(), training, None, vocabulary_size, 1).steps[0][0]
+        return prepare(cell.data, training, None, vocabulary_size, 1).steps[0][0]
+    batch = prepare(SyntheticData(), training, None, vocabulary_size, 1).steps[0][0]
     if training.batching == "pack":
         half = training.sequence_length // 2
         positions = torch.cat([torch.arange(half), torch.arange(training.sequence_length - half)])
         return replace(batch, position_ids=positions.expand(batch.input_ids.shape).contiguous())
-    if training.micro_batch > 1 or training.batching == "pad-to-length":
+    if len(batch.input_ids) > 1 or training.batching == "pad-to-length":
         mask = torch.ones_like(batch.input_ids)
         mask[-1, training.sequence_length * 3 // 4 :] = 0
         return replace(batch, attention_mask=mask)
