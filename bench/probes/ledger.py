@@ -168,7 +168,7 @@ class Ledger(TorchDispatchMode):
         module = self._module_of(args)
         result = self._run(func, args, kwargs or {})
         # Nearly every operator returns one tensor, and there are tens of thousands of calls.
-        for tensor in (result,) if isinstance(result, torch.Tensor) else _tensors((result,)):
+        for tensor in (result,) if isinstance(result, torch.Tensor) else tensors_among((result,)):
             block = self._enter(tensor, func._schema.name, module)  # noqa: SLF001 - the op's only name
             if block is not None and self._is_logits(tensor):
                 block.category = "logits"
@@ -271,7 +271,7 @@ class Ledger(TorchDispatchMode):
             return self._module_stack[-1]
         if self._phase != "backward":
             return "optimizer" if self._phase == "optimizer_step" else OUTSIDE
-        blocks = [block for tensor in _tensors(args) if (block := self._known(tensor)) is not None]
+        blocks = [block for tensor in tensors_among(args) if (block := self._known(tensor)) is not None]
         owners = [
             block.module for block in blocks if block.born_phase != "backward" and block.module != OUTSIDE
         ]
@@ -287,13 +287,13 @@ class Ledger(TorchDispatchMode):
         self._module_stack.pop()
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+def tensors_among(values: Iterable[Any]) -> Iterator[torch.Tensor]:
     """Yield the tensors among an operator's arguments or results, in order; lists and tuples nest."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            yield from tensors_among(value)
 
 
 def _address(storage: torch.UntypedStorage) -> int:

@@ -11,18 +11,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from bench.errors import UntraceableError, first_line
 from bench.predict.trace.known import KnownValues, is_mask, written_by
 from bench.predict.trace.loops import LoopLedger
 from bench.predict.trace.meta_ledger import INDEXING, resolve_item
-from bench.probes.ledger import Block
+from bench.probes.ledger import Block, tensors_among
 
 MOST_ANSWERS = 2_000
 """So often may one line ask for a value that a prediction does not have; then it is waiting for it."""
@@ -132,7 +133,7 @@ class ScriptLedger(LoopLedger):
         kwargs, state = kwargs or {}, self._state
         if state.paused:
             return func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [*tensors_among(args), *(tensors_among(kwargs.values()) if kwargs else ())]
         blank = [tensor for tensor in tensors if tensor.is_meta]
         if not blank:
             return self._with_data(func, types, args, kwargs, tensors)
@@ -156,7 +157,7 @@ class ScriptLedger(LoopLedger):
         if func in INDEXING:
             if any(is_mask(one) and self._value(one) is None for one in args[1]):
                 raise state.refuse(f"indexes by a mask, {_UNKNOWN_SIZE}.")
-        elif torch.Tag.dynamic_output_shape in func.tags:
+        elif _sized_by_data(func):
             return self._sized_by_data(func, args, kwargs)
         if mixed and func not in _COPIES - INDEXING:
             args, kwargs = tree_map(self._blank, (args, kwargs))
@@ -178,12 +179,11 @@ class ScriptLedger(LoopLedger):
             return super().__torch_dispatch__(func, types, args, kwargs)
         if func is _ITEM:
             return self.resolve(args[0])
-        if torch.Tag.dynamic_output_shape in func.tags or (func in INDEXING and any(map(is_mask, args[1]))):
+        if _sized_by_data(func) or (func in INDEXING and any(map(is_mask, args[1]))):
             raise state.refuse(f"calls {func._schema.name}, {_UNKNOWN_SIZE}.")  # noqa: SLF001 - its only name
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                state.unknown.add(leaf)
+        for tensor in tensors_among((result,)):
+            state.unknown.add(tensor)
         return result
 
     def _for_host(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -191,9 +191,9 @@ class ScriptLedger(LoopLedger):
         with self._state.truthful():
             args, kwargs = tree_map(lambda one: self._blank(one) if _wide(one) else one, (args, kwargs))
             result = func(*args, **kwargs)
-            for leaf in tree_leaves(result):
-                if isinstance(leaf, Tensor) and leaf.is_meta:
-                    self._state.hosts.add(leaf)
+            for tensor in tensors_among((result,)):
+                if tensor.is_meta:
+                    self._state.hosts.add(tensor)
         return result
 
     def _sized_by_data(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -234,7 +234,7 @@ class ScriptLedger(LoopLedger):
         blank = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
         if value not in self._state.unknown:
             self.known.know(blank, value)
-        return blank
+        return self._state.hosts.add(blank) if self.on_cpu else blank  # there the value itself is counted
 
     def _enter(self, tensor: Tensor, op: str, module: str) -> Block | None:
         """Enter a tensor of the device; raise torch's own error where the card has no memory for it."""
@@ -287,6 +287,11 @@ def place() -> str:
                 return here if nearest == here else f"{nearest} (from {here})"
         frame = frame.f_back  # type: ignore[assignment]  # the loop ends at None
     return nearest or "torch"
+
+
+@cache
+def _sized_by_data(func: Any) -> bool:
+    return torch.Tag.dynamic_output_shape in func.tags
 
 
 def _standard(file: str) -> bool:

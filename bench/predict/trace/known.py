@@ -52,9 +52,10 @@ class KnownValues:
                 for tensor in written:
                     self._forget(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the same
             return
-        told = isinstance(result, torch.Tensor) and result.is_meta and result.numel() <= _most(result)
+        if not isinstance(result, torch.Tensor) or not result.is_meta or result.numel() > _most(result):
+            return
         random = torch.Tag.nondeterministic_seeded in func.tags
-        if not told or random or func._schema.name.startswith(_SKIPPED) or self.value_of(result) is not None:  # noqa: SLF001 - its only name
+        if random or func._schema.name.startswith(_SKIPPED) or self.value_of(result) is not None:  # noqa: SLF001 - its only name
             return
         known = self.with_values((args, kwargs))
         if known is not None and (made := _ran(func, known)) is not None:
