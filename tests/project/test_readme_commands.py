@@ -30,6 +30,7 @@ NARROWED = {
     "bench plan scenarios/7b_single_gpu.toml --gpu rtx4090": "--only 'llama-2-7b/qlora*/b1-s512*'",
     "bench plan scenarios/33b_24gb.toml --gpu rtx4090 --details": "--only '*/qlora*' --no-advice",
     "bench watch -- python examples/train.py": "",
+    "bench watch --predict --gpu rtx4090 -- python examples/train.py": "",
     "bench report results/watch-train": "",
     "bench run scenarios/smollm2_cpu.toml --repeats 3": "",
     "bench report results/smollm2_cpu -o smollm2.html": "",
