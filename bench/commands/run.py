@@ -85,12 +85,10 @@ def watch(  # noqa: PLR0913 - one parameter for each option
     if foretold.predict:
         _foretell(words, steps or 3, folder, foretold, form)
         return
-    if foretold != Foretold():
-        raise UsageError("--gpu, --memory, --through, --online and --allocator are for --predict; add it")
-    if form != Form():
-        raise UsageError(
-            "--json and --markdown are for --predict; bench report and table show what was measured"
-        )
+    if foretold.gpu or foretold.memory or foretold.through or foretold.online:
+        raise UsageError("--gpu, --memory, --through and --online are for --predict; add it")
+    if form.json or form.markdown:
+        raise UsageError("--json and --markdown are for --predict; bench report and bench table show records")
     job = ScriptJob(
         command=words, warmup_steps=warmup, steps=steps or 6, ledger=ledger, flops=flops, timeout_s=timeout_s
     )
