@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 from bench.compare import grouped
 from bench.records.readings import Category
 from bench.scenario.cell import Cell
-from bench.scenario.types import LIBRARY_LOOPS
+from bench.scenario.loop import LIBRARY_LOOPS
 
 LOOP_ALONE = frozenset({"loop.driver"})
 """For ``Cell.comparison_key``: what may differ between cells that are alike but for the loop."""

@@ -25,7 +25,7 @@ from bench.report.text import (
     unit_for,
     words,
 )
-from bench.scenario.types import LoopSpec
+from bench.scenario.loop import LoopSpec
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -35,7 +35,7 @@ from bench.report.text import (
     words,
 )
 from bench.scenario.cell import Cell
-from bench.scenario.types import LoopSpec
+from bench.scenario.loop import LoopSpec
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from bench.scenario.loop import LoopSpec
 from bench.scenario.types import (
     DataSpec,
     Device,
@@ -17,7 +18,6 @@ from bench.scenario.types import (
     Frozen,
     FullMethod,
     LimitsSpec,
-    LoopSpec,
     LoraMethod,
     MethodSpec,
     ModelSpec,

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from bench.scenario.catalogue import TASKS, architectures, wheels
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec, MetricGate
+from bench.scenario.loop import LoopSpec
 from bench.scenario.types import (
     EvaluationSpec,
     Frozen,
@@ -18,7 +19,6 @@ from bench.scenario.types import (
     HubData,
     JsonlData,
     LimitsSpec,
-    LoopSpec,
     LoraMethod,
     ModelSpec,
     PeftMethod,
