@@ -134,6 +134,27 @@ def test_the_trainer_takes_what_the_window_takes_and_a_batch_ahead(
     assert on_card == ahead_bytes + 2560
 
 
+def test_a_trainer_that_leaves_the_cache_on_keeps_what_the_window_keeps() -> None:
+    """As transformers' Trainer did before version 5: GPTBigCode's own decision, which no loop passes on."""
+    changes: dict[str, Any] = {
+        "model": {"random": "santacoder-1.1b", "overrides": {"n_layer": 2}},
+        "data": {"attention_mask": "ones"},
+        "device": "cuda",
+    }
+    training = {"micro_batch": 8, "sequence_length": 512, "gradient_checkpointing": "reentrant"}
+    window = tiny_cell(training={**training, "use_cache": True}, **changes)
+    loop = {"driver": "hf-trainer", "args": {"use_cache": True}}
+    trainer = tiny_cell(training=training, loop=loop, **changes)
+    without = tiny_cell(training=training, loop={"driver": "hf-trainer"}, **changes)
+    old = CUDA.model_copy(update={"transformers": "4.48.1"})
+    own, theirs, less = (
+        predict(cell, old).phase_peaks_bytes["forward"] for cell in (window, trainer, without)
+    )
+    ahead_bytes = 8 * 512 * 24
+    assert ahead_bytes <= theirs - own <= ahead_bytes + 2560
+    assert less < theirs
+
+
 def test_the_window_s_own_loop_is_told_nothing_invented(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that asks for an unknown value is refused in the window, and a caveat in a trainer's loop."""
     from transformers import LlamaForCausalLM

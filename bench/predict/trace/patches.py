@@ -244,7 +244,7 @@ def _returning_views(forward: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def forward_and_keep(self: Any, *args: Any, use_cache: bool | None = None, **kwargs: Any) -> Any:
-        if not use_cache:
+        if not (self.config.use_cache if use_cache is None else use_cache):
             return forward(self, *args, use_cache=use_cache, **kwargs)
         projected: list[Any] = []
         hooks = [
