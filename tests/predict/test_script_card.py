@@ -119,6 +119,14 @@ def test_libraries_take_their_paths_on_the_card(name: str, folder: str) -> None:
     assert (cell.training.autocast == "fp16") == (name == "scaler_evaluation")
 
 
+def test_a_generation_ends_at_its_length(folder: str) -> None:
+    """Run through, a script that generates text after training makes as many tokens as it asks for."""
+    command = [str(EXAMPLES / "generate.py"), folder, "64", "4"]
+    _, answer = predict_script(command, CUDA, CARD, through=True)
+    assert isinstance(answer, Prediction), answer
+    assert "ended by itself after optimizer step 6" in answer.caveats[-1].message
+
+
 def test_what_is_invented_is_told_by_its_line(tmp_path: Path, folder: str) -> None:
     """A loss that is printed has no value; a count of what the batch holds has its own."""
     text = LOOP + (

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
+
 from bench.predict.script.card import Patches
 from bench.predict.script.ledger import ScriptState, place
 from bench.predict.trace.trace import load_weights
@@ -17,6 +19,7 @@ _KEYS = ("missing", "unexpected", "mismatched", "skipped_pp")
 def without_weights(state: ScriptState) -> Iterator[None]:
     """Let models be loaded in a block from their configurations alone, and saved nowhere."""
     from transformers import modeling_utils
+    from transformers.generation.stopping_criteria import EosTokenCriteria
     from transformers.modeling_utils import PreTrainedModel
 
     load = PreTrainedModel.from_pretrained.__func__
@@ -41,8 +44,12 @@ def without_weights(state: ScriptState) -> Iterator[None]:
     def save(*_args: Any, **_kwargs: Any) -> None:
         state.notes[f"nothing is saved at {place()}"] = None
 
+    def no_end(_self: Any, ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # all are generated in full
+
     with ExitStack() as stack:
         patches = Patches(stack)
+        patches.put(EosTokenCriteria, "__call__", no_end)
         patches.put(
             modeling_utils, "_get_resolved_checkpoint_files", lambda **_: (["none.safetensors"], None)
         )
