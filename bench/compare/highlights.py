@@ -140,7 +140,10 @@ def _recipe(record: Record) -> Iterator[tuple[str, str]]:
     cell = record.cell
     training, window, facts = cell.training, cell.window, record.measurement.model
     yield "data", _data(cell.data)
-    yield "optimizer", training.optimizer
+    yield (
+        "optimizer",
+        facts.optimizer_class if training.optimizer == "unlisted" and facts else training.optimizer,
+    )
     yield "dtype", training.dtype if training.autocast == "off" else f"{training.dtype}, autocast"
     yield "learning rate", f"{training.learning_rate:g}"
     yield "measured steps", f"{window.measured_steps:,} after {window.warmup_steps:,} of warm-up"
@@ -157,6 +160,8 @@ def _data(data: DataSpec) -> str:
         return f"{data.task} ({data.difficulty}, {data.train_items:,} items to train on)"
     if data.source == "jsonl":
         return data.path
+    if data.source == "script":
+        return "the script's own"
     return f"{data.dataset}, {data.split}" if data.source == "hub" else "random tokens"
 
 

@@ -83,7 +83,7 @@ def test_a_plain_script_is_measured_unchanged(watched: Watched, tmp_path: Path) 
     assert at_peak["optimizer_state"] == 8 * parameters + 4 * tensors  # two moments, and a count for each
     assert at_peak["gradients"] <= 4 * parameters
     assert load_records(tmp_path / "results").records == (record,)
-    assert "train" in render_markdown(compare([record]))
+    assert "data the script's own; optimizer adamw-foreach" in render_markdown(compare([record]))
 
 
 def test_a_second_run_is_a_repeat_and_a_changed_script_is_not(watched: Watched) -> None:
