@@ -97,9 +97,11 @@ def gate(  # noqa: PLR0913 - groups of options
         raise typer.Exit(_self_check(replications, outputs.output))
     outputs.check()
     if session.command is not None:
-        if target is not None or session.base is None:
+        others = rules.baseline, session.only, *session.allow_code
+        if target is not None or session.base is None or any(others):
             raise UsageError(
-                "--command is what both sides run, against --base REF; give that and no scenario"
+                "--command is what both sides run, against --base REF; give that, and no scenario to run, "
+                "--only, --allow-code or --baseline"
             )
         verdicts, title = _run_script(session.command, session.base, session, rules)
         conclude(verdicts, outputs, title, outputs.inconclusive)
@@ -142,7 +144,11 @@ def _run_script(words: str, base: str, session: SessionOptions, rules: Rules) ->
         if isinstance(event, schedule.Preparing):
             _tell(f"{event.what} …")
 
-    cell = look_at(ScriptJob(command=script_of(shlex.split(words)), steps=6), show)
+    try:
+        script = script_of(shlex.split(words))
+    except ValueError as error:
+        raise UsageError(f"--command {words!r} is no command ({error}); quote it as for a shell") from None
+    cell = look_at(ScriptJob(command=script, steps=6), show)
     spec = gate_of(rules.scenario, exact_only=rules.exact_only)
     if spec.interleave != "runs":
         raise UsageError("two scripts cannot take turns step by step; set gate.interleave to runs")

@@ -63,8 +63,7 @@ def script_of(words: Sequence[str]) -> tuple[str, ...]:
     if not rest or not rest[0].endswith(".py"):
         given = rest[0] if rest else "nothing"
         raise UsageError(
-            f"bench watch runs a Python script in one process, and {given} is none; write "
-            "bench watch -- python train.py …"
+            f"what is run is a Python script, in one process, and {given} is none; write python train.py …"
         )
     if not Path(rest[0]).is_file():
         raise UsageError(f"{rest[0]} does not exist; check the path")

@@ -124,6 +124,10 @@ def test_the_exit_code_is_the_verdict(
         (("toy.toml", "--base", "v1.0", "--budget", "3 days"), "invalid duration '3 days' for --budget"),
         (("toy.toml", "--base", "v1.0", "--budget", "0s"), "invalid duration '0s' for --budget"),
         (("toy.toml", "--base", "v1.0", "--repeats", "1"), "--repeats 1 is out of range"),
+        (("--base", "v1.0", "--command", 'python "x'), "is no command (No closing quotation)"),
+        (("--base", "v1.0", "--command", "bash x.sh"), "bash is none; write python train.py"),
+        (("--base", "v1.0", "--command", "python x.py", "--only", "*"), "no scenario to run, --only"),
+        (("--base", "v1.0", "--command", "python x.py", "--baseline", "b"), "--allow-code or --baseline"),
         (
             ("toy.toml", "--base", "v1.0", "--calibration", "none"),
             "none cannot be read (No such file or directory); make one",
