@@ -219,3 +219,27 @@ def test_the_card_is_gone_afterwards() -> None:
     with pytest.raises(UnavailableError), pretended(state, CARD):
         raise UnavailableError("stop")
     assert [dict(vars(owner)) for owner in (torch, torch.Tensor, torch.cuda, torch.cuda.memory)] == before
+
+
+LOADED = """
+    rows = [torch.arange(5, 5 + (200 if at == 37 else 16)) % 30 for at in range(40)]
+    pad = lambda batch: torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=1)
+    for ids in torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=pad):
+        ids = ids.to("cuda")
+        model(input_ids=ids, labels=ids).loss.backward(); optimizer.step(); optimizer.zero_grad()
+"""
+
+
+def test_the_longest_batch_of_the_data_is_stepped_through(tmp_path: Path, folder: str) -> None:
+    """It stands at the end of the data and decides what is needed; data of one length takes no more steps."""
+    long = predicted(tmp_path, folder, LOOP + LOADED)
+    short = predicted(tmp_path, folder, LOOP + LOADED.replace("200", "16"))
+    assert isinstance(long, Prediction)
+    assert isinstance(short, Prediction)
+    logits = 4 * 30 * 4  # bytes of a row of four at one position, at least
+    assert long.allocated_peak_bytes > short.allocated_peak_bytes + 180 * logits
+    codes = [{caveat.code for caveat in one.caveats} for one in (long, short)]
+    assert ["script-longest-batch" in one for one in codes] == [True, False]
+    assert "largest input until then was 4 by 200" in str(long.caveats)
+    assert "after optimizer step 4" in str(long.caveats)
+    assert "after optimizer step 2" in str(short.caveats)

@@ -18,9 +18,11 @@ from bench.errors import UnavailableError, first_line
 from bench.predict.allocator.replay import DEFAULT_SETTINGS
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.predict import predicted_for_cpu, summed_up
+from bench.predict.script import longest
 from bench.predict.script.card import pretended
 from bench.predict.script.ledger import ScriptLedger, ScriptState
 from bench.predict.script.loading import without_weights
+from bench.predict.script.longest import LongestBatch
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.loops import forget_state, trl_on_cuda
 from bench.predict.trace.meta_kernels import is_paged
@@ -99,6 +101,7 @@ class _PredictedLoop(WatchedLoop):
         self._script_name = PurePath(command[command[0] == "-m"]).name
         self._losses = None
         self._widest: tuple[int, ...] = ()
+        self._longest: LongestBatch | None = None
         self._made: Callable[[AllocatorSettings, Platform], Prediction] | None = None
         self.given_once = False
         self._stack = ExitStack()
@@ -119,13 +122,16 @@ class _PredictedLoop(WatchedLoop):
                 reading = books.reading()
                 self._made = lambda _, platform: predicted_for_cpu(reading, platform, self._asked())
                 return
+            self._longest, last = LongestBatch(state, self._stack), self._steps
             with state.ledger as books:
                 self._ledger = books
                 for books.step in count():
                     if books.step:
                         books.mark("inputs")
-                    if books.step == self._steps and not self._through:
-                        return
+                    if books.step == last and not self._through:
+                        if self._longest.wanted or not self._longest.is_to_come():
+                            return
+                        last += longest.STEPS
                     yield
 
     def found(self, model: nn.Module) -> None:
@@ -214,6 +220,12 @@ class _PredictedLoop(WatchedLoop):
         elif state.lost:
             message = f"The script ran out of memory {len(state.lost)} times, and went on with less."
             yield Caveat(code="script-retried", message=message)
+        if self._longest is not None and self._longest.wanted:
+            message = (
+                f"After step {self._steps} the loader was given the longest rows of its data: the first "
+                f"{longest.MOST_ROWS:,} rows were looked at."
+            )
+            yield Caveat(code="script-longest-batch", message=message)
         widest = " by ".join(map(str, self._widest)) or "of unknown size"
         yield Caveat(
             code="script-stopped",
