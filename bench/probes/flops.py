@@ -7,6 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from bench.probes.ledger import name_of
+
 _WITHOUT_PRODUCTS = {
     "bitsandbytes::dequantize_4bit",
     "bitsandbytes::dequantize_blockwise",
@@ -34,7 +36,7 @@ class _ForeignOperators(TorchDispatchMode):
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name  # noqa: SLF001 - the op's only full name
+        name = name_of(func)
         foreign = func.namespace not in {"aten", "prim", "prims", "profiler"}
         attention = "attention" in name and func._overloadpacket not in flop_registry  # noqa: SLF001 - the same
         if foreign or attention:

@@ -296,6 +296,11 @@ def tensors_among(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from tensors_among(value)
 
 
+def name_of(operator: Any) -> str:
+    """Return an operator's full name without its overload, such as aten::mm."""
+    return str(operator._schema.name)  # noqa: SLF001 - it has no other
+
+
 def _address(storage: torch.UntypedStorage) -> int:
     """Return what identifies a live storage; views of one tensor share it."""
     address: int = storage._cdata  # noqa: SLF001 - torch has no public name for it

@@ -23,9 +23,8 @@ from bench.records.records import TokenCounts
 from bench.scenario.cell import Cell
 from bench.training.data import PreparedData, prepare_batches
 from bench.training.models import device_of, load_model
-from bench.training.pairs import prepare_pairs
 from bench.training.step import ignore_phase, paged_memory
-from bench.training.trainers import TRAINERS, Collate, Hooks
+from bench.training.trainers import TRAINERS, Collate, Hooks, prepare_pairs
 from bench.training.watcher import Script, StopLoop, WatchedLoop, Watcher
 from bench.training.weights import fetch_weights
 from bench.training.window import (

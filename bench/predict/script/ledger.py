@@ -23,7 +23,7 @@ from bench.errors import UntraceableError, first_line
 from bench.predict.trace.known import KnownValues, is_mask, written_by
 from bench.predict.trace.loops import LoopLedger
 from bench.predict.trace.meta_ledger import INDEXING, resolve_item
-from bench.probes.ledger import Block, tensors_among
+from bench.probes.ledger import Block, name_of, tensors_among
 
 MOST_ANSWERS = 2_000
 """So often may one line ask for a value that a prediction does not have; then it is waiting for it."""
@@ -168,7 +168,7 @@ class ScriptLedger(LoopLedger):
         if any(one.dim() and (not one.is_meta or one in self._state.hosts) for one in tensors):
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and "
-                f"cpu! ({func._schema.name})"  # noqa: SLF001 - its only name
+                f"cpu! ({name_of(func)})"
             )
 
     def _with_data(self, func: Any, types: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
@@ -180,7 +180,7 @@ class ScriptLedger(LoopLedger):
         if func is _ITEM:
             return self.resolve(args[0])
         if _sized_by_data(func) or (func in INDEXING and any(map(is_mask, args[1]))):
-            raise state.refuse(f"calls {func._schema.name}, {_UNKNOWN_SIZE}.")  # noqa: SLF001 - its only name
+            raise state.refuse(f"calls {name_of(func)}, {_UNKNOWN_SIZE}.")
         result = super().__torch_dispatch__(func, types, args, kwargs)
         for tensor in tensors_among((result,)):
             state.unknown.add(tensor)
@@ -200,14 +200,14 @@ class ScriptLedger(LoopLedger):
         """Return results as large as the known values make them."""
         operands = self.known.with_values((args, kwargs))
         if operands is None:
-            raise self._state.refuse(f"calls {func._schema.name}, {_UNKNOWN_SIZE}.")  # noqa: SLF001 - its only name
+            raise self._state.refuse(f"calls {name_of(func)}, {_UNKNOWN_SIZE}.")
         self._op_count += 1
 
         def entered(value: Any) -> Any:
             if not isinstance(value, Tensor):
                 return value
             blank = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
-            self._enter(blank, func._schema.name, self._module_of(args))  # noqa: SLF001 - the same
+            self._enter(blank, name_of(func), self._module_of(args))
             self.known.know(blank, value)
             return blank
 
@@ -264,7 +264,7 @@ class ScriptLedger(LoopLedger):
     def _untraceable(self, func: Any, args: tuple[Any, ...]) -> UntraceableError:
         error = sys.exc_info()[1]
         return self._state.refuse(
-            f"calls {func._schema.name} in {self._module_of(args)}, which cannot be done without data "  # noqa: SLF001 - its only name
+            f"calls {name_of(func)} in {self._module_of(args)}, which cannot be done without data "
             f"({first_line(error) if error else ''}); measure it with bench watch."
         )
 

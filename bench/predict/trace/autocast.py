@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.predict.trace.meta_kernels import registrations
+from bench.probes.ledger import name_of
 from bench.scenario.types import Platform
 
 _KEY = "AutocastPrivateUse1"
@@ -189,7 +190,7 @@ def _with_dtype(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _s
     """Ask for a result in fp32 unless the caller asks for another dtype."""
     if not _eligible(args[0]):
         return operator, args, kwargs
-    name = operator._schema.name.removeprefix("aten::")  # noqa: SLF001 - its only name
+    name = name_of(operator).removeprefix("aten::")
     longer = _DTYPE_GIVEN_BY.get(f"{name}.{operator._overloadname}")  # noqa: SLF001 - the same
     if longer is not None:
         return getattr(getattr(torch.ops.aten, name), longer), args, {**kwargs, "dtype": torch.float32}

@@ -19,7 +19,7 @@ from torch import nn
 from bench.errors import UntraceableError
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.meta_kernels import ShapeMemory
-from bench.probes.ledger import Block, Ledger, StepPhase
+from bench.probes.ledger import Block, Ledger, StepPhase, name_of
 
 _ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
@@ -189,7 +189,7 @@ class MetaLedger(Ledger):
             self._size_by_parameters(args[0], imagined[0], result)
         blocks = self._kernels.scratch_blocks(func, imagined)
         if blocks:
-            held = [self.hold(nbytes, f"{func._schema.name} (workspace)") for nbytes in blocks]  # noqa: SLF001 - its only name
+            held = [self.hold(nbytes, f"{name_of(func)} (workspace)") for nbytes in blocks]
             self.scratch_calls.append(described(func, imagined, held[0], len(held)))
             for number in held:
                 self.release(number)
@@ -202,7 +202,7 @@ class MetaLedger(Ledger):
 
     def _untraceable(self, func: Any, args: tuple[Any, ...]) -> UntraceableError:
         return UntraceableError(
-            f"{func._schema.name} in {self._module_of(args)} cannot be predicted: the size of its result "  # noqa: SLF001 - its only name
+            f"{name_of(func)} in {self._module_of(args)} cannot be predicted: the size of its result "
             "depends on data, or torch has no kernel of it without data; measure this cell with bench run."
         )
 

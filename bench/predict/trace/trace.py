@@ -24,8 +24,8 @@ from bench.scenario.types import Platform, SyntheticData
 from bench.training.data import Batch, prepare_batches
 from bench.training.methods import adapt
 from bench.training.models import attention_of, build_empty_model, configuration_of, quantise_empty
-from bench.training.pairs import prepare_pairs
 from bench.training.step import Trainer, build_trainer, empties_cache, optimizer_state, run_step
+from bench.training.trainers import prepare_pairs
 from bench.training.watcher import Script
 from bench.training.window import LEDGER_STEPS, read_ledger
 
