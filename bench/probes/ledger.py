@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.errors import UnavailableError, first_line
 from bench.records.readings import Category, PhaseStart, Timeline, TracedPhase, decimated
 from bench.records.records import LedgerReading
 
@@ -185,7 +186,13 @@ class Ledger(TorchDispatchMode):
         """Enter the tensor's storage unless it is known or lies elsewhere; return it if it is new."""
         if tensor.device.type not in self._counted_devices:
             return None
-        storage = tensor.untyped_storage()
+        try:
+            storage = tensor.untyped_storage()
+        except NotImplementedError as error:  # sparse tensors, and those under torch.func's transforms
+            raise UnavailableError(
+                f"the ledger counts storages, and a tensor has none ({first_line(error)}); measure without "
+                "it (bench watch --no-ledger)"
+            ) from error
         address = _address(storage)
         if address in self._live or storage.nbytes() == 0:
             return None
@@ -258,6 +265,8 @@ class Ledger(TorchDispatchMode):
         return sum(block.nbytes for block in blocks if block.born_phase == phase and block.category is None)
 
     def _is_logits(self, tensor: torch.Tensor) -> bool:
+        if tensor.is_nested:  # they have no shape
+            return False
         shape = tensor.shape
         wide = len(shape) > 0 and shape[-1] == self._vocabulary_size
         return wide and tensor.is_floating_point() and self._phase in {"forward", "backward"}

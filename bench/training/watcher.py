@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from bench.errors import UsageError
 from bench.probes.ledger import Ledger, StepPhase
 from bench.probes.phases import PhaseReader
 from bench.records.messages import ReadingMade
@@ -145,6 +146,11 @@ class Watcher:
         return telling
 
     def _stepped(self, optimizer: torch.optim.Optimizer, _args: object, _kwargs: object) -> None:
+        if self._in_backward:
+            raise UsageError(
+                "an optimizer steps inside the backward pass, so where a step ends cannot be seen; "
+                "let it step after loss.backward()"
+            )
         if self._has_gradients:  # else another optimizer's step over the same gradients
             self._has_gradients = False
             self._listener.stepped(optimizer)

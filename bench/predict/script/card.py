@@ -227,6 +227,9 @@ def _left_out(state: ScriptState, patches: Patches) -> None:
     patches.put(safetensors.torch, "_flatten_as_ptr", noted("nothing is saved", lambda _tensors: {}))
     patches.put(torch, "load", unread)
     patches.put(safetensors.torch, "safe_open", unread)
+    kept = "runs a recurrent layer; how much it keeps depends on the kernel: measure it with bench watch."
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        patches.put(torch._VF, name, refused(kept))  # noqa: SLF001 - what nn.LSTM calls
     if torch.distributed.is_available():
         ranks = refused("joins a group of processes; one process on one card is predicted.")
         patches.put(torch.distributed, "init_process_group", ranks)

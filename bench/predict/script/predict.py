@@ -194,18 +194,25 @@ class _PredictedLoop(WatchedLoop):
             ]
             line = f"{self._script_name}:{frames[-1].lineno}" if frames else self._script_name
             error = f"{type(failure).__name__}: {first_line(failure)}"
-            return Refusal(message=f"{refused}{line} ends it with {error}; does it run as it is?")
+            return Refusal(message=f"{refused}{line} ends it with {error}; {self._doubt()}")
         if self._made is None:
             needed = self._steps + LEDGER_STEPS if self.steps_taken else 1
             return Refusal(
                 message=f"{refused}{self._script_name} {how} after {self.steps_taken} optimizer steps, and "
-                f"{needed} are needed; let it train for longer, or give fewer --steps."
+                f"{needed} are needed; {self._doubt('let it train for longer, or give fewer --steps.')}"
             )
         for block in lost[:-1] if out_of_memory else lost:
             block.nbytes = 0  # there was no room for it, and the script went on without
         prediction = self._made(settings, platform)
         caveats = (*prediction.caveats, *self._caveats(how, out_of_memory=out_of_memory))
         return prediction.model_copy(update={"caveats": caveats})
+
+    def _doubt(self, else_ask: str = "does it run as it is?") -> str:
+        """Say what may be to blame for an early end: a value that was invented, if one was asked for."""
+        if not self.state.asked:
+            return else_ask
+        *_, last = self.state.asked
+        return f"it was told values that no prediction has, lastly at {last}; measure it with bench watch."
 
     def _caveats(self, how: str, *, out_of_memory: bool) -> Iterator[Caveat]:
         """Say what was left out, and up to where the script ran."""

@@ -105,7 +105,26 @@ def _int8_mixed_product(
     return values.new_empty((*packed.shape[:-1], weight.shape[0])), None
 
 
+def _loss(values: Tensor, target: Tensor, reduction: int = 1, _beta: float = 1.0) -> Tensor:
+    """Return a loss; one number of it still has the memory that all of them had.
+
+    Source: pytorch aten/src/ATen/native/BinaryOps.cpp (mse_loss), Loss.cpp (TORCH_META_FUNC, mean_out).
+    """
+    shape = torch.broadcast_shapes(values.shape, target.shape)
+    losses = values.new_empty(shape, dtype=torch.result_type(values, target))
+    return losses.resize_(()) if reduction else losses
+
+
+def _binary_cross_entropy(
+    values: Tensor, target: Tensor, _weight: Tensor | None = None, reduction: int = 1
+) -> Tensor:
+    """Return a loss, likewise (pytorch aten/src/ATen/native/Loss.cpp and cuda/Loss.cu)."""
+    return _loss(values, target, reduction)
+
+
 _EVERYWHERE: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("aten::mse_loss", "aten::smooth_l1_loss", "aten::soft_margin_loss"), _loss),
+    "aten::binary_cross_entropy": _binary_cross_entropy,
     "aten::_grouped_mm": _grouped_product,
     "aten::histc": _histogram,
     "bitsandbytes::int8_vectorwise_quant": _int8_rows,

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from bench.errors import UsageError
 from bench.records.messages import ScriptJob
 from bench.records.readings import Caveat
 from bench.scenario.cell import Cell
@@ -166,6 +167,12 @@ def _dtype_of(model: nn.Module) -> Dtype:
     for parameter in model.parameters():
         if parameter.dtype in _NAMES_OF_DTYPES:
             sizes[_NAMES_OF_DTYPES[parameter.dtype]] += parameter.numel()
+    if not sizes:
+        dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
+        raise UsageError(
+            f"the weights of {type(model).__name__} are {', '.join(dtypes)}, and a record knows "
+            f"{', '.join(DTYPES)} only; convert the model"
+        )
     return sizes.most_common(1)[0][0]
 
 

@@ -1,0 +1,111 @@
+"""Scripts that train other things than language models: equal to the byte, or refused in a sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.errors import BenchError
+from bench.predict.script.predict import predict_script
+from bench.records.predictions import Prediction, Refusal
+from bench.scenario.types import Platform
+from script_models import real_ledger
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the scripts' and their libraries', whatever they are
+CPU = Platform(device="cpu")
+LOOP = """
+import torch
+from torch import nn
+from torch.nn import functional
+{model}
+optimizer = torch.optim.Adam(model.parameters())
+for _ in range(8):
+    {step}
+"""
+ENDS_IN_STEP = "optimizer.step(); optimizer.zero_grad()"
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return where to write a script; the current folder is empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "train.py"
+
+
+def write(script: Path, model: str, loss: str) -> list[str]:
+    """Write a loop over a model and a loss; return the command."""
+    script.write_text(LOOP.format(model=model, step=f"({loss}).backward(); {ENDS_IN_STEP}"), "utf-8")
+    return [str(script)]
+
+
+@pytest.mark.parametrize(
+    "loss", ["mse_loss", "smooth_l1_loss", "soft_margin_loss", "huber_loss", "binary_cross_entropy"]
+)
+def test_a_reduced_loss_keeps_the_memory_that_it_keeps_with_data(script: Path, loss: str) -> None:
+    """Losses that torch reduces in place hold as many bytes as before; the others one number."""
+    step = f"functional.{loss}(model(torch.randn(32, 64)).sigmoid(), torch.rand(32, 64))"
+    command = write(script, "model = nn.Linear(64, 64)", step)
+    real = real_ledger(command)
+    _, answer = predict_script(command, CPU, None, steps=2)
+    assert isinstance(answer, Prediction), answer
+    assert answer.phase_peaks_bytes == real.phase_peaks_bytes
+    assert answer.categories_at_peak_bytes == real.categories_at_peak_bytes
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers_are_refused(script: Path, layer: str) -> None:
+    """Their kernels keep more than torch's stand-in for them does."""
+    command = write(script, f"model = nn.{layer}(8, 16)", "model(torch.randn(5, 2, 8))[0].sum()")
+    _, answer = predict_script(command, CPU, None, steps=2)
+    assert isinstance(answer, Refusal)
+    assert "train.py:8 runs a recurrent layer" in answer.message
+
+
+def test_an_optimizer_inside_backward_is_refused_by_both(script: Path) -> None:
+    """Where a step ends cannot be seen, so neither counts any."""
+    model = """model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+for one in model.parameters():
+    def step(one, optimizer=torch.optim.SGD([one])):
+        optimizer.step()
+    one.register_post_accumulate_grad_hook(step)"""
+    command = write(script, model, "model(torch.randn(2, 8)).sum()")
+    with pytest.raises(BenchError, match="steps inside the backward pass"):
+        real_ledger(command)
+    _, answer = predict_script(command, CPU, None, steps=2)
+    assert isinstance(answer, Refusal)
+    assert "steps inside the backward pass" in answer.message
+
+
+def test_a_loop_that_an_invented_value_ends_is_told_by_its_line(script: Path) -> None:
+    """The advice to train for longer would lead nowhere."""
+    step = "loss = model(torch.randn(2, 8)).pow(2).mean(); loss.backward(); optimizer.step()"
+    ends = f"{step}\n    if not loss > 1e-12: break"
+    script.write_text(LOOP.format(model="model = nn.Linear(8, 8)", step=ends), "utf-8")
+    _, answer = predict_script([str(script)], CPU, None, steps=2)
+    assert isinstance(answer, Refusal)
+    assert "after 1 optimizer steps" in answer.message
+    assert "lastly at" in answer.message
+    assert "train.py:9; measure it" in answer.message
+
+
+def test_weights_of_other_dtypes_end_in_a_sentence(script: Path) -> None:
+    """A record has no name for float64."""
+    command = write(script, "model = nn.Linear(8, 8).double()", "model(torch.randn(2, 8).double()).sum()")
+    with pytest.raises(BenchError, match="weights of Linear are float64"):
+        real_ledger(command)
+
+
+def test_the_ledger_passes_nested_tensors_and_names_sparse_ones(script: Path) -> None:
+    """An encoder's evaluation makes the former; the latter have no storage to count."""
+    encoder = "model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)"
+    step = """model.train(); model(torch.randn(2, 4, 8)).sum().backward(); optimizer.step(); model.eval()
+    with torch.no_grad():
+        model(torch.randn(2, 4, 8), src_key_padding_mask=torch.arange(4).expand(2, 4) > 2)"""
+    script.write_text(LOOP.format(model=encoder, step=step), "utf-8")
+    assert real_ledger([str(script)]).peak_bytes > 0
+    model = "model = nn.Embedding(8, 8, sparse=True)\ntorch.optim.Adam = torch.optim.SparseAdam"
+    with pytest.MonkeyPatch.context() as patches:
+        import torch
+
+        patches.setattr(torch.optim, "Adam", torch.optim.Adam)  # the script replaces it
+        with pytest.raises(BenchError, match="--no-ledger"):
+            real_ledger(write(script, model, "model(torch.arange(4)).sum()"))
