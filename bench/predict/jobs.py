@@ -4,9 +4,6 @@ A server that forks such workers imports this module once, for all of them. Noth
 data is imported. Errors leave as exceptions; the worker's frame classifies them.
 """
 
-import contextlib
-import itertools
-import os
 import socket
 import tempfile
 from pathlib import Path
@@ -28,8 +25,6 @@ from bench.records.messages import CellSeen, PlanJob, PredictionMade, ScriptPlan
 from bench.scenario.cell import Cell
 from bench.training.jobs import quiet_libraries
 
-_LEVELS = 3
-
 
 def run_plan(job: PlanJob, send: Send) -> None:
     """Predict every cell of the job, sending each answer as it is known."""
@@ -42,32 +37,19 @@ def run_plan(job: PlanJob, send: Send) -> None:
 
 def run_script_plan(job: ScriptPlanJob, send: Send) -> None:
     """Predict a script, away from the user's files and from the network."""
+    from bench.predict.script.folder import working_in_links
     from bench.predict.script.predict import predict_script
 
     settings = AllocatorSettings.parse(job.allocator)
     if not job.online:
         patch.object(socket.socket, "connect", _refused).start()  # a worker ends with its job
-    with tempfile.TemporaryDirectory(prefix="bench-predicted-") as folder:
-        _link_here(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="bench-predicted-") as folder, working_in_links(Path(folder)):
         cell, answer = predict_script(
             job.command, job.platform, job.card, steps=job.steps, through=job.through, settings=settings
         )
     if cell is not None:
         send(CellSeen(cell_json=cell.model_dump_json()))
     send(PredictionMade(cell_id="" if cell is None else cell.id, answer=answer))
-
-
-def _link_here(folder: Path) -> None:
-    """Work in a folder of links: relative paths are read, two folders up too; what is new goes with it."""
-    here = Path.cwd()
-    place = folder.joinpath(*here.parts[1:])
-    place.mkdir(parents=True)
-    levels = zip([here, *here.parents], [place, *place.parents], strict=False)
-    for original, linked in itertools.islice(levels, _LEVELS):
-        for entry in original.iterdir():
-            with contextlib.suppress(FileExistsError):  # the way down to here
-                (linked / entry.name).symlink_to(entry)
-    os.chdir(place)
 
 
 def _refused(connecting: socket.socket, address: Any) -> None:
