@@ -62,15 +62,22 @@ class Foretold:
     allocator: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """Options of ``bench watch`` on measuring a script."""
+
+    warmup: int = 2
+    ledger: bool = True
+    flops: bool = True
+    timeout_s: float = 3600
+
+
 @command
-def watch(  # noqa: PLR0913 - one parameter for each option
+def watch(  # noqa: PLR0913 - groups of options
     script: Sequence[str],
     *,
     steps: int | None = None,
-    warmup: int = 2,
-    ledger: bool = True,
-    flops: bool = True,
-    timeout_s: float = 3600,
+    measuring: Measuring,
     results: Path | None = None,
     foretold: Foretold,
     form: Form,
@@ -83,6 +90,10 @@ def watch(  # noqa: PLR0913 - one parameter for each option
     words = script_of(script)
     folder = results or Path("results") / f"watch-{Path(words[words[0] == '-m']).stem}"
     if foretold.predict:
+        if measuring != Measuring():
+            raise UsageError(
+                "--warmup, --no-ledger, --no-flops and --timeout are for measuring; leave them out"
+            )
         _foretell(words, steps or 3, folder, foretold, form)
         return
     if foretold.gpu or foretold.memory or foretold.through or foretold.online:
@@ -90,7 +101,12 @@ def watch(  # noqa: PLR0913 - one parameter for each option
     if form.json or form.markdown:
         raise UsageError("--json and --markdown are for --predict; bench report and bench table show records")
     job = ScriptJob(
-        command=words, warmup_steps=warmup, steps=steps or 6, ledger=ledger, flops=flops, timeout_s=timeout_s
+        command=words,
+        warmup_steps=measuring.warmup,
+        steps=steps or 6,
+        ledger=measuring.ledger,
+        flops=measuring.flops,
+        timeout_s=measuring.timeout_s,
     )
     console = live.open_console()
     with live.watch(console) as observe:

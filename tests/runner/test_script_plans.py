@@ -77,3 +77,5 @@ def test_options_of_a_prediction_need_it() -> None:
         watch(["train.py"], gpu=["rtx4090"])
     with pytest.raises(UsageError, match="are for --predict"):
         watch(["train.py"], json=True)
+    with pytest.raises(UsageError, match="are for measuring"):
+        watch(["train.py"], predict=True, warmup=0)
