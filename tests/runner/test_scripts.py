@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.commands.run import watch
 from bench.compare.comparison import compare
@@ -15,6 +16,7 @@ from bench.records.store import load_records
 from bench.report.pages import render_markdown
 from bench.runner.scripts import script_of, watch_script
 from bench.scenario.cell import Cell
+from bench.training.scripts.seen import SeenCell
 from bench.workers.launch import Launcher
 
 MODEL = """
@@ -151,6 +153,23 @@ def test_the_command_is_read_as_a_shell_would(tmp_path: Path, monkeypatch: pytes
     assert script_of([sys.executable, "-u", "train.py", "--lr", "1"]) == ("train.py", "--lr", "1")
     assert script_of(["train.py"]) == ("train.py",)
     assert script_of([sys.executable, "-m", "pkg.train", "-x"]) == ("-m", "pkg.train", "-x")
+
+
+def test_weights_of_a_dtype_that_no_record_has_end_in_a_sentence() -> None:
+    """float64 is no dtype of a scenario."""
+    seen = SeenCell(ScriptJob(command=("train.py",)))
+    seen.found(torch.nn.Linear(2, 2).double())
+    with pytest.raises(UsageError, match=r"weights in torch\.float64 and none in .*; cast it"):
+        seen.cell()
+
+
+def test_what_no_cell_can_say_ends_in_a_sentence() -> None:
+    """More rows than a micro-batch may have."""
+    seen = SeenCell(ScriptJob(command=("train.py",)))
+    seen.found(torch.nn.Linear(2, 2))
+    seen.given({"0": torch.empty(70_000, 2)})
+    with pytest.raises(UsageError, match=r"training\.micro_batch: .* 65536.*; change that"):
+        seen.cell()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from bench.errors import UsageError
@@ -70,39 +71,48 @@ class SeenCell:
         }
 
     def cell(self) -> Cell:
-        """Return the cell; what cannot be seen has its default."""
+        """Return the cell; what is not seen has its default. Raises ``UsageError`` where none can say it."""
+        try:
+            return Cell.model_validate(self._content())
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UsageError(
+                f"what the script trains is beyond what a record can say ({where}: {first['msg']}); change "
+                "that to watch it"
+            ) from None
+
+    def _content(self) -> dict[str, Any]:
         model, method = self._model, _method_of(self._model)
         source = _source_of(model)
         script = _NOT_A_NAME.sub("-", Path(self._job.command[self._job.command[0] == "-m"]).stem).strip("-._")
         window = f"b{self._rows}-s{self._positions}"
-        return Cell.model_validate(
-            {
-                "id": f"{source['name']}/{method['name']}/{window}-{script or 'script'}",
-                "scenario": f"watch-{script or 'script'}",
-                "device": self.device,
-                "model": source,
-                "method": method,
-                "data": {"source": "script"},
-                "training": self._training
-                | {
-                    "sequence_length": max(2, self._positions),
-                    "micro_batch": max(1, self._rows),
-                    "gradient_accumulation": self.micro_batches,
-                    "dtype": _dtype_of(model),
-                    "gradient_checkpointing": _checkpointing_of(model),
-                    "attention": _attention_of(model),
-                },
-                "loop": {"driver": "script", "args": {"command": list(self._job.command)}},
-                "window": {
-                    "warmup_steps": self._job.warmup_steps,
-                    "measured_steps": self._job.steps,
-                    "ledger": self._job.ledger,
-                    "flops": self._job.flops,
-                },
-                "evaluation": {},
-                "limits": {"timeout_s": self._job.timeout_s},
-            }
-        )
+        return {
+            "id": f"{source['name']}/{method['name']}/{window}-{script or 'script'}",
+            "scenario": f"watch-{script or 'script'}",
+            "device": self.device,
+            "model": source,
+            "method": method,
+            "data": {"source": "script"},
+            "training": self._training
+            | {
+                "sequence_length": max(2, self._positions),
+                "micro_batch": max(1, self._rows),
+                "gradient_accumulation": self.micro_batches,
+                "dtype": _dtype_of(model),
+                "gradient_checkpointing": _checkpointing_of(model),
+                "attention": _attention_of(model),
+            },
+            "loop": {"driver": "script", "args": {"command": list(self._job.command)}},
+            "window": {
+                "warmup_steps": self._job.warmup_steps,
+                "measured_steps": self._job.steps,
+                "ledger": self._job.ledger,
+                "flops": self._job.flops,
+            },
+            "evaluation": {},
+            "limits": {"timeout_s": self._job.timeout_s},
+        }
 
 
 def optimizer_name(optimizer: torch.optim.Optimizer) -> SeenOptimizer:
@@ -167,6 +177,12 @@ def _dtype_of(model: nn.Module) -> Dtype:
     for parameter in model.parameters():
         if parameter.dtype in _NAMES_OF_DTYPES:
             sizes[_NAMES_OF_DTYPES[parameter.dtype]] += parameter.numel()
+    if not sizes:
+        dtype = next(model.parameters()).dtype
+        raise UsageError(
+            f"the script's model has weights in {dtype} and none in {', '.join(DTYPES)}, which is what a "
+            "record can say; cast it to one of these"
+        )
     if not sizes:
         dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
         raise UsageError(
