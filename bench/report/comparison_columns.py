@@ -160,7 +160,8 @@ def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> Iterator[Column[M
 
 def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
     def ratio(row: Measured) -> float | None:
-        return row.against_full.speed_ratio if row.against_full else None
+        one = row.against_full
+        return one.speed_ratio if one and not one.disturbed else None
 
     def text(row: Measured) -> str:
         if (speed := row.throughput) is None:

@@ -238,6 +238,17 @@ def test_a_page_is_written(tmp_path: Path) -> None:
     assert render_markdown(_comparison()) == (tmp_path / "page.md").read_text(encoding="utf-8")
 
 
+def test_a_speed_that_others_disturbed_is_set_against_none() -> None:
+    """Four times full fine-tuning's, of which another process took most: shown, and no ratio made of it."""
+    busy = Caveat(code="busy-machine", message="Other processes used 80 % of this machine's 2 CPUs.")
+    full, lora = _records()[:2]
+    slowed = full.replace(measurement=full.measurement.replace(caveats=(busy,)))
+    assert "| Speed, full = 1 |" in render_markdown(compare([full, lora]))
+    page = render_markdown(compare([slowed, lora]))
+    assert "tokens/s" in page
+    assert "Speed, full = 1" not in page
+
+
 def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     """The message names the file and what to do."""
     with pytest.raises(InfrastructureError, match=r"cannot write .*page\.md \(No such file.*choose"):
