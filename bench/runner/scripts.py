@@ -111,7 +111,7 @@ def _record(job: ScriptJob, results: Path, observe: Observe, launcher: Launcher)
     one = scheduled(seen[-1], environment, facts, earlier)
     measurement = end.measurement
     return Record(
-        prediction=_predicted_before(one, results, environment, facts),
+        prediction=_predicted_before(one, results, environment, facts, observe),
         cell=one.cell,
         key=one.key,
         inputs_digest=one.inputs_digest,
@@ -213,11 +213,16 @@ def _plan_file(results: Path, cell: Cell, environment: Environment) -> Path:
 
 
 def _predicted_before(
-    one: ScheduledRun, results: Path, environment: Environment, facts: DeviceFacts
+    one: ScheduledRun, results: Path, environment: Environment, facts: DeviceFacts, observe: Observe
 ) -> Prediction | Refusal | None:
     """Return what ``bench watch --predict`` said of this script, for a card like this machine's."""
     file = _plan_file(results, one.cell, environment)
-    for planned in read_plan(file).cells if file.is_file() else ():
+    try:
+        cells = read_plan(file).cells if file.is_file() else ()
+    except UsageError as error:  # a damaged plan must not cost the measurement that was just made
+        observe(schedule.Note(f"no prediction is shown beside the measurement: {error}"))
+        return None
+    for planned in cells:
         answer = planned.answer
         alike = planned.cell.comparison_key(["window"]) == one.cell.comparison_key(["window"])
         if not isinstance(answer, Prediction) or not alike:

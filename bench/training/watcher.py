@@ -11,8 +11,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any, Literal, Protocol
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -53,8 +55,11 @@ class Listener(Protocol):
     def lost(self, loss: torch.Tensor) -> None:
         """Hear of the loss that a backward pass begins with, not scaled, still on its device."""
 
+    def updated(self, optimizer: torch.optim.Optimizer) -> None:
+        """Hear that an optimizer made a step, of which one step of the loop may have several."""
+
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """Hear that an optimizer made a step; raise ``StopLoop`` to end the loop."""
+        """Hear of the first such step after a backward pass; raise ``StopLoop`` to end the loop."""
 
 
 class Watcher:
@@ -151,6 +156,7 @@ class Watcher:
                 "an optimizer steps inside the backward pass, so where a step ends cannot be seen; "
                 "let it step after loss.backward()"
             )
+        self._listener.updated(optimizer)
         if self._has_gradients:  # else another optimizer's step over the same gradients
             self._has_gradients = False
             self._listener.stepped(optimizer)
@@ -169,6 +175,7 @@ class WatchedLoop(ABC):
         """Send readings through ``phases``."""
         self.phases = phases
         self.steps_taken = 0
+        self.optimizers: WeakKeyDictionary[torch.optim.Optimizer, None] = WeakKeyDictionary()
         self.beside: list[nn.Module] = []  # models that the loop keeps beside the one it trains
         self.mark: Mark = ignore_phase
         self.evaluates = False  # between steps
@@ -215,8 +222,10 @@ class WatchedLoop(ABC):
         self._losses = None
         for model in (self.model, *self.beside):
             books.register_model(model)
-        books.register(optimizer_state(self.optimizer), "optimizer_state", "optimizer")
-        register_gradients(books, self.model)
+        for optimizer in self.optimizers:
+            books.register(optimizer_state(optimizer), "optimizer_state", "optimizer")
+            books.register(parameters_of(optimizer), "weights")
+        self._register_gradients(books)
         self._ledger = books
         with books:
             for _ in range(LEDGER_STEPS):
@@ -242,7 +251,7 @@ class WatchedLoop(ABC):
         if self._ledger is not None:
             self._ledger.mark(phase)
             if phase == "optimizer_step":
-                register_gradients(self._ledger, self.model)
+                self._register_gradients(self._ledger)
 
     def given(self, inputs: Mapping[str, Any]) -> None:
         """Count positions, and enter the inputs under their category."""
@@ -254,6 +263,15 @@ class WatchedLoop(ABC):
         """Keep the loss until the step is over."""
         if self._losses is not None:
             self._losses.append(loss.detach())
+
+    def _register_gradients(self, books: Ledger) -> None:
+        """Enter the gradients of what is trained: of the model, and of what else the optimizers have."""
+        trained = chain(trainable_parameters(self.model), *map(parameters_of, self.optimizers))
+        books.register((one.grad for one in trained if one.grad is not None), "gradients")
+
+    def updated(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remember the optimizer, since it may not be the only one."""
+        self.optimizers[optimizer] = None
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """Go on with the script; end the loop where that is over."""
@@ -269,7 +287,6 @@ def token_ids(inputs: Mapping[str, Any]) -> torch.Tensor | None:
     return ids if isinstance(ids, torch.Tensor) else None
 
 
-def register_gradients(books: Ledger, model: nn.Module) -> None:
-    """Enter the gradients that a model's parameters have."""
-    gradients = (parameter.grad for parameter in trainable_parameters(model))
-    books.register((gradient for gradient in gradients if gradient is not None), "gradients")
+def parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """Return what an optimizer updates."""
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -51,6 +51,23 @@ def test_a_reduced_loss_keeps_the_memory_that_it_keeps_with_data(script: Path, l
     assert answer.categories_at_peak_bytes == real.categories_at_peak_bytes
 
 
+def test_what_several_optimizers_train_is_in_the_ledger(script: Path) -> None:
+    """Weights that another module than the watched one has, their gradients, and each optimizer's state."""
+    model = """model = nn.Linear(64, 32, bias=False)
+head = nn.Linear(32, 16, bias=False)
+other = torch.optim.SGD(head.parameters(), momentum=0.9)"""
+    step = "head(model(torch.randn(2, 64))).sum().backward(); optimizer.step(); other.step()"
+    script.write_text(LOOP.format(model=model, step=f"{step}; model.zero_grad(False)"), "utf-8")
+    real = real_ledger([str(script)])
+    _, answer = predict_script([str(script)], CPU, None, steps=2)
+    assert isinstance(answer, Prediction), answer
+    assert answer.categories_at_peak_bytes == real.categories_at_peak_bytes
+    weights, head = 4 * (64 * 32 + 32 * 16), 4 * 32 * 16
+    assert real.categories_at_peak_bytes["weights"] == weights
+    assert real.categories_at_peak_bytes["gradients"] == weights
+    assert real.categories_at_peak_bytes["optimizer_state"] == 2 * (weights - head) + 4 + head
+
+
 @pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
 def test_recurrent_layers_are_refused(script: Path, layer: str) -> None:
     """Their kernels keep more than torch's stand-in for them does."""

@@ -52,6 +52,22 @@ def test_prediction_and_measurement_meet_in_one_record(
     assert record.prediction.model_dump(mode="json") == plan["cells"][0]["answer"]
 
 
+def test_a_damaged_plan_does_not_cost_the_measurement(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The record is written without a prediction, and the reason is told."""
+    words = [sys.executable, "train.py"]
+    watch(words, predict=True, json=True)
+    (plan,) = (folder / "results" / "watch-train" / "predicted").glob("*.json")
+    plan.write_text("{}")
+    watch(words, steps=1, warmup=0, ledger=False, flops=False)
+    (record,) = load_records(folder / "results" / "watch-train").records
+    assert record.outcome == "ok"
+    assert record.prediction is None
+    printed = capsys.readouterr()
+    assert "is not a plan" in " ".join((printed.out + printed.err).split())
+
+
 @pytest.mark.usefixtures("folder")
 def test_each_card_gets_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     """A plan like any other, with a verdict for each card."""

@@ -188,6 +188,9 @@ class MetaLoop:
     def lost(self, loss: torch.Tensor) -> None:
         """Keep nothing: there is no value in it."""
 
+    def updated(self, _optimizer: torch.optim.Optimizer) -> None:
+        """Pass over it: these loops have one optimizer."""
+
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """Go on with the script; end the loop where that is over."""
         self.optimizer = optimizer
