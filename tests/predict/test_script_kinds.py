@@ -7,6 +7,7 @@ import pytest
 from bench.errors import BenchError
 from bench.predict.script.predict import predict_script
 from bench.records.predictions import Prediction, Refusal
+from bench.scenario.catalogue import card
 from bench.scenario.types import Platform
 from script_models import real_ledger
 
@@ -104,11 +105,17 @@ def test_a_loop_that_an_invented_value_ends_is_told_by_its_line(script: Path) ->
     assert "train.py:9; measure it" in answer.message
 
 
-def test_weights_of_other_dtypes_end_in_a_sentence(script: Path) -> None:
-    """A record has no name for float64."""
-    command = write(script, "model = nn.Linear(8, 8).double()", "model(torch.randn(2, 8).double()).sum()")
-    with pytest.raises(BenchError, match="weights of Linear are float64"):
-        real_ledger(command)
+def test_convolutions_on_a_card_are_caveated(script: Path) -> None:
+    """Their workspace is chosen by cuDNN as it runs; on the CPU nothing is left out."""
+    command = write(script, "model = nn.Conv1d(4, 4, 3)", "model(torch.randn(2, 4, 8)).sum()")
+    _, on_cpu = predict_script(command, CPU, None, steps=2)
+    assert isinstance(on_cpu, Prediction), on_cpu
+    assert all("cuDNN" not in caveat.message for caveat in on_cpu.caveats)
+    model = "model = nn.Conv1d(4, 4, 3).cuda()"
+    command = write(script, model, "model(torch.randn(2, 4, 8, device='cuda')).sum()")
+    _, on_card = predict_script(command, Platform(), card("rtx4090"), steps=2)
+    assert isinstance(on_card, Prediction), on_card
+    assert any("the workspace that cuDNN takes" in caveat.message for caveat in on_card.caveats)
 
 
 def test_the_ledger_passes_nested_tensors_and_names_sparse_ones(script: Path) -> None:

@@ -141,6 +141,8 @@ class _PredictedLoop(WatchedLoop):
         self.model = model
         self.seen.found(model)
         if not self.state.on_cpu:
+            if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()):  # noqa: SLF001 - their base
+                self.state.notes["the workspace that cuDNN takes for convolutions"] = None
             self.state.ledger.meet(model, vocabulary_size_of(model))
             for one in trl_on_cuda() if "trl" in sys.modules else ():
                 self._stack.enter_context(one)

@@ -183,12 +183,6 @@ def _dtype_of(model: nn.Module) -> Dtype:
             f"the script's model has weights in {dtype} and none in {', '.join(DTYPES)}, which is what a "
             "record can say; cast it to one of these"
         )
-    if not sizes:
-        dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
-        raise UsageError(
-            f"the weights of {type(model).__name__} are {', '.join(dtypes)}, and a record knows "
-            f"{', '.join(DTYPES)} only; convert the model"
-        )
     return sizes.most_common(1)[0][0]
 
 
