@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,13 +87,14 @@ class BenchCallback(TrainerCallback):  # type: ignore[misc]  # transformers leav
             self._write()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Stop watching. Raises ``UsageError`` where the training was too short to be measured."""
+        """Stop watching; warn where the training was too short to be measured, and let it end."""
         if self.record is None:
             self._script.close()
             self._stack.close()
-            raise UsageError(
+            warnings.warn(
                 f"BenchCallback had to see {self._run.all_steps} optimizer steps, and the training ended "
-                f"after {self._run.steps_taken}; give it fewer steps, or train for longer"
+                f"after {self._run.steps_taken}; give it fewer steps, or train for longer",
+                stacklevel=2,
             )
 
     def _write(self) -> None:
