@@ -47,7 +47,12 @@ class BenchCallback(TrainerCallback):  # type: ignore[misc]  # transformers leav
         ledger: bool = True,
         flops: bool = False,
     ) -> None:
-        """Write into ``results`` after first step, warm-up, so many timed steps, and the instruments'."""
+        """Write into ``results`` after first step, warm-up, so many timed steps, and the instruments'.
+
+        Raises ``UsageError`` for a number of steps that is none.
+        """
+        if steps < 1 or warmup < 0:
+            raise UsageError("BenchCallback needs steps of at least 1 and warmup of at least 0; give more")
         self.record: Record | None = None
         self._results = Path(results)
         self._job = ScriptJob(
@@ -62,7 +67,11 @@ class BenchCallback(TrainerCallback):  # type: ignore[misc]  # transformers leav
         self._started_at, self._started_ns = "", 0
 
     def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
-        """Begin to watch. Raises ``UsageError`` where several devices train."""
+        """Begin to watch the first training. Raises ``UsageError`` where several devices train."""
+        if self.record is not None:
+            return
+        self._stack.close()  # of a training that broke off
+        self._seen.clear()
         if args.world_size > 1 or torch.cuda.device_count() > 1:
             raise UsageError("BenchCallback measures one device; leave one in CUDA_VISIBLE_DEVICES")
         self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")

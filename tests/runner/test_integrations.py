@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
+from bench.errors import UsageError
 from bench.integrations import BenchCallback
 from bench.records.store import load_records
 
@@ -53,6 +54,9 @@ def test_a_training_leaves_a_record_and_goes_on_as_without(tmp_path: Path) -> No
     assert read.ledger is not None
     assert read.ledger.categories_at_peak_bytes["optimizer_state"] > 0
     assert callback.record.cell.training.micro_batch == 2
+    first = callback.record
+    watched.train()
+    assert callback.record is first  # a second training goes on unwatched
     assert "measured-within" in {caveat.code for caveat in read.caveats}
 
 
@@ -60,3 +64,9 @@ def test_a_training_that_is_too_short_says_so_and_ends(tmp_path: Path) -> None:
     """A warning holds both numbers of steps: what was trained must not be lost for it."""
     with pytest.warns(UserWarning, match=r"had to see 8 optimizer steps.*ended after 3"):
         trainer(tmp_path, BenchCallback(tmp_path / "results", steps=4, warmup=1), steps=3).train()
+
+
+def test_numbers_of_steps_are_checked(tmp_path: Path) -> None:
+    """None at all is refused before anything trains."""
+    with pytest.raises(UsageError, match="steps of at least 1"):
+        BenchCallback(tmp_path, steps=0)
