@@ -196,14 +196,15 @@ def _in_our_words(error: ValidationError, value: object) -> Complaint:
     return Complaint(f"{said}, not {shown(value)}", known)
 
 
-_PART = r"""(?: "(?: [^"\\\n]++ | \\[^\n] )*+"(?!") | '[^'\n]*+'(?!') | [A-Za-z0-9_-]++ )"""
-_KEY = rf"(?P<key> {_PART} (?: [ \t]*+ \. [ \t]*+ {_PART} )*+ )"
+# Groups repeat without possessive quantifiers, which Python before 3.11.5 gets wrong (cpython issue 106052).
+_PART = r"""(?: "(?: [^"\\\n]++ | \\[^\n] )*"(?!") | '[^'\n]*+'(?!') | [A-Za-z0-9_-]++ )"""
+_KEY = rf"(?P<key> {_PART} (?: [ \t]*+ \. [ \t]*+ {_PART} )* )"
 _HEADER = re.compile(
     rf"^[ \t]*+ (?P<many> \[ )? \[ [ \t]*+ {_KEY} [ \t]*+ (?P<header> \] )", re.VERBOSE | re.MULTILINE
 )
 _TOKEN = re.compile(
-    rf"""\n++ | [ \t]++ | \#[^\n]*+ | {_KEY} (?P<assigned> [ \t]*+ = )?+ | (?P<mark> [\[\]{{}},] )
-    | (?P<text> \"""(?: [^"\\]++ | \\. | "(?!"") )*+ "{{3,5}} | \'''(?: [^']++ | '(?!'') )*+ '{{3,5}}
+    rf"""\n++ | [ \t]++ | \#[^\n]*+ | {_KEY} (?P<assigned> [ \t]*+ = )? | (?P<mark> [\[\]{{}},] )
+    | (?P<text> \"""(?: [^"\\]++ | \\. | "(?!"") )* "{{3,5}} | \'''(?: [^']++ | '(?!'') )* '{{3,5}}
     | [^\s"'\#\[\]{{}}=,]++ )""",
     re.VERBOSE | re.DOTALL,
 )
