@@ -69,6 +69,18 @@ other = torch.optim.SGD(head.parameters(), momentum=0.9)"""
     assert real.categories_at_peak_bytes["optimizer_state"] == 2 * (weights - head) + 4 + head
 
 
+def test_a_model_that_is_never_trained_is_in_the_ledger(script: Path) -> None:
+    """A frozen teacher's weights count among the weights, in the reading and in the prediction."""
+    model = """model = nn.Linear(64, 32, bias=False)
+teacher = nn.Linear(64, 512, bias=False).requires_grad_(False)"""
+    command = write(script, model, "model(torch.randn(2, 64)).sum() + teacher(torch.ones(1, 64)).sum()")
+    real = real_ledger(command)
+    _, answer = predict_script(command, CPU, None, steps=2)
+    assert isinstance(answer, Prediction), answer
+    assert real.categories_at_peak_bytes["weights"] == 4 * 64 * (32 + 512)
+    assert answer.categories_at_peak_bytes == real.categories_at_peak_bytes
+
+
 @pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
 def test_recurrent_layers_are_refused(script: Path, layer: str) -> None:
     """Their kernels keep more than torch's stand-in for them does."""

@@ -39,7 +39,7 @@ from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
 from bench.training.scripts.seen import SeenCell
-from bench.training.scripts.watch import run_script, vocabulary_size_of
+from bench.training.scripts.watch import ModulesAlive, run_script, vocabulary_size_of
 from bench.training.step import optimizer_state
 from bench.training.watcher import Script, WatchedLoop, Watcher, token_ids
 from bench.training.window import LEDGER_STEPS
@@ -105,6 +105,7 @@ class _PredictedLoop(WatchedLoop):
         self._made: Callable[[AllocatorSettings, Platform], Prediction] | None = None
         self.given_once = False
         self._stack = ExitStack()
+        self._alive = ModulesAlive()
         state.ledger = ScriptLedger(state, nn.Module(), -1, kernels, phase="adapt")
 
     def steps(self) -> Script:
@@ -118,6 +119,7 @@ class _PredictedLoop(WatchedLoop):
                 vocabulary_size = vocabulary_size_of(self.model)
                 books = ScriptLedger(state, self.model, vocabulary_size, self._kernels, phase="inputs")
                 state.ledger = books
+                self.beside = self._alive.beside(self.model)
                 yield from self.under_ledger(books)
                 reading = books.reading()
                 self._made = lambda _, platform: predicted_for_cpu(reading, platform, self._asked())

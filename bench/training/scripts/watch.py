@@ -1,5 +1,6 @@
 """A script of the user's, run unchanged until it has made the steps that are asked for."""
 
+import gc
 import os
 import runpy
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -129,6 +131,7 @@ class ScriptRun(WatchedLoop):
         self.all_steps = 1 + job.warmup_steps + job.steps + 2 * job.ledger + job.flops
         self._job, self._stack = job, stack
         self._tokens: list[TokensGiven] = []
+        self._alive = ModulesAlive()
 
     def steps(self) -> Script:
         """First step, warm-up and measured steps, then what slows a step."""
@@ -151,6 +154,7 @@ class ScriptRun(WatchedLoop):
         mark_quiescent(phases.send, phases.allocator)
         if job.ledger:
             with phases.phase("ledger"):
+                self.beside = self._alive.beside(self.model)
                 books = Ledger(self.model, self.seen.device, vocabulary_size_of(self.model))
                 yield from self.under_ledger(books)
                 phases.report(books.reading())
@@ -223,6 +227,27 @@ class ScriptRun(WatchedLoop):
         )
         if self.seen.device == "cuda":
             self.phases.report(paged_memory(self.optimizer))
+
+
+class ModulesAlive:
+    """Finds the modules that a script has made: a teacher or an average of weights is never trained."""
+
+    def __init__(self) -> None:
+        """Leave out what is there already."""
+        self._before = WeakSet(_modules())
+
+    def beside(self, model: nn.Module) -> list[nn.Module]:
+        """Return the outermost modules with parameters that are no part of a model."""
+        gc.collect()
+        own = {id(module) for module in model.modules()}
+        made = [module for module in _modules() if id(module) not in own and module not in self._before]
+        inner = {id(child) for module in made for child in module.modules() if child is not module}
+        return [one for one in made if id(one) not in inner and next(one.parameters(), None) is not None]
+
+
+def _modules() -> list[nn.Module]:
+    # By type: asking an object for its class runs the code of those that stand for others.
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
 
 
 class TokensGiven:
