@@ -3,8 +3,10 @@
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from io import TextIOWrapper
 from textwrap import wrap
 from typing import Annotated, Any
 
@@ -12,9 +14,18 @@ import typer
 from typer.core import TyperGroup
 
 from bench.commands import compare, gate, predict, report, run
-from bench.errors import BenchError, InterruptedByUserError, ScenarioError
+from bench.errors import (
+    UNEXPECTED_EXIT_CODE,
+    BenchError,
+    InfrastructureError,
+    InterruptedByUserError,
+    ScenarioError,
+    UsageError,
+    first_line,
+)
 
 _NARROWEST = 60  # columns of a terminal
+_PIPE_CLOSED_EXIT_CODE = 141  # 128 + SIGPIPE, as a shell shows a program whose reader has gone
 
 
 class _Front(TyperGroup):
@@ -102,17 +113,46 @@ def _options(
 
 
 def main() -> None:
-    """Run a command; a mistake of the user's ends in one sentence and its exit code, not a traceback."""
+    """Run a command; a user's mistake and a failure of ours end in one sentence, each with its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM ends workers as Ctrl-C does
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that knows ASCII only still gets its table
+            stream.reconfigure(errors="replace")
     try:
         app()
     except SystemExit as leaving:
-        if leaving.code == InterruptedByUserError.exit_code:  # typer's, for Ctrl-C that no command caught
-            typer.echo("bench: interrupted before the end; run the same command again", err=True)
-        raise
-    except BenchError as error:
+        raise SystemExit(_left_with(leaving)) from None
+    except Exception as error:
         if "--debug" in sys.argv:
             raise
-        located = isinstance(error, ScenarioError)  # each of its lines begins with a file and a line
-        typer.echo(str(error) if located else f"bench: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
+        sentence, code = _told(error)
+        typer.echo(sentence, err=True)
+        raise SystemExit(code) from None
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """Return what is said of an error that ended a command, and the exit code."""
+    if isinstance(error, ScenarioError):  # each of its lines begins with a file and a line
+        return str(error), error.exit_code
+    if isinstance(error, BenchError):
+        return f"bench: {error}", error.exit_code
+    if isinstance(error, OSError):  # the disk below the output is full, say
+        sentence = f"bench: {first_line(error)}; repeat the command with `bench --debug` to see where"
+        return sentence, InfrastructureError.exit_code
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{type(error).__name__} at {last.filename}:{last.lineno}: {first_line(error)}"
+    advice = "repeat the command with `bench --debug` for the traceback, and report it"
+    return f"bench: a defect of bench, {where}; {advice}", UNEXPECTED_EXIT_CODE
+
+
+def _left_with(leaving: SystemExit) -> int | str | None:
+    """Return the exit code of a command that typer ended; 1 is kept for a regression.
+
+    Click leaves with 1 where the reader of a pipe has gone and where a question was broken off; a command
+    that found a regression leaves through ``typer.Exit``.
+    """
+    if leaving.code == InterruptedByUserError.exit_code:  # typer's, for Ctrl-C that no command caught
+        typer.echo("bench: interrupted before the end; run the same command again", err=True)
+    if leaving.code != 1 or isinstance(leaving.__context__, typer.Exit):
+        return leaving.code
+    return _PIPE_CLOSED_EXIT_CODE if isinstance(leaving.__context__, OSError) else UsageError.exit_code

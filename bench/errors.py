@@ -1,11 +1,13 @@
 """Every error that ends a command, each with its exit code.
 
 Exit codes: 0 done, 2 usage, 4 infrastructure (a cell failed, or nothing could be measured), 130
-interrupted; of ``bench gate`` and ``bench compare`` also 1 regression, 3 inconclusive. A message is one or
-more full sentences and ends with what to do next.
+interrupted; of ``bench gate`` and ``bench compare`` also 1 regression, 3 inconclusive; 70 a defect of ours.
+A message is one or more full sentences and ends with what to do next.
 """
 
 from typing import ClassVar
+
+UNEXPECTED_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 
 
 class BenchError(Exception):

@@ -1,5 +1,6 @@
 """The commands as a user types them: exit codes, what is written, what is said."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli import main
 from bench.records.predictions import Plan, Prediction
 from bench.records.store import load_records
 from command_lines import CommandLine, open_command_line
@@ -147,3 +149,50 @@ def test_a_plan_that_is_interrupted_ends_in_one_sentence() -> None:
         plan.send_signal(signal.SIGTERM)
         _, said = plan.communicate(timeout=120)
     assert (130, "bench: interrupted before the end; run the same command again\n") == (plan.returncode, said)
+
+
+def test_an_error_that_nobody_foresaw_is_not_taken_for_a_regression(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends with 70, and in one sentence that says where it came from and how to see more."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr("bench.cli.app", fail)
+    monkeypatch.setattr(sys, "argv", ["bench", "compare", "a", "b"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().err
+    assert left.value.code == 70
+    assert "RecursionError" in said
+    assert "test_cli.py:" in said
+    assert "bench --debug" in said
+    assert said.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["bench", "--debug", "compare", "a", "b"])
+    with pytest.raises(RecursionError):
+        main()
+
+
+def test_a_reader_that_has_gone_is_not_taken_for_a_regression() -> None:
+    """``bench table … | head`` ends with 141, as a shell shows any program whose pipe was closed."""
+    command = [sys.executable, "-m", "bench", "table", "results/reference/smollm2_cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as table:
+        assert table.stdout
+        table.stdout.close()
+        assert table.wait(timeout=120) == 141
+
+
+def test_a_terminal_that_knows_ascii_only_gets_its_table() -> None:
+    """What has no letter there becomes a question mark; the command does not fail."""
+    folder = "results/reference/smollm2_cpu"
+    for command in (["compare", folder, folder], ["run", "--help"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "bench", *command],
+            capture_output=True,
+            env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+            check=False,
+        )
+        assert result.returncode in {0, 3}, result.stderr
+        assert result.stdout.isascii()
+        assert not result.stderr
