@@ -20,7 +20,7 @@ from bench.records.predictions import Prediction, Refusal
 from bench.records.records import DeviceFacts
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
-from bench.scenario.types import LimitsSpec, Platform
+from bench.scenario.types import KNOWN_SINCE, LimitsSpec, Platform
 from bench.workers.launch import Launcher, wait_for_any
 from bench.workers.supervise import MAX_SLEEP_S, JobEnd, RunningJob
 
@@ -41,8 +41,8 @@ class PredictionRequest:
 
 RANGES_REPLAYED = 96  # cells; eight replays each take most of a prediction's time
 _BATCHES_A_WORKER = 8  # more would balance better, and start as many processes
-OLDEST_TORCH, NEXT_TORCH = Version("2.1"), Version("2.14")
-"""From the oldest that a published row was measured with, up to the one whose sources were read last."""
+NEXT_TORCH = Version("2.14")
+"""The first version of which no source was read."""
 
 
 def platform_of(
@@ -52,16 +52,17 @@ def platform_of(
 
     Raises ``UsageError`` where that is no version, or one whose kernels are not known.
     """
-    known = {"torch": torch_version or _installed("torch"), "bitsandbytes": _installed("bitsandbytes")}
+    known = {name: _installed(name) for name in ("torch", "bitsandbytes", "transformers")}
+    known["torch"] = torch_version or known["torch"]
     given = {name: text for name, text in known.items() if text is not None}
     try:
         platform = Platform.model_validate({"device": device, "capability": capability, **given})
     except ValidationError:
         raise UsageError(f'"{torch_version}" is no version of torch; write it as in 2.13.') from None
-    if torch_version is not None and not OLDEST_TORCH <= Version(torch_version) < NEXT_TORCH:
+    if torch_version is not None and not Version(KNOWN_SINCE["torch"]) <= Version(torch_version) < NEXT_TORCH:
         raise UsageError(
-            f"the kernels of torch {torch_version} are not known here; give a version from {OLDEST_TORCH} "
-            "to 2.13, or leave --torch out."
+            f"the kernels of torch {torch_version} are not known here; give a version from "
+            f"{KNOWN_SINCE['torch']} to 2.13, or leave --torch out."
         )
     return platform
 

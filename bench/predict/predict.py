@@ -18,6 +18,7 @@ from bench.predict.allocator.replay import (
 )
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.families import families, streams
+from bench.predict.trace.older_models import caveats_of_version
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import read_cpu_ledger
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
@@ -107,7 +108,7 @@ def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Predictio
 
 def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, ...]:
     """Return what a prediction takes for granted that a run may not bear out."""
-    found = []
+    found = [*caveats_of_version(config, platform)]
     if assumed := assumed_of(cell.model, config):
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
     if cell.loop.driver != "window" and platform.device != "cpu":

@@ -311,6 +311,10 @@ def version_of(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
 
+KNOWN_SINCE = {"torch": "2.1", "bitsandbytes": "0.41", "transformers": "4.36"}
+"""Oldest versions of which sources were read: those of published rows, and the first to choose attention."""
+
+
 class Platform(Frozen):
     """Everything besides the cell that decides which kernels run and what scratch memory they take.
 
@@ -324,5 +328,6 @@ class Platform(Frozen):
     transformers: str = Field(
         "5.23",
         pattern=VERSION,
-        description="Of transformers; the loss before 4.49 and GPTBigCode's cache before 4.54 differ.",
+        description="Of transformers: before 5.0 experts were linear layers, before 5.5 subclasses of linear "
+        "layers were quantised; the loss before 4.49 and GPTBigCode's cache before 4.54 differ.",
     )

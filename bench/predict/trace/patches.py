@@ -20,6 +20,7 @@ from bench.errors import UntraceableError
 from bench.predict.trace import meta_kernels
 from bench.predict.trace.attention import patched_attention
 from bench.predict.trace.autocast import patched_autocast
+from bench.predict.trace.older_models import check_platform, older_models
 from bench.scenario.types import Platform, version_of
 from bench.training import losses
 
@@ -45,11 +46,12 @@ _WITHOUT_DATA = ("meta tensor", "Meta tensor", "meta device", "Meta device")
 def patched(platform: Platform) -> Iterator[None]:
     """Run a ``with`` block as if the meta device were the platform's.
 
-    Raises ``UntraceableError`` for what a model asks of tensors' data outside torch's operators, such as
-    ``tolist`` or ``numpy``, and for what torch itself cannot do without data.
+    Raises ``UntraceableError`` for a platform that is not known here, for what a model asks of tensors' data
+    outside torch's operators, such as ``tolist`` or ``numpy``, and for what torch cannot do without data.
     """
+    check_platform(platform)
     with ExitStack() as stack, _refusals():
-        for patches in (_torch, _bitsandbytes, _peft, _older_loss, _older_cache):
+        for patches in (_torch, _bitsandbytes, _peft, _older_loss, _older_cache, older_models):
             for one in patches(platform):
                 stack.enter_context(one)
         for context in (patched_attention, meta_kernels.patched_results, patched_autocast):

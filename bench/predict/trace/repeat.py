@@ -326,6 +326,7 @@ def _treats_layers_alike(cell: Cell) -> bool:
         return True
     if not isinstance(method, LoraMethod | QloraMethod):
         return False
-    targets = (method.target_modules,) if isinstance(method.target_modules, str) else method.target_modules
-    numbered = any(character.isdecimal() for target in targets for character in target)
+    targets = method.target_modules  # a name such as w1 is the same in every layer, a number in a path is not
+    parts = targets if isinstance(targets, str) else [part for one in targets for part in one.split(".")]
+    numbered = any(part.isdecimal() for part in parts)
     return not numbered and not method.peft

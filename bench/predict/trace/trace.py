@@ -14,6 +14,7 @@ from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.loops import LoopLedger, MetaLoop, read_loop_ledger
 from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
+from bench.predict.trace.older_models import check_model
 from bench.predict.trace.patches import patched
 from bench.predict.trace.repeat import Depth, shallow
 from bench.predict.trace.stream import WARM_UP, Stream, stream_of
@@ -93,6 +94,7 @@ class Tracer:
         """Load and adapt a cell's model."""
         config = deepcopy(self.config) if depth is None else shallow(self.config, depth.traced)
         model = build_empty_model(cell, config)
+        check_model(model, self.platform)
         of_loop = MetaLedger if cell.loop.driver == "window" else LoopLedger
         ledger = of_loop(
             model,
