@@ -10,7 +10,7 @@ import pytest
 
 from bench.errors import InfrastructureError, UsageError
 from bench.io import read_json, read_plain_file, whole_file, write_json, write_text
-from bench.records.published import Validation, write_validation
+from bench.records.published.score import Validation, write_validation
 from bench.records.store import write_record
 from records_factory import make_record
 

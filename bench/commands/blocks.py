@@ -29,7 +29,7 @@ from bench.compare.gate_report import judge_folder
 from bench.errors import InfrastructureError, UsageError
 from bench.io import write_text
 from bench.records.predictions import read_plan
-from bench.records.published import read_validation
+from bench.records.published.score import read_validation
 from bench.records.records import Record
 from bench.records.store import gather
 from bench.report import plan

@@ -131,7 +131,8 @@ def validate(files: Sequence[Path] = (), *, output: Path | None = None, json: bo
     """Predict published measurements anew and say how far off each prediction is."""
     from bench.io import write_text
     from bench.predict import validate
-    from bench.records.published import read_rows, shipped_rows, write_validation
+    from bench.records.published import read_rows, shipped_rows
+    from bench.records.published.score import write_validation
     from bench.report.self_check import render_validation
 
     if output is not None:
@@ -145,3 +146,5 @@ def validate(files: Sequence[Path] = (), *, output: Path | None = None, json: bo
         typer.echo(done.model_dump_json(indent=1) if json else render_validation(done))
     if output is not None:
         typer.echo(f"wrote {output}", err=True)
+    if not done.any_predicted:
+        raise InfrastructureError("no row could be predicted; the reasons are given with each")

@@ -36,8 +36,13 @@ _REUSED_RANGE = Caveat(
 )
 
 
-def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAULT_SETTINGS) -> Prediction:
-    """Predict one cell.
+def predict(
+    cell: Cell,
+    platform: Platform,
+    settings: AllocatorSettings = DEFAULT_SETTINGS,
+    steps: tuple[int, int] | None = None,
+) -> Prediction:
+    """Predict one cell; with ``steps``, its peaks from the first to the last of them (1, 2 …; 0 is loading).
 
     Raises ``UntraceableError`` naming what stands in the way, ``UnavailableError`` where the model's
     configuration cannot be read.
@@ -47,6 +52,7 @@ def predict(cell: Cell, platform: Platform, settings: AllocatorSettings = DEFAUL
         prediction = _predict_cpu(cell, platform, config)
     else:
         ((_, stream, method),) = streams(families([cell], config)[0], platform, config)
+        stream = stream.during(*steps) if steps else stream
         prediction = summed_up(stream, platform, settings, method)
     return _with_caveats(prediction, _assumptions(cell, config, platform))
 
@@ -143,13 +149,16 @@ def summed_up(
 ) -> Prediction:
     """Replay a stream and say what it took; the range is as wide as a relative's, if one is given."""
     replayed = _replayed(stream, settings)
-    traced = replayed.reserved_peak_bytes
+    reset = stream.reset_at
+    traced = int(replayed.reserved_bytes[reset:].max())
     if relative is None:
         reserved = reserved_range(*_with_empty_cache(stream), settings, stream.variability())
+        released = replayed.reserved_peak_bytes - traced  # before the reset, and in some replays perhaps not
+        reserved = dataclasses.replace(reserved, low_bytes=max(0, reserved.low_bytes - released))
     else:
         reserved = _range_like(relative, traced)
     allocated = replayed.allocated_bytes
-    peak = int(allocated.argmax())
+    peak = reset + int(allocated[reset:].argmax())
     block = int(stream.events[peak])
     phases = list(spans(stream.marks, len(stream.events)))
     peaks: dict[PredictedPhase, int] = {}
@@ -162,7 +171,7 @@ def summed_up(
     return Prediction(
         platform=platform,
         allocator=str(settings),
-        allocated_peak_bytes=replayed.allocated_peak_bytes,
+        allocated_peak_bytes=int(allocated[peak]),
         reserved_peak_bytes=traced,
         reserved_low_bytes=reserved.low_bytes,
         reserved_high_bytes=reserved.high_bytes,

@@ -9,7 +9,8 @@ from multiprocessing import get_context
 
 from bench.errors import BenchError
 from bench.records.predictions import Refusal
-from bench.records.published import Outcome, Row, RowFile, Validation, score
+from bench.records.published import Row, RowFile
+from bench.records.published.score import Outcome, Validation, score
 
 TRACED_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -40,7 +41,7 @@ def predict_row(row: Row) -> Outcome:
     if row.cell is None:
         raise ValueError(f"{row.name} has no cell to predict")
     try:
-        return predict(row.cell, row.platform, AllocatorSettings.parse(row.allocator))
+        return predict(row.cell, row.platform, AllocatorSettings.parse(row.allocator), row.steps)
     except BenchError as error:
         return Refusal(message=str(error))
     except Exception as error:  # noqa: BLE001 - one row's failure must not lose the others

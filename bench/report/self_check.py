@@ -1,8 +1,11 @@
 """The gates' simulated error rates beside what is promised; predictions beside published measurements."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bench.records.published import ScoredMeasurement, ScoredRow, Source, Validation, summarise
+from bench.records.published import Source
+from bench.records.published.score import ScoredMeasurement, ScoredRow, Validation, summarise
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -64,19 +67,36 @@ def render_validation(validation: Validation) -> str:
         ("In band", lambda one: f"{one.in_band} of {one.with_band}" if one.with_band else NOT_APPLICABLE),
         left=4,
     )
+    unanswered = _unanswered(validation.rows)
     return render_page(
         "validation.md.j2",
         versions=", ".join(f"{name} {number}" for name, number in validation.versions.items()),
         summary=summary,
         rows=validation.rows,
+        readings=sum(len(row.measurements) for row in validation.rows),
+        compared=sum(one.predicted_bytes is not None for row in validation.rows for one in row.measurements),
+        unanswered=unanswered.total(),
+        unanswered_by=", ".join(f"{reading}: {count}" for reading, count in unanswered.items()),
         predicted=sum(row.refused is None for row in validation.rows),
         inexpressible=sum(row.inexpressible for row in validation.rows),
         sections=[_section(source, validation) for source in validation.sources],
     )
 
 
-def _section(source: Source, validation: Validation) -> tuple[Source, Table, dict[str, list[str]]]:
-    """Return a source, the table of its numbers, and its refused rows by the reason."""
+def _unanswered(rows: Sequence[ScoredRow]) -> Counter[str]:
+    """Count the readings of predicted rows that no figure of a prediction answers, by counter and moment."""
+    return Counter(
+        f"{one.measured.metric} at {words(one.measured.moment)}"
+        for row in rows
+        for one in row.measurements
+        if row.refused is None and one.predicted_bytes is None
+    )
+
+
+def _section(
+    source: Source, validation: Validation
+) -> tuple[Source, Table, dict[str, list[str]], dict[str, list[str]]]:
+    """Return a source, the table of its numbers, refused rows by the reason, and rows by caveats."""
     rows = [row for row in validation.rows if row.source == source.name]
     refused = grouped((row.refused, row.name) for row in rows if row.refused is not None)
     pairs: list[tuple[ScoredRow, ScoredMeasurement]] = [
@@ -91,7 +111,9 @@ def _section(source: Source, validation: Validation) -> tuple[Source, Table, dic
         ("Predicted", lambda pair: GIBIBYTES.show(pair[1].predicted_bytes)),
         ("Error", lambda pair: share(pair[1].error, 2)),
         ("Band", lambda pair: _IN_BAND[pair[1].in_band]),
+        ("Caveats", lambda pair: ", ".join(one.code for one in pair[0].caveats) or NOT_APPLICABLE),
         ("Set by", lambda pair: pair[0].peak if pair[1].measured.moment == "peak" else NOT_APPLICABLE),
         left=3,
     )
-    return source, table, refused
+    caveats = grouped((f"{one.code}: {one.message}", row.name) for row in rows for one in row.caveats)
+    return source, table, refused, caveats

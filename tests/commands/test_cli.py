@@ -46,6 +46,20 @@ tasks = ["held-out"]
 limit = 8
 """
 
+ROWS = """
+source = { name = "lab", title = "A laboratory", repository = "example.org", licence = "CC0" }
+
+[[rows]]
+name = "gptq+lora"
+tier = 1
+reference = "page 1"
+date = "2025"
+gpu = "A100"
+software = "torch 2.6"
+refused = "A base of another kind."
+measured = [{ metric = "allocated", size_bytes = 1000 }]
+"""
+
 
 @pytest.fixture(scope="module")
 def bench(tiny_weights: Path) -> Iterator[CommandLine]:
@@ -108,6 +122,15 @@ def test_an_answer_that_could_not_be_given_is_refused_before_predicting(
     (sentence,) = result.stderr.strip().splitlines()
     assert named in sentence
     assert "predicting" not in result.stderr
+
+
+def test_a_validation_in_which_nothing_could_be_predicted_says_so(bench: CommandLine, tmp_path: Path) -> None:
+    """Exit code 4 after the page with the reasons."""
+    (tmp_path / "rows.toml").write_text(ROWS)
+    result = bench(tmp_path, "validate", "rows.toml", "-o", "page.md")
+    assert result.returncode == 4
+    assert result.stderr.strip().splitlines()[-1].startswith("bench: no row could be predicted")
+    assert "- A base of another kind. (1: gptq+lora)" in (tmp_path / "page.md").read_text()
 
 
 def test_a_scenario_for_a_gpu_is_unavailable_without_one(bench: CommandLine, tmp_path: Path) -> None:

@@ -70,6 +70,22 @@ def test_categories_at_the_peak_sum_to_what_was_asked_for() -> None:
     assert prediction.phase_peaks_bytes[prediction.peak_phase] == prediction.allocated_peak_bytes
 
 
+def test_peaks_are_those_of_the_steps_that_a_counter_covered() -> None:
+    """One step has no state before its end; after a reset loading counts no more; later steps are alike."""
+    cell = cuda_cell(model=QWEN, training={"sequence_length": 256, "micro_batch": 4})
+    whole, first, second, later = (
+        predict(cell, A100, steps=steps) for steps in (None, (0, 1), (2, 2), (11, 20))
+    )
+    assert first.allocated_peak_bytes < whole.allocated_peak_bytes == second.allocated_peak_bytes
+    assert (first.reserved_high_bytes or 0) < (whole.reserved_low_bytes or 0)
+    assert second == later
+    qlora = cuda_cell({"kind": "qlora"}, model=QWEN, training={"sequence_length": 2, "micro_batch": 1})
+    adapting, reset = predict(qlora, A100, steps=(0, 1)), predict(qlora, A100, steps=(1, 1))
+    assert (adapting.peak_phase, reset.peak_phase) == ("adapt", "optimizer_step")
+    assert reset.allocated_peak_bytes < adapting.allocated_peak_bytes
+    assert reset.phase_ends_bytes == adapting.phase_ends_bytes
+
+
 def test_paged_state_is_counted_apart() -> None:
     """Paged 8-bit AdamW of large tensors: two bytes a parameter leave the allocator's count."""
     training = {"sequence_length": 16, "micro_batch": 1}

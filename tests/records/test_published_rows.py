@@ -6,7 +6,7 @@ import pytest
 
 from bench.errors import ScenarioError
 from bench.records.published import Measured, read_rows, shipped_rows
-from bench.scenario.types import LoraMethod, QloraMethod
+from bench.scenario.types import JsonlData, LoraMethod, QloraMethod
 
 HEAD = """
 [source]
@@ -79,6 +79,14 @@ def test_refused_row_has_no_cell(tmp_path: Path) -> None:
         ("sequence_length = 100", "sequence_lenght = 100", "rows.toml:29: rows[0].training"),
         ("size_bytes = 1000", "size_bytes = -1", "rows.toml:30: rows[0].measured"),
         ('kind = "lora", rank', "kind = [1], rank", "rows.toml:28: rows[0]"),
+        (
+            'random = "gpt2"',
+            'random = "llama-2-7bb"',
+            'model.random: unknown architecture "llama-2-7bb". Perhaps you meant "llama-2-7b"?',
+        ),
+        ('random = "gpt2"', 'wheel = "zzz"', 'rows.toml:27: rows[0].model.wheel: unknown wheel "zzz"'),
+        ('name = "one"', 'name = "one"\nsteps = [3, 1]', "rows.toml:25: rows[0]: steps must be"),
+        ('name = "one"', 'name = "one"\nsteps = [0, 1]\nplatform.device = "cpu"', "counters of CUDA"),
         ("[defaults.method.lora]", "[defaults]\nmethod = 3\n[other]", "rows.toml:"),
     ],
 )
@@ -94,6 +102,31 @@ def test_two_rows_of_one_name_are_refused(tmp_path: Path) -> None:
     """A name says which row is meant, so it stands once."""
     with pytest.raises(ScenarioError, match="the name of an earlier row"):
         read_rows(_written(tmp_path, HEAD + ROW + ROW))
+
+
+def test_paths_are_relative_to_the_file_that_holds_them_and_names_may_be_those_of_cells(
+    tmp_path: Path,
+) -> None:
+    """A file that extends another keeps that one's paths where they point; a plus in a name is no mistake."""
+    base = tmp_path / "base"
+    base.mkdir()
+    shared = HEAD + '\n[defaults.model]\npath = "weights"\n[defaults.data]\nsource = "jsonl"\n'
+    (base / "shared.toml").write_text(shared + 'path = "/abs/rows.jsonl"\n')
+    own = ROW.replace('"one"', '"mine/lora+dora/b1"').replace('model.random = "gpt2"\n', "")
+    other = ROW.replace('model.random = "gpt2"', 'model.path = "mine"')
+    found = read_rows(_written(tmp_path, 'extends = "base/shared.toml"\n' + own + other)).rows
+    cells = [row.cell for row in found if row.cell is not None]
+    assert ["mine/lora+dora/b1", "one"] == [row.name for row in found]
+    assert [str(base / "weights"), str(tmp_path / "mine")] == [cell.model.path for cell in cells]
+    assert {"/abs/rows.jsonl"} == {cell.data.path for cell in cells if isinstance(cell.data, JsonlData)}
+
+
+def test_a_source_says_for_all_its_rows_which_steps_its_counters_cover(tmp_path: Path) -> None:
+    """The defaults hold the steps, and a row's own win."""
+    own = ROW.replace('name = "one"', 'name = "two"\nsteps = [0, 1]')
+    head = HEAD.replace("tier = 1", "tier = 1\nsteps = [11, 20]")
+    found = read_rows(_written(tmp_path, head + ROW + own)).rows
+    assert [(11, 20), (0, 1)] == [row.steps for row in found]
 
 
 def test_shipped_measurements_can_be_read_and_are_all_accounted_for() -> None:

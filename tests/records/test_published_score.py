@@ -6,17 +6,16 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records.predictions import Prediction, Refusal
-from bench.records.published import (
-    Measured,
+from bench.records.published import Measured, Row, Source
+from bench.records.published.score import (
     Outcome,
-    Row,
-    Source,
     Validation,
     read_validation,
     score,
     summarise,
     write_validation,
 )
+from bench.records.readings import Caveat
 from bench.report.self_check import render_validation
 from bench.scenario.types import Platform
 
@@ -35,6 +34,7 @@ def _prediction(allocated: int, reserved: int) -> Prediction:
         peak_module="model.layers.3",
         categories_at_peak_bytes={"weights": allocated},
         method="full trace",
+        caveats=(Caveat(code="half-known", message="One | half is a guess."),),
     )
 
 
@@ -165,3 +165,15 @@ def test_page_shows_every_number_and_every_refusal() -> None:
     assert "−20.00 %" in page  # noqa: RUF001 - the minus sign that reports use
     assert "- GPTQ base. (1: gptq)" in page
     assert "- aten::nonzero needs data. (1: odd)" in page
+    assert "Readings: 10. Compared with a prediction: 7. Of refused rows: 2." in page
+    assert "Without a figure in the prediction of their row: 1 (unknown at peak: 1)." in page
+    assert "| n/a |" not in page
+    assert "- half-known: One \\| half is a guess. (3: exact, low, far)" in page
+    assert all("| half-known |" in line for line in page.splitlines() if line.startswith("| low | "))
+
+
+def test_rows_that_are_all_refused_are_no_prediction() -> None:
+    """Whoever asks whether anything was predicted is told of both kinds of refusal."""
+    assert _validation().any_predicted
+    refused = [row for row in ROWS if row.name in ("gptq", "odd")]
+    assert not Validation(versions={}, sources=(), rows=score(refused, _predict)).any_predicted

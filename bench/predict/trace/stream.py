@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -40,6 +40,26 @@ class Stream:
     scratch_calls: Sequence[ScratchCall] = ()
     paged_bytes: int = 0
     asked: Sequence[str] = ()  # lines that asked for values
+    reset_at: int = 0  # the event after which the peak counters begin anew
+
+    def during(self, first: int, last: int) -> "Stream":
+        """Return what counters see that are reset before a step and read after another, both from 1.
+
+        With ``first`` 0 they are never reset. Steps beyond those of the stream are like its last one.
+        """
+        end = next((mark.entries for mark in self.marks if mark.step >= last), len(self.events))
+        marks = tuple(mark for mark in self.marks if mark.step < last)
+        begun = [mark for mark in marks if mark.phase not in ("load", "adapt") and mark.step < first]
+        return replace(
+            self,
+            events=self.events[:end],
+            born=self.born[:end],
+            layer_of_entry=self.layer_of_entry[:end],
+            marks=marks,
+            cache_emptied_at=tuple(place for place in self.cache_emptied_at if place <= end),
+            # A counter that is reset begins with what is held then: after the event before the step.
+            reset_at=next((max(mark.entries - 1, 0) for mark in begun if mark.step == begun[-1].step), 0),
+        )
 
     def live_bytes(self) -> Ints:
         """Return the bytes asked for and not yet given back, after each event."""

@@ -1,31 +1,27 @@
-"""Published measurements, each with the cell that was measured, and how far predictions of them are off.
+"""Published measurements, each with the cell that was measured; ``score.py`` holds predictions against them.
 
-Nothing is predicted here. ``data/README.md`` documents the format of rows (TOML), which any file may use. A
-validation is a JSON file: written once predicted, read to make a page.
+``data/README.md`` documents the format of rows (TOML), which any file may use.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from statistics import fmean, median
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from bench.errors import ScenarioError
-from bench.io import read_json, write_text
-from bench.records.predictions import Prediction, Refusal
-from bench.records.readings import Count, Positive, Stored
+from bench.records.readings import Count, Positive
 from bench.scenario.cell import Cell
 from bench.scenario.diagnostics import Path as KeyPath
 from bench.scenario.diagnostics import Problems, shown
+from bench.scenario.layout import CATALOGUED
 from bench.scenario.load import read_document
 from bench.scenario.matrix import merged
 from bench.scenario.types import Frozen, Name, Platform
 
 _Model = TypeVar("_Model", bound=BaseModel)
-Outcome = Prediction | Refusal
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9/._+=~-]*$", max_length=120)]
+"""Whatever may stand in the id of a cell."""
 Metric = Literal["allocated", "reserved", "unknown"]
 Moment = Literal["peak", "adapt_peak", "load", "adapt", "forward", "backward", "optimizer_step"]
 
@@ -73,7 +69,7 @@ class Measured(Frozen):
 class Row(Frozen):
     """One run that was measured. ``refused`` says why it cannot be expressed; then there is no cell."""
 
-    name: Name
+    name: RowName
     source: Name
     tier: Literal[1, 2, 3] = Field(description="1: known to the byte; 2: one thing inferred; 3: loose.")
     reference: str = Field(description="File or page with the number.")
@@ -85,7 +81,18 @@ class Row(Frozen):
     cell: Cell | None = None
     platform: Platform = Platform()
     allocator: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF of the run; empty for torch's default.")
+    steps: tuple[Count, Positive] | None = Field(
+        None, description="First and last step that the peak counters cover, from 1; 0 is loading."
+    )
     refused: str | None = None
+
+    @model_validator(mode="after")
+    def _steps_in_order(self) -> Self:
+        if self.steps is not None and self.steps[0] > self.steps[1]:
+            raise ValueError("steps must be the first and the last step, in order")
+        if self.steps is not None and self.platform.device == "cpu":
+            raise ValueError("steps is for counters of CUDA, which can be reset")
+        return self
 
 
 class RowFile(Frozen):
@@ -95,7 +102,7 @@ class RowFile(Frozen):
     rows: tuple[Row, ...]
 
 
-_ROW_KEYS = ("name", "tier", "reference", "date", "gpu", "software", "note", "measured", "allocator")
+_ROW_KEYS = ("name", "tier", "reference", "date", "gpu", "software", "note", "measured", "allocator", "steps")
 _CELL_KEYS = ("model", "method", "data", "training")
 _KEYS = (*_ROW_KEYS, *_CELL_KEYS, "platform", "refused")
 
@@ -149,6 +156,7 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
         return None
     row = {key: content[key] for key in (*_ROW_KEYS, "platform", "refused") if key in content}
     if "refused" not in row:
+        _settle(content, at, problems)
         row["cell"] = {
             "id": f"{source}/{content.get('name')}",
             "scenario": source,
@@ -160,6 +168,21 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
             **{group: {} for group in ("window", "evaluation", "limits")},
         }
     return _checked(Row, row | {"source": source}, at, problems)
+
+
+def _settle(content: dict[str, Any], at: KeyPath, problems: Problems) -> None:
+    """Note names that no catalogue has, and take a path as relative to the file that holds it."""
+    for part in ("model", "data"):
+        table = content.get(part, {})
+        for key, value in table.items() if isinstance(table, dict) else ():
+            own = (*at, part, key)
+            place = own if problems.stands(own) else ("defaults", part, key)
+            if key in CATALOGUED and isinstance(value, str):
+                what, known = CATALOGUED[key]
+                if value not in known():
+                    problems.add(place, f"unknown {what} {shown(value)}", value, known())
+            elif key == "path" and isinstance(value, str):
+                content[part] = table | {key: str(Path(problems.locate(place).file).parent / value)}
 
 
 def _checked(kind: type[_Model], content: Any, at: KeyPath, problems: Problems) -> _Model | None:
@@ -175,152 +198,3 @@ def _checked(kind: type[_Model], content: Any, at: KeyPath, problems: Problems) 
                 path = (*path, key) if problems.stands((*path, key)) or key == detail["loc"][-1] else path
             problems.add(path, f"{message[:1].lower()}{message[1:]}; correct it")
     return None
-
-
-class ScoredMeasurement(Stored):
-    """One measured number and what was predicted for it; None where a prediction has no such figure."""
-
-    measured: Measured
-    predicted_bytes: Count | None = None
-    band_low_bytes: Count | None = Field(None, description="Lowest replay; reserved peaks only.")
-    band_high_bytes: Count | None = Field(None, description="Highest replay; reserved peaks only.")
-
-    @property
-    def error(self) -> float | None:
-        """Predicted over measured, less one: positive where too much was predicted."""
-        if self.predicted_bytes is None:
-            return None
-        return self.predicted_bytes / self.measured.size_bytes - 1
-
-    @property
-    def in_band(self) -> bool | None:
-        """Whether the measurement, rounding considered, lies within the predicted band; None without one."""
-        if self.band_low_bytes is None or self.band_high_bytes is None:
-            return None
-        measured = self.measured
-        return self.band_low_bytes <= measured.high_bytes and measured.low_bytes <= self.band_high_bytes
-
-
-class ScoredRow(Stored):
-    """A row, what it was taken for, and how its predictions came out."""
-
-    source: str
-    name: str
-    tier: int
-    method: str
-    measurements: tuple[ScoredMeasurement, ...]
-    refused: str | None = Field(None, description="Why there is no prediction.")
-    inexpressible: bool = Field(default=False, description="Refused by the file, before any tracing.")
-    peak: str = Field("", description="Phase, operator and module that set the predicted peak.")
-
-
-class Validation(Stored):
-    """Everything that a page on predictions shows, without the means to predict."""
-
-    format: int = Field(1, ge=1, le=1)
-    versions: dict[str, str] = Field(description="Of the libraries that were traced.")
-    sources: tuple[Source, ...]
-    rows: tuple[ScoredRow, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Errors of one group of measurements, as shares of the measured value."""
-
-    source: str
-    tier: int
-    metric: str
-    moment: str
-    count: int
-    median_error: float
-    mean_error: float
-    largest_error: float
-    signed_error: float
-    in_band: int
-    with_band: int
-
-
-def score(rows: Sequence[Row], predict: Callable[[Row], Outcome]) -> tuple[ScoredRow, ...]:
-    """Hold each row against its prediction; ``predict`` is asked for expressible rows only."""
-    return tuple(
-        _scored(row, predict(row) if row.refused is None else Refusal(message=row.refused)) for row in rows
-    )
-
-
-def _scored(row: Row, outcome: Outcome) -> ScoredRow:
-    refused, peak = None, ""
-    if isinstance(outcome, Refusal):
-        refused = outcome.message
-    else:
-        place = outcome.peak_module or "outside any module"
-        peak = f"{outcome.peak_phase.replace('_', ' ')}: {outcome.peak_op}, {place}"
-    return ScoredRow(
-        source=row.source,
-        name=row.name,
-        tier=row.tier,
-        method=row.cell.method.kind if row.cell else "",
-        measurements=tuple(_held_against(one, outcome) for one in row.measured),
-        refused=refused,
-        inexpressible=row.refused is not None,
-        peak=peak,
-    )
-
-
-def _held_against(measured: Measured, outcome: Outcome) -> ScoredMeasurement:
-    """Return the measurement beside the figure of a prediction that answers it, if it has one."""
-    if isinstance(outcome, Refusal):
-        return ScoredMeasurement(measured=measured)
-    if measured.metric == "reserved" and measured.moment == "peak":
-        return ScoredMeasurement(
-            measured=measured,
-            predicted_bytes=outcome.reserved_peak_bytes,
-            band_low_bytes=outcome.reserved_low_bytes,
-            band_high_bytes=outcome.reserved_high_bytes,
-        )
-    figures: dict[str, int | None] = {str(phase): size for phase, size in outcome.phase_ends_bytes.items()}
-    figures["peak"] = outcome.allocated_peak_bytes
-    figures["adapt_peak"] = (
-        max(outcome.phase_peaks_bytes.get(phase, 0) for phase in ("load", "adapt")) or None
-    )
-    figure = figures.get(measured.moment) if measured.metric == "allocated" else None
-    return ScoredMeasurement(measured=measured, predicted_bytes=figure)
-
-
-def summarise(rows: Iterable[ScoredRow]) -> tuple[Summary, ...]:
-    """Sum up the predicted measurements by source, tier, metric and moment, in order of appearance."""
-    groups: dict[tuple[str, int, str, str], list[tuple[float, bool | None]]] = {}
-    for row in rows:
-        for one in row.measurements:
-            if one.error is not None:
-                key = (row.source, row.tier, one.measured.metric, one.measured.moment)
-                groups.setdefault(key, []).append((one.error, one.in_band))
-    found = []
-    for (source, tier, metric, moment), group in groups.items():
-        errors, in_band = zip(*group, strict=True)
-        sizes = [abs(error) for error in errors]
-        summary = Summary(
-            source=source,
-            tier=tier,
-            metric=metric,
-            moment=moment,
-            count=len(group),
-            median_error=median(sizes),
-            mean_error=fmean(sizes),
-            largest_error=max(sizes),
-            signed_error=fmean(errors),
-            in_band=in_band.count(True),
-            with_band=len(group) - in_band.count(None),
-        )
-        found.append(summary)
-    return tuple(found)
-
-
-def write_validation(validation: Validation, path: Path) -> None:
-    """Write the file, folders included. Raises ``InfrastructureError`` where it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, validation.model_dump_json(indent=1, exclude_defaults=True) + "\n")
-
-
-def read_validation(path: Path) -> Validation:
-    """Read the file. Raises ``UsageError`` where it is none."""
-    return read_json(path, Validation, "a validation", f"make it with bench validate -o {path}")

@@ -1,0 +1,174 @@
+"""How far predictions of published measurements are off. Nothing is predicted here.
+
+A validation is a JSON file: written once predicted, read to make a page.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+from pydantic import Field
+
+from bench.io import read_json, write_text
+from bench.records.predictions import Prediction, Refusal
+from bench.records.published import Measured, Row, Source
+from bench.records.readings import Caveat, Count, Stored
+
+Outcome = Prediction | Refusal
+
+
+class ScoredMeasurement(Stored):
+    """One measured number and what was predicted for it; None where a prediction has no such figure."""
+
+    measured: Measured
+    predicted_bytes: Count | None = None
+    band_low_bytes: Count | None = Field(None, description="Lowest replay; reserved peaks only.")
+    band_high_bytes: Count | None = Field(None, description="Highest replay; reserved peaks only.")
+
+    @property
+    def error(self) -> float | None:
+        """Predicted over measured, less one: positive where too much was predicted."""
+        if self.predicted_bytes is None:
+            return None
+        return self.predicted_bytes / self.measured.size_bytes - 1
+
+    @property
+    def in_band(self) -> bool | None:
+        """Whether the measurement, rounding considered, lies within the predicted band; None without one."""
+        if self.band_low_bytes is None or self.band_high_bytes is None:
+            return None
+        measured = self.measured
+        return self.band_low_bytes <= measured.high_bytes and measured.low_bytes <= self.band_high_bytes
+
+
+class ScoredRow(Stored):
+    """A row, what it was taken for, and how its predictions came out."""
+
+    source: str
+    name: str
+    tier: int
+    method: str
+    measurements: tuple[ScoredMeasurement, ...]
+    refused: str | None = Field(None, description="Why there is no prediction.")
+    inexpressible: bool = Field(default=False, description="Refused by the file, before any tracing.")
+    peak: str = Field("", description="Phase, operator and module that set the predicted peak.")
+    caveats: tuple[Caveat, ...] = Field((), description="What the prediction says of itself.")
+
+
+class Validation(Stored):
+    """Everything that a page on predictions shows, without the means to predict."""
+
+    format: int = Field(1, ge=1, le=1)
+    versions: dict[str, str] = Field(description="Of the libraries that were traced.")
+    sources: tuple[Source, ...]
+    rows: tuple[ScoredRow, ...]
+
+    @property
+    def any_predicted(self) -> bool:
+        """Whether any row could be predicted."""
+        return any(row.refused is None for row in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Errors of one group of measurements, as shares of the measured value."""
+
+    source: str
+    tier: int
+    metric: str
+    moment: str
+    count: int
+    median_error: float
+    mean_error: float
+    largest_error: float
+    signed_error: float
+    in_band: int
+    with_band: int
+
+
+def score(rows: Sequence[Row], predict: Callable[[Row], Outcome]) -> tuple[ScoredRow, ...]:
+    """Hold each row against its prediction; ``predict`` is asked for expressible rows only."""
+    return tuple(
+        _scored(row, predict(row) if row.refused is None else Refusal(message=row.refused)) for row in rows
+    )
+
+
+def _scored(row: Row, outcome: Outcome) -> ScoredRow:
+    refused, peak = None, ""
+    if isinstance(outcome, Refusal):
+        refused = outcome.message
+    else:
+        place = outcome.peak_module or "outside any module"
+        peak = f"{outcome.peak_phase.replace('_', ' ')}: {outcome.peak_op}, {place}"
+    return ScoredRow(
+        source=row.source,
+        name=row.name,
+        tier=row.tier,
+        method=row.cell.method.kind if row.cell else "",
+        measurements=tuple(_held_against(one, outcome) for one in row.measured),
+        refused=refused,
+        inexpressible=row.refused is not None,
+        peak=peak,
+        caveats=() if isinstance(outcome, Refusal) else outcome.caveats,
+    )
+
+
+def _held_against(measured: Measured, outcome: Outcome) -> ScoredMeasurement:
+    """Return the measurement beside the figure of a prediction that answers it, if it has one."""
+    if isinstance(outcome, Refusal):
+        return ScoredMeasurement(measured=measured)
+    if measured.metric == "reserved" and measured.moment == "peak":
+        return ScoredMeasurement(
+            measured=measured,
+            predicted_bytes=outcome.reserved_peak_bytes,
+            band_low_bytes=outcome.reserved_low_bytes,
+            band_high_bytes=outcome.reserved_high_bytes,
+        )
+    figures: dict[str, int | None] = {str(phase): size for phase, size in outcome.phase_ends_bytes.items()}
+    figures["peak"] = outcome.allocated_peak_bytes
+    figures["adapt_peak"] = (
+        max(outcome.phase_peaks_bytes.get(phase, 0) for phase in ("load", "adapt")) or None
+    )
+    figure = figures.get(measured.moment) if measured.metric == "allocated" else None
+    return ScoredMeasurement(measured=measured, predicted_bytes=figure)
+
+
+def summarise(rows: Iterable[ScoredRow]) -> tuple[Summary, ...]:
+    """Sum up the predicted measurements by source, tier, metric and moment, in order of appearance."""
+    groups: dict[tuple[str, int, str, str], list[tuple[float, bool | None]]] = {}
+    for row in rows:
+        for one in row.measurements:
+            if one.error is not None:
+                key = (row.source, row.tier, one.measured.metric, one.measured.moment)
+                groups.setdefault(key, []).append((one.error, one.in_band))
+    found = []
+    for (source, tier, metric, moment), group in groups.items():
+        errors, in_band = zip(*group, strict=True)
+        sizes = [abs(error) for error in errors]
+        summary = Summary(
+            source=source,
+            tier=tier,
+            metric=metric,
+            moment=moment,
+            count=len(group),
+            median_error=median(sizes),
+            mean_error=fmean(sizes),
+            largest_error=max(sizes),
+            signed_error=fmean(errors),
+            in_band=in_band.count(True),
+            with_band=len(group) - in_band.count(None),
+        )
+        found.append(summary)
+    return tuple(found)
+
+
+def write_validation(validation: Validation, path: Path) -> None:
+    """Write the file, folders included. Raises ``InfrastructureError`` where it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, validation.model_dump_json(indent=1, exclude_defaults=True) + "\n")
+
+
+def read_validation(path: Path) -> Validation:
+    """Read the file. Raises ``UsageError`` where it is none."""
+    return read_json(path, Validation, "a validation", f"make it with bench validate -o {path}")
