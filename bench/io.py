@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -90,6 +91,15 @@ def cannot_write(what: str, error: OSError, elsewhere: str) -> InfrastructureErr
     elif error.errno == errno.EFBIG:
         advice = "raise the limit on the size of files (ulimit -f)"
     return InfrastructureError(f"cannot write {what} ({error.strerror}); {advice}")
+
+
+def open_data(path: Path) -> BufferedReader:
+    """Open a plain file, links followed; raise ``OSError`` for all else: a pipe would keep us waiting."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "a folder, a pipe or a device, not a plain file")
+    return open(descriptor, "rb")  # noqa: PTH123 - Path.open takes no descriptor
 
 
 def read_plain_file(path: Path, most_bytes: int = MAX_BYTES) -> bytes | str:

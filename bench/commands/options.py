@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from bench.records.verdicts import Verdicts
+    from bench.scenario.cell import Cell
     from bench.scenario.gate import GateSpec
 
 BASELINES = Path("results/baselines")
@@ -137,6 +138,18 @@ def gate_of(scenario: Path | None, *, exact_only: bool = False) -> "GateSpec":
 
     gate = GateSpec() if scenario is None else load_scenario(scenario).gate
     return without_noise(gate) if exact_only else gate
+
+
+def show_data(cells: "Sequence[Cell]", *, strict: bool) -> None:
+    """Say beside the answer what each file of rows is read as.
+
+    Raises ``UsageError`` for mistakes if ``strict``; else they are said, for nothing needs the data yet.
+    """
+    from bench.runner.schedule import examine_data, require_data
+
+    lines, problems = (require_data(cells), []) if strict else examine_data(cells)
+    for line in (*lines, *problems):
+        typer.echo(line, err=True)
 
 
 def require_results(paths: Sequence[Path]) -> None:

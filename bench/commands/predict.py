@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bench.commands.options import Form, command, require_ending
+from bench.commands.options import Form, command, require_ending, show_data
 from bench.errors import InfrastructureError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     )
     with watch_predicting(open_console(stderr=True)) as progress:
         found = plan_scenario(scenario, only, request, progress)
+    show_data([planned.cell for planned in found.cells], strict=False)
     form.show(
         lambda: plan_json(found),
         lambda: render_markdown(found),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bench.commands.options import Form, command
+from bench.commands.options import Form, command, show_data
 from bench.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def run(  # noqa: PLR0913 - one parameter for each option
     snapshot: bool = False,
 ) -> None:
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
-    from bench.runner.schedule import SweepOptions, parse_outcomes, require_data
+    from bench.runner.schedule import SweepOptions, parse_outcomes
     from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
-    require_data(choose_cells(loaded.cells, only))
+    show_data(choose_cells(loaded.cells, only), strict=True)
     options = SweepOptions(
         results=results or Path("results") / loaded.name,
         repeats=repeats,
@@ -199,10 +199,7 @@ def cells(scenario: Path, *, check: bool = False) -> None:
         typer.echo(cell.id)
     if loaded.excluded:
         typer.echo(f"Cells: {len(loaded.cells)}; excluded: {loaded.excluded}.", err=True)
-    if check:
-        from bench.runner.schedule import require_data
-
-        require_data(loaded.cells)
+    show_data(loaded.cells, strict=check)
 
 
 def schema() -> None:

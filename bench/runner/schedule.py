@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from bench.errors import UsageError
+from bench.io import open_data
 from bench.records.environment import KEY_PACKAGES
 from bench.records.messages import Message
 from bench.records.predictions import Plan
@@ -132,11 +133,26 @@ def prepare(cell: Cell, environment: Environment, facts: DeviceFacts, code_folde
     )
 
 
-def require_data(cells: Sequence[Cell]) -> None:
-    """Check the data of cells before anything is loaded; raise ``UsageError``, a line for each mistake."""
-    problems = {cell.data: check_data(cell.data) for cell in cells}
-    if found := dict.fromkeys(filter(None, problems.values())):
-        raise UsageError("\n".join(found))
+def require_data(cells: Sequence[Cell]) -> list[str]:
+    """Return in a line what each file of rows is read as, before anything is loaded.
+
+    Raises ``UsageError``, a line for each mistake.
+    """
+    lines, problems = examine_data(cells)
+    if problems:
+        raise UsageError("\n".join(problems))
+    return lines
+
+
+def examine_data(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+    """Return in a line each what the cells' data is read as, and what is wrong with it."""
+    lines, problems = {}, {}
+    for data, pairs in dict.fromkeys((cell.data, cell.loop.takes_pairs) for cell in cells):
+        try:
+            lines[check_data(data, pairs=pairs)] = True
+        except UsageError as error:
+            problems[str(error)] = True
+    return [line for line in lines if line], list(problems)
 
 
 def require_allowed_code(cells: Sequence[Cell], allowed: Sequence[str]) -> None:
@@ -218,7 +234,7 @@ def _digest_of(files: Sequence[Path]) -> "hashlib._Hash":
     digest = hashlib.sha256()
     for file in files:
         try:
-            with file.open("rb") as rows:
+            with open_data(file) as rows:
                 hashlib.file_digest(rows, lambda: digest)
         except OSError:
             digest.update(b"missing")

@@ -24,6 +24,8 @@ from bench.scenario.types import (
     Name,
     PeftMethod,
     QloraMethod,
+    RowFormat,
+    RowTemplate,
     TrainingSpec,
     WindowSpec,
 )
@@ -31,12 +33,14 @@ from bench.scenario.types import (
 Problem = tuple[str, str, str]
 """Part, field, and in words what is wrong and what to do."""
 
-TEMPLATES_OF_FORMAT = {
-    "alpaca": ("alpaca", "chat", "plain"),
-    "dolly": ("alpaca", "chat", "plain"),
-    "chat": ("chat",),
+TEMPLATES_OF_FORMAT: dict[RowFormat, tuple[RowTemplate, ...]] = {
+    "alpaca": ("alpaca", "chat", "chatml", "plain"),
+    "dolly": ("alpaca", "chat", "chatml", "plain"),
+    "chat": ("chat", "chatml"),
+    "sharegpt": ("chat", "chatml"),
     "text": ("plain",),
-    "preference": ("plain",),
+    "completion": ("plain", "chat", "chatml"),
+    "preference": ("plain", "chat", "chatml"),
 }
 """Which templates can show the rows of a format."""
 
@@ -211,7 +215,7 @@ def _of_loop(cell: Cell) -> Iterator[Problem]:
 
 def _of_pairs(cell: Cell) -> Iterator[Problem]:
     data = cell.data
-    if data.source in ("jsonl", "hub") and data.format != "preference":
+    if data.source in ("jsonl", "hub") and data.format not in ("auto", "preference"):
         yield "data", "format", "must be preference for trl-dpo: rows with prompt, chosen and rejected"
     if data.source in ("task", "jsonl", "hub") and data.train_on == "all":
         yield "data", "train_on", "must be completion for trl-dpo, whose loss compares answers"
@@ -242,7 +246,9 @@ def _of_data(cell: Cell) -> Iterator[Problem]:
         yield "evaluation", "tasks", message
     if data.source in ("jsonl", "hub") and data.format == "preference" and not cell.loop.takes_pairs:
         yield "data", "format", "preference is for loop.driver trl-dpo; choose it, or another format"
-    if data.source != "synthetic" and data.template not in TEMPLATES_OF_FORMAT[data.format]:
+    if data.source == "synthetic" or data.format == "auto" or data.template == "auto":
+        return
+    if data.template not in TEMPLATES_OF_FORMAT[data.format]:
         fitting = " or ".join(TEMPLATES_OF_FORMAT[data.format])
         yield "data", "template", f"{data.template} does not fit format {data.format}; set {fitting}"
 

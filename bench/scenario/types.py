@@ -29,6 +29,11 @@ BitsandbytesOptimizer = Literal[
 ]
 Optimizer = Literal[TorchOptimizer, BitsandbytesOptimizer]
 SeenOptimizer = Literal[Optimizer, "unlisted"]
+RowFormat = Literal["alpaca", "dolly", "chat", "sharegpt", "text", "completion", "preference"]
+DataFormat = Literal["auto", RowFormat]
+RowTemplate = Literal["alpaca", "chat", "chatml", "plain"]
+DataTemplate = Literal["auto", RowTemplate]
+Turns = Literal["each", "last"]
 PeftFields = Annotated[dict[str, Any], Field(description="Any other field of peft's LoraConfig.")]
 
 
@@ -159,24 +164,38 @@ class TaskData(Frozen):
     )
 
 
-class JsonlData(Frozen):
-    """A local file of JSON lines."""
+class RowsData(Frozen):
+    """What data of rows have in common, wherever they lie."""
 
-    source: Literal["jsonl"]
-    path: str = Field(description="The file, relative to where bench is run.")
-    format: Literal["alpaca", "dolly", "chat", "text", "preference"] = Field(
-        "alpaca",
-        description="Fields of a row: instruction, input, output; …, context, response; messages; text; or "
-        "prompt, chosen, rejected.",
+    format: DataFormat = Field(
+        "auto",
+        description="Fields of a row: instruction, input, output; …, context, response; messages; "
+        "conversations (from, value); text; prompt, completion; or prompt, chosen, rejected. auto: told from "
+        "the first row.",
     )
-    template: Literal["alpaca", "chat", "plain"] = Field(
-        "alpaca", description="How a row becomes a prompt; chat is the tokenizer's own template."
+    template: DataTemplate = Field(
+        "auto",
+        description="How a row becomes a prompt: chat is the tokenizer's own template, chatml one for "
+        "tokenizers without. auto: alpaca for instructions, chat for turns, plain for text.",
     )
     train_on: Literal["completion", "all"] = "completion"
+    turns: Turns = Field(
+        "each",
+        exclude_if=lambda turns: turns == "each",
+        description="Turns of the assistant that are trained: each, in examples of their own where the chat "
+        "template rewrites earlier ones; or the last of a conversation.",
+    )
     max_items: int | None = Field(None, ge=1, description="Rows to read, the first ones.")
 
 
-class HubData(Frozen):
+class JsonlData(RowsData):
+    """A local file of rows: JSON lines, or a JSON array."""
+
+    source: Literal["jsonl"]
+    path: str = Field(description="The file, relative to where bench is run: JSON lines, or a JSON array.")
+
+
+class HubData(RowsData):
     """A data set from the hub, read through the datasets library."""
 
     source: Literal["hub"]
@@ -184,10 +203,6 @@ class HubData(Frozen):
     config: str | None = Field(None, description="Configuration of the data set, where it has several.")
     split: str = Field("train", description="Split to train on.")
     revision: str = Field("main", description="Git revision of the data set's repository.")
-    format: Literal["alpaca", "dolly", "chat", "text", "preference"] = "alpaca"
-    template: Literal["alpaca", "chat", "plain"] = "alpaca"
-    train_on: Literal["completion", "all"] = "completion"
-    max_items: int | None = Field(None, ge=1)
 
 
 class SyntheticData(Frozen):

@@ -86,8 +86,10 @@ def prepare_batches(
         batches = list(_synthetic_batches(data, training, vocab_size, count))
         notes = {"synthetic-data": "Random tokens: the loss and accuracy say nothing."}
     else:
-        pieces = tokenise(load_examples(data, tokenizer), tokenizer)
+        loaded = load_examples(data, tokenizer)
+        pieces = tokenise(loaded.examples, tokenizer)
         batches, notes = _lay_out(pieces, training, pad_id_of(tokenizer), count)
+        notes = loaded.notes | notes
     return prepared(batches, size, notes)
 
 

@@ -1,29 +1,48 @@
-"""Examples to train on: rows read and checked one by one, and the templates that make text of them.
+"""Examples to train on: the templates that make text of rows, and which of it is trained.
 
-Rows come from a built-in task, a local file of JSON lines or a data set on the hub; a mistake names the file
-and the line, and never repeats its content. Text only: no torch, no tokens, so that data can be checked
-before anything heavy is imported. A template is named in the scenario; none is chosen by guessing.
+Text only: no torch, no tokens, so that data can be checked before anything heavy is imported.
 """
 
-import json
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from jinja2 import TemplateError
 
-from bench.errors import UnavailableError, UsageError, first_line
-from bench.scenario.types import DataSpec, HubData, JsonlData, ScriptData, TaskData
+from bench.errors import UsageError, counted, first_line
+from bench.scenario.types import (
+    DataSpec,
+    DataTemplate,
+    HubData,
+    JsonlData,
+    RowTemplate,
+    ScriptData,
+    TaskData,
+    Turns,
+)
+from bench.training.row_layouts import (
+    Answer,
+    Chat,
+    Instruction,
+    LeftOutError,
+    Preference,
+    Row,
+    Text,
+    shared_beginning,
+    turns_of,
+)
+from bench.training.rows import Rows, read_rows, require_hub_id, told
 from bench.training.tasks import task_items
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
-_ROWS_CHECKED = 100  # before anything is loaded
-TemplateName = Literal["alpaca", "chat", "plain"]
-FormatName = Literal["alpaca", "dolly", "chat", "text", "preference"]
+_WHOLE_UP_TO = 32 * 1024**2  # bytes: files that are read whole before anything is loaded
+_ROWS_CHECKED = 1000  # of larger ones
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The template of github.com/openai/openai-python/blob/v0.27.0/chatml.md, for tokenizers without one."""
 
 # The two prompts of Stanford Alpaca's train.py (github.com/tatsu-lab/stanford_alpaca), to the letter.
 ALPACA_PROMPT_WITH_INPUT = (
@@ -36,64 +55,6 @@ ALPACA_PROMPT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:"
 )
-
-
-class _Fields(BaseModel):
-    """The fields a row must have; data sets carry others, which are not used."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-
-class DollyRow(_Fields):
-    """An instruction as Databricks Dolly stores it."""
-
-    instruction: str
-    context: str = ""
-    response: str
-
-
-class AlpacaRow(DollyRow):
-    """An instruction as Stanford Alpaca stores it: the same under other names."""
-
-    context: str = Field("", alias="input")
-    response: str = Field(alias="output")
-
-
-class Message(_Fields):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class ChatRow(_Fields):
-    """A conversation."""
-
-    messages: list[Message] = Field(min_length=1)
-
-
-class TextRow(_Fields):
-    """Plain text."""
-
-    text: str = Field(min_length=1)
-
-
-class PreferenceRow(_Fields):
-    """A prompt with the better and the worse of two answers."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-
-
-Row = AlpacaRow | DollyRow | ChatRow | TextRow | PreferenceRow
-ROWS: dict[FormatName, type[Row]] = {
-    "alpaca": AlpacaRow,
-    "dolly": DollyRow,
-    "chat": ChatRow,
-    "text": TextRow,
-    "preference": PreferenceRow,
-}
 
 
 @dataclass(frozen=True)
@@ -122,195 +83,217 @@ class Example:
         return "".join(segment.text for segment in self.segments)
 
 
+@dataclass
+class Loaded:
+    """Examples in the data's order (of pairs the chosen, then the rejected answer), and notes by code."""
+
+    examples: list[Example] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
 def _answered(prompt: str, answer: str, *, append_end: bool = True) -> Example:
     return Example(
         segments=(Segment(prompt, trained=False), Segment(answer, trained=True)), append_end=append_end
     )
 
 
-def alpaca_template(row: Row, _tokenizer: Any) -> Example:
+def alpaca_template(row: Instruction, _tokenizer: Any, _turns: Turns = "each") -> list[Example]:
     """Write Stanford Alpaca's prompt, then the response."""
-    if not isinstance(row, DollyRow):
-        raise UsageError(
-            "Template alpaca needs rows with an instruction; set data.format to alpaca or dolly."
-        )
     prompt = ALPACA_PROMPT_WITH_INPUT if row.context else ALPACA_PROMPT
-    return _answered(prompt.format(instruction=row.instruction, context=row.context), row.response)
+    return [_answered(prompt.format(instruction=row.instruction, context=row.context), row.response)]
 
 
-def plain_template(row: Row, _tokenizer: Any) -> Example:
+def plain_template(
+    row: Text | Answer | Instruction, _tokenizer: Any, _turns: Turns = "each"
+) -> list[Example]:
     """Take text as it is; of an instruction its parts, a line each, the last of which is the completion."""
     match row:
-        case TextRow():
-            return Example(segments=(Segment(row.text, trained=True),))
-        case DollyRow():
+        case Text():
+            return [Example(segments=(Segment(row.text, trained=True),))]
+        case Answer():
+            return [_answered(row.prompt, row.completion)]
+        case Instruction():
             prompt = "".join(f"{part}\n" for part in (row.instruction, row.context) if part)
-            return _answered(prompt, row.response)
-        case PreferenceRow():
-            raise UsageError("Rows of two answers are for loop.driver trl-dpo; set data.format to alpaca.")
-        case ChatRow():
-            raise UsageError("Template plain has no roles for a conversation; set data.template to chat.")
+            return [_answered(prompt, row.response)]
 
 
-def chat_template(row: Row, tokenizer: Any) -> Example:
-    """Apply the tokenizer's own chat template; every assistant turn is a completion.
+def chat_template(
+    row: Chat | Instruction | Answer, tokenizer: Any, turns: Turns = "each", template: str | None = None
+) -> list[Example]:
+    """Apply a chat template, the tokenizer's own unless one is given, and train on turns of the assistant.
 
-    Raises ``UsageError`` if the tokenizer has none or it rewrites earlier turns, for then the end of
-    a prompt cannot be known.
+    Each is shown as the template shows it when it is answered. Where that stays as it is in later turns,
+    they are one example; where the template rewrites it (Qwen3's drops earlier reasoning) each has its own.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise UsageError("The model's tokenizer has no chat template; set data.template to alpaca or plain.")
-    match row:
-        case ChatRow():
-            messages = [message.model_dump() for message in row.messages]
-        case DollyRow():
-            request = "\n\n".join(part for part in (row.instruction, row.context) if part)
-            answer = {"role": "assistant", "content": row.response}
-            messages = [{"role": "user", "content": request}, answer]
-        case TextRow() | PreferenceRow():
-            raise UsageError("Template chat needs turns, and text has none; set data.template to plain.")
-    render = partial(tokenizer.apply_chat_template, tokenize=False)
-    segments = []
-    done = ""
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        prompt: str = render(messages[:index], add_generation_prompt=True)
-        turn: str = render(messages[: index + 1], add_generation_prompt=False)
-        if not (prompt.startswith(done) and turn.startswith(prompt)):
-            raise UsageError(
-                "The tokenizer's chat template rewrites earlier turns, so the end of a prompt is unknown; "
-                "set data.template to alpaca or plain."
-            )
-        segments += [Segment(prompt[len(done) :], trained=False), Segment(turn[len(prompt) :], trained=True)]
-        done = turn
-    if not segments:
-        raise UsageError("A conversation has no assistant turn to train on; remove it from the data.")
-    return Example(segments=tuple(segments), special_tokens=False, append_end=False)
-
-
-TEMPLATES: dict[TemplateName, Callable[[Row, Any], Example]] = {
-    "alpaca": alpaca_template,
-    "chat": chat_template,
-    "plain": plain_template,
-}
-
-
-def load_examples(data: TaskData | JsonlData | HubData | ScriptData, tokenizer: Any) -> list[Example]:
-    """Return the data's training examples, in its own order.
-
-    Raises ``UsageError`` for data that is wrong or empty, ``UnavailableError`` if the hub cannot be reached.
-    """
-    if isinstance(data, ScriptData):
-        raise UsageError("what a watched script feeds its model is the script's; run bench watch again")
-    if isinstance(data, TaskData):
-        items = task_items(data.task, data.difficulty, "train", data.train_items)
-        # They end with the answer, where the evaluation stops reading: no end token is added.
-        examples = [_answered(item.prompt, item.completion, append_end=False) for item in items]
-    else:
-        rows = read_jsonl(data) if isinstance(data, JsonlData) else read_hub(data)
-        examples = [TEMPLATES[data.template](row, tokenizer) for row in rows]
-    if data.train_on == "all":
-        return [replace(example, segments=(Segment(example.text, trained=True),)) for example in examples]
-    return examples
-
-
-def load_pairs(data: TaskData | JsonlData | HubData | ScriptData) -> list[Example]:
-    """Return the data's preferences in its own order: the chosen answer to a prompt, then the rejected one.
-
-    Of a built-in task the rejected answer is the wrong option after the right one. Raises what
-    ``load_examples`` raises.
-    """
-    if isinstance(data, ScriptData):
-        raise UsageError("what a watched script feeds its model is the script's; run bench watch again")
-    if isinstance(data, TaskData):
-        items = task_items(data.task, data.difficulty, "train", data.train_items)
-        answers = [(item.prompt, answer) for item in items for answer in (item.completion, item.wrong)]
-        return [_answered(prompt, answer, append_end=False) for prompt, answer in answers]
-    rows = read_jsonl(data) if isinstance(data, JsonlData) else read_hub(data)
-    pairs = [row for row in rows if isinstance(row, PreferenceRow)]  # a cell's check allows no other
-    return [_answered(row.prompt, answer) for row in pairs for answer in (row.chosen, row.rejected)]
-
-
-def check_data(data: DataSpec) -> str | None:
-    """Return what can be seen at once to be wrong with data: the file, its first rows, the id of a hub's.
-
-    Nothing is downloaded and no tokenizer needed; None where nothing is wrong so far.
-    """
-    try:
-        if isinstance(data, JsonlData):
-            most = min(data.max_items or _ROWS_CHECKED, _ROWS_CHECKED)
-            read_jsonl(data.model_copy(update={"max_items": most}))
-        elif isinstance(data, HubData):
-            _require_hub_id(data.dataset)
-    except UsageError as error:
-        return str(error)
-    return None
-
-
-def read_jsonl(data: JsonlData) -> list[Row]:
-    """Read and check a local file of JSON lines; blank lines are passed over."""
-    rows = []
-    try:
-        with Path(data.path).open(encoding="utf-8") as lines:
-            numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-            for number, line in islice(numbered, data.max_items):
-                where = f"{data.path}, line {number}"
-                try:
-                    fields = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise UsageError(f"{where}: not a JSON object; give one object per line.") from error
-                rows.append(_checked(fields, data.format, where))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UsageError(f"Cannot read the data file {data.path} ({reason}); correct data.path.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"The data file {data.path} is not UTF-8 text; convert it.") from error
-    if not rows:
-        raise UsageError(f"The data file {data.path} holds no rows; give one JSON object per line.")
-    return rows
-
-
-def _require_hub_id(name: str) -> None:
-    if not _HUB_ID.fullmatch(name) or Path(name).exists():
+    if template is None and not getattr(tokenizer, "chat_template", None):
         raise UsageError(
-            f"{name!r} is not the id of a data set on the hub; give owner/name, or use source jsonl."
+            "The model's tokenizer has no chat template; set data.template to chatml, or choose a model that "
+            "has one."
         )
+    chat = row if isinstance(row, Chat) else Chat(turns_of(row))
+    given = {"tools": chat.tools, "chat_template": template}
+    render = partial(
+        tokenizer.apply_chat_template,
+        tokenize=False,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    examples: list[list[Segment]] = []
+    done = ""
+    for prompt, turn in list(_answers(chat, render))[-1 if turns == "last" else 0 :]:
+        if not (examples and prompt.startswith(done)):
+            examples.append([])
+            done = ""
+        examples[-1] += [
+            Segment(prompt[len(done) :], trained=False),
+            Segment(turn[len(prompt) :], trained=True),
+        ]
+        done = turn
+    return [
+        Example(segments=tuple(segments), special_tokens=False, append_end=False) for segments in examples
+    ]
 
 
-def read_hub(data: HubData) -> list[Row]:
-    """Download (or take from the cache) a hub data set and check its rows.
+def _answers(chat: Chat, render: Callable[..., str]) -> Iterator[tuple[str, str]]:
+    """Yield of each turn of the assistant that is trained what stands before it, and that with the turn."""
+    for index, message in enumerate(chat.messages):
+        if message["role"] != "assistant" or index < chat.first:
+            continue
+        before = chat.messages[:index]
+        try:
+            turn = render(chat.messages[: index + 1], add_generation_prompt=False)
+            prompt = render(before, add_generation_prompt=True)
+            # A prompt may open what the answer then does not show, such as reasoning that is dropped.
+            if not turn.startswith(prompt):
+                asked = render(before, add_generation_prompt=False) if before else ""
+                prompt = shared_beginning(prompt, turn)
+                if len(prompt) < len(asked):
+                    raise LeftOutError("whose question the chat template rewrites once it is answered")
+        except (TemplateError, TypeError, ValueError, RecursionError) as error:
+            raise LeftOutError(f"that the chat template refuses: {first_line(error)}") from None
+        said = message["content"].rpartition("</think>")[2].strip()
+        if said not in turn[len(prompt) :]:
+            raise LeftOutError("whose answer the chat template does not show")
+        for call in message.get("tool_calls", ()):
+            if call.get("function", call)["name"] not in turn[len(prompt) :]:
+                raise LeftOutError("whose tool calls the chat template does not show")
+        yield prompt, turn
 
-    Only data files are read: a local path is refused, since the datasets library would take a script there.
+
+TEMPLATES: dict[RowTemplate, tuple[tuple[type[Row], ...], Callable[..., list[Example]]]] = {
+    "alpaca": ((Instruction,), alpaca_template),
+    "chat": ((Chat, Instruction, Answer), chat_template),
+    "chatml": ((Chat, Instruction, Answer), partial(chat_template, template=CHATML)),
+    "plain": ((Text, Answer, Instruction), plain_template),
+}
+"""By name the rows that a template can show, and how it does."""
+
+
+def template_of(rows: Sequence[Row], named: DataTemplate) -> RowTemplate:
+    """Return the template that the scenario names, or the usual one; all rows of a source have the same."""
+    if named != "auto":
+        return named
+    flat = [row.chosen if isinstance(row, Preference) else row for row in rows]
+    if any(isinstance(row, Chat) for row in flat):
+        return "chat"
+    return "alpaca" if any(isinstance(row, Instruction) for row in flat) else "plain"
+
+
+def load_examples(
+    data: TaskData | JsonlData | HubData | ScriptData, tokenizer: Any, *, pairs: bool = False
+) -> Loaded:
+    """Return the data's training examples; of ``pairs`` the chosen answer to a prompt, then the rejected one.
+
+    Of a built-in task the rejected answer is the wrong option after the right one. Raises ``UsageError`` for
+    data that is wrong or empty, ``UnavailableError`` if the hub cannot be reached.
     """
-    _require_hub_id(data.dataset)
-    import datasets
-
-    split = data.split if data.max_items is None else f"{data.split}[:{data.max_items}]"
-    try:
-        table = datasets.load_dataset(data.dataset, name=data.config, split=split, revision=data.revision)
-    except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise UnavailableError(
-            f"The data set {data.dataset} cannot be fetched ({first_line(error)}); connect this machine "
-            "to the hub once so that it is cached, or use source jsonl with a local copy."
-        ) from error
-    except ValueError as error:  # what the library raises for an unknown configuration or split
-        raise UsageError(
-            f"The data set {data.dataset} cannot be read ({first_line(error)}); "
-            "correct data.config or data.split."
-        ) from error
-    rows = [_checked(fields, data.format, f"{data.dataset}, row {n}") for n, fields in enumerate(table)]
-    if not rows:
-        raise UsageError(f"The data set {data.dataset} holds no rows in split {data.split}; choose another.")
-    return rows
+    if isinstance(data, ScriptData):
+        raise UsageError("what a watched script feeds its model is the script's; run bench watch again")
+    if isinstance(data, TaskData):
+        items = task_items(data.task, data.difficulty, "train", data.train_items)
+        answers = [(item, text) for item in items for text in (item.completion, item.wrong)[: 1 + pairs]]
+        # They end with the answer, where the evaluation stops reading: no end token is added.
+        loaded = Loaded([_answered(item.prompt, text, append_end=False) for item, text in answers])
+    else:
+        loaded = _rendered(read_rows(data, pairs=pairs), data, tokenizer)
+    if data.train_on == "all":
+        whole = [replace(one, segments=(Segment(one.text, trained=True),)) for one in loaded.examples]
+        loaded = replace(loaded, examples=whole)
+    return loaded
 
 
-def _checked(fields: object, row_format: FormatName, where: str) -> Row:
-    try:
-        return ROWS[row_format].model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the row"
-        raise UsageError(
-            f"{where}: {key}: {first['msg']}; correct it, or data.format (now {row_format})."
-        ) from error
+def _rendered(rows: Rows, data: JsonlData | HubData, tokenizer: Any) -> Loaded:
+    """Return the examples of rows, and in notes what they were read as and what is not trained."""
+    name = template_of([row for _, row in rows.rows], data.template)
+    # Where all text is trained, the last rendering of a conversation holds it.
+    turns: Turns = "last" if data.train_on == "all" else data.turns
+    examples: list[Example] = []
+    left_out = {why: [*lines] for why, lines in rows.left_out.items()}
+    apart = later = 0
+    for line, row in rows.rows:
+        try:
+            found = _shown(row, name, tokenizer, turns)
+        except LeftOutError as error:
+            left_out.setdefault(str(error), []).append(line)
+            continue
+        except UsageError as error:
+            raise UsageError(f"{rows.name}, line {line}: {error}") from None
+        examples += found
+        if isinstance(row, Chat):
+            apart, later = apart + (len(found) > 1), later + len(found) * (len(found) > 1)
+    if not examples:
+        raise UsageError(f"{rows.name}: no row can be trained on: {told(left_out)}.")
+    notes = {}
+    if left_out or data.format == "auto":
+        notes["data-read"] = f"{replace(rows, left_out=left_out).summary()}; shown by template {name}."
+    if apart:
+        notes["turns-apart"] = (
+            f"The chat template rewrites earlier turns, so {counted(apart, 'conversation')} became {later} "
+            'examples, each up to a turn of the assistant; data.turns = "last" trains on the last one alone.'
+        )
+    if data.turns == "last" and data.train_on != "all":
+        notes["last-turn-only"] = (
+            "Of each conversation the assistant's last turn alone is trained (data.turns)."
+        )
+    if name == "chatml" and "<|im_start|>" not in tokenizer.get_vocab():
+        notes["chatml-as-text"] = "The tokenizer has no token <|im_start|>, so it is spelt out in several."
+    return Loaded(examples, notes)
+
+
+def _shown(row: Row, template: RowTemplate, tokenizer: Any, turns: Turns) -> list[Example]:
+    """Return the examples of a row: of two answers one each, which begin alike."""
+    _require_shown(row, template)
+    if not isinstance(row, Preference):
+        return TEMPLATES[template][1](row, tokenizer, turns)
+    answers = [TEMPLATES[template][1](side, tokenizer) for side in (row.chosen, row.rejected)]
+    if any(len(examples) > 1 for examples in answers):
+        raise LeftOutError("with answers of several turns that the chat template rewrites")
+    return [example for examples in answers for example in examples]
+
+
+def _require_shown(row: Row, template: RowTemplate) -> None:
+    """Raise ``UsageError`` where a template cannot show a row."""
+    if not isinstance(row.chosen if isinstance(row, Preference) else row, TEMPLATES[template][0]):
+        right = template_of([row], "auto")
+        raise UsageError(f"template {template} cannot show this row; set data.template to {right}.")
+
+
+def check_data(data: DataSpec, *, pairs: bool = False) -> str:
+    """Return in one line what a file of rows is read as; empty for other data.
+
+    Nothing is downloaded and no tokenizer needed. Raises ``UsageError`` for what can be seen at once to be
+    wrong: the file, its rows (of a large one the first), the template that cannot show them, a hub's id.
+    """
+    if isinstance(data, HubData):
+        require_hub_id(data.dataset)
+    if not isinstance(data, JsonlData):
+        return ""
+    path = Path(data.path)
+    large = path.is_file() and path.stat().st_size > _WHOLE_UP_TO
+    rows = read_rows(data, pairs=pairs, most=_ROWS_CHECKED if large else None)
+    name = template_of([row for _, row in rows.rows], data.template)
+    for line, row in rows.rows:
+        try:
+            _require_shown(row, name)
+        except UsageError as error:
+            raise UsageError(f"{rows.name}, line {line}: {error}") from None
+    return rows.summary()

@@ -32,7 +32,7 @@ from bench.training.data import (
     shuffled_forever,
     tokenise,
 )
-from bench.training.examples import load_pairs
+from bench.training.examples import load_examples
 from bench.training.optimizers import optimizer_class
 
 Collate = Callable[[Any], Any]
@@ -244,8 +244,9 @@ def prepare_pairs(
         batches = list(_synthetic(training, vocab_size, count))
         notes = {"synthetic-data": "Random tokens: the loss and accuracy say nothing."}
     else:
-        pieces = tokenise(load_pairs(data), tokenizer)
-        batches, notes = _lay_out(pieces, training, pad_id_of(tokenizer), count)
+        loaded = load_examples(data, tokenizer, pairs=True)
+        batches, notes = _lay_out(tokenise(loaded.examples, tokenizer), training, pad_id_of(tokenizer), count)
+        notes = loaded.notes | notes
     return prepared(batches, size, notes)
 
 

@@ -118,8 +118,8 @@ path = "{path}"
     [
         (None, "Cannot read the data file"),
         ("", "holds no rows"),
-        ("not json", "line 1: not a JSON object"),
-        (json.dumps({"prompt": "Q", "answer": "A"}), "line 1: instruction: Field required; correct it"),
+        ("not json", "line 1: not JSON"),
+        (json.dumps({"prompt": "Q", "answer": "A"}), "are of no layout known here; rename them"),
         (json.dumps({"instruction": "Q", "output": "A"}), None),
     ],
 )
@@ -139,8 +139,10 @@ def test_data_is_checked_before_anything_is_loaded(
     scenario.write_text(SCENARIO.format(path=data))
     begun = []
     monkeypatch.setattr("bench.runner.sweep.run_sweep", lambda *_: begun.append(1))
-    error = CliRunner().invoke(app, [command[0], str(scenario), *command[1:]]).exception
+    result = CliRunner().invoke(app, [command[0], str(scenario), *command[1:]])
+    error = result.exception
     if said is None:
+        assert f"{data}: read as alpaca: 1 row" in result.stderr
         assert not isinstance(error, BenchError)
         assert bool(begun) is (command[0] == "run")
         return
@@ -155,3 +157,14 @@ def test_cells_are_listed_without_their_data(tmp_path: Path) -> None:
     scenario.write_text(SCENARIO.format(path="nowhere.jsonl"))
     result = CliRunner().invoke(app, ["cells", str(scenario)])
     assert (0, "tiny/full/b1-s512\n") == (result.exit_code, result.stdout)
+
+
+def test_listing_cells_says_what_their_data_is_read_as_and_needs_none(tmp_path: Path) -> None:
+    """What is wrong with it is said beside the list, which is the same."""
+    data, scenario = tmp_path / "rows.jsonl", tmp_path / "mine.toml"
+    scenario.write_text(SCENARIO.format(path=data))
+    for content, said in (("[{}]", "of no layout known here"), ('[{"text": "a"}]', "read as text: 1 row")):
+        data.write_text(content)
+        result = CliRunner().invoke(app, ["cells", str(scenario)])
+        assert (0, "tiny/full/b1-s512\n") == (result.exit_code, result.stdout)
+        assert said in result.stderr
