@@ -5,8 +5,9 @@ What only one machine lacks is found later.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
-from typing import NamedTuple, Self
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -54,6 +55,12 @@ _BEYOND_TEXT = {
     "XLORA": "adapters that are trained already",
 }
 
+# By what they say, so that options of other versions are refused too: peft imports megatron_core, unpickles
+# cache_file and the like, loads tokenizers (with code of theirs) and adapters; trainers read JSON and upload.
+_OUTSIDE = re.compile(
+    r"(^|_)(path|file|dir|folder|megatron|tokenizer|hub|trackio|deepspeed|fsdp|revision)(s?_|s?$)|^adapters$"
+    "|trust_remote_code|resume_from_checkpoint|shadow_model|auto_mapping|(accelerator|parallelism)_config"
+)
 
 HOW_IT_LEARNS = frozenset(
     {"training.learning_rate", "training.weight_decay", "training.schedule", "training.schedule_warmup_steps"}
@@ -198,6 +205,7 @@ def _of_loop(cell: Cell) -> Iterator[Problem]:
         yield "window", "merge_check", "is for the window's own loop; set it to false"
     if loop.is_function or loop.driver == "script":
         return
+    yield from _reaching_out("loop", "args", loop.args)
     for name in sorted(_SET_BY_LEVERS.keys() & loop.args.keys()):
         yield "loop", "args", f"may not hold {name}; set {_SET_BY_LEVERS[name]}, as for every loop"
     own = {"loss": "full", "upcast_outputs": False, "keep_outputs": False, "use_cache": False}
@@ -253,8 +261,19 @@ def _of_data(cell: Cell) -> Iterator[Problem]:
         yield "data", "template", f"{data.template} does not fit format {data.format}; set {fitting}"
 
 
+def _reaching_out(part: str, field: str, options: Mapping[str, Any]) -> Iterator[Problem]:
+    """Refuse options of a library, nested ones too, by which a file would have code or other files loaded."""
+    for name, value in sorted(options.items()):
+        if _OUTSIDE.search(name):
+            message = "it would have the library load code, files or a network's answer that a scenario names"
+            yield part, field, f"may not hold {name}: {message}; leave it out"
+        elif isinstance(value, Mapping):
+            yield from _reaching_out(part, field, value)
+
+
 def _of_peft(cell: Cell, method: PeftMethod) -> Iterator[Problem]:
     kind = peft_type(method.type)
+    yield from _reaching_out("method", "config", method.config)
     if {"task_type", "inference_mode", "peft_type"} & set(method.config):
         message = "may not hold task_type, inference_mode or peft_type: a causal model is trained, by type"
         yield "method", "config", message
@@ -277,6 +296,7 @@ def _of_adapter(method: FullMethod | LoraMethod | QloraMethod) -> Iterator[Probl
     peft = {} if isinstance(method, FullMethod) else method.peft
     own = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
     own |= {name: name for name in ("target_modules", "bias")}
+    yield from _reaching_out("method", "peft", peft)
     for name in filter(own.get, peft):
         yield "method", "peft", f"may not hold {name}; set the method's {own[name]}"
     if "task_type" in peft or "inference_mode" in peft:

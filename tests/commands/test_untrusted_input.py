@@ -1,6 +1,8 @@
 """What strangers may put into scenarios and results folders, and what comes of it."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,54 @@ def test_peft_fields_with_another_home_are_refused(field: str) -> None:
     """A method's own levers, and what would stop it training, may not come in through the peft table."""
     with pytest.raises(ValidationError, match="may not hold"):
         tiny_cell({"kind": "lora", "peft": {field: 1}})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"megatron_core": "planted"},
+        {"corda_config": {"cache_file": "covariance.pt"}},
+        {"prompt_tuning_init_state_dict_path": "weights.bin"},
+        {"tokenizer_name_or_path": "elsewhere", "tokenizer_kwargs": {"trust_remote_code": True}},
+        {"adapters": {"one": "../outside"}},
+        {"some_later_cache_path": "x"},
+    ],
+)
+def test_options_of_peft_that_load_code_or_files_are_refused(options: dict[str, object]) -> None:
+    """A scenario cannot have peft import a module, unpickle a file or fetch a tokenizer, at any depth."""
+    for method in (
+        {"kind": "lora", "peft": options},
+        {"kind": "peft", "type": "prompt-tuning", "config": {"num_virtual_tokens": 4, **options}},
+    ):
+        with pytest.raises(ValidationError, match="may not hold"):
+            tiny_cell(method)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"deepspeed": "/etc/hostname"},
+        {"push_to_hub": True},
+        {"model_init_kwargs": {"trust_remote_code": True}},
+        {"chat_template_path": "/etc/hostname"},
+        {"resume_from_checkpoint": "elsewhere"},
+    ],
+)
+def test_arguments_of_trainers_that_reach_outside_are_refused(options: dict[str, object]) -> None:
+    """Neither files nor a hub nor remote code by way of ``loop.args``."""
+    with pytest.raises(ValidationError, match="may not hold"):
+        tiny_cell({"kind": "full"}, loop={"driver": "trl-sft", "args": options})
+
+
+def test_every_option_of_the_installed_peft_that_names_a_file_or_module_is_refused() -> None:
+    """What the libraries call paths, files and tokenizers today is among what is refused by name."""
+    mapping = pytest.importorskip("peft.mapping").PEFT_TYPE_TO_CONFIG_MAPPING
+    names = {field.name for kind in mapping.values() for field in dataclasses.fields(kind)}
+    reaching = {name for name in names if re.search("path|_file|tokenizer|megatron|revision", name)}
+    assert len(reaching) >= 6
+    for name in reaching:
+        with pytest.raises(ValidationError, match=f"may not hold {name}"):
+            tiny_cell({"kind": "lora", "peft": {name: "x"}})
 
 
 @pytest.mark.parametrize("value", [0, -1, 2**63, 10**400])
