@@ -75,7 +75,7 @@ def table(
 
     from bench.compare.plausibility import with_findings
     from bench.records.store import gather
-    from bench.records.table import grouped, tidy, write_table
+    from bench.records.table import grouped, inert, tidy, write_table
     from bench.report.pages import render_frame
 
     require_results(results)
@@ -88,9 +88,9 @@ def table(
     if output is not None:
         write_table(frame, output)
     elif sys.stdout.isatty():
-        Console().print(render_frame(frame))
+        Console().print(render_frame(inert(frame)))
     else:
-        typer.echo(frame.to_csv(index=False), nl=False)
+        typer.echo(inert(frame).to_csv(index=False), nl=False)
 
 
 @command

@@ -69,16 +69,33 @@ def grouped(frame: pd.DataFrame, by: Sequence[str], stat: str) -> pd.DataFrame:
     return groups.size().rename("runs_ok").to_frame().join(values).reset_index()
 
 
+def inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with texts that a terminal or a spreadsheet only shows.
+
+    Control and bidirectional characters become question marks; a text that a spreadsheet would take for a
+    formula gets the apostrophe that keeps it a text (OWASP, "CSV Injection").
+    """
+
+    def shown(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        text = "".join(letter if letter.isprintable() else "?" for letter in value)
+        return f"'{text}" if text.lstrip()[:1] in {"=", "+", "-", "@"} else text
+
+    texts = frame.select_dtypes(exclude="number").columns
+    return frame.assign(**{name: frame[name].map(shown) for name in texts})
+
+
 def write_table(frame: pd.DataFrame, path: Path) -> None:
     """Write the table as CSV, Parquet, LaTeX (booktabs) or an Excel workbook, by the file's ending.
 
     Raises UsageError for another ending or a missing extra, InfrastructureError where it cannot be written.
     """
     writers: dict[str, Callable[[], object]] = {
-        ".csv": lambda: frame.to_csv(path, index=False),
+        ".csv": lambda: inert(frame).to_csv(path, index=False),
         ".parquet": lambda: frame.to_parquet(path, index=False),
-        ".tex": lambda: path.write_text(_latex(frame), encoding="utf-8"),
-        ".xlsx": lambda: frame.to_excel(path, index=False),
+        ".tex": lambda: path.write_text(_latex(inert(frame)), encoding="utf-8"),
+        ".xlsx": lambda: inert(frame).to_excel(path, index=False),
     }
     if path.suffix not in writers:
         raise UsageError(f"{path}: a table is written as {', '.join(writers)}; choose one of these endings")

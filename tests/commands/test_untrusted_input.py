@@ -144,3 +144,14 @@ def test_code_that_a_scenario_names_is_not_imported_unasked(
     assert not (tmp_path / "sprung").exists()
     assert "Traceback" not in result.stderr
     assert message is None or message in " ".join((result.stdout + result.stderr).split())
+
+
+@pytest.mark.parametrize(
+    "name", ["\x1b[2Jgone", "=HYPERLINK(1)", "<script>", "a\nb", "", "a" * 500, "\u202eevil"]
+)
+def test_a_record_whose_cell_has_a_hostile_id_is_refused(name: str) -> None:
+    """An id is letters, digits and a few marks, so that no terminal, page or sheet takes it for more."""
+    stored = json.loads(encode_record(make_record()))
+    stored["cell"]["id"] = name
+    with pytest.raises(msgspec.ValidationError):
+        decode_record(json.dumps(stored).encode())
