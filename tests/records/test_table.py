@@ -176,9 +176,7 @@ def test_a_workbook_holds_the_same_numbers(tmp_path: Path) -> None:
     assert list(back["ledger_peak_bytes"]) == list(frame["ledger_peak_bytes"])
 
 
-@pytest.mark.parametrize(
-    "text", ["=1+1", "@SUM(A1)", " -2", "+3", "\x1b[31mred", "\u202etxt", "one\rtwo"]
-)
+@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", " -2", "+3", "\x1b[31mred", "\u202etxt", "one\rtwo"])
 def test_texts_of_strangers_are_only_shown(text: str, tmp_path: Path) -> None:
     """A failure's message begins no formula in a spreadsheet and moves no cursor of a terminal."""
     record = make_record(outcome="crashed", failure=Failure(message=text), measurement={})
