@@ -26,6 +26,7 @@ from bench.records.readings import Caveat
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, ModelSpec, Platform, SyntheticData
+from bench.training.checkpoints import stored_caveats
 from bench.training.models import assumed_of, configuration_of
 
 _REUSED_RANGE = Caveat(
@@ -114,7 +115,7 @@ def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Predictio
 
 def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, ...]:
     """Return what a prediction takes for granted that a run may not bear out."""
-    found = [*caveats_of_version(config, platform)]
+    found = [*caveats_of_version(config, platform), *stored_caveats(cell, config)]
     if assumed := assumed_of(cell.model, config):
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
     if cell.loop.driver != "window" and platform.device != "cpu":

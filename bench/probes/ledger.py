@@ -111,8 +111,8 @@ class Ledger(TorchDispatchMode):
             own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
             self.register(own, "weights", name)
             for tensor in own:
-                self.register(_quantisation_state(tensor), "quantisation_state", name)
-            self.register(_quantisation_state(getattr(module, "state", None)), "quantisation_state", name)
+                self.register(quantisation_state(tensor), "quantisation_state", name)
+            self.register(quantisation_state(getattr(module, "state", None)), "quantisation_state", name)
 
     def reading(self) -> LedgerReading:
         """Sum the closed books up."""
@@ -326,7 +326,7 @@ def category_of(block: Block) -> Category:
     return "activations" if saved or block.recomputed else "temporary"
 
 
-def _quantisation_state(holder: object) -> list[torch.Tensor]:
+def quantisation_state(holder: object) -> list[torch.Tensor]:
     """Return the tensors that bitsandbytes keeps beside quantised weights.
 
     4-bit weights carry a ``QuantState`` (absmax, code, offset, nested state2); 8-bit ones carry

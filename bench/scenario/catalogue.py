@@ -45,8 +45,9 @@ _CARD_MAKERS = re.compile(r"nvidia|geforce|tesla|rtx|gpu|pcie|sxm\d?|hbm\d?|gene
 """What may stand in a card's name or be left out of it."""
 _OTHER_SHAPE = re.compile(
     r"\d+(\.\d+)?[bmt]|\d+x\d+(\.\d+)?b|nano|tiny|mini|small|medium|large|x{1,2}l|random|moe|vl|vision|pruned"
+    r"|bnb|\d+bits?|q\d|[aw]\d+([aw]\d+)?|u?int\d+|(mx|nv)?fp[48]|awq|gptq|gguf|mlx|exl\d|hqq|aqlm|quantized"
 )
-"""A word of a model's name that tells of another shape than the catalogued model's."""
+"""A word of a model's name that tells of another shape than the catalogued model's, or of packed weights."""
 
 _Entry = TypeVar("_Entry")
 

@@ -110,7 +110,9 @@ class LoraMethod(_AdapterMethod):
         description="The frozen base: in the training dtype, or int8 by bitsandbytes (LLM.int8).",
     )
     kbit_preparation: bool = Field(
-        default=True, description="Over an int8 base, call peft's prepare_model_for_kbit_training."
+        default=True,
+        description="Over an int8 base, or a checkpoint stored in 4 or 8 bits, call peft's "
+        "prepare_model_for_kbit_training.",
     )
     peft: PeftFields = Field(default_factory=dict)
 

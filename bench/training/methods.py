@@ -29,7 +29,7 @@ def adapt(model: Any, cell: Cell) -> Any:
         case FullMethod():
             adapted = model
         case LoraMethod():
-            prepare = method.base == "int8" and method.kbit_preparation
+            prepare = _is_quantised(model) and method.kbit_preparation
             adapted = _with_lora(_prepared(model) if prepare else model, method)
         case QloraMethod():
             model = _prepared(model) if method.kbit_preparation else model
@@ -46,6 +46,10 @@ def adapt(model: Any, cell: Cell) -> Any:
             parameter.data = parameter.data.to(dtype)
     adapted.train()
     return adapted
+
+
+def _is_quantised(model: Any) -> bool:
+    return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
 
 
 def _enable_checkpointing(model: Any, cell: Cell) -> None:

@@ -14,6 +14,7 @@ from bench.errors import UnavailableError, UntraceableError, one_line
 from bench.scenario.catalogue import architecture_of, architecture_within
 from bench.scenario.cell import Cell
 from bench.scenario.types import Dtype, LoraMethod, ModelSpec, QloraMethod, SyntheticData
+from bench.training.checkpoints import stored_quantisation
 from bench.training.weights import Weights
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,8 +33,14 @@ class Loaded(NamedTuple):
 
 
 def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remote_code: bool) -> Loaded:
-    """Load the base model as the method wants it; nothing is trained or adapted yet."""
+    """Load the base model as the method wants it; nothing is trained or adapted yet.
+
+    A quantised checkpoint is loaded as it is stored: transformers refuses it if told that it is not.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=trust_remote_code)
+    own = None if stored_quantisation(cell, config) else quantisation_of(cell)
 
     tokenizer = AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
@@ -43,10 +50,10 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
             weights.folder,
             dtype=DTYPES[cell.training.dtype],
             attn_implementation=cell.training.attention,
-            quantization_config=quantisation_of(cell),
             device_map={"": str(device)},
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            **({} if own is None else {"quantization_config": own}),
         )
     except ImportError as error:
         raise UnavailableError(
@@ -55,7 +62,6 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
     except ValueError as error:
         if "does not support" not in str(error):
             raise
-        config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=trust_remote_code)
         raise UnavailableError(
             f"transformers cannot load {cell.model.name} so: {one_line(error)}; "
             f"{_supported_attention(config)}."
@@ -163,28 +169,32 @@ def build_empty_model(cell: Cell, config: Any) -> Any:
     dtype = DTYPES[cell.training.dtype]
     model = empty_causal_model(config, dtype=dtype, attn_implementation=attention_of(cell))
     model.tie_weights()  # part of the initialisation that was left out
-    quantisation = quantisation_of(cell)
+    stored = stored_quantisation(cell, config)
+    quantisation = stored or quantisation_of(cell)
     if quantisation is not None:
         from transformers.modeling_utils import local_torch_dtype
         from transformers.quantizers import AutoHfQuantizer
 
-        quantiser = AutoHfQuantizer.from_config(quantisation, pre_quantized=False)
+        quantiser = AutoHfQuantizer.from_config(quantisation, pre_quantized=stored is not None)
         with local_torch_dtype(dtype, type(model).__name__):  # as from_pretrained does: biases are made anew
             quantiser.preprocess_model(model=model, device_map={"": "meta"}, dtype=dtype)
         quantiser.postprocess_model(model)
         model.hf_quantizer = quantiser  # transformers' Trainer asks it whether it may train
-        unpacked_as_loaded(model, dtype)
+        unpacked_as_loaded(model, dtype, config.dtype if stored else None)
     return model
 
 
-def unpacked_as_loaded(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give an empty model's bitsandbytes layers the dtype in which loading brings them to be packed."""
+def unpacked_as_loaded(model: nn.Module, dtype: torch.dtype, packed_from: torch.dtype | None = None) -> None:
+    """Give an empty model's bitsandbytes layers the dtype in which loading brings them to be packed.
+
+    Weights that come packed were so from the checkpoint's dtype, and products still give that one back.
+    """
     import bitsandbytes
 
     layers = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
     for layer in (module for module in model.modules() if isinstance(module, layers)):
-        for parameter in layer.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
+        for name, parameter in layer.named_parameters(recurse=False):
+            parameter.data = parameter.data.to(packed_from or dtype if name == "weight" else dtype)
 
 
 def empty_causal_model(config: Any, **settings: Any) -> Any:

@@ -21,6 +21,7 @@ from bench.records.readings import Caveat
 from bench.records.records import FlopsReading, LedgerReading, ModelFacts, Phase, StepSample, TokenCounts
 from bench.scenario.cell import Cell
 from bench.scenario.types import WindowSpec
+from bench.training.checkpoints import stored_caveats
 from bench.training.data import Batch, PreparedData, prepare_batches
 from bench.training.evaluation import evaluate
 from bench.training.methods import (
@@ -114,6 +115,7 @@ class Setting:
                 adapter_file_bytes=adapter_bytes,
             ),
             *method_caveats(cell),
+            *stored_caveats(cell, model.config),
             *excess_ranks(model),
             *optimizer_caveats(cell.training, device_of(cell)),
         )

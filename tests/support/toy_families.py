@@ -50,8 +50,13 @@ def configuration(family: str) -> Any:
 
 def true_reading(cell: Cell, config: Any) -> LedgerReading:
     """Train the real model for a step, then two more under the ledger, as ``run_window`` does."""
-    vocabulary_size = int(config.get_text_config().vocab_size)
-    model = adapt(_loaded(cell, config), cell)
+    return reading_over(_loaded(cell, config), cell)
+
+
+def reading_over(model: Any, cell: Cell) -> LedgerReading:
+    """Do so over a model that was loaded."""
+    vocabulary_size = int(model.config.get_text_config().vocab_size)
+    model = adapt(model, cell)
     trainer = build_trainer(model, cell, 1 + LEDGER_STEPS)
     step = [worst_batch(cell, vocabulary_size)] * cell.training.gradient_accumulation
     run_step(trainer, step)

@@ -9,6 +9,7 @@ import torch
 from bench.predict.script.card import Patches
 from bench.predict.script.ledger import ScriptState, place
 from bench.predict.trace.trace import load_weights
+from bench.training.checkpoints import stored_as
 from bench.training.models import quantise_empty, unpacked_as_loaded
 
 _KEYS = ("missing", "unexpected", "mismatched", "skipped_pp")
@@ -30,7 +31,14 @@ def without_weights(state: ScriptState) -> Iterator[None]:
 
     def loaded(model: Any, _state: Any, _files: Any, config: Any, *_: Any, **__: Any) -> tuple[Any, None]:
         model.tie_weights()
-        unpacked_as_loaded(model, config.dtype)
+        model.hf_quantizer = quantiser = config.hf_quantizer
+        packed = stored_as(model.config) if quantiser is not None and quantiser.pre_quantized else None
+        if packed and not packed.startswith("bitsandbytes"):
+            raise state.refuse(
+                f"loads weights that are stored quantised ({packed}), which is not counted here; "
+                "name a 16-bit checkpoint, or one that bitsandbytes stored."
+            )
+        unpacked_as_loaded(model, config.dtype, config.dtype if packed else None)
         places = {str(each) for each in (config.device_map or {"": "cpu"}).values()}
         if len(places) > 1 or "disk" in places:
             raise state.refuse(

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.loops import LoopLedger, MetaLoop, read_loop_ledger
@@ -18,7 +19,7 @@ from bench.predict.trace.older_models import check_model
 from bench.predict.trace.patches import patched
 from bench.predict.trace.repeat import Depth, shallow
 from bench.predict.trace.stream import WARM_UP, Stream, stream_of
-from bench.probes.ledger import StepPhase
+from bench.probes.ledger import StepPhase, quantisation_state
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform, SyntheticData
@@ -194,12 +195,22 @@ def on_meta(batch: Batch) -> Batch:
 
 
 def load_weights(model: Any, ledger: MetaLedger) -> None:
-    """Enter the weights as loading does, one after the other, each quantised as soon as it is there."""
+    """Enter the weights as loading does, one after the other, each quantised as soon as it is there.
+
+    Those of a quantised checkpoint come packed, each with its scales.
+    """
     ledger.release(ledger.hold(warm_up_bytes(model, ledger.times), WARM_UP))
-    for loaded in in_loading_order(model):
+    come_packed = getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False)
+    for loaded in list(in_loading_order(model)):
+        packs, module = loaded.name.endswith("weight"), loaded.name.rpartition(".")[0]
         ledger.work_on(loaded.name)
-        ledger.register([loaded.tensor], "weights", loaded.name.rpartition(".")[0])
-        if loaded.name.endswith("weight"):
+        if packs and come_packed:
+            with _disable_current_modes():
+                quantise_empty(loaded.module)
+        ledger.register([loaded.tensor], "weights", module)
+        if packs and come_packed:
+            ledger.register(quantisation_state(loaded.tensor), "quantisation_state", module)
+        elif packs:
             quantise_empty(loaded.module)
     ledger.learn(model)
 
