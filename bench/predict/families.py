@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.predict.sizes import Point, RepeatedStep, Sizes, same_structure
 from bench.predict.trace.kernels import Kernels
-from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of
+from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of, trace_whole
 from bench.predict.trace.stream import Stream
 from bench.predict.trace.trace import TRACED_STEPS, Adapted, Tracer
 from bench.records.predictions import Method
@@ -88,8 +88,24 @@ def _cells_among(members: Mapping[Point, Sequence[Cell]]) -> int:
 def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[Point, Stream, Method]]:
     """Yield the stream of each point's cells and how it was made; relatives then know what sizes follow.
 
-    Raises what tracing raises, at the first cell that is traced.
+    Where a model that was cut to fewer layers fails in any way, the whole is traced. Raises what tracing
+    raises, at the first cell that is traced.
     """
+    told = set()
+    cut = any(depth_of(cells[0], config) for cells in family.cells.values())
+    try:
+        for one in _streams(family, platform, config):
+            told.add(one[0])
+            yield one
+    except Exception:
+        if not cut:
+            raise
+        trace_whole(config)
+        left = {point: cells for point, cells in family.cells.items() if point not in told}
+        yield from _streams(replace(family, cells=left, known=[], adapted={}), platform, config)
+
+
+def _streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[Point, Stream, Method]]:
     kernels = Kernels(platform)
     tracer = Tracer(platform, config, family.adapted)
     traced: dict[Point, Stream] = {}

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -224,7 +224,12 @@ def _search(line: _Line, judged_for: Card) -> Search:
     while high - low > 1 and refusal is None:
         answer = yield position * line.step
         if not isinstance(answer, Prediction):
-            refusal = answer.message
+            if line.axis == "sequence_length" and answer.longest_tokens:
+                line = replace(line, limit=min(line.limit, answer.longest_tokens))
+                high = min(high, line.top + 1)
+                position = _next_position(tried, low, high)
+            else:
+                refusal = answer.message
             continue
         predictions.append(answer)
         verdict = check_fit(answer, judged_for)

@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import PurePath
+from traceback import extract_tb
 from typing import Any
 
 import numpy as np
 
-from bench.errors import UnavailableError, UntraceableError
+from bench.errors import UnavailableError, UntraceableError, UsageError, first_line
 from bench.predict.allocator.replay import (
     DEFAULT_SETTINGS,
     EMPTY_CACHE,
@@ -17,7 +19,8 @@ from bench.predict.allocator.replay import (
     reserved_range,
 )
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.families import families, streams
+from bench.predict.families import Family, families, streams
+from bench.predict.reach import beyond_training, refused_as_unreachable
 from bench.predict.trace.older_models import caveats_of_version
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import read_cpu_ledger
@@ -49,6 +52,8 @@ def predict(
     configuration cannot be read.
     """
     config = configuration_of(cell.model)
+    if refused := refused_as_unreachable(cell, config):
+        raise UntraceableError(refused.message)
     if platform.device == "cpu":
         prediction = _predict_cpu(cell, platform, config)
     else:
@@ -76,21 +81,31 @@ def predict_all(
         except UnavailableError as error:
             yield from ((cell, Refusal(message=str(error))) for cell in members)
             continue
+        refused = [(cell, refused_as_unreachable(cell, config)) for cell in members]
+        yield from ((cell, refusal) for cell, refusal in refused if refusal is not None)
+        within = [cell for cell, refusal in refused if refusal is None]
         if platform.device == "cpu":
-            yield from ((cell, _predicted_or_refused(cell, platform, settings)) for cell in members)
+            yield from ((cell, _predicted_or_refused(cell, platform, settings)) for cell in within)
             continue
-        for family in families(members, config):
-            left = dict(family.cells)
-            try:
-                relative = None
-                for point, stream, method in streams(family, platform, config):
-                    prediction = summed_up(stream, platform, settings, method, relative)
-                    relative = prediction if reuse_ranges and relative is None else relative
-                    for cell in left.pop(point):
-                        yield cell, _with_caveats(prediction, _assumptions(cell, config, platform))
-            except (UntraceableError, UnavailableError):  # of one cell; each is asked for its own reason
-                for cell in chain.from_iterable(left.values()):
-                    yield cell, _predicted_or_refused(cell, platform, settings)
+        for family in families(within, config):
+            yield from _predicted(family, platform, config, settings, reuse_ranges=reuse_ranges)
+
+
+def _predicted(
+    family: Family, platform: Platform, config: Any, settings: AllocatorSettings, *, reuse_ranges: bool
+) -> Iterator[tuple[Cell, Prediction | Refusal]]:
+    """Predict the cells of a family; where one cannot be, each is asked for its own reason."""
+    left = dict(family.cells)
+    relative = None
+    try:
+        for point, stream, method in streams(family, platform, config):
+            prediction = summed_up(stream, platform, settings, method, relative)
+            relative = prediction if reuse_ranges and relative is None else relative
+            for cell in left.pop(point):
+                yield cell, _with_caveats(prediction, _assumptions(cell, config, platform))
+    except Exception:  # noqa: BLE001 - a library's, or ours
+        for cell in chain.from_iterable(left.values()):
+            yield cell, _predicted_or_refused(cell, platform, settings)
 
 
 def _by_model(cells: Sequence[Cell]) -> Iterable[tuple[ModelSpec, list[Cell]]]:
@@ -105,8 +120,26 @@ def _predicted_or_refused(
 ) -> Prediction | Refusal:
     try:
         return predict(cell, platform, settings)
-    except (UntraceableError, UnavailableError) as error:
+    except (UntraceableError, UnavailableError, UsageError) as error:
         return Refusal(message=str(error))
+    except Exception as error:
+        if (refused := _refused_by_library(error)) is None:
+            raise
+        return refused
+
+
+def _refused_by_library(error: Exception) -> Refusal | None:
+    """Return the refusal of a cell on which a library's code failed, by its name; None where ours did."""
+    asking = [frame for frame in extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+    place = PurePath(asking[-1].filename)
+    if not asking or "site-packages" not in place.parts:
+        return None
+    library = place.parts[place.parts.index("site-packages") + 1]
+    return Refusal(
+        message=f"{library} fails on this cell: {type(error).__name__}: {first_line(error)[:200]} "
+        f"({'/'.join(place.parts[-2:])}, line {asking[-1].lineno}); change what this names in the scenario, "
+        "or try the cell with bench run, which trains with data."
+    )
 
 
 def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Prediction:
@@ -118,6 +151,8 @@ def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, .
     found = [*caveats_of_version(config, platform), *stored_caveats(cell, config)]
     if assumed := assumed_of(cell.model, config):
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
+    if beyond := beyond_training(cell, config):
+        found.append(beyond)
     if cell.loop.driver != "window" and platform.device != "cpu":
         message = (
             f"{cell.loop.driver} as installed here; no such prediction was compared with a real card yet."

@@ -60,6 +60,9 @@ class Refusal(Stored):
     """Why a cell cannot be predicted: the operator, method or setting by its name, and what to do."""
 
     message: str
+    longest_tokens: Count | None = Field(
+        None, exclude_if=lambda longest: longest is None, description="That the model has positions for."
+    )
 
 
 class CardFit(Stored):

@@ -148,6 +148,14 @@ def peft_type(name: str) -> str:
     return name.upper().replace("-", "_")
 
 
+def virtual_tokens(method: MethodSpec) -> int:
+    """Return how many tokens of its own a method puts before those of the data."""
+    if method.kind != "peft" or peft_type(method.type) not in _LENGTHENING:
+        return 0
+    given = method.config.get("num_virtual_tokens") or len(method.config.get("cpt_token_ids") or ())
+    return given if isinstance(given, int) else 0
+
+
 def _of_training(cell: Cell) -> Iterator[Problem]:
     training, method, on_cpu = cell.training, cell.method, cell.device == "cpu"
     trains_fp16 = training.dtype == "fp16" and (method.kind == "full" or method.adapter_dtype == "weights")

@@ -6,6 +6,7 @@ Another loop than the window is run once, unchanged, and watched.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from bench.records.records import TokenCounts
 from bench.scenario.cell import Cell
 from bench.training.data import PreparedData, prepare_batches
 from bench.training.models import device_of, load_model
+from bench.training.reach import require_reach
 from bench.training.step import ignore_phase, paged_memory
 from bench.training.trainers import TRAINERS, Collate, Hooks, prepare_pairs
 from bench.training.watcher import Script, StopLoop, WatchedLoop, Watcher
@@ -126,6 +128,7 @@ class LoopRun(WatchedLoop):
         data = prepare(
             cell.data, cell.training, setting.tokenizer, setting.vocabulary_size, setting.timed_steps
         )
+        require_reach(cell, setting.model.config, chain.from_iterable(data.steps))
         widest, last = widest_of(data.steps), data.steps[-1]
         more = [widest] * LEDGER_STEPS * cell.window.ledger + [last] * cell.window.flops
         # One more than is trained on, since a loader fetches a batch ahead.

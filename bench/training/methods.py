@@ -123,14 +123,18 @@ def _with_adapter(
 ) -> Any:
     from peft import get_peft_model
 
+    layers = model.named_modules()
+    linear = {name.rpartition(".")[2] for name, layer in layers if isinstance(layer, nn.Linear)}
     try:
         config = configuration(task_type="CAUSAL_LM", **fields)
         return get_peft_model(model, config, autocast_adapter_dtype=method.adapter_dtype == "fp32")
     except (TypeError, ValueError, re.error) as error:
         table = "config" if isinstance(method, PeftMethod) else "peft"
+        others = sorted(linear - {"lm_head", *re.findall(r"'([\w.]+)'", str(error))})
         raise UsageError(
-            f"peft refuses the adapter of method {method.name!r}: {one_line(error)}. "
-            f"Correct target_modules or the method's {table} table."
+            f"peft refuses the adapter of method {method.name!r}: {one_line(error)}. Correct the method's "
+            f"{table} table, or its target_modules; linear layers that this does not name: "
+            f"{', '.join(others) or 'none'}."
         ) from error
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -35,6 +36,7 @@ from bench.training.methods import (
 )
 from bench.training.models import device_of
 from bench.training.optimizers import optimizer_caveats
+from bench.training.reach import require_reach
 from bench.training.step import (
     Mark,
     Trainer,
@@ -142,6 +144,7 @@ def prepare(setting: Setting) -> tuple[Trainer, PreparedData]:
         data = prepare_batches(
             cell.data, cell.training, setting.tokenizer, setting.vocabulary_size, setting.timed_steps
         )
+    require_reach(cell, setting.model.config, chain.from_iterable(data.steps))
     setting.report_facts(trainer.optimizer, setting.save_adapter())
     phases.report(*data.caveats)
     return trainer, data

@@ -108,6 +108,21 @@ def test_a_refusal_ends_its_search_with_the_reason(monkeypatch: pytest.MonkeyPat
     assert [bound.refusal for bound in bounds if bound.method == "qlora"] == [None] * 3
 
 
+def test_a_search_for_the_length_ends_where_the_positions_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of 1,000 positions bounds the length as memory would: in steps of 64, at 960."""
+
+    def predict(requests: list[PredictionRequest], *_: object, **__: object) -> list[Prediction | Refusal]:
+        lengths = [request.cell.training.sequence_length for request in requests]
+        beyond = Refusal(message="beyond", longest_tokens=1000)
+        return [make_prediction(GIB) if length <= 1000 else beyond for length in lengths]
+
+    monkeypatch.setattr(fit, "predict_cells", predict)
+    bounds = find_bounds(request(), lambda _done, _total: None).bounds
+    (length,) = [bound for bound in bounds if bound.axis == "sequence_length"]
+    assert (length.fits and length.fits.value, length.next, length.limit) == (960, None, 960)
+    assert length.refusal is None
+
+
 def test_the_search_runs_through_workers() -> None:
     """A replay worker takes a GiB for each sequence: 21 and a tenth of it and the context are 24."""
     launcher = Launcher(work=replay, preload=["bench.workers.child"])

@@ -153,3 +153,24 @@ def test_a_derivative_is_predicted_offline_and_says_so() -> None:
     (said,) = [one.message for one in prediction.caveats if one.code == "architecture-of-a-relative"]
     assert said.startswith("somebody/Qwen2.5-0.5B-Instruct-v2 is assumed to have the architecture of qwen2.5")
     assert "architecture-of-a-relative" not in {one.code for one in base.caveats}
+
+
+def test_what_a_library_raises_is_said_to_be_its_own() -> None:
+    """An activation that transformers does not know costs one cell; the sentence says whose error it is."""
+    model = {"name": "odd", "random": "tiny-llama-test", "overrides": {"hidden_act": "no-such-function"}}
+    odd, plain = cuda_cell(id="odd", model=model), cuda_cell(id="plain")
+    answers = {cell.id: answer for cell, answer in predict_all([odd, plain], A100)}
+    assert isinstance(answers["plain"], Prediction)
+    refused = answers["odd"]
+    assert isinstance(refused, Refusal)
+    assert refused.message.startswith("transformers fails on this cell: KeyError: ")
+    assert "no-such-function" in refused.message
+
+
+def test_what_peft_refuses_says_which_layers_are_left() -> None:
+    """Targets that no layer has: the sentence is peft's, and names the layers that there are."""
+    method = {"kind": "lora", "rank": 4, "target_modules": ["c_attn"]}
+    ((_, refused),) = predict_all([cuda_cell(method)], A100)
+    assert isinstance(refused, Refusal)
+    assert "peft refuses the adapter of method 'lora'" in refused.message
+    assert "linear layers that this does not name: down_proj, gate_proj, k_proj" in refused.message

@@ -1,12 +1,16 @@
 """Deepening: what repeats is repeated, what does not is refused, what treats layers apart is traced whole."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from transformers import AutoConfig
 
+from bench.predict.predict import predict, predict_all
+from bench.predict.trace import repeat
 from bench.predict.trace.repeat import Depth, LayersDifferError, deepen, depth_of, depth_traced, shallow
 from bench.predict.trace.trace import Tracer
+from bench.records.predictions import Prediction
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
 from bench.training.models import configuration_of
@@ -90,3 +94,63 @@ def test_layers_told_apart_by_a_number_in_the_configuration_rule_the_short_cut_o
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 4}
     config = AutoConfig.for_model(**fields, **sizes, num_hidden_layers=13, vocab_size=96)
     assert depth_of(lora(), config) is None
+
+
+FALCON_H1 = {
+    "model_type": "falcon_h1",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "mamba_d_ssm": 64,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 16,
+    "num_hidden_layers": 6,
+    "vocab_size": 64,
+}
+
+
+def test_a_list_that_follows_from_the_depth_is_left_to_follow() -> None:
+    """Falcon-H1 has a name of its own for layer_types, derived and without a setter."""
+    cut = shallow(AutoConfig.for_model(**FALCON_H1), 2)
+    assert (2, 2) == (cut.num_hidden_layers, len(cut.layers_block_type))
+
+
+@pytest.mark.parametrize("broken", ["shallow", "_built_layers"])
+def test_a_model_that_cannot_be_cut_is_traced_whole(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Whatever a configuration raises that is made shorter: the prediction is that of all layers."""
+    cell = lora().model_copy(update={"training": lora().training.model_copy(update={"seed": len(broken)})})
+    config = configuration_of(cell.model)
+    monkeypatch.setattr(repeat, "_found", {})
+    expected = predict(cell, PLATFORM)
+    real = getattr(repeat, broken)
+
+    def refusing(config: Any, *layers: int) -> Any:
+        if layers or config.num_hidden_layers < 7:
+            raise AttributeError("no setter")
+        return real(config)
+
+    monkeypatch.setattr(repeat, "_found", {})
+    monkeypatch.setattr(repeat, broken, refusing)
+    found = predict(cell, PLATFORM)
+    assert depth_of(cell, config) is None
+    assert (expected.method, found.method) == ("repeated layers", "full trace")
+    assert expected.allocated_peak_bytes == found.allocated_peak_bytes
+
+
+def test_a_cut_model_that_fails_as_it_runs_is_traced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers may be alike and the model still be unable to run with fewer."""
+    monkeypatch.setattr(repeat, "_found", {})
+    real = Tracer.trace
+
+    def failing(self: Tracer, cell: Cell, depth: Depth | None = None, *steps: int) -> Any:
+        if depth is not None:
+            raise IndexError("list index out of range")
+        return real(self, cell, depth, *steps)
+
+    monkeypatch.setattr(Tracer, "trace", failing)
+    ((_, found),) = predict_all([lora()], PLATFORM)
+    assert isinstance(found, Prediction)
+    assert found.method == "full trace"

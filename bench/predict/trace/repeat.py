@@ -251,10 +251,14 @@ def depth_of(cell: Cell, config: Any) -> Depth | None:
     """
     if not _treats_layers_alike(cell):
         return None
-    key = config.to_json_string(use_diff=False)
+    key = _key(config)
     if key not in _found:
         _found[key] = _depth_of_model(config)
     return _found[key]
+
+
+def _key(config: Any) -> str:
+    return str(config.to_json_string(use_diff=False))
 
 
 def _depth_of_model(config: Any) -> Depth | None:
@@ -274,18 +278,25 @@ def _depth_of_model(config: Any) -> Depth | None:
     if period is None or len(whole) != layers:
         return None
     traced = depth_traced(layers, period)
-    if traced == layers or _built_layers(shallow(config, traced)) != whole[:traced]:
+    try:
+        alike = traced < layers and _built_layers(shallow(config, traced)) == whole[:traced]
+    except Exception:  # noqa: BLE001 - a configuration may derive anything from its depth, and refuse another
         return None
-    return Depth(traced, period, (layers - traced) // period)
+    return Depth(traced, period, (layers - traced) // period) if alike else None
+
+
+def trace_whole(config: Any) -> None:
+    """Trace a configuration's model with all its layers from now on: cut to fewer it cannot be run."""
+    _found[_key(config)] = None
 
 
 def shallow(config: Any, layers: int) -> Any:
     """Return the configuration with its first ``layers`` layers only."""
     cut = deepcopy(config)
     text = cut.get_text_config()
-    derived = {name for name, value in vars(type(text)).items() if isinstance(value, property)}
     for name, values in _per_layer(text, int(text.num_hidden_layers)).items():
-        if name not in derived:
+        own = type(text).attribute_map.get(name, name)
+        if not isinstance(getattr(type(text), own, None), property):  # which follows from the other fields
             setattr(text, name, type(values)(values[:layers]))
     text.num_hidden_layers = layers
     return cut
