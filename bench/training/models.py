@@ -13,7 +13,7 @@ from torch import nn
 from bench.errors import UnavailableError, UntraceableError, one_line
 from bench.scenario.catalogue import architecture_of, architecture_within
 from bench.scenario.cell import Cell
-from bench.scenario.types import Dtype, LoraMethod, ModelSpec, QloraMethod, SyntheticData
+from bench.scenario.types import Dtype, LoraMethod, ModelSpec, QloraMethod
 from bench.training.checkpoints import stored_quantisation
 from bench.training.weights import Weights
 
@@ -167,7 +167,7 @@ def build_empty_model(cell: Cell, config: Any) -> Any:
     loading does.
     """
     dtype = DTYPES[cell.training.dtype]
-    model = empty_causal_model(config, dtype=dtype, attn_implementation=attention_of(cell))
+    model = empty_causal_model(config, dtype=dtype, attn_implementation=cell.training.attention)
     model.tie_weights()  # part of the initialisation that was left out
     stored = stored_quantisation(cell, config)
     quantisation = stored or quantisation_of(cell)
@@ -228,26 +228,6 @@ def _supported_attention(config: Any) -> str:
     }
     names = ", ".join(name for name, has in supported.items() if has) or "another implementation"
     return f"set the attention (training.attention, or --attention of bench fit) to one it supports: {names}"
-
-
-def attention_of(cell: Cell) -> str:
-    """Return the implementation that shows what the cell's allocates; flash-attn's own needs its package.
-
-    Without padding, and with one sequence a row, torch's SDPA runs the same kernel on the same tensors.
-    """
-    training = cell.training
-    if training.attention != "flash_attention_2":
-        return training.attention
-    if isinstance(cell.data, SyntheticData):
-        ragged = cell.data.attention_mask == "padded"
-    else:
-        ragged = training.micro_batch > 1 or training.batching != "pad-to-longest"
-    if ragged:
-        raise UntraceableError(
-            "flash_attention_2 over padded or packed rows cannot be traced: its kernel's sizes depend on the "
-            'data; set training.attention to "sdpa", or data.attention_mask to "ones".'
-        )
-    return "sdpa"
 
 
 def quantise_empty(module: nn.Module) -> None:

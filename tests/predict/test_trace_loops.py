@@ -115,10 +115,10 @@ def test_all_loops_are_predicted_to_the_byte(driver: str, method: dict[str, Any]
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["kind"])
 @pytest.mark.parametrize(("rows", "length", "mask"), [(2, 32, "none"), (8, 128, "none"), (4, 64, "ones")])
-def test_the_trainer_takes_what_the_window_takes_and_a_batch_ahead(
+def test_the_trainer_takes_what_the_window_takes_and_on_the_host_a_batch_ahead(
     method: dict[str, Any], rows: int, length: int, mask: str
 ) -> None:
-    """The two differ by the batch that accelerate's loader fetches ahead, and by a constant."""
+    """The two differ by a constant; the batch that accelerate's loader fetches ahead stays on the host."""
     training = {"micro_batch": rows, "sequence_length": length}
     peaks_bytes: dict[str, int] = {}
     for device, driver in product(("cpu", "cuda"), ("window", "hf-trainer")):
@@ -131,7 +131,7 @@ def test_the_trainer_takes_what_the_window_takes_and_a_batch_ahead(
         peaks_bytes[f"{device} hf-trainer"] - peaks_bytes[f"{device} window"] for device in ("cpu", "cuda")
     )
     assert on_cpu == ahead_bytes + (18 if method["kind"] == "full" else 20)
-    assert on_card == ahead_bytes + 2560
+    assert on_card == 2560
 
 
 def test_a_trainer_that_leaves_the_cache_on_keeps_what_the_window_keeps() -> None:
@@ -150,8 +150,7 @@ def test_a_trainer_that_leaves_the_cache_on_keeps_what_the_window_keeps() -> Non
     own, theirs, less = (
         predict(cell, old).phase_peaks_bytes["forward"] for cell in (window, trainer, without)
     )
-    ahead_bytes = 8 * 512 * 24
-    assert ahead_bytes <= theirs - own <= ahead_bytes + 2560
+    assert 0 <= theirs - own <= 2560
     assert less < theirs
 
 

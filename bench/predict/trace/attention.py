@@ -5,13 +5,15 @@ cuda/sdp_utils.cpp.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench.errors import UntraceableError
 from bench.predict.trace.meta_kernels import registrations
 from bench.scenario.types import Platform
 
@@ -58,9 +60,43 @@ def patched_attention(platform: Platform) -> Iterator[None]:
         call = _Call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         return _RUN[kernel_of(call, platform)](call)
 
-    with registrations("aten") as aten:
+    with registrations("aten") as aten, ExitStack() as stack:
         aten.impl("scaled_dot_product_attention", attention, "AutogradMeta")
+        for one in _flash_attn() if platform.device == "cuda" else ():
+            stack.enter_context(one)
         yield
+
+
+def _flash_attn() -> Iterator[Any]:
+    """Let transformers take its own way with flash-attn, for whose kernel torch's stands: it is the same.
+
+    Source: flash_attn/flash_attn_interface.py of 2.8 (FlashAttnFunc pads heads to a multiple of 8 and keeps
+    queries, keys, values, the result and its logarithms of sums), as in torch's.
+    """
+    from transformers import PreTrainedModel, modeling_flash_attention_utils
+
+    own = (_flash, _refuse_lengths, None, None, None)
+    yield patch.object(PreTrainedModel, "_flash_attn_import_error", lambda *_, **__: None)
+    yield patch.object(modeling_flash_attention_utils, "_loaded_implementation", None)
+    yield patch.object(modeling_flash_attention_utils, "_lazy_imports", lambda *_, **__: own)
+    for name in ("_upad_input", "_prepare_from_posids"):
+        yield patch.object(modeling_flash_attention_utils, name, _refuse_lengths)
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, softmax_scale: float | None, **_more: float
+) -> Tensor:
+    """Run flash_attn_func of [batch, positions, heads, width]; windows, caps and dropout take no memory."""
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    call = _Call(query, key, value, None, 0.0, causal, softmax_scale, grouped=True)
+    return _run_flash(call).transpose(1, 2)
+
+
+def _refuse_lengths(*_args: Any, softcap: float = 0.0, **_kwargs: Any) -> None:  # noqa: ARG001 - transformers looks for its name
+    raise UntraceableError(
+        "flash_attention_2 over padded or packed rows cannot be traced: its kernel's sizes depend on the "
+        'data; set training.attention to "sdpa", or data.attention_mask to "ones".'
+    )
 
 
 def kernel_of(call: _Call, platform: Platform) -> str:

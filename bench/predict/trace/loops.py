@@ -150,7 +150,11 @@ class MetaLoop:
             script.close()
 
     def _collate(self, collate: Collate) -> Collate:
-        """Return a collator whose batches have no data."""
+        """Return a collator whose batches have no data, as far as they are made on the loop's device.
+
+        For a card they are made on the host, as there; accelerate moves each as it hands it out, and the one
+        that its loader fetched ahead stays behind (DataLoaderShard.__iter__ in its data_loader.py).
+        """
 
         def on_meta(rows: Any) -> Any:
             with without_modes():
@@ -163,7 +167,7 @@ class MetaLoop:
             self.books.register(tensors.values(), "inputs")
             return {**batch, **tensors}
 
-        return on_meta
+        return on_meta if self.on_cpu else collate
 
     def found(self, _model: object) -> None:
         """Be told nothing: the model is given."""

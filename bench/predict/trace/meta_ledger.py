@@ -281,10 +281,12 @@ class MetaLedger(Ledger):
 
 _DEPTH = 24  # frames; the dispatcher's own lie between the question and who asks it
 _MACHINERY = ("/torch/", "/bench/predict/", "/bench/probes/")
-_HIDES_NOTHING = {"_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa"}
+_HIDES_NOTHING = {"_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa", "flash_attention_mask"}
 """transformers' masking_utils.py: does the mask hide nothing, so that no mask need be made?"""
+_SEVERAL_PER_ROW = {"_flash_attention_forward"}
+"""Its modeling_flash_attention_utils.py: do positions begin anew within a row?"""
 _ONE_SEQUENCE_PER_ROW = {"find_packed_sequence_indices"}
-"""The same: do positions just count up, as they do but in packed rows?"""
+"""masking_utils.py: do positions just count up, as they do but in packed rows?"""
 _FOUND_INFINITIES = {"_maybe_opt_step"}
 """torch's grad_scaler.py: how many gradients overflowed? If any had, there would be no step to predict."""
 _SCALE = {"get_scale"}
@@ -303,6 +305,8 @@ def resolve_item(*, padded: bool, packed: bool) -> bool | float | int:
         return not padded
     if names & _ONE_SEQUENCE_PER_ROW:
         return not packed
+    if names & _SEVERAL_PER_ROW:
+        return packed
     if names & _FOUND_INFINITIES:
         return 0.0
     if names & _SCALE:

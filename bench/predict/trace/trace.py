@@ -25,7 +25,7 @@ from bench.scenario.cell import Cell
 from bench.scenario.types import Platform, SyntheticData
 from bench.training.data import Batch, prepare_batches
 from bench.training.methods import adapt
-from bench.training.models import attention_of, build_empty_model, configuration_of, quantise_empty
+from bench.training.models import build_empty_model, configuration_of, quantise_empty
 from bench.training.step import Trainer, build_trainer, empties_cache, optimizer_state, run_step
 from bench.training.trainers import prepare_pairs
 from bench.training.watcher import Script
@@ -70,7 +70,7 @@ class Tracer:
         with patched(self.platform):
             training, window = cell.training, cell.loop.driver == "window"
             method = cell.method.model_dump_json(exclude={"name"})
-            key = method, training.dtype, training.gradient_checkpointing, attention_of(cell), depth, window
+            key = method, training.dtype, training.gradient_checkpointing, training.attention, depth, window
             made = self.adapted.pop(key, None) or self._adapted(cell, depth)
             name2qmap.update(made.maps)
             made.maps.update(name2qmap)
@@ -174,7 +174,13 @@ def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
     if training.batching == "pack":
         half = training.sequence_length // 2
         positions = torch.cat([torch.arange(half), torch.arange(training.sequence_length - half)])
-        return replace(batch, position_ids=positions.expand(batch.input_ids.shape).contiguous())
+        positions = positions.expand(batch.input_ids.shape).contiguous()
+        if training.attention == "flash_attention_2":  # all rows in one, as they are laid out for it
+            ids, labels, positions = (
+                part.reshape(1, -1) for part in (batch.input_ids, batch.labels, positions)
+            )
+            return replace(batch, input_ids=ids, labels=labels, position_ids=positions)
+        return replace(batch, position_ids=positions)
     if len(batch.input_ids) > 1 or training.batching == "pad-to-length":
         mask = torch.ones_like(batch.input_ids)
         mask[-1, training.sequence_length * 3 // 4 :] = 0
