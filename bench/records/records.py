@@ -217,6 +217,8 @@ class EvaluationReading(Part, frozen=True):
     def __post_init__(self) -> None:
         """Decode the questions with their answers: before training they are alike in all runs."""
         share(self, "items", _items)
+        if self.truncated_items > len(self.items):
+            raise ValueError(f"{self.truncated_items} of {len(self.items)} items truncated")
 
 
 class Measurement(Part, frozen=True, dict=True):
@@ -315,8 +317,17 @@ class Record(Part, frozen=True, kw_only=True):
 
 _cell = partial(decode_shared, Cell)
 _environment = lru_cache(maxsize=1000)(msgspec.json.Decoder(Environment).decode)
-# Few, since a thousand answers take a quarter of a megabyte.
-_items = lru_cache(maxsize=100)(msgspec.json.Decoder(tuple[EvaluationItem, ...]).decode)
+_decode_items = msgspec.json.Decoder(tuple[EvaluationItem, ...]).decode
+
+
+@lru_cache(maxsize=100)  # few, since a thousand answers take a quarter of a megabyte
+def _items(content: bytes) -> tuple[EvaluationItem, ...]:
+    items = _decode_items(content)
+    if len({item.doc_id for item in items}) < len(items):
+        raise ValueError("the same question twice in one evaluation")
+    return items
+
+
 _DECODER = msgspec.json.Decoder(Record, dec_hook=decode_model)
 
 

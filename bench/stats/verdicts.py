@@ -309,7 +309,10 @@ def _accuracy(one: AccuracyChange, row: tuple[int, float, float, float, int, int
     if verdict == "inconclusive":
         reason += f"; too few to rule out a drop of {policy.tolerance:.1%}, evaluate more questions"
     if paired.unmatched:
-        reason += f"; {counted(paired.unmatched, 'question')} on one side only"
+        # A side that leaves out what it got wrong looks perfect on what is left.
+        verdict = "inconclusive" if verdict == "pass" else verdict
+        unmatched = counted(paired.unmatched, "question")
+        reason += f"; {unmatched} on one side only: evaluate the same questions on both"
     interval = (low, high) if policy.direction == "lower" else (-high, -low)
     return policy.verdict(
         one.cell,
