@@ -158,11 +158,11 @@ def test_a_record_whose_cell_has_a_hostile_id_is_refused(name: str) -> None:
 
 
 def test_an_evaluation_that_counts_a_question_twice_is_refused() -> None:
-    """Right answers that are repeated would raise the accuracy of both sides alike, so no pair would show it."""
+    """Right answers that are repeated would raise the accuracy of both sides alike, which no pair shows."""
     stored = json.loads(encode_record(make_record()))
     items = stored["measurement"]["evaluations"][0]["items"]
     for field, value in ("items", 2 * items), ("truncated_items", len(items) + 1):
         changed = json.loads(json.dumps(stored))
         changed["measurement"]["evaluations"][0][field] = value
-        with pytest.raises(ValueError, match="twice|truncated"):
+        with pytest.raises(ValueError, match=r"twice|truncated"):
             decode_record(json.dumps(changed).encode())
