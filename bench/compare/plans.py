@@ -29,6 +29,11 @@ class Forecast(Prediction):
     total_bytes: int | None
 
     @property
+    def quantised_share(self) -> float | None:
+        """The share of the weights in 4 or 8 bits; None where there are none, or it was not counted."""
+        return self.reach.quantised / self.reach.parameters if self.reach and self.reach.quantised else None
+
+    @property
     def largest(self) -> tuple[Category, float] | None:
         """The category with most bytes at the peak, and its share; None where the prediction has none."""
         sizes = self.categories_at_peak_bytes

@@ -25,12 +25,13 @@ from bench.predict.trace.older_models import caveats_of_version
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import read_cpu_ledger
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
-from bench.records.readings import Caveat
+from bench.records.readings import Caveat, WeightsReached
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, ModelSpec, Platform, SyntheticData
 from bench.training.checkpoints import stored_caveats
 from bench.training.models import assumed_of, configuration_of
+from bench.training.weights_reached import reach_caveats
 
 _REUSED_RANGE = Caveat(
     code="band-of-a-relative",
@@ -60,7 +61,7 @@ def predict(
         ((_, stream, method),) = streams(families([cell], config)[0], platform, config)
         stream = stream.during(*steps) if steps else stream
         prediction = summed_up(stream, platform, settings, method)
-    return _with_caveats(prediction, _assumptions(cell, config, platform))
+    return _with_caveats(prediction, _assumptions(cell, config, platform, prediction))
 
 
 def predict_all(
@@ -102,7 +103,7 @@ def _predicted(
             prediction = summed_up(stream, platform, settings, method, relative)
             relative = prediction if reuse_ranges and relative is None else relative
             for cell in left.pop(point):
-                yield cell, _with_caveats(prediction, _assumptions(cell, config, platform))
+                yield cell, _with_caveats(prediction, _assumptions(cell, config, platform, prediction))
     except Exception:  # noqa: BLE001 - a library's, or ours
         for cell in chain.from_iterable(left.values()):
             yield cell, _predicted_or_refused(cell, platform, settings)
@@ -146,9 +147,10 @@ def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Predictio
     return prediction.model_copy(update={"caveats": (*prediction.caveats, *more)}) if more else prediction
 
 
-def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, ...]:
+def _assumptions(cell: Cell, config: Any, platform: Platform, prediction: Prediction) -> tuple[Caveat, ...]:
     """Return what a prediction takes for granted that a run may not bear out."""
     found = [*caveats_of_version(config, platform), *stored_caveats(cell, config)]
+    found += reach_caveats(cell, prediction.reach)
     if assumed := assumed_of(cell.model, config):
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
     if beyond := beyond_training(cell, config):
@@ -219,6 +221,7 @@ def summed_up(
         peak_module=stream.module_of(block),
         categories_at_peak_bytes=stream.categories(stream.live_at(peak + 1)),
         method=method,
+        reach=stream.reach,
         caveats=(*((_REUSED_RANGE,) if relative else ()), *_answered(stream.asked)),
     )
 
@@ -268,7 +271,9 @@ def _with_empty_cache(stream: Stream) -> tuple[Ints, Ints]:
 
 def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
     asked: set[str] = set()
-    return predicted_for_cpu(read_cpu_ledger(cell, platform, config, asked), platform, asked)
+    reached: list[WeightsReached] = []
+    reading = read_cpu_ledger(cell, platform, config, asked, reached)
+    return predicted_for_cpu(reading, platform, asked).model_copy(update={"reach": reached[0]})
 
 
 def predicted_for_cpu(reading: LedgerReading, platform: Platform, asked: Iterable[str]) -> Prediction:

@@ -10,7 +10,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from bench.io import read_json
-from bench.records.readings import Category, Caveat, Count, Positive, Stored
+from bench.records.readings import Category, Caveat, Count, Positive, Stored, WeightsReached
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
@@ -47,6 +47,11 @@ class Prediction(Stored):
     categories_at_peak_bytes: dict[Category, Count]
     method: Method = Field(
         description="Every layer traced, or one layer's trace repeated after checking that layers repeat."
+    )
+    reach: WeightsReached | None = Field(
+        None,
+        exclude_if=lambda reach: reach is None,
+        description="What the method did to the model's weights.",
     )
     caveats: tuple[Caveat, ...] = ()
 

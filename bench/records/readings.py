@@ -114,6 +114,43 @@ def number(part: Part, *names: str) -> None:
             msgspec.structs.force_setattr(part, name, float(value))
 
 
+WeightKind = Literal[
+    "linear layers",
+    "subclasses of linear layers",
+    "experts in one tensor",
+    "embeddings",
+    "output layer",
+    "other tensors",
+    "norms and biases",
+]
+
+
+class WeightsOfKind(Part, frozen=True):
+    """Parameters of a model: all, those in 4 or 8 bits, those with an adapter; bytes of the rest."""
+
+    kind: WeightKind
+    parameters: Count
+    quantised: Count = 0
+    adapted: Count = 0
+    left_bytes: Count = 0  # of what is not quantised, as it lies once adapted
+
+
+class WeightsReached(Part, frozen=True):
+    """What a method did to a model's own weights; adapters are not among them."""
+
+    kinds: tuple[WeightsOfKind, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return sum(one.parameters for one in self.kinds)
+
+    @property
+    def quantised(self) -> int:
+        """How many of them are in 4 or 8 bits."""
+        return sum(one.quantised for one in self.kinds)
+
+
 class Caveat(Part, frozen=True):
     """Something a reader of the numbers must know; shown wherever they are shown."""
 

@@ -7,6 +7,7 @@ History of the format (``SCHEMA_VERSION``):
 - 1 (2026-11-22): ``measurement.torch_settings``, ``paged`` and ``snapshot`` added.
 - 1 (2026-11-22): ``ledger.timeline`` added.
 - 1 (2026-11-22): ``measurement.gpu`` says how often more than memory was read, and what watching took.
+- 1 (2026-11-29): ``measurement.model.reach`` and ``prediction.reach`` added.
 """
 
 from abc import ABC
@@ -30,6 +31,7 @@ from bench.records.readings import (
     Positive,
     Timeline,
     TorchSettings,
+    WeightsReached,
     decode_model,
     decode_shared,
     number,
@@ -108,6 +110,7 @@ class ModelFacts(Part, frozen=True, kw_only=True):
     attention: str
     optimizer_class: str
     adapter_file_bytes: Count | None = None
+    reach: WeightsReached | msgspec.UnsetType = msgspec.UNSET  # records of before have no such member
 
 
 class PhaseReading(Part, frozen=True):

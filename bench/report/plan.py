@@ -143,6 +143,12 @@ def _paged(rows: Sequence[PlanRow], unit: MemoryUnit) -> list[Column[PlanRow]]:
     return [_size("Paged, apart", lambda one: one.paged_bytes, unit)] if any_paged else []
 
 
+def _quantised(rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
+    any_quantised = any(one.quantised_share for _, one in _forecasts(rows))
+    shown = _column("4/8 bit", lambda one: share(one.quantised_share, 0), lambda one: one.quantised_share)
+    return [shown] if any_quantised else []
+
+
 def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
     """Return all cells; a column that has nothing to say is left out."""
     unit, alone = _unit(rows), len(plan.cards) == 1
@@ -169,7 +175,7 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
     if alone:
         columns.append(_size("Context", lambda one: one.context_bytes, unit))
         columns.append(_size("Total", lambda one: one.total_bytes, unit))
-    columns += [*_paged(rows, unit), _column("Peak in", lambda one: words(one.peak_phase))]
+    columns += [*_paged(rows, unit), *_quantised(rows), _column("Peak in", lambda one: words(one.peak_phase))]
     if plan.ladder:
         columns.append(Column(title=_SMALLEST, text=smallest))
     else:
@@ -275,6 +281,7 @@ def plan_columns(plan: Plan, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
         _size("Allocated", lambda one: one.allocated_peak_bytes, GIBIBYTES),
         *([_reserved(GIBIBYTES)] if plan.cards else []),
         *_paged(rows, GIBIBYTES),
+        *_quantised(rows),
         _column("Peak set by", cause),
     ]
 

@@ -48,6 +48,7 @@ from bench.training.step import (
     run_step,
 )
 from bench.training.weights import Weights
+from bench.training.weights_reached import reach_caveats, reach_of
 
 DEFAULT_CONTEXT = 2048  # tokens, for evaluating the few models whose configuration states none
 LEDGER_STEPS = 2  # a pair, so that whatever one step leaves behind is there in the next
@@ -105,6 +106,7 @@ class Setting:
     def report_facts(self, optimizer: torch.optim.Optimizer, adapter_bytes: int | None) -> None:
         """Report what was loaded, what is trained and by which optimizer, and what to know of these."""
         model, cell = self.model, self.cell
+        reach = reach_of(model)
         self.phases.report(
             ModelFacts(
                 source=self.weights.source,
@@ -115,9 +117,11 @@ class Setting:
                 attention=model.config._attn_implementation,  # noqa: SLF001 - has no public name
                 optimizer_class=f"{type(optimizer).__module__}.{type(optimizer).__name__}",
                 adapter_file_bytes=adapter_bytes,
+                reach=reach,
             ),
             *method_caveats(cell),
             *stored_caveats(cell, model.config),
+            *reach_caveats(cell, reach),
             *excess_ranks(model),
             *optimizer_caveats(cell.training, device_of(cell)),
         )

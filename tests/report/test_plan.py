@@ -18,7 +18,7 @@ from bench.records.predictions import (
     plan_json,
     read_plan,
 )
-from bench.records.readings import Caveat
+from bench.records.readings import Caveat, WeightsOfKind, WeightsReached
 from bench.report.plan import render_markdown, render_short, render_terminal
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.types import Platform
@@ -98,6 +98,17 @@ def test_what_is_not_a_plan_is_said_to_be_none(tmp_path: Path, content: str) -> 
     (tmp_path / "link.json").symlink_to(path)
     with pytest.raises(UsageError, match="not a plain file"):
         read_plan(tmp_path / "link.json")
+
+
+def test_a_plan_that_quantises_has_a_column_for_how_much() -> None:
+    """A cell that does not has none of its own."""
+    kinds = (WeightsOfKind("linear layers", 30, 30), WeightsOfKind("experts in one tensor", 970, 0, 0, 1940))
+    some = make_prediction(10 * GIB, reach=WeightsReached(kinds=kinds))
+    none = make_prediction(10 * GIB)
+    cells = [PlannedCell(cell=make_cell(id=f"a/{at}/c"), answer=one) for at, one in enumerate((some, none))]
+    lines = shown(render_short(Plan(scenario="x", title="x", cards=(), cells=tuple(cells)))).splitlines()
+    assert "4/8 bit" in lines[2]
+    assert ["3 %" in line for line in lines[4:6]] == [True, False]
 
 
 def test_one_card_has_its_context_and_total_in_columns() -> None:

@@ -223,6 +223,7 @@ def _described(  # noqa: PLR0913, PLR0917 - the pieces that the new stream is ma
         cache_emptied_at=[moved(position) for position in stream.cache_emptied_at],
         layer_of_entry=np.zeros(0, dtype=np.int64),
         paged_bytes=stream.paged_bytes,
+        reach=stream.reach,
     )
 
 

@@ -13,7 +13,7 @@ from bench.predict.allocator.replay import ReplayVariability
 from bench.predict.trace.kernels import ScratchCall
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark, MetaLedger
 from bench.probes.ledger import BEFORE, Block, category_of
-from bench.records.readings import Category
+from bench.records.readings import Category, WeightsReached
 
 Ints = NDArray[np.int64]
 WARM_UP = "loader's warm-up"
@@ -40,6 +40,7 @@ class Stream:
     scratch_calls: Sequence[ScratchCall] = ()
     paged_bytes: int = 0
     asked: Sequence[str] = ()  # lines that asked for values
+    reach: WeightsReached | None = None
     reset_at: int = 0  # the event after which the peak counters begin anew
 
     def during(self, first: int, last: int) -> "Stream":
@@ -112,7 +113,13 @@ def spans(marks: Sequence[Mark], end: int) -> Iterator[tuple[Mark, range]]:
         yield mark, range(mark.entries, stop)
 
 
-def stream_of(ledger: MetaLedger, *, paged_bytes: int = 0, asked: Iterable[str] = ()) -> Stream:
+def stream_of(
+    ledger: MetaLedger,
+    *,
+    paged_bytes: int = 0,
+    asked: Iterable[str] = (),
+    reach: WeightsReached | None = None,
+) -> Stream:
     """Return the books of a closed ledger as arrays."""
     entries, blocks = ledger.entries, ledger.blocks
     return Stream(
@@ -128,6 +135,7 @@ def stream_of(ledger: MetaLedger, *, paged_bytes: int = 0, asked: Iterable[str] 
         scratch_calls=tuple(ledger.scratch_calls),
         paged_bytes=paged_bytes,
         asked=sorted(asked),
+        reach=reach,
     )
 
 

@@ -20,6 +20,7 @@ from bench.predict.trace.patches import patched
 from bench.predict.trace.repeat import Depth, shallow
 from bench.predict.trace.stream import WARM_UP, Stream, stream_of
 from bench.probes.ledger import StepPhase, quantisation_state
+from bench.records.readings import WeightsReached
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform, SyntheticData
@@ -29,6 +30,7 @@ from bench.training.models import build_empty_model, configuration_of, quantise_
 from bench.training.step import Trainer, build_trainer, empties_cache, optimizer_state, run_step
 from bench.training.trainers import prepare_pairs
 from bench.training.watcher import Script
+from bench.training.weights_reached import reach_of
 from bench.training.window import LEDGER_STEPS, read_ledger
 
 TRACED_STEPS = 2  # optimizer state appears in the first; the second is often the peak
@@ -45,6 +47,7 @@ class _Adapted(NamedTuple):
     model: Any
     books: MetaLedger
     maps: dict[str, Any]
+    reach: WeightsReached
 
 
 Adapted = dict[object, _Adapted]
@@ -80,7 +83,8 @@ class Tracer:
                 unpaged = (state for state in optimizer_state(optimizer) if not is_paged(state))
                 ledger.register(unpaged, "optimizer_state", "optimizer")
                 asked = ledger.asked if isinstance(ledger, LoopLedger) else ()
-                stream = stream_of(ledger, paged_bytes=paged_bytes(optimizer, ledger), asked=asked)
+                paged = paged_bytes(optimizer, ledger)
+                stream = stream_of(ledger, paged_bytes=paged, asked=asked, reach=made.reach)
                 optimizer.state.clear()
                 if window and ledger.holds_just(made.books):
                     self.adapted[key] = made
@@ -110,7 +114,8 @@ class Tracer:
             with torch.device("meta"), _adapting(ledger):
                 model = adapt(model, cell)
             ledger.learn(model)
-            return _Adapted(model, ledger.copied(padded=False, packed=False), {})
+            books = ledger.copied(padded=False, packed=False)
+            return _Adapted(model, books, {}, reach_of(model, ledger.times))
 
 
 def _run_steps(cell: Cell, model: Any, batch: Batch, ledger: MetaLedger, steps: int) -> torch.optim.Optimizer:
@@ -134,11 +139,16 @@ def _run_steps(cell: Cell, model: Any, batch: Batch, ledger: MetaLedger, steps: 
 
 
 def read_cpu_ledger(
-    cell: Cell, platform: Platform, config: Any | None = None, asked: set[str] | None = None
+    cell: Cell,
+    platform: Platform,
+    config: Any | None = None,
+    asked: set[str] | None = None,
+    reached: list[WeightsReached] | None = None,
 ) -> LedgerReading:
     """Read the ledger of two steady steps as on the CPU, after one that nothing watches.
 
-    ``asked`` gets the lines of a loop that asked for values which a prediction does not have.
+    ``asked`` gets the lines of a loop that asked for values which a prediction does not have, ``reached``
+    what the method did to the weights.
     """
     with patched(platform):
         config = config or configuration_of(cell.model)
@@ -149,6 +159,8 @@ def read_cpu_ledger(
             quantise_empty(module)
         with torch.device("meta"):
             model = adapt(model, cell)
+        if reached is not None:
+            reached.append(reach_of(model))
         kernels = Kernels(platform, **_hidden(batch))
         if cell.loop.driver != "window":
             return read_loop_ledger(cell, model, kernels, batch, set() if asked is None else asked)

@@ -1,0 +1,141 @@
+"""How much of a model's own weights a method reached: quantised, adapted, or left as they were."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import bitsandbytes
+from torch import nn
+
+from bench.metrics import GIB, MIB
+from bench.records.readings import Caveat, WeightKind, WeightsOfKind, WeightsReached
+from bench.scenario.cell import Cell
+from bench.scenario.types import LoraMethod, QloraMethod
+
+_MOST_LEFT = 0.1  # of the parameters
+_PACKED = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+_MATRIX = 2  # dimensions
+_OUTSIDE: tuple[WeightKind, ...] = ("embeddings", "output layer", "norms and biases")
+"""What no method called all-linear is thought to adapt."""
+
+
+def reach_of(model: Any, times: Callable[[str], int] = lambda _name: 1) -> WeightsReached:
+    """Count the weights of an adapted model by kind, adapters left out; tied ones once, packed ones unpacked.
+
+    ``times`` tells for how many a name stands.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    added, adapted = _of_adapters(base)
+    heads = {id(each) for each in _own(base.get_output_embeddings())}
+    counts: dict[WeightKind, list[int]] = {}
+    seen = set(added)
+    for name, module in base.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            kind: WeightKind = "output layer" if id(parameter) in heads else _kind(module, parameter)
+            packed = isinstance(module, _PACKED) and key == "weight"
+            state = getattr(parameter, "quant_state", None)
+            number = times(name) * (parameter.numel() if state is None else state.shape.numel())
+            left_bytes = 0 if packed else times(name) * parameter.nbytes
+            one = (number, number * packed, number * (id(parameter) in adapted), left_bytes)
+            counts[kind] = [sum(pair) for pair in zip(counts.get(kind, [0] * 4), one, strict=True)]
+    return WeightsReached(kinds=tuple(WeightsOfKind(kind, *four) for kind, four in counts.items()))
+
+
+def _of_adapters(base: nn.Module) -> tuple[set[int], set[int]]:
+    """Return which parameters adapters brought, and which weights they were put on."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    added, adapted = set(), set()
+    for layer in (module for module in base.modules() if isinstance(module, BaseTunerLayer)):
+        own = layer.get_base_layer()
+        added |= {id(each) for each in layer.parameters()} - {id(each) for each in own.parameters()}
+        one = getattr(layer, "parameter_name", None)  # of an adapter on a parameter of a module
+        adapted |= {id(getattr(own, one))} if one else {id(each) for each in _own(own)}
+    return added, adapted
+
+
+def _own(module: Any) -> Iterator[nn.Parameter]:
+    if module is not None:
+        module = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+        yield from module.parameters(recurse=False)
+
+
+def _kind(module: nn.Module, parameter: nn.Parameter) -> WeightKind:
+    from transformers.pytorch_utils import Conv1D
+
+    packed = isinstance(module, _PACKED)
+    if parameter.dim() < _MATRIX and not packed:
+        return "norms and biases"
+    if packed or type(module) is nn.Linear or isinstance(module, Conv1D):
+        return "linear layers"
+    if isinstance(module, nn.Embedding):
+        return "embeddings"
+    if isinstance(module, nn.Linear):
+        return "subclasses of linear layers"
+    fused = parameter.dim() > _MATRIX and not type(module).__module__.startswith("torch.")
+    return "experts in one tensor" if fused else "other tensors"
+
+
+def reach_caveats(cell: Cell, reach: WeightsReached | None) -> list[Caveat]:
+    """Say where a method leaves much of a model as it was, against its name, and what would help."""
+    if reach is None:
+        return []
+    return [*_left_unquantised(cell, reach), *_left_unadapted(cell, reach)]
+
+
+def _left_unquantised(cell: Cell, reach: WeightsReached) -> Iterator[Caveat]:
+    method = cell.method
+    quantises = isinstance(method, QloraMethod) or (isinstance(method, LoraMethod) and method.base == "int8")
+    left = reach.parameters - reach.quantised
+    if not (quantises or reach.quantised) or left <= _MOST_LEFT * reach.parameters:
+        return
+    kinds = sorted((kind for kind in reach.kinds if kind.left_bytes), key=lambda one: -one.left_bytes)
+    total = sum(one.left_bytes for one in kinds)
+    parts = ", ".join(f"{one.kind} {_size(one.left_bytes)}" for one in kinds if one.left_bytes * 100 > total)
+    message = f"{_share(left, reach.parameters)} of the weights stay in 16 or 32 bits ({parts})."
+    if (
+        isinstance(method, LoraMethod | QloraMethod)
+        and method.kbit_preparation
+        and cell.training.dtype != "fp32"
+    ):
+        message += (
+            f" kbit_preparation copies them to fp32: kbit_preparation = false saves {_size(total / 2)}."
+        )
+    if any(one.kind == "experts in one tensor" for one in kinds):
+        message += (
+            " Experts are no linear layers in this transformers, so bitsandbytes passes over them; "
+            "before transformers 5.0, in most models, they were linear layers, and quantised."
+        )
+    if any(one.kind == "subclasses of linear layers" for one in kinds):
+        message += " Subclasses of linear layers are quantised by transformers before 5.5 only."
+    if isinstance(method, QloraMethod) and not method.quantise_lm_head and kinds[0].kind == "output layer":
+        message += " quantise_lm_head = true packs the output layer too."
+    yield Caveat(code="left-unquantised", message=message)
+
+
+def _left_unadapted(cell: Cell, reach: WeightsReached) -> Iterator[Caveat]:
+    method = cell.method
+    if not isinstance(method, LoraMethod | QloraMethod) or method.target_modules != "all-linear":
+        return
+    inside = [one for one in reach.kinds if one.kind not in _OUTSIDE]
+    whole, adapted = (
+        sum(numbers) for numbers in zip(*((one.parameters, one.adapted) for one in inside), strict=True)
+    )
+    if whole - adapted <= _MOST_LEFT * whole:
+        return
+    missed = ", ".join(one.kind for one in inside if one.adapted < one.parameters)
+    yield Caveat(
+        code="left-unadapted",
+        message=f"all-linear puts adapters on {_share(adapted, whole)} of the weights besides embeddings and "
+        f"output layer: none on {missed}. peft's target_parameters adapts parameters that are no layers.",
+    )
+
+
+def _size(size_bytes: float) -> str:
+    return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.2f} MiB"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole * 100:.0f} %"
