@@ -82,6 +82,7 @@ _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Did a change make it worse?": (compare.compare, gate.gate, compare.claims, gate.calibrate),
     "This machine, scenario files, the predictor": (
         run.doctor,
+        run.init,
         run.cells,
         run.schema,
         predict.validate,

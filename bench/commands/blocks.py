@@ -3,10 +3,10 @@
 A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end -->``, each on its own line;
 FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
 ``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``, ``self-check``
-one of ``bench gate --self-check``; ``gate`` names the folder of a sitting, which is judged anew; ``claims``
-names that of all results; KIND ``figure:NAME`` shows a figure of records or of a plan, ``study:METHOD`` sets
-methods against that one over seeds, ``levers`` sets changes of one thing against the plain method. What is
-outside is never touched.
+one of ``bench gate --self-check``, ``names`` the table of names; ``gate`` names the folder of a sitting,
+which is judged anew; ``claims`` names that of all results; KIND ``figure:NAME`` shows a figure of records or
+of a plan, ``study:METHOD`` sets methods against that one over seeds, ``levers`` sets changes of one thing
+against the plain method. What is outside is never touched.
 
 Each picture under report/figures ends with a digest of its specification, data and all, and of itself: other
 fonts and versions of the renderer draw the same specification a little differently, so that nothing is drawn
@@ -39,6 +39,7 @@ from bench.report.pages import render_details, render_methods, render_summary
 from bench.report.self_check import render_self_check, render_validation
 from bench.report.studies import render_levers, render_study
 from bench.report.text import markdown
+from bench.scenario.names import render_names
 from bench.stats.simulation import read_self_check
 
 _BEGIN = re.compile(r"<!-- bench:begin (?P<kind>\S+) (?P<folder>\S+) -->")
@@ -57,6 +58,7 @@ _KINDS: dict[str, Callable[[Path], str]] = {
     "plan-details": lambda path: plan.render_details(read_plan(path)),
     "gate": lambda path: render_block(judge_folder(path)),
     "claims": render_committed,
+    "names": lambda _: render_names(),
     "self-check": lambda path: render_self_check(read_self_check(path)),
 }
 
@@ -104,7 +106,7 @@ class _PageFigure:
 
 
 def update(root: Path) -> list[Path]:
-    """Fill the blocks of README.md and report/*.md; return the pages and figures that changed.
+    """Fill the blocks of README.md, docs/*.md and report/*.md; return the pages and figures that changed.
 
     Raises UsageError when a block is malformed or its folder holds no readable record.
     """
@@ -136,7 +138,9 @@ def require_in_step(root: Path) -> None:
 
 
 def _pages(root: Path) -> list[Path]:
-    return [page for page in (root / "README.md", *sorted((root / "report").glob("*.md"))) if page.is_file()]
+    folders = (root / "docs", root / "report")
+    pages = (root / "README.md", *(page for folder in folders for page in sorted(folder.glob("*.md"))))
+    return [page for page in pages if page.is_file()]
 
 
 def _stale(page: Path, root: Path) -> list[tuple[Path, Callable[[], None]]]:

@@ -202,6 +202,24 @@ def cells(scenario: Path, *, check: bool = False) -> None:
     show_data(loaded.cells, strict=check)
 
 
+@command
+def init(*, origin: Path, output: Path | None = None) -> None:
+    """Write a scenario from axolotl's or LLaMA-Factory's YAML, or from saved TrainingArguments."""
+    from bench.io import write_text
+    from bench.scenario.translate import translate
+
+    target = output or Path(f"{origin.stem}.toml")
+    if target.suffix != ".toml":
+        raise UsageError(f"-o {target} does not end in .toml; name a scenario file")
+    if target.exists():
+        raise UsageError(f"{target} is there already; name another file with -o")
+    text, remarks = translate(origin)
+    write_text(target, text)
+    for remark in remarks:
+        typer.echo(remark)
+    typer.echo(f"Scenario: {target}; bench cells, plan and run take it")
+
+
 def schema() -> None:
     """Print the JSON Schema of scenario files."""
     import json

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from bench.scenario.loop import LoopSpec
+from bench.scenario.names import lever_of
 from bench.scenario.types import (
     DataSpec,
     Device,
@@ -177,32 +178,6 @@ def _of_training(cell: Cell) -> Iterator[Problem]:
         yield "training", "use_cache", f"is not for loss {training.loss}, which takes no outputs; turn it off"
 
 
-_SET_BY_LEVERS = {
-    "bf16": "training.autocast",
-    "data_seed": "training.seed",
-    "disable_dropout": "method.dropout",
-    "fp16": "training.autocast",
-    "gradient_accumulation_steps": "training.gradient_accumulation",
-    "gradient_checkpointing": "training.gradient_checkpointing",
-    "gradient_checkpointing_kwargs": "training.gradient_checkpointing",
-    "learning_rate": "training.learning_rate",
-    "lr_scheduler_type": "training.schedule",
-    "max_grad_norm": "training.max_grad_norm",
-    "max_length": "training.sequence_length",
-    "max_steps": "window.measured_steps",
-    "optim": "training.optimizer",
-    "optim_args": "training.optimizer",
-    "packing": "training.batching",
-    "per_device_train_batch_size": "training.micro_batch",
-    "seed": "training.seed",
-    "torch_empty_cache_steps": "training.empty_cache_steps",
-    "use_cpu": "device",
-    "warmup_steps": "training.schedule_warmup_steps",
-    "weight_decay": "training.weight_decay",
-}
-"""Arguments of the libraries' trainers that a scenario has its own name for."""
-
-
 def _of_loop(cell: Cell) -> Iterator[Problem]:
     loop, training = cell.loop, cell.training
     if loop.driver == "window":
@@ -214,8 +189,8 @@ def _of_loop(cell: Cell) -> Iterator[Problem]:
     if loop.is_function or loop.driver == "script":
         return
     yield from _reaching_out("loop", "args", loop.args)
-    for name in sorted(_SET_BY_LEVERS.keys() & loop.args.keys()):
-        yield "loop", "args", f"may not hold {name}; set {_SET_BY_LEVERS[name]}, as for every loop"
+    for name in filter(lever_of, sorted(loop.args)):
+        yield "loop", "args", f"may not hold {name}; set {lever_of(name)}, as for every loop"
     own = {"loss": "full", "upcast_outputs": False, "keep_outputs": False, "use_cache": False}
     for field in (name for name, value in own.items() if getattr(training, name) != value):
         yield "training", field, f"is for the window's own loop, and {loop.driver} decides it; leave it out"

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from bench.metrics import METRICS
 from bench.scenario.cell import Cell
-from bench.scenario.diagnostics import Path, Problems, axis_of, complaint_about, shown
+from bench.scenario.diagnostics import Path, Problems, axis_of, complaint_about, perhaps, shown
 from bench.scenario.gate import GateSpec, MetricGate, contradictions
 from bench.scenario.layout import (
     CATALOGUED,
@@ -27,6 +27,7 @@ from bench.scenario.layout import (
     TOP,
     fields_of,
 )
+from bench.scenario.names import answer
 
 MOST_VALUES = 1000
 MOST_EXCLUSIONS = 200
@@ -87,7 +88,7 @@ class Shape:
         """Check a file; ``exclude`` becomes ``Exclusion`` objects, ``gate`` a ``GateSpec``."""
         for key in data:
             if key not in TOP:
-                self._unknown((key,), TOP)
+                self._unknown((key,), data[key], TOP)
         top = {"title": _TEXT, "description": _TEXT, "device": DEVICE}
         sound = self._table(top, {key: data[key] for key in top if key in data}, ())
         sound["models"] = self._named("models", "model", data)
@@ -140,7 +141,7 @@ class Shape:
         sound = {}
         for key, value in table.items():
             if key not in fields:
-                self._unknown((*path, key), (*fields, *others))
+                self._unknown((*path, key), value, (*fields, *others))
             elif (fits or self._value)(fields[key], value, (*path, key)):
                 sound[key] = value
         return sound
@@ -190,7 +191,10 @@ class Shape:
     def _value(self, field: FieldInfo, value: object, path: Path) -> bool:
         complaint = complaint_about(field, value)
         if complaint is not None:
-            self.problems.add(path, complaint.message, value, complaint.known)
+            near = perhaps(value, complaint.known)
+            theirs = "" if near or not complaint.known else answer(path, value)
+            message = f"{complaint.message}; {theirs}" if theirs else complaint.message
+            self.problems.add(path, message, value, complaint.known)
         return complaint is None
 
     def _is_table(self, value: object, path: Path) -> bool:
@@ -198,8 +202,11 @@ class Shape:
             self.problems.add(path, f"must be a table, not {shown(value)}")
         return isinstance(value, dict)
 
-    def _unknown(self, path: Path, known: Iterable[str]) -> None:
-        self.problems.add(path, "there is no such key here", path[-1], known)
+    def _unknown(self, path: Path, value: object, known: Iterable[str]) -> None:
+        if theirs := answer(path, value):
+            self.problems.add(path, f"there is no such key here; {theirs}")
+        else:
+            self.problems.add(path, "there is no such key here", path[-1], known)
 
     def _exclusions(self, tables: object) -> list[Exclusion]:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):

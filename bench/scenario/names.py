@@ -1,0 +1,168 @@
+"""What the settings of other trainers are called here, from one table (``names.toml``).
+
+It answers whoever writes a scenario with the names of trl, peft, transformers, axolotl or LLaMA-Factory, says
+which arguments of their trainers a scenario sets itself, and translates their files (``translate.py``).
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+_NOTHING: tuple[object, ...] = (None, False, "", "no", "none", 0)
+"""How a setting that is off is written."""
+_ARGS = "loop.args."
+_LONGEST_SHOWN = 60
+_CONTROL = re.compile(r"[\x7f-\x9f]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Name:
+    """A setting of other trainers, as ``names.toml`` explains its fields."""
+
+    theirs: list[str]
+    write: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    say: str = ""
+    here: list[Any] = field(default_factory=list)
+    lever: str = ""
+    over: bool = False
+
+    def fields(self, key: str, value: object) -> dict[str, Any] | None:
+        """Return what to write for a value, by field: nothing where it is so here, None for no equivalent."""
+        if value is None or value in ("", [], {}) or any(_same(value, one) for one in self.here):
+            return {}
+        mapped = self.values.get(_text(value), self.values.get("*"))
+        if mapped is None:
+            if self.say or not self.write:
+                return {} if any(_same(value, off) for off in _NOTHING) else None
+            mapped = value
+        if isinstance(mapped, dict):
+            return mapped
+        return {} if mapped == "" else {one.format(key): mapped for one in self.write}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A kind of file: the keys by which it is known, the loop that it is for, and what it leaves unsaid."""
+
+    name: str
+    marks: list[str]
+    driver: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads((files("bench.scenario") / "names.toml").read_text("utf-8"))
+
+
+@cache
+def _groups() -> dict[str, list[Name]]:
+    return {group["title"]: [Name(**one) for one in group["names"]] for group in _table()["group"]}
+
+
+@cache
+def sources() -> tuple[Source, ...]:
+    """Return the kinds of files, the most telling first."""
+    return tuple(Source(**one) for one in _table()["source"])
+
+
+@cache
+def name_of(key: str) -> Name | None:
+    """Return the setting that other trainers call ``key``, if it is known."""
+    names = [name for group in _groups().values() for name in group]
+    exact = (name for name in names if key in name.theirs)
+    alike = (name for name in names if any(fnmatchcase(key, one) for one in name.theirs))
+    return next(exact, None) or next(alike, None)
+
+
+def lever_of(argument: str) -> str:
+    """Return the field of a scenario that sets an argument of a trainer; empty if none does."""
+    name = name_of(argument)
+    if name is None:
+        return ""
+    return name.lever or next((one for one in name.write if not one.startswith(_ARGS)), "")
+
+
+def answer(path: tuple[str | int, ...], value: object) -> str:
+    """Return what to write in a scenario in the place of another trainer's key; empty if it is not known."""
+    key = str(path[-1])
+    name = name_of(key)
+    if name is None:
+        return ""
+    found = name.fields(key, value)
+    if not found:
+        return name.say or "leave it out: so it is here when nothing is written"
+    texts: dict[str, list[str]] = {}
+    for one, here in found.items():
+        table, _, inside = one.partition(".")
+        if table == "method":
+            table = f"methods.{path[1] if path[0] == 'methods' and len(path) > 1 else 'NAME'}"
+        outer, _, inner = inside.partition(".")
+        shown = text if len(text := toml(here)) <= _LONGEST_SHOWN else "…"
+        text = f"{outer} = {{ {inner} = {shown} }}" if inner else f"{inside or table} = {shown}"
+        texts.setdefault(table if inside else "", []).append(text)
+    around = ".".join(map(str, path[:-1]))
+    parts = [
+        " and ".join(some) + (f" in [{table}]" if table and table != around else "")
+        for table, some in texts.items()
+    ]
+    library = ", whose driver is hf-trainer or one of trl's" if "loop" in texts and around != "loop" else ""
+    return f"write {', '.join(parts)}{library}"
+
+
+def toml(value: object) -> str:
+    """Return a value as TOML has it."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key_toml(key)} = {toml(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return _CONTROL.sub(lambda one: f"\\u{ord(one[0]):04x}", json.dumps(str(value), ensure_ascii=False))
+
+
+def key_toml(key: object) -> str:
+    """Return a key as TOML has it, in quotes where it needs them."""
+    text = str(key)
+    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else toml(text)
+
+
+def _text(value: object) -> str:
+    return value.lower() if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+
+
+def _same(one: object, other: object) -> bool:
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def render_names() -> str:
+    """Return the table as Markdown: what others call it, and what to write here."""
+    lines: list[str] = []
+    for title, names in _groups().items():
+        lines += ["", f"| {title}: there | Here |", "| :--- | :--- |"]
+        lines += [f"| {_coded(name.theirs)} | {'; '.join(_here(name))} |" for name in names]
+    return "\n".join(lines).strip()
+
+
+def _here(name: Name) -> Iterator[str]:
+    """Yield what a row of the table says."""
+    plain = [value for value in name.values.values() if value not in ("", {}) and not isinstance(value, dict)]
+    if name.write:
+        fields = " and ".join(f"`{one.format('…')}`" for one in name.write)
+        yield f"{fields}: {_coded(dict.fromkeys(map(toml, plain)))}" if plain else fields
+    for theirs, value in name.values.items():
+        if isinstance(value, dict):
+            yield f"{theirs}: " + _coded(f"{one} = {toml(here)}" for one, here in value.items())
+    if name.say:
+        yield name.say
+
+
+def _coded(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
