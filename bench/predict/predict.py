@@ -21,6 +21,7 @@ from bench.predict.allocator.replay import (
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.families import Family, families, streams
 from bench.predict.reach import beyond_training, refused_as_unreachable
+from bench.predict.trace import litgpt
 from bench.predict.trace.older_models import caveats_of_version
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import read_cpu_ledger
@@ -155,6 +156,8 @@ def _assumptions(cell: Cell, config: Any, platform: Platform, prediction: Predic
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
     if beyond := beyond_training(cell, config):
         found.append(beyond)
+    if platform.litgpt:
+        found += litgpt.caveats(cell, platform.litgpt)
     if cell.loop.driver != "window" and platform.device != "cpu":
         message = (
             f"{cell.loop.driver} as installed here; no such prediction was compared with a real card yet."

@@ -171,9 +171,11 @@ def _of_training(cell: Cell) -> Iterator[Problem]:
         yield "training", "attention", message
     if training.loss == "liger" and on_cpu:
         yield "training", "loss", "liger runs on CUDA only; set device to cuda, or loss to chunked"
+    of_logits = {"liger": "turn one of them off", "chunked": "turn it off, or set loss to chunked-logits"}
     for field in ("upcast_outputs", "keep_outputs"):
-        if training.loss == "liger" and getattr(training, field):
-            yield "training", field, "is about logits, and loss liger makes none; turn one of them off"
+        if training.loss in of_logits and getattr(training, field):
+            advice = of_logits[training.loss]
+            yield "training", field, f"is about logits, and loss {training.loss} makes none; {advice}"
     if training.loss != "full" and training.use_cache:
         yield "training", "use_cache", f"is not for loss {training.loss}, which takes no outputs; turn it off"
 

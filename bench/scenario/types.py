@@ -15,7 +15,7 @@ Autocast = Literal["off", "bf16", "fp16"]
 Checkpointing = Literal["off", "reentrant", "non-reentrant"]
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 Batching = Literal["pad-to-longest", "pad-to-length", "pack"]
-Loss = Literal["full", "chunked", "liger"]
+Loss = Literal["full", "chunked", "chunked-logits", "liger"]
 Schedule = Literal["constant", "linear", "cosine"]
 TorchOptimizer = Literal["adamw-fused", "adamw-foreach", "adamw-loop", "sgd", "sgd-momentum", "adafactor"]
 BitsandbytesOptimizer = Literal[
@@ -255,14 +255,13 @@ class TrainingSpec(Frozen):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping; 0 turns it off.")
     loss: Loss = Field(
         "full",
-        description="All logits at once, as transformers does; the output layer and the loss in chunks of "
-        "loss_chunk_tokens; or Liger's fused linear cross-entropy (CUDA only).",
+        description="Logits all at once, or chunked: one chunk at a time, none kept; chunked-logits keeps "
+        "them, as litgpt does; liger is its fused linear cross-entropy (CUDA only).",
     )
     loss_chunk_tokens: int = Field(128, ge=1, le=1_000_000, description="Tokens of a chunk of the loss.")
     upcast_outputs: bool = Field(
         default=False,
-        description="Copy the model's outputs to fp32, as accelerate does under autocast and Lightning "
-        "Fabric (so litgpt) always.",
+        description="Copy outputs to fp32, as accelerate does under autocast, and Lightning Fabric always.",
     )
     keep_outputs: bool = Field(
         default=False,
@@ -345,6 +344,10 @@ class Platform(Frozen):
     transformers: str = Field(
         "5.23",
         pattern=VERSION,
-        description="Of transformers: before 5.0 experts were linear layers, before 5.5 subclasses of linear "
-        "layers were quantised; the loss before 4.49 and GPTBigCode's cache before 4.54 differ.",
+        description="Of transformers; older ones built, quantised, cached and computed losses otherwise.",
+    )
+    litgpt: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None = Field(
+        None,
+        description="Day whose litgpt trained its own model, if any.",
+        exclude_if=lambda day: day is None,
     )

@@ -1,7 +1,8 @@
 """The loss of one forward pass: the model's own, in chunks, or by Liger's fused kernel.
 
-The last two never hold all logits in fp32. They let the model run up to its output layer and apply that
-themselves, so they refuse models that do anything else to what the output layer returns.
+All but the first let the model run up to its output layer and apply that themselves, so they refuse models
+that do anything else to what the output layer returns. ``chunked`` and ``liger`` hold the logits of one chunk
+at a time; ``chunked-logits``, litgpt's, keeps those of all chunks for the backward pass.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bench.errors import UnavailableError
 from bench.scenario.types import TrainingSpec
@@ -36,6 +38,8 @@ def forward_pass(model: nn.Module, inputs: Inputs, training: TrainingSpec) -> ob
         case "full":  # transformers' own outputs, their loss computed over an fp32 copy of all logits
             outputs = model(**inputs, use_cache=training.use_cache)
         case "chunked":
+            outputs = _chunked(model, inputs, training.loss_chunk_tokens)
+        case "chunked-logits":
             # The logits of some positions of all rows at a time, as the output layer gives them.
             # Source: lm_head_chunk_size in litgpt's model.py (https://github.com/Lightning-AI/litgpt).
             head, hidden = _before_output_layer(model, inputs)
@@ -55,17 +59,37 @@ def loss_of(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
     return loss
 
 
+def _chunked(model: nn.Module, inputs: Inputs, chunk_tokens: int) -> FusedOutputs:
+    """Return the loss of so many positions of all rows at a time; the backward pass makes logits anew.
+
+    As torchtune's and trl's losses in chunks, none of which keeps logits: of each chunk only its sum is kept.
+    """
+    head, hidden = _before_output_layer(model, inputs)
+    targets = _next_tokens(inputs["labels"], hidden.shape[1])
+    parts = zip(hidden.split(chunk_tokens, dim=1), targets.split(chunk_tokens, dim=1), strict=True)
+    sums = [checkpoint(_summed_loss, head, *part, use_reentrant=False) for part in parts]
+    return FusedOutputs(torch.stack(sums).sum() / (targets != IGNORED_LABEL).sum())
+
+
+def _summed_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of one chunk in fp32, as transformers computes that of all logits."""
+    logits = head(hidden).flatten(0, 1).float()
+    return nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
+
+
 def _loss_of_chunks(chunks: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """Return the cross-entropy, a chunk at a time and in its dtype; autocast makes that fp32.
 
-    Source: chunked_cross_entropy in litgpt's utils.py.
+    Source: chunked_cross_entropy in litgpt's utils.py, and finetune/lora.py, which first cuts off the last
+    position, for which there is no next token: of more rows than one that takes a copy of the last chunk.
     """
-    targets = _next_tokens(labels, sum(chunk.shape[1] for chunk in chunks))
+    targets = _next_tokens(labels, sum(chunk.shape[1] for chunk in chunks))[:, :-1]
+    length = chunks[0].shape[1]
+    chunks[-1] = chunks[-1][:, :-1]
+    parts = [chunk.reshape(-1, chunk.shape[-1]) for chunk in chunks]
     losses = [
-        nn.functional.cross_entropy(
-            logits.flatten(0, 1), expected.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
-        )
-        for logits, expected in zip(chunks, targets.split(chunks[0].shape[1], dim=1), strict=True)
+        nn.functional.cross_entropy(part, own.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+        for part, own in zip(parts, targets.split(length, dim=1), strict=False)  # the last may be empty
     ]
     return torch.cat(losses).sum(dtype=torch.float32) / (targets != IGNORED_LABEL).sum()
 

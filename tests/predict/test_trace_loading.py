@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.predict.allocator.replay import replay
-from bench.predict.trace.trace import in_loading_order, warm_up_bytes
+from bench.predict.trace.loading import in_loading_order, warm_up_bytes
 
 GIB = 1 << 30
 TOY = {

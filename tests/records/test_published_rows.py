@@ -162,3 +162,55 @@ def test_shipped_qlora_runs_are_those_that_were_published() -> None:
     assert {"adapt", "adapt_peak", "forward", "backward", "optimizer_step", "peak"} == {
         one.moment for one in rows["qwen2.5-3b-s1024"].measured
     }
+
+
+LITGPT = """
+[source]
+name = "SOURCE"
+title = "Runs"
+repository = "none"
+licence = "none"
+note = "A note."
+
+[defaults.platform]
+capability = [8, 0]
+
+[defaults.training]
+loss = "chunked"
+upcast_outputs = true
+
+[[rows]]
+name = "one"
+tier = 2
+reference = "page"
+date = "2023-10"
+gpu = "A100"
+software = "torch 2.1"
+model.random = "llama-2-7b"
+method = { kind = "lora", target_modules = ["q_proj"], adapter_dtype = "weights" }
+training = { sequence_length = 100 }
+measured = [{ metric = "allocated", size_bytes = 1000 }]
+"""
+
+
+@pytest.mark.parametrize("name", ["my-litgpt-runs", "lit-gpt", "lightning-blog"])
+def test_a_source_of_litgpt_is_taken_for_one_and_the_page_says_so(tmp_path: Path, name: str) -> None:
+    """Its loss in chunks keeps logits, and its models are those of the row's date."""
+    found = read_rows(_written(tmp_path, LITGPT.replace("SOURCE", name)))
+    (row,) = found.rows
+    assert row.cell is not None
+    assert ("2023-10-01", "chunked-logits") == (row.platform.litgpt, row.cell.training.loss)
+    assert found.source.note.startswith("A note. By its name")
+
+
+def test_a_day_that_is_given_needs_no_name(tmp_path: Path) -> None:
+    """With platform.litgpt nothing is assumed, and nothing is told."""
+    given = LITGPT.replace("[8, 0]", '[8, 0]\nlitgpt = "2024-05-31"')
+    found = read_rows(_written(tmp_path, given.replace("SOURCE", "mine")))
+    assert [("2024-05-31", "A note.")] == [(row.platform.litgpt, found.source.note) for row in found.rows]
+
+
+def test_another_source_does_not_keep_logits_of_a_chunked_loss(tmp_path: Path) -> None:
+    """What only chunked-logits has cannot be asked of chunked."""
+    with pytest.raises(ScenarioError, match=r"loss chunked makes none; .* set loss to chunked-logits"):
+        read_rows(_written(tmp_path, LITGPT.replace("SOURCE", "mine")))

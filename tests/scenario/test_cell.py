@@ -12,6 +12,7 @@ PROMPT: dict[str, Any] = {"kind": "peft", "type": "prompt-tuning", "config": {"n
 PREFIX: dict[str, Any] = {**PROMPT, "type": "PREFIX_TUNING"}
 TASK: dict[str, Any] = {"data": {"source": "task", "task": "largest-number"}}
 HELD_OUT: dict[str, Any] = {**TASK, "evaluation": {"tasks": ["held-out"]}}
+KEPT: dict[str, Any] = {"loss": "chunked-logits", "upcast_outputs": True, "keep_outputs": True}
 LIGER: dict[str, Any] = {"loss": "liger"}
 
 
@@ -122,7 +123,10 @@ def test_what_excludes_each_other_is_refused(
     [
         (PREFIX, HELD_OUT),
         (PROMPT, {"training": {"loss": "chunked"}}),
-        ({"kind": "full"}, {"training": {"loss": "chunked", "upcast_outputs": True, "keep_outputs": True}}),
+        (
+            {"kind": "full"},
+            {"training": {"loss": "chunked-logits", "upcast_outputs": True, "keep_outputs": True}},
+        ),
         ({"kind": "full"}, {"device": "cuda", "training": LIGER}),
     ],
 )

@@ -63,12 +63,13 @@ def _ids(folder: Path, text: str) -> list[str]:
         (
             (
                 'attention_mask = "padded"\n[methods.qlora]\nquantise_lm_head = true\n[training]\n'
-                'loss = "chunked"\nloss_chunk_tokens = 64\nupcast_outputs = true\nkeep_outputs = true\n'
+                'loss = "chunked-logits"\nloss_chunk_tokens = 64\nupcast_outputs = true\n'
+                "keep_outputs = true\n"
                 'empty_cache_steps = 10\noptimizer = "ademamix-8bit"'
             ),
             (
                 "llama-2-7b/qlora-nf4-dq-r8-head/"
-                "b1-s512-ademamix8bit-loss-chunked-chunk64-upcast-kept-empty10-mask-padded"
+                "b1-s512-ademamix8bit-loss-chunked-logits-chunk64-upcast-kept-empty10-mask-padded"
             ),
         ),
         ('[methods.boft]\nkind = "peft"\ntype = "boft"', "llama-2-7b/boft/b1-s512"),

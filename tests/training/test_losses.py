@@ -24,6 +24,7 @@ SMALL: dict[str, Any] = {
     "head_dim": 8,
 }
 CHUNKED = TrainingSpec(loss="chunked", loss_chunk_tokens=3)
+LOGITS_IN_CHUNKS = TrainingSpec(loss="chunked-logits", loss_chunk_tokens=3)
 
 
 def _model(family: str, **changes: Any) -> Any:
@@ -63,25 +64,55 @@ def test_outputs_hold_a_cache_only_where_it_is_asked_for(asked: bool) -> None:  
     assert asked == (outputs.past_key_values is not None)
 
 
+@pytest.mark.parametrize("training", [CHUNKED, LOGITS_IN_CHUNKS], ids=lambda training: training.loss)
 @pytest.mark.parametrize(
     ("family", "changes"),
     [("llama", {}), ("llama", {"tie_word_embeddings": True}), ("phi", {}), ("gpt_neox", {})],
     ids=["llama", "tied", "phi, whose output layer has a bias", "gpt_neox"],
 )
-def test_chunks_give_the_loss_and_the_gradients_of_the_whole(family: str, changes: dict[str, Any]) -> None:
+def test_chunks_give_the_loss_and_the_gradients_of_the_whole(
+    family: str, changes: dict[str, Any], training: TrainingSpec
+) -> None:
     """In fp32 both agree to 1e-5, with padding and a length that is no multiple of the chunk."""
     model = _model(family, **changes)
     whole = _loss(model, TrainingSpec())
     whole.backward()
     expected = _gradients(model)
-    parts = _loss(model, CHUNKED)
+    parts = _loss(model, training)
     parts.backward()
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(_gradients(model), expected, rtol=1e-5, atol=1e-5)
-    chunks = forward_pass(model, _inputs(), CHUNKED)
+    assert "forward" not in vars(model.get_output_embeddings())
+
+
+def test_only_logits_in_chunks_are_there_to_keep() -> None:
+    """The loss of litgpt gives the logits of every chunk; the other gives nothing but a loss."""
+    model = _model("llama")
+    chunks = forward_pass(model, _inputs(), LOGITS_IN_CHUNKS)
     assert isinstance(chunks, list)
     assert [(2, 3, 97)] * 3 + [(2, 1, 97)] == [tuple(chunk.shape) for chunk in chunks]
-    assert "forward" not in vars(model.get_output_embeddings())
+    assert isinstance(forward_pass(model, _inputs(), CHUNKED), FusedOutputs)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_backward_pass_is_kept_waiting_with_nothing_as_wide_as_the_vocabulary(autocast: bool) -> None:  # noqa: FBT001 - a case
+    """Neither logits nor their softmax outlive a chunk, under autocast as without; litgpt's keep both."""
+    kept: dict[str, list[torch.Tensor]] = {}
+    for training in (CHUNKED, LOGITS_IN_CHUNKS):
+        wide = kept[training.loss] = []
+
+        def note(tensor: torch.Tensor, wide: list[torch.Tensor] = wide) -> torch.Tensor:
+            if tensor.shape[-1:] == (97,) and not isinstance(tensor, nn.Parameter):
+                wide.append(tensor)
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            _loss(_model("llama").to(torch.bfloat16 if not autocast else torch.float32), training)
+    assert [] == [tensor.shape for tensor in kept["chunked"]]
+    assert len(kept["chunked-logits"]) >= 4
 
 
 def test_learned_prompts_bear_no_loss() -> None:
@@ -142,7 +173,9 @@ def test_outputs_are_upcast_where_asked() -> None:
     model = _model("llama").to(torch.bfloat16)
     whole: Any = forward_pass(model, _inputs(), TrainingSpec())
     upcast: Any = forward_pass(model, _inputs(), TrainingSpec(upcast_outputs=True))
-    parts: Any = forward_pass(model, _inputs(), CHUNKED)
-    fp32_parts: Any = forward_pass(model, _inputs(), CHUNKED.model_copy(update={"upcast_outputs": True}))
+    parts: Any = forward_pass(model, _inputs(), LOGITS_IN_CHUNKS)
+    fp32_parts: Any = forward_pass(
+        model, _inputs(), LOGITS_IN_CHUNKS.model_copy(update={"upcast_outputs": True})
+    )
     assert (torch.bfloat16, torch.float32) == (whole.logits.dtype, upcast.logits.dtype)
     assert (torch.bfloat16, torch.float32) == (parts[0].dtype, fp32_parts[-1].dtype)

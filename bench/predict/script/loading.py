@@ -8,7 +8,7 @@ import torch
 
 from bench.predict.script.card import Patches
 from bench.predict.script.ledger import ScriptState, place
-from bench.predict.trace.trace import load_weights
+from bench.predict.trace.loading import load_weights
 from bench.training.checkpoints import stored_as
 from bench.training.models import quantise_empty, unpacked_as_loaded
 

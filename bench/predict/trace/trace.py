@@ -8,18 +8,19 @@ from typing import Any, NamedTuple, TypedDict
 from unittest.mock import patch
 
 import torch
-from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 
+from bench.predict.trace import litgpt
 from bench.predict.trace.kernels import Kernels
+from bench.predict.trace.litgpt_model import GPT
+from bench.predict.trace.loading import load_weights
 from bench.predict.trace.loops import LoopLedger, MetaLoop, read_loop_ledger
 from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.older_models import check_model
 from bench.predict.trace.patches import patched
 from bench.predict.trace.repeat import Depth, shallow
-from bench.predict.trace.stream import WARM_UP, Stream, stream_of
-from bench.probes.ledger import StepPhase, quantisation_state
+from bench.predict.trace.stream import Stream, stream_of
+from bench.probes.ledger import StepPhase
 from bench.records.readings import WeightsReached
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
@@ -98,8 +99,7 @@ class Tracer:
     def _adapted(self, cell: Cell, depth: Depth | None) -> _Adapted:
         """Load and adapt a cell's model."""
         config = deepcopy(self.config) if depth is None else shallow(self.config, depth.traced)
-        model = build_empty_model(cell, config)
-        check_model(model, self.platform)
+        model = _built(cell, config, self.platform)
         of_loop = MetaLedger if cell.loop.driver == "window" else LoopLedger
         ledger = of_loop(
             model,
@@ -112,10 +112,23 @@ class Tracer:
             load_weights(model, ledger)
             ledger.mark("adapt")
             with torch.device("meta"), _adapting(ledger):
-                model = adapt(model, cell)
+                model = _ready(model, cell)
             ledger.learn(model)
             books = ledger.copied(padded=False, packed=False)
             return _Adapted(model, books, {}, reach_of(model, ledger.times))
+
+
+def _built(cell: Cell, config: Any, platform: Platform) -> Any:
+    """Return the empty model, transformers' or litgpt's, not adapted."""
+    if platform.litgpt:
+        return litgpt.build(cell, config, platform.litgpt)
+    model = build_empty_model(cell, config)
+    check_model(model, platform)
+    return model
+
+
+def _ready(model: Any, cell: Cell) -> Any:
+    return litgpt.adapt(model, cell) if isinstance(model, GPT) else adapt(model, cell)
 
 
 def _run_steps(cell: Cell, model: Any, batch: Batch, ledger: MetaLedger, steps: int) -> torch.optim.Optimizer:
@@ -152,13 +165,13 @@ def read_cpu_ledger(
     """
     with patched(platform):
         config = config or configuration_of(cell.model)
-        model = build_empty_model(cell, config)
+        model = _built(cell, config, platform)
         vocabulary_size = int(config.get_text_config().vocab_size)
         batch = worst_batch(cell, vocabulary_size)
         for module in model.modules():
             quantise_empty(module)
         with torch.device("meta"):
-            model = adapt(model, cell)
+            model = _ready(model, cell)
         if reached is not None:
             reached.append(reach_of(model))
         kernels = Kernels(platform, **_hidden(batch))
@@ -212,27 +225,6 @@ def on_meta(batch: Batch) -> Batch:
     return replace(batch, **changed)
 
 
-def load_weights(model: Any, ledger: MetaLedger) -> None:
-    """Enter the weights as loading does, one after the other, each quantised as soon as it is there.
-
-    Those of a quantised checkpoint come packed, each with its scales.
-    """
-    ledger.release(ledger.hold(warm_up_bytes(model, ledger.times), WARM_UP))
-    come_packed = getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False)
-    for loaded in list(in_loading_order(model)):
-        packs, module = loaded.name.endswith("weight"), loaded.name.rpartition(".")[0]
-        ledger.work_on(loaded.name)
-        if packs and come_packed:
-            with _disable_current_modes():
-                quantise_empty(loaded.module)
-        ledger.register([loaded.tensor], "weights", module)
-        if packs and come_packed:
-            ledger.register(quantisation_state(loaded.tensor), "quantisation_state", module)
-        elif packs:
-            quantise_empty(loaded.module)
-    ledger.learn(model)
-
-
 def paged_bytes(optimizer: torch.optim.Optimizer, ledger: MetaLedger) -> int:
     """Return what of an optimizer's state lies in managed memory."""
     return sum(
@@ -277,72 +269,3 @@ def _marker(ledger: MetaLedger, trainer: Trainer) -> Callable[[StepPhase], None]
             ledger.register_gradients(trainer.parameters)
 
     return mark
-
-
-class LoadedTensor(NamedTuple):
-    """A parameter or buffer and the module that it is loaded into."""
-
-    name: str
-    module: nn.Module
-    tensor: torch.Tensor
-
-
-def in_loading_order(model: nn.Module) -> Iterator[LoadedTensor]:
-    """Yield what a checkpoint holds, sorted by name with numbers by value, then the computed buffers.
-
-    Reserved memory after loading depends on this order and on the warm-up: with both it is right to the
-    megabyte where published. Source: transformers 5, core_model_loading.py
-    (convert_and_load_state_dict_in_model) and modeling_utils.py (caching_allocator_warmup,
-    _move_missing_keys_from_meta_to_device).
-
-    Weights that are quantised while loading come one at a time: the 16-bit weight is there until its
-    quantised form is. Others are brought by four threads and may overtake their neighbours. Tied weights
-    come once.
-    """
-    from transformers.core_model_loading import dot_natural_key
-
-    stored = model.state_dict(keep_vars=True)
-    seen: set[int] = set()
-    for name in sorted(stored, key=dot_natural_key):
-        if name not in _tied_to_others(model) and id(stored[name]) not in seen:
-            seen.add(id(stored[name]))
-            yield _loaded(model, name, stored[name])
-    for name, buffer in model.named_buffers():
-        if name not in stored:
-            yield _loaded(model, name, buffer)
-
-
-def warm_up_bytes(model: nn.Module, times: Callable[[str], int] = lambda _name: 1) -> int:
-    """Return the bytes of the one block that is allocated and freed before any weight is loaded.
-
-    A weight to be quantised counts half a byte per element (4-bit) or one (int8), any other tensor of the
-    checkpoint its own bytes, and the sum is a whole number of 16-bit elements. A card with less than
-    1.2 GiB beyond that gets a smaller block, which is not modelled. ``times`` tells how often a name stands
-    for its like.
-    """
-    stored = model.state_dict(keep_vars=True)
-    total = sum(
-        times(name) * tensor.numel() * _bytes_per_element(_loaded(model, name, tensor))
-        for name, tensor in stored.items()
-        if name not in _tied_to_others(model)
-    )
-    return int(total // 2) * 2
-
-
-def _bytes_per_element(loaded: LoadedTensor) -> float:
-    import bitsandbytes
-
-    if loaded.name.endswith("weight"):
-        if isinstance(loaded.module, bitsandbytes.nn.Linear4bit):
-            return 0.5
-        if isinstance(loaded.module, bitsandbytes.nn.Linear8bitLt):
-            return 1
-    return loaded.tensor.element_size()
-
-
-def _tied_to_others(model: Any) -> set[str]:
-    return set(getattr(model, "all_tied_weights_keys", {}))
-
-
-def _loaded(model: nn.Module, name: str, tensor: torch.Tensor) -> LoadedTensor:
-    return LoadedTensor(name, model.get_submodule(name.rpartition(".")[0]), tensor)

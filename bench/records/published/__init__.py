@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from bench.errors import ScenarioError
+from bench.records.published.litgpt import TAKEN_FOR_LITGPT, run_by_litgpt
 from bench.records.readings import Count, Positive
 from bench.scenario.cell import Cell
 from bench.scenario.diagnostics import Path as KeyPath
@@ -127,6 +128,8 @@ def read_rows(path: Path) -> RowFile:
             problems.add(("rows", index, "name"), f"{shown(name)} is the name of an earlier row; rename it")
     if problems or source is None:
         raise problems.error()
+    if any(row and row.platform.litgpt for row in rows) and "litgpt" not in defaults.get("platform", {}):
+        source = source.model_copy(update={"note": f"{source.note} {TAKEN_FOR_LITGPT}".strip()})
     return RowFile(source=source, rows=tuple(row for row in rows if row is not None))
 
 
@@ -150,7 +153,7 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
     kind = method.get("kind") if isinstance(method, dict) else None
     usual = defaults.get("method", {})
     own = usual.get(kind, {}) if isinstance(usual, dict) and isinstance(kind, str) else {}
-    content = merged(table, defaults | {"method": own})
+    content = run_by_litgpt(merged(table, defaults | {"method": own}), source)
     platform = _checked(Platform, content.get("platform", {}), (*at, "platform"), problems)
     if platform is None:
         return None
