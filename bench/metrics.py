@@ -61,3 +61,8 @@ class Metric:
 
 _TABLES = tomllib.loads((files("bench") / "metrics.toml").read_text(encoding="utf-8"))
 METRICS: dict[str, Metric] = {name: Metric(name=name, **facts) for name, facts in _TABLES.items()}
+
+
+def size_text(size_bytes: float) -> str:
+    """Write a size for a sentence: in GiB, or in MiB where it is less than one."""
+    return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.2f} MiB"

@@ -26,13 +26,13 @@ from bench.predict.trace.older_models import caveats_of_version
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import read_cpu_ledger
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
-from bench.records.readings import Caveat, WeightsReached
+from bench.records.readings import Caveat
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, ModelSpec, Platform, SyntheticData
 from bench.training.checkpoints import stored_caveats
 from bench.training.models import assumed_of, configuration_of
-from bench.training.weights_reached import reach_caveats
+from bench.training.weights_reached import Reached
 
 _REUSED_RANGE = Caveat(
     code="band-of-a-relative",
@@ -62,7 +62,7 @@ def predict(
         ((_, stream, method),) = streams(families([cell], config)[0], platform, config)
         stream = stream.during(*steps) if steps else stream
         prediction = summed_up(stream, platform, settings, method)
-    return _with_caveats(prediction, _assumptions(cell, config, platform, prediction))
+    return _with_caveats(prediction, _assumptions(cell, config, platform))
 
 
 def predict_all(
@@ -104,7 +104,7 @@ def _predicted(
             prediction = summed_up(stream, platform, settings, method, relative)
             relative = prediction if reuse_ranges and relative is None else relative
             for cell in left.pop(point):
-                yield cell, _with_caveats(prediction, _assumptions(cell, config, platform, prediction))
+                yield cell, _with_caveats(prediction, _assumptions(cell, config, platform))
     except Exception:  # noqa: BLE001 - a library's, or ours
         for cell in chain.from_iterable(left.values()):
             yield cell, _predicted_or_refused(cell, platform, settings)
@@ -148,10 +148,9 @@ def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Predictio
     return prediction.model_copy(update={"caveats": (*prediction.caveats, *more)}) if more else prediction
 
 
-def _assumptions(cell: Cell, config: Any, platform: Platform, prediction: Prediction) -> tuple[Caveat, ...]:
+def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, ...]:
     """Return what a prediction takes for granted that a run may not bear out."""
     found = [*caveats_of_version(config, platform), *stored_caveats(cell, config)]
-    found += reach_caveats(cell, prediction.reach)
     if assumed := assumed_of(cell.model, config):
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
     if beyond := beyond_training(cell, config):
@@ -224,8 +223,12 @@ def summed_up(
         peak_module=stream.module_of(block),
         categories_at_peak_bytes=stream.categories(stream.live_at(peak + 1)),
         method=method,
-        reach=stream.reach,
-        caveats=(*((_REUSED_RANGE,) if relative else ()), *_answered(stream.asked)),
+        reach=stream.reached.weights if stream.reached else None,
+        caveats=(
+            *((_REUSED_RANGE,) if relative else ()),
+            *_answered(stream.asked),
+            *(stream.reached.caveats if stream.reached else ()),
+        ),
     )
 
 
@@ -274,9 +277,10 @@ def _with_empty_cache(stream: Stream) -> tuple[Ints, Ints]:
 
 def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
     asked: set[str] = set()
-    reached: list[WeightsReached] = []
+    reached = list[Reached]()
     reading = read_cpu_ledger(cell, platform, config, asked, reached)
-    return predicted_for_cpu(reading, platform, asked).model_copy(update={"reach": reached[0]})
+    prediction = predicted_for_cpu(reading, platform, asked).model_copy(update={"reach": reached[0].weights})
+    return _with_caveats(prediction, reached[0].caveats)
 
 
 def predicted_for_cpu(reading: LedgerReading, platform: Platform, asked: Iterable[str]) -> Prediction:

@@ -120,6 +120,7 @@ WeightKind = Literal[
     "experts in one tensor",
     "embeddings",
     "output layer",
+    "parts beside the language model",
     "other tensors",
     "norms and biases",
 ]

@@ -19,6 +19,7 @@ from bench.scenario.cell import Cell, peft_type
 from bench.scenario.types import FullMethod, LoraMethod, PeftMethod, QloraMethod
 from bench.training.data import Batch
 from bench.training.models import DTYPES
+from bench.training.wrappers import beside_text
 
 
 def adapt(model: Any, cell: Cell) -> Any:
@@ -27,7 +28,7 @@ def adapt(model: Any, cell: Cell) -> Any:
     method, dtype = cell.method, DTYPES[cell.training.dtype]
     match method:
         case FullMethod():
-            adapted = model
+            adapted = _without_what_text_never_runs(model)
         case LoraMethod():
             prepare = _is_quantised(model) and method.kbit_preparation
             adapted = _with_lora(_prepared(model) if prepare else model, method)
@@ -46,6 +47,12 @@ def adapt(model: Any, cell: Cell) -> Any:
             parameter.data = parameter.data.to(dtype)
     adapted.train()
     return adapted
+
+
+def _without_what_text_never_runs(model: Any) -> Any:
+    for module in beside_text(model).values():
+        module.requires_grad_(requires_grad=False)
+    return model
 
 
 def _is_quantised(model: Any) -> bool:

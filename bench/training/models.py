@@ -16,6 +16,7 @@ from bench.scenario.cell import Cell
 from bench.scenario.types import Dtype, LoraMethod, ModelSpec, QloraMethod
 from bench.training.checkpoints import stored_quantisation
 from bench.training.weights import Weights
+from bench.training.wrappers import class_of
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,7 +38,7 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
 
     A quantised checkpoint is loaded as it is stored: transformers refuses it if told that it is not.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=trust_remote_code)
     own = None if stored_quantisation(cell, config) else quantisation_of(cell)
@@ -46,7 +47,7 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked out, any token serves
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = class_of(config).auto.from_pretrained(
             weights.folder,
             dtype=DTYPES[cell.training.dtype],
             attn_implementation=cell.training.attention,
@@ -66,6 +67,7 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
             f"transformers cannot load {cell.model.name} so: {one_line(error)}; "
             f"{_supported_attention(config)}."
         ) from error
+    model.config.architectures = config.architectures
     quantise_tied_head(model)
     keep_quantised_weights(model)
     return Loaded(model, tokenizer)
@@ -199,25 +201,24 @@ def unpacked_as_loaded(model: nn.Module, dtype: torch.dtype, packed_from: torch.
 
 def empty_causal_model(config: Any, **settings: Any) -> Any:
     """Return a configuration's model on the meta device; raise ``UntraceableError`` where it makes none."""
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     try:
         with torch.device("meta"), no_init_weights():
-            return AutoModelForCausalLM.from_config(config, **settings)
+            model = class_of(config).auto.from_config(config, **settings)
     except (ValueError, ImportError) as error:
         reason = one_line(error).partition(". ")[0][:200].partition(" for this kind of")[0]
         advice = f"; {_supported_attention(config)}" if "does not support" in reason else ""
         raise UntraceableError(
             f"transformers cannot build this {config.model_type} model: {reason}{advice}."
         ) from error
+    model.config.architectures = config.architectures  # which a language model out of a wrapper has not
+    return model
 
 
 def _supported_attention(config: Any) -> str:
     """Return which attention a configuration's model supports, as advice to end a refusal with."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    kind = class_of(config).kind
     # transformers puts another kernel in the place of one that is not among a class's compatible ones.
     flash = getattr(kind, "_compatible_flash_implementations", None) or ["flash_attention_2"]
     supported = {

@@ -22,6 +22,7 @@ from bench.errors import UnavailableError, first_line
 from bench.io import cache_folder
 from bench.scenario.catalogue import Architecture, WheelWeights, architecture, wheel
 from bench.scenario.types import ModelSpec
+from bench.training.wrappers import class_of
 
 _HUB_FILES = ["*.json", "*.py", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _COMPLETE = "complete.json"  # written last: a folder without it is a broken-off attempt
@@ -144,11 +145,11 @@ def _random(model: ModelSpec, facts: Architecture) -> Weights:
     fields = {**facts.config, **model.overrides}
 
     def initialise(target: Path) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         config = AutoConfig.for_model(**fields)
         torch.manual_seed(model.seed)
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(target)
+        class_of(config).auto.from_config(config, dtype=torch.bfloat16).save_pretrained(target)
         byte_tokenizer(int(config.get_text_config().max_position_embeddings)).save_pretrained(target)
 
     identity = json.dumps([fields, model.seed], sort_keys=True).encode()

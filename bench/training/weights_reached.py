@@ -1,31 +1,54 @@
 """How much of a model's own weights a method reached: quantised, adapted, or left as they were."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
 
 import bitsandbytes
 from torch import nn
 
-from bench.metrics import GIB, MIB
+from bench.metrics import size_text
 from bench.records.readings import Caveat, WeightKind, WeightsOfKind, WeightsReached
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, QloraMethod
+from bench.training.wrappers import beside_text, is_beside, wrapper_caveats
 
 _MOST_LEFT = 0.1  # of the parameters
 _PACKED = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
 _MATRIX = 2  # dimensions
-_OUTSIDE: tuple[WeightKind, ...] = ("embeddings", "output layer", "norms and biases")
+_OUTSIDE: tuple[WeightKind, ...] = (
+    "embeddings",
+    "output layer",
+    "norms and biases",
+    "parts beside the language model",
+)
 """What no method called all-linear is thought to adapt."""
 
 
-def reach_of(model: Any, times: Callable[[str], int] = lambda _name: 1) -> WeightsReached:
-    """Count the weights of an adapted model by kind, adapters left out; tied ones once, packed ones unpacked.
+class Reached(NamedTuple):
+    """What a method did to a model's weights, and what has to be said of it."""
+
+    weights: WeightsReached
+    caveats: tuple[Caveat, ...]
+
+
+def reached_in(model: Any, cell: Cell, times: Callable[[str], int] = lambda _name: 1) -> Reached:
+    """Count an adapted model's weights, and say where a method leaves much as it was, against its name.
 
     ``times`` tells for how many a name stands.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    added, adapted = _of_adapters(base)
+    added, adapted, layers = _of_adapters(base)
+    weights = _counted(base, added, adapted, times)
+    of_wrapper = wrapper_caveats(base, added, layers)
+    return Reached(weights, (*_left_unquantised(cell, weights), *_left_unadapted(cell, weights), *of_wrapper))
+
+
+def _counted(
+    base: Any, added: Collection[int], adapted: Collection[int], times: Callable[[str], int]
+) -> WeightsReached:
+    """Count weights by kind: tied ones once, packed ones unpacked."""
     heads = {id(each) for each in _own(base.get_output_embeddings())}
+    parts = beside_text(base)
     counts: dict[WeightKind, list[int]] = {}
     seen = set(added)
     for name, module in base.named_modules():
@@ -33,7 +56,9 @@ def reach_of(model: Any, times: Callable[[str], int] = lambda _name: 1) -> Weigh
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            kind: WeightKind = "output layer" if id(parameter) in heads else _kind(module, parameter)
+            kind = _kind(module, parameter)
+            kind = "output layer" if id(parameter) in heads and kind != "embeddings" else kind  # unless tied
+            kind = "parts beside the language model" if is_beside(name, parts) else kind
             packed = isinstance(module, _PACKED) and key == "weight"
             state = getattr(parameter, "quant_state", None)
             number = times(name) * (parameter.numel() if state is None else state.shape.numel())
@@ -43,17 +68,18 @@ def reach_of(model: Any, times: Callable[[str], int] = lambda _name: 1) -> Weigh
     return WeightsReached(kinds=tuple(WeightsOfKind(kind, *four) for kind, four in counts.items()))
 
 
-def _of_adapters(base: nn.Module) -> tuple[set[int], set[int]]:
-    """Return which parameters adapters brought, and which weights they were put on."""
+def _of_adapters(base: nn.Module) -> tuple[set[int], set[int], list[str]]:
+    """Return which parameters adapters brought, which weights they were put on, and the layers' names."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     added, adapted = set(), set()
-    for layer in (module for module in base.modules() if isinstance(module, BaseTunerLayer)):
+    layers = {name: one for name, one in base.named_modules() if isinstance(one, BaseTunerLayer)}
+    for layer in layers.values():
         own = layer.get_base_layer()
         added |= {id(each) for each in layer.parameters()} - {id(each) for each in own.parameters()}
         one = getattr(layer, "parameter_name", None)  # of an adapter on a parameter of a module
         adapted |= {id(getattr(own, one))} if one else {id(each) for each in _own(own)}
-    return added, adapted
+    return added, adapted, [*layers]
 
 
 def _own(module: Any) -> Iterator[nn.Parameter]:
@@ -78,13 +104,6 @@ def _kind(module: nn.Module, parameter: nn.Parameter) -> WeightKind:
     return "experts in one tensor" if fused else "other tensors"
 
 
-def reach_caveats(cell: Cell, reach: WeightsReached | None) -> list[Caveat]:
-    """Say where a method leaves much of a model as it was, against its name, and what would help."""
-    if reach is None:
-        return []
-    return [*_left_unquantised(cell, reach), *_left_unadapted(cell, reach)]
-
-
 def _left_unquantised(cell: Cell, reach: WeightsReached) -> Iterator[Caveat]:
     method = cell.method
     quantises = isinstance(method, QloraMethod) or (isinstance(method, LoraMethod) and method.base == "int8")
@@ -93,7 +112,8 @@ def _left_unquantised(cell: Cell, reach: WeightsReached) -> Iterator[Caveat]:
         return
     kinds = sorted((kind for kind in reach.kinds if kind.left_bytes), key=lambda one: -one.left_bytes)
     total = sum(one.left_bytes for one in kinds)
-    parts = ", ".join(f"{one.kind} {_size(one.left_bytes)}" for one in kinds if one.left_bytes * 100 > total)
+    most = [one for one in kinds if one.left_bytes * 100 > total]
+    parts = ", ".join(f"{one.kind} {size_text(one.left_bytes)}" for one in most)
     message = f"{_share(left, reach.parameters)} of the weights stay in 16 or 32 bits ({parts})."
     if (
         isinstance(method, LoraMethod | QloraMethod)
@@ -101,7 +121,7 @@ def _left_unquantised(cell: Cell, reach: WeightsReached) -> Iterator[Caveat]:
         and cell.training.dtype != "fp32"
     ):
         message += (
-            f" kbit_preparation copies them to fp32: kbit_preparation = false saves {_size(total / 2)}."
+            f" kbit_preparation copies them to fp32: kbit_preparation = false saves {size_text(total / 2)}."
         )
     if any(one.kind == "experts in one tensor" for one in kinds):
         message += (
@@ -131,10 +151,6 @@ def _left_unadapted(cell: Cell, reach: WeightsReached) -> Iterator[Caveat]:
         message=f"all-linear puts adapters on {_share(adapted, whole)} of the weights besides embeddings and "
         f"output layer: none on {missed}. peft's target_parameters adapts parameters that are no layers.",
     )
-
-
-def _size(size_bytes: float) -> str:
-    return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= GIB else f"{size_bytes / MIB:.2f} MiB"
 
 
 def _share(part: int, whole: int) -> str:

@@ -48,7 +48,7 @@ from bench.training.step import (
     run_step,
 )
 from bench.training.weights import Weights
-from bench.training.weights_reached import reach_caveats, reach_of
+from bench.training.weights_reached import reached_in
 
 DEFAULT_CONTEXT = 2048  # tokens, for evaluating the few models whose configuration states none
 LEDGER_STEPS = 2  # a pair, so that whatever one step leaves behind is there in the next
@@ -106,7 +106,7 @@ class Setting:
     def report_facts(self, optimizer: torch.optim.Optimizer, adapter_bytes: int | None) -> None:
         """Report what was loaded, what is trained and by which optimizer, and what to know of these."""
         model, cell = self.model, self.cell
-        reach = reach_of(model)
+        reached = reached_in(model, cell)
         self.phases.report(
             ModelFacts(
                 source=self.weights.source,
@@ -117,11 +117,11 @@ class Setting:
                 attention=model.config._attn_implementation,  # noqa: SLF001 - has no public name
                 optimizer_class=f"{type(optimizer).__module__}.{type(optimizer).__name__}",
                 adapter_file_bytes=adapter_bytes,
-                reach=reach,
+                reach=reached.weights,
             ),
             *method_caveats(cell),
             *stored_caveats(cell, model.config),
-            *reach_caveats(cell, reach),
+            *reached.caveats,
             *excess_ranks(model),
             *optimizer_caveats(cell.training, device_of(cell)),
         )

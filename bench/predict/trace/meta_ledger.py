@@ -20,6 +20,7 @@ from bench.errors import UntraceableError
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.meta_kernels import ShapeMemory
 from bench.probes.ledger import Block, Ledger, StepPhase, name_of
+from bench.training.wrappers import beside_text, is_beside
 
 _ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
@@ -73,6 +74,7 @@ class MetaLedger(Ledger):
         self.layer_of_entry: list[int] = []  # the layer at work, or whose block it was
         self.layer_of_block: list[int] = []
         self._layers: dict[str, int] = {}
+        self._beside = dict.fromkeys(beside_text(model))  # whose layers are not the language model's
         self._layer = NO_LAYER
         self._layers_of_results: list[int] = []
         self._began_with = 0  # entries of the books that these were copied from
@@ -263,7 +265,8 @@ class MetaLedger(Ledger):
         """Return the layer that a module's name tells: its first number, as in model.layers.3.mlp."""
         layer = self._layers.get(module)
         if layer is None:
-            numbers = [int(part) for part in module.split(" ", maxsplit=1)[0].split(".") if part.isdecimal()]
+            parts = [] if is_beside(module, self._beside) else module.split(" ", maxsplit=1)[0].split(".")
+            numbers = [int(part) for part in parts if part.isdecimal()]
             layer = self._layers[module] = numbers[0] if numbers else NO_LAYER
         return layer
 

@@ -17,6 +17,7 @@ from bench.predict.trace.stream import Ints, Stream, spans
 from bench.scenario.cell import Cell
 from bench.scenario.types import FullMethod, LoraMethod, QloraMethod
 from bench.training.models import empty_causal_model
+from bench.training.wrappers import beside_text, is_beside
 
 FIRST, SECOND, THIRD, LAST = range(4)
 _SEARCHED_PERIODS = range(1, 9)
@@ -223,7 +224,7 @@ def _described(  # noqa: PLR0913, PLR0917 - the pieces that the new stream is ma
         cache_emptied_at=[moved(position) for position in stream.cache_emptied_at],
         layer_of_entry=np.zeros(0, dtype=np.int64),
         paged_bytes=stream.paged_bytes,
-        reach=stream.reach,
+        reached=stream.reached,
     )
 
 
@@ -317,8 +318,9 @@ def _built_layers(config: Any) -> list[list[object]]:
     """Return what each layer of a model is made of: modules, their settings and the shapes of parameters."""
     model = empty_causal_model(config)
     layers: dict[int, list[object]] = {}
+    beside = beside_text(model)
     for name, module in model.named_modules():
-        parts = name.split(".")
+        parts = [] if is_beside(name, beside) else name.split(".")
         at = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
         if at is None:
             continue

@@ -13,7 +13,8 @@ from bench.predict.allocator.replay import ReplayVariability
 from bench.predict.trace.kernels import ScratchCall
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark, MetaLedger
 from bench.probes.ledger import BEFORE, Block, category_of
-from bench.records.readings import Category, WeightsReached
+from bench.records.readings import Category
+from bench.training.weights_reached import Reached
 
 Ints = NDArray[np.int64]
 WARM_UP = "loader's warm-up"
@@ -40,7 +41,7 @@ class Stream:
     scratch_calls: Sequence[ScratchCall] = ()
     paged_bytes: int = 0
     asked: Sequence[str] = ()  # lines that asked for values
-    reach: WeightsReached | None = None
+    reached: Reached | None = None  # by the method
     reset_at: int = 0  # the event after which the peak counters begin anew
 
     def during(self, first: int, last: int) -> "Stream":
@@ -118,7 +119,7 @@ def stream_of(
     *,
     paged_bytes: int = 0,
     asked: Iterable[str] = (),
-    reach: WeightsReached | None = None,
+    reached: Reached | None = None,
 ) -> Stream:
     """Return the books of a closed ledger as arrays."""
     entries, blocks = ledger.entries, ledger.blocks
@@ -135,7 +136,7 @@ def stream_of(
         scratch_calls=tuple(ledger.scratch_calls),
         paged_bytes=paged_bytes,
         asked=sorted(asked),
-        reach=reach,
+        reached=reached,
     )
 
 

@@ -21,7 +21,6 @@ from bench.predict.trace.patches import patched
 from bench.predict.trace.repeat import Depth, shallow
 from bench.predict.trace.stream import Stream, stream_of
 from bench.probes.ledger import StepPhase
-from bench.records.readings import WeightsReached
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform, SyntheticData
@@ -31,7 +30,7 @@ from bench.training.models import build_empty_model, configuration_of, quantise_
 from bench.training.step import Trainer, build_trainer, empties_cache, optimizer_state, run_step
 from bench.training.trainers import prepare_pairs
 from bench.training.watcher import Script
-from bench.training.weights_reached import reach_of
+from bench.training.weights_reached import Reached, reached_in
 from bench.training.window import LEDGER_STEPS, read_ledger
 
 TRACED_STEPS = 2  # optimizer state appears in the first; the second is often the peak
@@ -48,7 +47,7 @@ class _Adapted(NamedTuple):
     model: Any
     books: MetaLedger
     maps: dict[str, Any]
-    reach: WeightsReached
+    reached: Reached
 
 
 Adapted = dict[object, _Adapted]
@@ -85,7 +84,7 @@ class Tracer:
                 ledger.register(unpaged, "optimizer_state", "optimizer")
                 asked = ledger.asked if isinstance(ledger, LoopLedger) else ()
                 paged = paged_bytes(optimizer, ledger)
-                stream = stream_of(ledger, paged_bytes=paged, asked=asked, reach=made.reach)
+                stream = stream_of(ledger, paged_bytes=paged, asked=asked, reached=made.reached)
                 optimizer.state.clear()
                 if window and ledger.holds_just(made.books):
                     self.adapted[key] = made
@@ -115,7 +114,7 @@ class Tracer:
                 model = _ready(model, cell)
             ledger.learn(model)
             books = ledger.copied(padded=False, packed=False)
-            return _Adapted(model, books, {}, reach_of(model, ledger.times))
+            return _Adapted(model, books, {}, reached_in(model, cell, ledger.times))
 
 
 def _built(cell: Cell, config: Any, platform: Platform) -> Any:
@@ -156,7 +155,7 @@ def read_cpu_ledger(
     platform: Platform,
     config: Any | None = None,
     asked: set[str] | None = None,
-    reached: list[WeightsReached] | None = None,
+    reached: list[Reached] | None = None,
 ) -> LedgerReading:
     """Read the ledger of two steady steps as on the CPU, after one that nothing watches.
 
@@ -173,7 +172,7 @@ def read_cpu_ledger(
         with torch.device("meta"):
             model = _ready(model, cell)
         if reached is not None:
-            reached.append(reach_of(model))
+            reached.append(reached_in(model, cell))
         kernels = Kernels(platform, **_hidden(batch))
         if cell.loop.driver != "window":
             return read_loop_ledger(cell, model, kernels, batch, set() if asked is None else asked)
