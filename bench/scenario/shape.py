@@ -27,7 +27,7 @@ from bench.scenario.layout import (
     TOP,
     fields_of,
 )
-from bench.scenario.names import answer
+from bench.scenario.names import answer, toml
 
 MOST_VALUES = 1000
 MOST_EXCLUSIONS = 200
@@ -193,7 +193,8 @@ class Shape:
         if complaint is not None:
             near = perhaps(value, complaint.known)
             theirs = "" if near or not complaint.known else answer(path, value)
-            message = f"{complaint.message}; {theirs}" if theirs else complaint.message
+            helps = theirs and toml(value) not in theirs
+            message = f"{complaint.message}; {theirs}" if helps else complaint.message
             self.problems.add(path, message, value, complaint.known)
         return complaint is None
 

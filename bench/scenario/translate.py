@@ -131,7 +131,7 @@ def _fitting(path: str, value: Any) -> Any:
 
 
 _MODEL_KEYS = ("base_model", "model_name_or_path", "model_name", "base_model_name_or_path")
-_DATA_KEYS = ("datasets", "dataset", "dataset_name", "train_file")
+_DATA_KEYS = ("datasets", "pretraining_dataset", "dataset", "dataset_name", "train_file")
 
 
 def _model_and_data(found: Translation, settings: list[Setting]) -> None:
@@ -167,7 +167,7 @@ def _axolotl_data(found: Translation, setting: Setting) -> None:
     if kind.startswith("alpaca"):
         found.put("data.format", "alpaca", setting)
         found.put("data.template", "alpaca", setting)
-    elif kind == "completion":
+    elif kind in ("completion", "pretrain"):
         found.put("data.format", "text", setting)
     if isinstance(first.get("name"), str) and found.value("data.source") == "hub":
         found.put("data.config", first["name"], setting)
@@ -175,7 +175,7 @@ def _axolotl_data(found: Translation, setting: Setting) -> None:
         found.put("data.split", first["split"], setting)
     known = ("path", "data_files", "type", "ds_type", "name", "split")
     more = {key: value for key, value in first.items() if key not in known}
-    if kind and not kind.startswith(("alpaca", "chat_template", "sharegpt", "completion")):
+    if kind and not kind.startswith(("alpaca", "chat_template", "sharegpt", "completion", "pretrain")):
         more["type"] = kind
     for key, value in more.items():
         found.lose(

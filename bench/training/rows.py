@@ -132,6 +132,9 @@ def _format_of(named: DataFormat, fields: dict[str, Any], pairs: bool, where: st
     if fitting == ["preference"] and not pairs:
         raise UsageError(f"{where}rows of two answers, chosen and rejected, are for loop.driver trl-dpo.")
     if not fitting:
+        inside = (key for key, value in fields.items() if isinstance(value, list) and value)
+        if held := next((key for key in inside if isinstance(fields[key][0], dict)), None):
+            raise UsageError(f"{where}the rows lie under {json.dumps(held)[:40]}; write that list alone.")
         keys = ", ".join(json.dumps(key)[:40] for key in islice(fields, 6)) or "none"
         known = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in _KEYS.items())
         raise UsageError(

@@ -50,14 +50,15 @@ def test_a_scenario_with_other_names_is_answered_line_by_line(tmp_path: Path) ->
     path.write_text(
         '[models.m]\nrandom = "tiny-llama-test"\n[methods.lora]\nlora_rank = 4\n'
         '[data]\nsource = "synthetic"\n'
-        "[training]\ngradient_checkpointing = true\nrank_of_all = 3\n"
+        '[training]\ngradient_checkpointing = true\nrank_of_all = 3\nattention = "xformers"\n'
     )
     with pytest.raises(ScenarioError) as caught:
         load_scenario(path)
 
-    first, second, third = caught.value.problems
+    first, second, third, fourth = caught.value.problems
     assert first.endswith("mine.toml:4: methods.lora.lora_rank: there is no such key here; write rank = 4.")
     assert second.endswith('not true; write gradient_checkpointing = "non-reentrant".')
+    assert fourth.endswith('or "flex_attention", not "xformers".')
     assert third.endswith("mine.toml:9: training.rank_of_all: there is no such key here.")
 
 

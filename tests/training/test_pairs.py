@@ -64,6 +64,22 @@ def test_rows_hold_the_chosen_answers_then_the_rejected(tmp_path: Path) -> None:
     assert batch.counts.loss_bearing == 2 * (5 + 10)  # a space and an a are one token
 
 
+def test_answers_in_turns_are_shown_by_a_chat_template(tmp_path: Path) -> None:
+    """The prompt is the rendering of its turns, the same for both; the answers end as turns do."""
+    asked = [{"role": "user", "content": "Q"}]
+    answers = {key: [*asked, {"role": "assistant", "content": key}] for key in ("chosen", "rejected")}
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps([answers]), encoding="utf-8")
+    prepared = prepare(JsonlData(source="jsonl", path=str(path), template="chatml"), micro_batch=1)
+
+    prompt = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
+    assert texts(prepared, 0) == (prompt, "chosen<|im_end|>\n")
+    assert texts(prepared, 1) == (prompt, "rejected<|im_end|>\n")
+    path.write_text('{"text": "a"}', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"loop\.driver trl-dpo needs rows with prompt, chosen and rejected"):
+        prepare(JsonlData(source="jsonl", path=str(path)))
+
+
 def test_a_task_s_rejected_answer_is_wrong() -> None:
     """The option after the right one, never the right one itself."""
     task = TaskData(task="largest-number", train_items=8)

@@ -178,6 +178,7 @@ DEEP = "[" * 10_000 + "]" * 10_000
         ('{"text": ' + DEEP + "}", "line 1: nested too deeply"),
         ('{"text": ' + "9" * 5000 + "}", "line 1: not JSON .a number of thousands of digits"),
         ('{"instruction": "s3cret"}', r'keys \("instruction"\) are of no layout known here; rename them'),
+        ('{"version": 1, "rows": [{"text": "s3cret"}]}', 'the rows lie under "rows"; write that list alone'),
         ('{"text": null}', "text is null, not text; correct the row"),
         ('{"messages": []}', "messages is empty, where a list of turns belongs"),
         ('{"messages": ["s3cret"]}', "messages, turn 1 is text, not an object with role and content"),
@@ -283,6 +284,23 @@ def test_the_last_turn_alone_is_trained_where_the_scenario_says_so(tmp_path: Pat
     assert {(text, "(why)ok<end>")} == decoded(last)
     assert {"data-read", "last-turn-only", "data-repeated"} == {caveat.code for caveat in last.caveats}
     assert {text} == {whole for whole, _ in decoded(everything)}
+
+
+def test_qwen3_s_own_template_trains_every_answer(tmp_path: Path) -> None:
+    """As trl carries it: each answer as it is generated, with the empty reasoning that the template shows."""
+    templates = Path(str(pytest.importorskip("trl").__file__)).parent / "chat_templates"
+    if not (templates / "qwen3.jinja").is_file():
+        pytest.skip("this trl carries no templates")
+    tokenizer = byte_level()
+    tokenizer.chat_template = (templates / "qwen3.jinja").read_text(encoding="utf-8")
+    turns = [*SAID, {"from": "human", "value": "so"}, {"from": "gpt", "value": "<think>\nhm\n</think>\n\nok"}]
+    data = data_of(tmp_path, [{"conversations": turns}])
+    prepared = prepare_batches(data, TrainingSpec(sequence_length=512), tokenizer, 300, 2)
+
+    assert {learnt for _, learnt in decoded(prepared)} == {
+        "<think>\n\n</think>\n\nyo<|im_end|>\n",
+        "<think>\nhm\n</think>\n\nok<|im_end|>\n",
+    }
 
 
 def test_chatml_shows_turns_to_a_tokenizer_without_a_template(tmp_path: Path) -> None:
