@@ -22,7 +22,9 @@ from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.families import Family, families, streams
 from bench.predict.reach import beyond_training, refused_as_unreachable
 from bench.predict.trace import litgpt
+from bench.predict.trace.adapters import assumed_of_adapter
 from bench.predict.trace.older_models import caveats_of_version
+from bench.predict.trace.optional_kernels import implementations_of
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import read_cpu_ledger
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
@@ -150,9 +152,11 @@ def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Predictio
 
 def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, ...]:
     """Return what a prediction takes for granted that a run may not bear out."""
-    found = [*caveats_of_version(config, platform), *stored_caveats(cell, config)]
+    found = [*caveats_of_version(config, platform), *stored_caveats(cell, config), *assumed_of_adapter(cell)]
     if assumed := assumed_of(cell.model, config):
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
+    if platform.device != "cpu":
+        found += implementations_of(config)
     if beyond := beyond_training(cell, config):
         found.append(beyond)
     if platform.litgpt:

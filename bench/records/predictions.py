@@ -17,6 +17,9 @@ from bench.scenario.types import Platform
 
 PLAN_VERSION: Final = 1
 
+KERNELS_NOT_TRACED: Final = "kernels-not-traced"
+"""Code of the caveat that a card may run kernels that need less: no such cell is said not to fit."""
+
 Answer = Literal["fits", "too close to call", "does not fit"]
 Method = Literal["full trace", "repeated layers"]
 PredictedPhase = Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]
@@ -84,8 +87,8 @@ def check_fit(prediction: Prediction, card: Card) -> CardFit:
 
     It fits if the top of the reserved band and the CUDA context do; it does not if even what is allocated
     at the peak and the context do not. Between the two the allocator may or may not find room, by luck
-    and by releasing what it caches. Raises ``ValueError`` on a prediction for the CPU, where no such limit
-    is known.
+    and by releasing what it caches; nor is it known where kernels that need less were not traced. Raises
+    ``ValueError`` on a prediction for the CPU, where no such limit is known.
     """
     if prediction.platform.device != "cuda":
         raise ValueError("a prediction for the CPU is not judged for a card")
@@ -93,7 +96,10 @@ def check_fit(prediction: Prediction, card: Card) -> CardFit:
     answer: Answer = "too close to call"
     if needed <= card.usable_bytes:
         answer = "fits"
-    elif prediction.allocated_peak_bytes + card.context_bytes > card.usable_bytes:
+    elif (
+        prediction.allocated_peak_bytes + card.context_bytes > card.usable_bytes
+        and KERNELS_NOT_TRACED not in {caveat.code for caveat in prediction.caveats}
+    ):
         answer = "does not fit"
     return CardFit(card=card.name, answer=answer, needed_bytes=needed, usable_bytes=card.usable_bytes)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from bench.metrics import GIB
 from bench.predict import families
@@ -174,3 +175,40 @@ def test_what_peft_refuses_says_which_layers_are_left() -> None:
     assert isinstance(refused, Refusal)
     assert "peft refuses the adapter of method 'lora'" in refused.message
     assert "linear layers that this does not name: down_proj, gate_proj, k_proj" in refused.message
+
+
+PEFT_TYPES = sorted(str(kind.value).lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
+BEYOND_A_PREDICTION = {"cpt", "frod", "shira", "multitask_prompt_tuning", "poly", "xlora"}
+OF_TYPE: dict[str, dict[str, Any]] = {
+    **{one: {"num_virtual_tokens": 4} for one in ("prompt_tuning", "p_tuning", "prefix_tuning", "cartridge")},
+    "adalora": {"total_step": 9},
+    "adamss": {"r": 8, "num_subspaces": 2, "target_modules": ["q_proj"]},
+    "adaption_prompt": {"adapter_layers": 1, "adapter_len": 4},
+    "c3a": {"block_size": 16},
+    "gralora": {"r": 4, "gralora_k": 2},
+    "osf": {"effective_rank": 8},
+    "road": {"group_size": 16},
+    "trainable_tokens": {"token_indices": [1]},
+    "vblora": {"num_vectors": 16, "vector_length": 8},
+    "waveft": {"n_frequency": 32},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", sorted(set(PEFT_TYPES) - BEYOND_A_PREDICTION))
+def test_every_method_of_peft_that_one_process_runs_is_predicted(kind: str) -> None:
+    """Nothing asks for a card, whatever it draws, decomposes or permutes as it is made."""
+    method = {"kind": "peft", "type": kind, "config": OF_TYPE.get(kind, {})}
+    ((_, found),) = predict_all([cuda_cell(method)], A100)
+    assert isinstance(found, Prediction), found
+    assert found.allocated_peak_bytes > 0
+
+
+def test_methods_that_need_values_are_refused_by_name() -> None:
+    """Sparse products are not modelled: the sentence says so."""
+    ((_, found),) = predict_all([cuda_cell({"kind": "peft", "type": "shira"})], A100)
+    assert isinstance(found, Refusal)
+    assert found.message == (
+        "peft's shira multiplies by sparse tensors, whose kernels and buffers are not modelled here; measure "
+        "it with bench run."
+    )

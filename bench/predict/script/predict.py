@@ -26,6 +26,7 @@ from bench.predict.script.longest import LongestBatch
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.loops import forget_state, trl_on_cuda
 from bench.predict.trace.meta_kernels import is_paged
+from bench.predict.trace.optional_kernels import implementations_of
 from bench.predict.trace.patches import patched
 from bench.predict.trace.stream import stream_of
 from bench.predict.trace.trace import paged_bytes
@@ -208,7 +209,11 @@ class _PredictedLoop(WatchedLoop):
         for block in lost[:-1] if out_of_memory else lost:
             block.nbytes = 0  # there was no room for it, and the script went on without
         prediction = self._made(settings, platform)
-        caveats = (*prediction.caveats, *self._caveats(how, out_of_memory=out_of_memory))
+        caveats = (
+            *prediction.caveats,
+            *(() if self.state.on_cpu else implementations_of()),
+            *self._caveats(how, out_of_memory=out_of_memory),
+        )
         return prediction.model_copy(update={"caveats": caveats})
 
     def _doubt(self, else_ask: str = "does it run as it is?") -> str:

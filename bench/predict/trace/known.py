@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-_MOST_INTEGERS, _MOST_FLOATS = 1 << 22, 64  # elements
 _SKIPPED = ("aten::empty", "aten::detach")
 _MASKS = {torch.bool, torch.uint8}
 
@@ -18,8 +17,9 @@ _MASKS = {torch.bool, torch.uint8}
 class KnownValues:
     """The values of meta tensors: a flat CPU tensor for each storage; views are read by their strides."""
 
-    def __init__(self) -> None:
-        """Know nothing."""
+    def __init__(self, most_integers: int = 1 << 22, most_floats: int = 64) -> None:
+        """Know nothing, and never more than so many elements of a tensor."""
+        self._most_integers, self._most_floats = most_integers, most_floats
         self._values: dict[int, torch.Tensor] = {}
         self._guards: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -27,7 +27,7 @@ class KnownValues:
         """Keep the values of a meta tensor, unless they are too many or those of a model's outputs."""
         storage = tensor.untyped_storage()
         count = storage.nbytes() // tensor.element_size()
-        if tensor.device.type != "meta" or count > _most(tensor):
+        if tensor.device.type != "meta" or count > self._most(tensor):
             return
         address = storage._cdata  # noqa: SLF001 - torch has no public name for it
         flat = torch.zeros(count, dtype=tensor.dtype, device="cpu")
@@ -52,9 +52,9 @@ class KnownValues:
                 for tensor in written:
                     self._forget(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the same
             return
-        if not isinstance(result, torch.Tensor) or not result.is_meta or result.numel() > _most(result):
+        if not isinstance(result, torch.Tensor) or not result.is_meta or result.numel() > self._most(result):
             return
-        random = torch.Tag.nondeterministic_seeded in func.tags
+        random = torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None
         if random or func._schema.name.startswith(_SKIPPED) or self.value_of(result) is not None:  # noqa: SLF001 - its only name
             return
         known = self.with_values((args, kwargs))
@@ -83,6 +83,10 @@ class KnownValues:
         except LookupError:
             return None
 
+    def _most(self, tensor: torch.Tensor) -> int:
+        whole = not (tensor.is_floating_point() or tensor.is_complex())
+        return self._most_integers if whole else self._most_floats
+
     def _forget(self, address: int) -> None:
         self._values.pop(address, None)
         self._guards.pop(address, None)
@@ -103,10 +107,6 @@ def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
 def is_mask(index: object) -> bool:
     """Tell whether an index selects by truth values."""
     return isinstance(index, torch.Tensor) and index.dtype in _MASKS
-
-
-def _most(tensor: torch.Tensor) -> int:
-    return _MOST_FLOATS if tensor.is_floating_point() or tensor.is_complex() else _MOST_INTEGERS
 
 
 def _ran(func: Any, operands: Any) -> Any:

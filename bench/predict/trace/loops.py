@@ -28,6 +28,7 @@ from bench.training.trainers import TRAINERS, Collate, Hooks
 from bench.training.watcher import Script, StopLoop, Watcher
 from bench.training.window import LEDGER_STEPS
 
+_NONZERO, _COPY = torch.ops.aten.nonzero.default, torch.ops.aten._to_copy.default  # noqa: SLF001 - its only name
 _STEPS_BEFORE = 2  # that no ledger is read of: the optimizer's state appears in the first
 
 
@@ -46,6 +47,13 @@ class LoopLedger(MetaLedger):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, with what masks select in their place, and follow known values through it."""
         kwargs = kwargs or {}
+        if func is _NONZERO and args[0].is_meta:
+            return self._selected(args[0])
+        if func is _COPY and args[0].is_meta and torch.device(kwargs.get("device") or "meta").type == "cpu":
+            value = self.known.value_of(args[0])
+            if value is not None:
+                return func(value, **kwargs)
+            kwargs = kwargs | {"device": torch.device("meta")}  # followed on the host without data
         selected = self._with_selected(args) if func in INDEXING else args
         result = super().__torch_dispatch__(func, types, selected, kwargs)
         self.known.follow(func, args, kwargs, result)
@@ -58,16 +66,24 @@ class LoopLedger(MetaLedger):
         """
         indices: list[Any] = []
         for index in args[1]:
-            value = self.known.value_of(index) if is_mask(index) and args[0].is_meta else None
-            if value is None:
+            if is_mask(index) and args[0].is_meta and (self._knows(index) or self._phase == "adapt"):
+                indices += self._selected(index).unbind(1)
+            else:
                 indices.append(index)
-                continue
-            positions = torch.empty(
-                (int(value.count_nonzero()), value.dim()), dtype=torch.int64, device="meta"
-            )
-            self._enter(positions, "aten::nonzero", self._module_of(args))
-            indices += positions.unbind(1)
         return (args[0], indices, *args[2:])
+
+    def _knows(self, tensor: torch.Tensor) -> bool:
+        return self.known.value_of(tensor) is not None
+
+    def _selected(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return the positions that a mask selects; all, where it is not known which."""
+        value = self.known.value_of(mask)
+        count = mask.numel() if value is None else int(value.count_nonzero())
+        if value is None:
+            self.asked.add(asking_line())
+        positions = torch.empty((count, mask.dim()), dtype=torch.int64, device="meta")
+        self._enter(positions, "aten::nonzero", self._module_of((mask,)))
+        return positions
 
     def resolve(self, tensor: torch.Tensor) -> bool | float | int:
         """Answer what is known; else no for a truth value, and one for a number."""

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from bench.errors import UntraceableError
 from bench.predict.trace import meta_kernels
+from bench.predict.trace.adapters import patched_adapters
 from bench.predict.trace.attention import patched_attention
 from bench.predict.trace.autocast import patched_autocast
 from bench.predict.trace.older_models import check_platform, older_models
+from bench.predict.trace.optional_kernels import heard_implementations
 from bench.scenario.types import Platform, version_of
 from bench.training import losses
 
@@ -51,7 +53,16 @@ def patched(platform: Platform) -> Iterator[None]:
     """
     check_platform(platform)
     with ExitStack() as stack, _refusals():
-        for patches in (_torch, _bitsandbytes, _peft, _older_loss, _older_cache, older_models):
+        for patches in (
+            _torch,
+            _bitsandbytes,
+            _peft,
+            patched_adapters,
+            heard_implementations,
+            _older_loss,
+            _older_cache,
+            older_models,
+        ):
             for one in patches(platform):
                 stack.enter_context(one)
         for context in (patched_attention, meta_kernels.patched_results, patched_autocast):

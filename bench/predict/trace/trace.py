@@ -1,22 +1,26 @@
 """Runs a cell's window on meta tensors and records the stream of allocations and frees. Replays nothing."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, TypedDict
 from unittest.mock import patch
 
 import torch
 
 from bench.predict.trace import litgpt
+from bench.predict.trace.adapters import require_traceable
 from bench.predict.trace.kernels import Kernels
+from bench.predict.trace.known import KnownValues
 from bench.predict.trace.litgpt_model import GPT
 from bench.predict.trace.loading import load_weights
 from bench.predict.trace.loops import LoopLedger, MetaLoop, read_loop_ledger
 from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.older_models import check_model
+from bench.predict.trace.optional_kernels import remember_implementations
 from bench.predict.trace.patches import patched
 from bench.predict.trace.repeat import Depth, shallow
 from bench.predict.trace.stream import Stream, stream_of
@@ -86,6 +90,7 @@ class Tracer:
                 paged = paged_bytes(optimizer, ledger)
                 stream = stream_of(ledger, paged_bytes=paged, asked=asked, reached=made.reached)
                 optimizer.state.clear()
+                remember_implementations(self.config)
                 if window and ledger.holds_just(made.books):
                     self.adapted[key] = made
         return stream
@@ -99,14 +104,12 @@ class Tracer:
         """Load and adapt a cell's model."""
         config = deepcopy(self.config) if depth is None else shallow(self.config, depth.traced)
         model = _built(cell, config, self.platform)
-        of_loop = MetaLedger if cell.loop.driver == "window" else LoopLedger
-        ledger = of_loop(
-            model,
-            self.vocabulary_size,
-            Kernels(self.platform),
-            periods_added=depth.periods_added if depth else 0,
-            period=depth.period if depth else 1,
-        )
+        ledger: MetaLedger | None = _of_adapters(cell, model, self.vocabulary_size, Kernels(self.platform))
+        if ledger is None:
+            of_loop = MetaLedger if cell.loop.driver == "window" else LoopLedger
+            added, period = (depth.periods_added, depth.period) if depth else (0, 1)
+            kernels = Kernels(self.platform)
+            ledger = of_loop(model, self.vocabulary_size, kernels, periods_added=added, period=period)
         with ledger:
             load_weights(model, ledger)
             ledger.mark("adapt")
@@ -132,7 +135,7 @@ def _ready(model: Any, cell: Cell) -> Any:
 
 def _run_steps(cell: Cell, model: Any, batch: Batch, ledger: MetaLedger, steps: int) -> torch.optim.Optimizer:
     """Take the traced steps in the cell's loop; return the optimizer that made them."""
-    if isinstance(ledger, LoopLedger):
+    if isinstance(ledger, LoopLedger) and cell.loop.driver != "window":
         loop = MetaLoop(cell, model, ledger)
 
         def script() -> Script:
@@ -169,19 +172,35 @@ def read_cpu_ledger(
         batch = worst_batch(cell, vocabulary_size)
         for module in model.modules():
             quantise_empty(module)
-        with torch.device("meta"):
+        kernels = Kernels(platform, **_hidden(batch))
+        adapted_by = _of_adapters(cell, model, vocabulary_size, kernels)
+        with torch.device("meta"), adapted_by or nullcontext():
+            if adapted_by:
+                adapted_by.mark("adapt")
             model = _ready(model, cell)
         if reached is not None:
             reached.append(reached_in(model, cell))
-        kernels = Kernels(platform, **_hidden(batch))
         if cell.loop.driver != "window":
             return read_loop_ledger(cell, model, kernels, batch, set() if asked is None else asked)
         trainer = _trainer(model, cell)
         step = [on_meta(batch)] * cell.training.gradient_accumulation
-        with MetaLedger(model, vocabulary_size, kernels):
+        of_step = partial(LoopLedger, known=adapted_by.known) if adapted_by else MetaLedger
+        with of_step(model, vocabulary_size, kernels):
             run_step(trainer, step)
-        books = MetaLedger(model, vocabulary_size, kernels, phase="inputs")
-        return read_ledger(trainer, [step] * LEDGER_STEPS, books)
+        books = of_step(model, vocabulary_size, kernels, phase="inputs")
+        reading = read_ledger(trainer, [step] * LEDGER_STEPS, books)
+        if asked is not None and isinstance(books, LoopLedger):
+            asked |= books.asked
+        return reading
+
+
+def _of_adapters(cell: Cell, model: Any, vocabulary_size: int, kernels: Kernels) -> LoopLedger | None:
+    """Return books for a method of peft, whose adapters may look at values of their own; None for others."""
+    require_traceable(cell)
+    if cell.method.kind != "peft":
+        return None
+    known = KnownValues(most_integers=1 << 25, most_floats=1 << 16)
+    return LoopLedger(model, vocabulary_size, kernels, known=known)
 
 
 def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
