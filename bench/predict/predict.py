@@ -36,6 +36,8 @@ from bench.training.checkpoints import stored_caveats
 from bench.training.models import assumed_of, configuration_of
 from bench.training.weights_reached import Reached
 
+_VALIDATED = ("window", "hf-trainer")
+"""Loops whose predictions for a card were compared with published measurements."""
 _REUSED_RANGE = Caveat(
     code="band-of-a-relative",
     message="In a plan of this many cells the reserved band is computed for one representative cell of each "
@@ -161,7 +163,7 @@ def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, .
         found.append(beyond)
     if platform.litgpt:
         found += litgpt.caveats(cell, platform.litgpt)
-    if cell.loop.driver != "window" and platform.device != "cpu":
+    if cell.loop.driver not in _VALIDATED and platform.device != "cpu":
         message = (
             f"{cell.loop.driver} as installed here; no such prediction was compared with a real card yet."
         )

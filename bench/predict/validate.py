@@ -16,8 +16,8 @@ TRACED_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def validate(files: Sequence[RowFile]) -> Validation:
-    """Predict every row that can be expressed, and hold it against what was measured."""
-    rows = [row for file in files for row in file.rows]
+    """Predict every row that can be expressed, in each loop it has, and hold it against what was measured."""
+    rows = [one for file in files for row in file.rows for one in row.each_loop]
     expressible = [row for row in rows if row.refused is None]
     cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(max_workers=cores, mp_context=get_context("spawn")) as pool:
@@ -49,5 +49,5 @@ def predict_row(row: Row) -> Outcome:
         return Refusal(message=f"An error of this suite: {type(error).__name__}: {reason}")
 
 
-def _key(row: Row) -> tuple[str, str]:
-    return row.source, row.name
+def _key(row: Row) -> tuple[str, str, bool]:
+    return row.source, row.name, row.cell is row.looped

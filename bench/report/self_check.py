@@ -2,10 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from bench.records.published import Source
-from bench.records.published.score import ScoredMeasurement, ScoredRow, Validation, summarise
+from bench.records.published.score import (
+    ScoredMeasurement,
+    ScoredRow,
+    Validation,
+    loops_beside,
+    summarise,
+)
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -56,6 +63,7 @@ def render_validation(validation: Validation) -> str:
     summary = table_of(
         summarise(validation.rows),
         ("Source", lambda one: one.source),
+        ("Loop", lambda one: one.loop),
         ("Tier", lambda one: str(one.tier)),
         ("Counter", lambda one: one.metric),
         ("Moment", lambda one: words(one.moment)),
@@ -65,21 +73,44 @@ def render_validation(validation: Validation) -> str:
         ("Largest", lambda one: share(one.largest_error, 2)),
         ("Signed", lambda one: share(one.signed_error, 2)),
         ("In band", lambda one: f"{one.in_band} of {one.with_band}" if one.with_band else NOT_APPLICABLE),
-        left=4,
+        left=5,
     )
-    unanswered = _unanswered(validation.rows)
+    rows = [row for row in validation.rows if row.loop == "window"]  # of every measured run there is one
+    unanswered = _unanswered(rows)
     return render_page(
         "validation.md.j2",
         versions=", ".join(f"{name} {number}" for name, number in validation.versions.items()),
         summary=summary,
-        rows=validation.rows,
-        readings=sum(len(row.measurements) for row in validation.rows),
-        compared=sum(one.predicted_bytes is not None for row in validation.rows for one in row.measurements),
+        loops=_loops(validation),
+        rows=rows,
+        readings=sum(len(row.measurements) for row in rows),
+        compared=sum(one.predicted_bytes is not None for row in rows for one in row.measurements),
         unanswered=unanswered.total(),
         unanswered_by=", ".join(f"{reading}: {count}" for reading, count in unanswered.items()),
-        predicted=sum(row.refused is None for row in validation.rows),
-        inexpressible=sum(row.inexpressible for row in validation.rows),
+        predicted=sum(row.refused is None for row in rows),
+        inexpressible=sum(row.inexpressible for row in rows),
         sections=[_section(source, validation) for source in validation.sources],
+    )
+
+
+def _loops(validation: Validation) -> Table:
+    """Return what the imitation and the real loop of each source are off, and how far they are apart."""
+
+    def sizes(errors: Sequence[float]) -> str:
+        spread = [abs(error) for error in errors]
+        return f"{share(median(spread), 3)}, {share(max(spread), 3)}"
+
+    return table_of(
+        loops_beside(validation.rows),
+        ("Source", lambda one: one.source),
+        ("Loop", lambda one: one.loop),
+        ("Counter", lambda one: one.metric),
+        ("Numbers", lambda one: str(one.count)),
+        ("Imitated: median, largest", lambda one: sizes(one.imitated_errors)),
+        ("Real: median, largest", lambda one: sizes(one.real_errors)),
+        ("Apart: median, largest", lambda one: sizes(one.apart)),
+        ("Real as near or nearer", lambda one: f"{one.nearer} of {one.count}"),
+        left=3,
     )
 
 
@@ -98,13 +129,15 @@ def _section(
 ) -> tuple[Source, Table, dict[str, list[str]], dict[str, list[str]]]:
     """Return a source, the table of its numbers, refused rows by the reason, and rows by caveats."""
     rows = [row for row in validation.rows if row.source == source.name]
-    refused = grouped((row.refused, row.name) for row in rows if row.refused is not None)
+    refused = grouped((row.refused, row.run) for row in rows if row.refused is not None)
     pairs: list[tuple[ScoredRow, ScoredMeasurement]] = [
         (row, one) for row in rows for one in row.measurements if one.predicted_bytes is not None
     ]
+    several = any(row.loop != "window" for row in rows)
     table = table_of(
         pairs,
         ("Run", lambda pair: pair[0].name),
+        *([("Loop", lambda pair: pair[0].loop)] if several else []),
         ("Counter", lambda pair: pair[1].measured.metric),
         ("Moment", lambda pair: words(pair[1].measured.moment)),
         ("Measured", lambda pair: GIBIBYTES.show(pair[1].measured.size_bytes)),
@@ -113,7 +146,7 @@ def _section(
         ("Band", lambda pair: _IN_BAND[pair[1].in_band]),
         ("Caveats", lambda pair: ", ".join(one.code for one in pair[0].caveats) or NOT_APPLICABLE),
         ("Set by", lambda pair: pair[0].peak if pair[1].measured.moment == "peak" else NOT_APPLICABLE),
-        left=3,
+        left=3 + several,
     )
-    caveats = grouped((f"{one.code}: {one.message}", row.name) for row in rows for one in row.caveats)
+    caveats = grouped((f"{one.code}: {one.message}", row.run) for row in rows for one in row.caveats)
     return source, table, refused, caveats

@@ -88,6 +88,9 @@ def test_refused_row_has_no_cell(tmp_path: Path) -> None:
         ('name = "one"', 'name = "one"\nsteps = [3, 1]', "rows.toml:25: rows[0]: steps must be"),
         ('name = "one"', 'name = "one"\nsteps = [0, 1]\nplatform.device = "cpu"', "counters of CUDA"),
         ("[defaults.method.lora]", "[defaults]\nmethod = 3\n[other]", "rows.toml:"),
+        ('name = "one"', 'name = "one"\nloop.driver = "trl"', "rows.toml:27: rows[0].loop.driver: "),
+        ('name = "one"', 'name = "one"\nloop = "hf-trainer"', "rows.toml:27: rows[0].loop: "),
+        ('name = "one"', 'name = "one"\nloop = { driver = "trl-sft", args = { packing = true } }', "packing"),
     ],
 )
 def test_mistake_is_told_with_its_line(tmp_path: Path, before: str, after: str, place: str) -> None:
@@ -96,6 +99,26 @@ def test_mistake_is_told_with_its_line(tmp_path: Path, before: str, after: str, 
     with pytest.raises(ScenarioError) as raised:
         read_rows(path)
     assert place in str(raised.value)
+
+
+def test_a_loop_needs_no_settings_that_imitate_it(tmp_path: Path) -> None:
+    """The row has both cells: the window told what to keep, and the trainer with its own arguments."""
+    head = HEAD.replace("micro_batch = 2", "micro_batch = 2\nkeep_outputs = true\nuse_cache = true")
+    head += '[defaults.loop]\ndriver = "hf-trainer"\nargs = { use_cache = true }\n'
+    plain = ROW.replace('"one"', '"two"') + 'loop.driver = "window"\n'
+    first, second = read_rows(_written(tmp_path, head + ROW + plain)).rows
+    imitated, real = (one.cell for one in first.each_loop)
+    assert imitated is not None
+    assert real is not None
+    assert ("window", True, True) == (
+        imitated.loop.driver,
+        imitated.training.keep_outputs,
+        imitated.training.use_cache,
+    )
+    assert ("hf-trainer", {"use_cache": True}) == (real.loop.driver, real.loop.args)
+    assert imitated.training.micro_batch == real.training.micro_batch == 2
+    assert (False, False) == (real.training.keep_outputs, real.training.use_cache)
+    assert len(second.each_loop) == 1
 
 
 def test_two_rows_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from bench.records.published import Measured, Row, Source
 from bench.records.published.score import (
     Outcome,
     Validation,
+    loops_beside,
     read_validation,
     score,
     summarise,
@@ -18,6 +19,7 @@ from bench.records.published.score import (
 from bench.records.readings import Caveat
 from bench.report.self_check import render_validation
 from bench.scenario.types import Platform
+from tiny_cells import tiny_cell
 
 
 def _prediction(allocated: int, reserved: int) -> Prediction:
@@ -134,6 +136,37 @@ def test_summary_is_by_source_tier_counter_and_moment() -> None:
     assert pytest.approx((0.1, 0.1, 0.2, -0.1)) == errors
     assert (0, 0) == (first.in_band, first.with_band)
     assert ("reserved", 3, 2, 3) == (reserved.metric, reserved.count, reserved.in_band, reserved.with_band)
+
+
+def test_a_loop_stands_beside_its_imitation() -> None:
+    """Of each measurement both errors, how far the two are apart, and which is nearer; runs count once."""
+    cells = [tiny_cell(device="cuda", loop={"driver": driver}) for driver in ("window", "trl-sft")]
+    run = _row("both", _measured("allocated", 100), _measured("unknown", 7))
+    run = run.model_copy(update=dict(zip(("cell", "looped"), cells, strict=True)))
+
+    def predicted(row: Row) -> Outcome:
+        assert row.cell is not None
+        return _prediction(90 if row.cell.loop.driver == "window" else 99, 200)
+
+    rows = score(run.each_loop, predicted)
+    (beside,) = loops_beside(rows)
+    assert ("lab", "trl-sft", "allocated", 1, 1) == (
+        beside.source,
+        beside.loop,
+        beside.metric,
+        beside.count,
+        beside.nearer,
+    )
+    assert pytest.approx((-0.1, -0.01, 0.1)) == (
+        *beside.imitated_errors,
+        *beside.real_errors,
+        *beside.apart,
+    )
+    page = render_validation(_validation().model_copy(update={"rows": rows}))
+    row = "| lab | trl-sft | allocated | 1 | 10.000 %, 10.000 % | 1.000 %, 1.000 % | 10.000 %, 10.000 % |"
+    assert f"{row} 1 of 1 |" in page
+    assert "Rows: 1. Predicted: 1." in page
+    assert [f"| both | {loop} | allocated |" in page for loop in ("window", "trl-sft")] == [True, True]
 
 
 def test_validation_survives_its_file(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Source(Frozen):
     licence: str = Field(description="Licence of the repository; unknown where it states none.")
     note: str = Field("", description="What a reader of the table must know; shown above it.")
     fitted: str = Field("", description="The one constant chosen for the whole source, if any, and how.")
+    loop: str = Field("", description="Which loop ran, and in what the one that is predicted still differs.")
 
 
 class Measured(Frozen):
@@ -79,7 +80,8 @@ class Row(Frozen):
     software: str = Field(description="Versions as published.")
     note: str = ""
     measured: tuple[Measured, ...] = Field(min_length=1)
-    cell: Cell | None = None
+    cell: Cell | None = Field(None, description="The run as the window imitates it.")
+    looped: Cell | None = Field(None, description="The run in a library's own loop, if the row names one.")
     platform: Platform = Platform()
     allocator: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF of the run; empty for torch's default.")
     steps: tuple[Count, Positive] | None = Field(
@@ -95,6 +97,11 @@ class Row(Frozen):
             raise ValueError("steps is for counters of CUDA, which can be reset")
         return self
 
+    @property
+    def each_loop(self) -> "tuple[Row, ...]":
+        """The row as the window imitates it and, if it names a loop, as that runs it."""
+        return (self,) if self.looped is None else (self, self.model_copy(update={"cell": self.looped}))
+
 
 class RowFile(Frozen):
     """A source and its rows."""
@@ -105,7 +112,9 @@ class RowFile(Frozen):
 
 _ROW_KEYS = ("name", "tier", "reference", "date", "gpu", "software", "note", "measured", "allocator", "steps")
 _CELL_KEYS = ("model", "method", "data", "training")
-_KEYS = (*_ROW_KEYS, *_CELL_KEYS, "platform", "refused")
+_KEYS = (*_ROW_KEYS, *_CELL_KEYS, "loop", "platform", "refused")
+_IMITATES = ("upcast_outputs", "keep_outputs", "use_cache")
+"""Settings of the window that say what another loop does, which that loop itself has no need of."""
 
 
 def read_rows(path: Path) -> RowFile:
@@ -170,7 +179,13 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
             "training": content.get("training", {}),
             **{group: {} for group in ("window", "evaluation", "limits")},
         }
-    return _checked(Row, row | {"source": source}, at, problems)
+    read, loop = _checked(Row, row | {"source": source}, at, problems), content.get("loop")
+    none = loop is None or (isinstance(loop, dict) and loop.get("driver") == "window")
+    if read is None or read.cell is None or none:
+        return read
+    training = {key: value for key, value in row["cell"]["training"].items() if key not in _IMITATES}
+    looped = _checked(Cell, row["cell"] | {"training": training, "loop": loop}, at, problems)
+    return read.model_copy(update={"looped": looped})
 
 
 def _settle(content: dict[str, Any], at: KeyPath, problems: Problems) -> None:

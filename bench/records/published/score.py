@@ -49,11 +49,17 @@ class ScoredRow(Stored):
     name: str
     tier: int
     method: str
+    loop: str = Field("window", description="The loop that was predicted; the window imitates others.")
     measurements: tuple[ScoredMeasurement, ...]
     refused: str | None = Field(None, description="Why there is no prediction.")
     inexpressible: bool = Field(default=False, description="Refused by the file, before any tracing.")
     peak: str = Field("", description="Phase, operator and module that set the predicted peak.")
     caveats: tuple[Caveat, ...] = Field((), description="What the prediction says of itself.")
+
+    @property
+    def run(self) -> str:
+        """What was predicted, in words."""
+        return self.name if self.loop == "window" else f"{self.name} in {self.loop}"
 
 
 class Validation(Stored):
@@ -75,6 +81,7 @@ class Summary:
     """Errors of one group of measurements, as shares of the measured value."""
 
     source: str
+    loop: str
     tier: int
     metric: str
     moment: str
@@ -106,6 +113,7 @@ def _scored(row: Row, outcome: Outcome) -> ScoredRow:
         name=row.name,
         tier=row.tier,
         method=row.cell.method.kind if row.cell else "",
+        loop=row.cell.loop.driver if row.cell else "window",
         measurements=tuple(_held_against(one, outcome) for one in row.measured),
         refused=refused,
         inexpressible=row.refused is not None,
@@ -135,19 +143,20 @@ def _held_against(measured: Measured, outcome: Outcome) -> ScoredMeasurement:
 
 
 def summarise(rows: Iterable[ScoredRow]) -> tuple[Summary, ...]:
-    """Sum up the predicted measurements by source, tier, metric and moment, in order of appearance."""
-    groups: dict[tuple[str, int, str, str], list[tuple[float, bool | None]]] = {}
+    """Sum up the predicted measurements by source, loop, tier, metric and moment, in order of appearance."""
+    groups: dict[tuple[str, str, int, str, str], list[tuple[float, bool | None]]] = {}
     for row in rows:
         for one in row.measurements:
             if one.error is not None:
-                key = (row.source, row.tier, one.measured.metric, one.measured.moment)
+                key = (row.source, row.loop, row.tier, one.measured.metric, one.measured.moment)
                 groups.setdefault(key, []).append((one.error, one.in_band))
     found = []
-    for (source, tier, metric, moment), group in groups.items():
+    for (source, loop, tier, metric, moment), group in groups.items():
         errors, in_band = zip(*group, strict=True)
         sizes = [abs(error) for error in errors]
         summary = Summary(
             source=source,
+            loop=loop,
             tier=tier,
             metric=metric,
             moment=moment,
@@ -160,6 +169,56 @@ def summarise(rows: Iterable[ScoredRow]) -> tuple[Summary, ...]:
             with_band=len(group) - in_band.count(None),
         )
         found.append(summary)
+    return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopsBeside:
+    """What the window's imitation and a library's own loop make of the same measurements of a source."""
+
+    source: str
+    loop: str
+    metric: str
+    count: int
+    imitated_errors: tuple[float, ...]
+    real_errors: tuple[float, ...]
+    apart: tuple[float, ...]
+    """Real over imitated, less one."""
+
+    @property
+    def nearer(self) -> int:
+        """How many measurements the library's own loop comes nearer to, or as near."""
+        pairs = zip(self.real_errors, self.imitated_errors, strict=True)
+        return sum(abs(real) <= abs(imitated) for real, imitated in pairs)
+
+
+def loops_beside(rows: Iterable[ScoredRow]) -> tuple[LoopsBeside, ...]:
+    """Set the peaks that both loops predict beside each other, by source, loop and counter."""
+    imitated: dict[tuple[str, str], ScoredRow] = {}
+    groups: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
+    for row in rows:
+        if row.loop == "window":
+            imitated[row.source, row.name] = row
+            continue
+        for other, one in zip(imitated[row.source, row.name].measurements, row.measurements, strict=True):
+            if other.error is not None and one.error is not None:
+                ratio = (1 + one.error) / (1 + other.error)
+                key = (row.source, row.loop, one.measured.metric)
+                groups.setdefault(key, []).append((other.error, one.error, ratio - 1))
+    found = []
+    for (source, loop, metric), group in groups.items():
+        first, second, apart = zip(*group, strict=True)
+        found.append(
+            LoopsBeside(
+                source=source,
+                loop=loop,
+                metric=metric,
+                count=len(group),
+                imitated_errors=first,
+                real_errors=second,
+                apart=apart,
+            )
+        )
     return tuple(found)
 
 
