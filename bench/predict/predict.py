@@ -26,7 +26,8 @@ from bench.predict.trace.adapters import assumed_of_adapter
 from bench.predict.trace.older_models import caveats_of_version
 from bench.predict.trace.optional_kernels import implementations_of
 from bench.predict.trace.stream import Ints, Stream, spans
-from bench.predict.trace.trace import read_cpu_ledger
+from bench.predict.trace.trace import Tracer, read_cpu_ledger
+from bench.predict.varying import widened
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.records.readings import Caveat
 from bench.records.records import LedgerReading
@@ -63,9 +64,11 @@ def predict(
     if platform.device == "cpu":
         prediction = _predict_cpu(cell, platform, config)
     else:
-        ((_, stream, method),) = streams(families([cell], config)[0], platform, config)
+        (family,) = families([cell], config)
+        ((_, stream, method),) = streams(family, platform, config)
         stream = stream.during(*steps) if steps else stream
         prediction = summed_up(stream, platform, settings, method)
+        prediction = widened(prediction, cell, Tracer(platform, config, family.adapted), settings)
     return _with_caveats(prediction, _assumptions(cell, config, platform))
 
 
@@ -106,6 +109,9 @@ def _predicted(
     try:
         for point, stream, method in streams(family, platform, config):
             prediction = summed_up(stream, platform, settings, method, relative)
+            if relative is None:
+                tracer = Tracer(platform, config, family.adapted)
+                prediction = widened(prediction, left[point][0], tracer, settings)
             relative = prediction if reuse_ranges and relative is None else relative
             for cell in left.pop(point):
                 yield cell, _with_caveats(prediction, _assumptions(cell, config, platform))
@@ -169,13 +175,8 @@ def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, .
         )
         found.append(Caveat(code="loop-not-validated", message=message))
     if not isinstance(cell.data, SyntheticData) and cell.training.batching != "pack":
-        found.append(
-            Caveat(
-                code="full-length-batch",
-                message="Predicted for sequences of the full length. Shorter ones need less, but where "
-                "lengths vary the allocator may keep more in reserve.",
-            )
-        )
+        message = "Predicted for sequences of the full length. Shorter ones need less."
+        found.append(Caveat(code="full-length-batch", message=message))
     if isinstance(cell.method, LoraMethod) and cell.method.base == "int8":
         found.append(
             Caveat(
@@ -221,6 +222,7 @@ def summed_up(
         reserved_peak_bytes=traced,
         reserved_low_bytes=reserved.low_bytes,
         reserved_high_bytes=reserved.high_bytes,
+        sufficient_bytes=_in_proportion(relative, traced),
         paged_bytes=stream.paged_bytes,
         phase_peaks_bytes=peaks,
         phase_ends_bytes=first_ends,
@@ -258,6 +260,13 @@ def _range_like(relative: Prediction, traced_bytes: int) -> ReservedRange:
         low_bytes=traced_bytes * low // peak,
         high_bytes=traced_bytes * high // peak,
     )
+
+
+def _in_proportion(relative: Prediction | None, traced_bytes: int) -> int | None:
+    """Return how much suffices in the same proportion as a relative's."""
+    if relative is None or not relative.sufficient_bytes or not relative.reserved_peak_bytes:
+        return None
+    return traced_bytes * relative.sufficient_bytes // relative.reserved_peak_bytes
 
 
 def _replayed(stream: Stream, settings: AllocatorSettings) -> Replay:

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from multiprocessing import get_context
 
 from bench.errors import BenchError
-from bench.records.predictions import Refusal
+from bench.metrics import GIB
+from bench.records.predictions import Prediction, Refusal
 from bench.records.published import Row, RowFile
 from bench.records.published.score import Outcome, Validation, score
 
@@ -37,16 +38,44 @@ def predict_row(row: Row) -> Outcome:
     warnings.simplefilter("ignore")  # a prediction runs nothing that they could be about
     from bench.predict.allocator.settings import AllocatorSettings
     from bench.predict.predict import predict
+    from bench.predict.varying import lengths_vary
 
     if row.cell is None:
         raise ValueError(f"{row.name} has no cell to predict")
     try:
-        return predict(row.cell, row.platform, AllocatorSettings.parse(row.allocator), row.steps)
+        settings = AllocatorSettings.parse(row.allocator)
+        prediction = predict(row.cell, row.platform, settings, row.steps)
+        if lengths_vary(row.cell) and not (
+            row.cell.training.empty_cache_steps or settings.expandable_segments
+        ):
+            return _without_reserved(row, prediction)
     except BenchError as error:
         return Refusal(message=str(error))
     except Exception as error:  # noqa: BLE001 - one row's failure must not lose the others
         reason = " ".join(str(error).split())[:300]
         return Refusal(message=f"An error of this suite: {type(error).__name__}: {reason}")
+    return prediction
+
+
+def _without_reserved(row: Row, prediction: Prediction) -> Outcome:
+    """Take back what is said of reserved memory where that grows for longer than is replayed."""
+    if any(one.metric != "reserved" for one in row.measured):
+        gone = dict.fromkeys(("reserved_peak_bytes", "reserved_low_bytes", "reserved_high_bytes"))
+        return prediction.model_copy(update=gone)
+    allocated, low, high = (
+        (size or 0) / GIB
+        for size in (
+            prediction.allocated_peak_bytes,
+            prediction.reserved_low_bytes,
+            prediction.reserved_high_bytes,
+        )
+    )
+    return Refusal(
+        message="Its batches differ in length and its loop never empties the allocator's cache, so what is "
+        "reserved after thousands of steps depends on their order. A replay of a few steps allocates "
+        f"{allocated:.2f} GiB and reserves {low:.2f} to {high:.2f} GiB or more. If its lengths do not vary, "
+        'set data.lengths = "equal".'
+    )
 
 
 def _key(row: Row) -> tuple[str, str, bool]:

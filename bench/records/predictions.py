@@ -39,6 +39,9 @@ class Prediction(Stored):
     reserved_peak_bytes: Count | None = Field(None, description="Replayed as traced.")
     reserved_low_bytes: Count | None = Field(None, description="Lowest of the perturbed replays.")
     reserved_high_bytes: Count | None = Field(None, description="Highest of the perturbed replays.")
+    sufficient_bytes: Count | None = Field(
+        None, description="Under this limit every replay goes on, by giving back what is only cached."
+    )
     paged_bytes: Count = Field(0, description="Optimizer state in managed memory, outside torch's counters.")
     phase_peaks_bytes: dict[PredictedPhase, Count] = Field(description="Most allocated in each phase.")
     phase_ends_bytes: dict[PredictedPhase, Count] = Field(
@@ -60,8 +63,16 @@ class Prediction(Stored):
 
     @property
     def needed_bytes(self) -> int:
-        """What decides whether it fits, less the context: the top of the band; on the CPU the peak."""
-        return self.reserved_high_bytes or self.reserved_peak_bytes or self.allocated_peak_bytes
+        """What decides whether it fits, less the context; on the CPU the peak.
+
+        That is the top of the band, or of the part of it that is not just cached.
+        """
+        return (
+            self.sufficient_bytes
+            or self.reserved_high_bytes
+            or self.reserved_peak_bytes
+            or self.allocated_peak_bytes
+        )
 
 
 class Refusal(Stored):

@@ -198,12 +198,22 @@ def _of_loop(cell: Cell) -> Iterator[Problem]:
         yield "training", field, f"is for the window's own loop, and {loop.driver} decides it; leave it out"
     if cell.device == "cpu" and training.autocast == "fp16":
         yield "training", "autocast", f"fp16 is for CUDA in {loop.driver}: accelerate refuses it on a CPU"
-    padded = cell.data.source == "synthetic" and cell.data.attention_mask == "padded"
-    if padded and loop.driver.startswith("trl-"):
-        message = f"padded is not for {loop.driver}, whose collator pads by itself; use real data or none"
-        yield "data", "attention_mask", message
+    yield from _of_synthetic(cell)
     if loop.takes_pairs:
         yield from _of_pairs(cell)
+
+
+def _of_synthetic(cell: Cell) -> Iterator[Problem]:
+    """Yield what a library's loop cannot be given."""
+    if cell.data.source != "synthetic":
+        return
+    if cell.data.attention_mask == "padded" and cell.loop.driver.startswith("trl-"):
+        message = (
+            f"padded is not for {cell.loop.driver}, whose collator pads by itself; use real data or none"
+        )
+        yield "data", "attention_mask", message
+    if cell.data.lengths == "vary":
+        yield "data", "lengths", "vary is for the window's own loop; leave it out, or use real data"
 
 
 def _of_pairs(cell: Cell) -> Iterator[Problem]:

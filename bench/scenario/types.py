@@ -216,6 +216,12 @@ class SyntheticData(Frozen):
         description="Given to the model: no mask, a mask of ones, or one that pads all rows but the first "
         "to the right, to three quarters of the length.",
     )
+    lengths: Literal["equal", "vary"] = Field(
+        "equal",
+        exclude_if=lambda lengths: lengths == "equal",
+        description="Of batches: all of the full length, or spread evenly from a quarter of it to the whole, "
+        "in an order that the seed decides.",
+    )
 
 
 class ScriptData(Frozen):

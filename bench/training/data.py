@@ -111,13 +111,15 @@ def _synthetic_batches(
     data: SyntheticData, training: TrainingSpec, vocab_size: int, count: int
 ) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(training.seed)
-    rows, length = training.micro_batch, training.sequence_length
-    mask = torch.ones((rows, length), dtype=torch.int64)
-    if data.attention_mask == "padded":
-        mask[1:, length * 3 // 4 :] = 0
-    tokens, bearing = int(mask.sum()), int(mask[:, 1:].sum())
-    counts = TokenCounts(raw=tokens, non_padding=tokens, loss_bearing=bearing, computed=rows * length)
-    for _ in range(count):
+    rows, longest = training.micro_batch, training.sequence_length
+    lengths = spread_lengths(longest, count) if data.lengths == "vary" else count * [longest]
+    random.Random(training.seed).shuffle(lengths)  # noqa: S311 - an order, not a secret
+    for length in lengths:
+        mask = torch.ones((rows, length), dtype=torch.int64)
+        if data.attention_mask == "padded":
+            mask[1:, length * 3 // 4 :] = 0
+        tokens, bearing = int(mask.sum()), int(mask[:, 1:].sum())
+        counts = TokenCounts(raw=tokens, non_padding=tokens, loss_bearing=bearing, computed=rows * length)
         ids = torch.randint(vocab_size, (rows, length), generator=generator)
         yield Batch(
             input_ids=ids,
@@ -126,6 +128,16 @@ def _synthetic_batches(
             position_ids=None,
             counts=counts,
         )
+
+
+def spread_lengths(longest: int, count: int) -> list[int]:
+    """Return so many lengths from the longest down to a quarter of it, as far apart as each other.
+
+    >>> spread_lengths(400, 4)
+    [400, 300, 200, 100]
+    """
+    step = (longest - max(2, longest // 4)) / max(1, count - 1)
+    return [round(longest - index * step) for index in range(count)]
 
 
 def tokenise(examples: Sequence[Example], tokenizer: Any) -> list[Piece]:

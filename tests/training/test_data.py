@@ -245,6 +245,19 @@ def test_synthetic_tokens_fill_the_batch_and_the_vocabulary() -> None:
         assert (300, 300, 297, 300) == tuple(msgspec.to_builtins(batch.counts).values())
 
 
+def test_synthetic_lengths_that_vary() -> None:
+    """From a quarter of the length to the whole, each once, in an order that the seed decides."""
+    data = SyntheticData(lengths="vary", attention_mask="padded")
+
+    def lengths(seed: int) -> list[int]:
+        steps = prepare(data, 4, sequence_length=400, seed=seed).steps
+        assert all(int(batch.counts.non_padding) == batch.input_ids.shape[1] * 7 // 4 for (batch,) in steps)
+        return [batch.input_ids.shape[1] for (batch,) in steps]
+
+    assert sorted(lengths(0)) == sorted(lengths(1)) == [100, 200, 300, 400]
+    assert lengths(0) == lengths(0) != lengths(1)
+
+
 @pytest.mark.parametrize(
     ("mask", "tokens", "counts"),
     [("ones", [100, 100, 100], (300, 300, 297, 300)), ("padded", [100, 75, 75], (250, 250, 247, 300))],

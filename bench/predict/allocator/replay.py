@@ -145,8 +145,7 @@ class ReplayVariability:
 
     ``weights`` are the ranges of events (start, end) in which one weight each is loaded, back to back;
     ``warm_up`` is the block that the loader allocates and frees first. Sequences whose lengths vary from
-    step to step are left out: the large blocks that a shorter step leaves behind stay reserved until memory
-    is short, so they may nearly double what is reserved without being needed.
+    step to step are another stream for each order of them.
     """
 
     weights: Sequence[tuple[int, int]] = ()

@@ -1,6 +1,6 @@
 """Runs a cell's window on meta tensors and records the stream of allocations and frees. Replays nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -67,11 +67,15 @@ class Tracer:
     adapted: Adapted = field(default_factory=dict)
 
     def trace(self, cell: Cell, depth: Depth | None = None, steps: int = TRACED_STEPS) -> Stream:
-        """Trace loading, adapting and so many steps as on CUDA.
+        """Trace loading, adapting and so many steps as on CUDA, over batches of the full length.
 
         With ``depth`` the model is cut to so many layers, but what is sized by the number of its parameters
         is sized as in the whole. Raises ``UntraceableError`` naming what cannot be traced.
         """
+        return self.trace_lengths(cell, steps * [cell.training.sequence_length], depth)
+
+    def trace_lengths(self, cell: Cell, lengths: Sequence[int], depth: Depth | None = None) -> Stream:
+        """Trace as ``trace`` does, a step over each length; a library's loop takes the first for all."""
         from bitsandbytes.functional import name2qmap
 
         with patched(self.platform):
@@ -81,9 +85,9 @@ class Tracer:
             made = self.adapted.pop(key, None) or self._adapted(cell, depth)
             name2qmap.update(made.maps)
             made.maps.update(name2qmap)
-            batch = worst_batch(cell, self.vocabulary_size)
-            with made.books.copied(**_hidden(batch)) as ledger:
-                optimizer = _run_steps(cell, made.model, batch, ledger, steps)
+            batches = [worst_batch(at_length(cell, each), self.vocabulary_size) for each in lengths]
+            with made.books.copied(**_hidden(batches[0])) as ledger:
+                optimizer = _run_steps(cell, made.model, batches, ledger)
                 unpaged = (state for state in optimizer_state(optimizer) if not is_paged(state))
                 ledger.register(unpaged, "optimizer_state", "optimizer")
                 asked = ledger.asked if isinstance(ledger, LoopLedger) else ()
@@ -133,20 +137,20 @@ def _ready(model: Any, cell: Cell) -> Any:
     return litgpt.adapt(model, cell) if isinstance(model, GPT) else adapt(model, cell)
 
 
-def _run_steps(cell: Cell, model: Any, batch: Batch, ledger: MetaLedger, steps: int) -> torch.optim.Optimizer:
-    """Take the traced steps in the cell's loop; return the optimizer that made them."""
+def _run_steps(cell: Cell, model: Any, batches: Sequence[Batch], ledger: MetaLedger) -> torch.optim.Optimizer:
+    """Take a step over each batch in the cell's loop; return the optimizer that made them."""
     if isinstance(ledger, LoopLedger) and cell.loop.driver != "window":
         loop = MetaLoop(cell, model, ledger)
 
         def script() -> Script:
-            for ledger.step in range(steps):
+            for ledger.step in range(len(batches)):
                 ledger.mark("inputs")
                 yield
 
-        loop.run(script(), batch, steps)
+        loop.run(script(), batches[0], len(batches))
         return loop.optimizer
     trainer = _trainer(model, cell)
-    for ledger.step in range(steps):
+    for ledger.step, batch in enumerate(batches):
         run_step(trainer, [batch] * cell.training.gradient_accumulation, _marker(ledger, trainer))
         if empties_cache(cell.training, ledger.step + 1):
             ledger.empty_cache()
@@ -203,6 +207,11 @@ def _of_adapters(cell: Cell, model: Any, vocabulary_size: int, kernels: Kernels)
     return LoopLedger(model, vocabulary_size, kernels, known=known)
 
 
+def at_length(cell: Cell, length: int) -> Cell:
+    """Return a cell like another but for the length of its sequences."""
+    return cell.model_copy(update={"training": cell.training.model_copy(update={"sequence_length": length})})
+
+
 def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
     """Return the widest micro-batch that the cell's settings allow: every row at its full length.
 
@@ -212,7 +221,7 @@ def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
     training = cell.training
     prepare = prepare_pairs if cell.loop.takes_pairs else prepare_batches
     if isinstance(cell.data, SyntheticData):
-        return prepare(cell.data, training, None, vocabulary_size, 1).steps[0][0]
+        return prepare(cell.data, training, None, vocabulary_size, 1).steps[0][0]  # of one, the longest
     batch = prepare(SyntheticData(), training, None, vocabulary_size, 1).steps[0][0]
     if training.batching == "pack":
         half = training.sequence_length // 2

@@ -175,7 +175,7 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
             "device": platform.device,
             "model": merged(content.get("model", {}), {"name": "model"}),
             "method": content["method"],
-            "data": content.get("data", {"source": "synthetic"}),
+            "data": _data_of(content),
             "training": content.get("training", {}),
             **{group: {} for group in ("window", "evaluation", "limits")},
         }
@@ -186,6 +186,14 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
     training = {key: value for key, value in row["cell"]["training"].items() if key not in _IMITATES}
     looped = _checked(Cell, row["cell"] | {"training": training, "loop": loop}, at, problems)
     return read.model_copy(update={"looped": looped})
+
+
+def _data_of(content: dict[str, Any]) -> Any:
+    """Return a row's data: of a loose one no more is known of its batches than the length of the longest."""
+    data = content.get("data", {"source": "synthetic"})
+    if content.get("tier") == 3 and isinstance(data, dict) and data.get("source", "synthetic") == "synthetic":  # noqa: PLR2004 - as in the format
+        return {"lengths": "vary"} | data
+    return data
 
 
 def _settle(content: dict[str, Any], at: KeyPath, problems: Problems) -> None:
