@@ -33,7 +33,7 @@ from bench.records.readings import Caveat
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, ModelSpec, Platform, SyntheticData
-from bench.training.checkpoints import stored_caveats
+from bench.training.checkpoints import stored_as, stored_caveats
 from bench.training.models import assumed_of, configuration_of
 from bench.training.weights_reached import Reached
 
@@ -177,7 +177,8 @@ def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, .
     if not isinstance(cell.data, SyntheticData) and cell.training.batching != "pack":
         message = "Predicted for sequences of the full length. Shorter ones need less."
         found.append(Caveat(code="full-length-batch", message=message))
-    if isinstance(cell.method, LoraMethod) and cell.method.base == "int8":
+    over_int8 = isinstance(cell.method, LoraMethod) and cell.method.base == "int8"
+    if over_int8 or stored_as(config) == "bitsandbytes_8bit":
         found.append(
             Caveat(
                 code="int8-without-outliers",

@@ -13,6 +13,7 @@ from bench.metrics import GIB
 from bench.predict.predict import predict
 from bench.predict.trace.older_models import check_model
 from bench.predict.trace.patches import patched
+from bench.predict.trace.trace import Tracer
 from bench.records.predictions import Prediction
 from bench.scenario.types import Platform
 from bench.training.models import build_empty_model
@@ -109,7 +110,7 @@ def test_experts_of_which_nothing_is_known_in_older_versions_are_refused() -> No
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     check_model(model, NEW)
-    with pytest.raises(UntraceableError, match=r"experts of a deepseek_v3 model .* 4\.45\.2"):
+    with pytest.raises(UntraceableError, match=r"4\.45\.2 built the experts of a deepseek_v3 model"):
         check_model(model, OLD)
 
 
@@ -124,9 +125,59 @@ def test_experts_of_which_nothing_is_known_in_older_versions_are_refused() -> No
         (Platform(capability=(3, 5)), r"capability 3\.5 is not known"),
         (Platform(capability=(13, 0)), r"capability 13\.0 is not known"),
         (Platform(device="cpu", transformers="4.45"), r"for the CPU only the installed transformers"),
+        (Platform(device="cpu", torch="2.6"), r"for the CPU only the installed torch is traced, not 2\.6"),
     ],
 )
 def test_a_platform_of_which_nothing_is_known_is_refused(platform: Platform, named: str) -> None:
     """Each of its fields is heeded or refused by name."""
     with pytest.raises(UntraceableError, match=named), patched(platform):
         pass
+
+
+HEADS, GROUPS, WIDTH, ROWS, LENGTH = 8, 2, 16, 2, 64
+
+
+def _saved_by_attention(kind: str, platform: Platform, *, mask: str = "none") -> int:
+    """Return what a whole model's forward pass leaves alive, in bytes."""
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=96,
+        hidden_size=HEADS * WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
+        pad_token_id=0,
+    )
+    data = {"source": "synthetic", "attention_mask": mask}
+    training = {"sequence_length": LENGTH, "micro_batch": ROWS, "dtype": "bf16"}
+    cell = tiny_cell({"kind": "full"}, device="cuda", data=data, training=training)
+    stream = Tracer(platform, config).trace(cell, steps=1)
+    end = next(mark.entries for mark in stream.marks if mark.phase == "backward")
+    return int(stream.live_bytes()[end - 1])
+
+
+UNIT = 2 * ROWS * LENGTH * WIDTH  # bytes of one head's values
+PHI3 = 2 * HEADS - GROUPS - (HEADS + 2 * GROUPS)  # its values are a view, which keeps all of a projection
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask", "older", "later", "more_heads"),
+    [
+        ("llama", "none", Platform(torch="2.5"), Platform(), 0),
+        ("llama", "none", Platform(torch="2.4.1"), Platform(), 2 * (HEADS - GROUPS)),
+        ("llama", "none", Platform(transformers="4.53"), Platform(), 2 * (HEADS - GROUPS) + HEADS),
+        ("phi3", "none", Platform(transformers="4.53"), Platform(), PHI3),
+        ("llama", "none", Platform(transformers="4.48"), Platform(transformers="4.47"), HEADS),
+        ("llama", "padded", Platform(transformers="4.48"), Platform(transformers="4.47"), 0),
+    ],
+)
+def test_heads_were_repeated_and_copied_before_attention(
+    kind: str, mask: str, older: Platform, later: Platform, more_heads: int
+) -> None:
+    """Keys and values are saved with all heads, where torch 2.5 takes groups of them.
+
+    Queries made contiguous give a result that is copied once more: from 4.48 to 4.53, earlier with a mask.
+    """
+    grown = _saved_by_attention(kind, older, mask=mask) - _saved_by_attention(kind, later, mask=mask)
+    assert grown == more_heads * UNIT

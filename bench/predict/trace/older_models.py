@@ -4,7 +4,7 @@ What was a linear layer then was quantised and adapted. Sources: wheels of trans
 4.57.6 (models/*/modeling_*.py) and of 5.0 to 5.7 (integrations/bitsandbytes.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -22,6 +22,12 @@ FUSES_EXPERTS = (5, 0)
 """Version from which the experts of a layer are one three-dimensional parameter, which is no linear layer."""
 QUANTISES_NO_SUBCLASS = (5, 5)
 """Version from which replace_with_bnb_linear passes over subclasses of nn.Linear, FalconLinear among them."""
+GROUPS_HEADS, GROUPS_HEADS_TORCH = (4, 54), (2, 5)
+"""Versions from which SDPA is given key and value heads as they are; before, they were repeated for each
+query head (integrations/sdpa_attention.py, use_gqa_in_sdpa; torch's enable_gqa)."""
+COPIES_HEADS = (4, 48)
+"""Version from which, and until those, the same file made queries, keys and values contiguous. Before it each
+family did so by itself, as Llama's LlamaSdpaAttention where there was a mask."""
 KNOWN_CAPABILITIES = ((7, 0), (12, 1))
 
 
@@ -67,11 +73,13 @@ def check_platform(platform: Platform) -> None:
             f"compute capability {_dotted(platform.capability)} is not known here; give one from "
             f"{_dotted(low)} to {_dotted(high)}."
         )
-    if platform.device == "cpu" and _is_older(platform, FUSES_EXPERTS):
-        raise UntraceableError(
-            f"for the CPU only the installed transformers is traced, not {platform.transformers}; leave "
-            "platform.transformers out."
-        )
+    for name in KNOWN_SINCE if platform.device == "cpu" else ():
+        given, default = (version_of(getattr(one, name))[:2] for one in (platform, Platform()))
+        if given not in {default, version_of(version(name).partition("+")[0])[:2]}:
+            raise UntraceableError(
+                f"for the CPU only the installed {name} is traced, not {getattr(platform, name)}; leave "
+                f"platform.{name} out."
+            )
 
 
 def check_model(model: Any, platform: Platform) -> None:
@@ -82,9 +90,9 @@ def check_model(model: Any, platform: Platform) -> None:
         parameters = module.parameters(recurse=False)
         if "xpert" in type(module).__name__ and any(each.dim() > 2 for each in parameters):  # noqa: PLR2004 - a matrix
             raise UntraceableError(
-                f"the experts of a {model.config.model_type} model ({name}) were other layers in "
-                f"transformers {platform.transformers}, of which nothing is known here; predict it "
-                "for transformers 5 (leave platform.transformers out), or measure it."
+                f"how transformers {platform.transformers} built the experts of a {model.config.model_type} "
+                f"model ({name}) is not known here; predict it for transformers 5 (leave "
+                "platform.transformers out), or measure it."
             )
 
 
@@ -101,6 +109,8 @@ def caveats_of_version(config: Any, platform: Platform) -> Iterator[Caveat]:
 
 def older_models(platform: Platform) -> Iterator[Any]:
     """Yield patchers that make transformers build and quantise what the platform's version did."""
+    if platform.device == "cuda":
+        yield from _older_attention(platform)
     if _is_older(platform, QUANTISES_NO_SUBCLASS):
         quantiser = import_module("transformers.integrations.bitsandbytes")
         yield patch.object(quantiser, "type", _class_to_quantise, create=True)
@@ -114,6 +124,35 @@ def older_models(platform: Platform) -> Iterator[Any]:
         yield patch.object(module, facts.block, _with_experts_apart(getattr(module, facts.block), facts))
         if name := facts.layer_with_own_name:
             yield patch.object(module, name, _with_own_name(getattr(module, name)))
+
+
+def _older_attention(platform: Platform) -> Iterator[Any]:
+    """Yield what was done to queries, keys and values before torch's SDPA saved them."""
+    from transformers.integrations import sdpa_attention
+    from transformers.modeling_utils import AttentionInterface
+
+    grouped = not _is_older(platform, GROUPS_HEADS) and version_of(platform.torch) >= GROUPS_HEADS_TORCH
+    if not grouped:
+        yield patch.object(sdpa_attention, "use_gqa_in_sdpa", lambda *_: False)
+    if _is_older(platform, GROUPS_HEADS):
+        always = not _is_older(platform, COPIES_HEADS)
+        copying = _copying_heads(sdpa_attention.sdpa_attention_forward, always=always)
+        yield patch.dict(AttentionInterface._global_mapping, sdpa=copying)  # noqa: SLF001 - its only name
+
+
+def _copying_heads(attend: Callable[..., Any], *, always: bool) -> Callable[..., Any]:
+    """Make heads contiguous first, always or where there is a mask; repeated ones are so by that."""
+
+    def attend_to_copies(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *args: Any, **more: Any
+    ) -> Any:
+        if always or mask is not None:
+            query = query.contiguous()
+            if getattr(module, "num_key_value_groups", 1) == 1:
+                key, value = key.contiguous(), value.contiguous()
+        return attend(module, query, key, value, mask, *args, **more)
+
+    return attend_to_copies
 
 
 def _is_older(platform: Platform, than: tuple[int, int]) -> bool:
