@@ -163,6 +163,22 @@ def test_weights_of_a_dtype_that_no_record_has_end_in_a_sentence() -> None:
         seen.cell()
 
 
+@pytest.mark.parametrize(
+    ("command", "scenario"),
+    [
+        (("-m", "pkg.train"), "watch-pkg.train"),
+        (("-m", "pkg.tune"), "watch-pkg.tune"),
+        (("a/train.py",), "watch-train"),
+    ],
+)
+def test_two_modules_of_a_package_are_two_scenarios(command: tuple[str, ...], scenario: str) -> None:
+    """Records of one are never taken for the other's."""
+    seen = SeenCell(ScriptJob(command=command))
+    seen.found(torch.nn.Linear(2, 2))
+    seen.given({"0": torch.empty(2, 2)})
+    assert seen.cell().scenario == scenario
+
+
 def test_what_no_cell_can_say_ends_in_a_sentence() -> None:
     """More rows than a micro-batch may have."""
     seen = SeenCell(ScriptJob(command=("train.py",)))

@@ -39,9 +39,10 @@ def working_in_links(folder: Path) -> Iterator[None]:
 
 
 def _link(original: Path, place: Path) -> None:
-    for entry in original.iterdir():
-        with contextlib.suppress(FileExistsError):  # the way down to the working folder
-            (place / entry.name).symlink_to(entry)
+    with contextlib.suppress(PermissionError):  # a folder above the script that it cannot list either
+        for entry in original.iterdir():
+            with contextlib.suppress(FileExistsError):  # the way down to the working folder
+                (place / entry.name).symlink_to(entry)
 
 
 class _Owner:

@@ -86,7 +86,8 @@ class SeenCell:
     def _content(self) -> dict[str, Any]:
         model, method = self._model, _method_of(self._model)
         source = _source_of(model)
-        script = _NOT_A_NAME.sub("-", Path(self._job.command[self._job.command[0] == "-m"]).stem).strip("-._")
+        first, *rest = self._job.command
+        script = _NOT_A_NAME.sub("-", rest[0] if first == "-m" else Path(first).stem).strip("-._")
         window = f"b{self._rows}-s{self._positions}"
         return {
             "id": f"{source['name']}/{method['name']}/{window}-{script or 'script'}",
