@@ -11,7 +11,7 @@ be completed with the modules of a newer one (setuptools/command/editable_wheel.
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import bench
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 SOURCES_VARIABLE = "FINETUNE_BENCH_SOURCES"
 """Names of the packages that a side imports from sources, with commas between them; unset elsewhere."""
+
+PROJECT_VARIABLE = "FINETUNE_BENCH_PROJECT"
+"""Names of the packages that either side imports from sources, with commas between them."""
+
+_opened: set[str] = set()
 
 
 def forget_editable_installs() -> None:
@@ -34,13 +39,46 @@ def forget_editable_installs() -> None:
 
 
 def run_from_own_sources(job: "Job", send: "Send") -> None:
-    """Do a worker's job; one that was not forked from the server keeps to its sources from here on."""
+    """Do a worker's job; one that was not forked from the server keeps to its sources from here on.
+
+    At the end it says which files of the project under test it has loaded.
+    """
+    from bench.records.messages import ProjectLoaded
     from bench.workers.child import do_job
 
     forget_editable_installs()
-    do_job(job, send)
+    try:
+        do_job(job, send)
+    finally:
+        if os.environ.get(PROJECT_VARIABLE) is not None:
+            send(ProjectLoaded(files=_loaded(job)))
+
+
+def _loaded(job: "Job") -> tuple[str, ...]:
+    """Return the files of the project that were imported or opened, from its packages or its folder on."""
+    modules = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    names = [name for name in os.environ[PROJECT_VARIABLE].split(",") if modules.get(name)]
+    folders = {Path(str(modules[name])).resolve().parent: name for name in names}
+    if getattr(job, "allow_code", ()):
+        folders[Path(getattr(job, "code_folder", "") or ".").resolve()] = ""
+    paths = {Path(file).resolve() for file in [*modules.values(), *_opened] if file}
+    return tuple(
+        sorted(
+            str(name / path.relative_to(folder))
+            for path in paths
+            for folder, name in folders.items()
+            if path.is_relative_to(folder)
+        )
+    )
+
+
+def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and isinstance(arguments[0], str) and not arguments[0].startswith(("/proc", "/dev")):
+        _opened.add(os.path.abspath(arguments[0]))  # noqa: PTH100 - within an audit hook nothing is to be opened
 
 
 if Path(bench.__file__ or "").resolve().parent != Path(__file__).resolve().parents[1]:
     raise ModuleNotFoundError("No module named 'bench.gate' in this suite, which was lent one by another")
 forget_editable_installs()
+if os.environ.get(PROJECT_VARIABLE) is not None:
+    sys.addaudithook(_note_opened)

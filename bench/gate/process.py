@@ -22,6 +22,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bench.errors import InfrastructureError, UsageError
+from bench.gate import PROJECT_VARIABLE
 from bench.gate.sides import Side
 from bench.records.messages import ALONE, StepTurns
 from bench.records.readings import Positive, Stored
@@ -85,10 +86,14 @@ class Note(Stored):
 
 
 class Made(Stored):
-    """An assignment is done."""
+    """An assignment is done; ``project`` are the files of the project that its worker had loaded.
+
+    It is told only to who asked by ``PROJECT_VARIABLE``, which a suite from before knows nothing of.
+    """
 
     type: Literal["made"] = "made"
     record: Record
+    project: tuple[str, ...] | None = Field(None, exclude_if=lambda project: project is None)
 
 
 class Broken(Stored):
@@ -114,8 +119,10 @@ _Kind = TypeVar("_Kind", bound=Stored)
 class SideProcess:
     """A side that has been opened. It works only when it was sent something; between runs it sleeps."""
 
-    def __init__(self, side: Side, note: Callable[[str], None], command: Sequence[str] = SERVE) -> None:
-        """Start the process; ``open_sides`` is how it is used."""
+    def __init__(
+        self, side: Side, note: Callable[[str], None], command: Sequence[str] = SERVE, project: str = ""
+    ) -> None:
+        """Start the process; ``open_sides`` is how it is used. ``project`` are its packages, with commas."""
         self.side = side
         self._note = note
         self._unread = b""
@@ -129,7 +136,7 @@ class SideProcess:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(answers, lifeline),
-                env=dict(side.variables),
+                env={**side.variables, PROJECT_VARIABLE: project},
                 start_new_session=True,
             )
         except OSError as error:
@@ -141,10 +148,10 @@ class SideProcess:
             os.close(answers)
             os.close(lifeline)
 
-    def run(self, cell: Cell, number: int) -> Record:
+    def run(self, cell: Cell, number: int) -> Made:
         """Run a cell once and return its record. Raises ``InfrastructureError`` when the side breaks down."""
         self.begin(cell, number)
-        return self.expect(Made, cell.limits.timeout_s + BEYOND_LIMITS_S).record
+        return self.expect(Made, cell.limits.timeout_s + BEYOND_LIMITS_S)
 
     def begin(self, cell: Cell, number: int, turns: StepTurns | None = None) -> None:
         """Have a cell run once; does not wait for it."""
@@ -264,13 +271,13 @@ def answers_of(
 
 def run_together(
     processes: Sequence[SideProcess], cell: Cell, numbers: Mapping[SideName, int]
-) -> dict[SideName, Record]:
+) -> dict[SideName, Made]:
     """Run a cell once on each of two sides, the first of which begins, taking turns at steps.
 
     ``numbers`` are those of the runs. A side whose run is over, however it went, leaves the rest to the
     other. Raises ``InfrastructureError`` when a side breaks down, or no pipes can be made.
     """
-    records: dict[SideName, Record] = {}
+    records: dict[SideName, Made] = {}
     with _pipes() as pipes:
         own = dict(zip(processes, pipes, strict=True))
         other = dict(zip(processes, reversed(pipes), strict=True))
@@ -279,7 +286,7 @@ def run_together(
             turns = StepTurns(own_pipe=path, other_pipe=other[process][0], first=first)
             process.begin(cell, numbers[process.side.name], turns)
         for process, made in answers_of(Made, processes, 2 * cell.limits.timeout_s + BEYOND_LIMITS_S):
-            records[process.side.name] = made.record
+            records[process.side.name] = made
             os.write(other[process][1], ALONE)
     return records
 
@@ -322,7 +329,7 @@ def open_sides(
     with contextlib.ExitStack() as stack:
         processes = []
         for side in sides:
-            processes.append(SideProcess(side, note, command))
+            processes.append(SideProcess(side, note, command, ",".join(located)))
             stack.callback(processes[-1].end)
         # Nothing is measured yet, so they may get ready side by side.
         for process, side in zip(processes, sides, strict=True):

@@ -18,7 +18,7 @@ from typing import IO
 from packaging.utils import canonicalize_name
 
 from bench.errors import BenchError
-from bench.gate import run_from_own_sources
+from bench.gate import PROJECT_VARIABLE, run_from_own_sources
 from bench.gate.process import (
     PROTOCOL_VERSION,
     Answer,
@@ -31,7 +31,8 @@ from bench.gate.process import (
     Ready,
 )
 from bench.records.environment import KEY_PACKAGES, OTHER_PACKAGES, read_environment
-from bench.records.records import SCHEMA_VERSION, Environment, Record
+from bench.records.messages import ProjectLoaded
+from bench.records.records import SCHEMA_VERSION, Environment
 from bench.runner import schedule
 from bench.runner.gpu_watch import SweepGpu, sweep_gpu
 from bench.runner.sweep import CellRunner
@@ -64,7 +65,7 @@ def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None
             preload = ("bench.gate", *PRELOAD)
             run = _ready(opening, tell, launcher or Launcher(work=run_from_own_sources, preload=preload))
             for line in jobs:
-                tell(Made(record=run(Assignment.model_validate_json(line))))
+                tell(run(Assignment.model_validate_json(line)))
         except BenchError as error:
             tell(Broken(message=str(error)))
         except KeyboardInterrupt:
@@ -82,8 +83,15 @@ def _take_over_input() -> IO[bytes]:
 
 def _ready(
     opening: Opening, tell: Callable[[Answer], None], launcher: Launcher
-) -> Callable[[Assignment], Record]:
+) -> Callable[[Assignment], Made]:
     """Look at this machine and return what does an assignment."""
+    loaded: set[str] = set()
+
+    def observe(event: schedule.Event) -> None:
+        if isinstance(event, schedule.Note):
+            note(event.text)
+        elif isinstance(event, ProjectLoaded):
+            loaded.update(event.files)
 
     def note(text: str) -> None:
         tell(Note(text=text))
@@ -101,12 +109,13 @@ def _ready(
             code_folder=opening.code_folder,
         ),
         launcher=launcher,
-        observe=lambda event: note(event.text) if isinstance(event, schedule.Note) else None,
+        observe=observe,
         environment=environment,
         facts=facts,
     )
 
-    def run(assignment: Assignment) -> Record:
+    def run(assignment: Assignment) -> Made:
+        loaded.clear()
         cell = Cell.model_validate_json(assignment.cell_json)
         prepared = schedule.prepare(cell, environment, facts, opening.code_folder)
         planned = replace(prepared, run=assignment.run)
@@ -116,7 +125,9 @@ def _ready(
         on_gpu = cell.device == "cuda" and facts.cuda_available
         # Held for this run only: the other side's run is next.
         with sweep_gpu(facts, note) if on_gpu else contextlib.nullcontext(SweepGpu()) as runner.gpu:
-            return runner.run(planned, assignment.turns)
+            record = runner.run(planned, assignment.turns)
+        told = os.environ.get(PROJECT_VARIABLE) is not None
+        return Made(record=record, project=tuple(loaded) if told else None)
 
     return run
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
 from bench.gate.process import SERVE, Opening, open_sides
-from bench.gate.session_log import SessionLog, Tell, folder_of_new, ignore, resumed, utc_now
+from bench.gate.session_log import SessionLog, Tell, folder_of_new, ignore, resumed, untested, utc_now
 from bench.gate.sides import Side, prepared_sides, side_as_is
 from bench.io import write_json
 from bench.metrics import METRICS
@@ -85,7 +85,8 @@ def gate_references(  # noqa: PLR0913 - what run_session takes, where REFs are, 
     Both are made ready for it, and only the folder stays. When to look, and whether only exact metrics are of
     interest, is taken from the gate of the options. ``here`` is the folder that REFs are relative to, the
     current one by default. Raises what ``prepared_sides`` and ``run_session`` raise, and ``UsageError`` where
-    the calibration is of another machine, or of sides that took turns at something else.
+    the calibration is of another machine, or of sides that took turns at something else, and
+    ``InfrastructureError`` where nothing that differs was tested.
     """
     from bench.compare.gate_report import GateJudge, judge_records  # not for calibrating: they need scipy
     from bench.stats.sequential import policies, rule_of
@@ -110,6 +111,9 @@ def gate_references(  # noqa: PLR0913 - what run_session takes, where REFs are, 
     if calibration is not None:
         write_json(session.folder / CALIBRATION_FILE, calibration)
     write_json(session.folder / VERDICTS_FILE, verdicts)
+    for caveat in session.sitting.caveats:
+        if caveat.code == "nothing-tested":
+            raise InfrastructureError(f"{caveat.message} The records are in {session.folder}")
     return session.folder, verdicts
 
 
@@ -235,7 +239,7 @@ def run_session(
                 log = SessionLog(folder=folder, session=session, processes=processes, tell=tell)
                 log.open(opened)
                 stopped = _run(cells, log, judge, deadline_s)
-                caveats = (*log.session.caveats, *unrepeatable(log.counted()))
+                caveats = (*log.session.caveats, *unrepeatable(log.counted()), *untested(log))
                 log.note(ended_at=utc_now(), stopped=stopped, caveats=caveats)
         except KeyboardInterrupt:
             raise InterruptedByUserError(

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from bench.errors import InfrastructureError, UsageError
+from bench.errors import InfrastructureError, UsageError, counted
 from bench.gate.process import Ready, SideProcess, run_together
 from bench.gate.sides import Side
-from bench.io import write_json
+from bench.io import read_plain_file, write_json
 from bench.records.readings import Caveat
 from bench.records.records import NS_PER_SECOND, Record
 from bench.records.sessions import (
@@ -32,6 +32,8 @@ from bench.records.store import record_file_name, write_record
 from bench.runner.sweep import MOST_RERUNS
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
+
+_NOT_SOURCE = frozenset({"__pycache__", "site-packages"})
 
 Purpose = Literal["warm-up", "measured", "check"]
 Tell = Callable[[str], None]
@@ -100,7 +102,8 @@ def resumed(sittings: Path, asked: Sitting, cells: Sequence[Cell]) -> tuple[Path
 class SessionLog:
     """Has runs made, and writes each down before the next begins.
 
-    ``records`` are all but warm-ups, by side and file.
+    ``records`` are all but warm-ups, by side and file. ``changed`` are files of the project in which the
+    sides differ, ``loaded`` those that workers loaded; None where that is not known.
     """
 
     folder: Path
@@ -108,6 +111,8 @@ class SessionLog:
     processes: Mapping[SideName, SideProcess]
     tell: Tell
     records: dict[tuple[SideName, str], Record] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()
+    loaded: frozenset[str] | None = frozenset()
 
     def open(self, opened: Sequence[tuple[SideProcess, Ready]]) -> None:
         """Write down what the sides turned out to be, and read what they have run.
@@ -115,6 +120,7 @@ class SessionLog:
         Raises where they are not what they were asked to be, or not what they were.
         """
         changes: dict[str, object] = {}
+        self.changed = _differing(opened)
         caveats = list(self.session.caveats)
         for process, ready in opened:
             side = process.side
@@ -127,6 +133,7 @@ class SessionLog:
             changes[side.name] = before.model_copy(update={"environment": ready.environment})
             caveats += [caveat for caveat in _imports(side, ready) if caveat not in caveats]
         if self.session.runs:
+            self.loaded = None  # what earlier workers loaded is not known any more
             for name, records in load_sitting(self.folder).records.items():
                 self.records |= {(name, record_file_name(record)): record for record in records}
         self.note(**changes, caveats=tuple(caveats))
@@ -170,9 +177,13 @@ class SessionLog:
         ]
         numbers = {side: earlier.count(side) + 1 for side in sides}
         if len(sides) == 1:
-            return {side: self.processes[side].run(cell, numbers[side]) for side in sides}
-        records = run_together([self.processes[side] for side in sides], cell, numbers)
-        return {side: records[side] for side in sides}
+            made = {side: self.processes[side].run(cell, numbers[side]) for side in sides}
+        else:
+            made = run_together([self.processes[side] for side in sides], cell, numbers)
+        for side in sides:
+            project = made[side].project
+            self.loaded = None if self.loaded is None or project is None else self.loaded.union(project)
+        return {side: made[side].record for side in sides}
 
     def _write(self, record: Record, side: SideName, repeat: int, purpose: Purpose) -> SittingRun:
         """Write a record and its place in the session."""
@@ -254,3 +265,43 @@ def _imports(side: Side, ready: Ready) -> Iterator[Caveat]:
             "a folder (--candidate .) to have it as it lies there."
         )
         yield Caveat(code="as-installed", message=message)
+
+
+def _differing(opened: Sequence[tuple[SideProcess, Ready]]) -> frozenset[str]:
+    """Return the files of packages, and the modules of loops' folders, that are not alike on both sides.
+
+    Of interpreters and packages laid over others, whose files are not the project's, none are known.
+    """
+    sides = [process.side for process, _ in opened]
+    if any(side.facts.kind in {"python", "packages"} for side in sides):
+        return frozenset()
+    contents: list[dict[str, bytes]] = []
+    for process, ready in opened:
+        folders = {name: Path(at).parent for name, at in ready.locations.items() if at}
+        found = {f"{name}/{each}": text for name, at in folders.items() for each, text in _files(at, "*")}
+        if any(side.code for side in sides):
+            found |= dict(_files(Path(process.side.code or "."), "*.py"))
+        contents.append(found)
+    base, candidate = contents
+    return frozenset(name for name in base.keys() | candidate.keys() if base.get(name) != candidate.get(name))
+
+
+def _files(folder: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    for path in folder.rglob(pattern):
+        inside = path.relative_to(folder)
+        hidden = any(part.startswith(".") or part in _NOT_SOURCE for part in inside.parts)
+        if not hidden and isinstance(content := read_plain_file(path), bytes):
+            yield str(inside), content
+
+
+def untested(log: SessionLog) -> Iterator[Caveat]:
+    """Yield a caveat where the sides differ in files of which no worker loaded any."""
+    if not log.changed or log.loaded is None or log.changed & log.loaded:
+        return
+    first, *others = sorted(log.changed)
+    more = f" and {counted(len(others), 'other file')}" if others else ""
+    yield Caveat(
+        code="nothing-tested",
+        message=f"Nothing was tested: base and candidate differ in {first}{more}, which no worker loaded; "
+        "gate a scenario whose loop uses what was changed, or your own script with --command.",
+    )

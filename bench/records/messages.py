@@ -104,6 +104,13 @@ class CellSeen(Said):
     cell_json: str
 
 
+class ProjectLoaded(Said):
+    """Which files of the project under test a worker of a gate has imported or opened."""
+
+    type: Literal["project_loaded"] = "project_loaded"
+    files: tuple[str, ...]
+
+
 class Heartbeat(Said):
     """The worker's interpreter still turns."""
 
@@ -125,7 +132,15 @@ class Failed(Said):
 
 
 Message = Annotated[
-    PhaseStarted | Mark | ReadingMade | PredictionMade | CellSeen | Heartbeat | Finished | Failed,
+    PhaseStarted
+    | Mark
+    | ReadingMade
+    | PredictionMade
+    | CellSeen
+    | ProjectLoaded
+    | Heartbeat
+    | Finished
+    | Failed,
     Field(discriminator="type"),
 ]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)

@@ -105,3 +105,33 @@ def test_a_script_is_gated_each_side_its_own(tmp_path: Path, monkeypatch: pytest
     assert base.measurement.ledger.peak_bytes < candidate.measurement.ledger.peak_bytes
     assert "micro_batch 4, not 8" in str(base.measurement.caveats)
     assert "script-changed" not in str(candidate.measurement.caveats)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("changed", "code", "said"),
+    [
+        ("lib/unused.py", 4, "base and candidate differ in lib/unused.py, which no worker loaded"),
+        ("lib/rows.txt", 0, "no regression found in what was gated"),
+    ],
+)
+def test_a_change_that_no_worker_loads_is_not_passed(
+    changed: str, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that the script opens is tested; a module of its library that it never imports is not."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path.with_suffix(".cache")))
+    git(tmp_path, "init", "--quiet", "--initial-branch=main")
+    script = "from pathlib import Path\nimport lib.used\nPath('lib/rows.txt').read_text()\n"
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "train.py").write_text(script + SCRIPT.format(rows=4))
+    for name in ("lib/__init__.py", "lib/used.py", "lib/unused.py", "lib/rows.txt"):
+        (tmp_path / name).touch()
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "one")
+    (tmp_path / changed).write_text("# changed\n")
+    options = ["gate", "--base", "HEAD", "--candidate", ".", "--exact-only", "--results", "out", "--command"]
+    program = [sys.executable, "-m", "bench", *options, f"{sys.executable} train.py"]
+    result = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert result.returncode == code, result.stderr
+    assert said in " ".join((result.stdout + result.stderr).split())
