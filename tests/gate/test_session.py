@@ -14,6 +14,7 @@ import pytest
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
 from bench.gate import session
+from bench.gate.process import Made
 from bench.gate.session import SessionOptions, run_session, unrepeatable
 from bench.gate.session_log import SessionLog, Tell, ignore
 from bench.gate.sides import prepared_sides, side_as_is
@@ -77,9 +78,9 @@ def order(runs: Sequence[SittingRun], behaviour: str) -> str:
 class Sham:
     """A side whose every run takes ten seconds, it says."""
 
-    def run(self, cell: Cell, number: int) -> Record:
+    def run(self, cell: Cell, number: int) -> Made:
         """Return a record at once."""
-        return make_record(cell=cell, run=number, total_ns=10_000_000_000)
+        return Made(record=make_record(cell=cell, run=number, total_ns=10_000_000_000))
 
 
 @pytest.mark.parametrize(("left_s", "repeats"), [(15, 1), (25, 5)])

@@ -12,11 +12,11 @@ import pytest
 from bench.compare.gate_report import judge_folder
 from bench.errors import InfrastructureError, UsageError
 from bench.gate import session
-from bench.gate.process import run_together
+from bench.gate.process import Made, run_together
 from bench.gate.session import SessionOptions, noise_lines, run_session, warm_ups
 from bench.gate.session_log import SessionLog, order_of
 from bench.gate.sides import side_as_is
-from bench.records.records import Failure, Record
+from bench.records.records import Failure
 from bench.records.sessions import SideName, Sitting, SittingRecords, SittingRun
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
@@ -129,10 +129,11 @@ def test_a_temporary_folder_without_room_is_named(monkeypatch: pytest.MonkeyPatc
 class Slow:
     """A side whose measured runs are too slow."""
 
-    def run(self, cell: Cell, number: int) -> Record:
+    def run(self, cell: Cell, number: int) -> Made:
         """Return a record at once."""
         ended: dict[str, Any] = {"outcome": "timeout", "failure": Failure(message="Too slow.")}
-        return make_record(cell=cell, run=number, total_ns=1_500_000_000, **(ended if self.measured else {}))
+        changes = ended if self.measured else {}
+        return Made(record=make_record(cell=cell, run=number, total_ns=1_500_000_000, **changes))
 
     measured = False
 
