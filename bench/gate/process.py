@@ -86,10 +86,7 @@ class Note(Stored):
 
 
 class Made(Stored):
-    """An assignment is done; ``project`` are the files of the project that its worker had loaded.
-
-    It is told only to who asked by ``PROJECT_VARIABLE``, which a suite from before knows nothing of.
-    """
+    """An assignment is done; ``project`` are files that its worker loaded, told if ``PROJECT_VARIABLE`` asks."""
 
     type: Literal["made"] = "made"
     record: Record
@@ -149,7 +146,7 @@ class SideProcess:
             os.close(lifeline)
 
     def run(self, cell: Cell, number: int) -> Made:
-        """Run a cell once and return its record. Raises ``InfrastructureError`` when the side breaks down."""
+        """Run a cell once. Raises ``InfrastructureError`` when the side breaks down."""
         self.begin(cell, number)
         return self.expect(Made, cell.limits.timeout_s + BEYOND_LIMITS_S)
 
@@ -159,11 +156,10 @@ class SideProcess:
 
     def send(self, line: Opening | Assignment) -> None:
         """Say something to the side. One that is gone says why as its answer is waited for."""
-        stdin = self._process.stdin
-        assert stdin is not None  # noqa: S101 - for the type checker; it was asked for
+        assert self._process.stdin is not None  # noqa: S101 - for the type checker; it was asked for
         with contextlib.suppress(BrokenPipeError):
-            stdin.write(line.model_dump_json().encode() + b"\n")
-            stdin.flush()
+            self._process.stdin.write(line.model_dump_json().encode() + b"\n")
+            self._process.stdin.flush()
 
     def expect(self, kind: type[_Kind], timeout_s: float = OPENING_TIMEOUT_S) -> _Kind:
         """Return the side's next answer but notes, as ``answers_of`` yields it."""

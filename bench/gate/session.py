@@ -5,7 +5,6 @@ far runs spread. Which cells are decided is asked of a judge after each look; no
 Everything is on disk as soon as it is there, so a session that broke off can go on.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +13,18 @@ from typing import TYPE_CHECKING, Literal
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
 from bench.gate.process import SERVE, Opening, open_sides
-from bench.gate.session_log import SessionLog, Tell, folder_of_new, ignore, resumed, untested, utc_now
+from bench.gate.session_log import (
+    SessionLog,
+    Tell,
+    folder_of_new,
+    ignore,
+    resumed,
+    unrepeatable,
+    untested,
+    utc_now,
+)
 from bench.gate.sides import Side, prepared_sides, side_as_is
 from bench.io import write_json
-from bench.metrics import METRICS
 from bench.records.derived_metrics import read_metrics, read_samples
 from bench.records.environment import read_environment
 from bench.records.readings import Caveat
@@ -333,22 +340,3 @@ def _run_exact(cells: Sequence[Cell], log: SessionLog, deadline_s: float | None)
         if cell.id not in checked and log.all_ran(cell.id):
             log.run(cell, ["candidate"], 1, "check")
     return "decided"
-
-
-def unrepeatable(records: Mapping[SideName, Sequence[Record]]) -> Iterator[Caveat]:
-    """Yield a caveat for each deterministic metric that differs between runs of one cell on one side."""
-    exact = {name: metric for name, metric in METRICS.items() if metric.kind == "deterministic"}
-    for side, made in records.items():
-        by_cell: dict[str, list[dict[str, float | int | None]]] = {}
-        for record in made:
-            if record.outcome == "ok":
-                by_cell.setdefault(record.cell.id, []).append(read_metrics(record))
-        for (cell, runs), (name, metric) in itertools.product(by_cell.items(), exact.items()):
-            values = {run[name] for run in runs}
-            if len(values) > 1:
-                shown = ", ".join("none" if each is None else f"{each:,}" for each in sorted(values, key=str))
-                message = (
-                    f"{name} of {cell} differs between runs of the {side} ({shown} {metric.unit}), so it is "
-                    "no exact metric here."
-                )
-                yield Caveat(code="not-repeatable", message=message)

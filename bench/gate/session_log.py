@@ -16,6 +16,8 @@ from bench.errors import InfrastructureError, UsageError, counted
 from bench.gate.process import Ready, SideProcess, run_together
 from bench.gate.sides import Side
 from bench.io import read_plain_file, write_json
+from bench.metrics import METRICS
+from bench.records.derived_metrics import read_metrics
 from bench.records.readings import Caveat
 from bench.records.records import NS_PER_SECOND, Record
 from bench.records.sessions import (
@@ -305,3 +307,22 @@ def untested(log: SessionLog) -> Iterator[Caveat]:
         message=f"Nothing was tested: base and candidate differ in {first}{more}, which no worker loaded; "
         "gate a scenario whose loop uses what was changed, or your own script with --command.",
     )
+
+
+def unrepeatable(records: Mapping[SideName, Sequence[Record]]) -> Iterator[Caveat]:
+    """Yield a caveat for each deterministic metric that differs between runs of one cell on one side."""
+    exact = {name: metric for name, metric in METRICS.items() if metric.kind == "deterministic"}
+    for side, made in records.items():
+        by_cell: dict[str, list[dict[str, float | int | None]]] = {}
+        for record in made:
+            if record.outcome == "ok":
+                by_cell.setdefault(record.cell.id, []).append(read_metrics(record))
+        for (cell, runs), (name, metric) in itertools.product(by_cell.items(), exact.items()):
+            values = {run[name] for run in runs}
+            if len(values) > 1:
+                shown = ", ".join("none" if each is None else f"{each:,}" for each in sorted(values, key=str))
+                message = (
+                    f"{name} of {cell} differs between runs of the {side} ({shown} {metric.unit}), so it is "
+                    "no exact metric here."
+                )
+                yield Caveat(code="not-repeatable", message=message)
