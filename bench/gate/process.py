@@ -86,7 +86,7 @@ class Note(Stored):
 
 
 class Made(Stored):
-    """An assignment is done; ``project`` are files that its worker loaded, told if ``PROJECT_VARIABLE`` asks."""
+    """A run is done; ``project`` are files that its worker loaded, told if ``PROJECT_VARIABLE`` asks."""
 
     type: Literal["made"] = "made"
     record: Record
@@ -103,8 +103,7 @@ class Broken(Stored):
 Answer = Annotated[Greeting | Ready | Note | Made | Broken, Field(discriminator="type")]
 _ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
-
-SERVE: tuple[str, ...] = ("-m", "bench.gate.serve")
+SERVE: Final = ("-m", "bench.gate.serve")
 OPENING_TIMEOUT_S = 900.0  # imports of all libraries from a cold network disk
 BEYOND_LIMITS_S = 7200.0  # fetching weights comes before a cell's own limit, with one of its own
 END_GRACE_S = 10.0
