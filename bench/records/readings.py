@@ -135,6 +135,16 @@ class WeightsOfKind(Part, frozen=True):
     adapted: Count = 0
     left_bytes: Count = 0  # of what is not quantised, as it lies once adapted
 
+    @property
+    def quantised_share(self) -> float:
+        """How much of them is in 4 or 8 bits."""
+        return self.quantised / max(1, self.parameters)
+
+    @property
+    def adapted_share(self) -> float:
+        """How much of them has an adapter."""
+        return self.adapted / max(1, self.parameters)
+
 
 class WeightsReached(Part, frozen=True):
     """What a method did to a model's own weights; adapters are not among them."""

@@ -209,7 +209,20 @@ def detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
         f"Live at the peak by category, {unit.name}",
         _sizes_table(parts, get_args(Category), unit.figure(0), unit),
     )
+    yield "What the method does to the weights", _weights_table(forecasts)
     yield f"What a change would do, {unit.name}", _change_table(plan, rows, unit)
+
+
+def _weights_table(forecasts: Sequence[tuple[str, Forecast]]) -> Table:
+    return cell_table(
+        [(cell, one) for cell, forecast in forecasts if forecast.reach for one in forecast.reach.kinds],
+        ("Weights", lambda one: one.kind),
+        ("Parameters", lambda one: f"{one.parameters:,}"),
+        ("In 4 or 8 bits", lambda one: share(one.quantised_share, 0)),
+        ("With adapters", lambda one: share(one.adapted_share, 0)),
+        ("Left in 16 or 32 bits, GiB", lambda one: GIBIBYTES.figure(one.left_bytes)),
+        left=2,
+    )
 
 
 def _sizes_table(

@@ -1,5 +1,6 @@
 """What a checkpoint's configuration says of how its weights are stored, and what can be done over them."""
 
+from pathlib import Path
 from typing import Any
 
 from bench.errors import UnavailableError
@@ -9,6 +10,8 @@ from bench.scenario.types import FullMethod, LoraMethod, QloraMethod
 
 _KEYS = ("quantization_config", "compression_config", "quantization")
 """Where configurations tell of it: transformers', llm-compressor's old one, MLX's."""
+_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Files of AutoGPTQ and AutoAWQ beside an older checkpoint's configuration, which says nothing of it."""
 _TRAINED = {"bitsandbytes_4bit": "4 bits", "bitsandbytes_8bit": "8 bits"}
 """What is run over as it is stored: how many bits its weights have."""
 
@@ -18,7 +21,8 @@ def stored_as(config: Any) -> str | None:
     told = [getattr(each, key, None) for each in (config, config.get_text_config()) for key in _KEYS]
     found: Any = next((one for one in told if one), None)
     if found is None:
-        return None
+        folder = config.name_or_path and Path(config.name_or_path)
+        return next((kind for file, kind in _BESIDE.items() if folder and (folder / file).is_file()), None)
     fields: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
     if fields.get("load_in_4bit") or fields.get("load_in_8bit"):
         return "bitsandbytes_4bit" if fields.get("load_in_4bit") else "bitsandbytes_8bit"

@@ -28,11 +28,11 @@ def class_of(config: Any) -> Built:
     import transformers
 
     autos = [getattr(transformers, name) for name in _AUTO]
-    if _AUTO[0] in (getattr(config, "auto_map", None) or {}):
-        return Built(autos[0], None)  # code of the checkpoint's own
     offered = [Built(auto, auto._model_mapping.get(type(config), None)) for auto in autos]  # noqa: SLF001 - its only name
     offered = [one for one in offered if one.kind is not None]
     named = _named(config)
+    if not offered and _AUTO[0] in (getattr(config, "auto_map", None) or {}):
+        return Built(autos[0], None)  # code of the checkpoint's own
     if not offered:
         what = f"{named} (model_type {config.model_type})" if named else f"model_type {config.model_type}"
         raise UnavailableError(

@@ -111,6 +111,19 @@ def test_a_plan_that_quantises_has_a_column_for_how_much() -> None:
     assert ["3 %" in line for line in lines[4:6]] == [True, False]
 
 
+def test_details_say_what_a_method_does_to_each_kind_of_weights() -> None:
+    """Parameters, the shares in 4 or 8 bits and with adapters, and the bytes of the rest."""
+    kinds = (
+        WeightsOfKind("linear layers", 1000, 1000, 250),
+        WeightsOfKind("embeddings", 1 << 30, 0, 0, 2 << 30),
+    )
+    cell = PlannedCell(cell=make_cell(id="a/b/c"), answer=make_prediction(reach=WeightsReached(kinds=kinds)))
+    page = shown(render_terminal(Plan(scenario="x", title="x", cards=(), cells=(cell,)), details=True))
+    rows = [" ".join(line.split()) for line in page.splitlines() if line.startswith("  a/b/c   ")]
+    assert "a/b/c linear layers 1,000 100 % 25 % 0.00" in rows
+    assert "a/b/c embeddings 1,073,741,824 0 % 0 % 2.00" in rows
+
+
 def test_one_card_has_its_context_and_total_in_columns() -> None:
     """And the verdict alone under its name."""
     one = card_of_memory("24GiB")

@@ -137,6 +137,19 @@ def test_weights_stored_in_other_ways_are_refused_by_name(
     assert f"the weights of stored are stored quantised ({expected})" in answer.message
 
 
+@pytest.mark.parametrize(("file", "kind"), [("quantize_config.json", "gptq"), ("quant_config.json", "awq")])
+def test_an_older_checkpoint_tells_of_packed_weights_in_a_file_of_its_own(
+    tmp_path: Path, file: str, kind: str
+) -> None:
+    """Nothing else does: its weights would be missed, and made anew at random, in 16 bits."""
+    fields = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    (tmp_path / file).write_text('{"bits": 4}')
+    ((_, answer),) = predict_all([_cell(tmp_path, {"kind": "lora"}, device="cuda")], Platform())
+    assert isinstance(answer, Refusal)
+    assert f"the weights of stored are stored quantised ({kind})" in answer.message
+
+
 @pytest.mark.parametrize(
     "name",
     [
