@@ -227,6 +227,7 @@ def _rendered(rows: Rows, data: JsonlData | HubData, tokenizer: Any) -> Loaded:
     # Where all text is trained, the last rendering of a conversation holds it.
     turns: Turns = "last" if data.train_on == "all" else data.turns
     examples: list[Example] = []
+    kept: list[tuple[int, Row]] = []
     left_out = {why: [*lines] for why, lines in rows.left_out.items()}
     apart = later = 0
     for line, row in rows.rows:
@@ -238,19 +239,23 @@ def _rendered(rows: Rows, data: JsonlData | HubData, tokenizer: Any) -> Loaded:
         except UsageError as error:
             raise UsageError(f"{rows.name}, line {line}: {error}") from None
         examples += found
+        kept.append((line, row))
         if isinstance(row, Chat):
             apart, later = apart + (len(found) > 1), later + len(found) * (len(found) > 1)
     if not examples:
         raise UsageError(f"{rows.name}: no row can be trained on: {told(left_out)}.")
     notes = {}
     if left_out or data.format == "auto":
-        notes["data-read"] = f"{replace(rows, left_out=left_out).summary()}; shown by template {name}."
+        notes["data-read"] = (
+            f"{replace(rows, rows=kept, left_out=left_out).summary()}; shown by template {name}."
+        )
     if apart:
         notes["turns-apart"] = (
             f"The chat template rewrites earlier turns, so {counted(apart, 'conversation')} became {later} "
             'examples, each up to a turn of the assistant; data.turns = "last" trains on the last one alone.'
         )
-    if data.turns == "last" and data.train_on != "all":
+    chats = any(isinstance(row, Chat) for _, row in kept)
+    if chats and data.turns == "last" and data.train_on != "all":
         notes["last-turn-only"] = (
             "Of each conversation the assistant's last turn alone is trained (data.turns)."
         )

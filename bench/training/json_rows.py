@@ -55,6 +55,15 @@ def kind_of(value: object) -> str:
     return names.get(type(value), "a number")
 
 
+def _is_text(value: object) -> bool:
+    """Report whether all text in a value can be written: an escape may be half a pair of surrogates."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class _Rows:
     """Holds as much of a file as its row at hand needs; ``_at`` is a place in it, on line ``_line``."""
 
@@ -94,6 +103,8 @@ class _Rows:
                 raise self._not_json(error) from None
             if not isinstance(value, dict):
                 raise self._wrong(f"{kind_of(value)}, where a row, an object in braces, belongs")
+            if "\\ud" in self._text[self._at : end].lower() and not _is_text(value):
+                raise self._wrong("an escape such as \\ud800 is half a character; write it whole")
             self._pass(end)
             return value
 

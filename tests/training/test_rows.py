@@ -172,6 +172,7 @@ DEEP = "[" * 10_000 + "]" * 10_000
         ('[{"text": "a"},', "not JSON: the list is not closed"),
         ('[{"text": "a"}] s3cret', "something follows the end of the list"),
         ('["s3cret"]', r"line 1: text, where a row, an object in braces, belongs"),
+        ('{"text": "a\\ud83d"}', "is half a character; write it whole"),
         ("[]", "holds no rows"),
         ("\n \n", "holds no rows"),
         (DEEP, "line 1: nested too deeply to be a row"),
@@ -301,6 +302,23 @@ def test_qwen3_s_own_template_trains_every_answer(tmp_path: Path) -> None:
         "<think>\n\n</think>\n\nyo<|im_end|>\n",
         "<think>\nhm\n</think>\n\nok<|im_end|>\n",
     }
+
+
+def test_rows_that_a_template_refuses_are_left_out_and_counted_once(tmp_path: Path) -> None:
+    """In the record, where the template is known."""
+    tokenizer = byte_level()
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'user' %}{{ raise_exception('the user begins') }}{% endif %}" + FORGETFUL
+    )
+    rows = [{"messages": TURNS}, {"messages": TURNS[1:]}]
+    training = TrainingSpec(sequence_length=64)
+    prepared = prepare_batches(data_of(tmp_path, rows), training, tokenizer, 300, 1)
+
+    (told,) = [caveat.message for caveat in prepared.caveats if caveat.code == "data-read"]
+    assert told.endswith(
+        "read as chat: 2 rows, 1 left out: 1 that the chat template refuses: the user begins (line 2); shown "
+        "by template chat."
+    )
 
 
 def test_chatml_shows_turns_to_a_tokenizer_without_a_template(tmp_path: Path) -> None:
