@@ -23,6 +23,7 @@ from bench.predict.families import Family, families, streams
 from bench.predict.reach import beyond_training, refused_as_unreachable
 from bench.predict.trace import litgpt
 from bench.predict.trace.adapters import assumed_of_adapter
+from bench.predict.trace.older_computations import caveats_of_loss, unknown_loss_bytes
 from bench.predict.trace.older_models import caveats_of_version
 from bench.predict.trace.optional_kernels import implementations_of
 from bench.predict.trace.stream import Ints, Stream, spans
@@ -69,7 +70,7 @@ def predict(
         stream = stream.during(*steps) if steps else stream
         prediction = summed_up(stream, platform, settings, method)
         prediction = widened(prediction, cell, Tracer(platform, config, family.adapted), settings)
-    return _with_caveats(prediction, _assumptions(cell, config, platform))
+    return _completed(prediction, cell, config, platform)
 
 
 def predict_all(
@@ -114,7 +115,7 @@ def _predicted(
                 prediction = widened(prediction, left[point][0], tracer, settings)
             relative = prediction if reuse_ranges and relative is None else relative
             for cell in left.pop(point):
-                yield cell, _with_caveats(prediction, _assumptions(cell, config, platform))
+                yield cell, _completed(prediction, cell, config, platform)
     except Exception:  # noqa: BLE001 - a library's, or ours
         for cell in chain.from_iterable(left.values()):
             yield cell, _predicted_or_refused(cell, platform, settings)
@@ -154,13 +155,23 @@ def _refused_by_library(error: Exception) -> Refusal | None:
     )
 
 
-def _with_caveats(prediction: Prediction, more: tuple[Caveat, ...]) -> Prediction:
-    return prediction.model_copy(update={"caveats": (*prediction.caveats, *more)}) if more else prediction
+def _completed(prediction: Prediction, cell: Cell, config: Any, platform: Platform) -> Prediction:
+    """Return a prediction with what it takes for granted, and as wide as what is not known makes it."""
+    changed: dict[str, Any] = {}
+    if unknown := unknown_loss_bytes(cell, config, platform):
+        peak = prediction.allocated_peak_bytes
+        low = max(0, (prediction.allocated_low_bytes or peak) - unknown)
+        changed["allocated_low_bytes"] = low
+        changed["allocated_high_bytes"] = prediction.allocated_high_bytes or peak
+        changed["reserved_low_bytes"] = max(low, (prediction.reserved_low_bytes or 0) - unknown)
+    more = _assumptions(cell, config, platform)
+    return prediction.model_copy(update=changed | {"caveats": (*prediction.caveats, *more)})
 
 
 def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, ...]:
     """Return what a prediction takes for granted that a run may not bear out."""
     found = [*caveats_of_version(config, platform), *stored_caveats(cell, config), *assumed_of_adapter(cell)]
+    found += caveats_of_loss(cell, config, platform)
     if assumed := assumed_of(cell.model, config):
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
     if platform.device != "cpu":
@@ -199,14 +210,15 @@ def summed_up(
     replayed = _replayed(stream, settings)
     reset = stream.reset_at
     traced = int(replayed.reserved_bytes[reset:].max())
+    allocated = replayed.allocated_bytes
+    peak = reset + int(allocated[reset:].argmax())
     if relative is None:
         reserved = reserved_range(*_with_empty_cache(stream), settings, stream.variability())
         released = replayed.reserved_peak_bytes - traced  # before the reset, and in some replays perhaps not
         reserved = dataclasses.replace(reserved, low_bytes=max(0, reserved.low_bytes - released))
     else:
-        reserved = _range_like(relative, traced)
-    allocated = replayed.allocated_bytes
-    peak = reset + int(allocated[reset:].argmax())
+        reserved = _range_like(relative, traced, int(allocated[peak]))
+    varies = reset == 0 and reserved.allocated_low_bytes < reserved.allocated_high_bytes
     block = int(stream.events[peak])
     phases = list(spans(stream.marks, len(stream.events)))
     peaks: dict[PredictedPhase, int] = {}
@@ -220,6 +232,8 @@ def summed_up(
         platform=platform,
         allocator=str(settings),
         allocated_peak_bytes=int(allocated[peak]),
+        allocated_low_bytes=reserved.allocated_low_bytes if varies else None,
+        allocated_high_bytes=reserved.allocated_high_bytes if varies else None,
         reserved_peak_bytes=traced,
         reserved_low_bytes=reserved.low_bytes,
         reserved_high_bytes=reserved.high_bytes,
@@ -251,15 +265,22 @@ def _answered(lines: Iterable[str]) -> Iterator[Caveat]:
         )
 
 
-def _range_like(relative: Prediction, traced_bytes: int) -> ReservedRange:
+def _range_like(relative: Prediction, traced_bytes: int, allocated_bytes: int) -> ReservedRange:
     """Return a range in the same proportion to its replay as a relative's."""
     peak, low, high = relative.reserved_peak_bytes, relative.reserved_low_bytes, relative.reserved_high_bytes
     if not peak or low is None or high is None:
         raise AssertionError("a prediction for CUDA has a range")
+    exact = relative.allocated_peak_bytes
+    allocated = (
+        (relative.allocated_low_bytes or exact) / exact,
+        (relative.allocated_high_bytes or exact) / exact,
+    )
     return ReservedRange(
         traced_bytes=traced_bytes,
         low_bytes=traced_bytes * low // peak,
         high_bytes=traced_bytes * high // peak,
+        allocated_low_bytes=int(allocated_bytes * allocated[0]),
+        allocated_high_bytes=int(allocated_bytes * allocated[1]),
     )
 
 
@@ -295,8 +316,9 @@ def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
     asked: set[str] = set()
     reached = list[Reached]()
     reading = read_cpu_ledger(cell, platform, config, asked, reached)
-    prediction = predicted_for_cpu(reading, platform, asked).model_copy(update={"reach": reached[0].weights})
-    return _with_caveats(prediction, reached[0].caveats)
+    prediction = predicted_for_cpu(reading, platform, asked)
+    caveats = (*prediction.caveats, *reached[0].caveats)
+    return prediction.model_copy(update={"reach": reached[0].weights, "caveats": caveats})
 
 
 def predicted_for_cpu(reading: LedgerReading, platform: Platform, asked: Iterable[str]) -> Prediction:

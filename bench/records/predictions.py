@@ -36,6 +36,12 @@ class Prediction(Stored):
     platform: Platform
     allocator: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF as replayed; empty for torch's default.")
     allocated_peak_bytes: Count
+    allocated_low_bytes: Count | None = Field(
+        None, exclude_if=lambda low: low is None, description="Least it may be; none where it is exact."
+    )
+    allocated_high_bytes: Count | None = Field(
+        None, exclude_if=lambda high: high is None, description="Most it may be; none where it is exact."
+    )
     reserved_peak_bytes: Count | None = Field(None, description="Replayed as traced.")
     reserved_low_bytes: Count | None = Field(None, description="Lowest of the perturbed replays.")
     reserved_high_bytes: Count | None = Field(None, description="Highest of the perturbed replays.")
@@ -74,6 +80,11 @@ class Prediction(Stored):
             or self.allocated_peak_bytes
         )
 
+    @property
+    def least_bytes(self) -> int:
+        """What is allocated at the peak, at its lower end: less does not do."""
+        return self.allocated_peak_bytes if self.allocated_low_bytes is None else self.allocated_low_bytes
+
 
 class Refusal(Stored):
     """Why a cell cannot be predicted: the operator, method or setting by its name, and what to do."""
@@ -107,10 +118,9 @@ def check_fit(prediction: Prediction, card: Card) -> CardFit:
     answer: Answer = "too close to call"
     if needed <= card.usable_bytes:
         answer = "fits"
-    elif (
-        prediction.allocated_peak_bytes + card.context_bytes > card.usable_bytes
-        and KERNELS_NOT_TRACED not in {caveat.code for caveat in prediction.caveats}
-    ):
+    elif prediction.least_bytes + card.context_bytes > card.usable_bytes and KERNELS_NOT_TRACED not in {
+        caveat.code for caveat in prediction.caveats
+    }:
         answer = "does not fit"
     return CardFit(card=card.name, answer=answer, needed_bytes=needed, usable_bytes=card.usable_bytes)
 

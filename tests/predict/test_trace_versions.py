@@ -1,20 +1,25 @@
 """What older versions of libraries did differently, and peft's initialisations without data."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import BOFTConfig, PeftConfig, PeftModel, UniLoraConfig, get_peft_model
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
+    AutoConfig,
+    AutoModelForCausalLM,
     GPTBigCodeConfig,
     GPTBigCodeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
 )
-from transformers.loss.loss_utils import LOSS_MAPPING
 
+from bench.predict.predict import predict
+from bench.predict.trace.older_computations import copies_logits, loss_rule
 from bench.predict.trace.patches import patched
+from bench.probes.ledger import Ledger
 from bench.scenario.types import Platform
+from tiny_cells import tiny_cell
 
 WIDTH, HEADS, LAYERS = 16, 4, 2
 
@@ -51,28 +56,111 @@ def test_later_versions_and_the_cpu_keep_the_installed_cache(platform: Platform)
     assert "DynamicCache" == type(cache).__name__
 
 
-@pytest.mark.parametrize("version", ["4.48.1", "4.49", "5.23"])
-def test_loss_is_the_same_number_in_every_version(version: str) -> None:
-    """Cutting logits or padding labels gives one loss; only before 4.49 is anything put in its place."""
-    installed = LOSS_MAPPING["ForCausalLM"]
-    logits = torch.randn(2, 5, 11, dtype=torch.bfloat16)
-    labels = torch.randint(11, (2, 5))
-    expected = installed(logits=logits, labels=labels, vocab_size=11)
-    with patched(Platform(transformers=version)):
-        shifting = LOSS_MAPPING["ForCausalLM"]
-        torch.testing.assert_close(expected, shifting(logits=logits, labels=labels, vocab_size=11))
-    assert (version == "4.48.1") == (shifting is not installed)
-    assert installed is LOSS_MAPPING["ForCausalLM"]
+SIZES: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": WIDTH,
+    "num_hidden_layers": 1,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "vocab_size": 11,
+    "max_position_embeddings": 8,
+    "pad_token_id": 0,
+}
 
 
-def test_models_with_a_loss_of_their_own_had_none_in_fp32() -> None:
-    """GPT-2's loss before 4.49 comes in the dtype of its logits."""
-    config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=11, n_positions=8)
-    model = GPT2LMHeadModel(config).to(torch.bfloat16)
+def _loss_and_logits(family: str, version: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a 16-bit model of random weights as a version of transformers did."""
+    platform = Platform(transformers=version)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES)).to(torch.bfloat16)
     ids = torch.randint(11, (2, 5))
-    with patched(Platform(transformers="4.48.1")):
-        assert torch.bfloat16 == model(input_ids=ids, labels=ids).loss.dtype
-    assert torch.float32 == model(input_ids=ids, labels=ids).loss.dtype
+    with patched(platform):
+        copies_logits(model, platform)
+        outputs = model(input_ids=ids, labels=ids)
+    return outputs.loss, outputs.logits
+
+
+# As the forward() of each class in the wheels of these versions has it.
+@pytest.mark.parametrize(
+    ("family", "version", "loss", "logits"),
+    [
+        ("llama", "4.45.2", torch.float32, torch.float32),
+        ("llama", "4.46.0", torch.float32, torch.bfloat16),
+        ("mistral", "4.47.1", torch.float32, torch.float32),
+        ("mistral", "4.48.0", torch.float32, torch.bfloat16),
+        ("granite", "4.45.2", torch.float32, torch.float32),
+        ("stablelm", "4.48.1", torch.bfloat16, torch.bfloat16),
+        ("gpt2", "4.45.2", torch.bfloat16, torch.bfloat16),
+        ("gpt2", "4.49.0", torch.float32, torch.bfloat16),
+        ("olmo2", "4.48.1", torch.float32, torch.bfloat16),
+        ("llama", "5.23", torch.float32, torch.bfloat16),
+    ],
+)
+def test_logits_and_loss_have_the_dtypes_of_the_version(
+    family: str, version: str, loss: torch.dtype, logits: torch.dtype
+) -> None:
+    """Some copied logits to fp32 in the model, some in the loss, some nowhere; the number hardly differs."""
+    found = _loss_and_logits(family, version)
+    assert (loss, logits) == (found[0].dtype, found[1].dtype)
+    installed, _ = _loss_and_logits(family, "5.23")
+    torch.testing.assert_close(found[0].float(), installed.float(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("family", "version", "bytes_per_logit"),
+    [
+        ("llama", "5.23", (2 + 4 + 4, 0)),
+        ("llama", "4.48.0", (2 + 4, 4 + 4)),
+        ("llama", "4.45.2", (4, 4 + 4)),
+        ("gpt2", "4.48.0", (2, 2 + 2)),
+    ],
+)
+def test_the_copies_of_the_logits_are_those_of_the_version(
+    family: str, version: str, bytes_per_logit: tuple[int, int]
+) -> None:
+    """Of each logit so many bytes live, and so many more but for each row's last position, 5 of 6 here."""
+    platform, vocabulary, rows, length = Platform(transformers=version), 1000, 2, 6
+    config = AutoConfig.for_model(family, **SIZES | {"vocab_size": vocabulary})
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    ids = torch.randint(11, (rows, length))
+    ledger = Ledger(model, "cpu", vocabulary)
+    ledger.register_model(model)
+    ledger.mark("forward")
+    with patched(platform), ledger:
+        copies_logits(model, platform)
+        outputs = model(input_ids=ids, labels=ids, use_cache=False)
+    of_all, of_cut = bytes_per_logit
+    expected = rows * vocabulary * (length * of_all + (length - 1) * of_cut)
+    assert expected == ledger.reading().categories_at_peak_bytes["logits"]
+    assert outputs.logits.shape == (rows, length, vocabulary)
+
+
+def test_a_loss_of_which_nothing_is_known_is_an_interval_that_says_so() -> None:
+    """Gemma 2 before 4.46 capped its logits first; what is traced is the most that it may have taken."""
+    config = AutoConfig.for_model("gemma2")
+    assert "unknown" == loss_rule(config, Platform(transformers="4.45.2"))
+    assert "cuts logits" == loss_rule(config, Platform(transformers="4.47"))
+    cell = tiny_cell({"kind": "lora"}, device="cuda", training={"sequence_length": 16, "attention": "eager"})
+    model = cell.model.model_copy(update={"random": "gemma-2-2b", "overrides": {"num_hidden_layers": 2}})
+    cell = cell.model_copy(update={"model": model})
+    prediction = predict(cell, Platform(transformers="4.45.2"))
+    low = prediction.allocated_low_bytes
+    assert low is not None
+    assert prediction.allocated_peak_bytes - low >= 8 * 16 * 256_000
+    assert any(caveat.code == "loss-of-version-unknown" for caveat in prediction.caveats)
+    assert prediction.reserved_low_bytes is not None
+    assert prediction.reserved_low_bytes >= low
+
+
+def test_caches_kept_what_they_were_given() -> None:
+    """Before 4.54 the value of a fused projection was a view of all of it; since then it is a copy."""
+    kept = {}
+    for version in ("4.53.3", "4.54.0"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_neox", **SIZES))
+        with patched(Platform(transformers=version)):
+            cache = model(input_ids=torch.randint(11, (2, 5)), use_cache=True).past_key_values
+        kept[version] = cache.layers[0].values.untyped_storage().nbytes()
+    assert {"4.53.3": 3 * 2 * 5 * WIDTH * 4, "4.54.0": 2 * 5 * WIDTH * 4} == kept
 
 
 TARGETS = ["q_proj"]

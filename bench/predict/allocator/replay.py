@@ -154,11 +154,16 @@ class ReplayVariability:
 
 @dataclass(frozen=True, kw_only=True)
 class ReservedRange:
-    """Peak of reserved bytes: as replayed, and the least and most of all perturbed replays."""
+    """Peak of reserved bytes: as replayed, and the least and most of all perturbed replays.
+
+    Of allocated bytes too: a block whose rest is too small to be split off counts whole, up to 1 MiB more.
+    """
 
     traced_bytes: int
     low_bytes: int
     high_bytes: int
+    allocated_low_bytes: int
+    allocated_high_bytes: int
 
 
 def reserved_range(
@@ -173,11 +178,19 @@ def reserved_range(
     The stream is perturbed as reality perturbs it, always in the same ways, so its range is always the same.
     """
     traced = np.asarray(events, dtype=np.int64), np.asarray(sizes, dtype=np.int64), True
-    peaks = [
-        replay(order, asked, settings, ascending=ascending).reserved_peak_bytes
+    replays = [
+        replay(order, asked, settings, ascending=ascending)
         for order, asked, ascending in (traced, *_perturbed(*traced[:2], variability))
     ]
-    return ReservedRange(traced_bytes=peaks[0], low_bytes=min(peaks), high_bytes=max(peaks))
+    peaks = [one.reserved_peak_bytes for one in replays]
+    allocated = [one.allocated_peak_bytes for one in replays]
+    return ReservedRange(
+        traced_bytes=peaks[0],
+        low_bytes=min(peaks),
+        high_bytes=max(peaks),
+        allocated_low_bytes=min(allocated),
+        allocated_high_bytes=max(allocated),
+    )
 
 
 def _perturbed(

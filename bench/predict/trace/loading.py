@@ -13,14 +13,22 @@ from bench.predict.trace.stream import WARM_UP
 from bench.probes.ledger import quantisation_state
 from bench.training.models import quantise_empty
 
+WARMS_UP = (4, 50)
+"""Version from which a block for all weights comes first (modeling_utils.py, caching_allocator_warmup)."""
+HALVES = (4, 51)
+"""Version from which it is half as large where weights are to be quantised (get_cuda_warm_up_factor)."""
+COUNTS_ELEMENTS = (5, 0)
+"""Version from which it counts what each weight is to become; until then their bytes before quantisation."""
 
-def load_weights(model: Any, ledger: MetaLedger) -> None:
+
+def load_weights(model: Any, ledger: MetaLedger, transformers: tuple[int, ...] = COUNTS_ELEMENTS) -> None:
     """Enter the weights as loading does, one after the other, each quantised as soon as it is there.
 
     Those of a quantised checkpoint come packed, each with its scales.
     """
-    if not isinstance(model, GPT):
-        ledger.release(ledger.hold(warm_up_bytes(model, ledger.times), WARM_UP))
+    first = 0 if isinstance(model, GPT) else warm_up_bytes(model, ledger.times, transformers)
+    if first:
+        ledger.release(ledger.hold(first, WARM_UP))
     come_packed = getattr(getattr(model, "hf_quantizer", None), "pre_quantized", False)
     for loaded in list(in_loading_order(model)):
         packs, module = loaded.name.endswith("weight"), loaded.name.rpartition(".")[0]
@@ -69,27 +77,32 @@ def in_loading_order(model: nn.Module) -> Iterator[LoadedTensor]:
             yield _loaded(model, name, buffer)
 
 
-def warm_up_bytes(model: nn.Module, times: Callable[[str], int] = lambda _name: 1) -> int:
-    """Return the bytes of the one block that is allocated and freed before any weight is loaded.
+def warm_up_bytes(
+    model: Any, times: Callable[[str], int] = lambda _name: 1, version: tuple[int, ...] = COUNTS_ELEMENTS
+) -> int:
+    """Return the bytes of the one block that is allocated and freed before any weight is loaded; 0 for none.
 
     A weight to be quantised counts half a byte per element (4-bit) or one (int8), any other tensor of the
-    checkpoint its own bytes, and the sum is a whole number of 16-bit elements. A card with less than
-    1.2 GiB beyond that gets a smaller block, which is not modelled. ``times`` tells how often a name stands
-    for its like.
+    checkpoint its own bytes, and the sum is a whole number of 16-bit elements; older versions counted
+    otherwise. A card with less than 1.2 GiB beyond that gets a smaller block, which is not modelled.
+    ``times`` tells how often a name stands for its like.
     """
+    if version < WARMS_UP:
+        return 0
     stored = model.state_dict(keep_vars=True)
     total = sum(
-        times(name) * tensor.numel() * _bytes_per_element(_loaded(model, name, tensor))
+        times(name) * tensor.numel() * _bytes_per_element(_loaded(model, name, tensor), version)
         for name, tensor in stored.items()
         if name not in _tied_to_others(model)
     )
-    return int(total // 2) * 2
+    halved = HALVES <= version < COUNTS_ELEMENTS and getattr(model, "hf_quantizer", None) is not None
+    return int(total // (4 if halved else 2)) * 2
 
 
-def _bytes_per_element(loaded: LoadedTensor) -> float:
+def _bytes_per_element(loaded: LoadedTensor, version: tuple[int, ...]) -> float:
     import bitsandbytes
 
-    if loaded.name.endswith("weight"):
+    if version >= COUNTS_ELEMENTS and loaded.name.endswith("weight"):
         if isinstance(loaded.module, bitsandbytes.nn.Linear4bit):
             return 0.5
         if isinstance(loaded.module, bitsandbytes.nn.Linear8bitLt):

@@ -21,25 +21,15 @@ from bench.predict.trace import meta_kernels
 from bench.predict.trace.adapters import patched_adapters
 from bench.predict.trace.attention import patched_attention
 from bench.predict.trace.autocast import patched_autocast
+from bench.predict.trace.older_computations import older_computations
 from bench.predict.trace.older_models import check_platform, older_models
 from bench.predict.trace.optional_kernels import heard_implementations
-from bench.scenario.types import Platform, version_of
+from bench.scenario.types import Platform
 from bench.training import losses
 
 Patches = Iterator[Any]
 """Patchers of unittest.mock, to be entered."""
 
-PADS_LABELS = (4, 49)
-"""Version from which labels are padded in the place of cutting logits (transformers loss/loss_utils.py)."""
-RETURNS_A_CACHE_OBJECT = (4, 54)
-"""Version from which GPTBigCode fills a DynamicCache, and none while its layers are checkpointed."""
-_OWN_LOSS = {
-    "gpt2": "GPT2LMHeadModel",
-    "gpt_bigcode": "GPTBigCodeForCausalLM",
-    "gpt_neox": "GPTNeoXForCausalLM",
-    "falcon": "FalconForCausalLM",
-}
-"""Models whose forward() before 4.49 held a cross-entropy in the dtype of the logits, no copy in fp32."""
 _WITHOUT_DATA = ("meta tensor", "Meta tensor", "meta device", "Meta device")
 """What torch's messages say where data was asked for."""
 
@@ -59,8 +49,7 @@ def patched(platform: Platform) -> Iterator[None]:
             _peft,
             patched_adapters,
             heard_implementations,
-            _older_loss,
-            _older_cache,
+            older_computations,
             older_models,
         ):
             for one in patches(platform):
@@ -204,75 +193,3 @@ def _leaving_permutations(update: Callable[..., None]) -> Callable[..., None]:
         self.boft_P = torch.empty_like(self.boft_P, device="cpu")
 
     return update_and_leave
-
-
-def _older_loss(platform: Platform) -> Patches:
-    """Yield the loss of causal models that copies the shifted logits, for transformers before 4.49."""
-    from transformers.loss.loss_utils import LOSS_MAPPING
-
-    if platform.device == "cuda" and version_of(platform.transformers) < PADS_LABELS:
-        yield patch.dict(LOSS_MAPPING, ForCausalLM=_shifting_loss)
-        for name, head in _OWN_LOSS.items():
-            module = import_module(f"transformers.models.{name}.modeling_{name}")
-            own = property(lambda _model: _shifting_loss_as_given)
-            yield patch.object(getattr(module, head), "loss_function", own)
-
-
-def _shifting_loss(logits: Tensor, labels: Tensor, vocab_size: int, **kwargs: Any) -> Tensor:
-    """Copy the logits to fp32, then all but each row's last (4.48's ForCausalLMLoss)."""
-    return _shifting_loss_as_given(logits.float(), labels, vocab_size, **kwargs)
-
-
-def _shifting_loss_as_given(
-    logits: Tensor,
-    labels: Tensor,
-    vocab_size: int,
-    num_items_in_batch: int | None = None,
-    ignore_index: int = -100,
-    **_kwargs: Any,
-) -> Tensor:
-    """Copy all but each row's last, in the dtype they have."""
-    from transformers.loss.loss_utils import fixed_cross_entropy
-
-    shifted = logits[..., :-1, :].contiguous().view(-1, vocab_size)
-    targets = labels[..., 1:].contiguous().view(-1)
-    loss: Tensor = fixed_cross_entropy(shifted, targets, num_items_in_batch, ignore_index)
-    return loss
-
-
-def _older_cache(platform: Platform) -> Patches:
-    """Yield GPTBigCode's cache before transformers 4.54: views, each of which keeps a whole projection."""
-    if platform.device == "cuda" and version_of(platform.transformers) < RETURNS_A_CACHE_OBJECT:
-        from transformers.models.gpt_bigcode.modeling_gpt_bigcode import GPTBigCodeModel
-
-        yield patch.object(GPTBigCodeModel, "forward", _returning_views(GPTBigCodeModel.forward))
-
-
-def _returning_views(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Give back, for each layer, the key and value as the view of the projection they are split from.
-
-    Source: ``present`` in modeling_gpt_bigcode.py of 4.53. The model does not turn its cache off where layers
-    are checkpointed, as Llama does, so that every layer's projection lives as long as the outputs. A loop
-    that asks for no cache gets none.
-    """
-
-    def forward_and_keep(self: Any, *args: Any, use_cache: bool | None = None, **kwargs: Any) -> Any:
-        if not (self.config.use_cache if use_cache is None else use_cache):
-            return forward(self, *args, use_cache=use_cache, **kwargs)
-        projected: list[Any] = []
-        hooks = [
-            block.attn.c_attn.register_forward_hook(lambda _module, _inputs, result: projected.append(result))
-            for block in self.h
-        ]
-        try:
-            outputs = forward(self, *args, use_cache=False, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        outputs.past_key_values = tuple(
-            result[..., block.attn.embed_dim :] if self.multi_query else result
-            for block, result in zip(self.h, projected, strict=True)
-        )
-        return outputs
-
-    return forward_and_keep

@@ -19,6 +19,7 @@ from bench.predict.trace.loading import load_weights
 from bench.predict.trace.loops import LoopLedger, MetaLoop, read_loop_ledger
 from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
+from bench.predict.trace.older_computations import copies_logits
 from bench.predict.trace.older_models import check_model
 from bench.predict.trace.optional_kernels import remember_implementations
 from bench.predict.trace.patches import patched
@@ -27,7 +28,7 @@ from bench.predict.trace.stream import Stream, stream_of
 from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform, SyntheticData
+from bench.scenario.types import Platform, SyntheticData, version_of
 from bench.training.data import Batch, prepare_batches
 from bench.training.methods import adapt
 from bench.training.models import build_empty_model, configuration_of, quantise_empty
@@ -115,7 +116,7 @@ class Tracer:
             kernels = Kernels(self.platform)
             ledger = of_loop(model, self.vocabulary_size, kernels, periods_added=added, period=period)
         with ledger:
-            load_weights(model, ledger)
+            load_weights(model, ledger, version_of(self.platform.transformers))
             ledger.mark("adapt")
             with torch.device("meta"), _adapting(ledger):
                 model = _ready(model, cell)
@@ -130,6 +131,8 @@ def _built(cell: Cell, config: Any, platform: Platform) -> Any:
         return litgpt.build(cell, config, platform.litgpt)
     model = build_empty_model(cell, config)
     check_model(model, platform)
+    if cell.training.loss == "full":
+        copies_logits(model, platform)
     return model
 
 
