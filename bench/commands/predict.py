@@ -64,6 +64,7 @@ class FitTraining:
     attention: str = "sdpa"
     autocast: str = "off"
     loss: str = "full"
+    kernels: str = "torch"
     data: str = "padded"
     kbit_preparation: bool = True
 
@@ -71,7 +72,7 @@ class FitTraining:
         """Return the training; raise ``UsageError`` naming the choices of a wrong value."""
         from bench.predict.fit import training_of
 
-        names = ("dtype", "optimizer", "attention", "autocast", "loss")
+        names = ("dtype", "optimizer", "attention", "autocast", "loss", "kernels")
         fields = {name: getattr(self, name) for name in names}
         return training_of(self.data, gradient_checkpointing=self.checkpointing, **fields)
 

@@ -103,7 +103,7 @@ class FitRequest:
             f"gradient checkpointing {training.gradient_checkpointing}",
             training.optimizer,
             f"attention {training.attention}",
-            f"loss {training.loss}",
+            f"loss {training.loss}" + (", Liger's kernels" if training.kernels == "liger" else ""),
             f"data {self.data} ({DATA[self.data][2]})",
         ]
         if "qlora" in self.methods:

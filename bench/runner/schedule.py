@@ -264,11 +264,12 @@ def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iter
             f"Loop {cell.loop.driver} needs the package trl, which is not installed; pip install "
             '"finetune-bench[trl]".'
         )
-    if training.loss == "liger" and "liger-kernel" not in environment.versions:
-        yield (
-            "Loss liger needs the package liger-kernel, which is not installed; pip install liger-kernel, "
-            "or set training.loss to chunked."
-        )
+    for lever, other in (("loss", "chunked"), ("kernels", "torch")):
+        if getattr(training, lever) == "liger" and "liger-kernel" not in environment.versions:
+            yield (
+                f"{lever.capitalize()} liger needs the package liger-kernel, which is not installed; pip "
+                f"install liger-kernel, or set training.{lever} to {other}."
+            )
     if cell.device == "cuda":
         yield from _cuda_obstacles(cell, facts)
     elif training.attention == "flex_attention":

@@ -172,6 +172,10 @@ def _of_training(cell: Cell) -> Iterator[Problem]:
     if training.loss == "liger" and on_cpu:
         yield "training", "loss", "liger runs on CUDA only; set device to cuda, or loss to chunked"
     of_logits = {"liger": "turn one of them off", "chunked": "turn it off, or set loss to chunked-logits"}
+    if training.kernels == "liger" and on_cpu:
+        yield "training", "kernels", "liger runs on CUDA only; set device to cuda, or kernels to torch"
+    if training.kernels == "liger" and training.loss != "full":
+        yield "training", "loss", "is Liger's own with kernels liger; leave it out, or set kernels to torch"
     for field in ("upcast_outputs", "keep_outputs"):
         if training.loss in of_logits and getattr(training, field):
             advice = of_logits[training.loss]

@@ -40,6 +40,7 @@ _LEVERS: dict[Path, str | dict[object, str]] = {
     ("training", "autocast"): "autocast-{}",
     ("training", "gradient_checkpointing"): {"non-reentrant": "ckpt", "reentrant": "ckpt-reentrant"},
     ("training", "attention"): {"eager": "eager", "flash_attention_2": "fa2", "flex_attention": "flex"},
+    ("training", "kernels"): "{}",
     ("training", "optimizer"): {name: name.replace("-", "") for name in get_args(Optimizer)}
     | {"adamw-foreach": "foreach", "adamw-loop": "loop", "sgd-momentum": "momentum"}
     | {"paged-adamw-32bit": "paged32bit", "paged-adamw-8bit": "paged8bit"},

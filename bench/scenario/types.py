@@ -15,6 +15,7 @@ Autocast = Literal["off", "bf16", "fp16"]
 Checkpointing = Literal["off", "reentrant", "non-reentrant"]
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 Batching = Literal["pad-to-longest", "pad-to-length", "pack"]
+Kernels = Literal["torch", "liger"]
 Loss = Literal["full", "chunked", "chunked-logits", "liger"]
 Schedule = Literal["constant", "linear", "cosine"]
 TorchOptimizer = Literal["adamw-fused", "adamw-foreach", "adamw-loop", "sgd", "sgd-momentum", "adafactor"]
@@ -263,6 +264,11 @@ class TrainingSpec(Frozen):
         "full",
         description="Logits all at once, or chunked: one chunk at a time, none kept; chunked-logits keeps "
         "them, as litgpt does; liger is its fused linear cross-entropy (CUDA only).",
+    )
+    kernels: Kernels = Field(
+        "torch",
+        description="All that Liger patches (use_liger_kernel; CUDA only), or transformers' own code.",
+        exclude_if=lambda kernels: kernels == "torch",
     )
     loss_chunk_tokens: int = Field(128, ge=1, le=1_000_000, description="Tokens of a chunk of the loss.")
     upcast_outputs: bool = Field(

@@ -17,6 +17,7 @@ from bench.records.readings import Caveat
 from bench.records.records import MergeCheck
 from bench.scenario.cell import Cell, peft_type
 from bench.scenario.types import FullMethod, LoraMethod, PeftMethod, QloraMethod
+from bench.training import liger
 from bench.training.data import Batch
 from bench.training.models import DTYPES
 from bench.training.wrappers import beside_text
@@ -25,6 +26,7 @@ from bench.training.wrappers import beside_text
 def adapt(model: Any, cell: Cell) -> Any:
     """Return the model ready to train: frozen and adapted as the method says, checkpointing set."""
     _enable_checkpointing(model, cell)
+    liger.patch_as_asked(model, cell)
     method, dtype = cell.method, DTYPES[cell.training.dtype]
     match method:
         case FullMethod():

@@ -37,6 +37,7 @@ INT8 = {"kind": "lora", "base": "int8"}
         ({}, {"training": {"attention": "flex_attention"}}, "Attention flex_attention has no backward pass"),
         ({}, {"method": {"kind": "qlora"}}, None),
         (AMPERE, {"device": "cuda", "training": {"loss": "liger"}}, "Loss liger needs the package liger-ker"),
+        (AMPERE, {"device": "cuda", "training": {"kernels": "liger"}}, "Kernels liger needs the package lig"),
         (
             {},
             {"loop": {"driver": "trl-sft"}},

@@ -14,12 +14,15 @@ TASK: dict[str, Any] = {"data": {"source": "task", "task": "largest-number"}}
 HELD_OUT: dict[str, Any] = {**TASK, "evaluation": {"tasks": ["held-out"]}}
 KEPT: dict[str, Any] = {"loss": "chunked-logits", "upcast_outputs": True, "keep_outputs": True}
 LIGER: dict[str, Any] = {"loss": "liger"}
+PATCHED: dict[str, Any] = {"kernels": "liger"}
 
 
 @pytest.mark.parametrize(
     ("method", "changes", "expected"),
     [
         ({"kind": "full"}, {"training": LIGER}, "training.loss liger runs on CUDA only; set device"),
+        ({"kind": "full"}, {"training": PATCHED}, "training.kernels liger runs on CUDA only; set device"),
+        ({"kind": "full"}, {"training": PATCHED | LIGER}, "training.loss is Liger's own with kernels liger"),
         (
             {"kind": "full"},
             {"device": "cuda", "training": {**LIGER, "keep_outputs": True}},

@@ -188,7 +188,7 @@ class _FusedLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         tokens, width = hidden.shape
         vocabulary = weight.shape[0]
-        chunk = 1 << (-(-tokens // -(-vocabulary // width)) - 1).bit_length()  # the next power of two
+        chunk = _chunk_tokens(tokens, width, vocabulary)
         hidden_gradient = torch.zeros_like(hidden)
         weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
         losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
@@ -207,6 +207,43 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, _gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return hidden_gradient, weight_gradient, None
+
+
+def fused_loss_in_buffers(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Stand for the same loss as Liger 0.8 has it: logits in one buffer, products added where they belong.
+
+    On cards from Ampere on. Autocast takes the way of 0.6, and so do weights of another dtype.
+    """
+    if torch.is_autocast_enabled("cuda") or hidden.dtype != weight.dtype:
+        return empty_liger_loss(hidden, weight, targets)
+    loss: Tensor = _BufferedLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]  # torch's own
+    return loss
+
+
+class _BufferedLoss(torch.autograd.Function):
+    """Gradients are made in the forward pass: both, and the logits of one chunk, are there at its end."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        tokens = len(hidden)
+        hidden_gradient = torch.zeros_like(hidden)
+        weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
+        losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
+        counted = (targets != IGNORED_LABEL).sum()
+        chunk = min(_chunk_tokens(tokens, hidden.shape[1], len(weight)), tokens)
+        logits = torch.empty((chunk, len(weight)), dtype=hidden.dtype, device=hidden.device)
+        del counted, logits
+        ctx.save_for_backward(hidden_gradient.detach(), weight_gradient)
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx: Any, _gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (*ctx.saved_tensors, None)
+
+
+def _chunk_tokens(tokens: int, width: int, vocabulary: int) -> int:
+    """Return how many tokens Liger takes at a time: the next power of two."""
+    return 1 << (-(-tokens // -(-vocabulary // width)) - 1).bit_length()
 
 
 def is_paged(tensor: Tensor) -> bool:

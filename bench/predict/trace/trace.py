@@ -14,6 +14,7 @@ from bench.predict.trace import litgpt
 from bench.predict.trace.adapters import require_traceable
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.known import KnownValues
+from bench.predict.trace.liger import rotate
 from bench.predict.trace.litgpt_model import GPT
 from bench.predict.trace.loading import load_weights
 from bench.predict.trace.loops import LoopLedger, MetaLoop, read_loop_ledger
@@ -82,10 +83,13 @@ class Tracer:
         with patched(self.platform):
             training, window = cell.training, cell.loop.driver == "window"
             method = cell.method.model_dump_json(exclude={"name"})
-            key = method, training.dtype, training.gradient_checkpointing, training.attention, depth, window
+            levers = training.dtype, training.gradient_checkpointing, training.attention, training.kernels
+            key = method, *levers, depth, window
             made = self.adapted.pop(key, None) or self._adapted(cell, depth)
             name2qmap.update(made.maps)
             made.maps.update(name2qmap)
+            if training.kernels == "liger":
+                rotate(made.model)
             batches = [worst_batch(at_length(cell, each), self.vocabulary_size) for each in lengths]
             with made.books.copied(**_hidden(batches[0])) as ledger:
                 optimizer = _run_steps(cell, made.model, batches, ledger)
