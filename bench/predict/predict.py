@@ -25,7 +25,6 @@ from bench.predict.trace import litgpt
 from bench.predict.trace.adapters import assumed_of_adapter
 from bench.predict.trace.older_computations import caveats_of_loss, unknown_loss_bytes
 from bench.predict.trace.older_models import caveats_of_version
-from bench.predict.trace.optional_kernels import implementations_of
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
 from bench.predict.varying import widened
@@ -174,8 +173,6 @@ def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, .
     found += caveats_of_loss(cell, config, platform)
     if assumed := assumed_of(cell.model, config):
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
-    if platform.device != "cpu":
-        found += implementations_of(config)
     if beyond := beyond_training(cell, config):
         found.append(beyond)
     if platform.litgpt:

@@ -1,7 +1,7 @@
 """How much of a model's own weights a method reached: quantised, adapted, or left as they were."""
 
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, NamedTuple, Self
 
 import bitsandbytes
 from torch import nn
@@ -29,6 +29,10 @@ class Reached(NamedTuple):
 
     weights: WeightsReached
     caveats: tuple[Caveat, ...]
+
+    def saying(self, more: Iterable[Caveat]) -> Self:
+        """Return the same with more to be said."""
+        return self._replace(caveats=(*self.caveats, *more))
 
 
 def reached_in(model: Any, cell: Cell, times: Callable[[str], int] = lambda _name: 1) -> Reached:

@@ -79,7 +79,7 @@ def _row(transformers: str, **changes: Any) -> Prediction:
 
 def test_experts_of_an_older_mixtral_are_quantised_and_adapted() -> None:
     """Eight layers: 11.9 thousand million elements at half a byte and its scales, where 5.0 keeps 16 bits."""
-    old, new = _row("4.45.2"), _row("5.0", target_modules=["q_proj"])
+    new, old = _row("5.0", target_modules=["q_proj"]), _row("4.45.2")
     elements = 8 * (8 * 3 * 4096 * 14336 + 4096 * (2 * 4096 + 2 * 1024) + 8 * 4096)
     packed = elements / 2 + elements / 64 * (1 + 4 / 256)
     rest = 2 * 2 * 32000 * 4096
@@ -90,6 +90,8 @@ def test_experts_of_an_older_mixtral_are_quantised_and_adapted() -> None:
     assert grown == pytest.approx(adapters, rel=1e-2)
     assert "experts-as-linear-layers" in {caveat.code for caveat in old.caveats}
     assert "experts-as-linear-layers" not in {caveat.code for caveat in new.caveats}
+    fused = [any("Products of experts" in caveat.message for caveat in one.caveats) for one in (new, old)]
+    assert fused == [True, False]
 
 
 @pytest.mark.parametrize(("version", "packed"), [("4.57.6", True), ("5.4.0", True), ("5.5.0", False)])

@@ -15,7 +15,6 @@ from bench.scenario.types import Platform
 
 _FELL_BACK = re.compile(r"`(\w+)` is falling back to .* because `([\w.-]+)` is not installed")
 _heard: set[tuple[str, str]] = set()
-_of_model: dict[str, set[tuple[str, str]]] = {}
 _EXPERTS = "experts"
 
 
@@ -53,15 +52,9 @@ def heard_implementations(platform: Platform) -> Iterator[Any]:
     yield patch.object(moe.ExpertsInterface, "get_interface", heard)
 
 
-def remember_implementations(config: Any) -> None:
-    """Keep what was heard as that of a configuration's model."""
-    _of_model.setdefault(config.to_json_string(use_diff=False), set()).update(_heard)
-
-
-def implementations_of(config: Any | None = None) -> Iterator[Caveat]:
-    """Yield which implementations a configuration's model ran, where there are others; of None, the last."""
-    heard = _heard if config is None else _of_model.get(config.to_json_string(use_diff=False), set())
-    fell_back = sorted((package, name) for package, name in heard if package != _EXPERTS)
+def implementations_of() -> Iterator[Caveat]:
+    """Yield which implementations ran in the last trace for a card, where there are others."""
+    fell_back = sorted((package, name) for package, name in _heard if package != _EXPERTS)
     if fell_back:
         packages = " and ".join(dict.fromkeys(package for package, _ in fell_back))
         names = ", ".join(name for _, name in fell_back)
@@ -71,7 +64,7 @@ def implementations_of(config: Any | None = None) -> Iterator[Caveat]:
             "here; what does not fit without them is too close to call."
         )
         yield Caveat(code=KERNELS_NOT_TRACED, message=message)
-    for name in sorted(name for package, name in heard if package == _EXPERTS):
+    for name in sorted(name for package, name in _heard if package == _EXPERTS):
         message = (
             f"Products of experts were traced as transformers' {name}; another experts_implementation takes "
             "other memory."

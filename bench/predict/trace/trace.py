@@ -22,7 +22,7 @@ from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.older_computations import copies_logits
 from bench.predict.trace.older_models import check_model
-from bench.predict.trace.optional_kernels import remember_implementations
+from bench.predict.trace.optional_kernels import implementations_of
 from bench.predict.trace.patches import patched
 from bench.predict.trace.repeat import Depth, shallow
 from bench.predict.trace.stream import Stream, stream_of
@@ -97,9 +97,9 @@ class Tracer:
                 ledger.register(unpaged, "optimizer_state", "optimizer")
                 asked = ledger.asked if isinstance(ledger, LoopLedger) else ()
                 paged = paged_bytes(optimizer, ledger)
-                stream = stream_of(ledger, paged_bytes=paged, asked=asked, reached=made.reached)
+                reached = made.reached.saying(implementations_of())
+                stream = stream_of(ledger, paged_bytes=paged, asked=asked, reached=reached)
                 optimizer.state.clear()
-                remember_implementations(self.config)
                 if window and ledger.holds_just(made.books):
                     self.adapted[key] = made
         return stream
