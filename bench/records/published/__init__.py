@@ -184,7 +184,10 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
     if read is None or read.cell is None or none:
         return read
     training = {key: value for key, value in row["cell"]["training"].items() if key not in _IMITATES}
-    looped = _checked(Cell, row["cell"] | {"training": training, "loop": loop}, at, problems)
+    data = {
+        key: value for key, value in row["cell"]["data"].items() if key != "lengths"
+    }  # the window's alone
+    looped = _checked(Cell, row["cell"] | {"data": data, "training": training, "loop": loop}, at, problems)
     return read.model_copy(update={"looped": looped})
 
 
