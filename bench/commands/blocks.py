@@ -48,6 +48,15 @@ _FIGURES = Path("report") / "figures"
 _FIGURE = "figure:"
 _SOURCE = "its records; run `bench report --update`"
 _STUDY = "study:"
+
+
+def _shown_code(path: Path) -> str:
+    """Return a file of Python between fences. Raises UsageError where there is none."""
+    if path.suffix != ".py" or not path.is_file():
+        raise UsageError(f"{path} is no file of Python; name one")
+    return f"```python\n{path.read_text(encoding='utf-8').strip()}\n```"
+
+
 _KINDS: dict[str, Callable[[Path], str]] = {
     "comparison": lambda folder: render_summary(compare(_records(folder))),
     "details": lambda folder: render_details(compare(_records(folder))),
@@ -60,6 +69,7 @@ _KINDS: dict[str, Callable[[Path], str]] = {
     "claims": render_committed,
     "names": lambda _: render_names(),
     "self-check": lambda path: render_self_check(read_self_check(path)),
+    "source": _shown_code,
 }
 
 

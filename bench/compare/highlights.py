@@ -27,6 +27,7 @@ HOW_BASE_IS_STORED = frozenset(
         "quantisation",
         "double_quantisation",
         "compute_dtype",
+        "implementation",
         "quantise_lm_head",
         "recast_embeddings",
         "kbit_preparation",

@@ -186,6 +186,7 @@ def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, .
         message = "Predicted for sequences of the full length. Shorter ones need less."
         found.append(Caveat(code="full-length-batch", message=message))
     over_int8 = isinstance(cell.method, LoraMethod) and cell.method.base == "int8"
+    over_int8 = over_int8 and getattr(cell.method, "implementation", "") == "bitsandbytes"
     if over_int8 or stored_as(config) == "bitsandbytes_8bit":
         found.append(
             Caveat(

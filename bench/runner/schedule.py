@@ -256,7 +256,8 @@ def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) ->
 def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iterator[str]:
     training, method = cell.training, cell.method
     quantised = method.kind == "qlora" or (method.kind == "lora" and method.base == "int8")
-    own = quantised or training.optimizer in get_args(BitsandbytesOptimizer)
+    packed = quantised and getattr(method, "implementation", "") == "bitsandbytes"
+    own = packed or training.optimizer in get_args(BitsandbytesOptimizer)
     if own and "bitsandbytes" not in environment.versions:
         yield "This cell needs the package bitsandbytes, which is not installed; pip install bitsandbytes."
     if cell.loop.driver.startswith("trl-") and "trl" not in environment.versions:

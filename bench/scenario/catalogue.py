@@ -58,9 +58,16 @@ class Architecture(Frozen):
     name: str
     hub: str | None = Field(None, description="Repository id on the model hub.")
     parameters: int = Field(gt=0, description="Published count; tied embeddings count once.")
+    published: str = Field("", description="The count as published, where only a rounded one was read.")
     licence: str
     source: str
+    null: tuple[str, ...] = Field((), description="Fields that are null in config.json; TOML has no null.")
     config: dict[str, Any] = Field(description="Fields for transformers' AutoConfig, model_type among them.")
+
+    @model_validator(mode="after")
+    def _with_nulls(self) -> Self:
+        self.config.update(dict.fromkeys(self.null))
+        return self
 
     @model_validator(mode="after")
     def _names_its_type(self) -> Self:

@@ -141,7 +141,14 @@ class Cell(Frozen):
 def contradictions(cell: Cell) -> list[Problem]:
     """Return every contradiction between the fields of a cell."""
     of_method = _of_peft(cell, cell.method) if cell.method.kind == "peft" else _of_adapter(cell.method)
-    return [*_of_training(cell), *_of_data(cell), *of_method, *_of_loop(cell), *_of_script(cell)]
+    return [
+        *_of_training(cell),
+        *_of_data(cell),
+        *of_method,
+        *_of_reference(cell),
+        *_of_loop(cell),
+        *_of_script(cell),
+    ]
 
 
 def peft_type(name: str) -> str:
@@ -305,3 +312,17 @@ def _of_adapter(method: FullMethod | LoraMethod | QloraMethod) -> Iterator[Probl
         # peft leaves them as for plain LoRA until initialize_lora_eva_weights is called with data.
         message = "may not ask for eva, whose weights need a pass over data first; set pissa or olora"
         yield "method", "peft", message
+
+
+def _of_reference(cell: Cell) -> Iterator[Problem]:
+    """Refuse what the reference implementation does not have."""
+    method = cell.method
+    if isinstance(method, FullMethod | PeftMethod) or method.implementation == "bitsandbytes":
+        return
+    if isinstance(method, LoraMethod) and method.base != "int8":
+        yield "method", "implementation", "reference is of quantised bases; set base to int8, or leave it out"
+    plain = {"bias": "none", "peft": {}, "quantise_lm_head": False, "recast_embeddings": False}
+    for field in (name for name, value in plain.items() if getattr(method, name, value) != value):
+        yield "method", field, "is not for the reference implementation; leave one of them out"
+    if cell.loop.driver != "window":
+        yield "method", "implementation", "reference is for the window's own loop; leave one of them out"

@@ -31,6 +31,7 @@ _LEVERS: dict[Path, str | dict[object, str]] = {
     ("method", "target_modules"): "on-{}",
     ("method", "bias"): "bias-{}",
     ("method", "adapter_dtype"): {"weights": "adapter-as-weights"},
+    ("method", "implementation"): {"reference": "reference"},
     ("method", "compute_dtype"): "compute-{}",
     ("method", "kbit_preparation"): {False: "unprepared"},
     ("method", "quantise_lm_head"): {True: "head"},

@@ -15,6 +15,7 @@ Autocast = Literal["off", "bf16", "fp16"]
 Checkpointing = Literal["off", "reentrant", "non-reentrant"]
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 Batching = Literal["pad-to-longest", "pad-to-length", "pack"]
+Implementation = Literal["bitsandbytes", "reference"]
 Kernels = Literal["torch", "liger"]
 Loss = Literal["full", "chunked", "chunked-logits", "liger"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -98,6 +99,12 @@ class _AdapterMethod(Frozen):
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Biases that are trained.")
     adapter_dtype: Literal["fp32", "weights"] = Field(
         "fp32", description="fp32 as peft does by default over a 16-bit base, or the base weights' own dtype."
+    )
+    implementation: Implementation = Field(
+        "bitsandbytes",
+        exclude_if=lambda which: which == "bitsandbytes",
+        description="Of a quantised base and its adapters: bitsandbytes and peft, or the reference in plain "
+        "PyTorch (bench/training/reference.py), to compare with.",
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from bench.errors import UsageError, one_line
@@ -17,7 +18,7 @@ from bench.records.readings import Caveat
 from bench.records.records import MergeCheck
 from bench.scenario.cell import Cell, peft_type
 from bench.scenario.types import FullMethod, LoraMethod, PeftMethod, QloraMethod
-from bench.training import liger
+from bench.training import liger, reference
 from bench.training.data import Batch
 from bench.training.models import DTYPES
 from bench.training.wrappers import beside_text
@@ -31,17 +32,14 @@ def adapt(model: Any, cell: Cell) -> Any:
     match method:
         case FullMethod():
             adapted = _without_what_text_never_runs(model)
+        case LoraMethod(implementation="reference") | QloraMethod(implementation="reference"):
+            adapted = reference.adapt(model, method)
         case LoraMethod():
             prepare = _is_quantised(model) and method.kbit_preparation
             adapted = _with_lora(_prepared(model) if prepare else model, method)
         case QloraMethod():
             model = _prepared(model) if method.kbit_preparation else model
-            if method.recast_embeddings:
-                # As trl's peft_module_casting_to_bf16: norms stay fp32, and everything after them with them.
-                for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                    if layer.weight.dtype == torch.float32:
-                        layer.weight.data = layer.weight.data.to(dtype)
-            adapted = _with_lora(model, method)
+            adapted = _with_lora(_recast(model, dtype) if method.recast_embeddings else model, method)
         case PeftMethod():
             adapted = _with_adapter(model, method, _configuration_class(method.type), method.config)
     if not isinstance(method, FullMethod) and method.adapter_dtype == "weights":
@@ -54,6 +52,14 @@ def adapt(model: Any, cell: Cell) -> Any:
 def _without_what_text_never_runs(model: Any) -> Any:
     for module in beside_text(model).values():
         module.requires_grad_(requires_grad=False)
+    return model
+
+
+def _recast(model: Any, dtype: torch.dtype) -> Any:
+    """Cast as trl's peft_module_casting_to_bf16: norms stay fp32, and everything after them with them."""
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if layer.weight.dtype == torch.float32:
+            layer.weight.data = layer.weight.data.to(dtype)
     return model
 
 
@@ -151,7 +157,8 @@ def excess_ranks(model: Any) -> tuple[Caveat, ...]:
     """Say where LoRA's rank is above the smaller side of a layer, which bounds the rank of any update."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    kinds = (LoraLayer, reference.LoraLinear)
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
     narrow: dict[tuple[int, int], list[str]] = {}
     for name, layer in layers:
         side = min(layer.in_features, layer.out_features)
@@ -172,7 +179,11 @@ def excess_ranks(model: Any) -> tuple[Caveat, ...]:
 def adapter_file_bytes(model: Any) -> int:
     """Save the adapter as safetensors and return the size of its weight files."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, safe_serialization=True)
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(folder, safe_serialization=True)
+        else:  # the reference's, which the model does not know to be an adapter
+            trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+            save_file(trained, Path(folder) / "adapter_model.safetensors", {"format": "pt"})
         return sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
 
 

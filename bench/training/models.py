@@ -78,6 +78,8 @@ def quantisation_of(cell: Cell) -> Any:
     from transformers import BitsAndBytesConfig
 
     method = cell.method
+    if getattr(method, "implementation", "") == "reference":
+        return None  # it quantises what was loaded, as it adapts it
     if isinstance(method, QloraMethod):
         return BitsAndBytesConfig(
             load_in_4bit=True,

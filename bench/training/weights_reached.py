@@ -10,10 +10,11 @@ from bench.metrics import size_text
 from bench.records.readings import Caveat, WeightKind, WeightsOfKind, WeightsReached
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, QloraMethod
+from bench.training.reference import LoraLinear, QuantisedLinear
 from bench.training.wrappers import beside_text, is_beside, wrapper_caveats
 
 _MOST_LEFT = 0.1  # of the parameters
-_PACKED = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+_PACKED = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt, QuantisedLinear)
 _MATRIX = 2  # dimensions
 _OUTSIDE: tuple[WeightKind, ...] = (
     "embeddings",
@@ -77,7 +78,8 @@ def _of_adapters(base: nn.Module) -> tuple[set[int], set[int], list[str]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     added, adapted = set(), set()
-    layers = {name: one for name, one in base.named_modules() if isinstance(one, BaseTunerLayer)}
+    kinds = (BaseTunerLayer, LoraLinear)
+    layers: dict[str, Any] = {name: one for name, one in base.named_modules() if isinstance(one, kinds)}
     for layer in layers.values():
         own = layer.get_base_layer()
         added |= {id(each) for each in layer.parameters()} - {id(each) for each in own.parameters()}

@@ -48,6 +48,23 @@ def test_a_page_out_of_step_is_found(repository: Path) -> None:
         require_in_step(repository)
 
 
+def test_code_is_shown_as_it_is_and_a_change_of_it_puts_the_page_out_of_step(repository: Path) -> None:
+    """A file of Python stands between fences; another file is refused."""
+    block = "<!-- bench:begin source bench/part.py -->\n<!-- bench:end -->\n"
+    (repository / "README.md").write_text(block, encoding="utf-8")
+    (repository / "bench").mkdir()
+    code = repository / "bench" / "part.py"
+    code.write_text("x = 1  # <!-- here -->\n", encoding="utf-8")
+    update(repository)
+    page = (repository / "README.md").read_text(encoding="utf-8")
+    assert "\n```python\nx = 1  # <!-- here -->\n```\n" in page
+    assert check(repository) == []
+    code.write_text("x = 2\n", encoding="utf-8")
+    assert check(repository) == ["README.md: not in step with its records; run `bench report --update`"]
+    code.rename(code.with_suffix(".txt"))
+    assert ["README.md:1: "] == [problem[:13] for problem in check(repository)]
+
+
 def test_pages_in_the_report_folder_count(repository: Path) -> None:
     """Both kinds of block work, in any page."""
     (repository / "report").mkdir()

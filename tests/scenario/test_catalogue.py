@@ -1,5 +1,7 @@
 """The catalogue's facts, checked against the library that builds the models."""
 
+import math
+import re
 from typing import Any
 
 import pytest
@@ -37,12 +39,41 @@ def test_architecture_has_the_published_parameter_count(name: str) -> None:
     assert entry.parameters == _count_parameters(entry.config)
 
 
+@pytest.mark.parametrize("name", sorted(name for name, one in architectures().items() if one.published))
+def test_architecture_rounds_to_the_count_that_was_published(name: str) -> None:
+    """Where only a rounded count was read, the exact one agrees with it to its last digit."""
+    entry = architecture(name)
+    number, unit, *rest = re.split(r"(?<=\d)([MB])", entry.published)
+    apart = entry.config["vocab_size"] * entry.hidden_size if rest == [" without embeddings"] else 0
+    digits = len(number.partition(".")[2])
+    counted = (entry.parameters - apart) / {"M": 1e6, "B": 1e9}[unit]
+    # 14B and 2B are what makers call 14.66 and 2.53 billion: whole numbers are cut off or rounded.
+    assert float(number) in (round(counted, digits), math.floor(counted) if digits == 0 else None)
+
+
+def test_null_fields_of_a_configuration_are_null() -> None:
+    """What TOML cannot say reaches the configuration, where the class would put another default."""
+    assert architecture("deepseek-v2-lite").config["q_lora_rank"] is None
+    assert architecture("mistral-small-24b").config["sliding_window"] is None
+
+
 def test_catalogue_covers_the_models_people_compare() -> None:
     """The catalogue holds the families that the shipped scenarios and the claims speak of."""
     families = {"llama", "mistral", "mixtral", "qwen2", "gemma2", "gemma3_text", "phi", "phi3", "falcon"}
-    families |= {"starcoder2", "gpt2", "gemma", "gpt_bigcode", "qwen3"}
+    families |= {
+        "starcoder2",
+        "gpt2",
+        "gemma",
+        "gpt_bigcode",
+        "qwen3",
+        "qwen3_moe",
+        "smollm3",
+        "gpt_oss",
+        "glm",
+    }
+    families |= {"olmo2", "granite", "granitemoehybrid", "deepseek_v2", "cohere"}
     assert families == {entry.config["model_type"] for entry in architectures().values()}
-    assert len(architectures()) == 42
+    assert len(architectures()) == 65
 
 
 @pytest.mark.parametrize("name", sorted(architectures()))
@@ -135,6 +166,12 @@ def test_case_spaces_and_hyphens_of_a_model_are_forgiven(text: str, spelt: str |
         ("Qwen/Qwen2.5-VL-7B-Instruct", None),
         ("tiny-random/llama-2-7b-random", None),
         ("somebody/Llama-3-8B-Mistral-7B", None),
+        ("unsloth/Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b"),
+        ("microsoft/Phi-4-mini-reasoning", "phi-4-mini"),
+        ("mistralai/Mistral-Small-24B-Instruct-2501", "mistral-small-24b"),
+        ("deepseek-ai/DeepSeek-V2-Lite-Chat", "deepseek-v2-lite"),
+        ("google/gemma-3-4b-it", None),  # with a vision tower
+        ("openai/gpt-oss-20b", None),  # stored as MXFP4
         ("", None),
     ],
 )

@@ -42,6 +42,7 @@ COUNTS = {
     "claims_large": 12,
     "loops_cpu": 9,
     "loops_7b": 18,
+    "qlora_from_scratch": 4,
 }
 
 
