@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UnavailableError, UntraceableError, UsageError, first_line
+from bench.predict.allocator.limits import insufficient_bytes
 from bench.predict.allocator.replay import (
     DEFAULT_SETTINGS,
     EMPTY_CACHE,
@@ -23,7 +24,11 @@ from bench.predict.families import Family, families, streams
 from bench.predict.reach import beyond_training, refused_as_unreachable
 from bench.predict.trace import litgpt
 from bench.predict.trace.adapters import assumed_of_adapter
-from bench.predict.trace.older_computations import caveats_of_loss, unknown_loss_bytes
+from bench.predict.trace.older_computations import (
+    caveats_of_versions,
+    unknown_attention_bytes,
+    unknown_loss_bytes,
+)
 from bench.predict.trace.older_models import caveats_of_version
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
@@ -157,12 +162,16 @@ def _refused_by_library(error: Exception) -> Refusal | None:
 def _completed(prediction: Prediction, cell: Cell, config: Any, platform: Platform) -> Prediction:
     """Return a prediction with what it takes for granted, and as wide as what is not known makes it."""
     changed: dict[str, Any] = {}
-    if unknown := unknown_loss_bytes(cell, config, platform):
+    less = unknown_loss_bytes(cell, config, platform)
+    beyond = unknown_attention_bytes(cell, config, platform)
+    if less or beyond:
         peak = prediction.allocated_peak_bytes
-        low = max(0, (prediction.allocated_low_bytes or peak) - unknown)
+        low = max(0, (prediction.allocated_low_bytes or peak) - less)
         changed["allocated_low_bytes"] = low
-        changed["allocated_high_bytes"] = prediction.allocated_high_bytes or peak
-        changed["reserved_low_bytes"] = max(low, (prediction.reserved_low_bytes or 0) - unknown)
+        changed["allocated_high_bytes"] = (prediction.allocated_high_bytes or peak) + beyond
+        changed["reserved_low_bytes"] = max(low, (prediction.reserved_low_bytes or 0) - less)
+        changed["reserved_high_bytes"] = (prediction.reserved_high_bytes or peak) + beyond
+        changed["insufficient_bytes"] = None
     more = _assumptions(cell, config, platform)
     return prediction.model_copy(update=changed | {"caveats": (*prediction.caveats, *more)})
 
@@ -170,7 +179,7 @@ def _completed(prediction: Prediction, cell: Cell, config: Any, platform: Platfo
 def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, ...]:
     """Return what a prediction takes for granted that a run may not bear out."""
     found = [*caveats_of_version(config, platform), *stored_caveats(cell, config), *assumed_of_adapter(cell)]
-    found += caveats_of_loss(cell, config, platform)
+    found += caveats_of_versions(cell, config, platform)
     if assumed := assumed_of(cell.model, config):
         found.append(Caveat(code="architecture-of-a-relative", message=assumed))
     if beyond := beyond_training(cell, config):
@@ -206,7 +215,7 @@ def summed_up(
 ) -> Prediction:
     """Replay a stream and say what it took; the range is as wide as a relative's, if one is given."""
     replayed = _replayed(stream, settings)
-    reset = stream.reset_at
+    reset, insufficient = stream.reset_at, None
     traced = int(replayed.reserved_bytes[reset:].max())
     allocated = replayed.allocated_bytes
     peak = reset + int(allocated[reset:].argmax())
@@ -214,6 +223,9 @@ def summed_up(
         reserved = reserved_range(*_with_empty_cache(stream), settings, stream.variability())
         released = replayed.reserved_peak_bytes - traced  # before the reset, and in some replays perhaps not
         reserved = dataclasses.replace(reserved, low_bytes=max(0, reserved.low_bytes - released))
+        if not reset:
+            of_stream = *_with_empty_cache(stream), settings, int(allocated[peak]), traced
+            insufficient = insufficient_bytes(*of_stream)
     else:
         reserved = _range_like(relative, traced, int(allocated[peak]))
     varies = reset == 0 and reserved.allocated_low_bytes < reserved.allocated_high_bytes
@@ -236,6 +248,7 @@ def summed_up(
         reserved_low_bytes=reserved.low_bytes,
         reserved_high_bytes=reserved.high_bytes,
         sufficient_bytes=_in_proportion(relative, traced),
+        insufficient_bytes=insufficient,
         paged_bytes=stream.paged_bytes,
         phase_peaks_bytes=peaks,
         phase_ends_bytes=first_ends,

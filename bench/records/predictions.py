@@ -48,6 +48,11 @@ class Prediction(Stored):
     sufficient_bytes: Count | None = Field(
         None, description="Under this limit every replay goes on, by giving back what is only cached."
     )
+    insufficient_bytes: Count | None = Field(
+        None,
+        exclude_if=lambda limit: limit is None,
+        description="Under this limit a replay runs out of memory, though it gives back what is only cached.",
+    )
     paged_bytes: Count = Field(0, description="Optimizer state in managed memory, outside torch's counters.")
     phase_peaks_bytes: dict[PredictedPhase, Count] = Field(description="Most allocated in each phase.")
     phase_ends_bytes: dict[PredictedPhase, Count] = Field(
@@ -82,8 +87,9 @@ class Prediction(Stored):
 
     @property
     def least_bytes(self) -> int:
-        """What is allocated at the peak, at its lower end: less does not do."""
-        return self.allocated_peak_bytes if self.allocated_low_bytes is None else self.allocated_low_bytes
+        """What does not do: the lower end of what is allocated, or more where a replay ran out with more."""
+        low = self.allocated_peak_bytes if self.allocated_low_bytes is None else self.allocated_low_bytes
+        return max(low, self.insufficient_bytes or 0)
 
 
 class Refusal(Stored):
@@ -108,9 +114,9 @@ def check_fit(prediction: Prediction, card: Card) -> CardFit:
     """Tell whether what is predicted for CUDA fits on a card.
 
     It fits if the top of the reserved band and the CUDA context do; it does not if even what is allocated
-    at the peak and the context do not. Between the two the allocator may or may not find room, by luck
-    and by releasing what it caches; nor is it known where kernels that need less were not traced. Raises
-    ``ValueError`` on a prediction for the CPU, where no such limit is known.
+    at the peak and the context do not, or if a replay ran out with more. Between the two the allocator may
+    or may not find room, by luck and by releasing what it caches; nor is it known where kernels that need
+    less were not traced. Raises ``ValueError`` on a prediction for the CPU, where no such limit is known.
     """
     if prediction.platform.device != "cuda":
         raise ValueError("a prediction for the CPU is not judged for a card")

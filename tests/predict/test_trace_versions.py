@@ -19,6 +19,7 @@ from bench.predict.trace.older_computations import copies_logits, loss_rule
 from bench.predict.trace.patches import patched
 from bench.probes.ledger import Ledger
 from bench.scenario.types import Platform
+from bench.training.models import configuration_of
 from tiny_cells import tiny_cell
 
 WIDTH, HEADS, LAYERS = 16, 4, 2
@@ -150,6 +151,19 @@ def test_a_loss_of_which_nothing_is_known_is_an_interval_that_says_so() -> None:
     assert any(caveat.code == "loss-of-version-unknown" for caveat in prediction.caveats)
     assert prediction.reserved_low_bytes is not None
     assert prediction.reserved_low_bytes >= low
+
+
+@pytest.mark.parametrize(("version", "layers"), [("2.1.2", 1), ("2.2", 0)])
+def test_attention_of_torch_before_2_2_widens_what_is_predicted(version: str, layers: int) -> None:
+    """Queries, keys, values and outputs of 16 tokens in 16 bits, once more, and a caveat that says why."""
+    cell = tiny_cell({"kind": "lora"}, device="cuda", training={"sequence_length": 16})
+    prediction = predict(cell, Platform(torch=version))
+    config = configuration_of(cell.model)
+    width, all_layers = config.hidden_size, config.num_hidden_layers
+    high = prediction.allocated_high_bytes or prediction.allocated_peak_bytes
+    more = 4 * all_layers * 16 * width * 2 * layers
+    assert more <= high - prediction.allocated_peak_bytes < more + (1 << 20)
+    assert bool(layers) == any(one.code == "attention-of-version-unknown" for one in prediction.caveats)
 
 
 def test_caches_kept_what_they_were_given() -> None:

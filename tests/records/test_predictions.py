@@ -46,6 +46,14 @@ def test_the_answer_turns_at_the_byte(allocated: int, high: int | None, answer: 
     assert answer == verdict.answer
 
 
+def test_what_runs_out_in_a_replay_does_not_fit() -> None:
+    """With more reserved than there is, and less allocated, a limit under which a replay failed decides."""
+    close = _prediction(20 * GIB, 30 * GIB)
+    assert "too close to call" == check_fit(close, card_of_memory("24GiB")).answer
+    fails = close.model_copy(update={"insufficient_bytes": 25 * GIB})
+    assert "does not fit" == check_fit(fails, card_of_memory("24GiB")).answer
+
+
 def test_a_verdict_says_what_it_rests_on() -> None:
     """The bytes needed at most, and what the card has."""
     verdict = check_fit(_prediction(10 * GIB, 12 * GIB), card_of_memory("24GiB"))

@@ -178,12 +178,14 @@ def reserved_range(
     The stream is perturbed as reality perturbs it, always in the same ways, so its range is always the same.
     """
     traced = np.asarray(events, dtype=np.int64), np.asarray(sizes, dtype=np.int64), True
-    replays = [
-        replay(order, asked, settings, ascending=ascending)
-        for order, asked, ascending in (traced, *_perturbed(*traced[:2], variability))
-    ]
+    variants = (traced, *_perturbed(*traced[:2], variability))
+    replays = [replay(order, asked, settings, ascending=ascending) for order, asked, ascending in variants]
     peaks = [one.reserved_peak_bytes for one in replays]
-    allocated = [one.allocated_peak_bytes for one in replays]
+    allocated = [
+        one.allocated_peak_bytes
+        for one, (_, asked, _) in zip(replays, variants, strict=True)
+        if asked is traced[1]  # a larger first block may itself be the most that is allocated
+    ]
     return ReservedRange(
         traced_bytes=peaks[0],
         low_bytes=min(peaks),

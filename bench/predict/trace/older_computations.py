@@ -54,6 +54,8 @@ _OWN: dict[str, _OwnLoss] = {
 }
 _NEVER_OWN = {"bamba", "cohere2", "diffllama", "glm", "olmo2", "phimoe", "zamba"}
 """Families that came between 4.46 and 4.48 and have always handed their logits over."""
+FLASH_ATTENTION_2 = (2, 2)
+"""Version of torch from which it has the kernels whose memory is known here (its release notes)."""
 UNKNOWN_BYTES_PER_LOGIT = 8
 """How much less than with two fp32 copies, 14, a loss may take: 16-bit logits, cut and normalised, are 6."""
 
@@ -79,8 +81,30 @@ def unknown_loss_bytes(cell: Cell, config: Any, platform: Platform) -> int:
     return UNKNOWN_BYTES_PER_LOGIT * tokens * int(config.get_text_config().vocab_size)
 
 
-def caveats_of_loss(cell: Cell, config: Any, platform: Platform) -> Iterator[Caveat]:
-    """Yield that nothing is known of a version's loss, where that is so."""
+def unknown_attention_bytes(cell: Cell, config: Any, platform: Platform) -> int:
+    """Return how much more attention may keep than is traced, by torch before its FlashAttention 2.
+
+    That is as if all that it is given and returns, queries, keys, values and outputs of every layer whose
+    activations are kept, were there once more.
+    """
+    if platform.device == "cpu" or version_of(platform.torch) >= FLASH_ATTENTION_2:
+        return 0
+    text, training = config.get_text_config(), cell.training
+    heads = int(text.num_attention_heads)
+    width = heads * int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    layers = int(text.num_hidden_layers) if training.gradient_checkpointing == "off" else 1
+    element_bytes = 4 if training.dtype == "fp32" and training.autocast == "off" else 2
+    return 4 * layers * training.micro_batch * training.sequence_length * width * element_bytes
+
+
+def caveats_of_versions(cell: Cell, config: Any, platform: Platform) -> Iterator[Caveat]:
+    """Yield that nothing is known of a version's loss or attention, where that is so."""
+    if unknown_attention_bytes(cell, config, platform):
+        yield Caveat(
+            code="attention-of-version-unknown",
+            message=f"What attention of torch {platform.torch} kept is not known here, only since 2.2, which "
+            "brought FlashAttention 2: the upper end is with all that it is given and returns once more.",
+        )
     if unknown_loss_bytes(cell, config, platform):
         kind = config.get_text_config().model_type
         yield Caveat(

@@ -133,8 +133,14 @@ def _held_against(measured: Measured, outcome: Outcome) -> ScoredMeasurement:
             band_low_bytes=outcome.reserved_low_bytes,
             band_high_bytes=outcome.reserved_high_bytes,
         )
+    if measured.metric == "allocated" and measured.moment == "peak":
+        return ScoredMeasurement(
+            measured=measured,
+            predicted_bytes=outcome.allocated_peak_bytes,
+            band_low_bytes=outcome.allocated_low_bytes,
+            band_high_bytes=outcome.allocated_high_bytes,
+        )
     figures: dict[str, int | None] = {str(phase): size for phase, size in outcome.phase_ends_bytes.items()}
-    figures["peak"] = outcome.allocated_peak_bytes
     figures["adapt_peak"] = (
         max(outcome.phase_peaks_bytes.get(phase, 0) for phase in ("load", "adapt")) or None
     )
