@@ -69,6 +69,15 @@ def test_a_block_with_experts_apart_computes_what_the_fused_one_does(kind: str) 
         torch.testing.assert_close(old(hidden.clone()), new(hidden.clone()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe", "olmoe"])
+def test_a_loop_that_asks_for_router_logits_gets_them(kind: str) -> None:
+    """As trl's does for its balancing loss: one for each layer with experts."""
+    model = _model(kind, OLD)
+    with patched(OLD):
+        outputs = model(input_ids=torch.ones(1, 4, dtype=torch.int64), output_router_logits=True)
+    assert [(4, 4)] * len(_blocks(model)) == [tuple(each.shape) for each in outputs.router_logits]
+
+
 def _row(transformers: str, **changes: Any) -> Prediction:
     method = {"kind": "qlora", "target_modules": ["q_proj", "w1"], "kbit_preparation": False}
     model = {"name": "m", "random": "mixtral-8x7b", "overrides": {"num_hidden_layers": 8}}

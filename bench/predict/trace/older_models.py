@@ -116,12 +116,16 @@ def older_models(platform: Platform) -> Iterator[Any]:
         yield patch.object(quantiser, "type", _class_to_quantise, create=True)
     if not _is_older(platform, FUSES_EXPERTS):
         return
+    from transformers.utils.output_capturing import OutputRecorder
+
     # peft maps the names of experts' layers to the fused parameter wherever transformers 5 is installed.
     conversion = import_module("peft.utils.transformers_weight_conversion")
     yield patch.object(conversion, "convert_peft_config_for_transformers", lambda *_, **__: None)
     for kind, facts in _LOOPED.items():
         module = import_module(f"transformers.models.{kind}.modeling_{kind}")
         yield patch.object(module, facts.block, _with_experts_apart(getattr(module, facts.block), facts))
+        owner = getattr(module, facts.block.replace("SparseMoeBlock", "PreTrainedModel"))
+        yield patch.dict(owner._can_record_outputs, router_logits=OutputRecorder(_Logits))  # noqa: SLF001 - its only name
         if name := facts.layer_with_own_name:
             yield patch.object(module, name, _with_own_name(getattr(module, name)))
 
@@ -194,12 +198,17 @@ def _with_experts_apart(block: Any, facts: _Looped) -> type:
             own = facts.normalises
             self.norm_topk_prob = config.norm_topk_prob if own is None else own
             setattr(self, facts.router, nn.Linear(fused.hidden_dim, fused.num_experts, bias=False))
+            self.logits = _Logits()
             self.experts = nn.ModuleList(_Expert(fused, facts.projections) for _ in range(self.num_experts))
 
         def forward(self, hidden_states: Tensor) -> Tensor:
             return _looped_over_experts(self, getattr(self, facts.router), hidden_states)
 
     return Block
+
+
+class _Logits(nn.Identity):
+    """Where those of a router are seen by who asks for them: its layer is one that quantising replaces."""
 
 
 class _Expert(nn.Module):
@@ -228,7 +237,7 @@ def _looped_over_experts(block: Any, router: nn.Module, hidden_states: Tensor) -
         noise = 1.0 - block.jitter_noise, 1.0 + block.jitter_noise
         hidden_states *= torch.empty_like(hidden_states).uniform_(*noise)
     hidden_states = hidden_states.view(-1, width)
-    weights = nn.functional.softmax(router(hidden_states), dim=1, dtype=torch.float)
+    weights = nn.functional.softmax(block.logits(router(hidden_states)), dim=1, dtype=torch.float)
     weights, selected = torch.topk(weights, block.top_k, dim=-1)
     if block.norm_topk_prob:
         weights /= weights.sum(dim=-1, keepdim=True)
