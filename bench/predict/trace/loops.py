@@ -222,29 +222,18 @@ class MetaLoop:
 @contextmanager
 def _patched(loop: MetaLoop) -> Iterator[None]:
     """Let accelerate, transformers and trl take the meta device for theirs, and forget it afterwards."""
-    import accelerate.accelerator
-    import accelerate.state
     from transformers import TrainingArguments
-
-    meta = torch.device("meta")
-    begin = accelerate.state.PartialState.__init__
-
-    def on_meta(self: Any, *args: Any, **kwargs: Any) -> None:
-        begin(self, *args, **kwargs)
-        self.device = meta
 
     def device(self: Any) -> torch.device:
         self._setup_devices  # noqa: B018 - what the property does besides
-        return meta
+        return torch.device("meta")
 
     with ExitStack() as stack:
         forget_state()
         stack.callback(forget_state)
         for one in (
             patch.dict(os.environ, {"ACCELERATE_TORCH_DEVICE": "meta"}),
-            patch.object(accelerate.accelerator, "is_bf16_available", lambda *_: True),
             patch.object(TrainingArguments, "device", property(device)),
-            patch.object(accelerate.state.PartialState, "__init__", on_meta),
             patch.object(torch.cuda, "empty_cache", loop.books.empty_cache),
             *(() if loop.on_cpu else trl_on_cuda()),
         ):
