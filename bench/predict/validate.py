@@ -45,10 +45,11 @@ def predict_row(row: Row) -> Outcome:
     try:
         settings = AllocatorSettings.parse(row.allocator)
         prediction = predict(row.cell, row.platform, settings, row.steps)
-        if lengths_vary(row.cell) and not (
-            row.cell.training.empty_cache_steps or settings.expandable_segments
-        ):
-            return _without_reserved(row, prediction)
+        settled = row.cell.training.empty_cache_steps or settings.expandable_segments
+        if row.varies:
+            return _without_reserved(row, prediction, "a library's loop is replayed over equal ones alone.")
+        if lengths_vary(row.cell) and not settled:
+            return _without_reserved(row, prediction, _NEVER_EMPTIED)
     except BenchError as error:
         return Refusal(message=str(error))
     except Exception as error:  # noqa: BLE001 - one row's failure must not lose the others
@@ -57,7 +58,13 @@ def predict_row(row: Row) -> Outcome:
     return prediction
 
 
-def _without_reserved(row: Row, prediction: Prediction) -> Outcome:
+_NEVER_EMPTIED = (
+    "its loop never empties the allocator's cache, so what is reserved after thousands of steps depends on "
+    "their order."
+)
+
+
+def _without_reserved(row: Row, prediction: Prediction, why: str) -> Outcome:
     """Take back what is said of reserved memory where that grows for longer than is replayed."""
     if any(one.metric != "reserved" for one in row.measured):
         gone = dict.fromkeys(("reserved_peak_bytes", "reserved_low_bytes", "reserved_high_bytes"))
@@ -71,8 +78,7 @@ def _without_reserved(row: Row, prediction: Prediction) -> Outcome:
         )
     )
     return Refusal(
-        message="Its batches differ in length and its loop never empties the allocator's cache, so what is "
-        "reserved after thousands of steps depends on their order. A replay of a few steps allocates "
+        message=f"Its batches differ in length, and {why} A replay of a few steps allocates "
         f"{allocated:.2f} GiB and reserves {low:.2f} to {high:.2f} GiB or more. If its lengths do not vary, "
         'set data.lengths = "equal".'
     )

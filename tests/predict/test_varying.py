@@ -153,6 +153,20 @@ def test_of_a_loose_row_only_the_longest_batch_is_known(tmp_path: Path) -> None:
     assert [caveat.code for caveat in loose.caveats] == ["lengths-vary"]
 
 
+def test_a_library_s_loop_is_not_asked_what_lengths_that_vary_reserve(tmp_path: Path) -> None:
+    """It is replayed over equal batches: of a loose row that is refused, and of a known one answered."""
+    for tier, kind in ((3, Refusal), (1, Prediction)):
+        path = tmp_path / "rows.toml"
+        given = {"data": 'source = "synthetic"', "training": "empty_cache_steps = 10", "measured": RESERVED}
+        loop = 'loop.driver = "hf-trainer"\n'
+        path.write_text(ROWS.format(tier=tier, **given) + loop, encoding="utf-8")
+        (row,) = read_rows(path).rows
+        assert row.looped is not None
+        answer = predict_row(row.each_loop[1])
+        assert isinstance(answer, kind)
+        assert not isinstance(answer, Refusal) or "over equal ones alone" in answer.message
+
+
 def test_a_loose_row_whose_loop_keeps_its_cache_is_refused(tmp_path: Path) -> None:
     """What thousands of steps reserve depends on their order; what is allocated does not."""
     refused = _answer(tmp_path)

@@ -18,7 +18,7 @@ from bench.scenario.diagnostics import Problems, shown
 from bench.scenario.layout import CATALOGUED
 from bench.scenario.load import read_document
 from bench.scenario.matrix import merged
-from bench.scenario.types import Frozen, Name, Platform
+from bench.scenario.types import Frozen, Name, Platform, SyntheticData
 
 _Model = TypeVar("_Model", bound=BaseModel)
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9/._+=~-]*$", max_length=120)]
@@ -82,6 +82,7 @@ class Row(Frozen):
     measured: tuple[Measured, ...] = Field(min_length=1)
     cell: Cell | None = Field(None, description="The run as the window imitates it.")
     looped: Cell | None = Field(None, description="The run in a library's own loop, if the row names one.")
+    varies: bool = Field(default=False, description="Its batches differ in length; its cell's cannot.")
     platform: Platform = Platform()
     allocator: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF of the run; empty for torch's default.")
     steps: tuple[Count, Positive] | None = Field(
@@ -100,7 +101,10 @@ class Row(Frozen):
     @property
     def each_loop(self) -> "tuple[Row, ...]":
         """The row as the window imitates it and, if it names a loop, as that runs it."""
-        return (self,) if self.looped is None else (self, self.model_copy(update={"cell": self.looped}))
+        if self.looped is None or self.cell is None:
+            return (self,)
+        varies = isinstance(self.cell.data, SyntheticData) and self.cell.data.lengths == "vary"
+        return (self, self.model_copy(update={"cell": self.looped, "varies": varies}))
 
 
 class RowFile(Frozen):
@@ -183,11 +187,10 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
     none = loop is None or (isinstance(loop, dict) and loop.get("driver") == "window")
     if read is None or read.cell is None or none:
         return read
-    training = {key: value for key, value in row["cell"]["training"].items() if key not in _IMITATES}
-    data = {
-        key: value for key, value in row["cell"]["data"].items() if key != "lengths"
-    }  # the window's alone
-    looped = _checked(Cell, row["cell"] | {"data": data, "training": training, "loop": loop}, at, problems)
+    part: dict[str, Any] = row["cell"]
+    training = {key: value for key, value in part["training"].items() if key not in _IMITATES}
+    data = {key: value for key, value in part["data"].items() if key != "lengths"}  # which it cannot vary
+    looped = _checked(Cell, part | {"data": data, "training": training, "loop": loop}, at, problems)
     return read.model_copy(update={"looped": looped})
 
 
