@@ -69,6 +69,17 @@ def test_every_loop_needs_less_with_it(method: dict[str, Any], loop: str) -> Non
     assert with_it.allocated_peak_bytes < without.allocated_peak_bytes
 
 
+@pytest.mark.parametrize(
+    "levers", [{"dtype": "fp32", "autocast": "bf16"}, {"gradient_checkpointing": "reentrant"}]
+)
+def test_levers_go_with_it(levers: dict[str, Any]) -> None:
+    """Under autocast the loss takes its older way; checkpointed layers run their patched parts twice."""
+    with_it, without = (
+        predict(liger_cell(kernels=kernels, **levers), A100) for kernels in ("liger", "torch")
+    )
+    assert with_it.allocated_peak_bytes < without.allocated_peak_bytes
+
+
 def test_the_window_s_steps_are_the_trainer_s() -> None:
     """Both leave the loss to Liger: no logits of all positions are among what is alive."""
     window, trainer = (predict(liger_cell(loop=loop), A100) for loop in ("window", "hf-trainer"))

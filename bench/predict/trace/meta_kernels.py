@@ -212,11 +212,12 @@ class _FusedLoss(torch.autograd.Function):
 def fused_loss_in_buffers(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Stand for the same loss as Liger 0.8 has it: logits in one buffer, products added where they belong.
 
-    On cards from Ampere on. Autocast takes the way of 0.6, and so do weights of another dtype.
+    Shapes: hidden [tokens, width], targets [tokens]. On cards from Ampere on. Where autocast casts what is
+    multiplied, each chunk has logits of its own, and the weight's gradient still none besides.
     """
-    if torch.is_autocast_enabled("cuda") or hidden.dtype != weight.dtype:
-        return empty_liger_loss(hidden, weight, targets)
-    loss: Tensor = _BufferedLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]  # torch's own
+    own = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
+    in_buffers = hidden.dtype == weight.dtype == own
+    loss: Tensor = _BufferedLoss.apply(hidden, weight, targets, in_buffers)  # type: ignore[no-untyped-call]  # torch's own
     return loss
 
 
@@ -224,21 +225,29 @@ class _BufferedLoss(torch.autograd.Function):
     """Gradients are made in the forward pass: both, and the logits of one chunk, are there at its end."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, in_buffers: bool) -> Tensor:  # noqa: FBT001 - of apply()
         tokens = len(hidden)
         hidden_gradient = torch.zeros_like(hidden)
         weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
         losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
         counted = (targets != IGNORED_LABEL).sum()
         chunk = min(_chunk_tokens(tokens, hidden.shape[1], len(weight)), tokens)
-        logits = torch.empty((chunk, len(weight)), dtype=hidden.dtype, device=hidden.device)
+        if in_buffers:
+            logits = torch.empty((chunk, len(weight)), dtype=hidden.dtype, device=hidden.device)
+        else:
+            for start in range(0, tokens, chunk):
+                part = hidden[start : start + chunk]
+                logits = (part @ weight.t()).contiguous()  # becomes its own gradient
+                hidden_gradient[start : start + chunk] = logits @ weight
+                if weight_gradient is not None:
+                    part.to(logits.dtype)
         del counted, logits
         ctx.save_for_backward(hidden_gradient.detach(), weight_gradient)
         return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, _gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*ctx.saved_tensors, None)
+        return (*ctx.saved_tensors, None, None)
 
 
 def _chunk_tokens(tokens: int, width: int, vocabulary: int) -> int:
