@@ -83,7 +83,7 @@ class CellLabels(NamedTuple):
 class Cell(Frozen):
     """One point of the matrix: everything a worker needs to know."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+=:,@/-]*$", max_length=400)
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+=:,@/~-]*$", max_length=400)
     scenario: Name
     device: Device = "cpu"
     model: ModelSpec

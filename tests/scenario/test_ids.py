@@ -38,6 +38,10 @@ def _ids(folder: Path, text: str) -> list[str]:
             "llama-2-7b/full/b4-s256-ckpt-adamw8bit",
         ),
         ("[methods.lora]\nrank = 64\nalpha = 3", "llama-2-7b/lora-r64/b1-s512"),
+        (
+            '[methods.qlora]\nimplementation = "reference"',
+            "llama-2-7b/qlora-nf4-dq-r8-reference/b1-s512",
+        ),
         ('[methods.lora]\nbase = "int8"', "llama-2-7b/lora-int8-r8/b1-s512"),
         ('[methods.lora-int8]\nkind = "lora"\nbase = "int8"', "llama-2-7b/lora-int8-r8/b1-s512"),
         ("[methods.qlora]\nrank = 16", "llama-2-7b/qlora-nf4-dq-r16/b1-s512"),
@@ -189,3 +193,13 @@ def test_cells_are_alike_but_for_what_is_ignored(
     cell = load_scenario(path).cells[0]
     ours = _cell(tmp_path, "[methods.lora]").comparison_key(ignore)
     assert (cell.comparison_key(ignore) == ours) is alike
+
+
+def test_an_id_that_was_shortened_is_the_id_of_a_cell_read_back(tmp_path: Path) -> None:
+    """A digest's mark is no stranger's character: a worker reads the cell as it was expanded."""
+    (tmp_path / "s.toml").write_text(
+        f"{_HEAD}[methods.lora]\ntarget_modules = [{[f'layer_{number}_proj' for number in range(9)]}]\n"
+    )
+    (cell,) = load_scenario(tmp_path / "s.toml").cells
+    assert "~" in cell.id
+    assert cell == Cell.model_validate_json(cell.model_dump_json())

@@ -21,7 +21,7 @@ from bench.scenario.matrix import merged
 from bench.scenario.types import Frozen, Name, Platform, SyntheticData
 
 _Model = TypeVar("_Model", bound=BaseModel)
-RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9/._+=~-]*$", max_length=120)]
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+=:,@/~-]*$", max_length=200)]
 """Whatever may stand in the id of a cell."""
 Metric = Literal["allocated", "reserved", "unknown"]
 Moment = Literal["peak", "adapt_peak", "load", "adapt", "forward", "backward", "optimizer_step"]
