@@ -28,7 +28,7 @@ SIZES: dict[str, Any] = {
 }
 LORA: dict[str, Any] = {"kind": "lora", "rank": 2, "adapter_dtype": "weights"}
 CHUNKS: dict[str, Any] = {"loss": "chunked-logits", "sequence_length": TOKENS, "loss_chunk_tokens": 8}
-LATEST, OLDEST = "2024-07-01", "2023-10-16"
+LATEST, OLDEST = "2024-08-01", "2023-10-16"
 
 
 def _cell(targets: tuple[str, ...] | str, method: dict[str, Any] = LORA, **training: Any) -> Cell:
@@ -108,8 +108,17 @@ def test_four_bit_weights_come_from_fp16_in_every_linear_layer() -> None:
     assert {torch.float16} == {layer.weight.quant_state.dtype for layer in layers}
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "stablelm", "phi", "falcon", "gpt_neox"])
-@pytest.mark.parametrize("day", [OLDEST, LATEST])
+FAMILIES = ("llama", "mistral", "gemma", "stablelm", "phi", "falcon", "gpt_neox")
+
+
+@pytest.mark.parametrize(
+    ("family", "day"),
+    [
+        *((family, day) for family in FAMILIES for day in (OLDEST, LATEST)),
+        ("gemma2", LATEST),
+        ("phi3", LATEST),
+    ],
+)
 def test_every_family_trains(family: str, day: str) -> None:
     """Each is traced forwards and backwards with all of its parts adapted; adapters alone get gradients."""
     config = AutoConfig.for_model(family, **SIZES)
@@ -128,7 +137,7 @@ def test_a_prediction_names_the_model_and_what_it_took_for_granted() -> None:
     assert own.allocated_peak_bytes > theirs.allocated_peak_bytes
     assert "model-of-litgpt" in {caveat.code for caveat in own.caveats}
     (caveat,) = litgpt.caveats(_cell(("query_key_value",)), LATEST)
-    assert "taken for its queries and values" in caveat.message
+    assert "taken for queries and values" in caveat.message
     assert frozenset({"query", "value"}) == litgpt.adapted_parts(("query_key_value",))
     assert {"query", "key", "value", "projection", "mlp"} == litgpt.adapted_parts("all-linear")
 
@@ -137,6 +146,7 @@ def test_a_prediction_names_the_model_and_what_it_took_for_granted() -> None:
     ("cell", "family", "day", "message"),
     [
         (_cell("q_proj"), "mixtral", LATEST, "litgpt's own mixtral model is not known here"),
+        (_cell("q_proj"), "phi3", OLDEST, "litgpt's phi3 of 2023-10-16 is not known here"),
         (_cell("q_proj"), "llama", litgpt.REARRANGED, "litgpt from 2024-12-26 on"),
         (_cell("q_proj", gradient_checkpointing="reentrant"), "llama", LATEST, "checkpointing in litgpt"),
         (_cell("q_proj", loss="full"), "llama", LATEST, "loss full in litgpt"),
@@ -149,6 +159,15 @@ def test_what_is_not_known_of_litgpt_is_refused(cell: Cell, family: str, day: st
     """Each by name, and with what to do."""
     with pytest.raises(UntraceableError, match=message):
         _model(cell, day, family=family)
+
+
+def test_attention_within_windows_keeps_a_mask_in_every_layer_that_slides() -> None:
+    """Of 24 x 24 in 16 bits, though no window is shorter: every layer of Phi-3, every other of Gemma 2."""
+    cell = _cell(("q_proj", "v_proj"))
+    plain, phi3 = (_kept_bytes(_model(cell, LATEST, 4, family)) for family in ("llama", "phi3"))
+    assert phi3 - plain >= 4 * TOKENS * TOKENS * 2
+    slides = [block.attn.slides for block in _model(cell, LATEST, 4, "gemma2").transformer["h"]]
+    assert [True, False, True, False] == slides
 
 
 def test_padding_in_place_keeps_no_copy_of_more_rows() -> None:

@@ -18,16 +18,25 @@ from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, QloraMethod
 from bench.training.models import DTYPES
 
+SLIDES = "2024-07-23"
+"""Pull request 1545: Gemma 2, and attention within windows, which makes a mask even where all is within."""
 REARRANGED = "2024-12-26"
 """Pull request 1013: queries, keys and values lie side by side; what that takes is not known here."""
 
 _QUERY, _KEY, _VALUE = QKV
-_MLP = ("fc1", "fc2"), ("dense_h_to_4h", "dense_4h_to_h"), ("gate_proj", "up_proj", "down_proj"), ("mlp",)
+_MLP = (
+    ("fc1", "fc2"),
+    ("dense_h_to_4h", "dense_4h_to_h"),
+    ("gate_proj", "up_proj", "down_proj"),
+    ("gate_up_proj", "down_proj"),
+    ("mlp",),
+)
+_FUSED = ("query_key_value", "qkv_proj")
 _PARTS = {
     "q_proj": (_QUERY,),
     "k_proj": (_KEY,),
     "v_proj": (_VALUE,),
-    "query_key_value": QKV,
+    **dict.fromkeys(_FUSED, QKV),
     **dict.fromkeys(("o_proj", "dense", "projection"), ("projection",)),
     **dict.fromkeys(("lm_head", "embed_out", "head"), ("head",)),
     **{name: (name,) for name in QKV},
@@ -38,10 +47,13 @@ _PARTS = {
 
 
 _NEOX = {"norm": "layer", "mlp": "", "parallel": True}
+_GEMMA = {"unit_offset": True, "mlp": "gelu", "scaled": True}
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {},
-    "gemma": {"unit_offset": True, "mlp": "gelu", "scaled": True},
+    "gemma": _GEMMA,
+    "gemma2": {**_GEMMA, "post_norms": True, "capped": True, "slides": 2},
+    "phi3": {"slides": 1},
     "stablelm": {"norm": "layer"},
     "phi": {**_NEOX, "shared_norm": True, "bias": True, "head_bias": True},
     "falcon": {**_NEOX, "shared_norm": True},
@@ -50,7 +62,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 """Of models in transformers' names, as litgpt/config.py has them; of others too little is known."""
 
 
-def shape_of(config: Any) -> Shape:
+def shape_of(config: Any, day: str) -> Shape:
     """Return litgpt's shape of a model; raise ``UntraceableError`` for a family that is not known here."""
     kind = config.model_type
     if kind not in _FAMILIES:
@@ -59,6 +71,8 @@ def shape_of(config: Any) -> Shape:
             "platform.litgpt to predict the model of transformers."
         )
     own = dict(_FAMILIES[kind])
+    if "slides" in own and day < SLIDES:
+        raise UntraceableError(f"litgpt's {kind} of {day} is not known here, only that from {SLIDES} on.")
     heads = int(config.num_attention_heads)
     width = int(config.hidden_size)
     groups = getattr(config, "num_key_value_heads", None) or heads
@@ -98,9 +112,10 @@ def adapted_parts(targets: str | Collection[str]) -> frozenset[str]:
             f"litgpt has no part {unknown[0]} to adapt; set the method's target_modules to names of "
             f"{', '.join(_PARTS)}."
         )
-    if names == {"query_key_value"}:
+    if names in [{fused} for fused in _FUSED]:
         return frozenset({_QUERY, _VALUE})
-    if any(names & set(group) and not set(group) <= names for group in _MLP):
+    of_mlp = names & {name for group in _MLP for name in group}
+    if of_mlp and not any(set(group) <= names for group in _MLP):
         raise UntraceableError(
             "litgpt adapts all of an MLP or nothing of it; name all its layers in target_modules, or none."
         )
@@ -109,10 +124,11 @@ def adapted_parts(targets: str | Collection[str]) -> frozenset[str]:
 
 def caveats(cell: Cell, day: str) -> tuple[Caveat, ...]:
     """Say that another model stands in the place of transformers', and what was taken for granted."""
-    fused = getattr(cell.method, "target_modules", ()) == ("query_key_value",)
-    assumed = " query_key_value is taken for its queries and values, as litgpt adapts them by default."
+    targets: tuple[str, ...] = getattr(cell.method, "target_modules", ())
+    fused = targets in [(name,) for name in _FUSED]
+    assumed = f" {targets[0]} is taken for queries and values, as litgpt adapts by default." if fused else ""
     message = f"The model is litgpt's own, by its source as of {day}, not that of transformers."
-    return (Caveat(code="model-of-litgpt", message=message + assumed * fused),)
+    return (Caveat(code="model-of-litgpt", message=message + assumed),)
 
 
 def refuse_unknown(cell: Cell, day: str) -> None:
@@ -141,7 +157,7 @@ def build(cell: Cell, config: Any, day: str) -> "GPT":
     refuse_unknown(cell, day)
     with torch.device("meta"):
         choice = Choice(cell.method, DTYPES[cell.training.dtype], day)
-        return GPT(shape_of(config), choice, config, cell.training.sequence_length)
+        return GPT(shape_of(config, day), choice, config, cell.training.sequence_length)
 
 
 def adapt(model: GPT, cell: Cell) -> GPT:

@@ -45,6 +45,9 @@ class Shape:
     parallel: bool = False
     shared_norm: bool = False
     scaled: bool = False
+    post_norms: bool = False
+    capped: bool = False
+    slides: int = 0
     epsilon: float = 1e-5
 
 
@@ -188,9 +191,10 @@ def _norm(shape: Shape, choice: Choice) -> nn.Module:
 class Attention(nn.Module):
     """model.py, CausalSelfAttention."""
 
-    def __init__(self, shape: Shape, choice: Choice) -> None:
-        """Build both layers."""
+    def __init__(self, shape: Shape, choice: Choice, place: int) -> None:
+        """Build both layers; every ``slides``-th of the model's layers attends within a window."""
         super().__init__()
+        self.slides = shape.slides > 0 and place % shape.slides == 0
         self.shape, self.day = shape, choice.day
         self.attn = FusedQkv(shape, choice)
         self.proj = Adapted(shape.heads * shape.head_width, shape.width, choice, bias=shape.bias)
@@ -211,12 +215,31 @@ class Attention(nn.Module):
         turned_key = _rotated(key[..., :turned], cosines, sines)
         query = torch.cat((turned_query, query[..., turned:]), dim=-1)
         key = torch.cat((turned_key, key[..., turned:]), dim=-1)
-        attended = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=shape.head_width**-0.5
-        )
+        mask = _causal_mask(query) if self.slides else None
+        if mask is not None:
+            window = torch.ones_like(mask).tril(diagonal=-tokens)
+            window.masked_fill_(window.bool(), float("-inf"))
+            mask += window
+        scale = shape.head_width**-0.5
+        if shape.capped:
+            scores = query @ key.mT * scale
+            scores = torch.tanh(scores / 50.0) * 50.0
+            scores = scores + (_causal_mask(query) if mask is None else mask)
+            scores = functional.softmax(scores, dim=-1, dtype=torch.float).to(dtype=query.dtype)
+            attended = scores @ value
+        else:
+            attended = functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
+            )
         attended = attended.transpose(1, 2).reshape(rows, tokens, shape.heads * shape.head_width)
         projected: Tensor = self.proj(attended)
         return projected
+
+
+def _causal_mask(query: Tensor) -> Tensor:
+    tokens = query.shape[2]
+    mask = torch.ones(tokens, tokens, dtype=query.dtype, device=query.device).triu(diagonal=1)
+    return mask.masked_fill_(mask.bool(), float("-inf"))
 
 
 def _rotated(values: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -252,22 +275,25 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """model.py, Block."""
 
-    def __init__(self, shape: Shape, choice: Choice) -> None:
+    def __init__(self, shape: Shape, choice: Choice, place: int) -> None:
         """Build a layer of the model."""
         super().__init__()
         self.norm_1 = _norm(shape, choice)
-        self.attn = Attention(shape, choice)
+        self.attn = Attention(shape, choice, place)
         self.norm_2 = None if shape.shared_norm else _norm(shape, choice)
         self.mlp = Mlp(shape, choice)
+        self.after_attention = _norm(shape, choice) if shape.post_norms else nn.Identity()
+        self.after_mlp = _norm(shape, choice) if shape.post_norms else nn.Identity()
         self.parallel, self.adds_last = shape.parallel, choice.day >= HALF_PRECISION_FIXED
 
     def forward(self, values: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         """Attend, then go through the MLP, or both side by side."""
         normed = self.norm_1(values)
         attended = self.attn(normed, cosines, sines)
+        attended = self.after_attention(attended)
         if not self.parallel:
             values = attended + values
-            return self.mlp(self.norm_2(values)) + values  # type: ignore[misc,no-any-return]  # never shared
+            return self.after_mlp(self.mlp(self.norm_2(values))) + values  # type: ignore[misc,no-any-return]  # never shared
         if self.adds_last:
             normed = normed if self.norm_2 is None else self.norm_2(values)
             return self.mlp(normed) + attended + values  # type: ignore[no-any-return]  # of tensors
@@ -284,7 +310,7 @@ class GPT(nn.Module):
         self.config = config
         self.lm_head = Adapted(shape.width, shape.vocabulary, choice, bias=shape.head_bias)
         wte = nn.Embedding(shape.vocabulary, shape.width, dtype=choice.dtype)
-        layers: Any = nn.ModuleList(Block(shape, choice) for _ in range(shape.layers))
+        layers: Any = nn.ModuleList(Block(shape, choice, place) for place in range(shape.layers))
         self.transformer: Any = nn.ModuleDict({"wte": wte, "h": layers, "ln_f": _norm(shape, choice)})
         for name in ("cos", "sin"):
             angles = torch.empty(tokens, shape.rotary_width, dtype=torch.float32)
