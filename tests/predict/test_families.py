@@ -60,7 +60,7 @@ def random_structure(choose: random.Random) -> Cell:
         gradient_checkpointing=choose.choice(["off", "reentrant", "non-reentrant"]),
         optimizer=choose.choice(["adamw-fused", "adamw-foreach", "adamw-loop", "sgd", "adamw-8bit"]),
         attention=choose.choice(["sdpa", "sdpa", "eager"]),
-        loss=choose.choice(["full", "full", "chunked"]),
+        loss=choose.choice(["full", "full", "chunked-logits"]),
         keep_outputs=choose.random() < 0.3,
         max_grad_norm=choose.choice([0.0, 1.0]),
     )
