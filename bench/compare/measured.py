@@ -162,6 +162,11 @@ class Measured:
         """What was predicted of these peaks before the run."""
         return readings.predictions(self.ok[-1].prediction, self.peaks) if self.ok else ()
 
+    @property
+    def phase_predictions(self) -> tuple[Predicted, ...]:
+        """What was predicted of the phases of the first step, on a GPU."""
+        return readings.phase_predictions(self.ok[-1]) if self.ok else ()
+
     @cached_property
     def findings(self) -> tuple[tuple[Record, Finding], ...]:
         """What cannot be right in any of its runs."""

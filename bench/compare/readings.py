@@ -17,7 +17,7 @@ from bench.records.derived_metrics import (
     read_metrics,
     throttle_reasons,
 )
-from bench.records.predictions import Prediction, Refusal
+from bench.records.predictions import PredictedPhase, Prediction, Refusal
 from bench.records.readings import Isolation, name_events
 from bench.records.records import LedgerReading, ModelFacts, Phase, Record
 from bench.stats.trend import Trend, TrendVerdict, find_trend
@@ -59,6 +59,8 @@ class Predicted:
     high_bytes: int
     measured_bytes: int
     difference_share: float
+    phase: PredictedPhase | None = None
+    set_by: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +164,32 @@ def predictions(prediction: Prediction | Refusal | None, peaks: Sequence[Peak]) 
         figures["cuda_reserved"] = (prediction.reserved_low_bytes, prediction.reserved_high_bytes)
     read = {peak.instrument: peak.peak_bytes for peak in peaks if peak.peak_bytes}
     return tuple(
-        Predicted(name, low, high, read[name], high / read[name] - 1)
+        Predicted(
+            name, low, high, read[name], high / read[name] - 1, prediction.peak_phase, prediction.peak_op
+        )
         for name, (low, high) in figures.items()
         if name in read
+    )
+
+
+_READ_IN: dict[PredictedPhase, Phase] = {
+    "load": "load",
+    "adapt": "adapt",
+    "forward": "first_forward",
+    "backward": "first_backward",
+    "optimizer_step": "first_optimizer_step",
+}
+
+
+def phase_predictions(run: Record) -> tuple[Predicted, ...]:
+    """Return the most that was predicted to be allocated in each phase of the first step, and read."""
+    if not isinstance(run.prediction, Prediction):
+        return ()
+    read = {phase.name: phase.cuda_allocated_peak_bytes for phase in run.measurement.phases}
+    return tuple(
+        Predicted("cuda_allocated", size, size, seen, size / seen - 1, phase)
+        for phase, size in run.prediction.first_peaks_bytes.items()
+        if phase in _READ_IN and (seen := read.get(_READ_IN[phase]))
     )
 
 

@@ -233,9 +233,14 @@ def summed_up(
     phases = list(spans(stream.marks, len(stream.events)))
     peaks: dict[PredictedPhase, int] = {}
     first_ends: dict[PredictedPhase, int] = {}
+    firsts: dict[PredictedPhase, int] = {}
     for mark, part in phases:
         if part:
             peaks[mark.phase] = max(peaks.get(mark.phase, 0), int(allocated[part.start : part.stop].max()))
+            if mark.step == 0:
+                firsts[mark.phase] = max(
+                    firsts.get(mark.phase, 0), int(allocated[part.start : part.stop].max())
+                )
         if mark.step == 0:
             first_ends[mark.phase] = int(allocated[part.stop - 1]) if part.stop else 0
     return Prediction(
@@ -252,6 +257,7 @@ def summed_up(
         paged_bytes=stream.paged_bytes,
         phase_peaks_bytes=peaks,
         phase_ends_bytes=first_ends,
+        first_peaks_bytes=firsts,
         peak_phase=next(mark.phase for mark, part in phases if peak in part),
         peak_op=stream.blocks[stream.kinds[block]].op,
         peak_module=stream.module_of(block),

@@ -58,6 +58,10 @@ class Prediction(Stored):
     phase_ends_bytes: dict[PredictedPhase, Count] = Field(
         description="Allocated as each phase of the first step ends."
     )
+    first_peaks_bytes: dict[PredictedPhase, Count] = Field(
+        default_factory=dict,
+        description="Most allocated while loading, adapting and in each phase of the first step.",
+    )
     peak_phase: PredictedPhase
     peak_op: str
     peak_module: str

@@ -1,10 +1,10 @@
 """Predicted peaks beside read ones: each with its own instrument, refusals and other devices left out."""
 
-from bench.compare.readings import Peak, predictions
+from bench.compare.readings import Peak, phase_predictions, predictions
 from bench.metrics import Instrument
 from bench.records.predictions import Refusal
 from bench.scenario.types import Platform
-from records_factory import MIB, make_prediction
+from records_factory import MIB, make_measurement, make_phases, make_prediction, make_record
 
 
 def peak(instrument: Instrument, size_mib: int) -> Peak:
@@ -34,3 +34,24 @@ def test_without_a_prediction_there_is_nothing_to_compare() -> None:
     """A refusal, or a record from before predictions."""
     assert predictions(Refusal(message="no"), PEAKS) == ()
     assert predictions(None, PEAKS) == ()
+
+
+def test_each_phase_of_the_first_step_stands_beside_its_own_reading() -> None:
+    """By the phase's name in the record; what was not read, and what was not predicted, is left out."""
+    phases = tuple(
+        phase.replace(cuda_allocated_peak_bytes=500 * MIB if phase.name == "first_backward" else None)
+        for phase in make_phases()
+    )
+    predicted = make_prediction(first_peaks_bytes={"load": 200 * MIB, "inputs": 1, "backward": 550 * MIB})
+    run = make_record(prediction=predicted, measurement=make_measurement(phases=phases))
+    (one,) = phase_predictions(run)
+    assert (one.phase, one.high_bytes, one.measured_bytes) == ("backward", 550 * MIB, 500 * MIB)
+    assert round(one.difference_share, 3) == 0.1
+    assert phase_predictions(make_record()) == ()
+
+
+def test_what_set_a_predicted_peak_is_told() -> None:
+    """The phase and the operator of the prediction, beside either counter."""
+    assert {(one.phase, one.set_by) for one in predictions(make_prediction(), PEAKS)} == {
+        ("backward", "aten::mm")
+    }

@@ -43,6 +43,7 @@ COUNTS = {
     "loops_cpu": 9,
     "loops_7b": 18,
     "qlora_from_scratch": 4,
+    "gpu_truth": 18,
 }
 
 
@@ -84,6 +85,21 @@ def test_shipped_scenario_expands(name: str) -> None:
 def test_shipped_scenario_has_this_cell(name: str, expected: str) -> None:
     """Ids that results and pages refer to stay what they are."""
     assert expected in [cell.id for cell in load_scenario(SCENARIOS / f"{name}.toml").cells]
+
+
+def test_the_scenario_for_a_card_downloads_nothing_and_ends_in_order_of_worth() -> None:
+    """Random weights, small models first, each kind of weights, layout and optimizer, one that cannot fit."""
+    cells = load_scenario(SCENARIOS / "gpu_truth.toml").cells
+    assert all(cell.model.random and cell.data.source == "task" for cell in cells)
+    assert {cell.device for cell in cells} == {"cuda"}
+    names = [cell.model.name for cell in cells]
+    assert names == sorted(names, key=["llama-3.2-1b", "qwen2.5-3b", "llama-3.1-8b"].index)
+    assert {cell.training.batching for cell in cells} == {"pack", "pad-to-length"}
+    assert {"adamw-foreach", "adamw-8bit", "paged-adamw-8bit"} <= {cell.training.optimizer for cell in cells}
+    bases = {cell.method.base for cell in cells if isinstance(cell.method, LoraMethod)}
+    assert bases == {"as-trained", "int8"}
+    (vast,) = (cell.training for cell in cells if cell.method.name == "full-out-of-memory")
+    assert vast.micro_batch * vast.sequence_length * 128_256 * (2 + 4) > 288e9  # logits in bf16 and fp32
 
 
 def test_default_scenario_compares_the_three_methods() -> None:

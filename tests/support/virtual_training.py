@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,17 @@ import pytest
 
 from bench.probes.machine import Allocator, AllocatorPeaks, AllocatorUse
 from bench.probes.nvml.device import Gpu, GpuSample
-from bench.records.messages import CellJob, FetchJob, Job, Message, PhaseStarted, ProbeJob, ReadingMade, Send
+from bench.records.messages import (
+    CellJob,
+    FetchJob,
+    Job,
+    Message,
+    PhaseStarted,
+    PlanJob,
+    ProbeJob,
+    ReadingMade,
+    Send,
+)
 from bench.records.records import DeviceFacts, PhaseReading, Record
 from bench.scenario.cell import Cell
 from tiny_cells import tiny_cell
@@ -69,8 +79,10 @@ CARD = VirtualCard()
 SLICED_CARD = VirtualCard(mig_mode=True, slices=(VirtualSlice(),))
 
 
-def sweep_on_virtual_gpu(gpus: VirtualGpus, folder: Path, *names: str) -> tuple[Record, ...]:
-    """Run one cell for each script as ``bench run`` would; call it in a box."""
+def sweep_on_virtual_gpu(
+    gpus: VirtualGpus, folder: Path, *names: str, cells: Sequence[Cell] = (), predict: bool = False
+) -> tuple[Record, ...]:
+    """Run one cell for each script, or the given ones, as ``bench run`` would; call it in a box."""
     from bench.runner import sweep
     from bench.runner.gpu_watch import GpuWatch
     from bench.runner.schedule import SweepOptions
@@ -78,7 +90,7 @@ def sweep_on_virtual_gpu(gpus: VirtualGpus, folder: Path, *names: str) -> tuple[
     from bench.workers.launch import PRELOAD, Launcher
 
     uuid = (SLICED_CARD.slices[0] if SCRIPTS[names[0]].on_slice else CARD).uuid
-    cells = [make_cell(name) for name in names]
+    cells = cells or [make_cell(name) for name in names]
     sampled = folder / "sampled"
     sampled.parent.mkdir(exist_ok=True)
     work = functools.partial(train_on_virtual_gpu, gpus, sampled, uuid)
@@ -91,7 +103,9 @@ def sweep_on_virtual_gpu(gpus: VirtualGpus, folder: Path, *names: str) -> tuple[
         patch.setattr(sweep, "GpuWatch", watch)
         idle(gpus, SCRIPTS[names[0]])
         launcher = Launcher(work=work, preload=PRELOAD)
-        return run_sweep(cells, SweepOptions(results=folder), lambda _: None, launcher).records
+        return run_sweep(
+            cells, SweepOptions(results=folder, predict=predict), lambda _: None, launcher
+        ).records
 
 
 def make_cell(name: str) -> Cell:
@@ -148,8 +162,13 @@ def train_on_virtual_gpu(gpus: VirtualGpus, sampled: Path, uuid: str, job: Job, 
     elif isinstance(job, CellJob):
         cell = Cell.model_validate_json(job.cell_json)
         on_cpu = cell.model_copy(update={"device": "cpu"})
-        with Actor(gpus, SCRIPTS[cell.method.name or ""], sampled).on_stage(sampled.parent) as actor:
+        script = SCRIPTS.get(cell.method.name or "", SCRIPTS["process"])
+        with Actor(gpus, script, sampled).on_stage(sampled.parent) as actor:
             run_job(CellJob(cell_json=on_cpu.model_dump_json()), actor.listen_to(send))
+    elif isinstance(job, PlanJob):
+        from bench.predict.jobs import run_plan
+
+        run_plan(job, send)
     elif isinstance(job, FetchJob):
         run_job(job, send)
 
@@ -243,7 +262,7 @@ class Actor(Allocator):
 
     def _play(self, phase: str) -> None:
         script, stage = self._script, self._stage
-        stage.torch_bytes = self._peak_bytes = PEAKS_BYTES[phase] - CONTEXT_BYTES
+        stage.torch_bytes = self._peak_bytes = PEAKS_BYTES.get(phase, CONTEXT_BYTES) - CONTEXT_BYTES
         steady = phase == "steady"
         stage.card = {"event_reasons": script.steady_reasons} if steady and script.steady_reasons else {}
         stage.foreign = {FOREIGN_PID: 2048 * MIB} if steady and self._run == script.foreign_in_run else {}
