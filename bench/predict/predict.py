@@ -22,24 +22,24 @@ from bench.predict.allocator.replay import (
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.families import Family, families, streams
 from bench.predict.reach import beyond_training, refused_as_unreachable
-from bench.predict.trace import litgpt
 from bench.predict.trace.adapters import assumed_of_adapter
-from bench.predict.trace.older_computations import (
+from bench.predict.trace.stream import Ints, Stream, spans
+from bench.predict.trace.trace import Tracer, read_cpu_ledger
+from bench.predict.trace.variants import litgpt
+from bench.predict.trace.variants.older_computations import (
     caveats_of_versions,
     unknown_attention_bytes,
     unknown_loss_bytes,
 )
-from bench.predict.trace.older_models import caveats_of_version
-from bench.predict.trace.stream import Ints, Stream, spans
-from bench.predict.trace.trace import Tracer, read_cpu_ledger
+from bench.predict.trace.variants.older_models import caveats_of_version
 from bench.predict.varying import widened
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.records.readings import Caveat
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, ModelSpec, Platform, SyntheticData
-from bench.training.checkpoints import stored_as, stored_caveats
-from bench.training.models import assumed_of, configuration_of
+from bench.training.loading.checkpoints import stored_as, stored_caveats
+from bench.training.loading.models import assumed_of, configuration_of
 from bench.training.weights_reached import Reached
 
 _VALIDATED = ("window", "hf-trainer")

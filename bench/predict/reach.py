@@ -10,9 +10,9 @@ from bench.records.predictions import Refusal
 from bench.records.readings import Caveat
 from bench.scenario.cell import Cell
 from bench.scenario.types import JsonlData, ModelSpec
-from bench.training.data import tokenise
-from bench.training.examples import load_examples
-from bench.training.reach import OutOfReachError, require_reach, require_rows
+from bench.training.loading.reach import OutOfReachError, require_reach, require_rows
+from bench.training.rows.data import tokenise
+from bench.training.rows.examples import load_examples
 
 
 def refused_as_unreachable(cell: Cell, config: Any) -> Refusal | None:

@@ -23,7 +23,7 @@ from bench.records.predictions import Prediction
 from bench.records.readings import Caveat
 from bench.scenario.cell import Cell
 from bench.scenario.types import ScriptData, SyntheticData
-from bench.training.data import spread_lengths
+from bench.training.rows.data import spread_lengths
 
 TRACED_LENGTHS = 8
 SHUFFLES = 6

@@ -19,7 +19,7 @@ from bench.records.predictions import Plan
 from bench.records.records import BEFORE_CODE, DeviceFacts, Environment, Outcome, Record
 from bench.scenario.cell import Cell
 from bench.scenario.types import BitsandbytesOptimizer, JsonlData
-from bench.training.examples import check_data
+from bench.training.rows.examples import check_data
 
 KEY_MACHINE = ("architecture", "cpu_model", "cpu_cores")
 ENDED_BY_LIMITS = frozenset({"oom", "timeout"})

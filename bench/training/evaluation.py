@@ -25,7 +25,7 @@ from bench.errors import UnavailableError, UsageError, first_line
 from bench.records.readings import Caveat
 from bench.records.records import EvaluationItem, EvaluationReading
 from bench.scenario.types import DataSpec, EvaluationSpec
-from bench.training.tasks import held_out_task, mmlu_task
+from bench.training.rows.tasks import held_out_task, mmlu_task
 
 # Per-item metrics that are 0 or 1, the first that a task has is used.
 _METRICS = ("acc", "exact_match", "em", "pass@1", "prompt_level_strict_acc")

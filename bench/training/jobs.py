@@ -42,7 +42,7 @@ def run_job(job: ProbeJob | FetchJob | CellJob, send: Send) -> None:
         case ProbeJob():
             send(ReadingMade(reading=read_facts()))
         case FetchJob():
-            from bench.training.weights import fetch_weights
+            from bench.training.loading.weights import fetch_weights
 
             fetch_weights(ModelSpec.model_validate_json(job.model_json))
         case CellJob():
@@ -51,8 +51,8 @@ def run_job(job: ProbeJob | FetchJob | CellJob, send: Send) -> None:
 
 def _run_cell(job: CellJob, send: Send) -> None:
     """Run the cell, watched: an exception leaves with what the allocator held, a snapshot is written."""
+    from bench.training.loading.models import device_of
     from bench.training.loops import run_cell
-    from bench.training.models import device_of
 
     cell = Cell.model_validate_json(job.cell_json)
     if cell.loop.code is not None:

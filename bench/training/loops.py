@@ -22,13 +22,13 @@ from bench.records.messages import Send
 from bench.records.readings import Caveat
 from bench.records.records import TokenCounts
 from bench.scenario.cell import Cell
-from bench.training.data import PreparedData, prepare_batches
-from bench.training.models import device_of, load_model
-from bench.training.reach import require_reach
+from bench.training.loading.models import device_of, load_model
+from bench.training.loading.reach import require_reach
+from bench.training.loading.weights import fetch_weights
+from bench.training.rows.data import PreparedData, prepare_batches
 from bench.training.step import ignore_phase, paged_memory
 from bench.training.trainers import TRAINERS, Collate, Hooks, prepare_pairs
 from bench.training.watcher import Script, StopLoop, WatchedLoop, Watcher
-from bench.training.weights import fetch_weights
 from bench.training.window import (
     LEDGER_STEPS,
     Setting,

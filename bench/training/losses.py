@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bench.errors import UnavailableError
 from bench.scenario.types import TrainingSpec
-from bench.training.data import IGNORED_LABEL
+from bench.training.rows.data import IGNORED_LABEL
 
 Inputs = dict[str, torch.Tensor]
 

@@ -19,9 +19,9 @@ from bench.records.records import MergeCheck
 from bench.scenario.cell import Cell, peft_type
 from bench.scenario.types import FullMethod, LoraMethod, PeftMethod, QloraMethod
 from bench.training import liger, reference
-from bench.training.data import Batch
-from bench.training.models import DTYPES
-from bench.training.wrappers import beside_text
+from bench.training.loading.models import DTYPES
+from bench.training.loading.wrappers import beside_text
+from bench.training.rows.data import Batch
 
 
 def adapt(model: Any, cell: Cell) -> Any:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bench.errors import UsageError
 from bench.scenario.types import LoraMethod, QloraMethod
-from bench.training.models import DTYPES
+from bench.training.loading.models import DTYPES
 
 BLOCK = 64  # weights that share a scale
 SCALES_BLOCK = 256  # scales that share a scale of their own: double quantisation

@@ -12,11 +12,11 @@ from bench.probes.ledger import StepPhase
 from bench.records.readings import PagedMemory
 from bench.scenario.cell import Cell
 from bench.scenario.types import TrainingSpec
-from bench.training.data import Batch
+from bench.training.loading.models import DTYPES, device_of
 from bench.training.losses import forward_pass, loss_of
 from bench.training.methods import trainable_parameters
-from bench.training.models import DTYPES, device_of
 from bench.training.optimizers import build_optimizer, build_schedule
+from bench.training.rows.data import Batch
 
 Mark = Callable[[StepPhase], None]
 

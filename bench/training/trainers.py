@@ -20,7 +20,8 @@ from bench.errors import UnavailableError, UsageError, one_line
 from bench.records.records import TokenCounts
 from bench.scenario.cell import Cell
 from bench.scenario.types import DataSpec, SyntheticData, TrainingSpec
-from bench.training.data import (
+from bench.training.optimizers import optimizer_class
+from bench.training.rows.data import (
     IGNORED_LABEL,
     Batch,
     Piece,
@@ -32,8 +33,7 @@ from bench.training.data import (
     shuffled_forever,
     tokenise,
 )
-from bench.training.examples import load_examples
-from bench.training.optimizers import optimizer_class
+from bench.training.rows.examples import load_examples
 
 Collate = Callable[[Any], Any]
 

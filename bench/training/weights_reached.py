@@ -10,8 +10,8 @@ from bench.metrics import size_text
 from bench.records.readings import Caveat, WeightKind, WeightsOfKind, WeightsReached
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, QloraMethod
+from bench.training.loading.wrappers import beside_text, is_beside, wrapper_caveats
 from bench.training.reference import LoraLinear, QuantisedLinear
-from bench.training.wrappers import beside_text, is_beside, wrapper_caveats
 
 _MOST_LEFT = 0.1  # of the parameters
 _PACKED = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt, QuantisedLinear)

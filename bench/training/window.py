@@ -22,9 +22,11 @@ from bench.records.readings import Caveat
 from bench.records.records import FlopsReading, LedgerReading, ModelFacts, Phase, StepSample, TokenCounts
 from bench.scenario.cell import Cell
 from bench.scenario.types import WindowSpec
-from bench.training.checkpoints import stored_caveats
-from bench.training.data import Batch, PreparedData, prepare_batches
 from bench.training.evaluation import evaluate
+from bench.training.loading.checkpoints import stored_caveats
+from bench.training.loading.models import device_of
+from bench.training.loading.reach import require_reach
+from bench.training.loading.weights import Weights
 from bench.training.methods import (
     adapt,
     adapter_file_bytes,
@@ -34,9 +36,8 @@ from bench.training.methods import (
     method_caveats,
     trainable_parameters,
 )
-from bench.training.models import device_of
 from bench.training.optimizers import optimizer_caveats
-from bench.training.reach import require_reach
+from bench.training.rows.data import Batch, PreparedData, prepare_batches
 from bench.training.step import (
     Mark,
     Trainer,
@@ -47,7 +48,6 @@ from bench.training.step import (
     paged_memory,
     run_step,
 )
-from bench.training.weights import Weights
 from bench.training.weights_reached import reached_in
 
 DEFAULT_CONTEXT = 2048  # tokens, for evaluating the few models whose configuration states none

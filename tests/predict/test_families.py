@@ -15,7 +15,7 @@ from bench.predict.trace.trace import TRACED_STEPS, Tracer
 from bench.scenario.cell import Cell
 from bench.scenario.types import FullMethod, LoraMethod, ModelSpec, Platform, QloraMethod, TrainingSpec
 from bench.training import losses
-from bench.training.models import configuration_of
+from bench.training.loading.models import configuration_of
 from tiny_cells import tiny_cell
 
 PLATFORM = Platform(device="cuda", capability=(8, 9))

@@ -17,7 +17,7 @@ from bench.records.predictions import Bound, Prediction, Refusal
 from bench.scenario.cell import Cell
 from bench.scenario.load import load_scenario
 from bench.scenario.types import ModelSpec
-from bench.training.models import empty_causal_model
+from bench.training.loading.models import empty_causal_model
 from bench.workers.launch import Launcher
 from records_factory import make_prediction
 from replay_worker import replay

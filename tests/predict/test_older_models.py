@@ -11,12 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bench.errors import UntraceableError
 from bench.metrics import GIB
 from bench.predict.predict import predict
-from bench.predict.trace.older_models import check_model
 from bench.predict.trace.patches import patched
 from bench.predict.trace.trace import Tracer
+from bench.predict.trace.variants.older_models import check_model
 from bench.records.predictions import Prediction
 from bench.scenario.types import Platform
-from bench.training.models import build_empty_model
+from bench.training.loading.models import build_empty_model
 from tiny_cells import tiny_cell
 
 OLD, NEW = Platform(transformers="4.45.2"), Platform()

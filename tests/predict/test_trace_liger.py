@@ -10,13 +10,13 @@ from transformers import AutoConfig
 
 from bench.errors import UnavailableError
 from bench.predict.predict import predict, predict_all
-from bench.predict.trace import liger as stand_ins
 from bench.predict.trace.patches import patched
+from bench.predict.trace.variants import liger as stand_ins
 from bench.records.predictions import Refusal
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
 from bench.training import liger
-from bench.training.models import empty_causal_model
+from bench.training.loading.models import empty_causal_model
 from tiny_cells import tiny_cell
 
 A100 = Platform(capability=(8, 0))

@@ -8,11 +8,11 @@ from transformers import AutoConfig
 
 from bench.errors import UntraceableError
 from bench.predict.predict import predict
-from bench.predict.trace import litgpt
-from bench.predict.trace.litgpt_model import GPT, HALF_PRECISION_FIXED, PADS_IN_PLACE
 from bench.predict.trace.loading import load_weights
 from bench.predict.trace.patches import patched
 from bench.predict.trace.trace import read_cpu_ledger
+from bench.predict.trace.variants import litgpt
+from bench.predict.trace.variants.litgpt_model import GPT, HALF_PRECISION_FIXED, PADS_IN_PLACE
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
 from tiny_cells import tiny_cell

@@ -13,7 +13,7 @@ from bench.predict.trace.trace import Tracer
 from bench.records.predictions import Prediction
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
-from bench.training.models import configuration_of
+from bench.training.loading.models import configuration_of
 from tiny_cells import tiny_cell
 
 PLATFORM = Platform()

@@ -16,7 +16,7 @@ from bench.records.published import read_rows
 from bench.scenario.catalogue import card_of_memory
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
-from bench.training.models import configuration_of
+from bench.training.loading.models import configuration_of
 from tiny_cells import tiny_cell
 
 A100 = Platform(capability=(8, 0))

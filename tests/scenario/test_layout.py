@@ -19,6 +19,6 @@ def test_no_field_shares_its_name_with_a_section() -> None:
 
 def test_catalogue_names_the_tasks_that_exist() -> None:
     """``data.task`` is checked against the built-in tasks without importing what makes them."""
-    from bench.training.tasks import TASKS as BUILT_IN
+    from bench.training.rows.tasks import TASKS as BUILT_IN
 
     assert set(TASKS) == set(BUILT_IN)

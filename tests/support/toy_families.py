@@ -8,8 +8,8 @@ from bench.predict.trace.trace import worst_batch
 from bench.probes.ledger import Ledger
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
+from bench.training.loading.models import DTYPES, keep_quantised_weights, quantisation_of
 from bench.training.methods import adapt
-from bench.training.models import DTYPES, keep_quantised_weights, quantisation_of
 from bench.training.step import build_trainer, run_step
 from bench.training.window import LEDGER_STEPS, read_ledger
 

@@ -15,8 +15,8 @@ from bench.records.predictions import Prediction, Refusal
 from bench.scenario.catalogue import architecture_within
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
-from bench.training.models import load_model
-from bench.training.weights import Weights, byte_tokenizer
+from bench.training.loading.models import load_model
+from bench.training.loading.weights import Weights, byte_tokenizer
 from tiny_cells import tiny_cell
 from toy_families import reading_over
 

@@ -26,7 +26,7 @@ from bench.records.messages import CellJob, Message, ReadingMade
 from bench.records.readings import AllocatorSnapshot, Caveat, PagedMemory, TorchSettings
 from bench.records.records import PhaseReading, StepSample
 from bench.training import jobs, loops, window
-from bench.training.models import device_of
+from bench.training.loading.models import device_of
 from bench.training.step import optimizer_state, paged_memory
 from bench.workers.classify import classify_exception
 from scripted_cuda import ScriptedCuda

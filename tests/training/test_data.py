@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from bench.errors import UnavailableError, UsageError
 from bench.scenario.types import JsonlData, SyntheticData, TaskData, TrainingSpec
-from bench.training.data import IGNORED_LABEL, Batch, PreparedData, prepare_batches
-from bench.training.tasks import task_items
+from bench.training.rows.data import IGNORED_LABEL, Batch, PreparedData, prepare_batches
+from bench.training.rows.tasks import task_items
 from tiny_tokenizers import byte_level, wrapped
 
 TASK = TaskData(task="longest-word", train_items=32)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.records.records import TokenCounts
-from bench.training.data import IGNORED_LABEL, Piece, fill_rows, pack_rows, pad_rows
+from bench.training.rows.data import IGNORED_LABEL, Piece, fill_rows, pack_rows, pad_rows
 
 NONE = IGNORED_LABEL
 

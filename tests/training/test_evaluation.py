@@ -19,10 +19,10 @@ from bench.records.readings import Caveat
 from bench.records.records import EvaluationReading
 from bench.scenario.types import DataSpec, EvaluationSpec, TaskData, TrainingSpec
 from bench.training import evaluation as evaluation_module
-from bench.training.data import prepare_batches
 from bench.training.evaluation import evaluate
-from bench.training.models import keep_quantised_weights
-from bench.training.tasks import WORDS, mmlu_questions, task_items
+from bench.training.loading.models import keep_quantised_weights
+from bench.training.rows.data import prepare_batches
+from bench.training.rows.tasks import WORDS, mmlu_questions, task_items
 
 # peft 0.21 asks transformers 5.23 for what it is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -8,10 +8,10 @@ import pytest
 
 from bench.errors import UnavailableError, UsageError
 from bench.scenario.types import HubData, TaskData
-from bench.training.examples import Segment, load_examples
-from bench.training.row_layouts import Instruction
-from bench.training.rows import read_rows
-from bench.training.tasks import task_items
+from bench.training.rows.examples import Segment, load_examples
+from bench.training.rows.row_layouts import Instruction
+from bench.training.rows.rows import read_rows
+from bench.training.rows.tasks import task_items
 
 
 def test_task_items_end_with_the_answer() -> None:

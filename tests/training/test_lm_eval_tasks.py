@@ -8,8 +8,9 @@ import pytest
 
 from bench.errors import InfrastructureError, UnavailableError, UsageError
 from bench.scenario.types import SyntheticData, TaskData
-from bench.training import evaluation, tasks
+from bench.training import evaluation
 from bench.training.evaluation import find_task_file, load_tasks
+from bench.training.rows import tasks
 
 
 @pytest.mark.parametrize(

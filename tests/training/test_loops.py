@@ -12,7 +12,7 @@ import torch
 from bench.errors import UnavailableError, UsageError
 from bench.records.readings import Caveat
 from bench.records.records import FlopsReading, LedgerReading, ModelFacts, PhaseReading, StepSample
-from bench.training.data import PreparedData
+from bench.training.rows.data import PreparedData
 from bench.training.trainers import Hooks, hf_trainer, rows_of
 from tiny_cells import of_type, readings_of, tiny_cell
 
@@ -201,7 +201,7 @@ def test_nothing_of_the_watcher_is_left_behind() -> None:
 def test_rows_are_those_of_the_batch() -> None:
     """Stacked again, they are the batch."""
     from bench.scenario.types import SyntheticData, TrainingSpec
-    from bench.training.data import prepare_batches
+    from bench.training.rows.data import prepare_batches
 
     training = TrainingSpec(sequence_length=8, micro_batch=3)
     (step,) = prepare_batches(SyntheticData(attention_mask="padded"), training, None, 100, 1).steps

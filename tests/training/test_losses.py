@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bench.errors import UnavailableError
 from bench.scenario.types import TrainingSpec
 from bench.training import losses
-from bench.training.data import IGNORED_LABEL
 from bench.training.losses import FusedOutputs, forward_pass, loss_of
+from bench.training.rows.data import IGNORED_LABEL
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,

@@ -8,11 +8,11 @@ import torch
 from bench.errors import UsageError
 from bench.records.readings import Caveat
 from bench.scenario.cell import Cell
-from bench.training.data import prepare_batches
+from bench.training.loading.models import load_model
+from bench.training.loading.weights import fetch_weights
 from bench.training.methods import adapt, check_merge, count_parameters, excess_ranks, trainable_parameters
-from bench.training.models import load_model
+from bench.training.rows.data import prepare_batches
 from bench.training.step import build_trainer, run_step
-from bench.training.weights import fetch_weights
 from tiny_cells import tiny_cell
 
 pytestmark = pytest.mark.usefixtures("tiny_weights")

@@ -11,7 +11,7 @@ from bench.errors import UsageError
 from bench.records.readings import Caveat
 from bench.records.records import LedgerReading, StepSample
 from bench.scenario.types import JsonlData, SyntheticData, TaskData, TrainingSpec
-from bench.training.data import IGNORED_LABEL, PreparedData
+from bench.training.rows.data import IGNORED_LABEL, PreparedData
 from bench.training.trainers import prepare_pairs
 from tiny_cells import of_type, readings_of, tiny_cell
 from tiny_tokenizers import byte_level

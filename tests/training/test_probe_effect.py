@@ -15,12 +15,12 @@ from bench.probes.machine import allocator_of
 from bench.probes.phases import PhaseReader
 from bench.records.messages import Message, Send
 from bench.records.records import TokenCounts
-from bench.training.data import Batch, prepare_batches
+from bench.training.loading.models import load_model
+from bench.training.loading.weights import fetch_weights
 from bench.training.methods import adapt
-from bench.training.models import load_model
+from bench.training.rows.data import Batch, prepare_batches
 from bench.training.step import Trainer, build_trainer
 from bench.training.watcher import Script, WatchedLoop, Watcher
-from bench.training.weights import fetch_weights
 from bench.training.window import TimedSteps
 from tiny_cells import tiny_cell
 

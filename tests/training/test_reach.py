@@ -13,7 +13,7 @@ from bench.predict.trace.trace import worst_batch
 from bench.records.predictions import Prediction, Refusal
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
-from bench.training.reach import OutOfReachError, require_reach
+from bench.training.loading.reach import OutOfReachError, require_reach
 from tiny_cells import readings_of, tiny_cell
 from tiny_tokenizers import byte_level
 

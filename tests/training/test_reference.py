@@ -16,12 +16,12 @@ from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform
 from bench.training import reference
-from bench.training.data import prepare_batches
+from bench.training.loading.models import configuration_of, load_model
+from bench.training.loading.weights import fetch_weights
 from bench.training.methods import adapt, adapter_file_bytes, count_parameters, trainable_parameters
-from bench.training.models import configuration_of, load_model
 from bench.training.reference import EightBit, FourBit
+from bench.training.rows.data import prepare_batches
 from bench.training.step import Trainer, build_trainer, run_step
-from bench.training.weights import fetch_weights
 from bench.training.weights_reached import reached_in
 from bench.training.window import read_ledger
 from tiny_cells import tiny_cell

@@ -9,11 +9,11 @@ import pytest
 
 from bench.errors import UsageError
 from bench.scenario.types import JsonlData, TrainingSpec
-from bench.training import json_rows
-from bench.training.data import IGNORED_LABEL, PreparedData, prepare_batches
-from bench.training.examples import check_data
-from bench.training.row_layouts import Answer, Chat, Instruction, Preference, Text
-from bench.training.rows import Rows, read_rows
+from bench.training.rows import json_rows
+from bench.training.rows.data import IGNORED_LABEL, PreparedData, prepare_batches
+from bench.training.rows.examples import check_data
+from bench.training.rows.row_layouts import Answer, Chat, Instruction, Preference, Text
+from bench.training.rows.rows import Rows, read_rows
 from bench.training.trainers import _unpadded_rows
 from tiny_tokenizers import byte_level
 

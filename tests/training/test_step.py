@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.probes.machine import Allocator
-from bench.training.data import IGNORED_LABEL, prepare_batches
 from bench.training.losses import forward_pass
+from bench.training.rows.data import IGNORED_LABEL, prepare_batches
 from bench.training.step import Trainer, build_trainer, run_step
 from bench.training.window import TimedSteps
 from tiny_cells import tiny_cell

@@ -8,8 +8,8 @@ import pytest
 
 from bench.errors import UsageError
 from bench.scenario import catalogue
-from bench.training import tasks
-from bench.training.tasks import (
+from bench.training.rows import tasks
+from bench.training.rows.tasks import (
     LETTERS,
     TASKS,
     WORDS,

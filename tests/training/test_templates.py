@@ -11,14 +11,14 @@ from bench.errors import UsageError
 from bench.records.records import Record
 from bench.scenario.cell import TEMPLATES_OF_FORMAT, Cell
 from bench.scenario.types import RowFormat, RowTemplate
-from bench.training.examples import (
+from bench.training.rows.examples import (
     Segment,
     _require_shown,
     alpaca_template,
     chat_template,
     plain_template,
 )
-from bench.training.row_layouts import Answer, Chat, Instruction, LeftOutError, Row, Text
+from bench.training.rows.row_layouts import Answer, Chat, Instruction, LeftOutError, Row, Text
 
 
 def turns(*said: tuple[str, str]) -> list[dict[str, Any]]:

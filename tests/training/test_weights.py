@@ -9,8 +9,8 @@ import pytest
 from bench.errors import UnavailableError
 from bench.scenario.catalogue import wheel
 from bench.scenario.types import ModelSpec
-from bench.training import weights
-from bench.training.weights import fetch_weights
+from bench.training.loading import weights
+from bench.training.loading.weights import fetch_weights
 
 RANDOM = ModelSpec(name="tiny", random="tiny-llama-test", seed=3)
 

@@ -9,8 +9,8 @@ import torch
 from bench.predict.script.card import Patches
 from bench.predict.script.ledger import ScriptState, place
 from bench.predict.trace.loading import load_weights
-from bench.training.checkpoints import stored_as
-from bench.training.models import quantise_empty, unpacked_as_loaded
+from bench.training.loading.checkpoints import stored_as
+from bench.training.loading.models import quantise_empty, unpacked_as_loaded
 
 _KEYS = ("missing", "unexpected", "mismatched", "skipped_pp")
 """What a loading report lists: nothing here."""

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from bench.predict.trace.litgpt_model import GPT
 from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.stream import WARM_UP
+from bench.predict.trace.variants.litgpt_model import GPT
 from bench.probes.ledger import quantisation_state
-from bench.training.models import quantise_empty
+from bench.training.loading.models import quantise_empty
 
 WARMS_UP = (4, 50)
 """Version from which a block for all weights comes first (modeling_utils.py, caching_allocator_warmup)."""

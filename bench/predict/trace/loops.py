@@ -20,9 +20,9 @@ from bench.predict.trace.meta_ledger import INDEXING, MetaLedger, asking_line
 from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
-from bench.training.data import Batch, PreparedData
 from bench.training.loops import without_modes
 from bench.training.methods import trainable_parameters
+from bench.training.rows.data import Batch, PreparedData
 from bench.training.step import optimizer_state
 from bench.training.trainers import TRAINERS, Collate, Hooks
 from bench.training.watcher import Script, StopLoop, Watcher

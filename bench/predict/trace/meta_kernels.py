@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from bench.scenario.types import Platform, version_of
-from bench.training.data import IGNORED_LABEL
+from bench.training.rows.data import IGNORED_LABEL
 
 FREES_ITS_INPUT = (0, 43, 2)
 """Version from which the input is not kept (bitsandbytes pull request 1270, commit 9e753741)."""

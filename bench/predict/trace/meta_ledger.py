@@ -20,7 +20,7 @@ from bench.errors import UntraceableError
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.meta_kernels import ShapeMemory
 from bench.probes.ledger import Block, Ledger, StepPhase, name_of
-from bench.training.wrappers import beside_text, is_beside
+from bench.training.loading.wrappers import beside_text, is_beside
 
 _ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}

@@ -21,10 +21,10 @@ from bench.predict.trace import meta_kernels
 from bench.predict.trace.adapters import patched_adapters
 from bench.predict.trace.attention import patched_attention
 from bench.predict.trace.autocast import patched_autocast
-from bench.predict.trace.liger import liger_stand_ins
-from bench.predict.trace.older_computations import older_computations
-from bench.predict.trace.older_models import check_platform, older_models
 from bench.predict.trace.optional_kernels import heard_implementations
+from bench.predict.trace.variants.liger import liger_stand_ins
+from bench.predict.trace.variants.older_computations import older_computations
+from bench.predict.trace.variants.older_models import check_platform, older_models
 from bench.scenario.types import Platform
 from bench.training import losses
 

@@ -16,8 +16,8 @@ from bench.predict.trace.meta_ledger import NO_LAYER, Mark
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.scenario.cell import Cell
 from bench.scenario.types import FullMethod, LoraMethod, QloraMethod
-from bench.training.models import empty_causal_model
-from bench.training.wrappers import beside_text, is_beside
+from bench.training.loading.models import empty_causal_model
+from bench.training.loading.wrappers import beside_text, is_beside
 
 FIRST, SECOND, THIRD, LAST = range(4)
 _SEARCHED_PERIODS = range(1, 9)

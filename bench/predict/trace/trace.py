@@ -10,29 +10,29 @@ from unittest.mock import patch
 
 import torch
 
-from bench.predict.trace import litgpt
 from bench.predict.trace.adapters import require_traceable
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.known import KnownValues
-from bench.predict.trace.liger import rotate
-from bench.predict.trace.litgpt_model import GPT
 from bench.predict.trace.loading import load_weights
 from bench.predict.trace.loops import LoopLedger, MetaLoop, read_loop_ledger
 from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
-from bench.predict.trace.older_computations import copies_logits
-from bench.predict.trace.older_models import check_model
 from bench.predict.trace.optional_kernels import implementations_of
 from bench.predict.trace.patches import patched
 from bench.predict.trace.repeat import Depth, shallow
 from bench.predict.trace.stream import Stream, stream_of
+from bench.predict.trace.variants import litgpt
+from bench.predict.trace.variants.liger import rotate
+from bench.predict.trace.variants.litgpt_model import GPT
+from bench.predict.trace.variants.older_computations import copies_logits
+from bench.predict.trace.variants.older_models import check_model
 from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.types import Platform, SyntheticData, version_of
-from bench.training.data import Batch, prepare_batches
+from bench.training.loading.models import build_empty_model, configuration_of, quantise_empty
 from bench.training.methods import adapt
-from bench.training.models import build_empty_model, configuration_of, quantise_empty
+from bench.training.rows.data import Batch, prepare_batches
 from bench.training.step import Trainer, build_trainer, empties_cache, optimizer_state, run_step
 from bench.training.trainers import prepare_pairs
 from bench.training.watcher import Script

@@ -15,8 +15,8 @@ from bench.records.messages import ScriptJob
 from bench.records.readings import Caveat
 from bench.scenario.cell import Cell
 from bench.scenario.types import Attention, Autocast, Dtype, SeenOptimizer
+from bench.training.loading.models import DTYPES
 from bench.training.methods import count_parameters, trainable_parameters
-from bench.training.models import DTYPES
 from bench.training.optimizers import OPTIMIZERS
 from bench.training.watcher import token_ids
 

@@ -24,9 +24,9 @@ from bench.records.messages import CellSeen, ScriptJob, Send
 from bench.records.readings import Caveat
 from bench.records.records import ModelFacts, TokenCounts
 from bench.scenario.cell import Cell
-from bench.training.data import IGNORED_LABEL
 from bench.training.loops import without_modes
 from bench.training.methods import count_parameters, trainable_parameters
+from bench.training.rows.data import IGNORED_LABEL
 from bench.training.scripts.seen import SEEN_FROM_OUTSIDE, SeenCell
 from bench.training.step import ignore_phase, paged_memory
 from bench.training.watcher import Script, StopLoop, WatchedLoop, Watcher, token_ids

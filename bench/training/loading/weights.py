@@ -22,7 +22,7 @@ from bench.errors import UnavailableError, first_line
 from bench.io import cache_folder
 from bench.scenario.catalogue import Architecture, WheelWeights, architecture, wheel
 from bench.scenario.types import ModelSpec
-from bench.training.wrappers import class_of
+from bench.training.loading.wrappers import class_of
 
 _HUB_FILES = ["*.json", "*.py", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _COMPLETE = "complete.json"  # written last: a folder without it is a broken-off attempt

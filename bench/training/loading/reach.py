@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bench.errors import UsageError
 from bench.scenario.cell import Cell, virtual_tokens
-from bench.training.data import Batch
-from bench.training.models import empty_causal_model
+from bench.training.loading.models import empty_causal_model
+from bench.training.rows.data import Batch
 
 _SHORT = 8  # tokens, for which every model has positions
 _MOST_ELEMENTS = 1 << 20  # of a tensor whose values are followed; those of masks over pairs of tokens are not

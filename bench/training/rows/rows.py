@@ -15,8 +15,8 @@ from typing import Any
 
 from bench.errors import UnavailableError, UsageError, counted, first_line
 from bench.scenario.types import DataFormat, HubData, JsonlData, RowFormat
-from bench.training.json_rows import json_rows
-from bench.training.row_layouts import ROW_OF, LeftOutError, Row, WrongRowError
+from bench.training.rows.json_rows import json_rows
+from bench.training.rows.row_layouts import ROW_OF, LeftOutError, Row, WrongRowError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _LINES_NAMED = 3

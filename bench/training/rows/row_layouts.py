@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import Any
 
 from bench.scenario.types import RowFormat
-from bench.training.json_rows import kind_of
+from bench.training.rows.json_rows import kind_of
 
 _DEEPEST = 64
 _ROLES = {role: role for role in ("system", "developer", "user", "assistant", "tool")}

@@ -19,7 +19,7 @@ from bench.errors import UntraceableError
 from bench.predict.trace.meta_kernels import fused_loss_in_buffers
 from bench.scenario.types import Platform
 from bench.training import liger
-from bench.training.data import IGNORED_LABEL
+from bench.training.rows.data import IGNORED_LABEL
 
 
 class _Kind(NamedTuple):

@@ -22,7 +22,7 @@ from bench.scenario.types import (
     TaskData,
     Turns,
 )
-from bench.training.row_layouts import (
+from bench.training.rows.row_layouts import (
     Answer,
     Chat,
     Instruction,
@@ -33,8 +33,8 @@ from bench.training.row_layouts import (
     shared_beginning,
     turns_of,
 )
-from bench.training.rows import Rows, read_rows, require_hub_id, told
-from bench.training.tasks import task_items
+from bench.training.rows.rows import Rows, read_rows, require_hub_id, told
+from bench.training.rows.tasks import task_items
 
 _WHOLE_UP_TO = 32 * 1024**2  # bytes: files that are read whole before anything is loaded
 _ROWS_CHECKED = 1000  # of larger ones

@@ -14,9 +14,9 @@ from bench.errors import UnavailableError, UntraceableError, one_line
 from bench.scenario.catalogue import architecture_of, architecture_within
 from bench.scenario.cell import Cell
 from bench.scenario.types import Dtype, LoraMethod, ModelSpec, QloraMethod
-from bench.training.checkpoints import stored_quantisation
-from bench.training.weights import Weights
-from bench.training.wrappers import class_of
+from bench.training.loading.checkpoints import stored_quantisation
+from bench.training.loading.weights import Weights
+from bench.training.loading.wrappers import class_of
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

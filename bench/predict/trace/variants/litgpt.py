@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from bench.errors import UntraceableError
-from bench.predict.trace.litgpt_model import GPT, QKV, Choice, Shape
+from bench.predict.trace.variants.litgpt_model import GPT, QKV, Choice, Shape
 from bench.records.readings import Caveat
 from bench.scenario.cell import Cell
 from bench.scenario.types import LoraMethod, QloraMethod
-from bench.training.models import DTYPES
+from bench.training.loading.models import DTYPES
 
 SLIDES = "2024-07-23"
 """Pull request 1545: Gemma 2, and attention within windows, which makes a mask even where all is within."""

@@ -37,7 +37,7 @@ _MMLU_QUESTION = re.compile(
 _FEWSHOT_ITEMS = 64  # as many as a scenario may ask for
 
 # Common English nouns and adjectives of three to nine letters; their order decides what is drawn.
-WORDS = tuple(files("bench.training").joinpath("words.txt").read_text(encoding="ascii").split())
+WORDS = tuple(files("bench.training.rows").joinpath("words.txt").read_text(encoding="ascii").split())
 
 
 @dataclass(frozen=True, kw_only=True)

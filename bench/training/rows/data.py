@@ -16,7 +16,7 @@ from bench.errors import UnavailableError, UsageError
 from bench.records.readings import Caveat
 from bench.records.records import TokenCounts
 from bench.scenario.types import DataSpec, SyntheticData, TrainingSpec
-from bench.training.examples import Example, load_examples
+from bench.training.rows.examples import Example, load_examples
 
 IGNORED_LABEL = -100  # torch.nn.functional.cross_entropy's default ignore_index
 X = TypeVar("X")

@@ -1,0 +1,1 @@
+"""Models and kernels as other versions and projects have them: litgpt, Liger, older transformers."""

@@ -1,0 +1,1 @@
+"""Rows of data: files of other trainers, conversations rendered by a template, built-in tasks, batches."""
