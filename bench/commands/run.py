@@ -130,7 +130,7 @@ def _foretell(words: tuple[str, ...], steps: int, folder: Path, asked: Foretold,
     from bench.report.plan import render_markdown, render_terminal
     from bench.runner.live import open_console, watch
     from bench.runner.scripts import plan_script
-    from bench.scenario.types import Platform
+    from bench.scenario.platform import Platform
 
     job = ScriptPlanJob(
         command=words,

@@ -13,7 +13,7 @@ from bench.records.predictions import Answer, CardFit, Change, Plan, PlannedCell
 from bench.records.readings import Category
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 
 class Forecast(Prediction):

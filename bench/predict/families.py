@@ -17,7 +17,8 @@ from bench.predict.trace.stream import Stream
 from bench.predict.trace.trace import TRACED_STEPS, Adapted, Tracer
 from bench.records.predictions import Method
 from bench.scenario.cell import Cell
-from bench.scenario.types import LoraMethod, Platform, QloraMethod
+from bench.scenario.platform import Platform
+from bench.scenario.types import LoraMethod, QloraMethod
 
 _UNPADDED = 128  # flash attention's backward pass rounds lengths up to it
 _DEGREES = (1, 2, 1)

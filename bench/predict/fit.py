@@ -30,7 +30,8 @@ from bench.scenario.catalogue import (
     card_of_memory,
 )
 from bench.scenario.cell import Cell
-from bench.scenario.types import FullMethod, ModelSpec, Platform, TrainingSpec
+from bench.scenario.platform import Platform
+from bench.scenario.types import FullMethod, ModelSpec, TrainingSpec
 from bench.workers.launch import Launcher
 
 LENGTH_STEP = 64

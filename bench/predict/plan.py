@@ -27,7 +27,8 @@ from bench.records.records import DeviceFacts, Failure
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells, load_scenario
-from bench.scenario.types import LimitsSpec, Platform
+from bench.scenario.platform import Platform
+from bench.scenario.types import LimitsSpec
 from bench.workers.launch import Launcher
 from bench.workers.supervise import probe
 

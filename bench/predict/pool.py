@@ -20,7 +20,8 @@ from bench.records.predictions import Prediction, Refusal
 from bench.records.records import DeviceFacts
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
-from bench.scenario.types import KNOWN_SINCE, LimitsSpec, Platform
+from bench.scenario.platform import KNOWN_SINCE, Platform
+from bench.scenario.types import LimitsSpec
 from bench.workers.launch import Launcher, wait_for_any
 from bench.workers.supervise import MAX_SLEEP_S, JobEnd, RunningJob
 

@@ -37,7 +37,8 @@ from bench.records.predictions import Method, PredictedPhase, Prediction, Refusa
 from bench.records.readings import Caveat
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
-from bench.scenario.types import LoraMethod, ModelSpec, Platform, SyntheticData
+from bench.scenario.platform import Platform
+from bench.scenario.types import LoraMethod, ModelSpec, SyntheticData
 from bench.training.loading.checkpoints import stored_as, stored_caveats
 from bench.training.loading.models import assumed_of, configuration_of
 from bench.training.weights_reached import Reached

@@ -32,7 +32,7 @@ from bench.records.records import (
 )
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 
 class Said(Stored):

@@ -13,7 +13,7 @@ from bench.io import read_json
 from bench.records.readings import Category, Caveat, Count, Positive, Stored, WeightsReached
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 PLAN_VERSION: Final = 1
 

@@ -39,7 +39,7 @@ from bench.report.text import (
     words,
 )
 from bench.scenario.catalogue import Card
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -3,7 +3,7 @@
 from bench.compare.readings import Peak, phase_predictions, predictions
 from bench.metrics import Instrument
 from bench.records.predictions import Refusal
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from records_factory import MIB, make_measurement, make_phases, make_prediction, make_record
 
 

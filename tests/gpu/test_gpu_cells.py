@@ -12,7 +12,7 @@ from bench.records.readings import GpuFacts, GpuPhase, GpuReading, PagedMemory
 from bench.records.records import DeviceFacts, Failure, Record
 from bench.runner.schedule import why_unavailable
 from bench.scenario.catalogue import card
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.workers.classify import LESS_MEMORY
 from records_factory import (
     MIB,

@@ -15,7 +15,7 @@ import torch
 
 from bench.predict.trace.patches import patched
 from bench.predict.trace.trace import read_cpu_ledger
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training.loading.models import build_empty_model, quantise_empty
 from tiny_cells import tiny_cell
 from toy_families import FAMILIES, configuration, loaded, reading_over

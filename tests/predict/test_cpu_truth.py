@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.predict.trace.trace import read_cpu_ledger
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from tiny_cells import tiny_cell
 from toy_families import configuration, true_reading
 

@@ -13,7 +13,8 @@ from bench.predict.trace.repeat import Depth
 from bench.predict.trace.stream import Stream
 from bench.predict.trace.trace import TRACED_STEPS, Tracer
 from bench.scenario.cell import Cell
-from bench.scenario.types import FullMethod, LoraMethod, ModelSpec, Platform, QloraMethod, TrainingSpec
+from bench.scenario.platform import Platform
+from bench.scenario.types import FullMethod, LoraMethod, ModelSpec, QloraMethod, TrainingSpec
 from bench.training import losses
 from bench.training.loading.models import configuration_of
 from tiny_cells import tiny_cell

@@ -15,7 +15,7 @@ from bench.predict.trace.patches import patched
 from bench.predict.trace.trace import Tracer
 from bench.predict.trace.variants.older_models import check_model
 from bench.records.predictions import Prediction
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training.loading.models import build_empty_model
 from tiny_cells import tiny_cell
 

@@ -9,7 +9,7 @@ import pytest
 from bench.predict.predict import predict_all
 from bench.records.predictions import Prediction, check_fit
 from bench.scenario.catalogue import card_of_memory
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from tiny_cells import tiny_cell
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -9,7 +9,8 @@ from bench.errors import UsageError
 from bench.predict import pool
 from bench.predict.pool import PredictionRequest, card_of_device, platform_of, predict_cells
 from bench.records.predictions import Prediction, Refusal
-from bench.scenario.types import LimitsSpec, Platform
+from bench.scenario.platform import Platform
+from bench.scenario.types import LimitsSpec
 from bench.workers.launch import Launcher, Worker
 from replay_worker import make_cell, make_facts, replay
 

@@ -12,7 +12,8 @@ from bench.predict.validate import predict_row
 from bench.records.predictions import Prediction, Refusal
 from bench.records.published import shipped_rows
 from bench.scenario.cell import Cell
-from bench.scenario.types import ModelSpec, Platform
+from bench.scenario.platform import Platform
+from bench.scenario.types import ModelSpec
 from tiny_cells import tiny_cell
 
 A100 = Platform(capability=(8, 0))

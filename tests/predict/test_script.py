@@ -8,7 +8,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from bench.predict.script.predict import predict_script
 from bench.records.predictions import Prediction
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from script_models import EXAMPLES, real_ledger, save_tiny_llama
 
 pytestmark = [

@@ -15,7 +15,7 @@ from bench.predict.script.ledger import ScriptState
 from bench.predict.script.predict import predict_script
 from bench.records.predictions import Prediction, Refusal, check_fit
 from bench.scenario.catalogue import Card, card, card_of_memory
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from script_models import EXAMPLES, save_tiny_llama
 from tiny_cells import tiny_cell
 

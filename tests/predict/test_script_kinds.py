@@ -8,7 +8,7 @@ from bench.errors import BenchError
 from bench.predict.script.predict import predict_script
 from bench.records.predictions import Prediction, Refusal
 from bench.scenario.catalogue import card
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from script_models import real_ledger
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the scripts' and their libraries', whatever they are

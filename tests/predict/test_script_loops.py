@@ -8,7 +8,7 @@ from bench.predict.predict import predict
 from bench.predict.script.predict import predict_script
 from bench.records.predictions import Prediction
 from bench.scenario.catalogue import card
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from script_models import save_tiny_llama
 from tiny_cells import tiny_cell
 

@@ -6,7 +6,7 @@ import pytest
 
 from bench.errors import UntraceableError
 from bench.predict.predict import predict
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from tiny_cells import tiny_cell
 
 CUDA = Platform(capability=(8, 0))

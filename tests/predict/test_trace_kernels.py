@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.predict.trace.kernels import SCRATCH, Kernels, cublas_workspace_bytes
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 aten = torch.ops.aten
 MIB = 1024 * 1024

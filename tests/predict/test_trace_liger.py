@@ -14,7 +14,7 @@ from bench.predict.trace.patches import patched
 from bench.predict.trace.variants import liger as stand_ins
 from bench.records.predictions import Refusal
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training import liger
 from bench.training.loading.models import empty_causal_model
 from tiny_cells import tiny_cell

@@ -14,7 +14,7 @@ from bench.predict.trace.trace import read_cpu_ledger
 from bench.predict.trace.variants import litgpt
 from bench.predict.trace.variants.litgpt_model import GPT, HALF_PRECISION_FIXED, PADS_IN_PLACE
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from tiny_cells import tiny_cell
 
 WIDTH, INNER, HEADS, TOKENS = 32, 80, 4, 24

@@ -17,7 +17,7 @@ from bench.predict.trace.known import KnownValues
 from bench.predict.trace.trace import read_cpu_ledger
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training.loading.models import DTYPES
 from tiny_cells import of_type, readings_of, tiny_cell
 

@@ -16,7 +16,7 @@ from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.meta_kernels import empty_liger_loss, four_bit_product
 from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.patches import patched
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 AMPERE = Platform(capability=(8, 0))
 ADA = Platform(capability=(8, 9))

@@ -12,7 +12,7 @@ from bench.predict.trace.repeat import Depth, LayersDifferError, deepen, depth_o
 from bench.predict.trace.trace import Tracer
 from bench.records.predictions import Prediction
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training.loading.models import configuration_of
 from tiny_cells import tiny_cell
 

@@ -18,7 +18,7 @@ from bench.predict.predict import predict
 from bench.predict.trace.patches import patched
 from bench.predict.trace.variants.older_computations import copies_logits, loss_rule
 from bench.probes.ledger import Ledger
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training.loading.models import configuration_of
 from tiny_cells import tiny_cell
 

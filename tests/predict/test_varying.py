@@ -15,7 +15,7 @@ from bench.records.predictions import Prediction, Refusal, check_fit
 from bench.records.published import read_rows
 from bench.scenario.catalogue import card_of_memory
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training.loading.models import configuration_of
 from tiny_cells import tiny_cell
 

@@ -6,7 +6,7 @@ import pytest
 
 from bench.records.predictions import Prediction, check_fit
 from bench.scenario.catalogue import ASSUMED_CONTEXT_BYTES, card_of_memory
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 GIB = 1 << 30
 ROOM_BYTES = 24 * GIB - ASSUMED_CONTEXT_BYTES

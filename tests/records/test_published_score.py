@@ -18,7 +18,7 @@ from bench.records.published.score import (
 )
 from bench.records.readings import Caveat
 from bench.report.self_check import render_validation
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from tiny_cells import tiny_cell
 
 

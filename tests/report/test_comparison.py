@@ -13,7 +13,7 @@ from bench.errors import InfrastructureError
 from bench.records.readings import Caveat
 from bench.records.records import Failure, Measurement, MergeCheck, ModelFacts, Record
 from bench.report.pages import render_markdown, render_summary, render_terminal
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from many_cells import make_records
 from records_factory import (
     MIB,

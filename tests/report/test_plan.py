@@ -21,7 +21,7 @@ from bench.records.predictions import (
 from bench.records.readings import Caveat, WeightsOfKind, WeightsReached
 from bench.report.plan import render_markdown, render_short, render_terminal
 from bench.scenario.catalogue import Card, card, card_of_memory
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from records_factory import MIB, make_cell, make_prediction
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "plan.md"

@@ -5,7 +5,7 @@ from bench.report.fit import fit_sentences
 from bench.report.text import RowLink
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from records_factory import make_cell, make_prediction
 
 GIB = 1024**3

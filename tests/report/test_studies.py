@@ -15,7 +15,7 @@ from bench.records.records import FlopsReading, Record, TokenCounts, encode_reco
 from bench.report.figures import comparison_figures
 from bench.report.pages import render_markdown
 from bench.report.studies import render_levers, render_study
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from records_factory import (
     MIB,
     make_cell,

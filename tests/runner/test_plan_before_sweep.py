@@ -13,7 +13,7 @@ from bench.records.store import load_records
 from bench.runner.schedule import Event, RunStarted, SweepOptions
 from bench.runner.sweep import SweepResult, run_sweep
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.workers.launch import Launcher, Worker
 from records_factory import make_prediction
 from replay_worker import make_cell, make_facts, replay

@@ -25,7 +25,7 @@ from bench.records.records import (
     encode_record,
 )
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 MIB = 1024**2
 SECOND_NS = 1_000_000_000

@@ -14,7 +14,7 @@ from bench.predict.trace.trace import read_cpu_ledger
 from bench.records.predictions import Prediction, Refusal
 from bench.scenario.catalogue import architecture_within
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training.loading.models import load_model
 from bench.training.loading.weights import Weights, byte_tokenizer
 from tiny_cells import tiny_cell

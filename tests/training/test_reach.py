@@ -12,7 +12,7 @@ from bench.predict.predict import predict_all
 from bench.predict.trace.trace import worst_batch
 from bench.records.predictions import Prediction, Refusal
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training.loading.reach import OutOfReachError, require_reach
 from tiny_cells import readings_of, tiny_cell
 from tiny_tokenizers import byte_level

@@ -14,7 +14,7 @@ from bench.predict.trace.trace import Tracer
 from bench.probes.ledger import Ledger
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training import reference
 from bench.training.loading.models import configuration_of, load_model
 from bench.training.loading.weights import fetch_weights

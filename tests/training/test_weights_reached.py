@@ -10,7 +10,7 @@ from bench.records.predictions import Prediction
 from bench.records.readings import Caveat, WeightKind, WeightsOfKind, WeightsReached
 from bench.records.records import ModelFacts
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from tiny_cells import of_type, readings_of, tiny_cell
 
 LAYERS, WIDTH, EXPERTS, INNER, VOCABULARY = 12, 64, 8, 32, 96

@@ -15,7 +15,7 @@ from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Caveat
 from bench.records.records import LedgerReading, ModelFacts
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training.loading.weights import byte_tokenizer
 from bench.training.loading.wrappers import beside_text, class_of
 from tiny_cells import of_type, readings_of, tiny_cell

@@ -38,7 +38,7 @@ from bench.records.readings import Caveat
 from bench.records.records import TokenCounts
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training.scripts.seen import SeenCell
 from bench.training.scripts.watch import ModulesAlive, run_script, vocabulary_size_of
 from bench.training.step import optimizer_state

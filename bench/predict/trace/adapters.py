@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.errors import UntraceableError
 from bench.records.readings import Caveat
 from bench.scenario.cell import Cell, peft_type
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 _SPARSE = "multiplies by sparse tensors, whose kernels and buffers are not modelled here"
 _UNTRACED = {

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bench.errors import UntraceableError
 from bench.predict.trace.meta_kernels import registrations
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 _aten = torch.ops.aten
 _HALF = (torch.float16, torch.bfloat16)

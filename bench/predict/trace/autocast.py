@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.predict.trace.meta_kernels import registrations
 from bench.probes.ledger import name_of
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 _KEY = "AutocastPrivateUse1"
 _DEVICE = "privateuseone"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.metrics import MIB
-from bench.scenario.types import Platform, version_of
+from bench.scenario.platform import Platform, version_of
 
 _aten = torch.ops.aten
 _META = torch.device("meta")

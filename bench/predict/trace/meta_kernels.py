@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from bench.scenario.types import Platform, version_of
+from bench.scenario.platform import Platform, version_of
 from bench.training.rows.data import IGNORED_LABEL
 
 FREES_ITS_INPUT = (0, 43, 2)

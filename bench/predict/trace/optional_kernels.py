@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from bench.records.predictions import KERNELS_NOT_TRACED
 from bench.records.readings import Caveat
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 
 _FELL_BACK = re.compile(r"`(\w+)` is falling back to .* because `([\w.-]+)` is not installed")
 _heard: set[tuple[str, str]] = set()

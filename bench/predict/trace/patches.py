@@ -25,7 +25,7 @@ from bench.predict.trace.optional_kernels import heard_implementations
 from bench.predict.trace.variants.liger import liger_stand_ins
 from bench.predict.trace.variants.older_computations import older_computations
 from bench.predict.trace.variants.older_models import check_platform, older_models
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training import losses
 
 Patches = Iterator[Any]

@@ -29,7 +29,8 @@ from bench.predict.trace.variants.older_models import check_model
 from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform, SyntheticData, version_of
+from bench.scenario.platform import Platform, version_of
+from bench.scenario.types import SyntheticData
 from bench.training.loading.models import build_empty_model, configuration_of, quantise_empty
 from bench.training.methods import adapt
 from bench.training.rows.data import Batch, prepare_batches

@@ -18,7 +18,8 @@ from bench.scenario.diagnostics import Problems, shown
 from bench.scenario.layout import CATALOGUED
 from bench.scenario.load import read_document
 from bench.scenario.matrix import merged
-from bench.scenario.types import Frozen, Name, Platform, SyntheticData
+from bench.scenario.platform import Platform
+from bench.scenario.types import Frozen, Name, SyntheticData
 
 _Model = TypeVar("_Model", bound=BaseModel)
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+=:,@/~-]*$", max_length=200)]

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bench.errors import UntraceableError
 from bench.predict.trace.meta_kernels import fused_loss_in_buffers
-from bench.scenario.types import Platform
+from bench.scenario.platform import Platform
 from bench.training import liger
 from bench.training.rows.data import IGNORED_LABEL
 

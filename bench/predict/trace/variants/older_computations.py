@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.records.readings import Caveat
 from bench.scenario.cell import Cell
-from bench.scenario.types import Platform, version_of
+from bench.scenario.platform import Platform, version_of
 
 PADS_LABELS = (4, 49)
 """Version from which labels are padded in the place of cutting logits (loss/loss_utils.py)."""

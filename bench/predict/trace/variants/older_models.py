@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.errors import UntraceableError
 from bench.records.readings import Caveat
-from bench.scenario.types import KNOWN_SINCE, Platform, version_of
+from bench.scenario.platform import KNOWN_SINCE, Platform, version_of
 
 FUSES_EXPERTS = (5, 0)
 """Version from which the experts of a layer are one three-dimensional parameter, which is no linear layer."""
