@@ -18,7 +18,7 @@ from typing import IO
 from packaging.utils import canonicalize_name
 
 from bench.errors import BenchError
-from bench.gate import PROJECT_VARIABLE, run_from_own_sources
+from bench.gate import run_from_own_sources
 from bench.gate.process import (
     PROTOCOL_VERSION,
     Answer,
@@ -85,13 +85,13 @@ def _ready(
     opening: Opening, tell: Callable[[Answer], None], launcher: Launcher
 ) -> Callable[[Assignment], Made]:
     """Look at this machine and return what does an assignment."""
-    loaded: set[str] = set()
+    told: list[ProjectLoaded] = []
 
     def observe(event: schedule.Event) -> None:
         if isinstance(event, schedule.Note):
             note(event.text)
         elif isinstance(event, ProjectLoaded):
-            loaded.update(event.files)
+            told.append(event)
 
     def note(text: str) -> None:
         tell(Note(text=text))
@@ -115,7 +115,7 @@ def _ready(
     )
 
     def run(assignment: Assignment) -> Made:
-        loaded.clear()
+        told.clear()
         cell = Cell.model_validate_json(assignment.cell_json)
         prepared = schedule.prepare(cell, environment, facts, opening.code_folder)
         planned = replace(prepared, run=assignment.run)
@@ -126,8 +126,8 @@ def _ready(
         # Held for this run only: the other side's run is next.
         with sweep_gpu(facts, note) if on_gpu else contextlib.nullcontext(SweepGpu()) as runner.gpu:
             record = runner.run(planned, assignment.turns)
-        told = os.environ.get(PROJECT_VARIABLE) is not None
-        return Made(record=record, project=tuple(loaded) if told else None)
+        # A worker that was killed has told nothing.
+        return Made(record=record, project=told[-1].files if told else None)
 
     return run
 

@@ -46,7 +46,9 @@ class Prediction(Stored):
     reserved_low_bytes: Count | None = Field(None, description="Lowest of the perturbed replays.")
     reserved_high_bytes: Count | None = Field(None, description="Highest of the perturbed replays.")
     sufficient_bytes: Count | None = Field(
-        None, description="Under this limit every replay goes on, by giving back what is only cached."
+        None,
+        exclude_if=lambda limit: limit is None,
+        description="Under this limit every replay goes on, by giving back what is only cached.",
     )
     insufficient_bytes: Count | None = Field(
         None,
@@ -60,6 +62,7 @@ class Prediction(Stored):
     )
     first_peaks_bytes: dict[PredictedPhase, Count] = Field(
         default_factory=dict,
+        exclude_if=lambda peaks: not peaks,
         description="Most allocated while loading, adapting and in each phase of the first step.",
     )
     peak_phase: PredictedPhase

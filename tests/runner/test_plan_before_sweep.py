@@ -154,7 +154,7 @@ def test_a_snapshots_file_lies_beside_its_record(tmp_path: Path) -> None:
                 told.append(job.snapshot_path)
             return super().start(job, ranks=ranks, host_memory_gib=host_memory_gib)
 
-    cell = make_cell("ok", id="../../etc/passwd")
+    cell = make_cell("ok", id="tiny/../../etc/passwd")
     for snapshot in (True, False):
         options = SweepOptions(results=tmp_path, force=True, snapshot=snapshot)
         run_sweep([cell], options, Watcher(), Noting(work=replay, preload=["bench.workers.child"]))

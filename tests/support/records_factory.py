@@ -32,7 +32,11 @@ SECOND_NS = 1_000_000_000
 
 
 def make_cell(**changes: Any) -> Cell:
-    """Return a CPU cell of LoRA r8 on a small model; ``changes`` replaces whole fields."""
+    """Return a CPU cell of LoRA r8 on a small model; ``changes`` replaces whole fields.
+
+    An id is put in past its check, so that what shows cells can be tried with hostile ones.
+    """
+    name = changes.pop("id", "tiny/lora-r8/b4-s256")
     fields: dict[str, Any] = {
         "id": "tiny/lora-r8/b4-s256",
         "scenario": "example",
@@ -45,7 +49,7 @@ def make_cell(**changes: Any) -> Cell:
         "evaluation": {"tasks": ["held-out"]},
         "limits": {},
     }
-    return Cell.model_validate(fields | changes)
+    return Cell.model_validate(fields | changes).model_copy(update={"id": name})
 
 
 def make_steps(tokens_per_second: Sequence[float] = (1000.0,) * 8) -> tuple[StepSample, ...]:
@@ -225,4 +229,6 @@ def make_record(**changes: Any) -> Record:
         "environment": make_environment(),
         "measurement": measurement,
     }
-    return decode_record(encode_record(Record(**(fields | changes))))
+    safe = cell.model_copy(update={"id": "tiny/lora-r8/b4-s256"})  # a hostile id is put in past its check
+    record = decode_record(encode_record(Record(**(fields | changes | {"cell": safe}))))
+    return record.replace(cell=record.cell.model_copy(update={"id": cell.id}))
