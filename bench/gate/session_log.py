@@ -4,6 +4,7 @@ A *repeat* is one run of each side; every other repeat begins with the other sid
 A B B A A B B A. A drift that is linear in time then adds to both sides alike after every second repeat.
 """
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -277,23 +278,24 @@ def _differing(opened: Sequence[tuple[SideProcess, Ready]]) -> frozenset[str]:
     sides = [process.side for process, _ in opened]
     if any(side.facts.kind in {"python", "packages"} for side in sides):
         return frozenset()
-    contents: list[dict[str, bytes]] = []
+    digests: list[dict[str, bytes]] = []
     for process, ready in opened:
         folders = {name: Path(at).parent for name, at in ready.locations.items() if at}
-        found = {f"{name}/{each}": text for name, at in folders.items() for each, text in _files(at, "*")}
+        found = {f"{name}/{each}": digest for name, at in folders.items() for each, digest in _files(at, "*")}
         if any(side.code for side in sides):
             found |= dict(_files(Path(process.side.code or "."), "*.py"))
-        contents.append(found)
-    base, candidate = contents
+        digests.append(found)
+    base, candidate = digests
     return frozenset(name for name in base.keys() | candidate.keys() if base.get(name) != candidate.get(name))
 
 
 def _files(folder: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Yield each file's path and digest; what is hidden, installed, or too large to be source is left out."""
     for path in folder.rglob(pattern):
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") or part in _NOT_SOURCE for part in inside.parts)
         if not hidden and isinstance(content := read_plain_file(path), bytes):
-            yield str(inside), content
+            yield str(inside), hashlib.sha256(content).digest()
 
 
 def untested(log: SessionLog) -> Iterator[Caveat]:

@@ -117,7 +117,7 @@ class _Rows:
         reason = getattr(error, "msg", "a number of thousands of digits")
         line = self._line + self._text.count("\n", self._at, getattr(error, "pos", self._at))
         here = "" if line == self._line else f" in line {line}"
-        reason = f"{reason[:1].lower()}{reason[1:]}".removesuffix(" starting at")
+        reason = f"{reason[:1].lower()}{reason[1:]}".removesuffix(" starting at").removesuffix(" at")
         return self._wrong(f"not JSON ({reason}{here}); give JSON objects, one per line or in one list")
 
     def _next(self) -> str:
