@@ -10,11 +10,11 @@ from virtual_gpu import VirtualGpus
 from virtual_training import PEAKS_BYTES, sweep_on_virtual_gpu
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "gpu_truth.toml"
-TRIED = ("full", "lora", "lora-padded")
+TRIED = ("full", "qlora", "int8", "qlora-checkpointing-paged")
 
 
 def test_the_page_sets_predictions_against_the_card(tmp_path: Path, tiny_weights: Path) -> None:
-    """Three cells at toy size: allocated, reserved and phases predicted and read, NVML and overhead read."""
+    """Four cells at toy size, 16, 8 and 4 bits and pages: allocated, reserved and phases predicted and read, NVML and overhead read."""
     del tiny_weights  # only its variable is needed
     cells = [
         cell.model_copy(
