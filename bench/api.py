@@ -234,7 +234,7 @@ def plan(
     return Plans(plan_scenario(Path(scenario), only, request, _quiet))
 
 
-def fit(  # noqa: PLR0913 - what can be chosen
+def fit(
     model: str,
     *,
     gpu: str | None = None,

@@ -132,7 +132,6 @@ def main() -> None:
 
 
 def _told(error: Exception) -> tuple[str, int]:
-    """Return what is said of an error that ended a command, and the exit code."""
     if isinstance(error, ScenarioError):  # each of its lines begins with a file and a line
         return str(error), error.exit_code
     if isinstance(error, BenchError):

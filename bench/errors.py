@@ -26,7 +26,6 @@ class ScenarioError(UsageError):
     """A scenario file has mistakes; ``problems`` holds one line for each of them."""
 
     def __init__(self, problems: list[str]) -> None:
-        """Take one complete line per problem, in file order."""
         self.problems = problems
         super().__init__("\n".join(problems))
 

@@ -89,7 +89,6 @@ class BenchCallback(TrainerCallback):  # type: ignore[misc]  # transformers leav
             raise AssertionError(self._transcript.malformed)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Write the record once all is read."""
         if self._run.done and self.record is None:
             self._stack.close()
             self._run.describe()
@@ -130,7 +129,6 @@ class _GoesOn(ScriptRun):
     """Watches a training that is not stopped."""
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """Go on, and stand aside once all is read."""
         if self.done:
             return
         try:

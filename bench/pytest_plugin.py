@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
     group = parser.getgroup("bench", "finetune-bench")
     group.addoption("--bench-scenario", metavar="FILE", help="Each cell of this scenario is a test.")
     group.addoption("--bench-results", metavar="DIR", help="Results to judge; by default results/<scenario>.")
@@ -58,7 +57,6 @@ class ScenarioFile(pytest.File):
     """A scenario: what its cells came to is found out once, when the first of them is asked."""
 
     def collect(self) -> Iterator["CellItem"]:
-        """Yield a test for each cell."""
         for cell in self.scenario.cells:
             yield CellItem.from_parent(self, name=cell.id)
 
@@ -85,7 +83,6 @@ class ScenarioFile(pytest.File):
 
     @property
     def results(self) -> str:
-        """Where the results lie."""
         return str(self.config.getoption("--bench-results") or Path("results") / self.scenario.name)
 
     @cached_property
@@ -150,5 +147,4 @@ class CellItem(pytest.Item):
         return str(super().repr_failure(excinfo))
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """Return where the cell comes from."""
         return self.path, None, f"cell {self.name}"

@@ -82,7 +82,7 @@ class Evidence:
     outcome: Outcome | None = None
 
 
-def evidence_of(  # noqa: PLR0913 - the parts of one row
+def evidence_of(
     cells: Sequence[Case],
     figure: Figure,
     basis: Sequence[Figure] = (),
@@ -223,7 +223,6 @@ def _speed(subject: Case, reference: Case) -> _Found:
 
 
 def both(name: str, ours: float, theirs: float, unit: Unit = "bytes") -> list[Figure]:
-    """Return one number of the subject and of the reference."""
     return [Figure(name, unit, ours), Figure(f"{name}, reference", unit, theirs)]
 
 

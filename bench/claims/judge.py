@@ -89,7 +89,6 @@ class _Catalogue(Frozen):
 
 @cache
 def shipped_claims() -> tuple[Claim, ...]:
-    """Return the claims that come with the package, in the order of their file."""
     text = files("bench.claims").joinpath("claims.toml").read_text(encoding="utf-8")
     return _Catalogue.model_validate(tomllib.loads(text)).claims
 
@@ -271,7 +270,6 @@ class ClaimVerdict:
 
 
 def judge_claims(claims: Sequence[Claim], cases: Sequence[Case]) -> tuple[ClaimVerdict, ...]:
-    """Judge every claim, in order."""
     return tuple(judge_claim(claim, cases) for claim in claims)
 
 

@@ -65,7 +65,6 @@ _SHOWN: Mapping[Unit, Callable[[float], str]] = {
 
 
 def render_block(verdicts: Sequence[ClaimVerdict]) -> str:
-    """Return the verdicts as a table and, folded, the evidence for each."""
     parts = [_count(verdicts), markdown_table(_summary(verdicts)), "## Evidence", *map(_folded, verdicts)]
     return "\n\n".join(parts)
 
@@ -82,12 +81,10 @@ def render_committed(results: Path) -> str:
 
 
 def render_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
-    """Return a page of its own."""
     return f"# {_TITLE}\n\n{render_block(verdicts)}\n"
 
 
 def render_terminal(verdicts: Sequence[ClaimVerdict], *, details: bool = False) -> "Group":
-    """Return the verdicts for a rich console; with details all evidence of each."""
     from rich.console import Group
     from rich.text import Text
 
@@ -107,7 +104,6 @@ def render_terminal(verdicts: Sequence[ClaimVerdict], *, details: bool = False) 
 
 
 def render_json(verdicts: Sequence[ClaimVerdict]) -> str:
-    """Return every verdict with all of its evidence; the claim as in its catalogue."""
     content = [
         {
             "claim": one.claim.model_dump(mode="json"),
@@ -166,7 +162,6 @@ def _facts(one: ClaimVerdict) -> list[str]:
 
 
 def _told(finding: Finding) -> list[str]:
-    """Return why a part was judged so, what its boundary leaves open, and what models out of scope show."""
     told, boundary = [sentence(finding)], finding.boundary
     if boundary and not boundary.exact:
         told.append(f"{boundary.agreeing - boundary.covered} more agree that no three settings explain.")
@@ -221,7 +216,6 @@ def _basis(row: Evidence) -> str:
 
 
 def sentence(finding: Finding) -> str:
-    """Return why a part of a claim was judged so."""
     rows, runs = finding.deciding, finding.disturbed_runs
     told = ["Not tested" + (f": it needs {finding.needs}." if finding.needs else ".")]
     if rows:
@@ -243,7 +237,6 @@ def _agreement(finding: Finding) -> str:
 
 
 def _range(rows: Sequence[Evidence]) -> str:
-    """Return the least and the most of the rows' figure, with one unit, and the instruments."""
     name, span = rows[0].figure.name, _span_of(rows)
     told = f"{span.removesuffix(' times')} {name}" if name.startswith("times ") else f"{name} {span}"
     return f"{told}, {' and '.join(sorted({row.instrument for row in rows}))}"
@@ -289,7 +282,6 @@ def _value(value: Scalar) -> str:
 
 
 def _outcomes(rows: Sequence[Evidence]) -> Iterator[str]:
-    """Yield a sentence for each skill on what comparisons of accuracies showed."""
     told = [(row.outcome.topic, _shown(row.outcome), row) for row in rows if row.outcome]
     for topic, of_it in grouped(told, itemgetter(0)).items():
         kinds = grouped(of_it, itemgetter(1)).items()
@@ -309,7 +301,6 @@ def _shown(one: Outcome) -> str:
 
 
 def figure_text(figure: Figure) -> str:
-    """Return a figure in its unit, with its interval."""
     shown = _SHOWN[figure.unit](figure.value)
     if figure.low is None or figure.high is None:
         return shown

@@ -33,15 +33,12 @@ class _Rule(Frozen):
         return ()
 
     def judge(self, cases: Sequence[Case]) -> list[Evidence]:
-        """Return what each cell says, or each pair, of which all is known that it takes."""
         return [row for cells in self.chosen(cases) for row in self._rows(cells, cases)]
 
     def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
-        """Return the cells that are looked at, each alone or in pairs."""
         raise NotImplementedError
 
     def _rows(self, cells: Cells, cases: Sequence[Case]) -> Iterator[Evidence]:
-        """Yield what one of these says; ``cases`` are all that there are."""
         raise NotImplementedError
 
 
@@ -52,7 +49,6 @@ class _Alone(_Rule):
     where: Where = Field(description="Dotted fields of a cell, and the value or values they may have.")
 
     def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
-        """Return each cell that is meant."""
         return [(case,) for case in cases if case.matches(self.where)]
 
 
@@ -70,7 +66,6 @@ class Compared(_Rule):
         return (*self.free, "method.kind") if None not in kinds and kinds[0] != kinds[1] else self.free
 
     def chosen(self, cases: Sequence[Case]) -> Sequence[Cells]:
-        """Return the pairs that are compared."""
         subjects = [case for case in cases if case.matches(self.subject)]
         references = [case for case in cases if case.matches(self.reference)]
         return like_pairs(subjects, references, self.freed)
@@ -147,7 +142,6 @@ class FitsRule(_Alone):
     card_gib: tuple[int, ...]
 
     def _rows(self, cells: Cells, _cases: Sequence[Case]) -> Iterator[Evidence]:
-        """Yield a row for each card of one of the sizes."""
         for memory_bytes, card in cells[0].cards:
             if memory_bytes in {size * GIB for size in self.card_gib}:
                 needed, agrees = _needed(card)
@@ -239,7 +233,6 @@ Rule = Annotated[
 
 
 def _needed(card: CardFit) -> tuple[Figure, bool | None]:
-    """Return what is needed on a card, and whether it fits."""
     fits = None if card.answer == "too close to call" else card.answer == "fits"
     return Figure("memory needed on a card", "bytes", card.needed_bytes), fits
 

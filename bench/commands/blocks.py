@@ -108,7 +108,6 @@ class _PageFigure:
         return f"sha256 {hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
     def content(self, page: Path) -> str:
-        """Return what a page shows: the picture and what is said under it, or why there is none."""
         if self.figure.missing:
             return markdown(f"No figure of {self.figure.title.lower()}: {self.figure.missing}")
         link = Path(os.path.relpath(self.path, page.parent)).as_posix()
@@ -142,7 +141,6 @@ def check(root: Path) -> list[str]:
 
 
 def require_in_step(root: Path) -> None:
-    """Raise UsageError with one line for each problem, if there is any."""
     if problems := check(root):
         raise UsageError("\n".join(problems))
 
@@ -193,7 +191,6 @@ def fill(text: str, page: Path, root: Path) -> tuple[str, list[_PageFigure]]:
 
 
 def _content(kind: str, folder: str, where: str, root: Path) -> str | _PageFigure:
-    """Return what belongs in one block."""
     kinds = (*_KINDS, f"{_FIGURE}NAME", f"{_STUDY}METHOD")
     if kind not in kinds and not kind.startswith((_FIGURE, _STUDY)):
         raise UsageError(f"{where}: unknown block {kind}; choose one of {', '.join(kinds)}")
@@ -219,7 +216,6 @@ def _records(folder: Path) -> Sequence[Record]:
 
 
 def _page_figure(name: str, source: Path, root: Path) -> _PageFigure:
-    """Return a figure of a folder of records or of a plan, by its name."""
     material = read_material([source])
     if material.comparison and material.comparison.problems:
         raise UsageError(material.comparison.problems[0])

@@ -80,7 +80,7 @@ class GateOutputs(Outputs):
 
 
 @command
-def gate(  # noqa: PLR0913 - groups of options
+def gate(
     target: Path | None = None,
     *,
     session: SessionOptions,
@@ -242,7 +242,7 @@ def _self_check(replications: int, output: Sequence[Path]) -> int:
 
 
 @command
-def calibrate(  # noqa: PLR0913 - one parameter for each option
+def calibrate(
     scenario: Path,
     *,
     only: str | None = None,

@@ -24,7 +24,6 @@ class Material:
 
 
 def render_material(material: Material) -> str:
-    """Return the Markdown pages of all material, one after the other."""
     pages = [render_markdown(material.comparison)] if material.comparison else []
     return "\n".join([*pages, *(plan_pages.render_markdown(plan) for plan in material.plans)])
 

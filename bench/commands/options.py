@@ -76,7 +76,6 @@ class Form:
     markdown: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ``UsageError`` where both are asked for."""
         if self.json and self.markdown:
             raise UsageError("--json and --markdown exclude each other; give one of them")
 
@@ -87,7 +86,6 @@ class Form:
         terminal: Callable[[], "RenderableType"],
         console: "Console | None" = None,
     ) -> None:
-        """Print one of the three."""
         if self.json or self.markdown:
             typer.echo(json() if self.json else markdown(), nl=False)
             return
@@ -124,7 +122,6 @@ class Outputs:
 
 
 def conclude(verdicts: "Verdicts", outputs: Outputs, title: str, inconclusive: Inconclusive | None) -> None:
-    """Show verdicts, and end with their exit code."""
     outputs.show(verdicts, title)
     if code := verdicts.exit_code(inconclusive):
         raise typer.Exit(code)
@@ -163,7 +160,6 @@ def require_results(paths: Sequence[Path]) -> None:
 
 
 def require_ending(file: Path) -> None:
-    """Raise ``UsageError`` for a file that is neither JSON nor Markdown."""
     if file.suffix not in {".json", ".md"}:
         raise UsageError(f"-o {file} ends in neither .json nor .md; name the file by what it shall hold")
 

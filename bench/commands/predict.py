@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @command
-def plan(  # noqa: PLR0913 - one parameter for each option
+def plan(
     scenario: Path,
     *,
     only: str | None = None,
@@ -78,7 +78,7 @@ class FitTraining:
 
 
 @command
-def fit(  # noqa: PLR0913 - one parameter for each option
+def fit(
     model: str,
     *,
     gpu: str | None = None,

@@ -12,7 +12,7 @@ from bench.errors import UsageError
 
 @command
 @gc_disabled()
-def report(  # noqa: PLR0913 - one parameter for each option
+def report(
     results: Sequence[Path] = (),
     *,
     output: Path | None = None,
@@ -47,7 +47,6 @@ def report(  # noqa: PLR0913 - one parameter for each option
 
 
 def _of_repository(*, check: bool, update: bool, site: Path | None) -> None:
-    """Check or fill the generated blocks of this folder's pages, or write them as a web site."""
     from bench.commands import blocks
     from bench.commands.site import write_site
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @command
-def run(  # noqa: PLR0913 - one parameter for each option
+def run(
     scenario: Path,
     *,
     only: str | None = None,
@@ -73,7 +73,7 @@ class Measuring:
 
 
 @command
-def watch(  # noqa: PLR0913 - groups of options
+def watch(
     script: Sequence[str],
     *,
     steps: int | None = None,

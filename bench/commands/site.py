@@ -66,7 +66,6 @@ class _Site:
         self._waiting = [root / INDEX, root / "README.md"]
 
     def write(self) -> Iterator[str]:
-        """Write everything that the index leads to."""
         for source, target in self._reports.items():
             if source.is_dir():
                 loaded = gather([source])
@@ -102,7 +101,6 @@ class _Site:
         return render_template("prose.html.j2", title=heading, body=body, home=home)
 
     def _index(self) -> str:
-        """Render the index page for the top of the site, with the reports below."""
         text = self._page(self._root / INDEX, at=Path())
         links = "".join(
             str(Markup('<li><a href="{}">{}</a></li>').format(target.as_posix(), target.stem))

@@ -74,12 +74,10 @@ class Accuracy:
 
     @property
     def before(self) -> float | None:
-        """The mean over seeds before training."""
         return self.before_seeds.mean if self.before_seeds else None
 
     @property
     def after(self) -> float | None:
-        """The mean over seeds after training."""
         return self.after_seeds.mean if self.after_seeds else None
 
 
@@ -106,7 +104,6 @@ class AccuracyDifference:
 
     @property
     def share(self) -> float:
-        """The difference as a share of the questions."""
         return self.difference.mean
 
     @property
@@ -133,7 +130,6 @@ def mean_over_seeds(values: Sequence[float], *, of_shares: bool = False) -> Seed
 
 
 def accuracies_of(runs: Sequence[Record]) -> tuple[Accuracy, ...]:
-    """Return every task's accuracy over the seeds of good runs."""
     tasks = dict.fromkeys(task for run in runs for task in evaluated_tasks(run))
     return tuple(_accuracy(runs, task) for task in tasks)
 

@@ -50,7 +50,6 @@ def environments_of(records: Sequence[Record]) -> tuple[EnvironmentGroup, ...]:
 
 
 def differences(places: Sequence[EnvironmentGroup]) -> tuple[str, ...]:
-    """Return one line for each fact that is not the same everywhere."""
     lines = []
     for name in dict.fromkeys(name for where in places for name in where.facts):
         values = {where.label: where.facts.get(name, "not recorded") for where in places}
@@ -120,7 +119,6 @@ def _of_numbers(
 
 
 def _between_runs(ok: Sequence[Record], accuracies: Iterable[Accuracy]) -> Iterator[tuple[str, str]]:
-    """Yield what was not asked alike, and in what runs of one seed differ that should not."""
     by_seed = grouped(ok, lambda record: record.cell.training.seed).values()
     for result in accuracies:
         if result.not_paired:
@@ -141,7 +139,6 @@ def _between_runs(ok: Sequence[Record], accuracies: Iterable[Accuracy]) -> Itera
 
 
 def _training(steps: Sequence[StepSample]) -> Iterator[tuple[str, str]]:
-    """Yield what makes the training itself doubtful: losses that are not finite, steps left out."""
     bad, skipped = sum(not math.isfinite(step.loss) for step in steps), sum(step.skipped for step in steps)
     if bad:
         told = f"The loss was not finite in {bad} of {len(steps)} steps: this training diverged."
@@ -152,7 +149,6 @@ def _training(steps: Sequence[StepSample]) -> Iterator[tuple[str, str]]:
 
 
 def _speed(speed: Throughput) -> Iterator[tuple[str, str]]:
-    """Yield what the trend over the measured steps says."""
     trend = speed.trend
     if trend.verdict == "not steady" and trend.drift_share is not None:
         told = f"Not steady: tokens/s drifted by {trend.drift_share * 100:+.0f} % over the measured steps"

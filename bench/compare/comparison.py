@@ -46,7 +46,6 @@ class Comparison:
 
     @cached_property
     def frontiers(self) -> tuple[Frontier, ...]:
-        """A frontier for each model, data and place with two cells or more that have memory and speed."""
         return frontiers(self.rows)
 
 
@@ -106,7 +105,6 @@ def _over_seeds(cells: Iterable[Measured]) -> list[Measured]:
 
 
 def _against(one: Measured, fulls: Sequence[Measured]) -> Measured:
-    """Set a cell against the first full fine-tuning alike that ended well, or say why there is none."""
     if full := next((full for full in fulls if full.ok), None):
         return replace(one, reference=full)
     ended = f"full fine-tuning ended as {fulls[0].outcome}" if fulls else None
@@ -128,7 +126,6 @@ class Study:
 
     @property
     def differences(self) -> tuple[tuple[Measured, AccuracyDifference], ...]:
-        """Every level with its difference from the reference, where there is one."""
         return tuple((level, self.against[level.key]) for level in self.levels if level.key in self.against)
 
     @property

@@ -44,7 +44,6 @@ class Highlights:
 
     @cached_property
     def ok(self) -> tuple[Measured, ...]:
-        """The cells with a good run."""
         return tuple(row for row in self.rows if row.ok)
 
     @cached_property
@@ -74,14 +73,12 @@ class Highlights:
 
     @cached_property
     def speeds(self) -> tuple[Contrast, ...]:
-        """The cells whose speed can be set against full fine-tuning's."""
         right = (row.against_full for row in self.ok if row.against_full and "speed" not in row.doubts)
         own = (one for one in right if not one.disturbed and "speed" not in one.base.doubts)
         return tuple(one for one in own if one.speed_ratio is not None)
 
     @cached_property
     def most_accurate(self) -> dict[str, tuple[Measured, list[Contrast]]]:
-        """The most accurate cell on each task, and each other cell against it."""
         found = {}
         for task in dict.fromkeys(one.task for row in self.ok for one in row.accuracies):
             evaluated = ((one.after, row) for row in self.ok if (one := row.accuracy(task)))
@@ -106,7 +103,6 @@ class Highlights:
 
     @cached_property
     def loops(self) -> tuple[Contrast, ...]:
-        """Cells against those that differ in the loop alone."""
         pairs = loop_pairs(self.ok, lambda row: row.cell, lambda row: row.alike_but_for(LOOP_ALONE))
         return tuple(Contrast(row, other) for row, other in pairs)
 

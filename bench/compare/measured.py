@@ -122,13 +122,11 @@ class Measured:
 
     @property
     def failed_seeds(self) -> tuple[int, ...]:
-        """The seeds without a good run."""
         good = {record.cell.training.seed for record in self.ok}
         return tuple(seed for seed in self.seeds if seed not in good)
 
     @property
     def endings(self) -> tuple[tuple[Record, Failure], ...]:
-        """The runs that are not ok, each with the sentence that says why."""
         return tuple((run, run.failure or _NO_REASON) for run in self.records if run.outcome != "ok")
 
     # What the good runs give together, each None or empty where it was not measured.
@@ -159,7 +157,6 @@ class Measured:
 
     @property
     def predictions(self) -> tuple[Predicted, ...]:
-        """What was predicted of these peaks before the run."""
         return readings.predictions(self.ok[-1].prediction, self.peaks) if self.ok else ()
 
     @property
@@ -194,11 +191,9 @@ class Measured:
         return Contrast(self, self.reference) if self.ok and self.reference else None
 
     def peak(self, instrument: Instrument | None) -> Peak | None:
-        """Return the peak by one instrument, if it was there."""
         return next((peak for peak in self.peaks if peak.instrument == instrument), None)
 
     def accuracy(self, task: str | None) -> Accuracy | None:
-        """Return the accuracy on one task, if it was evaluated."""
         return next((one for one in self.accuracies if one.task == task), None)
 
     def answers(self, task: str) -> Readings:
@@ -244,7 +239,6 @@ class Contrast:
 
     @property
     def speed_ratio(self) -> float | None:
-        """Tokens per second over the other's."""
         mine, theirs = self.measured.throughput, self.base.throughput
         return mine.tokens_per_second / theirs.tokens_per_second if mine and theirs else None
 
@@ -256,7 +250,6 @@ class Contrast:
 
     @property
     def disturbed(self) -> bool:
-        """Whether a speed of either is not its own."""
         return any(speed_disturbed(one.caveats) for one in (self.measured, self.base))
 
     def accuracy(self, task: str | None) -> AccuracyDifference | None:

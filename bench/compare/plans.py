@@ -55,7 +55,6 @@ class PlanRow:
     changes: tuple[tuple[Change, int], ...] = ()
 
     def verdict(self, card: str) -> CardFit | None:
-        """Return the verdict for a card, if this row was judged for it."""
         return next((verdict for verdict in self.verdicts if verdict.card == card), None)
 
     @property
@@ -65,12 +64,10 @@ class PlanRow:
 
 
 def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:
-    """Return one row for each cell, in the plan's order."""
     return tuple(_row(own, plan.cards) for own in grouped(plan.cells, lambda one: one.cell.id).values())
 
 
 def _row(planned: Sequence[PlannedCell], cards: Sequence[Card]) -> PlanRow:
-    """Return the row of one cell, over all platforms that it was predicted on."""
     predictions = [one.answer for one in planned if isinstance(one.answer, Prediction)]
     refusals = [one.answer.message for one in planned if isinstance(one.answer, Refusal)]
     if refusals:
@@ -123,7 +120,6 @@ class LoopChange:
 
 
 def loop_changes(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[LoopChange]:
-    """Yield each forecast against that of the cell which differs in the loop alone, if there is one."""
     cells = {planned.cell.id: planned.cell for planned in plan.cells}
     forecasts = {row.cell: row.forecast for row in rows if row.forecast}
     for here, there in loop_pairs(forecasts, cells.__getitem__, lambda one: _but_for_loop(cells[one])):
@@ -147,7 +143,6 @@ def _but_for_loop(cell: Cell) -> tuple[str, ...]:
 
 
 def card_counts(plan: Plan) -> tuple[tuple[Card, Counter[Answer]], ...]:
-    """Count how many of a plan's cells fit on each card, do not, or are too close to call."""
     found = grouped((each for planned in plan.cells for each in planned.verdicts), lambda each: each.card)
     return tuple((card, Counter(each.answer for each in found.get(card.name, ()))) for card in plan.cards)
 

@@ -135,7 +135,6 @@ def _tokens(record: Record) -> Iterator[str]:
 
 
 def _window(record: Record) -> Iterator[str]:
-    """Find a good run that has not taken every step of its window, once and in order."""
     window, steps = record.cell.window, record.measurement.steps
     expected = ["first", *["warmup"] * window.warmup_steps, *["measured"] * window.measured_steps]
     in_order = [step.index for step in steps] == list(range(len(steps)))
@@ -145,7 +144,6 @@ def _window(record: Record) -> Iterator[str]:
 
 
 def _durations(record: Record) -> Iterator[str]:
-    """Find steps that do not fit into their phase, or phases that do not fit into the run."""
     phases = record.measurement.phases
     for name, stage in (("warmup", "warmup"), ("steady", "measured")):
         own = [phase.duration_ns for phase in phases if phase.name == name]
@@ -199,7 +197,6 @@ def _bandwidth(record: Record) -> Iterator[str]:
 
 
 def _power(record: Record) -> Iterator[str]:
-    """Find more energy over time than the power limit allows."""
     gpu = record.measurement.gpu
     limit_mw = gpu.facts.power_limit_mw if gpu else None
     for seen in gpu.phases if gpu and limit_mw else ():
@@ -213,7 +210,6 @@ def _power(record: Record) -> Iterator[str]:
 
 
 def _losses(record: Record) -> Iterator[str]:
-    """Find losses that are no numbers."""
     steps = record.measurement.steps
     bad = [step.index for step in steps if not math.isfinite(step.loss)]
     if bad:
@@ -267,13 +263,11 @@ def cards_named(device_name: str | None) -> list[Card]:
 
 
 def _fastest(record: Record) -> StepSample | None:
-    """Return the measured step with the most tokens per second that did not skip its optimizer."""
     steps = [step for step in record.measurement.measured_steps if not step.skipped]
     return max(steps, key=lambda step: step.tokens.computed / step.step_time_ns, default=None)
 
 
 def _peak(record: Record, field: PeakField, phases: Collection[Phase]) -> int | None:
-    """Return the highest peak of some phases by one instrument."""
     sizes = [getattr(phase, field) for phase in record.measurement.phases if phase.name in phases]
     return max((size for size in sizes if size is not None), default=None)
 

@@ -144,7 +144,6 @@ class Merge:
 
 
 def peaks(runs: Sequence[Record]) -> tuple[Peak, ...]:
-    """Return the peak by each instrument that was there, in the order of ``Instrument``."""
     peaks = []
     for instrument in get_args(Instrument):
         if found := [one for run in runs if (one := PEAKS[instrument](run))]:
@@ -155,7 +154,6 @@ def peaks(runs: Sequence[Record]) -> tuple[Peak, ...]:
 
 
 def predictions(prediction: Prediction | Refusal | None, peaks: Sequence[Peak]) -> tuple[Predicted, ...]:
-    """Return every predicted figure beside the reading of its own instrument; none for a refusal."""
     if not isinstance(prediction, Prediction):
         return ()
     tensors, allocated = TENSORS[prediction.platform.device], prediction.allocated_peak_bytes
@@ -226,7 +224,6 @@ def throughput(runs: Sequence[Record]) -> Throughput | None:
 
 
 def gpu_seen(runs: Sequence[Record]) -> GpuSeen | None:
-    """Return what NVML showed of the runs that were watched; None where none was."""
     watched = [gpu for run in runs if (gpu := run.measurement.gpu)]
     if not watched:
         return None
@@ -283,7 +280,6 @@ def merge(runs: Sequence[Record]) -> Merge | None:
 
 
 def model_facts(runs: Sequence[Record]) -> ModelFacts | None:
-    """Return what a worker found the model to be."""
     return next((run.measurement.model for run in runs if run.measurement.model), None)
 
 
@@ -294,14 +290,12 @@ def flops_per_token(runs: Sequence[Record]) -> float | None:
 
 
 def metrics(runs: Sequence[Record]) -> dict[str, float]:
-    """Return the median over runs of each metric that was read, by its name in ``bench.metrics``."""
     read = [read_metrics(run) for run in runs]
     values = {name: _known(each[name] for each in read) for name in METRICS}
     return {name: statistics.median(found) for name, found in values.items() if found}
 
 
 def times(runs: Sequence[Record]) -> TimeBreakdown | None:
-    """Return the median over runs of each part of the wall time; None without a run."""
     rows = []
     for run in runs:
         *parts, starting, preparing = (phase_time_ns(run, names) or 0 for names in _TIMED)

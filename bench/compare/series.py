@@ -106,7 +106,6 @@ def _accuracies(
     series_of: Callable[[str], str],
     ignored: Collection[str],
 ) -> tuple[AccuracyPoint, ...]:
-    """Return the accuracies of cells alike but for ``ignored``; ``series_of`` names one by its method."""
     points = []
     evaluated = ((row, value_of(row.cell), one) for row in comparison.rows for one in row.accuracies)
     for row, value, result in evaluated:
@@ -134,7 +133,6 @@ def _with_several(points: Iterable[P]) -> list[list[P]]:
 
 
 def scaling(comparison: Comparison, lever: Lever, names: Names) -> tuple[ScalingPoint, ...]:
-    """Return measured cells that differ in sequence length or batch only."""
     ignored = {f"training.{lever}", "training.seed"}
     headlines = ((row, map(row.peak, HEADLINES[row.device])) for row in comparison.rows)
     return _along(
@@ -152,7 +150,6 @@ def scaling(comparison: Comparison, lever: Lever, names: Names) -> tuple[Scaling
 
 
 def planned_scaling(planned: Iterable[PlannedCell], lever: Lever) -> tuple[ScalingPoint, ...]:
-    """Return predicted cells that differ in sequence length or batch only."""
     return _along(
         ScalingPoint(
             alike=(one.cell.comparison_key({f"training.{lever}"}), one.answer.platform),
@@ -223,7 +220,6 @@ Breakdowns = tuple[Sequence[MemoryBreakdown], int]
 
 
 def measured_breakdowns(comparison: Comparison, names: Names) -> Breakdowns:
-    """Return the live tensors at each cell's peak by category, as the ledger saw them."""
     found = [
         MemoryBreakdown(
             cell=names[row.key],
@@ -289,7 +285,6 @@ class MemoryTimeline:
 
 
 def memory_timelines(comparison: Comparison, names: Names) -> tuple[Sequence[MemoryTimeline], int]:
-    """Return the first cells that have a timeline, of the run with the highest peak; then how many more."""
     found = [one for row in comparison.rows if (one := _memory_timeline(row, names[row.key]))]
     return found[:MOST_TIMELINES], len(found[MOST_TIMELINES:])
 

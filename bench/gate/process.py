@@ -126,7 +126,7 @@ class SideProcess:
         lifeline, self._lifeline = os.pipe()
         self.answers, answers = os.pipe()
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - no shell; the interpreter is the user's choice
+            self._process = subprocess.Popen(
                 [str(side.python), *command, str(answers), str(lifeline)],
                 stdin=subprocess.PIPE,
                 stdout=self._log,

@@ -78,7 +78,7 @@ class SessionOptions:
     command: tuple[str, ...] = SERVE
 
 
-def gate_references(  # noqa: PLR0913 - what run_session takes, where REFs are, and the noise known beforehand
+def gate_references(
     cells: Sequence[Cell],
     references: tuple[str, str | None],
     options: SessionOptions,

@@ -230,7 +230,7 @@ def overlay(pins: Sequence[tuple[str, str]]) -> Path:
 
 def _install(pins: Sequence[str], target: Path) -> None:
     options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--quiet", "--target", str(target)]
-    process = subprocess.Popen(  # noqa: S603 - no shell; every pin was checked to be name==version
+    process = subprocess.Popen(
         [sys.executable, "-m", "pip", "install", *options, *pins],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -128,7 +128,6 @@ class _Line:
         return self.limit // self.step
 
     def at(self, value: int) -> Cell:
-        """Return the cell with this value."""
         part = "method" if self.axis == "rank" else "training"
         changed = getattr(self.cell, part).model_copy(update={self.axis: value})
         return Cell.model_validate(dict(self.cell) | {part: changed})

@@ -27,7 +27,6 @@ from bench.training.jobs import quiet_libraries
 
 
 def run_plan(job: PlanJob, send: Send) -> None:
-    """Predict every cell of the job, sending each answer as it is known."""
     quiet_libraries()
     cells = [Cell.model_validate_json(text) for text in job.cells_json]
     settings = AllocatorSettings.parse(job.allocator)

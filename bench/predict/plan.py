@@ -135,7 +135,6 @@ def plan_before_sweep(cells: Sequence[Cell], facts: DeviceFacts, launcher: Launc
 
 
 def _planned(asked: Sequence[tuple[Cell, Platform, Sequence[Card]]], predict: Predict) -> list[PlannedCell]:
-    """Predict cells on platforms and judge each for its cards."""
     requests = [PredictionRequest(cell=cell, platform=platform) for cell, platform, _ in asked]
     return [
         PlannedCell(

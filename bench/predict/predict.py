@@ -274,7 +274,6 @@ def summed_up(
 
 
 def _answered(lines: Iterable[str]) -> Iterator[Caveat]:
-    """Say which lines of a loop asked for values, and what they were told."""
     if asked := sorted(lines):
         yield Caveat(
             code="values-assumed",

@@ -230,7 +230,6 @@ def _arguments(stream: Stream) -> dict[int, range]:
 
 
 def _makings(stream: Stream) -> Iterator[tuple[object, ...]]:
-    """Yield how each block came about, and its size."""
     for block, size in zip(stream.blocks, stream.sizes.tolist(), strict=True):
         yield block.op, block.module, block.born_phase, block.recomputed, block.category, size
 

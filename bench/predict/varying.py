@@ -147,7 +147,7 @@ def _orders(lengths: Sequence[int], longest: int, steps: int) -> Iterator[list[i
     drawn = np.searchsorted(lengths, spread_lengths(longest, steps)).tolist()
     for seed in range(SHUFFLES):
         order = list(drawn)
-        random.Random(seed).shuffle(order)  # noqa: S311 - an order, not a secret
+        random.Random(seed).shuffle(order)
         yield order
 
 

@@ -66,7 +66,7 @@ def _contents(entries: Iterable[tuple[str, str, str]], most_bytes: int) -> Itera
     It answers with a line of object, type and size, the content, and a line feed.
     """
     command, pipe = ["git", "cat-file", "--batch"], subprocess.PIPE
-    with subprocess.Popen(  # noqa: S603 - no shell, and arguments of our own
+    with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=_environment()
     ) as process:
         assert process.stdin is not None  # noqa: S101 - asked for above
@@ -104,7 +104,7 @@ def run_git(
     or takes longer than that.
     """
     try:
-        return subprocess.run(  # noqa: S603 - no shell; a name from outside never stands where an option may
+        return subprocess.run(
             ["git", "--no-pager", *arguments],  # noqa: S607 - git is on the path
             cwd=folder,
             capture_output=True,

@@ -132,7 +132,6 @@ def predicted_and_read(pairs: Sequence[tuple[str, Predicted]], unit: MemoryUnit)
 
 
 def speeds(read: Sequence[tuple[str, Throughput]]) -> Chart:
-    """Draw tokens/s with its range."""
     rows = ((name, speed.tokens_per_second, speed.low, speed.high) for name, speed in read)
     base = _chart("cell speed low high", rows).encode(y=_CELLS)
     x = alt.X("low:Q", axis=_axis(title="tokens/s"), scale=alt.Scale(zero=True))

@@ -55,7 +55,6 @@ class Column(Generic[R]):
 
 
 def page_table(columns: Sequence[Column[R]], rows: Sequence[R]) -> Table:
-    """Return the columns of a page."""
     return table_of(rows, *((column.title, column.text) for column in columns if column.page))
 
 

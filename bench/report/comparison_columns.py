@@ -47,7 +47,6 @@ _PLACES: Mapping[str, Place] = {
 
 
 def memory_unit(rows: Sequence[Measured]) -> MemoryUnit:
-    """Return the unit of all sizes of a report."""
     sizes = [peak.peak_bytes for row in rows for peak in row.peaks]
     return unit_for(sizes, on_gpu=any(row.device == "cuda" and row.peaks for row in rows))
 

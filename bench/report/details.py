@@ -115,7 +115,6 @@ def _column(text: str, lines: list[_Line], writers: Mapping[str, Callable[..., s
 
 
 def _sizes(unit: MemoryUnit) -> dict[str, Callable[..., str]]:
-    """Return what writes sizes, all in the one unit of the report."""
     return {
         **{name: _size_of(name, unit) for name in get_args(Category)},
         "memory": unit.show,
@@ -218,7 +217,6 @@ _WRITERS: Mapping[str, Callable[..., str]] = {
 
 
 def ending_table(rows: Sequence[Measured]) -> Table:
-    """Return every run that did not end ok, with the sentence that says why."""
     return table_of(
         [ending for row in rows for ending in row.endings],
         ("Cell", lambda ending: ending[0].cell.id),

@@ -67,7 +67,6 @@ class Figure:
         return charts.specification(self.draw(charts))
 
     def svg(self) -> str:
-        """Return the figure as SVG."""
         import vl_convert
 
         return vl_convert.vegalite_to_svg(self.specification, allowed_base_urls=[])
@@ -126,7 +125,6 @@ def _numbered(name: str, index: int) -> str:
 
 
 def comparison_figures(comparison: Comparison, cards: Sequence[Card] = ()) -> tuple[Figure, ...]:
-    """Return every figure of a comparison, drawn or missing; ``cards`` are limits to show."""
     names, common = _short_names(comparison)
     unit = memory_unit(comparison.rows)
     limits = [(card.title, card.usable_bytes) for card in cards]
@@ -158,7 +156,6 @@ def _short_names(comparison: Comparison) -> tuple[Names, str]:
 
 
 def plan_figures(plan: Plan) -> tuple[Figure, ...]:
-    """Return every figure of a plan, drawn or missing."""
     card = plan.cards[0] if len(plan.cards) == 1 else None
     limits = [(card.name, card.usable_bytes) for card in plan.cards]
     stacks = planned_breakdowns(plan_rows(plan), card, plan.cells)

@@ -56,7 +56,6 @@ _SETTINGS = {"ckpt": "gradient checkpointing", "pack": "packed sequences", "b1":
 
 
 def render_markdown(fit: Fit) -> str:
-    """Return the whole as a page."""
     notes = bullets(markdown(note) for note in _notes(fit))
     return (
         f"# {markdown(_title(fit))}\n\nLargest micro-batch at each sequence length:\n\n"
@@ -65,7 +64,6 @@ def render_markdown(fit: Fit) -> str:
 
 
 def render_terminal(fit: Fit) -> "Group":
-    """Return the whole for a rich console."""
     from rich.console import Group
     from rich.text import Text
 
@@ -262,8 +260,6 @@ def _methods(needs: Sequence[Need]) -> Iterator[str | RowLink]:
 
 
 def plan_sentences(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
-    """Yield what the plan says as a whole."""
-
     def named(title: str) -> str:
         return title if title.startswith("a ") else f"one {title}"
 
@@ -292,7 +288,6 @@ def plan_sentences(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
 
 
 def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
-    """Yield how each number came about and what was assumed."""
     forecasts = [row.forecast for row in rows if row.forecast]
     if not forecasts:
         return
@@ -319,7 +314,6 @@ def card_notes(plan: Plan) -> Iterator[str]:
 
 
 def _targets(platforms: Collection[Platform]) -> str:
-    """Say what was predicted for: devices and versions."""
     versions = {f"torch {one.torch}, bitsandbytes {one.bitsandbytes}" for one in platforms}
     cuda = sorted({one.capability for one in platforms if one.device == "cuda"})
     capabilities = " and ".join(f"{major}.{minor}" for major, minor in cuda)

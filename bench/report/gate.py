@@ -83,7 +83,6 @@ def message(judged: MetricVerdict) -> str:
 
 
 def gate_table(judgements: Sequence[MetricVerdict]) -> Table:
-    """Return a row for each judgement."""
     return table_of(
         judgements,
         ("Cell", lambda one: one.cell),
@@ -164,7 +163,6 @@ def _counted(hidden: Sequence[MetricVerdict]) -> str:
 
 
 def render_terminal(verdicts: Verdicts, title: str) -> "Group":
-    """Return the verdict, the worst rows and everything to be known, for a rich console."""
     from rich.console import Group
     from rich.text import Text
 
@@ -269,7 +267,6 @@ def list_lines(baselines: Sequence[Baseline]) -> Iterator[str]:
 
 
 def history_table(baseline: Baseline) -> Table:
-    """Return a row for each accepted session, oldest first."""
     return table_of(
         baseline.accepted,
         ("Session", lambda one: str(one.number)),
@@ -283,7 +280,6 @@ def history_table(baseline: Baseline) -> Table:
 
 
 def changes_table(changes: Sequence[ChangePoint]) -> Table:
-    """Return a row for each change of level."""
     return table_of(
         changes,
         ("Cell", lambda one: one.cell),

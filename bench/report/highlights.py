@@ -150,8 +150,6 @@ def _fastest(row: Measured, level: Sequence[Measured], *, alone: bool) -> Senten
 
 
 def _speeds(found: Highlights) -> Iterator[Sentence]:
-    """Yield speeds against full fine-tuning, and why speeds are to be taken with care, if they are."""
-
     def tell(one: Contrast) -> tuple[Measured, str]:
         overlap = " (not distinguishable: ranges overlap)" if one.speeds_overlap else ""
         return one.measured, f" {one.speed_ratio:.2f}{overlap}"
@@ -212,7 +210,6 @@ def points(difference_share: float, *, sign: bool = False) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """Write two shares as a range."""
     return f"{share(low).removesuffix(' %')} to {share(high)}"
 
 
@@ -259,7 +256,6 @@ def _contrast(found: Contrast, tasks: Sequence[str]) -> str:
 
 
 def _causes(rows: Sequence[Measured]) -> Iterator[Sentence]:
-    """Yield what set the peak, one sentence for cells in which it was the same operator."""
     found = grouped(
         ((row.cause.peak_phase, row.cause.peak_op), (row, row.cause)) for row in rows if row.cause
     )

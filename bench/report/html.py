@@ -130,8 +130,6 @@ def _opening(comparison: Comparison) -> Iterator[str]:
 
 
 def folded_tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:
-    """Yield the tables below the fold that have a row, the same as a Markdown page has."""
-
     def name(row: Measured) -> str:
         return row.id if len(comparison.environments) == 1 else f"{row.id} ({row.environment})"
 

@@ -22,7 +22,6 @@ _MOST_GROUPS = 4  # with their highlights; of more the tables alone are shown
 
 
 def render_markdown(comparison: Comparison) -> str:
-    """Return the whole page as GitHub-flavoured Markdown."""
     return _page(comparison, "title", "opening", "methods", "details") + "\n"
 
 
@@ -77,7 +76,6 @@ def _page(comparison: Comparison, *parts: str) -> str:
 
 
 def render_terminal(comparison: Comparison) -> "Group":
-    """Return the comparison tables and the caveats for a rich console."""
     from rich.console import Group
     from rich.text import Text
 

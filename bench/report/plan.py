@@ -46,7 +46,6 @@ _SMALLEST = "Smallest card that fits"
 
 
 def render_markdown(plan: Plan) -> str:
-    """Return the whole plan as a page."""
     title = f"# {markdown(plan.title)}: predicted memory"
     return f"{title}\n\n{render_summary(plan)}\n\n{render_details(plan)}\n"
 
@@ -78,7 +77,6 @@ def render_details(plan: Plan) -> str:
 
 
 def render_terminal(plan: Plan, *, details: bool = False) -> "Group":
-    """Return the plan for a rich console."""
     from rich.console import Group
     from rich.text import Text
 
@@ -259,8 +257,6 @@ def _largest(one: Forecast, between: str) -> str:
 
 
 def plan_grid(plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str]) -> Grid:
-    """Return all cells of a plan; ``anchors`` name the row of each cell id."""
-
     def notes(row: PlanRow, _place: Place) -> list[str]:
         return [f"Cannot be predicted: {row.refusal}"] if row.refusal else []
 

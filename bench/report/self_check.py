@@ -35,12 +35,10 @@ _IN_BAND = {True: "hit", False: "miss", None: NOT_APPLICABLE}
 
 
 def render_self_check(check: SelfCheck) -> str:
-    """Return the table as Markdown."""
     return markdown_table(_table(check))
 
 
 def render_terminal(check: SelfCheck) -> "RichTable":
-    """Return the table for a terminal."""
     return terminal_table(_table(check), "Error rates of the gates, simulated")
 
 

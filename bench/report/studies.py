@@ -156,7 +156,6 @@ def _speed(level: Measured) -> str:
 
 
 def _how_read(found: Sequence[Study]) -> Iterator[str]:
-    """Say what each column means, what was left out, and what the records themselves warn of."""
     yield _STUDIES["seeds"]
     if any(study.design for study in found):
         yield _STUDIES["differences"]
@@ -185,7 +184,6 @@ def render_levers(records: Sequence[Record]) -> str:
 
 
 def _levers_sentences(one: Levers, unit: MemoryUnit) -> Iterator[str]:
-    """Say what saves, what costs, what does nothing, and how far predictions were from the readings."""
     tensors = TENSORS[one.baseline.device]
     if peak := one.baseline.peak(tensors):
         size, name = unit.show(peak.peak_bytes), INSTRUMENT_NAMES[tensors]
@@ -206,7 +204,6 @@ def _rows(one: Levers) -> list[Contrast]:
 
 
 def _levers_table(one: Levers, unit: MemoryUnit) -> Table:
-    """Return the plain method, then each lever with what it does."""
     tensors, capacity = TENSORS[one.baseline.device], CAPACITY[one.baseline.device]
 
     def change(
@@ -265,7 +262,6 @@ def _changes(row: Contrast) -> str:
 
 
 def _how_levers_read(found: Sequence[Levers]) -> Iterator[str]:
-    """Say what each column means, what was left out, and what the records themselves warn of."""
     instruments = dict.fromkeys(INSTRUMENT_NAMES[TENSORS[one.baseline.device]] for one in found)
     yield _LEVERS["change"].format(tensors=" or ".join(instruments))
     yield _LEVERS["flops"]

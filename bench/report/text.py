@@ -45,7 +45,6 @@ class MemoryUnit:
     digits: int
 
     def show(self, size_bytes: int | None) -> str:
-        """Write bytes in this unit."""
         if size_bytes is None:
             return NOT_MEASURED
         return f"{size_bytes / self.size_bytes:,.{self.digits}f} {self.name}"

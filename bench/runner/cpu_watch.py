@@ -47,7 +47,6 @@ class CpuLoadWatch:
                 self._end = self._read()
 
     def finish(self) -> Findings:
-        """Return a caveat, or nothing."""
         if self._start is None or self._end is None or self._cpu_quota:
             return Findings()
         clock_s, busy_s, own_s = (end - start for start, end in zip(self._start, self._end, strict=True))

@@ -34,7 +34,6 @@ class Owners:
     """Tells the worker's processes from others, by session: a worker leads one of its own."""
 
     def __init__(self, *worker_pids: int, background: Collection[int] = ()) -> None:
-        """Take the workers, and the processes that were on the GPU before them."""
         self._worker_pids = frozenset(worker_pids)
         self._background = frozenset(background)
         self._own = set(worker_pids)
@@ -55,7 +54,6 @@ class Owners:
         self._identified = True
 
     def own(self, sample: GpuSample) -> dict[int, int | None]:
-        """Return the worker's processes, each with its bytes."""
         return {pid: size for pid, size in (sample.processes or {}).items() if pid in self._own}
 
     def others(self, sample: GpuSample) -> set[int]:

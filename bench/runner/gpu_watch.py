@@ -212,7 +212,6 @@ class GpuWatch:
                     peaks[name] = max(size, peaks.get(name, 0))
 
     def finish(self) -> Findings:
-        """Stop sampling, and say what the samples amount to."""
         self._end_sampling()
         with self._lock:
             self._seen.timeline.close()

@@ -120,7 +120,6 @@ class _Watcher:
         self._ended: list[Record] = []
 
     def __call__(self, event: Event) -> None:
-        """Take an event and show what it changes."""
         match event:
             case SweepStarted():
                 self._runs_to_do, self._runs_on_disk = event.runs_to_do, event.runs_on_disk
@@ -205,7 +204,6 @@ class PlainLines(_Watcher):
     """One line as a phase begins and one as a run ends, for a console that is not a terminal."""
 
     def show(self, event: Event) -> None:
-        """Print what deserves a line of its own."""
         match event:
             case Note():
                 self._print(f"note: {event.text}")
@@ -246,7 +244,6 @@ def _table(rows: Iterable[Sequence[str | Text]], state: str, *more: str) -> Tabl
 
 
 def finding_lines(findings: Sequence[Finding]) -> Text:
-    """Return what ``bench doctor`` found, one line each."""
     width = max(len(finding.subject) for finding in findings)
     lines = []
     for finding in findings:

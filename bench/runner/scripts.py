@@ -152,7 +152,6 @@ def _limits(job: ScriptJob) -> LimitsSpec:
 
 
 def _why(end: JobEnd) -> str:
-    """Return why nothing was measured, after the last lines that the script printed."""
     tail = end.failure.output_tail.strip().splitlines()[-_SHOWN_LINES:] if end.failure else []
     why = end.failure.message if end.failure else "it made no optimizer step"
     return "\n".join([*tail, f"nothing was measured: {why.rstrip('.')}"])

@@ -38,7 +38,6 @@ class SweepResult:
 
     @property
     def latest(self) -> tuple[Record, ...]:
-        """The last run of each cell."""
         return tuple({record.key: record for record in self.records}.values())
 
     @property

@@ -146,19 +146,16 @@ class Card(Frozen):
 
 @cache
 def architectures() -> Mapping[str, Architecture]:
-    """Return every catalogued architecture by name."""
     return _catalogue("models.toml", Architecture)
 
 
 @cache
 def wheels() -> Mapping[str, WheelWeights]:
-    """Return every catalogued wheel by name."""
     return _catalogue("wheels.toml", WheelWeights)
 
 
 @cache
 def cards() -> Mapping[str, Card]:
-    """Return every catalogued card by name."""
     return _catalogue("cards.toml", _card)
 
 

@@ -139,7 +139,6 @@ class Cell(Frozen):
 
 
 def contradictions(cell: Cell) -> list[Problem]:
-    """Return every contradiction between the fields of a cell."""
     of_method = _of_peft(cell, cell.method) if cell.method.kind == "peft" else _of_adapter(cell.method)
     return [
         *_of_training(cell),
@@ -215,7 +214,6 @@ def _of_loop(cell: Cell) -> Iterator[Problem]:
 
 
 def _of_synthetic(cell: Cell) -> Iterator[Problem]:
-    """Yield what a library's loop cannot be given."""
     if cell.data.source != "synthetic":
         return
     if cell.data.attention_mask == "padded" and cell.loop.driver.startswith("trl-"):
@@ -315,7 +313,6 @@ def _of_adapter(method: FullMethod | LoraMethod | QloraMethod) -> Iterator[Probl
 
 
 def _of_reference(cell: Cell) -> Iterator[Problem]:
-    """Refuse what the reference implementation does not have."""
     method = cell.method
     if isinstance(method, FullMethod | PeftMethod) or method.implementation == "bitsandbytes":
         return

@@ -42,7 +42,6 @@ class Problems:
     """Every mistake once, listed in file order."""
 
     def __init__(self, locations: Mapping[Path, Location], whole: Location) -> None:
-        """Take where each key stands, and where to point for what stands nowhere."""
         self._locations = locations
         self._whole = whole
         self._found: set[tuple[Location, str]] = set()
@@ -74,7 +73,6 @@ class Problems:
         return path in self._locations
 
     def error(self) -> ScenarioError:
-        """Return everything found as one error, a line each."""
         lines = [f"{at.file}:{at.line}: {message}" for at, message in sorted(self._found)]
         if self.full:
             last = f"the list stops at {MOST_PROBLEMS} mistakes; correct these first."

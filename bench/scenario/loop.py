@@ -30,7 +30,6 @@ class LoopSpec(Frozen):
 
     @property
     def is_function(self) -> bool:
-        """Whether the driver names a function of the user's."""
         return ":" in self.driver
 
     @property

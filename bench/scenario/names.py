@@ -118,7 +118,6 @@ def answer(path: tuple[str | int, ...], value: object) -> str:
 
 
 def toml(value: object) -> str:
-    """Return a value as TOML has it."""
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{key_toml(key)} = {toml(one)}" for key, one in value.items()) + " }"
     if isinstance(value, list | tuple):
@@ -143,7 +142,6 @@ def _same(one: object, other: object) -> bool:
 
 
 def render_names() -> str:
-    """Return the table as Markdown: what others call it, and what to write here."""
     lines: list[str] = []
     for title, names in _groups().items():
         lines += ["", f"| {title}: there | Here |", "| :--- | :--- |"]
@@ -152,7 +150,6 @@ def render_names() -> str:
 
 
 def _here(name: Name) -> Iterator[str]:
-    """Yield what a row of the table says."""
     plain = [value for value in name.values.values() if value not in ("", {}) and not isinstance(value, dict)]
     if name.write:
         fields = " and ".join(f"`{one.format('…')}`" for one in name.write)

@@ -32,7 +32,6 @@ class Setting:
         return f"{safe(self.key)} = {value} ({file}:{self.line})"
 
     def place(self, file: str) -> str:
-        """Return the key and where it stands."""
         return f"{safe(self.key)} ({file}:{self.line})"
 
 

@@ -50,7 +50,6 @@ class Exclusion:
     conditions: tuple[tuple[Path, tuple[Any, ...]], ...]
 
     def matches(self, cell: Cell) -> bool:
-        """Report whether every condition holds for a cell."""
         for field, wanted in self.conditions:
             found: Any = cell
             for part in field:
@@ -170,7 +169,6 @@ class Shape:
         return True
 
     def _lever(self, field: FieldInfo, value: object, path: Path) -> bool:
-        """Check one value, or each value of an axis."""
         axis = axis_of(field, value)
         if axis is None:
             return self._value(field, value, path)

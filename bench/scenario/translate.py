@@ -97,7 +97,6 @@ def _source_of(settings: Iterable[Setting], path: FilePath) -> Source:
 
 
 def _take(found: Translation, setting: Setting) -> None:
-    """Write a setting as the table of names says, or note why not."""
     name = name_of(setting.key)
     fields = {} if setting.value is None else name.fields(setting.key, setting.value) if name else None
     if fields is None:
@@ -119,7 +118,6 @@ def _take(found: Translation, setting: Setting) -> None:
 
 
 def as_path(field_name: str) -> Path:
-    """Return the path of a field that a name writes."""
     return tuple(field_name.split("."))
 
 
@@ -153,7 +151,6 @@ def _model_and_data(found: Translation, settings: list[Setting]) -> None:
 
 
 def _axolotl_data(found: Translation, setting: Setting) -> None:
-    """Write the first of axolotl's data sets."""
     first, *others = setting.value
     for number, other in enumerate(others, start=2):
         found.lose(
@@ -208,7 +205,6 @@ def _data_at(found: Translation, place: str, setting: Setting) -> None:
 
 
 def _complete(found: Translation) -> None:
-    """Write what a scenario needs and the file does not say, and say what is invented."""
     if found.value("model.hub") is None and found.value("model.path") is None:
         found.put("model.random", _MODEL)
         found.invented.append(
@@ -271,7 +267,6 @@ def _drop_what_does_not_fit(found: Translation) -> None:
 
 
 def _path_of(found: Translation, path: Path) -> Path:
-    """Return where a field stands in a scenario."""
     names = {"model": ("models", _name(found)), "method": ("methods", found.value("method.kind"))}
     return (*names.get(str(path[0]), (path[0],)), *path[1:])
 

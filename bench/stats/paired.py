@@ -93,7 +93,7 @@ def drop_bounds(lost: Floats, gained: Floats, items: Floats, alpha: float) -> tu
     return fall - rise - width, fall - rise + width
 
 
-def decide_drop(  # noqa: PLR0913 - three counts and three promises, all of them numbers
+def decide_drop(
     lost: Floats,
     gained: Floats,
     items: Floats,

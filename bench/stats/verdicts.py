@@ -127,7 +127,7 @@ class _Row(NamedTuple):
     interval: Interval
 
 
-def judge_statistical(  # noqa: PLR0913 - names, policy and promise of the gate, and what was found
+def judge_statistical(
     cells: Sequence[str],
     policy: MetricPolicy,
     decided: Decided,

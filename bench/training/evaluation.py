@@ -33,7 +33,7 @@ _FEWSHOT_SEED = 1234  # lm-eval's own default
 _DEFAULT_NEW_TOKENS = 256  # HFLM.max_gen_toks, which shortens the room for a prompt
 
 
-def evaluate(  # noqa: PLR0913, PLR0917 - one call says all there is to say
+def evaluate(  # noqa: PLR0917 - one call says all there is to say
     model: Any,
     tokenizer: Any,
     evaluation: EvaluationSpec,

@@ -72,7 +72,6 @@ def run_cell(
 
 
 def run_loop(setting: Setting) -> None:
-    """Train in the cell's loop, from a loaded model to the last reading."""
     cell, phases = setting.cell, setting.phases
     with phases.phase("adapt"):
         setting.adapt()

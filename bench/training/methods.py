@@ -87,7 +87,6 @@ def method_caveats(cell: Cell) -> list[Caveat]:
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that receive a gradient."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

@@ -35,7 +35,6 @@ class Trainer:
     kept_outputs: list[object] = field(default_factory=list)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the autocast region of the forward pass, or one that does nothing."""
         if self.training.autocast == "off":
             return nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.training.autocast])
@@ -118,7 +117,6 @@ def empties_cache(training: TrainingSpec, finished_steps: int) -> bool:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    """Yield every tensor in an optimizer's state."""
     for state in optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 

@@ -172,7 +172,6 @@ class WatchedLoop(ABC):
     optimizer: torch.optim.Optimizer
 
     def __init__(self, phases: PhaseReader) -> None:
-        """Send readings through ``phases``."""
         self.phases = phases
         self.steps_taken = 0
         self.optimizers: WeakKeyDictionary[torch.optim.Optimizer, None] = WeakKeyDictionary()
@@ -234,7 +233,6 @@ class WatchedLoop(ABC):
         self._ledger = None
 
     def register_inputs(self, values: Iterable[Any]) -> None:
-        """Enter tensors as inputs of the step."""
         if self._ledger is not None:
             tensors = [value for value in values if isinstance(value, torch.Tensor)]
             self._ledger.register(tensors, "inputs")
@@ -288,5 +286,4 @@ def token_ids(inputs: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    """Return what an optimizer updates."""
     return (parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -81,11 +81,9 @@ class Setting:
         return 1 + self.cell.window.warmup_steps + self.cell.window.measured_steps
 
     def adapt(self) -> None:
-        """Make the model ready to train, as the cell's method says."""
         self.model = adapt(self.model, self.cell)
 
     def evaluate(self, when: Literal["before", "after"]) -> None:
-        """Evaluate the model, if the cell asks for it."""
         if not self.cell.evaluation.tasks:
             return
         config = self.model.config.get_text_config()
@@ -97,7 +95,6 @@ class Setting:
             self.phases.report(*readings, *caveats)
 
     def save_adapter(self) -> int | None:
-        """Save the adapter, if there is one, and return the size of its file in bytes."""
         if self.cell.method.kind == "full":
             return None
         with self.phases.phase("save_adapter"):
@@ -176,7 +173,6 @@ class TimedSteps:
     """Runs steps, reads the clock around each, and sends the samples between them."""
 
     def __init__(self, trainer: Trainer, allocator: Allocator, send: Send) -> None:
-        """Count steps from zero."""
         self._trainer, self._allocator, self._send = trainer, allocator, send
         self._index = 0
 
@@ -228,7 +224,6 @@ def widest_of(steps: Sequence[tuple[Batch, ...]]) -> tuple[Batch, ...]:
 
 
 def _instrument(setting: Setting, trainer: Trainer, data: PreparedData, window: WindowSpec) -> None:
-    """Take the steps that an instrument slows, and merge the adapter, after all that was timed."""
     phases, steps = setting.phases, data.steps
     if window.ledger:
         with phases.phase("ledger"):
@@ -273,7 +268,6 @@ def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledge
 
 
 def token_counts(micro_batches: Sequence[Batch]) -> TokenCounts:
-    """Return the sums over the micro-batches of a step."""
     return TokenCounts(
         raw=sum(batch.counts.raw for batch in micro_batches),
         non_padding=sum(batch.counts.non_padding for batch in micro_batches),

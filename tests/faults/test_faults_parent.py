@@ -50,7 +50,7 @@ def test_killed_at_random_instants_a_sweep_loses_repeats_and_tears_nothing(
     tmp_path: Path, start: Start
 ) -> None:
     """After a kill no worker is left and no record is changed; resumed to the end, each is there once."""
-    chance = random.Random(0)  # noqa: S311 - instants, not secrets
+    chance = random.Random(0)
     kills, sweeps, kills_with_records = 0, 0, 0
     while kills < KILLS:
         folder = tmp_path / str(sweeps)

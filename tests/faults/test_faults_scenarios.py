@@ -225,7 +225,7 @@ def test_a_file_with_any_bytes_anywhere_is_refused_in_sentences_or_sound(
         ("model", "overrides.head_dim = true", "models.m.overrides.head_dim", "whole number from 1 to"),
     ],
 )
-def test_an_absurd_size_is_refused_with_file_key_and_line(  # noqa: PLR0913, PLR0917 - a table of cases
+def test_an_absurd_size_is_refused_with_file_key_and_line(  # noqa: PLR0917 - a table of cases
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -85,7 +85,7 @@ def at(cell: Cell, micro_batch: int, length: int, rank: int) -> Cell:
 @pytest.mark.parametrize("seed", range(int(os.environ.get("FAMILIES", "4"))))
 def test_random_cells_equal_their_full_traces(seed: int) -> None:
     """Of each structure ten cells: each event and size is that of the whole model's trace."""
-    choose = random.Random(seed)  # noqa: S311 - a draw, not a secret
+    choose = random.Random(seed)
     structure = random_structure(choose)
     grid = [
         at(structure, micro_batch, length, rank)

@@ -97,7 +97,7 @@ def test_a_card_tells_everything(gpus: VirtualGpus, box: Box, tmp_path: Path) ->
         pytest.param({7: None}, [GRAPHICS], {3: 100, 7: GIB}, id="N/A, which the other list may tell"),
     ],
 )
-def test_a_sample_of_memory_asks_for_nothing_else(  # noqa: PLR0913 - three fixtures, three parameters
+def test_a_sample_of_memory_asks_for_nothing_else(
     gpus: VirtualGpus,
     box: Box,
     tmp_path: Path,

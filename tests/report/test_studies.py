@@ -49,7 +49,7 @@ def make_study(counts: dict[str, tuple[int, ...]], *, caveats: tuple[Caveat, ...
             )
 
 
-def make_lever(  # noqa: PLR0913 - one knob for each column of the table
+def make_lever(
     method: dict[str, Any],
     training: dict[str, Any] | None = None,
     *,

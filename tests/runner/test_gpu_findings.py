@@ -169,7 +169,7 @@ def test_a_card_that_tells_little(gpus: VirtualGpus, box: Box, tmp_path: Path) -
         ({4711: GIB}, FIRST_NAMESPACE, False, False, "on the machine itself; NVML lists process 4711"),
     ],
 )
-def test_isolation_is_told_without_running_anything(  # noqa: PLR0913 - three fixtures, five parameters
+def test_isolation_is_told_without_running_anything(
     gpus: VirtualGpus,
     box: Box,
     tmp_path: Path,

@@ -125,7 +125,7 @@ def test_few_values_cannot_tell() -> None:
 
 def test_noise_alone_is_seldom_called_a_trend() -> None:
     """Of 1000 windows of pure 3 % noise, at most 2 % are called not steady."""
-    noise = random.Random(0)  # noqa: S311 - a simulation
+    noise = random.Random(0)
     alarms = sum(
         find_trend([noise.gauss(100, 3) for _ in range(10)]).verdict == "not steady" for _ in range(1000)
     )

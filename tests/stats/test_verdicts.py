@@ -102,7 +102,7 @@ STEP_TIME_GATED = replace(STEP_TIME, gated=True)
 ACCURACY = policies(GateSpec())["accuracy_after"]
 
 
-def _judge(  # noqa: PLR0913 - what differs between tests
+def _judge(
     policy: MetricPolicy,
     baseline: list[float],
     candidate: list[float],

@@ -83,7 +83,7 @@ class Replay:
         return int(self.reserved_bytes.max(initial=0))
 
 
-def replay(  # noqa: PLR0913 - a stream, and what may differ between two replays of it, by keyword
+def replay(
     events: Sequence[int] | Numbers,
     sizes: Sequence[int] | Numbers,
     settings: AllocatorSettings = DEFAULT_SETTINGS,
@@ -128,7 +128,6 @@ def replay(  # noqa: PLR0913 - a stream, and what may differ between two replays
 
 
 def _rounded(sizes: Numbers, settings: AllocatorSettings) -> Numbers:
-    """Round every block's size; a stream has few distinct sizes."""
     distinct, places = np.unique(sizes, return_inverse=True)
     known = [settings.rounded(size) if size else 0 for size in distinct.tolist()]
     return np.array(known, dtype=np.int64)[places]
@@ -256,7 +255,7 @@ def allocator_of(
 
 
 @compiled_entry
-def run(  # noqa: PLR0913, PLR0917 - compiled: what is read, and the arrays that are filled in
+def run(  # noqa: PLR0917 - compiled: what is read, and the arrays that are filled in
     allocator: Allocator, events: Numbers, asked: Numbers, sizes: Numbers, held: Table, counters: Table
 ) -> int:
     """Play events; return how many were possible.
@@ -331,7 +330,6 @@ def _add_memory(pool: Table, rules: Rules, device: Numbers, size: int) -> Block:
 
 @compiled
 def empty_cache(allocator: Allocator) -> None:
-    """Give back to the driver what is whole and free."""
     if allocator.large_rules.expandable:
         release_pages(allocator.large, allocator.large_rules, allocator.device)
         release_pages(allocator.small, allocator.small_rules, allocator.device)

@@ -25,7 +25,7 @@ from bench.scenario.catalogue import Card
 CUDA, CPU, META = torch.device("cuda", 0), torch.device("cpu"), torch.device("meta")
 _OF_BLANKS = torch.device("cpu")
 """What tensors without data say on the CPU: this very object, so that what is made there has none either."""
-_TRUE_DEVICE = torch._C.TensorBase.device.__get__  # noqa: SLF001 - what is under the patch
+_TRUE_DEVICE = torch._C.TensorBase.device.__get__
 _BENCH, _TORCH = Path(__file__).parents[2], Path(torch.__file__).parent
 _INNER = (
     *(f"{_BENCH}/{name}" for name in ("predict/", "probes/")),
@@ -44,7 +44,6 @@ class Patches:
     """Replaces names until a stack is closed, and says which are missing in the installed libraries."""
 
     def __init__(self, stack: ExitStack) -> None:
-        """Undo everything on ``stack``."""
         self._stack = stack
 
     def put(self, owner: Any, name: str, value: Any) -> None:
@@ -61,7 +60,7 @@ class Patches:
 @contextmanager
 def pretended(state: ScriptState, card: Card | None) -> Iterator[None]:
     """Let a block run on a card, or where there is none on the CPU, without its tensors' data."""
-    _device._device_constructors()  # noqa: SLF001 - cached: on what torch.device() acts
+    _device._device_constructors()
     with ExitStack() as stack:
         patches = Patches(stack)
         _tensors(state, patches)
@@ -128,7 +127,7 @@ def _moved(
     if args and isinstance(args[0], Tensor):
         on_host = state.on_cpu or not args[0].is_meta or args[0] in state.hosts
         args = (CPU if on_host else CUDA, args[0].dtype, *args[1:])
-    parsed: Any = torch._C._nn._parse_to(*args, **kwargs)  # noqa: SLF001 - as Module.to does
+    parsed: Any = torch._C._nn._parse_to(*args, **kwargs)
     target, dtype, more = (
         parsed[0],
         parsed[1] or tensor.dtype,
@@ -229,7 +228,7 @@ def _left_out(state: ScriptState, patches: Patches) -> None:
     patches.put(safetensors.torch, "safe_open", unread)
     kept = "runs a recurrent layer; how much it keeps depends on the kernel: measure it with bench watch."
     for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-        patches.put(torch._VF, name, refused(kept))  # noqa: SLF001 - what nn.LSTM calls
+        patches.put(torch._VF, name, refused(kept))
     if torch.distributed.is_available():
         ranks = refused("joins a group of processes; one process on one card is predicted.")
         patches.put(torch.distributed, "init_process_group", ranks)
@@ -290,8 +289,6 @@ def _facts_of(card: Card) -> dict[str, Any]:
 
 
 def _use_of(state: ScriptState, card: Card) -> dict[str, Any]:
-    """Return what torch.cuda tells of memory: what the ledger counts."""
-
     def live(*_: Any, **__: Any) -> int:
         return state.ledger.live_bytes
 

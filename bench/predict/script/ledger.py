@@ -28,8 +28,8 @@ from bench.probes.ledger import Block, name_of, tensors_among
 MOST_ANSWERS = 2_000
 """So often may one line ask for a value that a prediction does not have; then it is waiting for it."""
 _aten = torch.ops.aten
-_ITEM = _aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
-_COPIES = {_aten.copy_.default, _aten._to_copy.default, *INDEXING}  # noqa: SLF001 - its only name
+_ITEM = _aten._local_scalar_dense.default
+_COPIES = {_aten.copy_.default, _aten._to_copy.default, *INDEXING}
 _UNKNOWN_SIZE = (
     "and how large its result is depends on data that no prediction has; measure it with bench watch"
 )
@@ -40,18 +40,17 @@ class Storages:
     """A set of storages, by a tensor of each; freed ones are forgotten."""
 
     def __init__(self) -> None:
-        """Hold none."""
         self._guards: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def add(self, tensor: Tensor) -> Tensor:
         """Enter a tensor's storage; return the tensor."""
         storage = tensor.untyped_storage()
-        address = storage._cdata  # noqa: SLF001 - torch has no public name for it
+        address = storage._cdata
         self._guards[address] = weakref.ref(storage, lambda _: self._guards.pop(address, None))
         return tensor
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return bool(self._guards) and tensor.untyped_storage()._cdata in self._guards  # noqa: SLF001 - likewise
+        return bool(self._guards) and tensor.untyped_storage()._cdata in self._guards
 
 
 @dataclass(kw_only=True)
@@ -129,7 +128,6 @@ class ScriptLedger(LoopLedger):
         self.most_since_reset = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator where its tensors are."""
         kwargs, state = kwargs or {}, self._state
         if state.paused:
             return func(*args, **kwargs)
@@ -153,7 +151,7 @@ class ScriptLedger(LoopLedger):
             state.unknown.add(tensor)
         if written:
             self.known.follow(func, args, kwargs, None)
-            return args[0] if func._schema.returns else None  # noqa: SLF001 - the only place where it is
+            return args[0] if func._schema.returns else None
         if func in INDEXING:
             if any(is_mask(one) and self._value(one) is None for one in args[1]):
                 raise state.refuse(f"indexes by a mask, {_UNKNOWN_SIZE}.")
@@ -253,7 +251,6 @@ class ScriptLedger(LoopLedger):
         return block
 
     def meet(self, model: nn.Module, vocabulary_size: int) -> None:
-        """Learn what a script trains."""
         self._vocabulary_size = vocabulary_size
         self.learn(model)
 
@@ -276,7 +273,7 @@ class ScriptLedger(LoopLedger):
 
 def place() -> str:
     """Name the line at work: the nearest that is not torch's or ours, and the script's if that is another."""
-    frame = sys._getframe(1)  # noqa: SLF001 - the stack has no public cheap reader
+    frame = sys._getframe(1)
     nearest = ""
     while frame is not None:
         name = frame.f_code.co_filename

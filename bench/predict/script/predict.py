@@ -46,7 +46,7 @@ from bench.training.watcher import Script, WatchedLoop, Watcher, token_ids
 from bench.training.window import LEDGER_STEPS
 
 
-def predict_script(  # noqa: PLR0913 - a command, a place, and how far it is run
+def predict_script(
     command: Sequence[str],
     platform: Platform,
     card: Card | None,
@@ -64,7 +64,7 @@ def predict_script(  # noqa: PLR0913 - a command, a place, and how far it is run
 
     state = ScriptState(on_cpu=card is None, most_bytes=card.torch_bytes if card else None)
     loop = _PredictedLoop(command, state, Kernels(platform), steps, through=through)
-    move_adapter = BaseTunerLayer._move_adapter_to_device_of_base_layer  # noqa: SLF001 - peft's own, again
+    move_adapter = BaseTunerLayer._move_adapter_to_device_of_base_layer
     how, failure = "", None
     with ExitStack() as stack:
         forget_state()
@@ -138,20 +138,18 @@ class _PredictedLoop(WatchedLoop):
                     yield
 
     def found(self, model: nn.Module) -> None:
-        """Learn the names of what is trained."""
         if threading.current_thread() is not threading.main_thread():
             raise self.state.refuse("runs the model in a thread, where operators are not seen.")
         self.model = model
         self.seen.found(model)
         if not self.state.on_cpu:
-            if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()):  # noqa: SLF001 - their base
+            if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()):
                 self.state.notes["the workspace that cuDNN takes for convolutions"] = None
             self.state.ledger.meet(model, vocabulary_size_of(model))
             for one in trl_on_cuda() if "trl" in sys.modules else ():
                 self._stack.enter_context(one)
 
     def given(self, inputs: Mapping[str, Any]) -> None:
-        """Note how large the batches are."""
         ids = token_ids(inputs)
         if ids is not None and (not self._widest or ids.numel() > prod(self._widest)):
             self._widest = tuple(ids.shape)
@@ -160,7 +158,6 @@ class _PredictedLoop(WatchedLoop):
         super().given(inputs)
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """Go on with the script, or end it."""
         self.seen.stepped(optimizer)
         super().stepped(optimizer)
 
@@ -224,7 +221,6 @@ class _PredictedLoop(WatchedLoop):
         return f"it was told values that no prediction has, lastly at {last}; measure it with bench watch."
 
     def _caveats(self, how: str, *, out_of_memory: bool) -> Iterator[Caveat]:
-        """Say what was left out, and up to where the script ran."""
         state, where = self.state, f"optimizer step {self.steps_taken}"
         if state.notes:
             yield Caveat(code="script-left-out", message=f"Left out: {'; '.join(state.notes)}.")

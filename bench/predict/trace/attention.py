@@ -46,7 +46,7 @@ class _Call(NamedTuple):
 def patched_attention(platform: Platform) -> Iterator[None]:
     """Use the platform's kernels for tensors of the meta device while a ``with`` block runs."""
 
-    def attention(  # noqa: PLR0913, PLR0917 - torch's own signature
+    def attention(  # noqa: PLR0917 - torch's own signature
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -185,7 +185,7 @@ def _mask_broadcasts(call: _Call) -> bool:
 
 
 def _run_flash_on_cpu(call: _Call) -> Tensor:
-    return _aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]  # noqa: SLF001 - its only name
+    return _aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
         *call[:3], call.dropout, call.causal, attn_mask=_additive(call), scale=call.scale
     )[0]
 
@@ -195,7 +195,7 @@ def _run_flash(call: _Call) -> Tensor:
     width = call.query.shape[-1]
     scale = width**-0.5 if call.scale is None else call.scale
     padded = [_pad_last(tensor, 8) for tensor in call[:3]]
-    out: Tensor = _aten._scaled_dot_product_flash_attention(  # noqa: SLF001 - its only name
+    out: Tensor = _aten._scaled_dot_product_flash_attention(
         *padded, call.dropout, call.causal, return_debug_mask=False, scale=scale
     )[0]
     return out if out.shape[-1] == width else out[..., :width]
@@ -210,7 +210,7 @@ def _run_efficient(call: _Call) -> Tensor:
             last = mask.shape[-1]
             mask = functional.pad(mask, (0, 8 - last % 8))[..., :last]
         mask = mask.expand(*call.query.shape[:3], call.key.shape[2])
-    return _aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]  # noqa: SLF001 - its only name
+    return _aten._scaled_dot_product_efficient_attention(  # type: ignore[no-any-return]
         *call[:3], mask, call.trains, call.dropout, call.causal, scale=call.scale
     )[0]
 
@@ -229,7 +229,7 @@ def _pad_last(tensor: Tensor, alignment: int) -> Tensor:
 
 
 def _run_math(call: _Call) -> Tensor:
-    return _aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]  # noqa: SLF001 - its only name
+    return _aten._scaled_dot_product_attention_math(  # type: ignore[no-any-return]
         *call[:3], _additive(call), call.dropout, call.causal, scale=call.scale, enable_gqa=call.grouped
     )[0]
 

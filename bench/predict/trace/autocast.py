@@ -102,8 +102,8 @@ class _Region:
         state.depth += 1
         if self._enabled:
             state.prepare()
-            key = getattr(torch._C.DispatchKey, _KEY)  # noqa: SLF001 - has no public name
-            self._guard.enter_context(torch._C._IncludeDispatchKeyGuard(key))  # noqa: SLF001 - the same
+            key = getattr(torch._C.DispatchKey, _KEY)
+            self._guard.enter_context(torch._C._IncludeDispatchKeyGuard(key))
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -151,7 +151,7 @@ def patched_autocast(platform: Platform) -> Iterator[None]:
 def _policies(device: str) -> dict[str, "Cast"]:
     """Return, for each overload that torch registers for the device's autocast, what is done to it."""
     key = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}[device]
-    registered = torch._C._dispatch_get_registrations_for_dispatch_key(key)  # noqa: SLF001 - has no public name
+    registered = torch._C._dispatch_get_registrations_for_dispatch_key(key)
     names = (name.removeprefix("aten::") for name in registered if name.startswith("aten::"))
     by_name: dict[str, Cast] = dict.fromkeys(names, _to_fp32)
     for cast, listed in ((_lowered, _LOWERED), (_with_dtype, _GIVEN_FP32_AS_DTYPE), (_promoted, _PROMOTED)):
@@ -165,10 +165,10 @@ Cast = Callable[[Any, tuple[Any, ...], dict[str, Any], _State], tuple[Any, tuple
 def _kernel(name: str, cast: Cast, state: _State) -> Callable[..., Any]:
     packet, _, overload = name.partition(".")
     operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
-    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _KEY))  # noqa: SLF001 - has no public name
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _KEY))
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(keys):  # noqa: SLF001 - the same
+        with torch._C._ExcludeDispatchKeyGuard(keys):
             if not state.enabled:
                 return operator(*args, **kwargs)
             call, args, kwargs = cast(operator, args, kwargs, state)
@@ -191,10 +191,10 @@ def _with_dtype(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _s
     if not _eligible(args[0]):
         return operator, args, kwargs
     name = name_of(operator).removeprefix("aten::")
-    longer = _DTYPE_GIVEN_BY.get(f"{name}.{operator._overloadname}")  # noqa: SLF001 - the same
+    longer = _DTYPE_GIVEN_BY.get(f"{name}.{operator._overloadname}")
     if longer is not None:
         return getattr(getattr(torch.ops.aten, name), longer), args, {**kwargs, "dtype": torch.float32}
-    place = [argument.name for argument in operator._schema.arguments].index("dtype")  # noqa: SLF001 - the same
+    place = [argument.name for argument in operator._schema.arguments].index("dtype")
     given = args[place] if place < len(args) else kwargs.get("dtype")
     if given is not None:
         return operator, args, kwargs
@@ -218,7 +218,7 @@ def _promoted(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _sta
 def _cached_cast(tensor: Tensor, state: _State) -> Tensor:
     if tensor.dtype == state.dtype:
         return tensor
-    leaf = tensor.requires_grad and tensor.is_leaf and not tensor._is_view()  # noqa: SLF001 - has no public name
+    leaf = tensor.requires_grad and tensor.is_leaf and not tensor._is_view()
     if not (leaf and tensor.dtype == torch.float32 and state.caches):
         return tensor.to(state.dtype)
     known = state.casts.get(id(tensor))

@@ -29,7 +29,7 @@ class KnownValues:
         count = storage.nbytes() // tensor.element_size()
         if tensor.device.type != "meta" or count > self._most(tensor):
             return
-        address = storage._cdata  # noqa: SLF001 - torch has no public name for it
+        address = storage._cdata
         flat = torch.zeros(count, dtype=tensor.dtype, device="cpu")
         flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).copy_(value)
         self._values[address] = flat
@@ -39,7 +39,7 @@ class KnownValues:
         """Return the values of a tensor: its own where it has data, None where they are not known."""
         if tensor.device.type != "meta":
             return tensor
-        flat = self._values.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the same
+        flat = self._values.get(tensor.untyped_storage()._cdata)
         if flat is None or flat.dtype != tensor.dtype:
             return None
         return flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
@@ -50,12 +50,12 @@ class KnownValues:
             known = self.with_values((args, kwargs))
             if known is None or _ran(func, known) is None:
                 for tensor in written:
-                    self._forget(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the same
+                    self._forget(tensor.untyped_storage()._cdata)
             return
         if not isinstance(result, torch.Tensor) or not result.is_meta or result.numel() > self._most(result):
             return
         random = torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None
-        if random or func._schema.name.startswith(_SKIPPED) or self.value_of(result) is not None:  # noqa: SLF001 - its only name
+        if random or func._schema.name.startswith(_SKIPPED) or self.value_of(result) is not None:
             return
         known = self.with_values((args, kwargs))
         if known is not None and (made := _ran(func, known)) is not None:
@@ -94,9 +94,9 @@ class KnownValues:
 
 def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors that an operator changes in place."""
-    if not func._schema.is_mutable:  # noqa: SLF001 - the only place where it is
+    if not func._schema.is_mutable:
         return
-    for place, argument in enumerate(func._schema.arguments):  # noqa: SLF001 - likewise
+    for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[place] if place < len(args) else kwargs.get(argument.name)
             for tensor in value if isinstance(value, list | tuple) else (value,):

@@ -28,7 +28,7 @@ from bench.training.trainers import TRAINERS, Collate, Hooks
 from bench.training.watcher import Script, StopLoop, Watcher
 from bench.training.window import LEDGER_STEPS
 
-_NONZERO, _COPY = torch.ops.aten.nonzero.default, torch.ops.aten._to_copy.default  # noqa: SLF001 - its only name
+_NONZERO, _COPY = torch.ops.aten.nonzero.default, torch.ops.aten._to_copy.default
 _STEPS_BEFORE = 2  # that no ledger is read of: the optimizer's state appears in the first
 
 
@@ -278,8 +278,8 @@ def forget_state() -> None:
     """Let accelerate begin anew."""
     from accelerate.state import AcceleratorState, GradientState
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001 - has no public name
-    GradientState._reset_state()  # noqa: SLF001 - the same
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def _blank_tokenizer() -> Any:

@@ -32,7 +32,7 @@ def registrations(namespace: str) -> Iterator[torch.library.Library]:
     try:
         yield library
     finally:
-        library._destroy()  # noqa: SLF001 - has no public name
+        library._destroy()
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _grouped_product(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Multiply group by group in any dtype; torch's kernel for the meta device takes bf16 only."""
-    return torch._meta_registrations._create_grouped_mm_output_tensor(  # type: ignore[no-any-return]  # noqa: SLF001 - the rule of all devices
+    return torch._meta_registrations._create_grouped_mm_output_tensor(  # type: ignore[no-any-return]
         left, right, offs, out_dtype or left.dtype
     )
 
@@ -339,7 +339,7 @@ class ShapeMemory:
 
 def _kind(func: Any) -> str:
     """Return how an operator's results can be made again: one, several, in place, or only by running it."""
-    schema = func._schema  # noqa: SLF001 - the only place where it is
+    schema = func._schema
     returns = schema.returns
     tensors = all(str(each.type) == "Tensor" for each in returns)
     if not returns or not tensors:
@@ -371,7 +371,7 @@ def _layout(value: Any) -> Any:
 
 
 def _storages(values: Iterable[Any]) -> set[int]:
-    return {value.untyped_storage()._cdata for value in values if isinstance(value, torch.Tensor)}  # noqa: SLF001 - torch has no public name for it
+    return {value.untyped_storage()._cdata for value in values if isinstance(value, torch.Tensor)}
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

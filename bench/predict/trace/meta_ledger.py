@@ -22,7 +22,7 @@ from bench.predict.trace.meta_kernels import ShapeMemory
 from bench.probes.ledger import Block, Ledger, StepPhase, name_of
 from bench.training.loading.wrappers import beside_text, is_beside
 
-_ITEM = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001 - what .item() dispatches to
+_ITEM = torch.ops.aten._local_scalar_dense.default
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
 _SPECIAL = {_ITEM, *INDEXING}
 NO_LAYER = -1
@@ -47,7 +47,7 @@ class MetaLedger(Ledger):
     sized by the number of parameters is sized as if they were there.
     """
 
-    def __init__(  # noqa: PLR0913 - a ledger of a device, and what is imagined beside it
+    def __init__(
         self,
         model: nn.Module,
         vocabulary_size: int,
@@ -105,12 +105,12 @@ class MetaLedger(Ledger):
         for address, number in self._live.items():
             storage = self._guards[number]()
             if storage is not None:
-                twin._guard(storage, address, number)  # noqa: SLF001 - its own kind
+                twin._guard(storage, address, number)
         return twin
 
     def holds_just(self, others: "MetaLedger") -> bool:
         """Tell whether what is alive is what other books began with, and none of that has died since."""
-        return self._live == others._live and self._began_with == len(others.entries)  # noqa: SLF001 - its own kind
+        return self._live == others._live and self._began_with == len(others.entries)
 
     def register_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Enter gradients as such, each under the layer of its parameter."""
@@ -247,12 +247,12 @@ class MetaLedger(Ledger):
             block.nbytes = block.nbytes // len(given) * len(imagined)
 
     def _belongs(self, tensor: torch.Tensor, layer: int) -> None:
-        number = self._live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it
+        number = self._live.get(tensor.untyped_storage()._cdata)
         if number is not None:
             self.layer_of_block[number] = layer
 
     def _layer_of(self, tensor: torch.Tensor) -> int | None:
-        number = self._live.get(tensor.untyped_storage()._cdata)  # noqa: SLF001 - torch has no public name for it
+        number = self._live.get(tensor.untyped_storage()._cdata)
         return None if number is None else self.layer_of_block[number]
 
     def _module_of(self, args: tuple[Any, ...]) -> str:
@@ -327,7 +327,7 @@ def asking_line() -> str:
 
 
 def _callers() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - the stack has no public cheap reader
+    frame: FrameType | None = sys._getframe(2)
     for _ in range(_DEPTH):
         if frame is None:
             return

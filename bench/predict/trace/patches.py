@@ -123,7 +123,7 @@ def _bitsandbytes(platform: Platform) -> Patches:
     yield patch.dict(functional.name2qmap, clear=True)  # a global, which would keep maps without data
 
 
-def _int8_matmul_on_cpu(  # noqa: PLR0913, PLR0917 - bitsandbytes' own signature
+def _int8_matmul_on_cpu(  # noqa: PLR0917 - bitsandbytes' own signature
     values: Any, weight: Any, out: Any = None, state: Any = None, threshold: float = 0.0, bias: Any = None
 ) -> Any:
     """Choose what bitsandbytes chooses for training on a CPU (its autograd/_functions.py, matmul)."""

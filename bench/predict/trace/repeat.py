@@ -194,7 +194,7 @@ def _with_periods(stream: Stream, sweeps: Sequence[Sweep], births: _Births, adde
     return np.concatenate([*pieces, events[kept:]])
 
 
-def _described(  # noqa: PLR0913, PLR0917 - the pieces that the new stream is made of
+def _described(  # noqa: PLR0917 - the pieces that the new stream is made of
     stream: Stream, sweeps: Sequence[Sweep], births: _Births, events: Ints, period: int, added: int
 ) -> Stream:
     """Return the deep stream with what is known of each block and moment."""

@@ -278,7 +278,7 @@ def _adapting(ledger: MetaLedger) -> Iterator[None]:
     """
     from peft.tuners.lora import LoraModel
 
-    replace_module = LoraModel._create_and_replace  # noqa: SLF001 - where an adapter is made
+    replace_module = LoraModel._create_and_replace
 
     def replace_noted(tuner: Any, *args: Any, **kwargs: Any) -> None:
         ledger.work_on(kwargs["current_key"])

@@ -34,7 +34,6 @@ class OutOfReachError(UsageError):
     """A cell asks a model for positions or tokens that it has not; ``positions`` is what it has, if known."""
 
     def __init__(self, message: str, positions: int | None = None) -> None:
-        """Take the whole sentence."""
         super().__init__(message)
         self.positions = positions
 

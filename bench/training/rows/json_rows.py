@@ -72,7 +72,6 @@ class _Rows:
         self._text, self._at, self._line = "", 0, 1
 
     def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield every row with its line."""
         listed = self._next() == "["
         after = ","
         if listed:

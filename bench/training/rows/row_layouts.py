@@ -194,7 +194,6 @@ def _parsed(value: object) -> object:
 
 
 def _said(turn: dict[str, Any], key: str, where: str) -> str:
-    """Return the text of a turn, whole or in parts."""
     content = turn.get(key)
     if isinstance(content, str):
         return content

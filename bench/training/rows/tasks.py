@@ -95,7 +95,7 @@ def task_items(task: str, difficulty: Difficulty, part: Part, count: int) -> tup
 def _draw_items(task: str, difficulty: Difficulty, part: Part) -> Iterator[TaskItem]:
     """Yield distinct items; the right choice takes each position in turn, so the positions are balanced."""
     skill = TASKS[task]
-    random = Random(f"{task}/{difficulty}/{part}")  # noqa: S311 - exercises, not secrets
+    random = Random(f"{task}/{difficulty}/{part}")
     seen: set[frozenset[str]] = set()
     misses = 0
     while misses < _DRAWS_WITHOUT_A_NEW_ITEM:

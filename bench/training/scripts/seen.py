@@ -38,7 +38,6 @@ class SeenCell:
     """
 
     def __init__(self, job: ScriptJob) -> None:
-        """Describe the script of ``job``."""
         self._job = job
         self.device = "cpu"
         self.micro_batches = 1
@@ -47,12 +46,10 @@ class SeenCell:
         self._training: dict[str, Any] = {}
 
     def found(self, model: nn.Module) -> None:
-        """Read the model, before its first forward pass."""
         self._model = model
         self.device = next(parameter.device.type for parameter in trainable_parameters(model))
 
     def given(self, inputs: Mapping[str, Any]) -> None:
-        """Read the widest input, and what is on as it arrives."""
         ids = token_ids(inputs)
         if ids is not None and ids.numel() >= self._rows * self._positions:
             self._rows, self._positions = len(ids), ids.shape[1] if ids.dim() > 1 else 1
@@ -63,7 +60,6 @@ class SeenCell:
         self._training["autocast"] = autocast
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
-        """Read the optimizer."""
         group = optimizer.param_groups[0]
         self._training |= {
             "optimizer": optimizer_name(optimizer),

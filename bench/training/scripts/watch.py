@@ -233,7 +233,6 @@ class ModulesAlive:
     """Finds the modules that a script has made: a teacher or an average of weights is never trained."""
 
     def __init__(self) -> None:
-        """Leave out what is there already."""
         self._before = WeakSet(_modules())
 
     def beside(self, model: nn.Module) -> list[nn.Module]:

@@ -125,7 +125,7 @@ def older_models(platform: Platform) -> Iterator[Any]:
         module = import_module(f"transformers.models.{kind}.modeling_{kind}")
         yield patch.object(module, facts.block, _with_experts_apart(getattr(module, facts.block), facts))
         owner = getattr(module, facts.block.replace("SparseMoeBlock", "PreTrainedModel"))
-        yield patch.dict(owner._can_record_outputs, router_logits=OutputRecorder(_Logits))  # noqa: SLF001 - its only name
+        yield patch.dict(owner._can_record_outputs, router_logits=OutputRecorder(_Logits))
         if name := facts.layer_with_own_name:
             yield patch.object(module, name, _with_own_name(getattr(module, name)))
 
@@ -141,7 +141,7 @@ def _older_attention(platform: Platform) -> Iterator[Any]:
     if _is_older(platform, GROUPS_HEADS):
         always = not _is_older(platform, COPIES_HEADS)
         copying = _copying_heads(sdpa_attention.sdpa_attention_forward, always=always)
-        yield patch.dict(AttentionInterface._global_mapping, sdpa=copying)  # noqa: SLF001 - its only name
+        yield patch.dict(AttentionInterface._global_mapping, sdpa=copying)
 
 
 def _copying_heads(attend: Callable[..., Any], *, always: bool) -> Callable[..., Any]:
