@@ -25,9 +25,9 @@ from bench.scenario.cell import Cell
 from bench.training.loading.models import device_of, load_model
 from bench.training.loading.reach import require_reach
 from bench.training.loading.weights import fetch_weights
-from bench.training.rows.data import PreparedData, prepare_batches
+from bench.training.rows.data import PreparedData
 from bench.training.step import ignore_phase, paged_memory
-from bench.training.trainers import TRAINERS, Collate, Hooks, prepare_pairs
+from bench.training.trainers import TRAINERS, Collate, Hooks
 from bench.training.watcher import Script, StopLoop, WatchedLoop, Watcher
 from bench.training.window import (
     LEDGER_STEPS,
@@ -123,10 +123,7 @@ class LoopRun(WatchedLoop):
         self._setting, self._adapter_bytes = setting, adapter_bytes
         self.model = setting.model
         cell = setting.cell
-        prepare = prepare_pairs if cell.loop.takes_pairs else prepare_batches
-        data = prepare(
-            cell.data, cell.training, setting.tokenizer, setting.vocabulary_size, setting.timed_steps
-        )
+        data = setting.prepare_data()
         require_reach(cell, setting.model.config, chain.from_iterable(data.steps))
         widest, last = widest_of(data.steps), data.steps[-1]
         more = [widest] * LEDGER_STEPS * cell.window.ledger + [last] * cell.window.flops

@@ -83,6 +83,17 @@ class Setting:
     def adapt(self) -> None:
         self.model = adapt(self.model, self.cell)
 
+    def prepare_data(self) -> PreparedData:
+        cell = self.cell
+        return prepare_batches(
+            cell.data,
+            cell.training,
+            self.tokenizer,
+            self.vocabulary_size,
+            self.timed_steps,
+            pairs=cell.loop.takes_pairs,
+        )
+
     def evaluate(self, when: Literal["before", "after"]) -> None:
         if not self.cell.evaluation.tasks:
             return
@@ -142,9 +153,7 @@ def prepare(setting: Setting) -> tuple[Trainer, PreparedData]:
         setting.adapt()
         trainer = build_trainer(setting.model, cell, setting.timed_steps)
     with phases.phase("prepare_data"):
-        data = prepare_batches(
-            cell.data, cell.training, setting.tokenizer, setting.vocabulary_size, setting.timed_steps
-        )
+        data = setting.prepare_data()
     require_reach(cell, setting.model.config, chain.from_iterable(data.steps))
     setting.report_facts(trainer.optimizer, setting.save_adapter())
     phases.report(*data.caveats)

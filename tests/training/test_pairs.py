@@ -11,8 +11,7 @@ from bench.errors import UsageError
 from bench.records.readings import Caveat
 from bench.records.records import LedgerReading, StepSample
 from bench.scenario.types import JsonlData, SyntheticData, TaskData, TrainingSpec
-from bench.training.rows.data import IGNORED_LABEL, PreparedData
-from bench.training.trainers import prepare_pairs
+from bench.training.rows.data import IGNORED_LABEL, PreparedData, prepare_batches
 from tiny_cells import of_type, readings_of, tiny_cell
 from tiny_tokenizers import byte_level
 
@@ -30,7 +29,7 @@ def fresh_accelerator() -> Any:
 def prepare(data: Any, steps: int = 2, **training: Any) -> PreparedData:
     """Prepare pairs with a byte-level tokenizer."""
     settings: dict[str, Any] = {"sequence_length": 128, "micro_batch": 2, **training}
-    return prepare_pairs(data, TrainingSpec(**settings), byte_level(), 300, steps)
+    return prepare_batches(data, TrainingSpec(**settings), byte_level(), 300, steps, pairs=True)
 
 
 def texts(prepared: PreparedData, row: int) -> tuple[str, str]:

@@ -35,7 +35,6 @@ from bench.training.loading.models import build_empty_model, configuration_of, q
 from bench.training.methods import adapt
 from bench.training.rows.data import Batch, prepare_batches
 from bench.training.step import Trainer, build_trainer, empties_cache, optimizer_state, run_step
-from bench.training.trainers import prepare_pairs
 from bench.training.watcher import Script
 from bench.training.weights_reached import Reached, reached_in
 from bench.training.window import LEDGER_STEPS, read_ledger
@@ -227,7 +226,7 @@ def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
     of several rows, or of rows padded to a given length, some end in padding.
     """
     training = cell.training
-    prepare = prepare_pairs if cell.loop.takes_pairs else prepare_batches
+    prepare = partial(prepare_batches, pairs=cell.loop.takes_pairs)
     if isinstance(cell.data, SyntheticData):
         return prepare(cell.data, training, None, vocabulary_size, 1).steps[0][0]  # of one, the longest
     batch = prepare(SyntheticData(), training, None, vocabulary_size, 1).steps[0][0]

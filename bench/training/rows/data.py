@@ -7,7 +7,7 @@ shuffle seeded by the training seed; nothing here touches a global random state.
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
@@ -72,59 +72,62 @@ class PreparedData:
 
 
 def prepare_batches(
-    data: DataSpec, training: TrainingSpec, tokenizer: Any, vocab_size: int, optimizer_steps: int
+    data: DataSpec,
+    training: TrainingSpec,
+    tokenizer: Any,
+    vocab_size: int,
+    optimizer_steps: int,
+    *,
+    pairs: bool = False,
 ) -> PreparedData:
     """Return ``optimizer_steps`` times ``gradient_accumulation`` micro-batches, on the CPU.
 
-    ``vocab_size`` bounds the ids of synthetic tokens; a tokenizer is needed for all other data.
-    Raises ``UsageError`` for data that is wrong or leaves nothing to learn, ``UnavailableError`` for
-    a hub that cannot be reached.
+    ``vocab_size`` bounds the ids of synthetic tokens; a tokenizer is needed for all other data. Of ``pairs``
+    a micro-batch has twice the rows: the chosen answers to its prompts, then the rejected ones. Raises
+    ``UsageError`` for data that is wrong or leaves nothing to learn, ``UnavailableError`` for a hub that
+    cannot be reached.
     """
     size = training.gradient_accumulation
     count = optimizer_steps * size
     if isinstance(data, SyntheticData):
-        batches = list(_synthetic_batches(data, training, vocab_size, count))
+        batches = list(_synthetic_batches(data, training, vocab_size, count, pairs=pairs))
         notes = {"synthetic-data": "Random tokens: the loss and accuracy say nothing."}
     else:
-        loaded = load_examples(data, tokenizer)
+        loaded = load_examples(data, tokenizer, pairs=pairs)
         pieces = tokenise(loaded.examples, tokenizer)
-        batches, notes = _lay_out(pieces, training, pad_id_of(tokenizer), count)
+        drawn = list(zip(pieces[::2], pieces[1::2], strict=True)) if pairs else [(one,) for one in pieces]
+        given = tokenizer.pad_token_id  # masked and unlabelled, so any will do
+        pad_id = int((tokenizer.eos_token_id or 0) if given is None else given)
+        batches, notes = _lay_out(drawn, training, pad_id, count)
         notes = loaded.notes | notes
-    return prepared(batches, size, notes)
-
-
-def prepared(batches: Sequence[Batch], size: int, notes: dict[str, str]) -> PreparedData:
-    """Return micro-batches as steps of ``size``, with the notes by code as caveats."""
     return PreparedData(
         steps=tuple(tuple(batches[start : start + size]) for start in range(0, len(batches), size)),
         caveats=tuple(Caveat(code=code, message=message) for code, message in notes.items()),
     )
 
 
-def pad_id_of(tokenizer: Any) -> int:
-    """Return what rows are filled up with: masked and unlabelled, so any will do."""
-    given = tokenizer.pad_token_id
-    return int((tokenizer.eos_token_id or 0) if given is None else given)
-
-
 def _synthetic_batches(
-    data: SyntheticData, training: TrainingSpec, vocab_size: int, count: int
+    data: SyntheticData, training: TrainingSpec, vocab_size: int, count: int, *, pairs: bool
 ) -> Iterator[Batch]:
+    """Yield random tokens that fill every row; of pairs the first half is the prompt of both answers."""
     generator = torch.Generator().manual_seed(training.seed)
-    rows, longest = training.micro_batch, training.sequence_length
+    rows, longest = training.micro_batch * (1 + pairs), training.sequence_length
     lengths = spread_lengths(longest, count) if data.lengths == "vary" else count * [longest]
     random.Random(training.seed).shuffle(lengths)
     for length in lengths:
         mask = torch.ones((rows, length), dtype=torch.int64)
         if data.attention_mask == "padded":
             mask[1:, length * 3 // 4 :] = 0
-        tokens, bearing = int(mask.sum()), int(mask[:, 1:].sum())
+        ids, learnt = torch.randint(vocab_size, (rows, length), generator=generator), mask.clone()
+        if pairs:
+            ids[rows // 2 :, : length // 2] = ids[: rows // 2, : length // 2]
+            learnt[:, : length // 2] = 0
+        tokens, bearing = int(mask.sum()), int(learnt[:, 1:].sum())
         counts = TokenCounts(raw=tokens, non_padding=tokens, loss_bearing=bearing, computed=rows * length)
-        ids = torch.randint(vocab_size, (rows, length), generator=generator)
         yield Batch(
             input_ids=ids,
             attention_mask=None if data.attention_mask == "none" else mask,
-            labels=ids.masked_fill(mask == 0, IGNORED_LABEL),
+            labels=ids.masked_fill(learnt == 0, IGNORED_LABEL),
             position_ids=None,
             counts=counts,
         )
@@ -185,29 +188,32 @@ def _piece(example: Example, ids: list[int], offsets: list[tuple[int, int]], end
 
 
 def _lay_out(
-    pieces: Sequence[Piece], training: TrainingSpec, pad_id: int, count: int
+    items: Sequence[tuple[Piece, ...]], training: TrainingSpec, pad_id: int, count: int
 ) -> tuple[list[Batch], dict[str, str]]:
-    """Draw examples in shuffled order, put them in rows, and rows in ``count`` micro-batches."""
-    length, size = training.sequence_length, training.micro_batch
-    packed = training.batching == "pack"
+    """Draw examples or pairs in shuffled order, put them in rows, and rows in ``count`` micro-batches."""
+    length, size, packed = training.sequence_length, training.micro_batch, training.batching == "pack"
     cut = [
-        piece if packed else replace(piece, ids=piece.ids[:length], labels=piece.labels[:length])
-        for piece in pieces
+        item
+        if packed
+        else tuple(replace(one, ids=one.ids[:length], labels=one.labels[:length]) for one in item)
+        for item in items
     ]
-    usable = [piece for piece in cut if piece.loss_bearing > 0]
+    usable = [item for item in cut if all(one.loss_bearing for one in item)]
+    pairs = len(items[0]) > 1
+    what, lacking = (
+        ("pairs", "do not reach their answers") if pairs else ("examples", "have no token to learn")
+    )
     if not usable:
-        raise UsageError(
-            f"No example has a token to learn within {length} tokens; raise training.sequence_length "
-            "or set data.train_on to all."
-        )
+        none = "No pair of answers begins" if pairs else "No example has a token to learn"
+        more = "" if pairs else " or set data.train_on to all"
+        raise UsageError(f"{none} within {length} tokens; raise training.sequence_length{more}.")
     notes = {}
-    if len(usable) < len(pieces):
+    if left_out := len(items) - len(usable):
         notes["examples-left-out"] = (
-            f"{len(pieces) - len(usable)} of {len(pieces)} examples have no token to learn within the "
-            "sequence length and were left out."
+            f"{left_out} of {len(items)} {what} {lacking} within the sequence length and were left out."
         )
-    drawn: list[Piece] = []
-    stream = shuffled_forever(usable, training.seed, drawn)
+    drawn: list[tuple[Piece, ...]] = []
+    stream = _shuffled_forever(usable, training.seed, drawn)
     starts = range(0, count * size, size)
     if packed:
         rows, laid_out = _packed_rows(stream, usable, length, count * size)
@@ -215,27 +221,27 @@ def _lay_out(
         batches = [pack_rows(rows[start : start + size], flatten=flatten) for start in starts]
     else:
         single = list(islice(stream, count * size))
-        laid_out = padding_notes(single, usable, training)
-        groups = [single[start : start + size] for start in starts]
+        laid_out = _padding_notes(list(chain(*single)), list(chain(*usable)), training)
+        groups = [list(chain(*zip(*single[start : start + size], strict=True))) for start in starts]
         fixed = length if training.batching == "pad-to-length" else None
         batches = [pad_rows(group, fixed or max(len(one.ids) for one in group), pad_id) for group in groups]
     if len(drawn) > len(usable):
         times = f"{len(drawn) / len(usable):.1f} times"
-        notes["data-repeated"] = f"The window goes over its {len(usable)} examples {times}."
+        notes["data-repeated"] = f"The window goes over its {len(usable)} {what} {times}."
     return batches, notes | laid_out
 
 
 def _packed_rows(
-    stream: Iterator[Piece], usable: Sequence[Piece], length: int, count: int
+    stream: Iterator[tuple[Piece, ...]], usable: Sequence[tuple[Piece, ...]], length: int, count: int
 ) -> tuple[list[list[Piece]], dict[str, str]]:
     """Return ``count`` full rows, without those in which nothing bears loss: its mean would be no number.
 
     Raises ``UsageError`` if an epoch brings nothing else.
     """
-    rows_per_epoch = 1 + sum(len(piece.ids) for piece in usable) // length
+    rows_per_epoch = 1 + sum(len(piece.ids) for piece in chain(*usable)) // length
     rows: list[list[Piece]] = []
     left_out = in_sequence = 0
-    for row in fill_rows(stream, length):
+    for row in fill_rows(chain.from_iterable(stream), length):
         if any(piece.loss_bearing for piece in row):
             rows.append(row)
             in_sequence = 0
@@ -257,7 +263,7 @@ def _packed_rows(
     return rows, notes
 
 
-def shuffled_forever(pieces: Sequence[X], seed: int, drawn: list[X]) -> Iterator[X]:
+def _shuffled_forever(pieces: Sequence[X], seed: int, drawn: list[X]) -> Iterator[X]:
     """Yield every piece once per epoch, each epoch in a new order, and note each in ``drawn``."""
     order = list(pieces)
     shuffler = random.Random(seed)
@@ -268,7 +274,9 @@ def shuffled_forever(pieces: Sequence[X], seed: int, drawn: list[X]) -> Iterator
             yield piece
 
 
-def padding_notes(single: Sequence[Piece], usable: Sequence[Piece], training: TrainingSpec) -> dict[str, str]:
+def _padding_notes(
+    single: Sequence[Piece], usable: Sequence[Piece], training: TrainingSpec
+) -> dict[str, str]:
     """Return what was cut, and whether the longest that the data has was seen."""
     notes = {}
     if lost := [more for piece in single if (more := piece.raw_tokens - len(piece.ids))]:
