@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from bench.errors import UnavailableError, UntraceableError, UsageError, first_line
-from bench.predict.allocator.limits import insufficient_bytes
 from bench.predict.allocator.replay import (
     DEFAULT_SETTINGS,
     EMPTY_CACHE,
@@ -32,15 +31,14 @@ from bench.predict.trace.variants.older_computations import (
     unknown_loss_bytes,
 )
 from bench.predict.trace.variants.older_models import caveats_of_version
-from bench.predict.varying import widened
+from bench.predict.varying import insufficient_bytes, widened
 from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
 from bench.records.readings import Caveat
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 from bench.scenario.types import LoraMethod, ModelSpec, SyntheticData
-from bench.training.loading.checkpoints import stored_as, stored_caveats
-from bench.training.loading.models import assumed_of, configuration_of
+from bench.training.loading.models import assumed_of, configuration_of, stored_as, stored_caveats
 from bench.training.weights_reached import Reached
 
 _VALIDATED = ("window", "hf-trainer")

@@ -16,8 +16,17 @@ from bench.io import open_data
 from bench.scenario.diagnostics import Location, Path, Problems
 from bench.scenario.layout import METHODS, SECTIONS
 from bench.scenario.matrix import expand
-from bench.scenario.names import Source, key_toml, name_of, sources, toml
-from bench.scenario.settings import MAX_BYTES, Setting, read_settings, safe
+from bench.scenario.names import (
+    MAX_BYTES,
+    Setting,
+    Source,
+    key_toml,
+    name_of,
+    read_settings,
+    safe,
+    sources,
+    toml,
+)
 from bench.scenario.shape import Shape
 
 _MODEL = "llama-3-8b"

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bench.errors import UsageError, one_line
+from bench.errors import UnavailableError, UsageError, one_line
 from bench.records.readings import Caveat
 from bench.records.records import MergeCheck
 from bench.scenario.cell import Cell, peft_type
 from bench.scenario.types import FullMethod, LoraMethod, PeftMethod, QloraMethod
-from bench.training import liger, reference
+from bench.training import reference
 from bench.training.loading.models import DTYPES
 from bench.training.loading.wrappers import beside_text
 from bench.training.rows.data import Batch
@@ -27,7 +27,7 @@ from bench.training.rows.data import Batch
 def adapt(model: Any, cell: Cell) -> Any:
     """Return the model ready to train: frozen and adapted as the method says, checkpointing set."""
     _enable_checkpointing(model, cell)
-    liger.patch_as_asked(model, cell)
+    patch_as_asked(model, cell)
     method, dtype = cell.method, DTYPES[cell.training.dtype]
     match method:
         case FullMethod():
@@ -220,3 +220,35 @@ def _logits(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:
     with torch.no_grad():
         logits: torch.Tensor = model(**inputs, use_cache=False).logits
     return logits.float().cpu()
+
+
+def patch_model(model: Any, *, fused_loss: bool) -> None:
+    """Put Liger's kernels in the place of a loaded model's norms, rotations, gates and loss, on CUDA.
+
+    Its rotations are replaced for every model of that kind in this process. Raises ``UnavailableError``
+    where the package is missing, or has no patch for this kind of model.
+    """
+    try:
+        from liger_kernel.transformers import monkey_patch
+    except ImportError as error:
+        raise UnavailableError(
+            "kernels liger needs the package liger-kernel, which is not installed; pip install liger-kernel, "
+            "or set training.kernels to torch."
+        ) from error
+    known, kind = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN, model.config.model_type
+    if kind not in known:
+        raise UnavailableError(
+            f"Liger has no patch for {kind} models; set training.kernels to torch. It has for "
+            f"{', '.join(sorted(known))}."
+        )
+    own = {} if fused_loss else {"fused_linear_cross_entropy": False}
+    monkey_patch._apply_liger_kernel_to_instance(model=model, **own)  # noqa: SLF001 - as transformers calls it
+
+
+def patch_as_asked(model: Any, cell: Cell) -> None:
+    """Patch a model if its cell asks for it; the loss stays trl's in its loops, which fold logits themselves.
+
+    Source: trl 1.16, trainer/sft_trainer.py, where it reads ``args.use_liger_kernel``.
+    """
+    if cell.training.kernels == "liger":
+        patch_model(model, fused_loss=not cell.loop.driver.startswith("trl-"))

@@ -17,8 +17,8 @@ import torch
 
 from bench.errors import UnavailableError, UsageError, one_line
 from bench.scenario.cell import Cell
-from bench.training.optimizers import optimizer_class
 from bench.training.rows.data import IGNORED_LABEL, Batch, PreparedData
+from bench.training.step import optimizer_class
 
 Collate = Callable[[Any], Any]
 

@@ -23,8 +23,7 @@ from bench.records.records import FlopsReading, LedgerReading, ModelFacts, Phase
 from bench.scenario.cell import Cell
 from bench.scenario.types import WindowSpec
 from bench.training.evaluation import evaluate
-from bench.training.loading.checkpoints import stored_caveats
-from bench.training.loading.models import device_of
+from bench.training.loading.models import device_of, stored_caveats
 from bench.training.loading.reach import require_reach
 from bench.training.loading.weights import Weights
 from bench.training.methods import (
@@ -36,7 +35,6 @@ from bench.training.methods import (
     method_caveats,
     trainable_parameters,
 )
-from bench.training.optimizers import optimizer_caveats
 from bench.training.rows.data import Batch, PreparedData, prepare_batches
 from bench.training.step import (
     Mark,
@@ -44,6 +42,7 @@ from bench.training.step import (
     build_trainer,
     empties_cache,
     ignore_phase,
+    optimizer_caveats,
     optimizer_state,
     paged_memory,
     run_step,

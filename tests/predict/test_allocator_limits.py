@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from bench.metrics import MIB
-from bench.predict.allocator.limits import insufficient_bytes
 from bench.predict.allocator.replay import replay
 from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.varying import insufficient_bytes
 
 SETTINGS = AllocatorSettings()
 

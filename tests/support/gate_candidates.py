@@ -59,7 +59,7 @@ def run_step(trainer, micro_batches, mark=ignore_phase):
 ''',
     ),
     "learning_rate": Change(
-        module="bench/training/optimizers.py",
+        module="bench/training/step.py",
         lines='''
 
 _plain_build_schedule = build_schedule

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from bench.scenario.types import BitsandbytesOptimizer, Optimizer, TrainingSpec
-from bench.training.optimizers import build_optimizer
-from bench.training.step import optimizer_state
+from bench.training.step import build_optimizer, optimizer_state
 
 SIZE = 4096  # elements from which bitsandbytes keeps 8-bit state
 STATE_BYTES: dict[Optimizer, int] = {

@@ -18,11 +18,9 @@ from bench.errors import UnavailableError, first_line
 from bench.predict.allocator.replay import DEFAULT_SETTINGS
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.predict import predicted_for_cpu, summed_up
-from bench.predict.script import longest
 from bench.predict.script.card import pretended
 from bench.predict.script.ledger import ScriptLedger, ScriptState
-from bench.predict.script.loading import without_weights
-from bench.predict.script.longest import LongestBatch
+from bench.predict.script.loading import MOST_ROWS, STEPS, LongestBatch, without_weights
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.loops import forget_state, trl_on_cuda
 from bench.predict.trace.meta_kernels import is_paged
@@ -134,7 +132,7 @@ class _PredictedLoop(WatchedLoop):
                     if books.step == last and not self._through:
                         if self._longest.wanted or not self._longest.is_to_come():
                             return
-                        last += longest.STEPS
+                        last += STEPS
                     yield
 
     def found(self, model: nn.Module) -> None:
@@ -235,7 +233,7 @@ class _PredictedLoop(WatchedLoop):
         if self._longest is not None and self._longest.wanted:
             message = (
                 f"After step {self._steps} the loader was given the longest rows of its data: the first "
-                f"{longest.MOST_ROWS:,} rows were looked at."
+                f"{MOST_ROWS:,} rows were looked at."
             )
             yield Caveat(code="script-longest-batch", message=message)
         widest = " by ".join(map(str, self._widest)) or "of unknown size"

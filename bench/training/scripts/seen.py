@@ -17,7 +17,7 @@ from bench.scenario.cell import Cell
 from bench.scenario.types import Attention, Autocast, Dtype, SeenOptimizer
 from bench.training.loading.models import DTYPES
 from bench.training.methods import count_parameters, trainable_parameters
-from bench.training.optimizers import OPTIMIZERS
+from bench.training.step import OPTIMIZERS
 from bench.training.watcher import token_ids
 
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from bench.errors import UntraceableError
 from bench.predict.trace.meta_kernels import fused_loss_in_buffers
 from bench.scenario.platform import Platform
-from bench.training import liger
+from bench.training import methods
 from bench.training.rows.data import IGNORED_LABEL
 
 
@@ -59,7 +59,7 @@ def liger_stand_ins(platform: Platform) -> Iterator[Any]:
     def patch_model(model: Any, *, fused_loss: bool) -> None:
         _patch(model, {} if fused_loss else {"fused_linear_cross_entropy": False}, rows)
 
-    yield patch.object(liger, "patch_model", patch_model)
+    yield patch.object(methods, "patch_model", patch_model)
     yield patch.object(
         transformers.trainer,
         "apply_liger_kernel",
