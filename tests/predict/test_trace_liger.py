@@ -15,8 +15,8 @@ from bench.predict.trace.variants import liger as stand_ins
 from bench.records.predictions import Refusal
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
+from bench.training import methods
 from bench.training.loading.models import empty_causal_model
-from bench.training.methods import patch_as_asked, patch_model
 from tiny_cells import tiny_cell
 
 A100 = Platform(capability=(8, 0))
@@ -101,7 +101,7 @@ def test_norms_are_those_that_liger_patches(kind: str, norms: int) -> None:
     config = AutoConfig.for_model(kind, num_hidden_layers=2, vocab_size=64, head_dim=8, **SIZES)
     model = empty_causal_model(config)
     with patched(A100):
-        patch_model(model, fused_loss=True)
+        methods.patch_model(model, fused_loss=True)
     changed = [name for name, module in model.named_modules() if "forward" in vars(module)]
     assert norms == sum(name.endswith("norm") for name in changed)
     assert sum(name.endswith("mlp") for name in changed) == 2
@@ -128,4 +128,4 @@ def test_models_whose_patch_is_not_expressed_are_refused_by_name(tmp_path: Path)
 def test_without_the_package_a_run_ends_in_a_sentence() -> None:
     """For real the library itself patches the model, and must be there."""
     with pytest.raises(UnavailableError, match="pip install liger-kernel, or set training"):
-        patch_as_asked(torch.nn.Linear(2, 2), liger_cell())
+        methods.patch_as_asked(torch.nn.Linear(2, 2), liger_cell())

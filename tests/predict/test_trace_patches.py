@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.errors import UntraceableError
 from bench.predict.trace.autocast import _GIVEN_FP32_AS_DTYPE, _LOWERED, _PROMOTED
 from bench.predict.trace.kernels import Kernels
-from bench.predict.trace.meta_kernels import empty_liger_loss, four_bit_product
+from bench.predict.trace.meta_kernels import four_bit_product
 from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.patches import patched
+from bench.predict.trace.variants.liger import empty_liger_loss
 from bench.scenario.platform import Platform
 
 AMPERE = Platform(capability=(8, 0))

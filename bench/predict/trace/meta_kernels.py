@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from bench.scenario.platform import Platform, version_of
-from bench.training.rows.data import IGNORED_LABEL
 
 FREES_ITS_INPUT = (0, 43, 2)
 """Version from which the input is not kept (bitsandbytes pull request 1270, commit 9e753741)."""
@@ -169,90 +168,6 @@ def four_bit_product(platform: Platform) -> Any:
             return torch.nn.functional.linear(values, dequantize_4bit(packed, state).to(values.dtype), bias)
 
     return Product
-
-
-def empty_liger_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Stand for ``bench.training.losses.liger_loss``: the same arguments, a loss without a value.
-
-    Source: Liger-Kernel src/liger_kernel/ops/fused_linear_cross_entropy.py (0.6), by default settings: what
-    its kernel allocates, in its order. Its Triton kernels work in place and allocate nothing.
-    """
-    loss: Tensor = _FusedLoss.apply(hidden.flatten(0, 1), weight, targets.flatten())  # type: ignore[no-untyped-call]  # torch's own
-    return loss
-
-
-class _FusedLoss(torch.autograd.Function):
-    """Gradients are made in the forward pass, chunk by chunk, and only scaled in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        tokens, width = hidden.shape
-        vocabulary = weight.shape[0]
-        chunk = _chunk_tokens(tokens, width, vocabulary)
-        hidden_gradient = torch.zeros_like(hidden)
-        weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
-        losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
-        counted = (targets != IGNORED_LABEL).sum()
-        for start in range(0, tokens, chunk):
-            part = hidden[start : start + chunk]
-            logits = (part @ weight.t()).contiguous()  # becomes its own gradient
-            hidden_gradient[start : start + chunk] = logits @ weight
-            if weight_gradient is not None:
-                weight_gradient += torch.mm(logits.t(), part).float()
-        del counted, logits, part
-        ctx.save_for_backward(hidden_gradient.detach(), weight_gradient)
-        return losses.sum()
-
-    @staticmethod
-    def backward(ctx: Any, _gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient, weight_gradient, None
-
-
-def fused_loss_in_buffers(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Stand for the same loss as Liger 0.8 has it: logits in one buffer, products added where they belong.
-
-    Shapes: hidden [tokens, width], targets [tokens]. On cards from Ampere on. Where autocast casts what is
-    multiplied, each chunk has logits of its own, and the weight's gradient still none besides.
-    """
-    own = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
-    in_buffers = hidden.dtype == weight.dtype == own
-    loss: Tensor = _BufferedLoss.apply(hidden, weight, targets, in_buffers)  # type: ignore[no-untyped-call]  # torch's own
-    return loss
-
-
-class _BufferedLoss(torch.autograd.Function):
-    """Gradients are made in the forward pass: both, and the logits of one chunk, are there at its end."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, in_buffers: bool) -> Tensor:  # noqa: FBT001 - of apply()
-        tokens = len(hidden)
-        hidden_gradient = torch.zeros_like(hidden)
-        weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
-        losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
-        counted = (targets != IGNORED_LABEL).sum()
-        chunk = min(_chunk_tokens(tokens, hidden.shape[1], len(weight)), tokens)
-        if in_buffers:
-            logits = torch.empty((chunk, len(weight)), dtype=hidden.dtype, device=hidden.device)
-        else:
-            for start in range(0, tokens, chunk):
-                part = hidden[start : start + chunk]
-                logits = (part @ weight.t()).contiguous()  # becomes its own gradient
-                hidden_gradient[start : start + chunk] = logits @ weight
-                if weight_gradient is not None:
-                    part.to(logits.dtype)
-        del counted, logits
-        ctx.save_for_backward(hidden_gradient.detach(), weight_gradient)
-        return losses.sum()
-
-    @staticmethod
-    def backward(ctx: Any, _gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return (*ctx.saved_tensors, None, None)
-
-
-def _chunk_tokens(tokens: int, width: int, vocabulary: int) -> int:
-    """Return how many tokens Liger takes at a time: the next power of two."""
-    return 1 << (-(-tokens // -(-vocabulary // width)) - 1).bit_length()
 
 
 def is_paged(tensor: Tensor) -> bool:

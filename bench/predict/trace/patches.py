@@ -22,7 +22,7 @@ from bench.predict.trace.adapters import patched_adapters
 from bench.predict.trace.attention import patched_attention
 from bench.predict.trace.autocast import patched_autocast
 from bench.predict.trace.optional_kernels import heard_implementations
-from bench.predict.trace.variants.liger import liger_stand_ins
+from bench.predict.trace.variants.liger import empty_liger_loss, liger_stand_ins
 from bench.predict.trace.variants.older_computations import older_computations
 from bench.predict.trace.variants.older_models import check_platform, older_models
 from bench.scenario.platform import Platform
@@ -88,7 +88,7 @@ def _torch(platform: Platform) -> Patches:
             yield patch.object(owner, name, lambda listed=listed: [*listed, "meta"])
     if platform.device == "cuda":
         yield patch.object(torch.nn.functional, "dropout", _dropout_on_cuda)
-        yield patch.object(losses, "liger_loss", meta_kernels.empty_liger_loss)
+        yield patch.object(losses, "liger_loss", empty_liger_loss)
 
 
 def _dropout_on_cuda(

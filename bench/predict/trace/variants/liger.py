@@ -5,7 +5,7 @@ transformers/monkey_patch.py (_apply_liger_kernel_to_instance). Its Triton kerne
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bench.errors import UntraceableError
-from bench.predict.trace.meta_kernels import fused_loss_in_buffers
 from bench.scenario.platform import Platform
 from bench.training import methods
 from bench.training.rows.data import IGNORED_LABEL
@@ -203,3 +202,70 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         gradient = gradient.contiguous()
         return tuple(each.view(gradient.shape) for each in ctx.saved_tensors)
+
+
+def empty_liger_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Stand for ``bench.training.losses.liger_loss``: the same arguments, a loss without a value.
+
+    Source: Liger-Kernel src/liger_kernel/ops/fused_linear_cross_entropy.py (0.6), by default settings: what
+    its kernel allocates, in its order. Its Triton kernels work in place and allocate nothing.
+    """
+
+    def add(total: Tensor, logits: Tensor, part: Tensor) -> None:
+        total += torch.mm(logits.t(), part).float()
+
+    return _loss(hidden.flatten(0, 1), weight, targets.flatten(), add)
+
+
+def fused_loss_in_buffers(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Stand for the same loss as Liger 0.8 has it: logits in one buffer, products added where they belong.
+
+    Shapes: hidden [tokens, width], targets [tokens]. On cards from Ampere on. Where autocast casts what is
+    multiplied, each chunk has logits of its own, and the weight's gradient still none besides.
+    """
+    own = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
+    in_buffers = hidden.dtype == weight.dtype == own
+    return _loss(
+        hidden, weight, targets, None if in_buffers else lambda _, logits, part: part.to(logits.dtype)
+    )
+
+
+_Add = Callable[[Tensor, Tensor, Tensor], object]
+"""Adds the product of a chunk's logits and hidden states to the weight's gradient."""
+
+
+def _loss(hidden: Tensor, weight: Tensor, targets: Tensor, add: _Add | None) -> Tensor:
+    loss: Tensor = _FusedLoss.apply(hidden, weight, targets, add)  # type: ignore[no-untyped-call]  # torch's own
+    return loss
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Gradients are made in the forward pass, chunk by chunk, and only scaled in the backward pass.
+
+    Without ``add`` all chunks share one buffer for their logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, add: _Add | None) -> Tensor:
+        (tokens, width), vocabulary = hidden.shape, len(weight)
+        # Liger takes the next power of two at a time.
+        chunk = min(1 << (-(-tokens // -(-vocabulary // width)) - 1).bit_length(), tokens)
+        hidden_gradient = torch.zeros_like(hidden)
+        weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
+        losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
+        counted = (targets != IGNORED_LABEL).sum()
+        if add is None:
+            logits = torch.empty((chunk, vocabulary), dtype=hidden.dtype, device=hidden.device)
+        for start in range(0, tokens, chunk) if add else ():
+            part = hidden[start : start + chunk]
+            logits = (part @ weight.t()).contiguous()  # becomes its own gradient
+            hidden_gradient[start : start + chunk] = logits @ weight
+            if add and weight_gradient is not None:
+                add(weight_gradient, logits, part)
+        del counted, logits
+        ctx.save_for_backward(hidden_gradient.detach(), weight_gradient)
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx: Any, _gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (*ctx.saved_tensors, None, None)
