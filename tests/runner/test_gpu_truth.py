@@ -14,7 +14,7 @@ TRIED = ("full", "qlora", "int8", "qlora-checkpointing-paged")
 
 
 def test_the_page_sets_predictions_against_the_card(tmp_path: Path, tiny_weights: Path) -> None:
-    """Four cells at toy size, 16, 8 and 4 bits and pages: allocated, reserved and phases predicted and read, NVML and overhead read."""
+    """Toy cells in 16, 8 and 4 bits and with pages: what each allocates and reserves, predicted and read."""
     del tiny_weights  # only its variable is needed
     cells = [
         cell.model_copy(
