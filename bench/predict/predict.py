@@ -1,28 +1,17 @@
 """What a cell takes on a platform, under an allocator's settings: traced, deepened, replayed, summed up."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import PurePath
-from traceback import extract_tb
 from typing import Any
 
-import numpy as np
-
 from bench.errors import UnavailableError, UntraceableError, UsageError, first_line
-from bench.predict.allocator.replay import (
-    DEFAULT_SETTINGS,
-    EMPTY_CACHE,
-    Replay,
-    ReservedRange,
-    replay,
-    reserved_range,
-)
+from bench.predict.allocator.replay import DEFAULT_SETTINGS
 from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.blame import library_at_fault
 from bench.predict.families import Family, families, streams
 from bench.predict.reach import beyond_training, refused_as_unreachable
+from bench.predict.summary import predicted_for_cpu, summed_up
 from bench.predict.trace.adapters import assumed_of_adapter
-from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
 from bench.predict.trace.variants import litgpt
 from bench.predict.trace.variants.older_computations import (
@@ -31,10 +20,9 @@ from bench.predict.trace.variants.older_computations import (
     unknown_loss_bytes,
 )
 from bench.predict.trace.variants.older_models import caveats_of_version
-from bench.predict.varying import insufficient_bytes, widened
-from bench.records.predictions import Method, PredictedPhase, Prediction, Refusal
+from bench.predict.varying import widened
+from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Caveat
-from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 from bench.scenario.types import LoraMethod, ModelSpec, SyntheticData
@@ -43,12 +31,6 @@ from bench.training.weights_reached import Reached
 
 _VALIDATED = ("window", "hf-trainer")
 """Loops whose predictions for a card were compared with published measurements."""
-_REUSED_RANGE = Caveat(
-    code="band-of-a-relative",
-    message="In a plan of this many cells the reserved band is computed for one representative cell of each "
-    "kind and reused for those that differ from it in batch, length or rank; plan fewer cells to compute "
-    "each.",
-)
 
 
 def predict(
@@ -146,15 +128,14 @@ def _predicted_or_refused(
 
 def _refused_by_library(error: Exception) -> Refusal | None:
     """Return the refusal of a cell on which a library's code failed, by its name; None where ours did."""
-    asking = [frame for frame in extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
-    place = PurePath(asking[-1].filename)
-    if not asking or "site-packages" not in place.parts:
+    fault = library_at_fault(error)
+    if fault is None:
         return None
-    library = place.parts[place.parts.index("site-packages") + 1]
     return Refusal(
-        message=f"{library} fails on this cell: {type(error).__name__}: {first_line(error)[:200]} "
-        f"({'/'.join(place.parts[-2:])}, line {asking[-1].lineno}); change what this names in the scenario, "
-        "or try the cell with bench run, which trains with data."
+        message=f"{fault.library} fails on this cell: {type(error).__name__}: {first_line(error)[:200]} "
+        f"({fault.place}); change what this names in the scenario, or try the cell with bench run, which "
+        "trains with data.",
+        by="library",
     )
 
 
@@ -205,148 +186,11 @@ def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, .
     return tuple(found)
 
 
-def summed_up(
-    stream: Stream,
-    platform: Platform,
-    settings: AllocatorSettings,
-    method: Method,
-    relative: Prediction | None = None,
-) -> Prediction:
-    """Replay a stream and say what it took; the range is as wide as a relative's, if one is given."""
-    replayed = _replayed(stream, settings)
-    reset, insufficient = stream.reset_at, None
-    traced = int(replayed.reserved_bytes[reset:].max())
-    allocated = replayed.allocated_bytes
-    peak = reset + int(allocated[reset:].argmax())
-    if relative is None:
-        reserved = reserved_range(*_with_empty_cache(stream), settings, stream.variability())
-        released = replayed.reserved_peak_bytes - traced  # before the reset, and in some replays perhaps not
-        reserved = dataclasses.replace(reserved, low_bytes=max(0, reserved.low_bytes - released))
-        if not reset:
-            of_stream = *_with_empty_cache(stream), settings, int(allocated[peak]), traced
-            insufficient = insufficient_bytes(*of_stream)
-    else:
-        reserved = _range_like(relative, traced, int(allocated[peak]))
-    varies = reset == 0 and reserved.allocated_low_bytes < reserved.allocated_high_bytes
-    block = int(stream.events[peak])
-    phases = list(spans(stream.marks, len(stream.events)))
-    peaks: dict[PredictedPhase, int] = {}
-    first_ends: dict[PredictedPhase, int] = {}
-    firsts: dict[PredictedPhase, int] = {}
-    for mark, part in phases:
-        if part:
-            peaks[mark.phase] = max(peaks.get(mark.phase, 0), int(allocated[part.start : part.stop].max()))
-            if mark.step == 0:
-                firsts[mark.phase] = max(
-                    firsts.get(mark.phase, 0), int(allocated[part.start : part.stop].max())
-                )
-        if mark.step == 0:
-            first_ends[mark.phase] = int(allocated[part.stop - 1]) if part.stop else 0
-    return Prediction(
-        platform=platform,
-        allocator=str(settings),
-        allocated_peak_bytes=int(allocated[peak]),
-        allocated_low_bytes=reserved.allocated_low_bytes if varies else None,
-        allocated_high_bytes=reserved.allocated_high_bytes if varies else None,
-        reserved_peak_bytes=traced,
-        reserved_low_bytes=reserved.low_bytes,
-        reserved_high_bytes=reserved.high_bytes,
-        sufficient_bytes=_in_proportion(relative, traced),
-        insufficient_bytes=insufficient,
-        paged_bytes=stream.paged_bytes,
-        phase_peaks_bytes=peaks,
-        phase_ends_bytes=first_ends,
-        first_peaks_bytes=firsts,
-        peak_phase=next(mark.phase for mark, part in phases if peak in part),
-        peak_op=stream.blocks[stream.kinds[block]].op,
-        peak_module=stream.module_of(block),
-        categories_at_peak_bytes=stream.categories(stream.live_at(peak + 1)),
-        method=method,
-        reach=stream.reached.weights if stream.reached else None,
-        caveats=(
-            *((_REUSED_RANGE,) if relative else ()),
-            *_answered(stream.asked),
-            *(stream.reached.caveats if stream.reached else ()),
-        ),
-    )
-
-
-def _answered(lines: Iterable[str]) -> Iterator[Caveat]:
-    if asked := sorted(lines):
-        yield Caveat(
-            code="values-assumed",
-            message="The loop asks for values that a prediction does not have, and was told no for a truth "
-            f"value and one for a number; if more than logging depends on it, measure: {'; '.join(asked)}.",
-        )
-
-
-def _range_like(relative: Prediction, traced_bytes: int, allocated_bytes: int) -> ReservedRange:
-    """Return a range in the same proportion to its replay as a relative's."""
-    peak, low, high = relative.reserved_peak_bytes, relative.reserved_low_bytes, relative.reserved_high_bytes
-    if not peak or low is None or high is None:
-        raise AssertionError("a prediction for CUDA has a range")
-    exact = relative.allocated_peak_bytes
-    allocated = (
-        (relative.allocated_low_bytes or exact) / exact,
-        (relative.allocated_high_bytes or exact) / exact,
-    )
-    return ReservedRange(
-        traced_bytes=traced_bytes,
-        low_bytes=traced_bytes * low // peak,
-        high_bytes=traced_bytes * high // peak,
-        allocated_low_bytes=int(allocated_bytes * allocated[0]),
-        allocated_high_bytes=int(allocated_bytes * allocated[1]),
-    )
-
-
-def _in_proportion(relative: Prediction | None, traced_bytes: int) -> int | None:
-    """Return how much suffices in the same proportion as a relative's."""
-    if relative is None or not relative.sufficient_bytes or not relative.reserved_peak_bytes:
-        return None
-    return traced_bytes * relative.sufficient_bytes // relative.reserved_peak_bytes
-
-
-def _replayed(stream: Stream, settings: AllocatorSettings) -> Replay:
-    """Replay with the calls of empty_cache() put in; the counters are those after each event."""
-    events, sizes = _with_empty_cache(stream)
-    replayed = replay(events, sizes, settings)
-    if not stream.cache_emptied_at:
-        return replayed
-    kept = events != EMPTY_CACHE
-    return dataclasses.replace(
-        replayed,
-        allocated_bytes=replayed.allocated_bytes[kept],
-        requested_bytes=replayed.requested_bytes[kept],
-        reserved_bytes=replayed.reserved_bytes[kept],
-    )
-
-
-def _with_empty_cache(stream: Stream) -> tuple[Ints, Ints]:
-    """Return events and sizes as a replay takes them."""
-    positions = np.asarray(stream.cache_emptied_at, dtype=np.int64)
-    return np.insert(stream.events, positions, EMPTY_CACHE), stream.sizes
-
-
 def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
     asked: set[str] = set()
     reached = list[Reached]()
     reading = read_cpu_ledger(cell, platform, config, asked, reached)
     prediction = predicted_for_cpu(reading, platform, asked)
-    caveats = (*prediction.caveats, *reached[0].caveats)
-    return prediction.model_copy(update={"reach": reached[0].weights, "caveats": caveats})
-
-
-def predicted_for_cpu(reading: LedgerReading, platform: Platform, asked: Iterable[str]) -> Prediction:
-    """Say what a ledger on meta tensors found; ``asked`` are the lines that asked for values."""
-    return Prediction(
-        platform=platform,
-        allocated_peak_bytes=reading.peak_bytes,
-        phase_peaks_bytes=reading.phase_peaks_bytes,
-        phase_ends_bytes={},
-        peak_phase=reading.peak_phase,
-        peak_op=reading.peak_op,
-        peak_module=reading.peak_module,
-        categories_at_peak_bytes=reading.categories_at_peak_bytes,
-        method="full trace",
-        caveats=tuple(_answered(asked)),
-    )
+    weights, trainable, caveats = reached[0]
+    more = {"reach": weights, "trainable_parameters": trainable}
+    return prediction.model_copy(update=more | {"caveats": (*prediction.caveats, *caveats)})

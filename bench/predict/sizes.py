@@ -139,7 +139,7 @@ class Sizes:
             if len(blocks) != call.count:
                 return None
             sizes[call.first : call.first + call.count] = blocks
-        return replace(self.reference, sizes=sizes, paged_bytes=int(numbers[count]))
+        return replace(self.reference, sizes=sizes, paged_bytes=int(numbers[count]), flops_known=False)
 
     def within(self, point: Point, truth: Stream, degrees: Sequence[int]) -> "Sizes | None":
         """Return these sizes for a family of another structure; None where they do not give its trace.
@@ -212,6 +212,7 @@ class RepeatedStep:
             sizes=first.sizes[[*range(self.blocks), *self.likes]],
             scratch_calls=[replace(call, numbers=numbers[call.first]) for call in self.whole.scratch_calls],
             paged_bytes=first.paged_bytes,
+            flops_known=False,
         )
 
 

@@ -1,11 +1,12 @@
 """Floating-point operations of one step, by torch's counter, with formulas for bitsandbytes' products."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
 from bench.probes.ledger import name_of
 
@@ -68,6 +69,20 @@ class FlopCounter:
         return CountedFlops(int(self._counter.get_total_flops()), uncounted)
 
 
+def flops_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Return the FLOPs of one call, as the counter counts them; 0 for an operator that it takes for free."""
+    formula = _formula(func)
+    return 0 if formula is None else int(formula(*args, **(kwargs or {}), out_val=result))
+
+
+@cache
+def _formula(func: Any) -> Callable[..., Any] | None:
+    packet = func._overloadpacket  # noqa: SLF001 - what formulas are registered for
+    own = _formulas().get(packet)
+    return flop_registry.get(packet) if own is None else shape_wrapper(own)
+
+
+@cache
 def _formulas() -> dict[Any, Callable[..., int]]:
     """Map the operators that the installed versions have to their formulas."""
     import bitsandbytes  # noqa: F401 - registers the operators

@@ -4,6 +4,7 @@ A plan is written as JSON and read back to render pages, which follow from it: n
 """
 
 import json
+import operator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -22,6 +23,7 @@ KERNELS_NOT_TRACED: Final = "kernels-not-traced"
 
 Answer = Literal["fits", "too close to call", "does not fit"]
 Method = Literal["full trace", "repeated layers"]
+RefusedBy = Literal["tracer", "library"]
 PredictedPhase = Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]
 
 
@@ -55,6 +57,11 @@ class Prediction(Stored):
         exclude_if=lambda limit: limit is None,
         description="Under this limit a replay runs out of memory, though it gives back what is only cached.",
     )
+    requested_peak_bytes: Count | None = Field(
+        None,
+        exclude_if=lambda requested: requested is None,
+        description="Most that tensors ask for, before the allocator rounds and splits.",
+    )
     paged_bytes: Count = Field(0, description="Optimizer state in managed memory, outside torch's counters.")
     phase_peaks_bytes: dict[PredictedPhase, Count] = Field(description="Most allocated in each phase.")
     phase_ends_bytes: dict[PredictedPhase, Count] = Field(
@@ -62,13 +69,44 @@ class Prediction(Stored):
     )
     first_peaks_bytes: dict[PredictedPhase, Count] = Field(
         default_factory=dict,
-        exclude_if=lambda peaks: not peaks,
+        exclude_if=operator.not_,
         description="Most allocated while loading, adapting and in each phase of the first step.",
+    )
+    phase_requested_bytes: dict[PredictedPhase, Count] = Field(
+        default_factory=dict, exclude_if=operator.not_, description="Most requested in each phase."
+    )
+    phase_ends_reserved_bytes: dict[PredictedPhase, Count] = Field(
+        default_factory=dict,
+        exclude_if=operator.not_,
+        description="Reserved as each phase of the first step ends.",
     )
     peak_phase: PredictedPhase
     peak_op: str
     peak_module: str
     categories_at_peak_bytes: dict[Category, Count]
+    op_count: Count | None = Field(
+        None, exclude_if=lambda count: count is None, description="Operators of a steady pair of steps."
+    )
+    step_flops: Count | None = Field(
+        None,
+        exclude_if=lambda flops: flops is None,
+        description="Floating-point operations of one step; none where its stream follows from others'.",
+    )
+    saved_for_backward_bytes: Count | None = Field(
+        None,
+        exclude_if=lambda saved: saved is None,
+        description="What a forward pass leaves alive for the backward pass.",
+    )
+    trainable_parameters: dict[str, Count] = Field(
+        default_factory=dict,
+        exclude_if=operator.not_,
+        description="How many receive a gradient, by module; * stands for any number.",
+    )
+    traced_with: dict[str, str] = Field(
+        default_factory=dict,
+        exclude_if=operator.not_,
+        description="Versions of the libraries whose code was traced.",
+    )
     method: Method = Field(
         description="Every layer traced, or one layer's trace repeated after checking that layers repeat."
     )
@@ -103,6 +141,11 @@ class Refusal(Stored):
     """Why a cell cannot be predicted: the operator, method or setting by its name, and what to do."""
 
     message: str
+    by: RefusedBy = Field(
+        "tracer",
+        exclude_if=lambda by: by == "tracer",
+        description="Whether the library fails by itself, or only cannot be run without data.",
+    )
     longest_tokens: Count | None = Field(
         None, exclude_if=lambda longest: longest is None, description="That the model has positions for."
     )

@@ -1,6 +1,7 @@
 """How much of a model's own weights a method reached: quantised, adapted, or left as they were."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import bitsandbytes
@@ -26,9 +27,10 @@ _OUTSIDE: tuple[WeightKind, ...] = (
 
 
 class Reached(NamedTuple):
-    """What a method did to a model's weights, and what has to be said of it."""
+    """What a method did to a model's weights, what it trains by module, and what has to be said of it."""
 
     weights: WeightsReached
+    trainable: Mapping[str, int]
     caveats: tuple[Caveat, ...]
 
     def saying(self, more: Iterable[Caveat]) -> Self:
@@ -45,7 +47,22 @@ def reached_in(model: Any, cell: Cell, times: Callable[[str], int] = lambda _nam
     added, adapted, layers = _of_adapters(base)
     weights = _counted(base, added, adapted, times)
     of_wrapper = wrapper_caveats(base, added, layers)
-    return Reached(weights, (*_left_unquantised(cell, weights), *_left_unadapted(cell, weights), *of_wrapper))
+    told = (*_left_unquantised(cell, weights), *_left_unadapted(cell, weights), *of_wrapper)
+    return Reached(weights, _trainable(base, layers, times), told)
+
+
+def _trainable(base: nn.Module, layers: Collection[str], times: Callable[[str], int]) -> dict[str, int]:
+    """Count what is trained by module, any number in a name being ``*``; an adapter is its layer's."""
+    known = set(layers)
+    found: Counter[str] = Counter()
+    for name, parameter in base.named_parameters():
+        if parameter.requires_grad:
+            parts = name.split(".")
+            above = (".".join(parts[:count]) for count in range(1, len(parts)))
+            module = next((each for each in above if each in known), name.rpartition(".")[0])
+            pattern = ".".join("*" if part.isdecimal() else part for part in module.split("."))
+            found[pattern] += times(name) * parameter.numel()
+    return dict(sorted(found.items()))
 
 
 def _counted(

@@ -193,6 +193,7 @@ def test_what_a_library_raises_is_said_to_be_its_own() -> None:
     refused = answers["odd"]
     assert isinstance(refused, Refusal)
     assert refused.message.startswith("transformers fails on this cell: KeyError: ")
+    assert refused.by == "library"
     assert "no-such-function" in refused.message
 
 

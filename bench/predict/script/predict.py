@@ -17,10 +17,11 @@ from torch import nn
 from bench.errors import UnavailableError, first_line
 from bench.predict.allocator.replay import DEFAULT_SETTINGS
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.predict import predicted_for_cpu, summed_up
+from bench.predict.blame import library_at_fault
 from bench.predict.script.card import pretended
 from bench.predict.script.ledger import ScriptLedger, ScriptState
 from bench.predict.script.loading import MOST_ROWS, STEPS, LongestBatch, without_weights
+from bench.predict.summary import predicted_for_cpu, summed_up
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.loops import forget_state, trl_on_cuda
 from bench.predict.trace.meta_kernels import is_paged
@@ -31,7 +32,7 @@ from bench.predict.trace.trace import paged_bytes
 from bench.probes.machine import Allocator
 from bench.probes.phases import PhaseReader
 from bench.records.messages import ScriptJob
-from bench.records.predictions import Prediction, Refusal
+from bench.records.predictions import Prediction, Refusal, RefusedBy
 from bench.records.readings import Caveat
 from bench.records.records import TokenCounts
 from bench.scenario.catalogue import Card
@@ -194,7 +195,8 @@ class _PredictedLoop(WatchedLoop):
             ]
             line = f"{self._script_name}:{frames[-1].lineno}" if frames else self._script_name
             error = f"{type(failure).__name__}: {first_line(failure)}"
-            return Refusal(message=f"{refused}{line} ends it with {error}; {self._doubt()}")
+            by: RefusedBy = "library" if not self.state.asked and library_at_fault(failure) else "tracer"
+            return Refusal(message=f"{refused}{line} ends it with {error}; {self._doubt()}", by=by)
         if self._made is None:
             needed = self._steps + LEDGER_STEPS if self.steps_taken else 1
             return Refusal(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePath
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from torch import nn
 from bench.errors import UntraceableError
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.meta_kernels import ShapeMemory
+from bench.probes.flops import flops_of
 from bench.probes.ledger import Block, Ledger, StepPhase, name_of
 from bench.training.loading.wrappers import beside_text, is_beside
 
@@ -38,6 +39,13 @@ class Mark:
     phase: StepPhase
     step: int
     entries: int
+
+
+class Computed(NamedTuple):
+    """What was computed up to some moment: operators, and their FLOPs."""
+
+    ops: int
+    flops: int
 
 
 class MetaLedger(Ledger):
@@ -78,6 +86,8 @@ class MetaLedger(Ledger):
         self._layer = NO_LAYER
         self._layers_of_results: list[int] = []
         self._began_with = 0  # entries of the books that these were copied from
+        self.computed = Computed(0, 0)
+        self.computed_before: list[Computed] = []  # each entry
         self.mark(phase)
 
     def mark(self, phase: StepPhase) -> None:
@@ -171,6 +181,8 @@ class MetaLedger(Ledger):
             raise self._untraceable(func, args) from error
         if special or in_optimizer:
             self._add_scratch(func, args, result)
+        ops, flops = self.computed
+        self.computed = Computed(ops + 1, flops + flops_of(func, args, kwargs, result))
         return result
 
     def resolve(self, _tensor: torch.Tensor) -> bool | float | int:
@@ -271,6 +283,7 @@ class MetaLedger(Ledger):
         return layer
 
     def _write(self, number: int, *, born: bool) -> None:
+        self.computed_before.append(self.computed)
         super()._write(number, born=born)
         if born:
             if self._layers_of_results:

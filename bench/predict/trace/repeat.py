@@ -225,7 +225,25 @@ def _described(  # noqa: PLR0917 - the pieces that the new stream is made of
         layer_of_entry=np.zeros(0, dtype=np.int64),
         paged_bytes=stream.paged_bytes,
         reached=stream.reached,
+        computed=_computed(stream, sweeps, added),
+        flops_known=stream.flops_known,
     )
+
+
+def _computed(stream: Stream, sweeps: Sequence[Sweep], added: int) -> Ints:
+    """Return what the deep stream computes before each event: each period as much as the second."""
+    steps = np.diff(stream.computed, axis=0, prepend=0)
+    pieces, kept = [], 0
+    for sweep in sweeps:
+        pieces += [steps[kept : sweep.middle + 1], np.tile(_shifted(steps, sweep.second), (added, 1))]
+        kept = sweep.middle + 1
+    whole: Ints = np.concatenate([*pieces, steps[kept:]]).cumsum(axis=0)
+    return whole
+
+
+def _shifted(steps: Ints, part: range) -> Ints:
+    """Return what is computed between a period's events, and from its last to the next one's first."""
+    return steps[part.start + 1 : part.stop + 1]
 
 
 def _require_alike(events: Ints, births: _Births, added: int, blocks: int) -> None:

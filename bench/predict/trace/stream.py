@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +42,9 @@ class Stream:
     paged_bytes: int = 0
     asked: Sequence[str] = ()  # lines that asked for values
     reached: Reached | None = None  # by the method
+    computed: Ints = field(default_factory=lambda: np.zeros((1, 2), dtype=np.int64))
+    """Operators and FLOPs before each event, and in the end."""
+    flops_known: bool = True  # not where a stream was made from those of other batches
     reset_at: int = 0  # the event after which the peak counters begin anew
 
     def during(self, first: int, last: int) -> "Stream":
@@ -57,6 +60,7 @@ class Stream:
             events=self.events[:end],
             born=self.born[:end],
             layer_of_entry=self.layer_of_entry[:end],
+            computed=self.computed[: end + 1],
             marks=marks,
             cache_emptied_at=tuple(place for place in self.cache_emptied_at if place <= end),
             # A counter that is reset begins with what is held then: after the event before the step.
@@ -85,6 +89,30 @@ class Stream:
         ordered = not first or any(op.startswith("bitsandbytes::") for op in ops.values())
         weights = [] if ordered else list(pairwise([*first, loading.stop]))
         return ReplayVariability(weights=weights, warm_up=warm_up)
+
+    @property
+    def ops_of_step(self) -> int:
+        """How many operators the last step has."""
+        return int(self._of_step[0])
+
+    @property
+    def flops_of_step(self) -> int | None:
+        """How many FLOPs the last step has, where that is known."""
+        return int(self._of_step[1]) if self.flops_known else None
+
+    @property
+    def _of_step(self) -> Ints:
+        start = next(mark.entries for mark in self.marks if mark.step == self.marks[-1].step)
+        return self.computed[-1] - self.computed[start]
+
+    def saved_bytes(self) -> int:
+        """Return the most that a forward pass leaves alive for the backward pass, logits left out."""
+        saved = np.array(
+            [one.born_phase == "forward" and one.category is None for one in self.blocks], dtype=np.bool_
+        )
+        of_blocks = saved[self.kinds] * self.sizes
+        starts = [mark.entries for mark in self.marks if mark.phase == "backward"]
+        return max((int(of_blocks[self.live_at(start)].sum()) for start in starts), default=0)
 
     def categories(self, blocks: Ints) -> Mapping[Category, int]:
         """Return the bytes of the given blocks by category."""
@@ -137,6 +165,7 @@ def stream_of(
         paged_bytes=paged_bytes,
         asked=sorted(asked),
         reached=reached,
+        computed=np.array([*ledger.computed_before, ledger.computed], dtype=np.int64),
     )
 
 
