@@ -103,7 +103,8 @@ class Stream:
     @property
     def _of_step(self) -> Ints:
         start = next(mark.entries for mark in self.marks if mark.step == self.marks[-1].step)
-        return self.computed[-1] - self.computed[start]
+        whole: Ints = self.computed[-1] - self.computed[start]
+        return whole
 
     def saved_bytes(self) -> int:
         """Return the most that a forward pass leaves alive for the backward pass, logits left out."""
