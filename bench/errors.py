@@ -59,6 +59,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def not_installed(who: str, package: str, instead: str = "") -> str:
+    """Return the sentence on a package that something needs; ``instead`` is what can be set in its place."""
+    name = '"finetune-bench[trl]"' if package == "trl" else package
+    advice = f"pip install {name}{instead and f', or set {instead}'}"
+    return f"{who} needs the package {package}, which is not installed; {advice}."
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of a library's message, to be quoted in a sentence; its class if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

@@ -6,7 +6,7 @@ import warnings
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
@@ -16,13 +16,15 @@ from bench.probes.machine import read_facts
 from bench.records.environment import read_environment
 from bench.records.messages import CellSeen, Message, ScriptJob
 from bench.records.readings import Caveat
-from bench.records.records import Record
 from bench.records.store import load_records, open_folder
 from bench.runner.scripts import scheduled
 from bench.scenario.cell import Cell
 from bench.training.scripts.watch import ScriptRun
 from bench.training.watcher import StopLoop, Watcher
-from bench.workers.supervise import Transcript
+from bench.workers.supervise import JobEnd, Transcript
+
+if TYPE_CHECKING:
+    from bench.records.records import Record
 
 _WITHIN = Caveat(
     code="measured-within",
@@ -107,20 +109,16 @@ class BenchCallback(TrainerCallback):  # type: ignore[misc]  # transformers leav
 
     def _write(self) -> None:
         environment, facts = read_environment(), read_facts()
-        measurement = self._transcript.measurement()
+        made = self._transcript.measurement()
         earlier = load_records(self._results).records if self._results.exists() else ()
         one = scheduled(self._seen[-1], environment, facts, earlier)
-        self.record = Record(
-            cell=one.cell,
-            key=one.key,
-            inputs_digest=one.inputs_digest,
-            run=one.run,
+        end = JobEnd(
             outcome="ok",
-            started_at=self._started_at,
+            failure=None,
+            measurements=(made.replace(caveats=(*made.caveats, _WITHIN)),),
             total_ns=time.monotonic_ns() - self._started_ns,
-            environment=environment,
-            measurement=measurement.replace(caveats=(*measurement.caveats, _WITHIN)),
         )
+        self.record = one.ended(end, facts, started_at=self._started_at, environment=environment)
         with open_folder(self._results) as folder:
             folder.write(self.record)
 

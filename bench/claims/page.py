@@ -22,20 +22,18 @@ from bench.claims.judge import (
 )
 from bench.compare import grouped
 from bench.errors import UsageError
+from bench.report.columns import terminal_table
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
     NOT_APPLICABLE,
     Table,
-    bullets,
-    markdown,
-    markdown_table,
     plain,
+    render_page,
     share,
     significant,
     small_share,
     table_of,
-    terminal_table,
 )
 
 if TYPE_CHECKING:
@@ -65,8 +63,18 @@ _SHOWN: Mapping[Unit, Callable[[float], str]] = {
 
 
 def render_block(verdicts: Sequence[ClaimVerdict]) -> str:
-    parts = [_count(verdicts), markdown_table(_summary(verdicts)), "## Evidence", *map(_folded, verdicts)]
-    return "\n\n".join(parts)
+    return render_page(
+        "claims.md.j2",
+        verdicts=verdicts,
+        count=_count(verdicts),
+        summary=_summary(verdicts),
+        facts=_facts,
+        by_setting=_by_setting,
+        told=_told,
+        telling=telling,
+        evidence=_evidence,
+        capital=_capital,
+    )
 
 
 def render_committed(results: Path) -> str:
@@ -136,23 +144,6 @@ def _summary(verdicts: Sequence[ClaimVerdict]) -> Table:
 def _why(one: ClaimVerdict) -> str:
     said = [(finding.part, sentence(finding)) for finding in one.findings]
     return " ".join(f"{_capital(part)}: {text}" if part else text for part, text in said)
-
-
-def _folded(one: ClaimVerdict) -> str:
-    """Return one claim behind its summary line; ids and verdicts are ours and need no escape."""
-    lines = [markdown(line) for line in _facts(one)]
-    parts = [f"<details><summary>{one.claim.id}: {one.verdict}</summary>", bullets(lines)]
-    if one.by_setting:
-        parts.append(markdown_table(_by_setting(one)))
-    for finding in one.findings:
-        if finding.part:
-            parts.append(f"**{markdown(_capital(finding.part))}: {finding.verdict}**")
-        parts.append(bullets(markdown(line) for line in _told(finding)))
-        if shown := telling(finding.deciding):
-            parts.append(markdown_table(_evidence(shown)))
-            if left := len(finding.deciding) - len(shown):
-                parts.append(f"{left} more between these: `bench claims --details`.")
-    return "\n\n".join([*parts, "</details>"])
 
 
 def _facts(one: ClaimVerdict) -> list[str]:

@@ -100,8 +100,8 @@ def show_(name: str, *, baselines: Path = BASELINES) -> None:
     from rich.console import Console
 
     from bench.records.result_sets import BaselineFolder
+    from bench.report.columns import terminal_table
     from bench.report.gate import history_table
-    from bench.report.text import terminal_table
 
     baseline = BaselineFolder(root=baselines, name=name).read()
     Console().print(terminal_table(history_table(baseline), f"Baseline {name}"))
@@ -142,8 +142,8 @@ def history(name: str, *, baselines: Path = BASELINES) -> None:
 
     from bench.gate.stored import changes_in_history
     from bench.records.result_sets import BaselineFolder
+    from bench.report.columns import terminal_table
     from bench.report.gate import changes_table
-    from bench.report.text import terminal_table
 
     changes, sessions, series = changes_in_history(BaselineFolder(root=baselines, name=name))
     if not changes:

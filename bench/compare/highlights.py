@@ -9,29 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from operator import ge, itemgetter
 
-from bench.compare import grouped
-from bench.compare.loops import LOOP_ALONE, loop_pairs
+from bench.compare import LOOP_ALONE, grouped, loop_pairs
 from bench.compare.measured import Contrast, Measured
 from bench.metrics import HEADLINES, Instrument
 from bench.records.records import Record
 from bench.scenario.cell import EXTRA_READINGS, HOW_IT_LEARNS
-from bench.scenario.types import DataSpec
+from bench.scenario.types import SHARED_BY_ADAPTERS, DataSpec, LoraMethod, QloraMethod
 
 _IN_WORDS = 2  # of the headline instruments that have a reading
 HOW_BASE_IS_STORED = frozenset(
-    f"method.{name}"
-    for name in (
-        "kind",
-        "name",
-        "base",
-        "quantisation",
-        "double_quantisation",
-        "compute_dtype",
-        "implementation",
-        "quantise_lm_head",
-        "recast_embeddings",
-        "kbit_preparation",
-    )
+    f"method.{name}" for name in {*LoraMethod.model_fields, *QloraMethod.model_fields} - SHARED_BY_ADAPTERS
 )
 """For ``Cell.comparison_key``: what may differ between adapters that are alike but for their frozen base."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from bench.compare import readings
+from bench.compare import Reason, readings, reason_of
 from bench.compare.accuracy import (
     Accuracy,
     AccuracyDifference,
@@ -20,7 +20,6 @@ from bench.compare.accuracy import (
     readings_by_seed,
 )
 from bench.compare.caveats import EnvironmentGroup, caveats_of_runs
-from bench.compare.loops import Reason, reason_of
 from bench.compare.plausibility import Doubted, Finding, lint
 from bench.compare.readings import Peak, Predicted
 from bench.errors import counted

@@ -97,7 +97,6 @@ def samples_of(policy: MetricPolicy, pairs: Sequence[Pair], *, by_steps: bool = 
 
 
 def has_metric(run: RunSummary, policy: MetricPolicy) -> bool:
-    """Tell whether a run measured a metric."""
     if policy.metric.kind == "paired":
         return any(f"accuracy_{answers.when}" == policy.metric.name for answers in run.answers)
     return run.values.get(policy.metric.name) is not None

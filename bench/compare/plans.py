@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.compare import grouped
-from bench.compare.loops import LOOP_ALONE, Reason, loop_pairs, reason_of
+from bench.compare import LOOP_ALONE, Reason, grouped, loop_pairs, reason_of
 from bench.records.predictions import Answer, CardFit, Change, Plan, PlannedCell, Prediction, Refusal
 from bench.records.readings import Category
 from bench.scenario.catalogue import Card
@@ -122,7 +121,9 @@ class LoopChange:
 def loop_changes(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[LoopChange]:
     cells = {planned.cell.id: planned.cell for planned in plan.cells}
     forecasts = {row.cell: row.forecast for row in rows if row.forecast}
-    for here, there in loop_pairs(forecasts, cells.__getitem__, lambda one: _but_for_loop(cells[one])):
+    for here, there in loop_pairs(
+        forecasts, cells.__getitem__, lambda one: cells[one].comparison_key(LOOP_ALONE)
+    ):
         mine, theirs = forecasts[here], forecasts[there]
         yield LoopChange(
             cell=here,
@@ -136,10 +137,6 @@ def loop_changes(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[LoopChange]:
 
 def _share(here: int | None, there: int | None) -> float | None:
     return here / there - 1 if here and there else None
-
-
-def _but_for_loop(cell: Cell) -> tuple[str, ...]:
-    return cell.comparison_key(LOOP_ALONE)
 
 
 def card_counts(plan: Plan) -> tuple[tuple[Card, Counter[Answer]], ...]:

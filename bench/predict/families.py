@@ -78,12 +78,8 @@ def families(cells: Iterable[Cell], config: Any) -> list[Family]:
     found: dict[object, dict[Point, list[Cell]]] = {}
     for cell in cells:
         found.setdefault(_structure(cell, config), {}).setdefault(_point(cell), []).append(cell)
-    members = sorted(found.values(), key=_cells_among, reverse=True)
+    members = sorted(found.values(), key=lambda points: sum(map(len, points.values())), reverse=True)
     return [Family(each, known, adapted) for each in members]
-
-
-def _cells_among(members: Mapping[Point, Sequence[Cell]]) -> int:
-    return sum(map(len, members.values()))
 
 
 def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[Point, Stream, Method]]:

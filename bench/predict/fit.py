@@ -16,8 +16,15 @@ from pydantic import ValidationError
 
 from bench.errors import UsageError
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.memory_savers import Predict, find_savers
-from bench.predict.pool import PRELOAD, PredictionRequest, Progress, platform_of, predict_cells
+from bench.predict.pool import (
+    PRELOAD,
+    Predict,
+    PredictionRequest,
+    Progress,
+    find_savers,
+    platform_of,
+    predict_cells,
+)
 from bench.records.predictions import Axis, Bound, Fit, Prediction, Refusal, Tried, check_fit
 from bench.scenario.catalogue import (
     Card,

@@ -13,12 +13,13 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.metrics import GIB
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.memory_savers import Predict, find_savers
 from bench.predict.pool import (
     PRELOAD,
+    Predict,
     PredictionRequest,
     Progress,
     card_of_device,
+    find_savers,
     platform_of,
     predict_cells,
 )
@@ -90,7 +91,8 @@ def plan_scenario(
         subjects = {
             index: (one.cell, one.answer, judged)
             for index, (one, (_, _, judged)) in enumerate(zip(planned, asked, strict=True))
-            if isinstance(one.answer, Prediction) and (small or not _fits_everywhere(one))
+            if isinstance(one.answer, Prediction)
+            and (small or any(verdict.answer != "fits" for verdict in one.verdicts))
         }
         found = find_savers([*subjects.values()], predict)
         for index, changes in zip(subjects, found, strict=True):
@@ -164,10 +166,6 @@ def _platforms(
     return [
         (platform_of("cuda", capability, torch_version), members) for capability, members in alike.items()
     ]
-
-
-def _fits_everywhere(planned: PlannedCell) -> bool:
-    return all(verdict.answer == "fits" for verdict in planned.verdicts)
 
 
 def why_unfit(planned: PlannedCell, card: Card) -> str | None:

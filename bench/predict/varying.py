@@ -33,7 +33,6 @@ _LIMITS = 9  # of memory, tried between what equal batches and what varied ones 
 
 
 def lengths_vary(cell: Cell) -> bool:
-    """Tell whether a cell's batches differ in length."""
     if isinstance(cell.data, SyntheticData):
         return cell.data.lengths == "vary"
     return cell.training.batching == "pad-to-longest" and not isinstance(cell.data, ScriptData)

@@ -4,8 +4,7 @@ History of the format (``SCHEMA_VERSION``):
 - 1 (2026-11-22): first.
 - 1 (2026-11-22): ``prediction`` added; records without it are read as before, so the number stays.
 - 1 (2026-11-22): ``measurement.gpu``, the outcome "contaminated", bytes of a failed allocation added.
-- 1 (2026-11-22): ``measurement.torch_settings``, ``paged`` and ``snapshot`` added.
-- 1 (2026-11-22): ``ledger.timeline`` added.
+- 1 (2026-11-22): ``measurement.torch_settings``, ``paged`` and ``snapshot``, and ``ledger.timeline`` added.
 - 1 (2026-11-22): ``measurement.gpu`` says how often more than memory was read, and what watching took.
 - 1 (2026-11-29): ``measurement.model.reach`` and ``prediction.reach`` added.
 """

@@ -3,14 +3,16 @@
 What is shown of a row stands in its columns alone; the tables know no metric. Nothing is computed here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from bench.report.text import Table, table_of, varying
+from bench.report.text import Table, plain, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import JustifyMethod
+    from rich.table import Table as RichTable
 
 R = TypeVar("R")
 Tone = Literal["", "good", "close", "bad"]
@@ -154,3 +156,45 @@ def _grid_column(column: Column[R], cells: tuple[GridCell, ...]) -> GridColumn:
         at_most=column.at_most,
         cells=cells,
     )
+
+
+def varying(titles: Sequence[str], columns: Sequence[Sequence[Hashable]]) -> list[int]:
+    """Return the columns but those in which all rows, if there are several, are alike.
+
+    The first column stays, since it names the rows, and so does a title that occurs twice.
+    """
+    return [
+        index
+        for index, cells in enumerate(columns)
+        if index == 0 or len(cells) == 1 or len(set(cells)) != 1 or titles.count(titles[index]) > 1
+    ]
+
+
+def told_once(table: Table) -> Table:
+    """Return a table with each column in which all rows are alike among its constants; names are no table."""
+    columns = list(zip(*table.rows, strict=True))
+    kept = varying(table.header, columns)
+    if not kept[1:]:
+        return table
+    return Table(
+        header=tuple(table.header[index] for index in kept),
+        rows=tuple(tuple(row[index] for index in kept) for row in table.rows),
+        left=sum(index < table.left for index in kept),
+        constants=tuple((table.header[i], cells[0]) for i, cells in enumerate(columns) if i not in kept),
+    )
+
+
+def terminal_table(table: Table, title: str) -> "RichTable":
+    """Return a table for a rich console; where that is narrow, long words are broken, never cut off."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=Text(plain(title)), title_justify="left", box=box.SIMPLE)
+    for index, name in enumerate(table.header):
+        justify: JustifyMethod = "left" if index < table.left else "right"
+        longest_word = max(map(len, plain(name).split()), default=1)
+        shown.add_column(Text(plain(name)), justify=justify, overflow="fold", min_width=longest_word)
+    for line in table.rows:
+        shown.add_row(*(Text(plain(cell)) for cell in line))
+    return shown

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from bench.compare.loops import Reason
+from bench.compare import Reason
 from bench.compare.plans import (
     Fitting,
     LoopChange,
@@ -18,6 +18,7 @@ from bench.compare.plans import (
 from bench.errors import counted
 from bench.records.predictions import Bound, Fit, Plan, Tried
 from bench.records.readings import Category
+from bench.report.columns import terminal_table
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -34,7 +35,6 @@ from bench.report.text import (
     plain,
     share,
     table_of,
-    terminal_table,
     texts,
     words,
 )

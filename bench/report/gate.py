@@ -14,6 +14,7 @@ from bench.errors import counted
 from bench.metrics import METRICS
 from bench.records.result_sets import Baseline
 from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts, outcome_verdict
+from bench.report.columns import terminal_table
 from bench.report.text import (
     NOT_APPLICABLE,
     Table,
@@ -24,7 +25,6 @@ from bench.report.text import (
     render_page,
     share,
     table_of,
-    terminal_table,
 )
 from bench.stats.trend import ChangePoint
 

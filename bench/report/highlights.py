@@ -72,7 +72,9 @@ def sentences(found: Highlights, unit: MemoryUnit) -> Iterator[Sentence]:
     for task, (row, others) in found.most_accurate.items():
         yield _most_accurate(task, row, others, alone=len(found.ok) == 1)
     for contrast in found.qlora_vs_lora:
-        yield _qlora_vs_lora(contrast, list(found.most_accurate))
+        text = f": {_contrast(contrast, list(found.most_accurate)) or 'not measured'}."
+        pair = (_link(contrast.measured), " against ", _link(contrast.base), text)
+        yield Sentence("QLoRA instead of LoRA", pair)
     for drivers, pairs in grouped((_drivers(one), one) for one in found.loops).items():
         yield _loops(drivers, pairs, list(found.most_accurate), unit)
     yield from _causes(found.ok)
@@ -211,12 +213,6 @@ def points(difference_share: float, *, sign: bool = False) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     return f"{share(low).removesuffix(' %')} to {share(high)}"
-
-
-def _qlora_vs_lora(found: Contrast, tasks: Sequence[str]) -> Sentence:
-    told = _contrast(found, tasks)
-    text = f": {told or 'not measured'}."
-    return Sentence("QLoRA instead of LoRA", (_link(found.measured), " against ", _link(found.base), text))
 
 
 def _drivers(found: Contrast) -> tuple[str, str]:

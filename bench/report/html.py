@@ -21,7 +21,7 @@ from bench.compare.measured import Measured
 from bench.compare.plans import ModelFits, card_fits, plan_rows
 from bench.errors import counted
 from bench.records.predictions import Plan
-from bench.report.columns import Grid
+from bench.report.columns import Grid, told_once
 from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
@@ -37,7 +37,7 @@ from bench.report.fit import (
 )
 from bench.report.highlights import one_environment, sentences
 from bench.report.plan import detail_tables, plan_grid
-from bench.report.text import Sentence, Table, markdown, plain, told_once, visible
+from bench.report.text import Sentence, Table, markdown, plain, visible
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6

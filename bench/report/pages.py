@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.metrics import METRICS
-from bench.report.columns import narrow_table, page_table
+from bench.report.columns import narrow_table, page_table, terminal_table
 from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
 from bench.report.highlights import one_environment, opening, sentences, trained_with
-from bench.report.text import NOT_MEASURED, Sentence, Table, grouped, plain, render_page, terminal_table
+from bench.report.text import NOT_MEASURED, Sentence, Table, grouped, plain, render_page
 
 if TYPE_CHECKING:
     import pandas as pd

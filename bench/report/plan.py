@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 from bench.compare.plans import Forecast, PlanRow, plan_rows
 from bench.records.predictions import Change, Plan, PredictedPhase
 from bench.records.readings import Category
-from bench.report.columns import Column, Grid, Place, Tone, grid, page_table
+from bench.report.columns import Column, Grid, Place, Tone, grid, page_table, terminal_table
 from bench.report.fit import (
     MOST_SENTENCES,
     card_size,
@@ -23,14 +23,11 @@ from bench.report.text import (
     NOT_APPLICABLE,
     MemoryUnit,
     Table,
-    bullets,
     cell_table,
-    markdown,
-    markdown_table,
     operator,
     plain,
+    render_page,
     share,
-    terminal_table,
     unit_for,
     words,
 )
@@ -46,34 +43,34 @@ _SMALLEST = "Smallest card that fits"
 
 
 def render_markdown(plan: Plan) -> str:
-    title = f"# {markdown(plan.title)}: predicted memory"
-    return f"{title}\n\n{render_summary(plan)}\n\n{render_details(plan)}\n"
+    return _page(plan, "title", "summary", "details") + "\n"
 
 
 def render_summary(plan: Plan) -> str:
     """Return the verdicts in a sentence, the table of all cells, what was refused, and how to read it."""
-    rows = plan_rows(plan)
-    parts = [markdown(line) for line in plan_sentences(plan, rows)]
-    told = fit_sentences(plan)
-    beyond = len(told[MOST_SENTENCES:])
-    told = (*told[:MOST_SENTENCES], *loop_sentences(plan, rows))
-    lines = [f"**{markdown(one.about)}**: {markdown(one.text)}" for one in told]
-    if beyond:
-        lines.append(f"{beyond} more follow from the table.")
-    if lines:
-        parts.append(bullets(lines))
-    parts.append(markdown_table(_table(plan, rows)))
-    refused = [f"{markdown(row.cell)}: {markdown(row.refusal)}" for row in rows if row.refusal]
-    if refused:
-        parts.append(f"Cells that cannot be predicted:\n\n{bullets(refused)}")
-    notes = bullets(markdown(line) for line in notes_on(plan, rows))
-    return "\n\n".join([*parts, f"How to read it:\n\n{notes}"])
+    return _page(plan, "summary")
 
 
 def render_details(plan: Plan) -> str:
     """Return what sets each cell's peak, its phases and categories, and what changes would free."""
-    shown = [f"## {title}\n\n{markdown_table(table)}" for title, table in detail_tables(plan) if table.rows]
-    return "\n\n".join([*shown, *map(markdown, why_untried(plan))])
+    return _page(plan, "details")
+
+
+def _page(plan: Plan, *parts: str) -> str:
+    rows, told = plan_rows(plan), fit_sentences(plan)
+    return render_page(
+        "plan.md.j2",
+        parts=parts,
+        title=plan.title,
+        sentences=plan_sentences(plan, rows),
+        told=(*told[:MOST_SENTENCES], *loop_sentences(plan, rows)),
+        beyond=len(told[MOST_SENTENCES:]),
+        cells=_table(plan, rows),
+        rows=rows,
+        notes=notes_on(plan, rows),
+        tables=lambda: detail_tables(plan),
+        untried=why_untried(plan),
+    )
 
 
 def render_terminal(plan: Plan, *, details: bool = False) -> "Group":

@@ -13,6 +13,7 @@ from bench.records.published.score import (
     loops_beside,
     summarise,
 )
+from bench.report.columns import terminal_table
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -22,7 +23,6 @@ from bench.report.text import (
     render_page,
     share,
     table_of,
-    terminal_table,
     words,
 )
 from bench.stats.simulation import SelfCheck

@@ -3,7 +3,7 @@
 import math
 import re
 import tomllib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -13,8 +13,6 @@ from bench.metrics import GIB, MIB, Metric
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from rich.console import JustifyMethod
-    from rich.table import Table as RichTable
 
 R = TypeVar("R")
 K = TypeVar("K")
@@ -191,11 +189,7 @@ def visible(text: str) -> str:
 @lru_cache(maxsize=10_000)  # the cells of large tables are seldom new
 def markdown(text: str) -> str:
     """Return text that GitHub's Markdown shows as it is: no table cell, tag, link or mention comes of it."""
-    return _MARKED.sub(_escape, plain(text))
-
-
-def _escape(found: re.Match[str]) -> str:
-    return _ESCAPES.get(found[0]) or f"\\{found[0]}"
+    return _MARKED.sub(lambda found: _ESCAPES.get(found[0]) or f"\\{found[0]}", plain(text))
 
 
 def _minus(text: str) -> str:
@@ -230,32 +224,6 @@ def cell_table(
     """Return a table of what cells have: each line begins with a cell's name."""
     lines = tuple((name, *(show(row) for _, show in columns)) for name, row in rows)
     return Table(header=("Cell", *(title for title, _ in columns)), rows=lines, left=left)
-
-
-def varying(titles: Sequence[str], columns: Sequence[Sequence[Hashable]]) -> list[int]:
-    """Return the columns but those in which all rows, if there are several, are alike.
-
-    The first column stays, since it names the rows, and so does a title that occurs twice.
-    """
-    return [
-        index
-        for index, cells in enumerate(columns)
-        if index == 0 or len(cells) == 1 or len(set(cells)) != 1 or titles.count(titles[index]) > 1
-    ]
-
-
-def told_once(table: Table) -> Table:
-    """Return a table with each column in which all rows are alike among its constants; names are no table."""
-    columns = list(zip(*table.rows, strict=True))
-    kept = varying(table.header, columns)
-    if not kept[1:]:
-        return table
-    return Table(
-        header=tuple(table.header[index] for index in kept),
-        rows=tuple(tuple(row[index] for index in kept) for row in table.rows),
-        left=sum(index < table.left for index in kept),
-        constants=tuple((table.header[i], cells[0]) for i, cells in enumerate(columns) if i not in kept),
-    )
 
 
 def markdown_table(table: Table) -> str:
@@ -296,22 +264,6 @@ def render_page(template: str, **values: object) -> str:
     """Return a page of Markdown, or a part of one; between paragraphs a template may leave many lines."""
     text = _templates().get_template(template).render(values)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def terminal_table(table: Table, title: str) -> "RichTable":
-    """Return a table for a rich console; where that is narrow, long words are broken, never cut off."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    shown = RichTable(title=Text(plain(title)), title_justify="left", box=box.SIMPLE)
-    for index, name in enumerate(table.header):
-        justify: JustifyMethod = "left" if index < table.left else "right"
-        longest_word = max(map(len, plain(name).split()), default=1)
-        shown.add_column(Text(plain(name)), justify=justify, overflow="fold", min_width=longest_word)
-    for line in table.rows:
-        shown.add_row(*(Text(plain(cell)) for cell in line))
-    return shown
 
 
 def operator(name: str) -> str:

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
-from bench.errors import UsageError
+from bench.errors import UsageError, not_installed
 from bench.io import open_data
 from bench.records.environment import KEY_PACKAGES
 from bench.records.messages import Message
@@ -20,6 +20,7 @@ from bench.records.records import BEFORE_CODE, DeviceFacts, Environment, Outcome
 from bench.scenario.cell import Cell
 from bench.scenario.types import BitsandbytesOptimizer, JsonlData
 from bench.training.rows.examples import check_data
+from bench.workers.supervise import JobEnd
 
 KEY_MACHINE = ("architecture", "cpu_model", "cpu_cores")
 ENDED_BY_LIMITS = frozenset({"oom", "timeout"})
@@ -61,6 +62,21 @@ class ScheduledRun:
     run: int = 1
     reason: str | None = None
     inputs_digest: str | None = None
+
+    def ended(self, end: JobEnd, facts: DeviceFacts, **others: Any) -> Record:
+        """Return the record of how it ended; ``others`` are the record's fields that are not of the run."""
+        made = end.measurement
+        return Record(
+            cell=self.cell,
+            key=self.key,
+            inputs_digest=self.inputs_digest,
+            run=self.run,
+            outcome=end.outcome,
+            failure=end.failure,
+            total_ns=end.total_ns,
+            measurement=made if made.device else made.replace(device=facts),
+            **others,
+        )
 
 
 class Preparing(NamedTuple):
@@ -220,13 +236,15 @@ def inputs_digest(cell: Cell, code_folder: str = "") -> str | None:
 
 
 def _code_of(cell: Cell, folder: Path) -> list[Path]:
-    """Return the files of the user's code that a cell runs: a script's with what lies beside it."""
+    """Return the user's code that a cell runs: a module's whole package, or all that lies beside a script."""
     code = cell.loop.code
     if code is None:
         return []
     script = folder / f"{code}.py"
     if cell.loop.is_function or not script.is_file():
-        return _sources(folder, code)
+        package, _, inside = code.partition(".")
+        whole = sorted((folder / package).rglob("*.py")) if inside or (folder / package).is_dir() else []
+        return whole or [folder / f"{package}.py"]
     return sorted(script.parent.glob("*.py"))
 
 
@@ -241,13 +259,6 @@ def _digest_of(files: Sequence[Path]) -> "hashlib._Hash":
     return digest
 
 
-def _sources(folder: Path, module: str) -> list[Path]:
-    """Return the source files of a module in a folder: all of its package, if it is in one."""
-    package, _, inside = module.partition(".")
-    files = sorted((folder / package).rglob("*.py")) if inside or (folder / package).is_dir() else []
-    return files or [folder / f"{package}.py"]
-
-
 def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) -> str | None:
     """Return in one sentence why this machine cannot run the cell, and what to do; None when it can."""
     return next(_obstacles(cell, facts, environment), None)
@@ -259,18 +270,12 @@ def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iter
     packed = quantised and getattr(method, "implementation", "") == "bitsandbytes"
     own = packed or training.optimizer in get_args(BitsandbytesOptimizer)
     if own and "bitsandbytes" not in environment.versions:
-        yield "This cell needs the package bitsandbytes, which is not installed; pip install bitsandbytes."
+        yield not_installed("This cell", "bitsandbytes")
     if cell.loop.driver.startswith("trl-") and "trl" not in environment.versions:
-        yield (
-            f"Loop {cell.loop.driver} needs the package trl, which is not installed; pip install "
-            '"finetune-bench[trl]".'
-        )
+        yield not_installed(f"Loop {cell.loop.driver}", "trl")
     for lever, other in (("loss", "chunked"), ("kernels", "torch")):
         if getattr(training, lever) == "liger" and "liger-kernel" not in environment.versions:
-            yield (
-                f"{lever.capitalize()} liger needs the package liger-kernel, which is not installed; pip "
-                f"install liger-kernel, or set training.{lever} to {other}."
-            )
+            yield not_installed(f"{lever.capitalize()} liger", "liger-kernel", f"training.{lever} to {other}")
     if cell.device == "cuda":
         yield from _cuda_obstacles(cell, facts)
     elif training.attention == "flex_attention":
@@ -296,10 +301,7 @@ def _cuda_obstacles(cell: Cell, facts: DeviceFacts) -> Iterator[str]:
         yield f"{name} has no bf16; set training.dtype, autocast and compute_dtype to fp16 or fp32."
     flash = training.attention == "flash_attention_2"
     if flash and not facts.flash_attention_2:
-        yield (
-            "Attention flash_attention_2 needs the package flash-attn, which is not installed; "
-            "pip install flash-attn, or set training.attention to sdpa."
-        )
+        yield not_installed("Attention flash_attention_2", "flash-attn", "training.attention to sdpa")
 
     def older_than(capability: tuple[int, int]) -> bool:
         """Tell whether the card is known to be older; an unknown one is given the chance to fail."""

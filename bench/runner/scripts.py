@@ -109,20 +109,8 @@ def _record(job: ScriptJob, results: Path, observe: Observe, launcher: Launcher)
     if not seen:
         raise InfrastructureError(_why(end))
     one = scheduled(seen[-1], environment, facts, earlier)
-    measurement = end.measurement
-    return Record(
-        prediction=_predicted_before(one, results, environment, facts, observe),
-        cell=one.cell,
-        key=one.key,
-        inputs_digest=one.inputs_digest,
-        run=one.run,
-        outcome=end.outcome,
-        failure=end.failure,
-        started_at=started_at,
-        total_ns=end.total_ns,
-        environment=environment,
-        measurement=measurement if measurement.device else measurement.replace(device=facts),
-    )
+    prediction = _predicted_before(one, results, environment, facts, observe)
+    return one.ended(end, facts, started_at=started_at, environment=environment, prediction=prediction)
 
 
 def look_at(job: ScriptJob, observe: Observe) -> Cell:

@@ -75,23 +75,14 @@ class CellRunner:
         """Run a cell, alone or step by step in turn with another run, or say why not; return its record."""
         started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         end = self._end_of(planned, turns)
-        measurement = end.measurement
-        if measurement.device is None:
-            measurement = measurement.replace(device=self.facts)
-        expected, failure = self._expected.get(planned.cell.id), end.failure
-        if failure is not None and end.outcome == "oom":
-            failure = with_prediction(failure, expected)
-        return Record(
-            cell=planned.cell,
-            key=planned.key,
-            inputs_digest=planned.inputs_digest,
-            run=planned.run,
-            outcome=end.outcome,
-            failure=failure,
+        expected = self._expected.get(planned.cell.id)
+        if end.failure is not None and end.outcome == "oom":
+            end = replace(end, failure=with_prediction(end.failure, expected))
+        return planned.ended(
+            end,
+            self.facts,
             started_at=started_at,
-            total_ns=end.total_ns,
             environment=self.environment,
-            measurement=measurement,
             prediction=expected.answer if expected else None,
         )
 

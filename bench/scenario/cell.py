@@ -163,8 +163,15 @@ def virtual_tokens(method: MethodSpec) -> int:
     return given if isinstance(given, int) else 0
 
 
+_ON_CUDA_ONLY = {
+    "attention": ("flash_attention_2", "sdpa"),
+    "loss": ("liger", "chunked"),
+    "kernels": ("liger", "torch"),
+}
+
+
 def _of_training(cell: Cell) -> Iterator[Problem]:
-    training, method, on_cpu = cell.training, cell.method, cell.device == "cpu"
+    training, method = cell.training, cell.method
     trains_fp16 = training.dtype == "fp16" and (method.kind == "full" or method.adapter_dtype == "weights")
     if training.autocast == "fp16" and trains_fp16:
         message = "fp16 cannot unscale fp16 gradients; keep what is trained in fp32 (dtype, or adapter_dtype)"
@@ -172,14 +179,10 @@ def _of_training(cell: Cell) -> Iterator[Problem]:
     flash = training.attention == "flash_attention_2"
     if flash and training.dtype == "fp32" and training.autocast == "off":
         yield "training", "attention", "flash_attention_2 needs 16-bit activations; set dtype or autocast"
-    if flash and on_cpu:
-        message = "flash_attention_2 runs on CUDA only; set device to cuda, or attention to sdpa"
-        yield "training", "attention", message
-    if training.loss == "liger" and on_cpu:
-        yield "training", "loss", "liger runs on CUDA only; set device to cuda, or loss to chunked"
+    for field, (value, other) in _ON_CUDA_ONLY.items() if cell.device == "cpu" else ():
+        if getattr(training, field) == value:
+            yield "training", field, f"{value} runs on CUDA only; set device to cuda, or {field} to {other}"
     of_logits = {"liger": "turn one of them off", "chunked": "turn it off, or set loss to chunked-logits"}
-    if training.kernels == "liger" and on_cpu:
-        yield "training", "kernels", "liger runs on CUDA only; set device to cuda, or kernels to torch"
     if training.kernels == "liger" and training.loss != "full":
         yield "training", "loss", "is Liger's own with kernels liger; leave it out, or set kernels to torch"
     for field in ("upcast_outputs", "keep_outputs"):

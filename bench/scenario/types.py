@@ -108,6 +108,10 @@ class _AdapterMethod(Frozen):
     )
 
 
+SHARED_BY_ADAPTERS = {*_AdapterMethod.model_fields, "peft"} - {"kind", "name", "implementation"}
+"""Fields that mean the same over any base."""
+
+
 class LoraMethod(_AdapterMethod):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) over a frozen base, by peft."""
 

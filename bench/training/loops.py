@@ -178,9 +178,6 @@ class LoopRun(WatchedLoop):
         self._other_batches = True
         return TokenCounts(raw=seen, non_padding=seen, loss_bearing=seen, computed=seen)
 
-    def found(self, _model: object) -> None:
-        """Be told nothing: the model is given."""
-
     def _collate(self, collate: Collate) -> Collate:
         """Return a collator whose work no instrument sees; its batches are the ledger's inputs."""
 

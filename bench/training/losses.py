@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bench.errors import UnavailableError
+from bench.errors import UnavailableError, not_installed
 from bench.scenario.types import TrainingSpec
 from bench.training.rows.data import IGNORED_LABEL
 
@@ -126,10 +126,8 @@ def liger_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
     try:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
     except ImportError as error:
-        raise UnavailableError(
-            "loss liger needs the package liger-kernel, which is not installed; pip install liger-kernel, "
-            "or set training.loss to chunked."
-        ) from error
+        instead = "training.loss to chunked"
+        raise UnavailableError(not_installed("loss liger", "liger-kernel", instead)) from error
     fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED_LABEL)
     loss: torch.Tensor = fused(weight, hidden.flatten(0, 1), targets.flatten())
     return loss

@@ -5,7 +5,6 @@ An adapter has ranks that no layer may use, a size on disk, and a merge into its
 
 import re
 import tempfile
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bench.errors import UnavailableError, UsageError, one_line
+from bench.errors import UnavailableError, UsageError, not_installed, one_line
 from bench.records.readings import Caveat
 from bench.records.records import MergeCheck
 from bench.scenario.cell import Cell, peft_type
+from bench.scenario.diagnostics import perhaps
 from bench.scenario.types import FullMethod, LoraMethod, PeftMethod, QloraMethod
 from bench.training import reference
 from bench.training.loading.models import DTYPES
@@ -31,11 +31,14 @@ def adapt(model: Any, cell: Cell) -> Any:
     method, dtype = cell.method, DTYPES[cell.training.dtype]
     match method:
         case FullMethod():
-            adapted = _without_what_text_never_runs(model)
+            for unused in beside_text(model).values():
+                unused.requires_grad_(requires_grad=False)
+            adapted = model
         case LoraMethod(implementation="reference") | QloraMethod(implementation="reference"):
             adapted = reference.adapt(model, method)
         case LoraMethod():
-            prepare = _is_quantised(model) and method.kbit_preparation
+            quantised = any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
+            prepare = quantised and method.kbit_preparation
             adapted = _with_lora(_prepared(model) if prepare else model, method)
         case QloraMethod():
             model = _prepared(model) if method.kbit_preparation else model
@@ -49,22 +52,12 @@ def adapt(model: Any, cell: Cell) -> Any:
     return adapted
 
 
-def _without_what_text_never_runs(model: Any) -> Any:
-    for module in beside_text(model).values():
-        module.requires_grad_(requires_grad=False)
-    return model
-
-
 def _recast(model: Any, dtype: torch.dtype) -> Any:
     """Cast as trl's peft_module_casting_to_bf16: norms stay fp32, and everything after them with them."""
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if layer.weight.dtype == torch.float32:
             layer.weight.data = layer.weight.data.to(dtype)
     return model
-
-
-def _is_quantised(model: Any) -> bool:
-    return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
 
 
 def _enable_checkpointing(model: Any, cell: Cell) -> None:
@@ -125,11 +118,9 @@ def _configuration_class(name: str) -> Any:
     wanted = peft_type(name)
     if wanted in classes:
         return classes[wanted]
-    nearest = get_close_matches(wanted, classes, n=1)
-    hint = f' Perhaps you meant "{nearest[0].lower()}"?' if nearest else ""
-    raise UsageError(
-        f"peft has no method of type \"{name}\"; set the method's type to one of peft's PeftType.{hint}"
-    )
+    hint = perhaps(wanted.lower(), [known.lower() for known in classes])
+    advice = f"set the method's type to one of peft's PeftType. {hint}"
+    raise UsageError(f'peft has no method of type "{name}"; {advice}'.rstrip())
 
 
 def _with_adapter(
@@ -231,10 +222,8 @@ def patch_model(model: Any, *, fused_loss: bool) -> None:
     try:
         from liger_kernel.transformers import monkey_patch
     except ImportError as error:
-        raise UnavailableError(
-            "kernels liger needs the package liger-kernel, which is not installed; pip install liger-kernel, "
-            "or set training.kernels to torch."
-        ) from error
+        instead = "training.kernels to torch"
+        raise UnavailableError(not_installed("kernels liger", "liger-kernel", instead)) from error
     known, kind = monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN, model.config.model_type
     if kind not in known:
         raise UnavailableError(

@@ -162,7 +162,6 @@ def optimizer_class(training: TrainingSpec) -> tuple[Callable[..., torch.optim.O
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, training: TrainingSpec, steps: int) -> LRScheduler:
-    """Build the learning-rate schedule over ``steps`` optimizer steps."""
     name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
     schedule: LRScheduler = get_scheduler(
         name, optimizer, num_warmup_steps=training.schedule_warmup_steps, num_training_steps=steps

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 
-from bench.errors import UnavailableError, UsageError, one_line
+from bench.errors import UnavailableError, UsageError, not_installed, one_line
 from bench.scenario.cell import Cell
 from bench.training.rows.data import IGNORED_LABEL, Batch, PreparedData
 from bench.training.step import optimizer_class
@@ -120,10 +120,7 @@ def _trl(cell: Cell) -> Any:
     try:
         return import_module("trl")
     except ImportError as error:
-        raise UnavailableError(
-            f"Loop {cell.loop.driver} needs the package trl, which is not installed; "
-            'pip install "finetune-bench[trl]".'
-        ) from error
+        raise UnavailableError(not_installed(f"Loop {cell.loop.driver}", "trl")) from error
 
 
 def second_copy(model: Any) -> Any:

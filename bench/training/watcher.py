@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
@@ -37,8 +37,8 @@ class StopLoop(BaseException):
     """Ends a loop from inside its last step."""
 
 
-class Listener(Protocol):
-    """What a watcher tells, in the order in which it happens."""
+class Listener:
+    """What a watcher tells, in the order in which it happens; what is not listened to is passed over."""
 
     def found(self, model: nn.Module) -> None:
         """Hear which model a loop trains, where the watcher had to look for it."""
@@ -162,7 +162,7 @@ class Watcher:
             self._listener.stepped(optimizer)
 
 
-class WatchedLoop(ABC):
+class WatchedLoop(Listener, ABC):
     """Turns what a watcher tells of one loop into timed steps, and into a ledger's.
 
     ``model`` is what is trained, ``steps_taken`` counts optimizer steps, ``optimizer`` made the last of them.

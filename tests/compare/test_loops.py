@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from bench.compare import reason_of
 from bench.compare.comparison import compare
-from bench.compare.loops import reason_of
 from bench.compare.plans import plan_rows
 from bench.records.predictions import Plan, PlannedCell
 from bench.records.records import Record

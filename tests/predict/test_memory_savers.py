@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.predict.memory_savers import variants
+from bench.predict.pool import variants
 from records_factory import make_cell
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
-from bench.predict import memory_savers
 from bench.predict.plan import LADDER, PlanRequest, chosen_cards, plan_scenario
+from bench.predict.pool import _adds_nothing
 from bench.records.predictions import Change, Plan, Prediction, Refusal
 from bench.workers.launch import Launcher
 from records_factory import make_prediction
@@ -117,5 +117,5 @@ def test_a_combined_change_is_kept_only_if_it_frees_more_than_its_parts() -> Non
     changes = [
         Change(what=what, prediction=make_prediction(size * GIB), verdicts=()) for what, size in sizes.items()
     ]
-    dropped = [change.what for change in changes if memory_savers._adds_nothing(change, changes)]
+    dropped = [change.what for change in changes if _adds_nothing(change, changes)]
     assert ["paged 8-bit AdamW and loss in chunks"] == dropped

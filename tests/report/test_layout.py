@@ -4,7 +4,8 @@ from io import StringIO
 
 from rich.console import Console
 
-from bench.report.text import Table, terminal_table, told_once
+from bench.report.columns import terminal_table, told_once
+from bench.report.text import Table
 
 
 def test_a_narrow_terminal_breaks_long_words_and_cuts_nothing_off() -> None:

@@ -7,11 +7,11 @@ Rules and bounds: c10/core/AllocatorConfig.cpp and c10/cuda/CUDAAllocatorConfig.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Self
 
 from bench.errors import UsageError
 from bench.metrics import MIB
+from bench.scenario.diagnostics import perhaps
 
 LARGE_REQUEST_BYTES = 10 * MIB  # kMinLargeAlloc: from here on a segment is as large as its request
 _INTERVALS = 16  # powers of two from 1 MiB to 32 GiB; larger sizes share the last
@@ -66,9 +66,8 @@ class AllocatorSettings:
             elif key in _WITHOUT_EFFECT:
                 tokens.next()
             else:
-                near = get_close_matches(key, [*_READERS, "backend", *_WITHOUT_EFFECT], n=1)
-                hint = f' Perhaps you meant "{near[0]}"?' if near else ""
-                raise tokens.wrong(f"{key} is not a key that torch knows.{hint}")
+                hint = perhaps(key, [*_READERS, "backend", *_WITHOUT_EFFECT])
+                raise tokens.wrong(f"{key} is not a key that torch knows. {hint}".rstrip())
             if tokens.left:
                 tokens.expect(",")
         settings = cls(**found)  # type: ignore[arg-type]  # each reader gives its field's type

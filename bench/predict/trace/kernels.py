@@ -82,7 +82,6 @@ class Kernels:
 
     @property
     def on_cpu(self) -> bool:
-        """Tell whether the platform is the CPU."""
         return self.platform.device == "cpu"
 
     def takes_more(self, func: Any) -> bool:

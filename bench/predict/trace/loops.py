@@ -25,7 +25,7 @@ from bench.training.methods import trainable_parameters
 from bench.training.rows.data import Batch, PreparedData
 from bench.training.step import optimizer_state
 from bench.training.trainers import TRAINERS, Collate, Hooks
-from bench.training.watcher import Script, StopLoop, Watcher
+from bench.training.watcher import Listener, Script, StopLoop, Watcher
 from bench.training.window import LEDGER_STEPS
 
 _NONZERO, _COPY = torch.ops.aten.nonzero.default, torch.ops.aten._to_copy.default
@@ -126,7 +126,7 @@ def read_loop_ledger(
     return loop.books.reading()
 
 
-class MetaLoop:
+class MetaLoop(Listener):
     """A cell's loop over an adapted model on the meta device, and what its ledger is told of it."""
 
     optimizer: torch.optim.Optimizer
@@ -185,12 +185,6 @@ class MetaLoop:
 
         return on_meta if self.on_cpu else collate
 
-    def found(self, _model: object) -> None:
-        """Be told nothing: the model is given."""
-
-    def set_aside(self) -> None:
-        """Leave it: no loop of a library's evaluates here."""
-
     def began(self, phase: StepPhase) -> None:
         """Mark the phase, and enter gradients as such once all are there; first what a trainer cast anew."""
         if not self._begun:
@@ -204,12 +198,6 @@ class MetaLoop:
         """Enter what the collator did not make."""
         tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
         self.books.register(tensors, "inputs")
-
-    def lost(self, loss: torch.Tensor) -> None:
-        """Keep nothing: there is no value in it."""
-
-    def updated(self, _optimizer: torch.optim.Optimizer) -> None:
-        """Pass over it: these loops have one optimizer."""
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         """Go on with the script; end the loop where that is over."""

@@ -205,7 +205,6 @@ class ShapeMemory:
     """
 
     def __init__(self) -> None:
-        """Know nothing yet."""
         self._operators: dict[Any, _Operator] = {}
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

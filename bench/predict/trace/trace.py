@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -40,11 +40,6 @@ from bench.training.weights_reached import Reached, reached_in
 from bench.training.window import LEDGER_STEPS, read_ledger
 
 TRACED_STEPS = 2  # optimizer state appears in the first; the second is often the peak
-
-
-class _Hidden(TypedDict):
-    padded: bool
-    packed: bool
 
 
 class _Adapted(NamedTuple):
@@ -106,11 +101,9 @@ class Tracer:
 
     @property
     def vocabulary_size(self) -> int:
-        """How many tokens the model knows."""
         return int(self.config.get_text_config().vocab_size)
 
     def _adapted(self, cell: Cell, depth: Depth | None) -> _Adapted:
-        """Load and adapt a cell's model."""
         config = deepcopy(self.config) if depth is None else shallow(self.config, depth.traced)
         model = _built(cell, config, self.platform)
         ledger: MetaLedger | None = _of_adapters(cell, model, self.vocabulary_size, Kernels(self.platform))
@@ -247,7 +240,7 @@ def worst_batch(cell: Cell, vocabulary_size: int) -> Batch:
     return batch
 
 
-def _hidden(batch: Batch) -> _Hidden:
+def _hidden(batch: Batch) -> dict[str, bool]:
     """Tell what the batch's mask and positions hide."""
     padded = batch.attention_mask is not None and not bool(batch.attention_mask.all())
     return {"padded": padded, "packed": batch.position_ids is not None}

@@ -82,7 +82,6 @@ class Adapted(nn.Module):
     """A linear layer, and LoRA's update beside it once there is one (lora.py, LoRALinear)."""
 
     def __init__(self, inputs: int, outputs: int, choice: Choice, *, bias: bool) -> None:
-        """Build the layer alone."""
         super().__init__()
         self.linear = choice.linear(inputs, outputs, bias=bias)
         self.choice, self.inputs, self.outputs = choice, inputs, outputs
@@ -97,7 +96,6 @@ class Adapted(nn.Module):
         self.scaling = method.alpha / method.rank
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return the layer's output, plus the update."""
         pretrained: Tensor = self.linear(values)
         if not self.scaling:
             return pretrained
@@ -110,7 +108,6 @@ class FusedQkv(Adapted):
     """Queries, keys and values by one layer, some of them adapted (lora.py, LoRAQKVLinear)."""
 
     def __init__(self, shape: Shape, choice: Choice) -> None:
-        """Build the layer alone."""
         outputs = (shape.heads + 2 * shape.groups) * shape.head_width
         super().__init__(shape.width, outputs, choice, bias=shape.bias)
         self.shape = shape
@@ -164,13 +161,11 @@ class RmsNorm(nn.Module):
     """model.py, RMSNorm, as the day has it."""
 
     def __init__(self, shape: Shape, choice: Choice) -> None:
-        """Build the norm."""
         super().__init__()
         self.weight = nn.Parameter(torch.ones(shape.width, dtype=choice.dtype))
         self.unit_offset, self.epsilon, self.day = shape.unit_offset, shape.epsilon, choice.day
 
     def forward(self, values: Tensor) -> Tensor:
-        """Norm over the last dimension."""
         dtype = values.dtype
         if self.day >= HALF_PRECISION_FIXED:
             values = values.float()
@@ -200,7 +195,6 @@ class Attention(nn.Module):
         self.proj = Adapted(shape.heads * shape.head_width, shape.width, choice, bias=shape.bias)
 
     def forward(self, values: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """Attend causally, under no mask."""
         rows, tokens, _ = values.shape
         shape = self.shape
         each = shape.heads // shape.groups
@@ -252,7 +246,6 @@ class Mlp(nn.Module):
     """model.py, LLaMAMLP and GemmaMLP with a gate, GptNeoxMLP without."""
 
     def __init__(self, shape: Shape, choice: Choice) -> None:
-        """Build the layers."""
         super().__init__()
         self.act = functional.silu if shape.mlp == "silu" else functional.gelu
         self.fc_1 = Adapted(shape.width, shape.inner, choice, bias=shape.bias)
@@ -260,7 +253,6 @@ class Mlp(nn.Module):
         self.proj = Adapted(shape.inner, shape.width, choice, bias=shape.bias)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Go through both layers, or all three."""
         if self.fc_2 is None:
             values = self.fc_1(values)
             values = self.act(values)
@@ -276,7 +268,6 @@ class Block(nn.Module):
     """model.py, Block."""
 
     def __init__(self, shape: Shape, choice: Choice, place: int) -> None:
-        """Build a layer of the model."""
         super().__init__()
         self.norm_1 = _norm(shape, choice)
         self.attn = Attention(shape, choice, place)
@@ -287,7 +278,6 @@ class Block(nn.Module):
         self.parallel, self.adds_last = shape.parallel, choice.day >= HALF_PRECISION_FIXED
 
     def forward(self, values: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """Attend, then go through the MLP, or both side by side."""
         normed = self.norm_1(values)
         attended = self.attn(normed, cosines, sines)
         attended = self.after_attention(attended)
