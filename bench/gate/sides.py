@@ -1,29 +1,16 @@
-"""The two sides of a gate made ready: interpreter, path, variables, and how each REF was understood.
-
-Package versions are laid over the environment as it is, installed once into a folder of their own. Their
-dependencies are not resolved, so that nothing else changes; requirements that are then unmet are named.
-"""
+"""The two sides of a gate made ready: interpreter, path, variables, and how each REF was understood."""
 
 import contextlib
-import hashlib
 import os
-import shutil
-import signal
-import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
-from filelock import FileLock
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
-
-from bench.errors import InfrastructureError, UsageError
+from bench.errors import UsageError
 from bench.gate import SOURCES_VARIABLE
+from bench.gate.overlay import overlay, told_of
 from bench.gate.references import (
     Reference,
     commit_of,
@@ -33,14 +20,10 @@ from bench.gate.references import (
     repository_around,
     worktree,
 )
-from bench.io import cache_folder
 from bench.records.readings import Caveat
 from bench.records.sessions import SideFacts, SideName
-from bench.workers import interrupts
 
-MOST_UNMET = 5  # named; more say little more
 HASH_SEED = "0"
-_COMPLETE = ".complete"
 _AS_IT_IS = "the environment as it is"
 _BESIDE = frozenset({"tests", "test", "docs", "doc", "examples", "scripts", "benchmarks", "tools"})
 """Folders with an __init__.py that are no part of what a project installs."""
@@ -113,7 +96,7 @@ def _prepared(
         first = overlay(reference.pins)
         laid = " and ".join(f"{package} {version}" for package, version in reference.pins)
         understood += f", with {laid} laid over it"
-        caveats = [*_unmet_caveats(first)]
+        caveats = [*told_of(first, dict(reference.pins))]
     elif reference.kind == "revision":
         root = stack.enter_context(worktree(reference.repository, reference.commit))
         folder, code = root / reference.path, root / reference.here
@@ -138,16 +121,6 @@ def _prepared(
         code=str(code) if has_loop and tree else "",
         caveats=tuple(caveats),
     )
-
-
-def _unmet_caveats(overlaid: Path) -> Iterator[Caveat]:
-    sentences = unmet(overlaid)
-    more = len(sentences) - MOST_UNMET
-    for sentence in (
-        *sentences[:MOST_UNMET],
-        *([f"{more} more requirements are unmet."] if more > 0 else []),
-    ):
-        yield Caveat("unmet-requirement", sentence)
 
 
 def _state(folder: Path) -> tuple[str | None, str, str]:
@@ -205,90 +178,3 @@ def _variables(first: Path | None, tree: SourceTree | None, *, own_python: bool)
         variables[SOURCES_VARIABLE] = ",".join(tree.packages)
     variables.pop("__PYVENV_LAUNCHER__", None)
     return variables
-
-
-def overlay(pins: Sequence[tuple[str, str]]) -> Path:
-    """Return the folder that holds these versions, installing them first if need be.
-
-    Its name says what is installed, and for which python and platform. Raises ``InfrastructureError`` with
-    pip's last line where they cannot be had.
-    """
-    content = repr((tuple(pins), sys.implementation.cache_tag, sysconfig.get_platform()))
-    names = "-".join(f"{name}-{version}" for name, version in pins)[:80]
-    folder = cache_folder() / "overlays" / f"{names}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / _COMPLETE).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-                target = Path(temporary) / "target"
-                _install([f"{name}=={version}" for name, version in pins], target)
-                (target / _COMPLETE).touch()
-                target.rename(folder)
-    return folder
-
-
-def _install(pins: Sequence[str], target: Path) -> None:
-    options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--quiet", "--target", str(target)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pip", "install", *options, *pins],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=os.environ | {"PYTHONSAFEPATH": "1"},
-        start_new_session=True,
-    )
-    try:
-        with interrupts.waiting():
-            said, _ = process.communicate()
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
-    if process.returncode != 0:
-        lines = said.splitlines() or ["it said nothing"]
-        last = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
-        why = last.removeprefix("ERROR: ").strip().rstrip(".")
-        raise InfrastructureError(
-            f"pip cannot install {', '.join(pins)} ({why}); check the versions, or give a virtual "
-            "environment that has them"
-        )
-
-
-def unmet(folder: Path, beneath: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return a sentence for each requirement of or on the overlay's packages that is left unmet.
-
-    Metadata only, as ``pip check`` does it. ``beneath`` is the path it lies over, this process's by default.
-    """
-    over = _by_name([str(folder)])
-    everything = _by_name(sys.path if beneath is None else beneath) | over
-    sentences = []
-    for name, distribution in sorted(everything.items()):
-        for requirement in _requirements(distribution):
-            needed = canonicalize_name(requirement.name)
-            found = everything.get(needed)
-            met = found is not None and requirement.specifier.contains(found.version, prereleases=True)
-            if not met and (name in over or needed in over):
-                there = f"{needed} {found.version} is there" if found is not None else "it is not installed"
-                sentences.append(
-                    f"{name} {distribution.version} needs {requirement.name}{requirement.specifier}, and "
-                    f"{there}; dependencies of laid-over packages are not resolved."
-                )
-    return tuple(sentences)
-
-
-def _by_name(path: Sequence[str]) -> dict[str, Distribution]:
-    """Return distributions by canonical name; the first on the path wins, as it does in an import."""
-    found = [(each.metadata["Name"], each) for each in distributions(path=[*path])]
-    return {canonicalize_name(name): each for name, each in reversed(found) if name}
-
-
-def _requirements(distribution: Distribution) -> Iterator[Requirement]:
-    """Yield what a distribution needs here, extras left out."""
-    for text in distribution.requires or ():
-        with contextlib.suppress(InvalidRequirement):
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                yield requirement

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from bench.errors import InfrastructureError
-from bench.gate.sides import overlay, unmet
+from bench.gate.overlay import overlay, told_of, unmet
 from gate_projects import make_wheel
 
 
@@ -42,6 +43,34 @@ def test_an_overlay_is_installed_once_and_hides_what_lies_beneath(wheels: Path) 
     assert "1.5 1.5" == done.stdout.strip()
 
 
+def test_companions_come_along_and_are_told(wheels: Path) -> None:
+    """What the environment lacks, and what it has in a version that does not do; what does is left alone."""
+    make_wheel(wheels, "gated-package", "1.5", ["companion-package>=2", "msgspec<0.19", "packaging>=20"])
+    make_wheel(wheels, "companion-package", "2.5")
+    make_wheel(wheels, "msgspec", "0.18")
+    folder = overlay([("gated-package", "1.5")])
+    assert (folder / "companion_package").is_dir()
+    assert not (folder / "packaging").exists()
+    (told, *_) = told_of(folder, {"gated-package": "1.5"})
+    with_it = "companion-package 2.5 (none without), msgspec 0.18 ("
+    assert f"Laid over besides, as pip finds gated-package 1.5 to need it: {with_it}" in told.message
+
+
+def test_a_version_that_the_environment_has_is_laid_over_it_all_the_same(wheels: Path) -> None:
+    """Pip has nothing to install then, and the side is still the version that was asked for."""
+    make_wheel(wheels, "msgspec", metadata.version("msgspec"))
+    folder = overlay([("msgspec", metadata.version("msgspec"))])
+    assert (folder / "msgspec").is_dir()
+    assert [] == [each for each in told_of(folder, {"msgspec": ""}) if each.code == "companions"]
+
+
+def test_a_companion_that_is_nowhere_is_named(wheels: Path) -> None:
+    """Pip's sentence about it, not the one that points to its manual."""
+    make_wheel(wheels, "gated-package", "1.5", ["companion-package>=2"])
+    with pytest.raises(InfrastructureError, match="companion-package"):
+        overlay([("gated-package", "1.5")])
+
+
 def test_what_pip_cannot_have_is_its_last_line(wheels: Path) -> None:
     """And nothing half installed stays to be taken for an overlay the next time."""
     pins = [("gated-package", "6.6")]
@@ -71,8 +100,7 @@ def test_requirements_that_an_overlay_leaves_unmet_are_named(tmp_path: Path) -> 
             ],
             check=True,
         )
-    end = "; dependencies of laid-over packages are not resolved."
     assert (
-        f"gated-package 1.0 needs torch-like>=3, and it is not installed{end}",
-        f"user 1.0 needs gated-package>=2, and gated-package 1.0 is there{end}",
+        "gated-package 1.0 needs torch-like>=3, and it is not installed.",
+        "user 1.0 needs gated-package>=2, and gated-package 1.0 is there.",
     ) == unmet(over, [str(beneath)])

@@ -1,10 +1,13 @@
 """What older versions of libraries did differently, and peft's initialisations without data."""
 
+import sys
 from typing import Any
 
 import pytest
 import torch
-from peft import BOFTConfig, PeftConfig, PeftModel, UniLoraConfig, get_peft_model
+from bitsandbytes import functional
+from peft import BOFTConfig, LoraConfig, PeftConfig, PeftModel, UniLoraConfig, get_peft_model
+from peft.tuners import tuners_utils
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -14,7 +17,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from bench.errors import UntraceableError
 from bench.predict.predict import predict
+from bench.predict.trace.meta_kernels import four_bit_product
 from bench.predict.trace.patches import patched
 from bench.predict.trace.variants.older_computations import copies_logits, loss_rule
 from bench.probes.ledger import Ledger
@@ -213,3 +218,62 @@ def test_permutations_of_boft_stay_on_the_cpu(device: str, expected: str) -> Non
         model = _adapted(CONFIGS[1], "meta")
     places = {buffer.device.type for name, buffer in model.named_buffers() if name.endswith("boft_P")}
     assert {expected} == places
+
+
+def test_a_four_bit_product_takes_packed_weights_as_older_versions_hand_them_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until 0.49 bitsandbytes turned a packed row and, to match, what it had made of one."""
+    dequantize = functional.dequantize_4bit
+
+    def turning(packed: torch.Tensor, state: Any) -> torch.Tensor:
+        weight: torch.Tensor = dequantize(packed, state)
+        return weight.t() if packed.shape[0] == 1 else weight
+
+    monkeypatch.setattr(functional, "dequantize_4bit", turning)
+    packed, state = functional.quantize_4bit(torch.randn(32, 64), quant_type="nf4")
+    values = torch.randn(3, 64)
+    product = four_bit_product(Platform()).apply(values, packed.t(), None, None, state)
+    torch.testing.assert_close(values @ dequantize(packed, state).T, product)
+
+
+def test_an_older_peft_without_a_method_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions before 0.19 and 0.20 have neither AdaMSS nor UniLoRA: nothing of theirs is patched."""
+    for module in ("tuners.adamss.layer", "tuners.unilora.model"):
+        monkeypatch.setitem(sys.modules, f"peft.{module}", None)
+    with patched(Platform()):
+        model = get_peft_model(LlamaForCausalLM(LlamaConfig(**SIZES)), LoraConfig(r=2))
+    assert model.peft_config
+
+
+def test_an_adapter_is_moved_by_the_installed_peft_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a version does to a new adapter, as casting it: only the meta device is no reason not to."""
+
+    def move(self: Any, adapter_name: str) -> None:
+        self.is_skipped = tuners_utils.torch.device("meta") == self.adapter.device
+        self.adapter = self.adapter.to(torch.device("meta"), dtype=torch.bfloat16)
+        self.name = adapter_name
+
+    monkeypatch.setattr(tuners_utils.BaseTunerLayer, "_move_adapter_to_device_of_base_layer", move)
+    layer: Any = tuners_utils.BaseTunerLayer()
+    layer.adapter = torch.empty(2, device="meta")
+    with patched(Platform()):
+        layer._move_adapter_to_device_of_base_layer("default")
+    assert not layer.is_skipped
+    assert (torch.bfloat16, "default") == (layer.adapter.dtype, layer.name)
+    assert torch.device("meta") == tuners_utils.torch.device("meta")
+
+
+def test_counts_of_named_length_are_traced() -> None:
+    """A router's loss says of how many experts it counts the tokens; without that the values decide."""
+    chosen, weights = torch.empty(6, dtype=torch.int64, device="meta"), torch.empty(6, device="meta")
+    with patched(Platform()):
+        counts = torch.bincount(chosen, minlength=4)
+        weighted = torch.bincount(chosen, weights, minlength=4)
+    assert ((4,), torch.int64) == (tuple(counts.shape), counts.dtype)
+    assert ((4,), torch.float32) == (tuple(weighted.shape), weighted.dtype)
+    with (
+        pytest.raises(UntraceableError, match=r"needs the data of a tensor \(how many .* bincount"),
+        patched(Platform()),
+    ):
+        torch.bincount(chosen)

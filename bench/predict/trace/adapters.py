@@ -1,9 +1,10 @@
 """What peft's methods work out of real weights as they are made, without data; and which cannot go without.
 
-Sources are peft 0.21, tuners/. Which rows or weights are chosen changes no size here; how many, does.
+Sources are peft 0.18 to 0.21, tuners/. Which rows or weights are chosen changes no size here; how many, does.
 """
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -37,12 +38,19 @@ def assumed_of_adapter(cell: Cell) -> Iterator[Caveat]:
         yield Caveat(code="adapter-of-no-weights", message=message)
 
 
+def of_peft(module: str) -> Any:
+    """Return a module of peft's; None in a version that has none of this name yet."""
+    try:
+        return import_module(f"peft.{module}")
+    except ModuleNotFoundError:
+        return None
+
+
 def patched_adapters(_platform: Platform) -> Iterator[Any]:
     """Yield what lets adapters be made of weights without values."""
-    from peft.tuners.adamss import layer
-
-    yield patch.object(layer, "slice_pca", _components)
-    yield patch.object(layer, "clustering_Z", _equal_clusters)
+    if layer := of_peft("tuners.adamss.layer"):
+        yield patch.object(layer, "slice_pca", _components)
+        yield patch.object(layer, "clustering_Z", _equal_clusters)
     # accelerate's is_bf16_available asks the card; torch emulates bf16 where it lacks it (torch/cuda).
     yield patch.object(torch.cuda, "is_bf16_supported", return_value=True)
 

@@ -75,8 +75,10 @@ def _flash_attn() -> Iterator[Any]:
     """
     from transformers import PreTrainedModel, modeling_flash_attention_utils
 
-    own = (_flash, _refuse_lengths, None, None, None)
-    yield patch.object(PreTrainedModel, "_flash_attn_import_error", lambda *_, **__: None)
+    has_cache = hasattr(modeling_flash_attention_utils, "_flash_with_kvcache_fn")  # from 5.4 on
+    own = (_flash, _refuse_lengths, *(3 if has_cache else 2) * [None])
+    refuses = "_flash_attn_import_error" if has_cache else "_flash_attn_2_can_dispatch"
+    yield patch.object(PreTrainedModel, refuses, lambda *_, **__: None)
     yield patch.object(modeling_flash_attention_utils, "_loaded_implementation", None)
     yield patch.object(modeling_flash_attention_utils, "_lazy_imports", lambda *_, **__: own)
     for name in ("_upad_input", "_prepare_from_posids"):

@@ -52,6 +52,20 @@ def _histogram(values: Tensor, bins: int = 100, min: float = 0, max: float = 0) 
     return values.new_empty(bins)
 
 
+def _bincount(values: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    """Count as many numbers as are asked for at least: who says how many means that there are no others.
+
+    Source: pytorch aten/src/ATen/native/cuda/SummaryOps.cu, _bincount_cuda; without a least number, the
+    largest value decides.
+    """
+    if not minlength:
+        raise NotImplementedError("how many numbers bincount() counts is not known of a meta tensor")
+    if weights is None:
+        return values.new_empty(minlength, dtype=torch.int64)
+    whole = not weights.is_floating_point()
+    return weights.new_empty(minlength, dtype=torch.float64 if whole else weights.dtype)
+
+
 def _layer_norm(
     values: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, _epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,6 +140,7 @@ _EVERYWHERE: dict[str, Callable[..., Any]] = {
     "aten::binary_cross_entropy": _binary_cross_entropy,
     "aten::_grouped_mm": _grouped_product,
     "aten::histc": _histogram,
+    "aten::bincount": _bincount,
     "bitsandbytes::int8_vectorwise_quant": _int8_rows,
     "bitsandbytes::int8_mixed_scaled_mm": _int8_mixed_product,
 }
@@ -165,7 +180,8 @@ def four_bit_product(platform: Platform) -> Any:
             ctx.tensors = (None, packed)
             if keeps_input and any(ctx.needs_input_grad[:2]):
                 ctx.kept_input = values
-            return torch.nn.functional.linear(values, dequantize_4bit(packed, state).to(values.dtype), bias)
+            weight = dequantize_4bit(packed.view(-1, 1), state)  # a row until 0.49, which turned the result
+            return torch.nn.functional.linear(values, weight.to(values.dtype), bias)
 
     return Product
 

@@ -42,14 +42,15 @@ def heard_implementations(platform: Platform) -> Iterator[Any]:
     from transformers.integrations import hub_kernels, moe
 
     _heard.clear()
-    interface = moe.ExpertsInterface.get_interface
+    asked = "get_interface" if hasattr(moe.ExpertsInterface, "get_interface") else "__getitem__"  # until 5.0
+    interface = getattr(moe.ExpertsInterface, asked)
 
-    def heard(self: Any, name: str, default: Any) -> Any:
+    def heard(self: Any, name: str, *default: Any) -> Any:
         _heard.add((_EXPERTS, name))
-        return interface(self, name, default)
+        return interface(self, name, *default)
 
     yield patch.object(hub_kernels, "logger", _Listening(hub_kernels.logger))
-    yield patch.object(moe.ExpertsInterface, "get_interface", heard)
+    yield patch.object(moe.ExpertsInterface, asked, heard)
 
 
 def implementations_of() -> Iterator[Caveat]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.errors import UntraceableError
 from bench.predict.trace import meta_kernels
-from bench.predict.trace.adapters import patched_adapters
+from bench.predict.trace.adapters import of_peft, patched_adapters
 from bench.predict.trace.attention import patched_attention
 from bench.predict.trace.autocast import patched_autocast
 from bench.predict.trace.optional_kernels import heard_implementations
@@ -141,37 +141,44 @@ def _peft(platform: Platform) -> Patches:
     Neither guesses: UniLoRA's indices follow from its seed, and a permutation's matrix is as large as it is
     long.
     """
+    from peft.tuners import tuners_utils
     from peft.tuners.boft.layer import BOFTLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.tuners.unilora.model import UniLoraModel
 
-    yield patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", _move_adapter_to_base_layer)
-    name = "_assign_unilora_indices_and_scales"
-    yield patch.object(UniLoraModel, name, _on_cpu(getattr(UniLoraModel, name)))
+    name = "_move_adapter_to_device_of_base_layer"
+    move = _as_on_a_device(getattr(tuners_utils.BaseTunerLayer, name), tuners_utils)
+    yield patch.object(tuners_utils.BaseTunerLayer, name, move)
+    if unilora := of_peft("tuners.unilora.model"):
+        name = "_assign_unilora_indices_and_scales"
+        assign = getattr(unilora.UniLoraModel, name)
+        yield patch.object(unilora.UniLoraModel, name, _on_cpu(assign))
     yield patch.object(BOFTLayer, "perm2mat", lambda _self, indices: torch.empty(len(indices), len(indices)))
     if platform.device == "cuda":
         yield patch.object(BOFTLayer, "update_layer", _leaving_permutations(BOFTLayer.update_layer))
 
 
-def _move_adapter_to_base_layer(
-    self: Any,
-    adapter_name: str,
-    device: torch.device | None = None,  # noqa: ARG001 - peft's own signature
-) -> None:
-    """Give a new adapter the dtype of its layer, as peft does on every device but the meta device.
+class _NoMeta:
+    """torch, but for a module that asks for the meta device: it gets one that no tensor is on."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def device(*asked: Any) -> Any:
+        return object() if asked == ("meta",) else torch.device(*asked)
+
+
+def _as_on_a_device(move: Callable[..., None], module: Any) -> Callable[..., None]:
+    """Let peft give a new adapter the dtype of its layer, which it leaves on the meta device as it is.
 
     Source: peft's tuners/tuners_utils.py, the method of this name. Parameters that are not in a module of
     their own become trainable by it, AdaLoRA's ranknum among them.
     """
-    _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
-    if dtype is None or not dtype.is_floating_point:
-        return
-    for name in self.adapter_layer_names + self.other_param_names:
-        held = getattr(self, name, None)
-        if isinstance(held, torch.nn.ModuleDict | torch.nn.ParameterDict) and adapter_name in held:
-            item = held[adapter_name]
-            if isinstance(item, torch.nn.Module) or item.is_floating_point():
-                held[adapter_name] = item.to(dtype=dtype)
+
+    def moved(self: Any, *args: Any, **kwargs: Any) -> None:
+        with patch.object(module, "torch", _NoMeta()):
+            move(self, *args, **kwargs)
+
+    return moved
 
 
 def _on_cpu(assign: Callable[..., None]) -> Callable[..., None]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import UntraceableError
+from bench.predict.trace.adapters import of_peft
 from bench.records.readings import Caveat
 from bench.scenario.platform import KNOWN_SINCE, Platform, version_of
 
@@ -116,16 +117,16 @@ def older_models(platform: Platform) -> Iterator[Any]:
         yield patch.object(quantiser, "type", _class_to_quantise, create=True)
     if not _is_older(platform, FUSES_EXPERTS):
         return
-    from transformers.utils.output_capturing import OutputRecorder
-
     # peft maps the names of experts' layers to the fused parameter wherever transformers 5 is installed.
-    conversion = import_module("peft.utils.transformers_weight_conversion")
-    yield patch.object(conversion, "convert_peft_config_for_transformers", lambda *_, **__: None)
+    if conversion := of_peft("utils.transformers_weight_conversion"):
+        yield patch.object(conversion, "convert_peft_config_for_transformers", lambda *_, **__: None)
     for kind, facts in _LOOPED.items():
         module = import_module(f"transformers.models.{kind}.modeling_{kind}")
         yield patch.object(module, facts.block, _with_experts_apart(getattr(module, facts.block), facts))
         owner = getattr(module, facts.block.replace("SparseMoeBlock", "PreTrainedModel"))
-        yield patch.dict(owner._can_record_outputs, router_logits=OutputRecorder(_Logits))
+        recorded = owner._can_record_outputs
+        recorder = type(recorded["router_logits"])  # in another module until 5.1
+        yield patch.dict(recorded, router_logits=recorder(_Logits))
         if name := facts.layer_with_own_name:
             yield patch.object(module, name, _with_own_name(getattr(module, name)))
 

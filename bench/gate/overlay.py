@@ -1,0 +1,151 @@
+"""Package versions laid over the environment as it is, installed once into a folder of their own.
+
+With them goes what pip finds them to need besides: what the environment lacks, or has in a version that does
+not do. That is told, and so are requirements of the rest on these that are then unmet.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+from filelock import FileLock
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from bench.errors import InfrastructureError
+from bench.io import cache_folder
+from bench.records.readings import Caveat
+from bench.workers import interrupts
+
+MOST_UNMET = 5  # named; more say little more
+_COMPLETE = ".complete"
+
+
+def overlay(pins: Sequence[tuple[str, str]]) -> Path:
+    """Return the folder that holds these versions, installing them first if need be.
+
+    Its name says what is installed, and for which python and platform. Raises ``InfrastructureError`` with
+    pip's last line where they cannot be had.
+    """
+    content = repr((tuple(pins), "resolved", sys.implementation.cache_tag, sysconfig.get_platform()))
+    names = "-".join(f"{name}-{version}" for name, version in pins)[:80]
+    folder = cache_folder() / "overlays" / f"{names}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / _COMPLETE).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+                target = Path(temporary) / "target"
+                _install(pins, target)
+                (target / _COMPLETE).touch()
+                target.rename(folder)
+    return folder
+
+
+def _install(pins: Sequence[tuple[str, str]], target: Path) -> None:
+    """Install versions with what they need and the environment has not; the rest stays as it is."""
+    asked = [f"{name}=={version}" for name, version in pins]
+    report = target.with_suffix(".json")
+    _pip(asked, "install", "--dry-run", "--report", str(report), *asked)
+    made = json.loads(report.read_text(encoding="utf-8"))["install"]
+    needed = {canonicalize_name(each["metadata"]["name"]): each["metadata"]["version"] for each in made}
+    every = [f"{name}=={version}" for name, version in (needed | dict(pins)).items()]
+    _pip(every, "install", "--no-deps", "--no-compile", "--target", str(target), *every)
+
+
+def _pip(asked: Sequence[str], *arguments: str) -> str:
+    """Run pip and return what it said. Raises ``InfrastructureError`` with its reason where it fails."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check", "--quiet"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        start_new_session=True,
+    )
+    try:
+        with interrupts.waiting():
+            said, _ = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode != 0:
+        lines = said.splitlines() or ["it said nothing"]
+        errors = [line for line in lines if line.startswith("ERROR") and "ResolutionImpossible" not in line]
+        why = [*lines, *errors][-1].removeprefix("ERROR: ").strip().rstrip(".")
+        raise InfrastructureError(
+            f"pip cannot install {', '.join(asked)} ({why}); check the versions, or give a virtual "
+            "environment that has them"
+        )
+    return said
+
+
+def told_of(overlaid: Path, pins: Mapping[str, str]) -> Iterator[Caveat]:
+    """Say what differs from the environment besides what was asked for, and what is then unmet."""
+    beneath = _by_name(sys.path)
+    besides = [
+        f"{name} {each.version} ({beneath[name].version if name in beneath else 'none'} without)"
+        for name, each in sorted(_by_name([str(overlaid)]).items())
+        if name not in pins
+    ]
+    if besides:
+        asked = " and ".join(f"{name} {version}" for name, version in pins.items())
+        message = f"Laid over besides, as pip finds {asked} to need it: {', '.join(besides)}."
+        yield Caveat("companions", message)
+    sentences = unmet(overlaid)
+    more = len(sentences) - MOST_UNMET
+    for sentence in (
+        *sentences[:MOST_UNMET],
+        *([f"{more} more requirements are unmet."] if more > 0 else []),
+    ):
+        yield Caveat("unmet-requirement", sentence)
+
+
+def unmet(folder: Path, beneath: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return a sentence for each requirement of or on the overlay's packages that is left unmet.
+
+    Metadata only, as ``pip check`` does it. ``beneath`` is the path it lies over, this process's by default.
+    """
+    over = _by_name([str(folder)])
+    everything = _by_name(sys.path if beneath is None else beneath) | over
+    sentences = []
+    for name, distribution in sorted(everything.items()):
+        for requirement in _requirements(distribution):
+            needed = canonicalize_name(requirement.name)
+            found = everything.get(needed)
+            met = found is not None and requirement.specifier.contains(found.version, prereleases=True)
+            if not met and (name in over or needed in over):
+                there = f"{needed} {found.version} is there" if found is not None else "it is not installed"
+                sentences.append(
+                    f"{name} {distribution.version} needs {requirement.name}{requirement.specifier}, and "
+                    f"{there}."
+                )
+    return tuple(sentences)
+
+
+def _by_name(path: Sequence[str]) -> dict[str, Distribution]:
+    """Return distributions by canonical name; the first on the path wins, as it does in an import."""
+    found = [(each.metadata["Name"], each) for each in distributions(path=[*path])]
+    return {canonicalize_name(name): each for name, each in reversed(found) if name}
+
+
+def _requirements(distribution: Distribution) -> Iterator[Requirement]:
+    """Yield what a distribution needs here, extras left out."""
+    for text in distribution.requires or ():
+        with contextlib.suppress(InvalidRequirement):
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                yield requirement
