@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -34,6 +34,21 @@ class SessionOptions:
     resume: bool = False
     trust_remote_code: bool = False
     allow_code: Sequence[str] = ()
+    predict: bool = False
+    gpu: Sequence[str] = ()
+    memory: Sequence[str] = ()
+    allocator: str = ""
+
+    def check(self) -> None:
+        """Raise ``UsageError`` for options of what is run beside ``--predict``, or the reverse."""
+        runs = self.repeats, self.budget, self.calibration, self.resume, self.trust_remote_code
+        if self.predict and any(each is not None and each is not False for each in runs):
+            raise UsageError(
+                "--repeats, --budget, --calibration, --resume and --trust-remote-code are for runs; a "
+                "prediction is made once, so leave them out with --predict"
+            )
+        if not self.predict and (self.gpu or self.memory):
+            raise UsageError("--gpu and --memory are for --predict; runs take the machine as it is")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +111,7 @@ def gate(
     if self_check:
         raise typer.Exit(_self_check(replications, outputs.output))
     outputs.check()
+    session.check()
     if session.command is not None:
         others = rules.baseline, session.only, *session.allow_code
         if target is not None or session.base is None or any(others):
@@ -127,10 +143,19 @@ def gate(
 
 
 def _run_session(scenario: Path, base: str, session: SessionOptions, rules: Rules) -> tuple["Verdicts", str]:
+    title = f"{session.candidate or 'this environment'} against {base}"
+    if session.predict:
+        loaded, cells = _described(scenario, session.only)
+        spec = gate_of(scenario)
+        cells_json = tuple(cell.model_dump_json() for cell in cells)
+        verdicts = _predicted(
+            {"cells_json": cells_json, "title": loaded.title}, base, session, spec, loaded.name
+        )
+        return verdicts, f"{loaded.title}, predicted: {title}"
     loaded, cells = _cells(scenario, session.only, session.allow_code)
     spec = gate_of(scenario, exact_only=rules.exact_only)
     verdicts = _in_turn(cells, base, session, spec, loaded.name)
-    return verdicts, f"{loaded.title}: {session.candidate or 'this environment'} against {base}"
+    return verdicts, f"{loaded.title}: {title}"
 
 
 def _run_script(words: str, base: str, session: SessionOptions, rules: Rules) -> tuple["Verdicts", str]:
@@ -148,12 +173,42 @@ def _run_script(words: str, base: str, session: SessionOptions, rules: Rules) ->
         script = script_of(shlex.split(words))
     except ValueError as error:
         raise UsageError(f"--command {words!r} is no command ({error}); quote it as for a shell") from None
+    if session.predict:
+        name = Path(script[script[0] == "-m"]).stem
+        asked = {"command": script, "title": words}
+        verdicts = _predicted(asked, base, session, gate_of(rules.scenario), name)
+        return verdicts, f"{words}, predicted: {session.candidate or 'this folder'} against {base}"
     cell = look_at(ScriptJob(command=script, steps=6), show)
     spec = gate_of(rules.scenario, exact_only=rules.exact_only)
     if spec.interleave != "runs":
         raise UsageError("two scripts cannot take turns step by step; set gate.interleave to runs")
     verdicts = _in_turn([cell], base, replace(session, allow_code=["script"]), spec, cell.scenario)
     return verdicts, f"{words}: {session.candidate or 'this folder'} against {base}"
+
+
+def _predicted(
+    asked: Mapping[str, Any], base: str, session: SessionOptions, spec: "GateSpec", name: str
+) -> "Verdicts":
+    from bench.gate.predicted import gate_predictions
+    from bench.gate.process import PlanAssignment
+    from bench.gate.session import SessionOptions
+    from bench.predict.allocator.settings import AllocatorSettings
+    from bench.predict.plan import chosen_cards
+
+    AllocatorSettings.parse(session.allocator)
+    cards = chosen_cards(session.gpu, session.memory)
+    assignment = PlanAssignment(scenario=name, cards=cards, allocator=session.allocator, **asked)
+    options = SessionOptions(folder=session.results or Path("results") / "sittings" / name, gate=spec)
+    folder, verdicts = gate_predictions(assignment, (base, session.candidate), options, _tell)
+    _tell(f"Session: {folder}")
+    return verdicts
+
+
+def _described(scenario: Path, only: str | None) -> tuple["Scenario", list["Cell"]]:
+    from bench.scenario.load import choose_cells, load_scenario
+
+    loaded = load_scenario(scenario)
+    return loaded, choose_cells(loaded.cells, only)
 
 
 def _in_turn(
@@ -180,10 +235,8 @@ def _in_turn(
 def _cells(scenario: Path, only: str | None, allow_code: Sequence[str]) -> tuple["Scenario", list["Cell"]]:
     """Return a scenario with those of its cells that are to run, whose code and data can be had."""
     from bench.runner.schedule import require_allowed_code, require_data
-    from bench.scenario.load import choose_cells, load_scenario
 
-    loaded = load_scenario(scenario)
-    cells = choose_cells(loaded.cells, only)
+    loaded, cells = _described(scenario, only)
     require_allowed_code(cells, allow_code)
     require_data(cells)
     return loaded, cells

@@ -60,6 +60,19 @@ def differences(places: Sequence[EnvironmentGroup]) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def shared(known: Mapping[str, set[str]]) -> dict[str, str]:
+    """Return facts of one side as text, *several* where it has more than one."""
+    return {name: "several" if len(values) > 1 else min(values) for name, values in known.items()}
+
+
+def changed(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) -> Iterator[str]:
+    """Yield a line for each fact that is not the same on both sides."""
+    for name in dict.fromkeys([*before, *after]):
+        if before.get(name) != after.get(name):
+            old, new = (" or ".join(sorted(side.get(name, {"not set"}))) for side in (before, after))
+            yield f"{name}: {old} before, {new} now"
+
+
 def facts(environment: Environment) -> dict[str, str]:
     """Return an environment as ``group.name`` and text; what was not found is left out."""
     return {

@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from bench.compare import grouped
-from bench.compare.caveats import facts
+from bench.compare.caveats import changed, facts, shared
 from bench.compare.metrics_compared import (
     MetricSamples,
     has_metric,
@@ -22,6 +22,7 @@ from bench.compare.metrics_compared import (
     one_sided,
     samples_of,
 )
+from bench.compare.predicted_gate import judge_predictions
 from bench.compare.run_pairs import Pair, accuracy_changes, pair_up
 from bench.errors import counted
 from bench.records.readings import Caveat
@@ -30,6 +31,7 @@ from bench.records.result_sets import ResultSet
 from bench.records.run_summary import CARD_CONDITIONS, RunSummary, summarise_run
 from bench.records.sessions import (
     CALIBRATION_FILE,
+    PLAN_FILES,
     SIDES,
     Calibration,
     SideName,
@@ -53,7 +55,6 @@ from bench.scenario.gate import GateSpec
 from bench.stats.sequential import holm, policies, rule_of
 from bench.stats.verdicts import AccuracyChange, accuracy_p_values, judge_accuracy, judge_outcomes
 
-AS_IT_IS = "the environment as it is"
 _NAMED_CELLS = 5
 
 
@@ -110,7 +111,7 @@ class GateJudge:
             alpha=self.gate.alpha,
             baseline=_described(baseline, facts_before),
             candidate=_described(candidate, facts_after),
-            differences=tuple(_differences(facts_before, facts_after)),
+            differences=tuple(changed(facts_before, facts_after)),
             failed_cells=tuple(pair.cell_id for pair in pairs if pair.failed),
             judgements=tuple(verdicts),
             caveats=(*caveats, *_caveats(runs, pairs, drifts), *self._not_calibrated(verdicts)),
@@ -203,16 +204,8 @@ def _environment_facts(runs: Sequence[RunSummary]) -> dict[str, set[str]]:
 
 def _described(side: ResultSet, known: Mapping[str, set[str]]) -> ComparedSide:
     """Return what a side is made of, with the facts that all its runs share."""
-    shared = {name: "several" if len(values) > 1 else min(values) for name, values in known.items()}
     runs, sessions = len(side.runs), len(side.sessions)
-    return ComparedSide(given=side.given, runs=runs, sittings=sessions, environment=shared)
-
-
-def _differences(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) -> Iterator[str]:
-    for name in dict.fromkeys([*before, *after]):
-        if before.get(name) != after.get(name):
-            old, new = (" or ".join(sorted(side.get(name, {"not set"}))) for side in (before, after))
-            yield f"{name}: {old} before, {new} now"
+    return ComparedSide(given=side.given, runs=runs, sittings=sessions, environment=shared(known))
 
 
 def _caveats(runs: int, pairs: Sequence[Pair], drifts: Mapping[str, float]) -> Iterator[Caveat]:
@@ -239,6 +232,8 @@ def judge_folder(folder: Path) -> Verdicts:
 
     Raises ``UsageError`` where there is no session, or its calibration is damaged or of another machine.
     """
+    if (folder / PLAN_FILES["base"]).is_file():
+        return judge_predictions(folder)
     calibrated = (folder / CALIBRATION_FILE).exists()
     return judge_records(load_sitting(folder), read_calibration(folder) if calibrated else None)
 
@@ -259,7 +254,7 @@ def judge_records(loaded: SittingRecords, calibration: Calibration | None = None
         caveats.append(Caveat("budget-spent", f"The budget of {session.budget_s:g} s ended the session."))
     verdicts = judge.judge(
         loaded.records,
-        given={side: session.facts(side).given or AS_IT_IS for side in SIDES},
+        given={side: session.facts(side).name for side in SIDES},
         caveats=tuple(dict.fromkeys(caveats)),
         problems=loaded.problems,
     )

@@ -59,7 +59,7 @@ def _loaded(job: "Job") -> tuple[str, ...]:
     modules = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
     names = [name for name in os.environ[PROJECT_VARIABLE].split(",") if modules.get(name)]
     folders = {Path(str(modules[name])).resolve().parent: name for name in names}
-    if getattr(job, "allow_code", ()):
+    if getattr(job, "allow_code", ()) or getattr(job, "command", ()):
         folders[Path(getattr(job, "code_folder", "") or ".").resolve()] = ""
     paths = {Path(file).resolve() for file in [*modules.values(), *_opened] if file}
     return tuple(
@@ -74,7 +74,8 @@ def _loaded(job: "Job") -> tuple[str, ...]:
 
 def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "open" and isinstance(arguments[0], str) and not arguments[0].startswith(("/proc", "/dev")):
-        _opened.add(os.path.abspath(arguments[0]))  # noqa: PTH100 - within an audit hook nothing is to be opened
+        # A link may be gone when it is asked; within an audit hook nothing is to be opened.
+        _opened.add(os.path.realpath(arguments[0]))
 
 
 if Path(bench.__file__ or "").resolve().parent != Path(__file__).resolve().parents[1]:

@@ -25,9 +25,11 @@ from bench.errors import InfrastructureError, UsageError
 from bench.gate import PROJECT_VARIABLE
 from bench.gate.sides import Side
 from bench.records.messages import ALONE, StepTurns
+from bench.records.predictions import Plan
 from bench.records.readings import Positive, Stored
 from bench.records.records import SCHEMA_VERSION, Environment, Record
 from bench.records.sessions import SideName
+from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
 from bench.workers.launch import printed_last
@@ -50,6 +52,7 @@ class Opening(Stored):
     stamped: tuple[str, ...] = ()
     label: str = ""
     located: tuple[str, ...] = ()
+    predicts: bool = Field(default=False, exclude_if=operator.not_, description="Nothing is to be run.")
 
 
 class Assignment(Stored):
@@ -58,6 +61,18 @@ class Assignment(Stored):
     cell_json: str
     run: Positive
     turns: StepTurns | None = None
+
+
+class PlanAssignment(Stored):
+    """Predict cells, or a script as ``bench watch --predict`` does, on cards or on the ladder of plans."""
+
+    scenario: str
+    title: str
+    cells_json: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    steps: Positive = 3
+    cards: tuple[Card, ...] = ()
+    allocator: str = ""
 
 
 class Greeting(Stored):
@@ -93,6 +108,14 @@ class Made(Stored):
     project: tuple[str, ...] | None = Field(None, exclude_if=lambda project: project is None)
 
 
+class Planned(Stored):
+    """A side is predicted; ``project`` are files of the project that its workers loaded."""
+
+    type: Literal["planned"] = "planned"
+    plan: Plan
+    project: tuple[str, ...] = ()
+
+
 class Broken(Stored):
     """The side cannot go on; it ends after this."""
 
@@ -100,7 +123,7 @@ class Broken(Stored):
     message: str
 
 
-Answer = Annotated[Greeting | Ready | Note | Made | Broken, Field(discriminator="type")]
+Answer = Annotated[Greeting | Ready | Note | Made | Planned | Broken, Field(discriminator="type")]
 _ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 SERVE: Final = ("-m", "bench.gate.serve")
@@ -153,7 +176,7 @@ class SideProcess:
         """Have a cell run once; does not wait for it."""
         self.send(Assignment(cell_json=cell.model_dump_json(), run=number, turns=turns))
 
-    def send(self, line: Opening | Assignment) -> None:
+    def send(self, line: Opening | Assignment | PlanAssignment) -> None:
         """Say something to the side. One that is gone says why as its answer is waited for."""
         assert self._process.stdin is not None  # noqa: S101 - for the type checker; it was asked for
         with contextlib.suppress(BrokenPipeError):

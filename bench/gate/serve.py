@@ -28,15 +28,22 @@ from bench.gate.process import (
     Made,
     Note,
     Opening,
+    PlanAssignment,
+    Planned,
     Ready,
 )
+from bench.predict import pool
+from bench.predict.plan import PlanRequest, plan_cells
+from bench.predict.pool import Hear
 from bench.records.environment import KEY_PACKAGES, OTHER_PACKAGES, read_environment
-from bench.records.messages import ProjectLoaded
+from bench.records.messages import Message, ProjectLoaded, ScriptPlanJob
+from bench.records.predictions import Plan
 from bench.records.records import SCHEMA_VERSION, Environment
-from bench.runner import schedule
+from bench.runner import schedule, scripts
 from bench.runner.gpu_watch import SweepGpu, sweep_gpu
 from bench.runner.sweep import CellRunner
 from bench.scenario.cell import Cell
+from bench.scenario.platform import Platform
 from bench.workers import interrupts
 from bench.workers.child import die_with_parent
 from bench.workers.launch import PRELOAD, Launcher
@@ -62,8 +69,14 @@ def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None
     with interrupts.caught():
         try:
             opening = Opening.model_validate_json(jobs.readline())
-            preload = ("bench.gate", *PRELOAD)
-            run = _ready(opening, tell, launcher or Launcher(work=run_from_own_sources, preload=preload))
+            preload = ("bench.gate", *(pool.PRELOAD if opening.predicts else PRELOAD))
+            launcher = launcher or Launcher(work=run_from_own_sources, preload=preload)
+            if opening.predicts:
+                predict = ready_to_predict(stamped(read_environment(), opening), opening, tell, launcher)
+                for line in jobs:
+                    tell(predict(PlanAssignment.model_validate_json(line)))
+                return
+            run = _ready(opening, tell, launcher)
             for line in jobs:
                 tell(run(Assignment.model_validate_json(line)))
         except BenchError as error:
@@ -130,6 +143,42 @@ def _ready(
         return Made(record=record, project=told[-1].files if told else None)
 
     return run
+
+
+def ready_to_predict(
+    environment: Environment, opening: Opening, tell: Callable[[Answer], None], launcher: Launcher
+) -> Callable[[PlanAssignment], Planned]:
+    """Return what predicts on this side, for which no machine has to be looked at."""
+    locations = {name: _location(name) for name in opening.located}
+    tell(Ready(environment=environment, locations=locations))
+
+    def predict(assignment: PlanAssignment) -> Planned:
+        told: set[str] = set()
+
+        def hear(message: Message) -> None:
+            if isinstance(message, ProjectLoaded):
+                told.update(message.files)
+
+        plan = planned_for(assignment, launcher, opening.code_folder, hear)
+        return Planned(plan=plan, project=tuple(sorted(told)))
+
+    return predict
+
+
+def planned_for(asked: PlanAssignment, launcher: Launcher, code_folder: str, hear: Hear) -> Plan:
+    """Return the plan of an assignment's cells, or of its script."""
+    if asked.command:
+        job = ScriptPlanJob(
+            command=asked.command,
+            platform=Platform(),
+            steps=asked.steps,
+            allocator=asked.allocator,
+            code_folder=code_folder,
+        )
+        return scripts.planned_script(job, asked.cards, launcher, lambda _: None, hear)
+    cells = [Cell.model_validate_json(text) for text in asked.cells_json]
+    request = PlanRequest(cards=asked.cards, allocator=asked.allocator)
+    return plan_cells(cells, request, launcher, title=asked.title, observe=hear)
 
 
 def stamped(environment: Environment, opening: Opening) -> Environment:

@@ -276,7 +276,7 @@ def _differing(opened: Sequence[tuple[SideProcess, Ready]]) -> frozenset[str]:
     Of interpreters and packages laid over others, whose files are not the project's, none are known.
     """
     sides = [process.side for process, _ in opened]
-    if any(side.facts.kind in {"python", "packages"} for side in sides):
+    if len(sides) < len(SIDES) or any(side.facts.kind in {"python", "packages"} for side in sides):
         return frozenset()
     digests: list[dict[str, bytes]] = []
     for process, ready in opened:

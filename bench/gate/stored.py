@@ -6,8 +6,10 @@ from statistics import median
 
 from bench.compare import grouped
 from bench.compare.gate_report import GateJudge, judge_folder
+from bench.compare.predicted_gate import compare_plans
 from bench.errors import UsageError, counted
 from bench.metrics import METRICS
+from bench.records.predictions import is_plan
 from bench.records.result_sets import Accepted, BaselineFolder, load_result_set
 from bench.records.run_summary import RunSummary
 from bench.records.verdicts import Verdicts
@@ -16,11 +18,20 @@ from bench.stats.trend import ChangePoint, exact_changes, level_changes
 
 
 def compare_results(baseline: str, candidate: str, gate: GateSpec) -> Verdicts:
-    """Compare two result sets: folders, files, or ``REV:path``.
+    """Compare two result sets: folders, files, or ``REV:path``; or two plans.
 
     The two sides of one session are judged as such, by the gate it was made for; anything else as measured on
     different days. Raises ``UsageError`` where a side has no run.
     """
+    plans = [is_plan(Path(given)) for given in (baseline, candidate)]
+    if all(plans):
+        return compare_plans(Path(baseline), Path(candidate), gate)
+    if any(plans):
+        one, other = (baseline, candidate) if plans[0] else (candidate, baseline)
+        raise UsageError(
+            f"{one} is a plan, and {other} is none; a prediction is compared with another: write one with "
+            "bench plan --json"
+        )
     before, after = load_result_set(baseline), load_result_set(candidate)
     if before.sitting is not None and before.sitting == after.sitting:
         return judge_folder(before.sitting)

@@ -4,6 +4,7 @@ A server that forks such workers imports this module once, for all of them. Noth
 data is imported. Errors leave as exceptions; the worker's frame classifies them.
 """
 
+import os
 import socket
 import tempfile
 from pathlib import Path
@@ -40,6 +41,8 @@ def run_script_plan(job: ScriptPlanJob, send: Send) -> None:
     from bench.predict.script.predict import predict_script
 
     settings = AllocatorSettings.parse(job.allocator)
+    if job.code_folder:
+        os.chdir(job.code_folder)
     if not job.online:
         patch.object(socket.socket, "connect", _refused).start()  # a worker ends with its job
     with tempfile.TemporaryDirectory(prefix="bench-predicted-") as folder, working_in_links(Path(folder)):

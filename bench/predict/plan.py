@@ -15,6 +15,7 @@ from bench.metrics import GIB
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.pool import (
     PRELOAD,
+    Hear,
     Predict,
     PredictionRequest,
     Progress,
@@ -77,33 +78,51 @@ def plan_scenario(
     if not request.cards and on_cuda:
         own = card_of_device(probe(launcher))
         request = replace(request, cards=() if own is None else (own,))
-    ladder = not request.cards and on_cuda
+    plan = plan_cells(cells, request, launcher, title=scenario.title, progress=progress)
+    small = len(cells) <= MOST_CELLS_WITH_ADVICE
+    if not (request.advice or (request.advice is None and small)):
+        return plan
+    planned = [*plan.cells]
+    cards = {card.name: card for card in plan.cards}
+    subjects = {
+        index: (one.cell, one.answer, tuple(cards[fit.card] for fit in one.verdicts))
+        for index, one in enumerate(planned)
+        if isinstance(one.answer, Prediction)
+        and (small or any(verdict.answer != "fits" for verdict in one.verdicts))
+    }
+    predict = partial(predict_cells, launcher=launcher, allocator=request.allocator, progress=progress)
+    for index, changes in zip(subjects, find_savers([*subjects.values()], predict), strict=True):
+        planned[index] = planned[index].model_copy(update={"changes": changes})
+    return plan.model_copy(update={"cells": tuple(planned)})
+
+
+def plan_cells(  # noqa: PLR0913 - cells and cards, and who is told
+    cells: Sequence[Cell],
+    request: PlanRequest,
+    launcher: Launcher,
+    *,
+    title: str,
+    progress: Progress = lambda _done, _total: None,
+    observe: Hear = lambda _message: None,
+) -> Plan:
+    """Predict cells and judge them for the cards; where none is named, those for CUDA on the ladder."""
+    ladder = not request.cards and any(cell.device == "cuda" for cell in cells)
     cards = tuple(sorted(map(card, LADDER) if ladder else request.cards, key=attrgetter("usable_bytes")))
     asked = [
         (cell, platform, judged)
         for cell in cells
         for platform, judged in _platforms(cell, cards, request.torch_version, ladder=ladder)
     ]
-    predict = partial(predict_cells, launcher=launcher, allocator=request.allocator, progress=progress)
-    planned = _planned(asked, predict)
-    small = len(cells) <= MOST_CELLS_WITH_ADVICE
-    if request.advice or (request.advice is None and small):
-        subjects = {
-            index: (one.cell, one.answer, judged)
-            for index, (one, (_, _, judged)) in enumerate(zip(planned, asked, strict=True))
-            if isinstance(one.answer, Prediction)
-            and (small or any(verdict.answer != "fits" for verdict in one.verdicts))
-        }
-        found = find_savers([*subjects.values()], predict)
-        for index, changes in zip(subjects, found, strict=True):
-            planned[index] = planned[index].model_copy(update={"changes": changes})
+    predict = partial(
+        predict_cells, launcher=launcher, allocator=request.allocator, progress=progress, observe=observe
+    )
     return Plan(
-        scenario=scenario.name,
-        title=scenario.title,
+        scenario=cells[0].scenario,
+        title=title,
         allocator=request.allocator,
         cards=cards,
         ladder=ladder,
-        cells=tuple(planned),
+        cells=tuple(_planned(asked, predict)),
     )
 
 
@@ -141,10 +160,10 @@ def _planned(asked: Sequence[tuple[Cell, Platform, Sequence[Card]]], predict: Pr
     return [
         PlannedCell(
             cell=cell,
-            answer=one,
+            answer=one if isinstance(one, Prediction) else one.model_copy(update={"platform": platform}),
             verdicts=tuple(check_fit(one, each) for each in judged if isinstance(one, Prediction)),
         )
-        for (cell, _, judged), one in zip(asked, predict(requests), strict=True)
+        for (cell, platform, judged), one in zip(asked, predict(requests), strict=True)
     ]
 
 

@@ -29,6 +29,8 @@ from bench.workers.supervise import MAX_SLEEP_S, JobEnd, RunningJob
 PRELOAD = ("bench.predict.jobs", "bench.workers.child", "bench.workers.freeze")
 """For a ``Launcher`` whose workers predict and do nothing else."""
 LONGEST_PLAN = LimitsSpec(timeout_s=24 * 3600, heartbeat_timeout_s=300, host_memory_gib=None)
+Hear = Callable[[Message], None]
+"""Is told what workers say besides their predictions."""
 Progress = Callable[[int, int], None]
 """Is told how many cells of how many are predicted."""
 
@@ -92,13 +94,14 @@ def card_of_device(facts: DeviceFacts) -> Card | None:
     )
 
 
-def predict_cells(
+def predict_cells(  # noqa: PLR0913 - what is asked, and who is told of it
     requests: Sequence[PredictionRequest],
     launcher: Launcher,
     *,
     allocator: str = "",
     limits: LimitsSpec = LONGEST_PLAN,
     progress: Progress = lambda _done, _total: None,
+    observe: Hear = lambda _message: None,
 ) -> list[Prediction | Refusal]:
     """Return a prediction or refusal for each request, in their order, from a worker for each core.
 
@@ -110,6 +113,8 @@ def predict_cells(
     def hear(message: Message) -> None:
         if isinstance(message, PredictionMade):
             found[int(message.cell_id)] = message.answer
+        else:
+            observe(message)
 
     waiting = _batches(requests, cores())
     make_job = partial(_job, allocator=allocator, reuse_ranges=len(requests) > RANGES_REPLAYED)

@@ -207,6 +207,7 @@ def _evaluated(when: When) -> Derivation:
 DERIVED: dict[str, Derivation] = {
     "ledger_peak_bytes": _peak("ledger"),
     "host_peak_bytes": _peak("host"),
+    "cuda_requested_peak_bytes": lambda _record: None,  # of predictions only
     "cuda_allocated_peak_bytes": _peak("cuda_allocated"),
     "cuda_reserved_peak_bytes": _peak("cuda_reserved"),
     "paged_bytes": _field("paged", "paged_bytes"),

@@ -229,6 +229,7 @@ class ScriptPlanJob(Stored):
     through: bool = False
     allocator: str = ""
     online: bool = False
+    code_folder: str = Field("", description="What the script lies in; empty is the working folder.")
 
 
 class PlanJob(Stored):

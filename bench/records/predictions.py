@@ -146,6 +146,9 @@ class Refusal(Stored):
         exclude_if=lambda by: by == "tracer",
         description="Whether the library fails by itself, or only cannot be run without data.",
     )
+    platform: Platform | None = Field(
+        None, exclude_if=lambda platform: platform is None, description="What it was asked for, in a plan."
+    )
     longest_tokens: Count | None = Field(
         None, exclude_if=lambda longest: longest is None, description="That the model has positions for."
     )

@@ -30,7 +30,9 @@ CALIBRATION_FILE = "calibration.json"
 
 SideName = Literal["base", "candidate"]
 SIDES: tuple[SideName, SideName] = ("base", "candidate")
-Kind = Literal["environment", "python", "packages", "revision", "checkout"]
+PLAN_FILES: dict[SideName, str] = {"base": "base.json", "candidate": "candidate.json"}
+"""What lies in the folder of a sitting in the place of records, where its sides were predicted."""
+Kind = Literal["environment", "python", "packages", "revision", "checkout", "plan"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.json$", max_length=255)]
 SampledRuns = tuple[tuple[float, ...], ...]
 
@@ -43,6 +45,11 @@ class SideFacts(Stored):
     understood: str = Field(description="What that was taken for, in words.")
     commit: str | None = None
     environment: Environment | None = Field(None, description="None until the side was opened.")
+
+    @property
+    def name(self) -> str:
+        """How it is called in a verdict."""
+        return self.given or "the environment as it is"
 
 
 class SittingRun(Stored):

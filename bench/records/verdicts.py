@@ -21,7 +21,7 @@ VERDICTS_VERSION: Final = 1
 VerdictName = Literal["pass", "regression", "inconclusive", "not comparable"]
 Kind = Literal["outcome", "deterministic", "statistical", "paired"]
 Interval = Literal["runs", "sittings", "questions"]
-Design = Literal["one sitting", "one sitting by steps", "stored baseline", "two result sets"]
+Design = Literal["one sitting", "one sitting by steps", "stored baseline", "two result sets", "two plans"]
 
 EXIT_PASS, EXIT_REGRESSION, EXIT_INCONCLUSIVE, EXIT_INFRASTRUCTURE = 0, 1, 3, 4
 WORST_FIRST: tuple[VerdictName, ...] = ("regression", "inconclusive", "not comparable", "pass")
@@ -49,7 +49,9 @@ class MetricVerdict:
 
     cell: str
     metric: str
-    task: Annotated[str | None, Field(description="The evaluation task, for accuracy.")] = None
+    task: Annotated[
+        str | None, Field(description="For accuracy the evaluation task, for predicted peaks the phase.")
+    ] = None
     unit: str = ""
     instrument: str = ""
     kind: Kind
@@ -129,7 +131,9 @@ class Verdicts(Stored):
     design: Design
     scenarios: tuple[str, ...]
     verdict: VerdictName
-    alpha: float = Field(description="Probability of a false alarm over all gated cells and metrics.")
+    alpha: float = Field(
+        description="Probability of a false alarm over all gated cells and metrics; 0 where all are exact."
+    )
     baseline: ComparedSide
     candidate: ComparedSide
     differences: tuple[str, ...] = Field((), description="What differs between where the two were made.")

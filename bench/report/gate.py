@@ -35,11 +35,13 @@ _SHOWN = {"regression": "REGRESSION", "inconclusive": "inconclusive", "not compa
 _ROOM_FOR_COUNT = 202
 _MOST_TERMINAL_ROWS = 40
 _MOST_DIFFERENCES = 20
+_HELD_SHARE = 0.01  # of what is reserved as a phase ends: less is the allocator's order
 _DESIGNS = {
     "one sitting": "both sides ran in turn in one session",
     "one sitting by steps": "both sides ran in one session, step by step in turn on the same cores",
     "stored baseline": "stored results against an accepted baseline",
     "two result sets": "two sets of stored results",
+    "two plans": "both sides predicted without a GPU, once each, since a prediction does not vary",
 }
 
 
@@ -122,18 +124,32 @@ def render_markdown(verdicts: Verdicts, *, most_bytes: int, title: str) -> str:
     left = most_bytes - len(_page(verdicts, title).encode()) - _ROOM_FOR_COUNT
     if left < 0:  # facts and caveats of strangers may be of any length; the verdict comes first
         return f"## {markdown(title)}\n\n**{markdown(headline(verdicts))}**\n"
-    header, ruler, *lines = markdown_table(gate_table(verdicts.judgements)).split("\n")
+    rows = _shown(verdicts, verdicts.judgements)
+    header, ruler, *lines = markdown_table(gate_table(rows)).split("\n")
     sizes = accumulate((len(line.encode()) + 1 for line in lines), initial=len(header + ruler) + 2)
     fitting = bisect_right([*sizes][1:], left)
     table = "\n".join([header, ruler, *lines[:fitting]]) if fitting else ""
-    hidden = verdicts.judgements[fitting:]
+    hidden = rows[fitting:]
     more = f"{_counted(hidden)}; the JSON document has all of them." if hidden else ""
     return _page(verdicts, title, table, more) + "\n"
 
 
 def render_block(verdicts: Verdicts) -> str:
     """Return what a page shows of a gate: what is gated, and everything to be known, without a title."""
-    return _page(verdicts, "", markdown_table(gate_table(verdicts.gated)))
+    rows = _shown(verdicts, verdicts.gated)
+    return _page(verdicts, "", markdown_table(gate_table(rows)) if rows else "")
+
+
+def _shown(verdicts: Verdicts, judged: Sequence[MetricVerdict]) -> Sequence[MetricVerdict]:
+    """Return what a table shows: of predictions, whose figures are many, only those that say something."""
+    if verdicts.design != "two plans":
+        return judged
+    return [
+        one
+        for one in judged
+        if (one.gated and (one.verdict != "pass" or one.improved))
+        or (not one.gated and (one.kind == "outcome" or (one.task is not None and one.size > _HELD_SHARE)))
+    ]
 
 
 def _page(verdicts: Verdicts, title: str, table: str = "", hidden: str = "") -> str:
@@ -144,7 +160,8 @@ def _page(verdicts: Verdicts, title: str, table: str = "", hidden: str = "") -> 
         verdicts=verdicts,
         counted=counted,
         design=_DESIGNS[verdicts.design],
-        calls=round(1 / verdicts.alpha),
+        noun="prediction" if verdicts.design == "two plans" else "run",
+        calls=round(1 / verdicts.alpha) if verdicts.alpha else None,
         most_lines=_MOST_DIFFERENCES,
         table=table,
         hidden=hidden,
@@ -166,7 +183,8 @@ def render_terminal(verdicts: Verdicts, title: str) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    shown, hidden = verdicts.judgements[:_MOST_TERMINAL_ROWS], verdicts.judgements[_MOST_TERMINAL_ROWS:]
+    rows = _shown(verdicts, verdicts.judgements)
+    shown, hidden = rows[:_MOST_TERMINAL_ROWS], rows[_MOST_TERMINAL_ROWS:]
     parts: list[RenderableType] = [terminal_table(gate_table(shown), title)]
     if hidden:
         parts.append(Text(f"{_counted(hidden)}; -o FILE.json has all of them."))

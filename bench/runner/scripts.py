@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.errors import InfrastructureError, InterruptedByUserError, UntraceableError, UsageError
 from bench.io import cannot_write, write_text
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.pool import LONGEST_PLAN, PRELOAD, platform_of
+from bench.predict.pool import LONGEST_PLAN, PRELOAD, Hear, platform_of
 from bench.records.environment import KEY_PACKAGES, read_environment
 from bench.records.messages import CellSeen, Message, PredictionMade, ScriptJob, ScriptPlanJob
 from bench.records.predictions import (
@@ -150,24 +150,8 @@ def plan_script(request: ScriptPlanJob, cards: Sequence[Card], results: Path, ob
 
     Raises ``UntraceableError`` where it cannot be told even what the script trains.
     """
-    AllocatorSettings.parse(request.allocator)
-    if not request.online:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read on import, so by the server that workers are forked from
-    launcher, shown = Launcher(preload=PRELOAD), " ".join(request.command)
-    planned = []
-    for card in cards or (None,):
-        observe(schedule.Preparing(f"running {shown} without data on {card.title if card else 'the CPU'}"))
-        platform = platform_of("cuda", card.capability) if card else platform_of("cpu")
-        job = request.model_copy(update={"card": card, "platform": platform})
-        planned.append(_planned(job, launcher, many=len(cards) > 1))
-    plan = Plan(
-        scenario=planned[0].cell.scenario,
-        title=f"{shown}, predicted",
-        allocator=request.allocator,
-        cards=tuple(cards),
-        cells=tuple(planned),
-    )
-    file = _plan_file(results, planned[0].cell, read_environment())
+    plan = planned_script(request, cards, Launcher(preload=PRELOAD), observe)
+    file = _plan_file(results, plan.cells[0].cell, read_environment())
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -176,13 +160,47 @@ def plan_script(request: ScriptPlanJob, cards: Sequence[Card], results: Path, ob
     return plan
 
 
-def _planned(job: ScriptPlanJob, launcher: Launcher, *, many: bool) -> PlannedCell:
+def planned_script(
+    request: ScriptPlanJob,
+    cards: Sequence[Card],
+    launcher: Launcher,
+    observe: Observe,
+    hear: Hear = lambda _message: None,
+) -> Plan:
+    """Predict a script on each card, or on the CPU; ``hear`` is told what workers say besides.
+
+    Raises ``UntraceableError`` where it cannot be told even what the script trains.
+    """
+    AllocatorSettings.parse(request.allocator)
+    if not request.online:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read on import, so by the server that workers are forked from
+    shown = " ".join(request.command)
+    planned = []
+    for card in cards or (None,):
+        observe(schedule.Preparing(f"running {shown} without data on {card.title if card else 'the CPU'}"))
+        platform = platform_of("cuda", card.capability) if card else platform_of("cpu")
+        job = request.model_copy(update={"card": card, "platform": platform})
+        planned.append(_planned(job, launcher, hear, many=len(cards) > 1))
+    return Plan(
+        scenario=planned[0].cell.scenario,
+        title=f"{shown}, predicted",
+        allocator=request.allocator,
+        cards=tuple(cards),
+        cells=tuple(planned),
+    )
+
+
+def _planned(job: ScriptPlanJob, launcher: Launcher, hear: Hear, *, many: bool) -> PlannedCell:
     said: list[Message] = []
     end = RunningJob(job, launcher, LONGEST_PLAN, hear=said.append).to_end()
+    for message in said:
+        hear(message)
     cells = [Cell.model_validate_json(one.cell_json) for one in said if isinstance(one, CellSeen)]
     answers = [one.answer for one in said if isinstance(one, PredictionMade)]
     failed = end.failure.message if end.failure else "the script made no optimizer step."
     answer = answers[-1] if answers else Refusal(message=failed)
+    if isinstance(answer, Refusal):
+        answer = answer.model_copy(update={"platform": job.platform})
     if not cells:
         raise UntraceableError(answer.message if isinstance(answer, Refusal) else failed)
     cell, card = cells[-1], job.card

@@ -1,0 +1,101 @@
+"""Why a cell takes otherwise in one plan than in another, and what two plans cannot tell."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from bench.metrics import MIB, size_text
+from bench.records.predictions import PlannedCell, Prediction
+from bench.records.readings import Caveat
+from bench.scenario.types import LoraMethod, QloraMethod
+
+_MOST_NAMED = 4
+_PREFIX = "model."
+
+
+def changed_bytes(before: float, after: float) -> str:
+    """Write a change of a size with its sign."""
+    return f"{'-' if after < before else '+'}{size_text(abs(after - before))}"
+
+
+_BLIND_SPOTS = {
+    "loading": "The order in which weights load, the loader's warm-up block and quantising while loading "
+    "follow bench's account of transformers, so a change to those is not seen.",
+    "kernels": "Which attention and optimizer kernels run, their workspaces and what dropout keeps follow "
+    "bench's account of torch for the card, so a change to a kernel is not seen.",
+    "4 bits": "The forward product of 4-bit weights is bench's own, as bitsandbytes has it in each version.",
+    "8 bits": "Products of 8-bit weights are traced without outlier columns, whose number depends on data.",
+}
+"""Where a prediction runs bench's lines in the place of a library's (``predict/trace/``)."""
+
+
+def blind_spots(planned: Iterable[PlannedCell]) -> Iterator[Caveat]:
+    """Yield what a comparison of predictions of these cells cannot see."""
+    there = set[str]()
+    for one in planned:
+        method = one.cell.method
+        if isinstance(one.answer, Prediction) and one.answer.platform.device == "cuda":
+            there |= {"loading", "kernels"}
+            there |= {"4 bits"} if isinstance(method, QloraMethod) else set()
+            there |= {"8 bits"} if isinstance(method, LoraMethod) and method.base == "int8" else set()
+    for name, message in _BLIND_SPOTS.items():
+        if name in there:
+            yield Caveat(code="blind-spot", message=message)
+
+
+def explained(before: PlannedCell, after: PlannedCell) -> str:
+    """Return what else differs between two predictions of a cell, in clauses; empty where nothing does."""
+    if not isinstance(before.answer, Prediction) or not isinstance(after.answer, Prediction):
+        return ""
+    first, second = before.answer, after.answer
+    clauses = [*_trained(first.trainable_parameters, second.trainable_parameters)]
+    clauses += [*_grown(first, second), *_moved(first, second), *_fitting(before, after)]
+    return "; ".join(clauses)
+
+
+def _trained(before: Mapping[str, int], after: Mapping[str, int]) -> Iterator[str]:
+    """Yield which modules are trained now, no longer, or in other numbers."""
+    if not before or not after:
+        return
+    new, gone = after.keys() - before.keys(), before.keys() - after.keys()
+    resized = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    for names, are in ((new, "trained now"), (gone, "no longer trained"), (resized, "trained otherwise")):
+        if names:
+            change = sum(after.get(name, 0) - before.get(name, 0) for name in names)
+            plural = "are" if len(names) > 1 or any("*" in name for name in names) else "is"
+            yield f"{_listed(names)} {plural} {are} ({change:+,} parameters)"
+
+
+def _listed(names: set[str]) -> str:
+    """Name modules as a model's own code does; of several experts or layers one name stands for all."""
+    shown = sorted(name.removeprefix(_PREFIX) for name in names)
+    more = f" and {len(shown) - _MOST_NAMED} more" if len(shown) > _MOST_NAMED else ""
+    return f"{', '.join(shown[:_MOST_NAMED])}{more}"
+
+
+def _grown(before: Prediction, after: Prediction) -> Iterator[str]:
+    """Yield which categories hold more or less at the peak, largest change first."""
+    first, second = before.categories_at_peak_bytes, after.categories_at_peak_bytes
+    changes = {name: second.get(name, 0) - first.get(name, 0) for name in (*first, *second)}
+    largest = sorted(changes, key=lambda name: -abs(changes[name]))[:_MOST_NAMED]
+    parts = [
+        f"{name.replace('_', ' ')} {changed_bytes(0, changes[name])}"
+        for name in largest
+        if abs(changes[name]) >= MIB
+    ]
+    if parts:
+        yield f"at the peak {', '.join(parts)}"
+
+
+def _moved(before: Prediction, after: Prediction) -> Iterator[str]:
+    """Yield where the peak was and is: told, never judged."""
+    first, second = ((one.peak_op, one.peak_module, one.peak_phase) for one in (before, after))
+    if first != second:
+        was, now = (f"{op} in {module} ({phase.replace('_', ' ')})" for op, module, phase in (first, second))
+        yield f"the peak moved from {was} to {now}"
+
+
+def _fitting(before: PlannedCell, after: PlannedCell) -> Iterator[str]:
+    """Yield the cards of which another thing is said now."""
+    now = {fit.card: fit.answer for fit in after.verdicts}
+    for fit in before.verdicts:
+        if now.get(fit.card, fit.answer) != fit.answer:
+            yield f"{fit.card}: {fit.answer}, now {now[fit.card]}"

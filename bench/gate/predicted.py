@@ -1,0 +1,137 @@
+"""A gate of predictions: the libraries of both sides are traced without a GPU, once each, and judged.
+
+It is a session like any other, with the same sides, facts and caveats, but what its sides make are plans: no
+data, no weights, no repeats, and nothing that has to have the machine for itself. Bench is the same on both.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.compare.gate_report import judge_folder
+from bench.compare.predicted_gate import stored_plan
+from bench.errors import InfrastructureError, InterruptedByUserError, UsageError, counted
+from bench.gate.process import Opening, PlanAssignment, Planned, open_sides
+from bench.gate.session import VERDICTS_FILE, SessionOptions
+from bench.gate.session_log import SessionLog, Tell, folder_of_new, ignore, untested, utc_now
+from bench.gate.sides import Side, prepared_sides, side_as_is
+from bench.io import write_json, write_text
+from bench.records.predictions import Plan, is_plan, plan_json, read_plan
+from bench.records.sessions import PLAN_FILES, SideFacts, SideName, Sitting
+from bench.records.store import open_folder
+from bench.records.verdicts import Verdicts
+from bench.scenario.cell import Cell
+from bench.scenario.gate import GateSpec
+from bench.workers import interrupts
+
+LONGEST_PLAN_S = 24 * 3600.0
+
+
+def gate_predictions(
+    asked: PlanAssignment,
+    references: tuple[str, str | None],
+    options: SessionOptions,
+    tell: Tell = ignore,
+    *,
+    here: Path | None = None,
+) -> tuple[Path, Verdicts]:
+    """Predict cells or a script on both sides and judge them; return the session's folder and the verdicts.
+
+    A base that is a plan's file is read, and the candidate predicted as it was. Raises what
+    ``prepared_sides`` and ``open_sides`` raise, and ``InfrastructureError`` where nothing was traced of what
+    the sides differ in.
+    """
+    stored = Path(references[0]) if is_plan(Path(references[0])) else None
+    if stored is not None:
+        asked = _like(read_plan(stored), asked)
+    folder = folder_of_new(options.folder)
+    with interrupts.caught():
+        try:
+            with _sides(references, asked, here, stored=stored is not None) as sides:
+                _predict(asked, sides, stored, folder, options, tell)
+        except KeyboardInterrupt:
+            raise InterruptedByUserError("interrupted before both sides were predicted") from None
+    verdicts = judge_folder(folder)
+    write_json(folder / VERDICTS_FILE, verdicts)
+    for caveat in verdicts.caveats:
+        if caveat.code == "nothing-tested":
+            raise InfrastructureError(f"{caveat.message} The plans are in {folder}")
+    return folder, verdicts
+
+
+def _like(plan: Plan, asked: PlanAssignment) -> PlanAssignment:
+    """Return what is asked of the candidate of a stored plan: the same cards, and the same allocator.
+
+    Raises ``UsageError`` where others were named.
+    """
+    cards = () if plan.ladder else plan.cards
+    if asked.cards and asked.cards != cards:
+        names = ", ".join(card.name for card in plan.cards) or "none"
+        raise UsageError(f"the stored plan is for other cards ({names}) than those named; leave --gpu out")
+    return asked.model_copy(update={"cards": cards, "allocator": plan.allocator})
+
+
+@contextmanager
+def _sides(
+    references: tuple[str, str | None], asked: PlanAssignment, here: Path | None, *, stored: bool
+) -> Iterator[tuple[Side, ...]]:
+    """Make ready the sides that are to be predicted: both, or the candidate of a stored plan."""
+    base, candidate = references
+    code = [] if not asked.command else [Path(asked.command[asked.command[0] == "-m"]).stem]
+    if stored and candidate is None:
+        yield (side_as_is("candidate"),)
+        return
+    with prepared_sides(str(candidate) if stored else base, candidate, here=here, code=code) as sides:
+        yield sides[1:] if stored else sides
+
+
+def _predict(  # noqa: PLR0913, PLR0917 - what is asked of whom, and where it goes
+    asked: PlanAssignment,
+    sides: tuple[Side, ...],
+    stored: Path | None,
+    folder: Path,
+    options: SessionOptions,
+    tell: Tell,
+) -> None:
+    """Write a session: what the sides are, and a plan of each."""
+    facts = {side.name: side.facts for side in sides}
+    base = facts["base"] if stored is None else stored_plan(stored)
+    for side in sides:
+        for sentence in (side.facts.understood, *(caveat.message for caveat in side.caveats)):
+            tell(f"{side.name}: {sentence}")
+    with open_sides(sides, tell, Opening(predicts=True), options.command) as opened, open_folder(folder):
+        session = _session(asked, base, facts["candidate"], options.gate)
+        session = session.model_copy(update={"caveats": tuple(one for each in sides for one in each.caveats)})
+        processes = {process.side.name: process for process, _ in opened}
+        log = SessionLog(folder=folder, session=session, processes=processes, tell=tell)
+        log.open(opened)
+        if stored is not None:
+            _write(folder, "base", read_plan(stored))
+        for name, process in processes.items():
+            started_s = time.monotonic()
+            process.send(asked)
+            planned = process.expect(Planned, LONGEST_PLAN_S)
+            _write(folder, name, planned.plan)
+            log.loaded = None if log.loaded is None else log.loaded.union(planned.project)
+            cells = counted(len(planned.plan.cells), "cell")
+            tell(f"{name}: {cells} predicted in {time.monotonic() - started_s:.0f} s")
+        caveats = (*log.session.caveats, *untested(log))
+        log.note(ended_at=utc_now(), stopped="decided", caveats=caveats)
+
+
+def _session(asked: PlanAssignment, base: SideFacts, candidate: SideFacts, gate: GateSpec | None) -> Sitting:
+    return Sitting(
+        scenario=asked.scenario,
+        cells=tuple(Cell.model_validate_json(text).id for text in asked.cells_json),
+        base=base,
+        candidate=candidate,
+        looks=(1,),
+        exact_only=True,
+        gate=gate,
+        started_at=utc_now(),
+    )
+
+
+def _write(folder: Path, side: SideName, plan: Plan) -> None:
+    write_text(folder / PLAN_FILES[side], plan_json(plan))
