@@ -190,7 +190,7 @@ def _predicted(
     asked: Mapping[str, Any], base: str, session: SessionOptions, spec: "GateSpec", name: str
 ) -> "Verdicts":
     from bench.gate.predicted import gate_predictions
-    from bench.gate.process import PlanAssignment
+    from bench.gate.protocol import PlanAssignment
     from bench.gate.session import SessionOptions
     from bench.predict.allocator.settings import AllocatorSettings
     from bench.predict.plan import chosen_cards

@@ -12,7 +12,8 @@ from pathlib import Path
 from bench.compare.gate_report import judge_folder
 from bench.compare.predicted_gate import stored_plan
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError, counted
-from bench.gate.process import Opening, PlanAssignment, Planned, open_sides
+from bench.gate.process import open_sides
+from bench.gate.protocol import Opening, PlanAssignment, Planned
 from bench.gate.session import VERDICTS_FILE, SessionOptions
 from bench.gate.session_log import SessionLog, Tell, folder_of_new, ignore, untested, utc_now
 from bench.gate.sides import Side, prepared_sides, side_as_is
@@ -86,7 +87,7 @@ def _sides(
         yield sides[1:] if stored else sides
 
 
-def _predict(  # noqa: PLR0913, PLR0917 - what is asked of whom, and where it goes
+def _predict(  # noqa: PLR0917 - what is asked of whom, and where it goes
     asked: PlanAssignment,
     sides: tuple[Side, ...],
     stored: Path | None,

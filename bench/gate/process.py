@@ -1,13 +1,6 @@
-"""The process of one side as its gate sees it, and what the two say to each other.
-
-Opened once, given one run at a time, ended on every path. They exchange one JSON object a line, each way on a
-pipe of its own. History (``PROTOCOL_VERSION``):
-- 2 (2026-11-22): an assignment can be run step by step in turn with the other side's.
-- 1 (2026-11-22): first.
-"""
+"""The process of one side as its gate sees it: opened once, given one run at a time, ended on every path."""
 
 import contextlib
-import operator
 import os
 import re
 import signal
@@ -17,114 +10,35 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from bench.errors import InfrastructureError, UsageError
 from bench.gate import PROJECT_VARIABLE
+from bench.gate.protocol import (
+    ANSWER,
+    PROTOCOL_VERSION,
+    Assignment,
+    Broken,
+    Greeting,
+    Made,
+    Note,
+    Opening,
+    PlanAssignment,
+    Ready,
+)
 from bench.gate.sides import Side
 from bench.records.messages import ALONE, StepTurns
-from bench.records.predictions import Plan
-from bench.records.readings import Positive, Stored
-from bench.records.records import SCHEMA_VERSION, Environment, Record
+from bench.records.readings import Stored
+from bench.records.records import SCHEMA_VERSION
 from bench.records.sessions import SideName
-from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
 from bench.workers.launch import printed_last
 
-PROTOCOL_VERSION: Final = 2
 MAX_ANSWER_BYTES = 64 * 1024**2
 
-
-class Opening(Stored):
-    """The first line: what the side needs to know once.
-
-    ``stamped`` are packages that this side imports from sources, whose version is then ``VERSION+label``;
-    ``located`` are those of either side, whose place is wanted. ``allow_code`` are functions that a loop may
-    be, imported from ``code_folder``; what is empty is not told, since an older side does not know of it.
-    """
-
-    trust_remote_code: bool = False
-    allow_code: tuple[str, ...] = Field((), exclude_if=operator.not_)
-    code_folder: str = Field("", exclude_if=operator.not_)
-    stamped: tuple[str, ...] = ()
-    label: str = ""
-    located: tuple[str, ...] = ()
-    predicts: bool = Field(default=False, exclude_if=operator.not_, description="Nothing is to be run.")
-
-
-class Assignment(Stored):
-    """Run a cell once, as its run number so and so; alone, or in turn with the other side."""
-
-    cell_json: str
-    run: Positive
-    turns: StepTurns | None = None
-
-
-class PlanAssignment(Stored):
-    """Predict cells, or a script as ``bench watch --predict`` does, on cards or on the ladder of plans."""
-
-    scenario: str
-    title: str
-    cells_json: tuple[str, ...] = ()
-    command: tuple[str, ...] = ()
-    steps: Positive = 3
-    cards: tuple[Card, ...] = ()
-    allocator: str = ""
-
-
-class Greeting(Stored):
-    """Who answers; sent before anything heavy is imported, so it is read by every later version."""
-
-    type: Literal["greeting"] = "greeting"
-    protocol: int
-    record_schema: int
-    python: str
-
-
-class Ready(Stored):
-    """The libraries are imported, and a worker has looked at the machine."""
-
-    type: Literal["ready"] = "ready"
-    environment: Environment
-    cuda_name: str | None = None
-    locations: dict[str, str | None] = Field(description="By package; None where it is not found.")
-
-
-class Note(Stored):
-    """Something the user has to know, in one sentence."""
-
-    type: Literal["note"] = "note"
-    text: str
-
-
-class Made(Stored):
-    """A run is done; ``project`` are files that its worker loaded, told if ``PROJECT_VARIABLE`` asks."""
-
-    type: Literal["made"] = "made"
-    record: Record
-    project: tuple[str, ...] | None = Field(None, exclude_if=lambda project: project is None)
-
-
-class Planned(Stored):
-    """A side is predicted; ``project`` are files of the project that its workers loaded."""
-
-    type: Literal["planned"] = "planned"
-    plan: Plan
-    project: tuple[str, ...] = ()
-
-
-class Broken(Stored):
-    """The side cannot go on; it ends after this."""
-
-    type: Literal["broken"] = "broken"
-    message: str
-
-
-Answer = Annotated[Greeting | Ready | Note | Made | Planned | Broken, Field(discriminator="type")]
-_ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 SERVE: Final = ("-m", "bench.gate.serve")
 OPENING_TIMEOUT_S = 900.0  # imports of all libraries from a cold network disk
@@ -201,7 +115,7 @@ class SideProcess:
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
             try:
-                answered = _ANSWER.validate_json(line)
+                answered = ANSWER.validate_json(line)
             except ValidationError as error:
                 mistake = error.errors(include_url=False, include_input=False)[0]
                 raise self._garbled(f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}") from None

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 from bench.errors import BenchError
 from bench.gate import run_from_own_sources
-from bench.gate.process import (
+from bench.gate.protocol import (
     PROTOCOL_VERSION,
     Answer,
     Assignment,

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
-from bench.gate.process import SERVE, Opening, open_sides
+from bench.gate.process import SERVE, open_sides
+from bench.gate.protocol import Opening
 from bench.gate.session_log import (
     SessionLog,
     Tell,

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from bench.errors import InfrastructureError, UsageError, counted
-from bench.gate.process import Ready, SideProcess, run_together
+from bench.gate.process import SideProcess, run_together
+from bench.gate.protocol import Ready
 from bench.gate.sides import Side
 from bench.io import read_plain_file, write_json
 from bench.metrics import METRICS

@@ -96,7 +96,7 @@ def plan_scenario(
     return plan.model_copy(update={"cells": tuple(planned)})
 
 
-def plan_cells(  # noqa: PLR0913 - cells and cards, and who is told
+def plan_cells(
     cells: Sequence[Cell],
     request: PlanRequest,
     launcher: Launcher,

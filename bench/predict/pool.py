@@ -94,7 +94,7 @@ def card_of_device(facts: DeviceFacts) -> Card | None:
     )
 
 
-def predict_cells(  # noqa: PLR0913 - what is asked, and who is told of it
+def predict_cells(
     requests: Sequence[PredictionRequest],
     launcher: Launcher,
     *,

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError, InfrastructureError, UsageError
-from bench.gate.process import SERVE, Opening, open_sides
+from bench.gate.process import SERVE, open_sides
+from bench.gate.protocol import Opening
 from bench.gate.serve import stamped
 from bench.gate.session import SessionOptions, run_session
 from bench.gate.sides import prepared_sides

@@ -14,7 +14,7 @@ import pytest
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
 from bench.gate import session
-from bench.gate.process import Made
+from bench.gate.protocol import Made
 from bench.gate.session import SessionOptions, run_session
 from bench.gate.session_log import SessionLog, Tell, ignore, unrepeatable
 from bench.gate.sides import prepared_sides, side_as_is

@@ -12,7 +12,8 @@ import pytest
 from bench.compare.gate_report import judge_folder
 from bench.errors import InfrastructureError, UsageError
 from bench.gate import session
-from bench.gate.process import Made, run_together
+from bench.gate.process import run_together
+from bench.gate.protocol import Made
 from bench.gate.session import SessionOptions, noise_lines, run_session, warm_ups
 from bench.gate.session_log import SessionLog, order_of
 from bench.gate.sides import side_as_is

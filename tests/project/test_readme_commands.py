@@ -50,6 +50,7 @@ NARROWED: dict[str, dict[str, str]] = {
 ONLY_PARSED = {
     "bench gate scenarios/gate_tiny.toml --base origin/main --candidate .",
     "bench gate scenarios/gate_tiny.toml --base peft==0.20.0",
+    "bench gate scenarios/gate_gpu_memory.toml --predict --base peft==0.20.0",
 }
 
 

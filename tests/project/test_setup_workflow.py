@@ -1,4 +1,4 @@
-"""The workflow of this repository: pinned, no strangers' text in scripts, options that exist."""
+"""The workflow of this repository and the one to copy: pinned, no strangers' text, options that exist."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,8 @@ from typer.main import get_command
 
 from bench.cli import app
 
-WORKFLOWS = sorted((Path(__file__).parents[2] / ".github" / "workflows").glob("*.yml"))
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted([*(ROOT / ".github" / "workflows").glob("*.yml"), *(ROOT / "examples").glob("*.yml")])
 
 
 def _steps(workflow: Path) -> list[dict[str, Any]]:
@@ -29,15 +30,14 @@ def test_actions_are_pinned_and_scripts_hold_no_expression(workflow: Path) -> No
     assert [] == [step["run"] for step in _steps(workflow) if "${{" in step.get("run", "")]
 
 
-def test_the_gate_in_the_workflow_is_a_command_of_ours() -> None:
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_the_gate_in_the_workflow_is_a_command_of_ours(workflow: Path) -> None:
     """Its options and its scenario exist."""
-    (script,) = [
-        step["run"] for path in WORKFLOWS for step in _steps(path) if "bench gate" in step.get("run", "")
-    ]
+    (script,) = [step["run"] for step in _steps(workflow) if "bench gate" in step.get("run", "")]
     command = get_command(app)
     assert isinstance(command, TyperGroup)
     gate = command.commands["gate"]
     known = {name for parameter in gate.params for name in parameter.opts}
     assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", script.split("bench gate")[1])) <= known
-    (scenario,) = re.findall(r"scenarios/\S+", script)
-    assert (Path(__file__).parents[2] / scenario).is_file()
+    (scenario,) = re.findall(r"[\w/.]+\.toml", script)
+    assert (ROOT / "scenarios" / Path(scenario).name).is_file()
