@@ -95,7 +95,7 @@ def test_allocated_memory_has_room_for_the_allocator() -> None:
 
     def verdict(before: int, after: int, **metrics: MetricGate) -> str:
         sides = [plan(told(allocated_peak_bytes=size, reserved_peak_bytes=None)) for size in (before, after)]
-        return the(judge(*sides, **metrics), "cuda_allocated_peak_bytes").verdict
+        return the(judge(sides[0], sides[1], **metrics), "cuda_allocated_peak_bytes").verdict
 
     assert "pass" == verdict(600 * MIB, 604 * MIB - 1)
     assert "regression" == verdict(600 * MIB, 604 * MIB)
@@ -147,7 +147,7 @@ def test_a_change_is_explained() -> None:
         peak_op="aten::bmm",
     )
     fits = [
-        CardFit(card="a100", answer=answer, needed_bytes=1, usable_bytes=2)  # type: ignore[arg-type] # both are answers
+        CardFit(card="a100", answer=answer, needed_bytes=1, usable_bytes=2)
         for answer in ("fits", "does not fit")
     ]
     before, after = (
