@@ -11,7 +11,6 @@ from bench.commands.options import Form, command, require_ending, show_data
 from bench.errors import InfrastructureError
 
 if TYPE_CHECKING:
-    from bench.predict.fit import FitRequest
     from bench.scenario.types import TrainingSpec
 
 
@@ -93,7 +92,9 @@ def fit(
     form: Form,
 ) -> None:
     """Find the largest batch, sequence and rank of each method that fit on a card; nothing is run."""
-    from bench.predict.fit import FitRequest, one_card
+    from bench.predict.fit import FitRequest, find_bounds, one_card
+    from bench.report.fit import render_markdown, render_terminal
+    from bench.runner.live import open_console, watch_predicting
 
     request = FitRequest(
         model=model,
@@ -108,14 +109,6 @@ def fit(
         allocator=allocator,
         torch_version=torch,
     )
-    _fit(request, form)
-
-
-def _fit(request: "FitRequest", form: Form) -> None:
-    from bench.predict.fit import find_bounds
-    from bench.report.fit import render_markdown, render_terminal
-    from bench.runner.live import open_console, watch_predicting
-
     with watch_predicting(open_console(stderr=True)) as progress:
         found = find_bounds(request, progress)
     form.show(
