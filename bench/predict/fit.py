@@ -146,11 +146,9 @@ Search = Generator[int, Prediction | Refusal, tuple[Bound, Prediction | None]]
 
 def one_card(name: str | None, size: str | None) -> Card:
     """Return the card that is named or of the memory given; raise ``UsageError`` for both or neither."""
-    if name is not None and size is None:
-        return card(name)
-    if size is not None and name is None:
-        return card_of_memory(size)
-    raise UsageError("give one of --gpu NAME and --memory SIZE")
+    if (name is None) == (size is None):
+        raise UsageError("give one of --gpu NAME and --memory SIZE")
+    return card(name) if name is not None else card_of_memory(size or "")
 
 
 def training_of(data: str = "padded", **fields: str) -> TrainingSpec:
@@ -171,8 +169,7 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
     each other.
     """
     AllocatorSettings.parse(request.allocator)
-    unknown = [name for name in request.methods if name not in METHODS]
-    if unknown:
+    if unknown := [name for name in request.methods if name not in METHODS]:
         raise UsageError(f'unknown method "{unknown[0]}"; choose from {", ".join(METHODS)}')
     launcher = launcher or Launcher(preload=PRELOAD)
     platform = platform_of("cuda", request.card.capability, request.torch_version)
@@ -241,10 +238,7 @@ def _search(line: _Line, judged_for: Card) -> Search:
         predictions.append(answer)
         verdict = check_fit(answer, judged_for)
         tried[position] = Tried(value=position * line.step, verdict=verdict)
-        if verdict.answer == "fits":
-            low = position
-        else:
-            high = position
+        low, high = (position, high) if verdict.answer == "fits" else (low, position)
         position = _next_position(tried, low, high)
     method = line.cell.method
     bound = Bound(

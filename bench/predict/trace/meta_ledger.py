@@ -27,9 +27,7 @@ _ITEM = torch.ops.aten._local_scalar_dense.default
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
 _SPECIAL = {_ITEM, *INDEXING}
 NO_LAYER = -1
-shapes_on = cache(
-    lambda _platform: ShapeMemory()
-)  # what operators return follows from arguments and platform
+shapes_on = cache(lambda _platform: ShapeMemory())  # results follow from arguments and platform
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,6 @@ class MetaLedger(Ledger):
         period: int = 1,
         phase: StepPhase = "load",
     ) -> None:
-        """Start in a phase."""
         super().__init__(model, "meta", vocabulary_size)
         self._kernels = kernels
         self._shapes = shapes_on(kernels.platform)
@@ -100,8 +97,7 @@ class MetaLedger(Ledger):
         """Learn the names of models' modules, and whose the blocks of their parameters are."""
         self._module_names = {}
         for model in models:
-            named = model.named_modules()
-            self._module_names |= {id(module): name or "model" for name, module in named}
+            self._module_names |= {id(module): name or "model" for name, module in model.named_modules()}
             self.register_model(model)
             for name, parameter in model.named_parameters():
                 self._belongs(parameter, self._layer_named(name))
@@ -131,7 +127,6 @@ class MetaLedger(Ledger):
                 self._belongs(parameter.grad, NO_LAYER if layer is None else layer)
 
     def work_on(self, module: str) -> None:
-        """Say which module is being loaded."""
         self._layer = self._layer_named(module)
 
     def times(self, name: str) -> int:
@@ -141,8 +136,7 @@ class MetaLedger(Ledger):
     def times_of(self, parameter: torch.Tensor) -> int:
         """Return for how many parameters this one stands."""
         layer = self._layer_of(parameter)
-        in_period = layer is not None and self._period <= layer < 2 * self._period
-        return 1 + self._periods_added * in_period
+        return 1 + self._periods_added * (layer is not None and self._period <= layer < 2 * self._period)
 
     def empty_cache(self) -> None:
         """Note that the allocator's cache was emptied here."""
@@ -247,9 +241,7 @@ class MetaLedger(Ledger):
         if not self._periods_added or self._phase != "optimizer_step" or not isinstance(first, list | tuple):
             return args
         period = range(self._period, 2 * self._period)
-        repeated = [
-            each for each in first if isinstance(each, torch.Tensor) and self._layer_of(each) in period
-        ]
+        repeated = [one for one in first if isinstance(one, torch.Tensor) and self._layer_of(one) in period]
         return ([*first, *repeated * self._periods_added], *args[1:])
 
     def _size_by_parameters(self, given: Sequence[Any], imagined: Sequence[Any], result: Any) -> None:

@@ -104,12 +104,10 @@ def _sweeps(groups: Ints, part: range) -> Iterator[Sweep]:
     for index in range(len(runs) - 2):
         order = [group for group, _ in runs[index : index + 3]]
         start, middle, end = (position for _, position in runs[index : index + 3])
-        if order == [SECOND, THIRD, LAST]:
+        if order in ([SECOND, THIRD, LAST], [THIRD, SECOND, FIRST]):
             covered += 2
-            yield Sweep(range(start, middle), range(middle, end))
-        elif order == [THIRD, SECOND, FIRST]:
-            covered += 2
-            yield Sweep(range(middle, end), range(start, middle))
+            passed = range(start, middle), range(middle, end)
+            yield Sweep(*passed) if order[0] == SECOND else Sweep(*reversed(passed))
     if covered != sum(group in {SECOND, THIRD} for group, _ in runs):
         raise LayersDifferError(
             f"a list in events {part.start} to {part.stop} is not in the order of the layers"
@@ -126,13 +124,9 @@ class _Births:
 
     @classmethod
     def of(cls, stream: Stream, sweeps: Sequence[Sweep]) -> "_Births":
-        second, third = (
-            stream.events[positions[stream.born[positions]]]
-            for positions in (
-                np.concatenate([np.array(sweep.second, dtype=np.int64) for sweep in sweeps]),
-                np.concatenate([np.array(sweep.third, dtype=np.int64) for sweep in sweeps]),
-            )
-        )
+        periods = [sweep.second for sweep in sweeps], [sweep.third for sweep in sweeps]
+        places = (np.concatenate([np.array(part, dtype=np.int64) for part in parts]) for parts in periods)
+        second, third = (stream.events[each[stream.born[each]]] for each in places)
         if len(second) != len(third) or not np.array_equal(stream.sizes[second], stream.sizes[third]):
             raise LayersDifferError("the layers' blocks differ in number or size")
         place_of = {int(block): (place, SECOND) for place, block in enumerate(second)}
@@ -201,7 +195,7 @@ def _described(  # noqa: PLR0917 - the pieces that the new stream is made of
     repeated = np.tile(births.second, added)
     deeper = np.repeat(np.arange(1, added + 1), len(births.second)) * period
     layers = np.where(stream.layers // period >= THIRD, stream.layers + added * period, stream.layers)
-    sizes = np.concatenate([stream.sizes, stream.sizes[repeated]])
+    copied, sizes = layers[repeated], np.concatenate([stream.sizes, stream.sizes[repeated]])
     _require_alike(events, births, added, len(sizes))
     born = np.zeros(len(events), dtype=np.bool_)
     born[np.unique(events, return_index=True)[1]] = True
@@ -216,9 +210,7 @@ def _described(  # noqa: PLR0917 - the pieces that the new stream is made of
         born=born,
         sizes=sizes,
         kinds=np.concatenate([stream.kinds, stream.kinds[repeated]]),
-        layers=np.concatenate(
-            [layers, np.where(layers[repeated] == NO_LAYER, NO_LAYER, layers[repeated] + deeper)]
-        ),
+        layers=np.concatenate([layers, np.where(copied == NO_LAYER, NO_LAYER, copied + deeper)]),
         blocks=stream.blocks,
         marks=[Mark(mark.phase, mark.step, moved(mark.entries)) for mark in stream.marks],
         cache_emptied_at=[moved(position) for position in stream.cache_emptied_at],
@@ -235,15 +227,12 @@ def _computed(stream: Stream, sweeps: Sequence[Sweep], added: int) -> Ints:
     steps = np.diff(stream.computed, axis=0, prepend=0)
     pieces, kept = [], 0
     for sweep in sweeps:
-        pieces += [steps[kept : sweep.middle + 1], np.tile(_shifted(steps, sweep.second), (added, 1))]
+        # Between a period's events, and from its last to the next one's first.
+        one = slice(sweep.second.start + 1, sweep.second.stop + 1)
+        pieces += [steps[kept : sweep.middle + 1], np.tile(steps[one], (added, 1))]
         kept = sweep.middle + 1
     whole: Ints = np.concatenate([*pieces, steps[kept:]]).cumsum(axis=0)
     return whole
-
-
-def _shifted(steps: Ints, part: range) -> Ints:
-    """Return what is computed between a period's events, and from its last to the next one's first."""
-    return steps[part.start + 1 : part.stop + 1]
 
 
 def _require_alike(events: Ints, births: _Births, added: int, blocks: int) -> None:
@@ -327,9 +316,7 @@ def _per_layer(config: Any, layers: int) -> dict[str, list[Any] | tuple[Any, ...
     fields = dict(vars(config))
     if hasattr(config, "layer_types"):
         fields["layer_types"] = config.layer_types
-    return {
-        name: each for name, each in fields.items() if isinstance(each, list | tuple) and len(each) == layers
-    }
+    return {name: one for name, one in fields.items() if isinstance(one, list | tuple) and len(one) == layers}
 
 
 def _built_layers(config: Any) -> list[list[object]]:
@@ -354,11 +341,8 @@ def _built_layers(config: Any) -> list[list[object]]:
 
 def _treats_layers_alike(cell: Cell) -> bool:
     method = cell.method
-    if isinstance(method, FullMethod):
-        return True
     if not isinstance(method, LoraMethod | QloraMethod):
-        return False
+        return isinstance(method, FullMethod)
     targets = method.target_modules  # a name such as w1 is the same in every layer, a number in a path is not
     parts = targets if isinstance(targets, str) else [part for one in targets for part in one.split(".")]
-    numbered = any(part.isdecimal() for part in parts)
-    return not numbered and not method.peft
+    return not method.peft and not any(part.isdecimal() for part in parts)

@@ -192,12 +192,8 @@ def _lay_out(
 ) -> tuple[list[Batch], dict[str, str]]:
     """Draw examples or pairs in shuffled order, put them in rows, and rows in ``count`` micro-batches."""
     length, size, packed = training.sequence_length, training.micro_batch, training.batching == "pack"
-    cut = [
-        item
-        if packed
-        else tuple(replace(one, ids=one.ids[:length], labels=one.labels[:length]) for one in item)
-        for item in items
-    ]
+    end = None if packed else length
+    cut = (tuple(replace(one, ids=one.ids[:end], labels=one.labels[:end]) for one in item) for item in items)
     usable = [item for item in cut if all(one.loss_bearing for one in item)]
     pairs = len(items[0]) > 1
     what, lacking = (
