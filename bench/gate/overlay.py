@@ -4,7 +4,6 @@ With them goes what pip finds them to need besides: what the environment lacks, 
 not do. That is told, and so are requirements of the rest on these that are then unmet.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,16 +14,15 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 from filelock import FileLock
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from bench.errors import InfrastructureError
 from bench.io import cache_folder
 from bench.records.readings import Caveat
+from bench.records.requirements import installed, unmet
 from bench.workers import interrupts
 
 MOST_UNMET = 5  # named; more say little more
@@ -95,17 +93,17 @@ def _pip(asked: Sequence[str], *arguments: str) -> str:
 
 def told_of(overlaid: Path, pins: Mapping[str, str]) -> Iterator[Caveat]:
     """Say what differs from the environment besides what was asked for, and what is then unmet."""
-    beneath = _by_name(sys.path)
+    beneath = installed(sys.path)
     besides = [
         f"{name} {each.version} ({beneath[name].version if name in beneath else 'none'} without)"
-        for name, each in sorted(_by_name([str(overlaid)]).items())
+        for name, each in sorted(installed([str(overlaid)]).items())
         if name not in pins
     ]
     if besides:
         asked = " and ".join(f"{name} {version}" for name, version in pins.items())
         message = f"Laid over besides, as pip finds {asked} to need it: {', '.join(besides)}."
         yield Caveat("companions", message)
-    sentences = unmet(overlaid)
+    sentences = unmet_by(overlaid)
     more = len(sentences) - MOST_UNMET
     for sentence in (
         *sentences[:MOST_UNMET],
@@ -114,38 +112,11 @@ def told_of(overlaid: Path, pins: Mapping[str, str]) -> Iterator[Caveat]:
         yield Caveat("unmet-requirement", sentence)
 
 
-def unmet(folder: Path, beneath: Sequence[str] | None = None) -> tuple[str, ...]:
+def unmet_by(folder: Path, beneath: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return a sentence for each requirement of or on the overlay's packages that is left unmet.
 
-    Metadata only, as ``pip check`` does it. ``beneath`` is the path it lies over, this process's by default.
+    ``beneath`` is the path it lies over, this process's by default.
     """
-    over = _by_name([str(folder)])
-    everything = _by_name(sys.path if beneath is None else beneath) | over
-    sentences = []
-    for name, distribution in sorted(everything.items()):
-        for requirement in _requirements(distribution):
-            needed = canonicalize_name(requirement.name)
-            found = everything.get(needed)
-            met = found is not None and requirement.specifier.contains(found.version, prereleases=True)
-            if not met and (name in over or needed in over):
-                there = f"{needed} {found.version} is there" if found is not None else "it is not installed"
-                sentences.append(
-                    f"{name} {distribution.version} needs {requirement.name}{requirement.specifier}, and "
-                    f"{there}."
-                )
-    return tuple(sentences)
-
-
-def _by_name(path: Sequence[str]) -> dict[str, Distribution]:
-    """Return distributions by canonical name; the first on the path wins, as it does in an import."""
-    found = [(each.metadata["Name"], each) for each in distributions(path=[*path])]
-    return {canonicalize_name(name): each for name, each in reversed(found) if name}
-
-
-def _requirements(distribution: Distribution) -> Iterator[Requirement]:
-    """Yield what a distribution needs here, extras left out."""
-    for text in distribution.requires or ():
-        with contextlib.suppress(InvalidRequirement):
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                yield requirement
+    over = installed([str(folder)])
+    everything = installed(sys.path if beneath is None else beneath) | over
+    return tuple(f"{one.clause}." for one in unmet(everything) if one.name in over or one.needed in over)

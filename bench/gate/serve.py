@@ -49,6 +49,9 @@ from bench.workers.child import die_with_parent
 from bench.workers.launch import PRELOAD, Launcher
 from bench.workers.supervise import probe
 
+LIBRARIES = ("transformers", "peft", "bitsandbytes")
+"""What a side has to be able to import: else every one of its cells would fail by itself."""
+
 
 def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None:
     """Greet, get ready, and work until standard input ends.
@@ -110,7 +113,7 @@ def _ready(
         tell(Note(text=text))
 
     environment = stamped(read_environment(), opening)
-    facts = probe(launcher, note)
+    facts = probe(launcher, note, imports=LIBRARIES)
     locations = {name: _location(name) for name in opening.located}
     tell(Ready(environment=environment, cuda_name=facts.cuda_name, locations=locations))
     usual = launcher.start_method

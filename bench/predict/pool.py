@@ -15,7 +15,7 @@ from typing import Any
 from packaging.version import Version
 from pydantic import ValidationError
 
-from bench.errors import UsageError
+from bench.errors import InfrastructureError, UsageError
 from bench.records.messages import Message, PlanJob, PredictionMade
 from bench.records.predictions import Change, Prediction, Refusal, check_fit
 from bench.records.records import DeviceFacts
@@ -106,7 +106,7 @@ def predict_cells(
     """Return a prediction or refusal for each request, in their order, from a worker for each core.
 
     ``limits`` hold for all together; what is not predicted by then is refused with the reason. Raises
-    ``InfrastructureError`` when no worker starts.
+    ``InfrastructureError`` when no worker starts, or a library cannot be imported.
     """
     found: dict[int, Prediction | Refusal] = {}
 
@@ -132,6 +132,8 @@ def predict_cells(
                 end = running_job.advance(0)
                 if end is not None:
                     running.remove((batch, running_job))
+                    if end.outcome == "unavailable" and end.failure:  # a library cannot be imported
+                        raise InfrastructureError(end.failure.message)
                     missing = [index for index in batch if index not in found]
                     refused, halves = _unpredicted(missing, end, limits)
                     found |= refused

@@ -148,9 +148,13 @@ Send = Callable[[Message], None]
 
 
 class ProbeJob(Stored):
-    """Tell what this machine can run (a ``DeviceFacts`` reading), loading nothing."""
+    """Tell what this machine can run (a ``DeviceFacts`` reading), loading nothing.
+
+    ``imports`` are modules without which nothing can be run.
+    """
 
     job: Literal["probe"] = "probe"
+    imports: tuple[str, ...] = ()
 
 
 class FetchJob(Stored):

@@ -20,11 +20,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.errors import BenchError
+from bench.errors import BenchError, UnavailableError
 from bench.metrics import GIB
 from bench.records import messages
 from bench.records.messages import Finished, Heartbeat, Job, Message, Send
 from bench.records.readings import Stored
+from bench.records.requirements import unimportable
 from bench.workers.classify import classify_exception
 
 HEARTBEAT_INTERVAL_S = 1.0
@@ -45,9 +46,18 @@ ENTRY_POINTS: dict[type[Stored], str] = {
 
 
 def do_job(job: Job, send: Send) -> None:
-    """Do the job for real; everything heavy is imported here, in the worker."""
+    """Do the job for real; everything heavy is imported here, in the worker.
+
+    Raises ``UnavailableError`` where that cannot be imported, and names what is missing.
+    """
     module, _, function = ENTRY_POINTS[type(job)].partition(":")
-    getattr(importlib.import_module(module), function)(job, send)
+    try:
+        for name in getattr(job, "imports", ()):
+            importlib.import_module(name)
+        imported = importlib.import_module(module)
+    except ImportError as error:
+        raise UnavailableError(unimportable(error)) from error
+    getattr(imported, function)(job, send)
 
 
 class Pipes(NamedTuple):

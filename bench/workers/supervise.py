@@ -320,12 +320,16 @@ def add_findings(end: JobEnd, found: Findings) -> JobEnd:
     return replace(end, outcome="contaminated", failure=failure)
 
 
-def probe(launcher: Launcher, note: Callable[[str], None] | None = None) -> DeviceFacts:
+def probe(
+    launcher: Launcher, note: Callable[[str], None] | None = None, *, imports: Sequence[str] = ()
+) -> DeviceFacts:
     """Ask a worker what this machine has; ``note`` gets what the user has to know about workers.
+
+    ``imports`` are modules without which nothing can be run here.
 
     Raises ``InfrastructureError`` when even that fails.
     """
-    end = RunningJob(ProbeJob(), launcher).to_end()
+    end = RunningJob(ProbeJob(imports=tuple(imports)), launcher).to_end()
     if launcher.start_method == "spawn" and note is not None:
         note(
             "importing the libraries has touched CUDA, so workers are started afresh instead of forked; "

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from bench.errors import UsageError
+from bench.errors import InfrastructureError, UsageError
 from bench.predict import pool
 from bench.predict.pool import PredictionRequest, card_of_device, platform_of, predict_cells
 from bench.records.predictions import Prediction, Refusal
@@ -63,6 +63,12 @@ def test_a_worker_that_dies_costs_the_cell_to_blame_and_no_other(launcher: Launc
     assert str(sizes(answers)[2]).startswith(
         "The predictor failed on this cell: The worker was ended by SIGKILL"
     )
+
+
+def test_a_library_that_cannot_be_imported_ends_the_plan_at_once(launcher: Launcher) -> None:
+    """It would refuse every cell, each by itself."""
+    with pytest.raises(InfrastructureError, match=r"^a library cannot be imported here; install it\.$"):
+        predict_cells([request("unavailable", batch) for batch in (1, 2, 3)], launcher)
 
 
 def test_what_takes_too_long_is_refused_and_the_rest_kept(

@@ -75,6 +75,8 @@ def _predict(job: PlanJob, send: Send) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         elif cell.method.name == "hang":
             time.sleep(600)
+        elif cell.method.name == "unavailable":
+            raise UnavailableError("a library cannot be imported here; install it.")
         else:
             size_bytes = cell.training.micro_batch * 1024**3
             answer = records_factory.make_prediction(size_bytes, platform=job.platform)

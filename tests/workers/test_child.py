@@ -1,10 +1,12 @@
 """What a worker runs for its job comes from one closed table."""
 
+import sys
 from importlib import import_module
 from typing import get_args
 
 import pytest
 
+from bench.errors import UnavailableError
 from bench.records.messages import Job, ProbeJob
 from bench.workers import child
 
@@ -21,4 +23,14 @@ def test_a_job_that_is_not_in_the_table_runs_nothing(monkeypatch: pytest.MonkeyP
     """A message cannot name what is run for it."""
     monkeypatch.setattr(child, "ENTRY_POINTS", {})
     with pytest.raises(KeyError):
+        child.do_job(ProbeJob(), lambda _: None)
+
+
+def test_a_library_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what does the job, and for what a probe is to try."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UnavailableError, match=r"cannot be imported here .*bitsandbytes"):
+        child.do_job(ProbeJob(imports=("bitsandbytes",)), lambda _: None)
+    monkeypatch.setattr(child, "ENTRY_POINTS", {ProbeJob: "bitsandbytes:run_job"})
+    with pytest.raises(UnavailableError, match="cannot be imported here"):
         child.do_job(ProbeJob(), lambda _: None)
