@@ -86,6 +86,24 @@ def test_bounds_are_those_of_an_exhaustive_search(monkeypatch: pytest.MonkeyPatc
         assert bound.predictions <= 26
 
 
+@pytest.mark.parametrize("more", [0.8, 1.0, 1.1, 2.0])
+def test_batches_of_equal_length_tell_where_to_start(monkeypatch: pytest.MonkeyPatch, more: float) -> None:
+    """What varied ones take decides, and is predicted a few times only, however far off the start is."""
+    asked: list[str] = []
+
+    def need(cell: Cell) -> int:
+        equal = cell.data.source == "synthetic"
+        asked.append(cell.data.source)
+        return int(2 * GIB + (1.0 if equal else more) * cell.training.micro_batch * GIB / 8)
+
+    batch, *_ = found(monkeypatch, need)
+    usable = 24 * GIB - one_card(None, "24GiB").context_bytes
+    fits = largest(lambda rows: int(2 * GIB + more * rows * GIB / 8) * 110 // 100 <= usable, 1, 4096)
+    assert (batch.fits and batch.fits.value, batch.next and batch.next.value) == (fits, fits + 1)
+    assert batch.predictions <= (2 if more == 1 else 6)
+    assert "synthetic" in asked
+
+
 def test_a_method_that_never_fits_and_one_that_always_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first has only its next value; the second stops at the model's limits."""
     batch, *_ = found(monkeypatch, lambda _: 30 * GIB)
