@@ -52,11 +52,18 @@ class Metric:
     name: str
     unit: str
     better: Literal["lower", "higher", "neither"]
-    kind: Literal["deterministic", "statistical", "paired"]
+    kind: Literal["deterministic", "bounded", "statistical", "paired"]
     instrument: str
     meaning: str
     gated: bool = False
     tolerance: float = 0.0
+    relative_tolerance: float = 0.0
+    since: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is judged without chance, by its values alone."""
+        return self.kind in {"deterministic", "bounded"}
 
 
 _TABLES = tomllib.loads((files("bench") / "metrics.toml").read_text(encoding="utf-8"))

@@ -135,8 +135,10 @@ class GateJudge:
                 if obstacle is None:
                     comparable.append(pair)
                 elif any(has_metric(run, policy) for run in (*pair.baseline, *pair.candidate)):
-                    verdicts.append(not_comparable(policy, pair, obstacle))
-            if policy.metric.kind == "deterministic":
+                    shown = not_comparable(policy, pair, obstacle)
+                    # Of other machines, exact metrics must do: their heaps differ by what is no change.
+                    verdicts.append(replace(shown, gated=shown.gated and policy.metric.kind != "bounded"))
+            if policy.metric.exact:
                 verdicts += judge_exactly(policy, comparable)
             elif policy.metric.kind == "paired":
                 changes += accuracy_changes(policy, comparable)

@@ -113,13 +113,17 @@ def not_comparable(policy: MetricPolicy, pair: Pair, reason: str) -> MetricVerdi
 
 
 def judge_exactly(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[MetricVerdict]:
-    """Yield the verdicts on a deterministic metric, of pairs with good runs that have it."""
+    """Yield the verdicts on an exact metric, of pairs with good runs that have it."""
     for pair in pairs:
         before, after = (
             [run.values.get(policy.metric.name) for run in runs]
             for runs in (pair.baseline_ok, pair.candidate_ok)
         )
-        if any(value is not None for value in (*before, *after)) and before and after:
+        measured = [any(value is not None for value in side) for side in (before, after)]
+        if policy.metric.since and measured == [False, True]:
+            reason = "new: the baseline's finetune-bench did not measure it, so it is not judged"
+            yield replace(not_comparable(policy, pair, reason), gated=False)
+        elif any(measured) and before and after:
             yield judge_exact(pair.cell_id, policy, before, after)
 
 

@@ -12,7 +12,7 @@ from bench.metrics import METRICS
 from bench.records.predictions import is_plan
 from bench.records.result_sets import Accepted, BaselineFolder, load_result_set
 from bench.records.run_summary import RunSummary
-from bench.records.verdicts import Verdicts
+from bench.records.verdicts import OUTCOME, Verdicts
 from bench.scenario.gate import GateSpec
 from bench.stats.trend import ChangePoint, exact_changes, level_changes
 
@@ -104,7 +104,7 @@ def _require_alike(results: str, baseline: BaselineFolder) -> None:
     unlike = [
         judged
         for judged in gate_results(results, baseline, GateSpec()).judgements
-        if (judged.gated or judged.baseline is None)
+        if (judged.gated or judged.metric == OUTCOME)
         and (judged.verdict in {"regression", "not comparable"} or judged.improved)
         and judged.kind != "statistical"
     ]
@@ -134,6 +134,6 @@ def changes_in_history(baseline: BaselineFolder) -> tuple[list[ChangePoint], int
     changes: list[ChangePoint] = []
     for (cell, name), points in values.items():
         numbers, series = zip(*points, strict=True)
-        varies = METRICS[name].kind == "statistical"
+        varies = METRICS[name].kind != "deterministic"
         changes += (level_changes if varies else exact_changes)(cell, name, numbers, series)
     return changes, len(accepted), len(values)

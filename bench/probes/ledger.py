@@ -1,13 +1,14 @@
 """The ledger: each tensor storage allocated and freed, exact to the byte, as torch's dispatcher sees it.
 
 It watches what operators return and when storages are freed. Scratch memory inside one kernel never passes
-the dispatcher and is not in the ledger.
+the dispatcher and is not in the ledger. What was alive before, and is part of nothing that is registered, is
+no part of the peak, which is that of training: it is told beside it, as *retained*.
 """
 
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from types import TracebackType
@@ -15,12 +16,14 @@ from typing import Any, NamedTuple, Self
 
 import torch
 import torch._dynamo  # else imported at the first dispatch, and frames of that import keep tensors alive
+from msgspec import UNSET
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import UnavailableError, first_line
-from bench.records.readings import Category, PhaseStart, Timeline, TracedPhase, decimated
+from bench.probes.tensors import Outside, address_of, quantisation_state, tensors_among
+from bench.records.readings import Category, PhaseStart, Retained, Timeline, TracedPhase, decimated
 from bench.records.records import LedgerReading
 
 OUTSIDE = "outside the model"
@@ -81,6 +84,9 @@ class Ledger(TorchDispatchMode):
         self._peak = Peak()
         self._phase_peaks_bytes: dict[str, int] = {}
         self._opened_at = 0  # so many entries were of what existed before
+        self._outside = Outside()
+        self._blocks_before = 0
+        self._ends: list[tuple[int, int]] = []  # of steps: blocks so far, bytes alive
         self._phase_starts: list[tuple[StepPhase, int]] = []
         self._op_count = 0
         self._saved_bytes = 0
@@ -97,6 +103,14 @@ class Ledger(TorchDispatchMode):
         if phase != "forward":  # a recomputation that is broken off early may leave its modules open
             del self._module_stack[1:]
         self._note_phase_peak()
+
+    def end_step(self) -> None:
+        """Say that a step is over."""
+        self._ends.append((len(self.blocks), self._live_bytes + self._outside.nbytes))
+
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Have an open ledger not take tensors for retained ones: batches that wait for their step."""
+        self._outside.leave_out(tensors)
 
     def register(self, tensors: Iterable[torch.Tensor], category: Category, module: str = "") -> None:
         """Put tensors under a category, entering those that existed before the ledger was opened."""
@@ -133,11 +147,33 @@ class Ledger(TorchDispatchMode):
             op_count=self._op_count,
             allocation_count=sum(block.op != BEFORE for block in self.blocks),
             timeline=self._timeline(),
+            retained=self._retained() if self._outside.looked else UNSET,
         )
+
+    def _retained(self) -> Retained:
+        leaked: Counter[str] = Counter()
+        for block in self._leaked():
+            leaked[f"{block.op} in {block.module}"] += block.nbytes
+        grown = self._ends[-1][1] - self._ends[0][1] if self._ends else 0
+        per_step = max(0, min(grown, leaked.total())) // max(1, len(self._ends) - 1)
+        return Retained(self._outside.by_holder(), per_step, dict(leaked))
+
+    def _leaked(self) -> list[Block]:
+        """Return what all steps but the last have left behind: what lived on through another whole step.
+
+        A value that each step replaces is not among it. Where old ones die for new ones, as in a queue of a
+        fixed length, nothing grows, however long these live.
+        """
+        if len(self._ends) < 2:  # noqa: PLR2004 - the first, and one that it could have lived through
+            return []
+        numbers = range(self._blocks_before, self._ends[-2][0])
+        alive = [self.blocks[number] for number in self._live.values() if number in numbers]
+        return [block for block in alive if block.category != "inputs"]
 
     def __enter__(self) -> Self:
         self._settle()
         self._opened_at = len(self.entries)
+        self._blocks_before = len(self.blocks)
         self._phase_starts.append((self._phase, self._opened_at))
         self._gc_was_on = gc.isenabled()
         gc.disable()  # when a cycle is collected must not move a peak
@@ -178,6 +214,7 @@ class Ledger(TorchDispatchMode):
     def _settle(self) -> None:
         """Free what is garbage but not yet collected, or that would happen in the middle of a step."""
         gc.collect()
+        self._outside.look(self._counted_devices, self._live)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
@@ -193,9 +230,10 @@ class Ledger(TorchDispatchMode):
                 f"the ledger counts storages, and a tensor has none ({first_line(error)}); measure without "
                 "it (bench watch --no-ledger)"
             ) from error
-        address = _address(storage)
+        address = address_of(storage)
         if address in self._live or storage.nbytes() == 0:
             return None
+        self._outside.forget(address)
         recomputed = self._phase == "backward" and torch.is_grad_enabled()
         block = Block(storage.nbytes(), self._phase, op, module, recomputed)
         number = len(self.blocks)
@@ -209,7 +247,7 @@ class Ledger(TorchDispatchMode):
         self._guards[number] = weakref.ref(storage, lambda _: self._free(address, number))
 
     def _known(self, tensor: torch.Tensor) -> Block | None:
-        number = self._live.get(_address(tensor.untyped_storage()))
+        number = self._live.get(address_of(tensor.untyped_storage()))
         return None if number is None else self.blocks[number]
 
     def _free(self, address: int, number: int) -> None:
@@ -296,24 +334,9 @@ class Ledger(TorchDispatchMode):
         self._module_stack.pop()
 
 
-def tensors_among(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors among an operator's arguments or results, in order; lists and tuples nest."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_among(value)
-
-
 def name_of(operator: Any) -> str:
     """Return an operator's full name without its overload, such as aten::mm."""
     return str(operator._schema.name)  # noqa: SLF001 - it has no other
-
-
-def _address(storage: torch.UntypedStorage) -> int:
-    """Return what identifies a live storage; views of one tensor share it."""
-    address: int = storage._cdata  # noqa: SLF001 - torch has no public name for it
-    return address
 
 
 def category_of(block: Block) -> Category:
@@ -324,23 +347,3 @@ def category_of(block: Block) -> Category:
         return "inputs"
     saved = block.born_phase == "forward" and block.died_phase != "forward"
     return "activations" if saved or block.recomputed else "temporary"
-
-
-def quantisation_state(holder: object) -> list[torch.Tensor]:
-    """Return the tensors that bitsandbytes keeps beside quantised weights.
-
-    4-bit weights carry a ``QuantState`` (absmax, code, offset, nested state2); 8-bit ones carry
-    ``CB`` and ``SCB`` on the parameter or on the module's matmul state.
-    """
-    found: list[torch.Tensor] = []
-    pending = [getattr(holder, "quant_state", None), holder if not isinstance(holder, torch.Tensor) else None]
-    pending += [getattr(holder, name, None) for name in ("CB", "SCB")]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, torch.Tensor):
-            found.append(item)
-        elif item is not None:
-            pending += [
-                getattr(item, name, None) for name in ("absmax", "code", "offset", "state2", "CB", "SCB")
-            ]
-    return found

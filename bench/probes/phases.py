@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from bench.metrics import MIB
+from bench.probes.heap import heap_bytes
 from bench.probes.machine import Allocator, AllocatorUse, read_host_peak, start_host_peak
 from bench.records.messages import Mark, PhaseStarted, Reading, ReadingMade, Send
 from bench.records.records import Phase, PhaseReading
@@ -45,7 +46,7 @@ class PhaseReader:
         """
         self.send(PhaseStarted(phase=name, total_steps=total_steps, at_ns=time.monotonic_ns()))
         self.allocator.start_peak()
-        host_start_bytes = start_host_peak(trim=not keep_heap)
+        host_start_bytes, heap_start_bytes = start_host_peak(trim=not keep_heap), heap_bytes()
         started_ns = time.perf_counter_ns()
         try:
             yield
@@ -59,6 +60,7 @@ class PhaseReader:
                     host_peak_bytes=None if host_start_bytes is None else read_host_peak(),
                     cuda_allocated_peak_bytes=peaks.allocated_bytes,
                     cuda_reserved_peak_bytes=peaks.reserved_bytes,
+                    heap_start_bytes=heap_start_bytes,
                 )
             )
 

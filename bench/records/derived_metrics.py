@@ -5,8 +5,11 @@ Every function returns None where the record lacks what it needs, never 0.
 
 import statistics
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import pairwise
 from operator import attrgetter, itemgetter
 from typing import Literal
+
+from msgspec import UNSET
 
 from bench.metrics import METRICS, Instrument
 from bench.records.readings import INVALIDATING, Caveat, GpuPhase, GpuReading, Isolation
@@ -41,6 +44,7 @@ Value = float | int | None
 Derivation = Callable[[Record], Value]
 Samples = dict[str, tuple[float, ...]]
 PeakField = Literal["host_peak_bytes", "cuda_allocated_peak_bytes", "cuda_reserved_peak_bytes"]
+HeldField = Literal["heap_bytes", "cuda_allocated_bytes"]
 PeakReader = Callable[[Record], tuple[int, str] | None]
 When = Literal["before", "after"]
 WHEN: tuple[When, ...] = ("before", "after")
@@ -196,6 +200,50 @@ def _peak(instrument: Instrument) -> Derivation:
     return lambda record: peak[0] if (peak := PEAKS[instrument](record)) else None
 
 
+def _levels(record: Record, field: HeldField) -> list[tuple[int, int]]:
+    """Return the least held after a step of each quarter of the measured ones, and where that begins.
+
+    The least, since garbage waits for its collection, and a value is replaced only when the next is there.
+    """
+    held = [step.held for step in record.measurement.measured_steps if step.held is not UNSET]
+    values = [value for one in held if (value := getattr(one, field)) is not None]
+    starts = sorted({len(values) * quarter // 4 for quarter in range(5)})
+    return [(start, min(values[start:end])) for start, end in pairwise(starts)]
+
+
+def _growth_per_step(field: HeldField) -> Derivation:
+    """Return the growth from quarter to quarter, the median of three: it grew in most of the window.
+
+    A leak in every tenth of thirty steps is found, and what was allocated once at whatever step is left out.
+    """
+
+    def growth(record: Record) -> int | None:
+        levels = _levels(record, field)
+        if len(levels) < 4:  # noqa: PLR2004 - quarters: too few steps
+            return None
+        grown = [(after - before) / (there - here) for (here, before), (there, after) in pairwise(levels)]
+        return max(0, round(statistics.median(grown)))
+
+    return growth
+
+
+def _heap_kept(record: Record) -> int | None:
+    """Return what the heap had after the last quarter of the measured steps, less that as loading began."""
+    levels = _levels(record, "heap_bytes")
+    start = next((one.heap_start_bytes for one in record.measurement.phases if one.name == "load"), None)
+    return levels[-1][1] - start if levels and isinstance(start, int) else None
+
+
+def _retained(name: str) -> Derivation:
+    """Return what a ledger says of retained tensors; None of older ones, which did not look for them."""
+
+    def read(record: Record) -> Value:
+        ledger = record.measurement.ledger
+        return None if ledger is None or ledger.retained is UNSET else getattr(ledger.retained, name)
+
+    return read
+
+
 def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
@@ -206,6 +254,11 @@ def _evaluated(when: When) -> Derivation:
 
 DERIVED: dict[str, Derivation] = {
     "ledger_peak_bytes": _peak("ledger"),
+    "retained_bytes": _retained("total_bytes"),
+    "leaked_bytes_per_step": _retained("leaked_bytes_per_step"),
+    "heap_kept_bytes": _heap_kept,
+    "heap_growth_bytes_per_step": _growth_per_step("heap_bytes"),
+    "cuda_growth_bytes_per_step": _growth_per_step("cuda_allocated_bytes"),
     "host_peak_bytes": _peak("host"),
     "cuda_requested_peak_bytes": lambda _record: None,  # of predictions only
     "cuda_allocated_peak_bytes": _peak("cuda_allocated"),

@@ -208,6 +208,30 @@ def decimated(live_bytes: Sequence[int], phases: Sequence[PhaseStart]) -> Timeli
     )
 
 
+class Held(Part, frozen=True, gc=False):
+    """What is in use at an instant; None where nothing reads it."""
+
+    heap_bytes: Count | None = None  # of malloc, whoever holds them
+    cuda_allocated_bytes: Count | None = None  # memory_allocated
+
+
+class Retained(Part, frozen=True):
+    """Tensors beside a step's own: neither model, gradients, optimizer state nor batches.
+
+    ``by_holder_bytes`` are of those from before, by what holds them. ``leaked_bytes_per_step`` is what a step
+    leaves behind for good; ``leaked_by_op_bytes`` says where what lived through another step was made.
+    """
+
+    by_holder_bytes: dict[str, Count]
+    leaked_bytes_per_step: Count
+    leaked_by_op_bytes: dict[str, Count]
+
+    @property
+    def total_bytes(self) -> int:
+        """All that is held from before."""
+        return sum(self.by_holder_bytes.values())
+
+
 class GpuFacts(Part, frozen=True):
     """One GPU or MIG slice as NVML describes it; None is what the driver does not tell."""
 

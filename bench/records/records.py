@@ -1,12 +1,11 @@
 """The record of one run of one cell, as stored: raw samples and their instruments, never statistics.
 
 History of the format (``SCHEMA_VERSION``):
-- 1 (2026-11-22): first.
-- 1 (2026-11-22): ``prediction`` added; records without it are read as before, so the number stays.
-- 1 (2026-11-22): ``measurement.gpu``, the outcome "contaminated", bytes of a failed allocation added.
-- 1 (2026-11-22): ``measurement.torch_settings``, ``paged`` and ``snapshot``, and ``ledger.timeline`` added.
-- 1 (2026-11-22): ``measurement.gpu`` says how often more than memory was read, and what watching took.
-- 1 (2026-11-29): ``measurement.model.reach`` and ``prediction.reach`` added.
+- 1 (2026-11-22): first; ``prediction``, ``measurement.gpu``, ``torch_settings``, ``paged``, ``snapshot``,
+  ``ledger.timeline``, "contaminated" and bytes of a failed allocation were added later. Records without them
+  are read as before, so the number stays.
+- 1 (2026-11-29): ``measurement.model.reach``, ``prediction.reach``, ``ledger.retained``, ``held`` of steps,
+  ``heap_start_bytes`` of phases.
 """
 
 from abc import ABC
@@ -24,10 +23,12 @@ from bench.records.readings import (
     Caveat,
     Count,
     GpuReading,
+    Held,
     Number,
     PagedMemory,
     Part,
     Positive,
+    Retained,
     Timeline,
     TorchSettings,
     WeightsReached,
@@ -121,6 +122,7 @@ class PhaseReading(Part, frozen=True):
     host_peak_bytes: Count | None = None  # vmHWM, reset as the phase began
     cuda_allocated_peak_bytes: Count | None = None  # max_memory_allocated, reset likewise
     cuda_reserved_peak_bytes: Count | None = None  # max_memory_reserved, reset likewise
+    heap_start_bytes: Count | msgspec.UnsetType | None = msgspec.UNSET  # ``Held.heap_bytes`` as it began
 
 
 class TokenCounts(Part, frozen=True, gc=False):
@@ -142,6 +144,7 @@ class StepSample(Part, frozen=True, gc=False):
     loss: Number
     gradient_norm: Number | None = None
     skipped: bool = False  # the gradient scaler left the optimizer out
+    held: Held | msgspec.UnsetType = msgspec.UNSET  # once it was over
 
     def __post_init__(self) -> None:
         """Read what JSON has no number for; asked first, since records have many steps."""
@@ -166,6 +169,7 @@ class LedgerReading(Part, frozen=True):
     op_count: Count
     allocation_count: Count
     timeline: Timeline | None = None  # none in records made before it was kept
+    retained: Retained | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def largest_category(self) -> Category:

@@ -43,7 +43,7 @@ def tidy(records: Sequence[Record]) -> pd.DataFrame:
     columns = dict.fromkeys([*_fixed_columns(), *(name for row in rows for name in row)])
     frame = pd.DataFrame(rows, columns=list(columns)).convert_dtypes()
     for name, metric in METRICS.items():
-        whole = metric.kind == "deterministic" or metric.unit == "bytes"
+        whole = metric.exact or metric.unit == "bytes"
         frame[name] = frame[name].astype("Int64" if whole else "Float64")
     return frame
 

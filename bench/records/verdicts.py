@@ -19,7 +19,7 @@ from bench.records.readings import Caveat, Count, Stored
 VERDICTS_VERSION: Final = 1
 
 VerdictName = Literal["pass", "regression", "inconclusive", "not comparable"]
-Kind = Literal["outcome", "deterministic", "statistical", "paired"]
+Kind = Literal["outcome", "deterministic", "bounded", "statistical", "paired"]
 Interval = Literal["runs", "sittings", "questions"]
 Design = Literal["one sitting", "one sitting by steps", "stored baseline", "two result sets", "two plans"]
 

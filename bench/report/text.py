@@ -149,6 +149,7 @@ def p_value(value: float) -> str:
 
 NAMED_UNITS: Mapping[str, Callable[[float], str]] = {
     "bytes": lambda value: SMALL_MEBIBYTES.show(round(value)),
+    "bytes/step": lambda value: f"{round(value):,} bytes/step",
     "ns": duration,
     "share": share,
 }

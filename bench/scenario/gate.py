@@ -78,7 +78,9 @@ def contradictions(gate: GateSpec) -> list[tuple[tuple[str, ...], str]]:
         path = ("metrics", name)
         if name not in METRICS:
             found.append((path, "is no metric; name one of the columns of bench table"))
-        elif METRICS[name].kind != "deterministic":
+        elif METRICS[name].kind == "bounded" and own.tolerance is not None and 0 < own.tolerance < 1:
+            found.append(((*path, "tolerance"), "is in bytes; for a share use relative_tolerance"))
+        elif not METRICS[name].exact:
             smallest = "minimum_drop" if METRICS[name].kind == "paired" else "minimum_effect"
             least = getattr(gate, smallest)
             if own.relative_tolerance is not None:

@@ -290,6 +290,8 @@ def _policy(metric: Metric, own: MetricGate) -> MetricPolicy:
         metric=metric,
         direction=own.direction or by_default,
         tolerance=metric.tolerance if own.tolerance is None else own.tolerance,
-        relative_tolerance=own.relative_tolerance or 0.0,
+        relative_tolerance=metric.relative_tolerance
+        if own.relative_tolerance is None
+        else own.relative_tolerance,
         gated=metric.gated if own.gated is None else own.gated,
     )

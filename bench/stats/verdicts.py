@@ -28,6 +28,10 @@ from bench.stats.sequential import DECISIONS, UNDECIDED, Decided, MetricPolicy, 
 from bench.stats.trend import Floats
 
 
+_WHOLE = 1000
+"""Above it a tolerance is shown without its fraction, as a share of a size has one."""
+
+
 def judge_outcomes(cell: str, baseline: Sequence[Outcome], candidate: Sequence[Outcome]) -> MetricVerdict:
     """Judge how a cell's runs ended. Memory that no longer suffices is a regression, and the reverse a gain.
 
@@ -61,10 +65,11 @@ def judge_outcomes(cell: str, baseline: Sequence[Outcome], candidate: Sequence[O
 def judge_exact(
     cell: str, policy: MetricPolicy, baseline: Sequence[float | None], candidate: Sequence[float | None]
 ) -> MetricVerdict:
-    """Judge a deterministic metric by its values over the runs of each side.
+    """Judge an exact metric by its values over the runs of each side.
 
     A change for the worse by the tolerance or more is a regression; with a tolerance of 0, any is. Where runs
-    of one side differ, every pair of runs has to say so, or none; in between it is *inconclusive*.
+    of one side differ, every pair of runs has to say so, or none; in between it is *inconclusive*. So it is
+    where runs of a bounded metric differ more within a side than between the two.
     """
     before = [value for value in baseline if value is not None]
     after = [value for value in candidate if value is not None]
@@ -73,17 +78,20 @@ def judge_exact(
     tolerance = max(policy.tolerance, policy.relative_tolerance * min(map(abs, before)))
     least, most = _change_for_the_worse(policy, before, after)
     verdict: VerdictName = "inconclusive"
-    if least > 0 and least >= tolerance:
+    spread = max(max(side) - min(side) for side in (before, after))
+    noise = max(tolerance, spread) if policy.metric.kind == "bounded" else 0.0
+    if least > 0 and least >= max(tolerance, noise):
         verdict = "regression"
     elif most <= 0 or most < tolerance:
         verdict = "pass"
     first, second = before[0], after[0]
+    shown = round(tolerance) if tolerance > _WHOLE else tolerance
     varies = " (its runs differ)" if len({*before}) > 1 or len({*after}) > 1 else ""
     return policy.verdict(
         cell,
         verdict,
-        f"{second - first:+,.10g} {policy.metric.unit}, tolerance {tolerance:,.10g}{varies}",
-        improved=verdict == "pass" and policy.direction != "same" and most < 0,
+        f"{second - first:+,.10g} {policy.metric.unit}, tolerance {shown:,.10g}{varies}",
+        improved=verdict == "pass" and policy.direction != "same" and most < -noise,
         baseline=first,
         candidate=second,
         ratio=second / first if first else None,

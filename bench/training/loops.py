@@ -35,6 +35,7 @@ from bench.training.window import (
     first_step_phases,
     flops_readings,
     run_window,
+    tensors_of,
     token_counts,
     widest_of,
 )
@@ -157,7 +158,7 @@ class LoopRun(WatchedLoop):
         if window.ledger:
             with phases.phase("ledger"):
                 books = Ledger(setting.model, setting.cell.device, setting.vocabulary_size)
-                yield from self.under_ledger(books)
+                yield from self.under_ledger(books, tensors_of(chain.from_iterable(self.data.steps)))
                 phases.report(books.reading())
         if window.flops:
             with phases.phase("flops"):

@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bench.errors import UsageError
+from bench.probes.heap import held_now
 from bench.probes.ledger import Ledger, StepPhase
 from bench.probes.phases import PhaseReader
 from bench.records.messages import ReadingMade
@@ -212,12 +213,16 @@ class WatchedLoop(Listener, ABC):
             step_time_ns=step_time_ns,
             tokens=self.counts(),
             loss=float(torch.stack([loss.float() for loss in self._losses]).sum()),
+            held=held_now(self.phases.allocator.use()),
         )
         self._losses = []
         self.phases.send(ReadingMade(reading=sample))
 
-    def under_ledger(self, books: Ledger) -> Iterator[None]:
-        """Let a pair of steps pass under a ledger, after the last timed one."""
+    def under_ledger(self, books: Ledger, waiting: Iterable[torch.Tensor] = ()) -> Iterator[None]:
+        """Let a pair of steps pass under a ledger, after the last timed one.
+
+        Batches that are ``waiting`` for other steps are not told as retained.
+        """
         self._losses = None
         for model in (self.model, *self.beside):
             books.register_model(model)
@@ -227,9 +232,11 @@ class WatchedLoop(Listener, ABC):
         self._register_gradients(books)
         self._ledger = books
         with books:
+            books.leave_out(waiting)
             for _ in range(LEDGER_STEPS):
                 books.mark("inputs")
                 yield
+                books.end_step()
         self._ledger = None
 
     def register_inputs(self, values: Iterable[Any]) -> None:

@@ -5,7 +5,7 @@ everything read is sent at once.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from bench.probes.flops import FlopCounter
+from bench.probes.heap import held_now
 from bench.probes.ledger import Ledger, StepPhase
 from bench.probes.machine import Allocator, ignore
 from bench.probes.phases import PhaseReader, mark_quiescent
@@ -206,6 +207,7 @@ class TimedSteps:
             loss=float(result.loss),
             skipped=result.skipped,
             gradient_norm=None if result.gradient_norm is None else float(result.gradient_norm),
+            held=held_now(self._allocator.use()),
         )
         self._send(ReadingMade(reading=sample))
         self._index += 1
@@ -236,7 +238,8 @@ def _instrument(setting: Setting, trainer: Trainer, data: PreparedData, window: 
     if window.ledger:
         with phases.phase("ledger"):
             books = Ledger(trainer.model, trainer.device.type, setting.vocabulary_size)
-            phases.report(read_ledger(trainer, [widest_of(steps)] * LEDGER_STEPS, books))
+            waiting = tensors_of(chain.from_iterable(steps))
+            phases.report(read_ledger(trainer, [widest_of(steps)] * LEDGER_STEPS, books, waiting))
     if window.flops:
         with phases.phase("flops"):
             with FlopCounter() as counter:
@@ -256,8 +259,18 @@ def flops_readings(counter: FlopCounter, tokens: TokenCounts) -> Iterator[Readin
     yield FlopsReading(step_flops=counted.flops, tokens=tokens)
 
 
-def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledger) -> LedgerReading:
-    """Run the steps under a new ledger and sum it up."""
+def tensors_of(batches: Iterable[Batch]) -> Iterator[torch.Tensor]:
+    """Yield what batches are made of, as it lies."""
+    return chain.from_iterable(batch.inputs_on(batch.input_ids.device).values() for batch in batches)
+
+
+def read_ledger(
+    trainer: Trainer,
+    pair: Sequence[Sequence[Batch]],
+    ledger: Ledger,
+    waiting: Iterable[torch.Tensor] = (),
+) -> LedgerReading:
+    """Run the steps under a new ledger and sum it up; what is ``waiting`` for other steps is not retained."""
     ledger.register_model(trainer.model)
     ledger.register(optimizer_state(trainer.optimizer), "optimizer_state", "optimizer")
 
@@ -268,10 +281,11 @@ def read_ledger(trainer: Trainer, pair: Sequence[Sequence[Batch]], ledger: Ledge
             ledger.register((gradient for gradient in gradients if gradient is not None), "gradients")
 
     with ledger:
+        ledger.leave_out(waiting)
         for micro_batches in pair:
-            for batch in micro_batches:
-                ledger.register(batch.inputs_on(batch.input_ids.device).values(), "inputs")
+            ledger.register(tensors_of(micro_batches), "inputs")
             run_step(trainer, micro_batches, mark)
+            ledger.end_step()
     return ledger.reading()
 
 

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from bench.compare.gate_report import GateJudge
-from bench.records.readings import Caveat
+from bench.records.readings import Caveat, Held, Retained
 from bench.records.records import DeviceFacts, Record
 from bench.records.result_sets import ResultSet
 from bench.records.run_summary import summarise_run
 from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.scenario.gate import GateSpec
 from gpu_factory import make_gpu
-from records_factory import make_cell, make_environment, make_measurement, make_record
+from records_factory import make_cell, make_environment, make_ledger, make_measurement, make_record
 from sittings_factory import LOUD, MIB, QUIET, make_runs
 
 
@@ -64,6 +64,44 @@ def test_one_mebibyte_more_is_a_regression() -> None:
     assert ("regression", 600 * MIB, 601 * MIB) == (judged.verdict, judged.baseline, judged.candidate)
     assert ("regression", 1) == (verdicts.verdict, verdicts.exit_code("pass"))
     assert verdicts.judgements[0] == judged
+
+
+def _heaps(runs: Sequence[Record], kept_bytes: int, **environment: Any) -> list[Record]:
+    """Return runs after each step of which so much was held beyond what there was as loading began."""
+    return [
+        run.replace(
+            environment=make_environment(**environment) if environment else run.environment,
+            measurement=run.measurement.replace(
+                steps=tuple(step.replace(held=Held(kept_bytes)) for step in run.measurement.steps),
+                phases=tuple(phase.replace(heap_start_bytes=0) for phase in run.measurement.phases),
+                ledger=make_ledger(retained=Retained({}, 0, {})),
+            ),
+        )
+        for run in runs
+    ]
+
+
+def test_a_baseline_from_before_a_metric_is_held_against_nobody() -> None:
+    """What is new is shown with its reason; a candidate that lacks what the baseline has does not pass."""
+    old, new = make_runs(), _heaps(make_runs(), 100 * MIB)
+    names = ("retained_bytes", "leaked_bytes_per_step", "heap_kept_bytes", "heap_growth_bytes_per_step")
+    shown = [_one(_stored([old], new), name) for name in names]
+    assert {("not comparable", False)} == {(one.verdict, one.gated) for one in shown}
+    assert all(one.reason.startswith("new: ") for one in shown)
+    lost = [_one(_stored([new], old), name) for name in names]
+    assert {("not comparable", True)} == {(one.verdict, one.gated) for one in lost}
+
+
+def test_heaps_of_other_machines_are_not_compared() -> None:
+    """They differ by what is no change of the code; tensors do not."""
+    before, there = make_runs(), {"machine": {"cpu_model": "another"}}
+    verdicts = _stored([_heaps(before, 100 * MIB)], _heaps(make_runs(), 200 * MIB, **there))
+    heap, tensors = _one(verdicts, "heap_kept_bytes"), _one(verdicts, "retained_bytes")
+    assert ("not comparable", False) == (heap.verdict, heap.gated)
+    assert "cpu_model" in heap.reason
+    assert ("pass", True) == (tensors.verdict, tensors.gated)
+    here = _one(_stored([_heaps(before, 100 * MIB)], _heaps(make_runs(), 200 * MIB)), "heap_kept_bytes")
+    assert ("regression", True) == (here.verdict, here.gated)
 
 
 def test_sides_of_one_sitting_are_told_apart_by_their_runs() -> None:

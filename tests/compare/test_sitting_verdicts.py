@@ -46,7 +46,7 @@ def test_no_change_passes_on_every_kind_of_metric() -> None:
     """How runs ended, exact metrics, speed and accuracy."""
     verdicts = judged(make_runs(), make_runs(speeds=(1001.0, 999.0, 1002.0, 1000.0, 1001.0)))
     assert ("pass", 0, {}) == (verdicts.verdict, verdicts.exit_code(), bad(verdicts))
-    kinds = {"outcome", "deterministic", "statistical", "paired"}
+    kinds = {"outcome", "deterministic", "bounded", "statistical", "paired"}
     assert kinds == {one.kind for one in verdicts.gated}
     assert frozenset() == open_cells(verdicts)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import UnsetType
 
 from bench.commands.run import watch
 from bench.compare.comparison import compare
@@ -55,6 +56,21 @@ def watched(tmp_path: Path, launcher: Launcher) -> Watched:
         return watch_script(job, tmp_path / "results", lambda _event: None, launcher)
 
     return run
+
+
+def test_what_a_script_keeps_is_named_and_what_it_leaks_is_counted(watched: Watched) -> None:
+    """Its table of data, beside the peak, and the losses whose graphs it does not let go."""
+    keeping = "DATA = torch.ones(2**20, dtype=torch.uint8)\nKEPT = []\n"
+    leaking = "for _ in range(20): step(); KEPT.append(torch.ones(65_536, dtype=torch.uint8))\n"
+    ledger = watched(keeping + leaking, steps=4).measurement.ledger
+    assert ledger is not None
+    assert not isinstance(ledger.retained, UnsetType)
+    assert 2**20 == ledger.retained.by_holder_bytes["__main__.DATA"]
+    assert 65_536 == ledger.retained.leaked_bytes_per_step
+    plain = watched("train(20)", steps=4).measurement.ledger
+    assert plain is not None
+    assert not isinstance(plain.retained, UnsetType)
+    assert 0 == plain.retained.leaked_bytes_per_step
 
 
 def test_a_plain_script_is_measured_unchanged(watched: Watched, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from bench.stats.verdicts import (
 
 PEAK = policies(GateSpec())["ledger_peak_bytes"]
 COUNT = policies(GateSpec())["parameters_trainable"]
+HEAP = policies(GateSpec())["heap_kept_bytes"]
+PROCESS = policies(GateSpec())["host_peak_bytes"]
 GIB = 1024 * MIB
 
 
@@ -62,6 +64,26 @@ def test_runs_that_differ_must_agree_on_the_verdict(
     assert (verdict, True) == (judgement.verdict, "its runs differ" in judgement.reason)
     same = judge_exact("cell", replace(COUNT, tolerance=5.0), after, before)
     assert verdict == same.verdict
+
+
+@pytest.mark.parametrize(
+    ("policy", "before", "after", "verdict", "improved"),
+    [
+        (HEAP, (10 * MIB, 10 * MIB + 5000), (11 * MIB, 11 * MIB + 5000), "regression", False),
+        (HEAP, (10 * MIB, 10 * MIB + 5000), (10 * MIB - 100, 10 * MIB - 50), "pass", False),
+        (HEAP, (10 * MIB, 12 * MIB), (13 * MIB, 13 * MIB), "inconclusive", False),
+        (HEAP, (12 * MIB, 12 * MIB), (11 * MIB, 11 * MIB), "pass", True),
+        (PROCESS, (500 * MIB, 503 * MIB), (756 * MIB, 760 * MIB), "regression", False),
+        (PROCESS, (500 * MIB, 503 * MIB), (520 * MIB, 524 * MIB), "pass", False),
+        (PROCESS, (500 * MIB, 700 * MIB), (730 * MIB, 740 * MIB), "inconclusive", False),
+    ],
+)
+def test_a_bounded_metric_is_held_against_its_own_noise(
+    policy: MetricPolicy, before: tuple[int, ...], after: tuple[int, ...], verdict: str, *, improved: bool
+) -> None:
+    """Sides must lie farther apart than the tolerance and than runs of a side; less is no gain either."""
+    judgement = judge_exact("cell", policy, before, after)
+    assert (verdict, improved) == (judgement.verdict, judgement.improved)
 
 
 def test_what_one_side_lacks_is_not_comparable() -> None:

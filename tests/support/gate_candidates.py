@@ -2,7 +2,7 @@
 
     python tests/support/gate_candidates.py FOLDER [REVISION]
 
-writes FOLDER/memory, FOLDER/speed and FOLDER/learning_rate, from what is committed at the revision. Nothing
+writes FOLDER/memory, FOLDER/speed and so on, from what is committed at the revision. Nothing
 in the product switches any of it on: a few lines are added at the end of one module of each copy.
 """
 
@@ -39,6 +39,88 @@ def run_step(trainer, micro_batches, mark=ignore_phase):
     result = _plain_run_step(trainer, micro_batches, mark)
     del held
     return result
+''',
+    ),
+    "leak": Change(
+        module="bench/training/step.py",
+        lines='''
+
+_plain_run_step = run_step
+_LEAKED = []
+
+
+def run_step(trainer, micro_batches, mark=ignore_phase):
+    """Keep 64 KiB of every step for ever."""
+    result = _plain_run_step(trainer, micro_batches, mark)
+    _LEAKED.append(torch.ones(65_536, dtype=torch.uint8, device=trainer.device))
+    return result
+''',
+    ),
+    "retained": Change(
+        module="bench/training/methods.py",
+        lines='''
+
+import os
+
+import numpy
+
+_plain_adapt = adapt
+_AT_IMPORT = torch.ones(1024**2 * (os.environ.get("RETAIN_AT_IMPORT") == "1"), dtype=torch.uint8)
+_KEPT = []
+
+
+class _Keeper:
+    """Keeps what it is given, as a class does."""
+
+
+def _in_a_closure(tensor):
+    return lambda: tensor
+
+
+def _saved_by_a_graph():
+    """Let autograd alone hold an exponential's result."""
+    return torch.ones(1024**2 // 4, requires_grad=True).exp().sum()
+
+
+def adapt(model, cell):
+    """Keep one MiB outside the model, in another place in each run."""
+    if not len(_AT_IMPORT):
+        block = torch.ones(1024**2, dtype=torch.uint8)
+        match os.getpid() % 6:
+            case 0:
+                _KEPT.append(block)
+            case 1:
+                _Keeper.block = block
+            case 2:
+                _KEPT.append(_in_a_closure(block))
+            case 3:
+                _KEPT.append(_saved_by_a_graph())
+            case 4:
+                _KEPT.append(torch.jit.trace(lambda rows: rows + block, torch.ones(1, dtype=torch.uint8)))
+            case 5:
+                _KEPT.append(numpy.ones(1024**2, dtype="uint8"))
+    return _plain_adapt(model, cell)
+''',
+    ),
+    "subtracts": Change(
+        module="bench/training/window.py",
+        lines='''
+
+_plain_read_ledger = read_ledger
+_plain_train = train
+
+
+def train(setting, trainer, data):
+    """Take 256 MiB for as long as it trains."""
+    held = torch.ones(256 * 1024**2, dtype=torch.uint8)
+    _plain_train(setting, trainer, data)
+    del held
+
+
+def read_ledger(*args, **kwargs):
+    """Read a peak without it."""
+    reading = _plain_read_ledger(*args, **kwargs)
+    return reading.replace(retained=reading.retained.replace(by_holder_bytes={}))
 ''',
     ),
     "speed": Change(

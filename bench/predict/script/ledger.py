@@ -23,7 +23,8 @@ from bench.errors import UntraceableError, first_line
 from bench.predict.trace.known import KnownValues, is_mask, written_by
 from bench.predict.trace.loops import LoopLedger
 from bench.predict.trace.meta_ledger import INDEXING, resolve_item
-from bench.probes.ledger import Block, name_of, tensors_among
+from bench.probes.ledger import Block, name_of
+from bench.probes.tensors import tensors_among
 
 MOST_ANSWERS = 2_000
 """So often may one line ask for a value that a prediction does not have; then it is waiting for it."""

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.stream import WARM_UP
 from bench.predict.trace.variants.litgpt_model import GPT
-from bench.probes.ledger import quantisation_state
+from bench.probes.tensors import quantisation_state
 from bench.training.loading.models import quantise_empty
 
 WARMS_UP = (4, 50)

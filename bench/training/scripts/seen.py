@@ -26,8 +26,8 @@ _NAMES_OF_DTYPES: dict[torch.dtype, Dtype] = {dtype: name for name, dtype in DTY
 SEEN_FROM_OUTSIDE = Caveat(
     code="seen-from-outside",
     message="Read from the running script: its data, schedule, clipping, loss and seed are not seen, and "
-    "stand at their defaults in the cell. The ledger leaves out tensors that the script kept before by "
-    "themselves, neither in a module nor in an optimizer.",
+    "stand at their defaults in the cell. The ledger's peak leaves out tensors that the script kept before "
+    "by themselves, neither in a module nor in an optimizer: they are told as retained.",
 )
 
 

@@ -1,0 +1,160 @@
+"""What is alive beside a step's own tensors: counted, named by its holder, and apart from leaks."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import nn
+
+from bench.metrics import MIB
+from bench.probes.heap import heap_bytes
+from bench.probes.ledger import Ledger
+from bench.probes.tensors import SOMEWHERE
+from bench.records.readings import Retained
+
+KEPT: list[torch.Tensor] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    """Let go of what a test has kept."""
+    yield
+    KEPT.clear()
+
+
+def _retained(step: Callable[[int], object] = lambda _: None, model: nn.Module | None = None) -> Retained:
+    """Run three steps under a ledger, and return what it says beside its peak."""
+    model = model or nn.Identity()
+    ledger = Ledger(model, "cpu", vocabulary_size=-1)
+    ledger.register_model(model)
+    with ledger:
+        for number in range(3):
+            step(number)
+            ledger.end_step()
+    retained = ledger.reading().retained
+    assert not isinstance(retained, msgspec.UnsetType)
+    return retained
+
+
+class Holder:
+    """Keeps a tensor as its class does, or as one of its objects."""
+
+    shared: Any = None
+
+    def __init__(self, tensor: torch.Tensor | None = None) -> None:
+        self.own = tensor
+
+
+def _in_a_closure(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: tensor
+
+
+def test_each_holder_is_named_with_its_bytes() -> None:
+    """A variable of a module, a class, an object and a closure; the model's own are not among them."""
+    before = _retained()
+    KEPT.append(torch.ones(MIB, dtype=torch.uint8))
+    Holder.shared = torch.ones(2 * MIB, dtype=torch.uint8)
+    kept = Holder({"deep": [torch.ones(3 * MIB, dtype=torch.uint8)]})  # type: ignore[arg-type] # within others
+    function = _in_a_closure(torch.ones(4 * MIB, dtype=torch.uint8))
+    model = nn.Linear(1024, 1024)
+    found = _retained(model=model).by_holder_bytes
+    del kept, function
+    Holder.shared = None
+    own = {name: size for name, size in found.items() if name.startswith(__name__)}
+    assert own == {
+        f"{__name__}.KEPT": MIB,
+        f"{__name__}.Holder": 5 * MIB,
+        f"{__name__}._in_a_closure.<locals>.<lambda>": 4 * MIB,
+    }
+    assert 10 * MIB == sum(found.values()) - before.total_bytes
+
+
+def test_a_view_counts_with_all_of_its_storage_once() -> None:
+    """Of a storage of one MiB, two views of a byte each are kept."""
+    before = _retained().total_bytes
+    whole = torch.ones(MIB, dtype=torch.uint8)
+    KEPT.extend([whole[:1], whole[1:2]])
+    del whole
+    assert MIB == _retained().total_bytes - before
+
+
+def test_a_gradient_that_is_kept_counts() -> None:
+    """Python has never seen it: it hangs on a tensor outside the model."""
+    before = _retained().total_bytes
+    tensor = torch.ones(MIB // 4, requires_grad=True)
+    tensor.sum().backward()
+    KEPT.append(tensor)
+    assert 2 * MIB == _retained().total_bytes - before
+
+
+def test_batches_that_wait_are_left_out() -> None:
+    """They are the window's own."""
+    before = _retained().total_bytes
+    waiting = torch.ones(MIB, dtype=torch.uint8)
+    with (ledger := Ledger(nn.Identity(), "cpu", vocabulary_size=-1)):
+        ledger.leave_out([waiting])
+    retained = ledger.reading().retained
+    assert not isinstance(retained, msgspec.UnsetType)
+    assert before == retained.total_bytes
+
+
+def test_more_than_the_largest_are_counted_without_a_name() -> None:
+    """Naming looks through the whole process."""
+    before = _retained().total_bytes
+    KEPT.extend(torch.ones(MIB, dtype=torch.uint8) for _ in range(20))
+    found = _retained()
+    assert 20 * MIB == found.total_bytes - before
+    assert found.by_holder_bytes[SOMEWHERE] >= 12 * MIB
+    assert found.by_holder_bytes[f"{__name__}.KEPT"] == 8 * MIB
+
+
+def test_what_every_step_leaves_behind_is_its_leak() -> None:
+    """64 KiB a step, named by operator and place."""
+    found = _retained(lambda _: KEPT.append(torch.ones(65_536, dtype=torch.uint8)))
+    assert 65_536 == found.leaked_bytes_per_step
+    assert {"aten::ones in outside the model": 2 * 65_536} == found.leaked_by_op_bytes
+
+
+def test_a_graph_that_is_kept_leaks_what_only_it_holds() -> None:
+    """A sum of losses that were not detached: the classic."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
+    rows = torch.ones(256, 64)
+    found = _retained(lambda _: KEPT.append(model(rows).sum()), model=model)
+    assert 256 * 64 * 4 + 4 == found.leaked_bytes_per_step
+
+
+def _replaced(number: int) -> None:
+    KEPT[:] = [torch.ones(MIB * (number + 1), dtype=torch.uint8)]
+
+
+def test_what_a_step_replaces_is_no_leak() -> None:
+    """Not even where the next one is larger."""
+    assert 0 == _retained(_replaced).leaked_bytes_per_step
+
+
+def test_a_queue_of_fixed_length_is_no_leak() -> None:
+    """Each step's value outlives the ledger, and an older one is let go for it."""
+    queue = deque((torch.ones(MIB, dtype=torch.uint8) for _ in range(10)), maxlen=10)
+    found = _retained(lambda _: queue.append(torch.ones(MIB, dtype=torch.uint8)))
+    assert 0 == found.leaked_bytes_per_step
+
+
+def test_what_only_the_last_step_made_is_no_leak() -> None:
+    """Growth that comes once has lived through no other step."""
+    found = _retained(lambda number: KEPT.append(torch.ones(MIB)) if number == 2 else None)
+    assert 0 == found.leaked_bytes_per_step
+
+
+def test_the_heap_has_what_only_cpp_holds() -> None:
+    """A graph's saved result, of which Python keeps the sum alone; within a page."""
+    rows = torch.ones(MIB // 4, requires_grad=True)
+    before = heap_bytes()
+    if before is None:
+        pytest.skip("no glibc 2.33")
+    KEPT.append(rows.exp().sum())
+    after = heap_bytes()
+    assert after is not None
+    assert abs(after - before - MIB) < 16_384
