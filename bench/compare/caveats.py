@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from string import ascii_uppercase
 
+from msgspec import UnsetType
 from msgspec.structs import asdict
 
 from bench.compare import grouped
 from bench.compare.accuracy import Accuracy
 from bench.compare.plausibility import Finding
 from bench.compare.readings import Merge, Throughput
+from bench.metrics import METRICS, size_text
 from bench.records.derived_metrics import accuracy, evaluation
 from bench.records.readings import Caveat
 from bench.records.records import Environment, Record, StepSample
@@ -21,6 +23,7 @@ from bench.stats.trend import FEWEST_VALUES
 # What changes the code under measurement only; two records that differ in nothing else are comparable.
 _NOT_THE_MACHINE = "git"
 COMMIT = "git.commit"
+_NAMED = 3
 _COMMIT_DIGITS = 12  # enough to find it; the whole hash is among the facts of each place
 
 
@@ -120,6 +123,7 @@ def _of_numbers(
         )
     if ok and others:
         yield "other-outcomes", f"{others} of {len(ok) + others} runs did not end ok."
+    yield from kept_memory(ok[-1]) if ok else ()
     yield from _training([step for record in ok for step in record.measurement.steps])
     if speed:
         yield from _speed(speed)
@@ -129,6 +133,27 @@ def _of_numbers(
             "merge-differs",
             "The merged adapter's logits differ from the adapter's by more than the tolerance.",
         )
+
+
+def kept_memory(record: Record) -> Iterator[tuple[str, str]]:
+    """Yield what retains tensors outside the model, and where leaked ones were made, if it is much."""
+    ledger = record.measurement.ledger
+    if ledger is None or isinstance(ledger.retained, UnsetType):
+        return
+    kept = ledger.retained
+    if kept.total_bytes >= METRICS["retained_bytes"].tolerance:
+        told = f"{size_text(kept.total_bytes)} of tensors live on outside the model"
+        yield "retained", f"{told}, beside the peak: {_largest(kept.by_holder_bytes)}."
+    if kept.leaked_bytes_per_step >= METRICS["leaked_bytes_per_step"].tolerance:
+        told = f"Each step leaves {kept.leaked_bytes_per_step:,} bytes of tensors behind"
+        yield "leak", f"{told}: {_largest(kept.leaked_by_op_bytes)}."
+
+
+def _largest(sizes: Mapping[str, int]) -> str:
+    """Return the largest with their names."""
+    names = sorted(sizes, key=lambda name: -sizes[name])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(f"{size_text(sizes[name])} {name}" for name in names[:_NAMED]) + more
 
 
 def _between_runs(ok: Sequence[Record], accuracies: Iterable[Accuracy]) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from bench.compare import grouped
-from bench.compare.caveats import changed, facts, shared
+from bench.compare.caveats import changed, facts, kept_memory, shared
 from bench.compare.metrics_compared import (
     MetricSamples,
     has_metric,
@@ -95,7 +95,9 @@ class GateJudge:
             made = records["base"][0]
             device = made.measurement.device
             require_this_machine(self.calibration, made.environment, device.cuda_name if device else None)
-        return self.compare(base, replace(candidate, problems=problems), caveats)
+        verdicts = self.compare(base, replace(candidate, problems=problems), caveats)
+        held = tuple(_kept_by(verdicts, records["candidate"]))
+        return verdicts.model_copy(update={"caveats": (*verdicts.caveats, *held)})
 
     def compare(self, baseline: ResultSet, candidate: ResultSet, caveats: Sequence[Caveat] = ()) -> Verdicts:
         """Return every verdict on the candidate against the baseline."""
@@ -189,6 +191,17 @@ class GateJudge:
                 "Without a calibration error rates assume a machine that keeps about one speed; where it "
                 'jumps between two, use bench calibrate or gate.interleave = "steps".',
             )
+
+
+def _kept_by(verdicts: Verdicts, candidate: Sequence[Record]) -> Iterator[Caveat]:
+    """Yield what holds or makes the tensors of cells that retain or leak more."""
+    names = {"retained_bytes": "retained", "leaked_bytes_per_step": "leak"}
+    last = {record.cell.id: record for record in candidate if record.outcome == "ok"}
+    for one in verdicts.gated:
+        if one.verdict == "regression" and one.metric in names and one.cell in last:
+            for code, told in kept_memory(last[one.cell]):
+                if code == names[one.metric]:
+                    yield Caveat(code, f"{one.cell}: {told}")
 
 
 def _environment_facts(runs: Sequence[RunSummary]) -> dict[str, set[str]]:

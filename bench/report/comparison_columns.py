@@ -41,6 +41,8 @@ _PLACES: Mapping[str, Place] = {
     "steps-skipped": "speed",
     "one-run": "speed",
     "ledger-differs": "memory",
+    "retained": "memory",
+    "leak": "memory",
     "accuracy-differs": "accuracy",
     "not-paired": "accuracy",
 }

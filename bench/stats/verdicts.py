@@ -27,7 +27,6 @@ from bench.stats.power import MOST_REPEATS, repeats_needed
 from bench.stats.sequential import DECISIONS, UNDECIDED, Decided, MetricPolicy, Rule
 from bench.stats.trend import Floats
 
-
 _WHOLE = 1000
 """Above it a tolerance is shown without its fraction, as a share of a size has one."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from bench.compare.comparison import compare
 from bench.compare.gate_report import GateJudge
 from bench.records.readings import Caveat, Held, Retained
 from bench.records.records import DeviceFacts, Record
@@ -90,6 +91,26 @@ def test_a_baseline_from_before_a_metric_is_held_against_nobody() -> None:
     assert all(one.reason.startswith("new: ") for one in shown)
     lost = [_one(_stored([new], old), name) for name in names]
     assert {("not comparable", True)} == {(one.verdict, one.gated) for one in lost}
+
+
+def test_what_holds_retained_tensors_and_leaks_them_is_told() -> None:
+    """By name, where they made a regression; the columns' caveats say the same of the cell alone."""
+    retained = Retained({"library.KEPT": 128 * MIB, "torch.X": 64}, 65_536, {"aten::ones in lm_head": 65_536})
+    candidate = [
+        run.replace(measurement=run.measurement.replace(ledger=make_ledger(retained=retained)))
+        for run in make_runs()
+    ]
+    judge = GateJudge(gate=GateSpec(), design="one sitting", looks=(5,))
+    verdicts = judge.judge({"base": _heaps(make_runs(), 0), "candidate": candidate})
+    told = {one.code: one.message for one in verdicts.caveats}
+    kept = "128.00 MiB of tensors live on outside the model, beside the peak: 128.00 MiB library.KEPT, "
+    assert f"tiny/a: {kept}0.00 MiB torch.X." == told["retained"]
+    leak = "Each step leaves 65,536 bytes of tensors behind: 0.06 MiB aten::ones in lm_head."
+    assert f"tiny/a: {leak}" == told["leak"]
+    assert leak in {one.message for one in compare(candidate).rows[0].caveats}
+    assert {"retained", "leak"}.isdisjoint(
+        one.code for one in judge.judge({"base": candidate, "candidate": candidate}).caveats
+    )
 
 
 def test_heaps_of_other_machines_are_not_compared() -> None:
