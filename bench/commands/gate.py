@@ -35,6 +35,7 @@ class SessionOptions:
     trust_remote_code: bool = False
     allow_code: Sequence[str] = ()
     predict: bool = False
+    bisect: bool = False
     gpu: Sequence[str] = ()
     memory: Sequence[str] = ()
     allocator: str = ""
@@ -47,8 +48,10 @@ class SessionOptions:
                 "--repeats, --budget, --calibration, --resume and --trust-remote-code are for runs; a "
                 "prediction is made once, so leave them out with --predict"
             )
-        if not self.predict and (self.gpu or self.memory):
-            raise UsageError("--gpu and --memory are for --predict; runs take the machine as it is")
+        if not self.predict and (self.gpu or self.memory or self.bisect):
+            raise UsageError(
+                "--gpu, --memory and --bisect are for --predict; runs take machine and sides as they are"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +192,7 @@ def _run_script(words: str, base: str, session: SessionOptions, rules: Rules) ->
 def _predicted(
     asked: Mapping[str, Any], base: str, session: SessionOptions, spec: "GateSpec", name: str
 ) -> "Verdicts":
+    from bench.gate.bisect import bisect_predictions
     from bench.gate.predicted import gate_predictions
     from bench.gate.protocol import PlanAssignment
     from bench.gate.session import SessionOptions
@@ -199,7 +203,8 @@ def _predicted(
     cards = chosen_cards(session.gpu, session.memory)
     assignment = PlanAssignment(scenario=name, cards=cards, allocator=session.allocator, **asked)
     options = SessionOptions(folder=session.results or Path("results") / "sittings" / name, gate=spec)
-    folder, verdicts = gate_predictions(assignment, (base, session.candidate), options, _tell)
+    judged = bisect_predictions if session.bisect else gate_predictions
+    folder, verdicts = judged(assignment, (base, session.candidate), options, _tell)
     _tell(f"Session: {folder}")
     return verdicts
 

@@ -7,6 +7,7 @@ not do. That is told, and so are requirements of the rest on these that are then
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from bench.errors import InfrastructureError
 from bench.io import cache_folder
@@ -54,17 +56,24 @@ def _install(pins: Sequence[tuple[str, str]], target: Path) -> None:
     """Install versions with what they need and the environment has not; the rest stays as it is."""
     asked = [f"{name}=={version}" for name, version in pins]
     report = target.with_suffix(".json")
-    _pip(asked, "install", "--dry-run", "--report", str(report), *asked)
+    _pip(asked, "install", "--quiet", "--dry-run", "--report", str(report), *asked)
     made = json.loads(report.read_text(encoding="utf-8"))["install"]
     needed = {canonicalize_name(each["metadata"]["name"]): each["metadata"]["version"] for each in made}
     every = [f"{name}=={version}" for name, version in (needed | dict(pins)).items()]
-    _pip(every, "install", "--no-deps", "--no-compile", "--target", str(target), *every)
+    _pip(every, "install", "--quiet", "--no-deps", "--no-compile", "--target", str(target), *every)
+
+
+def released(package: str) -> tuple[str, ...]:
+    """Return the releases of a package that pip finds for this python, the oldest first."""
+    said = _pip([package], "index", "versions", package)
+    found = re.search(r"^Available versions: (.+)$", said, re.MULTILINE)
+    return tuple(sorted(found[1].split(", "), key=Version)) if found else ()
 
 
 def _pip(asked: Sequence[str], *arguments: str) -> str:
     """Run pip and return what it said. Raises ``InfrastructureError`` with its reason where it fails."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check", "--quiet"],
+        [sys.executable, "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -85,7 +94,7 @@ def _pip(asked: Sequence[str], *arguments: str) -> str:
         errors = [line for line in lines if line.startswith("ERROR") and "ResolutionImpossible" not in line]
         why = [*lines, *errors][-1].removeprefix("ERROR: ").strip().rstrip(".")
         raise InfrastructureError(
-            f"pip cannot install {', '.join(asked)} ({why}); check the versions, or give a virtual "
+            f"pip cannot {arguments[0]} {', '.join(asked)} ({why}); check the versions, or give a virtual "
             "environment that has them"
         )
     return said

@@ -118,8 +118,11 @@ def _predicted_or_refused(
 ) -> Prediction | Refusal:
     try:
         return predict(cell, platform, settings)
-    except (UntraceableError, UnavailableError, UsageError) as error:
+    except (UntraceableError, UnavailableError) as error:
         return Refusal(message=str(error))
+    except UsageError as error:  # a library's, where it quotes one
+        its_own = isinstance(error.__cause__, Exception) and library_at_fault(error.__cause__)
+        return Refusal(message=str(error), by="library" if its_own else "tracer")
     except Exception as error:
         if (refused := _refused_by_library(error)) is None:
             raise

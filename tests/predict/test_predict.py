@@ -204,6 +204,7 @@ def test_what_peft_refuses_says_which_layers_are_left() -> None:
     assert isinstance(refused, Refusal)
     assert "peft refuses the adapter of method 'lora'" in refused.message
     assert "linear layers that this does not name: down_proj, gate_proj, k_proj" in refused.message
+    assert refused.by == "library"
 
 
 PEFT_TYPES = sorted(str(kind.value).lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
