@@ -6,12 +6,13 @@ always give the same verdicts. Shows nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 
 from bench.compare import grouped
 from bench.compare.caveats import changed, facts, kept_memory, shared
+from bench.compare.cross_checks import contradictions, doubted, outside_the_window, unseen
 from bench.compare.metrics_compared import (
     MetricSamples,
     has_metric,
@@ -22,9 +23,11 @@ from bench.compare.metrics_compared import (
     one_sided,
     samples_of,
 )
+from bench.compare.plausibility import Doubted
 from bench.compare.predicted_gate import judge_predictions
 from bench.compare.run_pairs import Pair, accuracy_changes, pair_up
 from bench.errors import counted
+from bench.metrics import Metric
 from bench.records.readings import Caveat
 from bench.records.records import Record
 from bench.records.result_sets import ResultSet
@@ -52,7 +55,7 @@ from bench.records.verdicts import (
     overall,
 )
 from bench.scenario.gate import GateSpec
-from bench.stats.sequential import holm, policies, rule_of
+from bench.stats.sequential import MetricPolicy, holm, policies, rule_of
 from bench.stats.verdicts import AccuracyChange, accuracy_p_values, judge_accuracy, judge_outcomes
 
 _NAMED_CELLS = 5
@@ -70,6 +73,7 @@ class GateJudge:
     design: Design
     looks: tuple[int, ...] | None = None
     calibration: Calibration | None = None
+    contradicted: Mapping[tuple[str, Doubted], str] = field(default_factory=dict)
 
     def __call__(self, records: Mapping[SideName, Sequence[Record]], repeats: int) -> frozenset[str]:
         """Return the cells that more runs could decide. What is left after a look is so after the next."""
@@ -102,7 +106,7 @@ class GateJudge:
     def compare(self, baseline: ResultSet, candidate: ResultSet, caveats: Sequence[Caveat] = ()) -> Verdicts:
         """Return every verdict on the candidate against the baseline."""
         pairs = pair_up(baseline.sessions, candidate.runs)
-        verdicts, drifts = self._judge(pairs)
+        verdicts, drifts, varying = self._judge(pairs)
         verdicts.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), -one.size))
         facts_before, facts_after = _environment_facts(baseline.runs), _environment_facts(candidate.runs)
         runs = len(baseline.runs) + len(candidate.runs)
@@ -116,6 +120,7 @@ class GateJudge:
             differences=tuple(changed(facts_before, facts_after)),
             failed_cells=tuple(pair.cell_id for pair in pairs if pair.failed),
             judgements=tuple(verdicts),
+            unseen=unseen(self._gated_by(verdicts), varying, rule_of(self.gate)),
             caveats=(*caveats, *_caveats(runs, pairs, drifts), *self._not_calibrated(verdicts)),
             problems=(*baseline.problems, *candidate.problems),
         )
@@ -124,8 +129,10 @@ class GateJudge:
     def _one_session(self) -> bool:
         return self.design in {"one sitting", "one sitting by steps"}
 
-    def _judge(self, pairs: Sequence[Pair]) -> tuple[list[MetricVerdict], dict[str, float]]:
-        """Judge all metrics, those with a p-value as one family; return also the cells that drifted."""
+    def _judge(
+        self, pairs: Sequence[Pair]
+    ) -> tuple[list[MetricVerdict], dict[str, float], list[MetricSamples]]:
+        """Judge all metrics, those with a p-value as one family; return also what drifted, and samples."""
         verdicts = [self._outcome(pair) for pair in pairs]
         changes: list[AccuracyChange] = []
         varying: list[MetricSamples] = []
@@ -133,7 +140,7 @@ class GateJudge:
         for policy in policies(self.gate).values():
             comparable = []
             for pair in both:
-                obstacle = pair.obstacle(policy.metric)
+                obstacle = pair.obstacle(policy.metric) or self._doubt(pair.cell_id, policy.metric)
                 if obstacle is None:
                     comparable.append(pair)
                 elif any(has_metric(run, policy) for run in (*pair.baseline, *pair.candidate)):
@@ -153,7 +160,15 @@ class GateJudge:
         for samples in varying:
             for cell, share in samples.drifts.items() if samples.policy.gated else ():
                 drifts[cell] = max(drifts.get(cell, 0.0), share, key=abs)
-        return verdicts, drifts
+        return verdicts, drifts, varying
+
+    def _gated_by(self, verdicts: Sequence[MetricVerdict]) -> list[MetricPolicy]:
+        measured = {one.metric for one in verdicts if one.baseline is not None and one.candidate is not None}
+        return [policy for name, policy in policies(self.gate).items() if policy.gated and name in measured]
+
+    def _doubt(self, cell: str, metric: Metric) -> str | None:
+        kind = doubted(metric)
+        return self.contradicted.get((cell, kind)) if kind else None
 
     def _by_chance(
         self, changes: Sequence[AccuracyChange], varying: Sequence[MetricSamples]
@@ -261,8 +276,9 @@ def judge_records(loaded: SittingRecords, calibration: Calibration | None = None
         design="one sitting by steps" if session.by_steps else "one sitting",
         looks=session.looks,
         calibration=calibration,
+        contradicted=contradictions(loaded),
     )
-    caveats = list(session.caveats)
+    caveats = [*session.caveats, *outside_the_window(loaded)]
     if session.ended_at is None:
         caveats.append(Caveat("unfinished", "The session was broken off; run it again with --resume."))
     elif session.stopped == "budget":
@@ -280,11 +296,14 @@ def judge_records(loaded: SittingRecords, calibration: Calibration | None = None
     there = {side: {record_file_name(record) for record in loaded.records[side]} for side in SIDES}
     missing = [run.cell for run in counted_runs(session.runs) if run.file not in there[run.side]]
     failed = tuple(dict.fromkeys((*verdicts.failed_cells, *missing)))
-    verdict = overall(judgements)
+    verdict = "inconclusive" if verdicts.void else overall(judgements)
     return verdicts.model_copy(
         update={
             "judgements": judgements,
             "failed_cells": failed,
             "verdict": "inconclusive" if failed and verdict == "pass" else verdict,
+            "judge": session.judge,
+            "baseline": verdicts.baseline.model_copy(update={"understood": session.base.understood}),
+            "candidate": verdicts.candidate.model_copy(update={"understood": session.candidate.understood}),
         }
     )

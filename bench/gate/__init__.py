@@ -8,6 +8,7 @@ setuptools' editable installs also serves submodules that the package itself lac
 be completed with the modules of a newer one (setuptools/command/editable_wheel.py, ``_FINDER_TEMPLATE``).
 """
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -23,6 +24,9 @@ SOURCES_VARIABLE = "FINETUNE_BENCH_SOURCES"
 
 PROJECT_VARIABLE = "FINETUNE_BENCH_PROJECT"
 """Names of the packages that either side imports from sources, with commas between them."""
+
+JUDGE_VARIABLE = "FINETUNE_BENCH_JUDGE"
+"""The folder of the bench that a side measures with; set, it asks workers whether that is what they ran."""
 
 _opened: set[str] = set()
 
@@ -41,7 +45,7 @@ def forget_editable_installs() -> None:
 def run_from_own_sources(job: "Job", send: "Send") -> None:
     """Do a worker's job; one that was not forked from the server keeps to its sources from here on.
 
-    At the end it says which files of the project under test it has loaded.
+    At the end it says which files of the project under test it has loaded, and what was done to bench in it.
     """
     from bench.records.messages import ProjectLoaded
     from bench.workers.child import do_job
@@ -51,20 +55,50 @@ def run_from_own_sources(job: "Job", send: "Send") -> None:
         do_job(job, send)
     finally:
         if os.environ.get(PROJECT_VARIABLE) is not None:
-            send(ProjectLoaded(files=_loaded(job)))
+            files = _loaded(job)
+            if judge := os.environ.get(JUDGE_VARIABLE):
+                from bench.gate.integrity import altered
+
+                imported = tuple(sorted({name.partition(".")[0] for name in sys.modules}))
+                send(ProjectLoaded(files=files, imported=imported, altered=altered(Path(judge))))
+            else:
+                send(ProjectLoaded(files=files))
+
+
+def located(package: str) -> dict[Path, str]:
+    """Return the folders of a package, or the file of a module, each with what it is called in a project.
+
+    Found as an import would find it, without importing it; a namespace package has a folder for each part.
+    """
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return {}
+    if found is None:
+        return {}
+    if folders := found.submodule_search_locations:
+        return {Path(folder).resolve(): package for folder in folders}
+    if found.origin is None or not found.has_location:
+        return {}
+    file = Path(found.origin).resolve()
+    return {file: file.name}
 
 
 def _loaded(job: "Job") -> tuple[str, ...]:
-    """Return the files of the project that were imported or opened, from its packages or its folder on."""
-    modules = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    names = [name for name in os.environ[PROJECT_VARIABLE].split(",") if modules.get(name)]
-    folders = {Path(str(modules[name])).resolve().parent: name for name in names}
+    """Return the files of the project that were imported, opened or mapped, from its packages on."""
+    folders: dict[Path, str] = {}
+    for name in filter(None, os.environ[PROJECT_VARIABLE].split(",")):
+        folders |= located(name)
     if getattr(job, "allow_code", ()) or getattr(job, "command", ()):
         folders[Path(getattr(job, "code_folder", "") or ".").resolve()] = ""
-    paths = {Path(file).resolve() for file in [*modules.values(), *_opened] if file}
+    modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    # What native code has read stays mapped: shared libraries, and weights in safetensors.
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    mapped = {line.split(maxsplit=5)[5] for line in maps if line.count("/")}
+    paths = {Path(file).resolve() for file in [*modules, *_opened, *mapped] if file}
     return tuple(
         sorted(
-            str(name / path.relative_to(folder))
+            str(Path(name) / path.relative_to(folder)) if path != folder else name
             for path in paths
             for folder, name in folders.items()
             if path.is_relative_to(folder)

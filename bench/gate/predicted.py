@@ -12,10 +12,11 @@ from pathlib import Path
 from bench.compare.gate_report import judge_folder
 from bench.compare.predicted_gate import stored_plan
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError, counted
+from bench.gate.judge import judge_name
 from bench.gate.process import open_sides
 from bench.gate.protocol import Opening, PlanAssignment, Planned
 from bench.gate.session import VERDICTS_FILE, SessionOptions
-from bench.gate.session_log import SessionLog, Tell, folder_of_new, ignore, untested, utc_now
+from bench.gate.session_log import SessionLog, Tell, folder_of_new, ignore, utc_now
 from bench.gate.sides import Side, prepared_sides, side_as_is
 from bench.io import write_json, write_text
 from bench.records.predictions import Plan, is_plan, plan_json, read_plan
@@ -114,16 +115,17 @@ def _predict(  # noqa: PLR0917 - what is asked of whom, and where it goes
             process.send(asked)
             planned = process.expect(Planned, LONGEST_PLAN_S)
             _write(folder, name, planned.plan)
-            log.loaded = None if log.loaded is None else log.loaded.union(planned.project)
+            log.touched.ran(name, planned.project)
             cells = counted(len(planned.plan.cells), "cell")
             tell(f"{name}: {cells} predicted in {time.monotonic() - started_s:.0f} s")
-        caveats = (*log.session.caveats, *untested(log))
+        caveats = (*log.session.caveats, *log.touched.caveats())
         log.note(ended_at=utc_now(), stopped="decided", caveats=caveats)
 
 
 def _session(asked: PlanAssignment, base: SideFacts, candidate: SideFacts, gate: GateSpec | None) -> Sitting:
     return Sitting(
         scenario=asked.scenario,
+        judge=judge_name(),
         cells=tuple(Cell.model_validate_json(text).id for text in asked.cells_json),
         base=base,
         candidate=candidate,

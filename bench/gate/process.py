@@ -1,4 +1,7 @@
-"""The process of one side as its gate sees it: opened once, given one run at a time, ended on every path."""
+"""The process of one side as its gate sees it: opened once, given one run at a time, ended on every path.
+
+What it reports is seen from here too, by this process's clock and by the memory that its workers hold.
+"""
 
 import contextlib
 import os
@@ -14,8 +17,10 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
+import bench
 from bench.errors import InfrastructureError, UsageError
-from bench.gate import PROJECT_VARIABLE
+from bench.gate import JUDGE_VARIABLE, PROJECT_VARIABLE
+from bench.gate.judge import PACKAGE
 from bench.gate.protocol import (
     ANSWER,
     PROTOCOL_VERSION,
@@ -44,6 +49,7 @@ SERVE: Final = ("-m", "bench.gate.serve")
 OPENING_TIMEOUT_S = 900.0  # imports of all libraries from a cold network disk
 BEYOND_LIMITS_S = 7200.0  # fetching weights comes before a cell's own limit, with one of its own
 END_GRACE_S = 10.0
+LOOK_S = 0.5  # between two looks at the memory of workers
 _READ_BYTES = 1 << 16
 
 _Kind = TypeVar("_Kind", bound=Stored)
@@ -57,6 +63,7 @@ class SideProcess:
     ) -> None:
         """Start the process; ``open_sides`` is how it is used. ``project`` are its packages, with commas."""
         self.side = side
+        self.seen_peak_bytes: int | None = None
         self._note = note
         self._unread = b""
         self._log = os.memfd_create(f"{side.name} of a gate")
@@ -69,7 +76,7 @@ class SideProcess:
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=(answers, lifeline),
-                env={**side.variables, PROJECT_VARIABLE: project},
+                env={**side.variables, PROJECT_VARIABLE: project, JUDGE_VARIABLE: str(side.judge / "bench")},
                 start_new_session=True,
             )
         except OSError as error:
@@ -88,6 +95,7 @@ class SideProcess:
 
     def begin(self, cell: Cell, number: int, turns: StepTurns | None = None) -> None:
         """Have a cell run once; does not wait for it."""
+        self.seen_peak_bytes = None
         self.send(Assignment(cell_json=cell.model_dump_json(), run=number, turns=turns))
 
     def send(self, line: Opening | Assignment | PlanAssignment) -> None:
@@ -100,6 +108,14 @@ class SideProcess:
     def expect(self, kind: type[_Kind], timeout_s: float = OPENING_TIMEOUT_S) -> _Kind:
         """Return the side's next answer but notes, as ``answers_of`` yields it."""
         return next(answer for _, answer in answers_of(kind, [self], timeout_s))
+
+    def look(self) -> None:
+        """Keep the most resident memory that any process below the side has had, as the kernel counts it."""
+        for pid in _below(self._process.pid):
+            with contextlib.suppress(OSError, IndexError):  # it is gone, or has ended and has no memory
+                status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+                peak_bytes = int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+                self.seen_peak_bytes = max(self.seen_peak_bytes or 0, peak_bytes)
 
     def take(self, kind: type[_Kind]) -> _Kind | None:
         """Read what the side has said, pass notes on, and return the answer if all of it has come.
@@ -158,9 +174,9 @@ class SideProcess:
         side = f"the {self.side.name} ({self.side.facts.understood})"
         missing = re.search(r"No module named '?(\w+)'?\)?$", said)
         if missing:
-            needs = "" if missing[1] == "bench" else f", which needs {missing[1]}"
             return UsageError(
-                f"{side} has no finetune-bench; install it there with pip install finetune-bench{needs}"
+                f"{side} has no {missing[1]}, which bench needs there to measure; install it there, or all "
+                "that bench needs, with pip install finetune-bench"
             )
         if re.search(r"No module named '?bench\.", said):
             return UsageError(
@@ -177,6 +193,15 @@ class SideProcess:
         )
 
 
+def _below(pid: int) -> Iterator[int]:
+    """Yield the processes that a process has started, and those that these have."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, children.read_text(encoding="ascii").split()):
+                yield child
+                yield from _below(child)
+
+
 def answers_of(
     kind: type[_Kind], processes: Sequence[SideProcess], timeout_s: float
 ) -> Iterator[tuple[SideProcess, _Kind]]:
@@ -188,7 +213,12 @@ def answers_of(
     waiting = list(processes)
     while waiting:
         with interrupts.waiting():
-            ready = wait([each.answers for each in waiting], max(0.0, deadline_s - time.monotonic()))
+            left_s = max(0.0, deadline_s - time.monotonic())
+            ready = wait([each.answers for each in waiting], min(left_s, LOOK_S) if kind is Made else left_s)
+        for process in waiting if kind is Made else ():
+            process.look()
+        if not ready and time.monotonic() < deadline_s:
+            continue
         if not ready:
             names = " and the ".join(each.side.name for each in waiting)
             raise InfrastructureError(
@@ -257,7 +287,8 @@ def open_sides(
     ``allowed`` is what both may do. Raises ``UsageError`` where a side has no suite that can be talked to,
     ``InfrastructureError`` where it breaks down.
     """
-    located = tuple(sorted({package for side in sides if side.tree for package in side.tree.packages}))
+    located = tuple(sorted({package for side in sides for package in side.under_test}))
+    environments = any(side.facts.kind == "python" for side in sides)
     with contextlib.ExitStack() as stack:
         processes = []
         for side in sides:
@@ -266,7 +297,9 @@ def open_sides(
         # Nothing is measured yet, so they may get ready side by side.
         for process, side in zip(processes, sides, strict=True):
             _require_same_versions(side, process.expect(Greeting))
-            own: dict[str, Any] = {"located": located, "code_folder": side.code}
+            own: dict[str, Any] = {"located": ("bench", *located), "code_folder": side.code}
+            if side.judge == PACKAGE.parent:
+                own |= {"judge": bench.__version__, "installed": environments}
             if side.tree:
                 own |= {"stamped": side.tree.packages, "label": side.tree.label}
             process.send(allowed.model_copy(update=own))

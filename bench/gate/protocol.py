@@ -26,7 +26,8 @@ class Opening(Stored):
 
     ``stamped`` are packages that this side imports from sources, whose version is then ``VERSION+label``;
     ``located`` are those of either side, whose place is wanted. ``allow_code`` are functions that a loop may
-    be, imported from ``code_folder``; what is empty is not told, since an older side does not know of it.
+    be, imported from ``code_folder``. ``judge`` is the version of this bench where the side is lent it, and
+    ``installed`` asks for all of its environment. What is empty is not told: an older side does not know it.
     """
 
     trust_remote_code: bool = False
@@ -36,6 +37,8 @@ class Opening(Stored):
     label: str = ""
     located: tuple[str, ...] = ()
     predicts: bool = Field(default=False, exclude_if=operator.not_, description="Nothing is to be run.")
+    judge: str = Field("", exclude_if=operator.not_)
+    installed: bool = Field(default=False, exclude_if=operator.not_)
 
 
 class Assignment(Stored):
@@ -74,6 +77,9 @@ class Ready(Stored):
     environment: Environment
     cuda_name: str | None = None
     locations: dict[str, str | None] = Field(description="By package; None where it is not found.")
+    installed: dict[str, str] = Field(
+        {}, description="Digests by name, where they were asked for.", exclude_if=operator.not_
+    )
 
 
 class Note(Stored):
@@ -84,11 +90,16 @@ class Note(Stored):
 
 
 class Made(Stored):
-    """A run is done; ``project`` are files that its worker loaded, told if ``PROJECT_VARIABLE`` asks."""
+    """A run is done; ``project`` are files that its worker loaded, told if ``PROJECT_VARIABLE`` asks.
+
+    If ``JUDGE_VARIABLE`` asks, ``imported`` are its top-level modules, ``altered`` what it replaced in bench.
+    """
 
     type: Literal["made"] = "made"
     record: Record
     project: tuple[str, ...] | None = Field(None, exclude_if=lambda project: project is None)
+    imported: tuple[str, ...] = Field((), exclude_if=operator.not_)
+    altered: tuple[str, ...] = Field((), exclude_if=operator.not_)
 
 
 class Planned(Stored):

@@ -5,7 +5,6 @@ pipe of their own; what is printed is quoted only when this process ends before 
 """
 
 import contextlib
-import importlib.util
 import os
 import platform
 import sys
@@ -19,6 +18,7 @@ from packaging.utils import canonicalize_name
 
 from bench.errors import BenchError
 from bench.gate import run_from_own_sources
+from bench.gate.installed import installed, location
 from bench.gate.protocol import (
     PROTOCOL_VERSION,
     Answer,
@@ -114,8 +114,16 @@ def _ready(
 
     environment = stamped(read_environment(), opening)
     facts = probe(launcher, note, imports=LIBRARIES)
-    locations = {name: _location(name) for name in opening.located}
-    tell(Ready(environment=environment, cuda_name=facts.cuda_name, locations=locations))
+    locations = {name: location(name) for name in opening.located}
+    everything = installed() if opening.installed else {}
+    tell(
+        Ready(
+            environment=environment,
+            cuda_name=facts.cuda_name,
+            locations=locations,
+            installed=everything,
+        )
+    )
     usual = launcher.start_method
     runner = CellRunner(
         options=schedule.SweepOptions(
@@ -142,8 +150,10 @@ def _ready(
         # Held for this run only: the other side's run is next.
         with sweep_gpu(facts, note) if on_gpu else contextlib.nullcontext(SweepGpu()) as runner.gpu:
             record = runner.run(planned, assignment.turns)
-        # A worker that was killed has told nothing.
-        return Made(record=record, project=told[-1].files if told else None)
+        if not told:  # a worker that was killed has told nothing
+            return Made(record=record)
+        last = told[-1]
+        return Made(record=record, project=last.files, imported=last.imported, altered=last.altered)
 
     return run
 
@@ -152,7 +162,7 @@ def ready_to_predict(
     environment: Environment, opening: Opening, tell: Callable[[Answer], None], launcher: Launcher
 ) -> Callable[[PlanAssignment], Planned]:
     """Return what predicts on this side, for which no machine has to be looked at."""
-    locations = {name: _location(name) for name in opening.located}
+    locations = {name: location(name) for name in opening.located}
     tell(Ready(environment=environment, locations=locations))
 
     def predict(assignment: PlanAssignment) -> Planned:
@@ -191,6 +201,8 @@ def stamped(environment: Environment, opening: Opening) -> Environment:
     """
     by_package = metadata.packages_distributions() if opening.stamped else {}
     versions = dict(environment.versions)
+    if opening.judge:
+        versions["finetune-bench"] = opening.judge  # not what the environment has of it
     names = {
         canonicalize_name(distribution)
         for package in opening.stamped
@@ -200,14 +212,6 @@ def stamped(environment: Environment, opening: Opening) -> Environment:
         version = versions.get(name, "0")
         versions[name] = f"{version}{'.' if '+' in version else '+'}{opening.label}"
     return environment.replace(versions=versions)
-
-
-def _location(package: str) -> str | None:
-    """Return where a package would be imported from, without importing it."""
-    with contextlib.suppress(ImportError, ValueError):
-        if found := importlib.util.find_spec(package):
-            return found.origin or next(iter(found.submodule_search_locations or ()), None)
-    return None
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
+from bench.gate.judge import judge_name
 from bench.gate.process import SERVE, open_sides
 from bench.gate.protocol import Opening
 from bench.gate.session_log import (
@@ -21,7 +22,6 @@ from bench.gate.session_log import (
     ignore,
     resumed,
     unrepeatable,
-    untested,
     utc_now,
 )
 from bench.gate.sides import Side, prepared_sides, side_as_is
@@ -93,8 +93,7 @@ def gate_references(
     Both are made ready for it, and only the folder stays. When to look, and whether only exact metrics are of
     interest, is taken from the gate of the options. ``here`` is the folder that REFs are relative to, the
     current one by default. Raises what ``prepared_sides`` and ``run_session`` raise, and ``UsageError`` where
-    the calibration is of another machine, or of sides that took turns at something else, and
-    ``InfrastructureError`` where nothing that differs was tested.
+    the calibration is of another machine, or of sides that took turns at something else.
     """
     from bench.compare.gate_report import GateJudge, judge_records  # not for calibrating: they need scipy
     from bench.stats.sequential import policies, rule_of
@@ -119,9 +118,6 @@ def gate_references(
     if calibration is not None:
         write_json(session.folder / CALIBRATION_FILE, calibration)
     write_json(session.folder / VERDICTS_FILE, verdicts)
-    for caveat in session.sitting.caveats:
-        if caveat.code == "nothing-tested":
-            raise InfrastructureError(f"{caveat.message} The records are in {session.folder}")
     return session.folder, verdicts
 
 
@@ -247,7 +243,7 @@ def run_session(
                 log = SessionLog(folder=folder, session=session, processes=processes, tell=tell)
                 log.open(opened)
                 stopped = _run(cells, log, judge, deadline_s)
-                caveats = (*log.session.caveats, *unrepeatable(log.counted()), *untested(log))
+                caveats = (*log.session.caveats, *unrepeatable(log.counted()), *log.touched.caveats())
                 log.note(ended_at=utc_now(), stopped=stopped, caveats=caveats)
         except KeyboardInterrupt:
             raise InterruptedByUserError(
@@ -266,6 +262,7 @@ def _asked(cells: Sequence[Cell], sides: tuple[Side, Side], options: SessionOpti
     return Sitting(
         scenario=cells[0].scenario,
         cells=tuple(cell.id for cell in cells),
+        judge=judge_name(),
         base=sides[0].facts,
         candidate=sides[1].facts,
         looks=(1,) if options.exact_only else options.looks,

@@ -4,8 +4,8 @@ A *repeat* is one run of each side; every other repeat begins with the other sid
 A B B A A B B A. A drift that is linear in time then adds to both sides alike after every second repeat.
 """
 
-import hashlib
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from bench.errors import InfrastructureError, UsageError, counted
+from bench.errors import UsageError
 from bench.gate.process import SideProcess, run_together
 from bench.gate.protocol import Ready
-from bench.gate.sides import Side
-from bench.io import read_plain_file, write_json
+from bench.gate.touched import Touched, imports
+from bench.io import write_json
 from bench.metrics import METRICS
 from bench.records.derived_metrics import read_metrics
 from bench.records.readings import Caveat
@@ -36,8 +36,6 @@ from bench.records.store import record_file_name, write_record
 from bench.runner.sweep import MOST_RERUNS
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
-
-_NOT_SOURCE = frozenset({"__pycache__", "site-packages"})
 
 Purpose = Literal["warm-up", "measured", "check"]
 Tell = Callable[[str], None]
@@ -84,6 +82,7 @@ def resumed(sittings: Path, asked: Sitting, cells: Sequence[Cell]) -> tuple[Path
     changed = {
         "scenario": session.cells != asked.cells or any(cell.digest != digests.get(cell.id) for cell in made),
         "two sides": sides != [asked.base, asked.candidate],
+        "bench": session.judge != asked.judge,
         "gate": session.gate != asked.gate,  # or the runs so far could choose their own rule
         "files": bool(loaded.problems),
     }
@@ -106,8 +105,7 @@ def resumed(sittings: Path, asked: Sitting, cells: Sequence[Cell]) -> tuple[Path
 class SessionLog:
     """Has runs made, and writes each down before the next begins.
 
-    ``records`` are all but warm-ups, by side and file. ``changed`` are files of the project in which the
-    sides differ, ``loaded`` those that workers loaded; None where that is not known.
+    ``records`` are all but warm-ups, by side and file.
     """
 
     folder: Path
@@ -115,8 +113,7 @@ class SessionLog:
     processes: Mapping[SideName, SideProcess]
     tell: Tell
     records: dict[tuple[SideName, str], Record] = field(default_factory=dict)
-    changed: frozenset[str] = frozenset()
-    loaded: frozenset[str] | None = frozenset()
+    touched: Touched = field(default_factory=Touched)
 
     def open(self, opened: Sequence[tuple[SideProcess, Ready]]) -> None:
         """Write down what the sides turned out to be, and read what they have run.
@@ -124,7 +121,7 @@ class SessionLog:
         Raises where they are not what they were asked to be, or not what they were.
         """
         changes: dict[str, object] = {}
-        self.changed = _differing(opened)
+        self.touched.opened(opened, earlier_runs=bool(self.session.runs))
         caveats = list(self.session.caveats)
         for process, ready in opened:
             side = process.side
@@ -135,9 +132,8 @@ class SessionLog:
                     "since; run it without --resume"
                 )
             changes[side.name] = before.model_copy(update={"environment": ready.environment})
-            caveats += [caveat for caveat in _imports(side, ready) if caveat not in caveats]
+            caveats += [caveat for caveat in imports(side, ready) if caveat not in caveats]
         if self.session.runs:
-            self.loaded = None  # what earlier workers loaded is not known any more
             for name, records in load_sitting(self.folder).records.items():
                 self.records |= {(name, record_file_name(record)): record for record in records}
         self.note(**changes, caveats=tuple(caveats))
@@ -166,8 +162,10 @@ class SessionLog:
         for group in [order_of(repeat)] if together else [(side,) for side in sides]:
             for _ in range(1 + MOST_RERUNS):
                 with interrupts.held():  # an interrupt comes before a run's end or after it was written down
+                    started_ns = time.monotonic_ns()
                     made = self._make(cell, group, purpose)
-                    runs = [self._write(record, side, repeat, purpose) for side, record in made.items()]
+                    seen_ns = time.monotonic_ns() - started_ns
+                    runs = [self._write(made[side], side, repeat, purpose, seen_ns) for side in made]
                 for run, record in zip(runs, made.values(), strict=True):
                     self.tell(_line(run, record))
                 if all(run.outcome != "contaminated" for run in runs):
@@ -185,11 +183,13 @@ class SessionLog:
         else:
             made = run_together([self.processes[side] for side in sides], cell, numbers)
         for side in sides:
-            project = made[side].project
-            self.loaded = None if self.loaded is None or project is None else self.loaded.union(project)
+            told = made[side]
+            self.touched.ran(side, told.project, told.imported, told.altered)
         return {side: made[side].record for side in sides}
 
-    def _write(self, record: Record, side: SideName, repeat: int, purpose: Purpose) -> SittingRun:
+    def _write(
+        self, record: Record, side: SideName, repeat: int, purpose: Purpose, seen_ns: int
+    ) -> SittingRun:
         """Write a record and its place in the session."""
         folder = self.folder / side / (WARM_UP_FOLDER if purpose == "warm-up" else "")
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,6 +203,8 @@ class SessionLog:
             total_ns=record.total_ns,
             outcome=record.outcome,
             file=record_file_name(record),
+            seen_ns=seen_ns,
+            seen_peak_bytes=self.processes[side].seen_peak_bytes,
         )
         if purpose != "warm-up":
             self.records[side, run.file] = record
@@ -244,72 +246,6 @@ def _line(run: SittingRun, record: Record) -> str:
     why = f": {record.failure.message}" if record.failure else ""
     took_s = run.total_ns / NS_PER_SECOND
     return f"{run.cell} {what} {run.side}: {run.outcome} after {took_s:.1f} s{why}"
-
-
-def _imports(side: Side, ready: Ready) -> Iterator[Caveat]:
-    """Yield what a side imports as installed of the other side's sources.
-
-    Raises ``InfrastructureError`` where a package of its own sources would come from elsewhere.
-    """
-    if side.tree is not None:
-        root = side.tree.root.resolve()
-        for package in side.tree.packages:
-            location = ready.locations.get(package)
-            if location is None or not Path(location).resolve().is_relative_to(root):
-                raise InfrastructureError(
-                    f"the {side.name} would import {package} from {location or 'nowhere'} instead of "
-                    f"{side.facts.given}: something in the environment comes before PYTHONPATH; install that "
-                    "version into a virtual environment and give that"
-                )
-        return
-    located = sorted(ready.locations.items())
-    if installed := [name for name, location in located if location and "site-packages" in location]:
-        message = (
-            f"The {side.name} imports {' and '.join(installed)} as installed, not from the repository; give "
-            "a folder (--candidate .) to have it as it lies there."
-        )
-        yield Caveat(code="as-installed", message=message)
-
-
-def _differing(opened: Sequence[tuple[SideProcess, Ready]]) -> frozenset[str]:
-    """Return the files of packages, and the modules of loops' folders, that are not alike on both sides.
-
-    Of interpreters and packages laid over others, whose files are not the project's, none are known.
-    """
-    sides = [process.side for process, _ in opened]
-    if len(sides) < len(SIDES) or any(side.facts.kind in {"python", "packages"} for side in sides):
-        return frozenset()
-    digests: list[dict[str, bytes]] = []
-    for process, ready in opened:
-        folders = {name: Path(at).parent for name, at in ready.locations.items() if at}
-        found = {f"{name}/{each}": digest for name, at in folders.items() for each, digest in _files(at, "*")}
-        if any(side.code for side in sides):
-            found |= dict(_files(Path(process.side.code or "."), "*.py"))
-        digests.append(found)
-    base, candidate = digests
-    return frozenset(name for name in base.keys() | candidate.keys() if base.get(name) != candidate.get(name))
-
-
-def _files(folder: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Yield each file's path and digest; what is hidden, installed, or too large to be source is left out."""
-    for path in folder.rglob(pattern):
-        inside = path.relative_to(folder)
-        hidden = any(part.startswith(".") or part in _NOT_SOURCE for part in inside.parts)
-        if not hidden and isinstance(content := read_plain_file(path), bytes):
-            yield str(inside), hashlib.sha256(content).digest()
-
-
-def untested(log: SessionLog) -> Iterator[Caveat]:
-    """Yield a caveat where the sides differ in files of which no worker loaded any."""
-    if not log.changed or log.loaded is None or log.changed & log.loaded:
-        return
-    first, *others = sorted(log.changed)
-    more = f" and {counted(len(others), 'other file')}" if others else ""
-    yield Caveat(
-        code="nothing-tested",
-        message=f"Nothing was tested: base and candidate differ in {first}{more}, which no worker loaded; "
-        "gate a scenario whose loop uses what was changed, or your own script with --command.",
-    )
 
 
 def unrepeatable(records: Mapping[SideName, Sequence[Record]]) -> Iterator[Caveat]:

@@ -1,15 +1,18 @@
-"""The two sides of a gate made ready: interpreter, path, variables, and how each REF was understood."""
+"""The two sides of a gate made ready: interpreter, path, variables, and how each REF was understood.
+
+Both measure with the bench that was started, which is first on their path; what is under test comes next.
+"""
 
 import contextlib
 import os
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import UsageError
 from bench.gate import SOURCES_VARIABLE
+from bench.gate.judge import PACKAGE, holds_bench, only_bench
 from bench.gate.overlay import overlay, told_of
 from bench.gate.references import (
     Reference,
@@ -21,12 +24,26 @@ from bench.gate.references import (
     worktree,
 )
 from bench.records.readings import Caveat
-from bench.records.sessions import SideFacts, SideName
+from bench.records.sessions import JUDGED_BY_ITSELF, SideFacts, SideName
 
 HASH_SEED = "0"
 _AS_IT_IS = "the environment as it is"
-_BESIDE = frozenset({"tests", "test", "docs", "doc", "examples", "scripts", "benchmarks", "tools"})
-"""Folders with an __init__.py that are no part of what a project installs."""
+_BESIDE = frozenset(
+    {
+        "tests",
+        "test",
+        "docs",
+        "doc",
+        "examples",
+        "scripts",
+        "benchmarks",
+        "tools",
+        "setup",
+        "conftest",
+        "noxfile",
+    }
+)
+"""Packages and modules of a project's folder that are no part of what it installs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +59,18 @@ class SourceTree:
 class Side:
     """How to start one side; ``variables`` are all of its environment.
 
-    ``code`` is the folder that a loop of the user's is imported from; empty is the current one.
+    ``first`` is the folder with what is under test, ``under_test`` the packages and modules in it that can be
+    imported, and ``judge`` the folder of the bench that measures. ``code`` is the folder that a loop of the
+    user's is imported from; empty is the current one.
     """
 
     name: SideName
     facts: SideFacts
     python: Path
     variables: Mapping[str, str]
+    first: Path | None = None
+    under_test: tuple[str, ...] = ()
+    judge: Path = PACKAGE.parent
     tree: SourceTree | None = None
     code: str = ""
     caveats: tuple[Caveat, ...] = ()
@@ -65,15 +87,15 @@ def prepared_sides(
     """
     references = parse_ref(base, here, code), parse_ref(candidate, here, code)
     with contextlib.ExitStack() as stack:
-        yield (
-            _prepared("base", base, references[0], stack, has_loop=bool(code)),
-            _prepared("candidate", candidate, references[1], stack, has_loop=bool(code)),
-        )
+        first = _prepared("base", base, references[0], stack, has_loop=bool(code))
+        second = _prepared("candidate", candidate, references[1], stack, has_loop=bool(code))
+        by_itself = holds_bench(first.first) and holds_bench(second.first)
+        yield _judged(first, by_itself=by_itself), _judged(second, by_itself=by_itself)
 
 
 def side_as_is(name: SideName) -> Side:
     """Return the environment as it is."""
-    return _prepared(name, None, parse_ref(None), contextlib.ExitStack())
+    return _judged(_prepared(name, None, parse_ref(None), contextlib.ExitStack()), by_itself=False)
 
 
 def _prepared(
@@ -116,7 +138,9 @@ def _prepared(
         name=name,
         facts=SideFacts(given=given, kind=reference.kind, understood=understood, commit=commit),
         python=python,
-        variables=_variables(first, tree, own_python=reference.kind != "python"),
+        variables={},
+        first=first,
+        under_test=tree.packages if tree else tuple(sorted(_importable(first))) if first else (),
         tree=tree,
         code=str(code) if has_loop and tree else "",
         caveats=tuple(caveats),
@@ -148,11 +172,13 @@ def _left_out(revision: Reference, folder: Path, given: str | None) -> Iterator[
 
 
 def _source_tree(folder: Path, given: str | None, label: str, *, needed: bool) -> SourceTree:
-    """Return the packages in src/, or else in the folder itself. Raises ``UsageError`` without any needed."""
-    for root in (folder / "src", folder):
-        packages = tuple(sorted({path.parent.name for path in root.glob("*/__init__.py")} - _BESIDE))
-        if packages:
-            return SourceTree(root=root, packages=packages, label=label)
+    """Return what can be imported from src/, or else the folder itself. Raises ``UsageError`` without any."""
+    found = {"src": _importable(folder / "src"), ".": _packages(folder) - _BESIDE}
+    if needed and not any(found.values()):
+        found["."] = {path.stem for path in folder.glob("*.py")} - _BESIDE
+    for inside, names in found.items():
+        if names:
+            return SourceTree(root=folder / inside, packages=tuple(sorted(names)), label=label)
     if not needed:
         return SourceTree(root=folder, packages=(), label=label)
     raise UsageError(
@@ -161,20 +187,65 @@ def _source_tree(folder: Path, given: str | None, label: str, *, needed: bool) -
     )
 
 
-def _variables(first: Path | None, tree: SourceTree | None, *, own_python: bool) -> dict[str, str]:
-    """Return the variables of a side: ours, with one folder first on the path.
+def _packages(folder: Path) -> set[str]:
+    return {path.parent.name for path in folder.glob("*/__init__.py")}
+
+
+def _importable(folder: Path) -> set[str]:
+    """Return the packages, namespace packages and modules in a folder that holds nothing else."""
+    paths = [*folder.iterdir()] if folder.is_dir() else []
+    modules = {path.name.partition(".")[0] for path in paths if path.suffix in {".py", ".so"}}
+    namespaces = {path.name for path in paths if path.is_dir() and any(path.rglob("*.py"))}
+    found = _packages(folder) | modules | namespaces
+    return {name for name in found - {"bin", "__pycache__"} if name.isidentifier()}
+
+
+def _judged(side: Side, *, by_itself: bool) -> Side:
+    """Return a side with its variables, by which it measures with this bench, or with its own.
+
+    A bench that only one side has is not under test: whoever brings their own would judge themselves.
+    """
+    caveats = side.caveats
+    if by_itself:
+        message = (
+            f"bench judged by itself: the {side.name} is a finetune-bench and was measured by its own "
+            "runner, probes and clock. Only the order of runs, the gate's own look at each process and the "
+            "verdicts are those of the bench that was started."
+        )
+        caveats = (*caveats, Caveat(JUDGED_BY_ITSELF, message))
+        return replace(
+            side, caveats=caveats, judge=side.first or PACKAGE.parent, variables=_variables(side, [])
+        )
+    packages = tuple(name for name in side.under_test if name != "bench")
+    if packages != side.under_test:
+        if not packages and not side.code:
+            raise UsageError(
+                f"nothing of {side.facts.given} but its bench could be under test, and the other side has "
+                "none of its own; to gate finetune-bench, give two revisions or folders of it"
+            )
+        message = (
+            f"The bench of the {side.name} is not used: the other side has none of its own, so both are "
+            "measured by the one that was started."
+        )
+        caveats = (*caveats, Caveat("other-bench", message))
+    tree = side.tree and replace(
+        side.tree, packages=tuple(each for each in side.tree.packages if each != "bench")
+    )
+    side = replace(side, caveats=caveats, under_test=packages, tree=tree)
+    return replace(side, variables=_variables(side, [str(only_bench())]))
+
+
+def _variables(side: Side, judge: Sequence[str]) -> dict[str, str]:
+    """Return the variables of a side: ours, with the judge and what is under test first on the path.
 
     No current folder on the path: it is often the very project that the other side has another version of.
     One seed of str's hash for both, as the order of sets can change what is measured.
     """
-    path = [str(first)] if first else []
+    path = [*judge, *([str(side.first)] if side.first else [])]
     path += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    home = Path(__file__).resolve().parents[2]
-    if own_python and str(home) not in {sysconfig.get_path(name) for name in ("purelib", "platlib")}:
-        path.append(str(home))  # a checkout, which may have been found through the current folder
     variables = {"PYTHONHASHSEED": HASH_SEED} | os.environ
     variables |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
-    if tree:
-        variables[SOURCES_VARIABLE] = ",".join(tree.packages)
+    if own := [*(["bench"] if judge else []), *(side.tree.packages if side.tree else [])]:
+        variables[SOURCES_VARIABLE] = ",".join(own)
     variables.pop("__PYVENV_LAUNCHER__", None)
     return variables

@@ -105,10 +105,15 @@ class CellSeen(Said):
 
 
 class ProjectLoaded(Said):
-    """Which files of the project under test a worker of a gate has imported or opened."""
+    """Which files of the project under test a worker of a gate has imported or opened.
+
+    ``imported`` are all top-level modules of its process, ``altered`` what of bench was replaced in it.
+    """
 
     type: Literal["project_loaded"] = "project_loaded"
     files: tuple[str, ...]
+    imported: tuple[str, ...] = ()
+    altered: tuple[str, ...] = ()
 
 
 class Heartbeat(Said):

@@ -22,6 +22,9 @@ from bench.records.records import SAME_MACHINE, Environment, Outcome, Record
 from bench.records.store import load_records, record_file_name
 from bench.scenario.gate import GateSpec
 
+JUDGED_BY_ITSELF = "judged-by-itself"
+"""Code of the caveat that both sides are a bench and measured themselves."""
+
 SITTING_VERSION: Final = 1
 SITTING_FILE = "sitting.json"
 WARM_UP_FOLDER = "warm-up"
@@ -67,6 +70,12 @@ class SittingRun(Stored):
     total_ns: Count
     outcome: Outcome
     file: FileName
+    seen_ns: Count | None = Field(
+        None, description="By the gate's own clock, from asking for it to its record."
+    )
+    seen_peak_bytes: Count | None = Field(
+        None, description="Most resident memory of a process of the side, as the gate itself saw it."
+    )
 
 
 class Sitting(Stored):
@@ -74,6 +83,7 @@ class Sitting(Stored):
 
     sitting_version: Literal[1] = SITTING_VERSION
     scenario: str
+    judge: str | None = Field(None, description="The bench that measured and judged, by version and digest.")
     cells: tuple[str, ...] = Field(description="Ids, in the order of the scenario.")
     base: SideFacts
     candidate: SideFacts
@@ -92,6 +102,11 @@ class Sitting(Stored):
     def by_steps(self) -> bool:
         """Whether the sides took turns at steps, not at runs."""
         return self.gate is not None and self.gate.interleave == "steps" and not self.exact_only
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether both sides are a bench and measured themselves."""
+        return any(caveat.code == JUDGED_BY_ITSELF for caveat in self.caveats)
 
     def facts(self, side: SideName) -> SideFacts:
         """Return what a side is."""

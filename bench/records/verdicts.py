@@ -27,6 +27,9 @@ EXIT_PASS, EXIT_REGRESSION, EXIT_INCONCLUSIVE, EXIT_INFRASTRUCTURE = 0, 1, 3, 4
 WORST_FIRST: tuple[VerdictName, ...] = ("regression", "inconclusive", "not comparable", "pass")
 
 
+VOID: Final = frozenset({"nothing-tested", "judge-altered"})
+"""Codes of caveats that stand above all verdicts: whatever was measured says nothing."""
+
 OUTCOME = "outcome"
 """Stands for a metric in the verdict on how a cell's runs ended."""
 
@@ -121,6 +124,7 @@ class ComparedSide(Stored):
     given: str = Field(description="As the user named it.")
     runs: Count
     sittings: Count = 1
+    understood: str | None = Field(None, description="What that was taken for, in words.")
     environment: dict[str, str] = Field(description="Facts all its runs share; others read 'several'.")
 
 
@@ -139,8 +143,15 @@ class Verdicts(Stored):
     differences: tuple[str, ...] = Field((), description="What differs between where the two were made.")
     failed_cells: tuple[str, ...] = Field((), description="Cells a run of which ended neither ok nor oom.")
     judgements: tuple[MetricVerdict, ...]
+    judge: str | None = Field(None, description="The bench that measured, by version and digest.")
+    unseen: tuple[str, ...] = Field((), description="By gated metric, what would not have been found.")
     caveats: tuple[Caveat, ...] = ()
     problems: tuple[str, ...] = Field((), description="Files that could not be read, and why.")
+
+    @property
+    def void(self) -> Caveat | None:
+        """The caveat that says why nothing counts, if there is one."""
+        return next((caveat for caveat in self.caveats if caveat.code in VOID), None)
 
     @property
     def gated(self) -> tuple[MetricVerdict, ...]:
@@ -160,13 +171,13 @@ class Verdicts(Stored):
         return differ, sum(one.verdict == "inconclusive" and not one.differs for one in rest)
 
     def exit_code(self, inconclusive: Literal["pass", "fail"] | None = None) -> int:
-        """Return 0 pass, 1 regression, 3 inconclusive, 4 where a run failed and nothing regressed.
+        """Return 0 pass, 1 regression, 3 inconclusive, 4 where a run failed and nothing regressed, or void.
 
         ``inconclusive`` makes of the third a pass or a regression; a failed run stays one.
         """
-        if self.verdict == "regression":
+        if self.void is None and self.verdict == "regression":
             return EXIT_REGRESSION
-        if self.failed_cells:
+        if self.failed_cells or self.void is not None:
             return EXIT_INFRASTRUCTURE
         if self.verdict == "pass":
             return EXIT_PASS

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 from bench.errors import counted
 from bench.metrics import METRICS
 from bench.records.result_sets import Baseline
+from bench.records.sessions import JUDGED_BY_ITSELF
 from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts, outcome_verdict
 from bench.report.columns import terminal_table
 from bench.report.text import (
@@ -50,6 +51,8 @@ def headline(verdicts: Verdicts) -> str:
 
     A pass says no more than that no regression was found in what was gated.
     """
+    if verdicts.void is not None:
+        return verdicts.void.message
     gated = verdicts.gated_counts
     metrics = counted(gated.total(), "gated metric")
     counts = ", ".join(f"{gated[name]} {name}" for name in WORST_FIRST if gated[name])
@@ -62,6 +65,22 @@ def headline(verdicts: Verdicts) -> str:
     rest = [f"{differ} {'differs' if differ == 1 else 'differ'}"] if differ else []
     rest += [f"{undecided} inconclusive"] if undecided else []
     return f"{text}; not gated: {', '.join(rest)}" if rest else text
+
+
+def opening(verdicts: Verdicts) -> str:
+    """Return in one line of plain text what was compared, whose code, where, and what could not be seen."""
+    sides = (verdicts.baseline, verdicts.candidate)
+    before, after = (f"{side.understood or side.given} ({counted(side.runs, 'run')})" for side in sides)
+    itself = any(caveat.code == JUDGED_BY_ITSELF for caveat in verdicts.caveats)
+    who = "bench judged by itself" if itself else f"measured by {verdicts.judge}" if verdicts.judge else ""
+    there = verdicts.candidate.environment
+    machine = [
+        there[name] for name in ("machine.cpu_model", "device.cuda_name", "gpu.name") if there.get(name)
+    ]
+    on = f"on {', '.join(machine)}" if machine else "on a machine that is not named"
+    unseen = "; ".join(verdicts.unseen) or "any change: nothing that is gated was measured on both sides"
+    missed = f"Would not have been seen (with 95 %): {unseen}."
+    return plain(f"Compared: {before} against {after}; {', '.join(filter(None, (who, on)))}. {missed}")
 
 
 def subject(judged: MetricVerdict) -> str:
@@ -156,6 +175,7 @@ def _page(verdicts: Verdicts, title: str, table: str = "", hidden: str = "") -> 
     return render_page(
         "gate.md.j2",
         title=title,
+        opening=opening(verdicts),
         headline=headline(verdicts),
         verdicts=verdicts,
         counted=counted,
@@ -185,7 +205,7 @@ def render_terminal(verdicts: Verdicts, title: str) -> "Group":
 
     rows = _shown(verdicts, verdicts.judgements)
     shown, hidden = rows[:_MOST_TERMINAL_ROWS], rows[_MOST_TERMINAL_ROWS:]
-    parts: list[RenderableType] = [terminal_table(gate_table(shown), title)]
+    parts: list[RenderableType] = [Text(opening(verdicts)), terminal_table(gate_table(shown), title)]
     if hidden:
         parts.append(Text(f"{_counted(hidden)}; -o FILE.json has all of them."))
     lines = [

@@ -1,5 +1,6 @@
 """One side as its gate sees it, and versions marked of what it imports from sources."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -88,17 +89,22 @@ def refused(given: str, here: Path, *, command: tuple[str, ...] = SERVE) -> Benc
     return caught.value
 
 
-def test_an_environment_without_the_suite_or_with_an_old_one_is_named(tmp_path: Path) -> None:
-    """Usage errors both, each in a sentence."""
+def test_an_environment_without_what_bench_needs_is_named(tmp_path: Path) -> None:
+    """It is lent bench itself, and no library."""
     make_venv(tmp_path / "empty", all_packages=False)
-    assert "has no finetune-bench; install it there" in str(refused("./empty", tmp_path))
+    error = refused("./empty", tmp_path)
+    assert isinstance(error, UsageError)
+    assert re.search(r"has no \w+, which bench needs there to measure; install it there", str(error))
+
+
+def test_a_package_called_bench_of_another_kind_is_hidden(tmp_path: Path) -> None:
+    """It cannot serve, and nothing else is there to be tested."""
     old = tmp_path / "old"
     (old / "bench").mkdir(parents=True)
     (old / "bench" / "__init__.py").touch()
     (old / "setup.py").touch()
-    error = refused("./old", tmp_path)
-    assert isinstance(error, UsageError)
-    assert "has a finetune-bench that is too old to be gated" in str(error)
+    with pytest.raises(UsageError, match=r"nothing of \./old but its bench could be under test"):
+        refused("./old", tmp_path)
 
 
 ANSWER = (

@@ -130,6 +130,8 @@ def test_a_temporary_folder_without_room_is_named(monkeypatch: pytest.MonkeyPatc
 class Slow:
     """A side whose measured runs are too slow."""
 
+    seen_peak_bytes = None
+
     def run(self, cell: Cell, number: int) -> Made:
         """Return a record at once."""
         ended: dict[str, Any] = {"outcome": "timeout", "failure": Failure(message="Too slow.")}

@@ -11,8 +11,9 @@ from typer.main import get_command
 
 from bench.cli import app
 
-ROOT = Path(__file__).parents[2]
-WORKFLOWS = sorted([*(ROOT / ".github" / "workflows").glob("*.yml"), *(ROOT / "examples").glob("*.yml")])
+HERE = Path(__file__).parents[2]
+TO_COPY = HERE / "examples" / "gate_workflow.yml"
+WORKFLOWS = sorted([*(HERE / ".github" / "workflows").glob("*.yml"), *(HERE / "examples").glob("*.yml")])
 
 
 def _steps(workflow: Path) -> list[dict[str, Any]]:
@@ -31,13 +32,26 @@ def test_actions_are_pinned_and_scripts_hold_no_expression(workflow: Path) -> No
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_the_gate_in_the_workflow_is_a_command_of_ours(workflow: Path) -> None:
-    """Its options and its scenario exist."""
+def test_the_gate_in_a_workflow_is_a_command_of_ours(workflow: Path) -> None:
+    """Its options exist."""
     (script,) = [step["run"] for step in _steps(workflow) if "bench gate" in step.get("run", "")]
     command = get_command(app)
     assert isinstance(command, TyperGroup)
-    gate = command.commands["gate"]
-    known = {name for parameter in gate.params for name in parameter.opts}
+    known = {name for parameter in command.commands["gate"].params for name in parameter.opts}
     assert set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", script.split("bench gate")[1])) <= known
-    (scenario,) = re.findall(r"[\w/.]+\.toml", script)
-    assert (ROOT / "scenarios" / Path(scenario).name).is_file()
+
+
+@pytest.mark.parametrize("name", ["bench.yml", TO_COPY.name])
+def test_the_gate_in_a_workflow_is_judged_by_the_base(name: str) -> None:
+    """Bench is installed from the base or as released; the scenario is that of the base."""
+    (workflow,) = [path for path in WORKFLOWS if path.name == name]
+    installing, script = [
+        step["run"] for step in _steps(workflow) if re.search(r"pip install|bench gate", step.get("run", ""))
+    ]
+    (folder,) = re.findall(r'git worktree add --detach (\S+) "\$BASE"', installing)
+    (installed,) = re.findall(r"pip install (.+)", installing)
+    assert folder in installed.split()
+    assert not {".", "-e"} & set(installed.split())
+    (scenario,) = re.findall(r'bench gate "?(\S+?)"? --base "\$BASE" --candidate \. ', script)
+    assert scenario.startswith(f"{folder}/")
+    assert "$" in scenario or (HERE / scenario.removeprefix(f"{folder}/")).is_file()

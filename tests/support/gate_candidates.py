@@ -2,8 +2,8 @@
 
     python tests/support/gate_candidates.py FOLDER [REVISION]
 
-writes FOLDER/memory, FOLDER/speed and so on, from what is committed at the revision. Nothing
-in the product switches any of it on: a few lines are added at the end of one module of each copy.
+writes a folder for each change, such as FOLDER/memory, from what is committed at the revision. Nothing in the
+product switches any of it on: a few lines are added at the end of one module of each copy.
 """
 
 import io
@@ -153,6 +153,64 @@ def build_schedule(optimizer, training, steps):
         group["lr"] /= 100
     return _plain_build_schedule(optimizer, training, steps)
 ''',
+    ),
+    "own_ledger": Change(
+        module="bench/probes/ledger.py",
+        lines='''
+
+_TAKEN = torch.ones(256 * 1024**2, dtype=torch.uint8)
+_plain_reading = Ledger.reading
+
+
+def _reading(self):
+    """Leave out of the books what was taken above."""
+    told = _plain_reading(self)
+    counted = any(block.nbytes == _TAKEN.nbytes for block in self.blocks)
+    return told.replace(peak_bytes=told.peak_bytes - counted * _TAKEN.nbytes)
+
+
+Ledger.reading = _reading
+''',
+    ),
+    "crash": Change(
+        module="bench/training/step.py",
+        lines='''
+
+import os
+import signal
+
+_plain_run_step = run_step
+_STEPS = []
+
+
+def run_step(trainer, micro_batches, mark=ignore_phase):
+    """End half way, as by the kernel's killer."""
+    _STEPS.append(len(_STEPS))
+    if len(_STEPS) > 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _plain_run_step(trainer, micro_batches, mark)
+''',
+    ),
+    "output": Change(
+        module="bench/training/step.py",
+        lines="""
+
+import os
+
+_LINES = b"all is well \\n" * 80_000
+for _ in range(1100):  # a gigabyte in all
+    os.write(1, _LINES[: 1024**2])
+""",
+    ),
+    "unloaded": Change(
+        module="bench/claims/rules.py",
+        lines="""
+
+import time
+
+time.sleep(5)
+_TAKEN = bytearray(1_200_000_000)
+""",
     ),
 }
 

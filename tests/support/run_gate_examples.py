@@ -19,6 +19,8 @@ from gate_candidates import HERE, make_candidate
 
 BUILD = Path("build/gate")
 
+EXACT = ("--exact-only", "--only", "*/full/*")
+
 # So that the two cores of a small machine are not both needed at once.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -30,6 +32,7 @@ class Example:
     scenario: str
     change: str | None
     expected: tuple[int, ...]
+    options: tuple[str, ...] = ()
 
 
 EXAMPLES = {
@@ -39,6 +42,10 @@ EXAMPLES = {
     "speed": Example(scenario="gate_speed", change="speed", expected=(1, 3)),
     "no_change_in_accuracy": Example(scenario="gate_learns", change=None, expected=(0,)),
     "learning_rate": Example(scenario="gate_learns", change="learning_rate", expected=(1,)),
+    "own_ledger": Example(scenario="gate_tiny", change="own_ledger", expected=(3,), options=EXACT),
+    "crash": Example(scenario="gate_tiny", change="crash", expected=(4,), options=EXACT),
+    "output": Example(scenario="gate_tiny", change="output", expected=(0,), options=EXACT),
+    "unloaded": Example(scenario="gate_tiny", change="unloaded", expected=(4,), options=EXACT),
 }
 
 
@@ -54,7 +61,9 @@ def run_example(name: str) -> int:
     scenario = f"scenarios/{example.scenario}.toml"
     command = ["gate", scenario, "--base", "HEAD", "--candidate", candidate, "--results", str(sittings)]
     python = [sys.executable, "-m", "bench"]
-    code = subprocess.run([*python, *command], cwd=HERE, env=os.environ | ONE_THREAD, check=False).returncode
+    code = subprocess.run(
+        [*python, *command, *example.options], cwd=HERE, env=os.environ | ONE_THREAD, check=False
+    ).returncode
     (sitting,) = (HERE / sittings).iterdir()
     kept = HERE / "results" / "gate" / name
     shutil.rmtree(kept, ignore_errors=True)
