@@ -155,7 +155,7 @@ def render_markdown(verdicts: Verdicts, *, most_bytes: int, title: str) -> str:
 
 def render_block(verdicts: Verdicts) -> str:
     """Return what a page shows of a gate: what is gated, and everything to be known, without a title."""
-    rows = _shown(verdicts, verdicts.gated)
+    rows = _shown(verdicts, verdicts.judgements if verdicts.design == "two plans" else verdicts.gated)
     return _page(verdicts, "", markdown_table(gate_table(rows)) if rows else "")
 
 
