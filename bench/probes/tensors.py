@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-SOMEWHERE = "held where Python does not say"
+SOMEWHERE = "many, small, or held by nothing with a name"
 _MOST_NAMED = 8  # of the largest: for each, all objects of the process are looked through a few times
+_LEAST_NAMED = 65_536  # bytes
 _DEPTH = 5  # containers within containers, up to what has a name
 
 
@@ -92,7 +93,7 @@ class Outside:
         sizes: Counter[str] = Counter()
         largest_first = sorted(self._held.values(), key=lambda held: -held[0])
         for place, (nbytes, reference) in enumerate(largest_first):
-            tensor = reference() if place < _MOST_NAMED else None
+            tensor = reference() if place < _MOST_NAMED and nbytes >= _LEAST_NAMED else None
             sizes[SOMEWHERE if tensor is None else _holder_of(tensor)] += nbytes
         return dict(sizes)
 
