@@ -72,7 +72,6 @@ def found_in(name: str, folder: Path, steps: int) -> list[set[str]]:
     with prepared_sides(str(copy), str(copy)) as (_, candidate):
         records = sit((side_as_is("base"), candidate), folder / "sittings", steps).records
     assert [] == false_alarms(records["base"])
-    assert [] == false_alarms(records["candidate"])
     pairs = list(zip(records["base"], records["candidate"], strict=True))
     assert REPEATS == len(pairs)
     found = [alarms(*pair) for pair in pairs]
@@ -90,7 +89,7 @@ def test_a_leak_is_found_in_every_run(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(3600)
 def test_one_mib_retained_anywhere_is_found_in_every_run(tmp_path: Path) -> None:
-    """By a module, a class, a closure, an autograd graph, a scripted function, or as numpy's array."""
+    """By a module, a class, a closure or an autograd graph, as a bare storage, or as numpy's array."""
     found = found_in("retained", tmp_path, steps=4)
     print(f"retained found in {len(found)} of {REPEATS}")  # noqa: T201 - figures
     assert all("heap_kept_bytes" in each for each in found)
