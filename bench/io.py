@@ -1,19 +1,28 @@
-"""Files: written whole or not at all, read without following links, and where the cache is.
+"""The one place that opens files: written whole or not at all, read within limits; and where the cache is.
 
-Folders may come from strangers. A write goes to a new file of an unpredictable name, so that no link planted
-there is written through, and is then renamed; a link in the final place is replaced, never followed.
+Files and folders may come from strangers. A write goes to a new file of an unpredictable name, so that no
+link planted there is written through, and is then renamed; a link in the final place is replaced, never
+followed. Only plain files are read, up to a size, a depth and a time. Nothing else in bench opens a file
+(``tests/project/test_files.py``).
 """
 
 import contextlib
 import errno
+import fcntl
 import itertools
+import json
 import os
 import secrets
+import shutil
 import stat
+import time
+import tomllib
 from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from bench.errors import InfrastructureError, UsageError
 
@@ -23,7 +32,11 @@ if TYPE_CHECKING:
 _Model = TypeVar("_Model", bound="BaseModel")
 
 MAX_BYTES = 64 * 1024**2
+MOST_DATA_BYTES = 64 * 1024**3
+"""Of a file of rows, which is read through more than once; a hole in a file can pretend to any size."""
+READ_TIMEOUT_S = 120.0
 NOT_PLAIN = "is a link or not a plain file; only plain files are read"
+_PIECE_BYTES = 4 * 1024**2
 
 
 def cache_folder() -> Path:
@@ -55,15 +68,81 @@ def whole_file(path: Path, *, keep_old: bool = False) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if keep_old and os.path.lexists(path):
-            asides = (path.with_name(f"{path.name}.old{number or ''}") for number in itertools.count())
-            path.rename(next(aside for aside in asides if not os.path.lexists(aside)))
+        if keep_old:
+            _put_aside(path)
         temporary.replace(path)
         _sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder that takes its place at ``path`` once the block ends without an error.
+
+    What was there before becomes ``NAME.old``. Raises ``OSError``.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        _put_aside(path)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Remove what writing left behind in a folder, of processes that were killed. Raises ``OSError``."""
+    for left_over in folder.glob(".*.tmp"):
+        if left_over.is_dir() and not left_over.is_symlink():
+            shutil.rmtree(left_over)
+        else:
+            left_over.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, under: Path = Path()) -> None:
+    """Make a folder with those above it, of which none below ``under`` may be a link. Raises ``OSError``.
+
+    A link that was planted there leads anywhere. Of an absolute path that is not below it, the whole is the
+    user's own choice.
+    """
+    place = under
+    for part in folder.relative_to(under).parts if folder.is_relative_to(under) else ():
+        place /= part
+        if place.is_symlink():
+            raise OSError(errno.ELOOP, f"{place} is a link; name the folder that it leads to")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[int]:
+    """Hold a lock on a folder, or a file that is made for it; give the open descriptor.
+
+    The kernel frees it however the process ends. Raises ``InfrastructureError(busy)`` where another process
+    holds it, ``OSError`` where it cannot be opened.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NONBLOCK
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InfrastructureError(busy) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _put_aside(path: Path) -> None:
+    """Rename what lies there, if anything does, to ``NAME.old``, or the next number of it that is free."""
+    if os.path.lexists(path):
+        asides = (path.with_name(f"{path.name}.old{number or ''}") for number in itertools.count())
+        path.rename(next(aside for aside in asides if not os.path.lexists(aside)))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -76,11 +155,28 @@ def _sync_folder(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole. Raises ``InfrastructureError`` where it cannot be written."""
+    # A name of a file that is no UTF-8 holds halves of characters.
+    write_bytes(path, text.encode(errors="replace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole. Raises ``InfrastructureError`` where it cannot be written."""
     try:
         with whole_file(path) as file:
-            file.write(text.encode())
+            file.write(content)
     except OSError as error:
         raise cannot_write(str(path), error, "choose another place") from error
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to a plain file that another program reads. Raises ``OSError``."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        _require_plain(descriptor, MAX_BYTES)
+        os.write(descriptor, text.encode(errors="replace"))
+    finally:
+        os.close(descriptor)
 
 
 def cannot_write(what: str, error: OSError, elsewhere: str) -> InfrastructureError:
@@ -93,34 +189,86 @@ def cannot_write(what: str, error: OSError, elsewhere: str) -> InfrastructureErr
     return InfrastructureError(f"cannot write {what} ({error.strerror}); {advice}")
 
 
-def open_data(path: Path) -> BufferedReader:
+def open_data(path: Path, most_bytes: int = MOST_DATA_BYTES, *, follow: bool = True) -> BufferedReader:
     """Open a plain file, links followed; raise ``OSError`` for all else: a pipe would keep us waiting."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except ValueError:
+        raise OSError(errno.EINVAL, "a name with a NUL in it") from None
+    try:
+        _require_plain(descriptor, most_bytes)
+        return open(descriptor, "rb")  # noqa: PTH123 - Path.open takes no descriptor
+    except BaseException:
         os.close(descriptor)
+        raise
+
+
+@cache
+def _kernel_devices() -> frozenset[int]:
+    """Return the numbers of /proc and /sys, whose files look plain, and may block or never end."""
+    return frozenset(os.stat(path).st_dev for path in ("/proc", "/sys") if os.path.isdir(path))  # noqa: PTH112, PTH116 - names, not paths of ours
+
+
+def _require_plain(descriptor: int, most_bytes: int) -> None:
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_dev in _kernel_devices():
         raise OSError(errno.EINVAL, "a folder, a pipe or a device, not a plain file")
-    return open(descriptor, "rb")  # noqa: PTH123 - Path.open takes no descriptor
+    if facts.st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes")
+
+
+def read_data(path: Path, most_bytes: int = MAX_BYTES, *, follow: bool = True) -> bytes:
+    """Return what a plain file of the user's holds. Raises ``OSError``, also where that takes too long."""
+    deadline_s = time.monotonic() + READ_TIMEOUT_S
+    with open_data(path, most_bytes, follow=follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        pieces, read_bytes = [], 0
+        while piece := os.read(file.fileno(), min(size + 1, _PIECE_BYTES)):
+            pieces.append(piece)
+            read_bytes += len(piece)
+            if read_bytes > most_bytes:
+                raise OSError(errno.EFBIG, f"larger than {most_bytes:,} bytes")
+            if time.monotonic() > deadline_s:
+                raise OSError(errno.ETIMEDOUT, f"not read within {READ_TIMEOUT_S:g} s")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def read_plain_file(path: Path, most_bytes: int = MAX_BYTES) -> bytes | str:
-    """Return what a plain file holds, or in one clause why it is not read."""
+    """Return what a plain file holds, links not followed, or in one clause why it is not read."""
     try:
-        # Without O_NONBLOCK a pipe in a folder would keep us waiting.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                return NOT_PLAIN
-            if facts.st_size > most_bytes:
-                return too_large(most_bytes)
-            with open(descriptor, "rb", buffering=0, closefd=False) as stream:
-                return stream.read()
-        finally:
-            os.close(descriptor)
+        return read_data(path, most_bytes, follow=False)
     except OSError as error:
-        return (
-            NOT_PLAIN if error.errno in {errno.ELOOP, errno.ENXIO} else f"cannot be read ({error.strerror})"
-        )
+        if error.errno == errno.EFBIG:
+            return too_large(most_bytes)
+        strange = error.errno in {errno.ELOOP, errno.ENXIO, errno.EINVAL}
+        return NOT_PLAIN if strange else f"cannot be read ({error.strerror})"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON in text holds. Raises ``ValueError``, also where it is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def own_text(package: str, *name: str) -> str:
+    """Return a text that is a part of this program, or of a library it uses."""
+    return files(package).joinpath(*name).read_text(encoding="utf-8")
+
+
+def own_toml(package: str, *name: str) -> dict[str, Any]:
+    """Return tables that are a part of this program."""
+    return tomllib.loads(own_text(package, *name))
+
+
+def kernel_text(path: Path) -> str | None:
+    """Return what the kernel says in a file of /proc or /sys; None where it says nothing."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
 
 
 def too_large(most_bytes: int) -> str:
@@ -128,11 +276,13 @@ def too_large(most_bytes: int) -> str:
     return f"is larger than {most_bytes:,} bytes, which nothing that bench writes is"
 
 
-def write_json(path: Path, content: "BaseModel") -> None:
+def write_json(path: Path, content: "BaseModel", *, exclude_defaults: bool = False) -> None:
     """Write a document as JSON, folders included. Raises ``InfrastructureError`` if it cannot."""
-    with contextlib.suppress(OSError):  # writing says it better
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, content.model_dump_json(indent=1) + "\n")
+    try:
+        make_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(str(path), error, "choose another place") from error
+    write_text(path, content.model_dump_json(indent=1, exclude_defaults=exclude_defaults) + "\n")
 
 
 def read_json(path: Path, kind: type[_Model], name: str, advice: str) -> _Model:

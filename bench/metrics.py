@@ -1,9 +1,9 @@
 """Every metric once: its name in a table, unit, direction, instrument and how it is shown."""
 
-import tomllib
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Literal
+
+from bench.io import own_toml
 
 # What a merge may move a logit by, as a share of the largest one: it rounds each weight once to its dtype,
 # and sums run in another order. About twice what trained adapters of rank 8 to 64 did to SmolLM2-135M in bf16
@@ -66,7 +66,7 @@ class Metric:
         return self.kind in {"deterministic", "bounded"}
 
 
-_TABLES = tomllib.loads((files("bench") / "metrics.toml").read_text(encoding="utf-8"))
+_TABLES = own_toml("bench", "metrics.toml")
 METRICS: dict[str, Metric] = {name: Metric(name=name, **facts) for name, facts in _TABLES.items()}
 
 

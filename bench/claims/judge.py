@@ -3,11 +3,9 @@
 A verdict has its evidence, and the boundary where evidence is divided.
 """
 
-import tomllib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
-from importlib.resources import files
 from itertools import combinations
 from operator import and_, eq, ge, le, ne
 from pathlib import Path
@@ -20,6 +18,7 @@ from bench.claims.evidence import Evidence
 from bench.claims.rules import PairRule, Rule
 from bench.compare import grouped
 from bench.errors import UsageError
+from bench.io import own_toml
 from bench.records.predictions import is_plan, read_plan
 from bench.records.published import shipped_rows
 from bench.records.store import load_records
@@ -89,8 +88,7 @@ class _Catalogue(Frozen):
 
 @cache
 def shipped_claims() -> tuple[Claim, ...]:
-    text = files("bench.claims").joinpath("claims.toml").read_text(encoding="utf-8")
-    return _Catalogue.model_validate(tomllib.loads(text)).claims
+    return _Catalogue.model_validate(own_toml("bench.claims", "claims.toml")).claims
 
 
 def committed_paths(results: Path) -> tuple[Path, ...]:

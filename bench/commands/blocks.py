@@ -26,7 +26,7 @@ from bench.claims.page import render_committed
 from bench.compare.comparison import compare
 from bench.compare.gate_report import judge_folder
 from bench.errors import InfrastructureError, UsageError
-from bench.io import write_text
+from bench.io import make_folder, read_data, write_text
 from bench.records.predictions import read_plan
 from bench.records.published.score import read_validation
 from bench.records.records import Record
@@ -53,7 +53,7 @@ def _shown_code(path: Path) -> str:
     """Return a file of Python between fences. Raises UsageError where there is none."""
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{path} is no file of Python; name one")
-    return f"```python\n{path.read_text(encoding='utf-8').strip()}\n```"
+    return f"```python\n{read_data(path).decode().strip()}\n```"
 
 
 _KINDS: dict[str, Callable[[Path], str]] = {
@@ -84,7 +84,7 @@ class _PageFigure:
         if self.figure.missing:
             return True
         try:
-            drawn, _, mark = self.path.read_text(encoding="utf-8").rpartition("\n<!-- ")
+            drawn, _, mark = read_data(self.path).decode().rpartition("\n<!-- ")
         except (OSError, UnicodeDecodeError):
             return False
         return mark == self._mark(drawn)
@@ -93,7 +93,7 @@ class _PageFigure:
         """Draw the figure. Raises InfrastructureError if it cannot be written."""
         drawn = self.figure.svg()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
         except OSError as error:
             raise InfrastructureError(
                 f"{self.path.parent}: cannot make the folder ({error.strerror}); make room for it"
@@ -152,7 +152,7 @@ def _pages(root: Path) -> list[Path]:
 
 def _stale(page: Path, root: Path) -> list[tuple[Path, Callable[[], None]]]:
     """Return the figures of a page, and the page, that are out of step, each with what writes it anew."""
-    text = page.read_text(encoding="utf-8")
+    text = read_data(page).decode()
     filled, figures = fill(text, page, root)
     stale = [(figure.path, figure.write) for figure in figures if not figure.is_in_step()]
     return [*stale, (page, partial(write_text, page, filled))] if filled != text else stale

@@ -74,7 +74,7 @@ class GateOutputs(Outputs):
 
     def show(self, verdicts: "Verdicts", title: str) -> None:
         """Show the verdicts of a gate, and tell GitHub where it runs us."""
-        from bench.io import write_text
+        from bench.io import append_text, write_text
         from bench.report.gate import annotations, comment, junit, step_summary
 
         super().show(verdicts, title)
@@ -86,8 +86,7 @@ class GateOutputs(Outputs):
             summary = Path(given)
             try:
                 there = summary.stat().st_size if summary.exists() else 0
-                with summary.open("a", encoding="utf-8") as file:
-                    file.write(step_summary(verdicts, title, there))
+                append_text(summary, step_summary(verdicts, title, there))
             except OSError as error:
                 raise InfrastructureError(
                     f"{summary}: cannot add to the step summary ({error.strerror}); see GITHUB_STEP_SUMMARY"
@@ -284,7 +283,7 @@ def _judge_again(folder: Path) -> "Verdicts":
 
 
 def _self_check(replications: int, output: Sequence[Path]) -> int:
-    """Show the simulated error rates; return 0 where every promise is kept, else 1."""
+    """Show the simulated error rates; return 0 where every promise is kept, else 4."""
     from bench.io import write_json
     from bench.report.self_check import render_terminal
     from bench.runner.live import open_console
@@ -296,7 +295,7 @@ def _self_check(replications: int, output: Sequence[Path]) -> int:
     open_console().print(render_terminal(check))
     for file in output:
         write_json(file, check)
-    return 0 if check.holds else 1
+    return 0 if check.holds else InfrastructureError.exit_code
 
 
 @command

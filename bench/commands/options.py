@@ -2,7 +2,6 @@
 
 import gc
 import inspect
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from bench.errors import UsageError
+from bench.io import own_text, parse_json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BASELINES = Path("results/baselines")
 Inconclusive = Literal["pass", "fail"]
 _ANY_SIZE = 2**40
-_HELP = json.loads(Path(__file__).with_name("options.json").read_text(encoding="utf-8"))
+_HELP = parse_json(own_text("bench.commands", "options.json"))
 """By command and option, what typer is told of it; "shared" is for commands that say nothing of their own."""
 
 

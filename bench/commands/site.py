@@ -7,7 +7,6 @@ nothing outside is touched.
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -18,7 +17,7 @@ from markupsafe import Markup
 
 from bench.compare.comparison import compare
 from bench.errors import InfrastructureError, UsageError
-from bench.io import write_text
+from bench.io import make_folder, read_data, write_bytes, write_text
 from bench.records.predictions import read_plan
 from bench.records.store import gather
 from bench.report.html import render_html, render_template
@@ -42,8 +41,8 @@ def write_site(root: Path, folder: Path) -> Iterator[str]:
     if folder.exists() and any(folder.iterdir()) and not (folder / ".nojekyll").is_file():
         raise UsageError(f"{folder} is not empty and not a site made here; name another folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".nojekyll").touch()  # GitHub Pages shall serve files as they are
+        make_folder(folder)
+        write_text(folder / ".nojekyll", "")  # GitHub Pages shall serve files as they are
         yield from _Site(root, folder).write()
     except OSError as error:
         raise InfrastructureError(
@@ -82,14 +81,14 @@ class _Site:
 
     def _put(self, target: Path, text: str) -> str:
         path = self._folder / target
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, self._folder)
         write_text(path, text)
         return f"wrote {path}"
 
     def _page(self, page: Path, *, at: Path | None = None) -> str:
         """Render a page as it is seen from its own place, or from another folder of the site."""
         markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-        tokens = _folding(markdown.parse(_COMMENT.sub("", page.read_text(encoding="utf-8"))))
+        tokens = _folding(markdown.parse(_COMMENT.sub("", read_data(page).decode())))
         here = page.parent.relative_to(self._root) if at is None else at
         for token in _inline(tokens, "link_open"):
             token.attrSet("href", self._href(str(token.attrGet("href")), page, here))
@@ -115,7 +114,7 @@ class _Site:
         kind = _PICTURES.get(source.suffix)
         if _SCHEME.match(link) or not kind or not source.is_relative_to(self._root) or not source.is_file():
             return link
-        return f"data:{kind};base64,{base64.b64encode(source.read_bytes()).decode()}"
+        return f"data:{kind};base64,{base64.b64encode(read_data(source)).decode()}"
 
     def _href(self, link: str, page: Path, here: Path) -> str:
         """Return where a link of a page leads on the site; what is outside the repository stays."""
@@ -135,8 +134,8 @@ class _Site:
             target = target.with_suffix(".html")
         else:
             copy = self._folder / target
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy)
+            make_folder(copy.parent, self._folder)
+            write_bytes(copy, read_data(source))
         return "/".join([*[".."] * len(here.parts), *target.parts]) + mark + fragment
 
 

@@ -256,7 +256,8 @@ def pair(ours: Readings, theirs: Readings, task: str) -> tuple[AccuracyDifferenc
                 for name, each in (("ours", ours), ("theirs", theirs))
             }
             return differences(both, "theirs", task, task)["ours"], None
-        paired = pair_items(theirs[seeds[0]].items, ours[seeds[0]].items)
+        reference = theirs[seeds[0]]
+        paired = pair_items(reference.items, ours[seeds[0]].items, reference.sources)
     except UsageError as error:
         return None, str(error)
     one = AccuracyDifference(

@@ -192,11 +192,12 @@ def _paired(first: Answers | None, second: Answers | None) -> tuple[Paired | Non
         if before != after:
             return None, _read_by_others(name, before, after)
     # Runs that saw the same questions share one object, and their answers are counted as whole numbers.
-    if first.questions is second.questions and first.questions:
+    sources = first.sources or (second.sources if first.questions == second.questions else ())
+    if first.questions is second.questions and first.questions and not sources:
         was, is_now = int.from_bytes(first.correct), int.from_bytes(second.correct)
         gained, lost = (is_now & ~was).bit_count(), (was & ~is_now).bit_count()
-        return Paired(items=len(first.correct), unmatched=0, gained=gained, lost=lost), None
+        return Paired(items=len(first.correct), gained=gained, lost=lost), None
     try:
-        return pair_items(first.items, second.items), None
+        return pair_items(first.items, second.items, sources), None
     except UsageError as error:
         return None, str(error)

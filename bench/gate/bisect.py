@@ -23,7 +23,7 @@ from bench.gate.protocol import PlanAssignment
 from bench.gate.references import parse_ref
 from bench.gate.session import SessionOptions
 from bench.gate.session_log import Tell, folder_of_new, ignore
-from bench.io import cache_folder, write_text
+from bench.io import cache_folder, make_folder, read_data, write_bytes
 from bench.records.environment import read_environment
 from bench.records.predictions import read_plan
 from bench.records.readings import Caveat
@@ -122,7 +122,7 @@ def _kept(asked: PlanAssignment, options: SessionOptions) -> Path:
     digest = hashlib.sha256(asked.model_dump_json(exclude={"title", "scenario"}).encode())
     digest.update(repr(sorted(read_environment().versions.items())).encode())
     for source in sorted(Path(bench.__file__ or "").parent.rglob("*.py")):
-        digest.update(source.read_bytes())
+        digest.update(read_data(source))
     return cache_folder() / "plans" / digest.hexdigest()[:12]
 
 
@@ -144,9 +144,9 @@ class _Releases:
         if not all(file.is_file() for file in files):
             base = str(files[0]) if files[0].is_file() else names[0]
             made, _ = gate_predictions(self.asked, (base, names[1]), self.options, self.tell)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             for side, file in zip(SIDES, files, strict=True):
-                write_text(file, (made / PLAN_FILES[side]).read_text(encoding="utf-8"))
+                write_bytes(file, read_data(made / PLAN_FILES[side]))
         sides = [SideFacts(given=name, kind="packages", understood=name) for name in names]
         gate = self.options.gate or GateSpec()
         return judge_plans(read_plan(files[0]), read_plan(files[1]), gate, sides=(sides[0], sides[1]))

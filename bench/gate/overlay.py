@@ -5,7 +5,6 @@ not do. That is told, and so are requirements of the rest on these that are then
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from bench.errors import InfrastructureError
-from bench.io import cache_folder
+from bench.io import cache_folder, make_folder, parse_json, read_data, write_text
 from bench.records.readings import Caveat
 from bench.records.requirements import installed, unmet
 from bench.workers import interrupts
@@ -40,14 +39,14 @@ def overlay(pins: Sequence[tuple[str, str]]) -> Path:
     content = repr((tuple(pins), "resolved", sys.implementation.cache_tag, sysconfig.get_platform()))
     names = "-".join(f"{name}-{version}" for name, version in pins)[:80]
     folder = cache_folder() / "overlays" / f"{names}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / _COMPLETE).is_file():
             shutil.rmtree(folder, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
                 target = Path(temporary) / "target"
                 _install(pins, target)
-                (target / _COMPLETE).touch()
+                write_text(target / _COMPLETE, "")
                 target.rename(folder)
     return folder
 
@@ -57,7 +56,7 @@ def _install(pins: Sequence[tuple[str, str]], target: Path) -> None:
     asked = [f"{name}=={version}" for name, version in pins]
     report = target.with_suffix(".json")
     _pip(asked, "install", "--quiet", "--dry-run", "--report", str(report), *asked)
-    made = json.loads(report.read_text(encoding="utf-8"))["install"]
+    made = parse_json(read_data(report))["install"]
     needed = {canonicalize_name(each["metadata"]["name"]): each["metadata"]["version"] for each in made}
     every = [f"{name}=={version}" for name, version in (needed | dict(pins)).items()]
     _pip(every, "install", "--quiet", "--no-deps", "--no-compile", "--target", str(target), *every)

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from bench.errors import InfrastructureError, UsageError
-from bench.io import cache_folder
+from bench.io import cache_folder, make_folder
 from bench.records import git
 from bench.records.sessions import Kind
 from bench.workers import interrupts
@@ -67,7 +67,7 @@ def worktree(repository: Path, commit: str) -> Iterator[Path]:
     cannot do it.
     """
     home = cache_folder() / "worktrees"
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     with contextlib.ExitStack() as stack:
         with FileLock(home / ".lock"):
             for left_over in home.iterdir():

@@ -32,7 +32,7 @@ from bench.records.sessions import (
     counted_runs,
     load_sitting,
 )
-from bench.records.store import record_file_name, write_record
+from bench.records.store import clear_left_overs, record_file_name, write_record
 from bench.runner.sweep import MOST_RERUNS
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
@@ -120,6 +120,8 @@ class SessionLog:
 
         Raises where they are not what they were asked to be, or not what they were.
         """
+        for place in (self.folder / side / inside for side in SIDES for inside in ("", WARM_UP_FOLDER)):
+            clear_left_overs(place, self.folder.parent)
         changes: dict[str, object] = {}
         self.touched.opened(opened, earlier_runs=bool(self.session.runs))
         caveats = list(self.session.caveats)
@@ -192,8 +194,7 @@ class SessionLog:
     ) -> SittingRun:
         """Write a record and its place in the session."""
         folder = self.folder / side / (WARM_UP_FOLDER if purpose == "warm-up" else "")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_record(folder, record)
+        write_record(folder, record, under=self.folder.parent)
         run = SittingRun(
             cell=record.cell.id,
             side=side,

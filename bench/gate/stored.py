@@ -80,11 +80,12 @@ def accept_results(results: Path, baseline: BaselineFolder, *, reason: str, new_
     ]
     if not taken:
         raise UsageError(f"no run of {results} ended ok; a baseline has nothing to take from it")
-    if baseline.path.exists():
-        _require_new(found.runs, baseline)
-        if not new_level:
-            _require_alike(str(results), baseline)
-    return baseline.accept(taken, reason=reason, new_level=new_level)
+    with baseline.held():
+        if baseline.exists():
+            _require_new(found.runs, baseline)
+            if not new_level:
+                _require_alike(str(results), baseline)
+        return baseline.accept(taken, reason=reason, new_level=new_level)
 
 
 def _require_new(runs: Sequence[RunSummary], baseline: BaselineFolder) -> None:

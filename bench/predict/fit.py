@@ -4,7 +4,6 @@ Memory grows along each axis, so a search closes in from both sides; it ends wit
 predicted to fit and the next, predicted not to. All searches go on side by side, a round at a time.
 """
 
-import json
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bench.errors import UsageError
+from bench.io import parse_json, read_data
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.pool import (
     PRELOAD,
@@ -357,7 +357,7 @@ def _limits(model: ModelSpec) -> tuple[int, int]:
     config: dict[str, object] = {}
     if file is not None:
         try:
-            read = json.loads(file.read_text(encoding="utf-8"))
+            read = parse_json(read_data(file))
         except (OSError, ValueError) as error:
             raise UsageError(f"{file} cannot be read as JSON ({error})") from None
         config = read if isinstance(read, dict) else {}

@@ -1,10 +1,10 @@
 """What a cell would ask of its model that it has not, seen before anything is traced: positions, tokens."""
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench.io import parse_json, read_data
 from bench.predict.trace.trace import worst_batch
 from bench.records.predictions import Refusal
 from bench.records.readings import Caveat
@@ -61,7 +61,7 @@ def _folder(model: ModelSpec) -> Path | None:
 def _tokens_known(folder: Path) -> int:
     """Return how many ids a folder's tokenizer has, by its tokenizer.json; 0 where that cannot be read."""
     try:
-        read = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        read = parse_json(read_data(folder / "tokenizer.json"))
         words = read["model"]["vocab"]
         ids: list[int] = [*(words.values() if isinstance(words, dict) else range(len(words)))]
         return 1 + max([*ids, *(int(one["id"]) for one in read.get("added_tokens", ()))])

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
 
-from bench.io import whole_file
+from bench.io import kernel_text, whole_file
 from bench.records.messages import ReadingMade, Send
 from bench.records.readings import AllocatorSnapshot, Caveat, SnapshotMoment, TorchSettings
 from bench.records.records import DeviceFacts
@@ -130,10 +130,7 @@ def read_host_peak() -> int | None:
 
 def _status_bytes(field: str) -> int | None:
     """Return a field of /proc/self/status, which the kernel states in kB (1024 bytes)."""
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return None
+    lines = (kernel_text(_STATUS) or "").splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 

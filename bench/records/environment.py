@@ -10,6 +10,7 @@ import re
 from importlib import metadata
 from pathlib import Path
 
+from bench.io import kernel_text
 from bench.records.git import source_state
 from bench.records.records import Environment
 
@@ -56,7 +57,7 @@ def read_environment() -> Environment:
 
 def _cpu_model() -> str | None:
     """Return the processor's name, or on machines that give none its implementer and part number."""
-    lines = [line.partition(":") for line in (_read(Path("/proc/cpuinfo")) or "").splitlines()]
+    lines = [line.partition(":") for line in (kernel_text(Path("/proc/cpuinfo")) or "").splitlines()]
     fields = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # those of the first core
     if "model name" not in fields and "CPU part" in fields:
         return f"implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
@@ -92,19 +93,12 @@ def control_group_files(
     process's own group; groups that a container hides are left out.
     """
     texts = []
-    for line in (_read(own) or "").splitlines():
+    for line in (kernel_text(own) or "").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" or controller in controllers.split(","):
             mount = root if number == "0" else root / controller
             group = mount / path.lstrip("/")
             folders = [folder for folder in (group, *group.parents) if folder.is_relative_to(mount)]
-            texts += [text.strip() for folder in folders if (text := _read(folder / name)) is not None]
+            texts += [text.strip() for folder in folders if (text := kernel_text(folder / name)) is not None]
     return texts
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None

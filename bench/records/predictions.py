@@ -3,6 +3,7 @@
 A plan is written as JSON and read back to render pages, which follow from it: nothing is predicted here.
 """
 
+import contextlib
 import json
 import operator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from bench.io import read_json
+from bench.io import MAX_BYTES, open_data, read_json
 from bench.records.readings import Category, Caveat, Count, Positive, Stored, WeightsReached
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
@@ -278,10 +279,11 @@ class Plan(Stored):
 
 def is_plan(path: Path) -> bool:
     """Tell whether the first bytes of a plain file are those of a plan; a record has no such member."""
-    if path.suffix != ".json" or path.is_symlink() or not path.is_file():
+    if path.suffix != ".json":
         return False
-    with path.open("rb") as file:
+    with contextlib.suppress(OSError), open_data(path, MAX_BYTES, follow=False) as file:
         return b'"plan_version"' in file.read(200)
+    return False
 
 
 def read_plan(path: Path) -> Plan:

@@ -5,7 +5,7 @@ History of the format (``SCHEMA_VERSION``):
   ``ledger.timeline``, "contaminated" and bytes of a failed allocation were added later. Records without them
   are read as before, so the number stays.
 - 1 (2026-11-29): ``measurement.model.reach``, ``prediction.reach``, ``ledger.retained``, ``held`` of steps,
-  ``heap_start_bytes`` of phases.
+  ``heap_start_bytes`` of phases, ``sources`` of evaluations.
 """
 
 from abc import ABC
@@ -219,12 +219,15 @@ class EvaluationReading(Part, frozen=True):
     items: SharedItems
     truncated_items: Count
     duration_ns: Count
+    sources: tuple[Count, ...] = ()  # by item, the passage it asks about; () where none is shared
 
     def __post_init__(self) -> None:
         """Decode the questions with their answers: before training they are alike in all runs."""
         share(self, "items", _items)
         if self.truncated_items > len(self.items):
             raise ValueError(f"{self.truncated_items} of {len(self.items)} items truncated")
+        if len(self.sources) not in (0, len(self.items)):
+            raise ValueError(f"sources of {len(self.sources)} items, not of {len(self.items)}")
 
 
 class Measurement(Part, frozen=True, dict=True):

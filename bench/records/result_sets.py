@@ -5,7 +5,9 @@ A baseline is what was accepted as normal, when, and why; nothing of it is ever 
 sitting. It is meant to be committed. Nothing is judged here.
 """
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,8 +17,19 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from bench.errors import InfrastructureError, UsageError
-from bench.io import MAX_BYTES, read_json, read_plain_file, write_json
+from bench.errors import UsageError
+from bench.io import (
+    MAX_BYTES,
+    cannot_write,
+    locked,
+    make_folder,
+    read_json,
+    read_plain_file,
+    remove_left_overs,
+    whole_folder,
+    write_bytes,
+    write_json,
+)
 from bench.records.git import committed_files, said
 from bench.records.readings import Positive, Stored
 from bench.records.records import decode_record
@@ -164,10 +177,14 @@ class BaselineFolder:
             raise UsageError(f"{path} is a link; baselines are plain folders, so remove it")
         return path
 
+    def exists(self) -> bool:
+        """Tell whether it has a history, even one that cannot be read."""
+        return os.path.lexists(self.path / BASELINE_FILE)
+
     def read(self) -> Baseline:
         """Return its history. Raises ``UsageError`` where there is none."""
         file = self.path / BASELINE_FILE
-        if not file.exists():
+        if not self.exists():
             known = ", ".join(names_of_baselines(self.root)) or "none"
             raise UsageError(
                 f"there is no baseline {self.name} in {self.root} (there: {known}); "
@@ -197,6 +214,32 @@ class BaselineFolder:
                 )
             yield str(folder / name), content
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make its folder if need be, and keep everybody else from adding to it meanwhile.
+
+        Raises ``InfrastructureError`` where another does, or the folder cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._writing():
+                make_folder(self.path)
+                busy = f"another bench baseline accept is writing to {self.path}; wait for it"
+                stack.enter_context(locked(self.path, busy))
+                stack.callback(self._remove_if_empty)
+                remove_left_overs(self.path)
+            yield
+
+    def _remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):  # of what has a history, say
+            self.path.rmdir()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(str(self.path), error, "choose another place with --baselines") from None
+
     def accept(self, files: Sequence[Path], *, reason: str, new_level: bool) -> Accepted:
         """Add a sitting's records to the baseline, which is made if need be; return the new entry.
 
@@ -204,8 +247,7 @@ class BaselineFolder:
         """
         if not reason.strip():
             raise UsageError("a baseline changes for a reason; give it with --reason TEXT")
-        exists = (self.path / BASELINE_FILE).exists()
-        baseline = self.read() if exists else Baseline(name=self.name)
+        baseline = self.read() if self.exists() else Baseline(name=self.name)
         contents: dict[str, bytes] = {}
         for path in files:
             content = read_plain_file(path)
@@ -220,16 +262,9 @@ class BaselineFolder:
             revision=said(Path(), "rev-parse", "HEAD"),
             files={file: hashlib.sha256(content).hexdigest() for file, content in contents.items()},
         )
-        folder = self.path / entry.folder
-        try:
-            folder.mkdir(parents=True)
+        with self._writing(), whole_folder(self.path / entry.folder) as folder:
             for file, content in contents.items():
-                (folder / file).write_bytes(content)
-        except OSError as error:
-            raise InfrastructureError(
-                f"cannot write {folder} ({error.strerror}); remove what an earlier attempt may have left "
-                "there, or choose another place with --baselines"
-            ) from None
+                write_bytes(folder / file, content)
         # Last, so that what an interrupted attempt leaves behind is no part of the history.
         after = baseline.model_copy(update={"accepted": (*baseline.accepted, entry)})
         write_json(self.path / BASELINE_FILE, after)

@@ -45,6 +45,7 @@ class Answers(Struct, frozen=True):
     num_fewshot: int
     questions: Questions
     correct: bytes
+    sources: tuple[int, ...] = ()
 
     @property
     def items(self) -> list[EvaluationItem]:
@@ -134,6 +135,7 @@ def _answers(reading: EvaluationReading) -> Answers:
         num_fewshot=reading.num_fewshot,
         questions=questions,
         correct=correct,
+        sources=reading.sources,
     )
 
 

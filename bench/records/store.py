@@ -5,8 +5,6 @@ damaged is named while the others are still read.
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import re
 import shutil
@@ -14,10 +12,18 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bench.errors import InfrastructureError, UsageError
-from bench.io import cannot_write, read_plain_file, whole_file
+from bench.io import (
+    cannot_write,
+    locked,
+    make_folder,
+    parse_json,
+    read_plain_file,
+    remove_left_overs,
+    whole_file,
+)
 from bench.records.predictions import Plan, is_plan, read_plan
 from bench.records.records import SCHEMA_VERSION, Record, decode_record, encode_record
 from bench.records.run_summary import RunSummary
@@ -99,20 +105,10 @@ def open_folder(folder: Path) -> Iterator[OpenFolder]:
     """
     with contextlib.ExitStack() as stack:
         with _writing_to(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            lock = os.open(folder / LOCK_NAME, flags, 0o644)
-            stack.callback(os.close, lock)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InfrastructureError(
-                    f"another bench run is writing to {folder}; wait for it, or choose another folder with "
-                    "--results"
-                ) from None
-            for left_over in folder.glob(".*.tmp"):
-                with contextlib.suppress(IsADirectoryError):
-                    left_over.unlink(missing_ok=True)
+            make_folder(folder)
+            busy = f"another bench run is writing to {folder}; wait for it, or choose another with --results"
+            lock = stack.enter_context(locked(folder / LOCK_NAME, busy))
+            remove_left_overs(folder)
             free_bytes = shutil.disk_usage(folder).free
             if free_bytes < MIN_FREE_BYTES:
                 raise InfrastructureError(
@@ -125,6 +121,14 @@ def open_folder(folder: Path) -> Iterator[OpenFolder]:
         yield OpenFolder(path=folder, lock=lock)
 
 
+def clear_left_overs(folder: Path, under: Path) -> None:
+    """Remove what killed writers left in a folder, if it is there; refuse one below ``under`` by a link."""
+    if folder.is_dir():
+        with _writing_to(folder):
+            make_folder(folder, under)
+            remove_left_overs(folder)
+
+
 @contextlib.contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
     try:
@@ -134,15 +138,19 @@ def _writing_to(folder: Path) -> Iterator[None]:
         raise cannot_write(what, error, "choose a folder you may write to with --results") from error
 
 
-def write_record(folder: Path, record: Record) -> Path:
+def write_record(folder: Path, record: Record, under: Path = Path()) -> Path:
     """Write one record so that after a crash or a power cut it is there whole or not at all.
+
+    The folder is made if need be; none of its parts below ``under`` may be a link.
 
     A file of its name that was there before (damaged, say, or of a newer version) is kept as ``NAME.old``.
     Raises ``InfrastructureError`` when the disk is full or the folder cannot be written.
     """
     path = folder / record_file_name(record)
-    with _writing_to(folder), whole_file(path, keep_old=True) as file:
-        file.write(encode_record(record))
+    with _writing_to(folder):
+        make_folder(folder, under)
+        with whole_file(path, keep_old=True) as file:
+            file.write(encode_record(record))
     return path
 
 
@@ -215,10 +223,10 @@ def diagnose(content: bytes, path: str, error: ValueError) -> str:
     if not content.strip():
         return f"is empty; {advice}"
     try:
-        document: Any = json.loads(content.decode())
+        document = parse_json(content.decode())
     except UnicodeDecodeError:
         return f"is not UTF-8 text; {advice}"
-    except (ValueError, RecursionError):
+    except ValueError:
         return f"is cut off or not JSON; {advice}"
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version is None:

@@ -3,6 +3,7 @@
 Missing is NA, never 0. Statistics over runs are not made here.
 """
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -12,7 +13,8 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from bench.errors import InfrastructureError, UsageError
+from bench.errors import UsageError
+from bench.io import write_bytes
 from bench.metrics import METRICS
 from bench.records.derived_metrics import (
     WHEN,
@@ -91,11 +93,12 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
 
     Raises UsageError for another ending or a missing extra, InfrastructureError where it cannot be written.
     """
+    content = io.BytesIO()
     writers: dict[str, Callable[[], object]] = {
-        ".csv": lambda: inert(frame).to_csv(path, index=False),
-        ".parquet": lambda: frame.to_parquet(path, index=False),
-        ".tex": lambda: path.write_text(_latex(inert(frame)), encoding="utf-8"),
-        ".xlsx": lambda: inert(frame).to_excel(path, index=False),
+        ".csv": lambda: inert(frame).to_csv(content, index=False),
+        ".parquet": lambda: frame.to_parquet(content, index=False),
+        ".tex": lambda: content.write(_latex(inert(frame)).encode()),
+        ".xlsx": lambda: inert(frame).to_excel(content, index=False),
     }
     if path.suffix not in writers:
         raise UsageError(f"{path}: a table is written as {', '.join(writers)}; choose one of these endings")
@@ -105,10 +108,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         raise UsageError(
             f"{path}: needs {error.name}, which is not installed; run: pip install 'finetune-bench[xlsx]'"
         ) from None
-    except OSError as error:
-        raise InfrastructureError(
-            f"{path}: cannot write the table ({error.strerror}); choose another place"
-        ) from None
+    write_bytes(path, content.getvalue())
 
 
 def _latex(frame: pd.DataFrame) -> str:

@@ -1,10 +1,8 @@
 """What stands below a comparison: the tables of details.toml, and how each number was measured."""
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from itertools import repeat
 from operator import attrgetter
 from typing import Any, NamedTuple, get_args
@@ -28,6 +26,7 @@ from bench.report.text import (
     SMALL_MEBIBYTES,
     MemoryUnit,
     Table,
+    load_toml,
     operations,
     operator,
     p_value,
@@ -61,8 +60,7 @@ class _Section(Stored):
 
 @cache
 def _sections() -> tuple[_Section, ...]:
-    text = files("bench.report").joinpath("templates", "details.toml").read_text(encoding="utf-8")
-    return TypeAdapter(tuple[_Section, ...]).validate_python(tomllib.loads(text)["table"])
+    return TypeAdapter(tuple[_Section, ...]).validate_python(load_toml("details.toml")["table"])
 
 
 class _Line(NamedTuple):

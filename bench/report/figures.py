@@ -29,6 +29,7 @@ from bench.compare.series import (
     series_of_models,
 )
 from bench.errors import InfrastructureError, UsageError
+from bench.io import make_folder, write_bytes, write_text
 from bench.metrics import INSTRUMENT_NAMES
 from bench.records.predictions import Plan
 from bench.report.comparison_columns import memory_unit
@@ -94,13 +95,13 @@ def write_figures(figures: Sequence[Figure], folder: Path) -> Iterator[str]:
     """Write each figure as SVG and PNG; yield a line on each. Raises InfrastructureError if it cannot."""
     require_libraries()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for figure in figures:
             if figure.missing:
                 yield f"no figure {figure.name}: {figure.missing}"
                 continue
-            (folder / f"{figure.name}.svg").write_text(figure.svg(), encoding="utf-8")
-            (folder / f"{figure.name}.png").write_bytes(figure.png())
+            write_text(folder / f"{figure.name}.svg", figure.svg())
+            write_bytes(folder / f"{figure.name}.png", figure.png())
             yield f"wrote {folder / figure.name}.svg and .png"
     except OSError as error:
         why = f"cannot write figures ({error.strerror}); choose another place"

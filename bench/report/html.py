@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,6 +19,7 @@ from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.compare.plans import ModelFits, card_fits, plan_rows
 from bench.errors import counted
+from bench.io import own_text
 from bench.records.predictions import Plan
 from bench.report.columns import Grid, told_once
 from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
@@ -189,7 +189,7 @@ def _environment() -> Environment:
 
 @cache
 def _asset(name: str) -> str:
-    return files("bench.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return own_text("bench.report", "templates", name)
 
 
 def _digest(text: str) -> str:

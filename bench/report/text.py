@@ -2,13 +2,12 @@
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bench.io import own_toml
 from bench.metrics import GIB, MIB, Metric
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def texts(*subject: str) -> Mapping[str, str]:
 @cache
 def load_toml(name: str) -> dict[str, Any]:
     """Return one of our own files of texts or colours."""
-    return tomllib.loads(files("bench.report").joinpath("templates", name).read_text("utf-8"))
+    return own_toml("bench.report", "templates", name)
 
 
 def share(value: float | None, digits: int = 1) -> str:

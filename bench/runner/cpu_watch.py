@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+from bench.io import kernel_text
 from bench.records.derived_metrics import BUSY_MACHINE
 from bench.records.messages import Message, PhaseStarted, ReadingMade
 from bench.records.readings import Caveat
@@ -59,12 +60,12 @@ class CpuLoadWatch:
         return Findings(caveats=(Caveat(code=BUSY_MACHINE, message=message),))
 
     def _read(self) -> _CpuSeconds | None:
-        try:
-            lines = (self._proc / "stat").read_text(encoding="ascii").splitlines()
-            workers = [(self._proc / f"{pid}/stat").read_text(encoding="utf-8") for pid in self._worker_pids]
-        except (OSError, UnicodeDecodeError):
+        machine = kernel_text(self._proc / "stat")
+        workers = [kernel_text(self._proc / f"{pid}/stat") or "" for pid in self._worker_pids]
+        if machine is None or "" in workers:
             return None
-        ticks = {name: values.split() for name, _, values in (line.partition(" ") for line in lines)}
+        lines = (line.partition(" ") for line in machine.splitlines())
+        ticks = {name: values.split() for name, _, values in lines}
         busy = sum(int(ticks[f"cpu{cpu}"][field]) for cpu in self._cpus for field in _BUSY_FIELDS)
         fields = [field for text in workers for field in text.rpartition(")")[2].split()[_PROCESS_FIELDS]]
         own_s = sum(map(int, fields)) / TICKS_PER_S + sum(os.times()[:2])

@@ -6,18 +6,16 @@ nothing is run: which reading is the worker's own is tested by each run for itse
 
 import contextlib
 import os
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from importlib import metadata
-from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from bench.errors import UnavailableError, counted
-from bench.io import cache_folder
+from bench.io import cache_folder, own_toml
 from bench.metrics import GIB
 from bench.probes.nvml.device import GpuSample
 from bench.probes.nvml.library import Nvml, open_nvml
@@ -50,7 +48,7 @@ _READINGS = {
 }
 
 
-_TEXTS = tomllib.loads(files("bench.runner").joinpath("doctor.toml").read_text("utf-8"))
+_TEXTS = own_toml("bench.runner", "doctor.toml")
 
 
 @dataclass(frozen=True)

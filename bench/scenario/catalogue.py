@@ -6,10 +6,8 @@ architecture that its name contains.
 """
 
 import re
-import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
-from importlib.resources import files
 from itertools import combinations
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
@@ -17,6 +15,7 @@ from typing import Any, Self, TypeVar
 from pydantic import Field, model_validator
 
 from bench.errors import UsageError
+from bench.io import own_toml
 from bench.metrics import GIB, MIB
 from bench.scenario.cell import Cell, Problem
 from bench.scenario.diagnostics import perhaps
@@ -176,7 +175,7 @@ def cards() -> Mapping[str, Card]:
 
 
 def _catalogue(resource: str, make: Callable[..., _Entry]) -> Mapping[str, _Entry]:
-    tables = tomllib.loads((files("bench.scenario") / resource).read_text(encoding="utf-8"))
+    tables = own_toml("bench.scenario", resource)
     return MappingProxyType({name: make(name=name, **facts) for name, facts in tables.items()})
 
 

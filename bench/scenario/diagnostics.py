@@ -258,10 +258,10 @@ class _Scanner:
             case "assigned", _:
                 around = self._open[-1][0] if self._open else self._table
                 self._value = self._inside(around, self._parts(found["key"]))
-            case "mark", "[":
-                self._open.append((self._element(), 0))
-            case "mark", "{":
-                self._open.append((self._element(), -1))
+            case "mark", ("[" | "{") as mark:
+                if len(self._open) > MAX_DEPTH:
+                    raise NestingError(self.line)
+                self._open.append((self._element(), 0 if mark == "[" else -1))
             case "mark", ",":
                 if self._open and self._open[-1][1] >= 0:
                     self._open[-1] = self._open[-1][0], self._open[-1][1] + 1

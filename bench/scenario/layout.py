@@ -1,13 +1,12 @@
 """How a scenario file is laid out: its tables, which types their keys fill, and its JSON Schema."""
 
-import json
 from collections.abc import Callable, Collection
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from bench.io import own_text, parse_json
 from bench.scenario.catalogue import TASKS, architectures, wheels
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec, MetricGate
@@ -91,7 +90,7 @@ NAME: FieldInfo = ModelSpec.model_fields["name"]
 
 def json_schema() -> dict[str, Any]:
     """Return the schema (draft 2020-12): ``schema.json``, its tables filled from the types."""
-    schema: dict[str, Any] = json.loads((files("bench.scenario") / "schema.json").read_text("utf-8"))
+    schema: dict[str, Any] = parse_json(own_text("bench.scenario", "schema.json"))
     sections = {section: schema["properties"][section] for section in SECTIONS}
     for table, kinds in TABLES.items():
         fields: dict[str, Any] = {}

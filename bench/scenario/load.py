@@ -1,6 +1,7 @@
 """Loading a scenario: from a TOML file and those it extends to its cells, or to everything wrong with it."""
 
 import difflib
+import errno
 import fnmatch
 import re
 import tomllib
@@ -10,6 +11,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from bench.errors import ScenarioError, UsageError
+from bench.io import read_data
 from bench.scenario.cell import Cell
 from bench.scenario.diagnostics import (
     Location,
@@ -122,13 +124,12 @@ def _read_text(path: FilePath, asked_from: str) -> str:
         elif not path.is_file():
             wrong = "is not a regular file; name a scenario file (.toml)"
         else:
-            with path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                wrong = f"is larger than {MAX_BYTES:,} bytes, which no scenario needs; check the path"
+            content = read_data(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         wrong = f"cannot be read ({reason}); check the path"
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            wrong = f"is {reason}, which no scenario needs; check the path"
     if wrong:
         raise ScenarioError([f"{name} {wrong}."])
     try:

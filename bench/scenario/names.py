@@ -7,18 +7,16 @@ of a file is imported or run: tags are refused, and so are aliases, whose values
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError, first_line
-from bench.io import open_data
-from bench.scenario.diagnostics import shown
+from bench.io import own_toml, read_data
+from bench.scenario.diagnostics import MAX_DEPTH, shown
 
 _NOTHING: tuple[object, ...] = (None, False, "", "no", "none", 0)
 """How a setting that is off is written."""
@@ -65,7 +63,7 @@ class Source:
 
 @cache
 def _table() -> dict[str, Any]:
-    return tomllib.loads((files("bench.scenario") / "names.toml").read_text("utf-8"))
+    return own_toml("bench.scenario", "names.toml")
 
 
 @cache
@@ -206,8 +204,7 @@ def read_settings(path: Path) -> list[Setting]:
     text = _text_of(path)
     wrong = "give axolotl's or LLaMA-Factory's YAML, or TrainingArguments.to_json_string()"
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise UsageError(f"{path} uses aliases (*name), which are not followed; write their values out")
+        _require_plain(text, path)
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
@@ -220,7 +217,7 @@ def read_settings(path: Path) -> list[Setting]:
             settings[key] = Setting(
                 key=key, value=_plain(loader.construct_object(node, deep=True)), line=line
             )
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or first_line(error)
@@ -230,17 +227,24 @@ def read_settings(path: Path) -> list[Setting]:
     return list(settings.values())
 
 
+def _require_plain(text: str, path: Path) -> None:
+    """Raise for what YAML could multiply or take quadratic time over, before a value is made of it."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UsageError(f"{path} uses aliases (*name), which are not followed; write their values out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise RecursionError
+
+
 def _text_of(path: Path) -> str:
     if path.suffix in _PICKLES:
         raise UsageError(f"{path} would run code when read; save the arguments with to_json_string()")
     try:
-        with open_data(path) as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UsageError(
-                f"{path} is larger than {MAX_BYTES:,} bytes, which no settings are; check the path"
-            )
-        return content.decode("utf-8-sig")
+        return read_data(path, MAX_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:

@@ -4,7 +4,6 @@ Every key is either written, with the line that it comes from, or listed with th
 leaves to its trainer is written as its default, and what has to be invented is said to be.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from bench.errors import UsageError
-from bench.io import open_data
+from bench.io import parse_json, read_data
 from bench.scenario.diagnostics import Location, Path, Problems
 from bench.scenario.layout import METHODS, SECTIONS
 from bench.scenario.matrix import expand
@@ -193,10 +192,10 @@ def _registered_data(found: Translation, setting: Setting, folder: str) -> None:
     """Write the first data set that LLaMA-Factory's dataset_info.json names, if it can be read from here."""
     first, *others = str(setting.value).split(",")
     try:
-        with open_data(FilePath(folder) / "dataset_info.json") as file:
-            entry = json.loads(file.read(MAX_BYTES)).get(first.strip(), {})
+        known = parse_json(read_data(FilePath(folder) / "dataset_info.json", MAX_BYTES))
+        entry = known.get(first.strip(), {})
         place, hub = entry.get("file_name"), entry.get("hf_hub_url")
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError):
         place = hub = None
     if not isinstance(place, str) and not isinstance(hub, str):
         found.lose(f'no {folder}/dataset_info.json here has it; set source = "jsonl" and its path', setting)

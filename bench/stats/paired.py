@@ -1,10 +1,12 @@
 """Paired comparisons: two evaluations of the same questions (McNemar), methods over the same seeds (Dunnett).
 
-McNemar's test covers the questions, not training seeds; Dunnett's intervals say how far differences of means
+Questions about one passage stand or fall together, so they are tested as one (``swings``). McNemar's test
+covers the questions, not training seeds; Dunnett's intervals say how far differences of means
 may lie from what other seeds give, and nothing of other questions.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,20 +25,35 @@ SIGNIFICANT_P = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """How the answers to ``items`` common questions changed: ``gained`` wrong → right, ``lost`` the reverse.
+    """How the answers to ``items`` questions changed: ``gained`` wrong → right, ``lost`` the reverse.
 
-    ``unmatched`` questions were asked on one side only.
+    ``swings`` are lost less gained of each source (a passage, an article) that several questions ask about,
+    without those of 0; None where each question is its own. ``source_items`` is how many questions ask about
+    the source of a question, in the mean over questions.
     """
 
     items: int
-    unmatched: int
     gained: int
     lost: int
+    swings: tuple[int, ...] | None = None
+    source_items: float = 1.0
 
     @property
     def difference_share(self) -> float:
         """The change in accuracy, as a share of the common questions."""
         return (self.gained - self.lost) / self.items
+
+    @property
+    def squares(self) -> int:
+        """Return the sum of squares of the swings, of single questions the number of those that changed."""
+        return self.gained + self.lost if self.swings is None else sum(swing**2 for swing in self.swings)
+
+    def worse_p_value(self, sign: int = 1) -> float:
+        """Return the one-sided exact p-value of no drop, or with ``sign`` -1 of no rise."""
+        if self.swings is not None:
+            return swings_p_value([sign * swing for swing in self.swings])
+        worse, better = np.array([self.lost, self.gained], dtype=np.float64)[::sign]
+        return float(drop_p_value(worse, better))
 
     @property
     def p_value(self) -> float:
@@ -45,31 +62,60 @@ class Paired:
         Under no change the gained ones among those that changed follow a binomial distribution with p = 1/2
         (McNemar 1947, Psychometrika 12:153), which is symmetric, so it is twice the smaller tail.
         """
-        more, fewer = np.sort(np.array([self.gained, self.lost], dtype=np.float64))[::-1]
-        return min(1.0, 2 * float(drop_p_value(more, fewer)))
+        return min(1.0, 2 * min(self.worse_p_value(1), self.worse_p_value(-1)))
 
 
-def pair_items(first: Sequence[EvaluationItem], second: Sequence[EvaluationItem]) -> Paired:
+def pair_items(
+    first: Sequence[EvaluationItem], second: Sequence[EvaluationItem], sources: Sequence[int] = ()
+) -> Paired:
     """Join two evaluations on ``doc_id`` and test whether one answered more questions than the other.
 
-    Raises UsageError when a question's hash differs, when a question is there twice, or when the two have
-    none in common.
+    ``sources`` number what the questions of the first ask about; none where each is its own. Raises
+    UsageError unless both hold the same questions: on fewer, a side may leave out what it got wrong.
     """
     before, after = _by_id(first), _by_id(second)
     common = sorted(before.keys() & after.keys())
-    if not common:
-        raise UsageError("the two evaluations have no question in common; compare the same task and data")
+    unlike = {
+        "missing": len(before) - len(common),
+        "added": len(after) - len(common),
+        "changed": sum(before[doc_id].doc_hash != after[doc_id].doc_hash for doc_id in common),
+    }
+    if not common or any(unlike.values()):
+        counts = ", ".join(f"{number} {what}" for what, number in unlike.items() if number) or "none asked"
+        raise UsageError(
+            f"not the same questions: {counts} of {len(before)}; compare runs of one task, data and limit"
+        )
+    source_of = dict(zip((item.doc_id for item in first), sources, strict=True)) if sources else {}
+    asked, swings = Counter[int](), Counter[int]()
     gained = lost = 0
     for doc_id in common:
         old, new = before[doc_id], after[doc_id]
-        if old.doc_hash != new.doc_hash:
-            raise UsageError(
-                f"question {doc_id} is not the same in both evaluations (its hash differs); "
-                "compare runs of the same task, data and seed"
-            )
         if new.correct != old.correct:
             gained, lost = gained + new.correct, lost + old.correct
-    return Paired(items=len(common), unmatched=len(before.keys() ^ after.keys()), gained=gained, lost=lost)
+        if source_of:
+            asked[source_of[doc_id]] += 1
+            swings[source_of[doc_id]] += old.correct - new.correct
+    return Paired(
+        items=len(common),
+        gained=gained,
+        lost=lost,
+        swings=tuple(filter(None, swings.values())) if source_of else None,
+        source_items=sum(number**2 for number in asked.values()) / len(common) if source_of else 1.0,
+    )
+
+
+def swings_p_value(swings: Sequence[int]) -> float:
+    """Return the one-sided exact p-value of no drop, sources being as likely to swing up as down.
+
+    The sign-flip test (Fisher 1935, Design of Experiments, § 21): how often random signs add up to as much.
+    Where each source has one question it is McNemar's.
+    """
+    reach = sum(map(abs, swings))
+    chance = np.zeros(2 * reach + 1)
+    chance[reach] = 1.0
+    for size in map(abs, swings):
+        chance = (np.roll(chance, size) + np.roll(chance, -size)) / 2
+    return min(1.0, float(chance[reach + sum(swings) :].sum()))
 
 
 def drop_p_value(lost: Floats, gained: Floats) -> Floats:
@@ -82,14 +128,28 @@ def drop_p_value(lost: Floats, gained: Floats) -> Floats:
     return p_value
 
 
-def drop_bounds(lost: Floats, gained: Floats, items: Floats, alpha: float) -> tuple[Floats, Floats]:
+def drop_bounds(  # noqa: PLR0917 - counts of questions, and how they hang together
+    lost: Floats,
+    gained: Floats,
+    items: Floats,
+    alpha: float,
+    squares: Floats | None = None,
+    source_items: Floats | float = 1.0,
+) -> tuple[Floats, Floats]:
     """Return one-sided bounds of the drop as a share of the questions, each missed with about ``alpha``.
 
     The adjusted Wald interval of Bonett and Price 2012 (J. Educ. Behav. Stat. 37:479), which stays honest
-    with few questions and where none changed.
+    with few questions and where none changed. Of questions that share sources it adds a source each way, not
+    a question, counts swings (``Paired``), and takes Student's t of so many sources; it is never narrower.
     """
-    fall, rise = (lost + 1) / (items + 2), (gained + 1) / (items + 2)
-    width = ndtri(1 - alpha) * np.sqrt((fall + rise - (fall - rise) ** 2) / (items + 2))
+    added = np.broadcast_to(np.asarray(source_items, dtype=np.float64), items.shape)
+    squares = lost + gained if squares is None else squares
+    all_items = items + 2 * added
+    fall, rise = (lost + added) / all_items, (gained + added) / all_items
+    together = np.maximum((squares + 2 * added**2) / (lost + gained + 2 * added), 1.0)
+    degrees = np.maximum(items / added - 1, 1.0)
+    quantile = np.where(added > 1, stdtrit(degrees, 1 - alpha), ndtri(1 - alpha))
+    width = quantile * np.sqrt(together * (fall + rise - (fall - rise) ** 2) / all_items)
     return fall - rise - width, fall - rise + width
 
 
@@ -102,13 +162,15 @@ def decide_drop(
     alpha: float,
     minimum_drop: float,
     tolerance: Floats | float,
+    squares: Floats | None = None,
+    source_items: Floats | float = 1.0,
 ) -> Floats:
     """Return the place in ``sequential.DECISIONS`` of each pair of evaluations.
 
     A *regression* needs an adjusted p-value of at most alpha and a drop of at least ``minimum_drop``, a
     *pass* an upper bound below ``tolerance``: too few questions are undecided, not passed.
     """
-    _, upper = drop_bounds(lost, gained, items, alpha)
+    _, upper = drop_bounds(lost, gained, items, alpha, squares, source_items)
     worse = (family_p_values <= alpha) & (lost - gained >= minimum_drop * items)
     return np.select([worse, upper < tolerance], [REGRESSION, PASS], UNDECIDED)
 

@@ -1,4 +1,4 @@
-"""What a comparison can find: the smallest slowdown at a number of repeats, and the reverse.
+"""What a comparison can find: the smallest slowdown at so many repeats, the reverse, drops of accuracy.
 
 From quantiles, for planning; what was found in a comparison is in its confidence interval.
 """
@@ -6,13 +6,18 @@ From quantiles, for planning; what was found in a comparison is in its confidenc
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import lru_cache
 
-from scipy.special import stdtrit
+import numpy as np
+from scipy.special import bdtrik, betainc, gammaln, stdtrit, xlogy
 
+from bench.errors import counted
 from bench.records.sessions import Calibration
 from bench.scenario.gate import GateSpec
 from bench.stats.noise import MOST_PRIOR_DEGREES, Noise, noise_of
+from bench.stats.paired import Paired
 from bench.stats.sequential import MetricPolicy, Rule, policies, rule_of
+from bench.stats.trend import Floats
 
 MOST_REPEATS = 100
 
@@ -47,6 +52,45 @@ def repeats_needed(
     repeats = range(2, MOST_REPEATS + 1)
     place = bisect_left(repeats, x=True, key=enough)
     return repeats[place] if place < len(repeats) else None
+
+
+@lru_cache(maxsize=100)
+def _least_significant(items: int, alpha: float) -> Floats:
+    """Return how many of none, one, two, … changed answers must be lost for McNemar's test to reject."""
+    found: Floats = np.ceil(bdtrik(1 - alpha, np.arange(items + 1, dtype=np.float64), 0.5)) + 1
+    return np.where(np.isnan(found), 1.0, found)
+
+
+@lru_cache(maxsize=1000)
+def smallest_drop_found(items: int, churn: int, alpha: float, minimum_drop: float) -> float | None:
+    """Return the least drop, as a share, that McNemar's test finds with 95 %; None where there is none.
+
+    ``churn`` answers change without one, as many for the better as for the worse. Sums over how many change
+    (binomial) and how many of these are lost; a regression needs both alpha and ``minimum_drop``.
+    """
+    changed = np.arange(items + 1, dtype=np.float64)
+    least = np.maximum(_least_significant(items, alpha), np.ceil((changed + minimum_drop * items) / 2))
+
+    def found(drop: int) -> bool:
+        share = min(1.0, (churn + drop) / items)
+        lost_share = min(1.0, (churn / 2 + drop) / (share * items))
+        logs = gammaln(items + 1) - gammaln(changed + 1) - gammaln(items - changed + 1)
+        logs += xlogy(changed, share) + xlogy(items - changed, 1 - share)
+        tail = betainc(least, np.maximum(changed - least, 0) + 1, lost_share)  # as in drop_p_value
+        chance = np.where(least <= changed, tail, 0.0)
+        return float((np.exp(logs) * chance).sum()) >= 0.95  # noqa: PLR2004 - as said above
+
+    place = bisect_left(range(1, items + 1), x=True, key=found)
+    return None if place == items else (place + 1) / items
+
+
+def power_of(paired: Paired, gate: GateSpec, tests: int) -> str:
+    """Say what so many questions find; of several about one source, as many as there are sources."""
+    independent = max(1, int(paired.items / paired.source_items))
+    churn = math.ceil(2 * min(paired.lost, paired.gained) / paired.source_items)
+    least = smallest_drop_found(independent, churn, gate.alpha / tests, gate.minimum_drop)
+    asked = "they" if paired.swings is None else f"their {counted(independent, 'source')}"
+    return f"{asked} find {'no drop' if least is None else f'a drop of {least:.1%}'} with 95 %"
 
 
 @dataclass(frozen=True, kw_only=True)

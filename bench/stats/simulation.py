@@ -6,17 +6,15 @@ machines and the promises are in ``simulation.toml``.
 
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.io import read_json
+from bench.io import own_toml, read_json
 from bench.records.readings import Positive, Stored
 from bench.stats.noise import FEWEST_RUNS, FEWEST_SESSIONS, against_sessions
 from bench.stats.paired import decide_drop, drop_p_value
@@ -100,7 +98,7 @@ class AccuracyCase:
     tests: int = 1
 
 
-_FILE = tomllib.loads(files("bench.stats").joinpath("simulation.toml").read_text(encoding="utf-8"))
+_FILE = own_toml("bench.stats", "simulation.toml")
 PROMISES: Mapping[str, Bounds] = _FILE["promises"]
 
 

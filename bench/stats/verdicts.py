@@ -23,7 +23,7 @@ from bench.records.verdicts import (
 from bench.scenario.gate import GateSpec
 from bench.stats.noise import Noise
 from bench.stats.paired import Paired, decide_drop, drop_bounds, drop_p_value
-from bench.stats.power import MOST_REPEATS, repeats_needed
+from bench.stats.power import MOST_REPEATS, power_of, repeats_needed
 from bench.stats.sequential import DECISIONS, UNDECIDED, Decided, MetricPolicy, Rule
 from bench.stats.trend import Floats
 
@@ -261,24 +261,33 @@ class AccuracyChange:
     paired: Paired | None
     why_not: str | None = None
 
+    @property
+    def sign(self) -> int:
+        """1 where an answer that was lost is for the worse, -1 where it is for the better."""
+        return -1 if self.policy.direction == "lower" else 1
 
-def _counts(found: Sequence[AccuracyChange]) -> tuple[Floats, Floats, Floats]:
-    """Return how many answers became worse, how many better, and of how many; of those that are paired."""
+
+def _counts(found: Sequence[AccuracyChange]) -> Floats:
+    """Return how many answers became worse, how many better, of how many, and how these hang together.
+
+    A row for each of ``drop_bounds``' counts, a column for each change that is paired.
+    """
     counts = [
-        (paired.gained, paired.lost, paired.items)
-        if one.policy.direction == "lower"
-        else (paired.lost, paired.gained, paired.items)
+        (*(paired.lost, paired.gained)[:: one.sign], paired.items, paired.squares, paired.source_items)
         for one in found
         if (paired := one.paired) is not None
     ]
-    worse, better, items = np.array(counts, dtype=np.float64).reshape(-1, 3).T
-    return worse, better, items
+    return np.array(counts, dtype=np.float64).reshape(-1, 5).T
 
 
 def accuracy_p_values(found: Sequence[AccuracyChange]) -> Floats:
     """Return the p-value of each change being none for the worse, for those that are paired, in order."""
-    worse, better, _ = _counts(found)
-    return drop_p_value(worse, better)
+    worse, better, *_ = _counts(found)
+    p_values = drop_p_value(worse, better)
+    for place, one in enumerate(one for one in found if one.paired):
+        if one.paired and one.paired.swings is not None:
+            p_values[place] = one.paired.worse_p_value(one.sign)
+    return p_values
 
 
 def judge_accuracy(
@@ -288,7 +297,8 @@ def judge_accuracy(
 
     It covers these questions and these two trained models, not the method: that takes several seeds.
     """
-    worse, better, items = _counts(found)
+    worse, better, items, squares, source_items = _counts(found)
+    together = {"squares": squares, "source_items": source_items}
     decisions = decide_drop(
         worse,
         better,
@@ -297,14 +307,21 @@ def judge_accuracy(
         alpha=gate.alpha,
         minimum_drop=gate.minimum_drop,
         tolerance=np.array([one.policy.tolerance for one in found if one.paired is not None]),
+        **together,
     )
-    low, high = drop_bounds(worse, better, items, gate.alpha)
+    low, high = np.clip(drop_bounds(worse, better, items, gate.alpha, **together), -1, 1)
     columns = (decisions, low, high, family_p_values, worse.astype(int), better.astype(int))
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return tuple(_accuracy(one, next(rows) if one.paired else None) for one in found)
+    return tuple(_accuracy(one, next(rows) if one.paired else None, gate, tests=len(items)) for one in found)
 
 
-def _accuracy(one: AccuracyChange, row: tuple[int, float, float, float, int, int] | None) -> MetricVerdict:
+def _accuracy(
+    one: AccuracyChange,
+    row: tuple[int, float, float, float, int, int] | None,
+    gate: GateSpec,
+    *,
+    tests: int,
+) -> MetricVerdict:
     """Return the verdict on one change: decision, bounds of the drop, p-value, answers worse and better."""
     known = {"task": one.task, "baseline": one.baseline, "candidate": one.candidate, "interval": "questions"}
     policy, paired = one.policy, one.paired
@@ -312,14 +329,9 @@ def _accuracy(one: AccuracyChange, row: tuple[int, float, float, float, int, int
         return policy.verdict(one.cell, "not comparable", one.why_not or "", **known)
     decision, low, high, p_value, worse, better = row
     verdict = DECISIONS[decision]
-    reason = f"{worse} of {paired.items} questions lost, {better} gained"
+    reason = f"{worse} of {paired.items} questions lost, {better} gained; {power_of(paired, gate, tests)}"
     if verdict == "inconclusive":
         reason += f"; too few to rule out a drop of {policy.tolerance:.1%}, evaluate more questions"
-    if paired.unmatched:
-        # A side that leaves out what it got wrong looks perfect on what is left.
-        verdict = "inconclusive" if verdict == "pass" else verdict
-        unmatched = counted(paired.unmatched, "question")
-        reason += f"; {unmatched} on one side only: evaluate the same questions on both"
     interval = (low, high) if policy.direction == "lower" else (-high, -low)
     return policy.verdict(
         one.cell,

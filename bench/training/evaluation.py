@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from bench.errors import UnavailableError, UsageError, first_line
+from bench.io import read_data
 from bench.records.readings import Caveat
 from bench.records.records import EvaluationItem, EvaluationReading
 from bench.scenario.types import DataSpec, EvaluationSpec
@@ -29,6 +30,9 @@ from bench.training.rows.tasks import held_out_task, mmlu_task
 
 # Per-item metrics that are 0 or 1, the first that a task has is used.
 _METRICS = ("acc", "exact_match", "em", "pass@1", "prompt_level_strict_acc")
+_SOURCE_FIELDS = ("passage", "context", "article", "story", "paragraph", "support", "abstract")
+"""What several questions may ask about, as tasks of lm-eval 0.4.13 call it (doc_to_text): boolq and drop,
+xquad and logiqa, race, coqa, multirc, sciq, qasper."""
 _FEWSHOT_SEED = 1234  # lm-eval's own default
 _DEFAULT_NEW_TOKENS = 256  # HFLM.max_gen_toks, which shortens the room for a prompt
 
@@ -135,8 +139,23 @@ def _judged(language_model: Any, task: str, samples: list[dict[str, Any]]) -> di
             )
             for sample in kept
         ),
+        "sources": _sources(kept),
         "truncated_items": sum(_is_truncated(language_model, sample) for sample in kept),
     }
+
+
+def _sources(samples: list[dict[str, Any]]) -> tuple[int, ...]:
+    """Return a number for what each question asks about, by its text; nothing where no two share it."""
+    numbers: dict[object, int] = {}
+    for field in _SOURCE_FIELDS:
+        texts = [sample["doc"].get(field) for sample in samples]
+        if all(isinstance(text, str) for text in texts):
+            found = tuple(
+                numbers.setdefault(text.strip() or ("", place), len(numbers))
+                for place, text in enumerate(texts)
+            )
+            return found if len(numbers) < len(found) else ()
+    return ()
 
 
 def _is_truncated(language_model: Any, sample: dict[str, Any]) -> bool:
@@ -228,7 +247,7 @@ def find_task_file(name: str) -> Path | None:
     )
     folder = Path(str(files("lm_eval"))) / "tasks"
     candidates = sorted(folder.rglob("*.yaml"), key=Path.as_posix)  # lm-eval's order: the first one counts
-    return next((path for path in candidates if line.search(path.read_bytes())), None)
+    return next((path for path in candidates if line.search(read_data(path))), None)
 
 
 @cache

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.errors import BenchError, UnavailableError
+from bench.io import kernel_text
 from bench.metrics import GIB
 from bench.records import messages
 from bench.records.messages import Finished, Heartbeat, Job, Message, Send
@@ -159,7 +160,7 @@ def _memory_limit(host_memory_gib: float | None) -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    found = re.search(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
+    found = re.search(r"^VmData:\s+(\d+) kB$", kernel_text(Path("/proc/self/status")) or "", re.MULTILINE)
     if found is None:
         raise OSError("/proc/self/status has no VmData; host_memory_gib cannot be enforced on this kernel")
     limit = int(found[1]) * 1024 + round(host_memory_gib * GIB)

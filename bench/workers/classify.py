@@ -1,11 +1,11 @@
 """Why a worker ended: out of memory, not possible here, an exception, a signal. Knows texts, not torch."""
 
-import contextlib
 import re
 import signal
 from pathlib import Path
 
 from bench.errors import BenchError, UnavailableError
+from bench.io import kernel_text
 from bench.metrics import GIB, MIB
 from bench.records.environment import control_group_files
 from bench.records.messages import Failed
@@ -222,7 +222,6 @@ def count_oom_kills() -> int | None:
         *control_group_files("memory", "memory.events")[:1],
         *control_group_files("memory", "memory.oom_control")[:1],
     ]
-    with contextlib.suppress(OSError):
-        texts.append(Path("/proc/vmstat").read_text(encoding="ascii"))
+    texts.append(kernel_text(Path("/proc/vmstat")) or "")
     counts = (re.search(r"^oom_kill (\d+)$", text, flags=re.MULTILINE) for text in texts)
     return next((int(found[1]) for found in counts if found), None)

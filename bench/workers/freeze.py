@@ -7,5 +7,8 @@ its companions imported that cost each worker 0.6 s at its start; frozen objects
 
 import gc
 
+from bench.workers.orphan import release
+
 gc.collect()
 gc.freeze()
+release()

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Literal
 
 from bench.errors import InfrastructureError
+from bench.io import kernel_text
 from bench.records.messages import Job
-from bench.workers import child, interrupts
+from bench.workers import PARENT_VARIABLE, child, interrupts
 
 # Imported once by the server that workers are forked from, so that these start at once.
 _HEAVY = (
@@ -34,7 +35,7 @@ _HEAVY = (
     "bench.training.jobs",
     "bench.training.window",
 )
-PRELOAD = (*_HEAVY, "bench.workers.child", "bench.workers.freeze")
+PRELOAD = (*_HEAVY, "bench.workers.child")
 CHECK_INSTALLATION = f"check the installation with: python -c 'import {', '.join(_HEAVY)}'"
 READ_BYTES = 65536
 TAIL_BYTES = 65536
@@ -185,7 +186,7 @@ class Launcher:
             os.environ.setdefault(name, value)
         self._work = work
         self._server_log = os.memfd_create("worker server")  # open as long as the server, so to the end
-        forkserver.set_forkserver_preload(list(preload))
+        forkserver.set_forkserver_preload(["bench.workers.orphan", *preload, "bench.workers.freeze"])
 
     def start(self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None) -> Sequence[Worker]:
         """Start a worker for each rank, in order of rank; ``host_memory_gib`` limits each of them.
@@ -241,6 +242,7 @@ class Launcher:
                 stack.callback(os.close, copy)
                 stack.callback(os.dup2, copy, descriptor)
                 os.dup2(self._server_log, descriptor)
+            os.environ[PARENT_VARIABLE] = str(os.getpid())
             forkserver.ensure_running()
 
 
@@ -252,11 +254,9 @@ def printed_last(log: int) -> str:
 
 def _parent_pid(pid: int) -> int | None:
     """Return the parent's process number from /proc/<pid>/stat; None when the process is gone."""
-    try:
-        # The second field, the command's name, is in parentheses and may hold anything.
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-    except OSError:
-        return None
+    told = kernel_text(Path(f"/proc/{pid}/stat"))
+    # The second field, the command's name, is in parentheses and may hold anything.
+    return int(told.rpartition(")")[2].split()[1]) if told else None
 
 
 def holds_file_open(pid: int | None, path: str, *, writing: bool = False) -> bool:

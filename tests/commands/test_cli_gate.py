@@ -170,5 +170,5 @@ def test_the_self_check_prints_its_rates_and_fails_where_a_promise_is_broken(
         bound=0.01,
     )
     monkeypatch.setattr(simulation, "self_check", lambda _replications: iter([broken]))
-    assert 1 == bench(monkeypatch, "gate", "--self-check")
+    assert 4 == bench(monkeypatch, "gate", "--self-check")
     assert "NO" in capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -84,6 +86,54 @@ def test_killed_at_random_instants_a_sweep_loses_repeats_and_tears_nothing(
     assert kills_with_records > 0
 
 
+SLOW_IMPORT = """
+import os
+os.environ["REPLAY_PRELOAD"] = "slow_import"
+os.environ["PYTHONPATH"] += os.pathsep + os.getcwd()
+"""
+SPAWNED = """
+from bench.workers.launch import Launcher
+Launcher.start_method = "spawn"
+"""
+
+
+@pytest.mark.parametrize("how", ["server", "spawned"])
+def test_killed_while_workers_import_it_leaves_none(tmp_path: Path, start: Start, how: str) -> None:
+    """The server that imports for all of them, and one that imports for itself, are gone within seconds."""
+    (tmp_path / "slow_import.py").write_text("import time\nopen('importing', 'w').close()\ntime.sleep(90)\n")
+    write(tmp_path, scenario("stuck"))
+    running = start(tmp_path, "run", "s.toml", prelude=SLOW_IMPORT if how == "server" else SPAWNED)
+    deadline_s = time.monotonic() + 60
+    while len(running.processes()) < 3 and not (tmp_path / "importing").exists():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    running.kill()
+    running.communicate()
+    assert running.leaves_no_process()
+
+
+def test_the_server_outlives_the_thread_that_started_it() -> None:
+    """What ends it with its parent while it imports is taken back: threads of a program come and go."""
+    code = (
+        f"import sys, threading; sys.path.insert(0, {str(Path(__file__).parents[1] / 'support')!r})\n"
+        "from replay_worker import make_job, replay\n"
+        "from bench.scenario.types import LimitsSpec\n"
+        "from bench.workers.launch import Launcher\n"
+        "from bench.workers.supervise import RunningJob\n"
+        "from multiprocessing.forkserver import _forkserver\n"
+        "launcher = Launcher(work=replay, preload=['bench.workers.child'])\n"
+        "work = lambda: print(RunningJob(make_job('ok'), launcher, LimitsSpec()).to_end().outcome)\n"
+        "for _ in range(2):\n"
+        "    thread = threading.Thread(target=work)\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "    print(_forkserver._forkserver_pid)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+    first, pid, second, same = said.split()
+    assert (first, second, pid) == ("ok", "ok", same)
+
+
 MOMENTS = [
     ("importing the libraries", signal.SIGINT),
     ("predicting memory", signal.SIGTERM),
@@ -164,7 +214,7 @@ def test_the_second_of_two_runs_on_one_folder_is_refused_and_harms_nothing(
     first = start(tmp_path, "run", "s.toml")
     first.wait_for("tiny/stuck-r8/b1-s512-seed=0 run 1: steady")
     second = start(tmp_path, "run", "s.toml")
-    said = "another bench run is writing to results/s; wait for it, or choose another folder with --results"
+    said = "another bench run is writing to results/s; wait for it, or choose another with --results"
     assert second.finish() == (4, f"bench: {said}\n")
     first.send_signal(signal.SIGINT)
     assert first.finish() == (130, INTERRUPTED)

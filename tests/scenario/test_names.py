@@ -273,8 +273,11 @@ BOMB = "base_model: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
         ("- a\n- b\n", "holds no settings by name"),
         ("a: [1\n", "is not plain YAML"),
         ("base_model: " + "[" * 5000 + "]" * 5000, "is nested too deeply"),
+        ("base_model: " + "[" * 200_000, "is nested too deeply"),  # the scanner alone takes minutes over it
+        ("lr: " + "9" * 5000, "is not plain YAML or JSON .Exceeds the limit"),
+        ("since: 2026-99-99", "is not plain YAML or JSON .month must be in"),
         ("color: red\n", "has no key that is known of axolotl, LLaMA-Factory"),
-        ("x" * 300_000, "is larger than"),
+        ("x" * 300_000, "larger than 262,144 bytes"),
         ("", "holds no settings"),
     ],
 )  # fmt: skip

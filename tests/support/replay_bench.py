@@ -71,9 +71,9 @@ class ReplayBench(subprocess.Popen[str]):
         """Wait for its end; what it says fits into the pipes."""
         self.wait(60)
 
-    def finish(self) -> tuple[int, str]:
+    def finish(self, timeout_s: float = 60) -> tuple[int, str]:
         """Wait for its end; return its exit code and what it said on stderr."""
-        _, said = self.communicate(timeout=60)
+        _, said = self.communicate(timeout=timeout_s)
         return self.returncode, said
 
     def processes(self) -> list[int]:
@@ -89,7 +89,7 @@ class ReplayBench(subprocess.Popen[str]):
 
     def leaves_no_process(self) -> bool:
         """Tell whether all of them are gone within some seconds."""
-        deadline_s = time.monotonic() + 15
+        deadline_s = time.monotonic() + 10
         while self.processes():
             if time.monotonic() > deadline_s:
                 return False
@@ -104,6 +104,7 @@ def main() -> None:
     from bench.workers.launch import Launcher
     from replay_worker import replay
 
-    replaying = functools.partial(Launcher, work=replay, preload=["bench.workers.child"])
+    preload = ["bench.workers.child", *filter(None, [os.environ.get("REPLAY_PRELOAD")])]
+    replaying = functools.partial(Launcher, work=replay, preload=preload)
     sweep.__dict__["Launcher"] = replaying  # the one way in: the command makes its own
     cli.main()

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import numba
 
-from bench.io import cache_folder
+from bench.io import cache_folder, read_data
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -40,5 +40,5 @@ def _folder() -> str:
     numba by itself would look at the file of the entry only, and miss a change in what that calls or in
     the constants that are compiled in.
     """
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    sources = b"".join(read_data(path) for path in sorted(Path(__file__).parent.glob("*.py")))
     return str(cache_folder() / "compiled" / hashlib.sha256(sources).hexdigest()[:16])

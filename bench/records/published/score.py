@@ -11,7 +11,7 @@ from statistics import fmean, median, quantiles
 
 from pydantic import Field
 
-from bench.io import read_json, write_text
+from bench.io import read_json, write_json
 from bench.records.predictions import Prediction, Refusal, Speed
 from bench.records.published import Measured, MeasuredSpeed, Row, Source
 from bench.records.readings import Caveat, Count, Stored
@@ -336,8 +336,7 @@ def loops_beside(rows: Iterable[ScoredRow]) -> tuple[LoopsBeside, ...]:
 
 def write_validation(validation: Validation, path: Path) -> None:
     """Write the file, folders included. Raises ``InfrastructureError`` where it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, validation.model_dump_json(indent=1, exclude_defaults=True) + "\n")
+    write_json(path, validation, exclude_defaults=True)
 
 
 def read_validation(path: Path) -> Validation:

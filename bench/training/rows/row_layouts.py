@@ -5,12 +5,12 @@ wrong, ``LeftOutError`` why one cannot be trained on here, such as one with an i
 holds.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from bench.io import parse_json
 from bench.scenario.types import RowFormat
 from bench.training.rows.json_rows import kind_of
 
@@ -140,8 +140,8 @@ def _tools(value: object) -> list[Any] | None:
     """Return the descriptions of tools, which some data sets hold as JSON in text."""
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except ValueError:
             raise WrongRowError("tools is text that is not JSON") from None
     if value and not isinstance(value, list):
         raise WrongRowError(f"tools is {kind_of(value)}, not a list")
@@ -188,8 +188,8 @@ def _turn(turn: object, where: str) -> dict[str, Any]:
 def _parsed(value: object) -> object:
     """Return what JSON in text holds: templates write arguments as JSON themselves."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
+        return parse_json(value) if isinstance(value, str) else value
+    except ValueError:
         return value
 
 

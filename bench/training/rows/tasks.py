@@ -6,18 +6,17 @@ configurations, without YAML, download or cache. No torch and no tokenizer here.
 """
 
 import hashlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from itertools import islice
 from operator import itemgetter
 from random import Random
 from typing import Any, Literal, TypeVar
 
 from bench.errors import InfrastructureError, UsageError
+from bench.io import own_text, parse_json
 from bench.scenario.types import DataSpec, TaskData
 
 Difficulty = Literal["easy", "hard"]
@@ -37,7 +36,7 @@ _MMLU_QUESTION = re.compile(
 _FEWSHOT_ITEMS = 64  # as many as a scenario may ask for
 
 # Common English nouns and adjectives of three to nine letters; their order decides what is drawn.
-WORDS = tuple(files("bench.training.rows").joinpath("words.txt").read_text(encoding="ascii").split())
+WORDS = tuple(own_text("bench.training.rows", "words.txt").split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +233,7 @@ def _multiple_choice(
 def mmlu_questions() -> list[dict[str, Any]]:
     """Parse the questions from the installed lm-eval; raises ``InfrastructureError`` if they are not 281."""
     try:
-        subjects = json.loads(files("lm_eval").joinpath(_MMLU_FILE).read_text(encoding="utf-8"))
+        subjects = parse_json(own_text("lm_eval", _MMLU_FILE))
     except (OSError, ValueError) as error:
         raise InfrastructureError(
             f"The installed lm-eval does not carry {_MMLU_FILE}; install lm-eval 0.4.13 or drop mmlu-281."
