@@ -5,7 +5,7 @@ parameters, FLOPs and saved bytes are exact. Reserved memory also depends on the
 allocate and free, so that it is judged only where the bands of the two sides do not meet.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +45,9 @@ def judge_predictions(folder: Path) -> Verdicts:
     session = read_json(folder / SITTING_FILE, Sitting, "a sitting", "run bench gate --predict again")
     base, candidate = (read_plan(folder / PLAN_FILES[side]) for side in SIDES)
     sides = session.base, session.candidate
-    return judge_plans(base, candidate, session.gate or GateSpec(), sides=sides, caveats=session.caveats)
+    verdicts = judge_plans(base, candidate, session.gate or GateSpec(), sides=sides, caveats=session.caveats)
+    verdict = "inconclusive" if verdicts.void else verdicts.verdict
+    return verdicts.model_copy(update={"judge": session.judge, "verdict": verdict})
 
 
 def compare_plans(baseline: Path, candidate: Path, gate: GateSpec) -> Verdicts:
@@ -92,12 +94,27 @@ def judge_plans(
         scenarios=tuple(dict.fromkeys([baseline.scenario, candidate.scenario])),
         verdict=overall(verdicts),
         alpha=0.0,
-        baseline=ComparedSide(given=sides[0].name, runs=len(before), environment=shared(known[0])),
-        candidate=ComparedSide(given=sides[1].name, runs=len(after), environment=shared(known[1])),
+        baseline=ComparedSide(
+            given=sides[0].name,
+            runs=len(before),
+            understood=sides[0].understood,
+            environment=shared(known[0]),
+        ),
+        candidate=ComparedSide(
+            given=sides[1].name, runs=len(after), understood=sides[1].understood, environment=shared(known[1])
+        ),
         differences=tuple(changed(*known)),
         judgements=tuple(verdicts),
+        unseen=tuple(_unseen(rules, verdicts)),
         caveats=(*caveats, *blind_spots([*before.values(), *after.values()])),
     )
+
+
+def _unseen(rules: Mapping[str, MetricPolicy], verdicts: Iterable[MetricVerdict]) -> Iterator[str]:
+    """Yield for each exact metric that was gated what a change for the worse must come to."""
+    for name in dict.fromkeys(one.metric for one in verdicts if one.gated and one.kind == "deterministic"):
+        if least := rules[name].tolerance:
+            yield f"{name}: less than {least:,.0f} {rules[name].metric.unit}"
 
 
 def _placed(plan: Plan) -> dict[_Place, PlannedCell]:

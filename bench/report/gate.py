@@ -70,7 +70,8 @@ def headline(verdicts: Verdicts) -> str:
 def opening(verdicts: Verdicts) -> str:
     """Return in one line of plain text what was compared, whose code, where, and what could not be seen."""
     sides = (verdicts.baseline, verdicts.candidate)
-    before, after = (f"{side.understood or side.given} ({counted(side.runs, 'run')})" for side in sides)
+    noun = _noun(verdicts)
+    before, after = (f"{side.understood or side.given} ({counted(side.runs, noun)})" for side in sides)
     itself = any(caveat.code == JUDGED_BY_ITSELF for caveat in verdicts.caveats)
     who = "bench judged by itself" if itself else f"measured by {verdicts.judge}" if verdicts.judge else ""
     there = verdicts.candidate.environment
@@ -78,9 +79,16 @@ def opening(verdicts: Verdicts) -> str:
         there[name] for name in ("machine.cpu_model", "device.cuda_name", "gpu.name") if there.get(name)
     ]
     on = f"on {', '.join(machine)}" if machine else "on a machine that is not named"
+    if verdicts.design == "two plans":
+        unseen = "; ".join((*verdicts.unseen, "what the caveats say"))
+        return plain(f"Compared: {before} against {after}; {who or 'predicted'}. Not seen: {unseen}.")
     unseen = "; ".join(verdicts.unseen) or "any change: nothing that is gated was measured on both sides"
     missed = f"Would not have been seen (with 95 %): {unseen}."
     return plain(f"Compared: {before} against {after}; {', '.join(filter(None, (who, on)))}. {missed}")
+
+
+def _noun(verdicts: Verdicts) -> str:
+    return "prediction" if verdicts.design == "two plans" else "run"
 
 
 def subject(judged: MetricVerdict) -> str:
@@ -180,7 +188,7 @@ def _page(verdicts: Verdicts, title: str, table: str = "", hidden: str = "") -> 
         verdicts=verdicts,
         counted=counted,
         design=_DESIGNS[verdicts.design],
-        noun="prediction" if verdicts.design == "two plans" else "run",
+        noun=_noun(verdicts),
         calls=round(1 / verdicts.alpha) if verdicts.alpha else None,
         most_lines=_MOST_DIFFERENCES,
         table=table,
