@@ -1,14 +1,13 @@
 """What the kernels of an operator compute and move, and how long that takes on a card."""
 
-import tomllib
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from math import ceil, prod
 from typing import Any, NamedTuple
 
 import torch
 
+from bench.io import own_toml
 from bench.metrics import MIB
 from bench.predict.trace.calls import Call, Form, Part, Shape
 from bench.records.predictions import KernelClass
@@ -43,8 +42,7 @@ class Work(NamedTuple):
 @cache
 def constants() -> dict[str, Any]:
     """Return the table of constants."""
-    text = (files("bench.predict.speed") / "constants.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return own_toml("bench.predict.speed", "constants.toml")
 
 
 class Traffic(NamedTuple):
