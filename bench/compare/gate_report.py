@@ -55,7 +55,9 @@ from bench.records.verdicts import (
     overall,
 )
 from bench.scenario.gate import GateSpec
-from bench.stats.sequential import MetricPolicy, holm, policies, rule_of
+from bench.stats.chance import Rule, holm
+from bench.stats.power import repeats_asked
+from bench.stats.sequential import MetricPolicy, policies, rule_of
 from bench.stats.verdicts import AccuracyChange, accuracy_p_values, judge_accuracy, judge_outcomes
 
 _NAMED_CELLS = 5
@@ -120,8 +122,8 @@ class GateJudge:
             differences=tuple(changed(facts_before, facts_after)),
             failed_cells=tuple(pair.cell_id for pair in pairs if pair.failed),
             judgements=tuple(verdicts),
-            unseen=unseen(self._gated_by(verdicts), varying, rule_of(self.gate)),
-            caveats=(*caveats, *_caveats(runs, pairs, drifts), *self._not_calibrated(verdicts)),
+            unseen=unseen(self._gated_by(verdicts), varying, self._rule),
+            caveats=(*caveats, *_caveats(runs, pairs, drifts), *self._of_speed(verdicts)),
             problems=(*baseline.problems, *candidate.problems),
         )
 
@@ -174,12 +176,11 @@ class GateJudge:
         self, changes: Sequence[AccuracyChange], varying: Sequence[MetricSamples]
     ) -> Iterator[MetricVerdict]:
         """Yield the verdicts on speed and accuracy. What is gated of both is one family."""
-        rule = rule_of(self.gate)
+        rule = self._rule
         tested, others = ([one for one in changes if one.policy.gated is gated] for gated in (True, False))
         gated, shown = ([one for one in varying if one.policy.gated is gated] for gated in (True, False))
         p_values = accuracy_p_values(tested)
         if self._one_session:
-            rule = replace(rule, looks=self.looks or rule.looks)
             speed, family_p_values = judge_session(gated, shown, rule, self.calibration, p_values)
         else:
             speed, family_p_values = judge_stored(gated, shown, rule, p_values)
@@ -197,15 +198,27 @@ class GateJudge:
             reason = f"neither side ran it ({' and '.join(sorted(pair.outcomes))})"
         return replace(verdict, gated=False, reason=reason) if reason else verdict
 
-    def _not_calibrated(self, verdicts: Sequence[MetricVerdict]) -> Iterator[Caveat]:
-        """Yield what error rates rest on where the machine is not known (*restless* in the self-check)."""
-        varying = any(one.gated and one.kind == "statistical" for one in verdicts)
-        if varying and self.design == "one sitting" and self.calibration is None:
-            yield Caveat(
-                "not-calibrated",
-                "Without a calibration error rates assume a machine that keeps about one speed; where it "
-                'jumps between two, use bench calibrate or gate.interleave = "steps".',
+    def _of_speed(self, verdicts: Sequence[MetricVerdict]) -> Iterator[Caveat]:
+        """Yield where total and median disagree, and what these repeats could not have come to."""
+        apart = [one for one in verdicts if one.median_disagrees and one.gated]
+        for one in apart:
+            told = [f"{ratio or 1:.3f}" for ratio in (one.ratio, one.median_ratio)]
+            message = (
+                f"{one.metric} of {one.cell} is {told[0]} of the baseline's over all steps, and {told[1]} in "
+                "the median step: some steps changed more than others, late ones or every so many. The "
+                "verdict goes by all steps."
             )
+            yield Caveat("median-disagrees", message)
+        tests = sum(one.gated and one.p_value is not None for one in verdicts)
+        if self._one_session and any(one.gated and one.kind == "statistical" for one in verdicts):
+            rule, pairs = self._rule, self.design == "one sitting by steps"
+            if rule.fewest_repeats(tests, pairs=pairs) > rule.looks[-1]:
+                yield Caveat("too-few-repeats", repeats_asked(rule, tests, pairs=pairs))
+
+    @property
+    def _rule(self) -> Rule:
+        rule = rule_of(self.gate)
+        return replace(rule, looks=self.looks or rule.looks) if self._one_session else rule
 
 
 def _kept_by(verdicts: Verdicts, candidate: Sequence[Record]) -> Iterator[Caveat]:

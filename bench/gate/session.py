@@ -96,6 +96,7 @@ def gate_references(
     the calibration is of another machine, or of sides that took turns at something else.
     """
     from bench.compare.gate_report import GateJudge, judge_records  # not for calibrating: they need scipy
+    from bench.stats.power import family_of, repeats_asked
     from bench.stats.sequential import policies, rule_of
 
     gate = options.gate or GateSpec()
@@ -104,6 +105,8 @@ def gate_references(
     varying = any(each.gated and each.metric.kind == "statistical" for each in policies(gate).values())
     looks = rule_of(gate).looks if varying else (1,)
     by_steps = varying and gate.interleave == "steps"
+    if varying:
+        tell(repeats_asked(rule_of(gate), family_of(gate, cells), pairs=by_steps))
     design: Design = "one sitting by steps" if by_steps else "one sitting"
     judge = GateJudge(gate=gate, design=design, looks=looks, calibration=calibration)
     options = replace(options, gate=gate, looks=looks, exact_only=not varying)

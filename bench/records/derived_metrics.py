@@ -6,7 +6,7 @@ Every function returns None where the record lacks what it needs, never 0.
 import statistics
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import pairwise
-from operator import attrgetter, itemgetter
+from operator import attrgetter, itemgetter, mul
 from typing import Literal
 
 from msgspec import UNSET
@@ -73,6 +73,15 @@ def read_samples(record: Record, values: Mapping[str, Value]) -> Samples:
     if times := record.measurement.step_times_ns:
         found |= {"step_time_ns": times, "tokens_per_second": record.measurement.tokens_per_second}
     return found
+
+
+def over_window(samples: Samples, metric: str) -> float:
+    """Return one number for all measured steps of a run: the mean time of a step, tokens over total time."""
+    values = samples[metric]
+    if metric == "tokens_per_second":
+        times = samples.get("step_time_ns") or [1 / value for value in values]
+        return sum(map(mul, values, times)) / sum(times)
+    return statistics.fmean(values)
 
 
 def _highest(field: PeakField) -> PeakReader:

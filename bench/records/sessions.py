@@ -16,7 +16,7 @@ from pydantic import Field
 
 from bench.errors import UsageError
 from bench.io import read_json
-from bench.records.derived_metrics import Samples
+from bench.records.derived_metrics import Samples, over_window
 from bench.records.readings import Caveat, Count, Positive, Stored
 from bench.records.records import SAME_MACHINE, Environment, Outcome, Record
 from bench.records.store import load_records, record_file_name
@@ -178,25 +178,29 @@ class Calibration(Stored):
     cells: tuple[CalibratedCell, ...]
     caveats: tuple[Caveat, ...] = ()
 
-    def runs(self, digest: str, metric: str) -> tuple[SampledRuns, ...]:
+    def runs(self, digest: str, metric: str, *, total: bool = False) -> tuple[SampledRuns, ...]:
         """Return the samples of a metric by sitting and run, both sides together: their code is the same.
 
-        Empty where the cell was not calibrated.
+        With ``total`` one a run, over all its steps. Empty where the cell was not calibrated.
         """
-        both = (tuple(chain(*sides.values())) for sides in self._sampled(digest, metric))
+        both = (tuple(chain(*sides.values())) for sides in self._sampled(digest, metric, total=total))
         return tuple(runs for runs in both if runs)
 
-    def pairs(self, digest: str, metric: str) -> tuple[tuple[SampledRuns, SampledRuns], ...]:
+    def pairs(
+        self, digest: str, metric: str, *, total: bool = False
+    ) -> tuple[tuple[SampledRuns, SampledRuns], ...]:
         """Return the samples of a metric by sitting: the base's by run, and the candidate's, made in turn."""
-        sampled = self._sampled(digest, metric)
+        sampled = self._sampled(digest, metric, total=total)
         return tuple((sides["base"], sides["candidate"]) for sides in sampled if len(sides) == len(SIDES))
 
-    def _sampled(self, digest: str, metric: str) -> Iterable[dict[SideName, SampledRuns]]:
+    def _sampled(self, digest: str, metric: str, *, total: bool) -> Iterable[dict[SideName, SampledRuns]]:
         """Return the runs of each side, by sitting."""
         by_sitting: dict[int, dict[SideName, SampledRuns]] = {}
         for group in next((cell.groups for cell in self.cells if cell.digest == digest), ()):
             sides = by_sitting.setdefault(group.sitting, {})
-            made = tuple(run[metric] for run in group.runs if metric in run)
+            made = tuple(
+                (over_window(run, metric),) if total else run[metric] for run in group.runs if metric in run
+            )
             sides[group.side] = (*sides.get(group.side, ()), *made)
         return by_sitting.values()
 

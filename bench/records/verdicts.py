@@ -45,7 +45,8 @@ class MetricVerdict:
     where there is none. For accuracy ``difference`` and its interval hold the change instead, as a share of
     the questions. ``p_value`` is adjusted for the family and the looks. ``improved`` says that a pass is a
     proven change for the better, ``interval`` what the interval covers. ``repeats`` are the runs of each side
-    that decided. Checked when a document is read, and not when one is made: there are tens of thousands.
+    that decided. ``median_disagrees`` says that the median step tells another story than all steps do.
+    Checked when a document is read, and not when one is made: there are tens of thousands.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = Stored.model_config
@@ -75,6 +76,10 @@ class MetricVerdict:
     p_value: float | None = None
     repeats: Count | None = None
     interval: Interval | None = None
+    median_ratio: Annotated[
+        float | None, Field(description="Candidate / baseline of the median step, where the ratio is of all.")
+    ] = None
+    median_disagrees: bool = False
 
     @property
     def size(self) -> float:

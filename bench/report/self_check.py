@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,10 @@ from bench.report.text import (
     render_page,
     share,
     table_of,
+    terminal_table,
     words,
 )
-from bench.stats.simulation import SelfCheck
+from bench.stats.simulation import CheckRow, SelfCheck
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -36,20 +38,50 @@ _IN_BAND = {True: "hit", False: "miss", None: NOT_APPLICABLE}
 
 
 def render_self_check(check: SelfCheck) -> str:
-    return markdown_table(_table(check))
+    """Return the tables as Markdown: the false alarms of sweeps first."""
+    return "\n\n".join(markdown_table(table) for table in (_sweeps(check), _table(check)) if table.rows)
 
 
 def render_terminal(check: SelfCheck) -> "RichTable":
-    return terminal_table(_table(check), "Error rates of the gates, simulated")
+    """Return the table for a terminal, every rate in a row of its own."""
+    return terminal_table(_table(check, every=True), "Error rates of the gates, simulated")
 
 
-def _table(check: SelfCheck) -> Table:
+def _sweeps(check: SelfCheck) -> Table:
+    """Return how often sweeps of unchanged code had a false alarm, with a column for each number of cells."""
+    rows = grouped((row.situation, row) for row in check.rows if row.cells is not None)
+    sizes = sorted({row.cells for row in check.rows if row.cells is not None})
+
+    def rate(found: Sequence[CheckRow], cells: int) -> str:
+        return next((share(row.rate, 2) for row in found if row.cells == cells), NOT_APPLICABLE)
+
     return table_of(
-        check.rows,
-        ("Situation", lambda row: row.situation),
+        list(rows.items()),
+        ("Unchanged code", lambda pair: pair[0]),
+        *[
+            (
+                f"{cells} cell{'s' * (cells > 1)}",
+                partial(lambda pair, cells: rate(pair[1], cells), cells=cells),
+            )
+            for cells in sizes
+        ],
+        ("Promised", lambda pair: f"{pair[1][0].side} {share(pair[1][0].bound, 0)}"),
+        ("Kept", lambda pair: "yes" if all(row.holds for row in pair[1]) else "NO"),
+        ("Trials each", lambda pair: f"{pair[1][0].trials:,}"),
+        left=1,
+    )
+
+
+def _table(check: SelfCheck, *, every: bool = False) -> Table:
+    return table_of(
+        [row for row in check.rows if every or row.cells is None],
+        (
+            "Situation",
+            lambda row: row.situation if row.cells is None else f"{row.cells} cells, {row.situation}",
+        ),
         ("Verdict", lambda row: _WORDS.get(row.event, row.event)),
         ("Rate", lambda row: share(row.rate, 2)),
-        ("95 % interval", lambda row: f"{share(row.low, 2)} to {share(row.high, 2)}"),
+        ("99.9 % interval", lambda row: f"{share(row.low, 2)} to {share(row.high, 2)}"),
         ("Promised", lambda row: f"{row.side} {share(row.bound, 0)}" if row.side else NOT_APPLICABLE),
         ("Kept", lambda row: NOT_APPLICABLE if row.bound is None else "yes" if row.holds else "NO"),
         ("Trials", lambda row: f"{row.trials:,}"),

@@ -49,7 +49,7 @@ class GateSpec(Frozen):
         3,
         ge=2,
         le=1000,
-        description="Runs of each side before the first verdict; on speed 5 or more without a calibration.",
+        description="Runs of each side before the first verdict; on speed 5 or more.",
     )
     max_repeats: int = Field(8, ge=2, le=1000, description="Runs of each side at most.")
     interleave: Literal["runs", "steps"] = Field(

@@ -4,11 +4,12 @@ Everything is in natural logarithms, signed so that *positive is worse*, and vec
 the cells of one session. Nothing is decided here; ``sequential.py`` does.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-from scipy.special import digamma, fdtrc, polygamma, stdtr, stdtrit
+from scipy.special import fdtrc, stdtr, stdtrit
 
 from bench.errors import counted
 from bench.records.run_summary import BY_STEP
@@ -18,14 +19,9 @@ from bench.stats.trend import Bools, Floats, Ints, settle_cells, step_ratios
 MOST_PRIOR_DEGREES = 8.0
 """What a prior may weigh at most, in degrees of freedom: noise changes from day to day and cell to cell."""
 
-SPREAD_SIGNIFICANCE = 0.05
-"""A prior is dropped where the runs spread more than it allows with this probability (F-test)."""
-
-FEWEST_NEIGHBOURS = 6
-"""Cells of a session whose variances say how much cells differ; fewer are not pooled."""
-
-_NEARLY_ALIKE = 1e-3
-"""Excess of the log variances' spread below which cells are taken to share one variance."""
+SPREAD_SIGNIFICANCE = 0.025
+MODES_SIGNIFICANCE = 0.01
+"""A calibration is dropped where runs like it would spread, or fall apart, so with this probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +42,19 @@ class Moments:
     """Mean log difference of each cell, the variance of one run, and what makes it that of the mean.
 
     The variance of ``difference`` is ``variance * scale``; ``scale`` is infinite where an arm has no run.
+    ``gap`` is the widest between neighbouring runs of one arm.
     """
 
     difference: Floats
     variance: Floats
     degrees_of_freedom: Floats
     scale: Floats
+    gap: Floats
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """A difference with its standard error; ``calibration_held`` is False where the F-test dropped it."""
+    """A difference with its standard error; ``calibration_held`` is False where it was dropped."""
 
     difference: Floats
     standard_error: Floats
@@ -112,6 +110,7 @@ def moments_of_arms(baseline: Floats, candidate: Floats, repeats: Ints) -> Momen
         variance=(first_squares + second_squares) / np.maximum(degrees, 1.0),
         degrees_of_freedom=degrees,
         scale=np.where(complete, 1 / np.maximum(first, 1) + 1 / np.maximum(second, 1), np.inf),
+        gap=np.maximum(_widest_gap(baseline, repeats), _widest_gap(candidate, repeats)),
     )
 
 
@@ -128,16 +127,29 @@ def moments_of_pairs(differences: Floats, repeats: Ints) -> Moments:
         variance=squares / np.maximum(degrees, 1.0) / 2,
         degrees_of_freedom=degrees,
         scale=np.where(count > 0, 2 / np.maximum(count, 1), np.inf),
+        gap=_widest_gap(differences, repeats) / math.sqrt(2),
     )
 
 
 def _moments(runs: Floats, repeats: Ints) -> tuple[Floats, Floats, Floats]:
     """Return number, mean and sum of squared deviations of each cell's runs."""
-    used = ~np.isnan(runs) & (np.arange(runs.shape[-1]) < repeats[..., np.newaxis])
+    used = used_runs(runs, repeats)
     count = used.sum(axis=-1).astype(np.float64)
-    mean = np.where(used, runs, 0.0).sum(axis=-1) / np.maximum(count, 1.0)
-    deviations = np.where(used, runs - mean[..., np.newaxis], 0.0)
+    there = np.where(used, runs, 0.0)
+    mean = there.sum(axis=-1) / np.maximum(count, 1.0)
+    deviations = np.where(used, there - mean[..., np.newaxis], 0.0)
     return count, mean, (deviations**2).sum(axis=-1)
+
+
+def used_runs(runs: Floats, repeats: Ints) -> Bools:
+    """Tell which are there and among the first so many."""
+    return ~np.isnan(runs) & (np.arange(runs.shape[-1]) < repeats[..., np.newaxis])
+
+
+def _widest_gap(runs: Floats, repeats: Ints) -> Floats:
+    in_order = np.sort(np.where(used_runs(runs, repeats), runs, np.nan), axis=-1)  # NaN come last
+    gaps: Floats = np.nan_to_num(np.diff(in_order, axis=-1)).max(axis=-1, initial=0.0)
+    return gaps
 
 
 def pad(cells: Sequence[Sequence[float]]) -> Floats:
@@ -154,83 +166,72 @@ def centre(runs: Floats) -> Floats:
     return np.where(count > 0, np.nansum(runs, axis=-1) / np.maximum(count, 1), np.nan)
 
 
-def weigh(
-    moments: Moments, calibration_variance: Floats, calibration_degrees: Floats, *, neighbours: bool = True
-) -> Evidence:
+def weigh(moments: Moments, calibration_variance: Floats, calibration_degrees: Floats) -> Evidence:
     """Return the evidence of one session's cells, all of one metric.
 
-    Each variance is averaged with two priors, weighted by degrees of freedom: the calibration's, and, from
-    six cells on, that of the other cells (the empirical Bayes estimate of Smyth 2004, Stat. Appl. Genet. Mol.
-    Biol. 3:3, the ``fitFDist`` of limma, which weighs little where cells differ). Each counts for eight
-    degrees of freedom at most, and not at all where the F-test finds the cell's runs more spread out than
-    it. ``neighbours=False`` leaves the second out; it must be left out where cells share their noise.
+    Each variance is averaged with the calibration's, weighted by degrees of freedom, of which that counts for
+    eight at most, and not at all where today's runs are not like it (``unlike``).
     """
     own, degrees = moments.variance, moments.degrees_of_freedom
     weight = np.minimum(calibration_degrees, MOST_PRIOR_DEGREES)
-    held = ~_too_spread(own, degrees, calibration_variance, weight)
+    held = ~unlike(moments, calibration_variance, weight)
     weight = np.where(held, weight, 0.0)
-    squares, total = degrees * own + weight * calibration_variance, degrees + weight
-    if neighbours and own.shape[-1] >= FEWEST_NEIGHBOURS:
-        pooled, pooled_weight = _pool(own, degrees)
-        pooled_weight = np.where(_too_spread(own, degrees, pooled, pooled_weight), 0.0, pooled_weight)
-        squares, total = squares + pooled_weight * pooled, total + pooled_weight
+    total = degrees + weight
     complete = np.isfinite(moments.scale)
-    variance = squares / np.maximum(total, 1.0) * np.where(complete, moments.scale, 1.0)
+    variance = (degrees * own + weight * calibration_variance) / np.maximum(total, 1.0)
     return Evidence(
         difference=moments.difference,
-        standard_error=np.where(complete, np.sqrt(variance), np.inf),
+        standard_error=np.where(complete, np.sqrt(variance * np.where(complete, moments.scale, 1.0)), np.inf),
         degrees_of_freedom=np.where(complete, total, 0.0),
         calibration_held=held,
     )
 
 
-def _too_spread(own: Floats, degrees: Floats, prior: Floats, weight: Floats) -> Bools:
-    testable = (degrees > 0) & (weight > 0) & (prior > 0)
-    ratio = own / np.where(testable, prior, 1.0)
-    p_value = fdtrc(np.where(testable, degrees, 1.0), np.where(testable, weight, 1.0), ratio)
-    return testable & (p_value < SPREAD_SIGNIFICANCE)
+def unlike(moments: Moments, prior: Floats, weight: Floats) -> Bools:
+    """Tell which cells' runs are not like the calibration's.
 
-
-def _pool(own: Floats, degrees: Floats) -> tuple[Floats, Floats]:
-    """Return the variance that the cells of a session share, and its weight: the less the more they differ.
-
-    Method of moments on the log variances (Smyth 2004, section 6.2). Cells without a spread are left out.
+    A cell's are not where they spread more (F-test). None of the session's are on a day on which all cells
+    together do, or where the runs of one fall into two heaps: a gap between neighbours that two runs of the
+    calibrated noise would not leave. It has the t distribution as a bound, for all runs of all cells.
     """
-    used = (own > 0) & (degrees > 0)
-    half = np.where(used, degrees, 2.0) / 2
-    count = used.sum(axis=-1, keepdims=True)
-    logs = np.where(used, np.log(np.where(used, own, 1.0)) - digamma(half) + np.log(half), 0.0)
-    mean = logs.sum(axis=-1, keepdims=True) / np.maximum(count, 1)
-    spread = (np.where(used, logs - mean, 0.0) ** 2).sum(axis=-1, keepdims=True) / np.maximum(count - 1, 1)
-    expected = np.where(used, polygamma(1, half), 0.0).sum(axis=-1, keepdims=True) / np.maximum(count, 1)
-    excess = spread - expected
-    weight = 2 * _inverse_trigamma(np.maximum(excess, _NEARLY_ALIKE))
-    variance = np.exp(mean + digamma(weight / 2) - np.log(weight / 2))
-    weight = np.where(count >= FEWEST_NEIGHBOURS, np.minimum(weight, MOST_PRIOR_DEGREES), 0.0)
-    return np.broadcast_to(variance, own.shape), np.broadcast_to(weight, own.shape)
+    degrees = moments.degrees_of_freedom
+    known = (degrees > 0) & (weight > 0) & (prior > 0)
+    weights, priors = np.where(known, weight, 1.0), np.where(known, prior, 1.0)
+    spread = known & (
+        fdtrc(np.where(known, degrees, 1.0), weights, moments.variance / priors) < SPREAD_SIGNIFICANCE
+    )
+    sums = [
+        np.where(known, each, 0.0).sum(axis=-1, keepdims=True)
+        for each in (degrees, weight, degrees * moments.variance, degrees * prior, 1.0)
+    ]
+    of_day, of_priors, own, expected, cells = sums
+    there = cells > 0
+    day = there & (
+        fdtrc(
+            np.where(there, of_day, 1.0),
+            np.where(there, of_priors, 1.0),
+            own / np.where(there, expected, 1.0),
+        )
+        < SPREAD_SIGNIFICANCE
+    )
+    runs = np.maximum(degrees + 2, 2.0) * np.maximum(cells, 1.0)
+    reach = stdtrit(weights, 1 - MODES_SIGNIFICANCE / (2 * runs)) * np.sqrt(2 * priors)
+    heaps = known & (moments.gap > reach)
+    return spread | day | heaps.any(axis=-1, keepdims=True)
 
 
-def _inverse_trigamma(values: Floats) -> Floats:
-    """Solve trigamma(x) = value by Newton's method (Smyth 2004, appendix)."""
-    solution = 0.5 + 1 / values
-    for _ in range(20):
-        trigamma = polygamma(1, solution)
-        solution = solution + trigamma * (1 - trigamma / values) / polygamma(2, solution)
-    return solution
-
-
-def noise_of(calibration: Calibration, digest: str, metric: str) -> Noise:
+def noise_of(calibration: Calibration, digest: str, metric: str, *, total: bool = False) -> Noise:
     """Return the noise of a metric of the cell with this digest; 0 degrees of freedom if it is not known.
 
-    Both sides of a session are one group, since they were the same: what differs between two processes that
-    workers are forked from is noise too. Of runs made step by step in turn it is half the variance of their
-    differences.
+    Of its median over steps, or with ``total`` of all steps together. Both sides of a session are one group,
+    since they were the same: what differs between two processes that workers are forked from is noise too. Of
+    runs made step by step in turn it is half the variance of their differences.
     """
     if calibration.interleave == "steps" and metric in BY_STEP:
-        repeats = [step_ratios(*sides) for sides in calibration.pairs(digest, metric)]
+        repeats = [step_ratios(*sides) for sides in calibration.pairs(digest, metric, total=total)]
         noise = calibrate([settled.log_medians for settled in settle_cells(repeats)])
         return replace(noise, log_variance=noise.log_variance / 2, of_pairs=True)
-    sessions = calibration.runs(digest, metric)
+    sessions = calibration.runs(digest, metric, total=total)
     return calibrate([settled.log_medians for settled in settle_cells(sessions)])
 
 

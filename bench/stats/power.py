@@ -5,6 +5,7 @@ From quantiles, for planning; what was found in a comparison is in its confidenc
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,10 +14,12 @@ from scipy.special import bdtrik, betainc, gammaln, stdtrit, xlogy
 
 from bench.errors import counted
 from bench.records.sessions import Calibration
+from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
+from bench.stats.chance import Rule
 from bench.stats.noise import MOST_PRIOR_DEGREES, Noise, noise_of
 from bench.stats.paired import Paired
-from bench.stats.sequential import MetricPolicy, Rule, policies, rule_of
+from bench.stats.sequential import MetricPolicy, policies, rule_of
 from bench.stats.trend import Floats
 
 MOST_REPEATS = 100
@@ -30,13 +33,16 @@ def detectable_effect(
     For ``tests`` gated numbers of which one is worse, with ``noise`` as calibrated. Sums of quantiles of t
     stand for the non-central t distribution, as in Julious 2004 (Stat. Med. 23:1921); the other cells of a
     sweep are not counted in, so a sweep finds a little more. Infinite where nothing is known of the noise.
-    Runs compared two by two tell half as much of it.
+    Runs compared two by two tell half as much of it. Infinite too for fewer repeats than a verdict takes.
     """
+    if repeats < rule.fewest_repeats(tests, pairs=noise.of_pairs):
+        return math.inf
     degrees = (1 if noise.of_pairs else 2) * (repeats - 1) + min(noise.degrees_of_freedom, MOST_PRIOR_DEGREES)
     if degrees <= 0:
         return math.inf
     error = math.sqrt(noise.log_variance * 2 / repeats)
-    alpha = rule.alpha_of_a_look
+    pairs = noise.of_pairs
+    alpha = rule.alpha * rule.share_of(repeats, pairs=pairs) * rule.share_of_median(repeats, 1, pairs=pairs)
     missed, alone, among_all = stdtrit(degrees, (power, 1 - alpha, 1 - alpha / tests))
     return math.expm1(max(rule.minimum_effect_log + (alone + missed) * error, (among_all + missed) * error))
 
@@ -98,7 +104,8 @@ class NoiseRow:
     """One gated metric of one cell. Shares are of the metric's value, 0.05 being 5 %.
 
     ``spread_share`` is the standard deviation between runs; ``detectable_shares`` are the smallest changes
-    for the worse that are found with a probability of 95 % after each of the ``looks`` (repeats), and
+    for the worse that are found with a probability of 95 % after each of the ``looks`` (repeats) that may end
+    in a verdict, and
     ``repeats_needed`` the repeats that find the metric's tolerance so; None if a hundred do not.
     """
 
@@ -128,13 +135,32 @@ def noise_rows(calibration: Calibration, gate: GateSpec) -> tuple[NoiseRow, ...]
 
 def _row(cell: str, policy: MetricPolicy, noise: Noise, gate: GateSpec, *, tests: int) -> NoiseRow:
     rule = rule_of(gate)
+    looks = rule.usable(tests, pairs=noise.of_pairs) or (rule.fewest_repeats(tests, pairs=noise.of_pairs),)
     return NoiseRow(
         cell=cell,
         metric=policy.metric.name,
         spread_share=noise.log_variance**0.5,
         degrees_of_freedom=noise.degrees_of_freedom,
-        looks=rule.looks,
-        detectable_shares=tuple(detectable_effect(noise, look, rule, tests=tests) for look in rule.looks),
+        looks=looks,
+        detectable_shares=tuple(detectable_effect(noise, look, rule, tests=tests) for look in looks),
         tolerance_share=policy.tolerance,
         repeats_needed=repeats_needed(noise, policy.tolerance, rule, tests=tests),
     )
+
+
+def family_of(gate: GateSpec, cells: Sequence[Cell]) -> int:
+    """Return how many numbers of these cells are gated that chance has a part in."""
+    by_chance = [one.metric.kind for one in policies(gate).values() if one.gated]
+    tasks = sum(len(cell.evaluation.tasks) for cell in cells)
+    return by_chance.count("statistical") * len(cells) + by_chance.count("paired") * tasks
+
+
+def repeats_asked(rule: Rule, tests: int, *, pairs: bool) -> str:
+    """Say how many repeats a verdict on speed takes, whatever the noise, and what fewer come to."""
+    to_fail, to_pass = (rule.fewest_repeats(many, pairs=pairs) for many in (tests, 1))
+    most, family = rule.looks[-1], f"{counted(tests, 'test')} together"
+    told = f"A slowdown takes {to_fail} repeats of each side to be told from chance, {family}"
+    if to_fail <= most:
+        return f"{told}; at most {most} are made."
+    left = "no speed" if to_pass > most else "a speed can pass, and none"
+    return f"{told}, and at most {most} are made: {left} can be called a regression; raise gate.max_repeats."

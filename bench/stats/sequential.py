@@ -1,12 +1,14 @@
 """When a comparison may stop, and what it may then say: pass, regression, or nothing yet.
 
 Promised over all looks together: with no cell worse at all, *any* cell of the sweep is called a regression
-with probability of at most alpha. A cell worse by no more than the minimum effect is called one, and a cell
-worse by the tolerance passes, with probability of at most alpha each. That rests on noise about as t has it;
-where no calibration vouches for that, so many runs are asked for that any other noise would seldom do it.
+with probability of at most alpha, whatever the noise, as long as it could as well have struck the other side:
+besides the t-test the order of the runs has to be one that chance seldom makes, with a calibration too. A
+cell worse by no more than the minimum effect is called one, and one worse by the tolerance passes, seldom.
+
+Speed is judged by the total of all steps. Most of alpha goes to the median step all the same, which sees a
+slowdown of every step through noise that the total does not; it counts where the total agrees.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ import numpy.typing as npt
 from bench.metrics import METRICS, Metric
 from bench.records.verdicts import MetricVerdict, VerdictName
 from bench.scenario.gate import GateSpec, MetricGate
+from bench.stats.chance import Rule, chance_of_order, chance_of_signs, holm, looks
 from bench.stats.noise import Evidence, moments_of_arms, moments_of_pairs, weigh
 from bench.stats.trend import Bools, Floats, Ints
 
@@ -27,31 +30,14 @@ DECISIONS: tuple[VerdictName, ...] = ("inconclusive", "pass", "regression")
 UNDECIDED, PASS, REGRESSION = range(3)
 Direction = Literal["lower", "higher", "same"]
 
-_GROWTH = 1.6
-"""Each look has this many times the repeats of the last: 3, 5, 8, 13, 21."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What is promised, and after how many repeats the evidence is looked at; alpha is shared out evenly."""
+class Arms:
+    """One summary of the runs of one sitting's cells, as logs signed so that positive is worse.
 
-    alpha: float
-    minimum_effect_log: float
-    looks: tuple[int, ...]
-
-    @property
-    def alpha_of_a_look(self) -> float:
-        """The part of alpha that one look may spend."""
-        return self.alpha / len(self.looks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """One metric over the cells of one sitting, as logs signed so that positive is worse.
-
-    Arms are (..., cells, runs) in the order run, ``NaN`` where a run is missing or was not made; the rest is
-    (..., cells). A calibration of 0 degrees of freedom says that there is none. ``differences`` (..., cells,
-    repeats) are of runs made step by step in turn; there the arms are not what is compared.
+    Arms are (..., cells, runs) in the order run, ``NaN`` where a run is missing; the rest is (..., cells). A
+    calibration of 0 degrees of freedom says that there is none. ``differences`` (..., cells, repeats) are of
+    runs made step by step in turn; there the arms are not what is compared.
     """
 
     baseline: Floats
@@ -59,22 +45,81 @@ class Block:
     differences: Floats | None = None
     calibration_variance: Floats
     calibration_degrees: Floats
+
+    def evidence(self, repeats: Ints) -> Evidence:
+        """Return what so many repeats say."""
+        if self.differences is None:
+            moments = moments_of_arms(self.baseline, self.candidate, repeats)
+        else:
+            moments = moments_of_pairs(self.differences, repeats)
+        return weigh(moments, self.calibration_variance, self.calibration_degrees)
+
+    def chance(self, repeats: Ints, tolerance_log: Floats | None = None) -> Floats:
+        """Return how likely chance orders runs so, no worse being so; with a tolerance, being worse by it."""
+        if tolerance_log is None:
+            if self.differences is None:
+                return chance_of_order(self.baseline, self.candidate, repeats)
+            return chance_of_signs(self.differences, repeats)
+        allowed = tolerance_log[..., np.newaxis]
+        if self.differences is None:
+            return chance_of_order(self.candidate - allowed, self.baseline, repeats)
+        return chance_of_signs(allowed - self.differences, repeats)
+
+    def less(self, other: "Arms") -> "Arms":
+        """Return by how much these summaries exceed the other's, without a calibration."""
+        unknown = np.zeros_like(self.calibration_degrees)
+        in_turn = self.differences is not None and other.differences is not None
+        return Arms(
+            baseline=self.baseline - other.baseline,
+            candidate=self.candidate - other.candidate,
+            differences=self.differences - other.differences if in_turn else None,
+            calibration_variance=unknown,
+            calibration_degrees=unknown,
+        )
+
+    def complete(self) -> Ints:
+        """Return how many repeats each cell had, up to its last run."""
+        shortest = min(self.baseline.shape[-1], self.candidate.shape[-1])
+        there = ~np.isnan(self.baseline[..., :shortest]) | ~np.isnan(self.candidate[..., :shortest])
+        repeats: Ints = np.where(there, np.arange(1, shortest + 1), 0).max(axis=-1, initial=0)
+        return repeats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One metric over the cells of one sitting: its total, and its median step where it has steps."""
+
+    total: Arms
+    median: Arms | None = None
     tolerance_log: Floats
+
+    @property
+    def pairs(self) -> bool:
+        """Whether runs are compared two by two."""
+        return self.total.differences is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
     """What each cell came to, on which evidence, adjusted for the family and the looks, after how many.
 
-    ``needed`` are the repeats that cells wait for which would be decided if a calibration vouched for their
-    noise; 0 elsewhere.
+    ``alpha`` is what its bounds are each missed with, ``median`` the evidence of the median step, ``lower``
+    the bound that a regression rests on, of either. ``needed`` are the repeats that cells wait for which the
+    t-test alone would decide, ``overlap`` says that they have them and their order may still be chance, and
+    ``apart`` that the total changed by more than the median step, or by less.
     """
 
     decisions: npt.NDArray[np.int8]
+    alpha: Floats
     evidence: Evidence
+    median: Evidence | None = None
+    lower: Floats
     family_p_values: Floats
     repeats: Ints
     needed: Ints
+    overlap: Bools
+    apart: Bools
+    pairs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,135 +130,145 @@ class Followed:
     other_family_p_values: Floats
 
 
-def looks(first: int, last: int) -> tuple[int, ...]:
-    """Return the numbers of repeats after which the evidence is looked at, from ``first`` to ``last``."""
-    found = [first]
-    while found[-1] < last:
-        found.append(min(last, round(found[-1] * _GROWTH)))
-    return tuple(found)
-
-
-def fewest_repeats(rule: Rule, tests: int) -> int:
-    """Return how many repeats it takes for a verdict that does not rest on how runs are distributed.
-
-    Of 2 n runs of the same code in random order, all n of one side are the slower ones with a probability of
-    1 / C(2n, n), whatever the noise; a machine with two speeds gives no other sign that it was chance. Over
-    all cells tested and all looks from that number on, this is to be at most alpha. Where no look is late
-    enough, the number is above the last.
-    """
-    chances = [tests / math.comb(2 * look, look) for look in rule.looks]
-    for place, look in enumerate(rule.looks):
-        if sum(chances[place:]) <= rule.alpha:
-            return look
-    return next(n for n in itertools.count(rule.looks[-1] + 1) if tests / math.comb(2 * n, n) <= rule.alpha)
-
-
-def holm(p_values: Floats) -> Floats:
-    """Return p-values adjusted for all on the last axis (Holm 1979, Scand. J. Stat. 6:65).
-
-    Holds under any dependence between them.
-    """
-    count = p_values.shape[-1]
-    order = np.argsort(p_values, axis=-1)
-    steps = np.take_along_axis(p_values, order, axis=-1) * (count - np.arange(count))
-    adjusted = np.empty_like(p_values)
-    np.put_along_axis(adjusted, order, np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0), axis=-1)
-    return adjusted
-
-
-def decide(
-    evidence: Evidence, family_p_values: Floats, rule: Rule, tolerance_log: Floats
-) -> npt.NDArray[np.int8]:
-    """Return the place in ``DECISIONS`` of each cell, from p-values adjusted for the family.
-
-    A *regression* needs one of at most alpha and a lower bound above the minimum effect, a *pass* an upper
-    bound below the tolerance. Anything else is undecided.
-    """
-    lower, upper = evidence.bounds(rule.alpha_of_a_look)
-    worse: Bools = (family_p_values <= rule.alpha) & (lower > rule.minimum_effect_log)
-    return np.select([worse, upper < tolerance_log], [REGRESSION, PASS], UNDECIDED).astype(np.int8)
-
-
 def follow(blocks: Sequence[Block], rule: Rule, other_p_values: Floats | None = None) -> Followed:
     """Go through the looks as they were, or would have been, made, and return what each block came to.
 
-    A cell that is decided keeps its evidence and needs no more runs. ``other_p_values`` (..., tests) belong
-    to the same family but are looked at once, such as accuracy's. *Undecided* cells that had all repeats of
-    the last look are inconclusive; those that had fewer wait for more runs.
+    A cell that is decided keeps its evidence. ``other_p_values`` (..., tests) belong to the same family but
+    are looked at once, such as accuracy's. *Undecided* cells that had fewer than all repeats wait for more.
     """
     if not blocks:
         others = np.ones(0) if other_p_values is None else other_p_values
         return Followed(blocks=(), other_family_p_values=holm(others))
     once = np.ones((*blocks[0].tolerance_log.shape[:-1], 0)) if other_p_values is None else other_p_values
+    ends = np.cumsum([block.tolerance_log.shape[-1] for block in blocks])
+    tests = int(ends[-1]) + once.shape[-1]
     states = [_nothing_yet(block) for block in blocks]
     p_values = [np.ones_like(block.tolerance_log) for block in blocks]
-    ends = np.cumsum([each.shape[-1] for each in p_values])
-    for repeats in rule.looks:
-        states = [_look(block, state, repeats) for block, state in zip(blocks, states, strict=True)]
-        p_values = [
-            np.minimum(before, state.evidence.p_value() * len(rule.looks))
-            for before, state in zip(p_values, states, strict=True)
-        ]
+    for look in rule.looks:
+        fresh = [_look(*each, look, rule, tests) for each in zip(blocks, states, strict=True)]
+        p_values = [np.minimum(before, one.p_values) for before, one in zip(p_values, fresh, strict=True)]
         *adjusted, others = np.split(holm(np.concatenate([*p_values, once], axis=-1)), ends, axis=-1)
-        states = [
-            _concluded(block, state, own, rule, int(ends[-1]) + once.shape[-1])
-            for block, state, own in zip(blocks, states, adjusted, strict=True)
-        ]
-    return Followed(blocks=tuple(states), other_family_p_values=others)
+        states = [_concluded(*each, rule) for each in zip(states, fresh, adjusted, strict=True)]
+    told = tuple(_compared(*each, rule) for each in zip(blocks, states, strict=True))
+    return Followed(blocks=told, other_family_p_values=others)
+
+
+def _compared(block: Block, state: Decided, rule: Rule) -> Decided:
+    if block.median is None:
+        return state
+    lower, upper = block.total.less(block.median).evidence(state.repeats).bounds(rule.alpha / 2)
+    return replace(state, apart=(lower > rule.minimum_effect_log) | (upper < -rule.minimum_effect_log))
 
 
 def _nothing_yet(block: Block) -> Decided:
     shape = block.tolerance_log.shape
+    nothing = block.total.evidence(np.zeros(shape, dtype=np.int64))
     return Decided(
         decisions=np.zeros(shape, dtype=np.int8),
-        evidence=Evidence(
-            difference=np.zeros(shape),
-            standard_error=np.full(shape, np.inf),
-            degrees_of_freedom=np.zeros(shape),
-            calibration_held=np.ones(shape, dtype=np.bool_),
-        ),
+        alpha=np.ones(shape),
+        evidence=nothing,
+        median=None if block.median is None else nothing,
+        lower=np.full(shape, -np.inf),
         family_p_values=np.ones(shape),
         repeats=np.zeros(shape, dtype=np.int64),
         needed=np.zeros(shape, dtype=np.int64),
+        overlap=np.zeros(shape, dtype=np.bool_),
+        apart=np.zeros(shape, dtype=np.bool_),
+        pairs=block.pairs,
     )
 
 
-def _look(block: Block, state: Decided, repeats: int) -> Decided:
-    going_on = state.decisions == UNDECIDED
-    used = np.where(going_on, np.minimum(repeats, _complete(block)), state.repeats)
-    if block.differences is None:
-        moments = moments_of_arms(block.baseline, block.candidate, used)
-    else:
-        moments = moments_of_pairs(block.differences, used)
-    fresh = weigh(moments, block.calibration_variance, block.calibration_degrees)
-    return replace(state, evidence=fresh.where(going_on, state.evidence), repeats=used)
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """One block after so many repeats: p-values adjusted for the looks, and what the t-test alone says.
+
+    ``worse`` says that the lower bound is above the minimum effect, ``within`` that the upper one is below
+    the tolerance, ``passes`` that the order of enough runs bears that out and that it does not wait to be
+    called worse. ``asked`` are the repeats that would be enough.
+    """
+
+    alpha: Floats
+    evidence: Evidence
+    median: Evidence | None
+    repeats: Ints
+    p_values: Floats
+    lower: Floats
+    worse: Bools
+    within: Bools
+    passes: Bools
+    asked: Ints
 
 
-def _complete(block: Block) -> Ints:
-    """Return how many repeats each cell had, up to its last run."""
-    shortest = min(block.baseline.shape[-1], block.candidate.shape[-1])
-    there = ~np.isnan(block.baseline[..., :shortest]) | ~np.isnan(block.candidate[..., :shortest])
-    repeats: Ints = np.where(there, np.arange(1, shortest + 1), 0).max(axis=-1, initial=0)
-    return repeats
-
-
-def _concluded(block: Block, state: Decided, adjusted: Floats, rule: Rule, tests: int) -> Decided:
-    """Return the state with decisions on what was undecided, ``tests`` being those of the family."""
-    fresh = decide(state.evidence, adjusted, rule, block.tolerance_log)
-    # Also where it was dropped: that is for runs that spread more than it says, and those of two speeds that
-    # chance has parted spread less.
-    vouched = block.calibration_degrees > 0
-    asked = np.select(
-        [fresh == REGRESSION, fresh == PASS], [fewest_repeats(rule, tests), fewest_repeats(rule, 1)]
+def _look(block: Block, state: Decided, look: int, rule: Rule, tests: int) -> _Look:
+    used = np.where(state.decisions == UNDECIDED, np.minimum(look, block.total.complete()), state.repeats)
+    to_fail, to_pass = (rule.fewest_repeats(many, pairs=block.pairs) for many in (tests, 1))
+    share = 0.0 if block.median is None else rule.share_of_median(look, tests, pairs=block.pairs)
+    alpha, evidence = rule.alpha * rule.share_of(look, pairs=block.pairs), block.total.evidence(used)
+    p_values = np.maximum(evidence.p_value(), block.total.chance(used)) / (1 - share)
+    lower, (_, upper) = evidence.bounds(alpha * (1 - share))[0], evidence.bounds(alpha)
+    median = None
+    if block.median is not None:
+        median = block.median.evidence(used)
+        agrees = evidence.difference > 0
+        own = np.maximum(median.p_value(), block.median.chance(used)) / share
+        p_values = np.where(agrees, np.minimum(p_values, own), p_values)
+        lower = np.where(agrees, np.maximum(lower, median.bounds(alpha * share)[0]), lower)
+    p_values = p_values / rule.share_of(look, tests, pairs=block.pairs)
+    worse, within = lower > rule.minimum_effect_log, upper < block.tolerance_log
+    by_order = block.total.chance(used, block.tolerance_log) <= alpha
+    return _Look(
+        alpha=np.where(state.decisions == UNDECIDED, alpha, state.alpha),
+        evidence=evidence,
+        median=median,
+        repeats=used,
+        p_values=np.where(used >= to_fail, np.minimum(p_values, 1.0), 1.0),
+        lower=lower,
+        worse=worse,
+        within=within,
+        passes=within & by_order & (used >= to_pass) & ~(worse & (used < to_fail)),
+        asked=np.where(worse, to_fail, to_pass),
     )
-    too_few = ~vouched & (state.repeats < asked)
-    fresh[too_few] = UNDECIDED
+
+
+def _concluded(state: Decided, fresh: _Look, adjusted: Floats, rule: Rule) -> Decided:
+    """Return the state with decisions on what was undecided.
+
+    A *regression* needs an adjusted p-value of at most alpha and a lower bound above the minimum effect, a
+    *pass* an upper bound below the tolerance and runs in an order that bears it out.
+    """
+    regression = fresh.worse & (adjusted <= rule.alpha)
+    decisions = np.select([regression, fresh.passes], [REGRESSION, PASS], UNDECIDED).astype(np.int8)
     going_on = state.decisions == UNDECIDED
+    waits = going_on & (decisions == UNDECIDED) & (fresh.worse | fresh.within)
     return replace(
         state,
-        decisions=np.where(going_on, fresh, state.decisions),
+        decisions=np.where(going_on, decisions, state.decisions),
+        alpha=fresh.alpha,
+        evidence=fresh.evidence,
+        median=fresh.median,
+        lower=np.where(going_on, fresh.lower, state.lower),
+        repeats=fresh.repeats,
         family_p_values=adjusted,
-        needed=np.where(going_on & too_few, asked, 0),
+        needed=np.where(waits & (fresh.repeats < fresh.asked), fresh.asked, 0),
+        overlap=waits & (fresh.repeats >= fresh.asked),
+    )
+
+
+def decided_stored(evidence: Evidence, family_p_values: Floats, rule: Rule, tolerance_log: Floats) -> Decided:
+    """Return what new sessions come to against past ones, looked at once."""
+    lower, upper = evidence.bounds(rule.alpha)
+    worse: Bools = (family_p_values <= rule.alpha) & (lower > rule.minimum_effect_log)
+    nothing = np.zeros(lower.shape, dtype=np.int64)
+    return Decided(
+        decisions=np.select([worse, upper < tolerance_log], [REGRESSION, PASS], UNDECIDED).astype(np.int8),
+        alpha=np.full(lower.shape, rule.alpha),
+        evidence=evidence,
+        lower=lower,
+        family_p_values=family_p_values,
+        repeats=nothing,
+        needed=nothing,  # what is needed are sessions
+        overlap=nothing > 0,
+        apart=nothing > 0,
     )
 
 

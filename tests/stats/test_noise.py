@@ -1,5 +1,7 @@
 """What is known of noise: moderated t, calibrations, and past sessions."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -87,7 +89,11 @@ def test_calibration_pools_the_spread_within_groups() -> None:
 def _weighed(own: float, *, calibrated: float, degrees: float) -> Evidence:
     """Return the evidence of one cell with eight degrees of freedom of its own."""
     moments = Moments(
-        difference=np.zeros(1), variance=np.array([own]), degrees_of_freedom=np.full(1, 8.0), scale=np.ones(1)
+        difference=np.zeros(1),
+        variance=np.array([own]),
+        degrees_of_freedom=np.full(1, 8.0),
+        scale=np.ones(1),
+        gap=np.zeros(1),
     )
     return weigh(moments, np.array([calibrated]), np.array([degrees]))
 
@@ -106,35 +112,23 @@ def test_a_calibration_that_was_too_quiet_is_dropped_and_said() -> None:
     assert bool(_weighed(1.0, calibrated=10.0, degrees=8.0).calibration_held[0])
 
 
-def _sweep(variances: Floats, degrees: float = 8.0) -> Evidence:
-    cells = len(variances)
-    moments = Moments(
-        difference=np.zeros(cells),
-        variance=variances,
-        degrees_of_freedom=np.full(cells, degrees),
-        scale=np.ones(cells),
-    )
-    return weigh(moments, *_unknown(cells))
-
-
-def test_neighbours_count_by_how_alike_they_are() -> None:
-    """Cells of one noise lend each other eight degrees of freedom, cells of different noise hardly any."""
-    alike = 2.0 * RNG.chisquare(8, 24) / 8
-    evidence = _sweep(alike)
-    assert 16.0 == np.median(evidence.degrees_of_freedom)
-    assert pytest.approx(2.0, rel=0.2) == np.median(evidence.standard_error**2)
-    unlike = _sweep(alike * np.exp(RNG.normal(0, 3, 24)))
-    assert np.median(unlike.degrees_of_freedom) < 9
-    assert np.ptp(np.log(unlike.standard_error)) > np.ptp(np.log(evidence.standard_error))
-
-
-def test_few_cells_and_cells_that_share_their_noise_stand_alone() -> None:
-    """Five cells do not tell how much cells differ; neither is anything borrowed where it is forbidden."""
-    assert [8.0] * 5 == list(_sweep(np.full(5, 2.0)).degrees_of_freedom)
+def test_a_day_on_which_all_cells_spread_more_drops_the_calibration_of_all() -> None:
+    """Half as much again in each of 24 cells is nothing in one, and not the calibrated machine in all."""
     cells = np.ones(24)
-    moments = Moments(difference=cells, variance=cells, degrees_of_freedom=8 * cells, scale=cells)
-    apart = weigh(moments, *_unknown(24), neighbours=False)
-    assert {8.0} == set(apart.degrees_of_freedom)
+    moments = Moments(
+        difference=cells, variance=1.5 * cells, degrees_of_freedom=8 * cells, scale=cells, gap=0 * cells
+    )
+    assert not weigh(moments, cells, 8 * cells).calibration_held.any()
+    assert weigh(replace(moments, variance=cells), cells, 8 * cells).calibration_held.all()
+
+
+def test_runs_that_fall_into_two_heaps_drop_the_calibration_of_all() -> None:
+    """One run of one cell far from the rest is a second speed of the machine, however little that spreads."""
+    baseline = pad([[0.0, 0.01, -0.01, 0.005, 0.2], [0.0, 0.01, -0.01, 0.005, 0.0]])
+    moments = moments_of_arms(baseline, baseline, _repeats(5, 5))
+    assert [pytest.approx(0.19), pytest.approx(0.01)] == list(moments.gap)
+    assert not weigh(moments, np.full(2, 1e-3), np.full(2, 8.0)).calibration_held.any()
+    assert weigh(moments, np.full(2, 1e-2), np.full(2, 8.0)).calibration_held.all()
 
 
 def test_runs_without_any_spread_are_judged_by_their_difference() -> None:

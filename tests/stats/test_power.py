@@ -1,17 +1,29 @@
 """What can be found at how many repeats, against simulated gates, and what a calibration says of it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bench.scenario.gate import GateSpec
+from bench.stats.chance import Rule
+from bench.stats.machines import NoiseModel
 from bench.stats.noise import Noise
 from bench.stats.paired import Paired, drop_p_value
-from bench.stats.power import detectable_effect, noise_rows, power_of, repeats_needed, smallest_drop_found
-from bench.stats.sequential import DECISIONS, Rule
-from bench.stats.simulation import NoiseModel, SimulationCase, simulate
+from bench.stats.power import (
+    detectable_effect,
+    family_of,
+    noise_rows,
+    power_of,
+    repeats_asked,
+    repeats_needed,
+    smallest_drop_found,
+)
+from bench.stats.sequential import DECISIONS, rule_of
+from bench.stats.simulation import SimulationCase, simulate
 from calibrations_factory import make_calibration
+from records_factory import make_cell
 
 RULE = Rule(alpha=0.01, minimum_effect_log=math.log(1.01), looks=(5,))
 PLAIN = NoiseModel(run_noise=0.012, step_noise=0.0, spike_share=0.0, warmup_steps=500, measured_steps=1)
@@ -26,12 +38,14 @@ def test_the_effect_is_found_as_often_as_promised() -> None:
 
 
 def test_pairs_find_what_simulated_pairs_do() -> None:
-    """About 80 %, less five points: with eight degrees of freedom sums of quantiles promise much."""
+    """About 80 %, less ten points: sums of quantiles promise much, and the pairs' order is asked too."""
     noise = Noise(log_variance=PLAIN.run_noise**2, degrees_of_freedom=4, of_pairs=True)
-    effect = detectable_effect(noise, 5, RULE, power=0.8)
-    in_turn = SimulationCase(name="", bounds={}, slowdown=effect, model=PLAIN, by_steps=True)
+    rule = replace(RULE, looks=(8,))
+    effect = detectable_effect(noise, 8, rule, power=0.8)
+    assert math.inf == detectable_effect(noise, 7, rule, power=0.8)
+    in_turn = SimulationCase(name="", bounds={}, slowdown=effect, rule=rule, model=PLAIN, by_steps=True)
     decisions = simulate(in_turn, 4000, seed=1)
-    assert pytest.approx(0.8, abs=0.06) == (decisions == DECISIONS.index("regression")).mean()
+    assert pytest.approx(0.75, abs=0.06) == (decisions == DECISIONS.index("regression")).mean()
 
 
 def test_more_repeats_find_less_and_more_tests_need_more() -> None:
@@ -55,7 +69,7 @@ def test_what_no_number_of_repeats_can_find() -> None:
 def test_quieter_machines_find_smaller_changes() -> None:
     """Only gated metrics that vary have a row; more repeats find less."""
     (quiet,), (loud,) = (noise_rows(make_calibration(spread), GateSpec()) for spread in (0.005, 0.05))
-    assert ("c", "tokens_per_second", (3, 5, 8), 0.05) == (
+    assert ("c", "tokens_per_second", (5, 8), 0.05) == (
         quiet.cell,
         quiet.metric,
         quiet.looks,
@@ -99,3 +113,17 @@ def test_what_few_questions_find_is_said() -> None:
     assert least[0] < least[1] / 5
     assert texts[0] == f"they find a drop of {least[0]:.1%} with 95 %"
     assert texts[1] == f"their 40 sources find a drop of {least[1]:.1%} with 95 %"
+
+
+def test_a_gate_says_before_it_starts_how_many_repeats_a_verdict_takes() -> None:
+    """One speed takes five; 24 take eight; in pairs, more than the eight there are, so that none can fail."""
+    rule = rule_of(GateSpec())
+    assert "takes 5 repeats" in repeats_asked(rule, 1, pairs=False)
+    assert "takes 8 repeats of each side to be told from chance, 24 tests together; at most 8" in (
+        repeats_asked(rule, 24, pairs=False)
+    )
+    assert "none can be called a regression; raise gate.max_repeats" in repeats_asked(rule, 24, pairs=True)
+    few = rule_of(GateSpec(max_repeats=3))
+    assert "no speed can be called a regression" in repeats_asked(few, 1, pairs=False)
+    cell = make_cell()
+    assert 2 * (1 + len(cell.evaluation.tasks)) == family_of(GateSpec(), [cell, cell])

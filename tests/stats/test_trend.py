@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, theilslopes
 
-from bench.stats.simulation import NoiseModel, session
+from bench.stats.machines import NoiseModel, session
 from bench.stats.trend import Trend, find_trend, settle, settle_cells, step_ratios
 
 QUIET = NoiseModel(warmup_steps=1000)

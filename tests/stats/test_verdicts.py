@@ -9,9 +9,10 @@ import pytest
 from bench.metrics import MIB
 from bench.records.verdicts import MetricVerdict, VerdictName, overall
 from bench.scenario.gate import GateSpec
+from bench.stats.chance import Rule
 from bench.stats.noise import centre, pad
 from bench.stats.paired import Paired
-from bench.stats.sequential import Block, MetricPolicy, Rule, follow, policies
+from bench.stats.sequential import Arms, Block, MetricPolicy, follow, policies
 from bench.stats.verdicts import (
     AccuracyChange,
     judge_accuracy,
@@ -135,13 +136,13 @@ def _judge(
 ) -> MetricVerdict:
     """Judge one cell of runs given in the metric's unit."""
     arms = [policy.worse_sign * np.log(pad([runs])) for runs in (baseline, candidate)]
-    block = Block(
+    total = Arms(
         baseline=arms[0],
         candidate=arms[1],
         calibration_variance=np.full(1, calibration_sd**2),
         calibration_degrees=np.full(1, 8.0 if calibration_sd else 0.0),
-        tolerance_log=np.full(1, policy.tolerance_log),
     )
+    block = Block(total=total, tolerance_log=np.full(1, policy.tolerance_log))
     (decided,) = follow([block], rule).blocks
     (judgement,) = judge_statistical(
         ["cell"],
@@ -293,8 +294,8 @@ def test_what_is_not_gated_and_differs_is_counted() -> None:
     ]
 
 
-@pytest.mark.parametrize(("looks", "least"), [((1,), 2), ((3, 5), 3)])
+@pytest.mark.parametrize(("looks", "least"), [((1,), 5), ((3, 5), 5)])
 def test_one_repeat_is_never_told_to_run_one(looks: tuple[int, ...], least: int) -> None:
-    """Where a gate looks after one run, as with exact metrics only, the noise still takes two."""
+    """Where a gate looks after one run, as with exact metrics only, a verdict still takes five."""
     judgement = _judge(SPEED, [1000.0], [900.0], rule=replace(RULE, looks=looks))
     assert judgement.reason == f"1 repeat does not show the noise; run at least {least}"
