@@ -15,9 +15,10 @@ from bench.records.records import NS_PER_SECOND, Record
 from bench.records.run_summary import BY_STEP
 from bench.records.sessions import SIDES, SideName, Sitting, SittingRecords, SittingRun
 from bench.records.store import record_file_name
+from bench.stats.chance import Rule
 from bench.stats.noise import Noise, calibrate
 from bench.stats.power import detectable_effect
-from bench.stats.sequential import MetricPolicy, Rule
+from bench.stats.sequential import MetricPolicy
 
 _SLACK_BYTES = 64 * MIB
 _SLACK_SHARE = 0.05
@@ -164,12 +165,13 @@ def unseen(policies: Iterable[MetricPolicy], varying: Sequence[MetricSamples], r
 
 
 def _detectable(samples: MetricSamples, cell: int, rule: Rule, tests: int) -> float:
-    if samples.differences is not None:
-        groups: list[Sequence[float]] = [samples.differences[cell]]
+    runs = samples.total
+    if runs.differences is not None:
+        groups: list[Sequence[float]] = [runs.differences[cell]]
     else:
-        groups = [[run for session in samples.baseline[cell] for run in session], samples.candidate[cell]]
+        groups = [[run for session in runs.baseline[cell] for run in session], runs.candidate[cell]]
     repeats = min(map(len, groups))
-    by_pairs = samples.differences is not None
+    by_pairs = runs.differences is not None
     known = calibrate(groups)
     if repeats < 2 or not known.degrees_of_freedom:  # noqa: PLR2004 - one run tells no spread
         return math.inf

@@ -237,7 +237,7 @@ def judge_stored(
     return verdicts, other
 
 
-def _judge_stored(  # noqa: PLR0913, PLR0917 - what was found, and the promise
+def _judge_stored(  # noqa: PLR0917 - what was found, and the promise
     samples: MetricSamples,
     evidence: noise.Evidence,
     notes: Sequence[str | None],

@@ -80,7 +80,8 @@ def over_window(samples: Samples, metric: str) -> float:
     values = samples[metric]
     if metric == "tokens_per_second":
         times = samples.get("step_time_ns") or [1 / value for value in values]
-        return sum(map(mul, values, times)) / sum(times)
+        tokens: float = sum(map(mul, values, times))
+        return tokens / sum(times)
     return statistics.fmean(values)
 
 

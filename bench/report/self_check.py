@@ -25,7 +25,6 @@ from bench.report.text import (
     render_page,
     share,
     table_of,
-    terminal_table,
     words,
 )
 from bench.stats.simulation import CheckRow, SelfCheck

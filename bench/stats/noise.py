@@ -217,7 +217,8 @@ def unlike(moments: Moments, prior: Floats, weight: Floats) -> Bools:
     runs = np.maximum(degrees + 2, 2.0) * np.maximum(cells, 1.0)
     reach = stdtrit(weights, 1 - MODES_SIGNIFICANCE / (2 * runs)) * np.sqrt(2 * priors)
     heaps = known & (moments.gap > reach)
-    return spread | day | heaps.any(axis=-1, keepdims=True)
+    found: Bools = spread | day | heaps.any(axis=-1, keepdims=True)
+    return found
 
 
 def noise_of(calibration: Calibration, digest: str, metric: str, *, total: bool = False) -> Noise:

@@ -67,12 +67,13 @@ class Arms:
 
     def less(self, other: "Arms") -> "Arms":
         """Return by how much these summaries exceed the other's, without a calibration."""
-        unknown = np.zeros_like(self.calibration_degrees)
-        in_turn = self.differences is not None and other.differences is not None
+        unknown, differences = np.zeros_like(self.calibration_degrees), None
+        if self.differences is not None and other.differences is not None:
+            differences = self.differences - other.differences
         return Arms(
             baseline=self.baseline - other.baseline,
             candidate=self.candidate - other.candidate,
-            differences=self.differences - other.differences if in_turn else None,
+            differences=differences,
             calibration_variance=unknown,
             calibration_degrees=unknown,
         )

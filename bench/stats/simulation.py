@@ -249,7 +249,7 @@ def _rows(name: str, bounds: Bounds, decisions: Decisions) -> Iterator[CheckRow]
         yield _row(name, event, int(happened.sum()), len(happened), bound)
 
 
-def _row(  # noqa: PLR0913, PLR0917 - the fields of a row
+def _row(  # noqa: PLR0917 - the fields of a row
     name: str,
     event: Event,
     count: int,

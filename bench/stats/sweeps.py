@@ -79,7 +79,7 @@ def arms_of(summary: Summary, variance: Floats) -> Arms:
 
 
 CELLS: tuple[int, ...] = tuple(SIMULATED["no_change"]["cells"])
-CALIBRATIONS: Mapping[str, float] = SIMULATED["no_change"]["calibrations"]
+CALIBRATIONS: Mapping[str, tuple[str, float]] = SIMULATED["no_change"]["calibrations"]
 NO_CHANGE = tuple((turns, name) for turns in ("runs", "steps") for name in SIMULATED["no_change"][turns])
 _CALIBRATED = 2000
 
@@ -158,7 +158,7 @@ def might_alarm(summaries: Sequence[Summary], rule: Rule, cells: int) -> Bools:
             (few,) = _picked([summary], near)
             chance = arms_of(few, np.zeros(len(few[0]))).chance(np.full(len(few[0]), look))
             found[near] |= chance * cells <= rule.alpha
-    return found.any(axis=-1)
+    return np.asarray(found.any(axis=-1))
 
 
 def _near(summary: Summary, look: int) -> Bools:
