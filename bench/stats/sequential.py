@@ -55,7 +55,7 @@ class Arms:
         return weigh(moments, self.calibration_variance, self.calibration_degrees)
 
     def chance(self, repeats: Ints, tolerance_log: Floats | None = None) -> Floats:
-        """Return how likely chance orders runs so, no worse being so; with a tolerance, being worse by it."""
+        """Return how likely chance orders runs so at no change, or at one by the tolerance."""
         if tolerance_log is None:
             if self.differences is None:
                 return chance_of_order(self.baseline, self.candidate, repeats)
@@ -232,11 +232,7 @@ def _look(block: Block, state: Decided, look: int, rule: Rule, tests: int) -> _L
 
 
 def _concluded(state: Decided, fresh: _Look, adjusted: Floats, rule: Rule) -> Decided:
-    """Return the state with decisions on what was undecided.
-
-    A *regression* needs an adjusted p-value of at most alpha and a lower bound above the minimum effect, a
-    *pass* an upper bound below the tolerance and runs in an order that bears it out.
-    """
+    """Return the state with decisions on what was undecided."""
     regression = fresh.worse & (adjusted <= rule.alpha)
     decisions = np.select([regression, fresh.passes], [REGRESSION, PASS], UNDECIDED).astype(np.int8)
     going_on = state.decisions == UNDECIDED

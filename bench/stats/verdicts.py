@@ -215,16 +215,15 @@ def _statistical(row: _Row, policy: MetricPolicy, rule: Rule, decided: Decided) 
 
 def _reason(row: _Row, policy: MetricPolicy, rule: Rule, decided: Decided) -> str:
     difference, lower, upper = (_change(log, policy) for log in (row.difference, row.lower, row.upper))
+    repeats = counted(row.repeats, "repeat")
     if row.decision == "regression":
         text = f"{difference}, at least {_change(row.rests_on, policy)}"
     elif row.decision == "pass":
         text = f"{upper} at {'least' if row.upper < 0 else 'most'}"
     elif row.degrees_of_freedom == 0:
         does = "does" if row.repeats == 1 else "do"
-        text = (
-            f"{counted(row.repeats, 'repeat')} {does} not show the noise; run at least "
-            f"{max(rule.fewest_repeats(1, pairs=decided.pairs), row.repeats + 1)}"
-        )
+        least = max(rule.fewest_repeats(1, pairs=decided.pairs), row.repeats + 1)
+        text = f"{repeats} {does} not show the noise; run at least {least}"
     elif row.needed:
         text = (
             f"from {lower} to {upper}, but {row.repeats} repeats may fall apart so by chance, whatever the "
@@ -233,13 +232,11 @@ def _reason(row: _Row, policy: MetricPolicy, rule: Rule, decided: Decided) -> st
     elif row.overlap:
         text = (
             f"from {lower} to {upper}, but the runs of both sides still lie as chance might put them after "
-            f"{counted(row.repeats, 'repeat')}; more would decide"
+            f"{repeats}; more would decide"
         )
     else:
-        text = (
-            f"too noisy: anything from {lower} to {upper} after {counted(row.repeats, 'repeat')}; "
-            f"{_advice(row, policy, rule, decided)}"
-        )
+        advice = _advice(row, policy, rule, decided)
+        text = f"too noisy: anything from {lower} to {upper} after {repeats}; {advice}"
     if not math.isnan(row.median):
         text += f"; the median step {_change(row.median, policy)}"
     if not row.calibration_held:
