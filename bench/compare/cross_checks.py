@@ -6,6 +6,7 @@ And what could not have been seen: the smallest change that would have been foun
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 from bench.compare.metrics_compared import MetricSamples
 from bench.compare.plausibility import Doubted, lint
@@ -27,7 +28,8 @@ _SLACK_TIME_SHARE = 0.2
 """What looks every half second, start-up and the writing of a record may differ by."""
 
 Seen = tuple[SittingRun, Record]
-Contradicted = dict[tuple[str, Doubted], str]
+Kind = Doubted | Literal["ledger"]
+Contradicted = dict[tuple[str, Kind], str]
 
 
 def contradictions(loaded: SittingRecords) -> Contradicted:
@@ -53,7 +55,7 @@ def contradictions(loaded: SittingRecords) -> Contradicted:
     return found
 
 
-def _of_cell(seen: Mapping[SideName, Sequence[Seen]], sitting: Sitting) -> Iterator[tuple[Doubted, str]]:
+def _of_cell(seen: Mapping[SideName, Sequence[Seen]], sitting: Sitting) -> Iterator[tuple[Kind, str]]:
     findings = {side: {one.code: one for _, record in seen[side] for one in lint(record)} for side in SIDES}
     for side, other in itertools.permutations(SIDES):
         for code in findings[side].keys() - findings[other].keys():
@@ -65,7 +67,7 @@ def _of_cell(seen: Mapping[SideName, Sequence[Seen]], sitting: Sitting) -> Itera
         yield from _more_memory(seen)
 
 
-def _more_seen(side: SideName, runs: Sequence[Seen], *, timed: bool) -> Iterator[tuple[Doubted, str]]:
+def _more_seen(side: SideName, runs: Sequence[Seen], *, timed: bool) -> Iterator[tuple[Kind, str]]:
     """Find a side that tells of less time, in each of its runs, or memory, in any, than the gate saw."""
     told_s = max(record.total_ns for _, record in runs) / NS_PER_SECOND
     hidden_s = min(((run.seen_ns or 0) - record.total_ns) / NS_PER_SECOND for run, record in runs)
@@ -81,7 +83,7 @@ def _more_seen(side: SideName, runs: Sequence[Seen], *, timed: bool) -> Iterator
             yield "memory", f"the {side} says that its process {held}"
 
 
-def _other_tokens(seen: Mapping[SideName, Sequence[Seen]]) -> Iterator[tuple[Doubted, str]]:
+def _other_tokens(seen: Mapping[SideName, Sequence[Seen]]) -> Iterator[tuple[Kind, str]]:
     """Find sides that count other tokens in the same steps; what a script trains on is its own affair."""
     if seen["base"][0][1].cell.loop.driver == "script":
         return
@@ -97,7 +99,7 @@ def _other_tokens(seen: Mapping[SideName, Sequence[Seen]]) -> Iterator[tuple[Dou
             return
 
 
-def _more_memory(seen: Mapping[SideName, Sequence[Seen]]) -> Iterator[tuple[Doubted, str]]:
+def _more_memory(seen: Mapping[SideName, Sequence[Seen]]) -> Iterator[tuple[Kind, str]]:
     """Find a candidate whose process grew by more than its own ledger tells."""
     peaks = {side: [run.seen_peak_bytes for run, _ in seen[side] if run.seen_peak_bytes] for side in SIDES}
     ledgers = {side: [record.measurement.ledger for _, record in seen[side]] for side in SIDES}
@@ -108,16 +110,20 @@ def _more_memory(seen: Mapping[SideName, Sequence[Seen]]) -> Iterator[tuple[Doub
         if grown - counted > _SLACK_BYTES + max(peaks["base"]) - min(peaks["base"]):
             seen_more = f"holds {grown / MIB:,.0f} MiB more than the base's, as the gate saw it"
             yield (
-                "memory",
+                "ledger",
                 f"the candidate's process {seen_more}, and by its ledger {counted / MIB:+,.0f} MiB",
             )
 
 
-def doubted(metric: Metric) -> Doubted | None:
-    """Return which kind of number a metric is, of those that can be doubted."""
+def doubts_of(metric: Metric) -> tuple[Kind, ...]:
+    """Return the kinds of number a metric is, of those that can be doubted."""
     if metric.name in BY_STEP:
-        return "speed"
-    return {"bytes": "memory", "mJ": "energy"}.get(metric.unit)  # type: ignore[return-value] # the literals
+        return ("speed",)
+    if metric.unit == "mJ":
+        return ("energy",)
+    if metric.unit.startswith("bytes"):
+        return ("memory", "ledger") if metric.instrument == "ledger" else ("memory",)
+    return ()
 
 
 def outside_the_window(loaded: SittingRecords) -> Iterator[Caveat]:

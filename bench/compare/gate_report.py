@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.compare import grouped
 from bench.compare.caveats import changed, facts, kept_memory, shared
-from bench.compare.cross_checks import contradictions, doubted, outside_the_window, unseen
+from bench.compare.cross_checks import Kind, contradictions, doubts_of, outside_the_window, unseen
 from bench.compare.metrics_compared import (
     MetricSamples,
     has_metric,
@@ -23,7 +23,6 @@ from bench.compare.metrics_compared import (
     one_sided,
     samples_of,
 )
-from bench.compare.plausibility import Doubted
 from bench.compare.predicted_gate import judge_predictions
 from bench.compare.run_pairs import Pair, accuracy_changes, pair_up
 from bench.errors import counted
@@ -75,7 +74,7 @@ class GateJudge:
     design: Design
     looks: tuple[int, ...] | None = None
     calibration: Calibration | None = None
-    contradicted: Mapping[tuple[str, Doubted], str] = field(default_factory=dict)
+    contradicted: Mapping[tuple[str, Kind], str] = field(default_factory=dict)
 
     def __call__(self, records: Mapping[SideName, Sequence[Record]], repeats: int) -> frozenset[str]:
         """Return the cells that more runs could decide. What is left after a look is so after the next."""
@@ -169,8 +168,8 @@ class GateJudge:
         return [policy for name, policy in policies(self.gate).items() if policy.gated and name in measured]
 
     def _doubt(self, cell: str, metric: Metric) -> str | None:
-        kind = doubted(metric)
-        return self.contradicted.get((cell, kind)) if kind else None
+        found = (self.contradicted.get((cell, kind)) for kind in doubts_of(metric))
+        return next(filter(None, found), None)
 
     def _by_chance(
         self, changes: Sequence[AccuracyChange], varying: Sequence[MetricSamples]
