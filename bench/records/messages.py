@@ -252,7 +252,6 @@ class PlanJob(Stored):
     platform: Platform
     allocator: str = ""
     reuse_ranges: bool = False
-    cards: tuple[Card, ...] = Field((), description="On which speed is asked for.")
 
 
 Job = Annotated[
