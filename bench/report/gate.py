@@ -82,9 +82,6 @@ def opening(verdicts: Verdicts) -> str:
     if verdicts.design == "two plans":
         unseen = "; ".join((*verdicts.unseen, "what the caveats say"))
         return plain(f"Compared: {before} against {after}; {who or 'predicted'}. Not seen: {unseen}.")
-    if verdicts.design == "two plans":
-        before, after = (side.understood or side.given for side in sides)
-        return plain(f"Compared: predictions of {before} against those of {after}, made without a GPU.")
     unseen = "; ".join(verdicts.unseen) or "any change: nothing that is gated was measured on both sides"
     missed = f"Would not have been seen (with 95 %): {unseen}."
     return plain(f"Compared: {before} against {after}; {', '.join(filter(None, (who, on)))}. {missed}")
