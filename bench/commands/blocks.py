@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.claims.page import render_committed
+from bench.commands.material import read_material
 from bench.compare.comparison import compare
 from bench.compare.gate_report import judge_folder
 from bench.errors import InfrastructureError, UsageError
@@ -34,7 +35,7 @@ from bench.records.store import gather
 from bench.report import plan
 from bench.report.figures import Figure, comparison_figures, plan_figures
 from bench.report.gate import render_block
-from bench.report.pages import read_material, render_details, render_methods, render_summary
+from bench.report.pages import render_details, render_methods, render_summary
 from bench.report.self_check import render_self_check, render_validation
 from bench.report.studies import render_levers, render_study
 from bench.report.text import markdown

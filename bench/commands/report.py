@@ -30,7 +30,7 @@ def report(
     if check or update or site is not None:
         _of_repository(check=check, update=update, site=site)
         return
-    from bench.report.pages import read_material, render_material, write_all_figures, write_material
+    from bench.commands.material import read_material, render_material, write_all_figures, write_material
     from bench.scenario.catalogue import card, card_of_memory
 
     require_results(results)

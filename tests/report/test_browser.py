@@ -11,10 +11,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from bench.commands.material import read_material
 from bench.compare.comparison import compare
 from bench.records.predictions import read_plan
 from bench.report.html import render_html
-from bench.report.pages import read_material
 from hostile_records import make_hostile_plan, make_hostile_records
 from many_cells import make_records
 

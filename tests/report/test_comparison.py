@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench.commands.material import Material, write_material
 from bench.compare.comparison import Comparison, compare
 from bench.errors import InfrastructureError
 from bench.records.readings import Caveat
 from bench.records.records import Failure, Measurement, MergeCheck, ModelFacts, Record
-from bench.report.pages import Material, render_markdown, render_summary, render_terminal, write_material
+from bench.report.pages import render_markdown, render_summary, render_terminal
 from bench.scenario.platform import Platform
 from many_cells import make_records
 from records_factory import (

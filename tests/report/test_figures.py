@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from bench.commands.material import read_material, write_all_figures
 from bench.compare.comparison import compare
 from bench.records.predictions import read_plan
 from bench.records.records import Record
 from bench.report.figures import Figure, comparison_figures, plan_figures, write_figures
-from bench.report.pages import read_material, write_all_figures
 from bench.scenario.catalogue import card
 from hostile_records import SCRIPT, make_hostile_records
 from many_cells import make_records

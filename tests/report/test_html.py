@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.commands.material import read_material, write_material
 from bench.compare.comparison import compare
 from bench.errors import UsageError
 from bench.records.predictions import read_plan
@@ -20,7 +21,7 @@ from bench.records.readings import Caveat
 from bench.records.records import Failure, encode_record
 from bench.records.store import load_records
 from bench.report.html import folded_tables, render_html
-from bench.report.pages import read_material, render_details, write_material
+from bench.report.pages import render_details
 from hostile_records import SCRIPT, make_hostile_plan, make_hostile_records
 from many_cells import make_records
 from records_factory import make_cell, make_environment, make_ledger, make_measurement, make_record
@@ -259,7 +260,7 @@ def test_a_plan_of_2016_cells_is_rendered_in_seconds_without_torch(tmp_path: Pat
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     code = (
         "import sys, time; start = time.process_time(); from pathlib import Path;"
-        "from bench.report.pages import read_material, write_material;"
+        "from bench.commands.material import read_material, write_material;"
         "write_material(read_material([Path(sys.argv[1])]), Path(sys.argv[2]), ());"
         "print('torch' in sys.modules, time.process_time() - start)"
     )

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from bench.commands.material import read_material, render_material
 from bench.records.predictions import Prediction
-from bench.report.pages import read_material, render_material
 from bench.scenario.load import load_scenario
 from bench.scenario.types import EvaluationSpec, ModelSpec
 from virtual_gpu import VirtualGpus
