@@ -88,6 +88,8 @@ def test_a_gate_killed_at_random_instants_loses_nothing_and_leaves_nobody(
         code = None
         while code is None:
             session = session_of(folder / "sessions")
+            if session and load_sitting(session).sitting.ended_at:
+                break  # killed once all was done
             resume = ["--resume"] if session else []
             began_s = time.monotonic()
             running = start(folder, *command, *resume, prelude=REPLAYED + SLOW_SYNC)
