@@ -257,7 +257,7 @@ def pair(ours: Readings, theirs: Readings, task: str) -> tuple[AccuracyDifferenc
             }
             return differences(both, "theirs", task, task)["ours"], None
         reference = theirs[seeds[0]]
-        paired = pair_items(reference.items, ours[seeds[0]].items, reference.sources)
+        paired = pair_items(reference.items, ours[seeds[0]].items, reference.sources or ())
     except UsageError as error:
         return None, str(error)
     one = AccuracyDifference(

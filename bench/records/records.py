@@ -219,14 +219,15 @@ class EvaluationReading(Part, frozen=True):
     items: SharedItems
     truncated_items: Count
     duration_ns: Count
-    sources: tuple[Count, ...] = ()  # by item, the passage it asks about; () where none is shared
+    # By item, the passage it asks about; unset where none is shared.
+    sources: tuple[Count, ...] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         """Decode the questions with their answers: before training they are alike in all runs."""
         share(self, "items", _items)
         if self.truncated_items > len(self.items):
             raise ValueError(f"{self.truncated_items} of {len(self.items)} items truncated")
-        if len(self.sources) not in (0, len(self.items)):
+        if self.sources and len(self.sources) != len(self.items):
             raise ValueError(f"sources of {len(self.sources)} items, not of {len(self.items)}")
 
 

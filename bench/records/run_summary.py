@@ -135,7 +135,7 @@ def _answers(reading: EvaluationReading) -> Answers:
         num_fewshot=reading.num_fewshot,
         questions=questions,
         correct=correct,
-        sources=reading.sources,
+        sources=reading.sources or (),
     )
 
 

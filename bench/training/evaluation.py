@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from msgspec import UNSET
 
 from bench.errors import UnavailableError, UsageError, first_line
 from bench.io import read_data
@@ -139,7 +140,7 @@ def _judged(language_model: Any, task: str, samples: list[dict[str, Any]]) -> di
             )
             for sample in kept
         ),
-        "sources": _sources(kept),
+        "sources": _sources(kept) or UNSET,
         "truncated_items": sum(_is_truncated(language_model, sample) for sample in kept),
     }
 

@@ -139,5 +139,5 @@ def test_a_refusal_can_be_kept_as_a_sentence() -> None:
     """A report shows the reason instead of ending; a reading that is not there needs none."""
     first, second = make_evaluation("before", [True]), make_evaluation("after", [True], task="another")
     paired, reason = pair({0: second}, {0: first}, "held-out")
-    assert (None, True) == (paired, str(reason).startswith("question 0 is not the same"))
+    assert (None, True) == (paired, str(reason).startswith("not the same questions: 1 changed of 1"))
     assert (None, None) == pair({0: second}, {}, "held-out")

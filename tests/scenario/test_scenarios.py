@@ -44,6 +44,7 @@ COUNTS = {
     "loops_7b": 18,
     "qlora_from_scratch": 4,
     "gpu_truth": 18,
+    "gate_gpu_memory": 27,
 }
 
 
