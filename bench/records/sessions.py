@@ -138,9 +138,11 @@ def load_sitting(folder: Path) -> SittingRecords:
     records: dict[SideName, tuple[Record, ...]] = {}
     problems: list[str] = []
     for side in SIDES:
-        loaded = load_records(folder / side)
-        problems += loaded.problems
-        by_file = {record_file_name(record): record for record in loaded.records}
+        by_file = {}
+        if (folder / side).exists():  # not yet, where a gate was killed before a side's first run was over
+            loaded = load_records(folder / side)
+            problems += loaded.problems
+            by_file = {record_file_name(record): record for record in loaded.records}
         wanted = [run.file for run in counted_runs(sitting.runs) if run.side == side]
         problems += [f"{folder / side / file}: is missing" for file in wanted if file not in by_file]
         records[side] = tuple(by_file[file] for file in wanted if file in by_file)
