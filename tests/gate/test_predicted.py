@@ -85,7 +85,7 @@ def test_a_mebibyte_that_a_script_keeps_is_found(tmp_path: Path) -> None:
         (folder / "train.py").write_text(SCRIPT.format(kept=kept))
     done = bench(
         tmp_path / "one",
-        *("gate", "--command", "python train.py", "--predict", "--gpu", "rtx4090"),
+        *("gate", "--command", f"{sys.executable} train.py", "--predict", "--gpu", "rtx4090"),
         *("--base", ".", "--candidate", "../two", "--results", str(tmp_path / "out"), "-o", "v.json"),
     )
     assert 1 == done.returncode, done.stderr
