@@ -140,6 +140,46 @@ def run_step(trainer, micro_batches, mark=ignore_phase):
     return result
 ''',
     ),
+    "late": Change(
+        module="bench/training/step.py",
+        lines='''
+
+import time
+
+_plain_run_step = run_step
+_STEPS = []
+
+
+def run_step(trainer, micro_batches, mark=ignore_phase):
+    """Take 1.7 times as long from the 55th step on: the last ten of a window of four and sixty."""
+    started_s = time.perf_counter()
+    result = _plain_run_step(trainer, micro_batches, mark)
+    _STEPS.append(len(_STEPS))
+    if len(_STEPS) > 54:
+        time.sleep(0.7 * (time.perf_counter() - started_s))
+    return result
+''',
+    ),
+    "periodic": Change(
+        module="bench/training/step.py",
+        lines='''
+
+import time
+
+_plain_run_step = run_step
+_STEPS = []
+
+
+def run_step(trainer, micro_batches, mark=ignore_phase):
+    """Take 2.1 times as long in every tenth step."""
+    started_s = time.perf_counter()
+    result = _plain_run_step(trainer, micro_batches, mark)
+    _STEPS.append(len(_STEPS))
+    if len(_STEPS) % 10 == 0:
+        time.sleep(1.1 * (time.perf_counter() - started_s))
+    return result
+''',
+    ),
     "learning_rate": Change(
         module="bench/training/step.py",
         lines='''

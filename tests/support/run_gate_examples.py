@@ -21,6 +21,9 @@ BUILD = Path("build/gate")
 
 EXACT = ("--exact-only", "--only", "*/full/*")
 
+# Its records have no memory retained outside the model, no growth by step and no heap.
+OLDER = "ea0e19c8b1bf"
+
 # So that the two cores of a small machine are not both needed at once.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -32,6 +35,7 @@ class Example:
     scenario: str
     change: str | None
     expected: tuple[int, ...]
+    base: str = "HEAD"
     options: tuple[str, ...] = ()
 
 
@@ -40,12 +44,15 @@ EXAMPLES = {
     "no_change_by_runs": Example(scenario="gate_speed_by_runs", change=None, expected=(0, 3)),
     "memory": Example(scenario="gate_tiny", change="memory", expected=(1,)),
     "speed": Example(scenario="gate_speed", change="speed", expected=(1, 3)),
+    "late": Example(scenario="gate_speed", change="late", expected=(1, 3)),
+    "periodic": Example(scenario="gate_speed", change="periodic", expected=(1, 3)),
     "no_change_in_accuracy": Example(scenario="gate_learns", change=None, expected=(0,)),
     "learning_rate": Example(scenario="gate_learns", change="learning_rate", expected=(1,)),
     "own_ledger": Example(scenario="gate_tiny", change="own_ledger", expected=(3,), options=EXACT),
     "crash": Example(scenario="gate_tiny", change="crash", expected=(4,), options=EXACT),
     "output": Example(scenario="gate_tiny", change="output", expected=(0,), options=EXACT),
     "unloaded": Example(scenario="gate_tiny", change="unloaded", expected=(4,), options=EXACT),
+    "older_base": Example(scenario="gate_tiny", change=None, expected=(0,), base=OLDER, options=EXACT),
 }
 
 
@@ -59,7 +66,7 @@ def run_example(name: str) -> int:
         candidate = f"./{BUILD / name / example.change}"
     sittings = BUILD / name / "sittings"
     scenario = f"scenarios/{example.scenario}.toml"
-    command = ["gate", scenario, "--base", "HEAD", "--candidate", candidate, "--results", str(sittings)]
+    command = ["gate", scenario, "--base", example.base, "--candidate", candidate, "--results", str(sittings)]
     python = [sys.executable, "-m", "bench"]
     code = subprocess.run(
         [*python, *command, *example.options], cwd=HERE, env=os.environ | ONE_THREAD, check=False
