@@ -75,7 +75,7 @@ class GateOutputs(Outputs):
     def show(self, verdicts: "Verdicts", title: str) -> None:
         """Show the verdicts of a gate, and tell GitHub where it runs us."""
         from bench.io import append_text, write_text
-        from bench.report.gate import annotations, comment, junit, step_summary
+        from bench.report.ci import annotations, comment, junit, step_summary
 
         super().show(verdicts, title)
         if self.comment is not None:

@@ -1,4 +1,4 @@
-"""Verdicts as Markdown, in the terminal and for CI, worst first; and baselines. No arithmetic, no files.
+"""Verdicts as Markdown and in the terminal, worst first; and baselines. No arithmetic, no files.
 
 Everything that comes from a record or a scenario is escaped here; what does not fit is counted.
 """
@@ -7,15 +7,13 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
-from xml.etree import ElementTree as ET
+from typing import TYPE_CHECKING
 
 from bench.errors import counted
 from bench.metrics import METRICS
 from bench.records.result_sets import Baseline
 from bench.records.sessions import JUDGED_BY_ITSELF
-from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts, outcome_verdict
-from bench.report.columns import terminal_table
+from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts
 from bench.report.text import (
     NOT_APPLICABLE,
     Table,
@@ -31,6 +29,7 @@ from bench.stats.trend import ChangePoint
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
+    from rich.table import Table as RichTable
 
 _SHOWN = {"regression": "REGRESSION", "inconclusive": "inconclusive", "not comparable": "not comparable"}
 _ROOM_FOR_COUNT = 202
@@ -208,15 +207,17 @@ def _counted(hidden: Sequence[MetricVerdict]) -> str:
 
 
 def render_terminal(verdicts: Verdicts, title: str) -> "Group":
+    """Return the verdicts cell by cell; what passes, or is undecided and not gated, by its name alone."""
     from rich.console import Group
     from rich.text import Text
 
     rows = _shown(verdicts, verdicts.judgements)
     shown, hidden = rows[:_MOST_TERMINAL_ROWS], rows[_MOST_TERMINAL_ROWS:]
-    parts: list[RenderableType] = [Text(opening(verdicts)), terminal_table(gate_table(shown), title)]
-    if hidden:
-        parts.append(Text(f"{_counted(hidden)}; -o FILE.json has all of them."))
+    parts: list[RenderableType] = [Text(plain(line)) for line in (opening(verdicts), title)]
+    for cell in dict.fromkeys(one.cell for one in shown):
+        parts += [Text(plain(cell), style="bold"), _cell_lines([one for one in shown if one.cell == cell])]
     lines = [
+        *([f"{_counted(hidden)}; -o FILE.json has all of them."] if hidden else []),
         *(f"differs: {line}" for line in verdicts.differences[:_MOST_DIFFERENCES]),
         *(f"- {caveat.message}" for caveat in verdicts.caveats),
         *(f"not read: {problem}" for problem in verdicts.problems[:_MOST_DIFFERENCES]),
@@ -226,79 +227,25 @@ def render_terminal(verdicts: Verdicts, title: str) -> "Group":
     return Group(*parts)
 
 
-COMMENT_MARK = "<!-- finetune-bench gate -->"  # first in a comment: a workflow finds the one to replace
-MOST_COMMENT_BYTES = 64_000  # GitHub takes 65,536 characters
-MOST_SUMMARY_BYTES = 1024 * 1024  # of all that a step writes; GitHub shows nothing of a longer one
-MOST_ANNOTATIONS = 10  # GitHub shows ten errors of a step
-Inconclusive = Literal["pass", "fail"] | None
+def _cell_lines(judgements: Sequence[MetricVerdict]) -> "RichTable":
+    from rich.table import Table as RichTable
+    from rich.text import Text
 
-
-def comment(verdicts: Verdicts, title: str) -> str:
-    """Return the body of a pull request's comment, under 64 kB."""
-    most = MOST_COMMENT_BYTES - len(COMMENT_MARK) - 1
-    return f"{COMMENT_MARK}\n{render_markdown(verdicts, most_bytes=most, title=title)}"
-
-
-def step_summary(verdicts: Verdicts, title: str, bytes_there: int) -> str:
-    """Return what to append to a step's summary that holds so many bytes; nothing where it is full."""
-    most = MOST_SUMMARY_BYTES - bytes_there - 2
-    text = render_markdown(verdicts, most_bytes=most, title=title)
-    return f"\n{text}" if len(text.encode()) < most else ""
-
-
-def junit(verdicts: Verdicts, title: str, inconclusive: Inconclusive = None) -> str:
-    """Return JUnit XML with a test case for each gated metric of each cell.
-
-    A regression is a failure; what could not be decided or compared is skipped with its reason, or with
-    ``inconclusive="fail"`` a failure. Where runs finished and nothing was compared, one case says so.
-    """
-    cases = verdicts.gated
-    if verdicts.verdict == "inconclusive" and all(one.verdict == "pass" for one in cases):
-        cases = (*cases, outcome_verdict("bench gate", "inconclusive", headline(verdicts)))
-
-    def tag(one: MetricVerdict) -> str:
-        if one.verdict == "regression" or (one.verdict != "pass" and inconclusive == "fail"):
-            return "failure"
-        return "" if one.verdict == "pass" or inconclusive == "pass" else "skipped"
-
-    tags = Counter(map(tag, cases))
-    counts = {"name": plain(title), "tests": str(len(cases)), "failures": str(tags["failure"])}
-    counts |= {"skipped": str(tags["skipped"]), "errors": "0"}
-    root = ET.Element("testsuites", counts)
-    suite = ET.SubElement(root, "testsuite", counts)
-    for one in cases:
-        case = ET.SubElement(suite, "testcase", classname=plain(one.cell), name=plain(subject(one)), time="0")
-        if tag(one) == "failure":
-            ET.SubElement(case, "failure", message=plain(one.reason), type=one.verdict).text = message(one)
-        elif tag(one):
-            ET.SubElement(case, "skipped", message=message(one))
-    ET.indent(root)
-    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def annotations(verdicts: Verdicts) -> Iterator[str]:
-    """Yield GitHub's workflow commands: an error for each regression, ten at most, the last one counting.
-
-    Where nothing regressed but the verdict is not a pass, one warning.
-    """
-    worse = [one for one in verdicts.gated if one.verdict == "regression"]
-    shown = worse if len(worse) <= MOST_ANNOTATIONS else worse[: MOST_ANNOTATIONS - 1]
-    for one in shown:
-        yield _command("error", f"{subject(one)} of {one.cell}", message(one))
-    if beyond := len(worse) - len(shown):
-        yield _command("error", "bench gate", f"{beyond} more regressions; {headline(verdicts)}")
-    if not worse and verdicts.verdict != "pass":
-        why = next((f"; {message(one)}" for one in verdicts.gated if one.verdict != "pass"), "")
-        yield _command("warning", "bench gate", f"{headline(verdicts)}{why}")
-
-
-def _command(level: str, title: str, text: str) -> str:
-    """Return a workflow command, escaped as GitHub's ``actions/toolkit`` does (``core/src/command.ts``).
-
-    Its line breaks need no escape: plain text has none.
-    """
-    title, text = (plain(each).replace("%", "%25") for each in (title, text))
-    return f"::{level} title={title.replace(':', '%3A').replace(',', '%2C')}::{text}"
+    told: list[tuple[str, str]] = []
+    named: dict[str, list[str]] = {}
+    for one in judgements:
+        if (one.verdict == "pass" and not one.improved) or (not one.gated and one.verdict != "regression"):
+            named.setdefault(verdict_text(one), []).append(subject(one))
+            continue
+        change = ", ".join(text for text in (_change(one), _interval(one)) if text != NOT_APPLICABLE)
+        values = f" {_value(one, one.baseline)} → {_value(one, one.candidate)}" if change else ""
+        told.append(
+            (verdict_text(one), f"{subject(one)}{values}{f' ({change})' * bool(change)}: {one.reason}")
+        )
+    lines = RichTable.grid(padding=(0, 2))
+    for verdict, text in (*told, *((verdict, ", ".join(names)) for verdict, names in named.items())):
+        lines.add_row("", Text(verdict), Text(plain(text), overflow="fold"))
+    return lines
 
 
 def list_lines(baselines: Sequence[Baseline]) -> Iterator[str]:

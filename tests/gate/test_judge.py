@@ -165,7 +165,16 @@ def test_a_candidate_that_judges_itself_has_measured_nothing(
     git(tmp_path, "commit", "--quiet", "-m", "honest")
     (tmp_path / "mine.py").write_text(LYING)
     options = ["gate", "--base", "HEAD", "--candidate", ".", "--exact-only", "--results", "out"]
-    program = [sys.executable, "-m", "bench", *options, "-o", "v.json", "--command", f"{sys.executable} train.py"]
+    program = [
+        sys.executable,
+        "-m",
+        "bench",
+        *options,
+        "-o",
+        "v.json",
+        "--command",
+        f"{sys.executable} train.py",
+    ]
     result = subprocess.run(program, capture_output=True, text=True, check=False)
     shown = " ".join(result.stdout.split())
     assert result.returncode == 4, result.stderr

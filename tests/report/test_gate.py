@@ -9,16 +9,8 @@ from rich.console import Console
 
 from bench.records.readings import Caveat
 from bench.records.verdicts import ComparedSide, MetricVerdict, VerdictName, Verdicts
-from bench.report.gate import (
-    COMMENT_MARK,
-    annotations,
-    comment,
-    headline,
-    junit,
-    render_markdown,
-    render_terminal,
-    step_summary,
-)
+from bench.report.ci import COMMENT_MARK, annotations, comment, junit, step_summary
+from bench.report.gate import headline, render_markdown, render_terminal
 
 MIB = 1024**2
 _JUDGED = TypeAdapter(MetricVerdict)
@@ -166,6 +158,23 @@ def test_hostile_text_stays_text() -> None:
     console = Console(record=True, width=200, file=io.StringIO())
     console.print(render_terminal(verdicts, HOSTILE))
     assert "\x1b" not in console.export_text()
+
+
+def test_a_terminal_of_80_columns_tells_what_is_wrong_and_names_what_passes() -> None:
+    """A regression has its figures and its reason on whole words; what passes is a list of names."""
+    verdicts = make_verdicts(
+        make_judged("regression", reason="+1,048,576 bytes, tolerance 1,048,576"),
+        make_judged("pass", metric="saved_for_backward_bytes"),
+        make_judged("pass", metric="step_flops"),
+    )
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(render_terminal(verdicts, "Session x"))
+    text = console.export_text()
+    lines = [line.split() for line in text.splitlines()]
+    (regression,) = (line for line in lines if line[:1] == ["REGRESSION"])
+    assert ["ledger_peak_bytes", "→"] == [regression[1], regression[regression.index("→")]]
+    assert ["pass", "saved_for_backward_bytes,", "step_flops"] in lines
+    assert "1,048,576 bytes, tolerance 1,048,576" in " ".join(text.split())
 
 
 def test_facts_longer_than_the_limit_leave_the_verdict() -> None:
