@@ -164,8 +164,9 @@ def unseen(policies: Iterable[MetricPolicy], varying: Sequence[MetricSamples], r
             lines.append(f"{name}: any change" if math.isinf(share) else f"{name}: less than {share:.1%}")
     lines += [
         f"{policy.metric.name}: less than {policy.tolerance:,.0f} {policy.metric.unit}"
+        + f", or {policy.relative_tolerance:.0%} where that is more" * bool(policy.relative_tolerance)
         for policy in policies
-        if policy.metric.kind == "deterministic" and policy.tolerance
+        if policy.metric.exact and policy.tolerance
     ]
     return tuple(lines)
 
