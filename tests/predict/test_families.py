@@ -82,9 +82,9 @@ def at(cell: Cell, micro_batch: int, length: int, rank: int) -> Cell:
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft sets it right, and says so
-@pytest.mark.parametrize("seed", range(int(os.environ.get("FAMILIES", "4"))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("FAMILIES", "2"))))
 def test_random_cells_equal_their_full_traces(seed: int) -> None:
-    """Of each structure ten cells: each event and size is that of the whole model's trace."""
+    """Of each structure four cells, ten with FAMILIES=20: each event and size is that of a whole trace."""
     choose = random.Random(seed)
     structure = random_structure(choose)
     grid = [
@@ -101,7 +101,7 @@ def test_random_cells_equal_their_full_traces(seed: int) -> None:
         for cell in family.cells[point]
     }
     assert {cell.id for cell in grid} == set(found)
-    for cell in choose.sample(grid, 10):
+    for cell in choose.sample(grid, 10 if "FAMILIES" in os.environ else 4):
         stream, method = found[cell.id]
         whole = Tracer(PLATFORM, config).trace(cell)
         assert method == "repeated layers"

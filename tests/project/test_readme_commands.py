@@ -1,11 +1,9 @@
 """Every command in README.md and docs/ is one that bench takes; the README's are run."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from bench.cli import app
+from command_lines import CommandLine, open_command_line
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,7 +28,7 @@ window = {warmup_steps = 1, measured_steps = 2}
 NARROWED: dict[str, dict[str, str]] = {
     "fit": {
         "bench doctor": "",
-        "bench fit llama-2-7b --gpu rtx4090": "--method qlora --sequence 512",
+        "bench fit llama-2-7b --gpu rtx4090": "--method qlora --sequence 512 --data full",
     },
     "plan": {
         "bench plan scenarios/7b_single_gpu.toml --gpu rtx4090": "--only 'llama-2-7b/qlora*/b1-s512*'",
@@ -76,34 +75,29 @@ def test_the_commands_of_the_readme_are_run_or_named() -> None:
     assert {*chain(*NARROWED.values()), *ONLY_PARSED} == set(commands_of(ROOT / "README.md"))
 
 
+@pytest.fixture(scope="module")
+def bench() -> Iterator[CommandLine]:
+    """Return one process for all commands, so that what workers import is imported once."""
+    with open_command_line() as command_line:
+        yield command_line
+
+
 @pytest.mark.parametrize("use", NARROWED)
-def test_the_commands_of_the_readme_run(use: str, tmp_path: Path) -> None:
+def test_the_commands_of_the_readme_run(use: str, bench: CommandLine, tmp_path: Path) -> None:
     """One after the other, in a folder with the shipped scenarios, SmolLM2's being a tiny one."""
+
+    def run(command: str) -> None:
+        done = bench(tmp_path, *shlex.split(command)[1:])
+        allowed = {0, 3} if command.startswith("bench gate") else {0}  # 3 where a gate cannot tell
+        assert done.returncode in allowed, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+
     for folder in ("scenarios", "examples"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "scenarios" / "smollm2_cpu.toml").write_text(TINY, encoding="utf-8")
     for command, narrowing in NARROWED[use].items():
         if command.endswith("--baseline nightly"):
             shutil.copytree(tmp_path / "results" / "smollm2_cpu", tmp_path / "results" / "mine")
-            run("bench baseline accept results/mine --name nightly --reason 'as released'", tmp_path)
-        run(f"{command} {narrowing}", tmp_path)
+            run("bench baseline accept results/mine --name nightly --reason 'as released'")
+        run(f"{command} {narrowing}")
     assert (tmp_path / "smollm2.html").is_file() is (use == "run")
-
-
-def run(command: str, folder: Path) -> None:
-    """Run it with the code of this checkout; exit code 0, or 3 where a gate cannot tell."""
-    done = subprocess.run(
-        [sys.executable, "-m", *shlex.split(command)],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    allowed = {0, 3} if command.startswith("bench gate") else {0}
-    assert done.returncode in allowed, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr

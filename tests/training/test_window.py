@@ -19,7 +19,8 @@ from bench.records.records import (
     StepSample,
 )
 from bench.scenario.cell import Cell
-from tiny_cells import of_type, readings_of, tiny_cell
+from tiny_cells import of_type, tiny_cell
+from tiny_cells import readings_of as train
 
 pytestmark = pytest.mark.usefixtures("tiny_weights")
 
@@ -29,6 +30,17 @@ NF4: dict[str, Any] = {"kind": "qlora", "rank": 4}
 FP4: dict[str, Any] = {"kind": "qlora", "rank": 4, "quantisation": "fp4", "double_quantisation": False}
 FULL: dict[str, Any] = {"kind": "full"}
 METHODS = {"full": FULL, "lora": LORA, "int8": INT8, "nf4-dq": NF4, "fp4": FP4}
+
+
+READ: dict[str, list[Any]] = {}
+
+
+def readings_of(cell: Cell) -> list[Any]:
+    """Return what was read of a cell, which is run once for all tests that look at it."""
+    key = cell.model_dump_json()
+    if key not in READ:
+        READ[key] = train(cell)
+    return READ[key]
 
 
 def _one(readings: list[Any], kind: type[Any]) -> Any:
@@ -272,6 +284,6 @@ def test_a_scaler_that_skips_a_step_says_so() -> None:
 
 
 def _merged_share(cell: Cell) -> float:
-    check = _one(readings_of(cell), MergeCheck)
+    check = _one(train(cell), MergeCheck)
     assert isinstance(check, MergeCheck)
     return check.max_abs_difference / check.reference_max_abs
