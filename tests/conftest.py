@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -17,6 +18,8 @@ from bench.scenario.catalogue import wheel
 from bench.workers import launch
 from virtual_gpu import Box, VirtualGpus
 
+FROZEN = pytest.StashKey[int]()
+"""How many modules were imported when objects were last frozen."""
 ROOT = Path(__file__).resolve().parents[1]
 # Processes that tests start run this checkout too, whichever one is installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -48,13 +51,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _skip(on_weights, "needs the SmolLM2 weights in the cache; run `make weights`")
 
 
-def pytest_collection_finish() -> None:
-    """Leave what the collected modules have imported out of garbage collections, as workers' server does.
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave what was imported meanwhile out of garbage collections, as the server of workers does.
 
-    With torch and its family imported a full one takes a quarter of a second, and each ledger asks for some.
+    With torch and its family imported a full one takes a quarter of a second; each ledger asks for some, and
+    watched scripts look through all objects.
     """
-    gc.collect()
-    gc.freeze()
+    imported, stash = len(sys.modules), item.config.stash
+    if imported > stash.get(FROZEN, 0) + 100:
+        gc.collect()
+        gc.freeze()
+        stash[FROZEN] = imported
 
 
 def _skip(items: list[pytest.Item], reason: str) -> None:

@@ -28,11 +28,11 @@ window = {warmup_steps = 1, measured_steps = 2}
 NARROWED: dict[str, dict[str, str]] = {
     "fit": {
         "bench doctor": "",
-        "bench fit llama-2-7b --gpu rtx4090": "--method qlora --sequence 512 --data full",
+        "bench fit llama-2-7b --gpu rtx4090": "--method full --sequence 512 --data full",
     },
     "plan": {
         "bench plan scenarios/7b_single_gpu.toml --gpu rtx4090": "--only 'llama-2-7b/qlora*/b1-s512*'",
-        "bench plan scenarios/33b_24gb.toml --gpu rtx4090 --details": "--only '*/qlora*' --no-advice",
+        "bench plan scenarios/33b_24gb.toml --gpu rtx4090 --details": "--only '*/qlora*dq-r16/*' --no-advice",
     },
     "watch": {
         "bench watch -- python examples/train.py": "",
