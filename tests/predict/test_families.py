@@ -84,7 +84,7 @@ def at(cell: Cell, micro_batch: int, length: int, rank: int) -> Cell:
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft sets it right, and says so
 @pytest.mark.parametrize("seed", range(int(os.environ.get("FAMILIES", "2"))))
 def test_random_cells_equal_their_full_traces(seed: int) -> None:
-    """Of each structure four cells, ten with FAMILIES=20: each event and size is that of a whole trace."""
+    """Of each structure four cells, ten with FAMILIES=10: each event and size is that of a whole trace."""
     choose = random.Random(seed)
     structure = random_structure(choose)
     grid = [
