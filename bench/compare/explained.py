@@ -1,6 +1,7 @@
 """Why a cell takes otherwise in one plan than in another, and what two plans cannot tell."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from bench.metrics import MIB, size_text
 from bench.records.predictions import PlannedCell, Prediction
@@ -47,7 +48,10 @@ def explained(before: PlannedCell, after: PlannedCell) -> str:
         return ""
     first, second = before.answer, after.answer
     clauses = [*_trained(first.trainable_parameters, second.trainable_parameters)]
-    clauses += [*_grown(first, second), *_moved(first, second), *_fitting(before, after)]
+    clauses += [*_grown(first, second), *_moved(first, second)]
+    if phases := changes_told(first.phase_requested_bytes, second.phase_requested_bytes):
+        clauses.append(f"by phase {phases}")
+    clauses += _fitting(before, after)
     return "; ".join(clauses)
 
 
@@ -74,15 +78,21 @@ def _listed(names: set[str]) -> str:
 def _grown(before: Prediction, after: Prediction) -> Iterator[str]:
     """Yield which categories hold more or less at the peak, largest change first."""
     first, second = before.categories_at_peak_bytes, after.categories_at_peak_bytes
-    changes = {name: second.get(name, 0) - first.get(name, 0) for name in (*first, *second)}
-    largest = sorted(changes, key=lambda name: -abs(changes[name]))[:_MOST_NAMED]
-    parts = [
-        f"{name.replace('_', ' ')} {changed_bytes(0, changes[name])}"
-        for name in largest
-        if abs(changes[name]) >= MIB
-    ]
-    if parts:
-        yield f"at the peak {', '.join(parts)}"
+    largest = sorted(
+        dict.fromkeys([*first, *second]), key=lambda name: -abs(second.get(name, 0) - first.get(name, 0))
+    )
+    both = ({name: held.get(name, 0) for name in largest[:_MOST_NAMED]} for held in (first, second))
+    if told := changes_told(*both):
+        yield f"at the peak {told}"
+
+
+def changes_told(before: Mapping[Any, int], after: Mapping[Any, int], *, least: int = MIB) -> str:
+    """Write how sizes that both sides have changed, each by its name, from the ``least`` change on."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {changed_bytes(before[name], after[name])}"
+        for name in before
+        if name in after and abs(after[name] - before[name]) >= least
+    )
 
 
 def _moved(before: Prediction, after: Prediction) -> Iterator[str]:

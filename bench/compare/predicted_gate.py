@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.compare.caveats import changed, shared
-from bench.compare.explained import blind_spots, changed_bytes, explained
+from bench.compare.explained import blind_spots, changed_bytes, changes_told, explained
 from bench.errors import UsageError
 from bench.io import read_json
 from bench.metrics import MIB, size_text
@@ -114,7 +114,8 @@ def _unseen(rules: Mapping[str, MetricPolicy], verdicts: Iterable[MetricVerdict]
     """Yield for each exact metric that was gated what a change for the worse must come to."""
     for name in dict.fromkeys(one.metric for one in verdicts if one.gated and one.kind == "deterministic"):
         if least := rules[name].tolerance:
-            yield f"{name}: less than {least:,.0f} {rules[name].metric.unit}"
+            unit = rules[name].metric.unit
+            yield f"{name}: less than {size_text(least) if unit == 'bytes' else f'{least:,.0f} {unit}'}"
 
 
 def _placed(plan: Plan) -> dict[_Place, PlannedCell]:
@@ -192,11 +193,14 @@ class _Pair:
             if part is not None and not all(sides):
                 continue  # nothing happens in that phase on one side, so that it has no peak of its own
             verdict = judge_exact(self.name, rules[metric], *sides)
+            reason = verdict.reason
+            if all(sides) and rules[metric].metric.unit == "bytes":
+                reason = changed_bytes(sides[0][0], sides[1][0])
             yield replace(
                 verdict,
                 task=part,
                 improved=verdict.improved and _matters(verdict, rules[metric]),
-                reason=f"{verdict.reason}; {why}" if why else verdict.reason,
+                reason=f"{reason}; {why}" if why else reason,
             )
             why = ""
         if after.reserved_peak_bytes is not None and before.reserved_peak_bytes is not None:
@@ -261,13 +265,10 @@ def _held(cell: str, policy: MetricPolicy, before: Prediction, after: Prediction
     most = max(changes, key=lambda phase: abs(changes[phase]), default=None)
     if most is None or not changes[most]:
         return
-    told = ", ".join(
-        f"{phase} {changed_bytes(ends[phase], others[phase])}" for phase, one in changes.items() if one
-    )
     verdict = replace(policy, gated=False).verdict(
         cell,
         "pass",
-        f"reserved as phases of the first step end: {told}",
+        f"reserved as phases of the first step end: {changes_told(ends, others, least=1)}",
         baseline=ends[most],
         candidate=others[most],
         ratio=others[most] / ends[most] if ends[most] else None,

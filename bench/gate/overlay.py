@@ -40,7 +40,7 @@ def overlay(pins: Sequence[tuple[str, str]]) -> Path:
     names = "-".join(f"{name}-{version}" for name, version in pins)[:80]
     folder = cache_folder() / "overlays" / f"{names}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     make_folder(folder.parent)
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not (folder / _COMPLETE).is_file():
             shutil.rmtree(folder, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:

@@ -51,7 +51,7 @@ def gate_predictions(
     with interrupts.caught():
         try:
             with _sides(references, asked, here, stored=stored is not None) as sides:
-                _predict(asked, sides, stored, folder, options, tell)
+                _predict(asked, sides, stored=stored, folder=folder, options=options, tell=tell)
         except KeyboardInterrupt:
             raise InterruptedByUserError("interrupted before both sides were predicted") from None
     verdicts = judge_folder(folder)
@@ -88,9 +88,10 @@ def _sides(
         yield sides[1:] if stored else sides
 
 
-def _predict(  # noqa: PLR0917 - what is asked of whom, and where it goes
+def _predict(
     asked: PlanAssignment,
     sides: tuple[Side, ...],
+    *,
     stored: Path | None,
     folder: Path,
     options: SessionOptions,

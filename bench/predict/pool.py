@@ -44,7 +44,7 @@ class PredictionRequest:
 
 
 RANGES_REPLAYED = 96  # cells; eight replays each take most of a prediction's time
-_BATCHES_A_WORKER = 8  # more would balance better, and start as many processes
+_BATCHES_A_WORKER = 4  # more would balance better, and start as many processes, each with a second of its own
 NEXT_TORCH = Version("2.14")
 """The first version of which no source was read."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.io import parse_json, read_data
+from bench.predict.trace.repeat import depth_of_model, shallow
 from bench.predict.trace.trace import worst_batch
 from bench.records.predictions import Refusal
 from bench.records.readings import Caveat
@@ -21,7 +22,7 @@ def refused_as_unreachable(cell: Cell, config: Any) -> Refusal | None:
     Tokens of a data file are looked at where the tokenizer at hand has more than the embedding has rows.
     """
     try:
-        require_reach(cell, config, [worst_batch(cell, 1)])
+        require_reach(cell, _cut(config), [worst_batch(cell, 1)])
         rows = int(config.get_text_config().vocab_size)
         folder = _folder(cell.model)
         if folder is not None and isinstance(cell.data, JsonlData) and _tokens_known(folder) > rows:
@@ -29,6 +30,15 @@ def refused_as_unreachable(cell: Cell, config: Any) -> Refusal | None:
     except OutOfReachError as error:
         return Refusal(message=str(error), longest_tokens=error.positions)
     return None
+
+
+def _cut(config: Any) -> Any:
+    """Return a configuration with as few layers as are unlike: the others look up the same positions."""
+    try:
+        depth = depth_of_model(config)
+    except Exception:  # noqa: BLE001 - one that builds no model is refused where it is traced
+        return config
+    return shallow(config, depth.traced) if depth else config
 
 
 def beyond_training(cell: Cell, config: Any) -> Caveat | None:

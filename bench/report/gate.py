@@ -6,17 +6,18 @@ Everything that comes from a record or a scenario is escaped here; what does not
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 from bench.errors import counted
 from bench.metrics import METRICS
 from bench.records.result_sets import Baseline
 from bench.records.sessions import JUDGED_BY_ITSELF
-from bench.records.verdicts import WORST_FIRST, MetricVerdict, Verdicts
+from bench.records.verdicts import OUTCOME, WORST_FIRST, MetricVerdict, Verdicts
 from bench.report.text import (
     NOT_APPLICABLE,
     Table,
+    grouped,
     markdown,
     markdown_table,
     metric_value,
@@ -72,7 +73,8 @@ def opening(verdicts: Verdicts) -> str:
     noun = _noun(verdicts)
     before, after = (f"{side.understood or side.given} ({counted(side.runs, noun)})" for side in sides)
     itself = any(caveat.code == JUDGED_BY_ITSELF for caveat in verdicts.caveats)
-    who = "bench judged by itself" if itself else f"measured by {verdicts.judge}" if verdicts.judge else ""
+    made = "predicted" if verdicts.design == "two plans" else "measured"
+    who = "bench judged by itself" if itself else f"{made} by {verdicts.judge}" if verdicts.judge else ""
     there = verdicts.candidate.environment
     machine = [
         there[name] for name in ("machine.cpu_model", "device.cuda_name", "gpu.name") if there.get(name)
@@ -151,10 +153,10 @@ def render_markdown(verdicts: Verdicts, *, most_bytes: int, title: str) -> str:
     if left < 0:  # facts and caveats of strangers may be of any length; the verdict comes first
         return f"## {markdown(title)}\n\n**{markdown(headline(verdicts))}**\n"
     rows = _shown(verdicts, verdicts.judgements)
-    header, ruler, *lines = markdown_table(gate_table(rows)).split("\n")
-    sizes = accumulate((len(line.encode()) + 1 for line in lines), initial=len(header + ruler) + 2)
+    head, lines = _lines(verdicts, rows)
+    sizes = accumulate((len(line.encode()) + 1 for line in lines), initial=len(head))
     fitting = bisect_right([*sizes][1:], left)
-    table = "\n".join([header, ruler, *lines[:fitting]]) if fitting else ""
+    table = head + "\n".join(lines[:fitting]) if fitting else ""
     hidden = rows[fitting:]
     more = f"{_counted(hidden)}; the JSON document has all of them." if hidden else ""
     return _page(verdicts, title, table, more) + "\n"
@@ -163,19 +165,46 @@ def render_markdown(verdicts: Verdicts, *, most_bytes: int, title: str) -> str:
 def render_block(verdicts: Verdicts) -> str:
     """Return what a page shows of a gate: what is gated, and everything to be known, without a title."""
     rows = _shown(verdicts, verdicts.judgements if verdicts.design == "two plans" else verdicts.gated)
-    return _page(verdicts, "", markdown_table(gate_table(rows)) if rows else "")
+    head, lines = _lines(verdicts, rows)
+    return _page(verdicts, "", head + "\n".join(lines) if rows else "")
+
+
+def _lines(verdicts: Verdicts, rows: Sequence[MetricVerdict]) -> tuple[str, list[str]]:
+    """Return what stands above the rows, and a line for each: of a table, or below the name of its cell."""
+    if verdicts.design != "two plans":
+        header, ruler, *lines = markdown_table(gate_table(rows)).split("\n")
+        return f"{header}\n{ruler}\n", lines
+    titles = {id(first): f"- **{markdown(first.cell)}**\n" for first, *_ in _by_cell(rows)}
+    return "", [
+        f"{titles.get(id(one), '')}  - {markdown(f'{verdict_text(one)} {_told(one)}')}" for one in rows
+    ]
+
+
+def _by_cell(rows: Sequence[MetricVerdict]) -> list[list[MetricVerdict]]:
+    return [*grouped((one.cell, one) for one in rows).values()]
 
 
 def _shown(verdicts: Verdicts, judged: Sequence[MetricVerdict]) -> Sequence[MetricVerdict]:
-    """Return what a table shows: of predictions, whose figures are many, only those that say something."""
+    """Return what is shown: of predictions, whose figures are many, only those that say something, by cell.
+
+    A phase does where it has another verdict than the whole peak, whose reason tells of it; what is not
+    gated of a metric does where the whole has nothing to say.
+    """
     if verdicts.design != "two plans":
         return judged
-    return [
+    order = [OUTCOME, *METRICS]
+    telling = [
         one
         for one in judged
         if (one.gated and (one.verdict != "pass" or one.improved))
         or (not one.gated and (one.kind == "outcome" or (one.task is not None and one.size > _HELD_SHARE)))
     ]
+    whole = {(one.cell, one.metric): verdict_text(one) for one in telling if one.task is None}
+    texts = [whole.get((one.cell, one.metric)) if one.task else None for one in telling]
+    pairs = zip(telling, texts, strict=True)
+    found = [one for one, text in pairs if not text or (one.gated and text != verdict_text(one))]
+    groups = (sorted(group, key=lambda one: order.index(one.metric)) for group in _by_cell(found))
+    return [*chain.from_iterable(groups)]
 
 
 def _page(verdicts: Verdicts, title: str, table: str = "", hidden: str = "") -> str:
@@ -227,6 +256,13 @@ def render_terminal(verdicts: Verdicts, title: str) -> "Group":
     return Group(*parts)
 
 
+def _told(judged: MetricVerdict) -> str:
+    """Return what a verdict is on, its values and its reason."""
+    change = ", ".join(text for text in (_change(judged), _interval(judged)) if text != NOT_APPLICABLE)
+    values = f" {_value(judged, judged.baseline)} → {_value(judged, judged.candidate)} ({change})"
+    return f"{subject(judged)}{values if change else ''}: {judged.reason}"
+
+
 def _cell_lines(judgements: Sequence[MetricVerdict]) -> "RichTable":
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -237,11 +273,7 @@ def _cell_lines(judgements: Sequence[MetricVerdict]) -> "RichTable":
         if (one.verdict == "pass" and not one.improved) or (not one.gated and one.verdict != "regression"):
             named.setdefault(verdict_text(one), []).append(subject(one))
             continue
-        change = ", ".join(text for text in (_change(one), _interval(one)) if text != NOT_APPLICABLE)
-        values = f" {_value(one, one.baseline)} → {_value(one, one.candidate)}" if change else ""
-        told.append(
-            (verdict_text(one), f"{subject(one)}{values}{f' ({change})' * bool(change)}: {one.reason}")
-        )
+        told.append((verdict_text(one), _told(one)))
     lines = RichTable.grid(padding=(0, 2))
     for verdict, text in (*told, *((verdict, ", ".join(names)) for verdict, names in named.items())):
         lines.add_row("", Text(verdict), Text(plain(text), overflow="fold"))

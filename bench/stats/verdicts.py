@@ -29,7 +29,11 @@ from bench.stats.sequential import DECISIONS, UNDECIDED, Decided, MetricPolicy
 from bench.stats.trend import Floats
 
 _WHOLE = 1000
-"""Above it a tolerance is shown without its fraction, as a share of a size has one."""
+"""Above it a figure is shown without its fraction, as a tolerance that is a share of a size has one."""
+
+
+def _shown(value: float, sign: str = "") -> str:
+    return f"{value:{sign},.0f}" if abs(value) > _WHOLE else f"{value:{sign},.10g}"
 
 
 def judge_outcomes(cell: str, baseline: Sequence[Outcome], candidate: Sequence[Outcome]) -> MetricVerdict:
@@ -85,12 +89,11 @@ def judge_exact(
     elif most <= 0 or most < tolerance:
         verdict = "pass"
     first, second = before[0], after[0]
-    shown = round(tolerance) if tolerance > _WHOLE else tolerance
     varies = " (its runs differ)" if len({*before}) > 1 or len({*after}) > 1 else ""
     return policy.verdict(
         cell,
         verdict,
-        f"{second - first:+,.10g} {policy.metric.unit}, tolerance {shown:,.10g}{varies}",
+        f"{_shown(second - first, '+')} {policy.metric.unit}, tolerance {_shown(tolerance)}{varies}",
         improved=verdict == "pass" and policy.direction != "same" and most < -noise,
         baseline=first,
         candidate=second,

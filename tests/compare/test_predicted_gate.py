@@ -1,16 +1,19 @@
 """Two plans judged: what is exact, what the allocator's order moves, what is refused and by whom, and why."""
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from bench.compare.predicted_gate import judge_plans, stored_plan
 from bench.errors import UsageError
 from bench.gate.stored import compare_results
 from bench.records.predictions import CardFit, Plan, PlannedCell, Prediction, Refusal, plan_json
 from bench.records.verdicts import MetricVerdict, Verdicts
-from bench.report.gate import render_markdown
+from bench.report.gate import render_markdown, render_terminal
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec, MetricGate
 from bench.scenario.platform import Platform
@@ -159,9 +162,34 @@ def test_a_change_is_explained() -> None:
     assert "layers.*.mlp.experts are trained now (+9,000 parameters)" in reason
     assert "at the peak activations +90.00 GiB, optimizer state +3.00 GiB, logits -300.00 MiB" in reason
     assert "the peak moved from aten::mm in lm_head (backward) to aten::bmm in lm_head (backward)" in reason
-    assert "a100: fits, now does not fit" in reason
+    assert reason.startswith("+99.51 GiB; ")
+    assert "; by phase backward +99.51 GiB; a100: fits, now does not fit" in reason
     assert "regression" == the(verdicts, "parameters_trainable").verdict
     assert the(verdicts, "cuda_requested_peak_bytes") == verdicts.judgements[0]
+
+
+def test_a_page_and_a_terminal_name_each_cell_once_above_what_changed_in_it() -> None:
+    """The peak comes first, with its phases; a phase has a line of its own where only it became worse."""
+    grown = told(560 * MIB, trainable_parameters={"model.layers.*.self_attn.q_proj": 2000})
+    loads = told(phase_requested_bytes={"load": 302 * MIB, "backward": 500 * MIB})
+    verdicts = judge(plan(told(), told(), told()), plan(grown, told(), loads))
+    page = render_markdown(verdicts, most_bytes=10_000, title="t")
+    assert "| Cell |" not in page
+    assert ["a/full/b1", "c/full/b1"] == re.findall(r"^- \*\*(.+)\*\*$", page, re.MULTILINE)
+    peak, trained, load = re.findall(r"^  - (.+)$", page, re.MULTILINE)
+    assert peak.startswith("REGRESSION cuda_requested_peak_bytes 500.00 MiB → 560.00 MiB (")
+    assert "): +60.00 MiB; " in peak
+    assert "by phase backward +60.00 MiB" in peak
+    assert trained.startswith("REGRESSION parameters_trainable 1,000 → 2,000 (")
+    assert load.startswith("REGRESSION cuda_requested_peak_bytes (load) 300.00 MiB → 302.00 MiB (")
+    short = render_markdown(verdicts, most_bytes=1_250, title="t")
+    assert ("**a/full/b1**" in short, "(load)" in short) == (True, False)
+    assert "Not shown: " in short
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(render_terminal(verdicts, "t"))
+    shown = console.export_text().splitlines()
+    assert [80, 1] == [max(80, *map(len, shown)), [line.strip() for line in shown].count("a/full/b1")]
+    assert any("REGRESSION" in line and "parameters_trainable 1,000 → 2,000 (" in line for line in shown)
 
 
 @pytest.mark.parametrize(

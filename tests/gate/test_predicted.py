@@ -1,11 +1,13 @@
 """A gate of predictions from two REFs, or a stored plan, to its exit code: real processes, real traces."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import transformers.models.llama.modeling_llama as llama
 
 from bench.records.predictions import read_plan
 from bench.records.verdicts import Verdicts
@@ -38,19 +40,53 @@ for _ in range(4):
     optimizer.step()
     optimizer.zero_grad()
 """
+OTHER_FAMILY = """
+[models.other]
+random = "gpt2"
+overrides = { num_hidden_layers = 2 }
+"""
+LAYER_ENDS = "        hidden_states = residual + hidden_states\n        return hidden_states\n"
+KEEPS = """        if self.self_attn.layer_idx == 0 and not hasattr(self, "kept"):
+            self.kept = torch.empty(1 << 20, dtype=torch.uint8, device=hidden_states.device)
+"""
+FREES = """        one, two = hidden_states * 2, torch.cat([hidden_states, hidden_states])
+        del {}
+"""
 
 
 @pytest.fixture(autouse=True)
 def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep everything in the test's folder, away from a network."""
+    """Keep everything in the test's folder."""
     monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def without_network() -> list[str]:
+    """Return the command that gives another one a network of its own, which has not even a loopback."""
+    isolated = ["unshare", "--map-root-user", "--net"]
+    allowed = shutil.which("unshare") and not subprocess.run([*isolated, "true"], check=False).returncode
+    return isolated if allowed else []
 
 
 def bench(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command from its beginning."""
-    command = [sys.executable, "-m", "bench", *arguments]
+    """Run a command from its beginning, without a network where this machine can take it away."""
+    command = [*without_network(), sys.executable, "-m", "bench", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=here, timeout=600)
+
+
+def patched_transformers(folder: Path, lines: str) -> None:
+    """Make a project of transformers as it is installed, with lines put in where a Llama's layer ends."""
+    source, package = Path(llama.__file__), folder / "src" / "transformers"
+    installed = source.parents[2]
+    for original in (installed, installed / "models", source.parent):
+        copy = package / original.relative_to(installed)
+        copy.unlink(missing_ok=True)
+        copy.mkdir(parents=True)
+        for each in original.iterdir():  # a side is known by where its package's own file lies
+            (copy / each.name).symlink_to(each) if each.is_dir() else shutil.copy(each, copy)
+    before, layer, after = source.read_text().partition(LAYER_ENDS)
+    assert layer
+    (package / "models" / "llama" / source.name).write_text(f"{before}{lines}{layer}{after}")
+    (folder / "pyproject.toml").write_text('[project]\nname = "transformers"\n')
 
 
 def test_a_stored_plan_is_a_base(tmp_path: Path) -> None:
@@ -95,3 +131,33 @@ def test_a_mebibyte_that_a_script_keeps_is_found(tmp_path: Path) -> None:
     assert worst.candidate is not None
     assert worst.baseline is not None
     assert 2**20 == worst.candidate - worst.baseline
+
+
+def test_a_kept_mebibyte_is_found_where_it_is_and_another_order_of_frees_is_not(tmp_path: Path) -> None:
+    """The first layer of Llama keeps a buffer in one copy of transformers, and in another frees otherwise."""
+    (tmp_path / "s.toml").write_text(SCENARIO.replace("[methods", f"{OTHER_FAMILY}[methods", 1))
+    for name, lines in {
+        "base": FREES.format("one, two"),
+        "reordered": FREES.format("two, one"),
+        "kept": FREES.format("one, two") + KEEPS,
+    }.items():
+        patched_transformers(tmp_path / name, lines)
+    found, worse, base = {}, {}, "./base"
+    for name in ("reordered", "kept"):
+        done = bench(
+            tmp_path,
+            *("gate", "s.toml", "--predict", "--gpu", "rtx4090", "--base", base, "--candidate", f"./{name}"),
+            *("--results", f"{name}_out", "-o", f"{name}.json"),
+        )
+        assert done.returncode in {0, 1}, done.stderr
+        verdicts = Verdicts.model_validate_json((tmp_path / f"{name}.json").read_bytes())
+        gated = [one for one in verdicts.gated if one.metric == "cuda_requested_peak_bytes" and not one.task]
+        found[name] = {one.cell: (one.candidate or 0) - (one.baseline or 0) for one in gated}
+        worse[name] = {one.cell for one in verdicts.gated if one.verdict != "pass"}
+        (folder,) = (tmp_path / f"{name}_out").iterdir()
+        base = str(folder / "base.json")
+    llamas = {cell for cell in found["kept"] if cell.startswith("m/")}
+    assert (1, 1) == (len(llamas), len(found["kept"]) - len(llamas))
+    assert found["kept"] == {cell: 2**20 * (cell in llamas) for cell in found["kept"]}
+    assert (llamas, set[str]()) == (worse["kept"], worse["reordered"])
+    assert {0} == set(found["reordered"].values())

@@ -29,6 +29,7 @@ def test_an_overlay_is_installed_once_and_hides_what_lies_beneath(wheels: Path) 
     for wheel in wheels.iterdir():
         wheel.unlink()
     assert folder == overlay(pins)
+    assert folder.with_name(f"{folder.name}.lock").exists()  # not one for all releases like 1.5.x
     code = (
         "import gated_package, importlib.metadata as metadata;"
         "print(gated_package.__version__, metadata.version('gated-package'))"

@@ -61,12 +61,26 @@ def test_depth_needs_four_periods_and_the_rest(layers: int, period: int, expecte
         {"target_modules": r".*layers\.3\..*q_proj"},
         {"peft": {"layers_to_transform": [1]}},
         {"peft": {"rank_pattern": {"q": 2}}},
+        {"peft": {"modules_to_save": ["layers.3.mlp"]}},
     ],
 )
 def test_methods_that_tell_layers_apart_are_traced_whole(method: dict[str, object]) -> None:
-    """A layer's number in the targets, or any field of peft's own, rules the short cut out."""
+    """A layer's number in the targets, or an option of peft's that may name one, rules the short cut out."""
     cell = lora(**method)
     assert depth_of(cell, configuration_of(cell.model)) is None
+
+
+@pytest.mark.parametrize("option", [{"use_dora": True}, {"modules_to_save": ["norm"]}])
+def test_an_option_that_names_no_layer_leaves_the_short_cut(option: dict[str, object]) -> None:
+    """A switch of peft's, or modules without a number: what is predicted is that of the whole."""
+    cell = lora(peft=option)
+    config = configuration_of(cell.model)
+    found = predict(cell, PLATFORM)
+    repeat.trace_whole(config)
+    whole = predict(cell, PLATFORM)
+    repeat._found.clear()
+    assert ("repeated layers", "full trace") == (found.method, whole.method)
+    assert found.model_copy(update={"method": "full trace"}) == whole
 
 
 def test_a_configuration_is_cut_with_its_lists() -> None:

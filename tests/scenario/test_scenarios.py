@@ -45,6 +45,7 @@ COUNTS = {
     "qlora_from_scratch": 4,
     "gpu_truth": 18,
     "gate_gpu_memory": 27,
+    "gate_loops_memory": 4,
 }
 
 

@@ -1,10 +1,11 @@
-"""Runs the gates that report/gate.md shows, and keeps their records; on a machine that does nothing else.
+"""Runs the gates that report/gate.md and report/gpu_memory_gate.md show, and keeps what they wrote.
 
     python tests/support/run_gate_examples.py [EXAMPLE …]
 
-Each goes through the command line as anyone would: the base is what is committed, the candidate a copy that
-``gate_candidates.py`` makes. The records replace those in results/gate/EXAMPLE, and ``bench report --update``
-fills the page.
+Each goes through the command line as anyone would. Of report/gate.md the base is what is committed, the
+candidate a copy that ``gate_candidates.py`` makes, and the machine should do nothing else; of
+report/gpu_memory_gate.md both are released versions, which pip fetches, and what is kept are plans. They
+replace what is in results/gate/EXAMPLE, and ``bench report --update`` fills the pages.
 """
 
 import os
@@ -14,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records.sessions import SIDES, SITTING_FILE
+from bench.records.sessions import PLAN_FILES, SIDES, SITTING_FILE
 from gate_candidates import HERE, make_candidate
 
 BUILD = Path("build/gate")
@@ -30,13 +31,23 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A scenario, the change in the candidate (None: there is none), and the exit codes that are right."""
+    """A scenario, the change in the candidate (None: there is none), and the exit codes that are right.
+
+    ``base`` and ``candidate`` are what is given where no change is made.
+    """
 
     scenario: str
-    change: str | None
+    change: str | None = None
     expected: tuple[int, ...]
     base: str = "HEAD"
     options: tuple[str, ...] = ()
+    candidate: str = "HEAD"
+
+
+def _versions(base: str, candidate: str, *, expected: int, scenario: str = "gate_gpu_memory") -> Example:
+    return Example(
+        scenario=scenario, base=base, candidate=candidate, expected=(expected,), options=("--predict",)
+    )
 
 
 EXAMPLES = {
@@ -53,6 +64,11 @@ EXAMPLES = {
     "output": Example(scenario="gate_tiny", change="output", expected=(0,), options=EXACT),
     "unloaded": Example(scenario="gate_tiny", change="unloaded", expected=(4,), options=EXACT),
     "older_base": Example(scenario="gate_tiny", change=None, expected=(0,), base=OLDER, options=EXACT),
+    "transformers_5_18": _versions("transformers==5.18.0", "transformers==5.20.2", expected=0),
+    "peft_0_20": _versions("peft==0.20.0", "peft==0.21.2", expected=1),
+    "transformers_5_15": _versions("transformers==5.15.1", "transformers==5.16.1", expected=0),
+    "peft_0_18": _versions("peft==0.18.1", "peft==0.20.0", expected=1),
+    "trl_1_6": _versions("trl==1.6.0", "trl==1.7.0", expected=1, scenario="gate_loops_memory"),
 }
 
 
@@ -60,7 +76,7 @@ def run_example(name: str) -> int:
     """Run one, keep its records, and return the exit code of the gate."""
     example = EXAMPLES[name]
     shutil.rmtree(HERE / BUILD / name, ignore_errors=True)
-    candidate = "HEAD"
+    candidate = example.candidate
     if example.change is not None:
         make_candidate(example.change, HERE / BUILD / name)
         candidate = f"./{BUILD / name / example.change}"
@@ -74,11 +90,14 @@ def run_example(name: str) -> int:
     (sitting,) = (HERE / sittings).iterdir()
     kept = HERE / "results" / "gate" / name
     shutil.rmtree(kept, ignore_errors=True)
-    for side in SIDES:
-        (kept / side).mkdir(parents=True)
+    kept.mkdir(parents=True)
+    predicted = "--predict" in example.options
+    for side in () if predicted else SIDES:
+        (kept / side).mkdir()
         for record in (sitting / side).glob("*.json"):
             shutil.copy(record, kept / side)
-    shutil.copy(sitting / SITTING_FILE, kept)
+    for file in (SITTING_FILE, *(PLAN_FILES.values() if predicted else ())):
+        shutil.copy(sitting / file, kept)
     return code
 
 

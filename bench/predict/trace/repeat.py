@@ -258,11 +258,14 @@ def depth_of(cell: Cell, config: Any) -> Depth | None:
 
     A method that treats some layers otherwise than the rest, by number, is among those.
     """
-    if not _treats_layers_alike(cell):
-        return None
+    return depth_of_model(config) if _treats_layers_alike(cell) else None
+
+
+def depth_of_model(config: Any) -> Depth | None:
+    """Return the depth at which a model's layers are seen to repeat; None where they do not."""
     key = _key(config)
     if key not in _found:
-        _found[key] = _depth_of_model(config)
+        _found[key] = _repeating(config)
     return _found[key]
 
 
@@ -270,7 +273,7 @@ def _key(config: Any) -> str:
     return str(config.to_json_string(use_diff=False))
 
 
-def _depth_of_model(config: Any) -> Depth | None:
+def _repeating(config: Any) -> Depth | None:
     """Return the depth by what the layers are: that can follow from a list or from a single number.
 
     DeepSeek's first_k_dense_replace is such a number; so the layers are built, without data, and compared.
@@ -344,5 +347,14 @@ def _treats_layers_alike(cell: Cell) -> bool:
     if not isinstance(method, LoraMethod | QloraMethod):
         return isinstance(method, FullMethod)
     targets = method.target_modules  # a name such as w1 is the same in every layer, a number in a path is not
-    parts = targets if isinstance(targets, str) else [part for one in targets for part in one.split(".")]
-    return not method.peft and not any(part.isdecimal() for part in parts)
+    return all(map(_names_no_layer, (targets, *method.peft.values())))
+
+
+def _names_no_layer(option: Any) -> bool:
+    """Tell whether an option of peft's is a switch, or names of modules without a layer's number in them."""
+    if isinstance(option, str):
+        return not any(each.isdecimal() for each in option)
+    if isinstance(option, list | tuple):
+        parts = [part for one in option if isinstance(one, str) for part in one.split(".")]
+        return all(isinstance(one, str) for one in option) and not any(part.isdecimal() for part in parts)
+    return option is None or isinstance(option, bool)
