@@ -1,5 +1,6 @@
 """The command line, put together from ``bench/commands/``. Nothing heavy is imported at start."""
 
+import errno
 import shutil
 import signal
 import sys
@@ -136,6 +137,8 @@ def _told(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, BenchError):
         return f"bench: {error}", error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"bench: {str(error.filename)[:40]}… is too long for a path; check it", UsageError.exit_code
     if isinstance(error, OSError):  # the disk below the output is full, say
         sentence = f"bench: {first_line(error)}; repeat the command with `bench --debug` to see where"
         return sentence, InfrastructureError.exit_code

@@ -162,6 +162,17 @@ def test_no_file_makes_it_a_regression_or_a_traceback(
     shutil.rmtree(place / "x")
 
 
+@pytest.mark.parametrize("command", ["report", "claims", "table"])
+def test_a_name_that_no_file_can_have_is_the_users_mistake(
+    bench: CommandLine, tmp_path: Path, command: str
+) -> None:
+    """Which the sentence does not repeat in full."""
+    answer = bench(tmp_path, command, "a" * 5000)
+    assert answer.returncode == 2
+    assert "is too long for a path" in answer.stderr
+    assert len(answer.stderr) < 200
+
+
 def test_every_command_and_every_file_it_takes_is_among_them() -> None:
     """A new command, or a new option that takes a path, needs a line here."""
     lines = [*LINES, *SLOW_LINES]
