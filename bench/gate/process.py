@@ -34,6 +34,7 @@ from bench.gate.protocol import (
     Ready,
 )
 from bench.gate.sides import Side
+from bench.io import kernel_text
 from bench.records.messages import ALONE, StepTurns
 from bench.records.readings import Stored
 from bench.records.records import SCHEMA_VERSION
@@ -110,8 +111,11 @@ class SideProcess:
         return next(answer for _, answer in answers_of(kind, [self], timeout_s))
 
     def look(self) -> None:
-        """Keep the most resident memory that any process below the side has had, as the kernel counts it."""
-        for pid in _below(self._process.pid):
+        """Keep the most resident memory that any process of a run has had, as the kernel counts it.
+
+        The server that workers are forked from has its peak of importing for ever, which is no run's.
+        """
+        for pid in _below(self._process.pid) - _fork_servers(self._process.pid):
             with contextlib.suppress(OSError, IndexError):  # it is gone, or has ended and has no memory
                 status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
                 peak_bytes = int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
@@ -193,13 +197,24 @@ class SideProcess:
         )
 
 
-def _below(pid: int) -> Iterator[int]:
-    """Yield the processes that a process has started, and those that these have."""
+def _below(pid: int) -> set[int]:
+    """Return the processes that a process has started, and those that these have."""
+    own = _children(pid)
+    return own.union(*map(_below, own))
+
+
+def _children(pid: int) -> set[int]:
+    found: set[int] = set()
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            for child in map(int, children.read_text(encoding="ascii").split()):
-                yield child
-                yield from _below(child)
+            found.update(map(int, children.read_text(encoding="ascii").split()))
+    return found
+
+
+def _fork_servers(pid: int) -> set[int]:
+    """Return those that a side itself has started; what they fork has their command line too."""
+    commands = {child: kernel_text(Path(f"/proc/{child}/cmdline")) or "" for child in _children(pid)}
+    return {child for child, command in commands.items() if "multiprocessing.forkserver" in command}
 
 
 def answers_of(

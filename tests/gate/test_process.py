@@ -1,17 +1,20 @@
 """One side as its gate sees it, and versions marked of what it imports from sources."""
 
+import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.errors import BenchError, InfrastructureError, UsageError
-from bench.gate.process import SERVE, open_sides
+from bench.gate.process import SERVE, SideProcess, open_sides
 from bench.gate.protocol import Opening
 from bench.gate.serve import stamped
 from bench.gate.session import SessionOptions, run_session
-from bench.gate.sides import prepared_sides
+from bench.gate.sides import prepared_sides, side_as_is
+from bench.metrics import MIB
 from bench.records.records import SCHEMA_VERSION
 from bench.records.sessions import SideName, SittingRecords
 from gate_projects import git, make_repository, make_venv, make_wheel, write_project
@@ -19,6 +22,25 @@ from records_factory import make_record
 from replay_worker import make_cell
 
 COMMAND = (str(Path(__file__).parents[1] / "support" / "replay_serve.py"),)
+
+
+FORKING = """
+import multiprocessing, os, sys
+
+def work(pipe):
+    held = bytearray(b"x") * (60 * 2**20)
+    pipe.send(len(held))
+    pipe.recv()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["heavy"])
+    ours, theirs = context.Pipe()
+    context.Process(target=work, args=(theirs,), daemon=True).start()
+    ours.recv()
+    os.write(int(sys.argv[1]), b"a")
+    sys.stdin.read()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +161,22 @@ def test_a_python_that_does_not_run_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "python").write_text("\0")
     (tmp_path / "python").chmod(0o755)
     assert "does not run (Exec format error)" in str(refused("./python", tmp_path))
+
+
+def test_what_the_server_of_workers_needed_to_import_is_no_run_s(tmp_path: Path) -> None:
+    """The gate sees the 60 MiB that a forked worker holds, not the 300 that importing took before."""
+    (tmp_path / "heavy.py").write_text('bytearray(b"x") * (300 * 2**20)\n')
+    (tmp_path / "forking.py").write_text(FORKING)
+    side = side_as_is("base")
+    side = replace(side, variables={**os.environ, "PYTHONPATH": str(tmp_path)})
+    process = SideProcess(side, print, command=(str(tmp_path / "forking.py"),))
+    try:
+        os.read(process.answers, 1)
+        process.look()
+    finally:
+        process.end()
+    assert process.seen_peak_bytes is not None
+    assert 60 * MIB < process.seen_peak_bytes < 200 * MIB
 
 
 def test_versions_of_what_comes_from_sources_are_marked() -> None:
