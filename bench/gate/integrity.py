@@ -5,6 +5,7 @@ imported, by accident or to please, is found here; code that means to deceive ca
 native code leaves nothing to be found. The gate's own clock and its reading of memory stand beside.
 """
 
+import builtins
 import dis
 import inspect
 import sys
@@ -12,7 +13,7 @@ import sysconfig
 import time
 import types
 from collections.abc import Iterator
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, partialmethod
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -31,21 +32,24 @@ _DECORATING = (
     "typing",
 )
 """Libraries that leave functions of their own around bench's, or in its classes."""
+_OF_MODULES = frozenset(vars(types.ModuleType("any"))) | {"__builtins__"}
 
 
 def altered(package: Path) -> tuple[str, ...]:
     """Return what of the bench loaded in this process is not what ``package`` has, sorted.
 
-    Functions, methods and plain constants of modules, what modules have imported of one another, and the
-    clocks of ``time``.
+    Functions, methods and plain constants of modules, what modules have imported of one another, modules
+    that they import, builtins that they use, and the clocks of ``time``.
     """
-    found = [
-        f"time.{name}" for name in _CLOCKS if not isinstance(getattr(time, name), types.BuiltinFunctionType)
-    ]
+    found = [f"time.{name}" for name in _CLOCKS if not _is_clock(getattr(time, name), name)]
     for name, module in sorted(sys.modules.items()):
         if name.partition(".")[0] == "bench" and isinstance(module, types.ModuleType):
             found += [f"{name}{member}" for member in _altered(name, module, package)]
     return tuple(sorted(set(found)))
+
+
+def _is_clock(function: object, name: str) -> bool:
+    return isinstance(function, types.BuiltinFunctionType) and function.__name__ == name
 
 
 def _altered(name: str, module: types.ModuleType, package: Path) -> Iterator[str]:
@@ -78,7 +82,8 @@ def _methods(kind: type, code: types.CodeType, codes: Codes) -> Iterator[str]:
         if name in own:
             fine = _is_own(value, codes)
         else:  # libraries generate special methods, and a field's default can be a function
-            fine = name.startswith("__") or not isinstance(value, types.FunctionType) or _is_known(value)
+            strange = isinstance(value, types.FunctionType) and not _is_known(value)
+            fine = name.startswith("__") or not (strange or isinstance(value, partialmethod))
         if not fine:
             yield name
     yield from own - vars(kind).keys()
@@ -92,8 +97,9 @@ def _bound_otherwise(code: types.CodeType, members: dict[str, Any]) -> Iterator[
     for step in dis.get_instructions(code):
         match step.opname:
             case "IMPORT_NAME":
-                known = step.argval.partition(".")[0] == "bench" and sys.modules.get(step.argval)
-                source = vars(known) if known else {}
+                top = step.argval.partition(".")[0]
+                known = top == "bench" and sys.modules.get(step.argval)
+                source, expected = vars(known) if known else {}, sys.modules.get(top)
             case "IMPORT_FROM":
                 expected = source.get(step.argval)
             case "LOAD_CONST":
@@ -108,6 +114,7 @@ def _bound_otherwise(code: types.CodeType, members: dict[str, Any]) -> Iterator[
         known = own is not None and all(value is not None for value in values)
         if known and not any(own is value or (type(own) is type(value) and own == value) for value in values):
             yield f".{name}"
+    yield from (f".{name}" for name in (members.keys() & vars(builtins).keys()) - bound.keys() - _OF_MODULES)
 
 
 def _defined(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -133,14 +140,14 @@ def _is_own(value: object, codes: Codes) -> bool:
                 value = inner
             case property():
                 value = value.fget
-            case cached_property() | partial():
+            case cached_property():
                 value = value.func
             case staticmethod() | classmethod():
                 value = value.__func__
             case _:
                 inner = getattr(value, "__wrapped__", None)  # functools.cache and its like, in C
-                if inner is None:
-                    return not callable(value)  # a decorator made data of it
+                if inner is None:  # a decorator may have made data of it
+                    return not callable(value) and not isinstance(value, partialmethod)
                 value = inner
     return False
 

@@ -22,6 +22,14 @@ TAMPER = {
     "a function in the module that uses it": "import bench.workers.child as m; m._flush = lambda: None",
     "a constant": "import bench.metrics as m; m.MIB = 1",
     "a clock": "import time; t = time.perf_counter_ns; time.perf_counter_ns = lambda: t() // 2",
+    "a clock of another kind": "import time; time.perf_counter_ns = time.thread_time_ns",
+    "a builtin": "import bench.records.records as m; m.sum = lambda *_: 0",
+    "a library": "import bench.workers.child as m, math; m.os = math",
+    "a method with other arguments": """
+        from functools import partialmethod
+        import bench.records.records as m
+        m.Record.replace = partialmethod(m.Record.replace, cell=None)
+        """,
     "a wrapper that points to what it hides": """
         import functools, bench.workers.classify as m
         real = m.classify_exception
@@ -39,6 +47,10 @@ NAMED = {
     "a function in the module that uses it": "bench.workers.child._flush",
     "a constant": "bench.metrics.MIB",
     "a clock": "time.perf_counter_ns",
+    "a clock of another kind": "time.perf_counter_ns",
+    "a builtin": "bench.records.records.sum",
+    "a library": "bench.workers.child.os",
+    "a method with other arguments": "bench.records.records",
     "a wrapper that points to what it hides": "bench.workers.classify.classify_exception",
     "a module of another place": "bench.probes (from nowhere)",
 }
