@@ -173,13 +173,13 @@ def cases_of_published(files: Iterable[RowFile]) -> tuple[Case, ...]:
             place=(file.source.title, row.gpu, row.software, row.date),
             shape=architecture_of(row.cell.model),
             peak_bytes=next(
-                (one.size_bytes for one in row.measured if (one.metric, one.moment) == ("allocated", "peak")),
+                (one.size_bytes for one in row.sizes if (one.metric, one.moment) == ("allocated", "peak")),
                 None,
             ),
         )
         for file in files
         for row in file.rows
-        if row.cell is not None
+        if row.cell is not None and row.sizes
     )
 
 

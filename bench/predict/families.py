@@ -122,7 +122,8 @@ def _streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[
             sizes = lent = next((one for one in offered if one is not None), None)
             told = False
         traced[point] = truth
-        if told:
+        if told and sizes is not None:
+            sizes = sizes.checked(point, truth)
             break
     else:
         sizes = None
@@ -158,7 +159,8 @@ def _deepened(
             yield point, tracer.trace(cells[0]), "full trace"
             continue
         its = shallow.sizes[deep.kinds]
-        yield point, replace(deep, sizes=its, paged_bytes=shallow.paged_bytes), "repeated layers"
+        its_own = replace(deep, sizes=its, paged_bytes=shallow.paged_bytes, calls=shallow.calls)
+        yield point, its_own, "repeated layers"
 
 
 def _shallow(cell: Cell, tracer: Tracer, steps: int = TRACED_STEPS) -> Stream:

@@ -31,7 +31,8 @@ def run_plan(job: PlanJob, send: Send) -> None:
     quiet_libraries()
     cells = [Cell.model_validate_json(text) for text in job.cells_json]
     settings = AllocatorSettings.parse(job.allocator)
-    for cell, answer in predict_all(cells, job.platform, settings, reuse_ranges=job.reuse_ranges):
+    predicted = predict_all(cells, job.platform, settings, reuse_ranges=job.reuse_ranges, cards=job.cards)
+    for cell, answer in predicted:
         send(PredictionMade(cell_id=cell.id, answer=answer))
 
 

@@ -156,11 +156,16 @@ def plan_before_sweep(cells: Sequence[Cell], facts: DeviceFacts, launcher: Launc
 
 
 def _planned(asked: Sequence[tuple[Cell, Platform, Sequence[Card]]], predict: Predict) -> list[PlannedCell]:
-    requests = [PredictionRequest(cell=cell, platform=platform) for cell, platform, _ in asked]
+    requests = [
+        PredictionRequest(cell=cell, platform=platform, cards=tuple(judged))
+        for cell, platform, judged in asked
+    ]
     return [
         PlannedCell(
             cell=cell,
-            answer=one if isinstance(one, Prediction) else one.model_copy(update={"platform": platform}),
+            answer=one.model_copy(
+                update={"speeds": ()} if isinstance(one, Prediction) else {"platform": platform}
+            ),
             verdicts=tuple(check_fit(one, each) for each in judged if isinstance(one, Prediction)),
         )
         for (cell, platform, judged), one in zip(asked, predict(requests), strict=True)

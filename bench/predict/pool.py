@@ -37,10 +37,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRequest:
-    """A cell, and the platform on which its memory is asked for."""
+    """A cell, the platform on which its memory is asked for, and the cards on which its speed is."""
 
     cell: Cell
     platform: Platform
+    cards: tuple[Card, ...] = ()
 
 
 RANGES_REPLAYED = 96  # cells; eight replays each take most of a prediction's time
@@ -151,6 +152,7 @@ def _job(batch: Sequence[tuple[int, PredictionRequest]], *, allocator: str, reus
     return PlanJob(
         cells_json=tuple(cell.model_dump_json() for cell in cells),
         platform=batch[0][1].platform,
+        cards=batch[0][1].cards,
         allocator=allocator,
         reuse_ranges=reuse_ranges,
     )

@@ -10,6 +10,7 @@ from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.blame import library_at_fault
 from bench.predict.families import Family, families, streams
 from bench.predict.reach import beyond_training, refused_as_unreachable
+from bench.predict.speed.predict import speeds_of
 from bench.predict.summary import predicted_for_cpu, summed_up
 from bench.predict.trace.adapters import assumed_of_adapter
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
@@ -23,6 +24,7 @@ from bench.predict.trace.variants.older_models import caveats_of_version
 from bench.predict.varying import widened
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Caveat
+from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 from bench.scenario.types import LoraMethod, ModelSpec, SyntheticData
@@ -38,6 +40,7 @@ def predict(
     platform: Platform,
     settings: AllocatorSettings = DEFAULT_SETTINGS,
     steps: tuple[int, int] | None = None,
+    cards: Sequence[Card] = (),
 ) -> Prediction:
     """Predict one cell; with ``steps``, its peaks from the first to the last of them (1, 2 …; 0 is loading).
 
@@ -52,9 +55,11 @@ def predict(
     else:
         (family,) = families([cell], config)
         ((_, stream, method),) = streams(family, platform, config)
+        speeds = speeds_of(stream, cell, config, cards)
         stream = stream.during(*steps) if steps else stream
         prediction = summed_up(stream, platform, settings, method)
         prediction = widened(prediction, cell, Tracer(platform, config, family.adapted), settings)
+        prediction = prediction.model_copy(update={"speeds": speeds})
     return _completed(prediction, cell, config, platform)
 
 
@@ -64,6 +69,7 @@ def predict_all(
     settings: AllocatorSettings = DEFAULT_SETTINGS,
     *,
     reuse_ranges: bool = False,
+    cards: Sequence[Card] = (),
 ) -> Iterator[tuple[Cell, Prediction | Refusal]]:
     """Predict many cells, tracing once what they share; in the order in which they come about.
 
@@ -80,14 +86,20 @@ def predict_all(
         yield from ((cell, refusal) for cell, refusal in refused if refusal is not None)
         within = [cell for cell, refusal in refused if refusal is None]
         if platform.device == "cpu":
-            yield from ((cell, _predicted_or_refused(cell, platform, settings)) for cell in within)
+            yield from ((cell, _predicted_or_refused(cell, platform, settings, cards)) for cell in within)
             continue
         for family in families(within, config):
-            yield from _predicted(family, platform, config, settings, reuse_ranges=reuse_ranges)
+            yield from _predicted(family, platform, config, settings, cards, reuse_ranges=reuse_ranges)
 
 
 def _predicted(
-    family: Family, platform: Platform, config: Any, settings: AllocatorSettings, *, reuse_ranges: bool
+    family: Family,
+    platform: Platform,
+    config: Any,
+    settings: AllocatorSettings,
+    cards: Sequence[Card],
+    *,
+    reuse_ranges: bool,
 ) -> Iterator[tuple[Cell, Prediction | Refusal]]:
     """Predict the cells of a family; where one cannot be, each is asked for its own reason."""
     left = dict(family.cells)
@@ -99,11 +111,13 @@ def _predicted(
                 tracer = Tracer(platform, config, family.adapted)
                 prediction = widened(prediction, left[point][0], tracer, settings)
             relative = prediction if reuse_ranges and relative is None else relative
+            speeds = speeds_of(stream, left[point][0], config, cards)
+            prediction = prediction.model_copy(update={"speeds": speeds})
             for cell in left.pop(point):
                 yield cell, _completed(prediction, cell, config, platform)
     except Exception:  # noqa: BLE001 - a library's, or ours
         for cell in chain.from_iterable(left.values()):
-            yield cell, _predicted_or_refused(cell, platform, settings)
+            yield cell, _predicted_or_refused(cell, platform, settings, cards)
 
 
 def _by_model(cells: Sequence[Cell]) -> Iterable[tuple[ModelSpec, list[Cell]]]:
@@ -114,10 +128,10 @@ def _by_model(cells: Sequence[Cell]) -> Iterable[tuple[ModelSpec, list[Cell]]]:
 
 
 def _predicted_or_refused(
-    cell: Cell, platform: Platform, settings: AllocatorSettings
+    cell: Cell, platform: Platform, settings: AllocatorSettings, cards: Sequence[Card]
 ) -> Prediction | Refusal:
     try:
-        return predict(cell, platform, settings)
+        return predict(cell, platform, settings, cards=cards)
     except (UntraceableError, UnavailableError) as error:
         return Refusal(message=str(error))
     except UsageError as error:  # a library's, where it quotes one

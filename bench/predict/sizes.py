@@ -117,6 +117,7 @@ class Sizes:
     reference: Stream
     numbers: Polynomials
     kernels: Kernels
+    calls: Polynomials | None = None  # the sizes in calls of operators, where they follow
     asked: dict[object, Sequence[int]] = field(default_factory=dict)
 
     @classmethod
@@ -125,7 +126,9 @@ class Sizes:
         if len(traced) < 2:  # noqa: PLR2004 - one value agrees with everything
             return None
         numbers = fitted(list(traced), np.stack([_numbers(stream) for stream in traced.values()]), degrees)
-        return None if numbers is None else cls(next(iter(traced.values())), numbers, kernels)
+        if numbers is None:
+            return None
+        return cls(next(iter(traced.values())), numbers, kernels, _of_calls(traced, degrees))
 
     def stream_at(self, point: Point) -> Stream | None:
         """Return the stream at a point; None where that would not be in whole numbers."""
@@ -139,7 +142,11 @@ class Sizes:
             if len(blocks) != call.count:
                 return None
             sizes[call.first : call.first + call.count] = blocks
-        return replace(self.reference, sizes=sizes, paged_bytes=int(numbers[count]), flops_known=False)
+        called = None if self.calls is None else self.calls.at(point)
+        calls = [self.reference.calls[-1].resized(called)] if called is not None else []
+        return replace(
+            self.reference, sizes=sizes, paged_bytes=int(numbers[count]), flops_known=False, calls=calls
+        )
 
     def within(self, point: Point, truth: Stream, degrees: Sequence[int]) -> "Sizes | None":
         """Return these sizes for a family of another structure; None where they do not give its trace.
@@ -156,7 +163,10 @@ class Sizes:
         if -1 in places or [*map(len, calls)] != [len(call.numbers) for call in truth.scratch_calls]:
             return None
         which = self.numbers.which[[*places, len(mine.sizes), *chain(*calls)]]
-        found = replace(self, reference=truth, numbers=replace(self.numbers, which=which))
+        at = truth.calls[-1].places_in(mine.calls[-1]) if truth.calls and mine.calls else None
+        own = None if at is None or self.calls is None else replace(self.calls, which=self.calls.which[at])
+        numbers = replace(self.numbers, which=which)
+        found = replace(self, reference=truth, numbers=numbers, calls=own)
         return found if found.gives(point, truth) else None
 
     def gives(self, point: Point, truth: Stream) -> bool:
@@ -165,6 +175,12 @@ class Sizes:
         if made is None or made.paged_bytes != truth.paged_bytes:
             return False
         return np.array_equal(made.sizes, truth.sizes)
+
+    def checked(self, point: Point, truth: Stream) -> "Sizes":
+        """Return these sizes without those in calls of operators where these do not give a trace's."""
+        called = None if self.calls is None else self.calls.at(point)
+        told = truth.calls and called is not None and np.array_equal(called, truth.calls[-1].numbers)
+        return self if told else replace(self, calls=None)
 
     def _scratch_blocks(self, call: ScratchCall, numbers: Ints) -> Sequence[int]:
         key = call.func, call.form, numbers.tobytes()
@@ -207,13 +223,25 @@ class RepeatedStep:
             return None
         numbers = {call.first: call.numbers for call in first.scratch_calls}
         numbers |= {self.blocks + at: numbers[like] for at, like in enumerate(self.likes) if like in numbers}
+        steps = self.whole.calls
+        at = steps[1].places_in(steps[0]) if len(steps) > 1 and first.calls else None
+        known = at is not None and steps[0].of.forms == first.calls[0].of.forms
         return replace(
             self.whole,
+            calls=[steps[1].resized(first.calls[0].numbers[at])] if known else [],
             sizes=first.sizes[[*range(self.blocks), *self.likes]],
             scratch_calls=[replace(call, numbers=numbers[call.first]) for call in self.whole.scratch_calls],
             paged_bytes=first.paged_bytes,
             flops_known=False,
         )
+
+
+def _of_calls(traced: dict[Point, Stream], degrees: Sequence[int]) -> Polynomials | None:
+    """Return the sizes in calls of operators; None where the traces call others, or leave a choice."""
+    last = [stream.calls[-1] for stream in traced.values() if stream.calls]
+    if len(last) < len(traced) or any(calls.of.forms != last[0].of.forms for calls in last):
+        return None
+    return fitted(list(traced), np.stack([calls.numbers for calls in last]), degrees)
 
 
 def _numbers(stream: Stream) -> Ints:

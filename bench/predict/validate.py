@@ -2,16 +2,19 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from fnmatch import fnmatch
 from importlib.metadata import version
 from multiprocessing import get_context
 
-from bench.errors import BenchError
+from bench.errors import BenchError, UsageError
 from bench.metrics import GIB
-from bench.records.predictions import Prediction, Refusal
+from bench.records.predictions import Prediction, Refusal, Speed
 from bench.records.published import Row, RowFile
 from bench.records.published.score import Outcome, Validation, score
+from bench.scenario.catalogue import card
+from bench.scenario.cell import Cell
 
 TRACED_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -45,6 +48,7 @@ def predict_row(row: Row) -> Outcome:
     try:
         settings = AllocatorSettings.parse(row.allocator)
         prediction = predict(row.cell, row.platform, settings, row.steps)
+        prediction = prediction.model_copy(update={"speeds": tuple(_speeds(row, row.cell))})
         settled = row.cell.training.empty_cache_steps or settings.expandable_segments
         if row.varies:
             return _without_reserved(row, prediction, "a library's loop is replayed over equal ones alone.")
@@ -58,6 +62,32 @@ def predict_row(row: Row) -> Outcome:
     return prediction
 
 
+def _speeds(row: Row, cell: Cell) -> Iterator[Speed]:
+    """Yield the speed predicted for each that was measured, at its length and counted as it was."""
+    from bench.predict.predict import predict
+    from bench.predict.speed.kernels import constants
+    from bench.predict.trace.trace import at_length, worst_batch
+    from bench.training.loading.models import configuration_of
+
+    for measured in row.speeds:
+        try:
+            named = card(row.gpu)
+        except UsageError as error:
+            yield Speed(card=row.gpu, refused=str(error))
+            continue
+        own = at_length(cell, measured.length or cell.training.sequence_length)
+        (speed,) = predict(own, row.platform, cards=(named,)).speeds
+        if measured.counted == "non_padding":
+            size = int(configuration_of(own.model).get_text_config().vocab_size)
+            mask = worst_batch(own, size).attention_mask
+            share = 1.0 if mask is None else float(mask.float().mean())
+            scaled = {"low": speed.low * share, "point": speed.point * share, "high": speed.high * share}
+            speed = speed.model_copy(update=scaled)
+        patterns = [one for had in constants()["calibration"]["cards"].values() for one in had["rows"]]
+        had = any(fnmatch(f"{row.source}/{row.name}", one) for one in patterns)
+        yield speed.model_copy(update={"calibrated_on": had and not speed.refused, "dearest": ()})
+
+
 _NEVER_EMPTIED = (
     "its loop never empties the allocator's cache, so what is reserved after thousands of steps depends on "
     "their order."
@@ -66,7 +96,7 @@ _NEVER_EMPTIED = (
 
 def _without_reserved(row: Row, prediction: Prediction, why: str) -> Outcome:
     """Take back what is said of reserved memory where that grows for longer than is replayed."""
-    if any(one.metric != "reserved" for one in row.measured):
+    if any(one.metric != "reserved" for one in row.sizes):
         gone = dict.fromkeys(("reserved_peak_bytes", "reserved_low_bytes", "reserved_high_bytes"))
         return prediction.model_copy(update=gone)
     allocated, low, high = (

@@ -252,6 +252,7 @@ class PlanJob(Stored):
     platform: Platform
     allocator: str = ""
     reuse_ranges: bool = False
+    cards: tuple[Card, ...] = Field((), description="On which speed is asked for.")
 
 
 Job = Annotated[

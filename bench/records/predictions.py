@@ -25,7 +25,50 @@ KERNELS_NOT_TRACED: Final = "kernels-not-traced"
 Answer = Literal["fits", "too close to call", "does not fit"]
 Method = Literal["full trace", "repeated layers"]
 RefusedBy = Literal["tracer", "library"]
+Limit = Literal["compute", "memory", "host"]
+KernelClass = Literal[
+    "product",
+    "fp32 product",
+    "attention",
+    "dequantise",
+    "elementwise",
+    "reduction",
+    "copy and cast",
+    "embedding and loss",
+    "optimizer",
+    "none",
+]
 PredictedPhase = Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]
+
+
+class Dear(Stored):
+    """Operators of one kind in one kind of module, and their share of a step's time on the GPU."""
+
+    op: str
+    module: str
+    share: float
+
+
+class Speed(Stored):
+    """How fast a cell trains on a card, padding included; or why that is not told, and nothing else.
+
+    ``low`` to ``high`` is the 90 % band; without it there is no figure.
+    """
+
+    card: str
+    refused: str = Field("", exclude_if=lambda why: not why)
+    low: float = Field(0, description="Tokens a second, as the point and the high end.")
+    point: float = 0
+    high: float = 0
+    mfu: float = Field(0, description="FLOPs of the model, none recomputed, over the card's peak in bf16.")
+    bound_by: Limit = "compute"
+    step_s: float = Field(0, description="Of one optimizer step.")
+    shares: dict[KernelClass, float] = Field(default_factory=dict, description="Of the time on the GPU.")
+    dearest: tuple[Dear, ...] = ()
+    calibrated_on: bool = Field(
+        default=False, exclude_if=lambda had: not had, description="A published run had a part in factors."
+    )
+    assumed: str = Field("", exclude_if=lambda text: not text, description="What widens the band.")
 
 
 class Prediction(Stored):
@@ -116,6 +159,9 @@ class Prediction(Stored):
         exclude_if=lambda reach: reach is None,
         description="What the method did to the model's weights.",
     )
+    speeds: tuple[Speed, ...] = Field(
+        (), exclude_if=lambda speeds: not speeds, description="On the cards that were asked about."
+    )
     caveats: tuple[Caveat, ...] = ()
 
     @property
@@ -162,6 +208,11 @@ class CardFit(Stored):
     answer: Answer
     needed_bytes: Count
     usable_bytes: Positive
+    tokens_per_second: Speed | None = Field(
+        None,
+        exclude_if=lambda speed: speed is None,
+        description="How fast it trains there; none where it does not fit, or was not asked for.",
+    )
 
 
 def check_fit(prediction: Prediction, card: Card) -> CardFit:
@@ -182,7 +233,14 @@ def check_fit(prediction: Prediction, card: Card) -> CardFit:
         caveat.code for caveat in prediction.caveats
     }:
         answer = "does not fit"
-    return CardFit(card=card.name, answer=answer, needed_bytes=needed, usable_bytes=card.usable_bytes)
+    speed = next((one for one in prediction.speeds if one.card == card.name), None)
+    return CardFit(
+        card=card.name,
+        answer=answer,
+        needed_bytes=needed,
+        usable_bytes=card.usable_bytes,
+        tokens_per_second=None if answer == "does not fit" else speed,
+    )
 
 
 class Change(Stored):

@@ -19,6 +19,7 @@ from bench.errors import counted
 from bench.records.predictions import Bound, Fit, Plan, Tried
 from bench.records.readings import Category
 from bench.report.columns import terminal_table
+from bench.report.speed import speed_notes
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -305,6 +306,7 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
         if plan.ladder:
             yield _SAID["ladder"].format(cards=", ".join(card.name for card in plan.cards))
         yield from card_notes(plan)
+    yield from speed_notes(plan)
     yield from dict.fromkeys(caveat.message for forecast in forecasts for caveat in forecast.caveats)
 
 

@@ -18,6 +18,7 @@ from bench.report.fit import (
     plan_sentences,
     why_untried,
 )
+from bench.report.speed import speed_columns, speed_tables
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -175,6 +176,8 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
         columns.append(Column(title=_SMALLEST, text=smallest))
     else:
         columns += [Column(title=card.name, text=partial(on_card, card.name)) for card in plan.cards]
+    if alone:
+        columns += speed_columns(plan.cards[0].name, rows)
     return page_table(columns, rows)
 
 
@@ -205,6 +208,7 @@ def detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
         _sizes_table(parts, get_args(Category), unit.figure(0), unit),
     )
     yield "What the method does to the weights", _weights_table(forecasts)
+    yield from speed_tables(plan, rows)
     yield f"What a change would do, {unit.name}", _change_table(plan, rows, unit)
 
 

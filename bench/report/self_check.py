@@ -15,6 +15,7 @@ from bench.records.published.score import (
     summarise,
 )
 from bench.report.columns import terminal_table
+from bench.report.speed import validation_tables
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -118,6 +119,7 @@ def render_validation(validation: Validation) -> str:
         unanswered_by=", ".join(f"{reading}: {count}" for reading, count in unanswered.items()),
         predicted=sum(row.refused is None for row in rows),
         inexpressible=sum(row.inexpressible for row in rows),
+        speed=validation_tables(validation.rows),
         sections=[_section(source, validation) for source in validation.sources],
     )
 

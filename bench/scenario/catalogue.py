@@ -42,6 +42,8 @@ _INLINE_ECC_SHARE = 15 / 16
 _UNITS = {"GiB": GIB, "MiB": MIB, "TiB": 1 << 40, "GB": 10**9, "MB": 10**6, "TB": 10**12}
 _CARD_MAKERS = re.compile(r"nvidia|geforce|tesla|rtx|gpu|pcie|sxm\d?|hbm\d?|generation|[\s_/-]+")
 """What may stand in a card's name or be left out of it."""
+_SXM = "-sxm"
+"""Ends the name of a card that is faster on a module than in a slot, whose name is without it."""
 _OTHER_SHAPE = re.compile(
     r"\d+(\.\d+)?[bmt]|\d+x\d+(\.\d+)?b|nano|tiny|mini|small|medium|large|x{1,2}l|random|moe|vl|vision|pruned"
     r"|bnb|\d+bits?|q\d|[aw]\d+([aw]\d+)?|u?int\d+|(mx|nv)?fp[48]|awq|gptq|gguf|mlx|exl\d|hqq|aqlm|quantized"
@@ -103,6 +105,19 @@ class WheelWeights(Frozen):
     weights_note: str = Field(description="What a reader must know of the weights; shown with every result.")
 
 
+class CardSpeed(Frozen):
+    """What decides how fast a card is, beside its bandwidth and its peak in bf16."""
+
+    multiprocessors: int = Field(gt=0)
+    clock_mhz: float = Field(gt=0, description="Boost.")
+    l2_mib: float = Field(gt=0)
+    fp32_tflops: float = Field(gt=0, description="On CUDA cores.")
+    product_share: float = Field(
+        0.81, gt=0, le=1, description="Of the bf16 peak, that the best product reaches; else a usual share."
+    )
+    source: str
+
+
 class Card(Frozen):
     """A GPU as torch sees it. What no reading was found of is estimated low, and ``assumptions`` says so."""
 
@@ -122,6 +137,7 @@ class Card(Frozen):
         None, gt=0, description="Per second, dense; None where there is none."
     )
     speed_source: str = ""
+    speed: CardSpeed | None = Field(None, exclude_if=lambda speed: speed is None)
     assumptions: tuple[str, ...] = ()
 
     @property
@@ -241,10 +257,10 @@ def card(name: str) -> Card:
     if name in known:
         return known[name]
     wanted = _CARD_MAKERS.sub("", name.lower())
-    keys = {_CARD_MAKERS.sub("", each): each for each in known}
+    keys = {_CARD_MAKERS.sub("", each): each for each in known if not each.endswith(_SXM)}
     begun = {key: each for key, each in keys.items() if wanted and key.startswith(wanted)}
     if wanted in keys:
-        return known[keys[wanted]]
+        return known.get(keys[wanted] + _SXM if "sxm" in name.lower() else "", known[keys[wanted]])
     if len(begun) != 1 or not re.fullmatch(r"\d+gb", next(iter(begun)).removeprefix(wanted)):
         unknown = _unknown("card", name, [*begun.values()] or known, most=3)
         raise UsageError(f"{unknown} Or give its memory, as in --memory 24GiB.")

@@ -81,7 +81,7 @@ def test_a_published_run_is_met_in_the_loop_that_ran(name: str, within: float) -
     imitated, real = (predict_row(one) for one in row.each_loop)
     assert isinstance(imitated, Prediction)
     assert isinstance(real, Prediction)
-    (measured,) = row.measured
+    (measured,) = row.sizes
     errors = [one.allocated_peak_bytes / measured.size_bytes - 1 for one in (imitated, real)]
     assert abs(errors[1]) <= max(abs(errors[0]), within)
     assert any(caveat.code == "values-assumed" for caveat in real.caveats)

@@ -64,7 +64,7 @@ def test_refused_row_has_no_cell(tmp_path: Path) -> None:
         '\n[[rows]]\nname = "gptq"\nrefused = "GPTQ."\nmeasured = [{ metric = "reserved", size_bytes = 5 }]\n'
     )
     (row,) = read_rows(_written(tmp_path, HEAD + text)).rows
-    assert ("GPTQ.", None, 5) == (row.refused, row.cell, row.measured[0].size_bytes)
+    assert ("GPTQ.", None, 5) == (row.refused, row.cell, row.sizes[0].size_bytes)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,7 @@ def test_shipped_measurements_can_be_read_and_are_all_accounted_for() -> None:
         "ms-swift": (39, 10),
         "peft-metamathqa": (32, 30),
         "qwen-readme": (24, 0),
+        "qwen-readme-speed": (12, 12),
         "rtx4080": (6, 6),
     }
 
@@ -183,7 +184,7 @@ def test_shipped_qlora_runs_are_those_that_were_published() -> None:
         cell.training.keep_outputs,
     )
     assert {"adapt", "adapt_peak", "forward", "backward", "optimizer_step", "peak"} == {
-        one.moment for one in rows["qwen2.5-3b-s1024"].measured
+        one.moment for one in rows["qwen2.5-3b-s1024"].sizes
     }
 
 
@@ -237,3 +238,17 @@ def test_another_source_does_not_keep_logits_of_a_chunked_loss(tmp_path: Path) -
     """What only chunked-logits has cannot be asked of chunked."""
     with pytest.raises(ScenarioError, match=r"loss chunked makes none; .* set loss to chunked-logits"):
         read_rows(_written(tmp_path, LITGPT.replace("SOURCE", "mine")))
+
+
+def test_speeds_are_read_beside_sizes_with_their_bounds(tmp_path: Path) -> None:
+    """A row holds seconds of a step or tokens a second; bounds are the value's own unless given."""
+    speeds = (
+        '{ metric = "step_time_s", value = 0.5, low = 0.45, high = 0.55 }, '
+        '{ metric = "tokens_per_second", value = 900, counted = "non_padding", length = 60 }'
+    )
+    row = ROW.replace("measured = [{", f"measured = [{speeds}, {{")
+    (read,) = read_rows(_written(tmp_path, HEAD + row)).rows
+    step, tokens = read.speeds
+    assert (0.45, 0.5, 0.55) == (step.low, step.value, step.high)
+    assert (900, 900, "non_padding", 60) == (tokens.low, tokens.high, tokens.counted, tokens.length)
+    assert 1 == len(read.sizes)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import UsageError
-from bench.records.predictions import Prediction, Refusal
-from bench.records.published import Measured, Row, Source
+from bench.records.predictions import Prediction, Refusal, Speed
+from bench.records.published import Measured, MeasuredSpeed, Row, Source
 from bench.records.published.score import (
     Outcome,
     Validation,
@@ -14,6 +14,7 @@ from bench.records.published.score import (
     read_validation,
     score,
     summarise,
+    summarise_speeds,
     write_validation,
 )
 from bench.records.readings import Caveat
@@ -210,3 +211,48 @@ def test_rows_that_are_all_refused_are_no_prediction() -> None:
     assert _validation().any_predicted
     refused = [row for row in ROWS if row.name in ("gptq", "odd")]
     assert not Validation(versions={}, sources=(), rows=score(refused, _predict)).any_predicted
+
+
+def _speed_row(name: str, gpu: str, **measured: object) -> Row:
+    speed = MeasuredSpeed.model_validate(measured)
+    return _row(name, _measured("allocated", 100)).model_copy(update={"gpu": gpu, "measured": (speed,)})
+
+
+def test_speeds_are_scored_by_the_time_of_a_step() -> None:
+    """Seconds and tokens a second are held against one prediction; errors, band and order follow."""
+    speed = Speed(card="a", low=900, point=1000, high=1100, step_s=2.0, bound_by="compute")
+    rows = [
+        _speed_row("slower", "a", metric="step_time_s", value=2.5),  # 800 tokens/s
+        _speed_row("as-said", "a", metric="tokens_per_second", value=1050),
+        _speed_row("cold", "a", metric="step_time_s", value=2.3, low=1.9, high=2.3, cold=True),
+    ]
+    points = {"slower": 1000, "as-said": 1001, "cold": 1002}
+
+    def predicted(row: Row) -> Prediction:
+        own = speed.model_copy(update={"point": points[row.name], "step_s": 2000 / points[row.name]})
+        return _prediction(100, 200).model_copy(update={"speeds": (own,)})
+
+    scored = score(rows, predicted)
+    assert [pytest.approx(error, abs=1e-3) for error in (-0.2, 0.049, -0.132)] == [
+        row.speeds[0].error for row in scored
+    ]
+    assert [False, True, True] == [row.speeds[0].in_band for row in scored]
+    everything, bound, *_ = summarise_speeds(scored)
+    assert ("all", 3, 2) == (everything.name, everything.count, everything.in_band)
+    assert 2 == bound.count
+    assert (1, 2) == (everything.ordered, everything.pairs)
+
+
+def test_a_page_shows_speeds_and_why_some_are_missing() -> None:
+    """Each predicted speed stands on the page; a card that is unknown is named with its row."""
+    known = Speed(card="a", low=900, point=1000, high=1100, step_s=2.0)
+    rows = [
+        _speed_row("told", "a", metric="tokens_per_second", value=1050),
+        _speed_row("untold", "b", metric="tokens_per_second", value=1050),
+    ]
+    speeds = {"told": known, "untold": Speed(card="b", refused="b is unknown")}
+    scored = score(rows, lambda row: _prediction(100, 200).model_copy(update={"speeds": (speeds[row.name],)}))
+    source = Source(name="lab", title="Lab", repository="r", licence="l")
+    page = render_validation(Validation(versions={}, sources=(source,), rows=scored))
+    assert "| told | a | 1,050 | 900 to 1,100 | 5.0 % | hit |" in page
+    assert "b is unknown (1: untold)" in page

@@ -53,7 +53,7 @@ def test_what_was_never_read_is_estimated_and_said() -> None:
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
         ("4090", "rtx4090"),
         ("Tesla T4", "t4"),
-        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb-sxm"),
         ("NVIDIA H100 80GB HBM3", "h100-80gb"),
         ("NVIDIA RTX 6000 Ada Generation", "rtx6000-ada"),
     ],

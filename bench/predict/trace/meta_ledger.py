@@ -4,19 +4,18 @@ It adds to the dispatcher's view what a device allocates without telling it, ans
 code asks of data, and notes at which layer of the model each entry was made.
 """
 
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePath
-from types import FrameType
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 
 from bench.errors import UntraceableError
+from bench.predict.trace.calls import TIMED, At, Recorder
+from bench.predict.trace.data_dependent import resolve_item
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.meta_kernels import ShapeMemory
 from bench.probes.flops import flops_of
@@ -76,6 +75,7 @@ class MetaLedger(Ledger):
         self.step = 0
         self.cache_emptied_at: list[int] = []
         self.scratch_calls: list[ScratchCall] = []
+        self.recorder = Recorder()
         self.layer_of_entry: list[int] = []  # the layer at work, or whose block it was
         self.layer_of_block: list[int] = []
         self._layers: dict[str, int] = {}
@@ -131,12 +131,12 @@ class MetaLedger(Ledger):
 
     def times(self, name: str) -> int:
         """Return for how many the named module or parameter stands: one, and one in each added period."""
-        return 1 + self._periods_added * (self._period <= self._layer_named(name) < 2 * self._period)
+        return self._times_at(self._layer_named(name))
 
     def times_of(self, parameter: torch.Tensor) -> int:
         """Return for how many parameters this one stands."""
         layer = self._layer_of(parameter)
-        return 1 + self._periods_added * (layer is not None and self._period <= layer < 2 * self._period)
+        return 1 if layer is None else self._times_at(layer)
 
     def empty_cache(self) -> None:
         """Note that the allocator's cache was emptied here."""
@@ -177,7 +177,15 @@ class MetaLedger(Ledger):
             self._add_scratch(func, args, result)
         ops, flops = self.computed
         self.computed = Computed(ops + 1, flops + flops_of(func, args, kwargs, result))
+        if self._phase in TIMED and not self.on_cpu:
+            inside = self._phase == "forward" or len(self._module_stack) > 1
+            module = self._module_stack[-1] if inside else self._module_of_backward
+            at = At(self.step, self._phase, module, self._times_at(self._layer), self.times_of)
+            self.recorder.note(func, (*args, *kwargs.values()) if kwargs else args, result, at)
         return result
+
+    def _times_at(self, layer: int) -> int:
+        return 1 + self._periods_added * (self._period <= layer < 2 * self._period)
 
     def resolve(self, _tensor: torch.Tensor) -> bool | float | int:
         """Return the value of a tensor that code asks for; see ``resolve_item``."""
@@ -285,66 +293,3 @@ class MetaLedger(Ledger):
         else:
             own = self._phase in {"adapt", "optimizer_step"}
             self.layer_of_entry.append(self.layer_of_block[number] if own else self._layer)
-
-
-_DEPTH = 24  # frames; the dispatcher's own lie between the question and who asks it
-_MACHINERY = ("/torch/", "/bench/predict/", "/bench/probes/")
-_HIDES_NOTHING = {"_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa", "flash_attention_mask"}
-"""transformers' masking_utils.py: does the mask hide nothing, so that no mask need be made?"""
-_SEVERAL_PER_ROW = {"_flash_attention_forward"}
-"""Its modeling_flash_attention_utils.py: do positions begin anew within a row?"""
-_ONE_SEQUENCE_PER_ROW = {"find_packed_sequence_indices"}
-"""masking_utils.py: do positions just count up, as they do but in packed rows?"""
-_FOUND_INFINITIES = {"_maybe_opt_step"}
-"""torch's grad_scaler.py: how many gradients overflowed? If any had, there would be no step to predict."""
-_SCALE = {"get_scale"}
-"""The same: the scale itself, which is only compared with that of the step before."""
-
-
-def resolve_item(*, padded: bool, packed: bool) -> bool | float | int:
-    """Return what ``.item()`` of a tensor without data would, as a dense, padded or packed batch gives it.
-
-    Only questions that were met and thought about are resolved; who asks tells which. ``padded`` says
-    that the batch's attention mask hides something, ``packed`` that its rows hold several sequences. Raises
-    ``UntraceableError`` naming the line that asks something else.
-    """
-    names = {frame.f_code.co_name for frame in _callers()}
-    if names & _HIDES_NOTHING:
-        return not padded
-    if names & _ONE_SEQUENCE_PER_ROW:
-        return not packed
-    if names & _SEVERAL_PER_ROW:
-        return packed
-    if names & _FOUND_INFINITIES:
-        return 0.0
-    if names & _SCALE:
-        return 1.0
-    raise UntraceableError(
-        "the memory of this model depends on data that a prediction does not have: it asks for the value of "
-        f"a tensor ({asking_line()}); measure it with bench run."
-    )
-
-
-def asking_line() -> str:
-    """Name the line that asks for a value: the nearest that is not torch's or ours."""
-    asker = next((frame for frame in _callers() if not _is_machinery(frame)), None)
-    return "somewhere in torch" if asker is None else _place(asker)
-
-
-def _callers() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(2)
-    for _ in range(_DEPTH):
-        if frame is None:
-            return
-        yield frame
-        frame = frame.f_back
-
-
-def _is_machinery(frame: FrameType) -> bool:
-    return any(part in frame.f_code.co_filename for part in _MACHINERY)
-
-
-def _place(frame: FrameType) -> str:
-    """Name a line by its file, without the folders above the package."""
-    path = PurePath(frame.f_code.co_filename)
-    return f"{'/'.join(path.parts[-2:])}, line {frame.f_lineno}, in {frame.f_code.co_name}"

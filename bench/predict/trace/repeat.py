@@ -219,6 +219,7 @@ def _described(  # noqa: PLR0917 - the pieces that the new stream is made of
         reached=stream.reached,
         computed=_computed(stream, sweeps, added),
         flops_known=stream.flops_known,
+        calls=stream.calls,
     )
 
 

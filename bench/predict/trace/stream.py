@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.predict.allocator.replay import ReplayVariability
+from bench.predict.trace.calls import Calls
 from bench.predict.trace.kernels import ScratchCall
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark, MetaLedger
 from bench.probes.ledger import BEFORE, Block, category_of
@@ -45,6 +46,7 @@ class Stream:
     computed: Ints = field(default_factory=lambda: np.zeros((1, 2), dtype=np.int64))
     """Operators and FLOPs before each event, and in the end."""
     flops_known: bool = True  # not where a stream was made from those of other batches
+    calls: Sequence[Calls] = ()  # of operators, in each step; none where their sizes are not known
     reset_at: int = 0  # the event after which the peak counters begin anew
 
     def during(self, first: int, last: int) -> "Stream":
@@ -167,6 +169,7 @@ def stream_of(
         asked=sorted(asked),
         reached=reached,
         computed=np.array([*ledger.computed_before, ledger.computed], dtype=np.int64),
+        calls=ledger.recorder.calls,
     )
 
 

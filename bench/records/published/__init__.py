@@ -69,6 +69,36 @@ class Measured(Frozen):
         return self
 
 
+class MeasuredSpeed(Frozen):
+    """One published speed of one GPU: seconds for an optimizer step, or tokens a second.
+
+    ``counted`` says whether tokens that only pad were counted. Of batches that differ in length, ``length``
+    is the mean with padding: the cell's own is that of the longest. A ``cold`` mean is over so few steps
+    that the first one, slower by what is not predicted, tells in it.
+    """
+
+    metric: Literal["step_time_s", "tokens_per_second"]
+    value: float = Field(gt=0)
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+    counted: Literal["raw", "non_padding"] = "raw"
+    length: Positive | None = None
+    cold: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exact_unless_bounded(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "value" in data:
+            return {"low": data["value"], "high": data["value"]} | data
+        return data
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError("low, value and high must rise")
+        return self
+
+
 class Row(Frozen):
     """One run that was measured. ``refused`` says why it cannot be expressed; then there is no cell."""
 
@@ -80,7 +110,9 @@ class Row(Frozen):
     gpu: str
     software: str = Field(description="Versions as published.")
     note: str = ""
-    measured: tuple[Measured, ...] = Field(min_length=1)
+    measured: tuple[Annotated[Measured | MeasuredSpeed, Field(discriminator="metric")], ...] = Field(
+        min_length=1
+    )
     cell: Cell | None = Field(None, description="The run as the window imitates it.")
     looped: Cell | None = Field(None, description="The run in a library's own loop, if the row names one.")
     varies: bool = Field(default=False, description="Its batches differ in length; its cell's cannot.")
@@ -100,12 +132,22 @@ class Row(Frozen):
         return self
 
     @property
+    def sizes(self) -> tuple[Measured, ...]:
+        """The measurements of memory."""
+        return tuple(one for one in self.measured if isinstance(one, Measured))
+
+    @property
+    def speeds(self) -> tuple[MeasuredSpeed, ...]:
+        """The measurements of speed."""
+        return tuple(one for one in self.measured if isinstance(one, MeasuredSpeed))
+
+    @property
     def each_loop(self) -> "tuple[Row, ...]":
-        """The row as the window imitates it and, if it names a loop, as that runs it."""
-        if self.looped is None or self.cell is None:
+        """The row as the window imitates it and, if it names a loop, as that runs it, for memory alone."""
+        if self.looped is None or self.cell is None or not self.sizes:
             return (self,)
         varies = isinstance(self.cell.data, SyntheticData) and self.cell.data.lengths == "vary"
-        return (self, self.model_copy(update={"cell": self.looped, "varies": varies}))
+        return (self, self.model_copy(update={"cell": self.looped, "varies": varies, "measured": self.sizes}))
 
 
 class RowFile(Frozen):

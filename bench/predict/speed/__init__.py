@@ -1,0 +1,1 @@
+"""How long a step takes on a card, from the operators that its trace saw."""

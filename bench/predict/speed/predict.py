@@ -1,0 +1,132 @@
+"""How fast a traced step runs on a card: kernels beside the host that dispatches them, with a band."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.predict.speed.kernels import Time, Work, constants, rates_of, time_of, work_of
+from bench.predict.trace.calls import Call
+from bench.predict.trace.stream import Stream
+from bench.records.predictions import KERNELS_NOT_TRACED, Dear, KernelClass, Limit, Speed
+from bench.scenario.catalogue import Card
+from bench.scenario.cell import Cell
+from bench.scenario.types import PeftMethod
+
+_DEAREST = 5
+_UNTIMED = ("_linalg_", "linalg_inv", "linalg_qr", "linalg_h", "linalg_l", "cholesky", "grouped_mm", "int8")
+"""In names of operators whose kernels have no time here."""
+_UNTIMED_LAYERS = ("experts", "mamba", "ssm", "linear_conv")
+"""In names of a configuration's numbers: layers of which the same holds."""
+
+
+def speeds_of(stream: Stream, cell: Cell, config: Any, cards: Sequence[Card]) -> tuple[Speed, ...]:
+    """Return how fast the last step of a stream is on each card."""
+    if not cards:
+        return ()
+    why = _untold(stream, cell, config)
+    if why:
+        return tuple(Speed(card=card.name, refused=why) for card in cards)
+    calls = [(call, work_of(call)) for call in stream.calls[-1].distinct()]
+    return tuple(_speed(calls, cell, card) for card in cards)
+
+
+def _untold(stream: Stream, cell: Cell, config: Any) -> str:
+    """Return why a cell's speed is not told on any card; empty where it is."""
+    kernels, method = cell.training.kernels, cell.method
+    boft = isinstance(method, PeftMethod) and method.type == "boft"
+    fields = vars(config.get_text_config()).items()
+    names = [name for name, value in fields if type(value) is int and any(map(name.count, _UNTIMED_LAYERS))]
+    caveats = stream.reached.caveats if stream.reached else ()
+    ops = sorted({form.op for form in stream.calls[-1].of.forms}) if stream.calls else []
+    unknown = next((op for op in ops if any(name in op for name in _UNTIMED)), "")
+    reasons = {
+        f"the kernels of {kernels} are not timed": kernels != "torch",
+        "BOFT's products of block-diagonal matrices run in a kernel of its own, which is not timed": boft,
+        "faster kernels than those traced may run": any(one.code == KERNELS_NOT_TRACED for one in caveats),
+        "steps over pairs of answers are not timed": cell.loop.takes_pairs,
+        "what torch.compile fuses is not seen": bool(cell.loop.args.get("torch_compile")),
+        f"kernels of experts and of state spaces are not timed ({', '.join(names[:1])})": bool(names),
+        "its sizes do not follow from the cells that were traced; plan it alone": not ops,
+        f"there is no time for {unknown}": bool(unknown),
+    }
+    return next((why for why, holds in reasons.items() if holds), "")
+
+
+@dataclass
+class _Sums:
+    """Seconds of a step on a card: by class of kernels, by operator and module, by what bounds them."""
+
+    kinds: dict[KernelClass, float] = field(default_factory=lambda: defaultdict(float))
+    places: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    limits: dict[Limit, float] = field(default_factory=lambda: defaultdict(float))
+    gpu: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
+    host: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
+    flops: float = 0.0
+
+    def add(self, call: Call, work: Work, time: Time, factors: dict[str, float], host: float) -> None:
+        """Add calls that are alike; ``host`` is a factor too. The optimizer's part is apart: it waits."""
+        taken = time.seconds * factors[class_of(work.kind)] * call.times
+        updating = call.form.phase == "optimizer_step"
+        self.gpu[updating] += taken
+        self.host[updating] += host_seconds(call) * call.times * host
+        self.kinds[work.kind] += taken
+        self.limits["compute" if time.computing else "memory"] += taken
+        self.places[call.form.op, call.form.module] += taken
+        self.flops += 0 if call.form.recomputed else work.flops * call.times
+
+    def step_s(self, gpu: float = 1, host: float = 1) -> float:
+        """Return the seconds of a step: of the GPU and the host that feeds it the slower counts."""
+        slower = (max(self.gpu[part] * gpu, self.host[part] * host) for part in self.gpu)
+        return sum(slower, float(constants()["host"]["step_us"]) * 1e-6)
+
+    @property
+    def bound_by(self) -> Limit:
+        """What sets the time."""
+        hosted = sum(self.host.values()) > sum(self.gpu.values())
+        return "host" if hosted else max(self.limits, key=lambda one: self.limits[one])
+
+
+def _speed(calls: Sequence[tuple[Call, Work]], cell: Cell, card: Card) -> Speed:
+    rates = rates_of(card)
+    if rates is None:
+        return Speed(card=card.name, refused="no source of its multiprocessors, clock and cache was read")
+    table = constants()["calibration"]
+    factors = table["cards"].get(card.name, table["other"])
+    sums = _Sums()
+    for call, work in calls:
+        sums.add(call, work, time_of(work, rates), factors, table["host"])
+    training, total = cell.training, sum(sums.kinds.values())
+    tokens = training.micro_batch * training.gradient_accumulation * training.sequence_length
+    band, host_band = factors["band"], table["host_band"]
+    kinds = sorted(sums.kinds.items(), key=lambda one: -one[1])
+    dearest = sorted(sums.places.items(), key=lambda one: -one[1])[:_DEAREST]
+    return Speed(
+        card=card.name,
+        low=tokens / sums.step_s(band, host_band),
+        point=tokens / sums.step_s(),
+        high=tokens / sums.step_s(1 / band, 1 / host_band),
+        mfu=sums.flops / sums.step_s() / (card.peak_bf16_flops or 1),
+        bound_by=sums.bound_by,
+        step_s=sums.step_s(),
+        shares={kind: taken / total for kind, taken in kinds if taken},
+        dearest=tuple(Dear(op=op, module=module, share=taken / total) for (op, module), taken in dearest),
+        assumed="" if card.name in table["cards"] else _UNCALIBRATED,
+    )
+
+
+def class_of(kind: KernelClass) -> str:
+    """Return which factor kernels of a class share."""
+    return kind.replace(" ", "_") if kind in {"product", "fp32 product", "attention"} else "memory"
+
+
+_UNCALIBRATED = "no training run on this card was at hand, so that the band is as wide as cards differ"
+
+
+def host_seconds(call: Call) -> float:
+    """Return how long a usual host takes to dispatch a call."""
+    form = call.form
+    kind = "view" if form.view else "list" if form.listed else form.phase
+    if kind == form.phase and not form.op.startswith("aten::"):
+        kind = "foreign"
+    return float(constants()["host"][f"{kind}_us"]) * 1e-6

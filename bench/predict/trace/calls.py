@@ -1,0 +1,190 @@
+"""The operators of a traced step: what each was, and the sizes of the tensors that it read and wrote."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ints = NDArray[np.int64]
+Shape = tuple[int, ...]
+TIMED = frozenset({"forward", "backward", "optimizer_step"})
+"""Phases whose operators count; batches are copied to the device while another step runs."""
+_LAYER = re.compile(r"\.\d+(?=\.|$)")
+
+
+class Part(NamedTuple):
+    """A tensor but for its sizes; ``spread`` marks dimensions that repeat one element (stride 0)."""
+
+    dtype: torch.dtype
+    spread: tuple[bool, ...]
+    dense: bool
+    on_host: bool
+
+
+class Form(NamedTuple):
+    """A call but for the sizes of its tensors; ``module`` is without the numbers of layers.
+
+    A list of tensors is one part of two numbers: how many there are, and how many elements in all.
+    """
+
+    phase: str
+    recomputed: bool
+    op: str
+    module: str
+    view: bool
+    inputs: tuple[Part, ...] = ()
+    outputs: tuple[Part, ...] = ()
+    flags: tuple[bool, ...] = ()
+    listed: bool = False
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The forms of a step's calls in order, and for how many calls each stands: layers left out, too."""
+
+    forms: Sequence[Form]
+    times: Sequence[int]
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """Where among all numbers those of each call are."""
+        sizes = [sum(len(part.spread) for part in (*form.inputs, *form.outputs)) for form in self.forms]
+        return list(pairwise([0, *np.cumsum(sizes).tolist()]))
+
+    @cached_property
+    def kinds(self) -> list[int]:
+        """The first call that has the form of each."""
+        first: dict[Form, int] = {}
+        return [first.setdefault(form, index) for index, form in enumerate(self.forms)]
+
+
+class Call(NamedTuple):
+    """Calls that are alike in form and sizes, and how many there are."""
+
+    form: Form
+    shapes: Sequence[tuple[Part, Shape]]
+    times: int
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls of one step; ``numbers`` are the sizes of all their tensors, one after the other."""
+
+    of: Forms
+    numbers: Ints
+
+    def resized(self, numbers: Ints) -> "Calls":
+        """Return the calls with other sizes."""
+        return Calls(self.of, numbers)
+
+    def distinct(self) -> Iterator[Call]:
+        """Yield each call once, those that are alike together."""
+        numbers = self.numbers.tolist()
+        found: dict[tuple[int, Shape], int] = {}
+        for kind, times, (begin, end) in zip(self.of.kinds, self.of.times, self.of.spans, strict=True):
+            key = kind, tuple(numbers[begin:end])
+            found[key] = found.get(key, 0) + times
+        for (kind, sizes), times in found.items():
+            form, left = self.of.forms[kind], iter(sizes)
+            parts = (*form.inputs, *form.outputs)
+            yield Call(form, [(part, tuple([next(left) for _ in part.spread])) for part in parts], times)
+
+    def places_in(self, offered: "Calls") -> Ints | None:
+        """Return where among the numbers offered each of these is, its call being alike; None where not."""
+        mine, its = self.numbers.tolist(), offered.numbers.tolist()
+        left = iter(zip(offered.of.forms, offered.of.spans, strict=True))
+        places: list[int] = []
+        for form, (begin, end) in zip(self.of.forms, self.of.spans, strict=True):
+            sizes = mine[begin:end]
+            found = next((at for one, at in left if one == form and its[at[0] : at[1]] == sizes), None)
+            if found is None:
+                return None
+            places += range(*found)
+        return np.array(places, dtype=np.int64)
+
+
+class At(NamedTuple):
+    """Where a call is made, for how many it stands, and for how many each tensor of its lists."""
+
+    step: int
+    phase: str
+    module: str
+    times: int
+    times_of: Callable[[Tensor], int]
+
+
+_LISTS = ("aten::_foreach_", "aten::_fused_")
+"""Operators on lists of parameters, or of what belongs to them."""
+
+
+class Recorder:
+    """Notes the calls of a step, and those of the one before it."""
+
+    def __init__(self) -> None:
+        self._steps: dict[int, _Notes] = {}
+
+    @property
+    def calls(self) -> list[Calls]:
+        """What was noted, by step."""
+        return [notes.calls for _, notes in sorted(self._steps.items())]
+
+    def note(self, func: Any, args: Iterable[Any], result: Any, at: At) -> None:
+        """Note a call."""
+        notes = self._steps.get(at.step)
+        if notes is None:
+            notes = self._steps[at.step] = _Notes()
+        notes.add(func, args, result, at)
+
+
+@dataclass
+class _Notes:
+    forms: list[Form] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+
+    @property
+    def calls(self) -> Calls:
+        return Calls(Forms(tuple(self.forms), tuple(self.times)), np.array(self.numbers, dtype=np.int64))
+
+    def add(self, func: Any, args: Iterable[Any], result: Any, at: At) -> None:
+        op, module = str(func._schema.name), _LAYER.sub(".*", at.module)
+        recomputed = at.phase == "backward" and torch.is_grad_enabled()
+        if func.is_view:
+            self.forms.append(Form(at.phase, recomputed, op, module, view=True))
+            self.times.append(at.times)
+            return
+        listed = op.startswith(_LISTS)
+        weights = [at.times_of(one) for one in next(iter(args))] if listed else None
+        inputs = self._parts(args, weights)
+        outputs = self._parts((result,), weights)
+        flags = tuple([value for value in args if value is True or value is False])
+        form = Form(at.phase, recomputed, op, module, False, inputs, outputs, flags, listed)  # noqa: FBT003 - a record
+        self.forms.append(form)
+        self.times.append(1 if listed else at.times)
+
+    def _parts(self, values: Iterable[Any], weights: Sequence[int] | None) -> tuple[Part, ...]:
+        found: list[Part] = []
+        for value in values:
+            if isinstance(value, Tensor):
+                self.numbers += value.shape
+                found.append(_part(value))
+            elif isinstance(value, list | tuple) and any(isinstance(one, Tensor) for one in value):
+                if weights is None or len(value) != len(weights):
+                    found += self._parts(value, None)
+                    continue
+                elements = sum(one.numel() * times for one, times in zip(value, weights, strict=True))
+                self.numbers += (sum(weights), elements)
+                found.append(_part(value[0])._replace(spread=(False, False), dense=True))
+        return tuple(found)
+
+
+def _part(tensor: Tensor) -> Part:
+    spread = tuple([stride == 0 for stride in tensor.stride()])
+    return Part(tensor.dtype, spread, tensor.is_contiguous(), tensor.device.type == "cpu")
