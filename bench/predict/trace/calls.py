@@ -111,63 +111,92 @@ class Calls:
 
 
 class At(NamedTuple):
-    """Where a call is made, for how many it stands, and for how many each tensor of its lists."""
+    """Where a call is made: the step, its part (a phase, by number), the module and the layer at work."""
 
     step: int
+    part: int
     phase: str
     module: str
-    times: int
+    layer: int
     times_of: Callable[[Tensor], int]
+    """For how many each tensor of a list stands."""
+
+
+class Added(NamedTuple):
+    """How many periods of so many layers, each like the second, are to be imagined."""
+
+    periods: int
+    period: int
 
 
 _LISTS = ("aten::_foreach_", "aten::_fused_")
 """Operators on lists of parameters, or of what belongs to them."""
+_FIRST, _SECOND, _THIRD = range(3)
 
 
 class Recorder:
-    """Notes the calls of a step, and those of the one before it."""
+    """Notes the calls of steps; with layers added, each of the second period's stands for several."""
 
-    def __init__(self) -> None:
+    def __init__(self, added: Added) -> None:
+        self._added = added
         self._steps: dict[int, _Notes] = {}
 
     @property
     def calls(self) -> list[Calls]:
         """What was noted, by step."""
-        return [notes.calls for _, notes in sorted(self._steps.items())]
+        return [notes.calls(self._added) for _, notes in sorted(self._steps.items())]
 
     def note(self, func: Any, args: Iterable[Any], result: Any, at: At) -> None:
         """Note a call."""
-        notes = self._steps.get(at.step)
-        if notes is None:
-            notes = self._steps[at.step] = _Notes()
-        notes.add(func, args, result, at)
+        self._steps.setdefault(at.step, _Notes()).add(func, args, result, at)
 
 
 @dataclass
 class _Notes:
     forms: list[Form] = field(default_factory=list)
-    times: list[int] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)  # part and layer; NO part: once
     numbers: list[int] = field(default_factory=list)
 
-    @property
-    def calls(self) -> Calls:
-        return Calls(Forms(tuple(self.forms), tuple(self.times)), np.array(self.numbers, dtype=np.int64))
+    def calls(self, added: Added) -> Calls:
+        forms = Forms(tuple(self.forms), self._times(added))
+        return Calls(forms, np.array(self.numbers, dtype=np.int64))
 
     def add(self, func: Any, args: Iterable[Any], result: Any, at: At) -> None:
         op, module = str(func._schema.name), _LAYER.sub(".*", at.module)
         recomputed = at.phase == "backward" and torch.is_grad_enabled()
+        listed = op.startswith(_LISTS)
+        self.places.append((at.part, -1 if listed else at.layer))
         if func.is_view:
             self.forms.append(Form(at.phase, recomputed, op, module, view=True))
-            self.times.append(at.times)
             return
-        listed = op.startswith(_LISTS)
         weights = [at.times_of(one) for one in next(iter(args))] if listed else None
         inputs = self._parts(args, weights)
         outputs = self._parts((result,), weights)
         flags = tuple([value for value in args if value is True or value is False])
         form = Form(at.phase, recomputed, op, module, False, inputs, outputs, flags, listed)  # noqa: FBT003 - a record
         self.forms.append(form)
-        self.times.append(1 if listed else at.times)
+
+    def _times(self, added: Added) -> list[int]:
+        """Return for how many each call stands: in a pass over the layers from where the second begins to the next.
+
+        What is attributed to the layer before, in between, is so in each layer (see ``repeat.py``).
+        """
+        times = [1] * len(self.places)
+        if not added.periods:
+            return times
+        for part, indices in _by_part(self.places):
+            groups = [self.places[index][1] // added.period for index in indices]
+            if self.forms[indices[0]].phase == "optimizer_step":
+                span = [index for index, group in zip(indices, groups, strict=True) if group == _SECOND]
+            elif _SECOND not in groups:
+                continue
+            else:
+                begin = groups.index(_SECOND)
+                after = _FIRST if groups.index(_THIRD) < begin else _THIRD
+                span = indices[begin : groups.index(after) if after in groups else None]
+            for index in span:
+                times[index] = 1 + added.periods
+        return times
 
     def _parts(self, values: Iterable[Any], weights: Sequence[int] | None) -> tuple[Part, ...]:
         found: list[Part] = []
@@ -188,3 +217,11 @@ class _Notes:
 def _part(tensor: Tensor) -> Part:
     spread = tuple([stride == 0 for stride in tensor.stride()])
     return Part(tensor.dtype, spread, tensor.is_contiguous(), tensor.device.type == "cpu")
+
+
+def _by_part(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
+    """Yield the indices of each part's calls."""
+    found: dict[int, list[int]] = {}
+    for index, (part, _) in enumerate(places):
+        found.setdefault(part, []).append(index)
+    yield from found.items()

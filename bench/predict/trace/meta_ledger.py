@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from bench.errors import UntraceableError
-from bench.predict.trace.calls import TIMED, At, Recorder
+from bench.predict.trace.calls import TIMED, Added, At, Recorder
 from bench.predict.trace.data_dependent import resolve_item
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.meta_kernels import ShapeMemory
@@ -75,7 +75,7 @@ class MetaLedger(Ledger):
         self.step = 0
         self.cache_emptied_at: list[int] = []
         self.scratch_calls: list[ScratchCall] = []
-        self.recorder = Recorder()
+        self.recorder = Recorder(Added(periods_added, period))
         self.layer_of_entry: list[int] = []  # the layer at work, or whose block it was
         self.layer_of_block: list[int] = []
         self._layers: dict[str, int] = {}
@@ -180,7 +180,8 @@ class MetaLedger(Ledger):
         if self._phase in TIMED and not self.on_cpu:
             inside = self._phase == "forward" or len(self._module_stack) > 1
             module = self._module_stack[-1] if inside else self._module_of_backward
-            at = At(self.step, self._phase, module, self._times_at(self._layer), self.times_of)
+            module = "optimizer" if in_optimizer else module
+            at = At(self.step, len(self.marks), self._phase, module, self._layer, self.times_of)
             self.recorder.note(func, (*args, *kwargs.values()) if kwargs else args, result, at)
         return result
 
