@@ -123,7 +123,7 @@ def _streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[
             told = False
         traced[point] = truth
         if told and sizes is not None:
-            sizes = sizes.checked(point, truth)
+            sizes = sizes.checked(traced, family.degrees())
             break
     else:
         sizes = None

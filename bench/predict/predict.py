@@ -1,6 +1,7 @@
 """What a cell takes on a platform, under an allocator's settings: traced, deepened, replayed, summed up."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -13,6 +14,7 @@ from bench.predict.reach import beyond_training, refused_as_unreachable
 from bench.predict.speed.predict import speeds_of
 from bench.predict.summary import predicted_for_cpu, summed_up
 from bench.predict.trace.adapters import assumed_of_adapter
+from bench.predict.trace.repeat import depth_of
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
 from bench.predict.trace.variants import litgpt
 from bench.predict.trace.variants.older_computations import (
@@ -104,13 +106,16 @@ def _predicted(
     """Predict the cells of a family; where one cannot be, each is asked for its own reason."""
     left = dict(family.cells)
     relative = None
+    tracer = Tracer(platform, config, family.adapted)
     try:
         for point, stream, method in streams(family, platform, config):
             prediction = summed_up(stream, platform, settings, method, relative)
             if relative is None:
-                tracer = Tracer(platform, config, family.adapted)
                 prediction = widened(prediction, left[point][0], tracer, settings)
             relative = prediction if reuse_ranges and relative is None else relative
+            if cards and not stream.calls:  # they do not follow from those of other cells
+                own = left[point][0]
+                stream = replace(stream, calls=tracer.trace(own, depth_of(own, config)).calls)  # noqa: PLW2901 - the same one
             speeds = speeds_of(stream, left[point][0], config, cards)
             prediction = prediction.model_copy(update={"speeds": speeds})
             for cell in left.pop(point):

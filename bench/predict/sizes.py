@@ -176,11 +176,12 @@ class Sizes:
             return False
         return np.array_equal(made.sizes, truth.sizes)
 
-    def checked(self, point: Point, truth: Stream) -> "Sizes":
-        """Return these sizes without those in calls of operators where these do not give a trace's."""
+    def checked(self, traced: dict[Point, Stream], degrees: Sequence[int]) -> "Sizes":
+        """Return these sizes, those in calls anew by all traces where they are not the last trace's."""
+        point, truth = next(reversed(traced.items()))
         called = None if self.calls is None else self.calls.at(point)
         told = truth.calls and called is not None and np.array_equal(called, truth.calls[-1].numbers)
-        return self if told else replace(self, calls=None)
+        return self if told else replace(self, calls=_of_calls(traced, degrees))
 
     def _scratch_blocks(self, call: ScratchCall, numbers: Ints) -> Sequence[int]:
         key = call.func, call.form, numbers.tobytes()

@@ -64,11 +64,14 @@ def predict_row(row: Row) -> Outcome:
 
 def _speeds(row: Row, cell: Cell) -> Iterator[Speed]:
     """Yield the speed predicted for each that was measured, at its length and counted as it was."""
-    from bench.predict.predict import predict
+    from bench.predict.families import families, streams
     from bench.predict.speed.kernels import constants
+    from bench.predict.speed.predict import speeds_of
     from bench.predict.trace.trace import at_length, worst_batch
     from bench.training.loading.models import configuration_of
 
+    patterns = [one for had in constants()["calibration"]["cards"].values() for one in had["rows"]]
+    had = any(fnmatch(f"{row.source}/{row.name}", one) for one in patterns)
     for measured in row.speeds:
         try:
             named = card(row.gpu)
@@ -76,16 +79,18 @@ def _speeds(row: Row, cell: Cell) -> Iterator[Speed]:
             yield Speed(card=row.gpu, refused=str(error))
             continue
         own = at_length(cell, measured.length or cell.training.sequence_length)
-        (speed,) = predict(own, row.platform, cards=(named,)).speeds
+        config = configuration_of(own.model)
+        (family,) = families([own], config)
+        ((_, stream, _),) = streams(family, row.platform, config)
+        speed, without = (
+            speeds_of(stream, own, config, (named,), without=source)[0] for source in ("", row.source)
+        )
+        rates = {"low": speed.low, "point": speed.point, "high": speed.high, "held_out": without.point}
         if measured.counted == "non_padding":
-            size = int(configuration_of(own.model).get_text_config().vocab_size)
-            mask = worst_batch(own, size).attention_mask
+            mask = worst_batch(own, int(config.get_text_config().vocab_size)).attention_mask
             share = 1.0 if mask is None else float(mask.float().mean())
-            scaled = {"low": speed.low * share, "point": speed.point * share, "high": speed.high * share}
-            speed = speed.model_copy(update=scaled)
-        patterns = [one for had in constants()["calibration"]["cards"].values() for one in had["rows"]]
-        had = any(fnmatch(f"{row.source}/{row.name}", one) for one in patterns)
-        yield speed.model_copy(update={"calibrated_on": had and not speed.refused, "dearest": ()})
+            rates = {name: rate * share for name, rate in rates.items()}
+        yield speed.model_copy(update={**rates, "calibrated_on": had and not speed.refused, "dearest": ()})
 
 
 _NEVER_EMPTIED = (

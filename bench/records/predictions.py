@@ -68,6 +68,11 @@ class Speed(Stored):
     calibrated_on: bool = Field(
         default=False, exclude_if=lambda had: not had, description="A published run had a part in factors."
     )
+    held_out: float = Field(
+        0,
+        exclude_if=lambda rate: not rate,
+        description="The point with factors in which no run of the published run's source had a part.",
+    )
     assumed: str = Field("", exclude_if=lambda text: not text, description="What widens the band.")
 
 

@@ -92,6 +92,8 @@ def validation_tables(rows: Sequence[ScoredRow]) -> tuple[Table, Table, dict[str
         ("90th percentile", lambda one: share(one.high_error)),
         ("Largest", lambda one: share(one.largest_error)),
         ("Signed", lambda one: share(one.signed_error)),
+        ("Median, source left out", lambda one: share(one.held_out_median)),
+        ("90th percentile, likewise", lambda one: share(one.held_out_high)),
         ("In band", lambda one: f"{one.in_band} of {one.count}"),
         ("Width of the band", lambda one: f"{one.median_width:.2f}"),
         ("Pairs in order", lambda one: f"{one.ordered} of {one.pairs}" if one.pairs else NOT_APPLICABLE),

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,15 @@ def test_random_cells_equal_their_full_traces(seed: int) -> None:
         np.testing.assert_array_equal(whole.born, stream.born)
         assert [mark.entries for mark in whole.marks] == [mark.entries for mark in stream.marks]
         assert int(whole.live_bytes().max()) == int(stream.live_bytes().max())
+        assert operators(whole) == operators(stream)
+
+
+def operators(stream: Stream) -> Counter[object]:
+    """Return how often the last step calls each operator on tensors of each size, views by their number."""
+    found: Counter[object] = Counter()
+    for call in stream.calls[-1].distinct():
+        found[call.form.phase, call.form.op, tuple(shape for _, shape in call.shapes)] += call.times
+    return found
 
 
 def test_a_length_as_long_as_the_window_has_a_family_of_its_own() -> None:

@@ -20,15 +20,17 @@ _UNTIMED_LAYERS = ("experts", "mamba", "ssm", "linear_conv")
 """In names of a configuration's numbers: layers of which the same holds."""
 
 
-def speeds_of(stream: Stream, cell: Cell, config: Any, cards: Sequence[Card]) -> tuple[Speed, ...]:
-    """Return how fast the last step of a stream is on each card."""
+def speeds_of(
+    stream: Stream, cell: Cell, config: Any, cards: Sequence[Card], without: str = ""
+) -> tuple[Speed, ...]:
+    """Return how fast the last step of a stream is on each card, by factors without those of a source."""
     if not cards:
         return ()
     why = _untold(stream, cell, config)
     if why:
         return tuple(Speed(card=card.name, refused=why) for card in cards)
     calls = [(call, work_of(call)) for call in stream.calls[-1].distinct()]
-    return tuple(_speed(calls, cell, card) for card in cards)
+    return tuple(_speed(calls, cell, card, without) for card in cards)
 
 
 def _untold(stream: Stream, cell: Cell, config: Any) -> str:
@@ -38,7 +40,7 @@ def _untold(stream: Stream, cell: Cell, config: Any) -> str:
     fields = vars(config.get_text_config()).items()
     names = [name for name, value in fields if type(value) is int and any(map(name.count, _UNTIMED_LAYERS))]
     caveats = stream.reached.caveats if stream.reached else ()
-    ops = sorted({form.op for form in stream.calls[-1].of.forms}) if stream.calls else []
+    ops = sorted({form.op for form in stream.calls[-1].of.forms})
     unknown = next((op for op in ops if any(name in op for name in _UNTIMED)), "")
     reasons = {
         f"the kernels of {kernels} are not timed": kernels != "torch",
@@ -47,7 +49,6 @@ def _untold(stream: Stream, cell: Cell, config: Any) -> str:
         "steps over pairs of answers are not timed": cell.loop.takes_pairs,
         "what torch.compile fuses is not seen": bool(cell.loop.args.get("torch_compile")),
         f"kernels of experts and of state spaces are not timed ({', '.join(names[:1])})": bool(names),
-        "its sizes do not follow from the cells that were traced; plan it alone": not ops,
         f"there is no time for {unknown}": bool(unknown),
     }
     return next((why for why, holds in reasons.items() if holds), "")
@@ -64,12 +65,12 @@ class _Sums:
     host: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
     flops: float = 0.0
 
-    def add(self, call: Call, work: Work, time: Time, factors: dict[str, float], host: float) -> None:
-        """Add calls that are alike; ``host`` is a factor too. The optimizer's part is apart: it waits."""
+    def add(self, call: Call, work: Work, time: Time, factors: dict[str, float]) -> None:
+        """Add calls that are alike. The optimizer's part is apart: it waits."""
         taken = time.seconds * factors[class_of(work.kind)] * call.times
         updating = call.form.phase == "optimizer_step"
         self.gpu[updating] += taken
-        self.host[updating] += host_seconds(call) * call.times * host
+        self.host[updating] += host_seconds(call) * call.times * factors["host"]
         self.kinds[work.kind] += taken
         self.limits["compute" if time.computing else "memory"] += taken
         self.places[call.form.op, call.form.module] += taken
@@ -87,15 +88,16 @@ class _Sums:
         return "host" if hosted else max(self.limits, key=lambda one: self.limits[one])
 
 
-def _speed(calls: Sequence[tuple[Call, Work]], cell: Cell, card: Card) -> Speed:
+def _speed(calls: Sequence[tuple[Call, Work]], cell: Cell, card: Card, without: str) -> Speed:
     rates = rates_of(card)
     if rates is None:
         return Speed(card=card.name, refused="no source of its multiprocessors, clock and cache was read")
     table = constants()["calibration"]
     factors = table["cards"].get(card.name, table["other"])
+    factors = {"host": table["host"]} | factors | table["without"].get(without, {})
     sums = _Sums()
     for call, work in calls:
-        sums.add(call, work, time_of(work, rates), factors, table["host"])
+        sums.add(call, work, time_of(work, rates), factors)
     training, total = cell.training, sum(sums.kinds.values())
     tokens = training.micro_batch * training.gradient_accumulation * training.sequence_length
     band, host_band = factors["band"], table["host_band"]

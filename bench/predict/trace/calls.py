@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.probes.ledger import Block
+
 Ints = NDArray[np.int64]
 Shape = tuple[int, ...]
 TIMED = frozenset({"forward", "backward", "optimizer_step"})
@@ -31,7 +33,7 @@ class Part(NamedTuple):
 class Form(NamedTuple):
     """A call but for the sizes of its tensors; ``module`` is without the numbers of layers.
 
-    A list of tensors is one part of two numbers: how many there are, and how many elements in all.
+    A list of tensors is one part of two numbers: their count and that of all elements; 0 on the host.
     """
 
     phase: str
@@ -120,6 +122,15 @@ class At(NamedTuple):
     layer: int
     times_of: Callable[[Tensor], int]
     """For how many each tensor of a list stands."""
+    block_of: Callable[[Tensor], Block | None]
+    """The block of a tensor, sized with the layers added."""
+
+    def shape_of(self, tensor: Tensor) -> Shape:
+        """Return a tensor's shape: of a vector with a place for each parameter, with the layers added."""
+        block, held = self.block_of(tensor), tensor.untyped_storage().nbytes()
+        if block is None or block.nbytes == held or tensor.dim() != 1:
+            return tensor.shape
+        return (tensor.numel() * block.nbytes // held,)
 
 
 class Added(NamedTuple):
@@ -131,6 +142,8 @@ class Added(NamedTuple):
 
 _LISTS = ("aten::_foreach_", "aten::_fused_")
 """Operators on lists of parameters, or of what belongs to them."""
+_JOINED = "aten::stack"
+"""Another such in the optimizer's step: clipping puts the norms of all gradients into one vector."""
 _FIRST, _SECOND, _THIRD = range(3)
 
 
@@ -154,7 +167,7 @@ class Recorder:
 @dataclass
 class _Notes:
     forms: list[Form] = field(default_factory=list)
-    places: list[tuple[int, int]] = field(default_factory=list)  # part and layer; NO part: once
+    places: list[tuple[int, int]] = field(default_factory=list)  # part and layer
     numbers: list[int] = field(default_factory=list)
 
     def calls(self, added: Added) -> Calls:
@@ -164,27 +177,28 @@ class _Notes:
     def add(self, func: Any, args: Iterable[Any], result: Any, at: At) -> None:
         op, module = str(func._schema.name), _LAYER.sub(".*", at.module)
         recomputed = at.phase == "backward" and torch.is_grad_enabled()
-        listed = op.startswith(_LISTS)
+        updating = at.phase == "optimizer_step"
+        listed = op.startswith(_LISTS) or (updating and op == _JOINED)
         self.places.append((at.part, -1 if listed else at.layer))
         if func.is_view:
             self.forms.append(Form(at.phase, recomputed, op, module, view=True))
             return
         weights = [at.times_of(one) for one in next(iter(args))] if listed else None
-        inputs = self._parts(args, weights)
-        outputs = self._parts((result,), weights)
+        shape_of = at.shape_of if updating else _as_it_is
+        inputs, outputs = (self._parts(values, weights, shape_of) for values in (args, (result,)))
         flags = tuple([value for value in args if value is True or value is False])
         form = Form(at.phase, recomputed, op, module, False, inputs, outputs, flags, listed)  # noqa: FBT003 - a record
         self.forms.append(form)
 
     def _times(self, added: Added) -> list[int]:
-        """Return for how many each call stands: in a pass over the layers from where the second begins to the next.
+        """Return for how many each call stands: in a pass, from where the second layer begins to the next.
 
         What is attributed to the layer before, in between, is so in each layer (see ``repeat.py``).
         """
         times = [1] * len(self.places)
         if not added.periods:
             return times
-        for part, indices in _by_part(self.places):
+        for indices in _by_part(self.places):
             groups = [self.places[index][1] // added.period for index in indices]
             if self.forms[indices[0]].phase == "optimizer_step":
                 span = [index for index, group in zip(indices, groups, strict=True) if group == _SECOND]
@@ -198,20 +212,27 @@ class _Notes:
                 times[index] = 1 + added.periods
         return times
 
-    def _parts(self, values: Iterable[Any], weights: Sequence[int] | None) -> tuple[Part, ...]:
+    def _parts(
+        self, values: Iterable[Any], weights: Sequence[int] | None, shape_of: Callable[[Tensor], Shape]
+    ) -> tuple[Part, ...]:
         found: list[Part] = []
         for value in values:
             if isinstance(value, Tensor):
-                self.numbers += value.shape
+                self.numbers += shape_of(value)
                 found.append(_part(value))
             elif isinstance(value, list | tuple) and any(isinstance(one, Tensor) for one in value):
                 if weights is None or len(value) != len(weights):
-                    found += self._parts(value, None)
+                    found += self._parts(value, None, shape_of)
                     continue
+                part = _part(value[0])._replace(spread=(False, False), dense=True)
                 elements = sum(one.numel() * times for one, times in zip(value, weights, strict=True))
-                self.numbers += (sum(weights), elements)
-                found.append(_part(value[0])._replace(spread=(False, False), dense=True))
+                self.numbers += (0, 0) if part.on_host else (sum(weights), elements)
+                found.append(part)
         return tuple(found)
+
+
+def _as_it_is(tensor: Tensor) -> Shape:
+    return tensor.shape
 
 
 def _part(tensor: Tensor) -> Part:
@@ -219,9 +240,9 @@ def _part(tensor: Tensor) -> Part:
     return Part(tensor.dtype, spread, tensor.is_contiguous(), tensor.device.type == "cpu")
 
 
-def _by_part(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, list[int]]]:
-    """Yield the indices of each part's calls."""
+def _by_part(places: Sequence[tuple[int, int]]) -> Iterable[list[int]]:
+    """Return the indices of each part's calls."""
     found: dict[int, list[int]] = {}
     for index, (part, _) in enumerate(places):
         found.setdefault(part, []).append(index)
-    yield from found.items()
+    return found.values()

@@ -194,6 +194,8 @@ class MetaLoop(Listener):
         self.books.mark(phase)
         if phase == "optimizer_step":
             self.books.register_gradients(trainable_parameters(self._model))
+            if self.books.step:
+                self.books.know_state(self.optimizer)
 
     def given(self, inputs: Mapping[str, Any]) -> None:
         """Enter what the collator did not make."""

@@ -75,12 +75,14 @@ class MetaLedger(Ledger):
         self.step = 0
         self.cache_emptied_at: list[int] = []
         self.scratch_calls: list[ScratchCall] = []
-        self.recorder = Recorder(Added(periods_added, period))
+        self._added = Added(periods_added, period)
+        self.recorder = Recorder(self._added)
         self.layer_of_entry: list[int] = []  # the layer at work, or whose block it was
         self.layer_of_block: list[int] = []
         self._layers: dict[str, int] = {}
         self._beside = dict.fromkeys(beside_text(model))  # whose layers are not the language model's
         self._layer = NO_LAYER
+        self._layers_on_host: dict[int, int] = {}  # of optimizer state, by storage
         self._layers_of_results: list[int] = []
         self._began_with = 0  # entries of the books that these were copied from
         self.computed = Computed(0, 0)
@@ -91,7 +93,7 @@ class MetaLedger(Ledger):
         """Say which part begins, and note where in the stream."""
         super().mark(phase)
         self.marks.append(Mark(phase, self.step, len(self.entries)))
-        self._layer = NO_LAYER
+        self._layer, self._layers_of_results = NO_LAYER, []  # an optimizer that works in place leaves some
 
     def learn(self, *models: nn.Module) -> None:
         """Learn the names of models' modules, and whose the blocks of their parameters are."""
@@ -108,6 +110,7 @@ class MetaLedger(Ledger):
         own = {name: copy(kept) for name, kept in vars(self).items() if isinstance(kept, list | dict | set)}
         kernels = self._kernels.over(padded=padded, packed=packed)
         vars(twin).update(own, _guards={}, _kernels=kernels, _began_with=len(self.entries))
+        twin.recorder = Recorder(self._added)
         for address, number in self._live.items():
             storage = self._guards[number]()
             if storage is not None:
@@ -125,6 +128,14 @@ class MetaLedger(Ledger):
                 self.register([parameter.grad], "gradients")
                 layer = self._layer_of(parameter)
                 self._belongs(parameter.grad, NO_LAYER if layer is None else layer)
+
+    def know_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Learn whose the counters of steps are, which lie on the host and in no book."""
+        for parameter, state in optimizer.state.items():
+            layer = self._layer_of(parameter)
+            step = state.get("step")
+            if layer is not None and isinstance(step, torch.Tensor):
+                self._layers_on_host[step.untyped_storage()._cdata] = layer
 
     def work_on(self, module: str) -> None:
         self._layer = self._layer_named(module)
@@ -181,7 +192,8 @@ class MetaLedger(Ledger):
             inside = self._phase == "forward" or len(self._module_stack) > 1
             module = self._module_stack[-1] if inside else self._module_of_backward
             module = "optimizer" if in_optimizer else module
-            at = At(self.step, len(self.marks), self._phase, module, self._layer, self.times_of)
+            place = self.step, len(self.marks), self._phase, module, self._layer
+            at = At(*place, self.times_of, self._known)
             self.recorder.note(func, (*args, *kwargs.values()) if kwargs else args, result, at)
         return result
 
@@ -265,8 +277,9 @@ class MetaLedger(Ledger):
             self.layer_of_block[number] = layer
 
     def _layer_of(self, tensor: torch.Tensor) -> int | None:
-        number = self._live.get(tensor.untyped_storage()._cdata)
-        return None if number is None else self.layer_of_block[number]
+        address = tensor.untyped_storage()._cdata
+        number = self._live.get(address)
+        return self._layers_on_host.get(address) if number is None else self.layer_of_block[number]
 
     def _module_of(self, args: tuple[Any, ...]) -> str:
         module = super()._module_of(args)

@@ -294,5 +294,6 @@ def _marker(ledger: MetaLedger, trainer: Trainer) -> Callable[[StepPhase], None]
         ledger.mark(phase)
         if phase == "optimizer_step":
             ledger.register_gradients(trainer.parameters)
+            ledger.know_state(trainer.optimizer)
 
     return mark

@@ -5,15 +5,16 @@ A validation is a JSON file: written once predicted, read to make a page.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, zip_longest
+from itertools import zip_longest
 from pathlib import Path
-from statistics import fmean, median, quantiles
+from statistics import fmean, median
 
 from pydantic import Field
 
 from bench.io import read_json, write_json
 from bench.records.predictions import Prediction, Refusal, Speed
-from bench.records.published import Measured, MeasuredSpeed, Row, Source
+from bench.records.published import Measured, Row, Source
+from bench.records.published.speeds import ScoredSpeed, SpeedSummary, speed_summary
 from bench.records.readings import Caveat, Count, Stored
 
 Outcome = Prediction | Refusal
@@ -41,42 +42,6 @@ class ScoredMeasurement(Stored):
             return None
         measured = self.measured
         return self.band_low_bytes <= measured.high_bytes and measured.low_bytes <= self.band_high_bytes
-
-
-class ScoredSpeed(Stored):
-    """One measured speed and what was predicted; None where the row is refused."""
-
-    measured: MeasuredSpeed
-    predicted: Speed | None = None
-
-    @property
-    def told(self) -> Speed | None:
-        """The prediction, if it holds a figure."""
-        return self.predicted if self.predicted and not self.predicted.refused else None
-
-    @property
-    def measured_rate(self) -> float | None:
-        """Tokens a second as measured; None without a prediction, which knows the tokens of a step."""
-        if self.told is None or self.measured.metric == "tokens_per_second":
-            return self.measured.value if self.told else None
-        return self.told.point * self.told.step_s / self.measured.value
-
-    @property
-    def error(self) -> float | None:
-        """Seconds of a step, predicted over measured, less one: positive where it was faster than said."""
-        return self.measured_rate / self.told.point - 1 if self.told and self.measured_rate else None
-
-    @property
-    def in_band(self) -> bool | None:
-        """Whether the measurement, rounding considered, lies within the band; None without a prediction."""
-        if self.told is None or self.measured_rate is None:
-            return None
-        ends = self.measured.low / self.measured.value, self.measured.high / self.measured.value
-        if self.measured.metric == "step_time_s":
-            ends = 1 / ends[1], 1 / ends[0]
-        return (
-            self.told.low <= self.measured_rate * ends[1] and self.measured_rate * ends[0] <= self.told.high
-        )
 
 
 class ScoredRow(Stored):
@@ -194,26 +159,6 @@ def _speeds(row: Row, outcome: Outcome) -> Iterator[ScoredSpeed]:
         yield ScoredSpeed(measured=measured, predicted=one)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpeedSummary:
-    """Errors of predicted step times of some rows, as shares of the measured ones; pairs are on one card."""
-
-    name: str
-    count: int
-    median_error: float
-    high_error: float
-    largest_error: float
-    signed_error: float
-    in_band: int
-    median_width: float
-    ordered: int
-    pairs: int
-
-
-_APART = 1.1
-"""Of two speeds, over the other: closer ones are not asked to come out in order."""
-
-
 def summarise_speeds(rows: Iterable[ScoredRow]) -> tuple[SpeedSummary, ...]:
     """Sum up predicted speeds: all, those that the GPU bounds, then by source and card and by method."""
     told = [(row, one) for row in rows for one in row.speeds if one.told]
@@ -228,30 +173,7 @@ def summarise_speeds(rows: Iterable[ScoredRow]) -> tuple[SpeedSummary, ...]:
             part += [] if one.told.calibrated_on else ["without a part in the factors"]
             for name in ("all", *part, f"{row.source}, {one.told.card}", f"method {row.method}"):
                 groups.setdefault(name, []).append(one)
-    return tuple(_speed_summary(name, group) for name, group in groups.items() if group)
-
-
-def _speed_summary(name: str, group: Sequence[ScoredSpeed]) -> SpeedSummary:
-    errors = [one.error for one in group if one.error is not None]
-    sizes = sorted(map(abs, errors))
-    known = [(one.told, one.measured_rate) for one in group if one.told and one.measured_rate]
-    apart = [
-        (mine.point < its.point) == (rate < other)
-        for (mine, rate), (its, other) in combinations(known, 2)
-        if mine.card == its.card and max(rate, other) / min(rate, other) > _APART
-    ]
-    return SpeedSummary(
-        name=name,
-        count=len(group),
-        median_error=median(sizes),
-        high_error=quantiles(sizes, n=10, method="inclusive")[-1] if len(sizes) > 1 else sizes[0],
-        largest_error=sizes[-1],
-        signed_error=fmean(errors),
-        in_band=sum(one.in_band is True for one in group),
-        median_width=median(told.high / told.low for told, _ in known),
-        ordered=sum(apart),
-        pairs=len(apart),
-    )
+    return tuple(speed_summary(name, group) for name, group in groups.items() if group)
 
 
 def summarise(rows: Iterable[ScoredRow]) -> tuple[Summary, ...]:
