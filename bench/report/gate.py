@@ -6,7 +6,7 @@ Everything that comes from a record or a scenario is escaped here; what does not
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from bench.errors import counted
@@ -17,7 +17,6 @@ from bench.records.verdicts import OUTCOME, WORST_FIRST, MetricVerdict, Verdicts
 from bench.report.text import (
     NOT_APPLICABLE,
     Table,
-    grouped,
     markdown,
     markdown_table,
     metric_value,
@@ -174,14 +173,12 @@ def _lines(verdicts: Verdicts, rows: Sequence[MetricVerdict]) -> tuple[str, list
     if verdicts.design != "two plans":
         header, ruler, *lines = markdown_table(gate_table(rows)).split("\n")
         return f"{header}\n{ruler}\n", lines
-    titles = {id(first): f"- **{markdown(first.cell)}**\n" for first, *_ in _by_cell(rows)}
+    above = (None, *(one.cell for one in rows))
     return "", [
-        f"{titles.get(id(one), '')}  - {markdown(f'{verdict_text(one)} {_told(one)}')}" for one in rows
+        f"- **{markdown(one.cell)}**\n" * (one.cell != cell)
+        + f"  - {markdown(f'{verdict_text(one)} {_told(one)}')}"
+        for cell, one in zip(above, rows, strict=False)
     ]
-
-
-def _by_cell(rows: Sequence[MetricVerdict]) -> list[list[MetricVerdict]]:
-    return [*grouped((one.cell, one) for one in rows).values()]
 
 
 def _shown(verdicts: Verdicts, judged: Sequence[MetricVerdict]) -> Sequence[MetricVerdict]:
@@ -192,7 +189,6 @@ def _shown(verdicts: Verdicts, judged: Sequence[MetricVerdict]) -> Sequence[Metr
     """
     if verdicts.design != "two plans":
         return judged
-    order = [OUTCOME, *METRICS]
     telling = [
         one
         for one in judged
@@ -200,11 +196,15 @@ def _shown(verdicts: Verdicts, judged: Sequence[MetricVerdict]) -> Sequence[Metr
         or (not one.gated and (one.kind == "outcome" or (one.task is not None and one.size > _HELD_SHARE)))
     ]
     whole = {(one.cell, one.metric): verdict_text(one) for one in telling if one.task is None}
-    texts = [whole.get((one.cell, one.metric)) if one.task else None for one in telling]
-    pairs = zip(telling, texts, strict=True)
-    found = [one for one, text in pairs if not text or (one.gated and text != verdict_text(one))]
-    groups = (sorted(group, key=lambda one: order.index(one.metric)) for group in _by_cell(found))
-    return [*chain.from_iterable(groups)]
+    found = [
+        one
+        for one in telling
+        if one.task is None
+        or (text := whole.get((one.cell, one.metric))) is None
+        or (one.gated and text != verdict_text(one))
+    ]
+    cells, metrics = list(dict.fromkeys(one.cell for one in found)), [OUTCOME, *METRICS]
+    return sorted(found, key=lambda one: (cells.index(one.cell), metrics.index(one.metric)))
 
 
 def _page(verdicts: Verdicts, title: str, table: str = "", hidden: str = "") -> str:
