@@ -1,5 +1,6 @@
 """What memory takes, without a GPU: ``bench plan``, ``bench fit`` and ``bench validate``."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from bench.commands.options import Form, command, require_ending, show_data
-from bench.errors import InfrastructureError
+from bench.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
     from bench.scenario.types import TrainingSpec
@@ -25,9 +26,11 @@ def plan(
     torch: str | None = None,
     details: bool = False,
     advice: bool | None = None,
+    tokens: str | None = None,
+    price: float | None = None,
     form: Form,
 ) -> None:
-    """Predict the memory of a scenario's cells, without a GPU; nothing is run."""
+    """Predict the memory and speed of a scenario's cells, without a GPU; nothing is run."""
     from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
     from bench.records.predictions import plan_json
     from bench.report.plan import render_markdown, render_terminal
@@ -40,8 +43,9 @@ def plan(
         # Where nobody would see it, it would only take time.
         advice=advice if details or form.json or form.markdown or advice else False,
     )
+    work = {"tokens": _tokens(tokens, price), "price_an_hour": price}
     with watch_predicting(open_console(stderr=True)) as progress:
-        found = plan_scenario(scenario, only, request, progress)
+        found = plan_scenario(scenario, only, request, progress).model_copy(update=work)
     show_data([planned.cell for planned in found.cells], strict=False)
     form.show(
         lambda: plan_json(found),
@@ -51,6 +55,22 @@ def plan(
     )
     if not found.any_predicted:
         raise InfrastructureError("no cell could be predicted; the reasons are given above")
+
+
+def _tokens(text: str | None, price: float | None) -> int | None:
+    """Return how many tokens are meant, such as 50M; raise ``UsageError`` where none are."""
+    if text is None:
+        if price is not None:
+            raise UsageError("--price is for --tokens; say how many are trained on, such as --tokens 50M")
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text)
+    count = round(float(found[1]) * _SCALES[found[2]]) if found else 0
+    if count < 1:
+        raise UsageError(f"--tokens {text} is no number of tokens; write one such as 200000, 50M or 1.5B")
+    return count
+
+
+_SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -274,6 +274,12 @@ class Plan(Stored):
     allocator: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF as replayed.")
     cards: tuple[Card, ...] = Field(description="What was judged for, smallest first; none for the CPU.")
     ladder: bool = False
+    tokens: Count | None = Field(
+        None, exclude_if=lambda count: count is None, description="How many are to be trained on."
+    )
+    price_an_hour: float | None = Field(
+        None, exclude_if=lambda price: price is None, description="Of a card, in the user's money."
+    )
     cells: tuple[PlannedCell, ...]
 
     @property

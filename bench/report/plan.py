@@ -177,7 +177,7 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
     else:
         columns += [Column(title=card.name, text=partial(on_card, card.name)) for card in plan.cards]
     if alone:
-        columns += speed_columns(plan.cards[0].name, rows)
+        columns += speed_columns(plan, plan.cards[0].name, rows)
     return page_table(columns, rows)
 
 

@@ -1,21 +1,25 @@
 """Predicted speed: in plans, and beside published measurements."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any
 
 from bench.compare.plans import PlanRow
 from bench.records.predictions import CardFit, KernelClass, Plan, Speed
 from bench.records.published.score import ScoredRow, summarise_speeds
 from bench.report.columns import Column
-from bench.report.text import NOT_APPLICABLE, Table, grouped, operator, share, table_of
+from bench.report.text import NOT_APPLICABLE, Table, grouped, operator, share, significant, table_of
 
 _BAND = (
     "Tokens/s are predicted from the operators of the trace, at full length and with padding counted; the "
     "range is to hold 90 % of runs (report/prediction.md, Speed). MFU leaves recomputation out."
 )
+_SECONDS_AN_HOUR = 3600
 _IN_BAND = {True: "hit", False: "miss", None: NOT_APPLICABLE}
 
 
-def speed_columns(card: str, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
+def speed_columns(plan: Plan, card: str, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
     """Return the columns of how fast cells train on a card; none where no speed is told."""
     if not any(_told(row.verdict(card)) for row in rows):
         return []
@@ -27,6 +31,7 @@ def speed_columns(card: str, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
         Column(title="Tokens/s", text=lambda row: _rate(told(row)), value=lambda row: _high(told(row))),
         Column(title="MFU", text=lambda row: share(one.mfu, 0) if (one := told(row)) else NOT_APPLICABLE),
         Column(title="Bound by", text=lambda row: one.bound_by if (one := told(row)) else NOT_APPLICABLE),
+        *(Column(title=title, text=_after(told, show)) for title, show in _spent(plan)),
     ]
 
 
@@ -48,6 +53,7 @@ def speed_tables(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[tuple[str, Tab
             ("Tokens/s", lambda one: _rate(one[2])),
             ("MFU", lambda one: share(one[2].mfu, 0)),
             ("Bound by", lambda one: one[2].bound_by),
+            *((title, _after(itemgetter(2), show)) for title, show in _spent(plan)),
             *(_of_kind(kind) for kind in kinds),
             left=2,
         ),
@@ -120,6 +126,26 @@ def validation_tables(rows: Sequence[ScoredRow]) -> tuple[Table, Table, dict[str
         if one.told is None
     )
     return summary, every, refused
+
+
+def _spent(plan: Plan) -> list[tuple[str, Callable[[Speed | None], str]]]:
+    """Return what the plan's tokens take, by title: hours, and their price; nothing of a plan without."""
+    factors = {"Hours": 1.0, "Cost": plan.price_an_hour}
+    return [
+        (title, partial(_range, plan.tokens / _SECONDS_AN_HOUR * factor))
+        for title, factor in factors.items()
+        if plan.tokens and factor is not None
+    ]
+
+
+def _after(told: Callable[[Any], Speed | None], show: Callable[[Speed | None], str]) -> Callable[[Any], str]:
+    return lambda row: show(told(row))
+
+
+def _range(amount: float, speed: Speed | None) -> str:
+    if speed is None:
+        return NOT_APPLICABLE
+    return f"{significant(amount / speed.high)} to {significant(amount / speed.low)}"
 
 
 def _told(verdict: CardFit | None) -> Speed | None:

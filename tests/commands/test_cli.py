@@ -108,6 +108,8 @@ def test_a_plan_needs_neither_a_gpu_nor_weights(bench: CommandLine, tmp_path: Pa
     ("arguments", "named"),
     [
         (("plan", "tiny.toml", "--json", "--markdown"), "--json and --markdown"),
+        (("plan", "tiny.toml", "--tokens", "many"), "--tokens many is no number of tokens"),
+        (("plan", "tiny.toml", "--price", "1.1"), "--price is for --tokens"),
         (("fit", "llama-2-7b", "--gpu", "rtx4090", "--json", "--markdown"), "--json and --markdown"),
         (("validate", "-o", "page.txt"), "page.txt"),
     ],

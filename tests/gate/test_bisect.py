@@ -131,7 +131,7 @@ def test_a_release_is_predicted_once_and_the_change_is_told(
     (change,) = [one.message for one in verdicts.caveats if one.code == "first-change"]
     start = "replay/ok first changed in gated-package 1.5, and is in 1.3 still as in 1.0: "
     assert change.startswith(start)
-    assert "+67,108,864 bytes" in change
+    assert "+64.00 MiB" in change
     assert "gated-package 1.4 is left out: pip cannot install it" in said
     assert len(predicted) == len(set(predicted))
     predicted.clear()

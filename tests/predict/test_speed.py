@@ -65,6 +65,14 @@ def test_causal_flash_attention_computes_a_half() -> None:
     assert time_of(work_of(call), rates()).seconds == pytest.approx(flops / (share * 312e12) + 3e-6)
 
 
+def test_attention_in_fp32_takes_three_products_in_tf32() -> None:
+    """On tensor cores, at half of bf16's peak each: six times as long, not the sixteen of CUDA cores."""
+    shape = (4, 32, 4096, 128)
+    op, dtypes = "aten::_scaled_dot_product_efficient_attention", (torch.bfloat16, torch.float32)
+    half, full = (time_of(work_of(called(op, *([shape] * 4), dtype=one)), rates()) for one in dtypes)
+    assert full.seconds - 3e-6 == pytest.approx(6 * (half.seconds - 3e-6))
+
+
 def test_elementwise_kernel_moves_its_bytes() -> None:
     """A sum of two dense tensors moves three times their bytes at 0.87 of the bandwidth."""
     shape = (4, 4096, 4096)
@@ -202,6 +210,17 @@ def test_hidden_kernels_are_refused_by_name(changes: dict[str, Any], named: str)
 
     assert named in speed.refused
     assert speed.point == 0
+
+
+def test_attention_in_fp32_widens_the_band_and_says_so() -> None:
+    """No training run with it was at hand: preparation for k-bit training makes hidden states fp32."""
+    size = {"sequence_length": 2048, "micro_batch": 16}
+    cells = (cell(training=size | {"dtype": dtype}) for dtype in ("fp32", "bf16"))
+    fp32, half = (told(one, "a100-80gb-sxm")[0] for one in cells)
+    assert fp32.high / fp32.low > 1.9
+    assert half.high / half.low < 1.3
+    assert "attention runs in fp32" in fp32.assumed
+    assert "" == half.assumed
 
 
 def test_no_speed_unless_cards_are_asked_for() -> None:

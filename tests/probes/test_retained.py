@@ -1,5 +1,6 @@
 """What is alive beside a step's own tensors: counted, named by its holder, and apart from leaks."""
 
+import gc
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,9 +21,11 @@ KEPT: list[torch.Tensor] = []
 
 @pytest.fixture(autouse=True)
 def _nothing_kept() -> Iterator[None]:
-    """Let go of what a test has kept."""
+    """Let go of what a test has kept; this module's variables were frozen, as a server's imports are."""
+    gc.unfreeze()
     yield
     KEPT.clear()
+    gc.freeze()
 
 
 def _retained(step: Callable[[int], object] = lambda _: None, model: nn.Module | None = None) -> Retained:

@@ -14,6 +14,7 @@ from bench.records.predictions import (
     Plan,
     PlannedCell,
     Refusal,
+    Speed,
     check_fit,
     plan_json,
     read_plan,
@@ -134,6 +135,21 @@ def test_one_card_has_its_context_and_total_in_columns() -> None:
         "a/b/c 10.00 GiB 10.50 to 11.00 GiB 0.70 GiB 11.70 GiB backward fits"
     )
     assert lines[-1] == "On a card with 24 GiB, 1 cell fits."
+
+
+def test_tokens_and_a_price_become_hours_and_cost() -> None:
+    """From the ends of the speed's band: 7.2 million tokens at 1,000 to 2,000 a second, at 1.50 an hour."""
+    one = card_of_memory("24GiB")
+    (cell,) = planned("a/b/c", 10, {AMPERE: one})
+    speed = Speed(card=one.name, low=1000, point=1500, high=2000, mfu=0.5, step_s=1)
+    verdicts = [verdict.model_copy(update={"tokens_per_second": speed}) for verdict in cell.verdicts]
+    cell = cell.model_copy(update={"verdicts": tuple(verdicts)})
+    plan = Plan(scenario="x", title="x", cards=(one,), cells=(cell,), tokens=7_200_000, price_an_hour=1.5)
+    assert "| 1.00 to 2.00 | 1.50 to 3.00 |" in render_markdown(plan)
+    free = plan.model_copy(update={"price_an_hour": None})
+    assert "Hours" in render_markdown(free)
+    assert "Cost" not in render_markdown(free)
+    assert b'"tokens"' not in plan_json(plan.model_copy(update={"tokens": None})).encode()
 
 
 def test_a_ladder_names_the_smallest_card_that_fits() -> None:

@@ -40,7 +40,8 @@ class CommandLine:
 @contextlib.contextmanager
 def open_command_line() -> Iterator[CommandLine]:
     """Start the process, and end it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # python is this one
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PATH": path}
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, __file__], stdin=pipe, stdout=pipe, env=environment, text=True

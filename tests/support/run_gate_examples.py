@@ -54,6 +54,8 @@ EXAMPLES = {
     "no_change": Example(scenario="gate_speed", change=None, expected=(0,)),
     "no_change_by_runs": Example(scenario="gate_speed_by_runs", change=None, expected=(0, 3)),
     "memory": Example(scenario="gate_tiny", change="memory", expected=(1,)),
+    "retained": Example(scenario="gate_tiny", change="retained", expected=(1,), options=EXACT),
+    "leak": Example(scenario="gate_tiny", change="leak", expected=(1,), options=EXACT),
     "speed": Example(scenario="gate_speed", change="speed", expected=(1, 3)),
     "late": Example(scenario="gate_speed", change="late", expected=(1, 3)),
     "periodic": Example(scenario="gate_speed", change="periodic", expected=(1, 3)),

@@ -224,7 +224,8 @@ def time_of(work: Work, rates: Rates) -> Time:
     elif work.attention:
         kernel, backward, keys = work.attention
         share = table["attention"][kernel][backward] * keys / (keys + table["attention"]["half_speed"])
-        computing = work.flops / (share * (rates.attention_flops if work.half else rates.fp32_flops))
+        cost = 1 if work.half else table["attention"]["fp32_cost"]
+        computing = cost * work.flops / (share * rates.attention_flops)
     launching = work.launches * table["memory"]["launch_us"] * 1e-6
     return Time(max(moving, computing) + launching, computing > moving)
 

@@ -64,6 +64,7 @@ class _Sums:
     gpu: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
     host: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
     flops: float = 0.0
+    fp32_attention: float = 0.0
 
     def add(self, call: Call, work: Work, time: Time, factors: dict[str, float]) -> None:
         """Add calls that are alike. The optimizer's part is apart: it waits."""
@@ -72,6 +73,7 @@ class _Sums:
         self.gpu[updating] += taken
         self.host[updating] += host_seconds(call) * call.times * factors["host"]
         self.kinds[work.kind] += taken
+        self.fp32_attention += taken if work.attention and not work.half else 0
         self.limits["compute" if time.computing else "memory"] += taken
         self.places[call.form.op, call.form.module] += taken
         self.flops += 0 if call.form.recomputed else work.flops * call.times
@@ -100,7 +102,11 @@ def _speed(calls: Sequence[tuple[Call, Work]], cell: Cell, card: Card, without: 
         sums.add(call, work, time_of(work, rates), factors)
     training, total = cell.training, sum(sums.kinds.values())
     tokens = training.micro_batch * training.gradient_accumulation * training.sequence_length
+    assumed = [] if card.name in table["cards"] else [_UNCALIBRATED]
     band, host_band = factors["band"], table["host_band"]
+    if sums.fp32_attention > _SLIGHT * total:
+        band = max(band, table["fp32_attention_band"])
+        assumed.append(_FP32_ATTENTION)
     kinds = sorted(sums.kinds.items(), key=lambda one: -one[1])
     dearest = sorted(sums.places.items(), key=lambda one: -one[1])[:_DEAREST]
     return Speed(
@@ -113,7 +119,7 @@ def _speed(calls: Sequence[tuple[Call, Work]], cell: Cell, card: Card, without: 
         step_s=sums.step_s(),
         shares={kind: taken / total for kind, taken in kinds if taken},
         dearest=tuple(Dear(op=op, module=module, share=taken / total) for (op, module), taken in dearest),
-        assumed="" if card.name in table["cards"] else _UNCALIBRATED,
+        assumed="; ".join(assumed),
     )
 
 
@@ -122,6 +128,8 @@ def class_of(kind: KernelClass) -> str:
     return kind.replace(" ", "_") if kind in {"product", "fp32 product", "attention"} else "memory"
 
 
+_SLIGHT = 0.05
+_FP32_ATTENTION = "attention runs in fp32 in some cells, of which no training run was at hand"
 _UNCALIBRATED = "no training run on this card was at hand, so that the band is as wide as cards differ"
 
 
