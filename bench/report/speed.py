@@ -79,6 +79,8 @@ def speed_notes(plan: Plan) -> Iterator[str]:
     speeds = [verdict.tokens_per_second for verdict in verdicts if verdict.tokens_per_second]
     if any(not speed.refused for speed in speeds):
         yield _BAND
+        if plan.tokens and len(plan.cards) > 1:
+            yield "Hours and cost on each card stand in the table of speeds, which --details shows."
     assumed = grouped((speed.assumed, speed.card) for speed in speeds if speed.assumed)
     yield from (f"Speed on {', '.join(dict.fromkeys(names))}: {why}." for why, names in assumed.items())
     refused = grouped((speed.refused, speed.card) for speed in speeds if speed.refused)

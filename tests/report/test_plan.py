@@ -149,6 +149,9 @@ def test_tokens_and_a_price_become_hours_and_cost() -> None:
     free = plan.model_copy(update={"price_an_hour": None})
     assert "Hours" in render_markdown(free)
     assert "Cost" not in render_markdown(free)
+    two = plan.model_copy(update={"cards": (one, card("rtx3090"))})
+    assert "Hours and cost on each card stand in the table of speeds" in shown(render_terminal(two))
+    assert "Hours and cost on each card" not in shown(render_terminal(plan))
     assert b'"tokens"' not in plan_json(plan.model_copy(update={"tokens": None})).encode()
 
 

@@ -25,6 +25,30 @@ class Change:
     lines: str
 
 
+def _slow_steps(which: str, when: str, share: float) -> Change:
+    """Return steps that take longer by a share where their number is as ``when`` says."""
+    return Change(
+        module="bench/training/step.py",
+        lines=f'''
+
+import time
+
+_plain_run_step = run_step
+_STEPS = []
+
+
+def run_step(trainer, micro_batches, mark=ignore_phase):
+    """Take longer {which}."""
+    started_s = time.perf_counter()
+    result = _plain_run_step(trainer, micro_batches, mark)
+    _STEPS.append(len(_STEPS))
+    if len(_STEPS) {when}:
+        time.sleep({share} * (time.perf_counter() - started_s))
+    return result
+''',
+    )
+
+
 CHANGES = {
     "memory": Change(
         module="bench/training/step.py",
@@ -140,46 +164,8 @@ def run_step(trainer, micro_batches, mark=ignore_phase):
     return result
 ''',
     ),
-    "late": Change(
-        module="bench/training/step.py",
-        lines='''
-
-import time
-
-_plain_run_step = run_step
-_STEPS = []
-
-
-def run_step(trainer, micro_batches, mark=ignore_phase):
-    """Take 1.7 times as long from the 55th step on: the last ten of a window of four and sixty."""
-    started_s = time.perf_counter()
-    result = _plain_run_step(trainer, micro_batches, mark)
-    _STEPS.append(len(_STEPS))
-    if len(_STEPS) > 54:
-        time.sleep(0.7 * (time.perf_counter() - started_s))
-    return result
-''',
-    ),
-    "periodic": Change(
-        module="bench/training/step.py",
-        lines='''
-
-import time
-
-_plain_run_step = run_step
-_STEPS = []
-
-
-def run_step(trainer, micro_batches, mark=ignore_phase):
-    """Take 2.1 times as long in every tenth step."""
-    started_s = time.perf_counter()
-    result = _plain_run_step(trainer, micro_batches, mark)
-    _STEPS.append(len(_STEPS))
-    if len(_STEPS) % 10 == 0:
-        time.sleep(1.1 * (time.perf_counter() - started_s))
-    return result
-''',
-    ),
+    "late": _slow_steps("from the 55th step on: the last ten of a window of four and sixty", "> 54", 0.7),
+    "periodic": _slow_steps("in every tenth step", "% 10 == 0", 1.1),
     "learning_rate": Change(
         module="bench/training/step.py",
         lines='''
