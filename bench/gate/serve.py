@@ -148,7 +148,7 @@ def _ready(
         launcher.start_method = usual if assignment.turns is None else "spawn"
         on_gpu = cell.device == "cuda" and facts.cuda_available
         # Held for this run only: the other side's run is next.
-        with sweep_gpu(facts, note) if on_gpu else contextlib.nullcontext(SweepGpu()) as runner.gpu:
+        with sweep_gpu(facts) if on_gpu else contextlib.nullcontext(SweepGpu()) as runner.gpu:
             record = runner.run(planned, assignment.turns)
         if not told:  # a worker that was killed has told nothing
             return Made(record=record)

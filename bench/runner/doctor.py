@@ -18,8 +18,7 @@ from bench.errors import UnavailableError, counted
 from bench.io import cache_folder, own_toml
 from bench.metrics import GIB
 from bench.probes.nvml.device import GpuSample
-from bench.probes.nvml.library import Nvml, open_nvml
-from bench.probes.nvml.visible_devices import resolve_uuid
+from bench.probes.nvml.library import Nvml, open_nvml, torchs_device
 from bench.records.environment import read_environment
 from bench.records.readings import INVALIDATING, GpuFacts, name_events
 from bench.records.records import DeviceFacts
@@ -150,7 +149,7 @@ def find_gpus(
             yield from (_find("NVIDIA driver", good=False, problem=problem) for problem in nvml.problems)
             samples = {gpu.uuid: nvml.gpu(gpu.uuid).sample() for gpu in nvml.gpus()}
             yield from _cards(nvml, samples, root)
-            yield from _torchs_gpu(nvml, facts, environment)
+            yield from _torchs_gpu(nvml, facts)
             listed = [pid for sample in samples.values() for pid in sample.processes or ()]
             yield _isolation(listed, environment, root)
     except UnavailableError as error:
@@ -198,19 +197,15 @@ def _is_here(pid: int, root: Path) -> bool:
     return (root / "proc" / str(pid)).exists()
 
 
-def _torchs_gpu(nvml: Nvml, facts: DeviceFacts, environment: Mapping[str, str]) -> Iterator[Finding]:
+def _torchs_gpu(nvml: Nvml, facts: DeviceFacts) -> Iterator[Finding]:
     """Tell whether NVML knows the device that CUDA calls its first, and what can be read of it."""
-    address = resolve_uuid(
-        nvml.gpus(),
-        visible_devices=environment.get("CUDA_VISIBLE_DEVICES"),
-        device_order=environment.get("CUDA_DEVICE_ORDER"),
-        worker_uuid=facts.cuda_uuid,
-    )
+    own, why = torchs_device(nvml.gpus(), facts.cuda_uuid)
     why_none = facts.cuda_unavailable_reason or "torch finds no device"
     none = f"NVML shows GPUs, and torch uses none: {why_none}"
-    agreed = facts.cuda_available and address.gpu is not None and not address.contradiction
-    yield Finding("CUDA and NVML", address.reason if facts.cuda_available else none, good=agreed)
-    gpu = nvml.gpu((address.gpu or nvml.gpus()[0]).uuid)
+    yield Finding(
+        "CUDA and NVML", why if facts.cuda_available else none, good=facts.cuda_available and own is not None
+    )
+    gpu = nvml.gpu((own or nvml.gpus()[0]).uuid)
     sample = gpu.sample()
     usable = [f"memory ({gpu.memory_version})"] if sample.device_used_bytes is not None else []
     if sample.processes is not None:

@@ -12,13 +12,12 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.errors import InfrastructureError, UnavailableError
 from bench.probes.nvml.device import Gpu, GpuSample
-from bench.probes.nvml.library import open_nvml
-from bench.probes.nvml.visible_devices import resolve_uuid
+from bench.probes.nvml.library import open_nvml, torchs_device
 from bench.records.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
 from bench.records.readings import GpuReading
 from bench.records.records import DeviceFacts, PhaseReading
@@ -55,7 +54,7 @@ class SweepGpu:
 
 
 @contextlib.contextmanager
-def sweep_gpu(facts: DeviceFacts, note: Callable[[str], None]) -> Iterator[SweepGpu]:
+def sweep_gpu(facts: DeviceFacts) -> Iterator[SweepGpu]:
     """Open NVML on torch's device 0 and hold that GPU meanwhile; without NVML, torch's own UUID is held.
 
     Raises ``InfrastructureError`` when another sweep holds it.
@@ -64,16 +63,9 @@ def sweep_gpu(facts: DeviceFacts, note: Callable[[str], None]) -> Iterator[Sweep
     with contextlib.ExitStack() as stack:
         try:
             nvml = stack.enter_context(open_nvml())
-            address = resolve_uuid(
-                nvml.gpus(),
-                visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES"),
-                device_order=os.environ.get("CUDA_DEVICE_ORDER"),
-                worker_uuid=facts.cuda_uuid,
-            )
-            if address.contradiction:
-                note(address.reason)
-            found.gpu = nvml.gpu(address.gpu.uuid) if address.gpu else None
-            found.unwatched = None if address.gpu else address.reason
+            own, why = torchs_device(nvml.gpus(), facts.cuda_uuid)
+            found.gpu = nvml.gpu(own.uuid) if own else None
+            found.unwatched = None if own else why
         except UnavailableError as error:
             found.unwatched = str(error)
         uuid = found.gpu.facts.uuid if found.gpu else facts.cuda_uuid

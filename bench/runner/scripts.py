@@ -253,7 +253,7 @@ def _watches(facts: DeviceFacts, environment: Environment, observe: Observe) -> 
     if not facts.cuda_available:
         yield [CpuLoadWatch(cpu_quota=quota)]
         return
-    with sweep_gpu(facts, lambda text: observe(schedule.Note(text))) as gpu:
+    with sweep_gpu(facts) as gpu:
         if gpu.gpu is None:
             observe(schedule.Note(f"no peak by NVML: {gpu.unwatched}"))
             yield []

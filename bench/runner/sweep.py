@@ -191,7 +191,7 @@ def _sweep(
     records = [record for record in loaded.records if record.key in order]
     observe(schedule.SweepStarted(runs_to_do=len(planned), runs_on_disk=len(records)))
     on_gpu = any(cell.device == "cuda" for cell in possible)
-    with sweep_gpu(facts, note) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
+    with sweep_gpu(facts) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
         runner = CellRunner(
             options=options,
             launcher=launcher,

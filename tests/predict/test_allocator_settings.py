@@ -43,13 +43,14 @@ def test_text_is_read_and_given_back(text: str, expected: AllocatorSettings) -> 
         ("large_segment_size_mb:64,max_non_split_rounding_mb:63", "must be at least 64"),
         ("max_split_size_mb:64MB", "64MB is not a whole number"),
         ("expandable_segments:true", "true is neither True nor False"),
-        ("expandable_segments", '":" is missing before its end'),
-        ("expandable_segments:", "missing before its end"),
+        ("expandable_segments", "expandable_segments has no value"),
+        ("expandable_segments:", "expandable_segments has no value"),
+        (":True", '"" is not a key'),
         ("expandable_segments:True max_split_size_mb:64", "neither True nor False"),
         ("garbage_collection_threshold:1", "below 1"),
         ("per_process_memory_fraction:x", "x is not a fraction"),
         ("roundup_power2_divisions:3", "3 is not a power of two"),
-        ("roundup_power2_divisions:[256:1", '"," is missing before its end'),
+        ("roundup_power2_divisions:[256:1", '"]" is missing after [256:1'),
     ],
 )
 def test_what_torch_would_refuse_or_nobody_models_is_named(text: str, named: str) -> None:

@@ -6,6 +6,7 @@ Rules and bounds: c10/core/AllocatorConfig.cpp and c10/cuda/CUDAAllocatorConfig.
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -51,30 +52,17 @@ class AllocatorSettings:
         Raises ``UsageError`` on an unknown key, a value torch would refuse, and a backend that is not
         modelled. Keys without effect on device memory are accepted and dropped.
         """
-        tokens = _Tokens(text)
-        found: dict[str, object] = {}
-        while tokens.left:
-            key = tokens.next()
-            tokens.expect(":")
-            if key in _READERS:
-                field, read = _READERS[key]
-                found[field] = read(tokens)
-            elif key == "backend":
-                if (backend := tokens.next()) != "native":
-                    what = f"backend:{backend} is not modelled; only torch's own allocator (native) is."
-                    raise tokens.wrong(what)
-            elif key in _WITHOUT_EFFECT:
-                tokens.next()
-            else:
-                hint = perhaps(key, [*_READERS, "backend", *_WITHOUT_EFFECT])
-                raise tokens.wrong(f"{key} is not a key that torch knows. {hint}".rstrip())
-            if tokens.left:
-                tokens.expect(",")
-        settings = cls(**found)  # type: ignore[arg-type]  # each reader gives its field's type
-        for key in ("max_split_size_mb", "max_non_split_rounding_mb"):
-            value = getattr(settings, _READERS[key][0])
-            if value is not None and value < settings.large_segment_bytes:
-                raise tokens.wrong(f"{key} must be at least {settings.large_segment_bytes // MIB}.")
+        bare = re.sub(r"\s", "", text).removesuffix(",")
+        try:
+            # Commas within brackets part sizes, not settings.
+            items = re.split(r",(?![^\[]*\])", bare) if bare else []
+            settings = cls(**dict(filter(None, map(_read, items))))  # type: ignore[arg-type]  # of its field's type
+            _require_as_large_as_segments(settings)
+        except ValueError as error:
+            raise UsageError(
+                f'The allocator settings "{text}" cannot be used: {error} '
+                "See PYTORCH_CUDA_ALLOC_CONF in torch's notes on CUDA."
+            ) from None
         return settings
 
     @property
@@ -108,115 +96,91 @@ _MINIMUM_BYTES = 512  # kMinBlockSize
 _DEFAULTS = {field.name: field.default for field in fields(AllocatorSettings)}
 
 
-class _Tokens:
-    """The text cut at ``, : [ ]``, white space dropped, as torch's ConfigTokenizer cuts it."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self._tokens: list[str] = re.findall(r"[,:\[\]]|[^,:\[\]]+", re.sub(r"\s", "", text))
-        self._at = 0
-
-    @property
-    def left(self) -> bool:
-        return self._at < len(self._tokens)
-
-    @property
-    def ahead(self) -> str:
-        return self._tokens[self._at] if self.left else "its end"
-
-    def next(self) -> str:
-        if not self.left or self.ahead in ",:]":
-            raise self.wrong(f"a key or value is missing before {self.ahead}.")
-        self._at += 1
-        return self._tokens[self._at - 1]
-
-    def expect(self, token: str) -> None:
-        if self.ahead != token:
-            raise self.wrong(f'"{token}" is missing before {self.ahead}.')
-        self._at += 1
-
-    def wrong(self, problem: str) -> UsageError:
-        return UsageError(
-            f'The allocator settings "{self.text}" cannot be used: {problem} '
-            "See PYTORCH_CUDA_ALLOC_CONF in torch's notes on CUDA."
-        )
-
-    def whole_number(self) -> int:
-        token = self.next()
-        if not token.isascii() or not token.isdigit():
-            raise self.wrong(f"{token} is not a whole number.")
-        return int(token)
-
-    def mebibytes(self) -> int:
-        return self.whole_number() * MIB
+def _read(item: str) -> tuple[str, object] | None:
+    """Return the field and value of one setting; None where it has no effect. Raises ``ValueError``."""
+    key, _, value = item.partition(":")
+    if key not in {*_READERS, *_WITHOUT_EFFECT, "backend"}:
+        hint = perhaps(key, [*_READERS, "backend", *_WITHOUT_EFFECT])
+        raise ValueError(f'"{key}" is not a key that torch knows. {hint}'.rstrip())
+    if not value:
+        raise ValueError(f"{key} has no value.")
+    if key == "backend" and value != "native":
+        raise ValueError(f"backend:{value} is not modelled; only torch's own allocator (native) is.")
+    if key not in _READERS:
+        return None
+    field, read = _READERS[key]
+    return field, read(value)
 
 
-def _flag(tokens: _Tokens) -> bool:
-    word = tokens.next()
-    if word not in {"True", "False"}:
-        raise tokens.wrong(f"{word} is neither True nor False.")
-    return word == "True"
+def _require_as_large_as_segments(settings: AllocatorSettings) -> None:
+    for key in ("max_split_size_mb", "max_non_split_rounding_mb"):
+        value = getattr(settings, _READERS[key][0])
+        if value is not None and value < settings.large_segment_bytes:
+            raise ValueError(f"{key} must be at least {settings.large_segment_bytes // MIB}.")
 
 
-def _large_segment(tokens: _Tokens) -> int:
-    size = tokens.mebibytes()
+def _whole_number(value: str) -> int:
+    if not value.isascii() or not value.isdigit():
+        raise ValueError(f"{value} is not a whole number.")
+    return int(value)
+
+
+def _mebibytes(value: str) -> int:
+    return _whole_number(value) * MIB
+
+
+def _flag(value: str) -> bool:
+    if value not in {"True", "False"}:
+        raise ValueError(f"{value} is neither True nor False.")
+    return value == "True"
+
+
+def _large_segment(value: str) -> int:
+    size = _mebibytes(value)
     if size <= LARGE_REQUEST_BYTES:
-        raise tokens.wrong(f"large_segment_size_mb must be more than {LARGE_REQUEST_BYTES // MIB}.")
+        raise ValueError(f"large_segment_size_mb must be more than {LARGE_REQUEST_BYTES // MIB}.")
     return size
 
 
-def _fraction(tokens: _Tokens) -> float:
-    token = tokens.next()
-    try:
-        value = float(token)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 1:
-        raise tokens.wrong(f"{token} is not a fraction between 0 and 1.")
-    return value
+def _fraction(value: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(value) <= 1:
+            return float(value)
+    raise ValueError(f"{value} is not a fraction between 0 and 1.")
 
 
-def _threshold(tokens: _Tokens) -> float:
-    value = _fraction(tokens)
-    if value == 1:
-        raise tokens.wrong("garbage_collection_threshold must be below 1.")
-    return value
+def _threshold(value: str) -> float:
+    if _fraction(value) == 1:
+        raise ValueError("garbage_collection_threshold must be below 1.")
+    return _fraction(value)
 
 
-def _divisions(tokens: _Tokens) -> tuple[int, ...]:
+def _divisions(value: str) -> tuple[int, ...]:
     """Read ``8`` or ``[256:1,512:2,>:4]``; sizes in MiB, each a power of two.
 
     Sizes below the first take its divisions, and sizes that are not named keep none, as in torch 2.13;
     torch 2.6 let ``>`` overwrite the last named size as well.
     """
-    if tokens.ahead != "[":
-        return (_power_of_two(tokens, zero=False),) * _INTERVALS
-    tokens.expect("[")
-    found = [0] * _INTERVALS
-    last = None
-    while tokens.ahead != "]":
-        if tokens.ahead == ">":
-            tokens.next()
-            tokens.expect(":")
-            after = 0 if last is None else last
-            found[after + 1 :] = [_power_of_two(tokens, zero=True)] * (_INTERVALS - after - 1)
+    if not value.startswith("["):
+        return (_power_of_two(value, zero=False),) * _INTERVALS
+    if not value.endswith("]"):
+        raise ValueError(f'"]" is missing after {value}.')
+    found, last = [0] * _INTERVALS, None
+    for size, _, divisions in (item.partition(":") for item in value[1:-1].split(",") if item):
+        if size == ">":
+            start, end = 1 + (last or 0), _INTERVALS
         else:
-            index = min(_power_of_two(tokens, zero=False).bit_length() - 1, _INTERVALS - 1)
-            tokens.expect(":")
-            value = _power_of_two(tokens, zero=True)
-            start = 0 if last is None else index
-            found[start : index + 1] = [value] * (index + 1 - start)
-            last = index
-        if tokens.ahead != "]":
-            tokens.expect(",")
-    tokens.expect("]")
+            first = last is None
+            last = min(_power_of_two(size, zero=False).bit_length(), _INTERVALS) - 1
+            start, end = 0 if first else last, last + 1
+        found[start:end] = [_power_of_two(divisions, zero=True)] * (end - start)
     return tuple(found)
 
 
-def _power_of_two(tokens: _Tokens, *, zero: bool) -> int:
-    value = tokens.whole_number()
+def _power_of_two(text: str, *, zero: bool) -> int:
+    value = _whole_number(text)
     if value & (value - 1) or not (value or zero):
-        raise tokens.wrong(f"{value} is not a power of two.")
+        raise ValueError(f"{value} is not a power of two.")
     return value
 
 
@@ -227,11 +191,11 @@ def _shown(field: str, value: object) -> str:
     return str(value // MIB) if field.endswith("_bytes") and isinstance(value, int) else str(value)
 
 
-_READERS: dict[str, tuple[str, Callable[[_Tokens], object]]] = {
+_READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "expandable_segments": ("expandable_segments", _flag),
     "large_segment_size_mb": ("large_segment_bytes", _large_segment),
-    "max_split_size_mb": ("max_split_bytes", _Tokens.mebibytes),
-    "max_non_split_rounding_mb": ("max_non_split_rounding_bytes", _Tokens.mebibytes),
+    "max_split_size_mb": ("max_split_bytes", _mebibytes),
+    "max_non_split_rounding_mb": ("max_non_split_rounding_bytes", _mebibytes),
     "roundup_power2_divisions": ("roundup_power2_divisions", _divisions),
     "garbage_collection_threshold": ("garbage_collection_threshold", _threshold),
     "per_process_memory_fraction": ("per_process_memory_fraction", _fraction),

@@ -1,9 +1,8 @@
-"""One GPU or MIG slice, asked again and again: the newest function that the driver has, else an older one.
+"""One GPU or MIG slice, asked again and again by pynvml's functions of drivers that torch runs on.
 
 Never raises and never retries: what cannot be read is None, and said once.
 """
 
-import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from typing import Any, Protocol
 from bench.records.readings import GpuFacts
 
 # nvmlReturn_t, https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceEnumvs.html
-NOT_SUPPORTED = 3
 FUNCTION_NOT_FOUND = 13
-ARGUMENT_VERSION_MISMATCH = 25
+_NEVER = frozenset({3, FUNCTION_NOT_FOUND, 25})  # not supported, or not by this driver's version
 # Whoever answers so answers nothing else either: uninitialised, driver not loaded, GPU lost, reset required.
 GONE = frozenset({1, 9, 15, 16})
 
@@ -53,25 +51,14 @@ class Gpu(Protocol):
         """
 
 
-_Question = Callable[[Any], Any]
-_MISSING = frozenset({FUNCTION_NOT_FOUND, ARGUMENT_VERSION_MISMATCH})
-_LISTS = ("v3", "v2", "v1")  # versions of the functions that list processes
-_LEAST_ROOM, _MOST_ROOM = 64, 65_536  # processes in a list
-
-
+@dataclass(kw_only=True)
 class _Reading:
-    """One thing to ask for, and the functions that tell it, newest first; the driver's own is found once."""
+    """One thing to ask for; once ``over`` the device can never tell it."""
 
-    def __init__(
-        self, what: str, *functions: _Question, versions: Sequence[str] = (), highest: int = 2**63 - 1
-    ) -> None:
-        self.what, self.functions, self.versions, self.highest = what, functions, versions, highest
-        self.at = 0
-        self.over = False
-
-    @property
-    def version(self) -> str:
-        return self.versions[self.at]
+    what: str
+    ask: Callable[[Any], Any]
+    highest: int = 2**63 - 1
+    over: bool = False
 
 
 class NvmlDevice:
@@ -92,32 +79,32 @@ class NvmlDevice:
         self._card = card
         self._gone = False
         self._memory = _Reading(
-            "device memory",
-            lambda device: library.nvmlDeviceGetMemoryInfo(device, version=library.nvmlMemory_v2).used,
-            lambda device: library.nvmlDeviceGetMemoryInfo(device).used,  # with what the driver reserves
-            versions=("v2", "v1"),
+            what="device memory",
+            ask=lambda device: library.nvmlDeviceGetMemoryInfo(device, version=library.nvmlMemory_v2).used,
         )
-        self._compute = _Reading("processes", *_process_lists(library, "Compute"), versions=_LISTS)
-        self._graphics = _Reading("graphics processes", *_process_lists(library, "Graphics"), versions=_LISTS)
+        self._compute = _Reading(what="processes", ask=library.nvmlDeviceGetComputeRunningProcesses_v3)
+        self._graphics = _Reading(
+            what="graphics processes", ask=library.nvmlDeviceGetGraphicsRunningProcesses_v3
+        )
         self._utilisation = _Reading(
-            "utilisation", lambda device: library.nvmlDeviceGetUtilizationRates(device).gpu, highest=100
+            what="utilisation",
+            ask=lambda device: library.nvmlDeviceGetUtilizationRates(device).gpu,
+            highest=100,
         )
-        sensor = library.NVML_TEMPERATURE_GPU
         self._of_card = {
-            "power_mw": _Reading("power", _named(library, "nvmlDeviceGetPowerUsage")),
-            "energy_mj": _Reading("energy", _named(library, "nvmlDeviceGetTotalEnergyConsumption")),
+            "power_mw": _Reading(what="power", ask=library.nvmlDeviceGetPowerUsage),
+            "energy_mj": _Reading(what="energy", ask=library.nvmlDeviceGetTotalEnergyConsumption),
             "sm_clock_mhz": _Reading(
-                "SM clock", _named(library, "nvmlDeviceGetClockInfo", library.NVML_CLOCK_SM)
+                what="SM clock",
+                ask=lambda card: library.nvmlDeviceGetClockInfo(card, library.NVML_CLOCK_SM),
             ),
             "temperature_c": _Reading(
-                "temperature",
-                _named(library, "nvmlDeviceGetTemperature", sensor),  # which every driver so far has
-                _named(library, "nvmlDeviceGetTemperatureV", sensor),  # which is to replace it
+                what="temperature",
+                ask=lambda card: library.nvmlDeviceGetTemperature(card, library.NVML_TEMPERATURE_GPU),
             ),
+            # By the name that drivers before 535 have too.
             "event_reasons": _Reading(
-                "clock event reasons",
-                _named(library, "nvmlDeviceGetCurrentClocksEventReasons"),
-                _named(library, "nvmlDeviceGetCurrentClocksThrottleReasons"),  # its name before driver 535
+                what="clock event reasons", ask=library.nvmlDeviceGetCurrentClocksThrottleReasons
             ),
         }
         if facts.parent_uuid is not None:
@@ -130,10 +117,8 @@ class NvmlDevice:
         self._gone = False
         at_ns = time.monotonic_ns()
         used_bytes = self._ask(self._memory, self._handle)
-        if used_bytes is not None and self.memory_version != self._memory.version:
-            self.memory_version = self._memory.version
-            if self.memory_version == "v1":
-                self._note("device memory: version 1 of the function, which counts what the driver reserves")
+        if used_bytes is not None:
+            self.memory_version = "v2"
         processes = self._processes(complete=complete)
         others: dict[str, int | None] = {}
         if complete:
@@ -155,7 +140,7 @@ class NvmlDevice:
                 used_bytes[pid] = max((used_bytes.get(pid), graphics_bytes), key=lambda share: share or -1)
         if compute is None:
             return None
-        self.processes_version = self._compute.version
+        self.processes_version = "v3"
         if None in used_bytes.values():
             self._note("memory of processes: the driver does not tell it of all of them (N/A)")
         return dict(sorted(used_bytes.items()))
@@ -171,74 +156,20 @@ class NvmlDevice:
         return value
 
     def _answer(self, reading: _Reading, handle: Any) -> Any:
-        """Ask, going down to an older function where the driver lacks the newer."""
-        while not (self._gone or reading.over):
-            try:
-                return reading.functions[reading.at](handle)
-            except Exception as error:  # noqa: BLE001 - ctypes and pynvml raise anything, and a sampler must go on
-                self._learn(reading, error)
-                if not _is_missing(error):
-                    break
-        return None
-
-    def _learn(self, reading: _Reading, error: Exception) -> None:
-        code = code_of(error)
-        if code in GONE:
-            self._gone = True  # for this sample: each further call may block until the driver gives up
-            self._note(f"everything: {say(error)}")
-        elif _is_missing(error) and reading.at + 1 < len(reading.functions):
-            reading.at += 1
-        else:
-            reading.over = _is_missing(error) or code == NOT_SUPPORTED
-            self._note(f"{reading.what}: {say(error)}")
+        if self._gone or reading.over:
+            return None
+        try:
+            return reading.ask(handle)
+        except Exception as error:  # noqa: BLE001 - ctypes and pynvml raise anything, and a sampler must go on
+            code = code_of(error)
+            self._gone = code in GONE  # for this sample: each further call may block
+            reading.over = code in _NEVER
+            self._note(f"{'everything' if self._gone else reading.what}: {say(error)}")
+            return None
 
     def _note(self, problem: str) -> None:
         if problem not in self.problems:
             self.problems += (problem,)
-
-
-def _is_missing(error: Exception) -> bool:
-    return isinstance(error, AttributeError) or code_of(error) in _MISSING
-
-
-def _named(library: ModuleType, name: str, *arguments: object) -> _Question:
-    return lambda handle: getattr(library, name)(handle, *arguments)
-
-
-def _process_lists(library: ModuleType, kind: str) -> Sequence[_Question]:
-    """Return the functions that list processes; version 1, of drivers before 450, knows no instances."""
-    name = f"nvmlDeviceGet{kind}RunningProcesses"
-    return (
-        _ProcessList(library, f"{name}_v3", library.c_nvmlProcessInfo_v2_t),
-        _ProcessList(library, f"{name}_v2", library.c_nvmlProcessInfo_v2_t),
-        _ProcessList(library, name, _ProcessV1),
-    )
-
-
-class _ProcessV1(ctypes.Structure):
-    """nvmlProcessInfo_v1_t, which pynvml has no name for any more; versions 2 and 3 share the next."""
-
-    _fields_ = (("pid", ctypes.c_uint), ("usedGpuMemory", ctypes.c_ulonglong))
-
-
-class _ProcessList:
-    """Lists processes in one call; pynvml's own functions ask the driver for the length first, each time."""
-
-    def __init__(self, library: ModuleType, name: str, entry: type[ctypes.Structure]) -> None:
-        self._library, self._name, self._entry = library, name, entry
-        self._room: ctypes.Array[Any] = (entry * _LEAST_ROOM)()
-
-    def __call__(self, handle: Any) -> list[Any]:
-        function = getattr(self._library.nvmlLib, self._name)
-        while True:
-            count = ctypes.c_uint(len(self._room))
-            code = function(handle, ctypes.byref(count), self._room)
-            if code != self._library.NVML_ERROR_INSUFFICIENT_SIZE or len(self._room) >= _MOST_ROOM:
-                break
-            self._room = (self._entry * (len(self._room) * 4))()
-        if code != self._library.NVML_SUCCESS:
-            raise self._library.NVMLError(code)
-        return self._room[: count.value]
 
 
 def _sum_by_pid(processes: Sequence[Any]) -> dict[int, int | None]:

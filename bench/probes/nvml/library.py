@@ -4,7 +4,7 @@ Imports pynvml only when NVML is opened, and torch never.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -153,3 +153,24 @@ def open_nvml() -> Iterator[Nvml]:
     finally:
         with contextlib.suppress(Exception):  # a library that is gone needs no farewell
             pynvml.nvmlShutdown()
+
+
+def torchs_device(gpus: Sequence[GpuFacts], uuid: str | None) -> tuple[GpuFacts | None, str]:
+    """Return the card or slice that a worker's ``DeviceFacts.cuda_uuid`` names, or none; and why."""
+    if uuid is None:
+        return None, "Torch did not tell which device it runs on; update the driver."
+    own = next((gpu for gpu in gpus if _bare(gpu.uuid) == _bare(uuid)), None)
+    if own is None:
+        return None, (
+            f"Torch runs on {uuid}, which NVML does not show; give this process the same GPUs as the worker, "
+            "or update the driver."
+        )
+    slices = [gpu for gpu in gpus if gpu.parent_uuid == own.uuid]
+    if len(slices) > 1:  # CUDA before 12 gives a slice its card's UUID (cuDeviceGetUuid)
+        return None, f"Torch runs on one of the slices of {own.uuid}, and CUDA before 12 tells no more."
+    return (slices or [own])[0], f"Torch runs on {own.uuid}, and NVML shows it."
+
+
+def _bare(uuid: str) -> str:
+    """Return a UUID without GPU- or MIG-, since torch gives none of them."""
+    return uuid.removeprefix("GPU-").removeprefix("MIG-").lower()
