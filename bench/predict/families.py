@@ -14,10 +14,9 @@ from bench.predict.sizes import Point, RepeatedStep, Sizes, same_structure
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of, trace_whole
 from bench.predict.trace.stream import Stream
-from bench.predict.trace.trace import TRACED_STEPS, Adapted, Tracer
+from bench.predict.trace.trace import TRACED_STEPS, Tracer
 from bench.records.predictions import Method
 from bench.scenario.cell import Cell
-from bench.scenario.platform import Platform
 from bench.scenario.types import LoraMethod, QloraMethod
 
 _UNPADDED = 128  # flash attention's backward pass rounds lengths up to it
@@ -33,12 +32,11 @@ _WINDOW, _POSITIONS = "window", "max_position"
 class Family:
     """Cells that share a structure, by their points.
 
-    ``known`` is what its relatives have told of the model's sizes, ``adapted`` what they left ready to train.
+    ``known`` is what its relatives have told of the model's sizes.
     """
 
     cells: Mapping[Point, Sequence[Cell]]
     known: list[Sizes] = field(default_factory=list)
-    adapted: Adapted = field(default_factory=dict)
 
     def samples(self) -> Iterator[Point]:
         """Yield the points, those first that tell most of the others: both ends, then middles of gaps.
@@ -74,37 +72,35 @@ def families(cells: Iterable[Cell], config: Any) -> list[Family]:
     The largest come first, since the smaller may then need no more than a check at each end.
     """
     known: list[Sizes] = []
-    adapted: Adapted = {}
     found: dict[object, dict[Point, list[Cell]]] = {}
     for cell in cells:
         found.setdefault(_structure(cell, config), {}).setdefault(_point(cell), []).append(cell)
     members = sorted(found.values(), key=lambda points: sum(map(len, points.values())), reverse=True)
-    return [Family(each, known, adapted) for each in members]
+    return [Family(each, known) for each in members]
 
 
-def streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[Point, Stream, Method]]:
+def streams(family: Family, tracer: Tracer) -> Iterator[tuple[Point, Stream, Method]]:
     """Yield the stream of each point's cells and how it was made; relatives then know what sizes follow.
 
     Where a model that was cut to fewer layers fails in any way, the whole is traced. Raises what tracing
     raises, at the first cell that is traced.
     """
     told = set()
-    cut = any(depth_of(cells[0], config) for cells in family.cells.values())
+    cut = any(depth_of(cells[0], tracer.config) for cells in family.cells.values())
     try:
-        for one in _streams(family, platform, config):
+        for one in _streams(family, tracer):
             told.add(one[0])
             yield one
     except Exception:
         if not cut:
             raise
-        trace_whole(config)
+        trace_whole(tracer.config)
         left = {point: cells for point, cells in family.cells.items() if point not in told}
-        yield from _streams(replace(family, cells=left, known=[], adapted={}), platform, config)
+        yield from _streams(replace(family, cells=left, known=[]), replace(tracer, adapted={}))
 
 
-def _streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[Point, Stream, Method]]:
-    kernels = Kernels(platform)
-    tracer = Tracer(platform, config, family.adapted)
+def _streams(family: Family, tracer: Tracer) -> Iterator[tuple[Point, Stream, Method]]:
+    kernels = Kernels(tracer.platform)
     traced: dict[Point, Stream] = {}
     sizes = lent = step = None
     for point in family.samples():
@@ -124,7 +120,8 @@ def _streams(family: Family, platform: Platform, config: Any) -> Iterator[tuple[
         traced[point] = truth
         if told and sizes is not None:
             sizes = sizes.checked(traced, family.degrees())
-            break
+            if sizes.calls is not None or not tracer.timed:
+                break
     else:
         sizes = None
     if sizes is not None and len(traced) > 1:

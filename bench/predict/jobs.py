@@ -4,6 +4,7 @@ A server that forks such workers imports this module once, for all of them. Noth
 data is imported. Errors leave as exceptions; the worker's frame classifies them.
 """
 
+import gc
 import os
 import socket
 import tempfile
@@ -29,6 +30,7 @@ from bench.training.jobs import quiet_libraries
 
 def run_plan(job: PlanJob, send: Send) -> None:
     quiet_libraries()
+    gc.disable()  # a worker ends with its job; what a trace leaves is freed without
     cells = [Cell.model_validate_json(text) for text in job.cells_json]
     settings = AllocatorSettings.parse(job.allocator)
     predicted = predict_all(cells, job.platform, settings, reuse_ranges=job.reuse_ranges, cards=job.cards)

@@ -48,13 +48,14 @@ ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 class PlanRequest:
     """What to predict for: cards (none: a ladder of usual ones), allocator settings, version of torch.
 
-    ``advice`` None tries changes where the plan is small.
+    ``advice`` None tries changes where the plan is small. ``speed`` predicts that, too.
     """
 
     cards: tuple[Card, ...] = ()
     allocator: str = ""
     torch_version: str | None = None
     advice: bool | None = None
+    speed: bool = True
 
 
 def chosen_cards(names: Sequence[str], sizes: Sequence[str]) -> tuple[Card, ...]:
@@ -122,7 +123,7 @@ def plan_cells(
         allocator=request.allocator,
         cards=cards,
         ladder=ladder,
-        cells=tuple(_planned(asked, predict)),
+        cells=tuple(_planned(asked, predict, speed=request.speed)),
     )
 
 
@@ -155,9 +156,11 @@ def plan_before_sweep(cells: Sequence[Cell], facts: DeviceFacts, launcher: Launc
     )
 
 
-def _planned(asked: Sequence[tuple[Cell, Platform, Sequence[Card]]], predict: Predict) -> list[PlannedCell]:
+def _planned(
+    asked: Sequence[tuple[Cell, Platform, Sequence[Card]]], predict: Predict, *, speed: bool = True
+) -> list[PlannedCell]:
     requests = [
-        PredictionRequest(cell=cell, platform=platform, cards=tuple(judged))
+        PredictionRequest(cell=cell, platform=platform, cards=tuple(judged) if speed else ())
         for cell, platform, judged in asked
     ]
     return [

@@ -56,11 +56,12 @@ def predict(
         prediction = _predict_cpu(cell, platform, config)
     else:
         (family,) = families([cell], config)
-        ((_, stream, method),) = streams(family, platform, config)
+        tracer = Tracer(platform, config, timed=bool(cards))
+        ((_, stream, method),) = streams(family, tracer)
         speeds = speeds_of(stream, cell, config, cards)
         stream = stream.during(*steps) if steps else stream
         prediction = summed_up(stream, platform, settings, method)
-        prediction = widened(prediction, cell, Tracer(platform, config, family.adapted), settings)
+        prediction = widened(prediction, cell, tracer, settings)
         prediction = prediction.model_copy(update={"speeds": speeds})
     return _completed(prediction, cell, config, platform)
 
@@ -90,14 +91,14 @@ def predict_all(
         if platform.device == "cpu":
             yield from ((cell, _predicted_or_refused(cell, platform, settings, cards)) for cell in within)
             continue
+        tracer = Tracer(platform, config, timed=bool(cards))
         for family in families(within, config):
-            yield from _predicted(family, platform, config, settings, cards, reuse_ranges=reuse_ranges)
+            yield from _predicted(family, tracer, settings, cards, reuse_ranges=reuse_ranges)
 
 
 def _predicted(
     family: Family,
-    platform: Platform,
-    config: Any,
+    tracer: Tracer,
     settings: AllocatorSettings,
     cards: Sequence[Card],
     *,
@@ -106,9 +107,9 @@ def _predicted(
     """Predict the cells of a family; where one cannot be, each is asked for its own reason."""
     left = dict(family.cells)
     relative = None
-    tracer = Tracer(platform, config, family.adapted)
+    platform, config = tracer.platform, tracer.config
     try:
-        for point, stream, method in streams(family, platform, config):
+        for point, stream, method in streams(family, tracer):
             prediction = summed_up(stream, platform, settings, method, relative)
             if relative is None:
                 prediction = widened(prediction, left[point][0], tracer, settings)

@@ -67,7 +67,7 @@ def _speeds(row: Row, cell: Cell) -> Iterator[Speed]:
     from bench.predict.families import families, streams
     from bench.predict.speed.kernels import constants
     from bench.predict.speed.predict import speeds_of
-    from bench.predict.trace.trace import at_length, worst_batch
+    from bench.predict.trace.trace import Tracer, at_length, worst_batch
     from bench.training.loading.models import configuration_of
 
     patterns = [one for had in constants()["calibration"]["cards"].values() for one in had["rows"]]
@@ -81,7 +81,7 @@ def _speeds(row: Row, cell: Cell) -> Iterator[Speed]:
         own = at_length(cell, measured.length or cell.training.sequence_length)
         config = configuration_of(own.model)
         (family,) = families([own], config)
-        ((_, stream, _),) = streams(family, row.platform, config)
+        ((_, stream, _),) = streams(family, Tracer(row.platform, config, timed=True))
         speed, without = (
             speeds_of(stream, own, config, (named,), without=source)[0] for source in ("", row.source)
         )

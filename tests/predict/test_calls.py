@@ -68,8 +68,8 @@ def test_repeated_layers_count_as_often_as_they_run(method: str, checkpointing: 
     assert depth is not None
     assert depth.periods_added == 3
 
-    each = totals(Tracer(PLATFORM, config).trace(one))
-    assert totals(Tracer(PLATFORM, config).trace(one, depth)) == each
+    each = totals(Tracer(PLATFORM, config, timed=True).trace(one))
+    assert totals(Tracer(PLATFORM, config, timed=True).trace(one, depth)) == each
     recomputed = sum(sums[1] for (_, again, _), sums in each.items() if again)
     assert bool(recomputed) == (checkpointing != "off")
 
@@ -78,8 +78,10 @@ def test_a_library_loop_counts_likewise() -> None:
     """The counters of steps belong to the layers in a loop, too, whose optimizer is its own."""
     one = cell("lora", loop="hf-trainer", optimizer="adamw-foreach")
     config = configuration_of(one.model)
-    short, whole = (Tracer(PLATFORM, config).trace(one, depth) for depth in (depth_of(one, config), None))
+    tracer = Tracer(PLATFORM, config, timed=True)
+    short, whole = (tracer.trace(one, depth) for depth in (depth_of(one, config), None))
     assert totals(short) == totals(whole)
+    assert not Tracer(PLATFORM, config).trace(one).calls  # where no speed is asked for, nothing is noted
 
 
 def test_many_cells_are_as_fast_as_each_alone() -> None:

@@ -98,7 +98,7 @@ def test_random_cells_equal_their_full_traces(seed: int) -> None:
     found = {
         cell.id: (stream, method)
         for family in families(grid, config)
-        for point, stream, method in streams(family, PLATFORM, config)
+        for point, stream, method in streams(family, Tracer(PLATFORM, config))
         for cell in family.cells[point]
     }
     assert {cell.id for cell in grid} == set(found)
@@ -142,7 +142,7 @@ def test_a_family_is_sampled_from_its_ends_inwards() -> None:
 
 
 def test_a_large_family_is_known_after_a_few_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of sixty cells four are traced: three that tell, one that checks; the first alone takes two steps."""
+    """Of sixty cells four are traced, for speed too: three tell, one checks; the first for two steps."""
     structure = tiny_cell(
         device="cuda", model=model("llama-2-7b"), method=LoraMethod(target_modules="all-linear").model_dump()
     )
@@ -156,10 +156,13 @@ def test_a_large_family_is_known_after_a_few_traces(monkeypatch: pytest.MonkeyPa
     config = configuration_of(structure.model)
     grid += [at(structure, 1, length, rank) for length in (128, 256) for rank in (4, 8)]
     family, single_rows = families(grid, config)
-    assert 60 == len(list(streams(family, PLATFORM, config)))
+    tracer = Tracer(PLATFORM, config, timed=True)
+    deep = list(streams(family, tracer))
+    assert 60 == len(deep) == sum(bool(stream.calls) for _, stream, _ in deep)
     assert [2, 1, 1, 1] == [steps for _, steps in traced]
-    assert 4 == len(list(streams(single_rows, PLATFORM, config)))
-    # A batch of 1 copies less, and the rest is known: a check at each end.
+    deep = list(streams(single_rows, tracer))
+    assert 4 == len(deep) == sum(bool(stream.calls) for _, stream, _ in deep)
+    # A batch of 1 copies less, and the rest is known, also of what its operators read: a check at each end.
     assert [2, 1] == [steps for _, steps in traced[4:]]
 
 
@@ -167,12 +170,13 @@ def noted_traces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Cell, int]]:
     """Return what will be the cells that are traced, each with how many steps were taken."""
     traced: list[tuple[Cell, int]] = []
 
-    class Noted(Tracer):
-        def trace(self, cell: Cell, depth: Depth | None = None, steps: int = TRACED_STEPS) -> Stream:
-            traced.append((cell, steps))
-            return super().trace(cell, depth, steps)
+    trace = Tracer.trace
 
-    monkeypatch.setattr("bench.predict.families.Tracer", Noted)
+    def noted(self: Tracer, cell: Cell, depth: Depth | None = None, steps: int = TRACED_STEPS) -> Stream:
+        traced.append((cell, steps))
+        return trace(self, cell, depth, steps)
+
+    monkeypatch.setattr(Tracer, "trace", noted)
     return traced
 
 
@@ -186,7 +190,7 @@ def test_kinds_of_four_bits_share_their_traces(monkeypatch: pytest.MonkeyPatch) 
     traced = noted_traces(monkeypatch)
     config = configuration_of(nf4.model)
     (family,) = families(cells, config)
-    found = list(streams(family, PLATFORM, config))
+    found = list(streams(family, Tracer(PLATFORM, config)))
     kinds = [cell.method.quantisation for cell, _ in traced if isinstance(cell.method, QloraMethod)]
     assert ["nf4", "fp4"] == sorted(set(kinds), key=kinds.index)
     assert ([2, 2, 2, 2], 4) == ([len(family.cells[point]) for point, _, _ in found], len(found))
@@ -247,7 +251,7 @@ def test_what_a_relative_lends_is_checked_at_both_ends() -> None:
     found = [
         (cell, stream)
         for family in families(cells, config)
-        for point, stream, _ in streams(family, PLATFORM, config)
+        for point, stream, _ in streams(family, Tracer(PLATFORM, config))
         for cell in family.cells[point]
     ]
     assert len(found) == len(cells)

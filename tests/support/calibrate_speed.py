@@ -123,7 +123,7 @@ def traced() -> Iterator[Run]:
             assert row.cell is not None
             cell = at_length(row.cell, measured.length or row.cell.training.sequence_length)
             config = configuration_of(cell.model)
-            stream = Tracer(row.platform, config).trace(cell, depth_of(cell, config))
+            stream = Tracer(row.platform, config, timed=True).trace(cell, depth_of(cell, config))
             if not speeds_of(stream, cell, config, (card(row.gpu),))[0].refused:
                 yield Run(row, measured, stream)
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -99,17 +99,24 @@ class Calls:
             yield Call(form, [(part, tuple([next(left) for _ in part.spread])) for part in parts], times)
 
     def places_in(self, offered: "Calls") -> Ints | None:
-        """Return where among the numbers offered each of these is, its call being alike; None where not."""
+        """Return where among the numbers offered each of these is; None where not.
+
+        Its call is of the same operator at the same place and sizes; strides may differ, as in a batch of 1.
+        """
         mine, its = self.numbers.tolist(), offered.numbers.tolist()
-        left = iter(zip(offered.of.forms, offered.of.spans, strict=True))
+        left = iter(zip(map(_place, offered.of.forms), offered.of.spans, strict=True))
         places: list[int] = []
         for form, (begin, end) in zip(self.of.forms, self.of.spans, strict=True):
-            sizes = mine[begin:end]
-            found = next((at for one, at in left if one == form and its[at[0] : at[1]] == sizes), None)
+            place, sizes = _place(form), mine[begin:end]
+            found = next((at for one, at in left if one == place and its[at[0] : at[1]] == sizes), None)
             if found is None:
                 return None
             places += range(*found)
         return np.array(places, dtype=np.int64)
+
+
+def _place(form: Form) -> tuple[object, ...]:
+    return form.op, form.module, form.phase, form.recomputed
 
 
 class At(NamedTuple):
@@ -151,13 +158,13 @@ class Recorder:
     """Notes the calls of steps; with layers added, each of the second period's stands for several."""
 
     def __init__(self, added: Added) -> None:
-        self._added = added
+        self.added = added
         self._steps: dict[int, _Notes] = {}
 
     @property
     def calls(self) -> list[Calls]:
         """What was noted, by step."""
-        return [notes.calls(self._added) for _, notes in sorted(self._steps.items())]
+        return [notes.calls(self.added) for _, notes in sorted(self._steps.items())]
 
     def note(self, func: Any, args: Iterable[Any], result: Any, at: At) -> None:
         """Note a call."""
@@ -175,12 +182,12 @@ class _Notes:
         return Calls(forms, np.array(self.numbers, dtype=np.int64))
 
     def add(self, func: Any, args: Iterable[Any], result: Any, at: At) -> None:
-        op, module = str(func._schema.name), _LAYER.sub(".*", at.module)
+        (op, view, listed), module = _named(func), _without_numbers(at.module)
         recomputed = at.phase == "backward" and torch.is_grad_enabled()
         updating = at.phase == "optimizer_step"
-        listed = op.startswith(_LISTS) or (updating and op == _JOINED)
+        listed = listed or (updating and op == _JOINED)
         self.places.append((at.part, -1 if listed else at.layer))
-        if func.is_view:
+        if view:
             self.forms.append(Form(at.phase, recomputed, op, module, view=True))
             return
         weights = [at.times_of(one) for one in next(iter(args))] if listed else None
@@ -231,13 +238,33 @@ class _Notes:
         return tuple(found)
 
 
+@cache
+def _named(func: Any) -> tuple[str, bool, bool]:
+    """Return an operator's name, whether it is a view, and whether it works on lists."""
+    op = str(func._schema.name)
+    return op, func.is_view, op.startswith(_LISTS)
+
+
+@cache
+def _without_numbers(module: str) -> str:
+    return _LAYER.sub(".*", module)
+
+
 def _as_it_is(tensor: Tensor) -> Shape:
     return tensor.shape
 
 
+_known_parts: dict[object, Part] = {}
+"""By layout: there are few, and a step has thousands of tensors."""
+
+
 def _part(tensor: Tensor) -> Part:
-    spread = tuple([stride == 0 for stride in tensor.stride()])
-    return Part(tensor.dtype, spread, tensor.is_contiguous(), tensor.device.type == "cpu")
+    layout = tensor.dtype, tensor.shape, tensor.stride(), tensor.is_cpu
+    part = _known_parts.get(layout)
+    if part is None:
+        spread = tuple([stride == 0 for stride in tensor.stride()])
+        part = _known_parts[layout] = Part(tensor.dtype, spread, tensor.is_contiguous(), tensor.is_cpu)
+    return part
 
 
 def _by_part(places: Sequence[tuple[int, int]]) -> Iterable[list[int]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from bench.probes.flops import flops_of
 from bench.scenario.platform import Platform, version_of
 
 FREES_ITS_INPUT = (0, 43, 2)
@@ -206,14 +207,14 @@ def ordinary_state(*shape: int, dtype: torch.dtype = torch.float32, **_: object)
 
 @dataclass(frozen=True, slots=True)
 class _Operator:
-    """How an operator's results can be made again, and what is known of them by its arguments' layouts."""
+    """How an operator's results can be made again, and these and its FLOPs by its arguments' layouts."""
 
     kind: str
-    known: dict[object, tuple[_Layout, ...]] = field(default_factory=dict)
+    known: dict[object, tuple[tuple[_Layout, ...], int]] = field(default_factory=dict)
 
 
 class ShapeMemory:
-    """Results of operators by operator and the layouts of its arguments.
+    """Results and FLOPs of operators by operator and the layouts of its arguments.
 
     Most of a trace is the same operators on the same shapes again, and many of torch's meta kernels are
     Python and take longer than everything around them. What is remembered is only what one of them has
@@ -223,48 +224,55 @@ class ShapeMemory:
     def __init__(self) -> None:
         self._operators: dict[Any, _Operator] = {}
 
-    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return what ``func`` would, running it only if it has not met these layouts before."""
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+        """Return what ``func`` would, run only if it has not met these layouts before, and its FLOPs."""
         operator = self._operators.get(func)
         if operator is None:
             operator = self._operators[func] = _Operator(_kind(func))
         kind = operator.kind
         if kind == "run":
-            return func(*args, **kwargs)
+            return _run(func, args, kwargs)
         try:
             key: object = tuple(map(_layout, args))
             if kwargs:  # as of factories, whose results may be of the default dtype
                 given = tuple([(name, _layout(value)) for name, value in kwargs.items()])
                 key = key, given, torch.get_default_dtype()
-            layouts = operator.known.get(key)
+            known = operator.known.get(key)
         except TypeError:  # an argument that cannot be a key
-            return func(*args, **kwargs)
-        if layouts is None:
+            return _run(func, args, kwargs)
+        if known is None:
             return self._learn(func, args, kwargs, key, operator)
+        layouts, flops = known
         if kind == "in place":
-            return args[0]
+            return args[0], flops
         if kind == "one":
             ((size, stride, dtype),) = layouts
-            return torch.empty_strided(size, stride, dtype=dtype, device=_META)
-        return tuple(
-            [torch.empty_strided(size, stride, dtype=dtype, device=_META) for size, stride, dtype in layouts]
-        )
+            return torch.empty_strided(size, stride, dtype=dtype, device=_META), flops
+        made = [
+            torch.empty_strided(size, stride, dtype=dtype, device=_META) for size, stride, dtype in layouts
+        ]
+        return tuple(made), flops
 
-    def _learn(self, func: Any, args: Any, kwargs: Any, key: object, operator: _Operator) -> Any:
-        result = func(*args, **kwargs)
+    def _learn(self, func: Any, args: Any, kwargs: Any, key: object, operator: _Operator) -> tuple[Any, int]:
+        result, flops = _run(func, args, kwargs)
         results = result if isinstance(result, tuple) else (result,)
         known = operator.known
         if len(known) > _FORGETTABLE:
             known.clear()
         if operator.kind == "in place":
             if result is args[0]:
-                known[key] = ()
+                known[key] = (), flops
         elif all(isinstance(each, torch.Tensor) and _is_plain(each) for each in results) and not (
             _storages(results)
             & _storages(tree_leaves((args, kwargs)))  # as _unsafe_view's, which does not say so
         ):
-            known[key] = tuple((each.size(), each.stride(), each.dtype) for each in results)
-        return result
+            known[key] = tuple((each.size(), each.stride(), each.dtype) for each in results), flops
+        return result, flops
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+    result = func(*args, **kwargs)
+    return result, flops_of(func, args, kwargs, result)
 
 
 def _kind(func: Any) -> str:

@@ -18,7 +18,6 @@ from bench.predict.trace.calls import TIMED, Added, At, Recorder
 from bench.predict.trace.data_dependent import resolve_item
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.meta_kernels import ShapeMemory
-from bench.probes.flops import flops_of
 from bench.probes.ledger import Block, Ledger, StepPhase, name_of
 from bench.training.loading.wrappers import beside_text, is_beside
 
@@ -75,8 +74,8 @@ class MetaLedger(Ledger):
         self.step = 0
         self.cache_emptied_at: list[int] = []
         self.scratch_calls: list[ScratchCall] = []
-        self._added = Added(periods_added, period)
-        self.recorder = Recorder(self._added)
+        self.timed = False  # whether the calls of steps are noted
+        self.recorder = Recorder(Added(periods_added, period))
         self.layer_of_entry: list[int] = []  # the layer at work, or whose block it was
         self.layer_of_block: list[int] = []
         self._layers: dict[str, int] = {}
@@ -86,6 +85,7 @@ class MetaLedger(Ledger):
         self._layers_of_results: list[int] = []
         self._began_with = 0  # entries of the books that these were copied from
         self.computed = Computed(0, 0)
+        self._flops = 0  # of the operator at hand
         self.computed_before: list[Computed] = []  # each entry
         self.mark(phase)
 
@@ -110,7 +110,7 @@ class MetaLedger(Ledger):
         own = {name: copy(kept) for name, kept in vars(self).items() if isinstance(kept, list | dict | set)}
         kernels = self._kernels.over(padded=padded, packed=packed)
         vars(twin).update(own, _guards={}, _kernels=kernels, _began_with=len(self.entries))
-        twin.recorder = Recorder(self._added)
+        twin.recorder = Recorder(self.recorder.added)
         for address, number in self._live.items():
             storage = self._guards[number]()
             if storage is not None:
@@ -187,8 +187,8 @@ class MetaLedger(Ledger):
         if special or in_optimizer:
             self._add_scratch(func, args, result)
         ops, flops = self.computed
-        self.computed = Computed(ops + 1, flops + flops_of(func, args, kwargs, result))
-        if self._phase in TIMED and not self.on_cpu:
+        self.computed = Computed(ops + 1, flops + self._flops)
+        if self.timed and self._phase in TIMED:
             inside = self._phase == "forward" or len(self._module_stack) > 1
             module = self._module_stack[-1] if inside else self._module_of_backward
             module = "optimizer" if in_optimizer else module
@@ -227,7 +227,8 @@ class MetaLedger(Ledger):
         """Leave garbage alone: none of it is in this ledger, and there is much of it between traces."""
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._shapes.run(func, args, kwargs)
+        result, self._flops = self._shapes.run(func, args, kwargs)
+        return result
 
     def _untraceable(self, func: Any, args: tuple[Any, ...]) -> UntraceableError:
         return UntraceableError(

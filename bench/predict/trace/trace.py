@@ -57,11 +57,15 @@ Adapted = dict[object, _Adapted]
 
 @dataclass(frozen=True)
 class Tracer:
-    """Traces cells of one model; what is loaded and adapted alike is so once."""
+    """Traces cells of one model; what is loaded and adapted alike is so once.
+
+    Where speed is asked for as well, what operators read and write is noted (``timed``).
+    """
 
     platform: Platform
     config: Any
     adapted: Adapted = field(default_factory=dict)
+    timed: bool = False
 
     def trace(self, cell: Cell, depth: Depth | None = None, steps: int = TRACED_STEPS) -> Stream:
         """Trace loading, adapting and so many steps as on CUDA, over batches of the full length.
@@ -112,6 +116,7 @@ class Tracer:
             added, period = (depth.periods_added, depth.period) if depth else (0, 1)
             kernels = Kernels(self.platform)
             ledger = of_loop(model, self.vocabulary_size, kernels, periods_added=added, period=period)
+        ledger.timed = self.timed
         with ledger:
             load_weights(model, ledger, version_of(self.platform.transformers))
             ledger.mark("adapt")
