@@ -7,7 +7,7 @@ import contextlib
 import json
 import operator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
@@ -41,6 +41,16 @@ KernelClass = Literal[
 PredictedPhase = Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]
 
 
+def _known(description: str) -> Any:
+    """Describe a figure that stands in a document only where it is known."""
+    return Field(None, exclude_if=lambda value: value is None, description=description)
+
+
+def _some(default: object, description: str = "") -> Any:
+    """Describe what stands in a document only where there is some of it."""
+    return Field(default, exclude_if=operator.not_, description=description or None)
+
+
 class Dear(Stored):
     """Operators of one kind in one kind of module, and their share of a step's time on the GPU."""
 
@@ -56,7 +66,7 @@ class Speed(Stored):
     """
 
     card: str
-    refused: str = Field("", exclude_if=lambda why: not why)
+    refused: str = _some("")
     low: float = Field(0, description="Tokens a second, as the point and the high end.")
     point: float = 0
     high: float = 0
@@ -65,15 +75,11 @@ class Speed(Stored):
     step_s: float = Field(0, description="Of one optimizer step.")
     shares: dict[KernelClass, float] = Field(default_factory=dict, description="Of the time on the GPU.")
     dearest: tuple[Dear, ...] = ()
-    calibrated_on: bool = Field(
-        default=False, exclude_if=lambda had: not had, description="A published run had a part in factors."
+    calibrated_on: bool = _some(False, "A published run had a part in factors.")  # noqa: FBT003 - the default
+    held_out: float = _some(
+        0, "The point with factors in which no run of the published run's source had a part."
     )
-    held_out: float = Field(
-        0,
-        exclude_if=lambda rate: not rate,
-        description="The point with factors in which no run of the published run's source had a part.",
-    )
-    assumed: str = Field("", exclude_if=lambda text: not text, description="What widens the band.")
+    assumed: str = _some("", "What widens the band.")
 
 
 class Prediction(Stored):
@@ -87,86 +93,50 @@ class Prediction(Stored):
     platform: Platform
     allocator: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF as replayed; empty for torch's default.")
     allocated_peak_bytes: Count
-    allocated_low_bytes: Count | None = Field(
-        None, exclude_if=lambda low: low is None, description="Least it may be; none where it is exact."
-    )
-    allocated_high_bytes: Count | None = Field(
-        None, exclude_if=lambda high: high is None, description="Most it may be; none where it is exact."
-    )
+    allocated_low_bytes: Count | None = _known("Least it may be; none where it is exact.")
+    allocated_high_bytes: Count | None = _known("Most it may be; none where it is exact.")
     reserved_peak_bytes: Count | None = Field(None, description="Replayed as traced.")
     reserved_low_bytes: Count | None = Field(None, description="Lowest of the perturbed replays.")
     reserved_high_bytes: Count | None = Field(None, description="Highest of the perturbed replays.")
-    sufficient_bytes: Count | None = Field(
-        None,
-        exclude_if=lambda limit: limit is None,
-        description="Under this limit every replay goes on, by giving back what is only cached.",
+    sufficient_bytes: Count | None = _known(
+        "Under this limit every replay goes on, by giving back what is only cached."
     )
-    insufficient_bytes: Count | None = Field(
-        None,
-        exclude_if=lambda limit: limit is None,
-        description="Under this limit a replay runs out of memory, though it gives back what is only cached.",
+    insufficient_bytes: Count | None = _known(
+        "Under this limit a replay runs out of memory, though it gives back what is only cached."
     )
-    requested_peak_bytes: Count | None = Field(
-        None,
-        exclude_if=lambda requested: requested is None,
-        description="Most that tensors ask for, before the allocator rounds and splits.",
+    requested_peak_bytes: Count | None = _known(
+        "Most that tensors ask for, before the allocator rounds and splits."
     )
     paged_bytes: Count = Field(0, description="Optimizer state in managed memory, outside torch's counters.")
     phase_peaks_bytes: dict[PredictedPhase, Count] = Field(description="Most allocated in each phase.")
     phase_ends_bytes: dict[PredictedPhase, Count] = Field(
         description="Allocated as each phase of the first step ends."
     )
-    first_peaks_bytes: dict[PredictedPhase, Count] = Field(
-        default_factory=dict,
-        exclude_if=operator.not_,
-        description="Most allocated while loading, adapting and in each phase of the first step.",
+    first_peaks_bytes: dict[PredictedPhase, Count] = _some(
+        {}, "Most allocated while loading, adapting and in each phase of the first step."
     )
-    phase_requested_bytes: dict[PredictedPhase, Count] = Field(
-        default_factory=dict, exclude_if=operator.not_, description="Most requested in each phase."
-    )
-    phase_ends_reserved_bytes: dict[PredictedPhase, Count] = Field(
-        default_factory=dict,
-        exclude_if=operator.not_,
-        description="Reserved as each phase of the first step ends.",
+    phase_requested_bytes: dict[PredictedPhase, Count] = _some({}, "Most requested in each phase.")
+    phase_ends_reserved_bytes: dict[PredictedPhase, Count] = _some(
+        {}, "Reserved as each phase of the first step ends."
     )
     peak_phase: PredictedPhase
     peak_op: str
     peak_module: str
     categories_at_peak_bytes: dict[Category, Count]
-    op_count: Count | None = Field(
-        None, exclude_if=lambda count: count is None, description="Operators of a steady pair of steps."
+    op_count: Count | None = _known("Operators of a steady pair of steps.")
+    step_flops: Count | None = _known(
+        "Floating-point operations of one step; none where its stream follows from others'."
     )
-    step_flops: Count | None = Field(
-        None,
-        exclude_if=lambda flops: flops is None,
-        description="Floating-point operations of one step; none where its stream follows from others'.",
+    saved_for_backward_bytes: Count | None = _known("What a forward pass leaves alive for the backward pass.")
+    trainable_parameters: dict[str, Count] = _some(
+        {}, "How many receive a gradient, by module; * stands for any number."
     )
-    saved_for_backward_bytes: Count | None = Field(
-        None,
-        exclude_if=lambda saved: saved is None,
-        description="What a forward pass leaves alive for the backward pass.",
-    )
-    trainable_parameters: dict[str, Count] = Field(
-        default_factory=dict,
-        exclude_if=operator.not_,
-        description="How many receive a gradient, by module; * stands for any number.",
-    )
-    traced_with: dict[str, str] = Field(
-        default_factory=dict,
-        exclude_if=operator.not_,
-        description="Versions of the libraries whose code was traced.",
-    )
+    traced_with: dict[str, str] = _some({}, "Versions of the libraries whose code was traced.")
     method: Method = Field(
         description="Every layer traced, or one layer's trace repeated after checking that layers repeat."
     )
-    reach: WeightsReached | None = Field(
-        None,
-        exclude_if=lambda reach: reach is None,
-        description="What the method did to the model's weights.",
-    )
-    speeds: tuple[Speed, ...] = Field(
-        (), exclude_if=lambda speeds: not speeds, description="On the cards that were asked about."
-    )
+    reach: WeightsReached | None = _known("What the method did to the model's weights.")
+    speeds: tuple[Speed, ...] = _some((), "On the cards that were asked about.")
     caveats: tuple[Caveat, ...] = ()
 
     @property
@@ -198,12 +168,8 @@ class Refusal(Stored):
         exclude_if=lambda by: by == "tracer",
         description="Whether the library fails by itself, or only cannot be run without data.",
     )
-    platform: Platform | None = Field(
-        None, exclude_if=lambda platform: platform is None, description="What it was asked for, in a plan."
-    )
-    longest_tokens: Count | None = Field(
-        None, exclude_if=lambda longest: longest is None, description="That the model has positions for."
-    )
+    platform: Platform | None = _known("What it was asked for, in a plan.")
+    longest_tokens: Count | None = _known("That the model has positions for.")
 
 
 class CardFit(Stored):
@@ -213,10 +179,8 @@ class CardFit(Stored):
     answer: Answer
     needed_bytes: Count
     usable_bytes: Positive
-    tokens_per_second: Speed | None = Field(
-        None,
-        exclude_if=lambda speed: speed is None,
-        description="How fast it trains there; none where it does not fit, or was not asked for.",
+    tokens_per_second: Speed | None = _known(
+        "How fast it trains there; none where it does not fit, or was not asked for."
     )
 
 
@@ -274,12 +238,8 @@ class Plan(Stored):
     allocator: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF as replayed.")
     cards: tuple[Card, ...] = Field(description="What was judged for, smallest first; none for the CPU.")
     ladder: bool = False
-    tokens: Count | None = Field(
-        None, exclude_if=lambda count: count is None, description="How many are to be trained on."
-    )
-    price_an_hour: float | None = Field(
-        None, exclude_if=lambda price: price is None, description="Of a card, in the user's money."
-    )
+    tokens: Count | None = _known("How many are to be trained on.")
+    price_an_hour: float | None = _known("Of a card, in the user's money.")
     cells: tuple[PlannedCell, ...]
 
     @property

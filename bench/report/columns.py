@@ -55,6 +55,17 @@ class Column(Generic[R]):
         """Return what the row is sorted by and a DataFrame holds."""
         return self.text(row) if self.value is None else self.value(row)
 
+    def key(self, row: R) -> float | str | None:
+        """Return what the row is sorted by in HTML; None comes last."""
+        value = self.order(row)
+        return value / self.scale if isinstance(value, float | int) and self.scale != 1 else value
+
+    def choices(self, rows: Sequence[tuple[str, R]]) -> tuple[str, ...]:
+        """Return what can be chosen of rows with their anchors, where there is a choice."""
+        found = (tag for _, row in rows if self.choice for tag in self.tags(row) or (self.text(row),))
+        several = tuple(dict.fromkeys(found))
+        return several if len(several) > 1 else ()
+
 
 def page_table(columns: Sequence[Column[R]], rows: Sequence[R]) -> Table:
     return table_of(rows, *((column.title, column.text) for column in columns if column.page))
@@ -75,30 +86,7 @@ def frame(columns: Sequence[Column[R]], rows: Sequence[R]) -> "pd.DataFrame":
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridCell:
-    """What one cell of the HTML table shows. ``value`` is what it is sorted by, None comes last."""
-
-    text: str
-    value: float | str | None
-    notes: tuple[int, ...]
-    tone: Tone
-    tags: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridColumn:
-    """A column of the HTML table: its cells from the first row on, and those values that can be chosen."""
-
-    title: str
-    numeric: bool
-    choices: tuple[str, ...]
-    choice_title: str
-    at_most: str
-    cells: tuple[GridCell, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(Generic[R]):
     """A table to sort and filter. Links find a row by its anchor; the notes are numbered from 1.
 
     ``constants`` are title and value of the columns in which all rows are alike: told once, not shown.
@@ -106,55 +94,42 @@ class Grid:
 
     name: str
     title: str
-    anchors: tuple[str, ...]
-    columns: tuple[GridColumn, ...]
+    rows: Sequence[tuple[str, R]]
+    columns: tuple[Column[R], ...]
     notes: tuple[str, ...]
+    notes_of: NotesOf[R]
     constants: tuple[tuple[str, str], ...]
+
+    def numbers(self, column: Column[R], row: R) -> list[int]:
+        """Return the notes that a number bears."""
+        return (
+            [self.notes.index(text) + 1 for text in self.notes_of(row, column.place)] if column.place else []
+        )
 
 
 def grid(
     name: str, title: str, columns: Sequence[Column[R]], rows: Sequence[tuple[str, R]], notes_of: NotesOf[R]
-) -> Grid:
+) -> Grid[R]:
     """Return the HTML table of rows with their anchors; the first column names them and is always shown."""
-    notes: dict[str, int] = {}
 
-    def cell(column: Column[R], row: R) -> GridCell:
-        value = column.order(row)
-        texts = notes_of(row, column.place) if column.place else ()
-        return GridCell(
-            text=column.text(row),
-            value=value / column.scale if isinstance(value, float | int) and column.scale != 1 else value,
-            notes=tuple(notes.setdefault(text, len(notes) + 1) for text in texts),
-            tone=column.tone(row),
-            tags=column.tags(row),
-        )
+    def notes(column: Column[R], row: R) -> tuple[str, ...]:
+        return tuple(notes_of(row, column.place)) if column.place else ()
 
-    by_column = [tuple(cell(column, row) for _, row in rows) for column in columns]
-    shown = varying([column.title for column in columns], by_column)
-    shown = [index for index, cells in enumerate(by_column) if index in shown or cells[0].notes]
+    alike = [
+        [(one.text(row), one.key(row), one.tone(row), one.tags(row), notes(one, row)) for _, row in rows]
+        for one in columns
+    ]
+    told = dict.fromkeys(text for cells in alike for *_, texts in cells for text in texts)
+    shown = varying([column.title for column in columns], alike)
+    shown = [index for index, cells in enumerate(alike) if index in shown or cells[0][-1]]
     return Grid(
         name=name,
         title=title,
-        anchors=tuple(anchor for anchor, _ in rows),
-        columns=tuple(_grid_column(columns[index], by_column[index]) for index in shown),
-        notes=tuple(notes),
-        constants=tuple(
-            (column.title, cells[0].text)
-            for index, (column, cells) in enumerate(zip(columns, by_column, strict=True))
-            if index not in shown
-        ),
-    )
-
-
-def _grid_column(column: Column[R], cells: tuple[GridCell, ...]) -> GridColumn:
-    choices = tuple(dict.fromkeys(tag for cell in cells for tag in (cell.tags or (cell.text,))))
-    return GridColumn(
-        title=column.title,
-        numeric=column.numeric,
-        choices=choices if column.choice and len(choices) > 1 else (),
-        choice_title=column.choice,
-        at_most=column.at_most,
-        cells=cells,
+        rows=rows,
+        columns=tuple(columns[index] for index in shown),
+        notes=tuple(told),
+        notes_of=notes_of,
+        constants=tuple((columns[i].title, cells[0][0]) for i, cells in enumerate(alike) if i not in shown),
     )
 
 

@@ -67,7 +67,7 @@ def comparison_frame(comparison: Comparison) -> "pd.DataFrame":
     return frame(comparison_columns(comparison.rows, whole=True), comparison.rows)
 
 
-def comparison_grid(comparison: Comparison, anchors: Mapping[str, str]) -> Grid:
+def comparison_grid(comparison: Comparison, anchors: Mapping[str, str]) -> Grid[Measured]:
     """Return all cells of a comparison to sort and filter; ``anchors`` name the row of each key."""
     rows = [(anchors[row.key], row) for row in comparison.rows]
     columns = comparison_columns(comparison.rows, whole=True)

@@ -75,7 +75,7 @@ class Section:
     fits: tuple[ModelFits, ...] = ()
     assumed: tuple[str, ...] = ()  # of the cards that fits are about
     anchors: Mapping[str, str]
-    grid: Grid
+    grid: Grid[Any]
     figures: tuple[Figure, ...]
     failures: Table | None = None
     folded: tuple[tuple[str, Table], ...]

@@ -257,7 +257,7 @@ def _largest(one: Forecast, between: str) -> str:
     return f"{words(one.largest[0])}{between}{share(one.largest[1], 0)}" if one.largest else ""
 
 
-def plan_grid(plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str]) -> Grid:
+def plan_grid(plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str]) -> Grid[PlanRow]:
     def notes(row: PlanRow, _place: Place) -> list[str]:
         return [f"Cannot be predicted: {row.refusal}"] if row.refusal else []
 

@@ -5,7 +5,7 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -41,35 +41,43 @@ class Source(Frozen):
     loop: str = Field("", description="Which loop ran, and in what the one that is predicted still differs.")
 
 
-class Measured(Frozen):
+class _Bounded(Frozen):
+    """A number and its bounds, three fields by name; without bounds it is exact."""
+
+    fields: ClassVar[tuple[str, str, str]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exact_unless_bounded(cls, data: Any) -> Any:
+        low, value, high = cls.fields
+        if isinstance(data, dict) and value in data:
+            return {low: data[value], high: data[value]} | data
+        return data
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        values = [getattr(self, name) for name in self.fields]
+        if values != sorted(values):
+            raise ValueError("{}, {} and {} must rise".format(*self.fields))
+        return self
+
+
+class Measured(_Bounded):
     """One published number in bytes. The bounds say what the published rounding leaves open.
 
     A moment is the run's ``peak``, the peak until the model is adapted (``adapt_peak``), or the end of a
     phase: of loading, of adapting, or of a part of the first step.
     """
 
+    fields = ("low_bytes", "size_bytes", "high_bytes")
     metric: Metric
     moment: Moment = "peak"
     size_bytes: Positive
     low_bytes: Positive
     high_bytes: Positive
 
-    @model_validator(mode="before")
-    @classmethod
-    def _exact_unless_bounded(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "size_bytes" in data:
-            exact = {"low_bytes": data["size_bytes"], "high_bytes": data["size_bytes"]}
-            return exact | data
-        return data
 
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if not self.low_bytes <= self.size_bytes <= self.high_bytes:
-            raise ValueError("low_bytes, size_bytes and high_bytes must rise")
-        return self
-
-
-class MeasuredSpeed(Frozen):
+class MeasuredSpeed(_Bounded):
     """One published speed of one GPU: seconds for an optimizer step, or tokens a second.
 
     ``counted`` says whether tokens that only pad were counted. Of batches that differ in length, ``length``
@@ -77,6 +85,7 @@ class MeasuredSpeed(Frozen):
     that the first one, slower by what is not predicted, tells in it.
     """
 
+    fields = ("low", "value", "high")
     metric: Literal["step_time_s", "tokens_per_second"]
     value: float = Field(gt=0)
     low: float = Field(gt=0)
@@ -84,19 +93,6 @@ class MeasuredSpeed(Frozen):
     counted: Literal["raw", "non_padding"] = "raw"
     length: Positive | None = None
     cold: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _exact_unless_bounded(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "value" in data:
-            return {"low": data["value"], "high": data["value"]} | data
-        return data
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if not self.low <= self.value <= self.high:
-            raise ValueError("low, value and high must rise")
-        return self
 
 
 class Row(Frozen):
