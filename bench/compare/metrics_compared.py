@@ -21,7 +21,7 @@ from bench.records.verdicts import Interval, MetricVerdict
 from bench.stats import noise
 from bench.stats.chance import Rule, chance_of_order, holm
 from bench.stats.sequential import Arms, Block, Decided, MetricPolicy, decided_stored, follow
-from bench.stats.trend import Floats, SettledCell, settle_cells, step_ratios
+from bench.stats.trend import Floats, Settled, settle_cells, step_ratios
 from bench.stats.verdicts import judge_exact, judge_statistical
 
 _UNKNOWN = noise.Noise(log_variance=0.0, degrees_of_freedom=0)
@@ -114,7 +114,7 @@ def _summaries(
     read: Callable[[Samples], Sequence[float]],
     *,
     in_turn: bool,
-) -> tuple[Summaries, tuple[SettledCell, ...]]:
+) -> tuple[Summaries, tuple[Settled, ...]]:
     """Return log summaries of what ``read`` takes of each run, once it has settled, and how it did."""
     sign = policy.worse_sign
     runs_of = [
@@ -124,12 +124,12 @@ def _summaries(
     settled = settle_cells([[*before, *after] for before, after in runs_of])
     baseline, candidate, differences = [], [], None
     for (sessions, _), cell in zip(cells, settled, strict=True):
-        signed = iter([sign * summary for summary in cell.log_medians])
+        signed = iter([sign * summary for summary in cell.log_medians.tolist()])
         baseline.append(tuple(tuple(next(signed) for _ in session) for session in sessions))
         candidate.append(tuple(signed))
     if in_turn:
         settled = settle_cells([step_ratios(before, after) for before, after in runs_of])
-        differences = tuple(tuple(sign * each for each in cell.log_medians) for cell in settled)
+        differences = tuple(tuple(sign * each for each in cell.log_medians.tolist()) for cell in settled)
     summaries = Summaries(baseline=tuple(baseline), candidate=tuple(candidate), differences=differences)
     return summaries, settled
 

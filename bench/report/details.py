@@ -1,13 +1,7 @@
-"""What stands below a comparison: the tables of details.toml, and how each number was measured."""
+"""What stands below a comparison: its tables in tables.toml, and how each number was measured."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
-from itertools import repeat
-from operator import attrgetter
-from typing import Any, NamedTuple, get_args
-
-from pydantic import TypeAdapter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import get_args
 
 from bench.compare.accuracy import Accuracy, AccuracyDifference
 from bench.compare.comparison import Comparison
@@ -15,27 +9,22 @@ from bench.compare.measured import Measured
 from bench.compare.readings import GpuSeen
 from bench.metrics import INSTRUMENT_NAMES
 from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS
-from bench.records.readings import Category, Stored
+from bench.records.readings import Category
 from bench.records.records import NS_PER_SECOND
 from bench.report.comparison_columns import after, memory_unit, saving
 from bench.report.fit import WHAT_SET_IT
 from bench.report.highlights import interval, points
+from bench.report.tables import Line, described, described_table, if_known
 from bench.report.text import (
     NOT_APPLICABLE,
     NOT_MEASURED,
     SMALL_MEBIBYTES,
     MemoryUnit,
     Table,
-    load_toml,
-    operations,
-    operator,
     p_value,
     render_page,
-    seconds,
     share,
     significant,
-    small_share,
-    table_of,
     words,
 )
 from bench.stats.trend import SIGNIFICANCE, SMALLEST_DRIFT_SHARE, Trend
@@ -48,44 +37,15 @@ _ISOLATIONS = {
 }
 
 
-class _Section(Stored):
-    """A table as details.toml describes it."""
-
-    title: str
-    of: str
-    device: str = ""
-    left: int = 1
-    columns: tuple[tuple[str, str], ...]
-
-
-@cache
-def _sections() -> tuple[_Section, ...]:
-    return TypeAdapter(tuple[_Section, ...]).validate_python(load_toml("details.toml")["table"])
-
-
-class _Line(NamedTuple):
-    """What a line shows: ``one`` thing that was read of a row."""
-
-    row: Measured
-    one: Any
-
-    @property
-    def both(self) -> "_Line":
-        """The line itself, for what is written of both."""
-        return self
-
-
 def section_tables(comparison: Comparison, name: _Name) -> Iterator[tuple[str, Table]]:
     """Yield title and table of each section that has something to show; ``name`` says which row is which."""
-    writers = {**_WRITERS, **_sizes(memory_unit(comparison.rows))}
-    for section in _sections():
+    writers = {**_WRITERS, **_sizes(memory_unit(comparison.rows)), "cell": name}
+    for title, section in described().items():
         rows = [row for row in comparison.rows if not section.device or row.device == section.device]
-        lines = [_Line(row, one) for row in rows for one in _read(row, section.of)]
-        columns = section.columns or _category_columns(rows)
-        cells = [[name(line.row) for line in lines], *(_column(text, lines, writers) for _, text in columns)]
+        lines = [Line(row, one) for row in rows for one in _read(row, section.of)] if section.of else []
         if lines:
-            header = ("Cell", *(title for title, _ in columns))
-            yield section.title, Table(header=header, rows=tuple(zip(*cells, strict=True)), left=section.left)
+            more = () if section.columns[1:] else _category_columns(rows)
+            yield title, described_table(title, lines, more=more, **writers)
 
 
 def _read(row: Measured, path: str) -> Sequence[object]:
@@ -102,16 +62,6 @@ def _category_columns(rows: Sequence[Measured]) -> list[tuple[str, str]]:
     return [(words(one), f"{{one.categories_at_peak_bytes:{one}}}") for one in present]
 
 
-def _column(text: str, lines: list[_Line], writers: Mapping[str, Callable[..., str]]) -> Iterable[str]:
-    """Return what a column shows of each line: what stands in braces is read of it and written."""
-    before, *found = re.split(r"\{([^:}]*):?([^}]*)\}", text)
-    pieces: list[Iterable[str]] = [repeat(before)]
-    for field, how, behind in zip(found[::3], found[1::3], found[2::3], strict=True):
-        write = writers.get(how, f"{{:{how}}}".format)
-        pieces += [map(write, map(attrgetter(field), lines)), repeat(behind)]
-    return map("".join, zip(*pieces, strict=False))
-
-
 def _sizes(unit: MemoryUnit) -> dict[str, Callable[..., str]]:
     return {
         **{name: _size_of(name, unit) for name in get_args(Category)},
@@ -125,12 +75,12 @@ def _size_of(category: Category, unit: MemoryUnit) -> Callable[[Mapping[Category
     return lambda sizes: unit.show(sizes.get(category, 0))
 
 
-def _over_runs(line: _Line, unit: MemoryUnit) -> str:
+def _over_runs(line: Line, unit: MemoryUnit) -> str:
     low, high = unit.show(line.one.low_bytes), unit.show(line.one.high_bytes)
     return f"{low} to {high}" if line.row.runs_ok > 1 else "one run"
 
 
-def _adapter_file(line: _Line) -> str:
+def _adapter_file(line: Line) -> str:
     full = line.row.kind == "full"
     return NOT_APPLICABLE if full else SMALL_MEBIBYTES.show(line.one.adapter_file_bytes)
 
@@ -161,7 +111,7 @@ def _change(result: Accuracy) -> str:
     return points(one.share) if one.p_value is None else f"{points(one.share)} ({spread})"
 
 
-def _against_full(line: _Line) -> str:
+def _against_full(line: Line) -> str:
     if line.row.kind == "full":
         return NOT_APPLICABLE
     full = line.row.against_full
@@ -175,55 +125,31 @@ def _paired(one: AccuracyDifference | None) -> str:
     return f"{points(one.share)} ({one.gained}, {one.lost}), {p}"
 
 
-def _if_known(write: Callable[..., str]) -> Callable[..., str]:
-    return lambda value: NOT_MEASURED if value is None else write(value)
-
-
 _WRITERS: Mapping[str, Callable[..., str]] = {
     "accuracy_after": _after,
     "accuracy_change": _change,
     "adapter_file": _adapter_file,
     "against_full": _against_full,
-    "celsius": _if_known("{} °C".format),
+    "celsius": if_known("{} °C".format),
     "clocks": _clocks,
-    "fine_share": lambda value: share(value, 2),
-    "instrument": lambda name: INSTRUMENT_NAMES[name],
     "isolation": lambda one: _ISOLATIONS[one[0]],
     "isolation_reason": lambda one: one[1],
-    "names": lambda names: ", ".join(names) or NOT_APPLICABLE,
-    "known": _if_known(str),
-    "mJ": _if_known(lambda value: f"{significant(value)} mJ"),
+    "mJ": if_known(lambda value: f"{significant(value)} mJ"),
     "milliseconds": lambda time_ns: f"{time_ns / 1e6:,.0f} ms" if time_ns else NOT_MEASURED,
-    "mW": _if_known(lambda value: f"{significant(value / 1000)} W"),
-    "module": lambda name: name or "outside any module",
-    "operations": operations,
-    "operator": operator,
+    "mW": if_known(lambda value: f"{significant(value / 1000)} W"),
     "or_default": lambda name: name or "by default",
     "plus_minus": lambda error: "" if error is None else f" ± {error * 100:.1f}",
     "saving": lambda line: saving(line.row, line.one.instrument),
-    "seconds": seconds,
-    "share": share,
-    "significant": significant,
-    "small_share": small_share,
-    "switch": _if_known(lambda value: "on" if value else "off"),
+    "switch": if_known(lambda value: "on" if value else "off"),
     "trend": _trend,
     "verdict": lambda within: "as before, within tolerance" if within else "changed",
     "source": lambda model: ", ".join(filter(None, (model.source, model.weights_note))),
-    "whole_share": lambda value: share(value, 0),
-    "words": words,
 }
 
 
 def ending_table(rows: Sequence[Measured]) -> Table:
-    return table_of(
-        [ending for row in rows for ending in row.endings],
-        ("Cell", lambda ending: ending[0].cell.id),
-        ("Run", lambda ending: str(ending[0].run)),
-        ("Outcome", lambda ending: ending[0].outcome),
-        ("Phase", lambda ending: words(ending[1].phase) if ending[1].phase else NOT_APPLICABLE),
-        ("Why", lambda ending: ending[1].message),
-        left=5,
-    )
+    endings = [Line(*ending) for row in rows for ending in row.endings]
+    return described_table("endings", endings, phase=lambda name: words(name) if name else NOT_APPLICABLE)
 
 
 def how_read(rows: Sequence[Measured]) -> list[str]:

@@ -19,7 +19,7 @@ from bench.errors import counted
 from bench.records.predictions import Bound, Fit, Plan, Tried
 from bench.records.readings import Category
 from bench.report.columns import terminal_table
-from bench.report.speed import speed_notes
+from bench.report.tables import described_table
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -33,9 +33,9 @@ from bench.report.text import (
     listed,
     markdown,
     markdown_table,
+    notes,
     plain,
     share,
-    table_of,
     texts,
     words,
 )
@@ -57,10 +57,10 @@ _SETTINGS = {"ckpt": "gradient checkpointing", "pack": "packed sequences", "b1":
 
 
 def render_markdown(fit: Fit) -> str:
-    notes = bullets(markdown(note) for note in _notes(fit))
+    listed_notes = bullets(markdown(note) for note in _notes(fit))
     return (
         f"# {markdown(_title(fit))}\n\nLargest micro-batch at each sequence length:\n\n"
-        f"```\n{frontier(fit)}\n```\n\n{markdown_table(_bounds(fit))}\n\nHow to read it:\n\n{notes}\n"
+        f"```\n{frontier(fit)}\n```\n\n{markdown_table(_bounds(fit))}\n\nHow to read it:\n\n{listed_notes}\n"
     )
 
 
@@ -124,39 +124,20 @@ def _bounds(fit: Fit) -> Table:
     def needed(tried: Tried | None) -> str:
         return GIBIBYTES.show(tried.verdict.needed_bytes) if tried else NOT_APPLICABLE
 
-    return table_of(
-        fit.bounds,
-        ("Method", lambda bound: bound.method),
-        ("Largest", lambda bound: _AXES[bound.axis]),
-        ("With", held),
-        ("Fits", lambda bound: value(bound.fits)),
-        ("Needs", lambda bound: needed(bound.fits)),
-        ("Next", lambda bound: value(bound.next)),
-        ("Needs", lambda bound: needed(bound.next)),
-        ("Verdict", verdict),
-        left=3,
+    return described_table(
+        "bounds", fit.bounds, axis=_AXES.__getitem__, held=held, value=value, needed=needed, verdict=verdict
     )
 
 
-def _notes(fit: Fit) -> Iterator[str]:
-    yield f"{fit.card.title}: {_memory_of(fit.card)}"
-    yield from fit.assumptions
-    settings = fit.allocator or "torch's default"
-    yield f"All methods: {fit.window}. torch {fit.torch}, allocator settings: {settings}."
-    yield _SAID["needs"]
-    if steps := {_AXES[bound.axis]: bound.step for bound in fit.bounds if bound.step > 1}:
-        yield f"Searched: {' and '.join(f'a {what} in steps of {step}' for what, step in steps.items())}."
-    yield from dict.fromkeys(
-        f"{bound.method} cannot be predicted: {bound.refusal}" for bound in fit.bounds if bound.refusal
+def _notes(fit: Fit) -> list[str]:
+    return notes(
+        "fit_notes.j2",
+        fit=fit,
+        memory=_memory_of(fit.card),
+        steps={_AXES[bound.axis]: bound.step for bound in fit.bounds if bound.step > 1},
+        show=GIBIBYTES.show,
+        caveats=[caveat.message for bound in fit.bounds for caveat in bound.caveats],
     )
-    for bound in fit.bounds:
-        if bound.changes is not None:
-            changes = "; or ".join(
-                f"{one.what} ({GIBIBYTES.show(one.verdicts[0].needed_bytes)})" for one in bound.changes
-            )
-            held = f"{bound.method} at batch 1, length {bound.sequence_length:,}"
-            yield f"{held} fits with {changes or 'none of the changes tried'}."
-    yield from dict.fromkeys(caveat.message for bound in fit.bounds for caveat in bound.caveats)
 
 
 def _memory_of(card: Card) -> str:
@@ -288,26 +269,27 @@ def plan_sentences(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
         yield f"On {named(card.title)}, {', '.join(filter(None, answers)) or 'no cell is judged'}."
 
 
-def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
+def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> list[str]:
     forecasts = [row.forecast for row in rows if row.forecast]
     if not forecasts:
-        return
+        return []
     platforms = {platform for forecast in forecasts for platform in forecast.platforms}
-    scripts = any(planned.cell.loop.driver == "script" for planned in plan.cells)
-    yield _SAID["traced script" if scripts else "traced"].format(targets=_targets(platforms))
-    if any(platform.device == "cpu" for platform in platforms):
-        yield _SAID["live"]
-    if plan.cards:
-        yield f"Peak set by: {WHAT_SET_IT}"
-        settings = f"PYTORCH_CUDA_ALLOC_CONF={plan.allocator}" if plan.allocator else "its default settings"
-        yield _SAID["reserved"].format(settings=settings)
-        if any(forecast.paged_bytes for forecast in forecasts):
-            yield _SAID["paged"]
-        if plan.ladder:
-            yield _SAID["ladder"].format(cards=", ".join(card.name for card in plan.cards))
-        yield from card_notes(plan)
-    yield from speed_notes(plan)
-    yield from dict.fromkeys(caveat.message for forecast in forecasts for caveat in forecast.caveats)
+    verdicts = [verdict for planned in plan.cells for verdict in planned.verdicts]
+    speeds = [verdict.tokens_per_second for verdict in verdicts if verdict.tokens_per_second]
+    return notes(
+        "plan_notes.j2",
+        plan=plan,
+        scripts=any(planned.cell.loop.driver == "script" for planned in plan.cells),
+        targets=_targets(platforms),
+        on_cpu=any(platform.device == "cpu" for platform in platforms),
+        what_set_it=WHAT_SET_IT,
+        paged=any(forecast.paged_bytes for forecast in forecasts),
+        cards=card_notes(plan),
+        speeds=any(not speed.refused for speed in speeds),
+        assumed=grouped((speed.assumed, speed.card) for speed in speeds if speed.assumed),
+        refused=grouped((speed.refused, speed.card) for speed in speeds if speed.refused),
+        caveats=[caveat.message for forecast in forecasts for caveat in forecast.caveats],
+    )
 
 
 def card_notes(plan: Plan) -> Iterator[str]:

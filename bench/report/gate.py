@@ -14,6 +14,7 @@ from bench.metrics import METRICS
 from bench.records.result_sets import Baseline
 from bench.records.sessions import JUDGED_BY_ITSELF
 from bench.records.verdicts import OUTCOME, WORST_FIRST, MetricVerdict, Verdicts
+from bench.report.tables import described_table
 from bench.report.text import (
     NOT_APPLICABLE,
     Table,
@@ -23,7 +24,6 @@ from bench.report.text import (
     plain,
     render_page,
     share,
-    table_of,
 )
 from bench.stats.trend import ChangePoint
 
@@ -112,17 +112,15 @@ def message(judged: MetricVerdict) -> str:
 
 
 def gate_table(judgements: Sequence[MetricVerdict]) -> Table:
-    return table_of(
+    return described_table(
+        "verdicts",
         judgements,
-        ("Cell", lambda one: one.cell),
-        ("Metric", subject),
-        ("Verdict", verdict_text),
-        ("Why", lambda one: one.reason),
-        ("Baseline", lambda one: _value(one, one.baseline)),
-        ("Candidate", lambda one: _value(one, one.candidate)),
-        ("Change", _change),
-        ("Interval", _interval),
-        left=4,
+        subject=subject,
+        verdict=verdict_text,
+        baseline=lambda one: _value(one, one.baseline),
+        candidate=lambda one: _value(one, one.candidate),
+        change=_change,
+        interval=_interval,
     )
 
 
@@ -292,28 +290,21 @@ def list_lines(baselines: Sequence[Baseline]) -> Iterator[str]:
 
 
 def history_table(baseline: Baseline) -> Table:
-    return table_of(
+    return described_table(
+        "history",
         baseline.accepted,
-        ("Session", lambda one: str(one.number)),
-        ("Level", lambda one: str(one.level)),
-        ("Accepted", lambda one: one.accepted_at),
-        ("Revision", lambda one: (one.revision or NOT_APPLICABLE)[:12]),
-        ("Runs", lambda one: str(len(one.files))),
-        ("Reason", lambda one: one.reason),
-        left=6,
+        commit=lambda revision: (revision or NOT_APPLICABLE)[:12],
+        count=lambda files: str(len(files)),
     )
 
 
 def changes_table(changes: Sequence[ChangePoint]) -> Table:
-    return table_of(
+    return described_table(
+        "changes of level",
         changes,
-        ("Cell", lambda one: one.cell),
-        ("Metric", lambda one: one.metric),
-        ("From session", lambda one: str(one.number)),
-        ("Before", lambda one: metric_value(METRICS[one.metric], one.before)),
-        ("After", lambda one: metric_value(METRICS[one.metric], one.after)),
-        ("Change", lambda one: _ratio(one.ratio)),
-        left=2,
+        before=lambda one: metric_value(METRICS[one.metric], one.before),
+        after=lambda one: metric_value(METRICS[one.metric], one.after),
+        factor=_ratio,
     )
 
 

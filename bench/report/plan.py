@@ -19,6 +19,7 @@ from bench.report.fit import (
     why_untried,
 )
 from bench.report.speed import speed_columns, speed_tables
+from bench.report.tables import Line, described_table
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -185,20 +186,13 @@ def detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
     """Yield what sets each peak, its phases and categories, and what changes would free, with titles."""
     rows = plan_rows(plan)
     unit, forecasts = _unit(rows), _forecasts(rows)
-    causes = cell_table(
-        forecasts,
-        ("Phase", lambda one: words(one.peak_phase)),
-        ("Operator", lambda one: operator(one.peak_op)),
-        ("Module", lambda one: one.peak_module or "outside any module"),
-        ("Largest part", lambda one: _largest(one, ", ") or NOT_APPLICABLE),
-        left=5,
-    )
     phases = [(cell, one.phase_peaks_bytes) for cell, one in forecasts]
     parts = [
         (cell, {part: size for part, size in one.categories_at_peak_bytes.items() if size})
         for cell, one in forecasts
     ]
-    yield "What sets each peak", causes
+    causes = [Line(*each) for each in forecasts]
+    yield "What sets each peak", described_table("causes of a plan", causes, largest=_largest)
     yield (
         f"Most allocated in each phase, {unit.name}",
         _sizes_table(phases, get_args(PredictedPhase), NOT_APPLICABLE, unit),
@@ -213,15 +207,8 @@ def detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
 
 
 def _weights_table(forecasts: Sequence[tuple[str, Forecast]]) -> Table:
-    return cell_table(
-        [(cell, one) for cell, forecast in forecasts if forecast.reach for one in forecast.reach.kinds],
-        ("Weights", lambda one: one.kind),
-        ("Parameters", lambda one: f"{one.parameters:,}"),
-        ("In 4 or 8 bits", lambda one: share(one.quantised_share, 0)),
-        ("With adapters", lambda one: share(one.adapted_share, 0)),
-        ("Left in 16 or 32 bits, GiB", lambda one: GIBIBYTES.figure(one.left_bytes)),
-        left=2,
-    )
+    reached = [Line(cell, one) for cell, each in forecasts if each.reach for one in each.reach.kinds]
+    return described_table("weights of a plan", reached, gibibytes_alone=GIBIBYTES.figure)
 
 
 def _sizes_table(
@@ -253,8 +240,8 @@ def _change_table(plan: Plan, rows: Sequence[PlanRow], unit: MemoryUnit) -> Tabl
     )
 
 
-def _largest(one: Forecast, between: str) -> str:
-    return f"{words(one.largest[0])}{between}{share(one.largest[1], 0)}" if one.largest else ""
+def _largest(one: Forecast, between: str = ", ", none: str = NOT_APPLICABLE) -> str:
+    return f"{words(one.largest[0])}{between}{share(one.largest[1], 0)}" if one.largest else none
 
 
 def plan_grid(plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str]) -> Grid[PlanRow]:
@@ -278,7 +265,7 @@ def plan_columns(plan: Plan, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
 
     def cause(one: Forecast) -> str:
         text = f"{words(one.peak_phase)}: {operator(one.peak_op)} in {one.peak_module or 'no module'}"
-        return "; ".join(filter(None, (text, _largest(one, " "))))
+        return "; ".join(filter(None, (text, _largest(one, " ", ""))))
 
     return [
         label("Method", lambda cell: cell.labels.method, place="cell"),

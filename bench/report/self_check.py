@@ -7,17 +7,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from bench.records.published import Source
-from bench.records.published.score import (
-    ScoredMeasurement,
-    ScoredRow,
-    Validation,
-    loops_beside,
-    summarise,
-)
+from bench.records.published.score import ScoredRow, Summary, Validation, loops_beside, summarise
 from bench.report.columns import terminal_table
 from bench.report.speed import validation_tables
+from bench.report.tables import Line, described_table
 from bench.report.text import (
-    GIBIBYTES,
     NOT_APPLICABLE,
     Table,
     grouped,
@@ -33,7 +27,6 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 _WORDS = {"undecided": "inconclusive", "any regression": "regression of any cell"}
-_IN_BAND = {True: "hit", False: "miss", None: NOT_APPLICABLE}
 
 
 def render_self_check(check: SelfCheck) -> str:
@@ -72,45 +65,28 @@ def _sweeps(check: SelfCheck) -> Table:
 
 
 def _table(check: SelfCheck, *, every: bool = False) -> Table:
-    return table_of(
+    return described_table(
+        "error rates",
         [row for row in check.rows if every or row.cells is None],
-        (
-            "Situation",
-            lambda row: row.situation if row.cells is None else f"{row.cells} cells, {row.situation}",
-        ),
-        ("Verdict", lambda row: _WORDS.get(row.event, row.event)),
-        ("Rate", lambda row: share(row.rate, 2)),
-        ("99.9 % interval", lambda row: f"{share(row.low, 2)} to {share(row.high, 2)}"),
-        ("Promised", lambda row: f"{row.side} {share(row.bound, 0)}" if row.side else NOT_APPLICABLE),
-        ("Kept", lambda row: NOT_APPLICABLE if row.bound is None else "yes" if row.holds else "NO"),
-        ("Trials", lambda row: f"{row.trials:,}"),
-        left=2,
+        situation=lambda row: f"{row.cells} cells, {row.situation}" if row.cells else row.situation,
+        event=lambda event: _WORDS.get(event, event),
+        promised=lambda row: f"{row.side} {share(row.bound, 0)}" if row.side else NOT_APPLICABLE,
+        kept=lambda row: NOT_APPLICABLE if row.bound is None else "yes" if row.holds else "NO",
     )
 
 
 def render_validation(validation: Validation) -> str:
     """Return the summary, then a section a source with every number and every refusal."""
-    summary = table_of(
-        summarise(validation.rows),
-        ("Source", lambda one: one.source),
-        ("Loop", lambda one: one.loop),
-        ("Tier", lambda one: str(one.tier)),
-        ("Counter", lambda one: one.metric),
-        ("Moment", lambda one: words(one.moment)),
-        ("Numbers", lambda one: str(one.count)),
-        ("Median", lambda one: share(one.median_error, 2)),
-        ("Mean", lambda one: share(one.mean_error, 2)),
-        ("Largest", lambda one: share(one.largest_error, 2)),
-        ("Signed", lambda one: share(one.signed_error, 2)),
-        ("In band", lambda one: f"{one.in_band} of {one.with_band}" if one.with_band else NOT_APPLICABLE),
-        left=5,
-    )
+
+    def in_bands(one: Summary) -> str:
+        return f"{one.in_band} of {one.with_band}" if one.with_band else NOT_APPLICABLE
+
     rows = [row for row in validation.rows if row.loop == "window"]  # of every measured run there is one
     unanswered = _unanswered(rows)
     return render_page(
         "validation.md.j2",
         versions=", ".join(f"{name} {number}" for name, number in validation.versions.items()),
-        summary=summary,
+        summary=described_table("errors of memory", summarise(validation.rows), in_bands=in_bands),
         loops=_loops(validation),
         rows=rows,
         readings=sum(len(row.measurements) for row in rows),
@@ -131,18 +107,7 @@ def _loops(validation: Validation) -> Table:
         spread = [abs(error) for error in errors]
         return f"{share(median(spread), 3)}, {share(max(spread), 3)}"
 
-    return table_of(
-        loops_beside(validation.rows),
-        ("Source", lambda one: one.source),
-        ("Loop", lambda one: one.loop),
-        ("Counter", lambda one: one.metric),
-        ("Numbers", lambda one: str(one.count)),
-        ("Imitated: median, largest", lambda one: sizes(one.imitated_errors)),
-        ("Real: median, largest", lambda one: sizes(one.real_errors)),
-        ("Apart: median, largest", lambda one: sizes(one.apart)),
-        ("Real as near or nearer", lambda one: f"{one.nearer} of {one.count}"),
-        left=3,
-    )
+    return described_table("loops beside", loops_beside(validation.rows), sizes=sizes)
 
 
 def _unanswered(rows: Sequence[ScoredRow]) -> Counter[str]:
@@ -161,23 +126,12 @@ def _section(
     """Return a source, the table of its numbers, refused rows by the reason, and rows by caveats."""
     rows = [row for row in validation.rows if row.source == source.name]
     refused = grouped((row.refused, row.run) for row in rows if row.refused is not None)
-    pairs: list[tuple[ScoredRow, ScoredMeasurement]] = [
-        (row, one) for row in rows for one in row.measurements if one.predicted_bytes is not None
-    ]
-    several = any(row.loop != "window" for row in rows)
-    table = table_of(
-        pairs,
-        ("Run", lambda pair: pair[0].name),
-        *([("Loop", lambda pair: pair[0].loop)] if several else []),
-        ("Counter", lambda pair: pair[1].measured.metric),
-        ("Moment", lambda pair: words(pair[1].measured.moment)),
-        ("Measured", lambda pair: GIBIBYTES.show(pair[1].measured.size_bytes)),
-        ("Predicted", lambda pair: GIBIBYTES.show(pair[1].predicted_bytes)),
-        ("Error", lambda pair: share(pair[1].error, 2)),
-        ("Band", lambda pair: _IN_BAND[pair[1].in_band]),
-        ("Caveats", lambda pair: ", ".join(one.code for one in pair[0].caveats) or NOT_APPLICABLE),
-        ("Set by", lambda pair: pair[0].peak if pair[1].measured.moment == "peak" else NOT_APPLICABLE),
-        left=3 + several,
+    table = described_table(
+        "memory published",
+        [Line(row, one) for row in rows for one in row.measurements if one.predicted_bytes is not None],
+        without=() if any(row.loop != "window" for row in rows) else ("Loop",),
+        codes=lambda caveats: ", ".join(one.code for one in caveats) or NOT_APPLICABLE,
+        set_by=lambda line: line.row.peak if line.one.measured.moment == "peak" else NOT_APPLICABLE,
     )
     caveats = grouped((f"{one.code}: {one.message}", row.run) for row in rows for one in row.caveats)
     return source, table, refused, caveats

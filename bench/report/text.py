@@ -246,15 +246,15 @@ class Written(str):
 
 
 @cache
-def _templates() -> "Environment":
+def _templates(escape: Callable[[str], str]) -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(  # noqa: S701 - finalize escapes what is shown
+    environment = Environment(  # noqa: S701 - finalize escapes what is shown, or who shows notes does
         loader=PackageLoader("bench.report", "templates"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Written) else markdown(str(value)),
+        finalize=lambda value: value if isinstance(value, Written) else escape(str(value)),
     )
     environment.filters.update(written=Written, table=lambda table: Written(markdown_table(table)))
     return environment
@@ -262,8 +262,14 @@ def _templates() -> "Environment":
 
 def render_page(template: str, **values: object) -> str:
     """Return a page of Markdown, or a part of one; between paragraphs a template may leave many lines."""
-    text = _templates().get_template(template).render(values)
+    text = _templates(markdown).get_template(template).render(values)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def notes(template: str, **values: object) -> list[str]:
+    """Return the paragraphs of a template, each once, as lines of plain text."""
+    text = _templates(visible).get_template(template).render(values)
+    return [*dict.fromkeys(" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip())]
 
 
 def operator(name: str) -> str:

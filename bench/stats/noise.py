@@ -230,10 +230,10 @@ def noise_of(calibration: Calibration, digest: str, metric: str, *, total: bool 
     """
     if calibration.interleave == "steps" and metric in BY_STEP:
         repeats = [step_ratios(*sides) for sides in calibration.pairs(digest, metric, total=total)]
-        noise = calibrate([settled.log_medians for settled in settle_cells(repeats)])
+        noise = calibrate([settled.log_medians.tolist() for settled in settle_cells(repeats)])
         return replace(noise, log_variance=noise.log_variance / 2, of_pairs=True)
     sessions = calibration.runs(digest, metric, total=total)
-    return calibrate([settled.log_medians for settled in settle_cells(sessions)])
+    return calibrate([settled.log_medians.tolist() for settled in settle_cells(sessions)])
 
 
 FEWEST_SESSIONS = 10

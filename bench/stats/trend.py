@@ -71,17 +71,7 @@ def settle(log_steps: Floats) -> Settled:
     return Settled(log_medians=log_medians, dropped_steps=dropped, steady=~trending, drift_log=drift)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SettledCell:
-    """``Settled`` for one cell: the log summary of each run, in the order given."""
-
-    log_medians: tuple[float, ...]
-    dropped_steps: int
-    steady: bool
-    drift_log: float
-
-
-def settle_cells(cells: Sequence[Sequence[Sequence[float]]]) -> tuple[SettledCell, ...]:
+def settle_cells(cells: Sequence[Sequence[Sequence[float]]]) -> tuple[Settled, ...]:
     """Summarise cells, each given as its runs of positive samples in the order measured, both sides together.
 
     Longer runs are cut to the cell's shortest; a run of one sample is that sample. Cells of the same shape go
@@ -90,19 +80,13 @@ def settle_cells(cells: Sequence[Sequence[Sequence[float]]]) -> tuple[SettledCel
     shapes = [(len(runs), min(map(len, runs), default=0)) for runs in cells]
     if any(runs and not steps for runs, steps in shapes):
         raise ValueError("a run without samples has no summary; leave it out")
-    found: list[SettledCell] = [
-        SettledCell(log_medians=(), dropped_steps=0, steady=True, drift_log=0.0)
-    ] * len(cells)
+    nothing = settle(np.zeros((0, FEWEST_STEPS)))
+    found = [nothing] * len(cells)
     for shape in {shape for shape in shapes if shape[0]}:
         places = [place for place, own in enumerate(shapes) if own == shape]
         settled = settle(np.log([[run[: shape[1]] for run in cells[place]] for place in places]))
         for row, place in enumerate(places):
-            found[place] = SettledCell(
-                log_medians=tuple(settled.log_medians[row].tolist()),
-                dropped_steps=int(settled.dropped_steps[row]),
-                steady=bool(settled.steady[row]),
-                drift_log=float(settled.drift_log[row]),
-            )
+            found[place] = Settled(**{name: values[row] for name, values in vars(settled).items()})
     return tuple(found)
 
 

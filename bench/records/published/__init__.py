@@ -58,7 +58,7 @@ class _Bounded(Frozen):
     def _in_order(self) -> Self:
         values = [getattr(self, name) for name in self.fields]
         if values != sorted(values):
-            raise ValueError("{}, {} and {} must rise".format(*self.fields))
+            raise ValueError(f"{self.fields[0]}, {self.fields[1]} and {self.fields[2]} must rise")
         return self
 
 

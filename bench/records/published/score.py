@@ -130,19 +130,12 @@ def _held_against(measured: Measured, outcome: Outcome) -> ScoredMeasurement:
     """Return the measurement beside the figure of a prediction that answers it, if it has one."""
     if isinstance(outcome, Refusal):
         return ScoredMeasurement(measured=measured)
-    if measured.metric == "reserved" and measured.moment == "peak":
-        return ScoredMeasurement(
-            measured=measured,
-            predicted_bytes=outcome.reserved_peak_bytes,
-            band_low_bytes=outcome.reserved_low_bytes,
-            band_high_bytes=outcome.reserved_high_bytes,
+    if measured.moment == "peak" and measured.metric != "unknown":
+        point, low, high = (
+            getattr(outcome, f"{measured.metric}_{end}_bytes") for end in ("peak", "low", "high")
         )
-    if measured.metric == "allocated" and measured.moment == "peak":
         return ScoredMeasurement(
-            measured=measured,
-            predicted_bytes=outcome.allocated_peak_bytes,
-            band_low_bytes=outcome.allocated_low_bytes,
-            band_high_bytes=outcome.allocated_high_bytes,
+            measured=measured, predicted_bytes=point, band_low_bytes=low, band_high_bytes=high
         )
     figures: dict[str, int | None] = {str(phase): size for phase, size in outcome.phase_ends_bytes.items()}
     figures["adapt_peak"] = (
