@@ -45,7 +45,7 @@ def section_tables(comparison: Comparison, name: _Name) -> Iterator[tuple[str, T
         lines = [Line(row, one) for row in rows for one in _read(row, section.of)] if section.of else []
         if lines:
             more = () if section.columns[1:] else _category_columns(rows)
-            yield title, described_table(title, lines, more=more, **writers)
+            yield title, described_table(title, lines, writers, more=more)
 
 
 def _read(row: Measured, path: str) -> Sequence[object]:
@@ -149,7 +149,8 @@ _WRITERS: Mapping[str, Callable[..., str]] = {
 
 def ending_table(rows: Sequence[Measured]) -> Table:
     endings = [Line(*ending) for row in rows for ending in row.endings]
-    return described_table("endings", endings, phase=lambda name: words(name) if name else NOT_APPLICABLE)
+    writers = {"phase": lambda name: words(name) if name else NOT_APPLICABLE}
+    return described_table("endings", endings, writers)
 
 
 def how_read(rows: Sequence[Measured]) -> list[str]:

@@ -19,7 +19,7 @@ from bench.errors import counted
 from bench.records.predictions import Bound, Fit, Plan, Tried
 from bench.records.readings import Category
 from bench.report.columns import terminal_table
-from bench.report.tables import described_table
+from bench.report.tables import Writer, described_table
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
@@ -124,9 +124,14 @@ def _bounds(fit: Fit) -> Table:
     def needed(tried: Tried | None) -> str:
         return GIBIBYTES.show(tried.verdict.needed_bytes) if tried else NOT_APPLICABLE
 
-    return described_table(
-        "bounds", fit.bounds, axis=_AXES.__getitem__, held=held, value=value, needed=needed, verdict=verdict
-    )
+    writers: dict[str, Writer] = {
+        "axis": _AXES.__getitem__,
+        "held": held,
+        "value": value,
+        "needed": needed,
+        "verdict": verdict,
+    }
+    return described_table("bounds", fit.bounds, writers)
 
 
 def _notes(fit: Fit) -> list[str]:

@@ -115,12 +115,14 @@ def gate_table(judgements: Sequence[MetricVerdict]) -> Table:
     return described_table(
         "verdicts",
         judgements,
-        subject=subject,
-        verdict=verdict_text,
-        baseline=lambda one: _value(one, one.baseline),
-        candidate=lambda one: _value(one, one.candidate),
-        change=_change,
-        interval=_interval,
+        {
+            "subject": subject,
+            "verdict": verdict_text,
+            "baseline": lambda one: _value(one, one.baseline),
+            "candidate": lambda one: _value(one, one.candidate),
+            "change": _change,
+            "interval": _interval,
+        },
     )
 
 
@@ -290,22 +292,20 @@ def list_lines(baselines: Sequence[Baseline]) -> Iterator[str]:
 
 
 def history_table(baseline: Baseline) -> Table:
-    return described_table(
-        "history",
-        baseline.accepted,
-        commit=lambda revision: (revision or NOT_APPLICABLE)[:12],
-        count=lambda files: str(len(files)),
-    )
+    writers = {
+        "commit": lambda revision: (revision or NOT_APPLICABLE)[:12],
+        "count": lambda files: str(len(files)),
+    }
+    return described_table("history", baseline.accepted, writers)
 
 
 def changes_table(changes: Sequence[ChangePoint]) -> Table:
-    return described_table(
-        "changes of level",
-        changes,
-        before=lambda one: metric_value(METRICS[one.metric], one.before),
-        after=lambda one: metric_value(METRICS[one.metric], one.after),
-        factor=_ratio,
-    )
+    writers = {
+        "before": lambda one: metric_value(METRICS[one.metric], one.before),
+        "after": lambda one: metric_value(METRICS[one.metric], one.after),
+        "factor": _ratio,
+    }
+    return described_table("changes of level", changes, writers)
 
 
 def _ratio(ratio: float | None) -> str:

@@ -192,7 +192,7 @@ def detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
         for cell, one in forecasts
     ]
     causes = [Line(*each) for each in forecasts]
-    yield "What sets each peak", described_table("causes of a plan", causes, largest=_largest)
+    yield "What sets each peak", described_table("causes of a plan", causes, {"largest": _largest})
     yield (
         f"Most allocated in each phase, {unit.name}",
         _sizes_table(phases, get_args(PredictedPhase), NOT_APPLICABLE, unit),
@@ -208,7 +208,7 @@ def detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
 
 def _weights_table(forecasts: Sequence[tuple[str, Forecast]]) -> Table:
     reached = [Line(cell, one) for cell, each in forecasts if each.reach for one in each.reach.kinds]
-    return described_table("weights of a plan", reached, gibibytes_alone=GIBIBYTES.figure)
+    return described_table("weights of a plan", reached, {"gibibytes_alone": GIBIBYTES.figure})
 
 
 def _sizes_table(

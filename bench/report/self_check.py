@@ -68,10 +68,12 @@ def _table(check: SelfCheck, *, every: bool = False) -> Table:
     return described_table(
         "error rates",
         [row for row in check.rows if every or row.cells is None],
-        situation=lambda row: f"{row.cells} cells, {row.situation}" if row.cells else row.situation,
-        event=lambda event: _WORDS.get(event, event),
-        promised=lambda row: f"{row.side} {share(row.bound, 0)}" if row.side else NOT_APPLICABLE,
-        kept=lambda row: NOT_APPLICABLE if row.bound is None else "yes" if row.holds else "NO",
+        {
+            "situation": lambda row: f"{row.cells} cells, {row.situation}" if row.cells else row.situation,
+            "event": lambda event: str(_WORDS.get(event, event)),
+            "promised": lambda row: f"{row.side} {share(row.bound, 0)}" if row.side else NOT_APPLICABLE,
+            "kept": lambda row: NOT_APPLICABLE if row.bound is None else "yes" if row.holds else "NO",
+        },
     )
 
 
@@ -86,7 +88,7 @@ def render_validation(validation: Validation) -> str:
     return render_page(
         "validation.md.j2",
         versions=", ".join(f"{name} {number}" for name, number in validation.versions.items()),
-        summary=described_table("errors of memory", summarise(validation.rows), in_bands=in_bands),
+        summary=described_table("errors of memory", summarise(validation.rows), {"in_bands": in_bands}),
         loops=_loops(validation),
         rows=rows,
         readings=sum(len(row.measurements) for row in rows),
@@ -107,7 +109,7 @@ def _loops(validation: Validation) -> Table:
         spread = [abs(error) for error in errors]
         return f"{share(median(spread), 3)}, {share(max(spread), 3)}"
 
-    return described_table("loops beside", loops_beside(validation.rows), sizes=sizes)
+    return described_table("loops beside", loops_beside(validation.rows), {"sizes": sizes})
 
 
 def _unanswered(rows: Sequence[ScoredRow]) -> Counter[str]:
@@ -129,9 +131,11 @@ def _section(
     table = described_table(
         "memory published",
         [Line(row, one) for row in rows for one in row.measurements if one.predicted_bytes is not None],
+        {
+            "codes": lambda caveats: ", ".join(one.code for one in caveats) or NOT_APPLICABLE,
+            "set_by": lambda line: line.row.peak if line.one.measured.moment == "peak" else NOT_APPLICABLE,
+        },
         without=() if any(row.loop != "window" for row in rows) else ("Loop",),
-        codes=lambda caveats: ", ".join(one.code for one in caveats) or NOT_APPLICABLE,
-        set_by=lambda line: line.row.peak if line.one.measured.moment == "peak" else NOT_APPLICABLE,
     )
     caveats = grouped((f"{one.code}: {one.message}", row.run) for row in rows for one in row.caveats)
     return source, table, refused, caveats

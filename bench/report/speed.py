@@ -22,11 +22,17 @@ def speed_columns(plan: Plan, card: str, rows: Sequence[PlanRow]) -> list[Column
     def told(row: PlanRow) -> Speed | None:
         return _told(row.verdict(card))
 
+    def spent(show: Callable[[Speed | None], str]) -> Callable[[PlanRow], str]:
+        return lambda row: show(told(row))
+
     return [
         Column(title="Tokens/s", text=lambda row: _rate(told(row)), value=lambda row: _high(told(row))),
         Column(title="MFU", text=lambda row: share(one.mfu, 0) if (one := told(row)) else NOT_APPLICABLE),
         Column(title="Bound by", text=lambda row: one.bound_by if (one := told(row)) else NOT_APPLICABLE),
-        *(Column(title, lambda row, show=show: show(told(row))) for title, show in _spent(plan).items()),
+        *(
+            Column(title, partial(lambda show, row: show(told(row)), show))
+            for title, show in _spent(plan).items()
+        ),
     ]
 
 
@@ -41,13 +47,11 @@ def speed_tables(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[tuple[str, Tab
         described_table(
             "speeds of a plan",
             found,
+            {"rate": _rate, **spent, **{kind: partial(_of_kind, kind) for kind in kinds}},
             more=[
                 *((title, f"{{one:{title}}}") for title in spent),
                 *((kind.capitalize(), f"{{one.shares:{kind}}}") for kind in kinds),
             ],
-            rate=_rate,
-            **spent,
-            **{kind: partial(_of_kind, kind) for kind in kinds},
         ),
     )
     dearest = [Line(line, dear) for line in found for dear in line.one.dearest]
@@ -60,10 +64,10 @@ def validation_tables(rows: Sequence[ScoredRow]) -> tuple[Table, Table, dict[str
     def ordered(one: SpeedSummary) -> str:
         return f"{one.ordered} of {one.pairs}" if one.pairs else NOT_APPLICABLE
 
-    summary = described_table("errors of speeds", summarise_speeds(rows), ordered=ordered)
+    summary = described_table("errors of speeds", summarise_speeds(rows), {"ordered": ordered})
     pairs = [(row, one) for row in rows for one in row.speeds]
     told = [Line(*pair) for pair in pairs if pair[1].told]
-    every = described_table("speeds published", told, rate=_rate)
+    every = described_table("speeds published", told, {"rate": _rate})
     refused = grouped(
         (one.predicted.refused if one.predicted else row.refused or "not predicted", row.run)
         for row, one in pairs

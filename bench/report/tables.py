@@ -52,19 +52,25 @@ class Line(NamedTuple):
 
 
 def described_table(
-    name: str, rows: Sequence[object], *, more: Columns = (), without: Sequence[str] = (), **writers: Writer
+    name: str,
+    rows: Sequence[object],
+    writers: Mapping[str, Writer] | None = None,
+    *,
+    more: Columns = (),
+    without: Sequence[str] = (),
 ) -> Table:
-    """Return the table of this name, with ``more`` columns behind it, and some left out by their titles."""
-    table = described()[name]
-    kept = [column for column in table.columns if column[0] not in without]
-    left = sum(title not in without for title, _ in table.columns[: table.left])
-    return written(rows, (*kept, *more), writers, left)
+    """Return the table of this name; ``writers`` are its own.
 
-
-def written(rows: Sequence[object], columns: Columns, writers: Mapping[str, Writer], left: int) -> Table:
-    """Return a table of columns by title and text."""
-    cells = [_cells(text, rows, WRITERS | writers) for _, text in columns]
-    return Table(header=tuple(title for title, _ in columns), rows=tuple(zip(*cells, strict=True)), left=left)
+    ``more`` columns stand behind those of the file, of which some may be left out by their titles.
+    """
+    table, known = described()[name], {**WRITERS, **(writers or {})}
+    columns = [*(column for column in table.columns if column[0] not in without), *more]
+    cells = [_cells(text, rows, known) for _, text in columns]
+    return Table(
+        header=tuple(title for title, _ in columns),
+        rows=tuple(zip(*cells, strict=True)),
+        left=sum(title not in without for title, _ in table.columns[: table.left]),
+    )
 
 
 def _cells(text: str, rows: Sequence[object], writers: Mapping[str, Writer]) -> Iterable[str]:
