@@ -1,8 +1,7 @@
 """Studies over several seeds, and memory levers one at a time, as blocks of a page; no arithmetic."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from bench.compare import grouped
 from bench.compare.accuracy import Accuracy, AccuracyDifference, SeedMean
 from bench.compare.comparison import IDLE_SHARE, Levers, Study, changes, compare, levers, studies
 from bench.compare.measured import Contrast, Measured
@@ -20,18 +19,18 @@ from bench.report.text import (
     MemoryUnit,
     Table,
     bullets,
+    grouped,
     markdown,
     markdown_table,
+    notes,
     operations,
     p_value,
     share,
     significant,
     table_of,
-    texts,
     words,
 )
 
-_STUDIES, _LEVERS = texts("studies"), texts("levers")
 # Caveats that the page on levers states for all its cells.
 _STATED = {"few-steps", "one-run", BUSY_MACHINE, THROTTLED, "synthetic-data"}
 
@@ -46,36 +45,20 @@ def render_study(records: Sequence[Record], reference: str) -> str:
     for study in found:
         where = f", environment {study.environment}" if study.environment else ""
         setting = f"{study.reference.cell.model.name}, {study.reference.window}{where}"
-        parts.append(_block(f"{setting}: accuracy on {study.task}", _sentences(study), _table(study)))
-    return "\n\n".join([*parts, bullets(markdown(line) for line in _how_read(found))])
+        parts.append(_block(f"{setting}: accuracy on {study.task}", _told(study=study), _table(study)))
+    levels = [level for study in found for level in study.levels]
+    how_read = _told(study=None, levels=levels, designs=any(study.design for study in found))
+    return "\n\n".join([*parts, bullets(map(markdown, how_read))])
 
 
 def _block(title: str, sentences: Iterable[str], table: Table) -> str:
     return f"**{markdown(title)}**\n\n{markdown(' '.join(sentences))}\n\n{markdown_table(table)}"
 
 
-def _sentences(study: Study) -> Iterator[str]:
-    """Say which methods differ from the reference beyond their intervals, and what was too small to see."""
-    base, told = study.reference.accuracy(study.task), study.differences
-    if base and base.after_seeds:
-        yield f"{study.reference.method} answers {_mean(base.after_seeds)} of the questions after training."
-    if not told:
-        yield "No other method has a seed in common with it."
-        return
-    differing = [(level.method, one) for level, one in told if one.difference.excludes_zero]
-    rest = [level.method for level, one in told if not one.difference.excludes_zero]
-    if not differing:
-        yield _STUDIES["nothing"].format(compared=counted(len(told), "comparison"))
-    for method, one in differing:
-        verb = "gains" if one.difference.mean > 0 else "loses"
-        over_items = "" if one.items_error is None else f"; ± {_digits(one.items_error)} over items"
-        difference = points(abs(one.difference.mean))
-        yield f"{method} {verb} {difference} against it ({_interval(one)}{over_items})."
-    if differing and rest:
-        yield f"Not shown to differ: {', '.join(rest)}."
-    if design := study.design:
-        width = points(design.difference.half_width or 0.0)
-        yield _STUDIES["reach"].format(width=width, seeds=len(design.seeds), design=design)
+def _told(**values: object) -> list[str]:
+    return notes(
+        "study.j2", counted=counted, digits=_digits, interval=_interval, mean=_mean, points=points, **values
+    )
 
 
 def _table(study: Study) -> Table:
@@ -155,20 +138,6 @@ def _speed(level: Measured) -> str:
     return f"{significant(speed.tokens_per_second)} ({significant(speed.low)} to {significant(speed.high)})"
 
 
-def _how_read(found: Sequence[Study]) -> Iterator[str]:
-    yield _STUDIES["seeds"]
-    if any(study.design for study in found):
-        yield _STUDIES["differences"]
-        yield _STUDIES["at_once"]
-    yield _STUDIES["items"]
-    levels = [level for study in found for level in study.levels]
-    if disturbed := sum(level.disturbed_runs for level in levels):
-        runs = sum(level.runs_ok for level in levels)
-        yield _STUDIES["disturbed"].format(disturbed=disturbed, runs=runs)
-    notes = dict.fromkeys(level.weights_note for level in levels if level.weights_note)
-    yield from (f"Weights: {note}." for note in notes)
-
-
 def render_levers(records: Sequence[Record]) -> str:
     """Return, for each plain method, what every lever does to its memory, operations and speed.
 
@@ -179,23 +148,21 @@ def render_levers(records: Sequence[Record]) -> str:
     parts = []
     for one in found:
         title = f"Against {one.baseline.id}, {one.baseline.device_name}"
-        parts.append(_block(title, _levers_sentences(one, unit), _levers_table(one, unit)))
-    return "\n\n".join([*parts, bullets(markdown(line) for line in _how_levers_read(found))])
+        told = _levers_told(one=one, unit=unit, tensors=TENSORS[one.baseline.device])
+        parts.append(_block(title, told, _levers_table(one, unit)))
+    return "\n\n".join([*parts, bullets(map(markdown, _how_levers_read(found)))])
 
 
-def _levers_sentences(one: Levers, unit: MemoryUnit) -> Iterator[str]:
-    tensors = TENSORS[one.baseline.device]
-    if peak := one.baseline.peak(tensors):
-        size, name = unit.show(peak.peak_bytes), INSTRUMENT_NAMES[tensors]
-        yield f"{one.baseline.method} peaks at {size} ({name})."
-    for told, effects in (("Less", one.saving), ("More", one.costing)):
-        listed = (f"{each.measured.method} ({_change(each.memory_share(tensors))})" for each in effects)
-        if effects:
-            yield f"{told} with {', '.join(listed)}."
-    if one.idle:
-        yield f"Within {share(IDLE_SHARE, 0)}: {', '.join(each.measured.method for each in one.idle)}."
-    if one.misses:
-        yield _LEVERS["misses"].format(count=len(one.misses), farthest=_digits(max(one.misses)))
+def _levers_told(**values: object) -> list[str]:
+    return notes(
+        "levers.j2",
+        change=_change,
+        digits=_digits,
+        names=INSTRUMENT_NAMES,
+        share=share,
+        idle=IDLE_SHARE,
+        **values,
+    )
 
 
 def _rows(one: Levers) -> list[Contrast]:
@@ -261,22 +228,13 @@ def _changes(row: Contrast) -> str:
     return "; ".join(told) or NOT_APPLICABLE
 
 
-def _how_levers_read(found: Sequence[Levers]) -> Iterator[str]:
-    instruments = dict.fromkeys(INSTRUMENT_NAMES[TENSORS[one.baseline.device]] for one in found)
-    yield _LEVERS["change"].format(tensors=" or ".join(instruments))
-    yield _LEVERS["flops"]
+def _how_levers_read(found: Sequence[Levers]) -> list[str]:
     rows = [row for one in found for row in _rows(one)]
-    if disturbed := sum(row.disturbed for row in rows):
-        yield _LEVERS["disturbed"].format(disturbed=disturbed, rows=len(rows))
-    steps = [speed.steps for row in rows if (speed := row.measured.throughput)]
-    if steps and disturbed < len(rows):
-        yield _LEVERS["few_steps"].format(steps=min(steps))
     warned = (
         (each.message, row.measured.method)
         for row in rows
         for each in row.measured.caveats
         if each.code not in _STATED
     )
-    for message, told in grouped(warned, lambda each: each[0]).items():
-        methods = "all" if len(told) == len(rows) else ", ".join(method for _, method in told)
-        yield f"{message} ({methods})"
+    instruments = [INSTRUMENT_NAMES[TENSORS[one.baseline.device]] for one in found]
+    return _levers_told(one=None, rows=rows, instruments=instruments, caveats=grouped(warned))
