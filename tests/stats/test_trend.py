@@ -23,7 +23,7 @@ def test_the_summary_is_the_log_of_the_median() -> None:
     )
     assert pytest.approx((np.log(2), np.log(4))) == first.log_medians
     assert pytest.approx((0.0, np.log(3))) == second.log_medians
-    assert (0, 0, True) == (len(empty.log_medians), first.dropped_steps, first.steady)
+    assert (0, 0, True) == (len(empty.log_medians), int(first.dropped_steps), bool(first.steady))
 
 
 def test_one_sample_is_its_own_summary_and_none_is_refused() -> None:
