@@ -17,7 +17,7 @@ import shutil
 import stat
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
 from io import BufferedReader
@@ -37,6 +37,7 @@ MOST_DATA_BYTES = 64 * 1024**3
 READ_TIMEOUT_S = 120.0
 NOT_PLAIN = "is a link or not a plain file; only plain files are read"
 _PIECE_BYTES = 4 * 1024**2
+_COMPLETE = "complete.json"  # written last: a folder without it is a broken-off attempt
 
 
 def cache_folder() -> Path:
@@ -117,6 +118,27 @@ def make_folder(folder: Path, under: Path = Path()) -> None:
         if place.is_symlink():
             raise OSError(errno.ELOOP, f"{place} is a link; name the folder that it leads to")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return ``folder``, filled by ``make`` unless a complete one is there; safe against a second process."""
+    from filelock import FileLock
+
+    make_folder(folder.parent)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / _COMPLETE).exists():
+            partial = folder.with_name(folder.name + ".partial")
+            for leftover in (partial, folder):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir()
+            try:
+                make(partial)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            write_text(partial / _COMPLETE, '{"format": 1}\n')
+            partial.replace(folder)
+    return folder
 
 
 @contextlib.contextmanager

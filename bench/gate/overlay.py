@@ -7,27 +7,24 @@ not do. That is told, and so are requirements of the rest on these that are then
 import hashlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from bench.errors import InfrastructureError
-from bench.io import cache_folder, make_folder, parse_json, read_data, write_text
+from bench.io import cache_folder, made_once, parse_json, read_data
 from bench.records.readings import Caveat
 from bench.records.requirements import installed, unmet
 from bench.workers import interrupts
 
 MOST_UNMET = 5  # named; more say little more
-_COMPLETE = ".complete"
 
 
 def overlay(pins: Sequence[tuple[str, str]]) -> Path:
@@ -39,22 +36,13 @@ def overlay(pins: Sequence[tuple[str, str]]) -> Path:
     content = repr((tuple(pins), "resolved", sys.implementation.cache_tag, sysconfig.get_platform()))
     names = "-".join(f"{name}-{version}" for name, version in pins)[:80]
     folder = cache_folder() / "overlays" / f"{names}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    make_folder(folder.parent)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
-        if not (folder / _COMPLETE).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-                target = Path(temporary) / "target"
-                _install(pins, target)
-                write_text(target / _COMPLETE, "")
-                target.rename(folder)
-    return folder
+    return made_once(folder, partial(_install, pins))
 
 
 def _install(pins: Sequence[tuple[str, str]], target: Path) -> None:
     """Install versions with what they need and the environment has not; the rest stays as it is."""
     asked = [f"{name}=={version}" for name, version in pins]
-    report = target.with_suffix(".json")
+    report = target / "report.json"
     _pip(asked, "install", "--quiet", "--dry-run", "--report", str(report), *asked)
     made = parse_json(read_data(report))["install"]
     needed = {canonicalize_name(each["metadata"]["name"]): each["metadata"]["version"] for each in made}

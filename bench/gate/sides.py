@@ -47,21 +47,13 @@ _BESIDE = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceTree:
-    """Python packages imported from where they lie; ``label`` marks their version, as in 1.0+LABEL."""
-
-    root: Path
-    packages: tuple[str, ...]
-    label: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Side:
     """How to start one side; ``variables`` are all of its environment.
 
     ``first`` is the folder with what is under test, ``under_test`` the packages and modules in it that can be
-    imported, and ``judge`` the folder of the bench that measures. ``code`` is the folder that a loop of the
-    user's is imported from; empty is the current one.
+    imported, ``judge`` the folder of the bench that measures, and ``code`` that which a loop of the user's is
+    imported from; empty is the current one. ``label`` marks versions of what is imported from its sources, as
+    in 1.0+LABEL; empty where nothing is.
     """
 
     name: SideName
@@ -71,7 +63,7 @@ class Side:
     first: Path | None = None
     under_test: tuple[str, ...] = ()
     judge: Path = PACKAGE.parent
-    tree: SourceTree | None = None
+    label: str = ""
     code: str = ""
     caveats: tuple[Caveat, ...] = ()
 
@@ -106,8 +98,10 @@ def _prepared(
     *,
     has_loop: bool = False,
 ) -> Side:
-    understood, python, first, tree = _AS_IT_IS, Path(sys.executable), None, None
-    code = Path()
+    understood, python, code = _AS_IT_IS, Path(sys.executable), Path()
+    first: Path | None = None
+    under_test: tuple[str, ...] = ()
+    label = ""
     commit: str | None = reference.commit or None
     caveats: list[Caveat] = []
     if reference.kind == "python":
@@ -118,21 +112,22 @@ def _prepared(
         first = overlay(reference.pins)
         laid = " and ".join(f"{package} {version}" for package, version in reference.pins)
         understood += f", with {laid} laid over it"
+        under_test = tuple(sorted(_importable(first)))
         caveats = [*told_of(first, dict(reference.pins))]
     elif reference.kind == "revision":
         root = stack.enter_context(worktree(reference.repository, reference.commit))
         folder, code = root / reference.path, root / reference.here
         caveats = [*_left_out(reference, folder, given)]
-        tree = _source_tree(folder, given, f"git.{reference.commit[:12]}", needed=not has_loop)
+        label = f"git.{reference.commit[:12]}"
+        first, under_test = _source_tree(folder, given, needed=not has_loop)
         understood = f"revision {given} of this repository, commit {reference.commit[:12]}"
     elif reference.kind == "checkout":
         code = reference.path
         commit, label, at = _state(code)
-        tree = _source_tree(code, given, label, needed=not has_loop)
+        first, under_test = _source_tree(code, given, needed=not has_loop)
         understood = f"the folder {given} as it lies there{at}"
-    if tree:
-        first = tree.root
-        imported = ", ".join([*tree.packages, *(["the loop"] if has_loop else [])])
+    if label:
+        imported = ", ".join([*under_test, *(["the loop"] if has_loop else [])])
         understood += f": {imported} imported from its sources, of which nothing is built"
     return Side(
         name=name,
@@ -140,9 +135,9 @@ def _prepared(
         python=python,
         variables={},
         first=first,
-        under_test=tree.packages if tree else tuple(sorted(_importable(first))) if first else (),
-        tree=tree,
-        code=str(code) if has_loop and tree else "",
+        under_test=under_test,
+        label=label,
+        code=str(code) if has_loop and label else "",
         caveats=tuple(caveats),
     )
 
@@ -171,16 +166,14 @@ def _left_out(revision: Reference, folder: Path, given: str | None) -> Iterator[
         yield Caveat("no-submodules", f"Submodules are empty at {given}.")
 
 
-def _source_tree(folder: Path, given: str | None, label: str, *, needed: bool) -> SourceTree:
-    """Return what can be imported from src/, or else the folder itself. Raises ``UsageError`` without any."""
+def _source_tree(folder: Path, given: str | None, *, needed: bool) -> tuple[Path, tuple[str, ...]]:
+    """Return src/ or else the folder itself, and what can be imported of it; ``UsageError`` without any."""
     found = {"src": _importable(folder / "src"), ".": _packages(folder) - _BESIDE}
     if needed and not any(found.values()):
         found["."] = {path.stem for path in folder.glob("*.py")} - _BESIDE
     for inside, names in found.items():
-        if names:
-            return SourceTree(root=folder / inside, packages=tuple(sorted(names)), label=label)
-    if not needed:
-        return SourceTree(root=folder, packages=(), label=label)
+        if names or (inside == "." and not needed):
+            return folder / inside, tuple(sorted(names))
     raise UsageError(
         f"{given} has no Python package in its folder or in src/; install it into a virtual environment and "
         "give that"
@@ -228,10 +221,7 @@ def _judged(side: Side, *, by_itself: bool) -> Side:
             "measured by the one that was started."
         )
         caveats = (*caveats, Caveat("other-bench", message))
-    tree = side.tree and replace(
-        side.tree, packages=tuple(each for each in side.tree.packages if each != "bench")
-    )
-    side = replace(side, caveats=caveats, under_test=packages, tree=tree)
+    side = replace(side, caveats=caveats, under_test=packages)
     return replace(side, variables=_variables(side, [str(only_bench())]))
 
 
@@ -245,7 +235,7 @@ def _variables(side: Side, judge: Sequence[str]) -> dict[str, str]:
     path += [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     variables = {"PYTHONHASHSEED": HASH_SEED} | os.environ
     variables |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
-    if own := [*(["bench"] if judge else []), *(side.tree.packages if side.tree else [])]:
+    if own := [*(["bench"] if judge else []), *(side.under_test if side.label else [])]:
         variables[SOURCES_VARIABLE] = ",".join(own)
     variables.pop("__PYVENV_LAUNCHER__", None)
     return variables

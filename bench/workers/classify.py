@@ -41,7 +41,6 @@ HANDLE_BYTES = 256 * MIB  # more than a handle, its workspace and its kernels ta
 _ENFORCE = re.compile(r"^\[enforce fail at [^\]]*\] (?:err == 0\. )?")
 _ADVICE = re.compile(r" If reserved (?:but unallocated )?memory is .*")
 _SIZE = r"(?P<{0}>[0-9]+(?:\.[0-9]+)?) ?(?P<{0}_unit>bytes|[KMGTPE]?i?B)"
-_ALLOCATED, _RESERVED = _SIZE.format("allocated"), _SIZE.format("reserved")
 _REQUESTED = re.compile(
     r"(?:tried to allocate|Tried to allocate|Unable to allocate|Requested {1,20}:) "
     + _SIZE.format("requested")
@@ -51,17 +50,12 @@ _NOTED = re.compile(
     r"held (?P<allocated>[0-9]+) bytes allocated, (?P<reserved>[0-9]+) bytes reserved"
     r"(?:; (?P<requested>[0-9]+) bytes were asked for)?"
 )
-_HELD = (
-    # torch 2.1 and later; between commas may stand what private pools of CUDA graphs hold of the first.
-    re.compile(
-        _ALLOCATED
-        + r" is allocated by PyTorch,(?: with [^()\n]{1,40}\(e\.g\., CUDA Graphs\),)? and "
-        + _SIZE.format("unallocated")
-        + r" is reserved by PyTorch but unallocated"
-    ),
-    # Before torch 2.1, and torch's backend:cudaMallocAsync.
-    re.compile(_ALLOCATED + r" already allocated; .{1,80}; " + _RESERVED + r" reserved in total by PyTorch"),
-    re.compile(r"Currently allocated {1,20}: " + _ALLOCATED),
+# Between commas may stand what private pools of CUDA graphs hold of the first.
+_HELD = re.compile(
+    _SIZE.format("allocated")
+    + r" is allocated by PyTorch,(?: with [^()\n]{1,40}\(e\.g\., CUDA Graphs\),)? and "
+    + _SIZE.format("unallocated")
+    + r" is reserved by PyTorch but unallocated"
 )
 _UNIT_BYTES = {"bytes": 1, "B": 1} | {
     prefix + suffix: 1024**power
@@ -93,10 +87,8 @@ def held_bytes(text: str) -> tuple[int | None, int | None]:
     """
     if noted := _NOTED.search(text):
         return int(noted["allocated"]), int(noted["reserved"])
-    sizes = next(filter(None, (_sizes(pattern.search(text)) for pattern in _HELD)), {})
-    if "unallocated" in sizes:
-        sizes["reserved"] = sizes["allocated"] + sizes["unallocated"]
-    return sizes.get("allocated"), sizes.get("reserved")
+    sizes = _sizes(_HELD.search(text))
+    return (sizes["allocated"], sizes["allocated"] + sizes["unallocated"]) if sizes else (None, None)
 
 
 def _sizes(found: re.Match[str] | None) -> dict[str, int]:

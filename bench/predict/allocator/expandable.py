@@ -8,12 +8,11 @@ from bench.predict.allocator.compiled import compiled
 from bench.predict.allocator.pools import (
     COUNTS,
     FREE,
-    RANGE_ENDS,
-    RANGE_STARTS,
-    RANGES,
+    GAPS,
     RESERVED,
     SIZES,
     STARTS,
+    UNLIMITED,
     Block,
     Numbers,
     Rules,
@@ -65,7 +64,7 @@ def _next_fit(pool: Table, index: int) -> int:
 def _room(pool: Table, index: int) -> int:
     """Return a free block's bytes with the unmapped addresses after it."""
     end = pool[STARTS, index] + pool[SIZES, index]
-    return int(max(_unmapped_until(pool, end), end) - pool[STARTS, index])
+    return int(max(_end_of(pool[GAPS:], end), end) - pool[STARTS, index])
 
 
 @compiled
@@ -74,19 +73,21 @@ def map_pages(pool: Table, rules: Rules, device: Numbers, size: int) -> Block:
 
     Pages that were mapped before the driver ran out stay mapped and free, as in torch.
     """
+    gaps = pool[GAPS:]
     start = _lowest_with_room(pool, size)
-    end = max(_free_until(pool, start), start)
+    end = max(_end_of(pool, start), start)
     while end - start < size:
-        index = _range_from(pool, end)
-        wanted = min(start + size, pool[RANGE_ENDS, index]) - end
+        index = starting_at(gaps, end)
+        wanted = min(start + size - end, gaps[SIZES, index])
         mapped = -(-wanted // rules.segment_bytes) * rules.segment_bytes
         if not acquire(device, mapped):
             return 0, 0
-        pool[RANGE_STARTS, index] += mapped
-        if pool[RANGE_STARTS, index] >= pool[RANGE_ENDS, index]:
-            _remove_range(pool, index)
+        gaps[STARTS, index] += mapped
+        gaps[SIZES, index] -= mapped
+        if gaps[SIZES, index] <= 0:
+            remove(gaps, index)
         give(pool, end, mapped)
-        end = _free_until(pool, start)
+        end = _end_of(pool, start)
     return _split(pool, starting_at(pool, start), size)
 
 
@@ -96,21 +97,21 @@ def _lowest_with_room(pool: Table, size: int) -> int:
 
     The last unmapped range is as good as without end, so there is such a place.
     """
-    start = 0
-    for index in range(pool[COUNTS, RANGES]):
-        start = pool[RANGE_STARTS, index]
+    gaps, lowest = pool[GAPS:], UNLIMITED
+    for index in range(gaps[COUNTS, FREE]):
+        start = gaps[STARTS, index]
         before = ending_at(pool, start)
         if before >= 0:
             start = pool[STARTS, before]
         end = start
         while end - start < size:
-            beyond = max(_unmapped_until(pool, end), _free_until(pool, end))
+            beyond = max(_end_of(gaps, end), _end_of(pool, end))
             if not beyond:
                 break
             end = beyond
         if end - start >= size:
-            break
-    return start
+            lowest = min(lowest, start)
+    return lowest
 
 
 @compiled
@@ -140,54 +141,11 @@ def release_pages(pool: Table, rules: Rules, device: Numbers) -> None:
         if last < end:
             add(pool, last, end - last)
         device[RESERVED] -= last - first
-        _add_range(pool, first, last)
+        give(pool[GAPS:], first, last - first)
 
 
 @compiled
-def _free_until(pool: Table, address: int) -> int:
-    """Return the end of the free block that begins at an address; 0 where none does."""
-    index = starting_at(pool, address)
-    return address + pool[SIZES, index] if index >= 0 else 0
-
-
-@compiled
-def _unmapped_until(pool: Table, address: int) -> int:
-    """Return the end of the range without memory that begins at an address; 0 where none does."""
-    index = _range_from(pool, address)
-    if index == pool[COUNTS, RANGES] or pool[RANGE_STARTS, index] != address:
-        return 0
-    return int(pool[RANGE_ENDS, index])
-
-
-@compiled
-def _range_from(pool: Table, address: int) -> int:
-    """Return the index of the first range without memory that starts at an address or after it."""
-    index = 0
-    while index < pool[COUNTS, RANGES] and pool[RANGE_STARTS, index] < address:
-        index += 1
-    return index
-
-
-@compiled
-def _add_range(pool: Table, start: int, end: int) -> None:
-    """Add addresses without memory, joined to those beside them."""
-    index = _range_from(pool, start)
-    if index < pool[COUNTS, RANGES] and pool[RANGE_STARTS, index] == end:
-        end = pool[RANGE_ENDS, index]
-        _remove_range(pool, index)
-    if index > 0 and pool[RANGE_ENDS, index - 1] == start:
-        pool[RANGE_ENDS, index - 1] = end
-        return
-    for moved in range(pool[COUNTS, RANGES], index, -1):
-        pool[RANGE_STARTS, moved] = pool[RANGE_STARTS, moved - 1]
-        pool[RANGE_ENDS, moved] = pool[RANGE_ENDS, moved - 1]
-    pool[RANGE_STARTS, index], pool[RANGE_ENDS, index] = start, end
-    pool[COUNTS, RANGES] += 1
-
-
-@compiled
-def _remove_range(pool: Table, index: int) -> None:
-    pool[COUNTS, RANGES] -= 1
-    for moved in range(index, pool[COUNTS, RANGES]):
-        pool[RANGE_STARTS, moved] = pool[RANGE_STARTS, moved + 1]
-        pool[RANGE_ENDS, moved] = pool[RANGE_ENDS, moved + 1]
+def _end_of(table: Table, address: int) -> int:
+    """Return the end of the free block or gap that begins at an address; 0 where none does."""
+    index = starting_at(table, address)
+    return address + table[SIZES, index] if index >= 0 else 0

