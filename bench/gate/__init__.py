@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bench
+from bench.gate import integrity
 
 if TYPE_CHECKING:
     from bench.records.messages import Job, Send
@@ -57,10 +58,8 @@ def run_from_own_sources(job: "Job", send: "Send") -> None:
         if os.environ.get(PROJECT_VARIABLE) is not None:
             files = _loaded(job)
             if judge := os.environ.get(JUDGE_VARIABLE):
-                from bench.gate.integrity import altered
-
                 imported = tuple(sorted({name.partition(".")[0] for name in sys.modules}))
-                send(ProjectLoaded(files=files, imported=imported, altered=altered(Path(judge))))
+                send(ProjectLoaded(files=files, imported=imported, altered=integrity.altered(Path(judge))))
             else:
                 send(ProjectLoaded(files=files))
 
@@ -106,7 +105,8 @@ def _loaded(job: "Job") -> tuple[str, ...]:
     )
 
 
-def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    integrity.note(event)
     if event == "open" and isinstance(arguments[0], str) and not arguments[0].startswith(("/proc", "/dev")):
         # A link may be gone when it is asked; within an audit hook nothing is to be opened.
         _opened.add(os.path.realpath(arguments[0]))
@@ -116,4 +116,6 @@ if Path(bench.__file__ or "").resolve().parent != Path(__file__).resolve().paren
     raise ModuleNotFoundError("No module named 'bench.gate' in this suite, which was lent one by another")
 forget_editable_installs()
 if os.environ.get(PROJECT_VARIABLE) is not None:
-    sys.addaudithook(_note_opened)
+    sys.addaudithook(_note)
+if os.environ.get(JUDGE_VARIABLE):
+    integrity.watch()

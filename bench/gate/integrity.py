@@ -1,170 +1,192 @@
-"""Whether the bench that measured in this process is still as its files have it.
+"""Whether the bench that measured in this process is still as it was imported.
 
-Code under test shares the process with what measures it. What it replaces in bench's modules as it is
-imported, by accident or to please, is found here; code that means to deceive can replace this check too, and
-native code leaves nothing to be found. The gate's own clock and its reading of memory stand beside.
+Code under test shares the process with what measures it. What it changes in bench, by accident or to please,
+is found here: what modules and classes hold, defaults and tables included, and whether what bench calls of
+other libraries is theirs. Code that means to deceive can change this check too, and native code leaves
+nothing to be found. The gate's own clock and its reading of memory stand beside.
 """
 
-import builtins
-import dis
-import inspect
 import sys
-import sysconfig
-import time
 import types
 from collections.abc import Iterator
-from functools import cache, cached_property, partialmethod
-from importlib.machinery import SourceFileLoader
+from dataclasses import fields, is_dataclass
+from functools import _lru_cache_wrapper, cached_property, partial, partialmethod
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-Codes = frozenset[types.CodeType]
-_MOST_DECORATORS = 10  # around one function; a chain that leads back to itself ends too
-_CLOCKS = ("monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time", "time", "time_ns")
-_DECORATING = (
-    "collections",
-    "contextlib",
-    "functools",
-    "typer",
-    "pydantic",
-    "torch",
-    "dataclasses",
-    "typing",
+Parts = dict[str, object]
+_JUDGES = ("bench.probes", "bench.records", "bench.workers")
+"""What these call has to be its library's own. Of the others, clocks and the like."""
+_DEPTH = 4  # tables within tables, and modules within torch
+_TRACING = frozenset({"sys.settrace", "sys.setprofile", "sys.monitoring.register_callback"})
+_EMPTY = "[]"
+_PLAIN = (types.CodeType, str, int, float, bool)
+_MACHINE = frozenset(sys.builtin_module_names) - {"builtins"}
+_IN_C = (
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
 )
-"""Libraries that leave functions of their own around bench's, or in its classes."""
-_OF_MODULES = frozenset(vars(types.ModuleType("any"))) | {"__builtins__"}
+_imported: dict[str, Parts] = {}  # by module, as it was
+_traced: set[str] = set()
+
+
+def note(event: str) -> None:
+    """Take an audit event: whoever traces can change the locals of what runs."""
+    if event in _TRACING:
+        _traced.add(event)
+
+
+class _Loader(SourceFileLoader):
+    def exec_module(self, module: types.ModuleType) -> None:
+        super().exec_module(module)
+        _imported[module.__name__] = dict(_parts(module))
+
+
+class _Finder:
+    """Finds bench's modules where they are, and has them remembered."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: types.ModuleType | None = None) -> ModuleSpec | None:
+        if name.partition(".")[0] != "bench":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.origin and type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(name, spec.origin)
+        return spec
+
+
+def watch() -> None:
+    """Remember each module of bench from here on as it is once imported, before others can change it."""
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
+        _imported.update([(name, dict(_parts(module))) for name, module in _modules()])
 
 
 def altered(package: Path) -> tuple[str, ...]:
-    """Return what of the bench loaded in this process is not what ``package`` has, sorted.
-
-    Functions, methods and plain constants of modules, what modules have imported of one another, modules
-    that they import, builtins that they use, and the clocks of ``time``.
-    """
-    found = [f"time.{name}" for name in _CLOCKS if not _is_clock(getattr(time, name), name)]
-    for name, module in sorted(sys.modules.items()):
-        if name.partition(".")[0] == "bench" and isinstance(module, types.ModuleType):
-            found += [f"{name}{member}" for member in _altered(name, module, package)]
-    return tuple(sorted(set(found)))
-
-
-def _is_clock(function: object, name: str) -> bool:
-    return isinstance(function, types.BuiltinFunctionType) and function.__name__ == name
-
-
-def _altered(name: str, module: types.ModuleType, package: Path) -> Iterator[str]:
-    """Yield the members of one module that are not its file's, as ``.member``; the empty one is all of it."""
-    stem = package.joinpath(*name.split(".")[1:])
-    expected = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
-    actual = getattr(module, "__file__", None)
-    if actual is None and stem.is_dir() and not expected.is_file():
-        return  # a folder without modules of its own
-    if actual is None or Path(actual).resolve() != expected.resolve():
-        yield f" (from {actual or 'nowhere'})"
-        return
-    code = SourceFileLoader(name, str(expected)).get_code(name)  # from its cache, where that is as new
-    assert code is not None  # noqa: S101 - for the type checker; there is a source
-    codes, members = _codes(code), vars(module)
-    for own in _defined(code):
-        value = members.get(own.co_name)
-        if _is_function(own):
-            if own.co_name in members and not _is_own(value, codes):
-                yield f".{own.co_name}"
-        elif isinstance(value, type):
-            yield from (f".{own.co_name}.{method}" for method in _methods(value, own, codes))
-    yield from _bound_otherwise(code, members)
+    """Return what of bench is not as it was imported from ``package``, or calls what is not its library's."""
+    found, called = set(_traced), dict[Any, set[str]]()
+    for name, module in _modules():
+        stem = package.joinpath(*name.split(".")[1:])
+        files = {stem.with_suffix(".py").resolve(), (stem / "__init__.py").resolve()}
+        file = getattr(module, "__file__", None)
+        if file is None and stem.is_dir() and not (stem / "__init__.py").is_file():
+            continue  # a folder without modules of its own
+        if name not in _imported or file is None or Path(file).resolve() not in files:
+            found.add(f"{name} (from {file or 'nowhere'})")
+        else:
+            found |= {f"{name}{part}" for part in _changed(_imported[name], dict(_parts(module)))}
+            for holder, names in _called(name, module):
+                called.setdefault(holder, set()).update(names)
+    found |= {name for holder, names in called.items() for name in _not_theirs(holder, names, set())}
+    return tuple(sorted(found))
 
 
-def _methods(kind: type, code: types.CodeType, codes: Codes) -> Iterator[str]:
-    """Yield the methods that are not a class's own, and functions that were added to it."""
-    own = {each.co_name for each in _defined(code) if _is_function(each)}
-    for name, value in vars(kind).items():
-        if name in own:
-            fine = _is_own(value, codes)
-        else:  # libraries generate special methods, and a field's default can be a function
-            strange = isinstance(value, types.FunctionType) and not _is_known(value)
-            fine = name.startswith("__") or not (strange or isinstance(value, partialmethod))
-        if not fine:
+def _modules() -> list[tuple[str, types.ModuleType]]:
+    found = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "bench"]
+    return sorted(each for each in found if isinstance(each[1], types.ModuleType))
+
+
+def _changed(before: Parts, now: Parts) -> Iterator[str]:
+    """Yield what differs. A table that is empty at first is filled by bench itself, as a cache is."""
+    caches = {name.removesuffix(_EMPTY) for name in before if name.endswith(_EMPTY)}
+    for name in before.keys() | now.keys():
+        alike = name in before and name in now and (before[name] is now[name] or before[name] == now[name])
+        if not alike and not any(name.startswith(f"{cache}[") for cache in caches):
             yield name
-    yield from own - vars(kind).keys()
 
 
-def _bound_otherwise(code: types.CodeType, members: dict[str, Any]) -> Iterator[str]:
-    """Yield names that a module takes from another of bench, or gives a plain constant, and that differ."""
-    source: dict[str, Any] = {}
-    expected: Any = None
-    bound: dict[str, list[Any]] = {}  # in branches, one name can be bound more than once
-    for step in dis.get_instructions(code):
-        match step.opname:
-            case "IMPORT_NAME":
-                top = step.argval.partition(".")[0]
-                known = top == "bench" and sys.modules.get(step.argval)
-                source, expected = vars(known) if known else {}, sys.modules.get(top)
-            case "IMPORT_FROM":
-                expected = source.get(step.argval)
-            case "LOAD_CONST":
-                expected = step.argval if type(step.argval) in {int, float, str} else None
-            case "STORE_NAME":
-                bound.setdefault(step.argval, []).append(expected)
-                expected = None
-            case _:
-                expected = None
-    for name, values in bound.items():
-        own = members.get(name)
-        known = own is not None and all(value is not None for value in values)
-        if known and not any(own is value or (type(own) is type(value) and own == value) for value in values):
-            yield f".{name}"
-    yield from (f".{name}" for name in (members.keys() & vars(builtins).keys()) - bound.keys() - _OF_MODULES)
+def _parts(module: types.ModuleType) -> Iterator[tuple[str, object]]:
+    """Yield what a module holds; its own submodules come as they are imported."""
+    for name, value in [*vars(module).items()]:
+        own = isinstance(value, types.ModuleType) and value.__name__ == f"{module.__name__}.{name}"
+        if not own and _counts(name, value):
+            yield from _state(f".{name}", value, module.__name__)
 
 
-def _defined(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield what a module or class defines under a name; of several, the last."""
-    inner = {each.co_name: each for each in code.co_consts if isinstance(each, types.CodeType)}
-    yield from (each for name, each in inner.items() if not name.startswith("<"))
+def _state(label: str, value: Any, home: str, depth: int = _DEPTH) -> Iterator[tuple[str, object]]:
+    """Yield a value and what can be changed in it: of the module's functions and classes, and of tables."""
+    yield label, value if type(value) in _PLAIN else id(value)
+    for name, held in _inside(value, home).items() if depth else ():
+        yield from _state(f"{label}{'' if name[0] == '[' else '.'}{name}", held, home, depth - 1)
 
 
-def _is_function(code: types.CodeType) -> bool:
-    return bool(code.co_flags & inspect.CO_NEWLOCALS)
+def _inside(value: Any, home: str) -> dict[str, Any]:
+    inner: dict[str, Any] = {}
+    match value:
+        case types.FunctionType() if value.__module__ == home:
+            inner = {name: getattr(value, name) for name in ("__code__", "__defaults__", "__kwdefaults__")}
+        case type() if value.__module__ == home:
+            inner = {name: held for name, held in [*vars(value).items()] if _counts(name, held)}
+        case property() | cached_property():
+            inner = {"getter": getattr(value, "fget", None) or getattr(value, "func", None)}
+        case dict() | types.MappingProxyType():
+            inner = {f"[{key!r}]": held for key, held in [*value.items()]} or {_EMPTY: None}
+        case list() | tuple():
+            inner = {f"[{place}]": held for place, held in enumerate(value)} or {_EMPTY: None}
+        case set():
+            inner = {f"[{held!r}]": None for held in [*value]} or {_EMPTY: None}
+        case staticmethod() | classmethod() | _lru_cache_wrapper():
+            inner = {"__wrapped__": value.__wrapped__}
+        case _ if is_dataclass(value):
+            inner = {field.name: getattr(value, field.name, None) for field in fields(value)}
+    return inner
 
 
-def _is_own(value: object, codes: Codes) -> bool:
-    """Tell whether what is bound to a function's name is that function, perhaps within a known decorator."""
-    for _ in range(_MOST_DECORATORS):
-        match value:
-            case types.FunctionType():
-                if value.__code__ in codes:
-                    return True
-                inner = getattr(value, "__wrapped__", None)
-                if inner is None or not _is_known(value):
-                    return False
-                value = inner
-            case property():
-                value = value.fget
-            case cached_property():
-                value = value.func
-            case staticmethod() | classmethod():
-                value = value.__func__
-            case _:
-                inner = getattr(value, "__wrapped__", None)  # functools.cache and its like, in C
-                if inner is None:  # a decorator may have made data of it
-                    return not callable(value) and not isinstance(value, partialmethod)
-                value = inner
-    return False
+def _counts(name: str, held: object) -> bool:
+    """Leave out what Python and libraries keep in a module or class, and complete when it is first used."""
+    special = name.startswith(("__", "_abc_"))
+    return not special or isinstance(held, types.FunctionType | staticmethod | classmethod)
 
 
-def _is_known(function: types.FunctionType) -> bool:
-    return function.__code__.co_filename.startswith(_decorators())
+def _called(name: str, module: types.ModuleType) -> Iterator[tuple[Any, frozenset[str]]]:
+    """Yield modules and classes of other libraries that a module names, with all names in its code."""
+    judges = name.startswith(_JUDGES)
+    held = [
+        (given, each) for given, each in vars(module).items() if isinstance(each, types.ModuleType | type)
+    ]
+    holders = [(given, each) for given, each in held if judges or each.__name__ in _MACHINE]
+    loader = module.__spec__ and module.__spec__.loader
+    code = loader.get_code(name) if holders and isinstance(loader, SourceFileLoader) else None
+    names = frozenset() if code is None else _names(code)
+    yield from ((each, names) for given, each in holders if given in names and _library(each) != "bench")
 
 
-@cache
-def _decorators() -> tuple[str, ...]:
-    """Return how paths of files begin that known decorators are defined in."""
-    folders = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
-    own = str(Path(__file__).parents[1])
-    return (own, *(f"{folder}/{name}" for folder in folders for name in _DECORATING))
+def _names(code: types.CodeType) -> frozenset[str]:
+    inner = (_names(each) for each in code.co_consts if isinstance(each, types.CodeType))
+    return frozenset(code.co_names).union(*inner)
 
 
-def _codes(code: types.CodeType) -> Codes:
-    """Return a module's code and all code within it."""
-    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return frozenset({code}).union(*map(_codes, inner))
+def _not_theirs(holder: Any, names: set[str], seen: set[int]) -> Iterator[str]:
+    """Yield which members of these names of a module or class were put there by another library."""
+    seen.add(id(holder))
+    library = _library(holder)
+    place = holder.__name__ if isinstance(holder, types.ModuleType) else f"{library}.{holder.__name__}"
+    for each in getattr(holder, "__mro__", (holder,)):
+        for name in names & vars(each).keys():
+            member = vars(each)[name]
+            if isinstance(member, types.ModuleType | type):
+                if id(member) not in seen and _library(member) == library:
+                    yield from _not_theirs(member, names, seen)
+            elif not name.startswith("__") and not _is_theirs(member, name, each):
+                yield f"{place}.{name}"
+
+
+def _is_theirs(member: Any, name: str, holder: Any) -> bool:
+    own = {_library(holder), *sys.stdlib_module_names}
+    while isinstance(member, staticmethod | classmethod | property):
+        member = member.fget if isinstance(member, property) else member.__func__
+    if isinstance(member, _IN_C):  # another of the same library has its own name there
+        return member.__name__ == name or member.__name__ not in vars(holder)
+    if isinstance(member, types.FunctionType):
+        return str(member.__globals__.get("__name__")).partition(".")[0] in own
+    wraps = isinstance(member, partial | partialmethod)
+    return not wraps and (not callable(member) or _library(type(member)) in own)
+
+
+def _library(thing: object) -> str:
+    """Return the package that a module or class is of."""
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
+    return str(name).partition(".")[0]
