@@ -268,11 +268,34 @@ def read_plain_file(path: Path, most_bytes: int = MAX_BYTES) -> bytes | str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON in text holds. Raises ``ValueError``, also where it is nested too deeply."""
+    """Return what JSON in text holds. Raises ``ValueError``, also for too many levels, or a name twice."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} stands twice in one object")
+        found[name] = value
+    return found
+
+
+def require_single_names(content: bytes) -> None:
+    """Raise ``ValueError`` where JSON has a name twice in one object: decoders silently take the last.
+
+    Of thousands of records names are counted, before and after decoding; parsed is what then is in doubt.
+    """
+    from msgspec import json as quick
+
+    with contextlib.suppress(ValueError, RecursionError):  # infinite numbers, say
+        written, held = quick.format(content, indent=-1), quick.encode(quick.decode(content))
+        if b"\\" not in content and written.count(b'":') == held.count(b'":'):
+            return
+    parse_json(content)
 
 
 def own_text(package: str, *name: str) -> str:
@@ -315,8 +338,12 @@ def read_json(path: Path, kind: type[_Model], name: str, advice: str) -> _Model:
     if isinstance(content, str):
         raise UsageError(f"{path} {content}; {advice}")
     try:
-        return kind.model_validate_json(content)
+        found = kind.model_validate_json(content)
+        require_single_names(content)
     except ValidationError as error:
         mistake = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, mistake["loc"])) or "the file"
         raise UsageError(f"{path} is not {name} ({where}: {mistake['msg']}); {advice}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is not {name} ({error}); {advice}") from None
+    return found

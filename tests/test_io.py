@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from bench.errors import InfrastructureError, UsageError
 from bench.io import read_json, read_plain_file, whole_file, write_json, write_text
@@ -106,3 +107,19 @@ def test_a_document_that_is_none_is_refused_with_what_to_do(
         read_json(file, Validation, "a validation", "make one")
     assert str(caught.value).startswith(f"{file} ")
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("twice", ['{"one": 1, "one": 2}', '{"many": {"one": 1, "one": 1}}'])
+def test_a_name_stands_once_in_an_object(tmp_path: Path, twice: str) -> None:
+    """The last of two would silently be taken; numbers that are not JSON's are no reason to refuse."""
+
+    class Small(BaseModel):
+        one: int = 0
+        many: dict[str, float] = {}
+
+    file = tmp_path / "file.json"
+    file.write_text(twice)
+    with pytest.raises(UsageError, match=r"is not small \('one' stands twice in one object\); make one"):
+        read_json(file, Small, "small", "make one")
+    file.write_text('{"many": {"b": 1e3}, "one": 7}')
+    assert Small(one=7, many={"b": 1000.0}) == read_json(file, Small, "small", "make one")

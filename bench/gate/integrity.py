@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import _lru_cache_wrapper, cached_property, partial, partialmethod
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,9 @@ def altered(package: Path) -> tuple[str, ...]:
 
 
 def _modules() -> list[tuple[str, types.ModuleType]]:
-    found = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == "bench"]
-    return sorted(each for each in found if isinstance(each[1], types.ModuleType))
+    everything: dict[str, Any] = {**sys.modules}  # code under test can put anything there
+    found = [(name, held) for name, held in everything.items() if name.partition(".")[0] == "bench"]
+    return sorted((each for each in found if isinstance(each[1], types.ModuleType)), key=itemgetter(0))
 
 
 def _changed(before: Parts, now: Parts) -> Iterator[str]:

@@ -5,7 +5,7 @@ History of the format (``SCHEMA_VERSION``):
   ``ledger.timeline``, "contaminated" and bytes of a failed allocation were added later. Records without them
   are read as before, so the number stays.
 - 1 (2026-11-29): ``measurement.model.reach``, ``prediction.reach``, ``ledger.retained``, ``held`` of steps,
-  ``heap_start_bytes`` of phases, ``sources`` of evaluations.
+  ``heap_start_bytes`` of phases, ``sources`` of evaluations; ``doc_hash`` also of prompt, choices and target.
 """
 
 from abc import ABC
@@ -16,6 +16,7 @@ import msgspec
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
+from bench.io import require_single_names
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import (
     AllocatorSnapshot,
@@ -344,13 +345,15 @@ _DECODER = msgspec.json.Decoder(Record, dec_hook=decode_model)
 def decode_record(content: bytes) -> Record:
     """Decode and check the text of a record. Raises ``ValueError`` where it is none of this version."""
     try:
-        return _DECODER.decode(content)
+        record = _DECODER.decode(content)
+        require_single_names(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except msgspec.ValidationError as error:
         if "$.outcome`" not in str(error):
             raise
         raise ValueError(f"{error}, which is {' or '.join(get_args(Outcome))}") from None
+    return record
 
 
 def encode_record(record: Record) -> bytes:

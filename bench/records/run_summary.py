@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from bench.io import require_single_names
 from bench.records.derived_metrics import STEPS_IN_TURN, Samples, Value, read_metrics, read_samples
 from bench.records.records import (
     NS_PER_SECOND,
@@ -189,6 +190,7 @@ def read_step_times(content: bytes) -> tuple[RunSummary, ...] | None:
         environment = msgspec.convert(facts, Environment)
     except (msgspec.DecodeError, RecursionError):
         return None
+    require_single_names(content)
     times_ns = [
         tuple(seconds * NS_PER_SECOND for seconds in benchmark.stats.data or (benchmark.stats.median,))
         for benchmark in document.benchmarks

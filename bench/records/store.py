@@ -5,6 +5,7 @@ damaged is named while the others are still read.
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -226,8 +227,9 @@ def diagnose(content: bytes, path: str, error: ValueError) -> str:
         document = parse_json(content.decode())
     except UnicodeDecodeError:
         return f"is not UTF-8 text; {advice}"
-    except ValueError:
-        return f"is cut off or not JSON; {advice}"
+    except ValueError as wrong:
+        cut = isinstance(wrong, json.JSONDecodeError)
+        return f"is {'cut off or not JSON' if cut else f'not a valid record ({wrong})'}; {advice}"
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version is None:
         return "is not a record (it has no schema_version); move it out of the results folder"

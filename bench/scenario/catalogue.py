@@ -29,7 +29,8 @@ MOST_TOKENS = 2**31
 
 MOST_LAYERS = 10_000
 LARGEST_SIZE = 10_000_000
-_LAYERS = frozenset({"num_hidden_layers", "n_layer"})
+COUNTS_PARTS = re.compile(r"(?<!per_)(layers?|blocks|experts)$")
+"""Ends names of configurations' fields that say how many modules there are: num_hidden_layers, n_layer."""
 ASSUMED_CAPABILITY = (8, 0)
 ASSUMED_CONTEXT_BYTES = 720 * MIB
 """Where no reading was found: the largest of the catalogue's readings."""
@@ -338,7 +339,7 @@ def _of_overrides(model: ModelSpec) -> Iterator[Problem]:
     """Check the fields of configurations that are whole numbers: widths, layers, heads, positions."""
     for name, value in sorted(model.overrides.items()):
         if any(type(known.config.get(name)) is int for known in architectures().values()):
-            largest = MOST_LAYERS if name in _LAYERS else LARGEST_SIZE
+            largest = MOST_LAYERS if COUNTS_PARTS.search(name) else LARGEST_SIZE
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
                 yield (
                     "model",

@@ -5,6 +5,7 @@ name is never taken as a path, since a YAML file can name code to run.
 """
 
 import contextlib
+import hashlib
 import io
 import logging
 import random
@@ -136,13 +137,22 @@ def _judged(language_model: Any, task: str, samples: list[dict[str, Any]]) -> di
         "metric": metric if first_filter == "none" else f"{metric},{first_filter}",
         "items": tuple(
             EvaluationItem(
-                doc_id=sample["doc_id"], doc_hash=sample["doc_hash"], correct=float(sample[metric]) == 1.0
+                doc_id=sample["doc_id"], doc_hash=_asked(sample), correct=float(sample[metric]) == 1.0
             )
             for sample in kept
         ),
         "sources": _sources(kept) or UNSET,
         "truncated_items": sum(_is_truncated(language_model, sample) for sample in kept),
     }
+
+
+def _asked(sample: dict[str, Any]) -> str:
+    """Return a digest of an item and of how it was put: prompt, choices, and the answer that counts.
+
+    lm-eval's own is of the data alone, which a task's other templates leave as they are.
+    """
+    asked = sample["doc_hash"], sample["arguments"], sample["target"]
+    return hashlib.sha256(repr(asked).encode(errors="replace")).hexdigest()
 
 
 def _sources(samples: list[dict[str, Any]]) -> tuple[int, ...]:

@@ -67,6 +67,37 @@ def test_a_candidate_that_was_asked_other_questions_does_not_pass(
     assert said in " ".join(answer.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "easier"}, "not evaluated in the candidate"),
+        ({"metric": "acc_norm"}, "metric acc before, acc_norm now"),
+        ({"num_fewshot": 5}, "num_fewshot 0 before, 5 now"),
+        ({"instrument": "lm-eval 9"}, "instrument lm-eval 0.4.13 before, lm-eval 9 now"),
+        ({"when": "before"}, "not evaluated in the candidate"),
+    ],
+)
+def test_a_candidate_that_was_asked_otherwise_does_not_pass(
+    bench: CommandLine, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    """All answers right, of another task, metric, number of examples or lm-eval, or of another time."""
+    right = answering(lambda items: [item.replace(correct=True) for item in items])
+    for place, record in enumerate(right):
+        (reading,) = record.measurement.evaluations
+        measurement = record.measurement.replace(evaluations=(reading.replace(**changes),))
+        right[place] = record.replace(measurement=measurement)
+    write_sitting(tmp_path / "session", make_runs(), right)
+    answer = bench(tmp_path, "gate", "session")
+    assert answer.returncode == 3
+    assert said in " ".join(answer.stdout.split())
+
+
+def test_the_same_questions_in_another_order_are_the_same(bench: CommandLine, tmp_path: Path) -> None:
+    """They are joined by their numbers."""
+    write_sitting(tmp_path / "session", make_runs(), answering(lambda items: items[::-1]))
+    assert 0 == bench(tmp_path, "gate", "session").returncode
+
+
 def test_right_answers_that_are_repeated_are_no_record(bench: CommandLine, tmp_path: Path) -> None:
     """The files are named as damaged, and nothing passes without them."""
     write_sitting(tmp_path / "session", make_runs(), make_runs())

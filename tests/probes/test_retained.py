@@ -1,11 +1,16 @@
 """What is alive beside a step's own tensors: counted, named by its holder, and apart from leaks."""
 
+import ctypes
+import functools
 import gc
+import threading
+import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -161,3 +166,42 @@ def test_the_heap_has_what_only_cpp_holds() -> None:
     after = heap_bytes()
     assert after is not None
     assert abs(after - before - MIB) < 16_384
+
+
+WAYS = {
+    "a module": "setattr(sys, 'kept', block())",
+    "an attribute of a function": "setattr(print_kept := lambda: None, 'kept', block())",
+    "a default argument": "lambda kept=block(): kept",
+    "a thread's own": "local := threading.local(), setattr(local, 'kept', block())",
+    "a cache": "functools.cache(block)()",
+    "a generator that waits": "next(waits := (each for each in [block(), 1]))",
+    "a cycle": "ring := [block()], ring.append(ring)",
+    "a storage": "block().untyped_storage()",
+    "a view": "block()[:1]",
+    "an array": "np.ones(MIB, dtype='uint8')",
+    "an array of a tensor": "block().numpy()",
+    "a buffer": "bytearray(MIB)",
+    "a buffer of C": "(ctypes.c_char * MIB)()",
+    "a registry of torch": "torch.nn.Parameter(block().float()[: MIB // 4].clone())",
+    "freed and taken again, larger": "[(block(), None)[1], torch.ones(2 * MIB, dtype=torch.uint8)]",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_mebibyte_is_seen_wherever_it_is_kept(way: str) -> None:
+    """The ledger or the heap has it; once it is let go it is in neither."""
+    names = {"MIB": MIB, "torch": torch, "np": np, "ctypes": ctypes, "functools": functools}
+    space: dict[str, Any] = {**names, "sys": types.SimpleNamespace(), "threading": threading}
+    space["block"] = lambda: torch.ones(MIB, dtype=torch.uint8)
+    gc.collect()
+    before = heap_bytes()
+    if before is None:
+        pytest.skip("no glibc 2.33")
+    exec(f"kept = [{WAYS[way]}]", space)  # noqa: S102 - one of those above
+    kept = heap_bytes()
+    space.clear()
+    gc.collect()
+    after = heap_bytes()
+    assert kept is not None
+    assert after is not None
+    assert (True, True) == (kept - before >= MIB, after - before < MIB // 4)

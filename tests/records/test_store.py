@@ -58,7 +58,7 @@ def test_no_name_leaves_the_folder(tmp_path: Path, make_record: MakeRecord) -> N
         (b'{"schema_version": 99}', "was written by a newer finetune-bench (record version 99"),
         (b'{"schema_version": 1}', "is not a valid record (Object missing required field `cell`)"),
         (b'{"answer": 42}', "is not a record (it has no schema_version)"),
-        (b"[" * 100_000, "is cut off or not JSON"),
+        (b"[" * 100_000, "is not a valid record (nested too deeply)"),
         (b"[]", "is not a record"),
     ],
 )
@@ -75,6 +75,27 @@ def test_a_damaged_file_is_named_and_the_others_are_read(
     assert len(loaded.problems) == 1
     assert loaded.problems[0].startswith(f"{damaged}: {complaint}")
     assert "\n" not in loaded.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "twice"),
+    [
+        (b'"outcome"', b'"outcome": "failed", "outcome"', "outcome"),
+        (b'"outcome"', b'"outcome" : "failed" , "outcome"', "outcome"),
+        (b'"outcome"', b'"outc\\u006fme": "failed", "outcome"', "outcome"),
+        (b'"key"', b'"a\\u0022:": 1, "key": "x", "key"', "key"),
+        (b'"versions"', b'"versions": {}, "versions"', "versions"),
+    ],
+)
+def test_a_name_that_stands_twice_is_no_record(
+    tmp_path: Path, make_record: MakeRecord, old: bytes, new: bytes, twice: str
+) -> None:
+    """A decoder would take the last of them; a reader of the file might see the first."""
+    path = write_record(tmp_path, make_record())
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    loaded = load_records(tmp_path)
+    assert ((), 1) == (loaded.records, len(loaded.problems))
+    assert f"is not a valid record ({twice!r} stands twice in one object)" in loaded.problems[0]
 
 
 def test_links_and_pipes_are_not_opened(tmp_path: Path, make_record: MakeRecord) -> None:

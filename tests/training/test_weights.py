@@ -3,6 +3,7 @@
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from bench.errors import UnavailableError
 from bench.scenario.catalogue import wheel
 from bench.scenario.types import ModelSpec
 from bench.training.loading import weights
+from bench.training.loading.models import configuration_of
 from bench.training.loading.weights import fetch_weights
 
 RANDOM = ModelSpec(name="tiny", random="tiny-llama-test", seed=3)
@@ -125,3 +127,27 @@ def test_the_real_weights_know_the_capital_of_france() -> None:
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     answer = model.generate(**prompt, max_new_tokens=3, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"model_type": "llama", "num_hidden_layers": 10**8}, "num_hidden_layers is 100,000,000"),
+        ({"model_type": "qwen2", "num_hidden_layers": 10**30}, "num_hidden_layers is 1,000"),
+        ({"model_type": "gpt2", "n_layer": 20_000}, "n_layer is 20,000"),
+        ({"model_type": "mixtral", "num_local_experts": 10**9}, "num_local_experts is 1,000,000,000"),
+        ({"model_type": "gemma3", "text_config": {"num_hidden_layers": 10**8}}, "num_hidden_layers is 100"),
+        ({"model_type": "llama", "num_hidden_layers": 2}, None),
+    ],
+)
+def test_a_model_of_absurdly_many_parts_is_refused_before_it_is_built(
+    tmp_path: Path, fields: dict[str, Any], named: str | None
+) -> None:
+    """By name, while its configuration is read: as a list of layers alone it would take minutes."""
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    model = ModelSpec(name="m", path=str(tmp_path))
+    if named is None:
+        assert 2 == configuration_of(model).num_hidden_layers
+    else:
+        with pytest.raises(UnavailableError, match=f"is absurd \\({named}.*more than 10,000\\); correct it"):
+            configuration_of(model)

@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.errors import UnavailableError, UntraceableError, one_line
 from bench.records.readings import Caveat
-from bench.scenario.catalogue import architecture_of, architecture_within
+from bench.scenario.catalogue import COUNTS_PARTS, MOST_LAYERS, architecture_of, architecture_within
 from bench.scenario.cell import Cell
 from bench.scenario.types import Dtype, FullMethod, LoraMethod, ModelSpec, QloraMethod
 from bench.training.loading.weights import Weights
@@ -38,9 +38,9 @@ def load_model(cell: Cell, weights: Weights, device: torch.device, *, trust_remo
 
     A quantised checkpoint is loaded as it is stored: transformers refuses it if told that it is not.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=trust_remote_code)
+    config = _read_configuration(weights.folder, trust_remote_code=trust_remote_code)
     own = None if stored_quantisation(cell, config) else quantisation_of(cell)
 
     tokenizer = AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=trust_remote_code)
@@ -146,7 +146,7 @@ def configuration_of(model: ModelSpec, *, trust_remote_code: bool = False) -> An
         )
     try:
         where = {"revision": model.revision, "local_files_only": relative is not None} if model.hub else {}
-        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
+        return _read_configuration(place, trust_remote_code=trust_remote_code, **where)
     except (OSError, ValueError) as error:
         if relative is not None:
             return AutoConfig.for_model(**relative.config)
@@ -155,6 +155,24 @@ def configuration_of(model: ModelSpec, *, trust_remote_code: bool = False) -> An
             f"the configuration of {place} cannot be read ({reason}); name a catalogued architecture, or "
             "give a local folder with its config.json"
         ) from error
+
+
+def _read_configuration(place: Any, **how: Any) -> Any:
+    """Read a configuration, counts first: some classes make lists of their layers as they are built.
+
+    Raises ``UnavailableError`` where a model would have absurdly many parts.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    found, _ = PretrainedConfig.get_config_dict(place, **how)
+    parts = [found, *(part for part in found.values() if isinstance(part, dict))]
+    for name, value in (field for part in parts for field in part.items()):
+        if COUNTS_PARTS.search(name) and isinstance(value, int) and value > MOST_LAYERS:
+            raise UnavailableError(
+                f"the configuration of {place} is absurd ({name} is {value:,}, more than {MOST_LAYERS:,}); "
+                "correct it"
+            )
+    return AutoConfig.from_pretrained(place, **how)
 
 
 def assumed_of(model: ModelSpec, config: Any) -> str | None:
