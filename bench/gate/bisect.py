@@ -14,9 +14,9 @@ from typing import Literal
 
 from packaging.version import Version
 
-import bench
 from bench.compare.predicted_gate import judge_plans
 from bench.errors import InfrastructureError, UsageError
+from bench.gate.judge import judge_name
 from bench.gate.overlay import released
 from bench.gate.predicted import gate_predictions
 from bench.gate.protocol import PlanAssignment
@@ -120,9 +120,7 @@ def _kept(asked: PlanAssignment, options: SessionOptions) -> Path:
     if asked.command or any(cell.model.random is None or cell.loop.code is not None for cell in cells):
         return folder_of_new(options.folder)
     digest = hashlib.sha256(asked.model_dump_json(exclude={"title", "scenario"}).encode())
-    digest.update(repr(sorted(read_environment().versions.items())).encode())
-    for source in sorted(Path(bench.__file__ or "").parent.rglob("*.py")):
-        digest.update(read_data(source))
+    digest.update(repr((judge_name(), sorted(read_environment().versions.items()))).encode())
     return cache_folder() / "plans" / digest.hexdigest()[:12]
 
 

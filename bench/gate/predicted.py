@@ -7,24 +7,21 @@ data, no weights, no repeats, and nothing that has to have the machine for itsel
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from bench.compare.gate_report import judge_folder
 from bench.compare.predicted_gate import stored_plan
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError, counted
-from bench.gate.judge import judge_name
-from bench.gate.process import open_sides
 from bench.gate.protocol import Opening, PlanAssignment, Planned
-from bench.gate.session import VERDICTS_FILE, SessionOptions
-from bench.gate.session_log import SessionLog, Tell, folder_of_new, ignore, utc_now
+from bench.gate.session import VERDICTS_FILE, SessionOptions, new_session
+from bench.gate.session_log import Tell, begun, folder_of_new, ignore
 from bench.gate.sides import Side, prepared_sides, side_as_is
 from bench.io import write_json, write_text
 from bench.records.predictions import Plan, is_plan, plan_json, read_plan
-from bench.records.sessions import PLAN_FILES, SideFacts, SideName, Sitting
-from bench.records.store import open_folder
+from bench.records.sessions import PLAN_FILES, SideName
 from bench.records.verdicts import Verdicts
 from bench.scenario.cell import Cell
-from bench.scenario.gate import GateSpec
 from bench.workers import interrupts
 
 LONGEST_PLAN_S = 24 * 3600.0
@@ -51,7 +48,8 @@ def gate_predictions(
     with interrupts.caught():
         try:
             with _sides(references, asked, here, stored=stored is not None) as sides:
-                _predict(asked, sides, stored=stored, folder=folder, options=options, tell=tell)
+                exact = replace(options, exact_only=True)
+                _predict(asked, sides, stored=stored, folder=folder, options=exact, tell=tell)
         except KeyboardInterrupt:
             raise InterruptedByUserError("interrupted before both sides were predicted") from None
     verdicts = judge_folder(folder)
@@ -100,41 +98,22 @@ def _predict(
     """Write a session: what the sides are, and a plan of each."""
     facts = {side.name: side.facts for side in sides}
     base = facts["base"] if stored is None else stored_plan(stored)
-    for side in sides:
-        for sentence in (side.facts.understood, *(caveat.message for caveat in side.caveats)):
-            tell(f"{side.name}: {sentence}")
-    with open_sides(sides, tell, Opening(predicts=True), options.command) as opened, open_folder(folder):
-        session = _session(asked, base, facts["candidate"], options.gate)
-        session = session.model_copy(update={"caveats": tuple(one for each in sides for one in each.caveats)})
-        processes = {process.side.name: process for process, _ in opened}
-        log = SessionLog(folder=folder, session=session, processes=processes, tell=tell)
-        log.open(opened)
+    cells = map(Cell.model_validate_json, asked.cells_json)
+    caveats = [caveat for side in sides for caveat in side.caveats]
+    session = new_session(asked.scenario, cells, (base, facts["candidate"]), caveats, options)
+    opening = Opening(predicts=True)
+    with begun(folder, session, sides, tell, opening=opening, command=options.command) as log:
         if stored is not None:
             _write(folder, "base", read_plan(stored))
-        for name, process in processes.items():
+        for name, process in log.processes.items():
             started_s = time.monotonic()
             process.send(asked)
             planned = process.expect(Planned, LONGEST_PLAN_S)
             _write(folder, name, planned.plan)
             log.touched.ran(name, planned.project)
-            cells = counted(len(planned.plan.cells), "cell")
-            tell(f"{name}: {cells} predicted in {time.monotonic() - started_s:.0f} s")
-        caveats = (*log.session.caveats, *log.touched.caveats())
-        log.note(ended_at=utc_now(), stopped="decided", caveats=caveats)
-
-
-def _session(asked: PlanAssignment, base: SideFacts, candidate: SideFacts, gate: GateSpec | None) -> Sitting:
-    return Sitting(
-        scenario=asked.scenario,
-        judge=judge_name(),
-        cells=tuple(Cell.model_validate_json(text).id for text in asked.cells_json),
-        base=base,
-        candidate=candidate,
-        looks=(1,),
-        exact_only=True,
-        gate=gate,
-        started_at=utc_now(),
-    )
+            count = counted(len(planned.plan.cells), "cell")
+            tell(f"{name}: {count} predicted in {time.monotonic() - started_s:.0f} s")
+        log.end("decided")
 
 
 def _write(folder: Path, side: SideName, plan: Plan) -> None:

@@ -9,19 +9,20 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
 from bench.gate.judge import judge_name
-from bench.gate.process import SERVE, open_sides
+from bench.gate.process import SERVE
 from bench.gate.protocol import Opening
 from bench.gate.session_log import (
     SessionLog,
+    Stopped,
     Tell,
+    begun,
     folder_of_new,
     ignore,
     resumed,
-    unrepeatable,
     utc_now,
 )
 from bench.gate.sides import Side, prepared_sides, side_as_is
@@ -36,13 +37,13 @@ from bench.records.sessions import (
     CalibratedCell,
     CalibratedGroup,
     Calibration,
+    SideFacts,
     SideName,
     Sitting,
     SittingRecords,
     load_sitting,
     require_this_machine,
 )
-from bench.records.store import open_folder
 from bench.records.verdicts import Design, Verdicts
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from bench.stats.power import NoiseRow
 
 VERDICTS_FILE = "verdicts.json"
-Stopped = Literal["decided", "all repeats", "budget"]
 Judge = Callable[[Mapping[SideName, Sequence[Record]], int], Collection[str]]
 """Tells which cells more runs could still decide, from all records that count and the number of repeats."""
 
@@ -235,19 +235,8 @@ def run_session(
     allowed = Opening(trust_remote_code=options.trust_remote_code, allow_code=options.allow_code)
     with interrupts.caught():
         try:
-            for side in sides:
-                for sentence in (side.facts.understood, *(caveat.message for caveat in side.caveats)):
-                    tell(f"{side.name}: {sentence}")
-            with (
-                open_sides(sides, tell, allowed, options.command) as opened,
-                open_folder(folder),
-            ):
-                processes = {process.side.name: process for process, _ in opened}
-                log = SessionLog(folder=folder, session=session, processes=processes, tell=tell)
-                log.open(opened)
-                stopped = _run(cells, log, judge, deadline_s)
-                caveats = (*log.session.caveats, *unrepeatable(log.counted()), *log.touched.caveats())
-                log.note(ended_at=utc_now(), stopped=stopped, caveats=caveats)
+            with begun(folder, session, sides, tell, opening=allowed, command=options.command) as log:
+                log.end(_run(cells, log, judge, deadline_s))
         except KeyboardInterrupt:
             raise InterruptedByUserError(
                 f"interrupted; what was finished is in {folder}, and the same command with --resume goes on "
@@ -257,17 +246,27 @@ def run_session(
 
 
 def _asked(cells: Sequence[Cell], sides: tuple[Side, Side], options: SessionOptions) -> Sitting:
-    """Return a session that has not begun."""
     caveats = [caveat for side in sides for caveat in side.caveats]
     if not options.exact_only:
         message = "The first run of each side and model was made to warm up and is left out."
         caveats.append(Caveat(code="warm-up", message=message))
+    return new_session(cells[0].scenario, cells, (sides[0].facts, sides[1].facts), caveats, options)
+
+
+def new_session(
+    scenario: str,
+    cells: Iterable[Cell],
+    facts: tuple[SideFacts, SideFacts],
+    caveats: Iterable[Caveat],
+    options: SessionOptions,
+) -> Sitting:
+    """Return a session of a base and a candidate that has not begun."""
     return Sitting(
-        scenario=cells[0].scenario,
+        scenario=scenario,
         cells=tuple(cell.id for cell in cells),
         judge=judge_name(),
-        base=sides[0].facts,
-        candidate=sides[1].facts,
+        base=facts[0],
+        candidate=facts[1],
         looks=(1,) if options.exact_only else options.looks,
         exact_only=options.exact_only,
         gate=options.gate,

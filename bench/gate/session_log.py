@@ -8,14 +8,16 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from bench.errors import UsageError
-from bench.gate.process import SideProcess, run_together
-from bench.gate.protocol import Ready
+from bench.gate.process import SideProcess, open_sides, run_together
+from bench.gate.protocol import Opening, Ready
+from bench.gate.sides import Side
 from bench.gate.touched import Touched, imports
 from bench.io import write_json
 from bench.metrics import METRICS
@@ -32,12 +34,13 @@ from bench.records.sessions import (
     counted_runs,
     load_sitting,
 )
-from bench.records.store import clear_left_overs, record_file_name, write_record
+from bench.records.store import clear_left_overs, open_folder, record_file_name, write_record
 from bench.runner.sweep import MOST_RERUNS
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
 
 Purpose = Literal["warm-up", "measured", "check"]
+Stopped = Literal["decided", "all repeats", "budget"]
 Tell = Callable[[str], None]
 """Is told in lines what happens. Must return soon: the session waits for it."""
 
@@ -145,6 +148,11 @@ class SessionLog:
         self.session = self.session.model_copy(update=changes)
         write_json(self.folder / SITTING_FILE, self.session)
 
+    def end(self, stopped: Stopped) -> None:
+        """Say that the session is over, and what that leaves to be known of it."""
+        caveats = (*self.session.caveats, *unrepeatable(self.counted()), *self.touched.caveats())
+        self.note(ended_at=utc_now(), stopped=stopped, caveats=caveats)
+
     def left(self, cell_id: str, repeat: int) -> tuple[SideName, ...]:
         """Return which sides have yet to run a cell in a repeat, in order."""
         there = {
@@ -240,6 +248,30 @@ class SessionLog:
             if run.cell == cell_id:
                 took[run.purpose, run.repeat] += run.total_ns
         return max(took.values(), default=0) / NS_PER_SECOND
+
+
+@contextmanager
+def begun(
+    folder: Path,
+    session: Sitting,
+    sides: Sequence[Side],
+    tell: Tell,
+    *,
+    opening: Opening,
+    command: Sequence[str],
+) -> Iterator[SessionLog]:
+    """Say what the sides are, start them, and give the log of a session of theirs; they end with the block.
+
+    Raises what ``open_sides`` raises.
+    """
+    for side in sides:
+        for sentence in (side.facts.understood, *(caveat.message for caveat in side.caveats)):
+            tell(f"{side.name}: {sentence}")
+    with open_sides(sides, tell, opening, command) as opened, open_folder(folder):
+        processes = {process.side.name: process for process, _ in opened}
+        log = SessionLog(folder=folder, session=session, processes=processes, tell=tell)
+        log.open(opened)
+        yield log
 
 
 def _line(run: SittingRun, record: Record) -> str:

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from bench.errors import UnavailableError, counted
 from bench.io import cache_folder, own_toml
 from bench.metrics import GIB
-from bench.probes.nvml.device import GpuSample
+from bench.probes.nvml.device import MEMORY_VERSION, PROCESSES_VERSION, GpuSample
 from bench.probes.nvml.library import Nvml, open_nvml, torchs_device
 from bench.records.environment import read_environment
 from bench.records.readings import INVALIDATING, GpuFacts, name_events
@@ -207,9 +207,9 @@ def _torchs_gpu(nvml: Nvml, facts: DeviceFacts) -> Iterator[Finding]:
     )
     gpu = nvml.gpu((own or nvml.gpus()[0]).uuid)
     sample = gpu.sample()
-    usable = [f"memory ({gpu.memory_version})"] if sample.device_used_bytes is not None else []
+    usable = [f"memory ({MEMORY_VERSION})"] if sample.device_used_bytes is not None else []
     if sample.processes is not None:
-        usable.append(f"processes ({gpu.processes_version})")
+        usable.append(f"processes ({PROCESSES_VERSION})")
     usable += [words for name, words in _READINGS.items() if getattr(sample, name) is not None]
     yield Finding("GPU instruments", f"{', '.join(usable) or 'none'} of {gpu.facts.uuid}", good=bool(usable))
     yield from (Finding("GPU instruments", problem, good=False) for problem in gpu.problems)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.errors import InfrastructureError, UnavailableError
-from bench.probes.nvml.device import Gpu, GpuSample
+from bench.probes.nvml.device import MEMORY_VERSION, PROCESSES_VERSION, Gpu, GpuSample
 from bench.probes.nvml.library import open_nvml, torchs_device
 from bench.records.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
 from bench.records.readings import GpuReading
@@ -225,8 +225,8 @@ class GpuWatch:
             longest_gap_ns=self._longest_gap_ns,
             watched_ns=None if began_ns is None else time.monotonic_ns() - began_ns,
             watching_cpu_ns=None if began_ns is None else self._cpu_ns - self._cpu_before_ns,
-            memory_version=self._gpu.memory_version,
-            processes_version=self._gpu.processes_version,
+            memory_version=MEMORY_VERSION,
+            processes_version=PROCESSES_VERSION,
             idle_device_bytes=seen.idle_device_bytes,
             non_torch_bytes=gpu_verdict.non_torch_bytes(seen),
             phases=tuple(

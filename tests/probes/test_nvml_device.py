@@ -48,12 +48,12 @@ def sample_kept(*, complete: bool = True) -> tuple[GpuSample, tuple[str, ...]]:
     return Kept.gpu.sample(complete=complete), Kept.gpu.problems
 
 
-def sample_once(uuid: str = CARD.uuid) -> tuple[GpuSample, tuple[str, ...], str | None, str | None]:
+def sample_once(uuid: str = CARD.uuid) -> tuple[GpuSample, tuple[str, ...]]:
     """Open NVML and ask one device once."""
     with open_nvml() as nvml:
         gpu = nvml.gpu(uuid)
         sample = gpu.sample()
-        return sample, gpu.problems, gpu.memory_version, gpu.processes_version
+        return sample, gpu.problems
 
 
 def test_a_card_tells_everything(gpus: VirtualGpus, box: Box, tmp_path: Path) -> None:
@@ -133,13 +133,12 @@ def test_a_driver_without_a_function_tells_the_rest(tmp_path: Path) -> None:
     gpus = VirtualGpus(tmp_path, without=[lacking])
     gpus.write(replace(CARD, used_bytes=GIB, compute={7: GIB, 8: 1}, graphics={9: 5}, event_reasons=0x08))
     with gpus.box() as box:
-        sample, problems, memory_version, processes_version = box.call(sample_once)
-        assert (None, "v3") == (memory_version, processes_version)
+        sample, problems = box.call(sample_once)
         assert (None, {7: GIB, 8: 1, 9: 5}) == (sample.device_used_bytes, sample.processes)
         assert 0x08 == sample.event_reasons
         assert ("device memory: Function Not Found (NVML error 13)",) == problems
         gpus.library.unlink()
-        again, *_ = box.call(sample_once)
+        again, _ = box.call(sample_once)
         assert replace(sample, at_ns=again.at_ns) == again
 
 
@@ -148,9 +147,9 @@ def test_a_reading_that_is_not_available_is_none(gpus: VirtualGpus, box: Box, re
     """N/A (all bits set) is no number; every other reading is unharmed."""
     absent: dict[str, Any] = {{"device_used_bytes": "used_bytes"}.get(reading, reading): None}
     gpus.write(CARD)
-    whole, *_ = box.call(sample_once)
+    whole, _ = box.call(sample_once)
     gpus.write(replace(CARD, **absent))
-    sample, problems, *_ = box.call(sample_once)
+    sample, problems = box.call(sample_once)
     assert replace(whole, at_ns=sample.at_ns, **{reading: None}) == sample
     assert (f"{ASKED[reading][0]}: not available (N/A)",) == problems
 
@@ -204,7 +203,7 @@ def test_processes_of_both_lists_are_told_once(
 ) -> None:
     """Compute and graphics processes are one list by number; unknown memory is None, never nought."""
     gpus.write(replace(CARD, compute=compute, graphics=graphics))
-    sample, problems, *_ = box.call(sample_once)
+    sample, problems = box.call(sample_once)
     assert expected == sample.processes
     unknown = "memory of processes: the driver does not tell it of all of them (N/A)"
     assert ((unknown,) if None in expected.values() else ()) == problems
@@ -213,7 +212,7 @@ def test_processes_of_both_lists_are_told_once(
 def test_compute_processes_are_told_although_graphics_are_not(gpus: VirtualGpus, box: Box) -> None:
     """A card that knows no graphics processes loses nothing else."""
     gpus.write(replace(CARD, compute={7: GIB}), fail={"nvmlDeviceGetGraphicsRunningProcesses_v3": 3})
-    sample, problems, *_ = box.call(sample_once)
+    sample, problems = box.call(sample_once)
     assert {7: GIB} == sample.processes
     assert ("graphics processes: Not Supported (NVML error 3)",) == problems
 
@@ -258,7 +257,7 @@ def test_a_sample_of_a_slow_driver_is_of_the_moment_before_it(gpus: VirtualGpus,
 def test_a_slice_tells_its_memory_and_shares_its_cards_clock(gpus: VirtualGpus, box: Box) -> None:
     """Power and energy are of all slices together and stay None; what comes from the card is said to."""
     gpus.write(CUT)
-    sample, problems, *_ = box.call(sample_once, SLICE.uuid)
+    sample, problems = box.call(sample_once, SLICE.uuid)
     assert (
         GpuSample(
             at_ns=sample.at_ns,

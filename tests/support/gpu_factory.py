@@ -81,8 +81,6 @@ class ScriptedGpu:
     def __init__(self, tell: Callable[[int], dict[str, Any]], facts: GpuFacts = FACTS) -> None:
         """Count from the first sample on."""
         self.facts = facts
-        self.memory_version: str | None = "v2"
-        self.processes_version: str | None = "v3"
         self.problems: tuple[str, ...] = ()
         self.asked = 0
         self._tell = tell

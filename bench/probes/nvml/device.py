@@ -13,6 +13,7 @@ from bench.records.readings import GpuFacts
 
 # nvmlReturn_t, https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceEnumvs.html
 FUNCTION_NOT_FOUND = 13
+MEMORY_VERSION, PROCESSES_VERSION = "v2", "v3"  # of NVML's functions that are asked
 _NEVER = frozenset({3, FUNCTION_NOT_FOUND, 25})  # not supported, or not by this driver's version
 # Whoever answers so answers nothing else either: uninitialised, driver not loaded, GPU lost, reset required.
 GONE = frozenset({1, 9, 15, 16})
@@ -40,8 +41,6 @@ class Gpu(Protocol):
     """One GPU or MIG slice that can be asked again and again."""
 
     facts: GpuFacts
-    memory_version: str | None
-    processes_version: str | None
     problems: tuple[str, ...]
 
     def sample(self, *, complete: bool = True) -> GpuSample:
@@ -72,8 +71,6 @@ class NvmlDevice:
     def __init__(self, library: ModuleType, facts: GpuFacts, *, handle: Any, card: Any) -> None:
         """Take NVML's handles of the device and of the card it is or is cut from."""
         self.facts = facts
-        self.memory_version: str | None = None
-        self.processes_version: str | None = None
         self.problems: tuple[str, ...] = ()
         self._handle = handle
         self._card = card
@@ -117,8 +114,6 @@ class NvmlDevice:
         self._gone = False
         at_ns = time.monotonic_ns()
         used_bytes = self._ask(self._memory, self._handle)
-        if used_bytes is not None:
-            self.memory_version = "v2"
         processes = self._processes(complete=complete)
         others: dict[str, int | None] = {}
         if complete:
@@ -140,7 +135,6 @@ class NvmlDevice:
                 used_bytes[pid] = max((used_bytes.get(pid), graphics_bytes), key=lambda share: share or -1)
         if compute is None:
             return None
-        self.processes_version = "v3"
         if None in used_bytes.values():
             self._note("memory of processes: the driver does not tell it of all of them (N/A)")
         return dict(sorted(used_bytes.items()))
