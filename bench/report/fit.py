@@ -6,10 +6,6 @@ from typing import TYPE_CHECKING
 
 from bench.compare import Reason
 from bench.compare.plans import (
-    Fitting,
-    LoopChange,
-    ModelFits,
-    Need,
     PlanRow,
     card_counts,
     card_fits,
@@ -19,18 +15,15 @@ from bench.errors import counted
 from bench.records.predictions import Bound, Fit, Plan, Tried
 from bench.records.readings import Category
 from bench.report.columns import terminal_table
+from bench.report.sentences import RowLink, Sentence, said
 from bench.report.tables import Writer, described_table
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
     MemoryUnit,
-    Pieces,
-    RowLink,
-    Sentence,
     Table,
     bullets,
     grouped,
-    listed,
     markdown,
     markdown_table,
     notes,
@@ -151,24 +144,34 @@ def _memory_of(card: Card) -> str:
     return f"{usable} usable, CUDA context {context}{assumed}."
 
 
-def fit_sentences(plan: Plan) -> tuple[Sentence, ...]:
+def fit_sentences(plan: Plan) -> list[Sentence]:
     """Return what fits which card, the largest length first; on a ladder of cards the smallest that fits.
 
     Nothing is returned where no card was asked about.
     """
-    told = [(model, length) for model in card_fits(plan) for length in model.sequence_lengths]
-    told.sort(key=lambda each: -each[1])
-    say = _on_ladder if plan.ladder else _on_cards
-    return tuple(sentence for model, length in told for sentence in say(model, length))
+    asked = [(model, length) for model in card_fits(plan) for length in model.sequence_lengths]
+    return said(
+        "fits.j2",
+        lambda need: RowLink(need.method, need.cell),
+        asked=sorted(asked, key=lambda each: -each[1]),
+        plan=plan,
+        unit=GIBIBYTES,
+        most=_MOST_METHODS,
+        settings=_SETTINGS,
+        card_size=card_size,
+    )
 
 
-def loop_sentences(plan: Plan, rows: Sequence[PlanRow]) -> tuple[Sentence, ...]:
+def loop_sentences(plan: Plan, rows: Sequence[PlanRow]) -> list[Sentence]:
     """Return what each cell takes in one loop instead of another, and why where that is known."""
-    found = grouped(((one.driver, one.other), one) for one in loop_changes(plan, rows))
-    tensors = "allocated" if plan.cards else "live"
-    return tuple(
-        Sentence(" instead of ".join(drivers), _joined([_in_loop(one, tensors) for one in alike]))
-        for drivers, alike in found.items()
+    return said(
+        "loops.j2",
+        lambda one: RowLink(one.cell, one.cell),
+        loops=grouped(((one.driver, one.other), one) for one in loop_changes(plan, rows)),
+        tensors="allocated" if plan.cards else "live",
+        unit=GIBIBYTES,
+        change=change,
+        reason_in_words=reason_in_words,
     )
 
 
@@ -187,63 +190,9 @@ def reason_in_words(reason: Reason | None, by: float, driver: str, unit: MemoryU
     return f" ({words(reason.category)} {here} instead of {there}{f': {known}' if known else ''})"
 
 
-def _in_loop(one: LoopChange, tensors: str) -> Pieces:
-    told = []
-    if one.reserved_share is not None:
-        told.append(change(one.reserved_share, "less reserved", "more reserved", "as much reserved"))
-    told.append(change(one.tensors_share, f"less {tensors}", f"more {tensors}", f"as much {tensors}"))
-    why = reason_in_words(one.reason, one.tensors_share, one.driver, GIBIBYTES)
-    return RowLink(one.cell, one.cell), f": {', '.join(told)}{why}"
-
-
-def _on_cards(model: ModelFits, length: int) -> Iterator[Sentence]:
-    for card in model.cards:
-        fit = model.at[card.name, length]
-        parts = [_fits(one) for one in fit.fitting]
-        parts += _fails(fit.close, "is too close to call", "are too close to call")
-        parts += _fails(fit.not_fitting, "does not fit", "do not fit")
-        if parts:
-            yield Sentence(f"{model.model} at {length:,} tokens, {card.name}", _joined(parts))
-
-
-def _on_ladder(model: ModelFits, length: int) -> Iterator[Sentence]:
-    steps, nowhere = model.smallest_cards(length)
-    parts: list[Pieces] = [
-        (f"{card.name} ({card_size(card)}) for ", *_methods(needs)) for card, needs in steps
-    ]
-    parts += _fails(nowhere, "fits for certain on none", "fit for certain on none")
-    about = f"{model.model} at {length:,} tokens, smallest card that fits"
-    yield Sentence(about, _joined(parts or [("no cell could be judged",)]))
-
-
 def card_size(card: Card) -> str:
     """Write a card's memory in whole GiB."""
     return f"{GIBIBYTES.scaled(card.memory_bytes):.0f} GiB"
-
-
-def _joined(parts: Sequence[Pieces]) -> Pieces:
-    ends = ["; "] * (len(parts) - 1) + ["."]
-    return tuple(piece for part, end in zip(parts, ends, strict=True) for piece in (*part, end))
-
-
-def _fits(one: Fitting) -> Pieces:
-    """Say which methods fit, with which settings only, and what they need."""
-    told = " fits" if len(one.needs) == 1 else " fit"
-    if one.always:
-        told += f" only with {' and '.join(_SETTINGS.get(name, name) for name in one.always)}"
-    elif len(one.windows) < one.tried:
-        told += f" with {' or '.join(one.windows)}, not with all {one.tried} settings tried"
-    return (*_methods(one.needs), f"{told} ({GIBIBYTES.span(one.low_bytes, one.high_bytes)} needed)")
-
-
-def _fails(needs: Sequence[Need], one: str, many: str) -> Iterator[Pieces]:
-    if needs:
-        least = GIBIBYTES.show(min(need.needed_bytes for need in needs))
-        yield (*_methods(needs), f" {one if len(needs) == 1 else many} (at least {least} needed)")
-
-
-def _methods(needs: Sequence[Need]) -> Iterator[str | RowLink]:
-    return listed([RowLink(need.method, need.cell) for need in needs], _MOST_METHODS)
 
 
 def plan_sentences(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:

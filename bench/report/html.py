@@ -37,7 +37,8 @@ from bench.report.fit import (
 )
 from bench.report.highlights import one_environment, sentences
 from bench.report.plan import detail_tables, plan_grid
-from bench.report.text import Sentence, Table, markdown, plain, visible
+from bench.report.sentences import Sentence
+from bench.report.text import Table, markdown, plain, visible
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6
@@ -58,8 +59,8 @@ class Answered:
     """The sentences of one model, window and place, or of a plan; ``folded`` are those shown on demand."""
 
     title: str
-    sentences: tuple[Sentence, ...]
-    folded: tuple[Sentence, ...] = ()
+    sentences: Sequence[Sentence]
+    folded: Sequence[Sentence] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def _measured(comparison: Comparison, cards: Sequence[Card]) -> Section:
         opening=(*_opening(comparison), *([alike] if alike else [])),
         problems=comparison.problems,
         answered=tuple(
-            Answered(title=group_title(one.rows, comparison), sentences=tuple(sentences(one, unit)))
+            Answered(title=group_title(one.rows, comparison), sentences=sentences(one, unit))
             for one in groups[:_MOST_GROUPS]
         ),
         unanswered=len(groups[_MOST_GROUPS:]),

@@ -11,7 +11,8 @@ from bench.report.columns import narrow_table, page_table, terminal_table
 from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
 from bench.report.highlights import one_environment, opening, sentences, trained_with
-from bench.report.text import NOT_MEASURED, Sentence, Table, grouped, plain, render_page
+from bench.report.sentences import Sentence
+from bench.report.text import NOT_MEASURED, Table, grouped, plain, render_page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,7 @@ def _page(comparison: Comparison, *parts: str) -> str:
         unit = memory_unit(comparison.rows)
         for one in comparison.groups:
             few = len(comparison.groups) <= _MOST_GROUPS
-            told = tuple(sentences(one, unit)) if few else (trained_with(one),)
+            told = sentences(one, unit) if few else (trained_with(one),)
             table = page_table(comparison_columns(one.rows, unit), one.rows)
             yield _Group(group_title(one.rows, comparison), told, table)
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -246,7 +246,7 @@ class Written(str):
 
 
 @cache
-def _templates(escape: Callable[[str], str]) -> "Environment":
+def templates(escape: Callable[[str], str]) -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(  # noqa: S701 - finalize escapes what is shown, or who shows notes does
@@ -262,13 +262,13 @@ def _templates(escape: Callable[[str], str]) -> "Environment":
 
 def render_page(template: str, **values: object) -> str:
     """Return a page of Markdown, or a part of one; between paragraphs a template may leave many lines."""
-    text = _templates(markdown).get_template(template).render(values)
+    text = templates(markdown).get_template(template).render(values)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def notes(template: str, **values: object) -> list[str]:
     """Return the paragraphs of a template, each once, as lines of plain text."""
-    text = _templates(visible).get_template(template).render(values)
+    text = templates(visible).get_template(template).render(values)
     return [*dict.fromkeys(" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip())]
 
 
@@ -276,39 +276,3 @@ def operator(name: str) -> str:
     """Return an operator in words with its name in brackets, or its name."""
     told = texts("operators").get(name.removesuffix(" (workspace)"))
     return f"{told} ({name})" if told else name
-
-
-@dataclass(frozen=True)
-class RowLink:
-    """The name of a cell, which leads to its row."""
-
-    text: str
-    key: str
-
-
-Pieces = tuple[str | RowLink, ...]
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """What a sentence is about, and its pieces in order."""
-
-    about: str
-    pieces: Pieces
-
-    @property
-    def text(self) -> str:
-        """Return the sentence without links."""
-        return "".join(piece.text if isinstance(piece, RowLink) else piece for piece in self.pieces)
-
-
-def listed(links: Sequence[RowLink], most: int | None = None) -> Iterator[str | RowLink]:
-    """Yield links as a list with *and*; beyond ``most`` they are counted only."""
-    shown = links if most is None or len(links) <= most else links[:most]
-    beyond = len(links) - len(shown)
-    for index, link in enumerate(shown):
-        if index:
-            yield " and " if index == len(shown) - 1 and not beyond else ", "
-        yield link
-    if beyond:
-        yield f" and {beyond} more"

@@ -2,7 +2,7 @@
 
 from bench.records.predictions import Plan, PlannedCell, check_fit
 from bench.report.fit import fit_sentences
-from bench.report.text import RowLink
+from bench.report.sentences import RowLink
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
@@ -85,7 +85,7 @@ def test_of_a_ladder_the_smallest_card_of_each_method_is_told() -> None:
 
 def test_without_a_card_nothing_is_said() -> None:
     """A plan for the CPU asks about none."""
-    assert () == fit_sentences(make_plan(SIZES, ()))
+    assert [] == fit_sentences(make_plan(SIZES, ()))
 
 
 def test_a_verdict_on_a_card_that_the_plan_does_not_describe_is_left_out() -> None:
