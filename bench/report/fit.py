@@ -5,14 +5,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bench.compare import Reason
-from bench.compare.plans import (
-    PlanRow,
-    card_counts,
-    card_fits,
-    loop_changes,
-)
+from bench.compare.plans import PlanRow, card_counts, card_fits, loop_changes
 from bench.errors import counted
-from bench.records.predictions import Bound, Fit, Plan, Tried
+from bench.records.predictions import Answer, Bound, Fit, Plan, Tried
 from bench.records.readings import Category
 from bench.report.columns import terminal_table
 from bench.report.sentences import RowLink, Sentence, said
@@ -46,6 +41,11 @@ MOST_SENTENCES = 8
 _MOST_METHODS = 12
 _WHY: dict[tuple[str, Category], str] = {("trl-sft", "logits"): "the loss in chunks"}
 """Why a loop needs less of a category than others do."""
+_ANSWERS: tuple[tuple[Answer, str, str], ...] = (
+    ("fits", "fits", "fit"),
+    ("does not fit", "does not fit", "do not fit"),
+    ("too close to call", "is too close to call", "are too close to call"),
+)
 _SETTINGS = {"ckpt": "gradient checkpointing", "pack": "packed sequences", "b1": "a batch of one sequence"}
 
 
@@ -195,32 +195,18 @@ def card_size(card: Card) -> str:
     return f"{GIBIBYTES.scaled(card.memory_bytes):.0f} GiB"
 
 
-def plan_sentences(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[str]:
-    def named(title: str) -> str:
-        return title if title.startswith("a ") else f"one {title}"
-
-    def answered(count: int, one: str, many: str) -> str:
-        return f"{counted(count, 'cell')} {one if count == 1 else many}" if count else ""
-
+def plan_sentences(plan: Plan, rows: Sequence[PlanRow]) -> list[str]:
     refused = sum(row.forecast is None for row in rows)
-    if refused:
-        cells = counted(len(rows), "cell")
-        yield f"{refused} of {cells} cannot be predicted; the reasons are given below the table."
-    if refused == len(rows):
-        return
-    if plan.ladder:
-        nowhere = sum(row.forecast is not None and bool(row.verdicts) and not row.fitting for row in rows)
-        if nowhere:
-            verb, largest = "fits" if nowhere == 1 else "fit", named(plan.cards[-1].title)
-            yield f"{counted(nowhere, 'cell')} of {len(rows)} {verb} on no card tried, not even {largest}."
-        return
-    for card, counts in card_counts(plan):
-        answers = (
-            answered(counts["fits"], "fits", "fit"),
-            answered(counts["does not fit"], "does not fit", "do not fit"),
-            answered(counts["too close to call"], "is too close to call", "are too close to call"),
-        )
-        yield f"On {named(card.title)}, {', '.join(filter(None, answers)) or 'no cell is judged'}."
+    return notes(
+        "plan_sentences.j2",
+        plan=plan,
+        rows=rows,
+        refused=refused,
+        nowhere=sum(row.forecast is not None and bool(row.verdicts) and not row.fitting for row in rows),
+        card_counts=() if plan.ladder or refused == len(rows) else card_counts(plan),
+        answers=_ANSWERS,
+        counted=counted,
+    )
 
 
 def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> list[str]:

@@ -1,12 +1,11 @@
 """Sentences that link to rows, as templates write them, for Markdown, terminal and HTML alike."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any
 
-from bench.report.text import templates, visible
+from bench.report.text import templates, told, visible
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,3 @@ def said(template: str, link_to: Callable[[Any], RowLink], **values: object) -> 
         values, link=link, links=links, sentence=sentence, told=told
     )
     return found
-
-
-def told(text: str) -> str:
-    return re.sub(r"\s*\n\s*", " ", re.sub(r"\s*\n\s*(?=[,.;:)])", "", text)).strip()

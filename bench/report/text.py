@@ -267,9 +267,14 @@ def render_page(template: str, **values: object) -> str:
 
 
 def notes(template: str, **values: object) -> list[str]:
-    """Return the paragraphs of a template, each once, as lines of plain text."""
+    """Return the paragraphs of a template, each once, as ``told`` writes them."""
     text = templates(visible).get_template(template).render(values)
-    return [*dict.fromkeys(" ".join(part.split()) for part in re.split(r"\n\s*\n", text) if part.strip())]
+    return [*dict.fromkeys(map(told, filter(str.strip, re.split(r"\n\s*\n", text))))]
+
+
+def told(text: str) -> str:
+    """Return lines of a template as one: the end of a line is a blank, but for none before punctuation."""
+    return re.sub(r"\s*\n\s*", " ", re.sub(r"\s*\n\s*(?=[,.;:)])", "", text)).strip()
 
 
 def operator(name: str) -> str:
