@@ -17,6 +17,7 @@ import shutil
 import stat
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
@@ -270,32 +271,32 @@ def read_plain_file(path: Path, most_bytes: int = MAX_BYTES) -> bytes | str:
 def parse_json(text: str | bytes) -> Any:
     """Return what JSON in text holds. Raises ``ValueError``, also for too many levels, or a name twice."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=single_names)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name!r} stands twice in one object")
-        found[name] = value
+def single_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON. Raises ``ValueError``."""
+    if len(found := dict(pairs)) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r} stands twice in one object")
     return found
 
 
 def require_single_names(content: bytes) -> None:
-    """Raise ``ValueError`` where JSON has a name twice in one object: decoders silently take the last.
+    """Raise ``ValueError`` where an object of JSON has a name twice: decoders silently take the last.
 
-    Of thousands of records names are counted, before and after decoding; parsed is what then is in doubt.
+    Names are counted before and after decoding, which is quick; parsed is what then is in doubt.
     """
     from msgspec import json as quick
 
-    with contextlib.suppress(ValueError, RecursionError):  # infinite numbers, say
+    with contextlib.suppress(ValueError, RecursionError):
         written, held = quick.format(content, indent=-1), quick.encode(quick.decode(content))
         if b"\\" not in content and written.count(b'":') == held.count(b'":'):
             return
-    parse_json(content)
+    with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):  # which decoders say better
+        parse_json(content)
 
 
 def own_text(package: str, *name: str) -> str:
@@ -338,12 +339,11 @@ def read_json(path: Path, kind: type[_Model], name: str, advice: str) -> _Model:
     if isinstance(content, str):
         raise UsageError(f"{path} {content}; {advice}")
     try:
-        found = kind.model_validate_json(content)
         require_single_names(content)
+        return kind.model_validate_json(content)
     except ValidationError as error:
         mistake = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, mistake["loc"])) or "the file"
         raise UsageError(f"{path} is not {name} ({where}: {mistake['msg']}); {advice}") from None
     except ValueError as error:
         raise UsageError(f"{path} is not {name} ({error}); {advice}") from None
-    return found

@@ -177,6 +177,10 @@ DEEP = "[" * 10_000 + "]" * 10_000
         ("\n \n", "holds no rows"),
         (DEEP, "line 1: nested too deeply to be a row"),
         ('{"text": ' + DEEP + "}", "line 1: nested too deeply"),
+        (
+            '{"text": "a"}\n{"text": "s3cret", "text": "a"}',
+            "line 2: a key stands twice in one object; remove",
+        ),
         ('{"text": ' + "9" * 5000 + "}", "line 1: not JSON .a number of thousands of digits"),
         ('{"instruction": "s3cret"}', r'keys \("instruction"\) are of no layout known here; rename them'),
         ('{"version": 1, "rows": [{"text": "s3cret"}]}', 'the rows lie under "rows"; write that list alone'),

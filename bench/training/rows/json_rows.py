@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bench.errors import UsageError
-from bench.io import open_data
+from bench.io import open_data, single_names
 
 LONGEST_ROW = 64 * 1024**2
 """Characters of a row, at most."""
 _PIECE = 1024**2
 _LONGEST_WORD = 16  # characters: what a piece may cut in two, besides text in quotes
 _SPACE = re.compile(r"\s*")
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=single_names)
 _AS_LINES = "write its rows as JSON lines"
 _OTHER_FILES = {
     b"PAR1": f"is a Parquet file; {_AS_LINES} (pandas: to_json(…, orient='records', lines=True))",
@@ -97,6 +97,8 @@ class _Rows:
             except RecursionError:
                 raise self._wrong("nested too deeply to be a row") from None
             except ValueError as error:  # JSONDecodeError, or an integer of more digits than Python reads
+                if "stands twice" in str(error):
+                    raise self._wrong("a key stands twice in one object; remove one") from None
                 if self._may_go_on(error) and self._more():
                     continue
                 raise self._not_json(error) from None
