@@ -300,8 +300,10 @@ def _self_check(replications: int, output: Sequence[Path]) -> int:
 
 @command
 def calibrate(
-    scenario: Path,
+    scenario: Path | None = None,
     *,
+    machine: bool = False,
+    output: Path | None = None,
     only: str | None = None,
     sittings: int = 2,
     repeats: int = 3,
@@ -312,6 +314,15 @@ def calibrate(
     """Run this environment against itself: how far runs spread here, and what a gate can find."""
     from bench.gate import session
 
+    if machine == (scenario is not None) or (output is not None and not machine):
+        raise UsageError(
+            "name a scenario, or give --machine (and perhaps -o FILE) to measure this CPU instead"
+        )
+    if scenario is None:
+        from bench.commands.predict import measure_machine
+
+        measure_machine(output)
+        return
     loaded, cells = _cells(scenario, only, allow_code)
     options = session.SessionOptions(
         folder=results or Path("results") / "calibration" / loaded.name,

@@ -163,3 +163,32 @@ def validate(files: Sequence[Path] = (), *, output: Path | None = None, json: bo
         typer.echo(f"wrote {output}", err=True)
     if not done.any_predicted:
         raise InfrastructureError("no row could be predicted; the reasons are given with each")
+
+
+_RESTLESS = 0.05
+"""A share by which repeats do not differ where nothing else runs."""
+
+
+def measure_machine(output: Path | None) -> None:
+    """Write the card of this machine's CPU, from which speeds are predicted, and say what it holds for."""
+    from bench.io import write_json
+    from bench.predict.speed.calibrate import measure
+    from bench.runner.cpu_watch import CpuLoadWatch
+
+    watch = CpuLoadWatch(cpu_quota=False)
+    watch.start()
+    card = measure()
+    watch.stop()
+    busy = [caveat.message for caveat in watch.finish().caveats]
+    if card.spread > _RESTLESS:
+        busy.append(f"Repeats of what was measured differ by {card.spread * 100:.0f} %.")
+    card = card.model_copy(update={"busy": " ".join(busy)})
+    for file in (card.key.path, *([output] if output else [])):
+        write_json(file, card)
+        typer.echo(f"Machine card: {file}")
+    key = card.key
+    typer.echo(
+        f"{key.cpu}, {key.threads} threads, torch {key.torch}: {card.peak_flops / 1e9:,.0f} GFLOP/s at best."
+    )
+    if card.busy:
+        typer.echo(f"{card.busy} Run bench calibrate --machine again when nothing else runs.")

@@ -21,7 +21,7 @@ from bench.compare.accuracy import (
 )
 from bench.compare.caveats import EnvironmentGroup, caveats_of_runs
 from bench.compare.plausibility import Doubted, Finding, lint
-from bench.compare.readings import Peak, Predicted
+from bench.compare.readings import Peak, Predicted, PredictedSpeed
 from bench.errors import counted
 from bench.metrics import Instrument
 from bench.records.derived_metrics import speed_disturbed
@@ -157,6 +157,10 @@ class Measured:
     @property
     def predictions(self) -> tuple[Predicted, ...]:
         return readings.predictions(self.ok[-1].prediction, self.peaks) if self.ok else ()
+
+    @property
+    def predicted_speeds(self) -> tuple[PredictedSpeed, ...]:
+        return readings.predicted_speeds(self.ok[-1], self.throughput) if self.ok else ()
 
     @property
     def phase_predictions(self) -> tuple[Predicted, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.compare import LOOP_ALONE, Reason, grouped, loop_pairs, reason_of
-from bench.records.predictions import Answer, CardFit, Change, Plan, PlannedCell, Prediction, Refusal
+from bench.records.predictions import Answer, CardFit, Change, Plan, PlannedCell, Prediction, Refusal, Speed
 from bench.records.readings import Category
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
@@ -55,6 +55,12 @@ class PlanRow:
 
     def verdict(self, card: str) -> CardFit | None:
         return next((verdict for verdict in self.verdicts if verdict.card == card), None)
+
+    def speed(self, card: str) -> Speed | None:
+        """Return how fast it trains there, if that is told: on a card, or on this machine's CPU."""
+        verdict = self.verdict(card)
+        known = [verdict.tokens_per_second] if verdict else self.forecast.speeds if self.forecast else ()
+        return next((one for one in known if one and one.card == card and not one.refused), None)
 
     @property
     def fitting(self) -> tuple[CardFit, ...]:

@@ -17,7 +17,7 @@ from bench.records.derived_metrics import (
     read_metrics,
     throttle_reasons,
 )
-from bench.records.predictions import PredictedPhase, Prediction, Refusal
+from bench.records.predictions import PredictedPhase, Prediction, Refusal, Speed
 from bench.records.readings import Isolation, name_events
 from bench.records.records import LedgerReading, ModelFacts, Phase, Record
 from bench.stats.trend import Trend, TrendVerdict, find_trend
@@ -168,6 +168,25 @@ def predictions(prediction: Prediction | Refusal | None, peaks: Sequence[Peak]) 
         for name, (low, high) in figures.items()
         if name in read
     )
+
+
+@dataclass(frozen=True)
+class PredictedSpeed:
+    """A speed as predicted before the run, beside the one that was measured; the share is of its time."""
+
+    told: Speed
+    measured: float
+
+    @property
+    def difference_share(self) -> float:
+        return self.measured / self.told.point - 1
+
+
+def predicted_speeds(run: Record, measured: Throughput | None) -> tuple[PredictedSpeed, ...]:
+    if measured is None or not isinstance(run.prediction, Prediction):
+        return ()
+    known = [one for one in run.prediction.speeds if not one.refused]
+    return tuple(PredictedSpeed(one, measured.tokens_per_second) for one in known)
 
 
 _READ_IN: dict[PredictedPhase, Phase] = {

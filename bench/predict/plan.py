@@ -167,7 +167,9 @@ def _planned(
         PlannedCell(
             cell=cell,
             answer=one.model_copy(
-                update={"speeds": ()} if isinstance(one, Prediction) else {"platform": platform}
+                update=({"speeds": ()} if judged else {})  # a verdict has that of its card
+                if isinstance(one, Prediction)
+                else {"platform": platform}
             ),
             verdicts=tuple(check_fit(one, each) for each in judged if isinstance(one, Prediction)),
         )

@@ -11,9 +11,11 @@ from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.blame import library_at_fault
 from bench.predict.families import Family, families, streams
 from bench.predict.reach import beyond_training, refused_as_unreachable
-from bench.predict.speed.predict import speeds_of
+from bench.predict.speed.cpu import this_machine
+from bench.predict.speed.predict import speed_here, speeds_of
 from bench.predict.summary import predicted_for_cpu, summed_up
 from bench.predict.trace.adapters import assumed_of_adapter
+from bench.predict.trace.calls import Calls
 from bench.predict.trace.repeat import depth_of
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
 from bench.predict.trace.variants import litgpt
@@ -24,6 +26,7 @@ from bench.predict.trace.variants.older_computations import (
 )
 from bench.predict.trace.variants.older_models import caveats_of_version
 from bench.predict.varying import widened
+from bench.records.machine_card import card_of
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Caveat
 from bench.scenario.catalogue import Card
@@ -212,8 +215,10 @@ def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, .
 def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
     asked: set[str] = set()
     reached = list[Reached]()
-    reading = read_cpu_ledger(cell, platform, config, asked, reached)
+    machine, calls = card_of(this_machine()), list[Calls]()
+    reading = read_cpu_ledger(cell, platform, config, asked, reached, calls=calls if machine else None)
     prediction = predicted_for_cpu(reading, platform, asked)
     weights, trainable, caveats = reached[0]
-    more = {"reach": weights, "trainable_parameters": trainable}
+    speeds = (speed_here(calls, caveats, cell, config, machine),) if machine else ()
+    more = {"reach": weights, "trainable_parameters": trainable, "speeds": speeds}
     return prediction.model_copy(update=more | {"caveats": (*prediction.caveats, *caveats)})

@@ -44,7 +44,7 @@ def read_environment() -> Environment:
             "system": platform.system(),
             "kernel": platform.release().partition("-")[0],
             "architecture": platform.machine(),
-            "cpu_model": _cpu_model(),
+            "cpu_model": cpu_model(),
             "cpu_cores": len(os.sched_getaffinity(0)),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "memory_limit_bytes": _memory_limit_bytes(),
@@ -55,7 +55,7 @@ def read_environment() -> Environment:
     )
 
 
-def _cpu_model() -> str | None:
+def cpu_model() -> str | None:
     """Return the processor's name, or on machines that give none its implementer and part number."""
     lines = [line.partition(":") for line in (kernel_text(Path("/proc/cpuinfo")) or "").splitlines()]
     fields = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # those of the first core

@@ -216,6 +216,7 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> list[str]:
     platforms = {platform for forecast in forecasts for platform in forecast.platforms}
     verdicts = [verdict for planned in plan.cells for verdict in planned.verdicts]
     speeds = [verdict.tokens_per_second for verdict in verdicts if verdict.tokens_per_second]
+    speeds += [speed for forecast in forecasts for speed in forecast.speeds]  # of a CPU, which judges nothing
     return notes(
         "plan_notes.j2",
         plan=plan,

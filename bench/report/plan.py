@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from bench.compare.plans import Forecast, PlanRow, plan_rows
+from bench.records.machine_card import THIS_CPU
 from bench.records.predictions import Change, Plan, PredictedPhase
 from bench.records.readings import Category
 from bench.report.columns import Column, Grid, Place, Tone, grid, page_table, terminal_table
@@ -177,8 +178,8 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
         columns.append(Column(title=_SMALLEST, text=smallest))
     else:
         columns += [Column(title=card.name, text=partial(on_card, card.name)) for card in plan.cards]
-    if alone:
-        columns += speed_columns(plan, plan.cards[0].name, rows)
+    if alone or not plan.cards:
+        columns += speed_columns(plan, plan.cards[0].name if alone else THIS_CPU, rows)
     return page_table(columns, rows)
 
 

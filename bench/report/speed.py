@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from bench.compare.plans import PlanRow
-from bench.records.predictions import CardFit, KernelClass, Plan, Speed
+from bench.records.machine_card import THIS_CPU
+from bench.records.predictions import KernelClass, Plan, Speed
 from bench.records.published.score import ScoredRow, summarise_speeds
 from bench.records.published.speeds import SpeedSummary
 from bench.report.columns import Column
@@ -16,11 +17,11 @@ _SECONDS_AN_HOUR = 3600
 
 def speed_columns(plan: Plan, card: str, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
     """Return the columns of how fast cells train on a card; none where no speed is told."""
-    if not any(_told(row.verdict(card)) for row in rows):
+    if not any(row.speed(card) for row in rows):
         return []
 
     def told(row: PlanRow) -> Speed | None:
-        return _told(row.verdict(card))
+        return row.speed(card)
 
     def spent(show: Callable[[Speed | None], str]) -> Callable[[PlanRow], str]:
         return lambda row: show(told(row))
@@ -38,8 +39,8 @@ def speed_columns(plan: Plan, card: str, rows: Sequence[PlanRow]) -> list[Column
 
 def speed_tables(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[tuple[str, Table]]:
     """Yield how fast each cell trains on each card, what takes the time, and the dearest operators."""
-    told = ((row, _told(row.verdict(card.name))) for row in rows for card in plan.cards)
-    found = [Line(row, speed) for row, speed in told if speed]
+    names = [card.name for card in plan.cards] or [THIS_CPU]
+    found = [Line(row, speed) for row in rows for name in names if (speed := row.speed(name))]
     kinds = dict.fromkeys(kind for line in found for kind in line.one.shares)
     spent = _spent(plan)
     yield (
@@ -90,11 +91,6 @@ def _range(amount: float, speed: Speed | None) -> str:
     if speed is None:
         return NOT_APPLICABLE
     return f"{significant(amount / speed.high)} to {significant(amount / speed.low)}"
-
-
-def _told(verdict: CardFit | None) -> Speed | None:
-    speed = verdict.tokens_per_second if verdict else None
-    return None if speed is None or speed.refused else speed
 
 
 def _rate(speed: Speed | None) -> str:

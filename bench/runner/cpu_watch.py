@@ -43,9 +43,17 @@ class CpuLoadWatch:
         """Read the counters as the measured steps begin and as they end."""
         match message:
             case PhaseStarted(phase="steady"):
-                self._start = self._read()
+                self.start()
             case ReadingMade(reading=PhaseReading(name="steady")):
-                self._end = self._read()
+                self.stop()
+
+    def start(self) -> None:
+        """Read the counters: from here on others count."""
+        self._start = self._read()
+
+    def stop(self) -> None:
+        """Read them again: until here."""
+        self._end = self._read()
 
     def finish(self) -> Findings:
         if self._start is None or self._end is None or self._cpu_quota:

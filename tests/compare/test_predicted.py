@@ -1,8 +1,8 @@
 """Predicted peaks beside read ones: each with its own instrument, refusals and other devices left out."""
 
-from bench.compare.readings import Peak, phase_predictions, predictions
+from bench.compare.readings import Peak, phase_predictions, predicted_speeds, predictions, throughput
 from bench.metrics import Instrument
-from bench.records.predictions import Refusal
+from bench.records.predictions import Refusal, Speed
 from bench.scenario.platform import Platform
 from records_factory import MIB, make_measurement, make_phases, make_prediction, make_record
 
@@ -55,3 +55,18 @@ def test_what_set_a_predicted_peak_is_told() -> None:
     assert {(one.phase, one.set_by) for one in predictions(make_prediction(), PEAKS)} == {
         ("backward", "aten::mm")
     }
+
+
+def test_speed_is_shown_beside_the_measured_one() -> None:
+    """The error is of the time; a speed that was refused, and one that was not measured, is left out."""
+    told = Speed(card="this-cpu", low=80, point=100, high=125, bound_by="compute")
+    refused = Speed(card="this-cpu", refused="no")
+    runs = [make_record(prediction=make_prediction(speeds=(one,))) for one in (told, refused)]
+    measured = throughput(runs[:1])
+    assert measured is not None
+
+    (shown,) = predicted_speeds(runs[0], measured)
+    assert (shown.told, shown.measured) == (told, measured.tokens_per_second)
+    assert shown.difference_share == measured.tokens_per_second / 100 - 1
+    assert predicted_speeds(runs[1], measured) == ()
+    assert predicted_speeds(runs[0], None) == ()

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.predict.speed.cpu import cpu_time
 from bench.predict.speed.kernels import Time, Work, constants, rates_of, time_of, work_of
-from bench.predict.trace.calls import Call
+from bench.predict.trace.calls import Call, Calls
 from bench.predict.trace.stream import Stream
+from bench.records.machine_card import THIS_CPU, MachineCard
 from bench.records.predictions import KERNELS_NOT_TRACED, Dear, KernelClass, Limit, Speed
+from bench.records.readings import Caveat
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.scenario.types import PeftMethod
@@ -26,21 +29,37 @@ def speeds_of(
     """Return how fast the last step of a stream is on each card, by factors without those of a source."""
     if not cards:
         return ()
-    why = _untold(stream, cell, config)
+    caveats = stream.reached.caveats if stream.reached else ()
+    why = _untold(stream.calls[-1], caveats, cell, config)
     if why:
         return tuple(Speed(card=card.name, refused=why) for card in cards)
     calls = [(call, work_of(call)) for call in stream.calls[-1].distinct()]
     return tuple(_speed(calls, cell, card, without) for card in cards)
 
 
-def _untold(stream: Stream, cell: Cell, config: Any) -> str:
+def speed_here(
+    steps: Sequence[Calls], caveats: Sequence[Caveat], cell: Cell, config: Any, machine: MachineCard
+) -> Speed:
+    """Return how fast the last step is on this machine's CPU, which dispatches and computes by turns."""
+    why = f"steps of {cell.loop.driver} are not timed on a CPU"
+    if why := _untold(steps[-1], caveats, cell, config) if steps else why:
+        return Speed(card=THIS_CPU, refused=why)
+    sums = _Sums(serial=True)
+    for call in steps[-1].distinct():
+        work = work_of(call)
+        sums.add(call, work, cpu_time(call, work, machine), defaultdict(lambda: 1.0, host=machine.host))
+    band = constants()["cpu"]["band"] * (1 + machine.spread)
+    assumed = list(filter(None, [machine.busy]))
+    return _told(sums, cell, THIS_CPU, peak_flops=machine.peak_flops, bands=(band, band), assumed=assumed)
+
+
+def _untold(calls: Calls, caveats: Sequence[Caveat], cell: Cell, config: Any) -> str:
     """Return why a cell's speed is not told on any card; empty where it is."""
     kernels, method = cell.training.kernels, cell.method
     boft = isinstance(method, PeftMethod) and method.type == "boft"
     fields = vars(config.get_text_config()).items()
     names = [name for name, value in fields if type(value) is int and any(map(name.count, _UNTIMED_LAYERS))]
-    caveats = stream.reached.caveats if stream.reached else ()
-    ops = sorted({form.op for form in stream.calls[-1].of.forms})
+    ops = sorted({form.op for form in calls.of.forms})
     unknown = next((op for op in ops if any(name in op for name in _UNTIMED)), "")
     reasons = {
         f"the kernels of {kernels} are not timed": kernels != "torch",
@@ -65,6 +84,8 @@ class _Sums:
     host: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
     flops: float = 0.0
     fp32_attention: float = 0.0
+    serial: bool = False
+    """What dispatches also computes, so that both count."""
 
     def add(self, call: Call, work: Work, time: Time, factors: dict[str, float]) -> None:
         """Add calls that are alike. The optimizer's part is apart: it waits."""
@@ -80,7 +101,10 @@ class _Sums:
 
     def step_s(self, gpu: float = 1, host: float = 1) -> float:
         """Return the seconds of a step: of the GPU and the host that feeds it the slower counts."""
-        slower = (max(self.gpu[part] * gpu, self.host[part] * host) for part in self.gpu)
+        both = [(self.gpu[part] * gpu, self.host[part] * host) for part in self.gpu]
+        if self.serial:
+            return sum(map(sum, both))
+        slower = map(max, both)
         return sum(slower, float(constants()["host"]["step_us"]) * 1e-6)
 
     @property
@@ -100,21 +124,36 @@ def _speed(calls: Sequence[tuple[Call, Work]], cell: Cell, card: Card, without: 
     sums = _Sums()
     for call, work in calls:
         sums.add(call, work, time_of(work, rates), factors)
-    training, total = cell.training, sum(sums.kinds.values())
-    tokens = training.micro_batch * training.gradient_accumulation * training.sequence_length
+    total = sum(sums.kinds.values())
     assumed = [] if card.name in table["cards"] else [_UNCALIBRATED]
     band, host_band = factors["band"], table["host_band"]
     if sums.fp32_attention > _SLIGHT * total:
         band = max(band, table["fp32_attention_band"])
         assumed.append(_FP32_ATTENTION)
+    bands = band, host_band
+    return _told(sums, cell, card.name, peak_flops=card.peak_bf16_flops or 1, bands=bands, assumed=assumed)
+
+
+def _told(
+    sums: _Sums,
+    cell: Cell,
+    name: str,
+    *,
+    peak_flops: float,
+    bands: tuple[float, float],
+    assumed: Sequence[str],
+) -> Speed:
+    training, total = cell.training, sum(sums.kinds.values())
+    tokens = training.micro_batch * training.gradient_accumulation * training.sequence_length
+    band, host_band = bands
     kinds = sorted(sums.kinds.items(), key=lambda one: -one[1])
     dearest = sorted(sums.places.items(), key=lambda one: -one[1])[:_DEAREST]
     return Speed(
-        card=card.name,
+        card=name,
         low=tokens / sums.step_s(band, host_band),
         point=tokens / sums.step_s(),
         high=tokens / sums.step_s(1 / band, 1 / host_band),
-        mfu=sums.flops / sums.step_s() / (card.peak_bf16_flops or 1),
+        mfu=sums.flops / sums.step_s() / peak_flops,
         bound_by=sums.bound_by,
         step_s=sums.step_s(),
         shares={kind: taken / total for kind, taken in kinds if taken},

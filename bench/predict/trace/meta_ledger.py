@@ -95,6 +95,10 @@ class MetaLedger(Ledger):
         self.marks.append(Mark(phase, self.step, len(self.entries)))
         self._layer, self._layers_of_results = NO_LAYER, []  # an optimizer that works in place leaves some
 
+    def end_step(self) -> None:
+        super().end_step()
+        self.step += 1
+
     def learn(self, *models: nn.Module) -> None:
         """Learn the names of models' modules, and whose the blocks of their parameters are."""
         self._module_names = {}

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 
 from bench.predict.trace.adapters import require_traceable
+from bench.predict.trace.calls import Calls
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.known import KnownValues
 from bench.predict.trace.loading import load_weights
@@ -168,11 +169,13 @@ def read_cpu_ledger(
     config: Any | None = None,
     asked: set[str] | None = None,
     reached: list[Reached] | None = None,
+    *,
+    calls: list[Calls] | None = None,
 ) -> LedgerReading:
     """Read the ledger of two steady steps as on the CPU, after one that nothing watches.
 
     ``asked`` gets the lines of a loop that asked for values which a prediction does not have, ``reached``
-    what the method did to the weights.
+    what the method did to the weights, ``calls`` those of each step in the window's own loop.
     """
     with patched(platform):
         config = config or configuration_of(cell.model)
@@ -197,7 +200,10 @@ def read_cpu_ledger(
         with of_step(model, vocabulary_size, kernels):
             run_step(trainer, step)
         books = of_step(model, vocabulary_size, kernels, phase="inputs")
+        books.timed = calls is not None
         reading = read_ledger(trainer, [step] * LEDGER_STEPS, books)
+        if calls is not None:
+            calls += books.recorder.calls
         if asked is not None and isinstance(books, LoopLedger):
             asked |= books.asked
         return reading

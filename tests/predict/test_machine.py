@@ -1,0 +1,123 @@
+"""This machine's card: measured by microbenchmarks, read back, and what speeds follow from it."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bench.cli import app
+from bench.predict.predict import predict
+from bench.predict.speed import calibrate
+from bench.predict.speed.cpu import cpu_time, this_machine
+from bench.predict.speed.kernels import work_of
+from bench.predict.trace.calls import Call, Form, Part
+from bench.records.machine_card import THIS_CPU, MachineCard, card_of
+from bench.records.predictions import Plan, PlannedCell
+from bench.report.plan import render_markdown
+from bench.scenario.platform import Platform
+from tiny_cells import tiny_cell
+
+CPU = Platform(device="cpu")
+
+
+def called(op: str, *shapes: tuple[int, ...], transposed: int = -1) -> Call:
+    """Return a call on tensors in fp32, the last of which is its result; one may lie transposed."""
+    places = range(len(shapes))
+    parts = [
+        Part(torch.float32, (False,) * len(shapes[at]), at != transposed, on_host=False) for at in places
+    ]
+    form = Form("forward", False, op, "model", False, tuple(parts[:-1]), tuple(parts[-1:]))  # noqa: FBT003 - a record
+    return Call(form, list(zip(parts, shapes, strict=True)), 1)
+
+
+def card(**changes: object) -> MachineCard:
+    """Return a card of this machine: products of one shape, and products of elements at two sizes."""
+    shapes = {
+        f"{dtype} {layout}": ((64, 64, 64, seconds),)
+        for dtype in ("float32", "bfloat16")
+        for layout, seconds in (("nn", 1e-3), ("nt", 2e-3), ("tn", 4e-3))
+    }
+    curves = {"mul vector float32": ((1e4, 1e-5), (1e6, 1e-3))}
+    fields = {"key": this_machine(), "products": shapes, "curves": curves, "host": 1, "spread": 0}
+    return MachineCard.model_validate(fields | {"peak_flops": 1e9} | changes)
+
+
+def seconds_of(call: Call) -> float:
+    """Return how long a call takes by that card."""
+    return cpu_time(call, work_of(call), card()).seconds
+
+
+def test_products_take_the_rate_of_their_layout() -> None:
+    """Of twice the depth twice as long; where the second factor lies transposed by the rate of such."""
+    assert seconds_of(called("aten::mm", (64, 64), (64, 64), (64, 64))) == pytest.approx(1e-3)
+    assert seconds_of(called("aten::mm", (64, 128), (128, 64), (64, 64))) == pytest.approx(2e-3)
+    assert seconds_of(called("aten::mm", (64, 64), (64, 64), (64, 64), transposed=1)) == pytest.approx(2e-3)
+    assert seconds_of(called("aten::mm", (64, 64), (64, 64), (64, 64), transposed=0)) == pytest.approx(4e-3)
+
+
+def test_bytes_take_what_was_measured_around_them() -> None:
+    """Between two sizes by a power, beyond them in proportion; operators without a curve take another's."""
+    between, beyond = (25_000 // 3, (10_000_000 // 12,))
+    assert seconds_of(called("aten::mul", *([(between,)] * 3))) == pytest.approx(1e-5 * between * 12 / 1e4)
+    assert seconds_of(called("aten::add", *([beyond] * 3))) == pytest.approx(1e-3 * beyond[0] * 12 / 1e6)
+
+
+def test_measuring_finds_what_torch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product's time is near that of the same product timed here, and more bytes take longer."""
+    monkeypatch.setattr(calibrate, "_PRODUCTS", [(64, 256, 256), (256, 256, 256)])
+    monkeypatch.setattr(calibrate, "_ELEMENTS", (1 << 14, 1 << 18))
+    monkeypatch.setattr(calibrate, "_LEAST_S", 0.001)
+
+    made = calibrate.measure()
+
+    one = torch.ones((256, 256))
+    started = time.perf_counter()
+    for _ in range(20):
+        one @ one
+    here = (time.perf_counter() - started) / 20
+    small, large = (each[3] for each in made.products["float32 nn"])
+    assert here / 10 < large < here * 10
+    assert small < large
+    for name in ("mul vector float32", "silu vector float32", "_log_softmax vector bfloat16"):
+        (_, fast), (_, slow) = made.curves[name]
+        assert fast < slow, name
+    assert 0.05 < made.host < 20
+    assert made.key == this_machine()
+
+
+def test_a_plan_tells_speed_where_there_is_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card in the cache gives a band on this CPU, at half the rates a lower one; none gives none."""
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path))
+    cell = tiny_cell(training={"dtype": "fp32", "sequence_length": 512})
+    key = this_machine()
+    assert predict(cell, CPU).speeds == ()
+
+    def speed(made: MachineCard) -> float:
+        key.path.parent.mkdir(exist_ok=True)
+        key.path.write_text(made.model_dump_json())
+        (told,) = predict(cell, CPU).speeds
+        assert told.card == THIS_CPU
+        assert told.low < told.point < told.high
+        return told.point
+
+    slow = {
+        name: tuple((*shape, 2 * seconds) for *shape, seconds in several)
+        for name, several in card().products.items()
+    }
+    assert speed(card()) > 1.2 * speed(card(products=slow))
+
+    answer = predict(cell, CPU)
+    plan = Plan(
+        scenario="s", title="t", cards=(), cells=(PlannedCell(cell=cell, answer=answer),), allocator=""
+    )
+    assert "| Tokens/s |" in render_markdown(plan)
+    assert card_of(key.model_copy(update={"threads": key.threads + 1})) is None
+
+
+def test_calibrate_takes_a_scenario_or_the_machine() -> None:
+    """Neither, and both, are a user's mistake, said in a sentence."""
+    for given in ([], ["--machine", "s.toml"]):
+        found = CliRunner().invoke(app, ["calibrate", *given])
+        assert "give --machine" in str(found.exception)
