@@ -49,7 +49,7 @@ def speed_here(
         work = work_of(call)
         sums.add(call, work, cpu_time(call, work, machine), defaultdict(lambda: 1.0, host=machine.host))
     band = constants()["cpu"]["band"] * (1 + machine.spread)
-    assumed = list(filter(None, [machine.busy]))
+    assumed = [_ASSUMED_HERE, *filter(None, [machine.busy.rstrip(".")])]
     return _told(sums, cell, THIS_CPU, peak_flops=machine.peak_flops, bands=(band, band), assumed=assumed)
 
 
@@ -169,6 +169,7 @@ def class_of(kind: KernelClass) -> str:
 
 _SLIGHT = 0.05
 _FP32_ATTENTION = "attention runs in fp32 in some cells, of which no training run was at hand"
+_ASSUMED_HERE = "the width of the range is assumed, since kernels meet data in other caches than as measured"
 _UNCALIBRATED = "no training run on this card was at hand, so that the band is as wide as cards differ"
 
 
