@@ -238,4 +238,6 @@ def _variables(side: Side, judge: Sequence[str]) -> dict[str, str]:
     if own := [*(["bench"] if judge else []), *(side.under_test if side.label else [])]:
         variables[SOURCES_VARIABLE] = ",".join(own)
     variables.pop("__PYVENV_LAUNCHER__", None)
+    if side.facts.kind == "packages" and not side.code:  # of bench's own cache, to be compiled once
+        variables.pop("PYTHONDONTWRITEBYTECODE", None)
     return variables

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.predict.sizes import Point, RepeatedStep, Sizes, same_structure
+from bench.predict.trace.depth import depth_of, trace_whole
 from bench.predict.trace.kernels import Kernels
-from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of, trace_whole
+from bench.predict.trace.repeat import LayersDifferError, deepen
 from bench.predict.trace.stream import Stream
 from bench.predict.trace.trace import TRACED_STEPS, Tracer
 from bench.records.predictions import Method

@@ -16,7 +16,7 @@ from bench.predict.speed.predict import speed_here, speeds_of
 from bench.predict.summary import predicted_for_cpu, summed_up
 from bench.predict.trace.adapters import assumed_of_adapter
 from bench.predict.trace.calls import Calls
-from bench.predict.trace.repeat import depth_of
+from bench.predict.trace.depth import depth_of
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
 from bench.predict.trace.variants import litgpt
 from bench.predict.trace.variants.older_computations import (

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.io import parse_json, read_data
-from bench.predict.trace.repeat import depth_of_model, shallow
+from bench.predict.trace.depth import depth_of_model, shallow
 from bench.predict.trace.trace import worst_batch
 from bench.records.predictions import Refusal
 from bench.records.readings import Caveat

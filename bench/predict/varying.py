@@ -17,7 +17,8 @@ from bench.errors import UntraceableError
 from bench.predict.allocator.pools import Numbers
 from bench.predict.allocator.replay import EMPTY_CACHE, replay
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.trace.repeat import LayersDifferError, deepen, depth_of
+from bench.predict.trace.depth import depth_of
+from bench.predict.trace.repeat import LayersDifferError, deepen
 from bench.predict.trace.stream import Ints, Stream
 from bench.predict.trace.trace import Tracer
 from bench.records.predictions import Prediction

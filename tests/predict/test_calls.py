@@ -7,7 +7,7 @@ import pytest
 
 from bench.predict.predict import predict, predict_all
 from bench.predict.speed.kernels import work_of
-from bench.predict.trace.repeat import depth_of
+from bench.predict.trace.depth import depth_of
 from bench.predict.trace.stream import Stream
 from bench.predict.trace.trace import Tracer
 from bench.records.predictions import Prediction

@@ -9,7 +9,7 @@ import pytest
 
 from bench.predict.blame import library_at_fault
 from bench.predict.predict import predict, predict_all
-from bench.predict.trace import repeat
+from bench.predict.trace import depth, repeat
 from bench.predict.trace.trace import Tracer
 from bench.records.predictions import Prediction
 from bench.records.records import FlopsReading, ModelFacts
@@ -33,9 +33,9 @@ def test_repeated_layers_compute_and_save_what_all_of_them_do(
 ) -> None:
     """Operators, FLOPs, saved bytes and trained parameters of seven layers, from four and from all."""
     cell = cuda_cell(method, gradient_checkpointing=checkpointing, dtype="bf16")
-    monkeypatch.setattr(repeat, "_found", {})
+    monkeypatch.setattr(depth, "_found", {})
     repeated = predict(cell, Platform())
-    repeat.trace_whole(configuration_of(cell.model))
+    depth.trace_whole(configuration_of(cell.model))
     whole = predict(cell, Platform())
     assert ("repeated layers", "full trace") == (repeated.method, whole.method)
     assert whole.step_flops

@@ -10,7 +10,7 @@ import pytest
 
 from bench.predict.families import Family, families, streams
 from bench.predict.sizes import Point
-from bench.predict.trace.repeat import Depth
+from bench.predict.trace.depth import Depth
 from bench.predict.trace.stream import Stream
 from bench.predict.trace.trace import TRACED_STEPS, Tracer
 from bench.scenario.cell import Cell

@@ -7,8 +7,9 @@ import pytest
 from transformers import AutoConfig
 
 from bench.predict.predict import predict, predict_all
-from bench.predict.trace import repeat
-from bench.predict.trace.repeat import Depth, LayersDifferError, deepen, depth_of, depth_traced, shallow
+from bench.predict.trace import depth
+from bench.predict.trace.depth import Depth, depth_of, depth_traced, shallow
+from bench.predict.trace.repeat import LayersDifferError, deepen
 from bench.predict.trace.trace import Tracer
 from bench.records.predictions import Prediction
 from bench.scenario.cell import Cell
@@ -70,15 +71,17 @@ def test_methods_that_tell_layers_apart_are_traced_whole(method: dict[str, objec
     assert depth_of(cell, configuration_of(cell.model)) is None
 
 
-@pytest.mark.parametrize("option", [{"use_dora": True}, {"modules_to_save": ["norm"]}])
-def test_an_option_that_names_no_layer_leaves_the_short_cut(option: dict[str, object]) -> None:
-    """A switch of peft's, or modules without a number: what is predicted is that of the whole."""
-    cell = lora(peft=option)
+@pytest.mark.parametrize(
+    "method", [{"peft": {"use_dora": True}}, {"peft": {"modules_to_save": ["norm"]}}, {"base": "int8"}]
+)
+def test_what_names_no_layer_leaves_the_short_cut(method: dict[str, object]) -> None:
+    """A switch of peft's, modules without a number, int8 products that free inputs at the end: as whole."""
+    cell = lora(**method)
     config = configuration_of(cell.model)
     found = predict(cell, PLATFORM)
-    repeat.trace_whole(config)
+    depth.trace_whole(config)
     whole = predict(cell, PLATFORM)
-    repeat._found.clear()
+    depth._found.clear()
     assert ("repeated layers", "full trace") == (found.method, whole.method)
     assert found.model_copy(update={"method": "full trace"}) == whole
 
@@ -137,17 +140,17 @@ def test_a_model_that_cannot_be_cut_is_traced_whole(monkeypatch: pytest.MonkeyPa
     """Whatever a configuration raises that is made shorter: the prediction is that of all layers."""
     cell = lora().model_copy(update={"training": lora().training.model_copy(update={"seed": len(broken)})})
     config = configuration_of(cell.model)
-    monkeypatch.setattr(repeat, "_found", {})
+    monkeypatch.setattr(depth, "_found", {})
     expected = predict(cell, PLATFORM)
-    real = getattr(repeat, broken)
+    real = getattr(depth, broken)
 
     def refusing(config: Any, *layers: int) -> Any:
         if layers or config.num_hidden_layers < 7:
             raise AttributeError("no setter")
         return real(config)
 
-    monkeypatch.setattr(repeat, "_found", {})
-    monkeypatch.setattr(repeat, broken, refusing)
+    monkeypatch.setattr(depth, "_found", {})
+    monkeypatch.setattr(depth, broken, refusing)
     found = predict(cell, PLATFORM)
     assert depth_of(cell, config) is None
     assert (expected.method, found.method) == ("repeated layers", "full trace")
@@ -156,7 +159,7 @@ def test_a_model_that_cannot_be_cut_is_traced_whole(monkeypatch: pytest.MonkeyPa
 
 def test_a_cut_model_that_fails_as_it_runs_is_traced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers may be alike and the model still be unable to run with fewer."""
-    monkeypatch.setattr(repeat, "_found", {})
+    monkeypatch.setattr(depth, "_found", {})
     real = Tracer.trace
 
     def failing(self: Tracer, cell: Cell, depth: Depth | None = None, *steps: int) -> Any:

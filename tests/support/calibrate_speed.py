@@ -18,7 +18,7 @@ from scipy.optimize import least_squares
 
 from bench.predict.speed.kernels import constants, rates_of, time_of, work_of
 from bench.predict.speed.predict import class_of, host_seconds, speeds_of
-from bench.predict.trace.repeat import depth_of
+from bench.predict.trace.depth import depth_of
 from bench.predict.trace.stream import Stream
 from bench.predict.trace.trace import Tracer, at_length
 from bench.records.published import MeasuredSpeed, Row, shipped_rows

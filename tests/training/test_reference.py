@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.errors import UsageError
 from bench.predict.predict import predict
-from bench.predict.trace.repeat import depth_of
+from bench.predict.trace.depth import depth_of
 from bench.predict.trace.trace import Tracer
 from bench.probes.ledger import Ledger
 from bench.records.records import LedgerReading

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from bench.errors import UnavailableError
 from bench.predict.predict import predict, predict_all
-from bench.predict.trace.repeat import deepen, depth_of
+from bench.predict.trace.depth import depth_of
+from bench.predict.trace.repeat import deepen
 from bench.predict.trace.trace import Tracer
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Caveat

@@ -5,23 +5,17 @@ the second period has its like in the third, then any number of periods can be p
 ``LayersDifferError`` says so and nothing is made.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
 
 import numpy as np
 
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark
 from bench.predict.trace.stream import Ints, Stream, spans
-from bench.scenario.cell import Cell
-from bench.scenario.types import FullMethod, LoraMethod, QloraMethod
-from bench.training.loading.models import empty_causal_model
-from bench.training.loading.wrappers import beside_text, is_beside
 
 FIRST, SECOND, THIRD, LAST = range(4)
-_SEARCHED_PERIODS = range(1, 9)
-_found: dict[str, "Depth | None"] = {}
 
 
 class LayersDifferError(Exception):
@@ -46,11 +40,6 @@ class Sweep:
         return min(self.second.stop, self.third.stop)
 
 
-def depth_traced(layers: int, period: int) -> int:
-    """Return how many layers a shallow trace needs, or ``layers`` where nothing would be saved."""
-    return min(4 * period + layers % period, layers)
-
-
 def deepen(stream: Stream, period: int, added: int) -> Stream:
     """Return the stream with ``added`` more periods of ``period`` layers between the second and the third.
 
@@ -62,6 +51,7 @@ def deepen(stream: Stream, period: int, added: int) -> Stream:
     groups = np.where(layers == NO_LAYER, NO_LAYER, np.minimum(layers // period, LAST))
     sweeps = list(_all_sweeps(groups, stream.marks))
     births = _Births.of(stream, sweeps)
+    sweeps = sorted([*sweeps, *_freed_late(stream, sweeps, births)], key=lambda sweep: sweep.middle)
     events = _with_periods(stream, sweeps, births, added)
     return _described(stream, sweeps, births, events, period, added)
 
@@ -146,6 +136,25 @@ class _Births:
         if in_third is None and in_second and in_second[1] == THIRD:
             return in_second[0], 1
         raise LayersDifferError(f"blocks {one} and {other} are not each other's like")
+
+
+def _freed_late(stream: Stream, sweeps: Sequence[Sweep], births: _Births) -> Iterator[Sweep]:
+    """Find where, in a backward pass, what the middle periods made is freed all at once, in their order.
+
+    In a forward pass such a list, as a cache's, was made by operators beside the layers, whose number is not
+    seen to repeat.
+    """
+    parts = spans(stream.marks, len(stream.events))
+    passed = {index for sweep in sweeps for index in (*sweep.second, *sweep.third)}
+    backward = [index for mark, part in parts if mark.phase == "backward" for index in part]
+    freed = {i: births.place_of.get(int(stream.events[i])) for i in backward if i not in passed}
+    both = Counter(born[0] for born in freed.values() if born)  # places whose two blocks are
+    periods = {index: born[1] for index, born in freed.items() if born and both[born[0]] > 1}
+    for start in [index for index in periods if index - 1 not in periods]:
+        stop = next(index for index in count(start) if index not in periods)
+        middle = next((index for index in range(start, stop) if periods[index] != periods[start]), stop)
+        two = range(start, middle), range(middle, stop)
+        yield Sweep(*two) if periods[start] == SECOND else Sweep(*reversed(two))
 
 
 def _repeated(stream: Stream, sweep: Sweep, births: _Births) -> Ints:
@@ -243,119 +252,3 @@ def _require_alike(events: Ints, births: _Births, added: int, blocks: int) -> No
     expected = appearances[births.second]
     if not (np.array_equal(appearances[births.third], expected) and (periods == expected).all()):
         raise LayersDifferError("a block dies in one period and lives on in another")
-
-
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """How many layers are traced, after how many their kinds repeat, and how many periods are left out."""
-
-    traced: int
-    period: int
-    periods_added: int
-
-
-def depth_of(cell: Cell, config: Any) -> Depth | None:
-    """Return the depth at which a trace tells all; None where only the whole model will do.
-
-    A method that treats some layers otherwise than the rest, by number, is among those.
-    """
-    return depth_of_model(config) if _treats_layers_alike(cell) else None
-
-
-def depth_of_model(config: Any) -> Depth | None:
-    """Return the depth at which a model's layers are seen to repeat; None where they do not."""
-    key = _key(config)
-    if key not in _found:
-        _found[key] = _repeating(config)
-    return _found[key]
-
-
-def _key(config: Any) -> str:
-    return str(config.to_json_string(use_diff=False))
-
-
-def _repeating(config: Any) -> Depth | None:
-    """Return the depth by what the layers are: that can follow from a list or from a single number.
-
-    DeepSeek's first_k_dense_replace is such a number; so the layers are built, without data, and compared.
-    """
-    text = config.get_text_config()
-    layers = int(text.num_hidden_layers)
-    whole = _built_layers(config)
-    lists = [whole, *_per_layer(text, layers).values()]
-
-    def repeats(values: Sequence[Any], period: int) -> bool:
-        return all(value == values[index % period] for index, value in enumerate(values))
-
-    period = next((each for each in _SEARCHED_PERIODS if all(repeats(one, each) for one in lists)), None)
-    if period is None or len(whole) != layers:
-        return None
-    traced = depth_traced(layers, period)
-    try:
-        alike = traced < layers and _built_layers(shallow(config, traced)) == whole[:traced]
-    except Exception:  # noqa: BLE001 - a configuration may derive anything from its depth, and refuse another
-        return None
-    return Depth(traced, period, (layers - traced) // period) if alike else None
-
-
-def trace_whole(config: Any) -> None:
-    """Trace a configuration's model with all its layers from now on: cut to fewer it cannot be run."""
-    _found[_key(config)] = None
-
-
-def shallow(config: Any, layers: int) -> Any:
-    """Return the configuration with its first ``layers`` layers only."""
-    cut = deepcopy(config)
-    text = cut.get_text_config()
-    for name, values in _per_layer(text, int(text.num_hidden_layers)).items():
-        own = type(text).attribute_map.get(name, name)
-        if not isinstance(getattr(type(text), own, None), property):  # which follows from the other fields
-            setattr(text, name, type(values)(values[:layers]))
-    text.num_hidden_layers = layers
-    return cut
-
-
-def _per_layer(config: Any, layers: int) -> dict[str, list[Any] | tuple[Any, ...]]:
-    """Return the fields that hold one value for each layer."""
-    fields = dict(vars(config))
-    if hasattr(config, "layer_types"):
-        fields["layer_types"] = config.layer_types
-    return {name: one for name, one in fields.items() if isinstance(one, list | tuple) and len(one) == layers}
-
-
-def _built_layers(config: Any) -> list[list[object]]:
-    """Return what each layer of a model is made of: modules, their settings and the shapes of parameters."""
-    model = empty_causal_model(config)
-    layers: dict[int, list[object]] = {}
-    beside = beside_text(model)
-    for name, module in model.named_modules():
-        parts = [] if is_beside(name, beside) else name.split(".")
-        at = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
-        if at is None:
-            continue
-        settings = {
-            key: value
-            for key, value in vars(module).items()
-            if isinstance(value, bool | float | str) or (type(value) is int and "layer_" not in key)
-        }
-        shapes = [(key, one.shape, one.dtype) for key, one in module.named_parameters(recurse=False)]
-        layers.setdefault(int(parts[at]), []).append((parts[at + 1 :], type(module), settings, shapes))
-    return [layers[index] for index in sorted(layers)]
-
-
-def _treats_layers_alike(cell: Cell) -> bool:
-    method = cell.method
-    if not isinstance(method, LoraMethod | QloraMethod):
-        return isinstance(method, FullMethod)
-    targets = method.target_modules  # a name such as w1 is the same in every layer, a number in a path is not
-    return all(map(_names_no_layer, (targets, *method.peft.values())))
-
-
-def _names_no_layer(option: Any) -> bool:
-    """Tell whether an option of peft's is a switch, or names of modules without a layer's number in them."""
-    if isinstance(option, str):
-        return not any(each.isdecimal() for each in option)
-    if isinstance(option, list | tuple):
-        parts = [part for one in option if isinstance(one, str) for part in one.split(".")]
-        return all(isinstance(one, str) for one in option) and not any(part.isdecimal() for part in parts)
-    return option is None or isinstance(option, bool)
