@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from bench.commands.options import Form, command, require_ending, show_data
-from bench.errors import InfrastructureError, UsageError
+from bench.errors import InfrastructureError, UsageError, counted
 
 if TYPE_CHECKING:
     from bench.scenario.types import TrainingSpec
@@ -186,9 +186,7 @@ def measure_machine(output: Path | None) -> None:
     for file in (card.key.path, *([output] if output else [])):
         write_json(file, card)
         typer.echo(f"Machine card: {file}")
-    key = card.key
-    typer.echo(
-        f"{key.cpu}, {key.threads} threads, torch {key.torch}: {card.peak_flops / 1e9:,.0f} GFLOP/s at best."
-    )
+    key, threads = card.key, counted(card.key.threads, "thread")
+    typer.echo(f"{key.cpu}, {threads}, torch {key.torch}: {card.peak_flops / 1e9:,.0f} GFLOP/s at best.")
     if card.busy:
         typer.echo(f"{card.busy} Run bench calibrate --machine again when nothing else runs.")

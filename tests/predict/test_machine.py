@@ -108,7 +108,12 @@ def test_a_plan_tells_speed_where_there_is_a_card(tmp_path: Path, monkeypatch: p
     }
     assert speed(card()) > 1.2 * speed(card(products=slow))
 
+    (sure,) = predict(cell, CPU).speeds
+    speed(card(busy="Others ran."))
     answer = predict(cell, CPU)
+    (unsure,) = answer.speeds
+    assert unsure.high / unsure.low > 2 * sure.high / sure.low
+    assert "Others ran" in unsure.assumed
     plan = Plan(
         scenario="s", title="t", cards=(), cells=(PlannedCell(cell=cell, answer=answer),), allocator=""
     )

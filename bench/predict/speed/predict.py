@@ -48,7 +48,8 @@ def speed_here(
     for call in steps[-1].distinct():
         work = work_of(call)
         sums.add(call, work, cpu_time(call, work, machine), defaultdict(lambda: 1.0, host=machine.host))
-    band = constants()["cpu"]["band"] * (1 + machine.spread)
+    table = constants()["cpu"]
+    band = table["band"] * (1 + machine.spread) * (table["busy_band"] if machine.busy else 1)
     assumed = [_ASSUMED_HERE, *filter(None, [machine.busy.rstrip(".")])]
     return _told(sums, cell, THIS_CPU, peak_flops=machine.peak_flops, bands=(band, band), assumed=assumed)
 
