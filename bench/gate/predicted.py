@@ -13,6 +13,7 @@ from pathlib import Path
 from bench.compare.gate_report import judge_folder
 from bench.compare.predicted_gate import stored_plan
 from bench.errors import InfrastructureError, InterruptedByUserError, UsageError, counted
+from bench.gate.process import answers_of
 from bench.gate.protocol import Opening, PlanAssignment, Planned
 from bench.gate.session import VERDICTS_FILE, SessionOptions, new_session
 from bench.gate.session_log import Tell, begun, folder_of_new, ignore
@@ -105,10 +106,12 @@ def _predict(
     with begun(folder, session, sides, tell, opening=opening, command=options.command) as log:
         if stored is not None:
             _write(folder, "base", read_plan(stored))
-        for name, process in log.processes.items():
-            started_s = time.monotonic()
+        started_s = time.monotonic()
+        processes = [*log.processes.values()]
+        for process in processes:  # at the same time, each on half the cores, where fewer workers share more
             process.send(asked)
-            planned = process.expect(Planned, LONGEST_PLAN_S)
+        for process, planned in answers_of(Planned, processes, LONGEST_PLAN_S):
+            name = process.side.name
             _write(folder, name, planned.plan)
             log.touched.ran(name, planned.project)
             count = counted(len(planned.plan.cells), "cell")

@@ -190,7 +190,8 @@ def planned_for(asked: PlanAssignment, launcher: Launcher, code_folder: str, hea
         )
         return scripts.planned_script(job, asked.cards, launcher, lambda _: None, hear)
     cells = [Cell.model_validate_json(text) for text in asked.cells_json]
-    request = PlanRequest(cards=asked.cards, allocator=asked.allocator, speed=False)
+    half = max(1, pool.cores() // 2)  # the other side predicts at the same time
+    request = PlanRequest(cards=asked.cards, allocator=asked.allocator, speed=False, workers=half)
     return plan_cells(cells, request, launcher, title=asked.title, observe=hear)
 
 

@@ -48,7 +48,8 @@ ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 class PlanRequest:
     """What to predict for: cards (none: a ladder of usual ones), allocator settings, version of torch.
 
-    ``advice`` None tries changes where the plan is small. ``speed`` predicts that, too.
+    ``advice`` None tries changes where the plan is small. ``speed`` predicts that, too. ``workers`` None is
+    one for each core.
     """
 
     cards: tuple[Card, ...] = ()
@@ -56,6 +57,7 @@ class PlanRequest:
     torch_version: str | None = None
     advice: bool | None = None
     speed: bool = True
+    workers: int | None = None
 
 
 def chosen_cards(names: Sequence[str], sizes: Sequence[str]) -> tuple[Card, ...]:
@@ -115,7 +117,12 @@ def plan_cells(
         for platform, judged in _platforms(cell, cards, request.torch_version, ladder=ladder)
     ]
     predict = partial(
-        predict_cells, launcher=launcher, allocator=request.allocator, progress=progress, observe=observe
+        predict_cells,
+        launcher=launcher,
+        allocator=request.allocator,
+        workers=request.workers,
+        progress=progress,
+        observe=observe,
     )
     return Plan(
         scenario=cells[0].scenario,

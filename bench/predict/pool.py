@@ -101,10 +101,11 @@ def predict_cells(
     *,
     allocator: str = "",
     limits: LimitsSpec = LONGEST_PLAN,
+    workers: int | None = None,
     progress: Progress = lambda _done, _total: None,
     observe: Hear = lambda _message: None,
 ) -> list[Prediction | Refusal]:
-    """Return a prediction or refusal for each request, in their order, from a worker for each core.
+    """Return a prediction or refusal for each request, in their order, from so many workers or one a core.
 
     ``limits`` hold for all together; what is not predicted by then is refused with the reason. Raises
     ``InfrastructureError`` when no worker starts, or a library cannot be imported.
@@ -117,13 +118,14 @@ def predict_cells(
         else:
             observe(message)
 
-    waiting = _batches(requests, cores())
+    workers = workers or cores()
+    waiting = _batches(requests, workers)
     make_job = partial(_job, allocator=allocator, reuse_ranges=len(requests) > RANGES_REPLAYED)
     running: list[tuple[list[int], RunningJob]] = []
     deadline_s = time.monotonic() + limits.timeout_s
     try:
         while waiting or running:
-            while waiting and len(running) < cores():
+            while waiting and len(running) < workers:
                 batch = waiting.pop(0)
                 job = make_job([(index, requests[index]) for index in batch])
                 left = limits.model_copy(update={"timeout_s": max(deadline_s - time.monotonic(), 0.0)})
@@ -183,7 +185,7 @@ def _batches(requests: Sequence[PredictionRequest], workers: int) -> list[list[i
     largest = -(-len(requests) // workers)
     kind_before = platform_before = ""
     for platform, kind, _, index in sorted((*_sorting(one), index) for index, one in enumerate(requests)):
-        small = bool(found) and len(found[-1]) < largest // _BATCHES_A_WORKER
+        small = bool(found) and (workers == 1 or len(found[-1]) < largest // _BATCHES_A_WORKER)
         if platform != platform_before or (kind != kind_before and not small) or len(found[-1]) == largest:
             found.append([])
         found[-1].append(index)

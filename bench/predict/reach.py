@@ -38,7 +38,7 @@ def _cut(config: Any) -> Any:
         depth = depth_of_model(config)
     except Exception:  # noqa: BLE001 - one that builds no model is refused where it is traced
         return config
-    return shallow(config, depth.traced) if depth else config
+    return shallow(config, depth.period) if depth else config
 
 
 def beyond_training(cell: Cell, config: Any) -> Caveat | None:
