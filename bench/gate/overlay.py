@@ -21,7 +21,7 @@ from packaging.version import Version
 from bench.errors import InfrastructureError
 from bench.io import cache_folder, made_once, parse_json, read_data
 from bench.records.readings import Caveat
-from bench.records.requirements import installed, unmet
+from bench.records.requirements import Installed, installed, unmet
 from bench.workers import interrupts
 
 MOST_UNMET = 5  # named; more say little more
@@ -89,17 +89,17 @@ def _pip(asked: Sequence[str], *arguments: str) -> str:
 
 def told_of(overlaid: Path, pins: Mapping[str, str]) -> Iterator[Caveat]:
     """Say what differs from the environment besides what was asked for, and what is then unmet."""
-    beneath = installed(sys.path)
+    beneath, over = installed(sys.path), installed([str(overlaid)])
     besides = [
         f"{name} {each.version} ({beneath[name].version if name in beneath else 'none'} without)"
-        for name, each in sorted(installed([str(overlaid)]).items())
+        for name, each in sorted(over.items())
         if name not in pins
     ]
     if besides:
         asked = " and ".join(f"{name} {version}" for name, version in pins.items())
         message = f"Laid over besides, as pip finds {asked} to need it: {', '.join(besides)}."
         yield Caveat("companions", message)
-    sentences = unmet_by(overlaid)
+    sentences = unmet_by(over, beneath)
     more = len(sentences) - MOST_UNMET
     for sentence in (
         *sentences[:MOST_UNMET],
@@ -108,11 +108,7 @@ def told_of(overlaid: Path, pins: Mapping[str, str]) -> Iterator[Caveat]:
         yield Caveat("unmet-requirement", sentence)
 
 
-def unmet_by(folder: Path, beneath: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return a sentence for each requirement of or on the overlay's packages that is left unmet.
-
-    ``beneath`` is the path it lies over, this process's by default.
-    """
-    over = installed([str(folder)])
-    everything = installed(sys.path if beneath is None else beneath) | over
+def unmet_by(over: Mapping[str, Installed], beneath: Mapping[str, Installed]) -> tuple[str, ...]:
+    """Return a sentence for each requirement of or on an overlay's packages that is left unmet."""
+    everything = {**beneath, **over}
     return tuple(f"{one.clause}." for one in unmet(everything) if one.name in over or one.needed in over)

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import distributions
 from traceback import walk_tb
 from typing import NamedTuple
 
@@ -23,13 +23,24 @@ class Unmet(NamedTuple):
     clause: str
 
 
-def installed(path: Sequence[str]) -> dict[str, Distribution]:
+class Installed(NamedTuple):
+    """What a distribution's metadata say, read once: parsing them takes a millisecond."""
+
+    version: str
+    requires: tuple[str, ...]
+
+
+def installed(path: Sequence[str]) -> dict[str, Installed]:
     """Return distributions by canonical name; the first on the path wins, as it does in an import."""
-    found = [(each.metadata["Name"], each) for each in distributions(path=[*path])]
-    return {canonicalize_name(name): each for name, each in reversed(found) if name}
+    found = [each.metadata for each in distributions(path=[*path])]
+    return {
+        canonicalize_name(one["Name"]): Installed(one["Version"], (*(one.get_all("Requires-Dist") or ()),))
+        for one in reversed(found)
+        if one["Name"]
+    }
 
 
-def unmet(everything: Mapping[str, Distribution]) -> Iterator[Unmet]:
+def unmet(everything: Mapping[str, Installed]) -> Iterator[Unmet]:
     """Yield every requirement that is left unmet among these, as ``pip check`` finds them."""
     for name, distribution in sorted(everything.items()):
         for requirement in _requirements(distribution):
@@ -41,9 +52,9 @@ def unmet(everything: Mapping[str, Distribution]) -> Iterator[Unmet]:
                 yield Unmet(name, needed, f"{name} {distribution.version} needs {what}, and {there}")
 
 
-def _requirements(distribution: Distribution) -> Iterator[Requirement]:
+def _requirements(distribution: Installed) -> Iterator[Requirement]:
     """Yield what a distribution needs here, extras left out."""
-    for text in distribution.requires or ():
+    for text in distribution.requires:
         with contextlib.suppress(InvalidRequirement):
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):

@@ -9,6 +9,7 @@ import pytest
 
 from bench.errors import InfrastructureError
 from bench.gate.overlay import overlay, told_of, unmet_by
+from bench.records.requirements import installed
 from gate_projects import make_wheel
 
 
@@ -104,4 +105,4 @@ def test_requirements_that_an_overlay_leaves_unmet_are_named(tmp_path: Path) -> 
     assert (
         "gated-package 1.0 needs torch-like>=3, and it is not installed.",
         "user 1.0 needs gated-package>=2, and gated-package 1.0 is there.",
-    ) == unmet_by(over, [str(beneath)])
+    ) == unmet_by(installed([str(over)]), installed([str(beneath)]))
