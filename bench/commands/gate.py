@@ -303,7 +303,6 @@ def calibrate(
     scenario: Path | None = None,
     *,
     machine: bool = False,
-    output: Path | None = None,
     only: str | None = None,
     sittings: int = 2,
     repeats: int = 3,
@@ -314,14 +313,12 @@ def calibrate(
     """Run this environment against itself: how far runs spread here, and what a gate can find."""
     from bench.gate import session
 
-    if machine == (scenario is not None) or (output is not None and not machine):
-        raise UsageError(
-            "name a scenario, or give --machine (and perhaps -o FILE) to measure this CPU instead"
-        )
+    if machine == (scenario is not None):
+        raise UsageError("name a scenario, or give --machine to measure this CPU instead")
     if scenario is None:
         from bench.commands.predict import measure_machine
 
-        measure_machine(output)
+        measure_machine()
         return
     loaded, cells = _cells(scenario, only, allow_code)
     options = session.SessionOptions(

@@ -169,7 +169,7 @@ _RESTLESS = 0.05
 """A share by which repeats do not differ where nothing else runs."""
 
 
-def measure_machine(output: Path | None) -> None:
+def measure_machine() -> None:
     """Write the card of this machine's CPU, from which speeds are predicted, and say what it holds for."""
     from bench.io import write_json
     from bench.predict.speed.calibrate import measure
@@ -183,9 +183,8 @@ def measure_machine(output: Path | None) -> None:
     if card.spread > _RESTLESS:
         busy.append(f"Repeats of what was measured differ by {card.spread * 100:.0f} %.")
     card = card.model_copy(update={"busy": " ".join(busy)})
-    for file in (card.key.path, *([output] if output else [])):
-        write_json(file, card)
-        typer.echo(f"Machine card: {file}")
+    write_json(card.key.path, card)
+    typer.echo(f"Machine card: {card.key.path}")
     key, threads = card.key, counted(card.key.threads, "thread")
     typer.echo(f"{key.cpu}, {threads}, torch {key.torch}: {card.peak_flops / 1e9:,.0f} GFLOP/s at best.")
     if card.busy:
