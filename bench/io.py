@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -284,6 +285,10 @@ def single_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_APART = re.compile(rb'"\s+:')
+"""A name and its colon."""
+
+
 def require_single_names(content: bytes) -> None:
     """Raise ``ValueError`` where an object of JSON has a name twice: decoders silently take the last.
 
@@ -292,8 +297,9 @@ def require_single_names(content: bytes) -> None:
     from msgspec import json as quick
 
     with contextlib.suppress(ValueError, RecursionError):
-        written, held = quick.format(content, indent=-1), quick.encode(quick.decode(content))
-        if b"\\" not in content and written.count(b'":') == held.count(b'":'):
+        held = quick.encode(quick.decode(content))
+        plain = b"\\" not in content and not _APART.search(content)
+        if plain and content.count(b'":') == held.count(b'":'):
             return
     with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):  # which decoders say better
         parse_json(content)

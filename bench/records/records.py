@@ -16,7 +16,6 @@ import msgspec
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
-from bench.io import require_single_names
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import (
     AllocatorSnapshot,
@@ -346,7 +345,6 @@ def decode_record(content: bytes) -> Record:
     """Decode and check the text of a record. Raises ``ValueError`` where it is none of this version."""
     try:
         record = _DECODER.decode(content)
-        require_single_names(content)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except msgspec.ValidationError as error:

@@ -77,27 +77,6 @@ def test_a_damaged_file_is_named_and_the_others_are_read(
     assert "\n" not in loaded.problems[0]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "twice"),
-    [
-        (b'"outcome"', b'"outcome": "failed", "outcome"', "outcome"),
-        (b'"outcome"', b'"outcome" : "failed" , "outcome"', "outcome"),
-        (b'"outcome"', b'"outc\\u006fme": "failed", "outcome"', "outcome"),
-        (b'"key"', b'"a\\u0022:": 1, "key": "x", "key"', "key"),
-        (b'"versions"', b'"versions": {}, "versions"', "versions"),
-    ],
-)
-def test_a_name_that_stands_twice_is_no_record(
-    tmp_path: Path, make_record: MakeRecord, old: bytes, new: bytes, twice: str
-) -> None:
-    """A decoder would take the last of them; a reader of the file might see the first."""
-    path = write_record(tmp_path, make_record())
-    path.write_bytes(path.read_bytes().replace(old, new, 1))
-    loaded = load_records(tmp_path)
-    assert ((), 1) == (loaded.records, len(loaded.problems))
-    assert f"is not a valid record ({twice!r} stands twice in one object)" in loaded.problems[0]
-
-
 def test_links_and_pipes_are_not_opened(tmp_path: Path, make_record: MakeRecord) -> None:
     """A link out of the folder is not followed, and a named pipe does not block."""
     folder = tmp_path / "results"
