@@ -32,10 +32,10 @@ from bench.records.predictions import read_plan
 from bench.records.published.score import read_validation
 from bench.records.records import Record
 from bench.records.store import gather
-from bench.report import plan
 from bench.report.figures import Figure, comparison_figures, plan_figures
 from bench.report.gate import render_block
 from bench.report.pages import render_details, render_methods, render_summary
+from bench.report.predicted import plan
 from bench.report.self_check import render_self_check, render_validation
 from bench.report.studies import render_levers, render_study
 from bench.report.text import markdown

@@ -8,8 +8,8 @@ from bench.compare.comparison import Comparison
 from bench.errors import UsageError
 from bench.io import write_text
 from bench.records.predictions import Plan
-from bench.report import plan as plan_pages
 from bench.report.pages import render_markdown
+from bench.report.predicted import plan as plan_pages
 from bench.scenario.catalogue import Card
 
 _PAGES = (".html", ".htm", ".md", ".markdown", ".txt")

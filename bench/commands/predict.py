@@ -33,7 +33,7 @@ def plan(
     """Predict the memory and speed of a scenario's cells, without a GPU; nothing is run."""
     from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
     from bench.records.predictions import plan_json
-    from bench.report.plan import render_markdown, render_terminal
+    from bench.report.predicted.plan import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
 
     request = PlanRequest(
@@ -113,7 +113,7 @@ def fit(
 ) -> None:
     """Find the largest batch, sequence and rank of each method that fit on a card; nothing is run."""
     from bench.predict.fit import FitRequest, find_bounds, one_card
-    from bench.report.fit import render_markdown, render_terminal
+    from bench.report.predicted.fit import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
 
     request = FitRequest(

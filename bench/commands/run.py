@@ -127,7 +127,7 @@ def _foretell(words: tuple[str, ...], steps: int, folder: Path, asked: Foretold,
     from bench.predict.plan import chosen_cards
     from bench.records.messages import ScriptPlanJob
     from bench.records.predictions import plan_json
-    from bench.report.plan import render_markdown, render_terminal
+    from bench.report.predicted.plan import render_markdown, render_terminal
     from bench.runner.live import open_console, watch
     from bench.runner.scripts import plan_script
     from bench.scenario.platform import Platform
@@ -153,7 +153,7 @@ def _foretell(words: tuple[str, ...], steps: int, folder: Path, asked: Foretold,
 
 
 def _run(cells: "Sequence[Cell]", options: "SweepOptions") -> None:
-    from bench.report.plan import render_short
+    from bench.report.predicted.plan import render_short
     from bench.runner.live import open_console, outcome_table, watch
     from bench.runner.sweep import run_sweep
 

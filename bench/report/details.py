@@ -12,8 +12,8 @@ from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS
 from bench.records.readings import Category
 from bench.records.records import NS_PER_SECOND
 from bench.report.comparison_columns import after, memory_unit, saving
-from bench.report.fit import WHAT_SET_IT
 from bench.report.highlights import interval, points
+from bench.report.predicted.fit import WHAT_SET_IT
 from bench.report.tables import Line, described, described_table, if_known
 from bench.report.text import (
     NOT_APPLICABLE,

@@ -14,7 +14,7 @@ from bench.compare.readings import ROUGH_DRIFT_SHARE
 from bench.errors import counted
 from bench.metrics import HEADLINES, INSTRUMENT_NAMES
 from bench.records.readings import Category
-from bench.report.fit import change, reason_in_words
+from bench.report.predicted.fit import change, reason_in_words
 from bench.report.sentences import RowLink, Sentence, said
 from bench.report.text import MemoryUnit, grouped, operator, p_value, share, significant, words
 from bench.stats.paired import SIGNIFICANT_P

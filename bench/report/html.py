@@ -25,7 +25,8 @@ from bench.report.columns import Grid, told_once
 from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
-from bench.report.fit import (
+from bench.report.highlights import one_environment, sentences
+from bench.report.predicted.fit import (
     MOST_SENTENCES,
     PREDICTED,
     card_notes,
@@ -35,8 +36,7 @@ from bench.report.fit import (
     plan_sentences,
     why_untried,
 )
-from bench.report.highlights import one_environment, sentences
-from bench.report.plan import detail_tables, plan_grid
+from bench.report.predicted.plan import detail_tables, plan_grid
 from bench.report.sentences import Sentence
 from bench.report.text import Table, markdown, plain, visible
 from bench.scenario.catalogue import Card

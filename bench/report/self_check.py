@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.records.published import Source
 from bench.records.published.score import ScoredRow, Summary, Validation, loops_beside, summarise
 from bench.report.columns import terminal_table
-from bench.report.speed import validation_tables
+from bench.report.predicted.speed import validation_tables
 from bench.report.tables import Line, described_table
 from bench.report.text import (
     NOT_APPLICABLE,

@@ -7,9 +7,9 @@ from bench.compare.comparison import compare
 from bench.compare.plans import plan_rows
 from bench.records.predictions import Plan, PlannedCell
 from bench.records.records import Record
-from bench.report.fit import loop_sentences
 from bench.report.highlights import sentences
 from bench.report.pages import render_summary
+from bench.report.predicted.fit import loop_sentences
 from bench.report.text import MEBIBYTES
 from bench.scenario.cell import Cell
 from records_factory import (

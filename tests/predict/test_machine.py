@@ -15,7 +15,7 @@ from bench.predict.speed.kernels import work_of
 from bench.predict.trace.calls import Call, Form, Part
 from bench.records.machine_card import THIS_CPU, MachineCard, card_of
 from bench.records.predictions import Plan, PlannedCell
-from bench.report.plan import render_markdown
+from bench.report.predicted.plan import render_markdown
 from bench.scenario.platform import Platform
 from tiny_cells import tiny_cell
 

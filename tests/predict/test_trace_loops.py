@@ -13,8 +13,8 @@ from transformers import Trainer
 
 from bench.errors import UntraceableError
 from bench.predict.predict import predict
-from bench.predict.trace.known import KnownValues
 from bench.predict.trace.trace import read_cpu_ledger
+from bench.predict.trace.values import KnownValues
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform

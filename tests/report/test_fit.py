@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from bench.records.predictions import Bound, Change, Fit, Tried, check_fit
-from bench.report.fit import frontier, render_markdown, render_terminal
+from bench.report.predicted.fit import frontier, render_markdown, render_terminal
 from bench.scenario.catalogue import card_of_memory
 from records_factory import make_prediction
 

@@ -20,7 +20,7 @@ from bench.records.predictions import (
     read_plan,
 )
 from bench.records.readings import Caveat, WeightsOfKind, WeightsReached
-from bench.report.plan import render_markdown, render_short, render_terminal
+from bench.report.predicted.plan import render_markdown, render_short, render_terminal
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.platform import Platform
 from records_factory import MIB, make_cell, make_prediction
@@ -186,7 +186,8 @@ def test_the_cpu_shows_live_tensors_only() -> None:
 def test_rendering_a_plan_imports_nothing_heavy() -> None:
     """``bench run`` renders one before it measures."""
     code = (
-        "import sys, bench.report.plan, bench.predict.plan, bench.predict.fit, bench.report.fit;"
+        "import sys, bench.predict.plan, bench.predict.fit;"
+        "from bench.report.predicted import fit, plan;"
         "print([name for name in ('torch', 'pandas', 'scipy', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

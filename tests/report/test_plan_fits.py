@@ -1,7 +1,7 @@
 """What fits which card, in sentences: settings that it takes, what is needed, and where each method leads."""
 
 from bench.records.predictions import Plan, PlannedCell, check_fit
-from bench.report.fit import fit_sentences
+from bench.report.predicted.fit import fit_sentences
 from bench.report.sentences import RowLink
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.cell import Cell

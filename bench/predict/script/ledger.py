@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from bench.errors import UntraceableError, first_line
-from bench.predict.trace.data_dependent import resolve_item
-from bench.predict.trace.known import KnownValues, is_mask, written_by
 from bench.predict.trace.loops import LoopLedger
 from bench.predict.trace.meta_ledger import INDEXING
+from bench.predict.trace.values import KnownValues, is_mask, resolve_item, written_by
 from bench.probes.ledger import Block, name_of
 from bench.probes.tensors import tensors_among
 

@@ -14,10 +14,9 @@ from unittest.mock import patch
 import torch
 
 from bench.errors import UntraceableError
-from bench.predict.trace.data_dependent import asking_line
 from bench.predict.trace.kernels import Kernels
-from bench.predict.trace.known import KnownValues, is_mask
 from bench.predict.trace.meta_ledger import INDEXING, MetaLedger
+from bench.predict.trace.values import KnownValues, asking_line, is_mask
 from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell

@@ -15,9 +15,9 @@ from torch import nn
 
 from bench.errors import UntraceableError
 from bench.predict.trace.calls import TIMED, Added, At, Recorder
-from bench.predict.trace.data_dependent import resolve_item
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.meta_kernels import ShapeMemory
+from bench.predict.trace.values import resolve_item
 from bench.probes.ledger import Block, Ledger, StepPhase, name_of
 from bench.training.loading.wrappers import beside_text, is_beside
 

@@ -14,7 +14,6 @@ from bench.predict.trace.adapters import require_traceable
 from bench.predict.trace.calls import Calls
 from bench.predict.trace.depth import Depth, shallow
 from bench.predict.trace.kernels import Kernels
-from bench.predict.trace.known import KnownValues
 from bench.predict.trace.loading import load_weights
 from bench.predict.trace.loops import LoopLedger, MetaLoop, read_loop_ledger
 from bench.predict.trace.meta_kernels import is_paged
@@ -22,6 +21,7 @@ from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.optional_kernels import implementations_of
 from bench.predict.trace.patches import patched
 from bench.predict.trace.stream import Stream, stream_of
+from bench.predict.trace.values import KnownValues
 from bench.predict.trace.variants import litgpt
 from bench.predict.trace.variants.liger import rotate
 from bench.predict.trace.variants.litgpt_model import GPT

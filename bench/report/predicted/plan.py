@@ -10,7 +10,7 @@ from bench.records.machine_card import THIS_CPU
 from bench.records.predictions import Change, Plan, PredictedPhase
 from bench.records.readings import Category
 from bench.report.columns import Column, Grid, Place, Tone, grid, page_table, terminal_table
-from bench.report.fit import (
+from bench.report.predicted.fit import (
     MOST_SENTENCES,
     card_size,
     fit_sentences,
@@ -19,7 +19,7 @@ from bench.report.fit import (
     plan_sentences,
     why_untried,
 )
-from bench.report.speed import speed_columns, speed_tables
+from bench.report.predicted.speed import speed_columns, speed_tables
 from bench.report.tables import Line, described_table
 from bench.report.text import (
     GIBIBYTES,

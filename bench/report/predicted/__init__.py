@@ -1,0 +1,1 @@
+"""What plans, searches of what fits and predicted speeds look like."""
