@@ -126,3 +126,19 @@ def test_calibrate_takes_a_scenario_or_the_machine() -> None:
     for given in ([], ["--machine", "s.toml"]):
         found = CliRunner().invoke(app, ["calibrate", *given])
         assert "give --machine" in str(found.exception)
+
+
+@pytest.mark.parametrize(("spread", "busy"), [(0.0, ""), (0.4, "what was measured differ by 40 %")])
+def test_the_command_keeps_the_card_and_says_what_it_holds_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spread: float, busy: str
+) -> None:
+    """In the cache, by this machine's key; that others ran stands in the card and is told with what to do."""
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibrate, "measure", lambda: card(spread=spread))
+    done = CliRunner().invoke(app, ["calibrate", "--machine"])
+    assert done.exit_code == 0, done.output
+    kept = card_of(this_machine())
+    assert kept is not None
+    assert busy in kept.busy
+    assert f"{this_machine().threads} thread" in done.output
+    assert ("again when nothing else runs" in done.output) == bool(kept.busy)
