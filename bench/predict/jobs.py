@@ -31,7 +31,8 @@ from bench.training.jobs import quiet_libraries
 def run_plan(job: PlanJob, send: Send) -> None:
     quiet_libraries()
     gc.disable()  # a worker ends with its job; what a trace leaves is freed without
-    torch.set_num_threads(1)  # there is no data to share among more
+    if job.platform.device != "cpu":  # of which a machine's card holds for its threads
+        torch.set_num_threads(1)  # there is no data to share among more
     cells = [Cell.model_validate_json(text) for text in job.cells_json]
     settings = AllocatorSettings.parse(job.allocator)
     predicted = predict_all(cells, job.platform, settings, reuse_ranges=job.reuse_ranges, cards=job.cards)

@@ -35,11 +35,13 @@ TimedProduct = tuple[int, int, int, float]
 class MachineCard(Stored):
     """Times are without dispatch, which ``host`` is a factor on."""
 
-    machine_version: Literal[1] = 1
+    machine_version: Literal[2] = 2
     key: MachineKey
-    products: dict[str, tuple[TimedProduct, ...]] = Field(description="By dtype and layout, as float32 nt.")
+    products: dict[str, tuple[TimedProduct, ...]] = Field(
+        description="By dtype and layout, as float32 nt; of attention by heads, pairs, width."
+    )
     curves: dict[str, tuple[tuple[float, float], ...]] = Field(
-        description="By operator, way and dtype: bytes moved (of attention FLOPs), and seconds."
+        description="By operator, way and dtype: bytes moved, and seconds."
     )
     host: float = Field(gt=0)
     spread: float = Field(ge=0, description="By how much the median of repeats is above the least.")

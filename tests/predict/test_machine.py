@@ -1,20 +1,24 @@
 """This machine's card: measured by microbenchmarks, read back, and what speeds follow from it."""
 
+import gc
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from bench.cli import app
+from bench.predict import jobs
 from bench.predict.predict import predict
 from bench.predict.speed import calibrate
 from bench.predict.speed.cpu import cpu_time, this_machine
 from bench.predict.speed.kernels import work_of
 from bench.predict.trace.calls import Call, Form, Part
 from bench.records.machine_card import THIS_CPU, MachineCard, card_of
-from bench.records.predictions import Plan, PlannedCell
+from bench.records.messages import PlanJob
+from bench.records.predictions import Plan, PlannedCell, Prediction
 from bench.report.predicted.plan import render_markdown
 from bench.scenario.platform import Platform
 from tiny_cells import tiny_cell
@@ -34,10 +38,11 @@ def called(op: str, *shapes: tuple[int, ...], transposed: int = -1) -> Call:
 
 def card(**changes: object) -> MachineCard:
     """Return a card of this machine: products of one shape, and products of elements at two sizes."""
+    layouts = {"nn": 1e-3, "nt": 2e-3, "tn": 4e-3, "attention": 1e-3, "attention backward": 3e-3}
     shapes = {
         f"{dtype} {layout}": ((64, 64, 64, seconds),)
         for dtype in ("float32", "bfloat16")
-        for layout, seconds in (("nn", 1e-3), ("nt", 2e-3), ("tn", 4e-3))
+        for layout, seconds in layouts.items()
     }
     curves = {"mul vector float32": ((1e4, 1e-5), (1e6, 1e-3))}
     fields = {"key": this_machine(), "products": shapes, "curves": curves, "host": 1, "spread": 0}
@@ -119,6 +124,37 @@ def test_a_plan_tells_speed_where_there_is_a_card(tmp_path: Path, monkeypatch: p
     )
     assert "| Tokens/s |" in render_markdown(plan)
     assert card_of(key.model_copy(update={"threads": key.threads + 1})) is None
+
+
+def test_a_worker_tells_the_speed_that_this_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job for the CPU leaves it its threads, for which the card holds; one for a GPU takes one."""
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(gc, "disable", lambda: None)
+    taken = list[int]()
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    this_machine().path.parent.mkdir()
+    this_machine().path.write_text(card().model_dump_json())
+    told = list[Any]()
+
+    cells = (tiny_cell().model_dump_json(),)
+    jobs.run_plan(PlanJob(cells_json=cells, platform=CPU), told.append)
+    assert isinstance(told[0].answer, Prediction)
+    assert [speed.card for speed in told[0].answer.speeds] == [THIS_CPU]
+    assert not taken
+    jobs.run_plan(PlanJob(cells_json=cells, platform=Platform(device="cuda")), told.append)
+    assert taken == [1]
+
+
+def test_attention_takes_the_time_of_its_direction() -> None:
+    """Twice the tokens take four times as long; the backward pass what was measured of it."""
+    attend, back = "_scaled_dot_product_flash_attention_for_cpu", "_for_cpu_backward"
+    short, long = ((1, 64, length, 64) for length in (8, 16))
+    assert seconds_of(called(f"aten::{attend}", short, short, short, short)) == pytest.approx(1e-3)
+    assert seconds_of(called(f"aten::{attend}", long, long, long, long)) == pytest.approx(4e-3)
+    backward = called(f"aten::{attend.removesuffix('_for_cpu')}{back}", *[short] * 5)
+    assert seconds_of(backward) == pytest.approx(3e-3)
 
 
 def test_calibrate_takes_a_scenario_or_the_machine() -> None:

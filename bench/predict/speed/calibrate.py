@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,7 +28,8 @@ _TINY = 1 << 9
 _WIDTH = 512
 _VOCABULARY = 32768
 _COLD_BYTES = 1 << 25
-"""Weights of products are read from beyond the caches, as in training."""
+"""What kernels read is spread over so much, since in training others ran after it was written."""
+_MOST_COPIES = 32
 _REPEATS = 5
 _LEAST_S = 0.004
 _WIDE, _WIDER, _MANY = 640, 1792, 16000
@@ -49,6 +50,8 @@ _PRODUCTS = sorted(
 
 No width is a power of two: rows so far apart share few lines of a cache, which slows some kernels down.
 """
+_ATTENDED = [(heads, length, 64) for heads in (8, 32) for length in (128, 256, 512)]
+"""Heads of all sequences, tokens, width."""
 _LONGEST_S = 0.4
 """Of a product; larger ones are as fast as those of their shape."""
 
@@ -104,6 +107,8 @@ def measure() -> MachineCard:
         for dtype in _DTYPES
         for layout in ("nn", "nt", "tn")
     }
+    for dtype in _DTYPES:
+        products |= _attention(clock, dtype)
     curves = dict(curve for dtype in _DTYPES for curve in _curves(clock, dtype))
     host = _host(clock)
     spread = statistics.median(clock.spreads)
@@ -121,15 +126,35 @@ def _products(clock: _Clock, dtype: torch.dtype, layout: str) -> Iterator[TimedP
         left, right = torch.ones((m, k), dtype=dtype), torch.ones((k, n), dtype=dtype)
         left = left.t().contiguous().t() if layout == "tn" else left
         right = right.t().contiguous().t() if layout == "nt" else right
-        copies = max(1, _COLD_BYTES // right.nbytes) if n * k > _WIDTH * _WIDTH // 2 else 1
-        weights = cycle([right.clone() for _ in range(copies)])
-        seconds = clock.seconds(partial(_product, left, weights))
+        seconds = clock.seconds(partial(_product, _copies(left), _copies(right)))
         rate = m * n * k / seconds
         yield m, n, k, seconds
 
 
-def _product(left: Tensor, weights: Iterator[Tensor]) -> Tensor:
-    return left @ next(weights)
+def _product(lefts: Iterator[Tensor], rights: Iterator[Tensor]) -> Tensor:
+    return next(lefts) @ next(rights)
+
+
+def _copies(tensor: Tensor) -> Iterator[Tensor]:
+    """Return copies in turn, each laid out alike."""
+    count = min(_MOST_COPIES, max(1, _COLD_BYTES // tensor.nbytes))
+    return cycle([tensor.clone() for _ in range(count)])
+
+
+def _attention(clock: _Clock, dtype: torch.dtype) -> dict[str, tuple[TimedProduct, ...]]:
+    """Return the times of causal attention and its backward pass, as products of heads, pairs and width."""
+    forward, backward = list[TimedProduct](), list[TimedProduct]()
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    for heads, length, width in _ATTENDED:
+        one = torch.ones((heads // 8, length, 8, width), dtype=dtype).transpose(1, 2)
+        made = attend(one, one, one, is_causal=True)
+        taken = clock.seconds(partial(attend, one, one, one, is_causal=True))
+        forward.append((heads, length * length, width, taken))
+        taken = clock.seconds(partial(gradients, one, one, one, one, *made, 0.0, is_causal=True))
+        backward.append((heads, length * length, width, taken))
+    name = dtype_name(dtype)
+    return {f"{name} attention": tuple(forward), f"{name} attention backward": tuple(backward)}
 
 
 def _curves(clock: _Clock, dtype: torch.dtype) -> Iterator[tuple[str, tuple[tuple[float, float], ...]]]:
@@ -139,8 +164,11 @@ def _curves(clock: _Clock, dtype: torch.dtype) -> Iterator[tuple[str, tuple[tupl
     for elements in _ELEMENTS:
         with torch.device("meta"):
             sizes = [_size_of(run, dtype) for run in _samples(dtype, elements)]
-        for (name, size), run, least in zip(sizes, _samples(dtype, elements), dispatch, strict=True):
-            seconds = clock.seconds(run)
+        copies = min(_MOST_COPIES, max(1, _COLD_BYTES // (6 * dtype.itemsize * elements)))
+        several = zip(*(_samples(dtype, elements) for _ in range(copies)), strict=True)
+        for (name, size), runs, least in zip(sizes, several, dispatch, strict=True):
+            turns = cycle(runs)
+            seconds = clock.seconds(lambda turns=turns: next(turns)())  # type: ignore[misc]
             found[name].append((size, max(seconds - least, seconds / 3)))
     yield from ((name, tuple(points)) for name, points in found.items())
 
@@ -159,12 +187,9 @@ def _samples(dtype: torch.dtype, elements: int) -> list[Run]:
     import bitsandbytes  # noqa: F401 - has operators of its own
 
     aten, rows = torch.ops.aten, elements // _WIDTH
-    length = min(256, rows)
     one, other, third = (torch.ones((rows, _WIDTH), dtype=dtype) for _ in range(3))
     column, wide = one[:, :1].clone(), one.view(max(1, elements // _VOCABULARY), -1)
     elsewhere = one.to(next(each for each in _DTYPES if each != dtype))
-    heads = one.view(-1, 8, length, _WIDTH // 8)
-    attended = aten._scaled_dot_product_flash_attention_for_cpu(heads, heads, heads, is_causal=True)
     packed, scales = torch.zeros((elements // 2, 1), dtype=torch.uint8), torch.ones(elements // 64)
     ids, table = torch.arange(rows), torch.ones((rows, _WIDTH), dtype=dtype)
     steps = [torch.ones(())]
@@ -186,21 +211,27 @@ def _samples(dtype: torch.dtype, elements: int) -> list[Run]:
         lambda: torch._foreach_norm([one]),
         lambda: torch._foreach_mul_([other], column[0, 0]),
         lambda: torch._fused_adamw_([table], [one], [other], [third], [], steps, **rates),
-        lambda: aten._scaled_dot_product_flash_attention_for_cpu(heads, heads, heads, is_causal=True),
-        lambda: aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            heads, heads, heads, heads, *attended, 0.0, is_causal=True
-        ),
         lambda: torch.ops.bitsandbytes.dequantize_4bit(packed, scales, 64, "nf4", (rows, _WIDTH), dtype),
     ]
 
 
 def _host(clock: _Clock) -> float:
-    """Return how much longer than a usual host this one takes to dispatch, by a step of tiny tensors."""
-    layers = [each for _ in range(20) for each in (nn.RMSNorm(8), nn.Linear(8, 8), nn.SiLU())]
-    model, rows = nn.Sequential(*layers), torch.ones((1, 4, 8))
+    """Return how much longer than a usual host this one takes to dispatch, by a tiny adapted model."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 32}
+    base = LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, **sizes))
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    ids = torch.zeros((1, 4), dtype=torch.long)
+
+    def forward() -> Tensor:
+        loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
+        return loss
+
     with _Noting() as noting:
-        loss = model(rows).sum()
+        loss = forward()
         noting.phase = "backward"
         loss.backward()
     usual: float = sum(host_seconds(call) * call.times for call in noting.calls)
-    return clock.seconds(lambda: model(rows).sum().backward()) / usual
+    return clock.seconds(lambda: forward().backward()) / usual

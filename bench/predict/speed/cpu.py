@@ -30,7 +30,12 @@ def cpu_time(call: Call, work: Work, card: MachineCard) -> Time:
         if work.kind == "product" and call.form.op.startswith("bitsandbytes"):
             weights = work.product.n * work.product.k * (0.5 + _ITEM_BYTES[dtype])
             work = Work("dequantise", weights, way="dequantise")
-    if not work.product:
+    elif work.attention:
+        _kernel, backward, keys = work.attention
+        *heads, length, width = call.shapes[backward][1]
+        paired = Product(1, prod(heads), length * keys, width)
+        seconds = _product_seconds(paired, card.products[f"{dtype} attention{' backward' * backward}"])
+    if not (work.product or work.attention):
         seconds += _along(card.curves[_curve(call, work, dtype, card)], work.flops or work.nbytes)
     return Time(seconds, computing)
 
