@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -106,12 +106,14 @@ def fit(
     sequence: Sequence[int] = (512, 1024, 2048, 4096),
     batch: int = 1,
     rank: int = 16,
+    aim: Literal["size", "speed"] = "size",
     training: FitTraining,
     allocator: str = "",
     torch: str | None = None,
     form: Form,
 ) -> None:
     """Find the largest batch, sequence and rank of each method that fit on a card; nothing is run."""
+    from bench.predict.fastest import find_fastest
     from bench.predict.fit import FitRequest, find_bounds, one_card
     from bench.report.predicted.fit import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
@@ -130,7 +132,7 @@ def fit(
         torch_version=torch,
     )
     with watch_predicting(open_console(stderr=True)) as progress:
-        found = find_bounds(request, progress)
+        found = (find_fastest if aim == "speed" else find_bounds)(request, progress)
     form.show(
         lambda: f"{found.model_dump_json(indent=1)}\n",
         lambda: render_markdown(found),

@@ -4,18 +4,15 @@ Memory grows along each axis, so a search closes in from both sides; it ends wit
 predicted to fit and the next, predicted not to. All searches go on side by side, a round at a time.
 """
 
-import re
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from bench.errors import UsageError
-from bench.io import parse_json, read_data
 from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.named_models import MOST_RANK, limits_of, named_model
 from bench.predict.pool import (
     PRELOAD,
     Predict,
@@ -26,16 +23,7 @@ from bench.predict.pool import (
     predict_cells,
 )
 from bench.records.predictions import Axis, Bound, Fit, Prediction, Refusal, Tried, check_fit
-from bench.scenario.catalogue import (
-    Card,
-    architecture,
-    architecture_of,
-    architecture_spelt,
-    architecture_within,
-    architectures,
-    card,
-    card_of_memory,
-)
+from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 from bench.scenario.types import FullMethod, ModelSpec, SyntheticData, TrainingSpec
@@ -44,8 +32,6 @@ from bench.workers.launch import Launcher
 LENGTH_STEP = 64
 RANK_STEP = 8
 MOST_SEQUENCES = 4096
-MOST_TOKENS = 131_072
-MOST_RANK = 1024
 CHORDS = 8  # predictions after which a search halves as well
 LONGEST_LEAP = 16  # times as far as anything known to fit
 METHODS = ("full", "lora", "qlora")
@@ -68,7 +54,10 @@ DATA: dict[str, tuple[dict[str, str], str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FitRequest:
-    """What to fit where. ``lengths`` are those at which the largest batch is asked for."""
+    """What to fit where. ``lengths`` are those at which the largest batch is asked for.
+
+    ``advice`` tries what would make a method fit that does not.
+    """
 
     model: str
     card: Card
@@ -81,6 +70,8 @@ class FitRequest:
     kbit_preparation: bool = True
     allocator: str = ""
     torch_version: str | None = None
+    axes: tuple[Axis, ...] = ("micro_batch", "sequence_length", "rank")
+    advice: bool = True
 
     def cell(self, model: ModelSpec, method: str, length: int, micro_batch: int) -> Cell:
         """Return the cell to begin a search at; raise ``UsageError`` where the options exclude each other."""
@@ -121,7 +112,7 @@ class FitRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Line:
+class Line:
     """One search: the cell at each value along an axis, tried at ``start`` steps first.
 
     A ``rough`` one takes all rows for as long as the longest, which predicts several times faster where
@@ -182,7 +173,7 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
         raise UsageError(f'unknown method "{unknown[0]}"; choose from {", ".join(METHODS)}')
     launcher = launcher or Launcher(preload=PRELOAD)
     platform = platform_of("cuda", request.card.capability, request.torch_version)
-    model, assumption = _model(request.model)
+    model, assumption = named_model(request.model)
     lines = [line for name in request.methods for line in _lines(request, model, name)]
     predict = partial(predict_cells, launcher=launcher, allocator=request.allocator)
     search = partial(_search_all, judged_for=request.card, platform=platform, predict=predict)
@@ -196,7 +187,7 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
     unfit = [
         (index, line, first)
         for index, (line, (bound, first)) in enumerate(zip(lines, found, strict=True))
-        if line.axis == "micro_batch" and bound.fits is None and first is not None
+        if line.axis == "micro_batch" and bound.fits is None and first is not None and request.advice
     ]
     bounds = [bound for bound, _ in found]
     subjects = [(line.at(line.step), first, (request.card,)) for _, line, first in unfit]
@@ -215,7 +206,7 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
 
 
 def _search_all(
-    lines: Sequence[_Line], judged_for: Card, platform: Platform, predict: Predict, progress: Progress
+    lines: Sequence[Line], judged_for: Card, platform: Platform, predict: Predict, progress: Progress
 ) -> list[tuple[Bound, Prediction | None]]:
     """Run each line's search, side by side."""
     searches = {index: _search(line, judged_for) for index, line in enumerate(lines)}
@@ -235,7 +226,7 @@ def _search_all(
     return [ended[index] for index in range(len(lines))]
 
 
-def _search(line: _Line, judged_for: Card) -> Search:
+def _search(line: Line, judged_for: Card) -> Search:
     """Yield the values to predict, receive each answer, return the bound. Positions count steps."""
     tried: dict[int, Tried] = {}
     predictions: dict[int, Prediction] = {}
@@ -296,74 +287,18 @@ def _next_position(tried: Mapping[int, Tried], low: int, high: int) -> int:
     return max(low + 1, min(meets, high - 1, max(low, 1) * LONGEST_LEAP))
 
 
-def _lines(request: FitRequest, model: ModelSpec, name: str) -> list[_Line]:
+def _lines(request: FitRequest, model: ModelSpec, name: str) -> list[Line]:
     """Return a method's searches: the batch at each length, the length, and the rank if there is one."""
-    positions, hidden_size = _limits(model)
+    positions, hidden_size = limits_of(model)
     lengths = [length for length in request.lengths if length <= positions]
     if not lengths:
         raise UsageError(f"{request.model} has {positions} positions; give a --sequence of at most that")
     lines = [
-        _Line(cell=request.cell(model, name, length, 1), axis="micro_batch", step=1, limit=MOST_SEQUENCES)
+        Line(cell=request.cell(model, name, length, 1), axis="micro_batch", step=1, limit=MOST_SEQUENCES)
         for length in lengths
     ]
     base = request.cell(model, name, lengths[0], request.micro_batch)
-    lines.append(_Line(cell=base, axis="sequence_length", step=LENGTH_STEP, limit=positions))
+    lines.append(Line(cell=base, axis="sequence_length", step=LENGTH_STEP, limit=positions))
     if not isinstance(base.method, FullMethod):
-        lines.append(_Line(cell=base, axis="rank", step=RANK_STEP, limit=min(MOST_RANK, hidden_size)))
-    return lines
-
-
-def _model(text: str) -> tuple[ModelSpec, str | None]:
-    """Return the model that a user names, and what is assumed of it.
-
-    It is a catalogued one, a folder with a config.json, a hub's, whose configuration is looked for as for a
-    plan, or one whose name says which catalogued one it derives from.
-    """
-    known = architectures().get(text) or (None if "/" in text else architecture_spelt(text))
-    if known is not None:
-        return ModelSpec(name=known.name, random=known.name), None
-    folder = Path(text)
-    if (folder / "config.json").is_file():
-        return ModelSpec(name=_safe_name(folder.resolve().name), path=text), None
-    if folder.is_dir():
-        raise UsageError(f"folder {text} has no config.json; give the folder of a transformers model")
-    if text.startswith((".", "~")) or ("/" in text and not re.fullmatch(r"[^/]+/[^/]+", text)):
-        raise UsageError(f"there is no folder {text}; check the path, or name a catalogued model or a hub's")
-    name = _safe_name(text.rpartition("/")[2])
-    if "/" in text:
-        return ModelSpec(name=name, hub=text), None
-    known = architecture_within(text) or architecture(text)  # which raises, naming the nearest
-    return ModelSpec(name=name, random=known.name), known.assumed_for(text)
-
-
-def _safe_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80] or "model"
-
-
-def _limits(model: ModelSpec) -> tuple[int, int]:
-    """Return the positions and the hidden size of a model, where they are known without a network."""
-    known, file = architecture_of(model), None
-    if model.path is not None:
-        file = Path(model.path) / "config.json"
-    elif model.hub is not None and known is None:
-        from huggingface_hub import try_to_load_from_cache
-
-        with suppress(ValueError):  # no name that the hub could have
-            cached = try_to_load_from_cache(model.hub, "config.json")
-            file = Path(cached) if isinstance(cached, str) else None
-        known = architecture_within(model.hub) if file is None else None
-    if known is not None:
-        return min(known.max_positions, MOST_TOKENS), known.hidden_size
-    config: dict[str, object] = {}
-    if file is not None:
-        try:
-            read = parse_json(read_data(file))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{file} cannot be read as JSON ({error})") from None
-        config = read if isinstance(read, dict) else {}
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    hidden = config.get("hidden_size") or config.get("n_embd")
-    return (
-        min(positions, MOST_TOKENS) if isinstance(positions, int) else MOST_TOKENS,
-        hidden if isinstance(hidden, int) else MOST_RANK,
-    )
+        lines.append(Line(cell=base, axis="rank", step=RANK_STEP, limit=min(MOST_RANK, hidden_size)))
+    return [line for line in lines if line.axis in request.axes]

@@ -16,6 +16,7 @@ from bench.records.readings import Category, Caveat, Count, Positive, Stored, We
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
+from bench.scenario.types import Checkpointing
 
 PLAN_VERSION: Final = 1
 
@@ -301,6 +302,16 @@ class Bound(Stored):
     )
 
 
+class Setting(Stored):
+    """How fast a setting trains that fits, or why that is not told; all else is as the fit's window says."""
+
+    method: str
+    gradient_checkpointing: Checkpointing
+    sequence_length: Positive
+    micro_batch: Positive
+    speed: Speed
+
+
 class Fit(Stored):
     """All bounds of a model on a card; the batch at several lengths is its frontier."""
 
@@ -312,3 +323,4 @@ class Fit(Stored):
     window: str = Field(description="What all methods share: dtype, checkpointing, data and so on.")
     assumptions: tuple[str, ...] = Field((), description="What was taken for granted of the model.")
     bounds: tuple[Bound, ...]
+    settings: tuple[Setting, ...] = _some((), "Where the fastest was asked for: all that were tried.")

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from bench.errors import UntraceableError, UsageError
 from bench.predict import fit
 from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
+from bench.predict.named_models import limits_of, named_model
 from bench.predict.pool import PredictionRequest, platform_of
 from bench.predict.predict import predict
 from bench.records.predictions import Bound, Prediction, Refusal
@@ -152,13 +153,13 @@ def test_models_are_found_by_name_folder_and_hub_id(tmp_path: Path) -> None:
     """A folder needs its config only, which limits length and rank; an unknown name says the nearest."""
     config = {"max_position_embeddings": 2048, "hidden_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert fit._limits(fit._model(str(tmp_path))[0]) == (2048, 64)
-    assert fit._model("mistralai/Mistral-7B-v0.1")[0].hub == "mistralai/Mistral-7B-v0.1"
+    assert limits_of(named_model(str(tmp_path))[0]) == (2048, 64)
+    assert named_model("mistralai/Mistral-7B-v0.1")[0].hub == "mistralai/Mistral-7B-v0.1"
     with pytest.raises(UsageError, match='Perhaps you meant "llama-2-7b"'):
-        fit._model("llama-2-7")
+        named_model("llama-2-7")
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(UsageError, match="cannot be read as JSON"):
-        fit._limits(fit._model(str(tmp_path))[0])
+        limits_of(named_model(str(tmp_path))[0])
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_options_are_checked() -> None:
 @pytest.mark.parametrize(("text", "assumed"), [("Llama 2-7B", False), ("llama-2-7b-chat", True)])
 def test_spelling_is_forgiven_and_derivatives_are_resolved(text: str, *, assumed: bool) -> None:
     """Offline, and what is assumed is said."""
-    model, said = fit._model(text)
+    model, said = named_model(text)
     assert model.random == "llama-2-7b"
     assert assumed == ("is assumed to have the architecture of llama-2-7b" in str(said))
 
@@ -196,25 +197,25 @@ def test_a_derivative_on_the_hub_is_what_a_plan_takes_it_for(
 ) -> None:
     """Its own configuration where that is in the cache, else its relative's, which the prediction says."""
     name = "someone/Llama-2-7b-chat-hf"
-    assert fit._model(name) == (ModelSpec(name="Llama-2-7b-chat-hf", hub=name), None)
-    assert fit._limits(fit._model(name)[0]) == (4096, 4096)
+    assert named_model(name) == (ModelSpec(name="Llama-2-7b-chat-hf", hub=name), None)
+    assert limits_of(named_model(name)[0]) == (4096, 4096)
     cached = tmp_path / "config.json"
     cached.write_text('{"max_position_embeddings": 2048, "hidden_size": 64}', encoding="utf-8")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(cached))
-    assert fit._limits(fit._model(name)[0]) == (2048, 64)
+    assert limits_of(named_model(name)[0]) == (2048, 64)
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "../nowhere", "/nowhere", "~/nowhere", "a/b/c", "nowhere/"])
 def test_a_path_that_is_not_there_is_no_name_on_the_hub(path: str) -> None:
     """The sentence says that no such folder exists."""
     with pytest.raises(UsageError, match=f"there is no folder {path}; check the path"):
-        fit._model(path)
+        named_model(path)
 
 
 def test_a_folder_without_a_configuration_is_refused_in_words(tmp_path: Path) -> None:
     """It is not taken for a name."""
     with pytest.raises(UsageError, match=r"has no config\.json; give the folder of a transformers model"):
-        fit._model(str(tmp_path))
+        named_model(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,7 @@ def test_fit_and_plan_predict_the_same_for_the_same_cell(tmp_path: Path, data: s
     training = training_of(data, attention="eager", loss="chunked", gradient_checkpointing="non-reentrant")
     options = {"training": training, "data": data, "methods": ("qlora",), "kbit_preparation": False}
     asked = request("tiny-llama-test", lengths=(64,), **options)
-    line, *_ = fit._lines(asked, fit._model(asked.model)[0], "qlora")
+    line, *_ = fit._lines(asked, named_model(asked.model)[0], "qlora")
     platform = platform_of("cuda", asked.card.capability)
     assert predict(line.at(3), platform) == predict(planned, platform)
     assert f"data {data}" in asked.window

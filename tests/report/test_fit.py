@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from bench.records.predictions import Bound, Change, Fit, Tried, check_fit
+from bench.records.predictions import Bound, Change, Fit, Setting, Speed, Tried, check_fit
 from bench.report.predicted.fit import frontier, render_markdown, render_terminal
 from bench.scenario.catalogue import card_of_memory
 from records_factory import make_prediction
@@ -92,3 +92,31 @@ def test_the_terminal_shows_the_same() -> None:
     assert frontier(example()) in text
     assert "too close to call" in text
     assert "24.00 GiB usable" in text
+
+
+def test_fastest_settings_stand_beside_the_largest() -> None:
+    """Tokens/s as a range, fastest first; ranges that overlap are called not distinguishable."""
+
+    def setting(checkpointing: str, batch: int, low: float, high: float) -> Setting:
+        speed = Speed(card="a", low=low, point=(low + high) / 2, high=high, bound_by="compute")
+        fields = {"method": "lora", "gradient_checkpointing": checkpointing, "micro_batch": batch}
+        return Setting.model_validate(fields | {"sequence_length": 512, "speed": speed})
+
+    overlapping = "not distinguishable (ranges overlap)"
+    settings = (setting("non-reentrant", 8, 900, 1100), setting("off", 2, 1000, 1300))
+    page = render_markdown(example().model_copy(update={"settings": settings}))
+    lines = [line for line in page.splitlines() if "non-reentrant |" in line or "| off |" in line]
+    assert [line.strip("| ").split(" | ") for line in lines] == [
+        ["lora", "off", "512", "2", "1,000 to 1,300", "compute", "fastest", "2"],
+        [
+            "lora",
+            "non-reentrant",
+            "512",
+            "8",
+            "900 to 1,100",
+            "compute",
+            overlapping,
+            "8",
+        ],
+    ]
+    assert "Fastest settings that fit" not in render_markdown(example())

@@ -10,6 +10,7 @@ from bench.errors import counted
 from bench.records.predictions import Answer, Bound, Fit, Plan, Tried
 from bench.records.readings import Category
 from bench.report.columns import terminal_table
+from bench.report.predicted.speed import settings_table
 from bench.report.sentences import RowLink, Sentence, said
 from bench.report.tables import Writer, described_table
 from bench.report.text import (
@@ -53,17 +54,27 @@ def render_markdown(fit: Fit) -> str:
     listed_notes = bullets(markdown(note) for note in _notes(fit))
     return (
         f"# {markdown(_title(fit))}\n\nLargest micro-batch at each sequence length:\n\n"
-        f"```\n{frontier(fit)}\n```\n\n{markdown_table(_bounds(fit))}\n\nHow to read it:\n\n{listed_notes}\n"
+        f"```\n{frontier(fit)}\n```\n\n{markdown_table(_bounds(fit))}\n\n{_fastest(fit)}"
+        f"How to read it:\n\n{listed_notes}\n"
     )
+
+
+def _fastest(fit: Fit) -> str:
+    """Return the fastest settings in Markdown; nothing where they were not asked for."""
+    if not (table := settings_table(fit)).rows:
+        return ""
+    return f"Fastest settings that fit:\n\n{markdown_table(table)}\n\n"
 
 
 def render_terminal(fit: Fit) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
+    table = settings_table(fit)
     return Group(
         Text(f"{_title(fit)}\n\nlargest micro-batch at each sequence length:\n\n{frontier(fit)}\n"),
         terminal_table(_bounds(fit), "Every bound, predicted on both sides"),
+        *([terminal_table(table, "Fastest settings that fit")] if table.rows else []),
         *(Text(plain(f"- {note}")) for note in _notes(fit)),
     )
 
@@ -135,6 +146,8 @@ def _notes(fit: Fit) -> list[str]:
         steps={_AXES[bound.axis]: bound.step for bound in fit.bounds if bound.step > 1},
         show=GIBIBYTES.show,
         caveats=[caveat.message for bound in fit.bounds for caveat in bound.caveats],
+        assumed={one.speed.assumed for one in fit.settings if one.speed.assumed},
+        refused=grouped((one.speed.refused, one.method) for one in fit.settings if one.speed.refused),
     )
 
 

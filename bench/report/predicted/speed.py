@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from bench.compare.plans import PlanRow
+from bench.compare.speeds import rank_settings
 from bench.records.machine_card import THIS_CPU
-from bench.records.predictions import KernelClass, Plan, Speed
+from bench.records.predictions import Fit, KernelClass, Plan, Speed
 from bench.records.published.score import ScoredRow, summarise_speeds
 from bench.records.published.speeds import SpeedSummary
 from bench.report.columns import Column
@@ -57,6 +58,11 @@ def speed_tables(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[tuple[str, Tab
     )
     dearest = [Line(line, dear) for line in found for dear in line.one.dearest]
     yield "Operators that take most of it", described_table("dearest operators of a plan", dearest)
+
+
+def settings_table(fit: Fit) -> Table:
+    """Return the fastest settings that fit, by length; no lines where none were asked for, or told."""
+    return described_table("settings of a fit", rank_settings(fit.settings), {"rate": _rate})
 
 
 def validation_tables(rows: Sequence[ScoredRow]) -> tuple[Table, Table, dict[str, list[str]]]:
