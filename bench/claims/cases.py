@@ -1,10 +1,13 @@
 """What claims are judged by: measured, published and predicted cells in one form, and which pair up."""
 
+import math
 import statistics
-from collections.abc import Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal
+
+from packaging.version import Version
 
 from bench.compare import grouped
 from bench.compare.comparison import measure
@@ -12,7 +15,7 @@ from bench.compare.measured import Measured, without_seed
 from bench.metrics import TENSORS
 from bench.records.derived_metrics import speed_disturbed
 from bench.records.predictions import CardFit, Plan, Prediction
-from bench.records.published import RowFile
+from bench.records.published import MeasuredSpeed, RowFile
 from bench.records.records import Record
 from bench.scenario.catalogue import Architecture, architecture_of
 from bench.scenario.cell import HOW_IT_LEARNS, Cell
@@ -23,6 +26,8 @@ Where = dict[str, Scalar | tuple[Scalar, ...]]
 
 DTYPE_BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
 
+PUBLISHED_MARGIN: Final = 0.05
+"""By how much, as a share, two published speeds have to differ: few say how far their repeats do."""
 _PARTS: Final = ("model", "method", "data", "training", "window", "evaluation")
 # Beside data and training: the place stands for the device, and methods are compared field by field.
 _NOT_PAIRED_BY: Final = {"device", "model", "method", "window", "evaluation", "training.seed", *HOW_IT_LEARNS}
@@ -37,7 +42,9 @@ class Case:
     Only cases of one ``place`` are compared: one folder and environment, one published source, card and
     versions, or one predicted platform. ``shape`` is the catalogue's. ``peak_bytes`` is of live tensors on
     the CPU, else what torch's allocator had allocated. ``cards`` are verdicts, each with the card's memory as
-    sold, in bytes. ``measured`` are the runs of what was run here, from which speed and accuracy are read.
+    sold, in bytes. ``measured`` are the runs of what was run here, from which speed and accuracy are read;
+    ``told_speeds`` are tokens/s, low, point and high, by the card of a prediction or by how a published run
+    counted.
     """
 
     cell: Cell
@@ -51,6 +58,7 @@ class Case:
     quantisation_state_bytes: int | None = None
     cards: tuple[tuple[int, CardFit], ...] = ()
     measured: Measured | None = None
+    told_speeds: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
     @cached_property
     def fields(self) -> dict[str, Any]:
@@ -135,17 +143,29 @@ def cases_of_plan(plan: Plan, source: str) -> tuple[Case, ...]:
             cell=one.cell,
             instrument="predicted",
             source=source,
-            place=(answer.platform, answer.allocator),
+            place=_place(answer),
             shape=architecture_of(one.cell.model),
             trainable=_attached(one.cell, answer),
             peak_bytes=answer.allocated_peak_bytes,
             loaded_bytes=answer.phase_ends_bytes.get("load"),
             quantisation_state_bytes=answer.categories_at_peak_bytes.get("quantisation_state"),
             cards=tuple((memory[fit.card], fit) for fit in one.verdicts if fit.card in memory),
+            told_speeds={
+                fit.card: (speed.low, speed.point, speed.high)
+                for fit in one.verdicts
+                if (speed := fit.tokens_per_second) and not speed.refused
+            },
         )
         for one, answer in predicted
         if answer.platform.device == "cuda"
     )
+
+
+def _place(prediction: Prediction) -> tuple[Hashable, ...]:
+    """Return the platform of a prediction, whether a version is written 5.23 or 5.23.0."""
+    platform = prediction.platform
+    versions = (platform.torch, platform.bitsandbytes, platform.transformers)
+    return platform.capability, *map(Version, versions), prediction.allocator
 
 
 def _attached(cell: Cell, prediction: Prediction) -> int | None:
@@ -164,7 +184,7 @@ def _attached(cell: Cell, prediction: Prediction) -> int | None:
 
 
 def cases_of_published(files: Iterable[RowFile]) -> tuple[Case, ...]:
-    """Return the published peaks of torch's allocator, each a case of its own."""
+    """Return the published peaks of torch's allocator, and speeds, each a case of its own."""
     return tuple(
         Case(
             cell=row.cell,
@@ -176,11 +196,21 @@ def cases_of_published(files: Iterable[RowFile]) -> tuple[Case, ...]:
                 (one.size_bytes for one in row.sizes if (one.metric, one.moment) == ("allocated", "peak")),
                 None,
             ),
+            told_speeds=dict(_published_speed(row.cell, one) for one in row.speeds if not one.cold),
         )
         for file in files
         for row in file.rows
-        if row.cell is not None and row.sizes
+        if row.cell is not None
     )
+
+
+def _published_speed(cell: Cell, one: MeasuredSpeed) -> tuple[str, tuple[float, float, float]]:
+    """Return how tokens were counted, and tokens/s with half of the margin of a ratio on either side."""
+    training = cell.training
+    tokens = training.micro_batch * training.gradient_accumulation * (one.length or training.sequence_length)
+    rate = one.value if one.metric == "tokens_per_second" else tokens / one.value
+    half = math.sqrt(1 + PUBLISHED_MARGIN)
+    return f"{one.metric}, {one.counted}, {one.length}", (rate / half, rate, rate * half)
 
 
 def like_pairs(

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -11,7 +11,7 @@ from typing import Final, Literal
 import numpy as np
 from scipy.special import stdtrit
 
-from bench.claims.cases import DTYPE_BYTES, Case, Instrument, Scalar
+from bench.claims.cases import DTYPE_BYTES, PUBLISHED_MARGIN, Case, Instrument, Scalar
 from bench.compare.accuracy import CONFIDENCE
 
 Unit = Literal["share", "fold", "bytes", "count", "tokens/s", "bits", "points", "times the tolerance"]
@@ -37,13 +37,14 @@ _NAMES: Final = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One number with its name and unit; an interval where there is one."""
+    """One number with its name and unit; an interval where there is one, and of which kind."""
 
     name: str
     unit: Unit
     value: float
     low: float | None = None
     high: float | None = None
+    interval: str = "95 %"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,25 @@ def quantity_of(name: str, cells: Sequence[Case]) -> tuple[Figure, list[Figure]]
         return None
     interval = ratio_interval(*(case.speeds for case in cells)) if name == "speed" else (None, None)
     return Figure(name, unit, found[0], *interval), found[1]
+
+
+def quantities_of(name: str, cells: Sequence[Case]) -> Iterator[tuple[Figure, list[Figure], str]]:
+    """Yield a quantity, what it was computed from, and a note; speed that was predicted for each card.
+
+    The interval of a predicted ratio is as wide as the ranges of both speeds allow, as if their errors had
+    nothing in common; that of a published one is the margin for repeats.
+    """
+    if name != "speed" or cells[0].measured:
+        if found := quantity_of(name, cells):
+            yield *found, ""
+        return
+    ours, theirs = (case.told_speeds for case in cells)
+    predicted = cells[0].instrument == "predicted"
+    kind = "ranges of both" if predicted else f"{PUBLISHED_MARGIN:.0%} either way".replace("%", " %")
+    for card in ours.keys() & theirs.keys():
+        (low, point, high), (least, other, most) = ours[card], theirs[card]
+        ratio = Figure(name, "fold", point / other, low / most, high / least, kind)
+        yield ratio, both("speed", point, other, "tokens/s"), card if predicted else ""
 
 
 def _trained(of: Callable[[int, int], float], case: Case) -> _Found:

@@ -295,7 +295,7 @@ def figure_text(figure: Figure) -> str:
     shown = _SHOWN[figure.unit](figure.value)
     if figure.low is None or figure.high is None:
         return shown
-    return f"{shown} (95 %: {_span(figure.unit, figure.low, figure.high)})"
+    return f"{shown} ({figure.interval}: {_span(figure.unit, figure.low, figure.high)})"
 
 
 def _capital(text: str) -> str:

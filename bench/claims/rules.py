@@ -8,7 +8,16 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from bench.claims.cases import Case, Where, like_pairs
-from bench.claims.evidence import QUANTITIES, Evidence, Figure, Outcome, both, evidence_of, quantity_of
+from bench.claims.evidence import (
+    QUANTITIES,
+    Evidence,
+    Figure,
+    Outcome,
+    both,
+    evidence_of,
+    quantities_of,
+    quantity_of,
+)
 from bench.compare.accuracy import CONFIDENCE, AccuracyDifference
 from bench.compare.comparison import differences_over_seeds
 from bench.errors import UsageError
@@ -86,16 +95,17 @@ class _Bounds(_Rule):
         return self
 
     def _rows(self, cells: Cells, _cases: Sequence[Case]) -> Iterator[Evidence]:
-        if (found := quantity_of(self.quantity, cells)) is None:
-            return
-        figure, basis = found
+        for figure, basis, note in quantities_of(self.quantity, cells):
+            agrees = self._agrees(figure)
+            yield evidence_of(cells, figure, basis, agrees=agrees, free=self.freed, note=note)
+
+    def _agrees(self, figure: Figure) -> bool | None:
         low, high = (figure.low, figure.high) if self.quantity == "speed" else (figure.value, figure.value)
         least = -math.inf if self.at_least is None else self.at_least
         most = math.inf if self.at_most is None else self.at_most
-        agrees = None
-        if low is not None and high is not None:
-            agrees = True if least <= low and high <= most else False if low > most or high < least else None
-        yield evidence_of(cells, figure, basis, agrees=agrees, free=self.freed)
+        if low is None or high is None:
+            return None
+        return True if least <= low and high <= most else False if low > most or high < least else None
 
 
 class ValueRule(_Alone, _Bounds):
