@@ -228,9 +228,10 @@ def plan(
 
     Runs nothing. Raises ``bench.errors.UsageError`` for an unknown card or a mistake in the file.
     """
+    from bench.predict.kept import Kept
     from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
 
-    request = PlanRequest(cards=chosen_cards(gpu, memory), advice=False)
+    request = PlanRequest(cards=chosen_cards(gpu, memory), advice=False, kept=Kept())
     return Plans(plan_scenario(Path(scenario), only, request, _quiet))
 
 
@@ -248,6 +249,7 @@ def fit(
     Runs nothing. Raises ``bench.errors.UsageError`` unless exactly one of ``gpu`` and ``memory`` is given.
     """
     from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
+    from bench.predict.kept import Kept
 
     request = FitRequest(
         model=model,
@@ -257,5 +259,6 @@ def fit(
         micro_batch=1,
         lengths=tuple(lengths),
         training=training_of(dtype="bf16", gradient_checkpointing="non-reentrant", optimizer="adamw-fused"),
+        kept=Kept(),
     )
     return Bounds(find_bounds(request, _quiet))

@@ -53,11 +53,11 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, keep_old: bool = False) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, *, keep_old: bool = False, synced: bool = True) -> Iterator[IO[bytes]]:
     """Open a new file that takes its place at ``path``, synced to disk, once the block ends without an error.
 
-    After a crash or a power cut it is there whole or not at all. With ``keep_old`` what was there before
-    becomes ``NAME.old``. Raises ``OSError``, also where a device or a pipe lies at ``path``.
+    After a crash or, if ``synced``, a power cut it is there whole or not at all. With ``keep_old`` what was
+    there before becomes ``NAME.old``. Raises ``OSError``, also where a device or a pipe lies at ``path``.
     """
     if not keep_old and path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EEXIST, "a device or a pipe is there")
@@ -70,11 +70,13 @@ def whole_file(path: Path, *, keep_old: bool = False) -> Iterator[IO[bytes]]:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - Path.open cannot refuse to follow a link
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         if keep_old:
             _put_aside(path)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if synced:
+            _sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

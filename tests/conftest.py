@@ -107,9 +107,9 @@ def make_record() -> Callable[..., Record]:
     return records_factory.make_record
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep random weights of this test session in a cache of its own; return its folder.
+    """Keep random weights and predictions of this test session in a cache of its own; return its folder.
 
     What takes long to make and is the same for everyone, machine code and real weights, is shared.
     """

@@ -12,6 +12,7 @@ from bench.commands.options import Form, command, require_ending, show_data
 from bench.errors import InfrastructureError, UsageError, counted
 
 if TYPE_CHECKING:
+    from bench.predict.kept import Kept
     from bench.scenario.types import TrainingSpec
 
 
@@ -28,24 +29,29 @@ def plan(
     advice: bool | None = None,
     tokens: str | None = None,
     price: float | None = None,
+    fresh: bool = False,
     form: Form,
 ) -> None:
     """Predict the memory and speed of a scenario's cells, without a GPU; nothing is run."""
+    from bench.predict.kept import Kept
     from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
     from bench.records.predictions import plan_json
     from bench.report.predicted.plan import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
 
+    kept = Kept(fresh=fresh)
     request = PlanRequest(
         cards=chosen_cards(gpu, memory),
         allocator=allocator,
         torch_version=torch,
         # Where nobody would see it, it would only take time.
         advice=advice if details or form.json or form.markdown or advice else False,
+        kept=kept,
     )
     work = {"tokens": _tokens(tokens, price), "price_an_hour": price}
     with watch_predicting(open_console(stderr=True)) as progress:
         found = plan_scenario(scenario, only, request, progress).model_copy(update=work)
+    _tell(kept)
     show_data([planned.cell for planned in found.cells], strict=False)
     form.show(
         lambda: plan_json(found),
@@ -55,6 +61,11 @@ def plan(
     )
     if not found.any_predicted:
         raise InfrastructureError("no cell could be predicted; the reasons are given above")
+
+
+def _tell(kept: "Kept") -> None:
+    if kept.told:
+        typer.echo(kept.told, err=True)
 
 
 def _tokens(text: str | None, price: float | None) -> int | None:
@@ -110,14 +121,17 @@ def fit(
     training: FitTraining,
     allocator: str = "",
     torch: str | None = None,
+    fresh: bool = False,
     form: Form,
 ) -> None:
     """Find the largest batch, sequence and rank of each method that fit on a card; nothing is run."""
     from bench.predict.fastest import find_fastest
     from bench.predict.fit import FitRequest, find_bounds, one_card
+    from bench.predict.kept import Kept
     from bench.report.predicted.fit import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
 
+    kept = Kept(fresh=fresh)
     request = FitRequest(
         model=model,
         card=one_card(gpu, memory),
@@ -130,9 +144,11 @@ def fit(
         kbit_preparation=training.kbit_preparation,
         allocator=allocator,
         torch_version=torch,
+        kept=kept,
     )
     with watch_predicting(open_console(stderr=True)) as progress:
         found = (find_fastest if aim == "speed" else find_bounds)(request, progress)
+    _tell(kept)
     form.show(
         lambda: f"{found.model_dump_json(indent=1)}\n",
         lambda: render_markdown(found),

@@ -41,7 +41,8 @@ def find_fastest(request: FitRequest, progress: Progress, launcher: Launcher | N
         PredictionRequest(cell=_line(one, bound).at(batch), platform=platform, cards=(request.card,))
         for one, bound, batch in tried
     ]
-    found = predict_cells(asked, launcher, allocator=request.allocator, progress=progress)
+    predict = request.kept.predict if request.kept else predict_cells
+    found = predict(asked, launcher, allocator=request.allocator, progress=progress)
     settings = (
         Setting(
             method=bound.method,

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from bench.errors import UsageError
 from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.kept import Kept
 from bench.predict.named_models import MOST_RANK, limits_of, named_model
 from bench.predict.pool import (
     PRELOAD,
@@ -72,6 +73,7 @@ class FitRequest:
     torch_version: str | None = None
     axes: tuple[Axis, ...] = ("micro_batch", "sequence_length", "rank")
     advice: bool = True
+    kept: Kept | None = None
 
     def cell(self, model: ModelSpec, method: str, length: int, micro_batch: int) -> Cell:
         """Return the cell to begin a search at; raise ``UsageError`` where the options exclude each other."""
@@ -175,7 +177,8 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
     platform = platform_of("cuda", request.card.capability, request.torch_version)
     model, assumption = named_model(request.model)
     lines = [line for name in request.methods for line in _lines(request, model, name)]
-    predict = partial(predict_cells, launcher=launcher, allocator=request.allocator)
+    kept = request.kept
+    predict = partial(kept.predict if kept else predict_cells, launcher=launcher, allocator=request.allocator)
     search = partial(_search_all, judged_for=request.card, platform=platform, predict=predict)
     if request.data == "padded":
         rough = search([replace(line, rough=True) for line in lines], progress=lambda *_: None)

@@ -13,6 +13,7 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.metrics import GIB
 from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.kept import Kept
 from bench.predict.pool import (
     PRELOAD,
     Hear,
@@ -21,6 +22,7 @@ from bench.predict.pool import (
     Progress,
     card_of_device,
     find_savers,
+    ignored,
     platform_of,
     predict_cells,
 )
@@ -49,7 +51,7 @@ class PlanRequest:
     """What to predict for: cards (none: a ladder of usual ones), allocator settings, version of torch.
 
     ``advice`` None tries changes where the plan is small. ``speed`` predicts that, too. ``workers`` None is
-    one for each core.
+    one for each core. Without ``kept`` nothing is kept.
     """
 
     cards: tuple[Card, ...] = ()
@@ -58,6 +60,7 @@ class PlanRequest:
     advice: bool | None = None
     speed: bool = True
     workers: int | None = None
+    kept: Kept | None = None
 
 
 def chosen_cards(names: Sequence[str], sizes: Sequence[str]) -> tuple[Card, ...]:
@@ -79,7 +82,7 @@ def plan_scenario(
     launcher = launcher or Launcher(preload=PRELOAD)
     on_cuda = any(cell.device == "cuda" for cell in cells)
     if not request.cards and on_cuda:
-        own = card_of_device(probe(launcher))
+        own = card_of_device(request.kept.device(launcher) if request.kept else probe(launcher))
         request = replace(request, cards=() if own is None else (own,))
     plan = plan_cells(cells, request, launcher, title=scenario.title, progress=progress)
     small = len(cells) <= MOST_CELLS_WITH_ADVICE
@@ -93,7 +96,12 @@ def plan_scenario(
         if isinstance(one.answer, Prediction)
         and (small or any(verdict.answer != "fits" for verdict in one.verdicts))
     }
-    predict = partial(predict_cells, launcher=launcher, allocator=request.allocator, progress=progress)
+    predict = partial(
+        request.kept.predict if request.kept else predict_cells,
+        launcher=launcher,
+        allocator=request.allocator,
+        progress=progress,
+    )
     for index, changes in zip(subjects, find_savers([*subjects.values()], predict), strict=True):
         planned[index] = planned[index].model_copy(update={"changes": changes})
     return plan.model_copy(update={"cells": tuple(planned)})
@@ -105,8 +113,8 @@ def plan_cells(
     launcher: Launcher,
     *,
     title: str,
-    progress: Progress = lambda _done, _total: None,
-    observe: Hear = lambda _message: None,
+    progress: Progress = ignored,
+    observe: Hear = ignored,
 ) -> Plan:
     """Predict cells and judge them for the cards; where none is named, those for CUDA on the ladder."""
     ladder = not request.cards and any(cell.device == "cuda" for cell in cells)
@@ -117,7 +125,7 @@ def plan_cells(
         for platform, judged in _platforms(cell, cards, request.torch_version, ladder=ladder)
     ]
     predict = partial(
-        predict_cells,
+        request.kept.predict if request.kept else predict_cells,
         launcher=launcher,
         allocator=request.allocator,
         workers=request.workers,

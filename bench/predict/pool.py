@@ -35,6 +35,10 @@ Progress = Callable[[int, int], None]
 """Is told how many cells of how many are predicted."""
 
 
+def ignored(*_: object) -> None:
+    """Take what nobody wants to hear."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictionRequest:
     """A cell, the platform on which its memory is asked for, and the cards on which its speed is."""
@@ -102,25 +106,30 @@ def predict_cells(
     allocator: str = "",
     limits: LimitsSpec = LONGEST_PLAN,
     workers: int | None = None,
-    progress: Progress = lambda _done, _total: None,
-    observe: Hear = lambda _message: None,
+    reuse_ranges: bool | None = None,
+    progress: Progress = ignored,
+    observe: Hear = ignored,
+    keep: Callable[[int, Prediction | Refusal], None] = ignored,
 ) -> list[Prediction | Refusal]:
     """Return a prediction or refusal for each request, in their order, from so many workers or one a core.
 
-    ``limits`` hold for all together; what is not predicted by then is refused with the reason. Raises
-    ``InfrastructureError`` when no worker starts, or a library cannot be imported.
+    ``limits`` hold for all together; what is not predicted by then is refused with the reason. ``keep`` gets
+    each answer that a worker gave. Raises ``InfrastructureError`` when no worker starts, or a library cannot
+    be imported.
     """
     found: dict[int, Prediction | Refusal] = {}
 
     def hear(message: Message) -> None:
         if isinstance(message, PredictionMade):
             found[int(message.cell_id)] = message.answer
+            keep(int(message.cell_id), message.answer)
         else:
             observe(message)
 
     workers = workers or cores()
     waiting = _batches(requests, workers)
-    make_job = partial(_job, allocator=allocator, reuse_ranges=len(requests) > RANGES_REPLAYED)
+    reuse_ranges = len(requests) > RANGES_REPLAYED if reuse_ranges is None else reuse_ranges
+    make_job = partial(_job, allocator=allocator, reuse_ranges=reuse_ranges)
     running: list[tuple[list[int], RunningJob]] = []
     deadline_s = time.monotonic() + limits.timeout_s
     try:

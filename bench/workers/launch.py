@@ -188,6 +188,11 @@ class Launcher:
         self._server_log = os.memfd_create("worker server")  # open as long as the server, so to the end
         forkserver.set_forkserver_preload(["bench.workers.orphan", *preload, "bench.workers.freeze"])
 
+    @property
+    def name(self) -> str:
+        """Name what its workers do."""
+        return f"{self._work.__module__}:{self._work.__qualname__}"
+
     def start(self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None) -> Sequence[Worker]:
         """Start a worker for each rank, in order of rank; ``host_memory_gib`` limits each of them.
 
