@@ -5,7 +5,6 @@ as it stands, not why; a loss that does not fall is no finding.
 """
 
 import math
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from bench.metrics import GIB, MIB
 from bench.records.derived_metrics import TRAINING_PHASES, PeakField
 from bench.records.records import NS_PER_SECOND, Phase, Record, StepSample
-from bench.scenario.catalogue import Card, cards
+from bench.scenario.devices import cards_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -247,19 +246,6 @@ def _weights_floor_bytes(record: Record) -> int | None:
     frozen = {"4-bit": _FOUR_BIT_BYTES, "int8": _INT8_BYTES, None: trained}[_frozen_base(record)]
     parameters = model.parameters_total - model.parameters_trainable
     return int(parameters * frozen + model.parameters_trainable * trained)
-
-
-def cards_named(device_name: str | None) -> list[Card]:
-    """Return the catalogued cards that a device's name can mean, such as both sizes of an A100."""
-
-    def words(name: str) -> set[str]:  # without sizes of memory
-        return set(re.findall(r"[a-z0-9]+", re.sub(r"\b[0-9]+ ?gb\b", " ", name.lower())))
-
-    titles = {card: words(card.title) for card in cards().values()}
-    found = {
-        card: len(title) for card, title in titles.items() if title and title <= words(device_name or "")
-    }
-    return [card for card, length in found.items() if length == max(found.values())]
 
 
 def _fastest(record: Record) -> StepSample | None:

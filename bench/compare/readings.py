@@ -181,6 +181,11 @@ class PredictedSpeed:
     def difference_share(self) -> float:
         return self.measured / self.told.point - 1
 
+    @property
+    def roofline_share(self) -> float | None:
+        """What was measured as a share of what the roofline allows; None of records before it was kept."""
+        return self.measured / self.told.roofline if self.told.roofline else None
+
 
 def predicted_speeds(run: Record, measured: Throughput | None) -> tuple[PredictedSpeed, ...]:
     if measured is None or not isinstance(run.prediction, Prediction):

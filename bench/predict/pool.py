@@ -21,6 +21,7 @@ from bench.records.predictions import Change, Prediction, Refusal, check_fit
 from bench.records.records import DeviceFacts
 from bench.scenario.catalogue import Card, absurdities
 from bench.scenario.cell import Cell
+from bench.scenario.devices import card_exactly
 from bench.scenario.platform import KNOWN_SINCE, Platform
 from bench.scenario.types import SHARED_BY_ADAPTERS, FullMethod, LimitsSpec, LoraMethod, QloraMethod
 from bench.workers.launch import Launcher, wait_for_any
@@ -85,11 +86,16 @@ def _installed(package: str) -> str | None:
 
 
 def card_of_device(facts: DeviceFacts) -> Card | None:
-    """Return the CUDA device of this machine as a card; None where there is none."""
+    """Return the CUDA device of this machine as a card; None where there is none.
+
+    How fast it is, and its name, are those of the catalogued card that it is, if it is one.
+    """
     if facts.cuda_total_bytes is None or facts.cuda_capability is None:
         return None
+    known = card_exactly(facts.cuda_name, facts.cuda_total_bytes)
+    rates = ("name", "bandwidth_bytes_per_s", "peak_bf16_flops", "speed_source", "speed")
     return Card(
-        name="this-device",
+        **{"name": "this-device"} | ({name: getattr(known, name) for name in rates} if known else {}),
         title=facts.cuda_name or "this machine's card",
         memory_bytes=facts.cuda_total_bytes,
         read_usable_bytes=facts.cuda_total_bytes,

@@ -74,6 +74,9 @@ class Speed(Stored):
     mfu: float = Field(0, description="FLOPs of the model, none recomputed, over the card's peak in bf16.")
     bound_by: Limit = "compute"
     step_s: float = Field(0, description="Of one optimizer step.")
+    roofline: float = _some(
+        0, "Tokens a second if each kernel took no longer than the card's peak and bandwidth allow."
+    )
     shares: dict[KernelClass, float] = Field(default_factory=dict, description="Of the time on the GPU.")
     dearest: tuple[Dear, ...] = ()
     calibrated_on: bool = _some(False, "A published run had a part in factors.")  # noqa: FBT003 - the default
@@ -228,6 +231,14 @@ class PlannedCell(Stored):
     answer: Prediction | Refusal
     verdicts: tuple[CardFit, ...] = ()
     changes: tuple[Change, ...] | None = None
+
+    @property
+    def kept_answer(self) -> Prediction | Refusal:
+        """The answer with the speeds of its verdicts, as a record keeps it."""
+        speeds = tuple(one.tokens_per_second for one in self.verdicts if one.tokens_per_second)
+        if not speeds or isinstance(self.answer, Refusal):
+            return self.answer
+        return self.answer.model_copy(update={"speeds": speeds})
 
 
 class Plan(Stored):

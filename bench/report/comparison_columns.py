@@ -159,6 +159,16 @@ def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> Iterator[Column[M
     )
 
 
+def _told(row: Measured) -> str:
+    """Write the range that was predicted before the run."""
+    said = (f"{significant(one.told.low)} to {significant(one.told.high)}" for one in row.predicted_speeds)
+    return next(said, NOT_APPLICABLE)
+
+
+def _told_point(row: Measured) -> float | None:
+    return next((one.told.point for one in row.predicted_speeds), None)
+
+
 def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
     def ratio(row: Measured) -> float | None:
         one = row.against_full
@@ -191,6 +201,9 @@ def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
         place="speed",
         tone=lambda row: "bad" if row.throughput and "speed" in row.doubts else "",
     )
+    if any(row.predicted_speeds for row in rows):
+        name = "Predicted tokens/s"
+        yield Column(name, _told, _told_point, frame="predicted_tokens_per_second", narrow=name.lower())
     if any(ratio(row) is not None for row in rows):
         yield Column(
             "Speed, full = 1",

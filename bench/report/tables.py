@@ -93,6 +93,7 @@ WRITERS: dict[str, Writer] = {
     "in_band": lambda hit: NOT_APPLICABLE if hit is None else "hit" if hit else "miss",
     "instrument": lambda name: INSTRUMENT_NAMES[name],
     "known": if_known(str),
+    "known_share": if_known(lambda value: share(value, 0)),
     "module": lambda name: name or "outside any module",
     "names": lambda names: ", ".join(names) or NOT_APPLICABLE,
     "operations": operations,

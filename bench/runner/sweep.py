@@ -83,7 +83,7 @@ class CellRunner:
             self.facts,
             started_at=started_at,
             environment=self.environment,
-            prediction=expected.answer if expected else None,
+            prediction=expected.kept_answer if expected else None,
         )
 
     def _end_of(self, planned: ScheduledRun, turns: StepTurns | None) -> JobEnd:

@@ -56,7 +56,7 @@ def test_speeds_are_compared_on_one_card_each() -> None:
 
 
 def test_published_speeds_are_read_with_their_margin() -> None:
-    """Tokens of a step over its seconds, as the row says, with half of 5 % on either side; not of cold runs."""
+    """Tokens of a step over its seconds, as the row says, with half of 5 % either way; not of cold runs."""
     files = shipped_rows()
     cases = {case.cell.id: case for case in cases_of_published(files)}
     row = next(

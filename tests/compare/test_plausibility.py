@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.compare.comparison import compare
-from bench.compare.plausibility import cards_named, lint, with_findings
+from bench.compare.plausibility import lint, with_findings
 from bench.records.readings import GpuReading, checked
 from bench.records.records import DeviceFacts, FlopsReading, Measurement, ModelFacts, Record, TokenCounts
 from bench.records.store import load_records
@@ -278,20 +278,3 @@ def test_a_flagged_record_is_shown_and_marked() -> None:
     column = with_findings(tidy([good, bad]), [good, bad])["implausible"]
     assert [True, False] == column.isna().tolist()
     assert column[1] == "ledger-above-process"
-
-
-@pytest.mark.parametrize(
-    ("device", "expected"),
-    [
-        ("NVIDIA GeForce RTX 4090", ["rtx4090"]),
-        ("NVIDIA A100-SXM4-40GB", ["a100-40gb", "a100-80gb"]),
-        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", ["a100-40gb", "a100-80gb"]),
-        ("NVIDIA GeForce RTX 4070 Ti SUPER", ["rtx4070ti-super"]),
-        ("NVIDIA L40S", ["l40s"]),
-        ("Quadro RTX 6000", []),
-        (None, []),
-    ],
-)
-def test_a_device_is_found_in_the_catalogue_by_its_words(device: str | None, expected: list[str]) -> None:
-    """Sizes are left out, and the longest title wins."""
-    assert [card.name for card in cards_named(device)] == expected

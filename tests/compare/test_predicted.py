@@ -1,6 +1,13 @@
 """Predicted peaks beside read ones: each with its own instrument, refusals and other devices left out."""
 
-from bench.compare.readings import Peak, phase_predictions, predicted_speeds, predictions, throughput
+from bench.compare.readings import (
+    Peak,
+    PredictedSpeed,
+    phase_predictions,
+    predicted_speeds,
+    predictions,
+    throughput,
+)
 from bench.metrics import Instrument
 from bench.records.predictions import Refusal, Speed
 from bench.scenario.platform import Platform
@@ -68,5 +75,8 @@ def test_speed_is_shown_beside_the_measured_one() -> None:
     (shown,) = predicted_speeds(runs[0], measured)
     assert (shown.told, shown.measured) == (told, measured.tokens_per_second)
     assert shown.difference_share == measured.tokens_per_second / 100 - 1
+    assert shown.roofline_share is None
+    above = PredictedSpeed(told.model_copy(update={"roofline": 400.0}), 100.0)
+    assert above.roofline_share == 0.25
     assert predicted_speeds(runs[1], measured) == ()
     assert predicted_speeds(runs[0], None) == ()

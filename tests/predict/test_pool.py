@@ -6,15 +6,16 @@ from importlib.util import find_spec
 import pytest
 
 from bench.errors import InfrastructureError, UsageError
+from bench.metrics import GIB, MIB
 from bench.predict import pool
 from bench.predict.pool import PredictionRequest, card_of_device, platform_of, predict_cells
 from bench.records.predictions import Prediction, Refusal
+from bench.scenario.catalogue import card
 from bench.scenario.platform import Platform
 from bench.scenario.types import LimitsSpec
 from bench.workers.launch import Launcher, Worker
 from replay_worker import make_cell, make_facts, replay
 
-GIB = 1024**3
 AMPERE, HOPPER = Platform(capability=(8, 0)), Platform(capability=(9, 0))
 
 
@@ -131,12 +132,22 @@ def test_the_platform_is_what_is_installed_or_what_is_asked_for() -> None:
 def test_the_device_of_this_machine_is_a_card() -> None:
     """Its memory is what torch reports; the size of its context is said to be assumed."""
     assert card_of_device(make_facts()) is None
-    card = card_of_device(
-        make_facts(cuda_name="NVIDIA L4", cuda_total_bytes=22 * GIB, cuda_capability=(8, 9))
-    )
-    assert card is not None
-    assert (card.title, card.usable_bytes, card.capability) == ("NVIDIA L4", 22 * GIB, (8, 9))
-    assert card.assumptions == ("the size of its CUDA context is assumed",)
+    own = card_of_device(make_facts(cuda_name="NVIDIA L4", cuda_total_bytes=22 * GIB, cuda_capability=(8, 9)))
+    assert own is not None
+    assert (own.title, own.usable_bytes, own.capability) == ("NVIDIA L4", 22 * GIB, (8, 9))
+    assert own.assumptions == ("the size of its CUDA context is assumed",)
+
+
+def test_the_device_of_this_machine_is_as_fast_as_its_catalogued_card() -> None:
+    """Memory is still what torch reports; of a card that is in no catalogue no speed is known."""
+    facts = {"cuda_name": "NVIDIA H200", "cuda_total_bytes": 143156 * MIB, "cuda_capability": (9, 0)}
+    own, known = card_of_device(make_facts(**facts)), card("h200")
+    assert own is not None
+    assert (own.name, own.speed, own.bandwidth_bytes_per_s) == (known.name, known.speed, 4800e9)
+    assert own.usable_bytes == 143156 * MIB
+    other = card_of_device(make_facts(**facts | {"cuda_name": "NVIDIA H100 NVL"}))
+    assert other is not None
+    assert (other.name, other.speed) == ("this-device", None)
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.14", "99.0"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.predict.predict import predict
-from bench.predict.speed.kernels import Rates, constants, rates_of, time_of, work_of
+from bench.predict.speed.kernels import Rates, constants, least_seconds, rates_of, time_of, work_of
 from bench.predict.trace.calls import Call, Form, Part
 from bench.records.predictions import Speed
 from bench.scenario.catalogue import card
@@ -210,6 +210,24 @@ def test_hidden_kernels_are_refused_by_name(changes: dict[str, Any], named: str)
 
     assert named in speed.refused
     assert speed.point == 0
+
+
+def test_roofline_is_what_the_data_sheet_allows() -> None:
+    """A square product takes its FLOPs at 312 TFLOP/s, at 19.5 in fp32; a sum its bytes at 2,039 GB/s."""
+    square = [(4096, 4096)] * 3
+    flops, moved = 2 * 4096**3, 3 * 2 * 4096**2
+    assert least_seconds(work_of(called("aten::mm", *square)), A100) == pytest.approx(flops / 312e12)
+    wide = work_of(called("aten::mm", *square, dtype=torch.float32))
+    assert least_seconds(wide, A100) == pytest.approx(flops / 19.5e12)
+    assert least_seconds(work_of(called("aten::add", *square)), A100) == pytest.approx(moved / 2039e9)
+
+
+def test_no_speed_is_above_its_roofline() -> None:
+    """Launches, tiles and the host are what a step loses, a small one nearly all of it."""
+    training = {"sequence_length": 4096, "micro_batch": 64, "attention": "flash_attention_2"}
+    small, large = (told(one, "a100-80gb-sxm")[0] for one in (cell(), cell(training=training)))
+    assert small.point < 0.1 * small.roofline
+    assert 0.3 * large.roofline < large.point < large.roofline
 
 
 def test_attention_in_fp32_widens_the_band_and_says_so() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.metrics import GIB, MIB
 from bench.predict.plan import plan_before_sweep, with_prediction
 from bench.records.messages import CellJob, Job
 from bench.records.predictions import Plan, PlannedCell, Prediction, Refusal
@@ -18,7 +19,6 @@ from bench.workers.launch import Launcher, Worker
 from records_factory import make_prediction
 from replay_worker import make_cell, make_facts, replay
 
-GIB = 1024**3
 CARD = make_facts(
     cuda_available=True,
     cuda_unavailable_reason=None,
@@ -27,6 +27,9 @@ CARD = make_facts(
     cuda_capability=(8, 9),
     bf16_on_cuda=True,
 )
+
+
+H200 = CARD.replace(cuda_name="NVIDIA H200", cuda_total_bytes=143156 * MIB, cuda_capability=(9, 0))
 
 
 class Watcher:
@@ -60,6 +63,17 @@ def sweep(folder: Path, observer: Watcher, *cells: Cell, skip_unfit: bool = Fals
 def on_cuda(behaviour: str, batch: int) -> Cell:
     """Return a cell for CUDA that is predicted to allocate so many GiB."""
     return make_cell(behaviour, device="cuda", training={"sequence_length": 256, "micro_batch": batch})
+
+
+def test_a_record_keeps_the_speed_that_was_predicted_on_its_card() -> None:
+    """A plan has it once, in the verdict; a record has no verdicts. A refusal stays as it is."""
+    cells = [on_cuda("fast", 8), on_cuda("refused", 8)]
+    fast, refused = plan_before_sweep(cells, H200, launcher()).cells
+    assert isinstance(fast.answer, Prediction)
+    assert isinstance(fast.kept_answer, Prediction)
+    assert fast.answer.speeds == ()
+    assert [(one.card, one.low, one.high) for one in fast.kept_answer.speeds] == [("h200", 90, 110)]
+    assert refused.kept_answer == refused.answer
 
 
 def test_predictions_and_refusals_are_stored_and_shown_once(tmp_path: Path) -> None:

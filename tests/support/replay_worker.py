@@ -25,7 +25,7 @@ from bench.records.messages import (
     ReadingMade,
     Send,
 )
-from bench.records.predictions import Prediction, Refusal
+from bench.records.predictions import Prediction, Refusal, Speed
 from bench.records.readings import Caveat, checked, plain
 from bench.records.records import DeviceFacts
 from bench.scenario.cell import Cell
@@ -80,6 +80,9 @@ def _predict(job: PlanJob, send: Send) -> None:
         else:
             size_bytes = cell.training.micro_batch * 1024**3
             answer = records_factory.make_prediction(size_bytes, platform=job.platform)
+            if cell.method.name == "fast":
+                told = tuple(Speed(card=one.name, low=90, point=100, high=110) for one in job.cards)
+                answer = answer.model_copy(update={"speeds": told})
         send(PredictionMade(cell_id=cell.id, answer=answer))
 
 

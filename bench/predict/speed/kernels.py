@@ -231,6 +231,17 @@ def time_of(work: Work, rates: Rates) -> Time:
     return Time(max(moving, computing) + launching, computing > moving)
 
 
+def least_seconds(work: Work, card: Card) -> float:
+    """Return what the data sheet allows an operator's kernels: the peak of their dtype, or the bandwidth.
+
+    Attention in fp32 runs in TF32, at half the peak of bf16. No launch is counted, and no cache.
+    """
+    peak, known = card.peak_bf16_flops or 1, card.speed
+    if not work.half and known:
+        peak = peak / 2 if work.attention else known.fp32_tflops * 1e12
+    return max(work.flops / peak, work.nbytes / (card.bandwidth_bytes_per_s or 1)) if work.launches else 0.0
+
+
 def _bandwidth(work: Work, rates: Rates) -> float:
     """Return the bytes a second that an operator's kernels move."""
     table = constants()["memory"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.predict.speed.cpu import cpu_time
-from bench.predict.speed.kernels import Time, Work, constants, rates_of, time_of, work_of
+from bench.predict.speed.kernels import Time, Work, constants, least_seconds, rates_of, time_of, work_of
 from bench.predict.trace.calls import Call, Calls
 from bench.predict.trace.stream import Stream
 from bench.records.machine_card import THIS_CPU, MachineCard
@@ -47,7 +47,9 @@ def speed_here(
     sums = _Sums(serial=True)
     for call in steps[-1].distinct():
         work = work_of(call)
-        sums.add(call, work, cpu_time(call, work, machine), defaultdict(lambda: 1.0, host=machine.host))
+        time, factors = cpu_time(call, work, machine), defaultdict(lambda: 1.0, host=machine.host)
+        least = work.flops / machine.peak_flops if work.flops else time.seconds
+        sums.add(call, work, time, factors, least)
     table = constants()["cpu"]
     band = table["band"] * (1 + machine.spread) * (table["busy_band"] if machine.busy else 1)
     assumed = [_ASSUMED_HERE, *filter(None, [machine.busy.rstrip(".")])]
@@ -85,11 +87,12 @@ class _Sums:
     host: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
     flops: float = 0.0
     fp32_attention: float = 0.0
+    least: float = 0.0
     serial: bool = False
     """What dispatches also computes, so that both count."""
 
-    def add(self, call: Call, work: Work, time: Time, factors: dict[str, float]) -> None:
-        """Add calls that are alike. The optimizer's part is apart: it waits."""
+    def add(self, call: Call, work: Work, time: Time, factors: dict[str, float], least: float) -> None:
+        """Add calls that are alike, one of ``least`` seconds. The optimizer's part is apart: it waits."""
         taken = time.seconds * factors[class_of(work.kind)] * call.times
         updating = call.form.phase == "optimizer_step"
         self.gpu[updating] += taken
@@ -98,6 +101,7 @@ class _Sums:
         self.fp32_attention += taken if work.attention and not work.half else 0
         self.limits["compute" if time.computing else "memory"] += taken
         self.places[call.form.op, call.form.module] += taken
+        self.least += min(least, time.seconds) * call.times  # a cache may be faster than the memory
         self.flops += 0 if call.form.recomputed else work.flops * call.times
 
     def step_s(self, gpu: float = 1, host: float = 1) -> float:
@@ -124,7 +128,7 @@ def _speed(calls: Sequence[tuple[Call, Work]], cell: Cell, card: Card, without: 
     factors = {"host": table["host"]} | factors | table["without"].get(without, {})
     sums = _Sums()
     for call, work in calls:
-        sums.add(call, work, time_of(work, rates), factors)
+        sums.add(call, work, time_of(work, rates), factors, least_seconds(work, card))
     total = sum(sums.kinds.values())
     assumed = [] if card.name in table["cards"] else [_UNCALIBRATED]
     band, host_band = factors["band"], table["host_band"]
@@ -157,6 +161,7 @@ def _told(
         mfu=sums.flops / sums.step_s() / peak_flops,
         bound_by=sums.bound_by,
         step_s=sums.step_s(),
+        roofline=tokens / sums.least if sums.least else 0,
         shares={kind: taken / total for kind, taken in kinds if taken},
         dearest=tuple(Dear(op=op, module=module, share=taken / total) for (op, module), taken in dearest),
         assumed="; ".join(assumed),
