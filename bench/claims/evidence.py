@@ -164,7 +164,7 @@ def quantities_of(name: str, cells: Sequence[Case]) -> Iterator[tuple[Figure, li
     ours, theirs = (case.told_speeds for case in cells)
     predicted = cells[0].instrument == "predicted"
     kind = "ranges of both" if predicted else f"{PUBLISHED_MARGIN:.0%} either way".replace("%", " %")
-    for card in ours.keys() & theirs.keys():
+    for card in filter(theirs.__contains__, ours):
         (low, point, high), (least, other, most) = ours[card], theirs[card]
         ratio = Figure(name, "fold", point / other, low / most, high / least, kind)
         yield ratio, both("speed", point, other, "tokens/s"), card if predicted else ""
