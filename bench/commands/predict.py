@@ -28,6 +28,7 @@ def plan(
     details: bool = False,
     advice: bool | None = None,
     tokens: str | None = None,
+    epochs: int | None = None,
     price: float | None = None,
     fresh: bool = False,
     form: Form,
@@ -46,9 +47,10 @@ def plan(
         torch_version=torch,
         # Where nobody would see it, it would only take time.
         advice=advice if details or form.json or form.markdown or advice else False,
+        epochs=epochs,
         kept=kept,
     )
-    work = {"tokens": _tokens(tokens, price), "price_an_hour": price}
+    work = {"tokens": _tokens(tokens, epochs, price), "price_an_hour": price}
     with watch_predicting(open_console(stderr=True)) as progress:
         found = plan_scenario(scenario, only, request, progress).model_copy(update=work)
     _tell(kept)
@@ -68,12 +70,16 @@ def _tell(kept: "Kept") -> None:
         typer.echo(kept.told, err=True)
 
 
-def _tokens(text: str | None, price: float | None) -> int | None:
+def _tokens(text: str | None, epochs: int | None, price: float | None) -> int | None:
     """Return how many tokens are meant, such as 50M; raise ``UsageError`` where none are."""
     if text is None:
-        if price is not None:
-            raise UsageError("--price is for --tokens; say how many are trained on, such as --tokens 50M")
+        if price is not None and epochs is None:
+            raise UsageError(
+                "--price is for --tokens or --epochs; say how much is trained on, such as --tokens 50M"
+            )
         return None
+    if epochs is not None:
+        raise UsageError("--tokens and --epochs exclude each other; give one of them")
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text)
     count = round(float(found[1]) * _SCALES[found[2]]) if found else 0
     if count < 1:

@@ -5,7 +5,7 @@ Every number that a renderer shows is worked out here.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.compare import LOOP_ALONE, Reason, grouped, loop_pairs, reason_of
 from bench.records.predictions import Answer, CardFit, Change, Plan, PlannedCell, Prediction, Refusal, Speed
@@ -44,7 +44,8 @@ class Forecast(Prediction):
 class PlanRow:
     """One cell: a forecast or the reason why there is none.
 
-    ``changes`` stand beside the bytes that each frees, and hold the verdicts of all platforms.
+    ``changes`` stand beside the bytes that each frees, and hold the verdicts of all platforms. ``tokens`` are
+    to be trained on.
     """
 
     cell: str
@@ -52,6 +53,7 @@ class PlanRow:
     refusal: str | None = None
     verdicts: tuple[CardFit, ...] = ()
     changes: tuple[tuple[Change, int], ...] = ()
+    tokens: int | None = None
 
     def verdict(self, card: str) -> CardFit | None:
         return next((verdict for verdict in self.verdicts if verdict.card == card), None)
@@ -69,7 +71,12 @@ class PlanRow:
 
 
 def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:
-    return tuple(_row(own, plan.cards) for own in grouped(plan.cells, lambda one: one.cell.id).values())
+    cells = grouped(plan.cells, lambda one: one.cell.id).values()
+    return tuple(replace(_row(own, plan.cards), tokens=_tokens_of(plan, own[0])) for own in cells)
+
+
+def _tokens_of(plan: Plan, planned: PlannedCell) -> int | None:
+    return plan.epochs * planned.epoch_tokens if plan.epochs and planned.epoch_tokens else plan.tokens
 
 
 def _row(planned: Sequence[PlannedCell], cards: Sequence[Card]) -> PlanRow:

@@ -10,11 +10,12 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
-from bench.errors import BenchError
+from bench.errors import BenchError, UsageError
 from bench.metrics import GIB
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.kept import Kept
 from bench.predict.pool import (
+    LONGEST_PLAN,
     PRELOAD,
     Hear,
     Predict,
@@ -26,15 +27,16 @@ from bench.predict.pool import (
     platform_of,
     predict_cells,
 )
+from bench.records.messages import EpochCounted, EpochJob, Message
 from bench.records.predictions import Plan, PlannedCell, Prediction, Refusal, check_fit
 from bench.records.records import DeviceFacts, Failure
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells, load_scenario
 from bench.scenario.platform import Platform
-from bench.scenario.types import LimitsSpec
+from bench.scenario.types import JsonlData, LimitsSpec, TaskData
 from bench.workers.launch import Launcher
-from bench.workers.supervise import probe
+from bench.workers.supervise import RunningJob, probe
 
 LADDER = ("rtx3060-12gb", "rtx4070ti-super", "rtx4090", "a100-40gb", "rtx-a6000", "a100-80gb", "h200")
 """One card of each size that people have or rent, for a plan that names none."""
@@ -50,7 +52,8 @@ ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 class PlanRequest:
     """What to predict for: cards (none: a ladder of usual ones), allocator settings, version of torch.
 
-    ``advice`` None tries changes where the plan is small. ``speed`` predicts that, too. ``workers`` None is
+    ``advice`` None tries changes where the plan is small. ``speed`` predicts that, too. ``epochs`` are to be
+    trained on, so that each cell's data is counted. ``workers`` None is
     one for each core. Without ``kept`` nothing is kept.
     """
 
@@ -60,6 +63,7 @@ class PlanRequest:
     advice: bool | None = None
     speed: bool = True
     workers: int | None = None
+    epochs: int | None = None
     kept: Kept | None = None
 
 
@@ -80,11 +84,14 @@ def plan_scenario(
     cells = choose_cells(scenario.cells, only)
     AllocatorSettings.parse(request.allocator)
     launcher = launcher or Launcher(preload=PRELOAD)
+    tokens = _epoch_tokens(cells, launcher) if request.epochs else {}
     on_cuda = any(cell.device == "cuda" for cell in cells)
     if not request.cards and on_cuda:
         own = card_of_device(request.kept.device(launcher) if request.kept else probe(launcher))
         request = replace(request, cards=() if own is None else (own,))
     plan = plan_cells(cells, request, launcher, title=scenario.title, progress=progress)
+    counted = (one.model_copy(update={"epoch_tokens": tokens.get(one.cell.id)}) for one in plan.cells)
+    plan = plan.model_copy(update={"cells": tuple(counted), "epochs": request.epochs})
     small = len(cells) <= MOST_CELLS_WITH_ADVICE
     if not (request.advice or (request.advice is None and small)):
         return plan
@@ -105,6 +112,31 @@ def plan_scenario(
     for index, changes in zip(subjects, find_savers([*subjects.values()], predict), strict=True):
         planned[index] = planned[index].model_copy(update={"changes": changes})
     return plan.model_copy(update={"cells": tuple(planned)})
+
+
+def _epoch_tokens(cells: Sequence[Cell], launcher: Launcher) -> dict[str, int]:
+    """Return what a pass over each cell's data computes; nothing of pairs, whose speed is not told.
+
+    Raises ``UsageError`` where data or a tokenizer is not at hand.
+    """
+    counted = [cell for cell in cells if not cell.loop.takes_pairs]
+    for cell in counted:
+        if not isinstance(cell.data, TaskData | JsonlData):
+            raise UsageError(
+                f"--epochs counts data at hand, and {cell.id} has data.source = {cell.data.source}; "
+                "give --tokens in its place"
+            )
+    found: dict[str, int] = {}
+
+    def hear(message: Message) -> None:
+        if isinstance(message, EpochCounted):
+            found[message.cell_id] = message.tokens
+
+    job = EpochJob(cells_json=tuple(cell.model_dump_json() for cell in counted))
+    end = RunningJob(job, launcher, LONGEST_PLAN, hear=hear).to_end()
+    if end.failure is not None:
+        raise UsageError(f"--epochs: {end.failure.message}")
+    return found
 
 
 def plan_cells(

@@ -97,6 +97,14 @@ class PredictionMade(Said):
     answer: Prediction | Refusal
 
 
+class EpochCounted(Said):
+    """How many tokens a pass over one cell's data computes, padding included."""
+
+    type: Literal["epoch_counted"] = "epoch_counted"
+    cell_id: str
+    tokens: int
+
+
 class CellSeen(Said):
     """What a watched script trains, as far as it was seen; the last one said counts."""
 
@@ -141,6 +149,7 @@ Message = Annotated[
     | Mark
     | ReadingMade
     | PredictionMade
+    | EpochCounted
     | CellSeen
     | ProjectLoaded
     | Heartbeat
@@ -255,6 +264,13 @@ class PlanJob(Stored):
     cards: tuple[Card, ...] = Field((), description="On which speed is asked for.")
 
 
+class EpochJob(Stored):
+    """Count the tokens of a pass over the data of cells with different ids, an ``EpochCounted`` each."""
+
+    job: Literal["epoch"] = "epoch"
+    cells_json: tuple[str, ...]
+
+
 Job = Annotated[
-    ProbeJob | FetchJob | CellJob | ScriptJob | ScriptPlanJob | PlanJob, Field(discriminator="job")
+    ProbeJob | FetchJob | CellJob | ScriptJob | ScriptPlanJob | PlanJob | EpochJob, Field(discriminator="job")
 ]

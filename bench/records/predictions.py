@@ -231,6 +231,7 @@ class PlannedCell(Stored):
     answer: Prediction | Refusal
     verdicts: tuple[CardFit, ...] = ()
     changes: tuple[Change, ...] | None = None
+    epoch_tokens: Count | None = _known("That one pass over the cell's data computes, padding included.")
 
     @property
     def kept_answer(self) -> Prediction | Refusal:
@@ -251,6 +252,7 @@ class Plan(Stored):
     cards: tuple[Card, ...] = Field(description="What was judged for, smallest first; none for the CPU.")
     ladder: bool = False
     tokens: Count | None = _known("How many are to be trained on.")
+    epochs: Positive | None = _known("Or how often each cell's own data is to be gone over.")
     price_an_hour: float | None = _known("Of a card, in the user's money.")
     cells: tuple[PlannedCell, ...]
 

@@ -139,6 +139,8 @@ class Card(Frozen):
     )
     speed_source: str = ""
     speed: CardSpeed | None = Field(None, exclude_if=lambda speed: speed is None)
+    power_w: float | None = Field(None, gt=0, exclude_if=lambda power: power is None)
+    power_source: str = Field("", exclude_if=lambda source: not source)
     assumptions: tuple[str, ...] = ()
 
     @property

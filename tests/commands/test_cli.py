@@ -104,12 +104,30 @@ def test_a_plan_needs_neither_a_gpu_nor_weights(bench: CommandLine, tmp_path: Pa
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny.toml"]
 
 
+def test_epochs_of_the_scenario_s_own_data_become_hours_and_energy(
+    bench: CommandLine, tmp_path: Path
+) -> None:
+    """2,048 items of a built-in task are counted, and three passes take hours and kWh on the card."""
+    (tmp_path / "tiny.toml").write_text(SCENARIO)
+    line = ("plan", "tiny.toml", "--only", "*/lora-*", "--gpu", "rtx4090", "--epochs", "3", "--no-advice")
+    answer = bench(tmp_path, *line, "--json")
+    assert answer.returncode == 0, answer.stderr
+    plan = Plan.model_validate_json(answer.stdout)
+    (planned,) = plan.cells
+    assert plan.epochs == 3
+    assert 2048 * 20 < (planned.epoch_tokens or 0) < 2048 * 128
+    page = bench(tmp_path, *line, "--markdown").stdout
+    assert "| Hours | kWh at most |" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (("plan", "tiny.toml", "--json", "--markdown"), "--json and --markdown"),
         (("plan", "tiny.toml", "--tokens", "many"), "--tokens many is no number of tokens"),
         (("plan", "tiny.toml", "--price", "1.1"), "--price is for --tokens"),
+        (("plan", "tiny.toml", "--tokens", "5M", "--epochs", "2"), "--tokens and --epochs exclude"),
+        (("plan", "synthetic.toml", "--epochs", "2"), "has data.source = synthetic; give --tokens"),
         (("fit", "llama-2-7b", "--gpu", "rtx4090", "--json", "--markdown"), "--json and --markdown"),
         (("validate", "-o", "page.txt"), "page.txt"),
     ],
@@ -119,6 +137,8 @@ def test_an_answer_that_could_not_be_given_is_refused_before_predicting(
 ) -> None:
     """Exit code 2 and one sentence, not minutes later or in another format than was asked for."""
     (tmp_path / "tiny.toml").write_text(SCENARIO)
+    made_up = SCENARIO.replace('"task"\ntask = "largest-number"', '"synthetic"').partition("[evaluation]")[0]
+    (tmp_path / "synthetic.toml").write_text(made_up)
     result = bench(tmp_path, *arguments)
     assert result.returncode == 2
     (sentence,) = result.stderr.strip().splitlines()

@@ -139,13 +139,18 @@ def test_one_card_has_its_context_and_total_in_columns() -> None:
 
 def test_tokens_and_a_price_become_hours_and_cost() -> None:
     """From the ends of the speed's band: 7.2 million tokens at 1,000 to 2,000 a second, at 1.50 an hour."""
-    one = card_of_memory("24GiB")
+    one = card_of_memory("24GiB").model_copy(update={"power_w": 450.0})
     (cell,) = planned("a/b/c", 10, {AMPERE: one})
     speed = Speed(card=one.name, low=1000, point=1500, high=2000, mfu=0.5, step_s=1)
     verdicts = [verdict.model_copy(update={"tokens_per_second": speed}) for verdict in cell.verdicts]
     cell = cell.model_copy(update={"verdicts": tuple(verdicts)})
     plan = Plan(scenario="x", title="x", cards=(one,), cells=(cell,), tokens=7_200_000, price_an_hour=1.5)
-    assert "| 1.00 to 2.00 | 1.50 to 3.00 |" in render_markdown(plan)
+    assert "| 1.00 to 2.00 | 1.50 to 3.00 | 0.900 |" in render_markdown(plan)  # 450 W for two hours
+    unknown = plan.model_copy(update={"cards": (one.model_copy(update={"power_w": None}),)})
+    assert "| 1.00 to 2.00 | 1.50 to 3.00 | n/a |" in render_markdown(unknown)
+    thrice = cell.model_copy(update={"epoch_tokens": 2_400_000})
+    epochs = plan.model_copy(update={"tokens": None, "epochs": 3, "cells": (thrice,)})
+    assert "| 1.00 to 2.00 | 1.50 to 3.00 | 0.900 |" in render_markdown(epochs)
     free = plan.model_copy(update={"price_an_hour": None})
     assert "Hours" in render_markdown(free)
     assert "Cost" not in render_markdown(free)

@@ -25,6 +25,8 @@ def test_a_card_s_facts_are_plausible_and_sourced(entry: Card) -> None:
     assert entry.speed_source
     assert bool(entry.context_source) is (entry.read_context_bytes is not None)
     assert (entry.peak_bf16_flops is None) is (entry.capability < (8, 0))
+    assert bool(entry.power_source) is (entry.power_w is not None)
+    assert entry.power_w is None or 60 < entry.power_w <= 1200
     assert entry.bandwidth_bytes_per_s is not None
     assert 2e11 < entry.bandwidth_bytes_per_s < 1e13
 

@@ -11,7 +11,7 @@ from bench.records.published.score import ScoredRow, summarise_speeds
 from bench.records.published.speeds import SpeedSummary
 from bench.report.columns import Column
 from bench.report.tables import Line, described_table
-from bench.report.text import NOT_APPLICABLE, Table, grouped, share, significant
+from bench.report.text import NOT_APPLICABLE, NOT_MEASURED, Table, grouped, share, significant
 
 _SECONDS_AN_HOUR = 3600
 
@@ -24,16 +24,13 @@ def speed_columns(plan: Plan, card: str, rows: Sequence[PlanRow]) -> list[Column
     def told(row: PlanRow) -> Speed | None:
         return row.speed(card)
 
-    def spent(show: Callable[[Speed | None], str]) -> Callable[[PlanRow], str]:
-        return lambda row: show(told(row))
-
     return [
         Column(title="Tokens/s", text=lambda row: _rate(told(row)), value=lambda row: _high(told(row))),
         Column(title="MFU", text=lambda row: share(one.mfu, 0) if (one := told(row)) else NOT_APPLICABLE),
         Column(title="Bound by", text=lambda row: one.bound_by if (one := told(row)) else NOT_APPLICABLE),
         *(
-            Column(title, partial(lambda show, row: show(told(row)), show))
-            for title, show in _spent(plan).items()
+            Column(title, partial(lambda show, row: show(row, told(row)), show))
+            for title, show in _spent(plan, rows).items()
         ),
     ]
 
@@ -43,7 +40,9 @@ def speed_tables(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[tuple[str, Tab
     names = [card.name for card in plan.cards] or [THIS_CPU]
     found = [Line(row, speed) for row in rows for name in names if (speed := row.speed(name))]
     kinds = dict.fromkeys(kind for line in found for kind in line.one.shares)
-    spent = _spent(plan)
+    spent = {
+        title: partial(lambda show, line: show(*line), show) for title, show in _spent(plan, rows).items()
+    }
     yield (
         "Speed, and shares of the time on the GPU",
         described_table(
@@ -51,7 +50,7 @@ def speed_tables(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[tuple[str, Tab
             found,
             {"rate": _rate, **spent, **{kind: partial(_of_kind, kind) for kind in kinds}},
             more=[
-                *((title, f"{{one:{title}}}") for title in spent),
+                *((title, f"{{:{title}}}") for title in spent),
                 *((kind.capitalize(), f"{{one.shares:{kind}}}") for kind in kinds),
             ],
         ),
@@ -83,20 +82,34 @@ def validation_tables(rows: Sequence[ScoredRow]) -> tuple[Table, Table, dict[str
     return summary, every, refused
 
 
-def _spent(plan: Plan) -> dict[str, Callable[[Speed | None], str]]:
-    """Return what the plan's tokens take, by title: hours, and their price; nothing of a plan without."""
-    factors = {"Hours": 1.0, "Cost": plan.price_an_hour}
-    return {
-        title: partial(_range, plan.tokens / _SECONDS_AN_HOUR * factor)
-        for title, factor in factors.items()
-        if plan.tokens and factor is not None
-    }
+_Spent = Callable[[PlanRow, Speed | None], str]
 
 
-def _range(amount: float, speed: Speed | None) -> str:
-    if speed is None:
+def _spent(plan: Plan, rows: Sequence[PlanRow]) -> dict[str, _Spent]:
+    """Return what the tokens to train on take, by title: hours, their price, and energy at most."""
+    if not any(row.tokens for row in rows):
+        return {}
+    found: dict[str, _Spent] = {"Hours": partial(_range, 1.0)}
+    if plan.price_an_hour is not None:
+        found["Cost"] = partial(_range, plan.price_an_hour)
+    power = {card.name: card.power_w for card in plan.cards if card.power_w}
+    return found | ({"kWh at most": partial(_energy, power)} if plan.cards else {})
+
+
+def _range(factor: float, row: PlanRow, speed: Speed | None) -> str:
+    if speed is None or not row.tokens:
         return NOT_APPLICABLE
+    amount = row.tokens / _SECONDS_AN_HOUR * factor
     return f"{significant(amount / speed.high)} to {significant(amount / speed.low)}"
+
+
+def _energy(power_w: Mapping[str, float], row: PlanRow, speed: Speed | None) -> str:
+    """Write the energy if the card draws its power limit all the time, at the low end of the speed."""
+    if speed is None or not row.tokens:
+        return NOT_APPLICABLE
+    if speed.card not in power_w:
+        return NOT_MEASURED
+    return significant(row.tokens / speed.low / _SECONDS_AN_HOUR * power_w[speed.card] / 1000)
 
 
 def _rate(speed: Speed | None) -> str:

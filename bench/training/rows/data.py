@@ -209,7 +209,7 @@ def _lay_out(
             f"{left_out} of {len(items)} {what} {lacking} within the sequence length and were left out."
         )
     drawn: list[tuple[Piece, ...]] = []
-    stream = _shuffled_forever(usable, training.seed, drawn)
+    stream = shuffled_forever(usable, training.seed, drawn)
     starts = range(0, count * size, size)
     if packed:
         rows, laid_out = _packed_rows(stream, usable, length, count * size)
@@ -259,7 +259,7 @@ def _packed_rows(
     return rows, notes
 
 
-def _shuffled_forever(pieces: Sequence[X], seed: int, drawn: list[X]) -> Iterator[X]:
+def shuffled_forever(pieces: Sequence[X], seed: int, drawn: list[X]) -> Iterator[X]:
     """Yield every piece once per epoch, each epoch in a new order, and note each in ``drawn``."""
     order = list(pieces)
     shuffler = random.Random(seed)
