@@ -96,7 +96,8 @@ class Kept:
         shared: list[object] = [allocator, launcher.name, self._around]
         if lent:  # ranges are reused, of whichever cell a worker has first
             shared += [*(one.cell.model_dump_json() for one in requests), workers or cores()]
-        names = [_name(request, shared) for request in requests]
+        around = _digest(shared)
+        names = [_name(request, around) for request in requests]
         known = {index: one for index, name in enumerate(names) if (one := self._read(name).answer)}
         if lent and len(known) < len(requests):
             known = {}
@@ -152,7 +153,7 @@ class Kept:
         return _digest([sys.version, sources, installed, variables, cores()])
 
 
-def _name(request: PredictionRequest, shared: Sequence[object]) -> str | None:
+def _name(request: PredictionRequest, around: str) -> str | None:
     """Return the name of an answer; None where what a prediction reads is not known beforehand."""
     cell = request.cell
     read = [*_files_of_model(cell), *_files_of_rows(cell)]
@@ -161,7 +162,7 @@ def _name(request: PredictionRequest, shared: Sequence[object]) -> str | None:
     if request.platform.device == "cpu":
         read += _files(str(cache_folder() / "machines"))
     parts = (cell.model_dump_json(exclude={"id"}), request.platform.model_dump_json())
-    return _digest([*parts, [card.model_dump_json() for card in request.cards], read, *shared])
+    return _digest([*parts, [card.model_dump_json() for card in request.cards], read, around])
 
 
 def _files_of_model(cell: Cell) -> Iterator[_File | None]:
