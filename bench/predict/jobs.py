@@ -13,13 +13,18 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import transformers.utils
+
+with patch.object(transformers.utils, "is_scipy_available", return_value=False):
+    # Of losses over boxes in images alone.
+    import transformers.loss.loss_for_object_detection
 
 with patch.object(torch, "compile", lambda function=None, **_options: function or (lambda given: given)):
     # What bitsandbytes wraps for the compiler runs in no prediction, and the compiler takes long to import.
     import bitsandbytes  # noqa: F401 - imported for its cost
 
 import peft  # noqa: F401 - the same
-import transformers.models.llama.modeling_llama  # noqa: F401 - the family most scenarios name
+import transformers.models.llama.modeling_llama
 
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.predict import predict_all

@@ -1,5 +1,7 @@
 """Predictions in worker processes: order, several platforms, a worker that dies, limits, interruption."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -160,3 +162,18 @@ def test_a_version_of_torch_with_unknown_kernels_is_refused(version: str) -> Non
 def test_what_workers_import_beforehand_is_there() -> None:
     """The server that forks them passes over a module that it does not find, and each worker would pay."""
     assert [name for name in pool.PRELOAD if find_spec(name) is None] == []
+
+
+def test_a_prediction_imports_nothing_that_only_other_work_needs() -> None:
+    """Data sets, tables and the trainer take longer to import than a cell to predict."""
+    code = (
+        "import sys\n"
+        "import bench.predict.jobs\n"
+        "from bench.predict.trace.patches import patched\n"
+        "from bench.scenario.platform import Platform\n"
+        "with patched(Platform()): pass\n"
+        "unneeded = {'datasets', 'pandas', 'pyarrow', 'scipy.optimize', 'transformers.trainer', 'trl'}\n"
+        "print(sorted(unneeded & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout == "[]\n"

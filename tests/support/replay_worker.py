@@ -87,8 +87,9 @@ def _predict(job: PlanJob, send: Send) -> None:
 
 
 def count_frozen(_: Job, send: Send) -> None:
-    """Report how many objects garbage collection leaves alone in this worker."""
-    send(ReadingMade(reading=Caveat(code="frozen", message=str(gc.get_freeze_count()))))
+    """Report how many objects garbage collection leaves alone in this worker; 0 where it is off."""
+    count = gc.get_freeze_count() if gc.isenabled() else 0
+    send(ReadingMade(reading=Caveat(code="frozen", message=str(count))))
 
 
 def make_facts(**changes: object) -> DeviceFacts:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -51,17 +53,17 @@ def liger_stand_ins(platform: Platform) -> Iterator[Any]:
     """Yield what patches models without Liger, for a card; rotations are put back at the end."""
     if platform.device == "cpu":
         return
-    import transformers.trainer
-
     rows = _MULTIPROCESSORS.get(platform.capability, 132)
 
     def patch_model(model: Any, *, fused_loss: bool) -> None:
         _patch(model, {} if fused_loss else {"fused_linear_cross_entropy": False}, rows)
 
     yield patch.object(methods, "patch_model", patch_model)
-    if hasattr(transformers.trainer, "apply_liger_kernel"):  # until 5.1 a Trainer asks for Liger by itself
+    if Version(transformers.__version__) < Version("5.1"):  # where a Trainer asks for Liger by itself
+        from transformers import trainer
+
         apply = lambda model, options: _patch(_unwrapped(model), options or {}, rows)  # noqa: E731
-        yield patch.object(transformers.trainer, "apply_liger_kernel", apply)
+        yield patch.object(trainer, "apply_liger_kernel", apply)
     yield _rotations_put_back()
 
 
