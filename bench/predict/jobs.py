@@ -16,8 +16,8 @@ import torch
 import transformers.utils
 
 with patch.object(transformers.utils, "is_scipy_available", return_value=False):
-    # Of losses over boxes in images alone.
-    import transformers.loss.loss_for_object_detection
+    # scipy is for losses over boxes in images alone.
+    import transformers.loss.loss_utils
 
 with patch.object(torch, "compile", lambda function=None, **_options: function or (lambda given: given)):
     # What bitsandbytes wraps for the compiler runs in no prediction, and the compiler takes long to import.
