@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -14,6 +14,48 @@ from bench.errors import InfrastructureError, UsageError, counted
 if TYPE_CHECKING:
     from bench.predict.kept import Kept
     from bench.scenario.types import TrainingSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Options of ``bench plan`` on how much is trained, and at what price."""
+
+    tokens: str | None = None
+    epochs: int | None = None
+    price: float | None = None
+    prices: Path | None = None
+
+    def read(self) -> dict[str, Any]:
+        """Return the plan's fields that follow; raise ``UsageError`` for options that exclude each other."""
+        from bench.scenario.prices import read_prices
+
+        for one, other in (("tokens", "epochs"), ("price", "prices")):
+            if None not in (getattr(self, one), getattr(self, other)):
+                raise UsageError(f"--{one} and --{other} exclude each other; give one of them")
+        priced = next((name for name in ("price", "prices") if getattr(self, name) is not None), None)
+        if priced and self.tokens is None and self.epochs is None:
+            raise UsageError(
+                f"--{priced} is for --tokens or --epochs; say how much is trained on, such as --tokens 50M"
+            )
+        return {
+            "tokens": _tokens(self.tokens),
+            "price_an_hour": self.price,
+            "prices_an_hour": {} if self.prices is None else read_prices(self.prices),
+        }
+
+
+def _tokens(text: str | None) -> int | None:
+    """Return how many tokens are meant, such as 50M; raise ``UsageError`` where none are."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text)
+    count = round(float(found[1]) * _SCALES[found[2]]) if found else 0
+    if count < 1:
+        raise UsageError(f"--tokens {text} is no number of tokens; write one such as 200000, 50M or 1.5B")
+    return count
+
+
+_SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 
 @command
@@ -27,9 +69,7 @@ def plan(
     torch: str | None = None,
     details: bool = False,
     advice: bool | None = None,
-    tokens: str | None = None,
-    epochs: int | None = None,
-    price: float | None = None,
+    job: Job,
     fresh: bool = False,
     form: Form,
 ) -> None:
@@ -40,17 +80,16 @@ def plan(
     from bench.report.predicted.plan import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
 
-    kept = Kept(fresh=fresh)
+    kept, work = Kept(fresh=fresh), job.read()
     request = PlanRequest(
-        cards=chosen_cards(gpu, memory),
+        cards=chosen_cards(gpu if gpu or memory else tuple(work["prices_an_hour"]), memory),
         allocator=allocator,
         torch_version=torch,
         # Where nobody would see it, it would only take time.
         advice=advice if details or form.json or form.markdown or advice else False,
-        epochs=epochs,
+        epochs=job.epochs,
         kept=kept,
     )
-    work = {"tokens": _tokens(tokens, epochs, price), "price_an_hour": price}
     with watch_predicting(open_console(stderr=True)) as progress:
         found = plan_scenario(scenario, only, request, progress).model_copy(update=work)
     _tell(kept)
@@ -68,26 +107,6 @@ def plan(
 def _tell(kept: "Kept") -> None:
     if kept.told:
         typer.echo(kept.told, err=True)
-
-
-def _tokens(text: str | None, epochs: int | None, price: float | None) -> int | None:
-    """Return how many tokens are meant, such as 50M; raise ``UsageError`` where none are."""
-    if text is None:
-        if price is not None and epochs is None:
-            raise UsageError(
-                "--price is for --tokens or --epochs; say how much is trained on, such as --tokens 50M"
-            )
-        return None
-    if epochs is not None:
-        raise UsageError("--tokens and --epochs exclude each other; give one of them")
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text)
-    count = round(float(found[1]) * _SCALES[found[2]]) if found else 0
-    if count < 1:
-        raise UsageError(f"--tokens {text} is no number of tokens; write one such as 200000, 50M or 1.5B")
-    return count
-
-
-_SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,19 @@
-"""Predicted speeds set against each other: the fastest settings that fit."""
+"""Predicted speeds set against each other: the fastest settings that fit, and which card is for a job."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 from bench.compare import grouped
-from bench.records.predictions import Setting, Speed
+from bench.compare.plans import PlanRow
+from bench.records.predictions import CardFit, Plan, Setting, Speed
 
+_ALIKE: Final = "not distinguishable (ranges overlap)"
 Standing = Literal["fastest", "not distinguishable (ranges overlap)", "slower"]
+Price = Literal["cheapest", "not distinguishable (ranges overlap)", "dearer"]
+Span = tuple[float, float, float]
+"""The low end, the point and the high end."""
+_SECONDS_AN_HOUR = 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +53,52 @@ def _point(setting: Setting) -> float:
 def _standing(one: Speed, fastest: Speed) -> Standing:
     if one is fastest:
         return "fastest"
-    return "not distinguishable (ranges overlap)" if _overlap(one, fastest) else "slower"
+    return _ALIKE if _overlap(one, fastest) else "slower"
 
 
 def _overlap(one: Speed, other: Speed) -> bool:
     return one.low <= other.high and other.low <= one.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A card that a cell fits, and what the job takes there, in hours and money."""
+
+    cell: str
+    fit: CardFit
+    speed: Speed
+    hours: Span
+    cost: Span
+    standing: Price = "cheapest"
+
+
+def card_choices(plan: Plan, rows: Sequence[PlanRow]) -> list[Choice]:
+    """Return for each cell the cards that it fits by what the job costs, but none both slower and dearer.
+
+    That goes by the points; only cards with a price, and of which a speed is told, are looked at.
+    """
+    found = []
+    for row in rows:
+        cheapest, fastest = None, 0.0
+        for one in sorted(_choices(plan, row), key=lambda one: (one.cost[1], one.hours[1])):
+            if one.speed.point <= fastest:
+                continue
+            fastest, cheapest = one.speed.point, cheapest or one
+            found.append(replace(one, standing=_priced(one, cheapest)))
+    return found
+
+
+def _priced(one: Choice, cheapest: Choice) -> Price:
+    if one is cheapest:
+        return "cheapest"
+    return _ALIKE if one.cost[0] <= cheapest.cost[2] else "dearer"
+
+
+def _choices(plan: Plan, row: PlanRow) -> Iterator[Choice]:
+    for fit in row.fitting:
+        price, speed = plan.prices_an_hour.get(fit.card), row.speed(fit.card)
+        if price and speed and row.tokens:
+            rates = (speed.high, speed.point, speed.low)
+            low, point, high = (row.tokens / rate / _SECONDS_AN_HOUR for rate in rates)
+            cost = low * price, point * price, high * price
+            yield Choice(cell=row.cell, fit=fit, speed=speed, hours=(low, point, high), cost=cost)

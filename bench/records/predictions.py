@@ -254,12 +254,17 @@ class Plan(Stored):
     tokens: Count | None = _known("How many are to be trained on.")
     epochs: Positive | None = _known("Or how often each cell's own data is to be gone over.")
     price_an_hour: float | None = _known("Of a card, in the user's money.")
+    prices_an_hour: dict[str, float] = _some({}, "Of each card by its name, likewise.")
     cells: tuple[PlannedCell, ...]
 
     @property
     def any_predicted(self) -> bool:
         """Whether any cell could be predicted."""
         return any(isinstance(planned.answer, Prediction) for planned in self.cells)
+
+    def price_of(self, card: str) -> float | None:
+        """Return what an hour of a card costs, where that is known."""
+        return self.prices_an_hour.get(card, self.price_an_hour)
 
 
 def is_plan(path: Path) -> bool:

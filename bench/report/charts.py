@@ -12,6 +12,7 @@ import altair as alt
 from bench.compare.highlights import Frontier
 from bench.compare.readings import Predicted, Throughput
 from bench.compare.series import AccuracyPoint, MemoryBreakdown, MemoryTimeline, ScalingPoint
+from bench.compare.speeds import Choice
 from bench.report.text import MemoryUnit, load_toml, plain, words
 
 INK, FAINT, LIMIT, BLUE, RED = "#1a1c20", "#b9bdc6", "#dd3333", "#4477aa", "#ee6677"
@@ -170,6 +171,19 @@ def frontier(one: Frontier, unit: MemoryUnit, instrument: str, *, label: bool) -
     best = base.transform_filter("!datum.grey").mark_point(filled=True, size=130, opacity=1, stroke=INK)
     names = [base.mark_text(dy=-14, color=INK, limit=260).encode(text="name:N")] if label else []
     return _layered([grey, best.encode(color=colour), *names], _HEIGHT)
+
+
+def cards(choices: Sequence[Choice]) -> Chart:
+    """Draw what a job costs over the hours that it takes, by card; lines are the ranges of both."""
+    rows = ((one.cell, one.fit.card, *one.hours, *one.cost) for one in choices)
+    base = _chart("series name fast hours slow cheap cost dear", rows).encode(color=_SERIES)
+    x = alt.X("hours:Q", scale=alt.Scale(padding=40), axis=_axis(title="hours"))
+    y = alt.Y("cost:Q", scale=alt.Scale(padding=24), axis=_axis(title="cost"))
+    points = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y)
+    ranges = base.mark_rule(opacity=0.5).encode(
+        x=alt.X("fast:Q"), x2="slow:Q", y=alt.Y("cheap:Q"), y2="dear:Q"
+    )
+    return _layered([ranges, points, points.mark_text(dy=-14, color=INK).encode(text="name:N")], _HEIGHT)
 
 
 def accuracies(points: Sequence[AccuracyPoint], lever: str) -> Chart:

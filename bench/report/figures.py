@@ -28,6 +28,7 @@ from bench.compare.series import (
     scaling,
     series_of_models,
 )
+from bench.compare.speeds import Choice, card_choices
 from bench.errors import InfrastructureError, UsageError
 from bench.io import make_folder, write_bytes, write_text
 from bench.metrics import INSTRUMENT_NAMES
@@ -159,11 +160,22 @@ def _short_names(comparison: Comparison) -> tuple[Names, str]:
 def plan_figures(plan: Plan) -> tuple[Figure, ...]:
     card = plan.cards[0] if len(plan.cards) == 1 else None
     limits = [(card.name, card.usable_bytes) for card in plan.cards]
-    stacks = planned_breakdowns(plan_rows(plan), card, plan.cells)
+    rows = plan_rows(plan)
+    stacks = planned_breakdowns(rows, card, plan.cells)
     return (
+        *_cards(card_choices(plan, rows)),
         _memory(stacks, limits, GIBIBYTES, predicted=True, whole=card is not None),
         *(figure for lever in _LEVERS for figure in _planned_scaling(plan, lever)),
     )
+
+
+def _cards(choices: Sequence[Choice]) -> Iterator[Figure]:
+    """Yield which card is for the job, where prices were given."""
+    cells = list(dict.fromkeys(one.cell for one in choices))
+    drawn = [one for one in choices if one.cell in cells[:MOST_SERIES]]
+    if drawn:
+        more = _more(len(cells[MOST_SERIES:]))
+        yield _figure("cards", drawn, lambda charts: charts.cards(drawn), more=more)
 
 
 def _planned_scaling(plan: Plan, lever: Lever) -> Iterator[Figure]:

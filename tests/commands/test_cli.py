@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
-from bench.records.predictions import Plan, Prediction
+from bench.records.predictions import Plan, Prediction, read_plan
 from bench.records.store import load_records
 from command_lines import CommandLine, open_command_line
 
@@ -120,12 +120,32 @@ def test_epochs_of_the_scenario_s_own_data_become_hours_and_energy(
     assert "| Hours | kWh at most |" in page
 
 
+def test_a_table_of_prices_tells_which_card_is_for_the_job(bench: CommandLine, tmp_path: Path) -> None:
+    """Its cards are planned for, the cheapest first, with the hours and the cost, and drawn on the page."""
+    (tmp_path / "tiny.toml").write_text(SCENARIO)
+    (tmp_path / "prices.toml").write_text("rtx4090 = 0.5\nh200 = 100\n")
+    line = ("plan", "tiny.toml", "--only", "*/lora-*", "--tokens", "5M", "--prices", "prices.toml")
+    answer = bench(tmp_path, *line, "--no-advice")
+    assert answer.returncode == 0, answer.stderr
+    assert "Which card for the job, the cheapest first" in answer.stdout
+    (tmp_path / "plan.json").write_text(bench(tmp_path, *line, "--no-advice", "--json").stdout)
+    plan = read_plan(tmp_path / "plan.json")
+    assert plan.prices_an_hour == {"rtx4090": 0.5, "h200": 100}
+    assert bench(tmp_path, "report", "plan.json", "-o", "page.html").returncode == 0
+    assert "Which card for the job: hours and cost" in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (("plan", "tiny.toml", "--json", "--markdown"), "--json and --markdown"),
         (("plan", "tiny.toml", "--tokens", "many"), "--tokens many is no number of tokens"),
         (("plan", "tiny.toml", "--price", "1.1"), "--price is for --tokens"),
+        (
+            ("plan", "tiny.toml", "--tokens", "1M", "--prices", "bad.toml"),
+            "4090: is no card of the catalogue",
+        ),
+        (("plan", "tiny.toml", "--tokens", "1M", "--price", "1", "--prices", "x"), "--price and --prices"),
         (("plan", "tiny.toml", "--tokens", "5M", "--epochs", "2"), "--tokens and --epochs exclude"),
         (("plan", "synthetic.toml", "--epochs", "2"), "has data.source = synthetic; give --tokens"),
         (("fit", "llama-2-7b", "--gpu", "rtx4090", "--json", "--markdown"), "--json and --markdown"),
@@ -139,6 +159,7 @@ def test_an_answer_that_could_not_be_given_is_refused_before_predicting(
     (tmp_path / "tiny.toml").write_text(SCENARIO)
     made_up = SCENARIO.replace('"task"\ntask = "largest-number"', '"synthetic"').partition("[evaluation]")[0]
     (tmp_path / "synthetic.toml").write_text(made_up)
+    (tmp_path / "bad.toml").write_text("rtx-4090 = 0.5\n")
     result = bench(tmp_path, *arguments)
     assert result.returncode == 2
     (sentence,) = result.stderr.strip().splitlines()

@@ -33,6 +33,7 @@ LINES = [
     "plan {toml}",
     "cells {toml}",
     "cells --check {data}",
+    "plan good.toml --tokens 1M --prices {toml}",
     "fit {model} --gpu rtx4090",
     "fit {json} --gpu rtx4090",
     "run {toml}",

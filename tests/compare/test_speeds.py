@@ -1,7 +1,10 @@
 """Predicted speeds set against each other: which setting is the fastest, and which cannot be told from it."""
 
-from bench.compare.speeds import Ranked, rank_settings
-from bench.records.predictions import Setting, Speed
+from bench.compare.plans import plan_rows
+from bench.compare.speeds import Ranked, card_choices, rank_settings
+from bench.records.predictions import Plan, PlannedCell, Setting, Speed, check_fit
+from bench.scenario.catalogue import card
+from records_factory import make_cell, make_prediction
 
 
 def setting(method: str, checkpointing: str, batch: int, point: float, length: int = 512) -> Setting:
@@ -44,3 +47,31 @@ def test_smallest_batch_that_is_as_fast_is_told() -> None:
         update={"method": "boft", "speed": Speed(card="rtx4090", refused="no time")}
     )
     assert [shown(one) for one in rank_settings([*tried, refused])] == [("lora", "off", 4, "fastest", 2)]
+
+
+def test_cards_are_ordered_by_what_the_job_costs_and_dominated_ones_left_out() -> None:
+    """The L40S is dearer and slower than the A100, the H100 fastest; it does not fit the RTX 3060."""
+    points = {
+        "rtx3060-12gb": 9000.0,
+        "rtx4090": 1000.0,
+        "l40s": 1500.0,
+        "a100-40gb": 2000.0,
+        "h100-80gb": 5000.0,
+    }
+    prices = {"rtx3060-12gb": 0.1, "rtx4090": 0.5, "l40s": 1.9, "a100-40gb": 1.2, "h100-80gb": 12.0}
+    judged = [card(name) for name in points]
+    speeds = tuple(
+        Speed(card=name, low=point / 1.2, point=point, high=point * 1.2) for name, point in points.items()
+    )
+    answer = make_prediction(18 * 1024**3).model_copy(update={"speeds": speeds})
+    verdicts = tuple(check_fit(answer, one) for one in judged)
+    planned = PlannedCell(cell=make_cell(device="cuda"), answer=answer, verdicts=verdicts)
+    plan = Plan(scenario="s", title="s", cards=tuple(judged), cells=(planned,), tokens=36_000_000)
+    priced = plan.model_copy(update={"prices_an_hour": prices})
+    found = card_choices(priced, plan_rows(priced))
+    assert [(one.fit.card, round(one.hours[1], 2), round(one.cost[1], 2), one.standing) for one in found] == [
+        ("rtx4090", 10.0, 5.0, "cheapest"),
+        ("a100-40gb", 5.0, 6.0, "not distinguishable (ranges overlap)"),
+        ("h100-80gb", 2.0, 24.0, "dearer"),
+    ]
+    assert card_choices(plan, plan_rows(plan)) == []

@@ -19,7 +19,7 @@ from bench.report.predicted.fit import (
     plan_sentences,
     why_untried,
 )
-from bench.report.predicted.speed import speed_columns, speed_tables
+from bench.report.predicted.speed import cards_table, speed_columns, speed_tables
 from bench.report.tables import Line, described_table
 from bench.report.text import (
     GIBIBYTES,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 N = TypeVar("N", bound=str)
 _NOWHERE = "none of them"
+CARDS = "Which card for the job, the cheapest first"
 _SMALLEST = "Smallest card that fits"
 
 
@@ -81,7 +82,8 @@ def render_terminal(plan: Plan, *, details: bool = False) -> "Group":
     from rich.text import Text
 
     more = "--details shows what sets each peak and what would free memory."
-    tables = [(title, table) for title, table in detail_tables(plan) if details and table.rows]
+    shown = detail_tables(plan) if details else [(CARDS, cards_table(plan, plan_rows(plan)))]
+    tables = [(title, table) for title, table in shown if table.rows]
     notes = [f"- {note}" for note in notes_on(plan, plan_rows(plan))]
     return Group(
         render_short(plan),
@@ -193,6 +195,7 @@ def detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
         for cell, one in forecasts
     ]
     causes = [Line(*each) for each in forecasts]
+    yield CARDS, cards_table(plan, rows)
     yield "What sets each peak", described_table("causes of a plan", causes, {"largest": _largest})
     yield (
         f"Most allocated in each phase, {unit.name}",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from bench.compare.plans import PlanRow
-from bench.compare.speeds import rank_settings
+from bench.compare.speeds import Span, card_choices, rank_settings
 from bench.records.machine_card import THIS_CPU
 from bench.records.predictions import Fit, KernelClass, Plan, Speed
 from bench.records.published.score import ScoredRow, summarise_speeds
@@ -64,6 +64,11 @@ def settings_table(fit: Fit) -> Table:
     return described_table("settings of a fit", rank_settings(fit.settings), {"rate": _rate})
 
 
+def cards_table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
+    """Return which card is for the job, by cell; no lines without a table of prices and tokens."""
+    return described_table("cards for a job", card_choices(plan, rows), {"rate": _rate, "span": _span})
+
+
 def validation_tables(rows: Sequence[ScoredRow]) -> tuple[Table, Table, dict[str, list[str]]]:
     """Return errors of predicted speeds in groups, every one of them, and those refused, by the reason."""
 
@@ -90,8 +95,8 @@ def _spent(plan: Plan, rows: Sequence[PlanRow]) -> dict[str, _Spent]:
     if not any(row.tokens for row in rows):
         return {}
     found: dict[str, _Spent] = {"Hours": partial(_range, 1.0)}
-    if plan.price_an_hour is not None:
-        found["Cost"] = partial(_range, plan.price_an_hour)
+    if plan.price_an_hour is not None or plan.prices_an_hour:
+        found["Cost"] = partial(_cost, plan)
     power = {card.name: card.power_w for card in plan.cards if card.power_w}
     return found | ({"kWh at most": partial(_energy, power)} if plan.cards else {})
 
@@ -101,6 +106,16 @@ def _range(factor: float, row: PlanRow, speed: Speed | None) -> str:
         return NOT_APPLICABLE
     amount = row.tokens / _SECONDS_AN_HOUR * factor
     return f"{significant(amount / speed.high)} to {significant(amount / speed.low)}"
+
+
+def _cost(plan: Plan, row: PlanRow, speed: Speed | None) -> str:
+    price = plan.price_of(speed.card) if speed else None
+    return NOT_APPLICABLE if price is None else _range(price, row, speed)
+
+
+def _span(span: Span) -> str:
+    low, _, high = span
+    return f"{significant(low)} to {significant(high)}"
 
 
 def _energy(power_w: Mapping[str, float], row: PlanRow, speed: Speed | None) -> str:
