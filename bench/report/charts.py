@@ -177,8 +177,7 @@ def cards(choices: Sequence[Choice]) -> Chart:
     """Draw what a job costs over the hours that it takes, by card; lines are the ranges of both."""
     rows = ((one.cell, one.fit.card, *one.hours, *one.cost) for one in choices)
     base = _chart("series name fast hours slow cheap cost dear", rows).encode(color=_SERIES)
-    x = alt.X("hours:Q", scale=alt.Scale(padding=40), axis=_axis(title="hours"))
-    y = alt.Y("cost:Q", scale=alt.Scale(padding=24), axis=_axis(title="cost"))
+    x, y = (alt.X("hours:Q", axis=_axis(title="hours")), alt.Y("cost:Q", axis=_axis(title="cost")))
     points = base.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y)
     ranges = base.mark_rule(opacity=0.5).encode(
         x=alt.X("fast:Q"), x2="slow:Q", y=alt.Y("cheap:Q"), y2="dear:Q"
