@@ -1,9 +1,9 @@
 """`bench run`, and what runs nothing: `bench doctor`, `bench cells` and `bench schema`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -11,8 +11,11 @@ from bench.commands.options import Form, command, show_data
 from bench.errors import InfrastructureError, UsageError
 
 if TYPE_CHECKING:
-    from bench.runner.schedule import SweepOptions
+    from bench.runner.executors import Executor
+    from bench.runner.schedule import Observe, SweepOptions
     from bench.scenario.cell import Cell
+
+Where = Literal["local", "ray", "slurm"]
 
 
 @command
@@ -28,6 +31,9 @@ def run(
     allow_code: Sequence[str] = (),
     skip_unfit: bool = False,
     snapshot: bool = False,
+    executor: Where = "local",
+    address: str | None = None,
+    slurm: Sequence[str] = (),
 ) -> None:
     """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
     from bench.runner.schedule import SweepOptions, parse_outcomes
@@ -47,7 +53,27 @@ def run(
         skip_unfit=skip_unfit,
         snapshot=snapshot,
     )
-    _run(loaded.cells, options)
+    if (address and executor != "ray") or (slurm and executor != "slurm"):
+        raise UsageError("--address is for --executor ray, and --slurm for --executor slurm")
+    _run(loaded.cells, options, lambda observe: _executor(executor, options, observe, address, slurm))
+
+
+def _executor(
+    where: Where, options: "SweepOptions", observe: "Observe", address: str | None, slurm: Sequence[str]
+) -> "Executor | None":
+    """Return who executes a sweep; None for this process. Raises ``UsageError`` for what has no ``=``."""
+    if where == "ray":
+        from bench.runner.executors.on_ray import RayExecutor
+
+        return RayExecutor(options=options, observe=observe, address=address or "auto")
+    if where == "slurm":
+        from bench.runner.executors.on_slurm import SlurmExecutor
+
+        if wrong := next((one for one in slurm if "=" not in one), None):
+            raise UsageError(f"--slurm {wrong}: write it as KEY=VALUE, such as timeout_min=60")
+        pairs = dict(one.split("=", 1) for one in slurm)
+        return SlurmExecutor(options=options, observe=observe, parameters=pairs)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +178,16 @@ def _foretell(words: tuple[str, ...], steps: int, folder: Path, asked: Foretold,
         raise InfrastructureError("the script could not be predicted; the reason is given above")
 
 
-def _run(cells: "Sequence[Cell]", options: "SweepOptions") -> None:
+def _run(
+    cells: "Sequence[Cell]", options: "SweepOptions", executor: "Callable[[Observe], Executor | None]"
+) -> None:
     from bench.report.predicted.plan import render_short
     from bench.runner.live import open_console, outcome_table, watch
     from bench.runner.sweep import run_sweep
 
     console = open_console()
     with watch(console, render_short) as observe:
-        result = run_sweep(cells, options, observe)
+        result = run_sweep(cells, options, observe, executor=executor(observe))
 
     # Not before: it needs pandas, and nothing shall weigh on the machine while it is measured.
     from bench.compare.comparison import compare

@@ -40,8 +40,8 @@ from bench.records.messages import Message, ProjectLoaded, ScriptPlanJob
 from bench.records.predictions import Plan
 from bench.records.records import SCHEMA_VERSION, Environment
 from bench.runner import schedule, scripts
+from bench.runner.executors.local import CellRunner
 from bench.runner.gpu_watch import SweepGpu, sweep_gpu
-from bench.runner.sweep import CellRunner
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 from bench.workers import interrupts

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from bench.records.environment import read_environment
 from bench.records.readings import Caveat
-from bench.records.records import Failure, Measurement, Outcome, PhaseReading, Record
+from bench.records.records import DeviceFacts, Failure, Measurement, Outcome, PhaseReading, Record
+from bench.runner.executors import Ended, Machine
 from bench.runner.schedule import Event, RunEnded, ScheduledRun, SweepOptions, schedule_runs
 from bench.runner.sweep import SweepResult, _run_all
 from bench.workers.supervise import Findings, JobEnd, add_findings
@@ -35,6 +38,27 @@ def played(outcomes: Iterable[str], phases: tuple[PhaseReading, ...]) -> Callabl
     return run
 
 
+class Playing:
+    """Executes one run at a time, as a function has it end."""
+
+    slots = 1
+
+    def __init__(self, run: Callable[[ScheduledRun], Record]) -> None:
+        self._run = run
+
+    def machine(self, cells: object) -> Machine:
+        raise NotImplementedError
+
+    def serving(self, *_: object, on_gpu: bool) -> Any:
+        raise NotImplementedError
+
+    def start(self, run: ScheduledRun) -> None:
+        self._started = run
+
+    def next_end(self) -> Ended:
+        return Ended(self._started, self._run(self._started))
+
+
 @pytest.mark.parametrize(
     ("script", "begun", "expected"),
     [
@@ -57,10 +81,11 @@ def test_a_spoilt_run_is_kept_and_run_again_as_the_next(
     planned = [ScheduledRun(cell=cell, key="k" * 64, run=run, reason=None) for run in (1, 2)]
     phases = (PhaseReading(name="load", duration_ns=1),) if begun else ()
     told: list[Event] = []
-    runner = SimpleNamespace(run=played(script, phases), observe=told.append)
+    executor = Playing(played(script, phases))
+    there = Machine(read_environment(), DeviceFacts(cpu_threads=1, cuda_available=False), planned)
     written: list[Record] = []
-    folder = SimpleNamespace(write=written.append)
-    made = _run_all(planned, runner, folder)  # type: ignore[arg-type] # all that it asks of both
+    folder: Any = SimpleNamespace(write=written.append)
+    made = _run_all(planned, there, executor, folder, told.append)
     assert expected == [(record.run, record.outcome) for record in made]
     added = sum(event.again for event in told if isinstance(event, RunEnded))
     assert (written, len(planned) + added) == (made, len(made))

@@ -1,0 +1,153 @@
+"""Runs on this machine, one worker after the other."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from bench.predict.plan import why_unfit, with_prediction
+from bench.records.environment import read_environment
+from bench.records.messages import CellJob, FetchJob, Job, StepTurns
+from bench.records.predictions import Plan
+from bench.records.readings import Caveat
+from bench.records.records import DeviceFacts, Environment, Failure, Measurement, Outcome, Record
+from bench.records.store import snapshot_file_name
+from bench.runner import schedule
+from bench.runner.cpu_watch import CpuLoadWatch
+from bench.runner.executors import Ended, Machine
+from bench.runner.gpu_watch import GpuWatch, SweepGpu, sweep_gpu
+from bench.runner.schedule import Observe, ScheduledRun, SweepOptions
+from bench.scenario.cell import Cell
+from bench.scenario.types import LimitsSpec, ModelSpec
+from bench.workers.launch import Launcher
+from bench.workers.supervise import NO_LIMITS, Findings, JobEnd, RunningJob, Watch, add_findings, probe
+
+
+@dataclass(kw_only=True)
+class CellRunner:
+    """Turns a scheduled run into a record; remembers which weights were fetched."""
+
+    options: SweepOptions
+    launcher: Launcher
+    observe: Observe
+    environment: Environment
+    facts: DeviceFacts
+    gpu: SweepGpu = field(default_factory=SweepGpu)
+    plan: Plan | None = None
+
+    def __post_init__(self) -> None:
+        self._fetched: dict[str, JobEnd] = {}
+        self._expected = {one.cell.id: one for one in self.plan.cells} if self.plan else {}
+
+    def run(self, planned: ScheduledRun, turns: StepTurns | None = None) -> Record:
+        """Run a cell, alone or step by step in turn with another run, or say why not; return its record."""
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        end = self._end_of(planned, turns)
+        expected = self._expected.get(planned.cell.id)
+        if end.failure is not None and end.outcome == "oom":
+            end = replace(end, failure=with_prediction(end.failure, expected))
+        return planned.ended(
+            end,
+            self.facts,
+            started_at=started_at,
+            environment=self.environment,
+            prediction=expected.kept_answer if expected else None,
+        )
+
+    def _end_of(self, planned: ScheduledRun, turns: StepTurns | None) -> JobEnd:
+        cell, expected = planned.cell, self._expected.get(planned.cell.id)
+        if planned.reason is not None:
+            return _not_run("unavailable", planned.reason)
+        if expected is not None and self.plan is not None and self.plan.cards and self.options.skip_unfit:
+            unfit = why_unfit(expected, self.plan.cards[0])
+            if unfit is not None:
+                return _not_run("skipped", unfit)
+        if cell.model.path is None and cell.loop.driver != "script":  # which fetches its own
+            fetched = self._fetch(cell.model)
+            if fetched.outcome != "ok":
+                return fetched
+        self.observe(schedule.RunStarted(cell, planned.run))
+        snapshot = self.options.results.resolve() / snapshot_file_name(cell.id, planned.key, planned.run)
+        job = CellJob(
+            cell_json=cell.model_dump_json(),
+            trust_remote_code=self.options.trust_remote_code,
+            allow_code=tuple(self.options.allow_code),
+            code_folder=self.options.code_folder,
+            snapshot_path=str(snapshot) if self.options.snapshot else None,
+            turns=turns,
+        )
+        if turns is not None:
+            # Beside another run it takes twice as long, and the CPUs' counters see somebody else.
+            return self._job(job, cell.limits.model_copy(update={"timeout_s": 2 * cell.limits.timeout_s}))
+        if cell.device == "cuda":
+            return self._on_gpu(job, cell)
+        quota = self.environment.threads.get("cpu_quota_percent") is not None
+        return self._job(job, cell.limits, CpuLoadWatch(cpu_quota=quota))
+
+    def _job(self, job: Job, limits: LimitsSpec = NO_LIMITS, *watches: Watch) -> JobEnd:
+        return RunningJob(job, self.launcher, limits, hear=self.observe, watches=watches).to_end()
+
+    def _on_gpu(self, job: CellJob, cell: Cell) -> JobEnd:
+        """Run a cell watched through NVML, once the GPU is idle; or unwatched, and say so in the record."""
+        if self.gpu.gpu is None:
+            why = f"No peak by NVML: {(self.gpu.unwatched or '').rstrip('.')}."
+            found = Findings(caveats=(Caveat(code="nvml-unavailable", message=why),))
+            return add_findings(self._job(job, cell.limits), found)
+        watch = GpuWatch(self.gpu.gpu, pages_state=cell.training.optimizer.startswith("paged"))
+        not_idle = watch.wait_until_idle()
+        if not_idle is not None:
+            return _not_run("contaminated", not_idle)
+        end = self._job(job, cell.limits, watch)
+        if watch.silent:
+            why = "NVML stopped answering in an earlier run; check dmesg and nvidia-smi"
+            self.gpu.gpu, self.gpu.unwatched = None, why
+        return end
+
+    def _fetch(self, model: ModelSpec) -> JobEnd:
+        """Bring weights here once per sweep; how that ended is how all cells of the model end."""
+        model_json = model.model_dump_json()
+        if model_json not in self._fetched:
+            self.observe(schedule.Preparing(f"fetching the weights of {model.name}"))
+            self._fetched[model_json] = self._job(FetchJob(model_json=model_json))
+        return self._fetched[model_json]
+
+
+def _not_run(outcome: Outcome, reason: str) -> JobEnd:
+    return JobEnd(outcome=outcome, failure=Failure(message=reason), measurements=(Measurement(),), total_ns=0)
+
+
+@dataclass(kw_only=True)
+class LocalExecutor:
+    """Runs cells in workers of this process."""
+
+    options: SweepOptions
+    observe: Observe
+    launcher: Launcher
+    slots: int = 1
+
+    def machine(self, cells: Sequence[Cell]) -> Machine:
+        """Return what this machine is, and each cell's first run on it."""
+        environment = read_environment()
+        facts = probe(self.launcher, lambda text: self.observe(schedule.Note(text)))
+        return Machine(environment, facts, [schedule.prepare(cell, environment, facts) for cell in cells])
+
+    @contextlib.contextmanager
+    def serving(self, machine: Machine, plan: Plan | None, *, on_gpu: bool) -> Iterator[None]:
+        """Hold the GPU, where one is needed, for the runs that are started meanwhile."""
+        with sweep_gpu(machine.facts) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
+            self._runner = CellRunner(
+                options=self.options,
+                launcher=self.launcher,
+                observe=self.observe,
+                environment=machine.environment,
+                facts=machine.facts,
+                gpu=gpu,
+                plan=plan,
+            )
+            yield
+
+    def start(self, run: ScheduledRun) -> None:
+        self._started = run
+
+    def next_end(self) -> Ended:
+        return Ended(self._started, self._runner.run(self._started))

@@ -1,0 +1,259 @@
+"""Sweeps over several machines: runs at the same time, lost with a machine, on Ray, as SLURM's jobs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.errors import UsageError
+from bench.records.environment import read_environment
+from bench.records.records import DeviceFacts, Record
+from bench.records.store import load_records
+from bench.runner.executors import Ended, Machine
+from bench.runner.executors.node import Look, Node, Prepared, Site, received
+from bench.runner.executors.on_slurm import SlurmExecutor
+from bench.runner.schedule import ScheduledRun, SweepOptions
+from bench.runner.sweep import _run_all, run_sweep
+from bench.scenario.cell import Cell
+from bench.scenario.load import load_scenario
+from records_factory import make_record
+from replay_worker import make_cell
+
+ROOT = Path(__file__).resolve().parents[2]
+FULL = os.environ.get("FAULTS") == "full"
+COMMAND = (sys.executable, "-c", "from bench.cli import main; main()", "run")
+FACTS = DeviceFacts(cpu_threads=2, cuda_available=False)
+SCENARIO = """title = "t"
+device = "cpu"
+[models.tiny]
+random = "tiny-llama-test"
+[methods.full]
+[methods.lora]
+rank = {ranks}
+[data]
+source = "synthetic"
+[training]
+micro_batch = 1
+sequence_length = 16
+[window]
+warmup_steps = 1
+measured_steps = 2
+"""
+
+
+class Several:
+    """Executes three runs at a time, the last begun first; loses those it is told to, as often as told."""
+
+    slots = 3
+
+    def __init__(self, losses: dict[tuple[str, int], int]) -> None:
+        self.losses, self.running, self.most = losses, list[ScheduledRun](), 0
+
+    def machine(self, cells: Sequence[Cell]) -> Machine:
+        raise NotImplementedError
+
+    def serving(self, machine: Machine, plan: Any, *, on_gpu: bool) -> Any:
+        del machine, plan, on_gpu
+        return nullcontext()
+
+    def start(self, run: ScheduledRun) -> None:
+        self.running.append(run)
+        self.most = max(self.most, len(self.running))
+
+    def next_end(self) -> Ended:
+        run = self.running.pop()
+        which = run.key[0], run.run
+        self.losses[which] = self.losses.get(which, 0) - 1
+        lost = self.losses[which] >= 0
+        return Ended(run, None if lost else make_record(cell=run.cell, key=run.key, run=run.run))
+
+
+def test_runs_are_taken_several_at_a_time_and_a_lost_one_once_more() -> None:
+    """Each run ends in one record under its own number; one whose machine is lost twice is a crash."""
+    cells = [make_cell("ok"), make_cell("ok")]
+    planned = [
+        ScheduledRun(cell=cell, key=key * 64, run=run)
+        for run in (4, 5)
+        for cell, key in zip(cells, "ab", strict=True)
+    ]
+    executor = Several({("a", 5): 1, ("b", 4): 2})
+    written: list[Record] = []
+    folder: Any = SimpleNamespace(write=written.append)
+    there = Machine(read_environment(), FACTS, planned)
+    made = _run_all(planned, there, executor, folder, lambda _event: None)
+    assert {("a", 4, "ok"), ("a", 5, "ok"), ("b", 4, "crashed"), ("b", 5, "ok")} == {
+        (record.key[0], record.run, record.outcome) for record in made
+    }
+    assert (made, 4, 3) == (written, len(made), executor.most)
+    (crashed,) = (record for record in made if record.outcome == "crashed")
+    assert "lost" in crashed.failure.message if crashed.failure else False
+
+
+def test_a_node_that_is_not_like_the_first_is_named_by_what_differs() -> None:
+    """Another processor, another version, or other data: in words; a node alike has none."""
+    environment = read_environment()
+    first = Look(environment, FACTS, (Prepared("k", None, None),))
+    other = environment.replace(machine=environment.machine | {"cpu_model": "another"})
+    newer = environment.replace(versions=environment.versions | {"torch": "9.9"})
+    assert first.unlike(first) == ""
+    assert "cpu_model is another there" in first.unlike(Look(other, FACTS, first.prepared))
+    assert "torch is 9.9 there" in first.unlike(Look(newer, FACTS, first.prepared))
+    assert "1 cells" in first.unlike(Look(environment, FACTS, (Prepared("l", None, None),)))
+
+
+def test_a_record_of_another_machine_is_no_measurement_of_this_sweep() -> None:
+    """It is kept as not to be had there, under the key that was asked for, without its figures."""
+    from bench.records.records import encode_record
+
+    record = make_record(key="b" * 64)
+    run = ScheduledRun(cell=record.cell, key="a" * 64)
+    taken = received(run, encode_record(record))
+    assert (taken.key, taken.outcome) == (run.key, "unavailable")
+    assert not taken.measurement.steps
+    assert received(ScheduledRun(cell=record.cell, key=record.key), encode_record(record)) == record
+
+
+def test_a_node_needs_the_folder_and_takes_the_drivers_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is not there is a sentence; thread settings of the cluster give way to the driver's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    site = Site.of(SweepOptions(results=tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    Node(site.model_dump_json())
+    assert (None, "3") == (os.environ.get("OMP_NUM_THREADS"), os.environ["MKL_NUM_THREADS"])
+    gone = site.model_copy(update={"folder": str(tmp_path / "gone")})
+    with pytest.raises(UsageError, match="not on every machine"):
+        Node(gone.model_dump_json())
+    with pytest.raises(UsageError, match="--snapshot"):
+        Site.of(SweepOptions(results=tmp_path, snapshot=True))
+
+
+def facts_of(records: Sequence[Record]) -> dict[tuple[str, int], object]:
+    """Return by key and run what two sweeps of the same cells have to agree on exactly."""
+    return {
+        (one.key, one.run): (one.outcome, one.cell.id, one.measurement.ledger, one.measurement.flops)
+        for one in records
+    }
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    """Return a scenario of three cells."""
+    file = tmp_path / "s.toml"
+    file.write_text(SCENARIO.format(ranks="[2, 4]"))
+    return file
+
+
+def bench_run(scenario: Path, results: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run ``bench run`` as a user does."""
+    command = [*COMMAND, str(scenario), "--results", str(results), *more]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+
+
+class RayCluster:
+    """A process that holds two nodes."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "ray_cluster"]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/support'}"}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        assert self.process.stdout
+        self.address = self.process.stdout.readline().strip()
+
+    def tell(self, word: str) -> None:
+        """Have it kill a node, or end."""
+        assert self.process.stdin
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+
+
+@pytest.fixture
+def cluster() -> Iterator[RayCluster]:
+    """Return a running cluster, and end it."""
+    made = RayCluster()
+    yield made
+    made.tell("end")
+    made.tell("end")
+    made.process.wait(60)
+    for pipe in (made.process.stdin, made.process.stdout):
+        assert pipe
+        pipe.close()
+
+
+def test_two_nodes_of_ray_make_the_records_that_one_machine_makes(
+    scenario: Path, tmp_path: Path, cluster: RayCluster
+) -> None:
+    """Same keys, ledgers and FLOPs; the same command again does nothing; a killed node loses none."""
+    if FULL:
+        scenario.write_text(SCENARIO.format(ranks=[*range(2, 25)]))
+    here, there = tmp_path / "here", tmp_path / "there"
+    on_ray = ("--executor", "ray", "--address", cluster.address)
+    first = bench_run(scenario, there, *on_ray)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert bench_run(scenario, here).returncode == 0
+    local, remote = load_records(here), load_records(there)
+    assert local.records
+    assert facts_of(local.records) == facts_of(remote.records)
+
+    again = bench_run(scenario, there, *on_ray)
+    assert "0 runs to do" in again.stdout + again.stderr
+
+    files = {file: file.read_bytes() for file in there.glob("*--r1.json")}
+    more = subprocess.Popen(
+        [*COMMAND, str(scenario), "--results", str(there), "--repeats", "3", *on_ray],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert more.stdout
+    told = ""
+    for line in more.stdout:
+        told += line
+        if line.startswith("[1/"):
+            cluster.tell("kill")
+    assert more.wait(300) == 0, told
+    more.stdout.close()
+    kept = load_records(there)
+    assert not kept.problems
+    assert {record.outcome for record in kept.records} == {"ok"}
+    assert 3 * len(files) == len(kept.records)
+    assert all(file.read_bytes() == content for file, content in files.items())
+
+
+def test_no_cluster_and_no_pair_are_mistakes_told_in_a_sentence(scenario: Path, tmp_path: Path) -> None:
+    """Nobody answers: exit 4. Options of another executor, and a parameter without a value: exit 2."""
+    for more, code, said in (
+        (("--executor", "ray", "--address", "127.0.0.1:1"), 4, "no Ray cluster answers at 127.0.0.1:1"),
+        (("--address", "127.0.0.1:1"), 2, "--address is for --executor ray"),
+        (("--executor", "slurm", "--slurm", "timeout_min"), 2, "KEY=VALUE"),
+        (("--executor", "slurm", "--slurm", "a_word=5"), 2, "--executor slurm"),
+    ):
+        done = bench_run(scenario, tmp_path / "results", *more)
+        assert (code, True) == (done.returncode, said in done.stderr), done.stderr
+
+
+def test_jobs_of_slurm_make_the_records_that_one_machine_makes(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By submitit's own local executor, in processes of their own; the logs lie in the cache."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cells = load_scenario(scenario).cells[:2]
+    options = SweepOptions(results=tmp_path / "there")
+    events: list[Any] = []
+    jobs = SlurmExecutor(options=options, observe=events.append, cluster="local", poll_s=0.1, slots=2)
+    there = run_sweep(cells, options, events.append, executor=jobs)
+    here = run_sweep(cells, SweepOptions(results=tmp_path / "here"), events.append)
+    assert [record.outcome for record in there.records] == ["ok", "ok"]
+    assert facts_of(here.records) == facts_of(there.records)
