@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from bench.errors import UsageError
@@ -230,6 +233,48 @@ def test_two_nodes_of_ray_make_the_records_that_one_machine_makes(
     assert {record.outcome for record in kept.records} == {"ok"}
     assert 3 * len(files) == len(kept.records)
     assert all(file.read_bytes() == content for file, content in files.items())
+
+
+@pytest.mark.skipif(not FULL, reason="minutes; FAULTS=full")
+@pytest.mark.parametrize("victim", ["actor", "driver"])
+def test_kills_at_random_instants_lose_no_record(
+    scenario: Path, tmp_path: Path, cluster: RayCluster, victim: str
+) -> None:
+    """Twenty times kill -9 of an actor or of the driver: all ends well, or the next command ends it well."""
+    random = Random(7)
+    for attempt in range(20):
+        results = tmp_path / f"r{attempt}"
+        words = [*COMMAND, str(scenario), "--results", str(results), "--executor", "ray"]
+        process = subprocess.Popen(
+            [*words, "--address", cluster.address],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(random.uniform(2, 20))
+        actors = [one for one in psutil.process_iter(["cmdline"]) if is_actor(one)]
+        for one in actors[:1] if victim == "actor" else [psutil.Process(process.pid)]:
+            one.kill()
+        process.wait(200)
+        last = bench_run(scenario, results, "--executor", "ray", "--address", cluster.address)
+        assert last.returncode == 0, last.stdout + last.stderr
+        kept = load_records(results)
+        assert not kept.problems
+        assert ["ok"] * 3 == [record.outcome for record in kept.records], attempt
+        wait_until_gone()
+
+
+def is_actor(process: psutil.Process) -> bool:
+    """Tell whether a process is an actor of a sweep."""
+    return bool(process.info["cmdline"]) and "ray::Node" in process.info["cmdline"][0]
+
+
+def wait_until_gone() -> None:
+    """Insist that actors of sweeps that have ended are gone within ten seconds."""
+    deadline = time.monotonic() + 10
+    while any(is_actor(one) for one in psutil.process_iter(["cmdline"])):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_no_cluster_and_no_pair_are_mistakes_told_in_a_sentence(scenario: Path, tmp_path: Path) -> None:
