@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.errors import InfrastructureError, UsageError, first_line, not_installed
-from bench.io import cache_folder
+from bench.io import cache_folder, make_folder
 from bench.records.predictions import Plan
 from bench.runner import schedule
 from bench.runner.executors import Ended, Machine
@@ -104,7 +104,7 @@ class SlurmExecutor:
             raise UsageError(not_installed("--executor slurm", "submitit", "--executor local")) from None
         self._submitit = submitit
         logs = cache_folder() / "slurm"
-        logs.mkdir(parents=True, exist_ok=True)
+        make_folder(logs)
         folder = tempfile.mkdtemp(dir=logs)
         given = {name: int(value) if value.isdigit() else value for name, value in self.parameters.items()}
         try:
