@@ -3,12 +3,10 @@
 Later it notices by itself, and workers do by their lifelines. Until then imports take seconds to minutes, in
 which nobody would end it. The kernel's signal is tied to the thread that started the server, which waits for
 it, and is taken back at the end (``release``), since that thread may end before others do (prctl(2)).
-Garbage is collected at the end, too: meanwhile there is little, and looking for it takes a fifth of the time.
 """
 
 import contextlib
 import ctypes
-import gc
 import os
 import signal
 
@@ -25,10 +23,8 @@ def _ask_for(number: int) -> None:
 def release() -> None:
     """Outlive the thread that started this process."""
     _ask_for(0)
-    gc.enable()
 
 
-gc.disable()
 _ask_for(signal.SIGKILL)
 if os.environ.get(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
     os._exit(1)  # it was killed before the signal was asked for
