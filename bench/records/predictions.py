@@ -9,6 +9,7 @@ import operator
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
 from pydantic import Field
 
 from bench.io import MAX_BYTES, open_data, read_json
@@ -283,7 +284,7 @@ def read_plan(path: Path) -> Plan:
 
 def plan_json(plan: Plan) -> str:
     """Return a plan as JSON, one line for each member, so that a change shows in a diff."""
-    return json.dumps(plan.model_dump(mode="json"), indent=1) + "\n"
+    return msgspec.json.format(json.dumps(plan.model_dump(mode="json")), indent=1) + "\n"
 
 
 Axis = Literal["micro_batch", "sequence_length", "rank"]

@@ -36,7 +36,7 @@ from bench.predict.allocator.pools import (
     rules_of,
     take_from_segments,
 )
-from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.allocator.settings import MINIMUM_BYTES, AllocatorSettings
 
 DEFAULT_SETTINGS = AllocatorSettings()
 EMPTY_CACHE = -1
@@ -128,6 +128,8 @@ def replay(
 
 
 def _rounded(sizes: Numbers, settings: AllocatorSettings) -> Numbers:
+    if max(settings.roundup_power2_divisions) <= 1:
+        return -(-sizes // MINIMUM_BYTES) * MINIMUM_BYTES
     distinct, places = np.unique(sizes, return_inverse=True)
     known = [settings.rounded(size) if size else 0 for size in distinct.tolist()]
     return np.array(known, dtype=np.int64)[places]

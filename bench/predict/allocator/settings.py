@@ -82,17 +82,17 @@ class AllocatorSettings:
         >>> AllocatorSettings().rounded(513)
         1024
         """
-        if size_bytes <= _MINIMUM_BYTES:
-            return _MINIMUM_BYTES
+        if size_bytes <= MINIMUM_BYTES:
+            return MINIMUM_BYTES
         interval = min(max(size_bytes.bit_length() - 1 - 20, 0), _INTERVALS - 1)
         divisions = self.roundup_power2_divisions[interval]
-        step = _MINIMUM_BYTES
-        if divisions > 1 and size_bytes > _MINIMUM_BYTES * divisions:
+        step = MINIMUM_BYTES
+        if divisions > 1 and size_bytes > MINIMUM_BYTES * divisions:
             step = (1 << (size_bytes.bit_length() - 1)) // divisions
         return -(-size_bytes // step) * step
 
 
-_MINIMUM_BYTES = 512  # kMinBlockSize
+MINIMUM_BYTES = 512  # kMinBlockSize
 _DEFAULTS = {field.name: field.default for field in fields(AllocatorSettings)}
 
 

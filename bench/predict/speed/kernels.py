@@ -1,7 +1,7 @@
 """What the kernels of an operator compute and move, and how long that takes on a card."""
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from math import ceil, prod
 from typing import Any, NamedTuple
 
@@ -212,7 +212,6 @@ class Time(NamedTuple):
     computing: bool
 
 
-@lru_cache(maxsize=1 << 17)  # the cells of a plan share most of their products
 def time_of(work: Work, rates: Rates) -> Time:
     """Return how long an operator's kernels take on a card."""
     if not work.launches:

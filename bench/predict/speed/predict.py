@@ -1,13 +1,24 @@
 """How fast a traced step runs on a card: kernels beside the host that dispatches them, with a band."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bench.predict.speed.cpu import cpu_time
-from bench.predict.speed.kernels import Time, Work, constants, least_seconds, rates_of, time_of, work_of
-from bench.predict.trace.calls import Call, Calls
+from bench.predict.speed.kernels import (
+    Work,
+    constants,
+    least_seconds,
+    rates_of,
+    time_of,
+    work_of,
+)
+from bench.predict.trace.calls import Call, Calls, Ints
 from bench.predict.trace.stream import Stream
 from bench.records.machine_card import THIS_CPU, MachineCard
 from bench.records.predictions import KERNELS_NOT_TRACED, Dear, KernelClass, Limit, Speed
@@ -16,6 +27,7 @@ from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.scenario.types import PeftMethod
 
+Floats = NDArray[np.float64]
 _DEAREST = 5
 _UNTIMED = ("_linalg_", "linalg_inv", "linalg_qr", "linalg_h", "linalg_l", "cholesky", "grouped_mm", "int8")
 """In names of operators whose kernels have no time here."""
@@ -33,8 +45,9 @@ def speeds_of(
     why = _untold(stream.calls[-1], caveats, cell, config)
     if why:
         return tuple(Speed(card=card.name, refused=why) for card in cards)
-    calls = [(call, work_of(call)) for call in stream.calls[-1].distinct()]
-    return tuple(_speed(calls, cell, card, without) for card in cards)
+    step = _Step.of(stream.calls[-1])
+    timed = np.array([*map(_timer(tuple(cards)), step.works)])
+    return tuple(_speed(step, timed[:, at], cell, card, without) for at, card in enumerate(cards))
 
 
 def speed_here(
@@ -44,12 +57,13 @@ def speed_here(
     why = f"steps of {cell.loop.driver} are not timed on a CPU"
     if why := _untold(steps[-1], caveats, cell, config) if steps else why:
         return Speed(card=THIS_CPU, refused=why)
-    sums = _Sums(serial=True)
-    for call in steps[-1].distinct():
-        work = work_of(call)
-        time, factors = cpu_time(call, work, machine), defaultdict(lambda: 1.0, host=machine.host)
-        least = work.flops / machine.peak_flops if work.flops else time.seconds
-        sums.add(call, work, time, factors, least)
+    step = _Step.of(steps[-1])
+    timed = []
+    for call, work in zip(step.calls, step.works, strict=True):
+        time = cpu_time(call, work, machine)
+        timed.append((*time, work.flops / machine.peak_flops if work.flops else time.seconds))
+    factors = defaultdict(lambda: 1.0, host=machine.host)
+    sums = _Sums.of(step, np.array(timed), factors, serial=True)
     table = constants()["cpu"]
     band = table["band"] * (1 + machine.spread) * (table["busy_band"] if machine.busy else 1)
     assumed = [_ASSUMED_HERE, *filter(None, [machine.busy.rstrip(".")])]
@@ -76,37 +90,109 @@ def _untold(calls: Calls, caveats: Sequence[Caveat], cell: Cell, config: Any) ->
     return next((why for why, holds in reasons.items() if holds), "")
 
 
+_Name = TypeVar("_Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class _Numbered(Generic[_Name]):
+    """Names in the order in which they first come, and which of them each call has."""
+
+    names: Sequence[_Name]
+    which: Ints
+
+    @classmethod
+    def of(cls, names: Iterable[_Name]) -> "_Numbered[_Name]":
+        found: dict[_Name, int] = {}
+        which = np.array([found.setdefault(name, len(found)) for name in names], dtype=np.int64)
+        return cls(list(found), which)
+
+    def sums(self, values: Floats) -> dict[_Name, float]:
+        """Return the sum of each name's values, added in their order."""
+        return dict(zip(self.names, _sums(self.which, values, len(self.names)), strict=True))
+
+
+def _sums(which: Ints, values: Floats, count: int) -> list[float]:
+    return np.bincount(which, values, count).tolist()  # type: ignore[no-any-return]  # a list of floats
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The calls of a step, those that are alike together: what is the same on each card."""
+
+    calls: Sequence[Call]
+    works: Sequence[Work]
+    times: Floats
+    kinds: _Numbered[KernelClass]
+    places: _Numbered[tuple[str, str]]
+    updating: Ints
+    fp32_attention: Ints
+    host: Floats
+    flops: float
+
+    @classmethod
+    def of(cls, of_step: Calls) -> "_Step":
+        calls = list(of_step.distinct())
+        works = [work_of(call) for call in calls]
+        both = list(zip(calls, works, strict=True))
+        flops = [0.0 if call.form.recomputed else float(work.flops * call.times) for call, work in both]
+        return cls(
+            calls,
+            works,
+            times=np.array([call.times for call in calls], dtype=np.float64),
+            kinds=_Numbered.of(work.kind for work in works),
+            places=_Numbered.of((call.form.op, call.form.module) for call in calls),
+            updating=np.array([call.form.phase == "optimizer_step" for call in calls], dtype=np.int64),
+            fp32_attention=np.array(
+                [bool(work.attention) and not work.half for work in works], dtype=np.int64
+            ),
+            host=np.array([host_seconds(call) * call.times for call in calls]),
+            flops=sum(flops),
+        )
+
+
 @dataclass
 class _Sums:
-    """Seconds of a step on a card: by class of kernels, by operator and module, by what bounds them."""
+    """Seconds of a step on a card: by class of kernels, by operator and module, by what bounds them.
 
-    kinds: dict[KernelClass, float] = field(default_factory=lambda: defaultdict(float))
-    places: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    limits: dict[Limit, float] = field(default_factory=lambda: defaultdict(float))
-    gpu: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
-    host: dict[bool, float] = field(default_factory=lambda: {False: 0.0, True: 0.0})
-    flops: float = 0.0
-    fp32_attention: float = 0.0
-    least: float = 0.0
+    The optimizer's part is apart: it waits. ``least`` is by the data sheet.
+    """
+
+    kinds: dict[KernelClass, float]
+    places: dict[tuple[str, str], float]
+    limits: dict[Limit, float]
+    gpu: Sequence[float]
+    host: Sequence[float]
+    flops: float
+    fp32_attention: float
+    least: float
     serial: bool = False
     """What dispatches also computes, so that both count."""
 
-    def add(self, call: Call, work: Work, time: Time, factors: dict[str, float], least: float) -> None:
-        """Add calls that are alike, one of ``least`` seconds. The optimizer's part is apart: it waits."""
-        taken = time.seconds * factors[class_of(work.kind)] * call.times
-        updating = call.form.phase == "optimizer_step"
-        self.gpu[updating] += taken
-        self.host[updating] += host_seconds(call) * call.times * factors["host"]
-        self.kinds[work.kind] += taken
-        self.fp32_attention += taken if work.attention and not work.half else 0
-        self.limits["compute" if time.computing else "memory"] += taken
-        self.places[call.form.op, call.form.module] += taken
-        self.least += min(least, time.seconds) * call.times  # a cache may be faster than the memory
-        self.flops += 0 if call.form.recomputed else work.flops * call.times
+    @classmethod
+    def of(cls, step: _Step, timed: Floats, factors: Mapping[str, float], *, serial: bool = False) -> "_Sums":
+        """Add up calls, of which a row each says seconds, whether computing takes them, and the least."""
+        seconds, computing, least = timed.T
+        factor = np.array([factors[class_of(kind)] for kind in step.kinds.names])
+        taken = seconds * factor[step.kinds.which] * step.times
+        limits = _Numbered[Limit].of("compute" if one else "memory" for one in computing.tolist())
+        whole = np.zeros(len(seconds), dtype=np.int64)
+        # A cache may be faster than the memory.
+        (fastest,) = _sums(whole, np.minimum(least, seconds) * step.times, 1)
+        return cls(
+            kinds=step.kinds.sums(taken),
+            places=step.places.sums(taken),
+            limits=limits.sums(taken),
+            gpu=_sums(step.updating, taken, 2),
+            host=_sums(step.updating, step.host * factors["host"], 2),
+            flops=step.flops,
+            fp32_attention=_sums(step.fp32_attention, taken, 2)[True],
+            least=fastest,
+            serial=serial,
+        )
 
     def step_s(self, gpu: float = 1, host: float = 1) -> float:
         """Return the seconds of a step: of the GPU and the host that feeds it the slower counts."""
-        both = [(self.gpu[part] * gpu, self.host[part] * host) for part in self.gpu]
+        both = [(its * gpu, its_host * host) for its, its_host in zip(self.gpu, self.host, strict=True)]
         if self.serial:
             return sum(map(sum, both))
         slower = map(max, both)
@@ -115,20 +201,32 @@ class _Sums:
     @property
     def bound_by(self) -> Limit:
         """What sets the time."""
-        hosted = sum(self.host.values()) > sum(self.gpu.values())
+        hosted = sum(self.host) > sum(self.gpu)
         return "host" if hosted else max(self.limits, key=lambda one: self.limits[one])
 
 
-def _speed(calls: Sequence[tuple[Call, Work]], cell: Cell, card: Card, without: str) -> Speed:
-    rates = rates_of(card)
-    if rates is None:
+@lru_cache(maxsize=8)
+def _timer(cards: tuple[Card, ...]) -> Callable[[Work], Sequence[tuple[float, ...]]]:
+    """Return what times a work on each of some cards: the cells of a plan share most of it."""
+    rates = [rates_of(card) for card in cards]
+
+    @lru_cache(maxsize=1 << 17)
+    def timed(work: Work) -> list[tuple[float, ...]]:
+        return [
+            (*time_of(work, its), least_seconds(work, card)) if its else (0.0, 0.0, 0.0)
+            for card, its in zip(cards, rates, strict=True)
+        ]
+
+    return timed
+
+
+def _speed(step: _Step, timed: Floats, cell: Cell, card: Card, without: str) -> Speed:
+    if rates_of(card) is None:
         return Speed(card=card.name, refused="no source of its multiprocessors, clock and cache was read")
     table = constants()["calibration"]
     factors = table["cards"].get(card.name, table["other"])
     factors = {"host": table["host"]} | factors | table["without"].get(without, {})
-    sums = _Sums()
-    for call, work in calls:
-        sums.add(call, work, time_of(work, rates), factors, least_seconds(work, card))
+    sums = _Sums.of(step, timed, factors)
     total = sum(sums.kinds.values())
     assumed = [] if card.name in table["cards"] else [_UNCALIBRATED]
     band, host_band = factors["band"], table["host_band"]
