@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from bench.scenario.loop import LoopSpec
 from bench.scenario.names import lever_of
+from bench.scenario.parallel import ParallelSpec, contradictions_of_ranks
 from bench.scenario.types import (
     DataSpec,
     Device,
@@ -72,6 +73,9 @@ EXTRA_READINGS = frozenset({"window.ledger", "window.flops", "window.merge_check
 """For ``Cell.comparison_key``: what is read besides time and peaks, after everything timed."""
 
 
+_COMPARED = ["device", "model", "method", "data", "training", "loop", "parallel", "window", "evaluation"]
+
+
 class CellLabels(NamedTuple):
     """The three parts of a cell's id."""
 
@@ -91,6 +95,7 @@ class Cell(Frozen):
     data: DataSpec
     training: TrainingSpec
     loop: LoopSpec = Field(LoopSpec(), exclude_if=lambda loop: loop == LoopSpec())
+    parallel: ParallelSpec = Field(ParallelSpec(), exclude_if=lambda spec: spec == ParallelSpec())
     window: WindowSpec
     evaluation: EvaluationSpec
     limits: LimitsSpec
@@ -126,7 +131,7 @@ class Cell(Frozen):
             fields.setdefault(part, set()).add(field)
         return tuple(
             self.device if part == "device" else getattr(self, part).model_dump_json(exclude=fields.get(part))
-            for part in ("device", "model", "method", "data", "training", "loop", "window", "evaluation")
+            for part in _COMPARED
             if "" not in fields.get(part, ())
         )
 
@@ -147,6 +152,7 @@ def contradictions(cell: Cell) -> list[Problem]:
         *_of_reference(cell),
         *_of_loop(cell),
         *_of_script(cell),
+        *contradictions_of_ranks(cell.parallel, cell.training, cell.method, cell.loop.driver),
     ]
 
 

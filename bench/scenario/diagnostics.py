@@ -113,6 +113,7 @@ def shown_path(path: Path) -> str:
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _WORDS = (
+    ("Value error, ", ""),
     ("Input should be ", "must be "),
     ("String should ", "must "),
     ("an object", "a table"),

@@ -11,6 +11,7 @@ from bench.scenario.catalogue import TASKS, architectures, wheels
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec, MetricGate
 from bench.scenario.loop import LoopSpec
+from bench.scenario.parallel import ParallelSpec
 from bench.scenario.types import (
     EvaluationSpec,
     Frozen,
@@ -46,13 +47,14 @@ TABLES: dict[str, tuple[type[Frozen], ...]] = {
     "data": tuple(DATA.values()),
     "training": (TrainingSpec,),
     "loop": (LoopSpec,),
+    "parallel": (ParallelSpec,),
     "window": (WindowSpec,),
     "evaluation": (EvaluationSpec,),
     "limits": (LimitsSpec,),
 }
 """The parts of a cell, and the types each may have."""
 
-SECTIONS = ("data", "training", "loop", "window", "evaluation", "limits")
+SECTIONS = ("data", "training", "loop", "parallel", "window", "evaluation", "limits")
 """Parts that stand at the top of a file, and inside a model or a method, where they override the top."""
 
 TOP = ("title", "description", "extends", "device", "models", "methods", *SECTIONS, "exclude", "gate")

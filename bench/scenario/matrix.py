@@ -53,6 +53,13 @@ _LEVERS: dict[Path, str | dict[object, str]] = {
     ("training", "empty_cache_steps"): "empty{}",
     ("training", "batching"): {"pad-to-length": "padded", "pack": "pack"},
     ("loop", "driver"): "{}",
+    ("method", "quant_storage"): "stored-{}",
+    ("parallel", "strategy"): "{}",
+    ("parallel", "gpus"): "x{}",
+    ("parallel", "reshard_after_forward"): {False: "unresharded"},
+    ("parallel", "param_dtype"): "params-{}",
+    ("parallel", "reduce_dtype"): "reduce-{}",
+    ("parallel", "wrap"): "wrap-{}",
     ("data", "attention_mask"): {"ones": "mask-ones", "padded": "mask-padded"},
 }
 """What shapes memory or speed, and its token where it differs from its default."""

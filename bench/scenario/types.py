@@ -137,6 +137,11 @@ class QloraMethod(_AdapterMethod):
     quantisation: Literal["nf4", "fp4"] = Field("nf4", description="Type of the 4-bit weights.")
     double_quantisation: bool = Field(default=True, description="Quantise the block scales as well.")
     compute_dtype: Dtype = Field("bf16", description="Dtype the weights are de-quantised to for products.")
+    quant_storage: Literal["uint8", "bf16"] = Field(
+        "uint8",
+        exclude_if=lambda dtype: dtype == "uint8",
+        description="Dtype that packed weights are held in; fsdp2 shards those in bf16 only.",
+    )
     quantise_lm_head: bool = Field(
         default=False, description="Quantise the output layer too; transformers leaves it as it is."
     )

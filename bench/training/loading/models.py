@@ -86,6 +86,7 @@ def quantisation_of(cell: Cell) -> Any:
             bnb_4bit_quant_type=method.quantisation,
             bnb_4bit_use_double_quant=method.double_quantisation,
             bnb_4bit_compute_dtype=DTYPES[method.compute_dtype],
+            bnb_4bit_quant_storage=torch.uint8 if method.quant_storage == "uint8" else torch.bfloat16,
             llm_int8_skip_modules=[] if method.quantise_lm_head else None,  # None skips the output layer
         )
     if isinstance(method, LoraMethod) and method.base == "int8":
