@@ -9,10 +9,9 @@ import gc
 import weakref
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import accumulate
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 import torch._dynamo  # else imported at the first dispatch, and frames of that import keep tensors alive
@@ -22,6 +21,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import UnavailableError, first_line
+from bench.probes.blocks import Block, Entry, Peak, category_of
+from bench.probes.sharded import Resizes, desugars, is_collective, local_of
 from bench.probes.tensors import Outside, address_of, quantisation_state, tensors_among
 from bench.records.readings import Category, PhaseStart, Retained, Timeline, TracedPhase, decimated
 from bench.records.records import LedgerReading
@@ -29,34 +30,6 @@ from bench.records.records import LedgerReading
 OUTSIDE = "outside the model"
 BEFORE = "before the ledger"
 StepPhase = TracedPhase
-
-
-@dataclass(slots=True)
-class Block:
-    """One storage: its size, where it was allocated and, once freed, in which phase that was."""
-
-    nbytes: int
-    born_phase: StepPhase
-    op: str
-    module: str
-    recomputed: bool = False
-    category: Category | None = None
-    died_phase: StepPhase | None = None
-
-
-class Entry(NamedTuple):
-    """One line of the ledger: a block was allocated (born) or freed."""
-
-    block: int
-    born: bool
-
-
-@dataclass(slots=True)
-class Peak:
-    """The moment of most live bytes: how many, and after how many entries."""
-
-    live_bytes: int = 0
-    entries: int = 0
 
 
 class Ledger(TorchDispatchMode):
@@ -114,9 +87,9 @@ class Ledger(TorchDispatchMode):
 
     def register(self, tensors: Iterable[torch.Tensor], category: Category, module: str = "") -> None:
         """Put tensors under a category, entering those that existed before the ledger was opened."""
-        for tensor in tensors:
+        for tensor in map(local_of, tensors):
             block = self._enter(tensor, BEFORE, module or OUTSIDE) or self._known(tensor)
-            if block is not None and block.category is None:
+            if block is not None and block.category in {None, "collectives"}:
                 block.category = category
 
     def register_model(self, model: nn.Module) -> None:
@@ -126,7 +99,8 @@ class Ledger(TorchDispatchMode):
             self.register(own, "weights", name)
             for tensor in own:
                 self.register(quantisation_state(tensor), "quantisation_state", name)
-            self.register(quantisation_state(getattr(module, "state", None)), "quantisation_state", name)
+            for kept in ("state", "quant_state"):  # the latter where parameters have no more than data
+                self.register(quantisation_state(getattr(module, kept, None)), "quantisation_state", name)
 
     def reading(self) -> LedgerReading:
         """Sum the closed books up."""
@@ -180,6 +154,7 @@ class Ledger(TorchDispatchMode):
         self._hooks = [
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
+            Resizes(self._resized),
         ]
         super().__enter__()  # type: ignore[no-untyped-call]  # the same
         return self
@@ -201,14 +176,20 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and enter the storages it returns."""
+        if types and desugars(types):
+            return NotImplemented
         self._op_count += 1
         module = self._module_of(args)
         result = self._run(func, args, kwargs or {})
         # Nearly every operator returns one tensor, and there are tens of thousands of calls.
         for tensor in (result,) if isinstance(result, torch.Tensor) else tensors_among((result,)):
+            if type(tensor) is not torch.Tensor:
+                tensor = local_of(tensor)  # noqa: PLW2901 - what counts of it
             block = self._enter(tensor, func._schema.name, module)  # noqa: SLF001 - the op's only name
             if block is not None and self._is_logits(tensor):
                 block.category = "logits"
+        if is_collective(func):
+            self.register(tensors_among((*args, *(kwargs or {}).values(), result)), "collectives", module)
         return result
 
     def _settle(self) -> None:
@@ -230,6 +211,9 @@ class Ledger(TorchDispatchMode):
                 f"the ledger counts storages, and a tensor has none ({first_line(error)}); measure without "
                 "it (bench watch --no-ledger)"
             ) from error
+        return self._enter_storage(storage, op, module)
+
+    def _enter_storage(self, storage: torch.UntypedStorage, op: str, module: str) -> Block | None:
         address = address_of(storage)
         if address in self._live or storage.nbytes() == 0:
             return None
@@ -245,6 +229,13 @@ class Ledger(TorchDispatchMode):
 
     def _guard(self, storage: torch.UntypedStorage, address: int, number: int) -> None:
         self._guards[number] = weakref.ref(storage, lambda _: self._free(address, number))
+
+    def _resized(self, storage: torch.UntypedStorage) -> None:
+        if storage.device.type in self._counted_devices:
+            address = address_of(storage)
+            if (number := self._live.get(address)) is not None:
+                self._free(address, number)
+            self._enter_storage(storage, "resize_", self._module_of(()))
 
     def _known(self, tensor: torch.Tensor) -> Block | None:
         number = self._live.get(address_of(tensor.untyped_storage()))
@@ -337,13 +328,3 @@ class Ledger(TorchDispatchMode):
 def name_of(operator: Any) -> str:
     """Return an operator's full name without its overload, such as aten::mm."""
     return str(operator._schema.name)  # noqa: SLF001 - it has no other
-
-
-def category_of(block: Block) -> Category:
-    """Sort what was not entered by name: alive from forward into backward means saved for it."""
-    if block.category is not None:
-        return block.category
-    if block.born_phase == "inputs":
-        return "inputs"
-    saved = block.born_phase == "forward" and block.died_phase != "forward"
-    return "activations" if saved or block.recomputed else "temporary"

@@ -27,6 +27,7 @@ Category = Literal[
     "logits",
     "inputs",
     "temporary",
+    "collectives",  # gathered weights and buffers of what goes over several ranks
 ]
 TracedPhase = Literal["load", "adapt", "inputs", "forward", "backward", "optimizer_step"]
 Isolation = Literal["process", "device_delta", "unavailable"]

@@ -9,7 +9,7 @@ from bench.scenario.types import Dtype, Frozen, MethodSpec, TrainingSpec
 
 _REFUSED = {
     "fsdp1": "must be fsdp2, which shards each parameter by itself (flat ones of FSDP1 are not predicted)",
-    "deepspeed": "must be fsdp2, which shards as stage 3 of ZeRO does (DeepSpeed's own steps are not predicted)",
+    "deepspeed": "must be fsdp2, which shards as stage 3 of ZeRO does (steps of DeepSpeed are not predicted)",
 }
 ParallelDtype = Literal["as-trained", Dtype]
 

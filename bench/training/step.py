@@ -45,6 +45,10 @@ class Trainer:
 def build_trainer(model: nn.Module, cell: Cell, steps: int) -> Trainer:
     """Put optimizer, schedule over so many optimizer steps and gradient scaler around an adapted model."""
     training = cell.training
+    if cell.parallel.several:
+        from bench.training.parallel import spread
+
+        model = spread(model, cell)
     parameters = trainable_parameters(model)
     optimizer = build_optimizer(parameters, training)
     return Trainer(

@@ -17,6 +17,7 @@ def tiny_cell(method: dict[str, Any] | None = None, **changes: Any) -> Cell:
         "training": {"sequence_length": 32, "micro_batch": 2},
         "window": {"warmup_steps": 1, "measured_steps": 2},
         "loop": {},
+        "parallel": {},
         "evaluation": {},
         "limits": {},
     }

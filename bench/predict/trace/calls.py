@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.probes.ledger import Block
+from bench.probes.blocks import Block
 
 Ints = NDArray[np.int64]
 Shape = tuple[int, ...]

@@ -18,9 +18,12 @@ from bench.predict.trace.calls import TIMED, Added, At, Recorder
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.meta_kernels import ShapeMemory
 from bench.predict.trace.values import resolve_item
-from bench.probes.ledger import Block, Ledger, StepPhase, name_of
+from bench.probes.blocks import Block
+from bench.probes.ledger import Ledger, StepPhase, name_of
+from bench.probes.sharded import collected, desugars, is_collective
 from bench.training.loading.wrappers import beside_text, is_beside
 
+_COPY = torch.ops.aten.copy_.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
 _SPECIAL = {_ITEM, *INDEXING}
@@ -171,6 +174,8 @@ class MetaLedger(Ledger):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and add what its kernel would take besides its result."""
+        if types and desugars(types):
+            return NotImplemented
         special = self._special.get(func)
         if special is None:
             special = self._special[func] = func in _SPECIAL or self._kernels.takes_more(func)
@@ -193,13 +198,16 @@ class MetaLedger(Ledger):
         ops, flops = self.computed
         self.computed = Computed(ops + 1, flops + self._flops)
         if self.timed and self._phase in TIMED:
-            inside = self._phase == "forward" or len(self._module_stack) > 1
-            module = self._module_stack[-1] if inside else self._module_of_backward
-            module = "optimizer" if in_optimizer else module
-            place = self.step, len(self.marks), self._phase, module, self._layer
-            at = At(*place, self.times_of, self._known)
-            self.recorder.note(func, (*args, *kwargs.values()) if kwargs else args, result, at)
+            self._record(func, (*args, *kwargs.values()) if kwargs else args, result)
         return result
+
+    def _record(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Note a call for those who time it."""
+        inside = self._phase == "forward" or len(self._module_stack) > 1
+        module = self._module_stack[-1] if inside else self._module_of_backward
+        module = "optimizer" if self._phase == "optimizer_step" else module
+        place = self.step, len(self.marks), self._phase, module, self._layer
+        self.recorder.note(func, args, result, At(*place, self.times_of, self._known))
 
     def _times_at(self, layer: int) -> int:
         return 1 + self._periods_added * (self._period <= layer < 2 * self._period)
@@ -231,6 +239,11 @@ class MetaLedger(Ledger):
         """Leave garbage alone: none of it is in this ledger, and there is much of it between traces."""
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is _COPY and args[0].is_cpu and args[1].is_meta:  # DDP brings lists of its back to the host
+            return args[0]
+        if is_collective(func):  # whose result may be more than its shape
+            self._flops = 0
+            return collected(func, args, kwargs)
         result, self._flops = self._shapes.run(func, args, kwargs)
         return result
 

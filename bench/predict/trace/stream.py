@@ -13,7 +13,8 @@ from bench.predict.allocator.replay import ReplayVariability
 from bench.predict.trace.calls import Calls
 from bench.predict.trace.kernels import ScratchCall
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark, MetaLedger
-from bench.probes.ledger import BEFORE, Block, category_of
+from bench.probes.blocks import Block, category_of
+from bench.probes.ledger import BEFORE
 from bench.records.readings import Category
 from bench.training.weights_reached import Reached
 

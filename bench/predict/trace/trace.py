@@ -20,6 +20,7 @@ from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
 from bench.predict.trace.optional_kernels import implementations_of
 from bench.predict.trace.patches import patched
+from bench.predict.trace.ranks import one_of_several
 from bench.predict.trace.stream import Stream, stream_of
 from bench.predict.trace.values import KnownValues
 from bench.predict.trace.variants import litgpt
@@ -171,13 +172,14 @@ def read_cpu_ledger(
     reached: list[Reached] | None = None,
     *,
     calls: list[Calls] | None = None,
+    rank: int = 0,
 ) -> LedgerReading:
     """Read the ledger of two steady steps as on the CPU, after one that nothing watches.
 
     ``asked`` gets the lines of a loop that asked for values which a prediction does not have, ``reached``
     what the method did to the weights, ``calls`` those of each step in the window's own loop.
     """
-    with patched(platform):
+    with patched(platform), one_of_several(cell, platform, rank):
         config = config or configuration_of(cell.model)
         model = _built(cell, config, platform)
         vocabulary_size = int(config.get_text_config().vocab_size)

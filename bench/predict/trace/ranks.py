@@ -1,0 +1,121 @@
+"""One rank of several on meta tensors: a process group that does nothing, and streams that only have numbers.
+
+Collectives give what they would in size. Blocks are born on the stream that is current then, since CUDA's
+caching allocator has a pool for each.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+from unittest.mock import patch
+
+import torch
+from torch import distributed
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # it is in torch's C++ part
+from torch.nn.parallel import DistributedDataParallel
+
+from bench.scenario.cell import Cell
+from bench.scenario.platform import Platform
+from bench.training import parallel
+
+MAIN_STREAM = 0
+
+
+class _Event:
+    """Is always over."""
+
+    def record(self, *_stream: object) -> Self:
+        return self
+
+    def wait(self, *_stream: object) -> None:
+        """Wait for nothing."""
+
+    synchronize = wait
+
+
+class _Stream:
+    """A stream by its number; waits for nothing."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def wait_stream(self, _other: object) -> None:
+        """Wait for nothing."""
+
+    wait_event = synchronize = wait_stream
+
+    def record_event(self, _event: object = None) -> _Event:
+        return _Event()
+
+
+class Streams:
+    """What FSDP2 asks of ``torch.cuda``: streams, and which is current."""
+
+    Event = _Event
+
+    def __init__(self) -> None:
+        self.current = MAIN_STREAM
+        self._made = MAIN_STREAM
+
+    def Stream(self, **_options: object) -> _Stream:  # noqa: N802 - torch's name
+        self._made += 1
+        return _Stream(self._made)
+
+    def current_stream(self, _device: object = None) -> _Stream:
+        return _Stream(self.current)
+
+    @contextmanager
+    def stream(self, stream: _Stream | None) -> Iterator[None]:
+        before, self.current = self.current, self.current if stream is None else stream.number
+        try:
+            yield
+        finally:
+            self.current = before
+
+
+class _SilentDdp(DistributedDataParallel):
+    """All-reduces nothing: what a bucket holds afterwards is as large as before.
+
+    The kernel of that collective for meta tensors has no result that could be waited for.
+    """
+
+    def __init__(self, module: torch.nn.Module, **options: Any) -> None:
+        super().__init__(module, **options)
+        self.register_comm_hook(None, _reduced)
+
+
+_SilentDdp.__name__ = DistributedDataParallel.__name__  # by which the ledger calls it
+
+
+def _reduced(_state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    distributed.all_reduce(bucket.buffer())
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
+
+
+@contextmanager
+def one_of_several(cell: Cell, platform: Platform, rank: int) -> Iterator[Streams]:
+    """Run a ``with`` block as that rank of the cell's; of one alone nothing is different."""
+    streams = Streams()
+    if not cell.parallel.several:
+        yield streams
+        return
+    # Kernels of collectives for the meta device are registered by this import.
+    import torch.distributed._tools.fake_collectives
+    from torch.distributed.fsdp._fully_shard import _fully_shard
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=cell.parallel.gpus)
+    handle = streams if platform.device == "cuda" else torch.cpu
+    with ExitStack() as stack:
+        stack.callback(distributed.destroy_process_group)
+        for owner, name, stand_in in (
+            (_fully_shard, "_get_device_from_mesh", lambda _mesh: torch.device("meta")),
+            (FSDPParamGroup, "_validate_no_meta_params", lambda _group: None),
+            (parallel, "DistributedDataParallel", _SilentDdp),
+        ):
+            stack.enter_context(patch.object(owner, name, stand_in))
+        stack.enter_context(patch.object(torch, "meta", handle, create=True))
+        yield streams

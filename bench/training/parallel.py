@@ -1,0 +1,49 @@
+"""Several ranks: one function puts an adapted model under DistributedDataParallel or fully_shard."""
+
+from typing import Any
+
+import torch
+import torch.distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from bench.errors import UsageError
+from bench.scenario.cell import Cell
+from bench.scenario.parallel import ParallelDtype
+from bench.training.loading.models import DTYPES
+
+
+def spread(model: Any, cell: Cell) -> Any:
+    """Return an adapted model ready for a step on this rank of the process group, which has to be there.
+
+    ``ddp`` leaves out the broadcast at the beginning: all ranks load the same weights and draw the same
+    adapters. ``fsdp2`` shards each wrapped layer by itself, then what is left together, all with the same
+    settings, as accelerate does. Weights that lie on the host come to the device layer by layer.
+    """
+    if cell.parallel.strategy == "ddp":
+        return DistributedDataParallel(model, init_sync=False)
+    parallel = cell.parallel
+    mesh = init_device_mesh("cuda" if cell.device == "cuda" else "cpu", (parallel.gpus,))
+    policy = MixedPrecisionPolicy(
+        param_dtype=_dtype(parallel.param_dtype), reduce_dtype=_dtype(parallel.reduce_dtype)
+    )
+    for module in (*wrapped_layers(model, cell), model):
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=parallel.reshard_after_forward)
+    return model
+
+
+def wrapped_layers(model: torch.nn.Module, cell: Cell) -> list[torch.nn.Module]:
+    """Return the layers that are sharded each by itself; raise ``UsageError`` where none is so called."""
+    listed = (getattr(module, "_no_split_modules", None) or () for module in model.modules())
+    names = set(cell.parallel.wrap) or {name for each in listed for name in each}
+    found = [module for module in model.modules() if type(module).__name__ in names]
+    if not found:
+        wanted = f"no layer of class {' or '.join(sorted(names))}" if names else "no list of layers to wrap"
+        advice = "set parallel.wrap to the class of its layers, such as LlamaDecoderLayer"
+        raise UsageError(f"this model has {wanted}; {advice}")
+    return found
+
+
+def _dtype(name: ParallelDtype) -> torch.dtype | None:
+    return None if name == "as-trained" else DTYPES[name]
