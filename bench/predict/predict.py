@@ -10,6 +10,7 @@ from bench.predict.allocator.replay import DEFAULT_SETTINGS
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.blame import library_at_fault
 from bench.predict.families import Family, families, streams
+from bench.predict.ranks import predict_ranks
 from bench.predict.reach import beyond_training, refused_as_unreachable
 from bench.predict.speed.cpu import this_machine
 from bench.predict.speed.predict import speed_here, speeds_of
@@ -57,6 +58,8 @@ def predict(
         raise UntraceableError(refused.message)
     if platform.device == "cpu":
         prediction = _predict_cpu(cell, platform, config)
+    elif cell.parallel.several:
+        prediction = predict_ranks(cell, platform, settings, config, tuple(cards))
     else:
         (family,) = families([cell], config)
         tracer = Tracer(platform, config, timed=bool(cards))
@@ -91,9 +94,9 @@ def predict_all(
         refused = [(cell, refused_as_unreachable(cell, config)) for cell in members]
         yield from ((cell, refusal) for cell, refusal in refused if refusal is not None)
         within = [cell for cell, refusal in refused if refusal is None]
-        if platform.device == "cpu":
-            yield from ((cell, _predicted_or_refused(cell, platform, settings, cards)) for cell in within)
-            continue
+        alone = [cell for cell in within if platform.device == "cpu" or cell.parallel.several]
+        yield from ((cell, _predicted_or_refused(cell, platform, settings, cards)) for cell in alone)
+        within = [cell for cell in within if cell not in alone]
         tracer = Tracer(platform, config, timed=bool(cards))
         for family in families(within, config):
             yield from _predicted(family, tracer, settings, cards, reuse_ranges=reuse_ranges)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from bench.predict.allocator.replay import EMPTY_CACHE, Replay, ReservedRange, replay, reserved_range
 from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.allocator.streams import replay_streams
 from bench.predict.trace.meta_ledger import Mark
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.varying import insufficient_bytes
@@ -48,12 +50,12 @@ def summed_up(
     allocated = replayed.allocated_bytes
     peak = reset + int(allocated[reset:].argmax())
     if relative is None:
-        reserved = reserved_range(*_with_empty_cache(stream), settings, stream.variability())
+        of_stream = *_with_empty_cache(stream), settings
+        reserved = reserved_range(*of_stream, stream.variability(), _player(stream))
         released = replayed.reserved_peak_bytes - traced  # before the reset, and in some replays perhaps not
         reserved = dataclasses.replace(reserved, low_bytes=max(0, reserved.low_bytes - released))
-        if not reset:
-            of_stream = *_with_empty_cache(stream), settings, int(allocated[peak]), traced
-            insufficient = insufficient_bytes(*of_stream)
+        if not reset and stream.streams is None:
+            insufficient = insufficient_bytes(*of_stream, int(allocated[peak]), traced)
     else:
         reserved = _range_like(relative, traced, int(allocated[peak]))
     varies = reset == 0 and reserved.allocated_low_bytes < reserved.allocated_high_bytes
@@ -161,7 +163,7 @@ def _in_proportion(relative: Prediction | None, traced_bytes: int) -> int | None
 def _replayed(stream: Stream, settings: AllocatorSettings) -> Replay:
     """Replay with the calls of empty_cache() put in; the counters are those after each event."""
     events, sizes = _with_empty_cache(stream)
-    replayed = replay(events, sizes, settings)
+    replayed = _player(stream)(events, sizes, settings)
     if not stream.cache_emptied_at:
         return replayed
     kept = events != EMPTY_CACHE
@@ -171,6 +173,11 @@ def _replayed(stream: Stream, settings: AllocatorSettings) -> Replay:
         requested_bytes=replayed.requested_bytes[kept],
         reserved_bytes=replayed.reserved_bytes[kept],
     )
+
+
+def _player(stream: Stream) -> Callable[..., Replay]:
+    """Return what replays a stream's events: with a pool for each CUDA stream, where there are several."""
+    return replay if stream.streams is None else partial(replay_streams, streams=stream.streams)
 
 
 def _with_empty_cache(stream: Stream) -> tuple[Ints, Ints]:

@@ -5,7 +5,7 @@ and not torch's: where new segments lie, which decides among free blocks of equa
 addresses rise, or fall. Nothing is known here of tensors, phases or cards.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -172,15 +172,16 @@ def reserved_range(
     sizes: Sequence[int] | Numbers,
     settings: AllocatorSettings = DEFAULT_SETTINGS,
     variability: ReplayVariability = ReplayVariability(),
+    replayed: Callable[..., Replay] = replay,
 ) -> ReservedRange:
-    """Return the peak of reserved memory over at most eight replays of a stream (see ``replay``).
+    """Return the peak of reserved memory over at most eight replays of a stream, as ``replayed`` does it.
 
     Allocated memory hardly depends on order; what is reserved depends on which free block happens to fit.
     The stream is perturbed as reality perturbs it, always in the same ways, so its range is always the same.
     """
     traced = np.asarray(events, dtype=np.int64), np.asarray(sizes, dtype=np.int64), True
     variants = (traced, *_perturbed(*traced[:2], variability))
-    replays = [replay(order, asked, settings, ascending=ascending) for order, asked, ascending in variants]
+    replays = [replayed(order, asked, settings, ascending=ascending) for order, asked, ascending in variants]
     peaks = [one.reserved_peak_bytes for one in replays]
     allocated = [
         one.allocated_peak_bytes

@@ -4,7 +4,7 @@ It adds to the dispatcher's view what a device allocates without telling it, ans
 code asks of data, and notes at which layer of the model each entry was made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +21,7 @@ from bench.predict.trace.values import resolve_item
 from bench.probes.blocks import Block
 from bench.probes.ledger import Ledger, StepPhase, name_of
 from bench.probes.sharded import collected, desugars, is_collective
+from bench.probes.tensors import quantisation_state
 from bench.training.loading.wrappers import beside_text, is_beside
 
 _COPY = torch.ops.aten.copy_.default
@@ -81,6 +82,8 @@ class MetaLedger(Ledger):
         self.recorder = Recorder(Added(periods_added, period))
         self.layer_of_entry: list[int] = []  # the layer at work, or whose block it was
         self.layer_of_block: list[int] = []
+        self.stream_of_block: list[int] = []  # the CUDA stream that was current
+        self.current_stream: Callable[[], int] = int
         self._layers: dict[str, int] = {}
         self._beside = dict.fromkeys(beside_text(model))  # whose layers are not the language model's
         self._layer = NO_LAYER
@@ -101,6 +104,12 @@ class MetaLedger(Ledger):
     def end_step(self) -> None:
         super().end_step()
         self.step += 1
+
+    def receive(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Enter weights and buffers that come to the device, and what is beside quantised ones."""
+        for tensor in tensors:
+            self.register([tensor], "weights")
+            self.register(quantisation_state(tensor), "quantisation_state")
 
     def learn(self, *models: nn.Module) -> None:
         """Learn the names of models' modules, and whose the blocks of their parameters are."""
@@ -321,6 +330,7 @@ class MetaLedger(Ledger):
             if self._layers_of_results:
                 self._layer = self._layers_of_results.pop()
             self.layer_of_block.append(self._layer)
+            self.stream_of_block.append(self.current_stream())
             self.layer_of_entry.append(self._layer)
         else:
             own = self._phase in {"adapt", "optimizer_step"}

@@ -4,7 +4,7 @@ Collectives give what they would in size. Blocks are born on the stream that is 
 caching allocator has a pool for each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 from unittest.mock import patch
@@ -55,7 +55,13 @@ class Streams:
 
     def __init__(self) -> None:
         self.current = MAIN_STREAM
+        self.receive: Callable[[Iterable[torch.Tensor]], object] = list
+        """Told of the tensors of each layer that comes to the device to be sharded."""
         self._made = MAIN_STREAM
+
+    def now(self) -> int:
+        """Return the number of the current stream."""
+        return self.current
 
     def Stream(self, **_options: object) -> _Stream:  # noqa: N802 - torch's name
         self._made += 1
@@ -103,19 +109,28 @@ def one_of_several(cell: Cell, platform: Platform, rank: int) -> Iterator[Stream
         return
     # Kernels of collectives for the meta device are registered by this import.
     import torch.distributed._tools.fake_collectives
-    from torch.distributed.fsdp._fully_shard import _fully_shard
+    from torch.distributed.fsdp._fully_shard import _fsdp_init, _fully_shard
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+    from torch.distributed.tensor import _sharding_prop
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=cell.parallel.gpus)
+
+    def arrive(parameters: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor], _device: object) -> None:
+        streams.receive((*parameters, *buffers))
+
     handle = streams if platform.device == "cuda" else torch.cpu
     with ExitStack() as stack:
         stack.callback(distributed.destroy_process_group)
         for owner, name, stand_in in (
             (_fully_shard, "_get_device_from_mesh", lambda _mesh: torch.device("meta")),
+            (_fsdp_init, "_move_states_to_device", arrive),
             (FSDPParamGroup, "_validate_no_meta_params", lambda _group: None),
             (parallel, "DistributedDataParallel", _SilentDdp),
         ):
             stack.enter_context(patch.object(owner, name, stand_in))
         stack.enter_context(patch.object(torch, "meta", handle, create=True))
+        # Of placements that FSDP alone does not make; for a list of parameters it looks at each for each.
+        strided = patch.object(_sharding_prop, "_propagate_use_strided_shard_flag", create=True)
+        stack.enter_context(strided)
         yield streams

@@ -48,6 +48,8 @@ class Stream:
     """Operators and FLOPs before each event, and in the end."""
     flops_known: bool = True  # not where a stream was made from those of other batches
     calls: Sequence[Calls] = ()  # of operators, in each step; none where their sizes are not known
+    streams: Ints | None = None  # on which each block is made, where there are several of CUDA's
+    uneven: bool = False  # whether other ranks hold shards of other sizes
     reset_at: int = 0  # the event after which the peak counters begin anew
 
     def during(self, first: int, last: int) -> "Stream":
@@ -89,7 +91,8 @@ class Stream:
         ops = {index: self.blocks[self.kinds[self.events[index]]].op for index in loading}
         first = [index for index, op in ops.items() if self.born[index] and op == BEFORE]
         warm_up = next((int(self.events[index]) for index, op in ops.items() if op == WARM_UP), None)
-        ordered = not first or any(op.startswith("bitsandbytes::") for op in ops.values())
+        given = self.streams is not None  # sharding goes layer by layer
+        ordered = given or not first or any(op.startswith("bitsandbytes::") for op in ops.values())
         weights = [] if ordered else list(pairwise([*first, loading.stop]))
         return ReplayVariability(weights=weights, warm_up=warm_up)
 
@@ -152,9 +155,11 @@ def stream_of(
     paged_bytes: int = 0,
     asked: Iterable[str] = (),
     reached: Reached | None = None,
+    uneven: bool = False,
 ) -> Stream:
     """Return the books of a closed ledger as arrays."""
     entries, blocks = ledger.entries, ledger.blocks
+    streams = np.array(ledger.stream_of_block, dtype=np.int64)
     return Stream(
         events=np.array([entry.block for entry in entries], dtype=np.int64),
         born=np.array([entry.born for entry in entries], dtype=np.bool_),
@@ -171,6 +176,8 @@ def stream_of(
         reached=reached,
         computed=np.array([*ledger.computed_before, ledger.computed], dtype=np.int64),
         calls=ledger.recorder.calls,
+        streams=streams if streams.any() else None,
+        uneven=uneven,
     )
 
 

@@ -77,6 +77,22 @@ class Tracer:
         """
         return self.trace_lengths(cell, steps * [cell.training.sequence_length], depth)
 
+    def trace_rank(self, cell: Cell, rank: int) -> Stream:
+        """Trace one of several GPUs, all layers; of its model nothing is kept."""
+        with patched(self.platform), one_of_several(cell, self.platform, rank) as streams:
+            made = self._adapted(cell, None)
+            shapes = [parameter.shape for parameter in made.model.parameters()]
+            batch = worst_batch(cell, self.vocabulary_size)
+            with made.books.copied(**_hidden(batch)) as ledger:
+                ledger.current_stream, streams.receive = streams.now, ledger.receive
+                optimizer = _run_steps(cell, made.model, TRACED_STEPS * [batch], ledger)
+                ledger.register(optimizer_state(optimizer), "optimizer_state", "optimizer")
+                reached = made.reached.saying(implementations_of())
+                uneven = cell.parallel.strategy == "fsdp2" and any(
+                    shape[0] % cell.parallel.gpus for shape in shapes if shape
+                )
+                return stream_of(ledger, reached=reached, uneven=uneven)
+
     def trace_lengths(self, cell: Cell, lengths: Sequence[int], depth: Depth | None = None) -> Stream:
         """Trace as ``trace`` does, a step over each length; a library's loop takes the first for all."""
         from bitsandbytes.functional import name2qmap
@@ -119,6 +135,13 @@ class Tracer:
             kernels = Kernels(self.platform)
             ledger = of_loop(model, self.vocabulary_size, kernels, periods_added=added, period=period)
         ledger.timed = self.timed
+        if cell.parallel.strategy == "fsdp2":  # what was adapted on the host comes to be sharded
+            for module in model.modules():
+                quantise_empty(module)
+            with torch.device("meta"):
+                model = _ready(model, cell)
+            books = MetaLedger(model, self.vocabulary_size, Kernels(self.platform))
+            return _Adapted(model, books, {}, reached_in(model, cell))
         with ledger:
             load_weights(model, ledger, version_of(self.platform.transformers))
             ledger.mark("adapt")
@@ -157,6 +180,8 @@ def _run_steps(cell: Cell, model: Any, batches: Sequence[Batch], ledger: MetaLed
         loop.run(script(), batches[0], len(batches))
         return loop.optimizer
     trainer = _trainer(model, cell)
+    if cell.parallel.several:
+        ledger.register_model(trainer.model)
     for ledger.step, batch in enumerate(batches):
         run_step(trainer, [batch] * cell.training.gradient_accumulation, _marker(ledger, trainer))
         if empties_cache(cell.training, ledger.step + 1):
