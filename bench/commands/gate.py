@@ -238,10 +238,11 @@ def _in_turn(
 
 def _cells(scenario: Path, only: str | None, allow_code: Sequence[str]) -> tuple["Scenario", list["Cell"]]:
     """Return a scenario with those of its cells that are to run, whose code and data can be had."""
-    from bench.runner.schedule import require_allowed_code, require_data
+    from bench.runner.schedule import require_allowed_code, require_data, require_one_gpu
 
     loaded, cells = _described(scenario, only)
     require_allowed_code(cells, allow_code)
+    require_one_gpu(cells)
     require_data(cells)
     return loaded, cells
 

@@ -69,6 +69,7 @@ def plan(
     torch: str | None = None,
     details: bool = False,
     advice: bool | None = None,
+    gpus: str = "",
     job: Job,
     fresh: bool = False,
     form: Form,
@@ -85,6 +86,7 @@ def plan(
         cards=chosen_cards(gpu if gpu or memory else tuple(work["prices_an_hour"]), memory),
         allocator=allocator,
         torch_version=torch,
+        gpus=_counts(gpus),
         # Where nobody would see it, it would only take time.
         advice=advice if details or form.json or form.markdown or advice else False,
         epochs=job.epochs,
@@ -107,6 +109,13 @@ def plan(
 def _tell(kept: "Kept") -> None:
     if kept.told:
         typer.echo(kept.told, err=True)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Return numbers of GPUs, such as 1,2,4,8; raise ``UsageError`` where they are none."""
+    if not re.fullmatch(r"([1-9]\d{0,3}(,[1-9]\d{0,3})*)?", text):
+        raise UsageError(f"--gpus {text} is no list of numbers of GPUs; write one such as 8 or 1,2,4,8")
+    return tuple(dict.fromkeys(map(int, filter(None, text.split(",")))))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from bench.errors import BenchError, UsageError
 from bench.metrics import GIB
 from bench.predict.allocator.settings import AllocatorSettings
@@ -52,9 +54,9 @@ ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 class PlanRequest:
     """What to predict for: cards (none: a ladder of usual ones), allocator settings, version of torch.
 
-    ``advice`` None tries changes where the plan is small. ``speed`` predicts that, too. ``epochs`` are to be
-    trained on, so that each cell's data is counted. ``workers`` None is
-    one for each core. Without ``kept`` nothing is kept.
+    ``gpus`` spreads every cell over so many. ``advice`` None tries changes where the plan is small. ``speed``
+    predicts that, too. ``epochs`` are to be trained on, so that each cell's data is counted. ``workers``
+    None is one for each core. Without ``kept`` nothing is kept.
     """
 
     cards: tuple[Card, ...] = ()
@@ -63,6 +65,7 @@ class PlanRequest:
     advice: bool | None = None
     speed: bool = True
     workers: int | None = None
+    gpus: tuple[int, ...] = ()
     epochs: int | None = None
     kept: Kept | None = None
 
@@ -82,6 +85,7 @@ def plan_scenario(
     """
     scenario = load_scenario(path)
     cells = choose_cells(scenario.cells, only)
+    cells = [spread_over(cell, gpus) for cell in cells for gpus in request.gpus] or cells
     AllocatorSettings.parse(request.allocator)
     launcher = launcher or Launcher(preload=PRELOAD)
     tokens = _epoch_tokens(cells, launcher) if request.epochs else {}
@@ -137,6 +141,22 @@ def _epoch_tokens(cells: Sequence[Cell], launcher: Launcher) -> dict[str, int]:
     if end.failure is not None:
         raise UsageError(f"--epochs: {end.failure.message}")
     return found
+
+
+def spread_over(cell: Cell, gpus: int) -> Cell:
+    """Return a cell of one GPU as one over so many, by fsdp2; raise ``UsageError`` where it cannot be."""
+    if cell.parallel.several:
+        raise UsageError(f"{cell.id} says itself how many GPUs it is for; leave --gpus out")
+    if gpus == 1:
+        return cell
+    parallel = {"strategy": "fsdp2", "gpus": gpus}
+    try:
+        return Cell.model_validate(
+            cell.model_dump() | {"id": f"{cell.id}-fsdp2-x{gpus}", "parallel": parallel}
+        )
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"--gpus {gpus}: {cell.id} cannot be spread: {why}") from error
 
 
 def plan_cells(

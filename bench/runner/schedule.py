@@ -181,6 +181,16 @@ def require_allowed_code(cells: Sequence[Cell], allowed: Sequence[str]) -> None:
             )
 
 
+def require_one_gpu(cells: Sequence[Cell]) -> None:
+    """Raise ``UsageError`` for a cell over several GPUs: it is predicted, and not yet run."""
+    for cell in cells:
+        if cell.parallel.several:
+            raise UsageError(
+                f"{cell.id} is for {cell.parallel.strategy}, which bench plan predicts and bench does not "
+                "run yet; leave such cells out with --only, or set parallel.strategy to none"
+            )
+
+
 def schedule_runs(
     prepared: Sequence[ScheduledRun], records: Sequence[Record], options: SweepOptions
 ) -> list[ScheduledRun]:

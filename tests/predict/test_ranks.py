@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec import UNSET
 
-from bench.predict.trace.trace import read_cpu_ledger
+from bench.errors import UsageError
+from bench.predict.plan import spread_over
+from bench.predict.predict import predict
+from bench.predict.ranks import SPEED_REFUSED
+from bench.predict.trace.trace import Tracer, read_cpu_ledger
 from bench.records.records import LedgerReading
+from bench.runner.schedule import require_one_gpu
+from bench.scenario.catalogue import card
 from bench.scenario.cell import Cell
+from bench.scenario.parallel import ParallelSpec
 from bench.scenario.platform import Platform
 from ranks import readings_of_ranks
 from tiny_cells import tiny_cell
@@ -51,9 +57,9 @@ def _cell(method: str, strategy: str, gpus: int, *, low: bool, checkpointing: st
     return tiny_cell(METHODS[method], training=training, parallel=parallel)
 
 
-def _compared(reading: LedgerReading, cell: Cell) -> LedgerReading:
-    beside: dict[str, Any] = {"device": "", "timeline": None, "retained": UNSET}
-    return reading.replace(**beside | ({"peak_module": ""} if cell.parallel.strategy == "ddp" else {}))
+def _compared(reading: LedgerReading, cell: Cell) -> dict[str, Any]:
+    beside = {"device", "timeline", "retained", *(["peak_module"] if cell.parallel.strategy == "ddp" else [])}
+    return {name: getattr(reading, name) for name in reading.__struct_fields__ if name not in beside}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +81,51 @@ def test_each_rank_is_predicted_to_the_byte(gpus: int, tmp_path: Path) -> None:
             shares = {"ddp": 1.0, "fsdp2": 1 / gpus}[cell.parallel.strategy]
             assert reading.categories_at_peak_bytes["collectives"] > 0
             assert reading.categories_at_peak_bytes["weights"] <= 1.1 * shares * _whole(cell)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_card_holds_its_share(strategy: str) -> None:
+    """The worst rank's weights are its share of all; speed is refused by name, and assumptions are told."""
+    card_of = card("rtx4090")
+    cell = _cell("full", strategy, 3, low=False, checkpointing="off").model_copy(update={"device": "cuda"})
+    found = predict(cell, Platform(device="cuda"), cards=(card_of,))
+    alone = predict(cell.model_copy(update={"parallel": ParallelSpec()}), Platform(device="cuda"))
+    shares = {"ddp": 1, "fsdp2": 3}[strategy]
+    weights = [one.categories_at_peak_bytes["weights"] for one in (found, alone)]
+    assert abs(weights[0] * shares - weights[1]) < 0.1 * weights[1]
+    assert found.categories_at_peak_bytes["collectives"] > 0
+    assert [speed.refused for speed in found.speeds] == [SPEED_REFUSED]
+    assert "one-of-several-gpus" in [caveat.code for caveat in found.caveats]
+    assert found.reserved_peak_bytes is not None
+    assert found.reserved_peak_bytes >= found.allocated_peak_bytes
+
+
+def test_streams_that_gather_have_pools_of_their_own() -> None:
+    """A rank's stream of events tells on which CUDA stream each block is made; one GPU has but one."""
+    cell = _cell("lora", "fsdp2", 2, low=True, checkpointing="off").model_copy(update={"device": "cuda"})
+    tracer = Tracer(Platform(device="cuda"), configuration("llama"))
+    stream = tracer.trace_rank(cell, 0)
+    assert stream.streams is not None
+    assert len(set(stream.streams.tolist())) > 2
+    assert tracer.trace(cell.model_copy(update={"parallel": ParallelSpec()})).streams is None
+
+
+def test_a_plan_spreads_cells_over_numbers_of_gpus() -> None:
+    """Bench plan --gpus 1,8: the cell itself, and over eight; what cannot be spread is the user's mistake."""
+    cell = tiny_cell({"kind": "lora"})
+    assert spread_over(cell, 1) == cell
+    spread = spread_over(cell, 8)
+    assert (spread.id, spread.parallel) == (f"{cell.id}-fsdp2-x8", ParallelSpec(strategy="fsdp2", gpus=8))
+    with pytest.raises(UsageError, match="quant_storage must be bf16"):
+        spread_over(tiny_cell({"kind": "qlora"}), 8)
+    with pytest.raises(UsageError, match="leave --gpus out"):
+        spread_over(spread, 2)
+
+
+def test_cells_over_several_gpus_are_not_run_yet() -> None:
+    """Bench run and bench gate say so before anything is loaded."""
+    with pytest.raises(UsageError, match="does not run yet"):
+        require_one_gpu([tiny_cell(parallel={"strategy": "ddp", "gpus": 2})])
 
 
 def _whole(cell: Cell) -> int:

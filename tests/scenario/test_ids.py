@@ -46,6 +46,11 @@ def _ids(folder: Path, text: str) -> list[str]:
         ('[methods.lora-int8]\nkind = "lora"\nbase = "int8"', "llama-2-7b/lora-int8-r8/b1-s512"),
         ("[methods.qlora]\nrank = 16", "llama-2-7b/qlora-nf4-dq-r16/b1-s512"),
         (
+            '[methods.lora]\n[parallel]\nstrategy = "fsdp2"\ngpus = 8\nreshard_after_forward = false',
+            "llama-2-7b/lora-r8/b1-s512-fsdp2-x8-unresharded",
+        ),
+        ('[methods.full]\n[parallel]\nstrategy = "ddp"\ngpus = [2]', "llama-2-7b/full/b1-s512-ddp-x2"),
+        (
             (
                 '[methods.qlora]\nquantisation = "fp4"\ndouble_quantisation = false\ncompute_dtype = "fp32"\n'
                 "kbit_preparation = false"

@@ -22,7 +22,7 @@ from bench.probes.ledger import Ledger
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 
-LIMIT_S = 300
+LIMIT_S = 900
 
 
 def readings_of_ranks(cells: Sequence[Cell], family: str, folder: Path) -> list[list[LedgerReading]]:
@@ -65,7 +65,7 @@ def be_rank(family: str, rendezvous: str, world: int, rank: int) -> None:
         patch.object(distributed, "reduce_scatter_single", _settled(distributed.reduce_scatter_single)),
         patch.object(distributed, "all_gather_single", _settled(distributed.all_gather_single)),
         patch.object(_functional_collectives, "wait_tensor", _settled(_functional_collectives.wait_tensor)),
-        patch.object(Ledger, "mark", _settled(Ledger.mark)),
+        patch.object(Ledger, "mark", _settled(Ledger.mark, before=True)),
     ):
         distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world)
         for line in sys.stdin:
@@ -84,7 +84,7 @@ class _OfOneThread(distributed.ProcessGroupGloo):
         super().__init__(store, rank, size, options)
 
 
-def _settled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _settled(function: Callable[..., Any], *, before: bool = False) -> Callable[..., Any]:
     """Call a function that waits for a collective, and go on when gloo's thread has let go of its tensors.
 
     Gloo reduces in copies of its own, which other backends do not make, so that no ledger looks while a work
@@ -94,6 +94,9 @@ def _settled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def settled(*args: Any, **options: Any) -> Any:
         collective = "async_op" in options
+        if before:
+            with _disable_current_modes():
+                distributed.barrier()
         result = function(*args, **options | ({"async_op": True} if collective else {}))
         with _disable_current_modes():
             if collective:
