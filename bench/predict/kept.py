@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bench.errors import UsageError
 from bench.io import cache_folder, kernel_text, make_folder, read_json, whole_file
@@ -28,6 +28,7 @@ from bench.predict.pool import (
     ignored,
     predict_cells,
 )
+from bench.records.environment import cpu_model
 from bench.records.predictions import Prediction, Refusal
 from bench.records.readings import Stored
 from bench.records.records import DeviceFacts
@@ -44,15 +45,20 @@ _LEFT = 0.9
 _TRACED = ("bench", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl")
 _SOURCES = (".py", ".toml")
 _VARIABLES = re.compile(
-    "(ACCELERATE|BITSANDBYTES|BNB|CUDA|HF|MKL|NUMBA|NVIDIA|OMP|PEFT|PYTORCH|TORCH|TRANSFORMERS|TRL|USE)_"
+    "(ACCELERATE|ATEN|BITSANDBYTES|BNB|CUDA|DNNL|FSDP|GOMP|HF|HIP|KMP|LD|LOCAL|MASTER|MKL|NUMBA|NVIDIA|OMP|ONEDNN"
+    "|PEFT|PYTORCH|RANK|ROCR|TORCH|TRANSFORMERS|TRL|USE|WORLD)(_|$)"
 )
 """That libraries go by."""
 _DEVICES = ("nvidia", "dxg", "kfd")
 """How files under /dev of what runs CUDA or HIP begin."""
+_SLICES = Path("/proc/driver/nvidia/capabilities")
+"""Where the driver lists what each card is divided into (NVIDIA, MIG User Guide, Device Nodes)."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-_File = tuple[str, int, int]
-"""Path, bytes and the time of its last change."""
+_File = tuple[str, int, int, int]
+"""Path, bytes and when it was last written, then when it was last changed, which nobody can set back."""
+_NONE: _File = ("none", 0, 0, 0)
 
 
 class _Kept(Stored):
@@ -70,6 +76,7 @@ class Kept:
     fresh: bool = False
     asked: int = 0
     found: int = 0
+    at_first: ClassVar[str] = ""
 
     @property
     def told(self) -> str:
@@ -93,11 +100,12 @@ class Kept:
         it was then.
         """
         lent = len(requests) > RANGES_REPLAYED
-        shared: list[object] = [allocator, launcher.name, self._around]
+        around = self._around
+        shared: list[object] = [allocator, launcher.name, around]
         if lent:  # ranges are reused, of whichever cell a worker has first
             shared += [*(one.cell.model_dump_json() for one in requests), workers or cores()]
-        around = _digest(shared)
-        names = [_name(request, around) for request in requests]
+        shared_digest = _digest(shared)
+        names = [around and _name(request, shared_digest) for request in requests]
         known = {index: one for index, name in enumerate(names) if (one := self._read(name).answer)}
         if lent and len(known) < len(requests):
             known = {}
@@ -123,7 +131,9 @@ class Kept:
         """Return what a worker finds on this machine, asked once for as long as that runs."""
         devices = sorted(file.name for file in Path("/dev").iterdir() if file.name.startswith(_DEVICES))
         boot = kernel_text(Path("/proc/sys/kernel/random/boot_id"))
-        name = _digest(["device", launcher.name, self._around, devices, boot])
+        slices = [file[0] for file in _files(str(_SLICES)) if file]
+        around = self._around
+        name = around and _digest(["device", launcher.name, around, devices, slices, boot])
         facts = self._read(name).facts
         if facts is None:
             facts = probe(launcher)
@@ -142,25 +152,31 @@ class Kept:
         return kept if kept.asked == name else nothing
 
     @cached_property
-    def _around(self) -> str:
-        """What every answer depends on: sources, what is installed, variables and cores."""
+    def _around(self) -> str | None:
+        """What every answer depends on: sources, what is installed, variables, processor and cores.
+
+        None where that is not known, or is not what it was when this process first asked: its workers are
+        forked from a server that has what was there then.
+        """
         found = [spec for name in _TRACED if (spec := find_spec(name)) is not None]
         folders = [place for spec in found for place in spec.submodule_search_locations or ()]
-        sources = [file for folder in folders for file in _files(folder, _SOURCES)]
+        sources = [file for folder in folders for file in _files(str(folder), _SOURCES)]
         places = [Path(place) for place in dict.fromkeys(sys.path) if Path(place).is_dir()]
         installed = sorted(entry.name for place in places for entry in place.glob("*-info"))
         variables = sorted(one for one in os.environ.items() if _VARIABLES.match(one[0]))
-        return _digest([sys.version, sources, installed, variables, cores()])
+        found_now = _digest([sys.version, sources, installed, variables, cpu_model(), cores()])
+        Kept.at_first = Kept.at_first or found_now
+        return found_now if found_now == Kept.at_first and None not in sources else None
 
 
 def _name(request: PredictionRequest, around: str) -> str | None:
     """Return the name of an answer; None where what a prediction reads is not known beforehand."""
     cell = request.cell
     read = [*_files_of_model(cell), *_files_of_rows(cell)]
-    if None in read:
-        return None
     if request.platform.device == "cpu":
         read += _files(str(cache_folder() / "machines"))
+    if None in read:
+        return None
     parts = (cell.model_dump_json(exclude={"id"}), request.platform.model_dump_json())
     return _digest([*parts, [card.model_dump_json() for card in request.cards], read, around])
 
@@ -171,29 +187,37 @@ def _files_of_model(cell: Cell) -> Iterator[_File | None]:
     if model.path is not None:
         yield from _files(str(Path(model.path).resolve()))
     elif architecture_of(model) is None:
+        from huggingface_hub import constants
+
         config = _in_hub_cache(cell, "config.json")
-        yield config if config or architecture_within(model.hub or "") is None else ("none", 0, 0)
+        if architecture_within(model.hub or "") is not None:  # the hub is not asked
+            yield _file(config) if config else _NONE
+        elif config and (constants.HF_HUB_OFFLINE or _COMMIT.fullmatch(model.revision)):
+            yield _file(config)
+        else:  # a branch moves
+            yield None
 
 
 def _files_of_rows(cell: Cell) -> Iterator[_File | None]:
-    """Yield the file of rows, whose tokens are looked at, and the tokenizer."""
+    """Yield the file of rows, whose tokens are looked at, and those of the tokenizer."""
     if isinstance(cell.data, JsonlData):
         yield _file(Path(cell.data.path).resolve())
-        yield (_in_hub_cache(cell, "tokenizer.json") if cell.model.hub else None) or ("none", 0, 0)
+        if cell.model.hub and (tokenizer := _in_hub_cache(cell, "tokenizer.json")):
+            yield from _files(str(tokenizer.parent))
 
 
-def _in_hub_cache(cell: Cell, file: str) -> _File | None:
+def _in_hub_cache(cell: Cell, file: str) -> Path | None:
     """Return a file of a hub's model, whose path names the revision; None where it was not fetched."""
     from huggingface_hub import try_to_load_from_cache
 
     with suppress(ValueError):  # no name that the hub could have
         found = try_to_load_from_cache(cell.model.hub or "", file, revision=cell.model.revision)
-        return _file(Path(found)) if isinstance(found, str) else None
+        return Path(found) if isinstance(found, str) else None
     return None
 
 
-def _files(folder: str, endings: tuple[str, ...] = ("",)) -> Iterator[_File]:
-    """Yield the files of a folder, links not followed, and of those below it; none where it is not there."""
+def _files(folder: str, endings: tuple[str, ...] = ("",)) -> Iterator[_File | None]:
+    """Yield the files of a folder and of those below it; None for a link to a folder, of unknown content."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
@@ -202,6 +226,8 @@ def _files(folder: str, endings: tuple[str, ...] = ("",)) -> Iterator[_File]:
         if entry.is_dir(follow_symlinks=False):
             if entry.name != "__pycache__":
                 yield from _files(entry.path, endings)
+        elif entry.is_dir():
+            yield None
         elif entry.name.endswith(endings):
             yield _file(Path(entry.path))
 
@@ -211,8 +237,8 @@ def _file(path: Path) -> _File:
     try:
         facts = path.stat()
     except OSError:
-        return str(path), -1, -1
-    return str(path), facts.st_size, facts.st_mtime_ns
+        return str(path), -1, -1, -1
+    return str(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def _digest(parts: object) -> str:
@@ -237,11 +263,11 @@ def _write(name: str | None, **what: Any) -> None:
 def _drop_oldest(folder: Path) -> None:
     """Keep within the bounds what is kept."""
     with suppress(OSError):
-        files = sorted(_files(str(folder)), key=lambda file: file[2])
+        files = sorted(filter(None, _files(str(folder))), key=lambda file: file[2])
         count, size = len(files), sum(file[1] for file in files)
         if count <= MOST_ANSWERS and size <= MOST_KEPT_BYTES:
             return
-        for path, its, _ in files:
+        for path, its, *_ in files:
             if count <= MOST_ANSWERS * _LEFT and size <= MOST_KEPT_BYTES * _LEFT:
                 return
             Path(path).unlink(missing_ok=True)

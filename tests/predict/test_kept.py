@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from bench.predict import kept
 from bench.predict.kept import Kept
@@ -56,6 +57,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (libraries / "traced" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(libraries)
     monkeypatch.setattr(kept, "_TRACED", ("traced",))
+    monkeypatch.setattr(Kept, "at_first", "")
     monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache" / "predictions"
@@ -73,6 +75,7 @@ def request(
 
 def predicted(*requests: PredictionRequest, fresh: bool = False, allocator: str = "") -> int:
     """Ask anew, as another process would; return how many cells workers predicted."""
+    Kept.at_first = ""
     launcher, again = Counted(), Kept(fresh=fresh)
     answers = again.predict(requests, launcher, allocator=allocator)
     assert len(answers) == len(requests)
@@ -162,6 +165,18 @@ def _set_a_variable(_: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("TRANSFORMERS_VERBOSITY", "error")
 
 
+def _start_as_a_rank(_: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("RANK", "1")
+
+
+def _choose_kernels_of_the_cpu(_: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("ATEN_CPU_CAPABILITY", "default")
+
+
+def _move_to_another_processor(_: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(kept, "cpu_model", lambda: "another")
+
+
 def _lose_a_core(_: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(kept, "cores", lambda: 99)
 
@@ -174,7 +189,18 @@ def _lay_over(libraries: Path, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [_edit_a_source, _touch_a_source, _add_constants, _install, _set_a_variable, _lose_a_core, _lay_over],
+    [
+        _edit_a_source,
+        _touch_a_source,
+        _add_constants,
+        _install,
+        _set_a_variable,
+        _start_as_a_rank,
+        _choose_kernels_of_the_cpu,
+        _move_to_another_processor,
+        _lose_a_core,
+        _lay_over,
+    ],
 )
 def test_what_is_around_is_part_of_the_question(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, pytest.MonkeyPatch], None]
@@ -204,6 +230,74 @@ def test_files_that_a_prediction_reads_are_part_of_the_question(tmp_path: Path, 
     assert predicted(asked) == 0
     (tmp_path / file).write_text('{"other": 1}')
     assert predicted(asked) == 1
+
+
+def test_a_file_of_the_same_size_and_time_is_another(tmp_path: Path) -> None:
+    """As an archive or a copy that keeps times leaves it."""
+    (tmp_path / "model").mkdir()
+    file = tmp_path / "model" / "config.json"
+    asked = request(1, model={"name": "mine", "path": "model"})
+    for layers in (4, 8):
+        file.write_text(f'{{"num_hidden_layers": {layers}}}')
+        os.utime(file, ns=(1, 1))
+        assert predicted(asked) == 1
+    assert predicted(asked) == 0
+
+
+@pytest.mark.parametrize("of", ["model", "libraries/traced"])
+def test_nothing_is_kept_of_what_a_link_to_a_folder_holds(tmp_path: Path, of: str) -> None:
+    """Neither of a model's code nor of a library's."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / of / "layers").symlink_to(tmp_path / "elsewhere")
+    asked = request(1, model={"name": "mine", "path": "model"})
+    assert [predicted(asked) for _ in range(2)] == [1, 1]
+
+
+def test_what_changed_while_a_process_runs_is_neither_kept_nor_read(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    """Its workers go by what was there when the first of them started."""
+    assert predicted(request(1)) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    for asked in (request(1), request(2)):
+        launcher = Counted()
+        Kept().predict([asked], launcher)
+        assert (launcher.cells, len(list(cache.iterdir()))) == (1, 1)
+
+
+def test_a_branch_on_the_hub_is_asked_for_each_time_unless_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moves, and a commit does not."""
+    commit = "a" * 40
+    repository = tmp_path / "hub" / "models--nobody--nothing"
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    branch, fixed = (
+        request(1, model={"name": "m", "hub": "nobody/nothing", "revision": revision})
+        for revision in ("main", commit)
+    )
+    assert [predicted(branch) for _ in range(2)] == [1, 1]
+    assert [predicted(fixed) for _ in range(2)] == [1, 0]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert [predicted(branch) for _ in range(2)] == [1, 0]
+
+
+def test_a_card_that_was_divided_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of it has less memory."""
+    monkeypatch.setattr(kept, "_SLICES", tmp_path / "capabilities")
+    launcher = Counted()
+    for folder in ("gpu0", "gpu0", "gpu0/mig/gi7"):
+        (tmp_path / "capabilities" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "capabilities" / folder / "access").touch()
+        Kept.at_first = ""
+        Kept().device(launcher)
+    assert launcher.launches == 2
 
 
 def test_a_model_that_would_be_fetched_is_asked_for_each_time() -> None:
