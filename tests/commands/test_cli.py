@@ -91,11 +91,16 @@ def test_a_scenario_runs_compares_and_resumes(bench: CommandLine, tmp_path: Path
 
 
 def test_a_plan_needs_neither_a_gpu_nor_weights(bench: CommandLine, tmp_path: Path) -> None:
-    """A cell is predicted for the card that is named, in a process that traces it; the answer is JSON."""
+    """A cell is predicted for the card that is named, in a process that traces it; the answer is JSON.
+
+    The second time it is read back, which is said beside it.
+    """
     (tmp_path / "tiny.toml").write_text(SCENARIO)
-    result = bench(
-        tmp_path, "plan", "tiny.toml", "--only", "*/lora-*", "--gpu", "rtx4090", "--json", "--no-advice"
-    )
+    asked = ("plan", "tiny.toml", "--only", "*/lora-*", "--gpu", "rtx4090", "--json", "--no-advice")
+    result, again = bench(tmp_path, *asked, "--fresh"), bench(tmp_path, *asked)
+    assert again.stdout == result.stdout
+    assert again.stderr == "answers kept from earlier: 1 of 1; --fresh predicts anew\n"
+    assert result.stderr == ""
     assert result.returncode == 0, result.stderr
     (planned,) = Plan.model_validate_json(result.stdout).cells
     assert isinstance(planned.answer, Prediction)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from bench.gate.protocol import PlanAssignment
+from bench.gate.serve import planned_for
 from bench.predict import kept
 from bench.predict.kept import Kept
 from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
@@ -390,6 +392,17 @@ def test_the_oldest_answers_are_dropped(cache: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(kept, "MOST_KEPT_BYTES", 100)
     assert predicted(request(1)) == 1
     assert list(cache.iterdir()) == []
+
+
+def test_a_side_of_a_gate_keeps_nothing(cache: Path) -> None:
+    """Its libraries may be a checkout or lie over others: neither side ever has an answer of the other."""
+    cells = tuple(request(batch).cell.model_dump_json() for batch in (1, 2))
+    asked = PlanAssignment(scenario="example", title="", cells_json=cells, cards=(), allocator="")
+    for _ in range(2):
+        launcher = Counted()
+        plan = planned_for(asked, launcher, "", lambda _: None)
+        assert (len(plan.cells), launcher.cells) == (2, 2)
+    assert not cache.exists()
 
 
 def test_answers_are_what_was_predicted() -> None:
