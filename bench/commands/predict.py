@@ -27,7 +27,7 @@ class Job:
 
     def read(self) -> dict[str, Any]:
         """Return the plan's fields that follow; raise ``UsageError`` for options that exclude each other."""
-        from bench.scenario.prices import read_prices
+        from bench.scenario.prices import MOST_AN_HOUR, read_prices
 
         for one, other in (("tokens", "epochs"), ("price", "prices")):
             if None not in (getattr(self, one), getattr(self, other)):
@@ -36,6 +36,14 @@ class Job:
         if priced and self.tokens is None and self.epochs is None:
             raise UsageError(
                 f"--{priced} is for --tokens or --epochs; say how much is trained on, such as --tokens 50M"
+            )
+        if self.price is not None and self.price > MOST_AN_HOUR:
+            raise UsageError(
+                f"--price {self.price:g} is no price of an hour; give one up to {MOST_AN_HOUR:,.0f}"
+            )
+        if self.epochs is not None and self.epochs > MOST_EPOCHS:
+            raise UsageError(
+                f"--epochs {self.epochs} are more than any training takes; give up to {MOST_EPOCHS:,}"
             )
         return {
             "tokens": _tokens(self.tokens),
@@ -48,13 +56,18 @@ def _tokens(text: str | None) -> int | None:
     """Return how many tokens are meant, such as 50M; raise ``UsageError`` where none are."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text)
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([kMB]?)", text)
     count = round(float(found[1]) * _SCALES[found[2]]) if found else 0
-    if count < 1:
-        raise UsageError(f"--tokens {text} is no number of tokens; write one such as 200000, 50M or 1.5B")
+    if not 1 <= count <= MOST_TOKENS:
+        raise UsageError(
+            f"--tokens {text[:40]} is no number of tokens from 1 to {MOST_TOKENS // _SCALES['B']:,}B; write "
+            "one such as 200000, 50M or 1.5B"
+        )
     return count
 
 
+MOST_TOKENS = 10**15
+MOST_EPOCHS = 10_000
 _SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 

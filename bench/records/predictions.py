@@ -5,12 +5,13 @@ A plan is written as JSON and read back to render pages, which follow from it: n
 
 import contextlib
 import json
+import math
 import operator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import msgspec
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bench.io import MAX_BYTES, open_data, read_json
 from bench.records.readings import Category, Caveat, Count, Positive, Stored, WeightsReached
@@ -85,6 +86,12 @@ class Speed(Stored):
         0, "The point with factors in which no run of the published run's source had a part."
     )
     assumed: str = _some("", "What widens the band.")
+
+    @model_validator(mode="after")
+    def _told_or_refused(self) -> Self:
+        if not self.refused and not 0 < self.low <= self.point <= self.high < math.inf:
+            raise ValueError(f"a speed on {self.card} that is no range above zero")
+        return self
 
 
 class Prediction(Stored):

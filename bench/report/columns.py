@@ -3,7 +3,7 @@
 What is shown of a row stands in its columns alone; the tables know no metric. Nothing is computed here.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
@@ -11,7 +11,7 @@ from bench.report.text import Table, plain, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import JustifyMethod
+    from rich.console import Console, ConsoleOptions, JustifyMethod
     from rich.table import Table as RichTable
 
 R = TypeVar("R")
@@ -159,17 +159,69 @@ def told_once(table: Table) -> Table:
     )
 
 
-def terminal_table(table: Table, title: str) -> "RichTable":
-    """Return a table for a rich console; where that is narrow, long words are broken, never cut off."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
+@dataclass(frozen=True)
+class _OnTerminal:
+    """What ``terminal_table`` returns."""
 
-    shown = RichTable(title=Text(plain(title)), title_justify="left", box=box.SIMPLE)
-    for index, name in enumerate(table.header):
-        justify: JustifyMethod = "left" if index < table.left else "right"
-        longest_word = max(map(len, plain(name).split()), default=1)
-        shown.add_column(Text(plain(name)), justify=justify, overflow="fold", min_width=longest_word)
-    for line in table.rows:
-        shown.add_row(*(Text(plain(cell)) for cell in line))
-    return shown
+    table: Table
+    title: str
+
+    def __rich_console__(self, _: "Console", options: "ConsoleOptions") -> Iterator["RichTable"]:
+        """Yield the parts; what a column takes beyond its longest word the narrower ones get first."""
+        from rich.cells import cell_len
+
+        columns = [*zip(self.table.header, *self.table.rows, strict=True)]
+        texts = [[plain(text) for text in column] for column in columns]
+        most = [max(map(cell_len, column)) for column in texts]
+        longest = [max(map(cell_len, " ".join(column).split()), default=1) for column in texts]
+        least = [min(size, options.max_width // 4) for size in longest]
+        first = [*range(min(self.table.left, _REPEATED))]
+        title = self.title
+        for part in _parts(first, least, options.max_width):
+            widths = {index: least[index] for index in part}
+            for _cell in range(options.max_width - _taken(widths.values())):
+                growing = [index for index in part if widths[index] < most[index]]
+                if growing:
+                    widths[min(growing, key=widths.__getitem__)] += 1
+            yield self._part(texts, widths, title)
+            title = ""
+
+    def _part(self, texts: Sequence[Sequence[str]], widths: Mapping[int, int], title: str) -> "RichTable":
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        shown = RichTable(title=Text(plain(title)) if title else None, title_justify="left", box=box.SIMPLE)
+        for index, width in widths.items():
+            justify: JustifyMethod = "left" if index < self.table.left else "right"
+            shown.add_column(Text(texts[index][0]), justify=justify, overflow="fold", width=width)
+        for line in range(1, len(self.table.rows) + 1):
+            shown.add_row(*(Text(texts[index][line]) for index in widths))
+        return shown
+
+
+_REPEATED = 2
+
+
+def _taken(widths: Iterable[int]) -> int:
+    """Return how wide columns are with what stands between and around them."""
+    return 1 + sum(width + 3 for width in widths)
+
+
+def _parts(first: list[int], least: Sequence[int], width: int) -> Iterator[list[int]]:
+    part = [*first]
+    for index in range(len(first), len(least)):
+        if len(part) > len(first) and _taken(least[each] for each in [*part, index]) > width:
+            yield part
+            part = [*first]
+        part.append(index)
+    yield part
+
+
+def terminal_table(table: Table, title: str) -> _OnTerminal:
+    """Return a table for a rich console, in parts below each other where that is narrow.
+
+    Each part begins with the first columns. Only words longer than a quarter of the width are broken, and
+    nothing is cut off.
+    """
+    return _OnTerminal(table, title)

@@ -24,7 +24,7 @@ from bench.report.text import (
 from bench.stats.simulation import CheckRow, SelfCheck
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import RenderableType
 
 _WORDS = {"undecided": "inconclusive", "any regression": "regression of any cell"}
 
@@ -34,7 +34,7 @@ def render_self_check(check: SelfCheck) -> str:
     return "\n\n".join(markdown_table(table) for table in (_sweeps(check), _table(check)) if table.rows)
 
 
-def render_terminal(check: SelfCheck) -> "RichTable":
+def render_terminal(check: SelfCheck) -> "RenderableType":
     """Return the table for a terminal, every rate in a row of its own."""
     return terminal_table(_table(check, every=True), "Error rates of the gates, simulated")
 

@@ -1,12 +1,13 @@
 """What an hour of each card costs, by a table of the user's."""
 
-import math
 from pathlib import Path
 
 from bench.errors import UsageError
 from bench.scenario.catalogue import cards
 from bench.scenario.diagnostics import shown
 from bench.scenario.load import read_document
+
+MOST_AN_HOUR = 1e6
 
 
 def read_prices(path: Path) -> dict[str, float]:
@@ -18,8 +19,9 @@ def read_prices(path: Path) -> dict[str, float]:
     for name, price in data.items():
         if name not in cards():
             problems.add((name,), "is no card of the catalogue", name, tuple(cards()))
-        elif type(price) not in {int, float} or not 0 < price < math.inf:
-            problems.add((name,), f"must be a price an hour, above zero, not {shown(price)}")
+        elif type(price) not in {int, float} or not 0 < price <= MOST_AN_HOUR:
+            wrong = f"must be a price an hour, above zero and up to {MOST_AN_HOUR:,.0f}, not {shown(price)}"
+            problems.add((name,), wrong)
     if problems:
         raise problems.error()
     if not data:

@@ -145,6 +145,10 @@ def test_a_table_of_prices_tells_which_card_is_for_the_job(bench: CommandLine, t
     [
         (("plan", "tiny.toml", "--json", "--markdown"), "--json and --markdown"),
         (("plan", "tiny.toml", "--tokens", "many"), "--tokens many is no number of tokens"),
+        (("plan", "tiny.toml", "--tokens", "9" * 400), "is no number of tokens from 1 to 1,000,000B"),
+        (("plan", "tiny.toml", "--tokens", "99999999B"), "is no number of tokens from 1 to 1,000,000B"),
+        (("plan", "tiny.toml", "--epochs", "9" * 20), "are more than any training takes"),
+        (("plan", "tiny.toml", "--tokens", "5M", "--price", "inf"), "--price inf is no price of an hour"),
         (("plan", "tiny.toml", "--price", "1.1"), "--price is for --tokens"),
         (
             ("plan", "tiny.toml", "--tokens", "1M", "--prices", "bad.toml"),

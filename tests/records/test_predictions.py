@@ -3,8 +3,9 @@
 from typing import Literal
 
 import pytest
+from pydantic import ValidationError
 
-from bench.records.predictions import Prediction, check_fit
+from bench.records.predictions import Prediction, Speed, check_fit
 from bench.scenario.catalogue import ASSUMED_CONTEXT_BYTES, card_of_memory
 from bench.scenario.platform import Platform
 
@@ -64,3 +65,12 @@ def test_a_prediction_for_the_cpu_is_not_judged() -> None:
     """There is no card, so no answer is made up."""
     with pytest.raises(ValueError, match="CPU"):
         check_fit(_prediction(GIB, None, "cpu"), card_of_memory("24GiB"))
+
+
+@pytest.mark.parametrize("ends", [(0, 0, 0), (0, 1, 2), (2, 1, 3), (1, 3, 2), (1, 2, float("inf"))])
+def test_a_speed_is_a_range_above_zero_or_refused(ends: tuple[float, float, float]) -> None:
+    """A document from elsewhere may say otherwise, and hours are divided by it."""
+    low, point, high = ends
+    with pytest.raises(ValidationError, match="a speed on h200 that is no range above zero"):
+        Speed(card="h200", low=low, point=point, high=high)
+    assert Speed(card="h200", refused="not timed").point == 0

@@ -137,6 +137,11 @@ def test_one_card_has_its_context_and_total_in_columns() -> None:
     assert lines[-1] == "On a card with 24 GiB, 1 cell fits."
 
 
+def one_line(plan: Plan) -> str:
+    """Return its page without line breaks."""
+    return " ".join(render_markdown(plan).split())
+
+
 def test_tokens_and_a_price_become_hours_and_cost() -> None:
     """From the ends of the speed's band: 7.2 million tokens at 1,000 to 2,000 a second, at 1.50 an hour."""
     one = card_of_memory("24GiB").model_copy(update={"power_w": 450.0})
@@ -146,12 +151,17 @@ def test_tokens_and_a_price_become_hours_and_cost() -> None:
     cell = cell.model_copy(update={"verdicts": tuple(verdicts)})
     plan = Plan(scenario="x", title="x", cards=(one,), cells=(cell,), tokens=7_200_000, price_an_hour=1.5)
     assert "| 1.00 to 2.00 | 1.50 to 3.00 | 0.900 |" in render_markdown(plan)  # 450 W for two hours
+    assert "Hours and cost: of 7,200,000 tokens, padding counted, on one card at 1.5 an hour" in one_line(
+        plan
+    )
     unknown = plan.model_copy(update={"cards": (one.model_copy(update={"power_w": None}),)})
     assert "| 1.00 to 2.00 | 1.50 to 3.00 | n/a |" in render_markdown(unknown)
     thrice = cell.model_copy(update={"epoch_tokens": 2_400_000})
     epochs = plan.model_copy(update={"tokens": None, "epochs": 3, "cells": (thrice,)})
     assert "| 1.00 to 2.00 | 1.50 to 3.00 | 0.900 |" in render_markdown(epochs)
+    assert "Hours and cost: of 3 epochs of each cell's own data" in one_line(epochs)
     free = plan.model_copy(update={"price_an_hour": None})
+    assert "Hours: of 7,200,000 tokens, padding counted, on one card, from" in one_line(free)
     assert "Hours" in render_markdown(free)
     assert "Cost" not in render_markdown(free)
     two = plan.model_copy(update={"cards": (one, card("rtx3090"))})

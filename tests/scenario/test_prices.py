@@ -20,9 +20,10 @@ def test_prices_are_read_by_the_name_of_the_card(tmp_path: Path) -> None:
     [
         ("", "holds no price; write lines such as"),
         ("rtx490 = 1", r'prices.toml:1: rtx490: is no card of the catalogue.*Perhaps you meant "rtx4090"'),
-        ("h200 = true", "h200: must be a price an hour, above zero, not true"),
-        ("h200 = -1", "above zero, not -1"),
+        ("h200 = true", "h200: must be a price an hour, above zero and up to 1,000,000, not true"),
+        ("h200 = -1", "above zero and up to 1,000,000, not -1"),
         ("h200 = nan", "above zero"),
+        ("h200 = 1e308", "up to 1,000,000, not 1e"),
         ("[h200]\nprice = 1", "above zero"),
     ],
 )
