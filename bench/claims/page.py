@@ -155,7 +155,8 @@ def _facts(one: ClaimVerdict) -> list[str]:
 def _told(finding: Finding) -> list[str]:
     told, boundary = [sentence(finding)], finding.boundary
     if boundary and not boundary.exact:
-        told.append(f"{boundary.agreeing - boundary.covered} more agree that no three settings explain.")
+        others = " others" if boundary.covered else ""
+        told.append(f"No three settings explain why {boundary.agreeing - boundary.covered}{others} agree.")
     for (model, _), rows in grouped(finding.beside, lambda row: (row.model, row.instrument)).items():
         agreeing = sum(row.agrees is True for row in rows)
         told.append(f"Out of scope, not counted: {model}: {_range(rows)}; {agreeing} of {len(rows)} agree.")
@@ -212,8 +213,8 @@ def sentence(finding: Finding) -> str:
     if rows:
         told = [f"{_agreement(finding)}: {_range(rows)}.", *_when(finding), *_outcomes(rows)]
     if runs:
-        whose = "1 run is" if runs == 1 else f"{runs} runs are"
-        told.append(f"The speeds of {whose} left out: the machine was busy or the GPU throttled.")
+        whose = "speed of 1 run is" if runs == 1 else f"speeds of {runs} runs are"
+        told.append(f"The {whose} left out: the machine was busy or the GPU throttled.")
     return " ".join(told)
 
 
@@ -222,7 +223,8 @@ def _agreement(finding: Finding) -> str:
     what = "comparisons" if len(finding.deciding[0].cells) > 1 else "cells"
     agreeing, unknown = answers.count(True), answers.count(None)
     if unknown == len(answers):
-        return f"None of {unknown} {what} is conclusive"
+        one = f"The one {what[:-1]} is inconclusive"
+        return f"None of {unknown} {what} is conclusive" if unknown > 1 else one
     agreed = f"{agreeing} of {len(answers) - unknown} {what} {'agrees' if agreeing == 1 else 'agree'}"
     return f"{agreed}, {unknown} inconclusive" if unknown else agreed
 
@@ -230,7 +232,16 @@ def _agreement(finding: Finding) -> str:
 def _range(rows: Sequence[Evidence]) -> str:
     name, span = rows[0].figure.name, _span_of(rows)
     told = f"{span.removesuffix(' times')} {name}" if name.startswith("times ") else f"{name} {span}"
-    return f"{told}, {' and '.join(sorted({row.instrument for row in rows}))}"
+    instruments = grouped(rows, lambda row: row.instrument)
+    if len(instruments) == 1:
+        return f"{told}, {rows[0].instrument}"
+    each = (f"{name}: {_share([row.agrees for row in those])}" for name, those in sorted(instruments.items()))
+    return f"{told} ({'; '.join(each)})"
+
+
+def _share(answers: Sequence[bool | None]) -> str:
+    conclusive = len(answers) - answers.count(None)
+    return f"{answers.count(True)} of {conclusive}" if conclusive else "none conclusive"
 
 
 def _span_of(rows: Sequence[Evidence]) -> str:

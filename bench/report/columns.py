@@ -175,7 +175,7 @@ class _OnTerminal:
         most = [max(map(cell_len, column)) for column in texts]
         longest = [max(map(cell_len, " ".join(column).split()), default=1) for column in texts]
         least = [min(size, options.max_width // 4) for size in longest]
-        first = [*range(min(self.table.left, _REPEATED))]
+        first = self._naming(least, options.max_width)
         title = self.title
         for part in _parts(first, least, options.max_width):
             widths = {index: least[index] for index in part}
@@ -185,6 +185,15 @@ class _OnTerminal:
                     widths[min(growing, key=widths.__getitem__)] += 1
             yield self._part(texts, widths, title)
             title = ""
+
+    def _naming(self, least: Sequence[int], width: int) -> list[int]:
+        """Return the first columns that tell the rows apart; fewer where these leave little room."""
+        rows = self.table.rows
+        enough = next(
+            (end for end in range(1, len(least)) if len({row[:end] for row in rows}) == len(rows)), 1
+        )
+        fitting = [end for end in range(1, enough + 1) if _taken(least[:end]) <= width * 2 // 3]
+        return [*range(max(fitting, default=1))]
 
     def _part(self, texts: Sequence[Sequence[str]], widths: Mapping[int, int], title: str) -> "RichTable":
         from rich import box
@@ -198,9 +207,6 @@ class _OnTerminal:
         for line in range(1, len(self.table.rows) + 1):
             shown.add_row(*(Text(texts[index][line]) for index in widths))
         return shown
-
-
-_REPEATED = 2
 
 
 def _taken(widths: Iterable[int]) -> int:
@@ -221,7 +227,7 @@ def _parts(first: list[int], least: Sequence[int], width: int) -> Iterator[list[
 def terminal_table(table: Table, title: str) -> _OnTerminal:
     """Return a table for a rich console, in parts below each other where that is narrow.
 
-    Each part begins with the first columns. Only words longer than a quarter of the width are broken, and
-    nothing is cut off.
+    Each part begins with the columns that tell its rows apart. Only words longer than a quarter of the width
+    are broken, and nothing is cut off.
     """
     return _OnTerminal(table, title)

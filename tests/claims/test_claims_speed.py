@@ -2,8 +2,9 @@
 
 import pytest
 
-from bench.claims.cases import cases_of_plan, cases_of_published
+from bench.claims.cases import Case, cases_of_plan, cases_of_published
 from bench.claims.judge import judge_claim
+from bench.claims.page import sentence
 from bench.records.predictions import Plan, PlannedCell, Speed, check_fit
 from bench.records.published import shipped_rows
 from bench.scenario.catalogue import card
@@ -43,6 +44,30 @@ def test_speed_that_is_told_decides_beyond_both_ranges(point: float, instrument:
         for method, rate in ((None, point), (FULL, 100.0))
     )
     assert verdict == judge_claim(make_claim(RULE), (lora, full)).verdict
+
+
+def test_the_verdict_says_what_was_predicted_and_what_published() -> None:
+    """By how many comparisons of each agree; those of one kind are all of it."""
+
+    def pair(instrument: str, *speeds: float) -> list[Case]:
+        told = [{"a100": (0.99 * speed, speed, 1.01 * speed)} for speed in speeds]
+        methods = (None, FULL)
+        return [
+            make_case(method=how, instrument=instrument, place=(instrument,), told_speeds=one)
+            for how, one in zip(methods, told, strict=True)
+        ]
+
+    slower, faster = pair("predicted", 50.0, 100.0), pair("published", 150.0, 100.0)
+    (both,) = judge_claim(make_claim(RULE), [*slower, *faster]).findings
+    assert sentence(both).startswith(
+        "1 of 2 comparisons agrees: speed 0.500 to 1.50 times (predicted: 0 of 1; published: 1 of 1)."
+    )
+    (unsure,) = judge_claim(make_claim(RULE), [*slower, *pair("published", 100.0, 100.0)]).findings
+    assert "(predicted: 0 of 1; published: none conclusive)" in sentence(unsure)
+    (one,) = judge_claim(make_claim(RULE), faster).findings
+    assert sentence(one) == "1 of 1 comparisons agrees: speed 1.50 times, published."
+    (open_,) = judge_claim(make_claim(RULE), pair("published", 100.0, 100.0)).findings
+    assert sentence(open_) == "The one comparison is inconclusive: speed 1.00 times, published."
 
 
 def test_speeds_are_compared_on_one_card_each() -> None:

@@ -37,6 +37,21 @@ def test_columns_that_a_terminal_has_no_room_for_stand_below() -> None:
     assert wide.getvalue().split().count("Cell") == 1
 
 
+def test_each_part_begins_with_what_tells_its_rows_apart() -> None:
+    """Two methods at two lengths: both columns come again, and the third does not."""
+    titles = ("Method", "Length", "Batch", "Tokens/s", "Beside the fastest", "As fast from batch", "Bound by")
+    rows = tuple(
+        (method, length, "32", "252,708 to 415,002", "not distinguishable (ranges overlap)", "16", "memory")
+        for method in ("lora", "qlora")
+        for length in ("512", "1,024")
+    )
+    text = StringIO()
+    Console(file=text, width=60).print(terminal_table(Table(header=titles, rows=rows), "Fastest"))
+    words = text.getvalue().split()
+    assert words.count("Method") == words.count("Length") > words.count("Batch") == 1
+    assert words.count("1,024") == 2 * words.count("Length")
+
+
 def test_a_column_of_one_value_is_told_once() -> None:
     """The first column and columns of one title stay; words are left, numbers right; one row stays whole."""
     table = Table(
