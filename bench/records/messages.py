@@ -203,6 +203,8 @@ class CellJob(Stored):
     code_folder: str = Field("", description="What they are imported from; empty is the working folder.")
     snapshot_path: str | None = Field(None, description="Where the allocator's history goes, on CUDA.")
     turns: StepTurns | None = Field(None, description="None where the run has the machine for itself.")
+    rank: Count = Field(0, description="Which of the cell's processes this is.")
+    rendezvous: str = Field("", description="The file by which they find each other; of several only.")
 
 
 class ScriptJob(Stored):

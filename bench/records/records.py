@@ -231,8 +231,18 @@ class EvaluationReading(Part, frozen=True):
             raise ValueError(f"sources of {len(self.sources)} items, not of {len(self.items)}")
 
 
+class RankReading(Part, frozen=True):
+    """Of one process of several: its highest peaks, and the median of its measured steps."""
+
+    ledger_peak_bytes: Count | None
+    host_peak_bytes: Count | None
+    cuda_allocated_peak_bytes: Count | None
+    cuda_reserved_peak_bytes: Count | None
+    step_time_ns: Positive | None
+
+
 class Measurement(Part, frozen=True, dict=True):
-    """Everything one worker read; as far as it came when the outcome is not ok."""
+    """Everything a worker read, or those of several ranks; as far as it came if the outcome is not ok."""
 
     device: DeviceFacts | None = None
     gpu: GpuReading | None = None  # NVML, read by the parent; None where it was not asked
@@ -247,6 +257,7 @@ class Measurement(Part, frozen=True, dict=True):
     merge: MergeCheck | None = None
     evaluations: tuple[EvaluationReading, ...] = ()
     caveats: tuple[Caveat, ...] = ()
+    ranks: tuple[RankReading, ...] | msgspec.UnsetType = msgspec.UNSET  # where there are several
 
     @cached_property
     def measured_steps(self) -> tuple[StepSample, ...]:

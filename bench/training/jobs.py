@@ -53,6 +53,7 @@ def _run_cell(job: CellJob, send: Send) -> None:
     """Run the cell, watched: an exception leaves with what the allocator held, a snapshot is written."""
     from bench.training.loading.models import device_of
     from bench.training.loops import run_cell
+    from bench.training.parallel import process_group
 
     cell = Cell.model_validate_json(job.cell_json)
     if cell.loop.code is not None:
@@ -65,7 +66,7 @@ def _run_cell(job: CellJob, send: Send) -> None:
         os.chdir(job.code_folder or ".")
         watch_script(ScriptJob.of(cell), send, described_as=cell)
         return
-    run = partial(run_cell, cell, trust_remote_code=job.trust_remote_code)
+    run = partial(run_cell, cell, trust_remote_code=job.trust_remote_code, rank=job.rank)
     if job.turns is not None:
         turns = Turns(job.turns, threads=torch.get_num_threads())
         turns.begin()
@@ -79,7 +80,11 @@ def _run_cell(job: CellJob, send: Send) -> None:
     elif job.snapshot_path is not None:
         message = "There is nothing to snapshot on a CPU: torch records its allocator's history on CUDA only."
         send(ReadingMade(reading=Caveat(code="no-snapshot", message=message)))
-    with noted_out_of_memory(device, recorder.keep if recorder else ignore), recorder or nullcontext():
+    with (
+        process_group(cell, job.rank, job.rendezvous),
+        noted_out_of_memory(device, recorder.keep if recorder else ignore),
+        recorder or nullcontext(),
+    ):
         run(send, after_warmup=recorder.after_warmup if recorder else ignore)
 
 

@@ -42,9 +42,14 @@ from bench.training.window import (
 
 
 def run_cell(
-    cell: Cell, send: Send, *, trust_remote_code: bool = False, after_warmup: Callable[[], None] = ignore
+    cell: Cell,
+    send: Send,
+    *,
+    trust_remote_code: bool = False,
+    after_warmup: Callable[[], None] = ignore,
+    rank: int = 0,
 ) -> None:
-    """Run one cell; ``after_warmup`` is called before the measured steps.
+    """Run one cell, or one rank of it; ``after_warmup`` is called before the measured steps.
 
     Raises what the libraries raise, and ``UnavailableError`` where this machine lacks something.
     """
@@ -56,7 +61,8 @@ def run_cell(
     torch.manual_seed(cell.training.seed)
     mark_block(send, allocator)
     with phases.phase("load"):
-        model, tokenizer = load_model(cell, weights, device, trust_remote_code=trust_remote_code)
+        at = torch.device("cpu") if cell.parallel.strategy == "fsdp2" else device  # comes there in shards
+        model, tokenizer = load_model(cell, weights, at, trust_remote_code=trust_remote_code)
     setting = Setting(
         cell=cell,
         model=model,
@@ -64,6 +70,7 @@ def run_cell(
         weights=weights,
         phases=phases,
         after_warmup=after_warmup,
+        rank=rank,
     )
     del model  # or what a method replaces would stay alive
     if cell.loop.driver == "window":

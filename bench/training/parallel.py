@@ -1,5 +1,8 @@
-"""Several ranks: one function puts an adapted model under DistributedDataParallel or fully_shard."""
+"""Several ranks: the group of processes that they are, and the model as each of them has it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -8,10 +11,40 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.errors import UsageError
+from bench.errors import UnavailableError, UsageError
 from bench.scenario.cell import Cell
 from bench.scenario.parallel import ParallelDtype
-from bench.training.loading.models import DTYPES
+from bench.training.loading.models import DTYPES, OWN_GPU
+
+
+@contextmanager
+def process_group(cell: Cell, rank: int, rendezvous: str) -> Iterator[None]:
+    """Be that rank of the cell's meanwhile: over NCCL, each with a GPU of its own, or over gloo on the CPU.
+
+    ``rendezvous`` is a file that all ranks can write, not there yet. A cell of one process needs no group.
+    Raises ``UnavailableError`` where there are fewer GPUs than ranks.
+    """
+    gpus = cell.parallel.gpus
+    if not cell.parallel.several:
+        yield
+        return
+    if cell.device == "cuda":
+        if (found := torch.cuda.device_count()) < gpus:
+            raise UnavailableError(f"{cell.id} needs {gpus} GPUs and there are {found}; lower parallel.gpus")
+        OWN_GPU.set(rank)
+        torch.cuda.set_device(rank)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // gpus))
+    torch.distributed.init_process_group(
+        "nccl" if cell.device == "cuda" else "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=gpus,
+        timeout=timedelta(seconds=cell.limits.timeout_s),
+    )
+    yield
+    torch.distributed.barrier()  # nobody leaves while another still waits for what it sent
+    torch.distributed.destroy_process_group()
 
 
 def spread(model: Any, cell: Cell) -> Any:

@@ -69,6 +69,7 @@ class Setting:
     weights: Weights
     phases: PhaseReader
     after_warmup: Callable[[], None] = ignore
+    rank: int = 0
 
     @property
     def vocabulary_size(self) -> int:
@@ -84,10 +85,11 @@ class Setting:
         self.model = adapt(self.model, self.cell)
 
     def prepare_data(self) -> PreparedData:
+        """Lay out the batches, for each rank others."""
         cell = self.cell
         return prepare_batches(
             cell.data,
-            cell.training,
+            cell.training.model_copy(update={"seed": cell.training.seed + self.rank}),
             self.tokenizer,
             self.vocabulary_size,
             self.timed_steps,
@@ -106,7 +108,7 @@ class Setting:
             self.phases.report(*readings, *caveats)
 
     def save_adapter(self) -> int | None:
-        if self.cell.method.kind == "full":
+        if self.cell.method.kind == "full" or self.cell.parallel.several:  # of which each rank has a part
             return None
         with self.phases.phase("save_adapter"):
             return adapter_file_bytes(self.model)

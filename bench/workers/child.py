@@ -84,6 +84,8 @@ def main(pipes: Pipes, work: Work, job: Job, rank: int, host_memory_gib: float |
     # The supervisor ends a hanging worker by SIGTERM; first it says where it hung.
     faulthandler.register(signal.SIGTERM, file=2, all_threads=True, chain=True)
     send = _sender(pipes.messages.fileno(), rank)
+    if rank:
+        job = job.model_copy(update={"rank": rank})
     send(Heartbeat())
     threading.Thread(target=_beat, args=(send,), daemon=True).start()
     result: Message = Finished()

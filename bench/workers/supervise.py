@@ -272,7 +272,9 @@ class RunningJob:
         return None
 
     def _end(self) -> JobEnd:
-        blamed = next((rank for rank in self._ranks if rank.failed), self._ranks[0])
+        failed = [rank for rank in self._ranks if rank.failed]
+        # One that died without a word comes first: the others then failed for want of it.
+        blamed = min(failed, key=lambda rank: rank.verdict is not None, default=self._ranks[0])
         # Before the workers are ended: what is seen as they die is neither their work nor anybody else's.
         findings = [watch.finish() for watch in self.watches]
         exit_codes = {rank: rank.worker.end() for rank in self._ranks}
@@ -286,6 +288,8 @@ class RunningJob:
             message, limit_gib = failure.message, self.limits.host_memory_gib
             if outcome == "oom" and limit_gib is not None:
                 message = message.removesuffix(".") + f", or raise limits.host_memory_gib ({limit_gib:g})."
+            if self.ranks > 1:
+                message = f"Rank {self._ranks.index(blamed)} of {self.ranks}: {message}"
             failure = failure.replace(
                 message=_without_home(message),
                 phase=failure.phase or phase,

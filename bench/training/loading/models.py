@@ -4,6 +4,7 @@ The empty one has shapes, dtypes and quantisation only, and goes through the sam
 steps as a loaded model.
 """
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,13 @@ from bench.training.loading.wrappers import class_of
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+OWN_GPU = ContextVar("own_gpu", default=0)
+"""Which of the devices that CUDA_VISIBLE_DEVICES leaves is this process's: its rank, of several."""
+
+
 def device_of(cell: Cell) -> torch.device:
-    """Return where a cell runs: on CUDA always the first device of those that CUDA_VISIBLE_DEVICES leaves."""
-    return torch.device("cuda", 0) if cell.device == "cuda" else torch.device(cell.device)
+    """Return where a cell runs in this process."""
+    return torch.device("cuda", OWN_GPU.get()) if cell.device == "cuda" else torch.device(cell.device)
 
 
 class Loaded(NamedTuple):
