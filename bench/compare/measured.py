@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+from msgspec import UNSET
+
 from bench.compare import Reason, readings, reason_of
 from bench.compare.accuracy import (
     Accuracy,
@@ -26,7 +28,7 @@ from bench.errors import counted
 from bench.metrics import Instrument
 from bench.records.derived_metrics import speed_disturbed
 from bench.records.readings import Caveat
-from bench.records.records import Failure, Outcome, Record
+from bench.records.records import Failure, Outcome, RankReading, Record
 from bench.scenario.cell import EXTRA_READINGS, HOW_IT_LEARNS
 
 _NVML_NAMES: dict[Instrument, str] = {
@@ -153,6 +155,12 @@ class Measured:
         """Optimizer state in CUDA's managed memory."""
         paged = self.ok[-1].measurement.paged if self.ok else None
         return paged.paged_bytes if paged else None
+
+    @property
+    def ranks(self) -> tuple[RankReading, ...]:
+        """What each process of several had, in the latest good run."""
+        ranks = self.ok[-1].measurement.ranks if self.ok else UNSET
+        return () if ranks is UNSET else ranks
 
     @property
     def predictions(self) -> tuple[Predicted, ...]:

@@ -122,6 +122,7 @@ def _tokens(record: Record) -> Iterator[str]:
     """Find a step that did not compute its batch: all of it where rows are of one length, else a part."""
     training = record.cell.training
     batch = training.micro_batch * training.sequence_length * training.gradient_accumulation
+    batch *= record.cell.parallel.gpus
     full = record.cell.data.source == "synthetic" or training.batching != "pad-to-longest"
     for step in record.measurement.steps:
         tokens = step.tokens
@@ -245,7 +246,8 @@ def _weights_floor_bytes(record: Record) -> int | None:
         return None
     frozen = {"4-bit": _FOUR_BIT_BYTES, "int8": _INT8_BYTES, None: trained}[_frozen_base(record)]
     parameters = model.parameters_total - model.parameters_trainable
-    return int(parameters * frozen + model.parameters_trainable * trained)
+    shards = record.cell.parallel.gpus if record.cell.parallel.strategy == "fsdp2" else 1
+    return int(parameters * frozen + model.parameters_trainable * trained) // shards
 
 
 def _fastest(record: Record) -> StepSample | None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bench.predict.allocator.settings import AllocatorSettings
+from bench.predict.speed.predict import ON_SEVERAL_GPUS
 from bench.predict.summary import summed_up
 from bench.predict.trace.trace import Tracer
 from bench.records.predictions import Prediction, Speed
@@ -11,7 +12,6 @@ from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 
-SPEED_REFUSED = "speed on several GPUs is not predicted"
 _LOADED = {
     "fsdp2": "Weights reach it from the host layer by layer and are sharded at once.",
     "ddp": "Each GPU loads all weights.",
@@ -35,6 +35,6 @@ def predict_ranks(
     return worst.model_copy(
         update={
             "caveats": (*worst.caveats, Caveat(code="one-of-several-gpus", message=message)),
-            "speeds": tuple(Speed(card=card.name, refused=SPEED_REFUSED) for card in cards),
+            "speeds": tuple(Speed(card=card.name, refused=ON_SEVERAL_GPUS) for card in cards),
         }
     )

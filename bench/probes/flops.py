@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
 from bench.probes.ledger import name_of
+from bench.probes.sharded import COLLECTIVES
 
 _WITHOUT_PRODUCTS = {
     "bitsandbytes::dequantize_4bit",
@@ -65,7 +66,8 @@ class FlopCounter:
     def counted(self) -> CountedFlops:
         """Return what was counted."""
         known = _WITHOUT_PRODUCTS | set(_FORMULAS)
-        uncounted = sorted(name for name in self._foreign.names if name not in known)
+        names = (name for name in self._foreign.names if name.split("::")[0] not in COLLECTIVES)
+        uncounted = sorted(name for name in names if name not in known)
         return CountedFlops(int(self._counter.get_total_flops()), uncounted)
 
 

@@ -8,6 +8,8 @@ from unittest.mock import patch
 import torch
 
 _IN_FLIGHT = "AsyncCollectiveTensor"
+COLLECTIVES = frozenset({"c10d", "_c10d_functional", "fsdp"})
+"""Namespaces of operators that move what others compute."""
 
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -28,7 +30,7 @@ def desugars(kinds: Iterable[type]) -> bool:
 @cache
 def is_collective(operator: Any) -> bool:
     """Tell whether an operator gathers or reduces over ranks, or lays out what is to be."""
-    return operator.namespace in {"c10d", "_c10d_functional", "fsdp"}
+    return operator.namespace in COLLECTIVES
 
 
 def collected(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ def of_ranks(measurements: Sequence[Measurement]) -> Measurement:
         steps=tuple(map(_step_of, zip(*(one.steps for one in measurements), strict=False))),
         phases=tuple(map(_phase_of, zip(*(one.phases for one in measurements), strict=False))),
         ledger=max(ledgers, key=lambda one: one.peak_bytes, default=None),
-        ranks=tuple(map(_read, measurements)),
+        ranks=tuple(_read(rank, one) for rank, one in enumerate(measurements)),
     )
 
 
@@ -42,10 +42,11 @@ def _phase_of(readings: Sequence[PhaseReading]) -> PhaseReading:
     return readings[0].replace(duration_ns=max(one.duration_ns for one in readings), **peaks)
 
 
-def _read(measurement: Measurement) -> RankReading:
+def _read(rank: int, measurement: Measurement) -> RankReading:
     peaks = {name: _highest(getattr(one, name) for one in measurement.phases) for name in _PEAKS}
     times = measurement.step_times_ns
     return RankReading(
+        rank=rank,
         ledger_peak_bytes=measurement.ledger.peak_bytes if measurement.ledger else None,
         step_time_ns=round(statistics.median(times)) if times else None,
         **peaks,

@@ -234,6 +234,7 @@ class EvaluationReading(Part, frozen=True):
 class RankReading(Part, frozen=True):
     """Of one process of several: its highest peaks, and the median of its measured steps."""
 
+    rank: Count
     ledger_peak_bytes: Count | None
     host_peak_bytes: Count | None
     cuda_allocated_peak_bytes: Count | None

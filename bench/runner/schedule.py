@@ -182,12 +182,12 @@ def require_allowed_code(cells: Sequence[Cell], allowed: Sequence[str]) -> None:
 
 
 def require_one_gpu(cells: Sequence[Cell]) -> None:
-    """Raise ``UsageError`` for a cell over several GPUs: it is predicted, and not yet run."""
+    """Raise ``UsageError`` for a cell over several GPUs, which no gate measures."""
     for cell in cells:
         if cell.parallel.several:
             raise UsageError(
-                f"{cell.id} is for {cell.parallel.strategy}, which bench plan predicts and bench does not "
-                "run yet; leave such cells out with --only, or set parallel.strategy to none"
+                f"{cell.id} is for {cell.parallel.strategy}, which bench run measures and no gate; leave "
+                "such cells out, or set parallel.strategy to none"
             )
 
 
@@ -276,6 +276,11 @@ def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) ->
 
 def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iterator[str]:
     training, method = cell.training, cell.method
+    if cell.parallel.several:
+        asked = {"evaluation.tasks": cell.evaluation.tasks, "window.merge_check": cell.window.merge_check}
+        yield from (
+            f"Over several GPUs there is no {name}; leave it out." for name, there in asked.items() if there
+        )
     quantised = method.kind == "qlora" or (method.kind == "lora" and method.base == "int8")
     packed = quantised and getattr(method, "implementation", "") == "bitsandbytes"
     own = packed or training.optimizer in get_args(BitsandbytesOptimizer)

@@ -15,7 +15,7 @@ import pytest
 from bench.errors import UsageError
 from bench.predict.plan import spread_over
 from bench.predict.predict import predict
-from bench.predict.ranks import SPEED_REFUSED
+from bench.predict.speed.predict import ON_SEVERAL_GPUS
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
 from bench.records.records import LedgerReading
 from bench.runner.schedule import require_one_gpu
@@ -94,7 +94,7 @@ def test_a_card_holds_its_share(strategy: str) -> None:
     weights = [one.categories_at_peak_bytes["weights"] for one in (found, alone)]
     assert abs(weights[0] * shares - weights[1]) < 0.1 * weights[1]
     assert found.categories_at_peak_bytes["collectives"] > 0
-    assert [speed.refused for speed in found.speeds] == [SPEED_REFUSED]
+    assert [speed.refused for speed in found.speeds] == [ON_SEVERAL_GPUS]
     assert "one-of-several-gpus" in [caveat.code for caveat in found.caveats]
     assert found.reserved_peak_bytes is not None
     assert found.reserved_peak_bytes >= found.allocated_peak_bytes

@@ -194,6 +194,7 @@ def cluster() -> Iterator[RayCluster]:
         pipe.close()
 
 
+@pytest.mark.alone
 def test_two_nodes_of_ray_make_the_records_that_one_machine_makes(
     scenario: Path, tmp_path: Path, cluster: RayCluster
 ) -> None:
@@ -235,6 +236,7 @@ def test_two_nodes_of_ray_make_the_records_that_one_machine_makes(
     assert all(file.read_bytes() == content for file, content in files.items())
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not FULL, reason="minutes; FAULTS=full")
 @pytest.mark.parametrize("victim", ["actor", "driver"])
 def test_kills_at_random_instants_lose_no_record(

@@ -29,6 +29,7 @@ from bench.scenario.types import PeftMethod
 
 Floats = NDArray[np.float64]
 _DEAREST = 5
+ON_SEVERAL_GPUS = "speed on several GPUs is not predicted"
 _UNTIMED = ("_linalg_", "linalg_inv", "linalg_qr", "linalg_h", "linalg_l", "cholesky", "grouped_mm", "int8")
 """In names of operators whose kernels have no time here."""
 _UNTIMED_LAYERS = ("experts", "mamba", "ssm", "linear_conv")
@@ -79,6 +80,7 @@ def _untold(calls: Calls, caveats: Sequence[Caveat], cell: Cell, config: Any) ->
     ops = sorted({form.op for form in calls.of.forms})
     unknown = next((op for op in ops if any(name in op for name in _UNTIMED)), "")
     reasons = {
+        ON_SEVERAL_GPUS: cell.parallel.several,
         f"the kernels of {kernels} are not timed": kernels != "torch",
         "BOFT's products of block-diagonal matrices run in a kernel of its own, which is not timed": boft,
         "faster kernels than those traced may run": any(one.code == KERNELS_NOT_TRACED for one in caveats),

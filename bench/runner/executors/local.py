@@ -1,14 +1,16 @@
 """Runs on this machine, one worker after the other."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from bench.predict.plan import why_unfit, with_prediction
 from bench.records.environment import read_environment
-from bench.records.messages import CellJob, FetchJob, Job, StepTurns
+from bench.records.messages import CellJob, FetchJob, Job, Message, StepTurns
 from bench.records.predictions import Plan
+from bench.records.ranks import of_ranks
 from bench.records.readings import Caveat
 from bench.records.records import DeviceFacts, Environment, Failure, Measurement, Outcome, Record
 from bench.records.store import snapshot_file_name
@@ -79,10 +81,28 @@ class CellRunner:
         if turns is not None:
             # Beside another run it takes twice as long, and the CPUs' counters see somebody else.
             return self._job(job, cell.limits.model_copy(update={"timeout_s": 2 * cell.limits.timeout_s}))
-        if cell.device == "cuda":
-            return self._on_gpu(job, cell)
+        if cell.parallel.several:
+            return self._by_ranks(job, cell)
+        return self._on_gpu(job, cell) if cell.device == "cuda" else self._on_cpu(job, cell)
+
+    def _on_cpu(self, job: CellJob, cell: Cell) -> JobEnd:
         quota = self.environment.threads.get("cpu_quota_percent") is not None
         return self._job(job, cell.limits, CpuLoadWatch(cpu_quota=quota))
+
+    def _by_ranks(self, job: CellJob, cell: Cell) -> JobEnd:
+        """Run a cell by as many workers as it has ranks, which meet in a file."""
+        with tempfile.TemporaryDirectory(prefix="bench-ranks-") as folder:
+            job = job.model_copy(update={"rendezvous": f"{folder}/rendezvous"})
+            ranks = cell.parallel.gpus
+            end = RunningJob(job, self.launcher, cell.limits, ranks=ranks, hear=self._hear_first).to_end()
+        end = replace(end, measurements=(of_ranks(end.measurements),))
+        why = "Several processes were measured, without NVML and without looking who else uses the machine."
+        return add_findings(end, Findings(caveats=(Caveat(code="ranks-unwatched", message=why),)))
+
+    def _hear_first(self, message: Message) -> None:
+        """Pass on what the first rank says: the others are as far."""
+        if not message.rank:
+            self.observe(message)
 
     def _job(self, job: Job, limits: LimitsSpec = NO_LIMITS, *watches: Watch) -> JobEnd:
         return RunningJob(job, self.launcher, limits, hear=self.observe, watches=watches).to_end()

@@ -82,6 +82,7 @@ def wrapper_caveats(base: Any, adapters: Collection[int], adapted: Sequence[str]
     if not isinstance(base, PreTrainedModel):
         return
     kind, named, parts = type(base).__name__, _named(base.config), beside_text(base)
+    kind = kind.removeprefix("FSDP")  # which fully_shard puts before it
     names = " and ".join(parts)
     if parts:
         own = (each for module in parts.values() for each in module.parameters() if id(each) not in adapters)

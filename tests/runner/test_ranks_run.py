@@ -1,0 +1,129 @@
+"""Cells over several processes, run for real over gloo: what they read together, and how they end."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bench.records.messages import CellJob, Message, PhaseStarted
+from bench.records.predictions import Prediction
+from bench.records.ranks import of_ranks
+from bench.records.readings import Part
+from bench.records.records import (
+    LedgerReading,
+    Measurement,
+    PhaseReading,
+    Record,
+    StepSample,
+    TokenCounts,
+)
+from bench.runner.schedule import SweepOptions
+from bench.runner.sweep import run_sweep
+from bench.scenario.load import load_scenario
+from bench.workers.launch import Launcher
+from bench.workers.supervise import RunningJob
+from tiny_cells import tiny_cell
+
+SCENARIO = """title = "t"
+device = "cpu"
+[models.tiny]
+random = "tiny-llama-test"
+[methods.lora]
+rank = 4
+[data]
+source = "synthetic"
+[training]
+micro_batch = 2
+sequence_length = 32
+[window]
+warmup_steps = 1
+measured_steps = 2
+[parallel]
+strategy = ["ddp", "fsdp2"]
+gpus = 2
+"""
+
+
+def sweep(folder: Path, text: str = SCENARIO) -> tuple[Record, ...]:
+    """Run a scenario with its predictions; return the records."""
+    file = folder / "s.toml"
+    file.write_text(text)
+    options = SweepOptions(results=folder / "results", predict=True)
+    return run_sweep(load_scenario(file).cells, options, lambda _event: None).records
+
+
+def test_two_processes_train_a_cell_and_each_holds_what_was_predicted(tmp_path: Path) -> None:
+    """The tokens are those of both, each rank is read, and live tensors are as predicted, to the byte."""
+    records = sweep(tmp_path)
+    assert ["ok", "ok"] == [record.outcome for record in records]
+    for record in records:
+        measured, prediction = record.measurement, record.prediction
+        assert all(step.tokens.computed == 2 * 2 * 32 for step in measured.steps)
+        assert isinstance(measured.ranks, tuple)
+        assert [0, 1] == [rank.rank for rank in measured.ranks]
+        assert measured.ledger
+        assert measured.ledger.peak_bytes == max(rank.ledger_peak_bytes or 0 for rank in measured.ranks)
+        assert isinstance(prediction, Prediction)
+        assert measured.ledger.peak_bytes == prediction.allocated_peak_bytes
+    ddp, fsdp2 = (record.measurement.ledger for record in records)
+    assert ddp
+    assert fsdp2
+    assert fsdp2.categories_at_peak_bytes["weights"] < ddp.categories_at_peak_bytes["weights"]
+
+
+def test_what_is_not_done_over_several_processes_is_said_before(tmp_path: Path) -> None:
+    """Merging an adapter: recorded as not to be had, with what to leave out."""
+    records = sweep(tmp_path, SCENARIO.replace("[window]", "[window]\nmerge_check = true"))
+    assert {"unavailable"} == {record.outcome for record in records}
+    assert all(record.failure and "window.merge_check" in record.failure.message for record in records)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_is_named_and_none_is_left(tmp_path: Path, victim: int) -> None:
+    """Kill -9 while they train: one end for all, which says whose it was; the others are gone."""
+    cell = tiny_cell(
+        {"kind": "lora"},
+        parallel={"strategy": "ddp", "gpus": 2},
+        window={"warmup_steps": 1, "measured_steps": 100_000},
+    )
+    running: RunningJob
+
+    def hear(message: Message) -> None:
+        if isinstance(message, PhaseStarted) and message.phase == "steady" and message.rank == 1 - victim:
+            os.kill(running.workers[victim].pid, signal.SIGKILL)
+
+    job = CellJob(cell_json=cell.model_dump_json(), rendezvous=str(tmp_path / "rendezvous"))
+    running = RunningJob(job, Launcher(), cell.limits, ranks=2, hear=hear)
+    pids = [worker.pid for worker in running.workers]
+    end = running.to_end()
+    assert end.outcome == "crashed"
+    assert end.failure
+    assert f"Rank {victim} of 2" in end.failure.message
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def measured(peak_bytes: int, step_time_ns: int, tokens: int) -> Measurement:
+    """Return what a rank read."""
+    counts = TokenCounts(raw=tokens, non_padding=tokens, loss_bearing=tokens, computed=tokens)
+    fields: dict[str, Any] = dict.fromkeys(LedgerReading.__struct_fields__, 0)
+    ledger = LedgerReading(**fields | {"peak_bytes": peak_bytes})
+    step = StepSample(index=0, stage="measured", step_time_ns=step_time_ns, tokens=counts, loss=tokens / 8)
+    phase = PhaseReading(name="steady", duration_ns=step_time_ns, host_peak_bytes=peak_bytes * 2)
+    return Measurement(ledger=ledger, steps=(step,), phases=(phase,))
+
+
+def test_ranks_are_summed_up_by_the_worst_and_by_what_they_do_together() -> None:
+    """Tokens add up, the slowest sets the time, the needier the peaks; one alone is left as it is."""
+    one, other = measured(100, 7, 8), measured(300, 5, 16)
+    both = of_ranks([one, other])
+    (step,), (phase,) = both.steps, both.phases
+    assert (24, 7, 1.5) == (step.tokens.computed, step.step_time_ns, step.loss)
+    assert (600, 7) == (phase.host_peak_bytes, phase.duration_ns)
+    assert both.ledger == other.ledger
+    assert isinstance(both.ranks, tuple)
+    assert [(100, 7), (300, 5)] == [(rank.ledger_peak_bytes, rank.step_time_ns) for rank in both.ranks]
+    assert of_ranks([one]) is one
+    assert all(isinstance(rank, Part) for rank in both.ranks)
