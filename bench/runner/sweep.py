@@ -64,7 +64,6 @@ def run_sweep(
     """
     chosen = choose_cells(cells, options.only)
     schedule.require_allowed_code(chosen, options.allow_code)
-    schedule.require_one_gpu(chosen)
     launcher = launcher or Launcher()
     executor = executor or LocalExecutor(options=options, observe=observe, launcher=launcher)
     with open_folder(options.results) as folder, interrupts.caught():
