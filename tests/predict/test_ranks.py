@@ -6,6 +6,7 @@ RANKS=full tries all 72 cells, not a handful.
 """
 
 import os
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -66,21 +67,41 @@ def _compared(reading: LedgerReading, cell: Cell) -> dict[str, Any]:
     "gpus", [2, pytest.param(3, marks=pytest.mark.skipif(not EVERYTHING, reason="RANKS"))]
 )
 def test_each_rank_is_predicted_to_the_byte(gpus: int, tmp_path: Path) -> None:
-    """Every field of every rank's reading is as in the real group: peaks, categories, phases, operators."""
+    """Every field of every rank's reading is as in the real group: peaks, categories, phases, operators.
+
+    A thread of gloo's that lets go of a tensor too late may spoil a reading, so that a cell has three tries.
+    """
     combinations = product(METHODS, STRATEGIES, (False, True), ("off", "non-reentrant"))
     chosen = [each for each in combinations if EVERYTHING or each in HANDFUL]
     cells = [
         _cell(method, strategy, gpus, low=low, checkpointing=checkpointing)
         for method, strategy, low, checkpointing in chosen
     ]
-    real = readings_of_ranks(cells, "llama", tmp_path)
-    for cell, of_ranks in zip(cells, real, strict=True):
-        for rank, reading in enumerate(of_ranks):
-            predicted = read_cpu_ledger(cell, Platform(device="cpu"), configuration("llama"), rank=rank)
-            assert _compared(reading, cell) == _compared(predicted, cell), (cell.parallel, rank)
-            shares = {"ddp": 1.0, "fsdp2": 1 / gpus}[cell.parallel.strategy]
-            assert reading.categories_at_peak_bytes["collectives"] > 0
-            assert reading.categories_at_peak_bytes["weights"] <= 1.1 * shares * _whole(cell)
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        real = readings_of_ranks(cells, "llama", folder)
+        last = attempt == 2
+        cells = [
+            cell
+            for cell, of_ranks in zip(cells, real, strict=True)
+            if not _as_predicted(cell, of_ranks, insist=last)
+        ]
+        if not cells:
+            return
+
+
+def _as_predicted(cell: Cell, of_ranks: Sequence[LedgerReading], *, insist: bool) -> bool:
+    for rank, reading in enumerate(of_ranks):
+        predicted = read_cpu_ledger(cell, Platform(device="cpu"), configuration("llama"), rank=rank)
+        mine, its = _compared(predicted, cell), _compared(reading, cell)
+        if mine != its and not insist:
+            return False
+        assert mine == its, (cell.parallel, rank)
+        shares = {"ddp": 1.0, "fsdp2": 1 / cell.parallel.gpus}[cell.parallel.strategy]
+        assert reading.categories_at_peak_bytes["collectives"] > 0
+        assert reading.categories_at_peak_bytes["weights"] <= 1.1 * shares * _whole(cell)
+    return True
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -122,9 +143,9 @@ def test_a_plan_spreads_cells_over_numbers_of_gpus() -> None:
         spread_over(spread, 2)
 
 
-def test_cells_over_several_gpus_are_not_run_yet() -> None:
-    """Bench run and bench gate say so before anything is loaded."""
-    with pytest.raises(UsageError, match="does not run yet"):
+def test_cells_over_several_gpus_are_not_gated() -> None:
+    """Bench gate says so before anything is loaded."""
+    with pytest.raises(UsageError, match="and no gate"):
         require_one_gpu([tiny_cell(parallel={"strategy": "ddp", "gpus": 2})])
 
 
