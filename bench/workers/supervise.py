@@ -31,6 +31,7 @@ from bench.workers.launch import CHECK_INSTALLATION, Launcher, Worker, wait_for_
 
 STORED_TAIL_CHARACTERS = 8192
 EXIT_GRACE_S = 5.0
+DEATH_GRACE_S = 2.0
 MAX_SLEEP_S = 60.0
 MAX_MESSAGE_BYTES = 64 * 1024**2
 
@@ -272,6 +273,9 @@ class RunningJob:
         return None
 
     def _end(self) -> JobEnd:
+        for rank in self._ranks:  # that one was killed is known a moment after others have lost it
+            if not rank.over and rank.worker.wait_for_end(DEATH_GRACE_S / self.ranks):
+                rank.over, rank.verdict = True, self._judge(rank, rank.worker.receive())
         failed = [rank for rank in self._ranks if rank.failed]
         # One that died without a word comes first: the others then failed for want of it.
         blamed = min(failed, key=lambda rank: rank.verdict is not None, default=self._ranks[0])
