@@ -27,8 +27,8 @@ from bench.predict.trace.variants.older_computations import (
 )
 from bench.predict.trace.variants.older_models import caveats_of_version
 from bench.predict.varying import widened
-from bench.records.machine_card import card_of
-from bench.records.predictions import Prediction, Refusal
+from bench.records.machine_card import THIS_CPU, card_of
+from bench.records.predictions import Prediction, Refusal, Speed
 from bench.records.readings import Caveat
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
@@ -218,10 +218,15 @@ def _assumptions(cell: Cell, config: Any, platform: Platform) -> tuple[Caveat, .
 def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
     asked: set[str] = set()
     reached = list[Reached]()
-    machine, calls = card_of(this_machine()), list[Calls]()
+    machine, refused, calls = None, "", list[Calls]()
+    try:
+        machine = card_of(this_machine())
+    except UsageError as error:  # without which memory is predicted all the same
+        refused = str(error).rstrip(".")
     reading = read_cpu_ledger(cell, platform, config, asked, reached, calls=calls if machine else None)
     prediction = predicted_for_cpu(reading, platform, asked)
     weights, trainable, caveats = reached[0]
-    speeds = (speed_here(calls, caveats, cell, config, machine),) if machine else ()
+    speeds = (Speed(card=THIS_CPU, refused=refused),) if refused else ()
+    speeds = (speed_here(calls, caveats, cell, config, machine),) if machine else speeds
     more = {"reach": weights, "trainable_parameters": trainable, "speeds": speeds}
     return prediction.model_copy(update=more | {"caveats": (*prediction.caveats, *caveats)})

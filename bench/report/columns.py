@@ -167,22 +167,23 @@ class _OnTerminal:
     title: str
 
     def __rich_console__(self, _: "Console", options: "ConsoleOptions") -> Iterator["RichTable"]:
-        """Yield the parts; what a column takes beyond its longest word the narrower ones get first."""
+        """Yield the parts; room that is left goes to words that are broken, then to the narrowest columns."""
         from rich.cells import cell_len
 
         columns = [*zip(self.table.header, *self.table.rows, strict=True)]
         texts = [[plain(text) for text in column] for column in columns]
         most = [max(map(cell_len, column)) for column in texts]
         longest = [max(map(cell_len, " ".join(column).split()), default=1) for column in texts]
-        least = [min(size, options.max_width // 4) for size in longest]
+        least = [min(size, options.max_width // (4 if at else 3)) for at, size in enumerate(longest)]
         first = self._naming(least, options.max_width)
         title = self.title
         for part in _parts(first, least, options.max_width):
             widths = {index: least[index] for index in part}
-            for _cell in range(options.max_width - _taken(widths.values())):
-                growing = [index for index in part if widths[index] < most[index]]
-                if growing:
+            left = options.max_width - _taken(widths.values())
+            for wanted in (longest, most):
+                while left > 0 and (growing := [index for index in part if widths[index] < wanted[index]]):
                     widths[min(growing, key=widths.__getitem__)] += 1
+                    left -= 1
             yield self._part(texts, widths, title)
             title = ""
 
@@ -228,6 +229,6 @@ def terminal_table(table: Table, title: str) -> _OnTerminal:
     """Return a table for a rich console, in parts below each other where that is narrow.
 
     Each part begins with the columns that tell its rows apart. Only words longer than a quarter of the width
-    are broken, and nothing is cut off.
+    are broken, in the first column than a third, and nothing is cut off.
     """
     return _OnTerminal(table, title)

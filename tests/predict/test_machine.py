@@ -1,6 +1,7 @@
 """This machine's card: measured by microbenchmarks, read back, and what speeds follow from it."""
 
 import gc
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -118,12 +119,39 @@ def test_a_plan_tells_speed_where_there_is_a_card(tmp_path: Path, monkeypatch: p
     answer = predict(cell, CPU)
     (unsure,) = answer.speeds
     assert unsure.high / unsure.low > 2 * sure.high / sure.low
-    assert "Others ran" in unsure.assumed
+    assert "others ran" in unsure.assumed
     plan = Plan(
         scenario="s", title="t", cards=(), cells=(PlannedCell(cell=cell, answer=answer),), allocator=""
     )
     assert "| Tokens/s |" in render_markdown(plan)
     assert card_of(key.model_copy(update={"threads": key.threads + 1})) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"machine_version": 1}, "machine_version"),
+        ({"products": {}}, "without bfloat16 attention"),
+        ({"curves": {"mul vector float32": []}}, "curves.mul vector float32"),
+        ({"curves": {"mul vector float32": [[0, 0]]}}, "curves.mul vector float32"),
+        ({"host": 0}, "host"),
+    ],
+)
+def test_a_card_that_is_none_costs_the_speed_and_not_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], why: str
+) -> None:
+    """An earlier version of bench may have left it, or a crash; what to do is told."""
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path))
+    cell = tiny_cell(training={"dtype": "fp32", "sequence_length": 512})
+    peak_bytes = predict(cell, CPU).allocated_peak_bytes
+    path = this_machine().path
+    path.parent.mkdir()
+    path.write_text(json.dumps(card().model_dump(mode="json") | change))
+    found = predict(cell, CPU)
+    assert found.allocated_peak_bytes == peak_bytes
+    (speed,) = found.speeds
+    assert why in speed.refused
+    assert speed.refused.endswith("make one with bench calibrate --machine")
 
 
 def test_a_worker_tells_the_speed_that_this_machine_has(

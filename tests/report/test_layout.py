@@ -24,7 +24,15 @@ def test_a_narrow_terminal_breaks_long_words_and_cuts_nothing_off() -> None:
 def test_columns_that_a_terminal_has_no_room_for_stand_below() -> None:
     """With the cell's name again; no word is broken that a quarter of the width holds, nothing is cut off."""
     titles = ("Cell", "Allocated", "Reserved", "Context", "Peak in", "rtx4090", "Tokens/s", "Hours", "Cost")
-    row = ("m/lora-r8/b1-s512", "0.06 GiB", "0.08 GiB", "0.50 GiB", "backward", "fits", "19,206 to 37,884")
+    row = (
+        "m/lora-r8/b1-s512-fp32",
+        "0.06 GiB",
+        "0.08 GiB",
+        "0.50 GiB",
+        "backward",
+        "fits",
+        "19,206 to 37,884",
+    )
     table = Table(header=titles, rows=((*row, "0.367 to 0.723", "0.403 to 0.795"),))
     text = StringIO()
     Console(file=text, width=80).print(terminal_table(table, "Plan"))

@@ -151,7 +151,7 @@ def test_tokens_and_a_price_become_hours_and_cost() -> None:
     cell = cell.model_copy(update={"verdicts": tuple(verdicts)})
     plan = Plan(scenario="x", title="x", cards=(one,), cells=(cell,), tokens=7_200_000, price_an_hour=1.5)
     assert "| 1.00 to 2.00 | 1.50 to 3.00 | 0.900 |" in render_markdown(plan)  # 450 W for two hours
-    assert "Hours and cost: of 7,200,000 tokens, padding counted, on one card at 1.5 an hour" in one_line(
+    assert "Hours and cost: of 7,200,000 tokens on one card, padding counted, at 1.5 an hour" in one_line(
         plan
     )
     unknown = plan.model_copy(update={"cards": (one.model_copy(update={"power_w": None}),)})
@@ -161,7 +161,7 @@ def test_tokens_and_a_price_become_hours_and_cost() -> None:
     assert "| 1.00 to 2.00 | 1.50 to 3.00 | 0.900 |" in render_markdown(epochs)
     assert "Hours and cost: of 3 epochs of each cell's own data" in one_line(epochs)
     free = plan.model_copy(update={"price_an_hour": None})
-    assert "Hours: of 7,200,000 tokens, padding counted, on one card, from" in one_line(free)
+    assert "Hours: of 7,200,000 tokens on one card, padding counted, from" in one_line(free)
     assert "Hours" in render_markdown(free)
     assert "Cost" not in render_markdown(free)
     two = plan.model_copy(update={"cards": (one, card("rtx3090"))})

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +20,7 @@ from bench.predict.speed.kernels import work_of
 from bench.predict.speed.predict import host_seconds
 from bench.predict.trace.calls import Added, At, Call, Recorder
 from bench.records.machine_card import MachineCard, TimedProduct
+from bench.training.jobs import quiet_libraries
 
 Run = Callable[[], Any]
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -100,7 +102,14 @@ class _Clock:
 
 
 def measure() -> MachineCard:
-    """Measure for about a minute and return the card."""
+    """Measure for about a minute and return the card; libraries say nothing meanwhile."""
+    with warnings.catch_warnings():
+        quiet_libraries()
+        warnings.simplefilter("ignore")
+        return _measured()
+
+
+def _measured() -> MachineCard:
     clock = _Clock()
     products = {
         f"{dtype_name(dtype)} {layout}": tuple(_products(clock, dtype, layout))

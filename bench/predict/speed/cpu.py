@@ -8,7 +8,7 @@ import torch
 from bench.predict.speed.kernels import Product, Time, Work, constants
 from bench.predict.trace.calls import Call
 from bench.records.environment import cpu_model
-from bench.records.machine_card import MachineCard, MachineKey, TimedProduct
+from bench.records.machine_card import CURVE_OF_ALL, MachineCard, MachineKey, TimedProduct
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 _LEFT = {"addmm": 1, "baddbmm": 1, "addmm_": 1}
@@ -73,7 +73,7 @@ def _curve(call: Call, work: Work, dtype: str, card: MachineCard) -> str:
     usual = table["usual"][work.kind]
     names = [f"{one} {way} {dtype}" for one in (op, like, usual) for way in (work.way, "vector", "scalar")]
     names.append(f"{usual} {work.way} float32")
-    return next((name for name in names if name in card.curves), "mul vector float32")
+    return next((name for name in names if name in card.curves), CURVE_OF_ALL)
 
 
 def _along(curve: Sequence[tuple[float, float]], size: float) -> float:

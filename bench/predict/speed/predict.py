@@ -67,7 +67,7 @@ def speed_here(
     sums = _Sums.of(step, np.array(timed), factors, serial=True)
     table = constants()["cpu"]
     band = table["band"] * (1 + machine.spread) * (table["busy_band"] if machine.busy else 1)
-    assumed = [_ASSUMED_HERE, *filter(None, [machine.busy.rstrip(".")])]
+    assumed = [_ASSUMED_HERE, *filter(None, [machine.busy[:1].lower() + machine.busy[1:].rstrip(".")])]
     return _told(sums, cell, THIS_CPU, peak_flops=machine.peak_flops, bands=(band, band), assumed=assumed)
 
 
