@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -144,16 +145,22 @@ def _epoch_tokens(cells: Sequence[Cell], launcher: Launcher) -> dict[str, int]:
 
 
 def spread_over(cell: Cell, gpus: int) -> Cell:
-    """Return a cell of one GPU as one over so many, by fsdp2; raise ``UsageError`` where it cannot be."""
+    """Return a cell of one GPU as one over so many, by fsdp2; raise ``UsageError`` where it cannot be.
+
+    Packed 4-bit weights are then held in bf16, the only way in which fsdp2 shards them.
+    """
     if cell.parallel.several:
         raise UsageError(f"{cell.id} says itself how many GPUs it is for; leave --gpus out")
     if gpus == 1:
         return cell
-    parallel = {"strategy": "fsdp2", "gpus": gpus}
+    changed: dict[str, Any] = {
+        "id": f"{cell.id}-fsdp2-x{gpus}",
+        "parallel": {"strategy": "fsdp2", "gpus": gpus},
+    }
+    if cell.method.kind == "qlora":
+        changed["method"] = cell.method.model_dump() | {"quant_storage": "bf16"}
     try:
-        return Cell.model_validate(
-            cell.model_dump() | {"id": f"{cell.id}-fsdp2-x{gpus}", "parallel": parallel}
-        )
+        return Cell.model_validate(cell.model_dump() | changed)
     except ValidationError as error:
         why = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UsageError(f"--gpus {gpus}: {cell.id} cannot be spread: {why}") from error

@@ -32,6 +32,8 @@ def predict_ranks(
         f"{_LOADED[cell.parallel.strategy]} What NCCL allocates for itself is outside torch's counters and "
         "not counted; no such prediction was compared with a real group of GPUs yet."
     )
+    if getattr(cell.method, "quant_storage", "") == "bf16":
+        message += " Packed 4-bit weights are held in bf16 (quant_storage), as fsdp2 shards them."
     return worst.model_copy(
         update={
             "caveats": (*worst.caveats, Caveat(code="one-of-several-gpus", message=message)),

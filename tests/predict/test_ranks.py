@@ -137,8 +137,10 @@ def test_a_plan_spreads_cells_over_numbers_of_gpus() -> None:
     assert spread_over(cell, 1) == cell
     spread = spread_over(cell, 8)
     assert (spread.id, spread.parallel) == (f"{cell.id}-fsdp2-x8", ParallelSpec(strategy="fsdp2", gpus=8))
-    with pytest.raises(UsageError, match="quant_storage must be bf16"):
-        spread_over(tiny_cell({"kind": "qlora"}), 8)
+    packed = spread_over(tiny_cell({"kind": "qlora"}), 8)
+    assert getattr(packed.method, "quant_storage", "") == "bf16"
+    with pytest.raises(UsageError, match="int8 cannot be sharded"):
+        spread_over(tiny_cell({"kind": "lora", "base": "int8"}), 8)
     with pytest.raises(UsageError, match="leave --gpus out"):
         spread_over(spread, 2)
 
