@@ -118,18 +118,18 @@ def _read_text(path: FilePath, asked_from: str) -> str:
     wrong, content = "", b""
     try:
         if path.is_dir():
-            wrong = "is a folder; name a scenario file (.toml)"
+            wrong = "is a folder; name a file (.toml)"
         elif not path.exists():
             wrong = "does not exist; check the path"
         elif not path.is_file():
-            wrong = "is not a regular file; name a scenario file (.toml)"
+            wrong = "is not a regular file; name a file (.toml)"
         else:
             content = read_data(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         wrong = f"cannot be read ({reason}); check the path"
         if isinstance(error, OSError) and error.errno == errno.EFBIG:
-            wrong = f"is {reason}, which no scenario needs; check the path"
+            wrong = f"is {reason}, which no such file needs; check the path"
     if wrong:
         raise ScenarioError([f"{name} {wrong}."])
     try:

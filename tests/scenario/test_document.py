@@ -139,7 +139,7 @@ def test_files_that_cannot_be_scenarios(tmp_path: Path) -> None:
     """Missing files, folders, other encodings and huge files are one sentence each."""
     missing = tmp_path / "none.toml"
     assert _problem(missing) == f"{missing} does not exist; check the path."
-    assert _problem(tmp_path) == f"{tmp_path} is a folder; name a scenario file (.toml)."
+    assert _problem(tmp_path) == f"{tmp_path} is a folder; name a file (.toml)."
     latin = tmp_path / "latin.toml"
     latin.write_bytes("# a\ntitle = 'é'".encode("latin-1"))
     assert _problem(latin) == f"{latin}:2: byte 13 is not UTF-8; save the file as UTF-8."
