@@ -137,7 +137,8 @@ def cases_of_records(records: Sequence[Record], source: str) -> tuple[Case, ...]
 def cases_of_plan(plan: Plan, source: str) -> tuple[Case, ...]:
     """Return a case for each cell and platform that could be predicted for CUDA."""
     memory = {card.name: card.memory_bytes for card in plan.cards}
-    predicted = [(one, one.answer) for one in plan.cells if isinstance(one.answer, Prediction)]
+    alone = [one for one in plan.cells if not one.cell.parallel.several]  # claims are of one GPU
+    predicted = [(one, one.answer) for one in alone if isinstance(one.answer, Prediction)]
     return tuple(
         Case(
             cell=one.cell,
