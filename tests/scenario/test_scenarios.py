@@ -40,6 +40,7 @@ COUNTS = {
     "claims_7b": 112,
     "claims_levers_7b": 120,
     "claims_large": 12,
+    "several_gpus": 9,
     "loops_cpu": 9,
     "loops_7b": 18,
     "qlora_from_scratch": 4,
