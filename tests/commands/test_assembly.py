@@ -138,7 +138,7 @@ def test_data_is_checked_before_anything_is_loaded(
     scenario = tmp_path / "mine.toml"
     scenario.write_text(SCENARIO.format(path=data))
     begun = []
-    monkeypatch.setattr("bench.runner.sweep.run_sweep", lambda *_: begun.append(1))
+    monkeypatch.setattr("bench.runner.sweep.run_sweep", lambda *_, **__: begun.append(1))
     result = CliRunner().invoke(app, [command[0], str(scenario), *command[1:]])
     error = result.exception
     if said is None:

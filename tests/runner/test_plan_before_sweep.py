@@ -138,7 +138,7 @@ def test_running_out_of_memory_is_told_beside_what_was_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the sentence that the record and every report show; a refusal adds nothing."""
-    monkeypatch.setattr("bench.runner.sweep.probe", _probe)
+    monkeypatch.setattr("bench.runner.executors.local.probe", _probe)
     cell = on_cuda("oom", 22)
     (record,) = sweep(tmp_path, Watcher(), cell).records
     assert record.failure is not None
@@ -196,7 +196,7 @@ def test_doomed_cells_are_skipped_on_request_and_run_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record names the figures; a sweep without the flag runs the cell after all."""
-    monkeypatch.setattr("bench.runner.sweep.probe", _probe)
+    monkeypatch.setattr("bench.runner.executors.local.probe", _probe)
     cells = (on_cuda("ok", 8), on_cuda("ok-2", 22))
     observer = Watcher()
     skipped = sweep(tmp_path, observer, *cells, skip_unfit=True)

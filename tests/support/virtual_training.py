@@ -83,7 +83,7 @@ def sweep_on_virtual_gpu(
     gpus: VirtualGpus, folder: Path, *names: str, cells: Sequence[Cell] = (), predict: bool = False
 ) -> tuple[Record, ...]:
     """Run one cell for each script, or the given ones, as ``bench run`` would; call it in a box."""
-    from bench.runner import sweep
+    from bench.runner.executors import local
     from bench.runner.gpu_watch import GpuWatch
     from bench.runner.schedule import SweepOptions
     from bench.runner.sweep import run_sweep
@@ -100,7 +100,7 @@ def sweep_on_virtual_gpu(
         return GpuWatch(counted(gpu), interval_ns=INTERVAL_NS, idle_patience_s=PATIENCE_S, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "GpuWatch", watch)
+        patch.setattr(local, "GpuWatch", watch)
         idle(gpus, SCRIPTS[names[0]])
         needed = [name for name in PRELOAD if not name.startswith("lm_eval")]  # nothing is evaluated
         launcher = Launcher(work=work, preload=needed)

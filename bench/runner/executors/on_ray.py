@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from bench.scenario.cell import Cell
 from bench.workers import interrupts
 
 _POLL_S = 1.0
+_ANSWER_S = 10.0
 
 
 @dataclass(kw_only=True)
@@ -151,7 +153,10 @@ def _connected(address: str) -> Any:
         import ray
     except ImportError:
         raise UsageError(not_installed("--executor ray", "ray", "--executor local")) from None
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if port.isdigit():  # ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
         ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise InfrastructureError(
