@@ -10,16 +10,15 @@ from bench.predict.allocator.replay import DEFAULT_SETTINGS
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.blame import library_at_fault
 from bench.predict.families import Family, families, streams
-from bench.predict.ranks import predict_ranks
 from bench.predict.reach import beyond_training, refused_as_unreachable
 from bench.predict.speed.cpu import this_machine
-from bench.predict.speed.predict import speed_here, speeds_of
+from bench.predict.speed.predict import ON_SEVERAL_GPUS, speed_here, speeds_of
 from bench.predict.summary import predicted_for_cpu, summed_up
-from bench.predict.trace.adapters import assumed_of_adapter
 from bench.predict.trace.calls import Calls
 from bench.predict.trace.depth import depth_of
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
 from bench.predict.trace.variants import litgpt
+from bench.predict.trace.variants.adapters import assumed_of_adapter
 from bench.predict.trace.variants.older_computations import (
     caveats_of_versions,
     unknown_attention_bytes,
@@ -39,6 +38,11 @@ from bench.training.weights_reached import Reached
 
 _VALIDATED = ("window", "hf-trainer")
 """Loops whose predictions for a card were compared with published measurements."""
+_LOADED = {
+    "fsdp2": "Weights reach it from the host layer by layer and are sharded at once.",
+    "ddp": "Each GPU loads all weights.",
+}
+"""How weights reach a GPU of several, as assumed."""
 
 
 def predict(
@@ -59,7 +63,7 @@ def predict(
     if platform.device == "cpu":
         prediction = _predict_cpu(cell, platform, config)
     elif cell.parallel.several:
-        prediction = predict_ranks(cell, platform, settings, config, tuple(cards))
+        prediction = _predict_ranks(cell, platform, settings, config, tuple(cards))
     else:
         (family,) = families([cell], config)
         tracer = Tracer(platform, config, timed=bool(cards))
@@ -230,3 +234,27 @@ def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
     speeds = (speed_here(calls, caveats, cell, config, machine),) if machine else speeds
     more = {"reach": weights, "trainable_parameters": trainable, "speeds": speeds}
     return prediction.model_copy(update=more | {"caveats": (*prediction.caveats, *caveats)})
+
+
+def _predict_ranks(
+    cell: Cell, platform: Platform, settings: AllocatorSettings, config: Any, cards: tuple[Card, ...]
+) -> Prediction:
+    """Predict the first rank, and the last where shards are uneven; return what the needier one takes."""
+    tracer, last = Tracer(platform, config), cell.parallel.gpus - 1
+    first = tracer.trace_rank(cell, 0)
+    streams = [first, tracer.trace_rank(cell, last)] if first.uneven and last else [first]
+    predictions = [summed_up(stream, platform, settings, "full trace") for stream in streams]
+    rank, worst = max(enumerate(predictions), key=lambda one: one[1].needed_bytes)
+    message = (
+        f"Predicted for GPU {rank * last} of {last + 1}, counted from 0: no other needs more. "
+        f"{_LOADED[cell.parallel.strategy]} What NCCL allocates for itself is outside torch's counters and "
+        "not counted; no such prediction was compared with a real group of GPUs yet."
+    )
+    if getattr(cell.method, "quant_storage", "") == "bf16":
+        message += " Packed 4-bit weights are held in bf16 (quant_storage), as fsdp2 shards them."
+    return worst.model_copy(
+        update={
+            "caveats": (*worst.caveats, Caveat(code="one-of-several-gpus", message=message)),
+            "speeds": tuple(Speed(card=card.name, refused=ON_SEVERAL_GPUS) for card in cards),
+        }
+    )

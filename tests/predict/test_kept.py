@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,41 +14,12 @@ from bench.predict import kept
 from bench.predict.kept import Kept
 from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
 from bench.predict.pool import PredictionRequest
-from bench.records.messages import Job, PlanJob, Send
+from bench.records.messages import Job, Send
 from bench.records.predictions import Prediction, Refusal, plan_json
 from bench.scenario.platform import Platform
-from bench.workers.launch import Launcher, Worker
-from replay_worker import make_cell, replay
+from replay_worker import PLANNED, Counted, make_cell, replay
 
 AMPERE = Platform(capability=(8, 0))
-SCENARIO = """
-device = "cuda"
-[models.tiny]
-random = "tiny-llama-test"
-[methods.lora]
-[methods.refused]
-kind = "lora"
-[data]
-source = "synthetic"
-[training]
-sequence_length = 64
-micro_batch = [1, 2]
-"""
-
-
-class Counted(Launcher):
-    """Launches replay workers and counts them, with the cells that each was to predict."""
-
-    def __init__(self, work: Callable[[Job, Send], None] = replay) -> None:
-        super().__init__(work=work, preload=["bench.workers.child"])
-        self.launches = 0
-        self.cells = 0
-
-    def start(self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None) -> Sequence[Worker]:
-        """Count, and start."""
-        self.launches += 1
-        self.cells += len(job.cells_json) if isinstance(job, PlanJob) else 0
-        return super().start(job, ranks=ranks, host_memory_gib=host_memory_gib)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +58,7 @@ def predicted(*requests: PredictionRequest, fresh: bool = False, allocator: str 
 
 def test_a_second_plan_starts_no_worker_and_is_the_first(tmp_path: Path) -> None:
     """Byte for byte, refusals and advice included; the device is not asked for again either."""
-    (tmp_path / "s.toml").write_text(SCENARIO)
+    (tmp_path / "s.toml").write_text(PLANNED.format(device="cuda", batches="[1, 2]"))
 
     def plan(*, fresh: bool = False, advice: bool = True) -> tuple[str, Kept, int]:
         launcher, answers = Counted(), Kept(fresh=fresh)

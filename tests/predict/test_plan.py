@@ -10,28 +10,15 @@ from bench.predict.pool import _adds_nothing
 from bench.records.predictions import Change, Plan, Prediction, Refusal
 from bench.workers.launch import Launcher
 from records_factory import make_prediction
-from replay_worker import replay
+from replay_worker import PLANNED, replay
 
 GIB = 1024**3
-SCENARIO = """
-device = "{device}"
-[models.tiny]
-random = "tiny-llama-test"
-[methods.lora]
-[methods.refused]
-kind = "lora"
-[data]
-source = "synthetic"
-[training]
-sequence_length = 64
-micro_batch = [8, 24, 90]
-"""
 
 
 def plan(folder: Path, request: PlanRequest, *, device: str = "cuda", only: str | None = "*/lora-*") -> Plan:
     """Plan the scenario with replay workers, which answer a GiB for each sequence of the batch."""
     path = folder / "example.toml"
-    path.write_text(SCENARIO.format(device=device), encoding="utf-8")
+    path.write_text(PLANNED.format(device=device, batches="[8, 24, 90]"), encoding="utf-8")
     launcher = Launcher(work=replay, preload=["bench.workers.child"])
     return plan_scenario(path, only, request, lambda _done, _total: None, launcher)
 

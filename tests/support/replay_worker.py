@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import records_factory
@@ -30,6 +30,7 @@ from bench.records.readings import Caveat, checked, plain
 from bench.records.records import DeviceFacts
 from bench.scenario.cell import Cell
 from bench.scenario.types import ModelSpec
+from bench.workers.launch import Launcher, Worker
 
 CHATTER_BYTES = 100 * 1024**2
 ASKED_BYTES = 8 * 1024**3
@@ -313,3 +314,34 @@ BEHAVIOURS: dict[str, Callable[[Send], None]] = {
     "sigsegv": _end_by(signal.SIGSEGV),
     "sigabrt": _end_by(signal.SIGABRT),
 }
+
+
+PLANNED = """
+device = "{device}"
+[models.tiny]
+random = "tiny-llama-test"
+[methods.lora]
+[methods.refused]
+kind = "lora"
+[data]
+source = "synthetic"
+[training]
+sequence_length = 64
+micro_batch = {batches}
+"""
+"""A scenario that such a worker can predict."""
+
+
+class Counted(Launcher):
+    """Launches replay workers and counts them, with the cells that each was to predict."""
+
+    def __init__(self, work: Callable[[Job, Send], None] = replay) -> None:
+        super().__init__(work=work, preload=["bench.workers.child"])
+        self.launches = 0
+        self.cells = 0
+
+    def start(self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None) -> Sequence[Worker]:
+        """Count, and start."""
+        self.launches += 1
+        self.cells += len(job.cells_json) if isinstance(job, PlanJob) else 0
+        return super().start(job, ranks=ranks, host_memory_gib=host_memory_gib)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from bench.errors import UntraceableError
 from bench.predict.trace import meta_kernels
-from bench.predict.trace.adapters import of_peft, patched_adapters
 from bench.predict.trace.attention import patched_attention
 from bench.predict.trace.autocast import patched_autocast
 from bench.predict.trace.optional_kernels import heard_implementations
+from bench.predict.trace.variants.adapters import of_peft, patched_adapters
 from bench.predict.trace.variants.liger import empty_liger_loss, liger_stand_ins
 from bench.predict.trace.variants.older_computations import older_computations
 from bench.predict.trace.variants.older_models import check_platform, older_models

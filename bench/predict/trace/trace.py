@@ -10,7 +10,6 @@ from unittest.mock import patch
 
 import torch
 
-from bench.predict.trace.adapters import require_traceable
 from bench.predict.trace.calls import Calls
 from bench.predict.trace.depth import Depth, shallow
 from bench.predict.trace.kernels import Kernels
@@ -24,6 +23,7 @@ from bench.predict.trace.ranks import one_of_several
 from bench.predict.trace.stream import Stream, stream_of
 from bench.predict.trace.values import KnownValues
 from bench.predict.trace.variants import litgpt
+from bench.predict.trace.variants.adapters import require_traceable
 from bench.predict.trace.variants.liger import rotate
 from bench.predict.trace.variants.litgpt_model import GPT
 from bench.predict.trace.variants.older_computations import copies_logits

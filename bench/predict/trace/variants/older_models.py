@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import UntraceableError
-from bench.predict.trace.adapters import of_peft
+from bench.predict.trace.variants.adapters import of_peft
 from bench.records.readings import Caveat
 from bench.scenario.platform import KNOWN_SINCE, Platform, version_of
 
