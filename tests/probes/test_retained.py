@@ -60,24 +60,31 @@ def _in_a_closure(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: tensor
 
 
+def _larger_than_all() -> int:
+    """Return a size above that of each tensor alive: the largest are named, and other tests keep some."""
+    alive = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    return MIB + max((tensor.nbytes for tensor in alive if tensor.device.type == "cpu"), default=0)
+
+
 def test_each_holder_is_named_with_its_bytes() -> None:
     """A variable of a module, a class, an object and a closure; the model's own are not among them."""
     before = _retained()
-    KEPT.append(torch.ones(MIB, dtype=torch.uint8))
-    Holder.shared = torch.ones(2 * MIB, dtype=torch.uint8)
-    kept = Holder({"deep": [torch.ones(3 * MIB, dtype=torch.uint8)]})  # type: ignore[arg-type] # within others
-    function = _in_a_closure(torch.ones(4 * MIB, dtype=torch.uint8))
+    size = _larger_than_all()
+    KEPT.append(torch.ones(size, dtype=torch.uint8))
+    Holder.shared = torch.ones(2 * size, dtype=torch.uint8)
+    kept = Holder({"deep": [torch.ones(3 * size, dtype=torch.uint8)]})  # type: ignore[arg-type] # within others
+    function = _in_a_closure(torch.ones(4 * size, dtype=torch.uint8))
     model = nn.Linear(1024, 1024)
     found = _retained(model=model).by_holder_bytes
     del kept, function
     Holder.shared = None
     own = {name: size for name, size in found.items() if name.startswith(__name__)}
     assert own == {
-        f"{__name__}.KEPT": MIB,
-        f"{__name__}.Holder": 5 * MIB,
-        f"{__name__}._in_a_closure.<locals>.<lambda>": 4 * MIB,
+        f"{__name__}.KEPT": size,
+        f"{__name__}.Holder": 5 * size,
+        f"{__name__}._in_a_closure.<locals>.<lambda>": 4 * size,
     }
-    assert 10 * MIB == sum(found.values()) - before.total_bytes
+    assert 10 * size == sum(found.values()) - before.total_bytes
 
 
 def test_a_view_counts_with_all_of_its_storage_once() -> None:
@@ -112,11 +119,12 @@ def test_batches_that_wait_are_left_out() -> None:
 def test_more_than_the_largest_are_counted_without_a_name() -> None:
     """Naming looks through the whole process."""
     before = _retained().total_bytes
-    KEPT.extend(torch.ones(MIB, dtype=torch.uint8) for _ in range(20))
+    size = _larger_than_all()
+    KEPT.extend(torch.ones(size, dtype=torch.uint8) for _ in range(20))
     found = _retained()
-    assert 20 * MIB == found.total_bytes - before
-    assert found.by_holder_bytes[SOMEWHERE] >= 12 * MIB
-    assert found.by_holder_bytes[f"{__name__}.KEPT"] == 8 * MIB
+    assert 20 * size == found.total_bytes - before
+    assert found.by_holder_bytes[SOMEWHERE] >= 12 * size
+    assert found.by_holder_bytes[f"{__name__}.KEPT"] == 8 * size
 
 
 def test_what_every_step_leaves_behind_is_its_leak() -> None:
