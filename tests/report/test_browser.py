@@ -116,10 +116,10 @@ def test_a_script_for_a_name_is_text(browser: Browser, files: dict[str, Path]) -
 def test_columns_sort_both_ways_and_say_so(browser: Browser, files: dict[str, Path]) -> None:
     """By numbers, not by how they are written; a screen reader is told the direction; keys do as well."""
     opened = open_page(browser, files["measured"])
-    opened.press("Peak: live tensors")
+    opened.press("Peak memory: live tensors")
     ascending = ["1,118 MiB", "1,143 MiB", "1,361 MiB", "1,447 MiB"]
-    assert ascending == [cell.split("\n")[0].strip() for cell in opened.cells("Peak: live tensors")]
-    head = opened.page.locator("table.grid thead th").nth(opened.column("Peak: live tensors"))
+    assert ascending == [cell.split("\n")[0].strip() for cell in opened.cells("Peak memory: live tensors")]
+    head = opened.page.locator("table.grid thead th").nth(opened.column("Peak memory: live tensors"))
     assert "ascending" == head.get_attribute("aria-sort")
     head.locator("button").press("Enter")
     assert ("descending", "full") == (head.get_attribute("aria-sort"), opened.cells("Method")[0][:4])
