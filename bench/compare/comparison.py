@@ -20,6 +20,7 @@ from bench.compare.measured import Contrast, Measured
 from bench.errors import UsageError
 from bench.metrics import TENSORS
 from bench.records.records import Outcome, Record
+from bench.scenario.parallel import ParallelSpec
 
 _PLAIN = {"full": "full", "lora": "lora", "qlora": "lora"}
 _ALWAYS_SAID = {"quantisation", "double_quantisation"}
@@ -80,7 +81,7 @@ def measure(records: Sequence[Record]) -> list[Measured]:
     where = {id(record): own for record, own in zip(records, environments_of(records), strict=True)}
     by_key = grouped(records, lambda record: record.key).values()
     runs = (tuple(sorted(alike, key=lambda record: record.run)) for alike in by_key)
-    cells = _over_seeds(Measured(records=own, where=where[id(own[-1])]) for own in runs)
+    cells = _beside_fewer(_over_seeds(Measured(records=own, where=where[id(own[-1])]) for own in runs))
     fulls = grouped((one for one in cells if one.kind == "full"), lambda one: one.setting)
     rows = [one if one.kind == "full" else _against(one, fulls.get(one.setting, ())) for one in cells]
     places = {
@@ -102,6 +103,24 @@ def _over_seeds(cells: Iterable[Measured]) -> list[Measured]:
         else:
             same.append(one)
     return [one for same in found.values() for one in same]
+
+
+def _beside_fewer(cells: Sequence[Measured]) -> list[Measured]:
+    """Give each cell over several GPUs the same one on the fewest that ended well, of its environment."""
+    alike = grouped((one for one in cells if one.ok), lambda one: one.alike_but_for({"parallel"}))
+
+    def fewest(one: Measured) -> Measured | None:
+        spread, device = one.cell.parallel, one.known_device if one.device == "cuda" else None
+        others = [
+            other
+            for other in (alike.get(one.alike_but_for({"parallel"}), ()) if spread.several else ())
+            if other.gpus < one.gpus
+            and (device is None or device == other.known_device)
+            and other.cell.parallel in (ParallelSpec(), spread.model_copy(update={"gpus": other.gpus}))
+        ]
+        return min(others, key=lambda other: other.gpus, default=None)
+
+    return [replace(one, fewer=fewest(one)) for one in cells]
 
 
 def _against(one: Measured, fulls: Sequence[Measured]) -> Measured:

@@ -60,14 +60,16 @@ class Measured:
     """One cell over all its runs in one environment; other seeds are repeats.
 
     ``records`` are its runs, at least one, in order; ``reference`` is full fine-tuning alike in all else, and
-    ``no_reference`` says why there is none. The cell is as its latest run had it, the key the latest run's,
-    which no other has. ``id`` and ``window`` are without the seed where it was run with several.
+    ``no_reference`` says why there is none; ``fewer`` is the same on the fewest GPUs, of a cell over several.
+    The cell is as its latest run had it, the key the latest run's, which no other has. ``id`` and ``window``
+    are without the seed where it was run with several.
     """
 
     records: tuple[Record, ...]
     where: EnvironmentGroup
     reference: "Measured | None" = None
     no_reference: str | None = None
+    fewer: "Measured | None" = None
 
     seeds = _view(lambda one: tuple(sorted({run.cell.training.seed for run in one.records})))
     cell = _view(lambda one: one.records[-1].cell)
@@ -81,6 +83,7 @@ class Measured:
     device = _view(lambda one: one.cell.device)
     kind = _view(lambda one: one.cell.method.kind)
     environment = _view(lambda one: one.where.label)
+    gpus = _view(lambda one: one.cell.parallel.gpus)
 
     def alike_but_for(self, ignore: Collection[str]) -> tuple[Hashable, ...]:
         """Return what cells must share to be alike but for ``ignore``: the place and the inputs too."""
@@ -161,6 +164,18 @@ class Measured:
         """What each process of several had, in the latest good run."""
         ranks = self.ok[-1].measurement.ranks if self.ok else UNSET
         return () if ranks is UNSET else ranks
+
+    @property
+    def tokens_per_second_per_gpu(self) -> float | None:
+        return self.throughput.tokens_per_second / self.gpus if self.throughput else None
+
+    @property
+    def scaling_efficiency(self) -> float | None:
+        """Tokens/s of each GPU over the same with fewer; None where that or a quiet machine is wanting."""
+        one = Contrast(self, self.fewer) if self.fewer else None
+        if one is None or one.disturbed or (ratio := one.speed_ratio) is None:
+            return None
+        return ratio * one.base.gpus / self.gpus
 
     @property
     def predictions(self) -> tuple[Predicted, ...]:

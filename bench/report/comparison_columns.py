@@ -12,6 +12,7 @@ from bench.compare.measured import Measured
 from bench.metrics import INSTRUMENT_NAMES, METRICS, Instrument
 from bench.report.columns import Column, Grid, Place, frame, grid
 from bench.report.highlights import difference, interval
+from bench.report.rank_columns import rank_columns
 from bench.report.text import (
     NAMED_UNITS,
     NOT_APPLICABLE,
@@ -101,6 +102,8 @@ def comparison_columns(
             Column(title, lambda row: unit.show(row.paged_bytes), lambda row: row.paged_bytes, frame=name)
         )
     columns += _speed_columns(rows)
+    if any(row.cell.parallel.several for row in rows):
+        columns += rank_columns(rows, unit)
     for task in dict.fromkeys(accuracy.task for row in rows for accuracy in row.accuracies):
         columns += _accuracy_columns(task)
     return [*columns, *_last_columns(rows, unit)]

@@ -173,6 +173,7 @@ class RayCluster:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         assert self.process.stdout
         self.address = self.process.stdout.readline().strip()
+        assert self.address, "no cluster came up"
 
     def tell(self, word: str) -> None:
         """Have it kill a node, or end."""
