@@ -26,7 +26,7 @@ BASELINES = Path("results/baselines")
 Inconclusive = Literal["pass", "fail"]
 _ANY_SIZE = 2**40
 _HELP = parse_json(own_text("bench.commands", "options.json"))
-"""By command and option, what typer is told of it; "shared" is for commands that say nothing of their own."""
+"""By command and option, what typer is told of it; else by data class, and else under "shared"."""
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -37,11 +37,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
-        inside, kind = [parameter], parameter.annotation
+        inside, kind, told = [parameter], parameter.annotation, [function.__name__, "shared"]
         if is_dataclass(kind):
             groups[name] = kind
             inside = [*inspect.signature(groups[name]).parameters.values()]
-        parameters += [_explained(function.__name__, one) for one in inside]
+            told.insert(1, groups[name].__name__)
+        parameters += [_explained(told, one) for one in inside]
 
     @wraps(function)
     def call(*arguments: Any, **values: Any) -> None:
@@ -55,10 +56,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _explained(command: str, parameter: inspect.Parameter) -> inspect.Parameter:
+def _explained(told: Sequence[str], parameter: inspect.Parameter) -> inspect.Parameter:
     """Return a parameter as typer reads it. A flag that is off by itself has no opposite."""
     name, kind, default = parameter.name, parameter.annotation, parameter.default
-    settings = {**(_HELP.get(command, {}).get(name) or _HELP["shared"].get(name, {}))}
+    settings = {**next(filter(None, (_HELP.get(where, {}).get(name) for where in told)), {})}
     names = settings.pop("names", [f"--{name.replace('_', '-')}"] if default is False else [])
     if get_origin(kind) is Sequence:
         kind = GenericAlias(list, get_args(kind))

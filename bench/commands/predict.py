@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from bench.commands.options import Form, command, require_ending, show_data
-from bench.errors import InfrastructureError, UsageError, counted
+from bench.errors import InfrastructureError, ScenarioError, UsageError, counted
+from bench.scenario.draft import Draft
 
 if TYPE_CHECKING:
     from bench.predict.kept import Kept
+    from bench.scenario.load import Scenario
     from bench.scenario.types import TrainingSpec
 
 
@@ -21,21 +23,28 @@ class Job:
     """Options of ``bench plan`` on how much is trained, and at what price."""
 
     tokens: str | None = None
+    examples: int | None = None
     epochs: int | None = None
     price: float | None = None
     prices: Path | None = None
+
+    @property
+    def passes(self) -> int | None:
+        """How often data is gone over: once, where only the number of examples is given."""
+        return self.epochs if self.epochs or self.examples is None else 1
 
     def read(self) -> dict[str, Any]:
         """Return the plan's fields that follow; raise ``UsageError`` for options that exclude each other."""
         from bench.scenario.prices import MOST_AN_HOUR, read_prices
 
-        for one, other in (("tokens", "epochs"), ("price", "prices")):
+        for one, other in (("tokens", "epochs"), ("tokens", "examples"), ("price", "prices")):
             if None not in (getattr(self, one), getattr(self, other)):
                 raise UsageError(f"--{one} and --{other} exclude each other; give one of them")
         priced = next((name for name in ("price", "prices") if getattr(self, name) is not None), None)
-        if priced and self.tokens is None and self.epochs is None:
+        if priced and self.tokens is None and self.passes is None:
             raise UsageError(
-                f"--{priced} is for --tokens or --epochs; say how much is trained on, such as --tokens 50M"
+                f"--{priced} is for --tokens, --epochs or --examples; say how much is trained on, such as "
+                "--tokens 50M"
             )
         if self.price is not None and self.price > MOST_AN_HOUR:
             raise UsageError(
@@ -73,8 +82,9 @@ _SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
 @command
 def plan(
-    scenario: Path,
+    scenario: str,
     *,
+    draft: Draft,
     only: str | None = None,
     gpu: Sequence[str] = (),
     memory: Sequence[str] = (),
@@ -87,14 +97,14 @@ def plan(
     fresh: bool = False,
     form: Form,
 ) -> None:
-    """Predict the memory and speed of a scenario's cells, without a GPU; nothing is run."""
+    """Predict memory, speed and cost of a scenario's cells or of a model, without a GPU; nothing is run."""
     from bench.predict.kept import Kept
     from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
     from bench.records.predictions import plan_json
     from bench.report.predicted.plan import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
 
-    kept, work = Kept(fresh=fresh), job.read()
+    kept, work, source = Kept(fresh=fresh), job.read(), drafted(scenario, draft)
     request = PlanRequest(
         cards=chosen_cards(gpu if gpu or memory else tuple(work["prices_an_hour"]), memory),
         allocator=allocator,
@@ -102,11 +112,12 @@ def plan(
         gpus=_counts(gpus),
         # Where nobody would see it, it would only take time.
         advice=advice if details or form.json or form.markdown or advice else False,
-        epochs=job.epochs,
+        epochs=job.passes,
+        examples=job.examples,
         kept=kept,
     )
     with watch_predicting(open_console(stderr=True)) as progress:
-        found = plan_scenario(scenario, only, request, progress).model_copy(update=work)
+        found = plan_scenario(source, only, request, progress).model_copy(update=work)
     _tell(kept)
     show_data([planned.cell for planned in found.cells], strict=False)
     form.show(
@@ -117,6 +128,33 @@ def plan(
     )
     if not found.any_predicted:
         raise InfrastructureError("no cell could be predicted; the reasons are given above")
+
+
+def drafted(text: str, draft: Draft) -> "Path | Scenario":
+    """Return the scenario file that is named, or a scenario of the model that is; a file says all itself."""
+    file = Path(text)
+    if file.suffix == ".toml" or file.is_file():
+        if given := next(
+            (name for name, value in vars(draft).items() if value != getattr(Draft(), name)), None
+        ):
+            raise UsageError(
+                f"--{given} is for a model's name, and {text} is a scenario file; change it there"
+            )
+        return file
+    return load_draft(text, draft)[1]
+
+
+def load_draft(named: str, draft: Draft) -> "tuple[str, Scenario]":
+    """Return the scenario of a model, and its text; raise ``UsageError`` with what is wrong with it."""
+    from bench.predict.named_models import named_model
+    from bench.scenario.load import load_scenario
+
+    model, assumed = named_model(named)
+    text = draft.scenario(model, assumed)
+    try:
+        return text, load_scenario(Path(f"{model.name}.toml"), text)
+    except ScenarioError as error:
+        raise UsageError(re.sub(r"(?m)^\S+\.toml:\d+: ", "", str(error))) from None
 
 
 def _tell(kept: "Kept") -> None:

@@ -1,14 +1,17 @@
 """`bench run`, and what runs nothing: `bench doctor`, `bench cells` and `bench schema`."""
 
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from bench.commands.options import Form, command, show_data
+from bench.commands.predict import load_draft
 from bench.errors import InfrastructureError, UsageError
+from bench.scenario.draft import Draft
 
 if TYPE_CHECKING:
     from bench.runner.executors import Executor
@@ -204,48 +207,86 @@ def _run(
         raise InfrastructureError(result.complaint)
 
 
-def doctor() -> None:
+@command
+def doctor(*, json: bool = False) -> None:
     """Say what this machine can run, and why not."""
+    from dataclasses import asdict
+    from json import dumps
+
     from bench.runner.doctor import examine
     from bench.runner.live import PlainLines, finding_lines, open_console
     from bench.runner.schedule import Note
 
     lines = PlainLines(open_console(stderr=True))
     findings = examine(lambda text: lines(Note(text)))
-    open_console().print(finding_lines(findings), soft_wrap=True)
+    if json:
+        typer.echo(dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        open_console().print(finding_lines(findings), soft_wrap=True)
     if any(finding.blocking for finding in findings):
         raise InfrastructureError("nothing can be run here; see the lines above for what to install")
 
 
 @command
-def cells(scenario: Path, *, check: bool = False) -> None:
+def cells(scenario: Path, *, only: str | None = None, check: bool = False) -> None:
     """List the cells a scenario expands into; nothing is run."""
-    from bench.scenario.load import load_scenario
+    from bench.scenario.load import choose_cells, load_scenario
 
     loaded = load_scenario(scenario)
-    for cell in loaded.cells:
+    chosen = choose_cells(loaded.cells, only)
+    for cell in chosen:
         typer.echo(cell.id)
     if loaded.excluded:
         typer.echo(f"Cells: {len(loaded.cells)}; excluded: {loaded.excluded}.", err=True)
-    show_data(loaded.cells, strict=check)
+    show_data(chosen, strict=check)
 
 
 @command
-def init(*, origin: Path, output: Path | None = None) -> None:
-    """Write a scenario from axolotl's or LLaMA-Factory's YAML, or from saved TrainingArguments."""
+def init(
+    model: str | None = None, *, origin: Path | None = None, draft: Draft, output: Path | None = None
+) -> None:
+    """Write a scenario of a model, or from axolotl's or LLaMA-Factory's YAML, or saved TrainingArguments."""
     from bench.io import write_text
     from bench.scenario.translate import translate
 
-    target = output or Path(f"{origin.stem}.toml")
+    if origin is None and model is None:
+        model, draft = _asked(draft)
+    if (origin is None) == (model is None):
+        raise UsageError("give a model, such as qwen3-8b, or another trainer's file by --from; not both")
+    remarks: list[str] = []
+    if origin is None:
+        text, scenario = load_draft(model or "", draft)
+        name = scenario.name
+    elif draft != Draft():
+        raise UsageError("--from takes what is trained from its file; change it in the scenario it writes")
+    else:
+        name, (text, remarks) = origin.stem, translate(origin)
+    target = output or Path(f"{name}.toml")
     if target.suffix != ".toml":
         raise UsageError(f"-o {target} does not end in .toml; name a scenario file")
     if target.exists():
         raise UsageError(f"{target} is there already; name another file with -o")
-    text, remarks = translate(origin)
     write_text(target, text)
     for remark in remarks:
         typer.echo(remark)
     typer.echo(f"Scenario: {target}; bench cells, plan and run take it")
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
+
+
+def _asked(draft: Draft) -> tuple[str | None, Draft]:
+    """Ask for what was not given, where somebody is there to answer."""
+    if not _somebody_is_there():
+        return None, draft
+    model = typer.prompt("Model (a catalogued name such as qwen3-8b, a hub's id, or a folder)")
+    method = typer.prompt("Methods, of full, lora, qlora, dora and qdora", default=draft.method)
+    data = typer.prompt(
+        "Rows to train on (a .jsonl file or a hub's data set; none: random)", default=draft.data
+    )
+    sequence = typer.prompt("Tokens of a sequence, at most", default=draft.sequence)
+    return model, replace(draft, method=method, data=data, sequence=sequence)
 
 
 def schema() -> None:

@@ -35,7 +35,7 @@ from bench.records.predictions import Plan, PlannedCell, Prediction, Refusal, ch
 from bench.records.records import DeviceFacts, Failure
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.cell import Cell
-from bench.scenario.load import choose_cells, load_scenario
+from bench.scenario.load import Scenario, choose_cells, load_scenario
 from bench.scenario.platform import Platform
 from bench.scenario.types import JsonlData, LimitsSpec, TaskData
 from bench.workers.launch import Launcher
@@ -56,8 +56,9 @@ class PlanRequest:
     """What to predict for: cards (none: a ladder of usual ones), allocator settings, version of torch.
 
     ``gpus`` spreads every cell over so many. ``advice`` None tries changes where the plan is small. ``speed``
-    predicts that, too. ``epochs`` are to be trained on, so that each cell's data is counted. ``workers``
-    None is one for each core. Without ``kept`` nothing is kept.
+    predicts that, too. ``epochs`` are to be trained on, so that each cell's data is counted, or taken for so
+    many ``examples`` of the full length. ``workers`` None is one for each core. Without ``kept`` nothing is
+    kept.
     """
 
     cards: tuple[Card, ...] = ()
@@ -68,6 +69,7 @@ class PlanRequest:
     workers: int | None = None
     gpus: tuple[int, ...] = ()
     epochs: int | None = None
+    examples: int | None = None
     kept: Kept | None = None
 
 
@@ -77,26 +79,34 @@ def chosen_cards(names: Sequence[str], sizes: Sequence[str]) -> tuple[Card, ...]
 
 
 def plan_scenario(
-    path: Path, only: str | None, request: PlanRequest, progress: Progress, launcher: Launcher | None = None
+    scenario: Path | Scenario,
+    only: str | None,
+    request: PlanRequest,
+    progress: Progress,
+    launcher: Launcher | None = None,
 ) -> Plan:
     """Plan the chosen cells of a scenario; where it is for CUDA and names no card, for this machine's.
 
     Nothing is measured and nothing downloaded but configurations. Raises ``UsageError`` on a wrong
     scenario, choice of cells, allocator setting or version.
     """
-    scenario = load_scenario(path)
+    scenario = load_scenario(scenario) if isinstance(scenario, Path) else scenario
     cells = choose_cells(scenario.cells, only)
     cells = [spread_over(cell, gpus) for cell in cells for gpus in request.gpus] or cells
     AllocatorSettings.parse(request.allocator)
     launcher = launcher or Launcher(preload=PRELOAD)
-    tokens = _epoch_tokens(cells, launcher) if request.epochs else {}
+    if request.examples:
+        tokens = {cell.id: request.examples * cell.training.sequence_length for cell in cells}
+    else:
+        tokens = _epoch_tokens(cells, launcher) if request.epochs else {}
     on_cuda = any(cell.device == "cuda" for cell in cells)
     if not request.cards and on_cuda:
         own = card_of_device(request.kept.device(launcher) if request.kept else probe(launcher))
         request = replace(request, cards=() if own is None else (own,))
     plan = plan_cells(cells, request, launcher, title=scenario.title, progress=progress)
     counted = (one.model_copy(update={"epoch_tokens": tokens.get(one.cell.id)}) for one in plan.cells)
-    plan = plan.model_copy(update={"cells": tuple(counted), "epochs": request.epochs})
+    work = {"epochs": request.epochs, "examples": request.examples}
+    plan = plan.model_copy(update={"cells": tuple(counted), **work})
     small = len(cells) <= MOST_CELLS_WITH_ADVICE
     if not (request.advice or (request.advice is None and small)):
         return plan

@@ -261,6 +261,7 @@ class Plan(Stored):
     ladder: bool = False
     tokens: Count | None = _known("How many are to be trained on.")
     epochs: Positive | None = _known("Or how often each cell's own data is to be gone over.")
+    examples: Positive | None = _known("Taken for each cell's own data, each of the full length.")
     price_an_hour: float | None = _known("Of a card, in the user's money.")
     prices_an_hour: dict[str, float] = _some({}, "Of each card by its name, likewise.")
     cells: tuple[PlannedCell, ...]

@@ -47,12 +47,12 @@ class Scenario:
     gate: GateSpec
 
 
-def load_scenario(path: FilePath) -> Scenario:
-    """Read a scenario and all it extends, and expand it.
+def load_scenario(path: FilePath, text: str | None = None) -> Scenario:
+    """Read a scenario and all it extends, and expand it; ``text`` is what the file would hold.
 
     Raises ``ScenarioError`` with every mistake, one "file:line: key: what is wrong" each.
     """
-    data, problems = read_document(path)
+    data, problems = read_document(path, text)
     name = path.stem
     if complaint_about(NAME, name) is not None:
         problems.add((), "the file's name must be letters, digits, dots, dashes and underscores; rename it")
@@ -73,13 +73,17 @@ def load_scenario(path: FilePath) -> Scenario:
 
 
 def choose_cells(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
-    """Return the cells whose id matches a shell pattern; ``*`` crosses slashes.
+    """Return the cells whose id matches a shell pattern; ``*`` crosses slashes, and ``seed1`` is seed=1, too.
 
     Raises ``UsageError`` with near ids when none does.
     """
     if pattern is None:
         return list(cells)
-    chosen = [cell for cell in cells if fnmatch.fnmatchcase(cell.id, pattern)]
+    chosen = [
+        cell
+        for cell in cells
+        if any(fnmatch.fnmatchcase(each, pattern) for each in (cell.id, cell.id.replace("=", "")))
+    ]
     if not chosen:
         ids = [cell.id for cell in cells]
         near = [id_ for id_ in ids if pattern.strip("*?") in id_][:NEAR_IDS]
@@ -88,11 +92,11 @@ def choose_cells(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
     return chosen
 
 
-def read_document(path: FilePath) -> tuple[dict[str, Any], Problems]:
+def read_document(path: FilePath, text: str | None = None) -> tuple[dict[str, Any], Problems]:
     """Read ``path`` and, first to last, what it extends; a nearer file's value wins over a farther one's.
 
-    Tables are merged key by key, anything else is replaced. Returns the content, and where to note what is
-    wrong with it. Raises ``ScenarioError``.
+    ``text`` is what ``path`` would hold. Tables are merged key by key, anything else is replaced. Returns the
+    content, and where to note what is wrong with it. Raises ``ScenarioError``.
     """
     data: dict[str, Any] = {}
     locations: dict[Path, Location] = {}
@@ -101,7 +105,8 @@ def read_document(path: FilePath) -> tuple[dict[str, Any], Problems]:
     while True:
         if len(chain) == MAX_CHAIN:
             raise ScenarioError([f"{asked_from}more than {MAX_CHAIN} files extend one another; merge some."])
-        content, lines = _parse(current, _read_text(current, asked_from))
+        known = text if text is not None and not chain else _read_text(current, asked_from)
+        content, lines = _parse(current, known)
         chain.append(current.resolve())
         name = content.pop("extends", None)
         data = merged(data, content)

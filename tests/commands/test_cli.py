@@ -1,5 +1,6 @@
 """The commands as a user types them: exit codes, what is written, what is said."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
+from bench.compare.plans import plan_rows
 from bench.records.predictions import Plan, Prediction, read_plan
 from bench.records.store import load_records
 from command_lines import CommandLine, open_command_line
@@ -125,6 +127,31 @@ def test_epochs_of_the_scenario_s_own_data_become_hours_and_energy(
     assert "| Hours | kWh at most |" in page
 
 
+def test_a_model_is_planned_without_a_scenario_down_to_what_it_costs(
+    bench: CommandLine, tmp_path: Path
+) -> None:
+    """Examples times epochs, each of the full length, at a price: one command, and no file is written."""
+    line = ("plan", "tiny-llama-test", "--method", "qlora", "--sequence", "64", "--gpu", "rtx4090")
+    answer = bench(tmp_path, *line, "--examples", "5000", "--epochs", "3", "--price", "2", "--json")
+    assert answer.returncode == 0, answer.stderr
+    plan = Plan.model_validate_json(answer.stdout)
+    (planned,) = plan.cells
+    assert (plan.epochs, plan.examples, planned.epoch_tokens) == (3, 5000, 5000 * 64)
+    (row,) = plan_rows(plan)
+    assert (row.tokens, row.verdicts[0].answer) == (3 * 5000 * 64, "fits")
+    page = bench(tmp_path, *line, "--examples", "5000", "--price", "2", "--markdown").stdout
+    assert "of 1 epoch of 5,000 examples, each taken to fill the sequence" in page
+    assert "| Hours | Cost |" in page
+    assert [] == [*tmp_path.iterdir()]
+
+
+def test_what_this_machine_can_run_is_told_as_json(bench: CommandLine, tmp_path: Path) -> None:
+    """Each finding with its subject, and whether it is as wanted."""
+    findings = json.loads(bench(tmp_path, "doctor", "--json").stdout)
+    assert {"subject", "text", "good", "blocking"} == set(findings[0])
+    assert "torch" in " ".join(finding["text"] for finding in findings)
+
+
 def test_a_table_of_prices_tells_which_card_is_for_the_job(bench: CommandLine, tmp_path: Path) -> None:
     """Its cards are planned for, the cheapest first, with the hours and the cost, and drawn on the page."""
     (tmp_path / "tiny.toml").write_text(SCENARIO)
@@ -156,6 +183,11 @@ def test_a_table_of_prices_tells_which_card_is_for_the_job(bench: CommandLine, t
         ),
         (("plan", "tiny.toml", "--tokens", "1M", "--price", "1", "--prices", "x"), "--price and --prices"),
         (("plan", "tiny.toml", "--tokens", "5M", "--epochs", "2"), "--tokens and --epochs exclude"),
+        (("plan", "tiny.toml", "--tokens", "5M", "--examples", "2"), "--tokens and --examples exclude"),
+        (("plan", "tiny.toml", "--rank", "4"), "--rank is for a model's name, and tiny.toml is a scenario"),
+        (("plan", "qwen3-8", "--gpu", "h200"), 'unknown architecture "qwen3-8"'),
+        (("plan", "gpt2", "--method", "ia3"), "--method ia3 is not known; choose from full, lora"),
+        (("plan", "gpt2", "--rank", "8;9"), "--rank 8;9 is no list of numbers"),
         (("plan", "synthetic.toml", "--epochs", "2"), "has data.source = synthetic; give --tokens"),
         (("fit", "llama-2-7b", "--gpu", "rtx4090", "--json", "--markdown"), "--json and --markdown"),
         (("validate", "-o", "page.txt"), "page.txt"),

@@ -39,6 +39,8 @@ LINES = [
     "run {toml}",
     "run {data}",
     "init --from {yml} -o new.toml",
+    "init {model} -o new.toml",
+    "plan {toml} --prices {toml}",
     "init --from good.yml -o {toml}",
     "report {json}",
     "report {records}",

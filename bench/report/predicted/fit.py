@@ -233,6 +233,7 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> list[str]:
     return notes(
         "plan_notes.j2",
         plan=plan,
+        counted=counted,
         worked=any(row.tokens for row in rows),
         scripts=any(planned.cell.loop.driver == "script" for planned in plan.cells),
         targets=_targets(platforms),
