@@ -3,16 +3,19 @@
 What is shown of a row stands in its columns alone; the tables know no metric. Nothing is computed here.
 """
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from bench.report.text import Table, plain, table_of
+from bench.report.text import NOT_APPLICABLE, Table, plain, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console, ConsoleOptions, JustifyMethod
     from rich.table import Table as RichTable
+    from rich.text import Text
 
 R = TypeVar("R")
 Tone = Literal["", "good", "close", "bad"]
@@ -166,20 +169,29 @@ class _OnTerminal:
     table: Table
     title: str
 
-    def __rich_console__(self, _: "Console", options: "ConsoleOptions") -> Iterator["RichTable"]:
+    def __rich_console__(self, _: "Console", options: "ConsoleOptions") -> Iterator["RichTable | Text"]:
         """Yield the parts; room that is left goes to words that are broken, then to the narrowest columns."""
         from rich.cells import cell_len
+        from rich.text import Text
 
-        columns = [*zip(self.table.header, *self.table.rows, strict=True)]
-        texts = [[plain(text) for text in column] for column in columns]
+        width, table = options.max_width, self.table
+        texts = [[plain(text) for text in column] for column in zip(table.header, *table.rows, strict=True)]
+        if len(table.rows) == 1 and _taken(max(map(cell_len, column)) for column in texts) > width:
+            yield self._listed([column[0] for column in texts], [column[1] for column in texts])
+            return
+        pattern, texts[0] = _said_once(texts[0])
         most = [max(map(cell_len, column)) for column in texts]
-        longest = [max(map(cell_len, " ".join(column).split()), default=1) for column in texts]
-        least = [min(size, options.max_width // (4 if at else 3)) for at, size in enumerate(longest)]
-        first = self._naming(least, options.max_width)
+        longest = [max(map(cell_len, _WORDS.findall(" ".join(column))), default=1) for column in texts]
+        least = [min(size, width // 3) for size in longest]
+        least[0] = min(longest[0], max(width - max(least[1:], default=0) - _taken([0, 0]), width // 3))
+        first = self._naming(least, width)
         title = self.title
-        for part in _parts(first, least, options.max_width):
+        if pattern:
+            yield Text(f"{title}\nCells: {pattern}", style="italic")
+            title = ""
+        for part in _parts(first, least, width):
             widths = {index: least[index] for index in part}
-            left = options.max_width - _taken(widths.values())
+            left = width - _taken(widths.values())
             for wanted in (longest, most):
                 while left > 0 and (growing := [index for index in part if widths[index] < wanted[index]]):
                     widths[min(growing, key=widths.__getitem__)] += 1
@@ -197,17 +209,86 @@ class _OnTerminal:
         return [*range(max(fitting, default=1))]
 
     def _part(self, texts: Sequence[Sequence[str]], widths: Mapping[int, int], title: str) -> "RichTable":
-        from rich import box
-        from rich.table import Table as RichTable
         from rich.text import Text
 
-        shown = RichTable(title=Text(plain(title)) if title else None, title_justify="left", box=box.SIMPLE)
+        shown = self._empty(title)
         for index, width in widths.items():
             justify: JustifyMethod = "left" if index < self.table.left else "right"
             shown.add_column(Text(texts[index][0]), justify=justify, overflow="fold", width=width)
         for line in range(1, len(self.table.rows) + 1):
-            shown.add_row(*(Text(texts[index][line]) for index in widths))
+            shown.add_row(*(Text(_broken(texts[index][line], widths[index])) for index in widths))
         return shown
+
+    def _listed(self, titles: Sequence[str], values: Sequence[str]) -> "RichTable":
+        """Return the only row as a list of what it holds."""
+        from rich.text import Text
+
+        shown = self._empty(self.title)
+        shown.show_header = False
+        shown.add_column(no_wrap=True)
+        shown.add_column(overflow="fold")
+        for title, value in zip(titles, values, strict=True):
+            shown.add_row(Text(title), Text(value))
+        return shown
+
+    def _empty(self, title: str) -> "RichTable":
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        return RichTable(title=Text(plain(title)) if title else None, title_justify="left", box=box.SIMPLE)
+
+
+_WORDS = re.compile(r"\S+(?: (?:%|GiB|MiB)(?!\S))?")
+"""What is not broken: words, and numbers with their unit."""
+
+
+def _said_once(column: Sequence[str]) -> tuple[str, list[str]]:
+    """Return what ids have in common as a pattern, and the column with what differs; nothing of others."""
+    parts = [text.split("/") for text in column[1:]]
+    if len(set(column[1:])) < _FEWEST or any(len(each) != _ID_PARTS for each in parts):
+        return "", [*column]
+    *names, windows = zip(*parts, strict=True)
+    tokens = [window.split("-") for window in windows]
+    begin, end = _alike(tokens), _alike([each[::-1] for each in tokens])
+    end = min(end, min(map(len, tokens)) - begin)
+    differing = ["-".join(each[begin : len(each) - end]) for each in tokens]
+    ends = ["-".join(tokens[0][:begin]), "-".join(tokens[0][len(tokens[0]) - end :])]
+    between = ("-*" if ends[0] else "*") if all(differing) else "*" if any(differing) else ""
+    pattern = [texts[0] if len(set(texts)) == 1 else "*" for texts in names]
+    pattern.append(between.join(ends) if not ends[1] else f"{ends[0]}{between}-{ends[1]}".lstrip("-"))
+    if pattern == ["*"] * _ID_PARTS:
+        return "", [*column]
+    shown = [
+        " ".join(
+            filter(
+                None, ("/".join(text for text, one in zip(each, pattern, strict=False) if one == "*"), window)
+            )
+        )
+        for each, window in zip(zip(*names, strict=True), differing, strict=True)
+    ]
+    return "/".join(pattern), [column[0], *(text or NOT_APPLICABLE for text in shown)]
+
+
+def _alike(lists: Sequence[Sequence[str]]) -> int:
+    """Return how many items all begin with."""
+    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*lists, strict=False)))
+
+
+_FEWEST = 2  # rows of which something is said once
+_ID_PARTS = 3  # model, method and window
+
+
+def _broken(text: str, width: int) -> str:
+    """Return a word that is too long in lines that end with a slash or a hyphen, where it has some."""
+    if len(text) <= width or " " in text:
+        return text
+    lines = [""]
+    for piece in re.findall(r"[^/-]*[/-]?", text):
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 def _taken(widths: Iterable[int]) -> int:
@@ -226,9 +307,9 @@ def _parts(first: list[int], least: Sequence[int], width: int) -> Iterator[list[
 
 
 def terminal_table(table: Table, title: str) -> _OnTerminal:
-    """Return a table for a rich console, in parts below each other where that is narrow.
+    """Return a table for a rich console, in parts below each other where that is narrow; one row as a list.
 
-    Each part begins with the columns that tell its rows apart. Only words longer than a quarter of the width
-    are broken, in the first column than a third, and nothing is cut off.
+    Each part begins with the columns that tell its rows apart. Of ids, what all have in common stands above.
+    Only words longer than a third of the width are broken, ids after a slash or a hyphen; nothing is cut off.
     """
     return _OnTerminal(table, title)

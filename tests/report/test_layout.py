@@ -1,24 +1,35 @@
 """Tables for the terminal."""
 
+from fnmatch import fnmatch
 from io import StringIO
+from pathlib import Path
+from statistics import median
 
+import pytest
 from rich.console import Console
 
+from bench.records.predictions import read_plan
+from bench.records.published.score import read_validation
 from bench.report.columns import terminal_table, told_once
-from bench.report.text import Table
+from bench.report.predicted.plan import render_terminal as render_plan
+from bench.report.text import NOT_APPLICABLE, Table
 
 
 def test_a_narrow_terminal_breaks_long_words_and_cuts_nothing_off() -> None:
-    """Headers stay whole, and the letters of a long cell are all there."""
+    """Headers stay whole, numbers keep their unit, and a long id is broken after a slash or a hyphen only."""
     cell = "llama-33b/qlora-nf4-dq-r16/b1-s512-ckpt-paged32bit-pack"
-    table = Table(header=("Cell", "Allocated", "Reserved"), rows=((cell, "19.69 GiB", "20.41 to 20.46 GiB"),))
+    row = (cell, "19.69 GiB", "20.41 to 20.46 GiB")
+    table = Table(header=("Cell", "Allocated", "Reserved"), rows=(row, row))
     text = StringIO()
     Console(file=text, width=44).print(terminal_table(table, "Plan"))
     shown = text.getvalue()
     assert "…" not in shown
     assert "Allocated" in shown
-    first_column = "".join(line[2:].split("  ")[0].strip() for line in shown.splitlines()[4:])
-    assert cell == first_column
+    lines = [line[2:].split("  ")[0].strip() for line in shown.splitlines()[3:]]
+    assert cell * 2 in "".join(lines)
+    pieces = [line for line in lines if line and line in cell]
+    assert {"/", "-"} >= {line[-1] for line in pieces if not cell.endswith(line)}
+    assert "20.46 GiB" in shown
 
 
 def test_columns_that_a_terminal_has_no_room_for_stand_below() -> None:
@@ -33,16 +44,70 @@ def test_columns_that_a_terminal_has_no_room_for_stand_below() -> None:
         "fits",
         "19,206 to 37,884",
     )
-    table = Table(header=titles, rows=((*row, "0.367 to 0.723", "0.403 to 0.795"),))
+    table = Table(header=titles, rows=2 * ((*row, "0.367 to 0.723", "0.403 to 0.795"),))
     text = StringIO()
     Console(file=text, width=80).print(terminal_table(table, "Plan"))
     words = text.getvalue().split()
-    assert (words.count("Plan"), words.count("Cell"), words.count(row[0])) == (1, 2, 2)
+    assert (words.count("Plan"), words.count("Cell"), words.count(row[0])) == (1, 2, 4)
     assert {word for part in (*titles, *row, "0.723", "0.795") for word in part.split()} <= {*words}
     assert max(map(len, text.getvalue().splitlines())) <= 80
     wide = StringIO()
     Console(file=wide, width=160).print(terminal_table(table, "Plan"))
     assert wide.getvalue().split().count("Cell") == 1
+
+
+def test_a_single_row_that_is_too_wide_is_a_list() -> None:
+    """A line for each column, the id whole."""
+    cell = "qwen3-8b/qlora-nf4-dq-r16/b1-s4096-ckpt"
+    titles = ("Cell", "Tensors", "Reserved", "Needed on the card", "rtx4090")
+    row = (cell, "17.75 GiB", "23.90 to 24.01 GiB", "24.51 GiB", "too close to call")
+    text = StringIO()
+    Console(file=text, width=80).print(terminal_table(Table(header=titles, rows=(row,)), "Plan"))
+    lines = [line.strip() for line in text.getvalue().splitlines()]
+    assert [f"{title:21}{value}" for title, value in zip(titles, row, strict=True)] == lines[2:7]
+
+
+@pytest.mark.parametrize(
+    ("ids", "pattern", "shown"),
+    [
+        (("m/full/b1-s8-ckpt", "m/lora-r8/b1-s8-ckpt"), "m/*/b1-s8-ckpt", ("full", "lora-r8")),
+        (("m/full/b1-s8", "m/full/b1-s8-fsdp2-x2"), "m/full/b1-s8*", (NOT_APPLICABLE, "fsdp2-x2")),
+        (("m/full/b1-s8-ckpt", "n/full/b1-s16-ckpt"), "*/full/b1-*-ckpt", ("m s8", "n s16")),
+        (("m/a/b1-s8", "m/b/b2-s4-ckpt"), "m/*/*", ("a b1-s8", "b b2-s4-ckpt")),
+    ],
+)
+def test_what_ids_have_in_common_is_said_once(
+    ids: tuple[str, ...], pattern: str, shown: tuple[str, ...]
+) -> None:
+    """As a pattern that --only takes, which finds all of them."""
+    assert all(fnmatch(one, pattern) for one in ids)
+    text = StringIO()
+    Console(file=text, width=80).print(
+        terminal_table(Table(header=("Cell", "Size"), rows=tuple((one, "1") for one in ids)), "Plan")
+    )
+    lines = text.getvalue().splitlines()
+    assert ["Plan", f"Cells: {pattern}"] == lines[:2]
+    assert shown == tuple(line.rpartition("1")[0].strip() for line in lines[5:7])
+
+
+def test_below_a_plan_stands_less_than_the_plan_with_the_predictors_error() -> None:
+    """It is that of the peaks of results/validation; what is said of one cell is no longer than it."""
+    validation = read_validation(Path("results/validation/prediction.json"))
+    errors = [
+        abs(one.error)
+        for row in validation.rows
+        for one in row.measurements
+        if row.loop == "window" and one.measured.moment == "peak" and one.error is not None
+    ]
+    told = f"Over {len(errors)} published GPU peaks predictions were off by {median(errors):.1%} (median), by"
+    told = f"{told} {max(errors):.1%} at most."
+    plan = read_plan(Path("results/predicted/33b_24gb.json"))
+    one = plan.model_copy(update={"cells": plan.cells[:1]})
+    text = StringIO()
+    Console(file=text, width=80).print(render_plan(one))
+    above, _, below = text.getvalue().partition("- ")
+    assert told.replace("%", " %") in " ".join(below.split())
+    assert len(below.splitlines()) <= len(above.splitlines())
 
 
 def test_each_part_begins_with_what_tells_its_rows_apart() -> None:

@@ -222,7 +222,7 @@ def plan_sentences(plan: Plan, rows: Sequence[PlanRow]) -> list[str]:
     )
 
 
-def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> list[str]:
+def notes_on(plan: Plan, rows: Sequence[PlanRow], template: str = "plan_notes.j2") -> list[str]:
     forecasts = [row.forecast for row in rows if row.forecast]
     if not forecasts:
         return []
@@ -231,7 +231,7 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow]) -> list[str]:
     speeds = [verdict.tokens_per_second for verdict in verdicts if verdict.tokens_per_second]
     speeds += [speed for forecast in forecasts for speed in forecast.speeds]  # of a CPU, which judges nothing
     return notes(
-        "plan_notes.j2",
+        template,
         plan=plan,
         counted=counted,
         worked=any(row.tokens for row in rows),

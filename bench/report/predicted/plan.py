@@ -81,10 +81,13 @@ def render_terminal(plan: Plan, *, details: bool = False) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    more = "--details shows what sets each peak and what would free memory."
-    shown = detail_tables(plan) if details else [(CARDS, cards_table(plan, plan_rows(plan)))]
+    more = "--details explains every column, shows what sets each peak, and what would free memory."
+    rows = plan_rows(plan)
+    shown = detail_tables(plan) if details else [(CARDS, cards_table(plan, rows))]
     tables = [(title, table) for title, table in shown if table.rows]
-    notes = [f"- {note}" for note in notes_on(plan, plan_rows(plan))]
+    notes = [
+        f"- {note}" for note in notes_on(plan, rows, "plan_notes.j2" if details else "plan_notes_short.j2")
+    ]
     return Group(
         render_short(plan),
         *(terminal_table(table, title) for title, table in tables),
@@ -166,7 +169,7 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
     columns: list[Column[PlanRow]] = [
         Column(title="Cell", text=lambda row: row.cell),
         _column(
-            "Allocated" if on_cuda else "Live tensors",
+            "Tensors" if on_cuda else "Live tensors",
             lambda one: unit.span(one.allocated_low_bytes, one.allocated_peak_bytes),
         ),
     ]
@@ -174,7 +177,7 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
         columns.append(_reserved(unit))
     if alone:
         columns.append(_size("Context", lambda one: one.context_bytes, unit))
-        columns.append(_size("Total", lambda one: one.total_bytes, unit))
+        columns.append(_size("Needed on the card", lambda one: one.total_bytes, unit))
     columns += [*_paged(rows, unit), *_quantised(rows), _column("Peak in", lambda one: words(one.peak_phase))]
     if plan.ladder:
         columns.append(Column(title=_SMALLEST, text=smallest))
