@@ -243,9 +243,11 @@ def fit(
     methods: Sequence[str] = ("full", "lora", "qlora"),
     lengths: Sequence[int] = (512, 1024, 2048, 4096),
     rank: int = 16,
+    gpus: Sequence[int] = (1,),
 ) -> Bounds:
     """Find the largest batch, sequence length and rank of each method that fit on one card or size.
 
+    With ``gpus`` such as ``(1, 2, 4, 8)`` the largest batch on each of so many, by FSDP2.
     Runs nothing. Raises ``bench.errors.UsageError`` unless exactly one of ``gpu`` and ``memory`` is given.
     """
     from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
@@ -258,6 +260,7 @@ def fit(
         rank=rank,
         micro_batch=1,
         lengths=tuple(lengths),
+        gpus=tuple(gpus),
         training=training_of(dtype="bf16", gradient_checkpointing="non-reentrant", optimizer="adamw-fused"),
         kept=Kept(),
     )

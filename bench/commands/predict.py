@@ -202,6 +202,7 @@ def fit(
     sequence: Sequence[int] = (512, 1024, 2048, 4096),
     batch: int = 1,
     rank: int = 16,
+    gpus: str = "",
     aim: Literal["size", "speed"] = "size",
     training: FitTraining,
     allocator: str = "",
@@ -216,7 +217,9 @@ def fit(
     from bench.report.predicted.fit import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
 
-    kept = Kept(fresh=fresh)
+    kept, counts = Kept(fresh=fresh), _counts(gpus) or (1,)
+    if aim == "speed" and counts != (1,):
+        raise UsageError("--for speed is not predicted over several GPUs; leave out one of it and --gpus")
     request = FitRequest(
         model=model,
         card=one_card(gpu, memory),
@@ -224,6 +227,7 @@ def fit(
         rank=rank,
         micro_batch=batch,
         lengths=tuple(sequence),
+        gpus=counts,
         training=training.spec(),
         data=training.data,
         kbit_preparation=training.kbit_preparation,

@@ -14,6 +14,7 @@ from bench.errors import UsageError
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.kept import Kept
 from bench.predict.named_models import MOST_RANK, limits_of, named_model
+from bench.predict.plan import spread_over
 from bench.predict.pool import (
     PRELOAD,
     Predict,
@@ -57,7 +58,8 @@ DATA: dict[str, tuple[dict[str, str], str, str]] = {
 class FitRequest:
     """What to fit where. ``lengths`` are those at which the largest batch is asked for.
 
-    ``advice`` tries what would make a method fit that does not.
+    ``gpus`` are numbers of cards to spread it over by fsdp2; with others than one the batch alone is asked
+    for. ``advice`` tries what would make a method fit on one card that does not.
     """
 
     model: str
@@ -72,6 +74,7 @@ class FitRequest:
     allocator: str = ""
     torch_version: str | None = None
     axes: tuple[Axis, ...] = ("micro_batch", "sequence_length", "rank")
+    gpus: tuple[int, ...] = (1,)
     advice: bool = True
     kept: Kept | None = None
 
@@ -191,6 +194,7 @@ def find_bounds(request: FitRequest, progress: Progress, launcher: Launcher | No
         (index, line, first)
         for index, (line, (bound, first)) in enumerate(zip(lines, found, strict=True))
         if line.axis == "micro_batch" and bound.fits is None and first is not None and request.advice
+        if bound.gpus == 1
     ]
     bounds = [bound for bound, _ in found]
     subjects = [(line.at(line.step), first, (request.card,)) for _, line, first in unfit]
@@ -261,6 +265,7 @@ def _search(line: Line, judged_for: Card) -> Search:
         micro_batch=line.cell.training.micro_batch,
         sequence_length=line.cell.training.sequence_length,
         rank=getattr(method, "rank", None),
+        gpus=line.cell.parallel.gpus,
         step=line.step,
         limit=line.top * line.step,
         fits=tried.get(low),
@@ -297,9 +302,13 @@ def _lines(request: FitRequest, model: ModelSpec, name: str) -> list[Line]:
     if not lengths:
         raise UsageError(f"{request.model} has {positions} positions; give a --sequence of at most that")
     lines = [
-        Line(cell=request.cell(model, name, length, 1), axis="micro_batch", step=1, limit=MOST_SEQUENCES)
+        Line(cell=spread_over(cell, gpus), axis="micro_batch", step=1, limit=MOST_SEQUENCES)
         for length in lengths
+        for cell in [request.cell(model, name, length, 1)]
+        for gpus in request.gpus
     ]
+    if request.gpus != (1,):
+        return lines
     base = request.cell(model, name, lengths[0], request.micro_batch)
     lines.append(Line(cell=base, axis="sequence_length", step=LENGTH_STEP, limit=positions))
     if not isinstance(base.method, FullMethod):

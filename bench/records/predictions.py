@@ -317,6 +317,9 @@ class Bound(Stored):
     micro_batch: Positive
     sequence_length: Positive
     rank: Positive | None
+    gpus: Positive = Field(
+        1, exclude_if=lambda gpus: gpus == 1, description="By fsdp2; micro_batch is for each."
+    )
     step: Positive = Field(description="Only multiples of it were tried.")
     limit: Positive = Field(description="The largest value that the model, or good sense, allows.")
     fits: Tried | None = None
@@ -351,3 +354,8 @@ class Fit(Stored):
     assumptions: tuple[str, ...] = Field((), description="What was taken for granted of the model.")
     bounds: tuple[Bound, ...]
     settings: tuple[Setting, ...] = _some((), "Where the fastest was asked for: all that were tried.")
+
+    @property
+    def over_several(self) -> bool:
+        """Whether more than one GPU was asked about."""
+        return any(bound.gpus > 1 for bound in self.bounds)

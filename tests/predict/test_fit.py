@@ -273,3 +273,30 @@ def test_a_method_that_does_not_fit_is_told_what_would_make_it(monkeypatch: pyte
     batch, *_ = found(monkeypatch, need)
     assert [change.what for change in batch.changes or ()] == ["loss in chunks"]
     assert [bound.changes for bound in found(monkeypatch, lambda _: 12 * GIB)] == [None] * 3
+
+
+def test_batches_are_searched_on_each_number_of_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By fsdp2, of each number; QLoRA is held in bf16 there; length and rank are not asked for."""
+    asked: list[Cell] = []
+
+    def need(cell: Cell) -> int:
+        asked.append(cell)
+        return (16 + 8 * cell.training.micro_batch) * GIB // cell.parallel.gpus
+
+    bounds = found(monkeypatch, need, methods=("full", "qlora"), gpus=(1, 2, 4))
+    assert [("full", 1), ("full", 2), ("full", 4), ("qlora", 1), ("qlora", 2), ("qlora", 4)] == [
+        (bound.method, bound.gpus) for bound in bounds
+    ]
+    assert {"micro_batch"} == {bound.axis for bound in bounds}
+    one, two, four = (bound.fits.value if bound.fits else 0 for bound in bounds[:3])
+    assert 0 == one < two < four
+    assert {"fsdp2"} == {cell.parallel.strategy for cell in asked if cell.parallel.gpus > 1}
+    assert {("bf16", True), ("uint8", False)} == {
+        (cell.method.quant_storage, cell.parallel.several) for cell in asked if cell.method.kind == "qlora"
+    }
+
+
+def test_what_cannot_be_spread_is_said_of_the_number_of_cards() -> None:
+    """A paged optimizer on two; one card alone is as ever."""
+    with pytest.raises(UsageError, match=r"--gpus 2: fit cannot be spread: .*optimizer"):
+        find_bounds(request(training=training_of(optimizer="paged-adamw-8bit"), gpus=(1, 2)), lambda *_: None)

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from bench.records.predictions import Bound, Change, Fit, Setting, Speed, Tried, check_fit
 from bench.report.predicted.fit import frontier, render_markdown, render_terminal
+from bench.report.predicted.fit_gpus import gpu_sentences
 from bench.scenario.catalogue import card_of_memory
 from records_factory import make_prediction
 
@@ -120,3 +121,36 @@ def test_fastest_settings_stand_beside_the_largest() -> None:
         ],
     ]
     assert "Fastest settings that fit" not in render_markdown(example())
+
+
+def test_the_fewest_gpus_are_told_and_where_one_card_does_as_much() -> None:
+    """Full fits on four alone, three on each; LoRA on one card takes as many as those together."""
+    over = {"gpus": 2}, {"gpus": 4}
+    fit = Fit(
+        model="tiny",
+        card=CARD,
+        torch="2.13.0",
+        window="bf16",
+        bounds=(
+            bound("full", "micro_batch", 512, next=tried(1, 40)),
+            bound("full", "micro_batch", 512, next=tried(1, 22), **over[0]),
+            bound("full", "micro_batch", 512, fits=tried(3, 20), next=tried(4, 40), **over[1]),
+            bound("lora", "micro_batch", 512, fits=tried(12, 20), next=tried(13, 40)),
+            bound("lora", "micro_batch", 512, fits=tried(13, 20), next=tried(14, 40), **over[0]),
+            bound("qlora", "micro_batch", 512, refusal="It is refused.", **over[1]),
+        ),
+    )
+    assert [
+        "At 512 tokens full needs 4 GPUs (2: too close to call): batch 3 on 4 (12 in all).",
+        "At 512 tokens lora needs 1 GPU: batch 12 on 1, 13 on 2 (26 in all).",
+        (
+            "At 512 tokens lora on one GPU takes 12 sequences, full over 4 GPUs 12 in all: "
+            "one card does as much as 4."
+        ),
+    ] == gpu_sentences(fit)
+    page = render_markdown(fit)
+    assert "How many GPUs:\n\n- At 512 tokens full needs" in page
+    assert "- qlora on 4 cannot be predicted: It is refused." in page
+    assert f"    512  lora on 2   {'█' * 16} 13" in frontier(fit)
+    assert "| full on 2 |" in page
+    assert "How many GPUs" not in render_markdown(example())

@@ -14,12 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.errors import UsageError
+from bench.errors import InfrastructureError, UsageError
 from bench.records.environment import read_environment
 from bench.records.records import DeviceFacts, Record
 from bench.records.store import load_records
-from bench.runner.executors import Ended, Machine
+from bench.runner.executors import Ended, Machine, on_ray
 from bench.runner.executors.node import Look, Node, Prepared, Site, received
+from bench.runner.executors.on_ray import RayExecutor
 from bench.runner.executors.on_slurm import SlurmExecutor
 from bench.runner.schedule import ScheduledRun, SweepOptions
 from bench.runner.sweep import _run_all, run_sweep
@@ -141,6 +142,94 @@ def test_a_node_needs_the_folder_and_takes_the_drivers_threads(
         Site.of(SweepOptions(results=tmp_path, snapshot=True))
 
 
+class Ray:
+    """Ray as far as an executor asks it for things: nothing is ever ready, and node a has left."""
+
+    def __init__(self, answer: Exception | None = None) -> None:
+        from ray import exceptions
+
+        self.exceptions, self.answer, self.killed = exceptions, answer, list[str]()
+
+    def wait(self, references: Sequence[str], **_options: object) -> tuple[list[str], list[str]]:
+        return ([*references], []) if self.answer else ([], [*references])
+
+    def get(self, _reference: str, *, timeout: float) -> bytes:
+        assert 0 <= timeout < 1000
+        assert self.answer
+        raise self.answer
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": "a", "Alive": False}, {"NodeID": "b", "Alive": True}]
+
+    def kill(self, actor: str) -> None:
+        self.killed.append(actor)
+
+
+def on_nodes(ray: Ray, *nodes: str) -> tuple[RayExecutor, list[Any]]:
+    """Return an executor with a run on the first of these nodes, and what it tells."""
+    events: list[Any] = []
+    executor = RayExecutor(options=SweepOptions(results=Path()), observe=events.append)
+    executor._ray = ray
+    begun, *free = (on_ray._Slot(f"actor of {node}", node) for node in nodes)
+    executor._free = free
+    run = ScheduledRun(cell=make_cell("ok"), key="k" * 64)
+    executor._running = {"reference": on_ray._Begun(run, begun, time.monotonic())}
+    return executor, events
+
+
+def test_a_node_that_is_gone_is_not_waited_for_even_where_ray_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its run is given back and its actor ended; without another node the sweep ends in a sentence."""
+    monkeypatch.setattr(on_ray, "_NODES_S", -1.0)
+    monkeypatch.setattr(on_ray, "_GONE_S", -1.0)
+    ray = Ray()
+    executor, events = on_nodes(ray, "a", "a", "b")
+    ended = executor.next_end()
+    assert (None, ["actor of a"], 1) == (ended.record, ray.killed, executor.slots)
+    assert "its node has left the cluster" in events[-1].text
+    executor, _ = on_nodes(ray, "a", "a")
+    with pytest.raises(InfrastructureError, match="the last node of the cluster was lost"):
+        executor.next_end()
+
+
+def test_a_run_of_which_nothing_comes_is_given_up_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its node is there: after the cell's own limit and what an actor does besides."""
+    monkeypatch.setattr(on_ray, "_BESIDE_S", -1e6)
+    executor, events = on_nodes(Ray(), "b", "b")
+    assert executor.next_end().record is None
+    assert "nothing came from its node within" in events[-1].text
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        ("GetTimeoutError", ()),
+        ("ObjectLostError", ("0" * 56, "", "")),
+        ("ActorDiedError", ()),
+        ("OutOfMemoryError", ("why",)),
+    ],
+)
+def test_a_record_that_cannot_be_fetched_was_lost_with_its_node(error: str, arguments: Any) -> None:
+    """However Ray calls that: the run is done once more."""
+    from ray import exceptions
+
+    ray = Ray(getattr(exceptions, error)(*arguments))
+    executor, events = on_nodes(ray, "b", "b")
+    assert executor.next_end().record is None
+    assert (["actor of b"], 1) == (ray.killed, executor.slots)
+    assert events[-1].text.startswith("A node was lost with ")
+
+
+def test_a_node_that_does_not_look_at_itself_in_time_is_left_out() -> None:
+    """Such as one whose GPU another job has: a note, and the sweep goes on without it."""
+    from ray import exceptions
+
+    executor, events = on_nodes(Ray(exceptions.GetTimeoutError()), "b")
+    assert executor._look("10.0.0.2", "asked", time.monotonic() + 1) is None
+    assert "Node 10.0.0.2 is left out: no answer within" in events[-1].text
+
+
 def facts_of(records: Sequence[Record]) -> dict[tuple[str, int], object]:
     """Return by key and run what two sweeps of the same cells have to agree on exactly."""
     return {
@@ -203,20 +292,20 @@ def test_two_nodes_of_ray_make_the_records_that_one_machine_makes(
     if FULL:
         scenario.write_text(SCENARIO.format(ranks=[*range(2, 25)]))
     here, there = tmp_path / "here", tmp_path / "there"
-    on_ray = ("--executor", "ray", "--address", cluster.address)
-    first = bench_run(scenario, there, *on_ray)
+    by_ray = ("--executor", "ray", "--address", cluster.address)
+    first = bench_run(scenario, there, *by_ray)
     assert first.returncode == 0, first.stdout + first.stderr
     assert bench_run(scenario, here).returncode == 0
     local, remote = load_records(here), load_records(there)
     assert local.records
     assert facts_of(local.records) == facts_of(remote.records)
 
-    again = bench_run(scenario, there, *on_ray)
+    again = bench_run(scenario, there, *by_ray)
     assert "0 runs to do" in again.stdout + again.stderr
 
     files = {file: file.read_bytes() for file in there.glob("*--r1.json")}
     more = subprocess.Popen(
-        [*COMMAND, str(scenario), "--results", str(there), "--repeats", "3", *on_ray],
+        [*COMMAND, str(scenario), "--results", str(there), "--repeats", "3", *by_ray],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -10,6 +10,7 @@ from bench.errors import counted
 from bench.records.predictions import Answer, Bound, Fit, Plan, Tried
 from bench.records.readings import Category
 from bench.report.columns import terminal_table
+from bench.report.predicted.fit_gpus import called, gpu_sentences
 from bench.report.predicted.speed import settings_table
 from bench.report.sentences import RowLink, Sentence, said
 from bench.report.tables import Writer, described_table
@@ -52,9 +53,11 @@ _SETTINGS = {"ckpt": "gradient checkpointing", "pack": "packed sequences", "b1":
 
 def render_markdown(fit: Fit) -> str:
     listed_notes = bullets(markdown(note) for note in _notes(fit))
+    over = bullets(markdown(sentence) for sentence in gpu_sentences(fit))
+    over = f"How many GPUs:\n\n{over}\n\n" if over else ""
     return (
         f"# {markdown(_title(fit))}\n\nLargest micro-batch at each sequence length:\n\n"
-        f"```\n{frontier(fit)}\n```\n\n{markdown_table(_bounds(fit))}\n\n{_fastest(fit)}"
+        f"```\n{frontier(fit)}\n```\n\n{over}{markdown_table(_bounds(fit))}\n\n{_fastest(fit)}"
         f"How to read it:\n\n{listed_notes}\n"
     )
 
@@ -73,6 +76,7 @@ def render_terminal(fit: Fit) -> "Group":
     table = settings_table(fit)
     return Group(
         Text(f"{_title(fit)}\n\nlargest micro-batch at each sequence length:\n\n{frontier(fit)}\n"),
+        *(Text(plain(f"- {sentence}")) for sentence in gpu_sentences(fit)),
         terminal_table(_bounds(fit), "Every bound, predicted on both sides"),
         *([terminal_table(table, "Fastest settings that fit")] if table.rows else []),
         *(Text(plain(f"- {note}")) for note in _notes(fit)),
@@ -86,10 +90,10 @@ def _title(fit: Fit) -> str:
 def frontier(fit: Fit) -> str:
     """Return the largest batch at each length as bars, one line a method; a doubling is one step longer."""
     bounds = [bound for bound in fit.bounds if bound.axis == "micro_batch"]
-    width = max((len(plain(bound.method)) for bound in bounds), default=0)
+    width = max((len(called(fit, bound)) for bound in bounds), default=0)
     groups: dict[int, list[str]] = {}
     for bound in bounds:
-        line = f"{bound.sequence_length:>7,}  {plain(bound.method):<{width}}  {_bar(bound)}"
+        line = f"{bound.sequence_length:>7,}  {called(fit, bound):<{width}}  {_bar(bound)}"
         groups.setdefault(bound.sequence_length, []).append(line)
     return "\n\n".join("\n".join(lines) for lines in groups.values())
 
@@ -129,6 +133,7 @@ def _bounds(fit: Fit) -> Table:
         return GIBIBYTES.show(tried.verdict.needed_bytes) if tried else NOT_APPLICABLE
 
     writers: dict[str, Writer] = {
+        "method": lambda bound: called(fit, bound),
         "axis": _AXES.__getitem__,
         "held": held,
         "value": value,
@@ -142,6 +147,7 @@ def _notes(fit: Fit) -> list[str]:
     return notes(
         "fit_notes.j2",
         fit=fit,
+        called=lambda bound: called(fit, bound),
         memory=_memory_of(fit.card),
         steps={_AXES[bound.axis]: bound.step for bound in fit.bounds if bound.step > 1},
         show=GIBIBYTES.show,

@@ -4,9 +4,10 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.errors import BenchError, InfrastructureError, UsageError, first_line, not_installed
 from bench.records.predictions import Plan
@@ -19,6 +20,29 @@ from bench.workers import interrupts
 
 _POLL_S = 1.0
 _ANSWER_S = 10.0
+_LOOK_S = 900.0
+"""For all nodes to look at themselves: importing the libraries from a slow disk takes minutes."""
+_FETCH_S = 60.0
+_NODES_S = 10.0
+_GONE_S = 30.0
+"""How long after a node is gone Ray may take to say so of a run on it."""
+_BESIDE_S = 7200.0
+"""For what an actor does besides its cell, whose own limit is kept there: fetch weights, wait for a GPU."""
+
+
+class _Slot(NamedTuple):
+    """An actor, which runs one cell at a time, and its node."""
+
+    actor: Any
+    node: str
+
+
+class _Begun(NamedTuple):
+    """A run that an actor has begun."""
+
+    run: ScheduledRun
+    slot: _Slot
+    at_s: float
 
 
 @dataclass(kw_only=True)
@@ -28,8 +52,9 @@ class RayExecutor:
     options: SweepOptions
     observe: Observe
     address: str = "auto"
-    _free: list[Any] = field(default_factory=list)
-    _running: dict[Any, tuple[ScheduledRun, Any]] = field(default_factory=dict)
+    _free: list[_Slot] = field(default_factory=list)
+    _running: dict[Any, _Begun] = field(default_factory=dict)
+    _gone: dict[str, float] = field(default_factory=dict)
     _plan: Plan | None = None
 
     @property
@@ -45,16 +70,20 @@ class RayExecutor:
         self.observe(schedule.Preparing("looking at the nodes of the cluster"))
         actors = self._actors(on_gpu=any(cell.device == "cuda" for cell in cells))
         asked = [cell.model_dump_json() for cell in cells]
-        looks = [self._look(name, actor.look.remote(asked)) for name, actor in actors]
+        until_s = time.monotonic() + _LOOK_S
+        answers = [slot.actor.look.remote(asked) for _, slot in actors]
+        looks = [self._look(name, one, until_s) for (name, _), one in zip(actors, answers, strict=True)]
         first = next((look for look in looks if look), None)
         if first is None:
             raise InfrastructureError(
                 f"no node of the cluster {self.address} can run anything; see the notes"
             )
-        for (name, actor), look in zip(actors, looks, strict=True):
+        for (name, slot), look in zip(actors, looks, strict=True):
             if look and not (why := first.unlike(look)):
-                self._free.append(actor)
-            elif look:
+                self._free.append(slot)
+                continue
+            self._ray.kill(slot.actor)
+            if look:
                 self.observe(
                     schedule.Note(f"Node {name} is left out: {why}; give such nodes a sweep of their own.")
                 )
@@ -68,41 +97,83 @@ class RayExecutor:
         try:
             yield
         finally:
-            for actor in [*self._free, *(actor for _, actor in self._running.values())]:
-                self._ray.kill(actor)
+            for slot in [*self._free, *(begun.slot for begun in self._running.values())]:
+                self._ray.kill(slot.actor)
             self._ray.shutdown()
 
     def start(self, run: ScheduledRun) -> None:
-        actor = self._free.pop(0)
+        slot = self._free.pop(0)
         self.observe(schedule.RunStarted(run.cell, run.run))
-        reference = actor.run.remote(run.cell.model_dump_json(), run.run, of_cell(self._plan, run.cell))
-        self._running[reference] = run, actor
+        cell = run.cell.model_dump_json()
+        reference = slot.actor.run.remote(cell, run.run, of_cell(self._plan, run.cell))
+        self._running[reference] = _Begun(run, slot, time.monotonic())
 
     def next_end(self) -> Ended:
-        """Wait for one. Raises ``InfrastructureError`` when no node is left."""
+        """Wait for one, but never for a node that is gone. Raises ``InfrastructureError`` when none is left.
+
+        A record is large enough to stay in its node's memory until it is asked for, and Ray waits ten minutes
+        for one whose node was lost meanwhile; so that is not waited for here, but asked with a limit.
+        """
         with interrupts.waiting():
-            ready: list[Any] = []
-            while not ready:
-                ready, _ = self._ray.wait(list(self._running), timeout=_POLL_S)
-        run, actor = self._running.pop(ready[0])
+            reference, why = self._waited()
+        return self._lost(reference, why) if why else self._received(reference)
+
+    def _waited(self) -> tuple[Any, str | None]:
+        """Return what is ready, or else what is lost and why."""
+        looked_s = time.monotonic()
+        while True:
+            ready, _ = self._ray.wait(list(self._running), timeout=_POLL_S, fetch_local=False)
+            if ready:
+                return ready[0], None
+            if (now_s := time.monotonic()) - looked_s > _NODES_S:
+                looked_s = now_s
+                self._look_for_nodes(now_s)
+            for reference, begun in self._running.items():
+                if why := self._why_lost(begun, now_s):
+                    return reference, why
+
+    def _received(self, reference: Any) -> Ended:
+        run, slot, _ = self._running[reference]
+        errors = self._ray.exceptions
         try:
-            content = self._ray.get(ready[0])
-        except self._ray.exceptions.RayActorError as error:
-            self.observe(
-                schedule.Note(f"A node was lost with {run.cell.id} run {run.run}: {first_line(error)}.")
-            )
-            if not self.slots:
-                raise InfrastructureError(
-                    "the last node of the cluster was lost; what was finished is kept, and the same command "
-                    "resumes"
-                ) from None
-            return Ended(run, None)
-        except self._ray.exceptions.RayTaskError as error:
+            content = self._ray.get(reference, timeout=_FETCH_S)
+        except errors.RayTaskError as error:
             raise _its_own(error) from None
-        self._free.append(actor)
+        except errors.RayError as error:  # the actor, its node, or the record with it
+            return self._lost(reference, first_line(error))
+        del self._running[reference]
+        self._free.append(slot)
         return Ended(run, received(run, content))
 
-    def _actors(self, *, on_gpu: bool) -> list[tuple[str, Any]]:
+    def _look_for_nodes(self, now_s: float) -> None:
+        """Note which nodes are gone, and since when; none of their actors is given a run."""
+        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        named = {slot.node for slot in (*self._free, *(begun.slot for begun in self._running.values()))}
+        self._gone = {name: self._gone.get(name, now_s) for name in named - alive}
+        self._free = [slot for slot in self._free if slot.node in alive]
+
+    def _why_lost(self, begun: _Begun, now_s: float) -> str | None:
+        limit_s = begun.run.cell.limits.timeout_s + _BESIDE_S
+        if now_s - self._gone.get(begun.slot.node, now_s) > _GONE_S:
+            return "its node has left the cluster"
+        if now_s - begun.at_s > limit_s:
+            return f"nothing came from its node within {limit_s:g} s"
+        return None
+
+    def _lost(self, reference: Any, why: str) -> Ended:
+        """End the actor of a run that is lost, so that it is never done twice at once."""
+        run, slot, _ = self._running.pop(reference)
+        self.observe(schedule.Note(f"A node was lost with {run.cell.id} run {run.run}: {why.rstrip('.')}."))
+        self._ray.kill(slot.actor)
+        self._look_for_nodes(time.monotonic())
+        if not self.slots:
+            raise InfrastructureError(
+                "the last node of the cluster was lost; what was finished is kept, and the same command "
+                "resumes"
+            )
+        return Ended(run, None)
+
+    def _actors(self, *, on_gpu: bool) -> list[tuple[str, _Slot]]:
         """Return an actor for each GPU or node, with the node's address; Ray shows each its own GPU only."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -112,24 +183,28 @@ class RayExecutor:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             for _ in range(count if node["Alive"] else 0):
                 made = kind.options(scheduling_strategy=there, num_cpus=0, num_gpus=int(on_gpu))
-                found.append((node["NodeManagerAddress"], made.remote(site)))
+                found.append((node["NodeManagerAddress"], _Slot(made.remote(site), node["NodeID"])))
         if not found:
             raise InfrastructureError(
                 f"the cluster {self.address} has no {'GPU' if on_gpu else 'node'}; see ray status"
             )
         return found
 
-    def _look(self, name: str, asked: Any) -> Look | None:
+    def _look(self, name: str, asked: Any, until_s: float) -> Look | None:
+        """Return what a node says of itself; None, and a note, where it does not in time or cannot."""
         import msgspec
 
         try:
             with interrupts.waiting():
-                return msgspec.json.decode(self._ray.get(asked), type=Look)
+                left_s = max(0.0, until_s - time.monotonic())
+                return msgspec.json.decode(self._ray.get(asked, timeout=left_s), type=Look)
         except self._ray.exceptions.RayTaskError as error:
-            why = _its_own(error)
-        except self._ray.exceptions.RayActorError as error:
-            why = error
-        self.observe(schedule.Note(f"Node {name} is left out: {first_line(why)}."))
+            why = first_line(_its_own(error))
+        except self._ray.exceptions.GetTimeoutError:
+            why = f"no answer within {_LOOK_S:g} s; its GPU may be in use by another job, see ray status"
+        except self._ray.exceptions.RayError as error:
+            why = first_line(error)
+        self.observe(schedule.Note(f"Node {name} is left out: {why.rstrip('.')}."))
         return None
 
 
