@@ -1,14 +1,19 @@
 """A static folder for a web host: the Markdown pages as HTML, and a report of all committed results.
 
-It begins at the index page and follows links. A linked Markdown page is rendered too, any other linked file
-of the repository is copied, a linked folder with a README.md leads to that, pictures become part of the page;
-nothing outside is touched.
+It begins at README.md and the pages of docs/ and report/, and follows links. A linked Markdown page is
+rendered, any other linked file of the repository is copied, a linked folder with a README.md leads to that,
+and pictures become part of the page; nothing outside is touched. Every page has all others beside it, and
+one page finds words in the sections of all.
 """
 
 import base64
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
@@ -22,7 +27,9 @@ from bench.records.predictions import read_plan
 from bench.records.store import gather
 from bench.report.html import render_html, render_template
 
-INDEX = Path("report/README.md")
+_START, _SEARCH = "index.html", "search.html"
+_GROUPS = {"Documentation": Path("docs"), "Results": Path("report")}
+_MOST_FOUND = 4000  # letters of a section that can be found
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 _FOLD = re.compile(r"<details><summary>([^<>&]*)</summary>|</details>")
 _PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -30,14 +37,14 @@ _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//|#")
 
 
 def write_site(root: Path, folder: Path) -> Iterator[str]:
-    """Write the site of the repository at ``root``; yield a line on each page.
+    """Write the site of the repository at ``root``; yield a line on each page, and on each link to nothing.
 
-    Raises UsageError where there is no index page or the folder holds something else already,
+    Raises UsageError where there are no pages or the folder holds something else already,
     InfrastructureError where it cannot be written.
     """
     root = root.resolve()
-    if not (root / INDEX).is_file():
-        raise UsageError(f"{root / INDEX} is not there; run bench report --site in the repository")
+    if not (root / "report").is_dir() or not (root / "README.md").is_file():
+        raise UsageError(f"{root} has no README.md and report/; run bench report --site in the repository")
     if folder.exists() and any(folder.iterdir()) and not (folder / ".nojekyll").is_file():
         raise UsageError(f"{folder} is not empty and not a site made here; name another folder")
     try:
@@ -48,6 +55,15 @@ def write_site(root: Path, folder: Path) -> Iterator[str]:
         raise InfrastructureError(
             f"{folder}: cannot write the site ({error.strerror}); choose another place"
         ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A section that can be found: its page and heading, where it is, and what it says."""
+
+    title: str
+    href: str
+    text: str
 
 
 class _Site:
@@ -61,23 +77,32 @@ class _Site:
         """Each committed folder of records and each plan, with its place on the site."""
         for plan in sorted(results.glob("predicted/*.json")):
             self._reports[plan] = Path("results") / f"predicted_{plan.stem}.html"
+        self._groups = {
+            name: sorted((root / inner).glob("*.md"), key=lambda page: (page.name != "README.md", page.name))
+            for name, inner in _GROUPS.items()
+        }
+        self._waiting = [page for pages in self._groups.values() for page in pages] + [root / "README.md"]
         self._done: set[Path] = set()
-        self._waiting = [root / INDEX, root / "README.md"]
+        self._found: list[Found] = []
+        self._problems: list[str] = []
 
     def write(self) -> Iterator[str]:
         for source, target in self._reports.items():
+            home = f"../{_START}"
             if source.is_dir():
                 loaded = gather([source])
-                text = render_html(compare(loaded.records, loaded.problems), ())
+                text = render_html(compare(loaded.records, loaded.problems), (), home=home)
             else:
-                text = render_html(None, [read_plan(source)])
+                text = render_html(None, [read_plan(source)], home=home)
             yield self._put(target, text)
         while self._waiting:
             page = self._waiting.pop()
             if page not in self._done and page.is_file():
                 self._done.add(page)
-                yield self._put(page.relative_to(self._root).with_suffix(".html"), self._page(page))
-        yield self._put(Path("index.html"), self._index())
+                yield self._put(self._target(page), self._page(page))
+        search = self._rendered("Search", Path(), found=sorted(self._found, key=lambda one: one.title))
+        yield self._put(Path(_SEARCH), search)
+        yield from self._problems
 
     def _put(self, target: Path, text: str) -> str:
         path = self._folder / target
@@ -85,28 +110,41 @@ class _Site:
         write_text(path, text)
         return f"wrote {path}"
 
-    def _page(self, page: Path, *, at: Path | None = None) -> str:
-        """Render a page as it is seen from its own place, or from another folder of the site."""
+    def _target(self, page: Path) -> Path:
+        return (
+            Path(_START)
+            if page == self._root / "README.md"
+            else page.relative_to(self._root).with_suffix(".html")
+        )
+
+    def _page(self, page: Path) -> str:
         markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
         tokens = _folding(markdown.parse(_COMMENT.sub("", read_data(page).decode())))
-        here = page.parent.relative_to(self._root) if at is None else at
         for token in _inline(tokens, "link_open"):
-            token.attrSet("href", self._href(str(token.attrGet("href")), page, here))
+            token.attrSet("href", self._href(str(token.attrGet("href")), page))
         for token in _inline(tokens, "image"):
             token.attrSet("src", self._picture(str(token.attrGet("src")), page))
+        title = _title(page)
+        for heading, text in _sections(tokens):
+            name = f"{title}: {heading.content}" if heading and heading.content != title else title
+            href = self._target(page).as_posix() + (f"#{slug(heading.content)}" if heading else "")
+            self._found.append(Found(title=name, href=href, text=text[:_MOST_FOUND]))
         body = Markup(markdown.renderer.render(tokens, markdown.options, {}))  # noqa: S704 - raw HTML is off
-        heading = next((each.content for each in tokens if each.type == "inline"), page.stem)
-        home = "/".join([*[".."] * len(here.parts), "index.html"])
-        return render_template("prose.html.j2", title=heading, body=body, home=home)
+        return self._rendered(title, page.parent.relative_to(self._root), page=page, body=body)
 
-    def _index(self) -> str:
-        text = self._page(self._root / INDEX, at=Path())
-        links = "".join(
-            str(Markup('<li><a href="{}">{}</a></li>').format(target.as_posix(), target.stem))
+    def _rendered(self, title: str, here: Path, *, page: Path | None = None, **content: Any) -> str:
+        """Return a page with all others beside it."""
+        up = "../" * len(here.parts)
+        groups = {
+            name: [(_title(one), f"{up}{self._target(one).as_posix()}", one == page) for one in pages]
+            for name, pages in self._groups.items()
+        }
+        groups["Reports to sort and filter"] = [
+            (target.stem.replace("_", " "), f"{up}{target.as_posix()}", False)
             for target in self._reports.values()
-        )
-        listed = f"<h2>Reports to sort and filter</h2>\n<ul>{links}</ul>\n</article>"
-        return text.replace("</article>", listed, 1)
+        ]
+        links = {"home": f"{up}{_START}", "search": f"{up}{_SEARCH}"}
+        return render_template("prose.html.j2", title=title, groups=groups, **links, **content)
 
     def _picture(self, link: str, page: Path) -> str:
         """Return a picture of the repository as part of the page, which loads nothing; others stay links."""
@@ -116,7 +154,7 @@ class _Site:
             return link
         return f"data:{kind};base64,{base64.b64encode(read_data(source)).decode()}"
 
-    def _href(self, link: str, page: Path, here: Path) -> str:
+    def _href(self, link: str, page: Path) -> str:
         """Return where a link of a page leads on the site; what is outside the repository stays."""
         if _SCHEME.match(link):
             return link
@@ -125,18 +163,50 @@ class _Site:
         if source.is_dir() and source not in self._reports:
             source = source / "README.md"
         if not source.is_relative_to(self._root) or not source.exists():
+            self._problems.append(
+                f"warning: {page.relative_to(self._root)} links to {link}, which is not there"
+            )
             return link
         target = source.relative_to(self._root)
         if source in self._reports:
             target = self._reports[source]
         elif source.suffix == ".md":
             self._waiting.append(source)
-            target = target.with_suffix(".html")
+            target = self._target(source)
         else:
             copy = self._folder / target
             make_folder(copy.parent, self._folder)
             write_bytes(copy, read_data(source))
-        return "/".join([*[".."] * len(here.parts), *target.parts]) + mark + fragment
+        up = "../" * len(page.parent.relative_to(self._root).parts)
+        return f"{up}{target.as_posix()}{mark}{fragment}"
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@cache
+def _title(page: Path) -> str:
+    lines = _COMMENT.sub("", read_data(page).decode()).splitlines()
+    return next((line.removeprefix("# ") for line in lines if line.startswith("# ")), page.stem)
+
+
+def _sections(tokens: list[Token]) -> Iterator[tuple[Token | None, str]]:
+    """Yield each heading with the text below it, giving it its anchor; and let columns of numbers be such."""
+    heading: Token | None = None
+    text: list[str] = []
+    for before, token in pairwise([Token("", "", 0), *tokens]):
+        if before.type == "heading_open":
+            if text:
+                yield heading, " ".join(text)
+            heading, text = token, []
+            before.attrSet("id", slug(token.content))
+        elif token.type == "inline":
+            text.append(token.content)
+        if str(token.attrs.pop("style", "")).endswith("right"):
+            token.attrSet("class", "number")
+    yield heading, " ".join(text)
 
 
 def _folding(tokens: list[Token]) -> list[Token]:

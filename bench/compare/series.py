@@ -6,7 +6,7 @@ figure can hold the first are drawn, and how many more there are stands beside t
 
 import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, TypeVar
 
@@ -259,8 +259,8 @@ def planned_breakdowns(
         return found, 0
     lengths = {one.cell.id: one.cell.training.sequence_length for one in planned}
     drawn = [
-        min(alike, key=lambda one: (-lengths[one.cell], one.total_bytes))
-        for alike in grouped(found, lambda one: _model_and_method(one.cell)).values()
+        replace(min(alike, key=lambda one: (-lengths[one.cell], one.total_bytes)), cell="/".join(name))
+        for name, alike in grouped(found, lambda one: _model_and_method(one.cell)).items()
     ][:MOST_BARS]
     return drawn, len(found) - len(drawn)
 

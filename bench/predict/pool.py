@@ -244,7 +244,8 @@ def find_savers(
         _, before, cards = subjects[index]
         if isinstance(after, Prediction) and after.needed_bytes < before.needed_bytes:
             verdicts = tuple(check_fit(after, card) for card in cards)
-            found[index].append(Change(what=what, prediction=after, verdicts=verdicts))
+            slim = after.model_copy(update={"modules_at_peak_bytes": {}})  # which nobody is shown
+            found[index].append(Change(what=what, prediction=slim, verdicts=verdicts))
     for changes in found:
         changes.sort(key=lambda change: (change.prediction.needed_bytes, len(change.what)))
     return [tuple(one for one in changes if not _adds_nothing(one, changes)) for changes in found]

@@ -14,7 +14,7 @@ from bench.predict.trace.meta_ledger import Mark
 from bench.predict.trace.stream import Ints, Stream, spans
 from bench.predict.varying import insufficient_bytes
 from bench.records.predictions import Method, PredictedPhase, Prediction
-from bench.records.readings import Caveat
+from bench.records.readings import Caveat, summed
 from bench.records.records import LedgerReading
 from bench.scenario.platform import Platform
 
@@ -79,6 +79,7 @@ def summed_up(
 def _at_peak(stream: Stream, platform: Platform, method: Method, replayed: Replay, peak: int) -> Prediction:
     """Return what does not depend on how much the allocator keeps in reserve."""
     block = int(stream.events[peak])
+    modules = stream.modules(stream.live_at(peak + 1))
     phases = list(spans(stream.marks, len(stream.events)))
     allocated, requested = replayed.allocated_bytes, replayed.requested_bytes
     reached = stream.reached
@@ -95,7 +96,8 @@ def _at_peak(stream: Stream, platform: Platform, method: Method, replayed: Repla
         peak_phase=next(mark.phase for mark, part in phases if peak in part),
         peak_op=stream.blocks[stream.kinds[block]].op,
         peak_module=stream.module_of(block),
-        categories_at_peak_bytes=stream.categories(stream.live_at(peak + 1)),
+        categories_at_peak_bytes=summed(modules),
+        modules_at_peak_bytes=modules,
         method=method,
         reach=reached.weights if reached else None,
         trainable_parameters=reached.trainable if reached else {},
@@ -197,6 +199,7 @@ def predicted_for_cpu(reading: LedgerReading, platform: Platform, asked: Iterabl
         peak_op=reading.peak_op,
         peak_module=reading.peak_module,
         categories_at_peak_bytes=reading.categories_at_peak_bytes,
+        modules_at_peak_bytes=reading.modules_at_peak_bytes or {},
         method="full trace",
         op_count=reading.op_count,
         saved_for_backward_bytes=reading.saved_for_backward_bytes,

@@ -21,10 +21,18 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import UnavailableError, first_line
-from bench.probes.blocks import Block, Entry, Peak, category_of
+from bench.probes.blocks import Block, Entry, Peak, by_module
 from bench.probes.sharded import Resizes, desugars, is_collective, local_of
 from bench.probes.tensors import Outside, address_of, quantisation_state, tensors_among
-from bench.records.readings import Category, PhaseStart, Retained, Timeline, TracedPhase, decimated
+from bench.records.readings import (
+    Category,
+    PhaseStart,
+    Retained,
+    Timeline,
+    TracedPhase,
+    decimated,
+    summed,
+)
 from bench.records.records import LedgerReading
 
 OUTSIDE = "outside the model"
@@ -91,6 +99,8 @@ class Ledger(TorchDispatchMode):
             block = self._enter(tensor, BEFORE, module or OUTSIDE) or self._known(tensor)
             if block is not None and block.category in {None, "collectives"}:
                 block.category = category
+            if block is not None and module and category != "collectives":
+                block.owner = module
 
     def register_model(self, model: nn.Module) -> None:
         """Enter a model's parameters, buffers and quantisation state, each under its module."""
@@ -104,10 +114,7 @@ class Ledger(TorchDispatchMode):
 
     def reading(self) -> LedgerReading:
         """Sum the closed books up."""
-        at_peak = self._live_at(self._peak.entries)
-        categories: Counter[Category] = Counter()
-        for block in at_peak:
-            categories[category_of(block)] += block.nbytes
+        modules = by_module((block, block.nbytes) for block in self._live_at(self._peak.entries))
         setter = self._peak_setter()
         return LedgerReading(
             device=self._device_type,
@@ -115,12 +122,13 @@ class Ledger(TorchDispatchMode):
             peak_phase=setter.born_phase,
             peak_op=setter.op,
             peak_module=setter.module,
-            categories_at_peak_bytes=dict(sorted(categories.items())),
+            categories_at_peak_bytes=summed(modules),
             phase_peaks_bytes=dict(self._phase_peaks_bytes),
             saved_for_backward_bytes=self._saved_bytes,
             op_count=self._op_count,
             allocation_count=sum(block.op != BEFORE for block in self.blocks),
             timeline=self._timeline(),
+            modules_at_peak_bytes=modules,
             retained=self._retained() if self._outside.looked else UNSET,
         )
 

@@ -14,7 +14,7 @@ import msgspec
 from pydantic import Field, model_validator
 
 from bench.io import MAX_BYTES, open_data, read_json
-from bench.records.readings import Category, Caveat, Count, Positive, Stored, WeightsReached
+from bench.records.readings import Category, Caveat, Count, ModuleBytes, Positive, Stored, WeightsReached
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
@@ -135,6 +135,7 @@ class Prediction(Stored):
     peak_op: str
     peak_module: str
     categories_at_peak_bytes: dict[Category, Count]
+    modules_at_peak_bytes: ModuleBytes = _some({}, "The same by module; * stands for any number.")
     op_count: Count | None = _known("Operators of a steady pair of steps.")
     step_flops: Count | None = _known(
         "Floating-point operations of one step; none where its stream follows from others'."

@@ -37,6 +37,7 @@ SnapshotMoment = Literal["after the warm-up", "out of memory", "as the cell fail
 # constraint is stated for both libraries.
 Count = Annotated[int, Field(ge=0, le=_LARGEST), Meta(ge=0, le=_LARGEST)]
 Positive = Annotated[int, Field(gt=0, le=_LARGEST), Meta(gt=0, le=_LARGEST)]
+ModuleBytes = dict[str, dict[Category, Count]]
 # A name in the record's own folder: nothing that could lead out of it.
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z", max_length=255)]
 
@@ -193,6 +194,14 @@ class Timeline(Part, frozen=True):
         """Raise ``ValueError`` unless there is a size for each entry."""
         if len(self.entries) != len(self.live_bytes):
             raise ValueError("entries and live_bytes must have the same length")
+
+
+def summed(modules: ModuleBytes) -> dict[Category, int]:
+    """Return the bytes of all modules by category."""
+    found: dict[Category, int] = {}
+    for category, nbytes in (each for own in modules.values() for each in own.items()):
+        found[category] = found.get(category, 0) + nbytes
+    return dict(sorted(found.items()))
 
 
 def decimated(live_bytes: Sequence[int], phases: Sequence[PhaseStart]) -> Timeline:

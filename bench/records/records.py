@@ -6,6 +6,7 @@ History of the format (``SCHEMA_VERSION``):
   are read as before, so the number stays.
 - 1 (2026-11-29): ``measurement.model.reach``, ``prediction.reach``, ``ledger.retained``, ``held`` of steps,
   ``heap_start_bytes`` of phases, ``sources`` of evaluations; ``doc_hash`` also of prompt, choices and target.
+- 1 (2026-11-30): ``ledger.modules_at_peak_bytes``, and the same of predictions.
 """
 
 from abc import ABC
@@ -24,6 +25,7 @@ from bench.records.readings import (
     Count,
     GpuReading,
     Held,
+    ModuleBytes,
     Number,
     PagedMemory,
     Part,
@@ -170,6 +172,7 @@ class LedgerReading(Part, frozen=True):
     allocation_count: Count
     timeline: Timeline | None = None  # none in records made before it was kept
     retained: Retained | msgspec.UnsetType = msgspec.UNSET
+    modules_at_peak_bytes: ModuleBytes | msgspec.UnsetType = msgspec.UNSET  # * stands for any number
 
     @property
     def largest_category(self) -> Category:

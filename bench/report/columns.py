@@ -6,6 +6,7 @@ What is shown of a row stands in its columns alone; the tables know no metric. N
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
@@ -30,7 +31,8 @@ class Column(Generic[R]):
     ``frame`` is its name in a DataFrame, which holds the value: bytes, ns, shares. ``narrow`` is its title
     on a narrow terminal, where a column without one is left out, and ``narrow_text`` what it shows there.
     What is not on a ``page`` is in the HTML table only, where ``choice`` offers texts or ``tags`` as a
-    filter, ``at_most`` a limit in a unit of size ``scale``, and ``place`` says which notes it bears.
+    filter, ``at_most`` a limit in a unit of size ``scale``, and ``place`` says which notes it bears. ``bar``
+    draws the value beside those of other rows; ``link`` is the anchor that the text leads to.
     """
 
     title: str
@@ -46,6 +48,8 @@ class Column(Generic[R]):
     at_most: str = ""
     scale: float = 1.0
     place: Place = ""
+    bar: bool = False
+    link: Callable[[R], str | None] = lambda _: None
     tags: Callable[[R], tuple[str, ...]] = lambda _: ()
     tone: Callable[[R], Tone] = lambda _: ""
 
@@ -102,6 +106,20 @@ class Grid(Generic[R]):
     notes: tuple[str, ...]
     notes_of: NotesOf[R]
     constants: tuple[tuple[str, str], ...]
+
+    def bar(self, column: Column[R], row: R) -> float | None:
+        """Return how long the bar of a value is, in percent of the largest; None where there is none."""
+        own = column.value(row) if column.bar and column.value else None
+        return None if own is None else 100 * max(0.0, own) / (self._largest[column.title] or 1)
+
+    @cached_property
+    def _largest(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for one in self.columns:
+            if one.bar and one.value:
+                values = (one.value(row) for _, row in self.rows)
+                found[one.title] = max((value for value in values if value is not None), default=0.0)
+        return found
 
     def numbers(self, column: Column[R], row: R) -> list[int]:
         """Return the notes that a number bears."""

@@ -152,6 +152,7 @@ def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> Iterator[Column[M
         at_most=unit.name,
         scale=unit.size_bytes,
         place="memory",
+        bar=True,
         tone=lambda row: "bad" if "memory" in row.doubts and row.peak(instrument) else "",
     )
     yield Column(
@@ -202,6 +203,7 @@ def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
         narrow="tokens/s (full = 1)",
         narrow_text=narrow,
         place="speed",
+        bar=True,
         tone=lambda row: "bad" if row.throughput and "speed" in row.doubts else "",
     )
     if any(row.predicted_speeds for row in rows):
@@ -241,6 +243,7 @@ def _accuracy_columns(task: str) -> Iterator[Column[Measured]]:
         narrow=f"{task} before → after",
         narrow_text=lambda row: text(row, narrow=True),
         place="accuracy",
+        bar=True,
     )
     yield Column(
         "Differs from full?",

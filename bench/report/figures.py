@@ -62,16 +62,20 @@ class Figure:
     @cached_property
     def specification(self) -> dict[str, Any]:
         """Return the Vega-Lite specification. Raises UsageError where altair is not installed."""
+        return self._specification()
+
+    def _specification(self, **size: int) -> dict[str, Any]:
         require_libraries()
         from bench.report import charts
 
         assert self.draw is not None  # noqa: S101 - asked for only where something is drawn
-        return charts.specification(self.draw(charts))
+        return charts.specification(self.draw(charts), **size)
 
-    def svg(self) -> str:
+    def svg(self, **size: int) -> str:
+        """Return the figure as SVG, of so many pixels' ``width`` where that is told."""
         import vl_convert
 
-        return vl_convert.vegalite_to_svg(self.specification, allowed_base_urls=[])
+        return vl_convert.vegalite_to_svg(self._specification(**size), allowed_base_urls=[])
 
     def png(self) -> bytes:
         """Return the figure as PNG, at twice its size in points."""

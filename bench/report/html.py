@@ -7,8 +7,9 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,14 +18,16 @@ from markupsafe import Markup
 
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
-from bench.compare.plans import ModelFits, card_fits, plan_rows
+from bench.compare.plans import PlanRow, plan_rows
 from bench.errors import counted
 from bench.io import own_text
+from bench.metrics import INSTRUMENT_NAMES
 from bench.records.predictions import Plan
 from bench.report.columns import Grid, told_once
 from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
+from bench.report.flame import MOST_FLAMES, Flame, flame_anchor, flame_of
 from bench.report.highlights import one_environment, sentences
 from bench.report.predicted.fit import (
     MOST_SENTENCES,
@@ -36,16 +39,19 @@ from bench.report.predicted.fit import (
     plan_sentences,
     why_untried,
 )
+from bench.report.predicted.methods import method_rows, methods_grid
 from bench.report.predicted.plan import detail_tables, plan_grid
+from bench.report.predicted.speed import any_speed
 from bench.report.sentences import Sentence
-from bench.report.text import Table, markdown, plain, visible
+from bench.report.text import GIBIBYTES, Table, markdown, plain, visible
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6
-_NOT_RUN = (
-    f"{PREDICTED} Memory only: speed and accuracy are not predicted. "
-    "Run the cells that fit (bench run) to learn what they cost in time."
-)
+_PEAKS = (f"Peak memory: {INSTRUMENT_NAMES['ledger']}", "Allocated")
+_LEADING = ("frontier", "memory")
+_LEAD_WIDTH = 440  # pixels of the figure beside the first table
+_FEW_ROWS = 30  # for which no filters are spread out
+_MEMORY_ONLY = "Memory only: speed is not told here."
 _THEMED = {
     "#1a1c20": "currentColor",
     "#fefefe": "transparent",
@@ -73,19 +79,35 @@ class Section:
     problems: tuple[str, ...] = ()
     answered: tuple[Answered, ...] = ()
     unanswered: int = 0
-    fits: tuple[ModelFits, ...] = ()
     assumed: tuple[str, ...] = ()  # of the cards that fits are about
     anchors: Mapping[str, str]
     grid: Grid[Any]
+    lead: Grid[Any] | None = None  # what is shown first, where that is not the grid of all cells
     figures: tuple[Figure, ...]
+    flames: tuple[Flame, ...] = ()
     failures: Table | None = None
     folded: tuple[tuple[str, Table], ...]
     differences: tuple[str, ...] = ()
     how_read: tuple[str, ...]
 
+    @property
+    def drawn(self) -> list[Figure]:
+        """Return the figures that there are, that beside the first table first: the frontier, or memory."""
+        found = [figure for figure in self.figures if not figure.missing]
+        return sorted(found, key=lambda figure: [*_LEADING, figure.name].index(figure.name))
 
-def render_html(comparison: Comparison | None, plans: Sequence[Plan], cards: Sequence[Card] = ()) -> str:
+    @property
+    def missing(self) -> list[Figure]:
+        """Return what could not be drawn."""
+        return [figure for figure in self.figures if figure.missing]
+
+
+def render_html(
+    comparison: Comparison | None, plans: Sequence[Plan], cards: Sequence[Card] = (), *, home: str = ""
+) -> str:
     """Return the page of records, if there are any, and of each plan; ``cards`` are limits to show.
+
+    ``home`` is the start page that it leads back to, where it is part of a site.
 
     Raises UsageError where the libraries that draw figures are not installed.
     """
@@ -93,12 +115,20 @@ def render_html(comparison: Comparison | None, plans: Sequence[Plan], cards: Seq
     sections = [_measured(comparison, cards)] if comparison else []
     sections += [_planned(plan, f"p{index}-") for index, plan in enumerate(plans, start=1)]
     title = sections[0].title if len(sections) == 1 else "Measured and planned"
-    return render_template("report.html.j2", title=title, sections=sections)
+    return render_template(
+        "report.html.j2",
+        title=title,
+        sections=sections,
+        lead_width=_LEAD_WIDTH,
+        few_rows=_FEW_ROWS,
+        home=home,
+    )
 
 
 def _measured(comparison: Comparison, cards: Sequence[Card]) -> Section:
     anchors = {row.key: f"m-cell-{index}" for index, row in enumerate(comparison.rows, start=1)}
     unit, groups = memory_unit(comparison.rows), comparison.groups
+    flames = tuple(_measured_flames(comparison, anchors))
     endings, alike = ending_table(comparison.rows), one_environment(comparison)
     return Section(
         prefix="m-",
@@ -111,13 +141,41 @@ def _measured(comparison: Comparison, cards: Sequence[Card]) -> Section:
         ),
         unanswered=len(groups[_MOST_GROUPS:]),
         anchors=anchors,
-        grid=comparison_grid(comparison, anchors),
+        grid=_linked(comparison_grid(comparison, anchors), flames),
+        flames=flames,
         figures=comparison_figures(comparison, cards),
         failures=endings if endings.rows else None,
         folded=tuple((title, told_once(table)) for title, table in folded_tables(comparison)),
         differences=() if alike else comparison.differences,
         how_read=tuple(how_read(comparison.rows)),
     )
+
+
+def _linked(grid: Grid[Any], flames: Sequence[Flame]) -> Grid[Any]:
+    """Return a grid whose peaks of tensors lead to what holds them."""
+    shown = {flame.anchor for flame in flames}
+    leading = {id(row): anchor for name, row in grid.rows if (anchor := flame_anchor(name)) in shown}
+    columns = (
+        replace(one, link=lambda row: leading.get(id(row))) if one.title in _PEAKS else one
+        for one in grid.columns
+    )
+    return replace(grid, columns=tuple(columns))
+
+
+def _measured_flames(comparison: Comparison, anchors: Mapping[str, str]) -> Iterator[Flame]:
+    unit = memory_unit(comparison.rows)
+    held = ((row, row.cause.modules_at_peak_bytes or {}) for row in comparison.rows if row.cause)
+    flames = (flame_of(row.id, flame_anchor(anchors[row.key]), modules, unit) for row, modules in held)
+    return islice(filter(None, flames), MOST_FLAMES)
+
+
+def _planned_flames(plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str]) -> Iterator[Flame]:
+    """Yield the flames of cells that a plan's first table names, at the longest sequences."""
+    named = [one.at[max(one.at)].cell for one in method_rows(plan)] or [row.cell for row in rows]
+    forecasts = {row.cell: row.forecast for row in rows if row.forecast}
+    held = ((cell, forecasts[cell].modules_at_peak_bytes) for cell in named if cell in forecasts)
+    flames = (flame_of(cell, flame_anchor(anchors[cell]), own, GIBIBYTES) for cell, own in held)
+    return islice(filter(None, flames), MOST_FLAMES)
 
 
 def _opening(comparison: Comparison) -> Iterator[str]:
@@ -145,18 +203,23 @@ def _planned(plan: Plan, prefix: str) -> Section:
     rows = plan_rows(plan)
     anchors = {row.cell: f"{prefix}cell-{index}" for index, row in enumerate(rows, start=1)}
     told = fit_sentences(plan)
+    flames = tuple(_planned_flames(plan, rows, anchors))
     loops = Answered(title="Loops", sentences=loop_sentences(plan, rows))
     fitting = Answered(title="What fits", sentences=told[:MOST_SENTENCES], folded=told[MOST_SENTENCES:])
     return Section(
         prefix=prefix,
         title=f"{plan.title}: predicted memory",
-        opening=(_NOT_RUN, *plan_sentences(plan, rows)),
+        opening=(
+            PREDICTED if any_speed(rows) else f"{PREDICTED} {_MEMORY_ONLY}",
+            *plan_sentences(plan, rows),
+        ),
         answered=((fitting,) if told else ()) + ((loops,) if loops.sentences else ()),
-        fits=card_fits(plan),
         assumed=tuple(card_notes(plan)),
         anchors=anchors,
-        grid=plan_grid(plan, rows, anchors),
+        grid=_linked(plan_grid(plan, rows, anchors), flames),
+        lead=methods_grid(plan, rows, anchors, prefix) if plan.cards and rows[1:] else None,
         figures=plan_figures(plan),
+        flames=flames,
         folded=tuple((title, told_once(table)) for title, table in detail_tables(plan) if table.rows),
         how_read=tuple(markdown(line) for line in (*notes_on(plan, rows), *why_untried(plan))),
     )
@@ -203,11 +266,17 @@ def _inline(text: str) -> Markup:
     return Markup(MarkdownIt("js-default", {"html": False}).renderInline(text))  # noqa: S704 - it escapes
 
 
-def _themed_svg(figure: Figure, prefix: str) -> Markup:
-    """Return a figure's SVG in the colours of the page, its ids made unique."""
-    svg = figure.svg()
-    for literal, themed in _THEMED.items():
-        svg = svg.replace(f'"{literal}"', f'"{themed}"')
-    svg = re.sub(r'(?<= )id="', f'id="{prefix}{figure.name}-', svg)
-    svg = svg.replace("url(#", f"url(#{prefix}{figure.name}-")
-    return Markup(svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))  # noqa: S704 - vl-convert escapes what it draws
+def _themed_svg(figure: Figure, prefix: str, width: int | None) -> Markup:
+    """Return a figure for wide and for narrow screens, in the colours of the page, its ids made unique."""
+    from bench.report.charts import NARROW, WIDE
+
+    drawn = ""
+    for name, pixels in (("wide", width or WIDE), ("narrow", NARROW)):
+        svg = figure.svg(width=pixels)
+        for literal, themed in _THEMED.items():
+            svg = svg.replace(f'"{literal}"', f'"{themed}"')
+        svg = re.sub(r'(?<= )id="', f'id="{prefix}{figure.name}-{name}-', svg)
+        svg = svg.replace("url(#", f"url(#{prefix}{figure.name}-{name}-")
+        svg = svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+        drawn += f'<div class="{name}">{svg}</div>'
+    return Markup(drawn)  # noqa: S704 - vl-convert escapes what it draws

@@ -1,8 +1,10 @@
 """The static site: pages, reports and files that link to each other, and nothing from outside."""
 
 import base64
+import html
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -46,18 +48,18 @@ def test_pages_link_to_pages_reports_and_files(repository: Path, tmp_path: Path)
     """Links to Markdown lead to HTML, to records to their report, to files to copies; others stay."""
     site = tmp_path / "site"
     list(write_site(repository, site))
-    links = re.findall(r'href="([^"#][^"]*)"', (site / "index.html").read_text(encoding="utf-8"))
+    links = re.findall(r'href="([^"#][^"]*)"', (site / "report" / "README.html").read_text(encoding="utf-8"))
     assert {
-        "report/page.html#part",
-        "README.html",
-        "results/tiny.html",
-        "scenarios/a.toml",
+        "../report/page.html#part",
+        "../index.html",
+        "../results/tiny.html",
+        "../scenarios/a.toml",
         "https://example.org",
         "../../secret.txt",
     } <= set(links)
     assert (site / "scenarios" / "a.toml").read_text(encoding="utf-8") == "title = 'a'"
     picture = base64.b64encode(b"<svg/>").decode()
-    home = (site / "README.html").read_text(encoding="utf-8")
+    home = (site / "index.html").read_text(encoding="utf-8")
     assert f'<img src="data:image/svg+xml;base64,{picture}" alt="A figure"' in home
     assert '<img src="../secret.svg" alt="Another"' in home
     assert "1 runs of 1 cells" in (site / "results" / "tiny.html").read_text(encoding="utf-8")
@@ -70,7 +72,8 @@ def test_markdown_becomes_a_table_and_raw_html_stays_text(repository: Path, tmp_
     site = tmp_path / "site"
     list(write_site(repository, site))
     page = (site / "report" / "page.html").read_text(encoding="utf-8")
-    assert "<table>" in page
+    assert '<th class="number">b</th>' in page
+    assert "style=" not in page.replace("style-src", "")
     assert "bench:begin" not in page
     assert page.count("<script>") == 1
     assert "&lt;script&gt;" in page
@@ -85,6 +88,44 @@ def test_a_site_is_written_anew_but_never_over_something_else(repository: Path, 
         list(write_site(repository, repository))
     with pytest.raises(UsageError, match="run bench report --site in the repository"):
         list(write_site(tmp_path, site))
+
+
+def test_a_link_to_nothing_is_a_warning(repository: Path, tmp_path: Path) -> None:
+    """It is told with the page; a word is found in the section that has it."""
+    (repository / "report" / "page.md").write_text(
+        "# A page\n\n## Part\n\n[gone](gone.md) word\n", encoding="utf-8"
+    )
+    told = list(write_site(repository, tmp_path / "site"))
+    assert "warning: report/page.md links to gone.md, which is not there" in told
+    search = (tmp_path / "site" / "search.html").read_text(encoding="utf-8")
+    assert re.search(r'<li data-text="[^"]* word"><a href="report/page.html#part">A page: Part</a>', search)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the site of this repository, which is built without a warning."""
+    folder = tmp_path_factory.mktemp("site") / "pages"
+    with pytest.MonkeyPatch.context() as patched:  # reports are looked at elsewhere, and take a minute
+        patched.setattr("bench.commands.site.render_html", lambda *_, **__: "<p>A report.</p>")
+        told = list(write_site(ROOT, folder))
+    assert [] == [line for line in told if not line.startswith("wrote ")]
+    return folder
+
+
+def test_every_link_of_the_site_resolves(site: Path) -> None:
+    """To a file that is there, and to an anchor of it."""
+    pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    anchors = {page: set(re.findall(r'\bid="([^"]*)"', text)) for page, text in pages.items()}
+    broken = []
+    for page, text in pages.items():
+        for link in {html.unescape(one) for one in re.findall(r'href="([^"]*)"', text)}:
+            if re.match(r"[a-z]+:", link):
+                continue
+            path, _, fragment = link.partition("#")
+            target = (page.parent / unquote(path)).resolve() if path else page
+            if not target.exists() or (fragment and fragment not in anchors.get(target, {fragment})):
+                broken.append((page.relative_to(site).as_posix(), link))
+    assert [] == broken
 
 
 def test_the_index_leads_to_all_pages() -> None:

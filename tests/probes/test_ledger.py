@@ -13,7 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from bench.metrics import MIB
-from bench.probes.ledger import Ledger, StepPhase
+from bench.probes.blocks import Block, by_module
+from bench.probes.ledger import OUTSIDE, Ledger, StepPhase
+from bench.records.readings import summed
 from bench.records.records import LedgerReading
 from tiny_cells import of_type, readings_of, tiny_cell
 
@@ -98,6 +100,25 @@ def test_the_peak_and_its_categories_by_hand() -> None:
     assert before | {"backward": reading.peak_bytes} == {
         phase: peak for phase, peak in reading.phase_peaks_bytes.items() if phase != "optimizer_step"
     }
+
+
+def test_the_peak_by_module_by_hand() -> None:
+    """Each layer holds its weight, ReLU's output belongs to the model; all modules add up to the peak."""
+    reading = _reading(TwoLayers(), torch.randn(ROWS, HIDDEN))
+    modules = reading.modules_at_peak_bytes
+    assert isinstance(modules, dict)
+    weight = HIDDEN * WIDE * FLOAT_BYTES
+    assert (weight, weight) == (modules["up"]["weights"], modules["down"]["weights"])
+    assert reading.categories_at_peak_bytes == summed(modules)
+    assert reading.peak_bytes == sum(summed(modules).values())
+
+
+def test_layers_are_one_module_and_gradients_belong_to_their_owner() -> None:
+    """A number in a name is told as *; a weight belongs to its module, whichever loaded it."""
+    blocks = [Block(8, "load", "op", OUTSIDE, category="weights", owner=f"layers.{at}.mlp") for at in range(3)]
+    blocks.append(Block(5, "backward", "op", "layers.2.mlp (gradients only)", category="gradients"))
+    found = by_module((block, block.nbytes) for block in blocks)
+    assert {"layers.*.mlp": {"gradients": 5, "weights": 24}} == found
 
 
 def test_the_timeline_runs_from_the_weights_to_the_peak_and_back() -> None:

@@ -1,6 +1,8 @@
 """The HTML report in a real browser: the chromium that is installed, driven by playwright."""
 
+import csv
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from bench.commands.material import read_material
 from bench.compare.comparison import compare
@@ -17,6 +19,7 @@ from bench.records.predictions import read_plan
 from bench.report.html import render_html
 from hostile_records import make_hostile_plan, make_hostile_records
 from many_cells import make_records
+from records_factory import make_ledger, make_measurement, make_record
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -24,7 +27,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; install it, or name it in CHROMIUM")
 Scheme = Literal["light", "dark"]
 SORT = """async (column) => {
-  const button = document.querySelectorAll("table.grid thead button")[column];
+  const button = [...document.querySelectorAll("table.grid")].at(-1).querySelectorAll("thead button")[column];
   const start = performance.now();
   button.click();
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
@@ -34,25 +37,35 @@ SORT = """async (column) => {
 
 @dataclass
 class Opened:
-    """A page that is open, and what it has said or asked for."""
+    """A page that is open, and what it has said or asked for; its last table is that of all cells."""
 
     page: Page
     said: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
+    @property
+    def grid(self) -> Locator:
+        """Return the table of all cells."""
+        return self.page.locator("table.grid").last
+
+    @property
+    def form(self) -> Locator:
+        """Return what filters it."""
+        return self.page.locator("form.filters").last
+
     def column(self, title: str) -> int:
         """Return the place of a column."""
-        heads = self.page.locator("table.grid thead th").all_inner_texts()
+        heads = self.grid.locator("thead th").all_inner_texts()
         return [head.strip().splitlines()[0] for head in heads].index(title)
 
     def cells(self, title: str) -> list[str]:
         """Return what the rows that are shown have in a column, from the top."""
         place = self.column(title) + 1
-        return self.page.locator(f"table.grid tbody tr:visible > :nth-child({place})").all_inner_texts()
+        return self.grid.locator(f"tbody tr:visible > :nth-child({place})").all_inner_texts()
 
     def press(self, title: str) -> None:
         """Press the head of a column."""
-        self.page.locator("table.grid thead button").nth(self.column(title)).click()
+        self.grid.locator("thead button").nth(self.column(title)).click()
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +106,9 @@ def open_page(browser: Browser, path: Path, scheme: Scheme = "light", width: int
     opened.page.on("dialog", lambda dialog: opened.said.append(dialog.message))
     opened.page.on("request", lambda request: opened.asked.append(request.url))
     opened.page.goto(path.as_uri())
+    opened.page.evaluate(
+        "document.querySelectorAll('.filters details').forEach((one) => { one.open = true; })"
+    )
     return opened
 
 
@@ -119,7 +135,7 @@ def test_columns_sort_both_ways_and_say_so(browser: Browser, files: dict[str, Pa
     opened.press("Peak memory: live tensors")
     ascending = ["1,118 MiB", "1,143 MiB", "1,361 MiB", "1,447 MiB"]
     assert ascending == [cell.split("\n")[0].strip() for cell in opened.cells("Peak memory: live tensors")]
-    head = opened.page.locator("table.grid thead th").nth(opened.column("Peak memory: live tensors"))
+    head = opened.grid.locator("thead th").nth(opened.column("Peak memory: live tensors"))
     assert "ascending" == head.get_attribute("aria-sort")
     head.locator("button").press("Enter")
     assert ("descending", "full") == (head.get_attribute("aria-sort"), opened.cells("Method")[0][:4])
@@ -134,8 +150,7 @@ def test_what_fits_24_gib_at_2048_tokens_is_three_choices_away(
 ) -> None:
     """Card, length and model chosen, full fine-tuning is gone; the count is told; Clear brings all back."""
     opened = open_page(browser, files["planned"])
-    page = opened.page
-    form = page.locator("form.filters")
+    form = opened.form
     form.get_by_label("Fits on").select_option("rtx4090 (24 GiB)")
     form.get_by_label("Sequence length").select_option("2,048")
     form.get_by_label("Model").select_option("llama-2-7b")
@@ -145,16 +160,16 @@ def test_what_fits_24_gib_at_2048_tokens_is_three_choices_away(
     assert {"2,048"} == set(opened.cells("Sequence length"))
     form.get_by_label("at most").fill("8")
     assert all(method.startswith("qlora") for method in opened.cells("Method"))
-    page.get_by_role("searchbox").fill("nf4 dq")
-    assert "1 of 144 cells" == page.locator("output").inner_text()
-    page.get_by_role("button", name="Clear").click()
-    page.wait_for_function("document.querySelector('output').textContent.startsWith('144 of 144')")
+    form.get_by_role("searchbox").fill("nf4 dq")
+    assert "1 of 144 cells" == form.locator("output").inner_text()
+    form.get_by_role("button", name="Clear").click()
+    form.get_by_text("144 of 144").wait_for()
 
 
 def test_a_link_of_a_sentence_reveals_the_row_it_names(browser: Browser, files: dict[str, Path]) -> None:
     """Even when the row was filtered out."""
     opened = open_page(browser, files["measured"])
-    opened.page.get_by_role("searchbox").fill("lora-r64")
+    opened.form.get_by_role("searchbox").fill("lora-r64")
     assert 1 == len(opened.cells("Method"))
     opened.page.locator("dd a", has_text="qlora-nf4-dq-r8").first.click()
     row = opened.page.locator("tr:target")
@@ -168,8 +183,11 @@ def test_a_row_that_is_linked_is_clear_of_the_header_that_stays(
     """Far down a long table, by a link of the plan's first sentences."""
     page = open_page(browser, files["planned"]).page
     page.locator("dd a", has_text="qlora-fp4-r16").first.click()
-    page.wait_for_function("document.querySelector('.tall').scrollTop > 0")
-    row, head = page.locator("tr:target").bounding_box(), page.locator(".tall thead th").first.bounding_box()
+    page.wait_for_function("[...document.querySelectorAll('.tall')].at(-1).scrollTop > 0")
+    row, head = (
+        page.locator("tr:target").bounding_box(),
+        page.locator(".tall").last.locator("th").first.bounding_box(),
+    )
     assert row is not None
     assert head is not None
     assert row["y"] >= head["y"] + head["height"]
@@ -177,19 +195,21 @@ def test_a_row_that_is_linked_is_clear_of_the_header_that_stays(
 
 def test_sorting_and_filtering_begin_at_the_top_again(browser: Browser, files: dict[str, Path]) -> None:
     """Whoever scrolled down sees the first rows of the new order; a table too wide says that it goes on."""
-    opened = open_page(browser, files["planned"], width=800)
-    box = opened.page.locator(".tall")
+    opened = open_page(browser, files["planned"], width=500)
+    box = opened.page.locator(".tall").last
     down, place = "(one) => { one.scrollTop = 500; }", "(one) => one.scrollTop"
     box.evaluate(down)
     opened.press("Allocated")
     assert 0 == box.evaluate(place)
     box.evaluate(down)
-    opened.page.get_by_role("searchbox").fill("lora")
+    opened.form.get_by_role("searchbox").fill("lora")
     assert 0 == box.evaluate(place)
     marked = "(one) => one.classList.contains('beyond')"
     assert box.evaluate(marked)
     box.evaluate("(one) => { one.scrollLeft = one.scrollWidth; }")
-    opened.page.wait_for_function("!document.querySelector('.tall').classList.contains('beyond')")
+    opened.page.wait_for_function(
+        "![...document.querySelectorAll('.tall')].at(-1).classList.contains('beyond')"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -240,18 +260,18 @@ def test_on_a_telephone_only_tables_and_figures_scroll_sideways(
 def test_printed_it_is_whole(browser: Browser, files: dict[str, Path]) -> None:
     """All rows and details are there, the controls are not."""
     opened = open_page(browser, files["measured"], "dark")
-    opened.page.get_by_role("searchbox").fill("lora-r64")
+    opened.form.get_by_role("searchbox").fill("lora-r64")
     opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
     opened.page.emulate_media(media="print")
     assert not opened.page.locator(".filters").is_visible()
     assert opened.page.get_by_text("Where the wall time went").is_visible()
     assert 0 == opened.page.locator("details:not([open])").count()
     # Chromium leaves buttons out of a header that it repeats on each page.
-    assert 0 == opened.page.locator("thead button").count()
-    assert "Method" == opened.page.locator("table.grid thead th").first.inner_text()
+    assert 0 == opened.grid.locator("thead button").count()
+    assert "Method" == opened.grid.locator("thead th").first.inner_text()
     assert opened.page.pdf(format="A4")[:5] == b"%PDF-"
     opened.page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert "Method" == opened.page.locator("table.grid thead button").first.inner_text()
+    assert "Method" == opened.grid.locator("thead button").first.inner_text()
 
 
 @pytest.mark.alone
@@ -266,9 +286,65 @@ def test_a_table_of_2000_cells_sorts_within_a_second(browser: Browser, tmp_path:
     path = tmp_path / "large.html"
     path.write_text(render_html(None, [plan.model_copy(update={"cells": cells})]), encoding="utf-8")
     opened = open_page(browser, path)
-    assert opened.page.locator("output").inner_text() == "2016 of 2016 cells, the first 200 shown"
+    assert opened.form.locator("output").inner_text() == "2016 of 2016 cells, the first 200 shown"
     for title in ("Method", "Allocated", "Peak set by", "Sequence length"):
         assert 1000 > opened.page.evaluate(SORT, opened.column(title))
     assert 200 == len(opened.cells("Method"))
-    opened.page.get_by_role("button", name="Show the other 1816").click()
-    assert "2016 of 2016 cells" == opened.page.locator("output").inner_text()
+    opened.form.get_by_role("button", name="Show the other 1816").click()
+    assert "2016 of 2016 cells" == opened.form.locator("output").inner_text()
+
+
+def test_the_first_screen_holds_numbers_and_a_figure(browser: Browser, files: dict[str, Path]) -> None:
+    """At 1,400 pixels table and figure stand side by side; at 390 the narrow figure is shown."""
+    for name in ("measured", "planned"):
+        page = open_page(browser, files[name], width=1400).page
+        table, figure = (
+            page.locator("table.grid").first.bounding_box(),
+            page.locator("figure").first.bounding_box(),
+        )
+        assert table is not None
+        assert figure is not None
+        assert max(table["y"], figure["y"]) < 450
+        assert table["x"] + table["width"] <= figure["x"]
+    narrow = open_page(browser, files["measured"], width=390).page.locator("figure").first
+    assert (False, True) == (narrow.locator(".wide").is_visible(), narrow.locator(".narrow").is_visible())
+
+
+def test_what_is_shown_is_saved_as_csv_that_is_no_formula(browser: Browser, files: dict[str, Path]) -> None:
+    """Rows that are asked for, all columns, numbers as numbers; a name that begins like a formula is text."""
+    opened = open_page(browser, files["measured"])
+    opened.grid.locator("tbody th").first.evaluate("(one) => { one.firstChild.textContent = '=cmd(\"x\")'; }")
+    opened.form.get_by_role("searchbox").fill("full")
+    with opened.page.expect_download() as saved:
+        opened.form.get_by_role("button", name="Save as CSV").click()
+    rows = list(csv.DictReader(saved.value.path().read_text(encoding="utf-8").splitlines()))
+    assert ['\'=cmd("x")'] == [row["Method"] for row in rows]
+    assert 1446.98 < float(rows[0]["Peak memory: live tensors"]) < 1446.99
+    assert "aten::_log_softmax_backward_data" in rows[0]["Peak set by"]
+
+
+def test_a_mark_tells_what_it_stands_for(browser: Browser, files: dict[str, Path]) -> None:
+    """A pointer over a point of the frontier is told its method, memory, speed and accuracy."""
+    page = open_page(browser, files["measured"], width=1400).page
+    page.locator("figure .wide [aria-roledescription='point']").first.hover()
+    assert re.fullmatch(
+        r"[\w-]+: [\d,]+ MiB, \d+ tokens/s \(.*\), accuracy .* %", page.locator("#tip").inner_text()
+    )
+
+
+def test_a_box_that_is_pressed_shows_what_it_holds(browser: Browser, tmp_path: Path) -> None:
+    """A module becomes as wide as the peak, what is beside it goes, and the peak brings all back."""
+    modules = {
+        "layers.*.mlp": {"weights": 300 << 20, "activations": 100 << 20},
+        "lm_head": {"logits": 200 << 20},
+    }
+    record = make_record(measurement=make_measurement(ledger=make_ledger(modules_at_peak_bytes=modules)))
+    (tmp_path / "page.html").write_text(render_html(compare((record,)), ()), encoding="utf-8")
+    page = open_page(browser, tmp_path / "page.html").page
+    box = page.locator(".flame svg svg")
+    widths = "(boxes) => boxes.map((one) => one.getAttribute('width'))"
+    assert ["100.000%", "66.667%", "50.000%", "16.667%", "33.333%", "33.333%"] == box.evaluate_all(widths)
+    box.filter(has_text="lm_head").click()
+    assert ["100%", "0%", "0%", "0%", "100%", "100%"] == box.evaluate_all(widths)
+    box.filter(has_text="peak").click()
+    assert ["100%", "66.667%", "50%", "16.667%", "33.333%", "33.333%"] == box.evaluate_all(widths)

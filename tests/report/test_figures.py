@@ -143,7 +143,7 @@ def test_a_large_plan_shows_every_model_and_method() -> None:
     drawn = [bar["cell"] for bar in values_of(memory, 1)]
     assert pairs == {tuple(cell.split("/")[:2]) for cell in drawn}
     assert len(pairs) == len(drawn)
-    assert "llama-2-7b/qlora-nf4-dq-r16/b1-s2048-ckpt-pack" in drawn
+    assert "llama-2-7b/qlora-nf4-dq-r16" in drawn
     assert "Of each model and method the cell at the longest sequence that needs least." in memory.caption
     lengths = [figures["scaling-sequence-length"], figures["scaling-sequence-length-2"]]
     series = {point["series"] for figure in lengths for point in values_of(figure, 0)}

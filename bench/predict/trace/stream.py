@@ -1,7 +1,6 @@
 """A traced window as arrays: which block is allocated or freed when, and what each block is."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -13,9 +12,9 @@ from bench.predict.allocator.replay import ReplayVariability
 from bench.predict.trace.calls import Calls
 from bench.predict.trace.kernels import ScratchCall
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark, MetaLedger
-from bench.probes.blocks import Block, category_of
+from bench.probes.blocks import Block, by_module
 from bench.probes.ledger import BEFORE
-from bench.records.readings import Category
+from bench.records.readings import ModuleBytes
 from bench.training.weights_reached import Reached
 
 Ints = NDArray[np.int64]
@@ -121,15 +120,12 @@ class Stream:
         starts = [mark.entries for mark in self.marks if mark.phase == "backward"]
         return max((int(of_blocks[self.live_at(start)].sum()) for start in starts), default=0)
 
-    def categories(self, blocks: Ints) -> Mapping[Category, int]:
-        """Return the bytes of the given blocks by category."""
+    def modules(self, blocks: Ints) -> ModuleBytes:
+        """Return the bytes of the given blocks by module and category."""
         kinds, which = np.unique(self.kinds[blocks], return_inverse=True)
         bytes_by_kind = np.zeros(len(kinds), dtype=np.int64)
         np.add.at(bytes_by_kind, which, self.sizes[blocks])
-        sums: Counter[Category] = Counter()
-        for kind, size in zip(kinds.tolist(), bytes_by_kind.tolist(), strict=True):
-            sums[category_of(self.blocks[kind])] += size
-        return dict(sorted(sums.items()))
+        return by_module(zip((self.blocks[kind] for kind in kinds), bytes_by_kind.tolist(), strict=True))
 
     def module_of(self, block: int) -> str:
         """Name the module in which a block was born."""

@@ -286,7 +286,7 @@ def plan_columns(plan: Plan, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
         *([_reserved(GIBIBYTES)] if plan.cards else []),
         *_paged(rows, GIBIBYTES),
         *_quantised(rows),
-        _column("Peak set by", cause),
+        replace(_column("Peak set by", cause), page=False),
     ]
 
 
@@ -325,6 +325,7 @@ def _card_columns(plan: Plan) -> list[Column[PlanRow]]:
             value=needed,
             text=lambda row: NOT_APPLICABLE if (size := needed(row)) is None else GIBIBYTES.show(size),
             at_most=GIBIBYTES.name,
+            bar=True,
             scale=GIBIBYTES.size_bytes,
         ),
     ]

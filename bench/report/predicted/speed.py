@@ -16,6 +16,12 @@ from bench.report.text import NOT_APPLICABLE, NOT_MEASURED, Table, grouped, shar
 _SECONDS_AN_HOUR = 3600
 
 
+def any_speed(rows: Sequence[PlanRow]) -> bool:
+    """Return whether the speed of a cell is told, on a card or on this CPU."""
+    names = {verdict.card for row in rows for verdict in row.verdicts} | {THIS_CPU}
+    return any(row.speed(name) for row in rows for name in names)
+
+
 def speed_columns(plan: Plan, card: str, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
     """Return the columns of how fast cells train on a card; none where no speed is told."""
     if not any(row.speed(card) for row in rows):

@@ -1,4 +1,4 @@
-// Sorting, filtering, the theme. Without it the page shows everything, in its own order.
+// Sorting, filtering, CSV, what figures tell a pointer, the theme. Without it the page shows everything, in its own order.
 "use strict";
 
 const SHOWN_AT_ONCE = 200; // a browser lays out so many rows in no time, and thousands in seconds
@@ -34,12 +34,13 @@ class Grid {
     this.box = this.table.closest(".scroll");
     this.heads = [...this.table.tHead.rows[0].cells];
     this.status = form.querySelector("output");
-    this.more = form.querySelector("button.more");
+    this.more = form.querySelector("button.more-rows");
     this.texts = new Map([...this.body.rows].map((row) => [row, row.textContent.toLowerCase()]));
     this.limit = SHOWN_AT_ONCE;
     this.buttons = this.heads.map((head, column) => this.addButton(head, column));
     form.addEventListener("input", () => this.showFromTop());
     form.addEventListener("reset", () => setTimeout(() => this.showFromTop()));
+    form.querySelector("button.csv").addEventListener("click", () => this.save());
     form.addEventListener("submit", (event) => event.preventDefault());
     this.more.addEventListener("click", () => this.show(Infinity));
     form.hidden = false;
@@ -84,21 +85,42 @@ class Grid {
     this.box.scrollTop = 0;
   }
 
-  // Show the rows that are asked for, up to the limit.
-  show(limit = this.limit) {
-    this.limit = limit;
-    const asked = this.form.elements.search.value.toLowerCase().split(/\s+/).filter(Boolean);
+  // Save what is asked for, all columns of it: numbers as they are sorted, texts as they are shown.
+  save() {
+    const quoted = (text) => `"${text.trim().replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
+    const value = (cell) => {
+      const raw = cell.dataset.v ?? "";
+      return raw !== "" && !Number.isNaN(Number(raw)) ? raw : quoted(cell.firstChild?.textContent ?? "");
+    };
+    const rows = [...this.body.rows].filter((row) => this.asked(row));
+    const lines = [this.heads.map((head) => quoted(head.textContent)), ...rows.map((row) => [...row.cells].map(value))];
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([`${lines.join("\r\n")}\r\n`], { type: "text/csv" }));
+    link.download = `${this.table.id}.csv`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
+  // Whether a row has all that is asked for.
+  asked(row) {
+    const words = this.form.elements.search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const choices = [...this.form.querySelectorAll("select")].filter((one) => one.value);
     const limits = [...this.form.querySelectorAll("input[data-limit]")].filter((one) => one.value);
-    const keep = (row) => asked.every((word) => this.texts.get(row).includes(word))
+    return words.every((word) => this.texts.get(row).includes(word))
       && choices.every((one) => tags(row.cells[one.dataset.column]).includes(one.value))
       && limits.every((one) => {
         const value = row.cells[one.dataset.limit].dataset.v;
         return value !== undefined && value !== "" && Number(value) <= Number(one.value);
       });
+  }
+
+  // Show the rows that are asked for, up to the limit.
+  show(limit = this.limit) {
+    this.limit = limit;
+    this.table.classList.toggle("brief", !this.form.elements.whole?.checked);
     let kept = 0;
     for (const row of this.body.rows) {
-      const wanted = keep(row);
+      const wanted = this.asked(row);
       kept += wanted;
       row.hidden = !wanted || kept > limit;
     }
@@ -118,9 +140,24 @@ class Grid {
 
 const grids = new Map([...document.querySelectorAll("form.filters")].map((form) => [form.dataset.for, new Grid(form)]));
 
+// The search page: sections that hold every word.
+const find = document.getElementById("find");
+const sections = [...document.querySelectorAll("#found > li")];
+const search = () => {
+  const wanted = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+  for (const one of sections) {
+    const text = `${one.textContent} ${one.dataset.text}`.toLowerCase();
+    one.hidden = !wanted.every((word) => text.includes(word));
+  }
+  document.querySelector("output").textContent = `${sections.filter((one) => !one.hidden).length} sections`;
+};
+find?.addEventListener("input", search);
+
 // A link to a row that is not shown reveals it.
 const follow = () => {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const folded = target?.closest("details");
+  if (folded) folded.open = true;
   const grid = grids.get(target?.closest("table.grid")?.id);
   if (!grid) return;
   if (target.hidden) grid.reveal();
@@ -137,6 +174,32 @@ document.querySelectorAll(".scroll").forEach((box) => {
   box.addEventListener("scroll", () => mark(box), { passive: true });
   sizes.observe(box);
 });
+
+// What a mark of a figure stands for, at the pointer.
+const tip = document.getElementById("tip");
+const told = (event) => event.target.closest("figure [aria-roledescription]:not([aria-roledescription='axis'], [aria-roledescription='legend']), .flame svg svg");
+document.addEventListener("pointerover", (event) => {
+  tip.textContent = told(event)?.getAttribute("aria-label") ?? "";
+  tip.hidden = tip.textContent === "";
+});
+document.addEventListener("pointermove", (event) => {
+  tip.style.left = `${Math.max(0, Math.min(event.pageX + 12, root.clientWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${event.pageY + 16}px`;
+});
+
+// A box of a flame that is pressed becomes as wide as all, with what it holds and what holds it.
+document.querySelectorAll(".flame > svg").forEach((flame) => flame.addEventListener("click", (event) => {
+  const place = (box) => [Number(box.dataset.left), Number(box.dataset.width)];
+  const pressed = event.target.closest(".flame svg svg");
+  const [left, width] = pressed ? place(pressed) : [0, 100];
+  for (const box of flame.querySelectorAll("svg")) {
+    const [first, own] = place(box);
+    const from = Math.max(first, left);
+    const to = Math.min(first + own, left + width);
+    box.setAttribute("x", `${(100 * (from - left)) / width}%`);
+    box.setAttribute("width", `${(100 * Math.max(0, to - from)) / width}%`);
+  }
+}));
 
 addEventListener("beforeprint", () => {
   document.querySelectorAll("details").forEach((one) => { one.open = true; });

@@ -1,0 +1,92 @@
+"""A plan as a grid: methods down, sequence lengths across, and in each cell the smallest card that fits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from bench.compare.plans import Need, PlanRow, card_fits
+from bench.records.predictions import Plan
+from bench.report.columns import Column, Grid, Tone, grid, page_table
+from bench.report.text import GIBIBYTES, NOT_APPLICABLE, Table, significant
+
+_TONES: Mapping[str, Tone] = {"fits": "good", "too close to call": "close", "does not fit": "bad"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """A model and a method: at each length what it needs in the window that takes least."""
+
+    model: str
+    method: str
+    at: Mapping[int, Need]
+
+
+def method_rows(plan: Plan) -> list[MethodRow]:
+    """Return the smallest card for each method and length, or the largest that was tried in vain."""
+    rows = []
+    for model in card_fits(plan):
+        found: dict[str, dict[int, Need]] = {}
+        for length in model.sequence_lengths:
+            steps, nowhere = model.smallest_cards(length)
+            for need in [*(need for _, needs in steps for need in needs), *nowhere]:
+                found.setdefault(need.method, {})[length] = need
+        order = dict.fromkeys(one.cell.labels.method for one in plan.cells)
+        rows += [MethodRow(model=model.model, method=name, at=found[name]) for name in order if name in found]
+    return rows
+
+
+def _columns(
+    plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str] | None
+) -> list[Column[MethodRow]]:
+    cells = {row.cell: row for row in rows}
+
+    def text(length: int, row: MethodRow) -> str:
+        if (need := row.at.get(length)) is None:
+            return NOT_APPLICABLE
+        speed = cells[need.cell].speed(need.card)
+        rate = f"{significant(speed.low)} to {significant(speed.high)} tokens/s" if speed else ""
+        place = need.card if need.answer == "fits" else f"{need.card} {need.answer}"
+        return ", ".join(filter(None, (place, GIBIBYTES.show(need.needed_bytes), rate, need.window)))
+
+    def link(length: int, row: MethodRow) -> str | None:
+        need = row.at.get(length)
+        return anchors[need.cell] if anchors and need else None
+
+    def needed(length: int, row: MethodRow) -> float | None:
+        return need.needed_bytes if (need := row.at.get(length)) else None
+
+    def tone(length: int, row: MethodRow) -> Tone:
+        return _TONES[need.answer] if (need := row.at.get(length)) else ""
+
+    lengths = sorted({one.cell.training.sequence_length for one in plan.cells})
+    several = len({one.cell.labels.model for one in plan.cells}) > 1
+    return [
+        Column("Method", lambda row: row.method, choice="Method"),
+        *([Column("Model", lambda row: row.model, choice="Model")] if several else []),
+        *(
+            Column(
+                f"{length:,} tokens",
+                partial(text, length),
+                partial(needed, length),
+                words=True,
+                bar=True,
+                link=partial(link, length),
+                tone=partial(tone, length),
+            )
+            for length in lengths
+        ),
+    ]
+
+
+def methods_table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
+    """Return the grid for a page; empty where no card was asked about."""
+    return page_table(_columns(plan, rows, None), method_rows(plan))
+
+
+def methods_grid(
+    plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str], prefix: str
+) -> Grid[MethodRow]:
+    """Return the grid for HTML, each cell of which leads to its row in the table of all cells."""
+    named = [(f"{prefix}method-{index}", row) for index, row in enumerate(method_rows(plan), start=1)]
+    title = "Smallest card that fits" if plan.cards[1:] else "What fits"
+    return grid("methods", title, _columns(plan, rows, anchors), named, lambda _row, _place: ())
