@@ -115,7 +115,9 @@ def test_the_peak_by_module_by_hand() -> None:
 
 def test_layers_are_one_module_and_gradients_belong_to_their_owner() -> None:
     """A number in a name is told as *; a weight belongs to its module, whichever loaded it."""
-    blocks = [Block(8, "load", "op", OUTSIDE, category="weights", owner=f"layers.{at}.mlp") for at in range(3)]
+    blocks = [
+        Block(8, "load", "op", OUTSIDE, category="weights", owner=f"layers.{at}.mlp") for at in range(3)
+    ]
     blocks.append(Block(5, "backward", "op", "layers.2.mlp (gradients only)", category="gradients"))
     found = by_module((block, block.nbytes) for block in blocks)
     assert {"layers.*.mlp": {"gradients": 5, "weights": 24}} == found
