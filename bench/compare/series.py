@@ -24,11 +24,17 @@ from bench.scenario.types import LoraMethod, QloraMethod
 
 MOST_BARS = 40
 MOST_TIMELINES = 6
-Lever = Literal["sequence_length", "micro_batch"]
+Lever = Literal["sequence_length", "micro_batch", "gpus"]
 Names = Mapping[str, str]
 """What a figure calls the cell of each key."""
 
-_TOKENS: dict[Lever, str] = {"sequence_length": r"s\d+", "micro_batch": r"b\d+"}
+_TOKENS: dict[Lever, str] = {
+    "sequence_length": r"s\d+",
+    "micro_batch": r"b\d+",
+    "gpus": r"ddp|fsdp2|x\d+",
+}
+_OF_GPUS = frozenset({"parallel.gpus", "parallel.strategy", "method.quant_storage"})
+"""What a cell's number of GPUs brings with it; see ``bench.predict.plan``."""
 _STEP_ORDER: tuple[Category, ...] = (
     "weights",
     "quantisation_state",
@@ -133,13 +139,12 @@ def _with_several(points: Iterable[P]) -> list[list[P]]:
 
 
 def scaling(comparison: Comparison, lever: Lever, names: Names) -> tuple[ScalingPoint, ...]:
-    ignored = {f"training.{lever}", "training.seed"}
     headlines = ((row, map(row.peak, HEADLINES[row.device])) for row in comparison.rows)
     return _along(
         ScalingPoint(
-            alike=(row.cell.comparison_key(ignored), row.environment, peak.instrument),
+            alike=(_alike(row.cell, lever, {"training.seed"}), row.environment, peak.instrument),
             series=_series(names[row.key], lever),
-            value=getattr(row.cell.training, lever),
+            value=_value(row.cell, lever),
             memory_bytes=peak.peak_bytes,
             instrument=peak.instrument,
             tokens_per_second=row.throughput.tokens_per_second if row.throughput else None,
@@ -152,15 +157,27 @@ def scaling(comparison: Comparison, lever: Lever, names: Names) -> tuple[Scaling
 def planned_scaling(planned: Iterable[PlannedCell], lever: Lever) -> tuple[ScalingPoint, ...]:
     return _along(
         ScalingPoint(
-            alike=(one.cell.comparison_key({f"training.{lever}"}), one.answer.platform),
+            alike=(_alike(one.cell, lever), one.answer.platform),
             series=_series(one.cell.id, lever),
-            value=getattr(one.cell.training, lever),
+            value=_value(one.cell, lever),
             memory_bytes=one.answer.needed_bytes,
             instrument="predicted",
         )
         for one in planned
         if isinstance(one.answer, Prediction)
     )
+
+
+def _value(cell: Cell, lever: Lever) -> int:
+    value: int = getattr(cell.parallel if lever == "gpus" else cell.training, lever)
+    return value
+
+
+def _alike(cell: Cell, lever: Lever, ignored: Collection[str] = ()) -> Hashable:
+    """Return what cells share that differ in a lever alone; one GPU stands with those of FSDP2."""
+    if lever != "gpus":
+        return cell.comparison_key({f"training.{lever}", *ignored})
+    return cell.comparison_key({*_OF_GPUS, *ignored}), cell.parallel.strategy == "ddp"
 
 
 def _along(points: Iterable[ScalingPoint]) -> tuple[ScalingPoint, ...]:

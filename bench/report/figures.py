@@ -42,7 +42,11 @@ MOST_SERIES = 10
 MOST_FRONTIERS = 4
 MOST_MODELS = 4
 _MOST_LABELS = 25
-_LEVERS: dict[Lever, str] = {"sequence_length": "sequence length, tokens", "micro_batch": "batch, sequences"}
+_LEVERS: dict[Lever, str] = {
+    "sequence_length": "sequence length, tokens",
+    "micro_batch": "batch, sequences",
+    "gpus": "number of GPUs",
+}
 P = TypeVar("P", AccuracyPoint, ScalingPoint)
 Limits = Sequence[tuple[str, int]]
 Draw = Callable[[ModuleType], Any]

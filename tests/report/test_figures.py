@@ -27,6 +27,7 @@ NAMES = {
     "accuracy-by-quantisation",
     "scaling-sequence-length",
     "scaling-micro-batch",
+    "scaling-gpus",
 }
 
 
@@ -55,9 +56,12 @@ def shown(figure: Figure) -> str:
 
 
 def test_a_sweep_has_every_figure_and_says_what_each_shows(sweep: dict[str, Figure]) -> None:
-    """Each is valid Vega-Lite with a caption; the batch is the same everywhere, so that one is left out."""
+    """Each is valid Vega-Lite with a caption; batch and GPUs are the same everywhere: those are left out."""
     missing = {name: figure.missing for name, figure in sweep.items() if figure.missing}
-    assert missing == {"scaling-micro-batch": "no two cells differ in batch alone."}
+    assert missing == {
+        "scaling-micro-batch": "no two cells differ in batch alone.",
+        "scaling-gpus": "no two cells differ in number of GPUs alone.",
+    }
     drawn = {name for name, figure in sweep.items() if not figure.missing}
     assert NAMES == drawn | set(missing)
     assert drawn == {name for name in drawn if sweep[name].caption and sweep[name].specification}
@@ -153,6 +157,17 @@ def test_a_large_plan_shows_every_model_and_method() -> None:
     # Points are what torch reserves, so that a card's line has to leave out the CUDA context.
     assert str(card("rtx4090").torch_bytes / 1024**3) in str(lengths[0].specification)
     assert "Lines are what a card has beside its CUDA context." in lengths[0].caption
+
+
+def test_memory_over_the_number_of_gpus_begins_with_one() -> None:
+    """A series for each model and method, also where several GPUs hold 4-bit weights in another dtype."""
+    plan = read_plan(ROOT / "results" / "parallel" / "several_gpus.json")
+    (figure,) = [one for one in plan_figures(plan) if one.name == "scaling-gpus"]
+    points = values_of(figure, 0)
+    pairs = {tuple(one.cell.id.split("/")[:2]) for one in plan.cells}
+    assert pairs == {tuple(point["series"].split("/")[:2]) for point in points}
+    of_qlora = {point["value"] for point in points if point["series"].startswith("llama-2-70b/qlora")}
+    assert of_qlora == {1, 2, 4, 8}
 
 
 def test_no_two_figures_have_one_title_and_near_accuracies_one_label() -> None:
