@@ -63,7 +63,7 @@ def predict(
     if platform.device == "cpu":
         prediction = _predict_cpu(cell, platform, config)
     elif cell.parallel.several:
-        prediction = _predict_ranks(cell, platform, settings, config, tuple(cards))
+        prediction = _predict_ranks(cell, Tracer(platform, config), settings, cards, steps)
     else:
         (family,) = families([cell], config)
         tracer = Tracer(platform, config, timed=bool(cards))
@@ -237,13 +237,18 @@ def _predict_cpu(cell: Cell, platform: Platform, config: Any) -> Prediction:
 
 
 def _predict_ranks(
-    cell: Cell, platform: Platform, settings: AllocatorSettings, config: Any, cards: tuple[Card, ...]
+    cell: Cell,
+    tracer: Tracer,
+    settings: AllocatorSettings,
+    cards: Sequence[Card],
+    steps: tuple[int, int] | None,
 ) -> Prediction:
     """Predict the first rank, and the last where shards are uneven; return what the needier one takes."""
-    tracer, last = Tracer(platform, config), cell.parallel.gpus - 1
+    last = cell.parallel.gpus - 1
     first = tracer.trace_rank(cell, 0)
     streams = [first, tracer.trace_rank(cell, last)] if first.uneven and last else [first]
-    predictions = [summed_up(stream, platform, settings, "full trace") for stream in streams]
+    streams = [stream.during(*steps) if steps else stream for stream in streams]
+    predictions = [summed_up(stream, tracer.platform, settings, "full trace") for stream in streams]
     rank, worst = max(enumerate(predictions), key=lambda one: one[1].needed_bytes)
     message = (
         f"Predicted for GPU {rank * last} of {last + 1}, counted from 0: no other needs more. "

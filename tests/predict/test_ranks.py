@@ -18,6 +18,9 @@ from bench.predict.plan import spread_over
 from bench.predict.predict import predict
 from bench.predict.speed.predict import ON_SEVERAL_GPUS
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
+from bench.predict.validate import predict_row
+from bench.records.published import Measured, MeasuredSpeed, Row
+from bench.records.published.score import score
 from bench.records.records import LedgerReading
 from bench.runner.schedule import require_one_gpu
 from bench.scenario.catalogue import card
@@ -119,6 +122,21 @@ def test_a_card_holds_its_share(strategy: str) -> None:
     assert "one-of-several-gpus" in [caveat.code for caveat in found.caveats]
     assert found.reserved_peak_bytes is not None
     assert found.reserved_peak_bytes >= found.allocated_peak_bytes
+
+
+def test_a_published_row_of_several_gpus_is_predicted_as_its_cell_is() -> None:
+    """Its name tells strategy and number; counters may be of later steps alone; speed is refused."""
+    cell = _cell("full", "fsdp2", 2, low=False, checkpointing="off").model_copy(update={"device": "cuda"})
+    sizes = Measured(metric="allocated", size_bytes=1, low_bytes=1, high_bytes=1)
+    speed = MeasuredSpeed(metric="tokens_per_second", value=9.0, low=9.0, high=9.0)
+    told = {"reference": "page", "date": "2025", "gpu": "RTX 4090", "software": "torch"}
+    row = Row(name="a", source="lab", tier=1, cell=cell, measured=(sizes, speed), **told)
+    whole = predict(cell, Platform())
+    (scored, later) = score([row, row.model_copy(update={"name": "b", "steps": (2, 2)})], predict_row)
+    assert "a (fsdp2 × 2)" == scored.run  # noqa: RUF001 - the sign
+    assert whole.allocated_peak_bytes == scored.measurements[0].predicted_bytes
+    assert [ON_SEVERAL_GPUS] == [one.predicted.refused for one in scored.speeds if one.predicted]
+    assert later.measurements[0].predicted_bytes is not None
 
 
 def test_streams_that_gather_have_pools_of_their_own() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from bench.errors import ScenarioError
 from bench.records.published import Measured, read_rows, shipped_rows
+from bench.scenario.parallel import ParallelSpec
 from bench.scenario.types import JsonlData, LoraMethod, QloraMethod
 
 HEAD = """
@@ -58,6 +59,20 @@ def test_row_is_laid_over_the_defaults_of_its_file_and_its_kind_of_method(tmp_pa
     assert (Measured(metric="allocated", size_bytes=1000, low_bytes=1000, high_bytes=1000),) == row.measured
 
 
+def test_a_row_of_several_gpus_has_the_table_of_a_scenario(tmp_path: Path) -> None:
+    """It is laid over that of the defaults, and a row of one GPU takes it back."""
+    head = HEAD + '[defaults.parallel]\nstrategy = "fsdp2"\ngpus = 4\nparam_dtype = "bf16"\n'
+    alone = (
+        ROW.replace('"one"', '"two"')
+        + 'parallel = { strategy = "none", gpus = 1, param_dtype = "as-trained" }\n'
+    )
+    first, second = read_rows(_written(tmp_path, head + ROW + "parallel.gpus = 2\n" + alone)).rows
+    cells = [row.cell for row in (first, second) if row.cell is not None]
+    assert [ParallelSpec(strategy="fsdp2", gpus=2, param_dtype="bf16"), ParallelSpec()] == [
+        cell.parallel for cell in cells
+    ]
+
+
 def test_refused_row_has_no_cell(tmp_path: Path) -> None:
     """A run that cannot be expressed keeps its number and its reason."""
     text = (
@@ -90,6 +105,18 @@ def test_refused_row_has_no_cell(tmp_path: Path) -> None:
         ("[defaults.method.lora]", "[defaults]\nmethod = 3\n[other]", "rows.toml:"),
         ('name = "one"', 'name = "one"\nloop.driver = "trl"', "rows.toml:27: rows[0].loop.driver: "),
         ('name = "one"', 'name = "one"\nloop = "hf-trainer"', "rows.toml:27: rows[0].loop: "),
+        (
+            'name = "one"',
+            'name = "one"\nparallel = { strategy = "fsdp3", gpus = 2 }',
+            ":27: rows[0].parallel.strat",
+        ),
+        (
+            'name = "one"',
+            'name = "one"\nparallel = { strategy = "ddp", wrap = ["A"] }',
+            "needs strategy fsdp",
+        ),
+        ('name = "one"', 'name = "one"\nparallel = { gpu = 2 }', "rows.toml:27: rows[0].parallel.gpu: "),
+        ('name = "one"', 'name = "one"\nparallel.strategy = "deepspeed"', "DeepSpeed are not predicted"),
         ('name = "one"', 'name = "one"\nloop = { driver = "trl-sft", args = { packing = true } }', "packing"),
     ],
 )

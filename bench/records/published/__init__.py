@@ -154,7 +154,7 @@ class RowFile(Frozen):
 
 
 _ROW_KEYS = ("name", "tier", "reference", "date", "gpu", "software", "note", "measured", "allocator", "steps")
-_CELL_KEYS = ("model", "method", "data", "training")
+_CELL_KEYS = ("model", "method", "data", "training", "parallel")
 _KEYS = (*_ROW_KEYS, *_CELL_KEYS, "loop", "platform", "refused")
 _IMITATES = ("upcast_outputs", "keep_outputs", "use_cache")
 """Settings of the window that say what another loop does, which that loop itself has no need of."""
@@ -220,6 +220,7 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
             "method": content["method"],
             "data": _data_of(content),
             "training": content.get("training", {}),
+            "parallel": content.get("parallel", {}),
             **{group: {} for group in ("window", "evaluation", "limits")},
         }
     read, loop = _checked(Row, row | {"source": source}, at, problems), content.get("loop")

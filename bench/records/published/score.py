@@ -16,6 +16,7 @@ from bench.records.predictions import Prediction, Refusal, Speed
 from bench.records.published import Measured, Row, Source
 from bench.records.published.speeds import ScoredSpeed, SpeedSummary, speed_summary
 from bench.records.readings import Caveat, Count, Stored
+from bench.scenario.parallel import ParallelSpec
 
 Outcome = Prediction | Refusal
 
@@ -52,6 +53,7 @@ class ScoredRow(Stored):
     tier: int
     method: str
     loop: str = Field("window", description="The loop that was predicted; the window imitates others.")
+    gpus: str = Field("", description="Strategy and number of GPUs, where there are several.")
     measurements: tuple[ScoredMeasurement, ...]
     speeds: tuple[ScoredSpeed, ...] = ()
     refused: str | None = Field(None, description="Why there is no prediction.")
@@ -62,7 +64,8 @@ class ScoredRow(Stored):
     @property
     def run(self) -> str:
         """What was predicted, in words."""
-        return self.name if self.loop == "window" else f"{self.name} in {self.loop}"
+        spread = f" ({self.gpus})" if self.gpus else ""
+        return f"{self.name}{spread}" if self.loop == "window" else f"{self.name}{spread} in {self.loop}"
 
 
 class Validation(Stored):
@@ -117,6 +120,7 @@ def _scored(row: Row, outcome: Outcome) -> ScoredRow:
         tier=row.tier,
         method=row.cell.method.kind if row.cell else "",
         loop=row.cell.loop.driver if row.cell else "window",
+        gpus=_spread(row.cell.parallel) if row.cell else "",
         measurements=tuple(_held_against(one, outcome) for one in row.sizes),
         speeds=tuple(_speeds(row, outcome)),
         refused=refused,
@@ -124,6 +128,10 @@ def _scored(row: Row, outcome: Outcome) -> ScoredRow:
         peak=peak,
         caveats=() if isinstance(outcome, Refusal) else outcome.caveats,
     )
+
+
+def _spread(parallel: ParallelSpec) -> str:
+    return f"{parallel.strategy} × {parallel.gpus}" if parallel.several else ""  # noqa: RUF001 - the sign
 
 
 def _held_against(measured: Measured, outcome: Outcome) -> ScoredMeasurement:
