@@ -185,7 +185,7 @@ def _attached(cell: Cell, prediction: Prediction) -> int | None:
 
 
 def cases_of_published(files: Iterable[RowFile]) -> tuple[Case, ...]:
-    """Return the published peaks of torch's allocator, and speeds, each a case of its own."""
+    """Return the published peaks of torch's allocator on one GPU, and speeds, each a case of its own."""
     return tuple(
         Case(
             cell=row.cell,
@@ -201,7 +201,7 @@ def cases_of_published(files: Iterable[RowFile]) -> tuple[Case, ...]:
         )
         for file in files
         for row in file.rows
-        if row.cell is not None
+        if row.cell is not None and not row.cell.parallel.several
     )
 
 

@@ -39,10 +39,14 @@ from bench.training.weights_reached import Reached
 _VALIDATED = ("window", "hf-trainer")
 """Loops whose predictions for a card were compared with published measurements."""
 _LOADED = {
+    "fsdp1": "Weights reach it from the host layer by layer, each flattened and sharded at once.",
     "fsdp2": "Weights reach it from the host layer by layer and are sharded at once.",
     "ddp": "Each GPU loads all weights.",
 }
 """How weights reach a GPU of several, as assumed."""
+_NEVER = "No such prediction was compared with a real group of GPUs yet."
+_COMPARED = {"fsdp1": "report/prediction.md compares such predictions.", "fsdp2": _NEVER, "ddp": _NEVER}
+"""What was measured of each strategy."""
 
 
 def predict(
@@ -253,10 +257,10 @@ def _predict_ranks(
     message = (
         f"Predicted for GPU {rank * last} of {last + 1}, counted from 0: no other needs more. "
         f"{_LOADED[cell.parallel.strategy]} What NCCL allocates for itself is outside torch's counters and "
-        "not counted; no such prediction was compared with a real group of GPUs yet."
+        "not counted. {_COMPARED[cell.parallel.strategy]}"
     )
     if getattr(cell.method, "quant_storage", "") == "bf16":
-        message += " Packed 4-bit weights are held in bf16 (quant_storage), as fsdp2 shards them."
+        message += " Packed 4-bit weights are held in bf16 (quant_storage), as FSDP shards them."
     return worst.model_copy(
         update={
             "caveats": (*worst.caveats, Caveat(code="one-of-several-gpus", message=message)),

@@ -1,14 +1,13 @@
-"""How a cell is spread over several GPUs: the strategy, how many, and what FSDP2 is told."""
+"""How a cell is spread over several GPUs: the strategy, how many, and what FSDP is told."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from bench.scenario.types import Dtype, Frozen, MethodSpec, TrainingSpec
+from bench.scenario.types import Dtype, Frozen, MethodSpec, QloraMethod, TrainingSpec
 
 _REFUSED = {
-    "fsdp1": "must be fsdp2, which shards each parameter by itself (flat ones of FSDP1 are not predicted)",
     "deepspeed": "must be fsdp2, which shards as stage 3 of ZeRO does (steps of DeepSpeed are not predicted)",
 }
 ParallelDtype = Literal["as-trained", Dtype]
@@ -20,16 +19,16 @@ def _not_refused(name: object) -> object:
     return name
 
 
-Strategy = Annotated[Literal["none", "ddp", "fsdp2"], BeforeValidator(_not_refused)]
+Strategy = Annotated[Literal["none", "ddp", "fsdp1", "fsdp2"], BeforeValidator(_not_refused)]
 
 
 class ParallelSpec(Frozen):
-    """One process for each GPU, each with a batch of its own; fields but the first two are FSDP2's."""
+    """One process for each GPU, each with a batch of its own; fields but the first two are of FSDP."""
 
     strategy: Strategy = Field(
         "none",
-        description="ddp holds all weights on each GPU (DistributedDataParallel), fsdp2 a share of them "
-        "(fully_shard).",
+        description="ddp holds all weights on each GPU (DistributedDataParallel), fsdp2 a share of each "
+        "(fully_shard), fsdp1 a share of each layer's, flattened (FullyShardedDataParallel).",
     )
     gpus: int = Field(1, ge=1, le=4096, description="How many; micro_batch is for each of them.")
     reshard_after_forward: bool = Field(
@@ -42,6 +41,12 @@ class ParallelSpec(Frozen):
     wrap: tuple[str, ...] = Field(
         (), description="Classes of layers that are sharded each by itself; none: the model's own list."
     )
+    activation_checkpointing: bool = Field(
+        default=False,
+        exclude_if=lambda inside: not inside,
+        description="fsdp1: checkpoint inside its layers, as accelerate's fsdp_activation_checkpointing "
+        "does, and not as the model does by itself, which before transformers 4.52 was around them.",
+    )
     cpu_offload: bool = Field(default=False, description="Not predicted yet: refused.")
 
     @property
@@ -49,8 +54,13 @@ class ParallelSpec(Frozen):
         """Whether there is more than the one process that trains alone."""
         return self.strategy != "none"
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each GPU holds a share of the weights."""
+        return self.strategy in {"fsdp1", "fsdp2"}
 
-_FSDP2_ALONE = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
+
+_SHARDED_ALONE = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
 
 
 def contradictions_of_ranks(
@@ -59,20 +69,26 @@ def contradictions_of_ranks(
     """Yield part, field and what is wrong: what cannot be, and what is not predicted over several GPUs."""
     if parallel.cpu_offload:
         yield "parallel", "cpu_offload", "is not predicted; leave it out"
-    sharded = parallel.strategy == "fsdp2"
-    without_meaning = () if sharded else _FSDP2_ALONE if parallel.several else ("gpus", *_FSDP2_ALONE)
+    without_meaning = (
+        () if parallel.sharded else _SHARDED_ALONE if parallel.several else ("gpus", *_SHARDED_ALONE)
+    )
     for field in without_meaning:
         if getattr(parallel, field) != ParallelSpec.model_fields[field].default:
-            right = "ddp or fsdp2" if field == "gpus" else "fsdp2"
+            right = "ddp, fsdp1 or fsdp2" if field == "gpus" else "fsdp1 or fsdp2"
             yield (
                 "parallel",
                 field,
                 f"needs strategy {right}, not {parallel.strategy}; set that, or leave it out",
             )
+    if parallel.activation_checkpointing and parallel.strategy != "fsdp1":
+        advice = "set gradient_checkpointing alone"
+        yield "parallel", "activation_checkpointing", f"is for strategy fsdp1; leave it out, {advice}"
     if parallel.several:
         yield from _not_predicted(parallel, training, method, driver)
-    if sharded:
+    if parallel.sharded:
         yield from _of_quantised(parallel, method)
+    if parallel.strategy == "fsdp1" and method.kind == "qlora":
+        yield from _of_one_dtype(training, method)
 
 
 def _not_predicted(
@@ -82,30 +98,44 @@ def _not_predicted(
         yield "parallel", "strategy", "is not predicted for this method; choose full, lora or qlora"
     if driver != "window":
         yield "parallel", "strategy", f"is not predicted in loop {driver}; leave the driver out"
-    sharded = parallel.strategy == "fsdp2"
+    of_fsdp1, of_fsdp2 = (parallel.strategy == name for name in ("fsdp1", "fsdp2"))
     only: dict[str, tuple[str, ...]] = {
         "loss": ("full",),
         "kernels": ("torch",),
-        "gradient_checkpointing": ("off", "non-reentrant"),
-        "autocast": ("off",) if sharded else ("off", "bf16"),
+        "gradient_checkpointing": ("off", "non-reentrant", *(["reentrant"] if of_fsdp1 else [])),
+        "autocast": ("off",) if of_fsdp2 else ("off", "bf16"),
         "optimizer": ("adamw-fused", "adamw-foreach", "adamw-loop", "sgd", "sgd-momentum"),
     }
     for field, allowed in only.items():
         if getattr(training, field) not in allowed:
             advice = f"set {', '.join(allowed)}"
-            advice += ", and param_dtype for lower precision" if sharded and field == "autocast" else ""
+            advice += ", and param_dtype for lower precision" if of_fsdp2 and field == "autocast" else ""
             yield "training", field, f"is not predicted so under {parallel.strategy}; {advice}"
 
 
 def _of_quantised(parallel: ParallelSpec, method: MethodSpec) -> Iterator[tuple[str, str, str]]:
-    """Refuse packed weights that FSDP2 cannot shard, or would cast as if they were numbers."""
+    """Refuse packed weights that FSDP cannot shard, or would cast as if they were numbers."""
     if method.kind == "lora" and method.base == "int8":
-        yield "method", "base", "int8 cannot be sharded by fsdp2; set strategy to ddp, or choose qlora"
+        yield (
+            "method",
+            "base",
+            f"int8 cannot be sharded by {parallel.strategy}; set strategy to ddp, or choose qlora",
+        )
     if method.kind != "qlora":
         return
     if method.quant_storage == "uint8":
-        message = "must be bf16 under fsdp2, which gathers packed weights with the others; set it to bf16"
+        name = parallel.strategy
+        message = f"must be bf16 under {name}, which gathers packed weights with the others; set it to bf16"
         yield "method", "quant_storage", message
     if parallel.param_dtype not in {"as-trained", "bf16"}:
         message = "would cast packed 4-bit weights as if they were numbers; leave it out, or set it to bf16"
         yield "parallel", "param_dtype", message
+
+
+def _of_one_dtype(training: TrainingSpec, method: QloraMethod) -> Iterator[tuple[str, str, str]]:
+    """Refuse weights of two dtypes in one layer, of which FSDP1 makes one flat parameter."""
+    if training.dtype != "bf16":
+        yield "training", "dtype", "must be bf16 under fsdp1, like the packed weights of the same layer"
+    if method.kbit_preparation:
+        message = "makes fp32 norms beside packed bf16 weights, and fsdp1 flattens a layer in one dtype"
+        yield "method", "kbit_preparation", f"{message}; set it to false, as trl does of sharded weights"

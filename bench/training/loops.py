@@ -61,7 +61,7 @@ def run_cell(
     torch.manual_seed(cell.training.seed)
     mark_block(send, allocator)
     with phases.phase("load"):
-        at = torch.device("cpu") if cell.parallel.strategy == "fsdp2" else device  # comes there in shards
+        at = torch.device("cpu") if cell.parallel.sharded else device  # comes there in shards
         model, tokenizer = load_model(cell, weights, at, trust_remote_code=trust_remote_code)
     setting = Setting(
         cell=cell,

@@ -3,18 +3,26 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    ShardingStrategy,
+    fully_shard,
+)
+from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.errors import UnavailableError, UsageError
 from bench.scenario.cell import Cell
 from bench.scenario.parallel import ParallelDtype
-from bench.training.loading.models import DTYPES, OWN_GPU
+from bench.training.loading.models import DTYPES, OWN_GPU, device_of
 
 
 @contextmanager
@@ -52,11 +60,14 @@ def spread(model: Any, cell: Cell) -> Any:
 
     ``ddp`` leaves out the broadcast at the beginning: all ranks load the same weights and draw the same
     adapters. ``fsdp2`` shards each wrapped layer by itself, then what is left together, all with the same
-    settings, as accelerate does. Weights that lie on the host come to the device layer by layer.
+    settings, as accelerate does; ``fsdp1`` flattens them first, and what is trained of an adapter by itself.
+    Weights that lie on the host come to the device layer by layer.
     """
     if cell.parallel.strategy == "ddp":
         return DistributedDataParallel(model, init_sync=False)
     parallel = cell.parallel
+    if parallel.strategy == "fsdp1":
+        return _flattened(model, cell)
     mesh = init_device_mesh("cuda" if cell.device == "cuda" else "cpu", (parallel.gpus,))
     policy = MixedPrecisionPolicy(
         param_dtype=_dtype(parallel.param_dtype), reduce_dtype=_dtype(parallel.reduce_dtype)
@@ -66,11 +77,38 @@ def spread(model: Any, cell: Cell) -> Any:
     return model
 
 
+def _flattened(model: torch.nn.Module, cell: Cell) -> FullyShardedDataParallel:
+    """Shard by FSDP1 as transformers' Trainer has accelerate do it.
+
+    A flat parameter is of one dtype, so that peft's ``fsdp_auto_wrap_policy`` takes each layer of an adapter
+    by itself; original parameters stay visible (``use_orig_params``), which accelerate sets by default.
+    """
+    parallel, classes = cell.parallel, {type(layer) for layer in wrapped_layers(model, cell)}
+    adapted, param_dtype = cell.method.kind != "full", _dtype(parallel.param_dtype)
+
+    def wrapped(module: torch.nn.Module) -> bool:
+        weight = getattr(module, "weight", None)
+        alone = adapted and weight is not None and weight.requires_grad and not any(module.children())
+        return type(module) in classes or alone
+
+    full, grad_op = ShardingStrategy.FULL_SHARD, ShardingStrategy.SHARD_GRAD_OP
+    return FullyShardedDataParallel(
+        model,
+        sharding_strategy=full if parallel.reshard_after_forward else grad_op,
+        auto_wrap_policy=partial(lambda_auto_wrap_policy, lambda_fn=wrapped),
+        mixed_precision=MixedPrecision(
+            param_dtype=param_dtype, reduce_dtype=_dtype(parallel.reduce_dtype), buffer_dtype=param_dtype
+        ),
+        device_id=device_of(cell),
+        use_orig_params=True,
+    )
+
+
 def wrapped_layers(model: torch.nn.Module, cell: Cell) -> list[torch.nn.Module]:
     """Return the layers that are sharded each by itself; raise ``UsageError`` where none is so called."""
     listed = (getattr(module, "_no_split_modules", None) or () for module in model.modules())
     names = set(cell.parallel.wrap) or {name for each in listed for name in each}
-    found = [module for module in model.modules() if type(module).__name__ in names]
+    found = [module for module in model.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
     if not found:
         wanted = f"no layer of class {' or '.join(sorted(names))}" if names else "no list of layers to wrap"
         advice = "set parallel.wrap to the class of its layers, such as LlamaDecoderLayer"

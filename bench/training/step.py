@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -106,7 +107,7 @@ def run_step(trainer: Trainer, micro_batches: Sequence[Batch], mark: Mark = igno
     norm = None
     if training.max_grad_norm > 0:
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(trainer.parameters, training.max_grad_norm)
+        norm = _clipped(trainer)
     scale_before = scaler.get_scale()
     scaler.step(optimizer)
     scaler.update()
@@ -115,6 +116,13 @@ def run_step(trainer: Trainer, micro_batches: Sequence[Batch], mark: Mark = igno
         trainer.schedule.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(torch.stack(losses).sum(), norm, skipped)
+
+
+def _clipped(trainer: Trainer) -> torch.Tensor:
+    """Clip gradients; of flat parameters FSDP1 alone knows the norm over all ranks."""
+    own = getattr(trainer.model, "clip_grad_norm_", partial(nn.utils.clip_grad_norm_, trainer.parameters))
+    norm: torch.Tensor = own(trainer.training.max_grad_norm)
+    return norm
 
 
 def empties_cache(training: TrainingSpec, finished_steps: int) -> bool:

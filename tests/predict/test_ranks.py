@@ -50,6 +50,25 @@ HANDFUL = {
     ("qlora", "kept", True, "non-reentrant"),
     ("qlora", "ddp", True, "off"),
 }
+FLAT: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "full": ({"kind": "full"}, {"dtype": "fp32"}, LOW),
+    "full, recomputed": ({"kind": "full"}, {"dtype": "fp32", "gradient_checkpointing": "reentrant"}, {}),
+    "full, kept": (
+        {"kind": "full"},
+        {"dtype": "fp32", "autocast": "bf16", "gradient_checkpointing": "non-reentrant"},
+        {"reshard_after_forward": False},
+    ),
+    "lora": (
+        {"kind": "lora", "rank": 4, "dropout": 0.1},
+        {"dtype": "bf16", "gradient_checkpointing": "reentrant"},
+        {},
+    ),
+    "qlora": (
+        {"kind": "qlora", "rank": 4, "quant_storage": "bf16", "kbit_preparation": False},
+        {"dtype": "bf16", "autocast": "bf16", "gradient_checkpointing": "reentrant"},
+        {"param_dtype": "bf16", "reduce_dtype": "bf16"},
+    ),
+}
 EVERYTHING = os.environ.get("RANKS") == "full"
 
 
@@ -61,8 +80,12 @@ def _cell(method: str, strategy: str, gpus: int, *, low: bool, checkpointing: st
     return tiny_cell(METHODS[method], training=training, parallel=parallel)
 
 
+_BESIDE = {"ddp": {"peak_module"}, "fsdp1": {"op_count", "allocation_count"}}
+"""What of a strategy is not compared; gloo gathers flat parameters into a list of their parts."""
+
+
 def _compared(reading: LedgerReading, cell: Cell) -> dict[str, Any]:
-    beside = {"device", "timeline", "retained", *(["peak_module"] if cell.parallel.strategy == "ddp" else [])}
+    beside = {"device", "timeline", "retained", *_BESIDE.get(cell.parallel.strategy, ())}
     return {name: getattr(reading, name) for name in reading.__struct_fields__ if name not in beside}
 
 
@@ -80,6 +103,23 @@ def test_each_rank_is_predicted_to_the_byte(gpus: int, tmp_path: Path) -> None:
         _cell(method, strategy, gpus, low=low, checkpointing=checkpointing)
         for method, strategy, low, checkpointing in chosen
     ]
+    _all_as_predicted(cells, tmp_path)
+
+
+def test_each_rank_of_flat_parameters_is_predicted_to_the_byte(tmp_path: Path) -> None:
+    """FSDP1 likewise: each wrapped layer is one parameter, and what is trained of an adapter another."""
+    cells = [
+        tiny_cell(
+            method,
+            training={"sequence_length": 16} | training,
+            parallel={"strategy": "fsdp1", "gpus": 2} | parallel,
+        )
+        for method, training, parallel in FLAT.values()
+    ]
+    _all_as_predicted(cells, tmp_path)
+
+
+def _all_as_predicted(cells: Sequence[Cell], tmp_path: Path) -> None:
     for attempt in range(3):
         folder = tmp_path / str(attempt)
         folder.mkdir()
@@ -101,7 +141,7 @@ def _as_predicted(cell: Cell, of_ranks: Sequence[LedgerReading], *, insist: bool
         if mine != its and not insist:
             return False
         assert mine == its, (cell.parallel, rank)
-        shares = {"ddp": 1.0, "fsdp2": 1 / cell.parallel.gpus}[cell.parallel.strategy]
+        shares = 1 / cell.parallel.gpus if cell.parallel.sharded else 1.0
         assert reading.categories_at_peak_bytes["collectives"] > 0
         assert reading.categories_at_peak_bytes["weights"] <= 1.1 * shares * _whole(cell)
     return True
@@ -137,6 +177,28 @@ def test_a_published_row_of_several_gpus_is_predicted_as_its_cell_is() -> None:
     assert whole.allocated_peak_bytes == scored.measurements[0].predicted_bytes
     assert [ON_SEVERAL_GPUS] == [one.predicted.refused for one in scored.speeds if one.predicted]
     assert later.measurements[0].predicted_bytes is not None
+
+
+def test_checkpoints_around_flat_layers_keep_inputs_and_gradients_of_all() -> None:
+    """So did transformers before 4.52: what FSDP1 hooks to a frozen layer's input keeps it, and its gradient.
+
+    That is the input's own size and as much again for each layer but the first of the backward pass.
+    """
+    training = {"dtype": "bf16", "gradient_checkpointing": "reentrant", "sequence_length": 256}
+    parallel = {"strategy": "fsdp1", "gpus": 2}
+    cell = tiny_cell({"kind": "lora", "rank": 2}, training=training, parallel=parallel, device="cuda")
+    deep = configuration("llama")
+    deep.num_hidden_layers = 9
+    inside = cell.model_copy(
+        update={"parallel": cell.parallel.model_copy(update={"activation_checkpointing": True})}
+    )
+    ends = {}
+    for name, one in (("around", cell), ("inside", inside)):
+        stream = Tracer(Platform(transformers="4.48"), deep).trace_rank(one, 0)
+        end = [mark.entries for mark in stream.marks if mark.phase == "optimizer_step"][-1]
+        ends[name] = int(stream.live_bytes()[end - 300 : end].max())
+    kept = 2 * 256 * deep.hidden_size * cell.training.micro_batch * 2
+    assert kept * 6 <= ends["around"] - ends["inside"] <= kept * 10
 
 
 def test_streams_that_gather_have_pools_of_their_own() -> None:

@@ -37,11 +37,14 @@ def test_a_cell_of_one_gpu_is_stored_as_before() -> None:
 @pytest.mark.parametrize(
     ("parallel", "said"),
     [
-        ('strategy = "fsdp1"', "FSDP1 are not predicted"),
+        ('strategy = "fsdp2"\ngpus = 2\nactivation_checkpointing = true', "is for strategy fsdp1"),
         ('strategy = "deepspeed"', "DeepSpeed are not predicted"),
         ('strategy = "fsdp2"\ngpus = 2\ncpu_offload = true', "parallel.cpu_offload: is not predicted"),
-        ("gpus = 2", "parallel.gpus: needs strategy ddp or fsdp2, not none"),
-        ('strategy = "ddp"\ngpus = 2\nparam_dtype = "bf16"', "parallel.param_dtype: needs strategy fsdp2"),
+        ("gpus = 2", "parallel.gpus: needs strategy ddp, fsdp1 or fsdp2, not none"),
+        (
+            'strategy = "ddp"\ngpus = 2\nparam_dtype = "bf16"',
+            "parallel.param_dtype: needs strategy fsdp1 or fsdp2",
+        ),
     ],
 )
 def test_what_is_not_predicted_is_refused_by_name(parallel: str, said: str, tmp_path: Path) -> None:
@@ -55,6 +58,7 @@ def test_what_is_not_predicted_is_refused_by_name(parallel: str, said: str, tmp_
     [
         ({"kind": "qlora"}, FSDP2, "quant_storage"),
         ({"kind": "qlora", "quant_storage": "bf16"}, FSDP2 | {"param_dtype": "fp32"}, "param_dtype"),
+        ({"kind": "qlora", "quant_storage": "bf16"}, FSDP2 | {"strategy": "fsdp1"}, "kbit_preparation"),
         ({"kind": "lora", "base": "int8"}, FSDP2, "base"),
         ({"kind": "peft", "type": "ia3"}, FSDP2, "strategy"),
     ],

@@ -69,6 +69,7 @@ class MetaLedger(Ledger):
         self._kernels = kernels
         self._shapes = shapes_on(kernels.platform)
         self._special: dict[Any, bool] = {}  # operators of which there is more to say than their results
+        self.platform = kernels.platform
         self.on_cpu = kernels.on_cpu
         if self.on_cpu:  # where small tensors that no device is asked for count like all others
             self._counted_devices = {"meta", "cpu"}

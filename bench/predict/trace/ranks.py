@@ -67,6 +67,9 @@ class Streams:
         self._made += 1
         return _Stream(self._made)
 
+    def is_available(self) -> bool:
+        return True
+
     def current_stream(self, _device: object = None) -> _Stream:
         return _Stream(self.current)
 
@@ -109,6 +112,7 @@ def one_of_several(cell: Cell, platform: Platform, rank: int) -> Iterator[Stream
         return
     # Kernels of collectives for the meta device are registered by this import.
     import torch.distributed._tools.fake_collectives
+    from torch.distributed.fsdp import _init_utils
     from torch.distributed.fsdp._fully_shard import _fsdp_init, _fully_shard
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
     from torch.distributed.tensor import _sharding_prop
@@ -119,6 +123,9 @@ def one_of_several(cell: Cell, platform: Platform, rank: int) -> Iterator[Stream
     def arrive(parameters: Sequence[torch.Tensor], buffers: Sequence[torch.Tensor], _device: object) -> None:
         streams.receive((*parameters, *buffers))
 
+    def arrive_flat(module: torch.nn.Module, ignored: set[torch.nn.Parameter], *_beside: object) -> None:
+        arrive([*_init_utils._get_orig_params(module, ignored)], [*module.buffers()], None)
+
     handle = streams if platform.device == "cuda" else torch.cpu
     with ExitStack() as stack:
         stack.callback(distributed.destroy_process_group)
@@ -126,6 +133,11 @@ def one_of_several(cell: Cell, platform: Platform, rank: int) -> Iterator[Stream
             (_fully_shard, "_get_device_from_mesh", lambda _mesh: torch.device("meta")),
             (_fsdp_init, "_move_states_to_device", arrive),
             (FSDPParamGroup, "_validate_no_meta_params", lambda _group: None),
+            (_init_utils, "_need_to_materialize_module", lambda *_of: (False, False)),
+            (_init_utils, "_get_device_from_device_id", lambda device, *_of: device),
+            (_init_utils, "_move_module_to_device", arrive_flat),
+            (torch.UntypedStorage, "data_ptr", lambda storage: storage._cdata if storage.nbytes() else 0),
+            (torch.Tensor, "data_ptr", lambda tensor: tensor.untyped_storage().data_ptr()),
             (parallel, "DistributedDataParallel", _SilentDdp),
         ):
             stack.enter_context(patch.object(owner, name, stand_in))

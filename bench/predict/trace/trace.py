@@ -26,7 +26,7 @@ from bench.predict.trace.variants import litgpt
 from bench.predict.trace.variants.adapters import require_traceable
 from bench.predict.trace.variants.liger import rotate
 from bench.predict.trace.variants.litgpt_model import GPT
-from bench.predict.trace.variants.older_computations import copies_logits
+from bench.predict.trace.variants.older_computations import checkpoint_around, copies_logits
 from bench.predict.trace.variants.older_models import check_model
 from bench.probes.ledger import StepPhase
 from bench.records.records import LedgerReading
@@ -135,7 +135,7 @@ class Tracer:
             kernels = Kernels(self.platform)
             ledger = of_loop(model, self.vocabulary_size, kernels, periods_added=added, period=period)
         ledger.timed = self.timed
-        if cell.parallel.strategy == "fsdp2":  # what was adapted on the host comes to be sharded
+        if cell.parallel.sharded:  # what was adapted on the host comes to be sharded
             for module in model.modules():
                 quantise_empty(module)
             with torch.device("meta"):
@@ -180,6 +180,7 @@ def _run_steps(cell: Cell, model: Any, batches: Sequence[Batch], ledger: MetaLed
         loop.run(script(), batches[0], len(batches))
         return loop.optimizer
     trainer = _trainer(model, cell)
+    checkpoint_around(trainer.model, cell, ledger.platform)
     if cell.parallel.several:
         ledger.register_model(trainer.model)
     for ledger.step, batch in enumerate(batches):

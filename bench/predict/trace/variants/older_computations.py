@@ -5,6 +5,7 @@ ForCausalLM class (models/*/modeling_*.py), loss/loss_utils.py and cache_utils.p
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple
 from unittest.mock import patch
 
@@ -19,6 +20,9 @@ PADS_LABELS = (4, 49)
 CACHES_COPIES = (4, 54)
 """Version from which a DynamicCache joins keys and values to empty tensors; before, it kept what it got, and
 so all of a fused projection. GPTBigCode had its own, and returned it even where layers were checkpointed."""
+CHECKPOINTS_BY_LAYER = (4, 52)
+"""Version from which a layer checkpoints itself (modeling_layers.py; a few families followed in 4.53). Its
+model did so before, around the whole call, and around FSDP1 with it."""
 _EVERY_FAMILY_HANDS_OVER = (5, 0)
 
 Rule = Literal["installed", "cuts logits", "cuts fp32 logits", "cuts logits as given", "unknown"]
@@ -113,6 +117,32 @@ def caveats_of_versions(cell: Cell, config: Any, platform: Platform) -> Iterator
             "predicted with two fp32 copies of its logits, the most there may have been; the lower end is "
             "without them.",
         )
+
+
+def checkpoint_around(model: nn.Module, cell: Cell, platform: Platform) -> None:
+    """Put checkpointing around layers that FSDP1 wraps, and not into them, where a version did so.
+
+    A recomputation then runs FSDP1's forward pass again. What it hooks to the input of a layer without
+    trained weights of its own keeps that input and its gradient until the whole backward pass is over.
+    """
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    inside = version_of(platform.transformers) >= CHECKPOINTS_BY_LAYER
+    if inside or cell.parallel.strategy != "fsdp1" or cell.parallel.activation_checkpointing:
+        return
+    for unit in FullyShardedDataParallel.fsdp_modules(model):
+        layer = unit.module
+        if getattr(layer, "gradient_checkpointing", False) and hasattr(layer, "_gradient_checkpointing_func"):
+            layer.gradient_checkpointing = False  # type: ignore[assignment]
+            unit.forward = _recomputed(unit.forward, layer)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        checkpoint: Any = layer._gradient_checkpointing_func
+        return checkpoint(partial(forward, **kwargs), *args)
+
+    return recomputed
 
 
 def older_computations(platform: Platform) -> Iterator[Any]:
