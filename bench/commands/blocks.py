@@ -3,8 +3,8 @@
 A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end -->``, each on its own line;
 FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
 ``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``, ``self-check``
-one of ``bench gate --self-check``, ``names`` the table of names; ``gate`` names the folder of a sitting,
-which is judged anew; ``claims`` names that of all results; KIND ``figure:NAME`` shows a figure of records or
+one of ``bench gate --self-check``, ``names`` the table of names, ``keys`` the schema; ``gate`` names the
+folder of a sitting, which is judged anew; ``claims`` names that of all results; KIND ``figure:NAME`` shows a figure of records or
 of a plan, ``study:METHOD`` sets methods against that one over seeds, ``levers`` sets changes of one thing
 against the plain method. What is outside is never touched.
 
@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.claims.page import render_committed
+from bench.commands.keys import render_keys
 from bench.commands.material import read_material
 from bench.compare.comparison import compare
 from bench.compare.gate_report import judge_folder
@@ -68,6 +69,7 @@ _KINDS: dict[str, Callable[[Path], str]] = {
     "gate": lambda path: render_block(judge_folder(path)),
     "claims": render_committed,
     "names": lambda _: render_names(),
+    "keys": lambda _: render_keys(),
     "self-check": lambda path: render_self_check(read_self_check(path)),
     "source": _shown_code,
 }

@@ -1,7 +1,7 @@
 """A plan as a grid: methods down, sequence lengths across, and in each cell the smallest card that fits."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from bench.compare.plans import Need, PlanRow, card_fits
@@ -80,7 +80,8 @@ def _columns(
 
 def methods_table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
     """Return the grid for a page; empty where no card was asked about."""
-    return page_table(_columns(plan, rows, None), method_rows(plan))
+    columns = _columns(plan, rows, None)
+    return replace(page_table(columns, method_rows(plan)), left=len(columns))
 
 
 def methods_grid(

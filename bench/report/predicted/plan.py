@@ -19,6 +19,7 @@ from bench.report.predicted.fit import (
     plan_sentences,
     why_untried,
 )
+from bench.report.predicted.methods import methods_table
 from bench.report.predicted.speed import cards_table, speed_columns, speed_tables
 from bench.report.tables import Line, described_table
 from bench.report.text import (
@@ -44,6 +45,7 @@ N = TypeVar("N", bound=str)
 _NOWHERE = "none of them"
 CARDS = "Which card for the job, the cheapest first"
 _SMALLEST = "Smallest card that fits"
+_FEW_ROWS = 20  # of more a page shows on demand
 
 
 def render_markdown(plan: Plan) -> str:
@@ -70,6 +72,8 @@ def _page(plan: Plan, *parts: str) -> str:
         told=(*told[:MOST_SENTENCES], *loop_sentences(plan, rows)),
         beyond=len(told[MOST_SENTENCES:]),
         cells=_table(plan, rows),
+        methods=methods_table(plan, rows),
+        few=_FEW_ROWS,
         rows=rows,
         notes=notes_on(plan, rows),
         tables=lambda: detail_tables(plan),
