@@ -4,9 +4,9 @@ A block stands between ``<!-- bench:begin KIND FOLDER -->`` and ``<!-- bench:end
 FOLDER holds records and is relative to the root of the repository; the kind ``prediction`` names a file that
 ``bench validate`` made, the kinds ``plan`` and ``plan-details`` one of ``bench plan --json``, ``self-check``
 one of ``bench gate --self-check``, ``names`` the table of names, ``keys`` the schema; ``gate`` names the
-folder of a sitting, which is judged anew; ``claims`` names that of all results; KIND ``figure:NAME`` shows a figure of records or
-of a plan, ``study:METHOD`` sets methods against that one over seeds, ``levers`` sets changes of one thing
-against the plain method. What is outside is never touched.
+folder of a sitting, which is judged anew; ``claims`` names that of all results; KIND ``figure:NAME`` shows a
+figure of records or of a plan, ``study:METHOD`` sets methods against that one over seeds, ``levers`` sets
+changes of one thing against the plain method. What is outside is never touched.
 
 Each picture under report/figures ends with a digest of its specification, data and all, and of itself: other
 fonts and versions of the renderer draw the same specification a little differently, so that nothing is drawn
