@@ -83,6 +83,9 @@ def contradictions_of_ranks(
     if parallel.activation_checkpointing and parallel.strategy != "fsdp1":
         advice = "set gradient_checkpointing alone"
         yield "parallel", "activation_checkpointing", f"is for strategy fsdp1; leave it out, {advice}"
+    if parallel.strategy == "fsdp1" and parallel.reduce_dtype not in {"as-trained", parallel.param_dtype}:
+        message = "must be param_dtype's under fsdp1 (another is not predicted to the byte yet)"
+        yield "parallel", "reduce_dtype", f"{message}; leave it out, which means the same"
     if parallel.several:
         yield from _not_predicted(parallel, training, method, driver)
     if parallel.sharded:

@@ -51,7 +51,7 @@ HANDFUL = {
     ("qlora", "ddp", True, "off"),
 }
 FLAT: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "full": ({"kind": "full"}, {"dtype": "fp32"}, LOW),
+    "full": ({"kind": "full"}, {"dtype": "fp32"}, {}),
     "full, recomputed": ({"kind": "full"}, {"dtype": "fp32", "gradient_checkpointing": "reentrant"}, {}),
     "full, kept": (
         {"kind": "full"},

@@ -40,6 +40,7 @@ def test_a_cell_of_one_gpu_is_stored_as_before() -> None:
         ('strategy = "fsdp2"\ngpus = 2\nactivation_checkpointing = true', "is for strategy fsdp1"),
         ('strategy = "deepspeed"', "DeepSpeed are not predicted"),
         ('strategy = "fsdp2"\ngpus = 2\ncpu_offload = true', "parallel.cpu_offload: is not predicted"),
+        ('strategy = "fsdp1"\ngpus = 2\nreduce_dtype = "fp32"', "reduce_dtype: must be param_dtype's"),
         ("gpus = 2", "parallel.gpus: needs strategy ddp, fsdp1 or fsdp2, not none"),
         (
             'strategy = "ddp"\ngpus = 2\nparam_dtype = "bf16"',
