@@ -1,5 +1,6 @@
 # make run      compare full fine-tuning, LoRA and QLoRA on a real model, on this machine's CPU
 # make test     lint, types, import directions, tests (WORKERS=3: that many at once, not one for each core)
+# make package  build the wheel, check it, and try it in an environment of its own
 # make weights  fetch the real weights and nothing else
 # make pages    fill the generated blocks of README.md and report/*.md from results/reference
 # make constraints  write constraints.txt anew from the newest versions that fit
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 # compiles what is imported, once.
 PIP_INSTALL := -m pip install -qq --no-compile --disable-pip-version-check --no-input
 
-.PHONY: run test lint weights pages constraints clean
+.PHONY: run test lint package weights pages constraints clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
@@ -28,6 +29,19 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The dependencies of .venv stand behind the wheel, in the place of a second copy of torch; bench is the wheel's alone.
+package: $(VENV)/.installed
+	rm -rf build/package
+	$(BIN)/python -m build --outdir build/package . > /dev/null
+	$(BIN)/twine check --strict build/package/*.whl build/package/*.tar.gz
+	$(PYTHON) -m venv build/package/venv
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > build/package/dependencies.pth
+	cp build/package/dependencies.pth build/package/venv/lib/python3*/site-packages/
+	build/package/venv/bin/python $(PIP_INSTALL) --no-deps build/package/*.whl
+	cd build/package && venv/bin/bench --version && venv/bin/bench cells ../../scenarios/smollm2_cpu.toml \
+	  && venv/bin/bench plan ../../scenarios/smollm2_cpu.toml --only '*/lora-r8/*' --no-advice
+	cd build/package && venv/bin/python -c 'import bench, sys; sys.exit(sys.prefix not in bench.__file__)'
 
 weights: $(VENV)/.installed
 	@$(BIN)/python -c 'from bench.scenario.types import ModelSpec; from bench.training.loading.weights import fetch_weights; \

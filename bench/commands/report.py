@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import typer
 
 from bench.commands.options import command, gc_disabled, require_results
-from bench.errors import UsageError
+
+To = Literal["pytest-benchmark", "mlflow", "tensorboard", "wandb"]
 
 
 @command
@@ -93,18 +95,17 @@ def table(
 
 
 @command
-def export(
-    results: str,
-    *,
-    output: Path,
-    format: str = "pytest-benchmark",  # noqa: A002 - the name of the option
-) -> None:
-    """Write step times in another tool's format."""
+def export(results: str, *, output: Path, to: To = "pytest-benchmark") -> None:
+    """Write step times as pytest-benchmark's JSON, or runs for Weights & Biases, TensorBoard or MLflow."""
     from bench.io import write_text
     from bench.records.result_sets import load_result_set
     from bench.records.run_summary import step_times_json
 
-    if format != "pytest-benchmark":
-        raise UsageError(f"--format {format} is not known; the only format is pytest-benchmark")
-    write_text(output, step_times_json(load_result_set(results).runs))
+    if to == "pytest-benchmark":
+        write_text(output, step_times_json(load_result_set(results).runs))
+    else:
+        from bench import load
+        from bench.commands.trackers import export_runs
+
+        typer.echo(f"runs: {export_runs(load(results), to, output)}", err=True)
     typer.echo(f"wrote {output}", err=True)

@@ -178,7 +178,7 @@ def test_a_comparison_in_which_nothing_gated_was_compared_is_no_pass(
         (("gate", "results/same", "--baseline", "x"), "there is no baseline x"),
         (("gate", "x.toml", "--base", "a", "--baseline", "b"), "name a scenario and --base REF"),
         (("baseline", "accept", "results/same", "--name", "x"), "give it with --reason"),
-        (("export", "results/same", "-o", "x", "--format", "asv"), "the only format is pytest-benchmark"),
+        (("export", "results/same", "-o", "x", "--to", "asv"), "'asv' is not one of 'pytest-benchmark'"),
     ],
 )
 def test_a_mistake_ends_in_a_sentence(

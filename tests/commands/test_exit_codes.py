@@ -54,6 +54,7 @@ LINES = [
     "export {json} -o steps.json",
     "export {records} -o steps.json",
     "export records -o {json}",
+    "export {records} --to tensorboard -o {json}",
     "compare {json} records",
     "compare records {records}",
     "compare records records --scenario {toml}",

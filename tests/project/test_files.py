@@ -25,6 +25,7 @@ FUNCTIONS = {
 }
 
 ALLOWED = {
+    ("commands/trackers.py", ".mkdir"): "the folder that a user names for wandb, which writes there itself",
     ("gate/__init__.py", ".read_text"): "/proc/self/maps",
     ("gate/installed.py", ".read_text"): "of an installed distribution's metadata",
     ("gate/judge.py", ".mkdir"): "the judge's folder in the user's own cache",

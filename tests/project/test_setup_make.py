@@ -57,6 +57,33 @@ def test_the_default_target_is_run() -> None:
     assert ".DEFAULT_GOAL := run" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
+def test_the_package_is_built_checked_and_tried_on_its_own() -> None:
+    """The wheel is installed into an environment of its own, and its commands run there."""
+    steps = _dry_run("package")
+    order = [
+        "-m build",
+        "twine check --strict",
+        "-m venv build/package/venv",
+        "--no-deps build/package/*.whl",
+    ]
+    order += ["venv/bin/bench --version", "venv/bin/bench cells", "venv/bin/bench plan"]
+    places = [steps.index(step) for step in order]
+    assert sorted(places) == places
+    assert "\nmake package\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_a_clone_is_small() -> None:
+    """What git would transfer for HEAD and its history, packed: 15 MB at most."""
+    pack = subprocess.run(
+        ["git", "pack-objects", "--revs", "--stdout", "--thin", "--delta-base-offset", "-q"],  # noqa: S607 - git is on the path
+        input=b"HEAD\n",
+        capture_output=True,
+        check=True,
+        cwd=ROOT,
+    ).stdout
+    assert len(pack) < 15e6
+
+
 def test_ci_runs_make_test() -> None:
     """CI has no steps of its own."""
     script = ROOT / ".ci" / "run"

@@ -1,6 +1,9 @@
 """The workflow of this repository and the one to copy: pinned, no strangers' text, options that exist."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from bench.cli import app
 
 HERE = Path(__file__).parents[2]
 TO_COPY = HERE / "examples" / "gate_workflow.yml"
+ACTION = HERE / "action.yml"
 WORKFLOWS = sorted([*(HERE / ".github" / "workflows").glob("*.yml"), *(HERE / "examples").glob("*.yml")])
 
 
@@ -21,14 +25,45 @@ def _steps(workflow: Path) -> list[dict[str, Any]]:
     return [step for job in document["jobs"].values() for step in job["steps"]]
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
-def test_actions_are_pinned_and_scripts_hold_no_expression(workflow: Path) -> None:
-    """A tag can be moved and a branch's name can be a command."""
-    document = yaml.safe_load(workflow.read_text())
-    assert {"contents": "read"} == document["permissions"]
-    uses = [step["uses"] for step in _steps(workflow) if "uses" in step]
-    assert [] == [name for name in uses if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name)]
-    assert [] == [step["run"] for step in _steps(workflow) if "${{" in step.get("run", "")]
+def test_workflows_and_the_action_are_sound() -> None:
+    """Their keys are GitHub's; zizmor finds no tag that can be moved and no strangers' text in a script."""
+    scripts = Path(sys.executable).parent
+    for schema, files in (("workflows", WORKFLOWS), ("actions", [ACTION])):
+        subprocess.run(
+            [scripts / "check-jsonschema", "--builtin-schema", f"vendor.github-{schema}", *files], check=True
+        )
+    subprocess.run([scripts / "zizmor", "--offline", "--no-progress", ACTION, *WORKFLOWS], check=True)
+    for workflow in WORKFLOWS:
+        assert {"contents": "read"} == yaml.safe_load(workflow.read_text())["permissions"]
+
+
+def test_the_action_calls_the_gate_with_what_was_put_in(tmp_path: Path) -> None:
+    """Its script, with a bench that prints its arguments: names with blanks stay whole, options exist."""
+    step = yaml.safe_load(ACTION.read_text())["runs"]["steps"][-1]
+    (tmp_path / "bench").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "bench").chmod(0o755)
+    given = dict.fromkeys(step["env"], "") | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "COMMAND": "python my train.py; rm x",
+        "BASE": "origin/main",
+        "CANDIDATE": ".",
+        "EXACT": "true",
+    }
+    script = ["bash", "-euo", "pipefail", "-c", step["run"]]
+    done = subprocess.run(script, cwd=tmp_path, env=given, capture_output=True, text=True, check=True)
+    words = done.stdout.splitlines()
+    assert [
+        "gate",
+        "--command",
+        "python my train.py; rm x",
+        "--exact-only",
+        "--base",
+        "origin/main",
+    ] == words[:6]
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    known = {name for parameter in command.commands["gate"].params for name in parameter.opts}
+    assert set(re.findall(r"(?<=[\s(])--?[a-z][a-z-]+", step["run"].split("mkdir")[1])) - {"-p"} <= known
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
