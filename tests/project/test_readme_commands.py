@@ -23,15 +23,17 @@ data = {source = "synthetic"}
 training = {sequence_length = 32, micro_batch = 1}
 window = {warmup_steps = 1, measured_steps = 2}
 """
+PLAN_MODEL = (
+    "bench plan qwen3-8b --method qlora --sequence 4096 --gpu rtx4090 --examples 50000 --epochs 3 --price 0.5"
+)
+INIT = "bench init smollm2-135m --device cpu --method lora,dora --rank 8,64 --seed 0,1,2 --data rows.jsonl"
 # What narrows a command of the README so that it takes seconds; the scenario of `run` is a tiny one.
 # Commands that need no results of one another are apart.
 NARROWED: dict[str, dict[str, str]] = {
-    "fit": {
-        "bench doctor": "",
-        "bench fit llama-2-7b --gpu rtx4090": "--method full --sequence 512 --data full",
-    },
+    "fit": {"bench fit llama-2-7b --gpu rtx4090": "--method full --sequence 512 --data full"},
     "plan": {
-        "bench plan scenarios/7b_single_gpu.toml --gpu rtx4090": "--only 'llama-2-7b/qlora*/b1-s512*'",
+        PLAN_MODEL: "--sequence 256",
+        "bench plan llama-3.1-8b --method full --gpus 8 --gpu h100-80gb": "--sequence 256",
         "bench plan scenarios/33b_24gb.toml --gpu rtx4090 --details": "--only '*/qlora*dq-r16/*' --no-advice",
     },
     "watch": {
@@ -40,14 +42,20 @@ NARROWED: dict[str, dict[str, str]] = {
         "bench report results/watch-train": "",
     },
     "run": {
+        INIT: "",
         "bench run scenarios/smollm2_cpu.toml --repeats 3": "",
         "bench report results/smollm2_cpu -o smollm2.html": "",
+        "bench report results/smollm2_cpu --figures figures": "",
+        "bench table results/smollm2_cpu --group-by method_name --stat mean -o methods.tex": "",
         "bench gate results/mine --baseline nightly": "",
     },
 }
-# They make environments or check out revisions; tests/gate runs such gates.
+# They make environments, check out revisions or need a cluster; tests/gate and tests/runner run such.
 ONLY_PARSED = {
-    "bench gate scenarios/gate_tiny.toml --base origin/main --candidate .",
+    'bench gate --command "python train.py" --base origin/main --candidate .',
+    "bench gate mine.toml --base origin/main --candidate . --allow-code mypackage.train:loop",
+    "bench run scenarios/7b_single_gpu.toml --executor ray --address 10.0.0.1:6379",
+    "bench run scenarios/7b_single_gpu.toml --executor slurm --slurm slurm_partition=gpu",
     "bench gate scenarios/gate_tiny.toml --base peft==0.20.0",
     "bench gate scenarios/gate_gpu_memory.toml --predict --base peft==0.20.0",
 }
@@ -100,4 +108,5 @@ def test_the_commands_of_the_readme_run(use: str, bench: CommandLine, tmp_path: 
             shutil.copytree(tmp_path / "results" / "smollm2_cpu", tmp_path / "results" / "mine")
             run("bench baseline accept results/mine --name nightly --reason 'as released'")
         run(f"{command} {narrowing}")
-    assert (tmp_path / "smollm2.html").is_file() is (use == "run")
+    for written in ("smollm2.html", "methods.tex", "figures", "smollm2-135m.toml"):
+        assert (tmp_path / written).exists() is (use == "run")
