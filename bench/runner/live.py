@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +31,7 @@ DRAWING_SHARE = 0.001  # of the time between two phases, where a slow terminal m
 LOGGED_PROGRESS_INTERVAL_S = 10.0
 ROWS_AROUND_TABLE = 8
 LOG_WIDTH = 140
+LONGEST_ID = 40  # columns; a longer one is folded
 RenderPlan = Callable[[Plan], RenderableType]
 STYLES = {"ok": "green", "oom": "yellow", "unavailable": "dim", "skipped": "dim"}
 
@@ -53,19 +54,25 @@ def watch(console: Console, render_plan: RenderPlan | None = None) -> Iterator[O
 
 @contextlib.contextmanager
 def watch_predicting(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show meanwhile how many cells are predicted: a bar on a terminal, now and then a line in a log."""
-    logged_s = time.monotonic()
+    """Show meanwhile how many cells are predicted: a bar on a terminal, in a log lines.
+
+    A log has one as predicting begins, now and then, and one as it ends.
+    """
+    logged_s = float("-inf")
 
     def log(done: int, total: int) -> None:
         nonlocal logged_s
-        if time.monotonic() - logged_s >= LOGGED_PROGRESS_INTERVAL_S:
+        begun = logged_s != float("-inf")
+        if (begun and done == total) or (
+            done < total and time.monotonic() - logged_s >= LOGGED_PROGRESS_INTERVAL_S
+        ):
             logged_s = time.monotonic()
             console.print(f"predicting: {done} of {total} cells", highlight=False)
 
     if not console.is_terminal:  # where even a disabled bar of rich 13.9 prints an empty line
         yield log
         return
-    columns = TextColumn("predicting"), BarColumn(), MofNCompleteColumn()
+    columns = TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("predicting", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -235,8 +242,11 @@ def outcome_table(records: Sequence[Record]) -> Table:
 
 
 def _table(rows: Iterable[Sequence[str | Text]], state: str, *more: str) -> Table:
-    table = Table()
-    for name in ("cell", "run", state, "tokens/s", "peak", "time", *more):
+    table, rows = Table(), list(rows)
+    table.add_column(
+        "cell", overflow="fold", min_width=min(max((len(row[0]) for row in rows), default=0), LONGEST_ID)
+    )
+    for name in ("run", state, "tokens/s", "peak", "time", *more):
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
@@ -267,10 +277,10 @@ def _record_row(record: Record) -> tuple[str, str, Text, str, str, str]:
 
 
 def _peak(cuda_bytes: float | None, host_bytes: float | None) -> str:
-    """Return the peak with its instrument: the device's where there is one, else the host's."""
+    """Return the peak with what it is of: tensors on the device where there is one, else the process."""
     if cuda_bytes is not None:
-        return f"{cuda_bytes / GIB:.2f} GiB CUDA"
-    return "" if host_bytes is None else f"{host_bytes / GIB:.2f} GiB host"
+        return f"{cuda_bytes / GIB:.2f} GiB tensors"
+    return "" if host_bytes is None else f"{host_bytes / GIB:.2f} GiB process"
 
 
 def _duration(seconds: float) -> str:

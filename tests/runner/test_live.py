@@ -7,7 +7,15 @@ from rich.live import Live
 
 from bench.records.messages import Heartbeat, Message, PhaseStarted, ReadingMade
 from bench.runner.doctor import Finding
-from bench.runner.live import LiveTable, PlainLines, finding_lines, outcome_table, printable, watch
+from bench.runner.live import (
+    LiveTable,
+    PlainLines,
+    finding_lines,
+    outcome_table,
+    printable,
+    watch,
+    watch_predicting,
+)
 from bench.runner.schedule import Note, Observe, Preparing, RunEnded, RunStarted, SweepStarted
 from records_factory import make_cell, make_phases, make_record, make_steps
 
@@ -59,9 +67,9 @@ def test_a_log_gets_one_line_a_phase_and_one_a_run() -> None:
         "2 runs to do, 1 on disk already",
         f"{CELL.id} run 1: load",
         f"{CELL.id} run 1: steady",
-        f"[1/3] {CELL.id} run 1: contaminated, 1,000, 0.98 GiB host, 11.3 s: Spoilt.",
-        f"[2/3] {CELL.id} run 2: ok, 1,000, 0.98 GiB host, 11.3 s",
-        f"[3/3] {CELL.id} run 1: oom, 1,000, 0.98 GiB host, 11.3 s: Out of memory; less.",
+        f"[1/3] {CELL.id} run 1: contaminated, 1,000, 0.98 GiB process, 11.3 s: Spoilt.",
+        f"[2/3] {CELL.id} run 2: ok, 1,000, 0.98 GiB process, 11.3 s",
+        f"[3/3] {CELL.id} run 1: oom, 1,000, 0.98 GiB process, 11.3 s: Out of memory; less.",
         "note: something to know",
     ]
 
@@ -75,7 +83,7 @@ def test_a_terminal_shows_step_speed_peak_and_what_is_left() -> None:
         table._draw()
         shown = output.getvalue().split("cell")[-1]
         assert all(
-            text in shown for text in (CELL.id, "steady 4/8, 1,000 tokens/s, 0.98 GiB host", "0 of 2 runs")
+            text in shown for text in (CELL.id, "steady 4/8, 1,000 tokens/s, 0.98 GiB process", "0 of 2 runs")
         )
         table(RunEnded(make_record(cell=CELL)))
         shown = output.getvalue().split("cell")[-1]
@@ -134,3 +142,15 @@ def test_findings_are_one_line_each() -> None:
 def test_control_characters_are_taken_out() -> None:
     """A worker cannot clear the user's screen."""
     assert printable("a\x1b[2Jb\x07c\nd é") == "a [2Jb c\nd é"
+
+
+def test_a_log_says_at_once_that_predicting_began_and_that_it_ended() -> None:
+    """What was kept from earlier is no prediction, and says nothing."""
+    text = io.StringIO()
+    with watch_predicting(Console(file=text, width=80)) as progress:
+        progress(3, 3)
+    assert not text.getvalue()
+    with watch_predicting(Console(file=text, width=80)) as progress:
+        for done in (0, 1, 2, 3):
+            progress(done, 3)
+    assert ["predicting: 0 of 3 cells", "predicting: 3 of 3 cells"] == text.getvalue().splitlines()
