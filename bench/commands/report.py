@@ -107,5 +107,6 @@ def export(results: str, *, output: Path, to: To = "pytest-benchmark") -> None:
         from bench import load
         from bench.commands.trackers import export_runs
 
-        typer.echo(f"runs: {export_runs(load(results), to, output)}", err=True)
+        loaded = load(results)
+        typer.echo(f"runs: {export_runs(loaded.runs, loaded.steps, to, output)}", err=True)
     typer.echo(f"wrote {output}", err=True)

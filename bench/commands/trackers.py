@@ -9,7 +9,7 @@ from bench.errors import InfrastructureError, UnavailableError, first_line
 from bench.metrics import METRICS
 
 if TYPE_CHECKING:
-    from bench.api import Results
+    import pandas as pd
 
 PROJECT = "finetune-bench"
 _LONGEST = 250  # characters of a setting, as MLflow takes them
@@ -25,12 +25,11 @@ class _Run(NamedTuple):
     steps: Sequence[Mapping[str, float]]
 
 
-def export_runs(results: "Results", to: str, place: Path) -> int:
-    """Send every run to a tracker, below a folder, and return how many there were.
+def export_runs(runs: "pd.DataFrame", steps: "pd.DataFrame", to: str, place: Path) -> int:
+    """Send the runs that ``bench.load`` has to a tracker, below a folder, and return how many there were.
 
     Raises ``UnavailableError`` where its package is not installed, ``InfrastructureError`` where it fails.
     """
-    runs, steps = results.runs, results.steps
     for line in runs.to_dict("records"):
         known = _known(line)
         own = steps[(steps["key"] == line["key"]) & (steps["run"] == line["run"])] if len(steps) else steps

@@ -63,7 +63,7 @@ def test_a_tracker_reads_what_was_exported(
     """Every run, its metrics with their value, and each step."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    assert export_runs(results, to, tmp_path / to) == 2
+    assert export_runs(results.runs, results.steps, to, tmp_path / to) == 2
     script = f"from pathlib import Path\nplace = Path({str(tmp_path / to)!r})\n{READERS[to]}"
     script += "print(runs, steps, metrics['tokens_per_second'])"
     done = subprocess.run(
@@ -85,6 +85,6 @@ def test_a_tracker_that_is_not_there_or_fails_is_told_in_a_sentence(
 
     monkeypatch.setitem(TRACKERS, "wandb", fail)
     with pytest.raises(UnavailableError, match="pip install 'finetune-bench"):
-        export_runs(results, "wandb", tmp_path)
+        export_runs(results.runs, results.steps, "wandb", tmp_path)
     with pytest.raises(InfrastructureError, match="took no run: no space left"):
-        export_runs(results, "wandb", tmp_path)
+        export_runs(results.runs, results.steps, "wandb", tmp_path)
