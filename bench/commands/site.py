@@ -204,6 +204,8 @@ def _sections(tokens: list[Token]) -> Iterator[tuple[Token | None, str]]:
             before.attrSet("id", slug(token.content))
         elif token.type == "inline":
             text.append(token.content)
+        if token.type == "table_open":
+            token.attrSet("tabindex", "0")  # that keys scroll it
         if str(token.attrs.pop("style", "")).endswith("right"):
             token.attrSet("class", "number")
     yield heading, " ".join(text)

@@ -72,6 +72,7 @@ def test_markdown_becomes_a_table_and_raw_html_stays_text(repository: Path, tmp_
     site = tmp_path / "site"
     list(write_site(repository, site))
     page = (site / "report" / "page.html").read_text(encoding="utf-8")
+    assert '<table tabindex="0">' in page
     assert '<th class="number">b</th>' in page
     assert "style=" not in page.replace("style-src", "")
     assert "bench:begin" not in page

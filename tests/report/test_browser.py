@@ -1,6 +1,7 @@
 """The HTML report in a real browser: the chromium that is installed, driven by playwright."""
 
 import csv
+import itertools
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from bench.commands.material import read_material
+from bench.commands.site import write_site
 from bench.compare.comparison import compare
 from bench.records.predictions import read_plan
 from bench.report.html import render_html
@@ -26,6 +28,7 @@ RESULTS = ROOT / "results"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; install it, or name it in CHROMIUM")
 Scheme = Literal["light", "dark"]
+SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 SORT = """async (column) => {
   const button = [...document.querySelectorAll("table.grid")].at(-1).querySelectorAll("thead button")[column];
   const start = performance.now();
@@ -348,3 +351,26 @@ def test_a_box_that_is_pressed_shows_what_it_holds(browser: Browser, tmp_path: P
     assert ["100%", "0%", "0%", "0%", "100%", "100%"] == box.evaluate_all(widths)
     box.filter(has_text="peak").click()
     assert ["100%", "66.667%", "50%", "16.667%", "33.333%", "33.333%"] == box.evaluate_all(widths)
+
+
+def test_pages_of_the_site_are_clean_at_both_widths_and_in_both_themes(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No word on the console, no sideways scrolling, nothing serious for axe; search finds a section."""
+    monkeypatch.setattr("bench.commands.site.render_html", lambda *_, **__: "<p>A report.</p>")
+    list(write_site(ROOT, tmp_path / "site"))
+    found = []
+    for name in ("index", "search", "docs/keys", "report/claims", "report/predicted_33b_24gb"):
+        for scheme, width in itertools.product(SCHEMES, (1400, 390)):
+            opened = open_page(browser, tmp_path / "site" / f"{name}.html", scheme, width)
+            found += [(name, one) for one in opened.said]
+            if width != opened.page.evaluate("document.documentElement.scrollWidth"):
+                found.append((name, f"wider than {width}"))
+            if scheme == "light" and width == 1400:
+                violations = Axe().run(opened.page).response["violations"]
+                found += [(name, one["id"]) for one in violations if one["impact"] in {"serious", "critical"}]
+            opened.page.close()
+    assert [] == found
+    page = open_page(browser, tmp_path / "site" / "search.html").page
+    page.get_by_role("searchbox").fill("sequences per forward pass")
+    assert 0 < page.locator("#found > li:visible").count() < page.locator("#found > li").count() / 4
