@@ -45,6 +45,7 @@ class Problems:
         self._locations = locations
         self._whole = whole
         self._found: set[tuple[Location, str]] = set()
+        self._wrong: set[Path] = set()
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -58,6 +59,7 @@ class Problems:
         """Note a mistake at ``path``; of the ``known`` names, the one nearest to ``wrong`` is proposed."""
         if self.full:
             return
+        self._wrong.add(path)
         key = f"{shown_path(path)}: " if path else ""
         self._found.add((self.locate(path), f"{key}{message}. {perhaps(wrong, known)}".rstrip()))
 
@@ -71,6 +73,10 @@ class Problems:
     def stands(self, path: Path) -> bool:
         """Report whether a file of the scenario holds exactly this key."""
         return path in self._locations
+
+    def wrong(self, path: Path) -> bool:
+        """Report whether a mistake was noted there or below, so that the value is not known."""
+        return any(one[: len(path)] == path for one in self._wrong)
 
     def error(self) -> ScenarioError:
         lines = [f"{at.file}:{at.line}: {message}" for at, message in sorted(self._found)]

@@ -156,6 +156,10 @@ class _Combination:
         """Note what is wrong with a field of a cell, where a file holds it or would."""
         self.problems.add(self._given(part, *inside) or self._places(part, *inside)[-1], message)
 
+    def refused(self, part: str, field: str) -> bool:
+        """Tell whether a field has a mistake of its own, on which what is said of others would rest."""
+        return any(map(self.problems.wrong, self._places(part, field)))
+
     def _given(self, part: str, *inside: str) -> Path | None:
         """Return where the files of the scenario hold a field of a cell, if they do."""
         return next(filter(self.problems.stands, self._places(part, *inside)), None)
@@ -198,7 +202,8 @@ def expand(scenario: Mapping[str, Any], name: str, problems: Problems) -> tuple[
                 continue
             found = [*absurdities(cell), *contradictions(cell)]
             for part, field, message in found:
-                combination.tell(part, *field.split("."), message=message)
+                if part != "parallel" or not combination.refused(part, "strategy"):
+                    combination.tell(part, *field.split("."), message=message)
             if not found:
                 named = cell.model_copy(update={"id": cell_id(cell, combination.axes)})
                 combination.refuse_twin(named, cells.get(named.id))

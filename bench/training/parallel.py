@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]  # of its C++ part
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FullyShardedDataParallel,
@@ -29,7 +30,8 @@ from bench.training.loading.models import DTYPES, OWN_GPU, device_of
 def process_group(cell: Cell, rank: int, rendezvous: str) -> Iterator[None]:
     """Be that rank of the cell's meanwhile: over NCCL, each with a GPU of its own, or over gloo on the CPU.
 
-    ``rendezvous`` is a file that all ranks can write, not there yet. A cell of one process needs no group.
+    ``rendezvous`` is a file that all ranks can write, not there yet. A cell of one process needs no group. In
+    a collective the others are waited for as long as a worker may give no sign of life, to begin with longer.
     Raises ``UnavailableError`` where there are fewer GPUs than ranks.
     """
     gpus = cell.parallel.gpus
@@ -43,12 +45,15 @@ def process_group(cell: Cell, rank: int, rendezvous: str) -> Iterator[None]:
         torch.cuda.set_device(rank)
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // gpus))
+    store = FileStore(rendezvous, gpus)
+    store.set(f"rank{rank}", "here")
+    store.wait([f"rank{each}" for each in range(gpus)], timedelta(seconds=cell.limits.timeout_s))
     torch.distributed.init_process_group(
         "nccl" if cell.device == "cuda" else "gloo",
-        init_method=f"file://{rendezvous}",
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=gpus,
-        timeout=timedelta(seconds=cell.limits.timeout_s),
+        timeout=timedelta(seconds=min(cell.limits.timeout_s, cell.limits.heartbeat_timeout_s)),
     )
     yield
     torch.distributed.barrier()  # nobody leaves while another still waits for what it sent

@@ -40,6 +40,14 @@ _FREE = re.compile(r"; (?P<free>[0-9]+) bytes were free on the device")
 HANDLE_BYTES = 256 * MIB  # more than a handle, its workspace and its kernels take
 _ENFORCE = re.compile(r"^\[enforce fail at [^\]]*\] (?:err == 0\. )?")
 _ADVICE = re.compile(r" If reserved (?:but unallocated )?memory is .*")
+# What a rank says that waited too long for others: gloo's unbound buffers and pairs, torch's
+# ProcessGroupNCCL.cpp and TCPStore.cpp.
+_WAITED = re.compile(
+    r"Timed out waiting [0-9]+ ?ms for \w+ operation"
+    r"|Application timeout caused pair closure"
+    r"|Watchdog caught collective operation timeout"
+    r"|[Ww]ait timeout after [0-9]+ ?ms"
+)
 _SIZE = r"(?P<{0}>[0-9]+(?:\.[0-9]+)?) ?(?P<{0}_unit>bytes|[KMGTPE]?i?B)"
 _REQUESTED = re.compile(
     r"(?:tried to allocate|Tried to allocate|Unable to allocate|Requested {1,20}:) "
@@ -67,6 +75,11 @@ _UNIT_BYTES = {"bytes": 1, "B": 1} | {
 def is_out_of_memory(text: str) -> bool:
     """Tell whether a text speaks of a failed allocation, in any wording known here."""
     return _OUT_OF_MEMORY.search(text) is not None
+
+
+def waited_for_others(text: str) -> bool:
+    """Tell whether a text speaks of a collective in which not all ranks took part in time."""
+    return _WAITED.search(text) is not None
 
 
 def requested_bytes(text: str) -> int | None:

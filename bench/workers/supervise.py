@@ -26,7 +26,7 @@ from bench.records.messages import (
 from bench.records.readings import Caveat, GpuReading, Part
 from bench.records.records import DeviceFacts, Failure, Measurement, Outcome, Phase, PhaseReading
 from bench.scenario.types import LimitsSpec
-from bench.workers.classify import classify_exit, count_oom_kills, during
+from bench.workers.classify import classify_exit, count_oom_kills, during, waited_for_others
 from bench.workers.launch import CHECK_INSTALLATION, Launcher, Worker, wait_for_any
 
 STORED_TAIL_CHARACTERS = 8192
@@ -277,8 +277,8 @@ class RunningJob:
             if not rank.over and rank.worker.wait_for_end(DEATH_GRACE_S / self.ranks):
                 rank.over, rank.verdict = True, self._judge(rank, rank.worker.receive())
         failed = [rank for rank in self._ranks if rank.failed]
-        # One that died without a word comes first: the others then failed for want of it.
-        blamed = min(failed, key=lambda rank: rank.verdict is not None, default=self._ranks[0])
+        # One that died without a word comes first, then a silent one: the others then failed for want of it.
+        blamed = min(failed, key=_how_late_to_blame, default=self._ranks[0])
         # Before the workers are ended: what is seen as they die is neither their work nor anybody else's.
         findings = [watch.finish() for watch in self.watches]
         exit_codes = {rank: rank.worker.end() for rank in self._ranks}
@@ -288,6 +288,10 @@ class RunningJob:
         outcome, failure = blamed.verdict or classify_exit(
             exit_codes[blamed], tail, phase, killed_for_memory=killed
         )
+        hung = next((rank for rank in self._ranks if not rank.over), None)
+        if failure is not None and hung is not None and waited_for_others(f"{failure.message}\n{tail}"):
+            outcome, failure = "timeout", self._did_not_take_part(hung, blamed)
+            blamed, tail, phase = hung, hung.worker.output_tail, hung.transcript.phase
         if failure is not None:
             message, limit_gib = failure.message, self.limits.host_memory_gib
             if outcome == "oom" and limit_gib is not None:
@@ -306,6 +310,19 @@ class RunningJob:
             total_ns=time.monotonic_ns() - self._asked_ns,
         )
         return functools.reduce(add_findings, findings, end)
+
+    def _did_not_take_part(self, hung: _Rank, waiting: _Rank) -> Failure:
+        """Return the failure of a rank that was alive and for which another waited in vain."""
+        message = (
+            f"It hung{during(hung.transcript.phase)}: rank {self._ranks.index(waiting)} waited for it in a "
+            f"collective for {min(self.limits.timeout_s, self.limits.heartbeat_timeout_s):g} s; output_tail "
+            "shows where it hung, and limits.heartbeat_timeout_s can be raised."
+        )
+        return Failure(message=message)
+
+
+def _how_late_to_blame(rank: _Rank) -> int:
+    return 0 if rank.verdict is None else 1 if rank.verdict[0] == "timeout" else 2
 
 
 def _without_home(text: str) -> str:

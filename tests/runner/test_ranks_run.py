@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from bench.records.messages import CellJob, Message, PhaseStarted
+from bench.records.messages import CellJob, Job, Message, PhaseStarted, Send
 from bench.records.predictions import Prediction
 from bench.records.ranks import of_ranks
 from bench.records.readings import Part
@@ -23,6 +24,7 @@ from bench.records.records import (
 from bench.runner.schedule import SweepOptions
 from bench.runner.sweep import run_sweep
 from bench.scenario.load import load_scenario
+from bench.workers.child import do_job
 from bench.workers.launch import Launcher
 from bench.workers.supervise import RunningJob
 from tiny_cells import tiny_cell
@@ -102,9 +104,50 @@ def test_a_rank_that_dies_is_named_and_none_is_left(tmp_path: Path, victim: int)
     running = RunningJob(job, Launcher(), cell.limits, ranks=2, hear=hear)
     pids = [worker.pid for worker in running.workers]
     end = running.to_end()
-    assert end.outcome == "crashed"
+    assert end.outcome == "crashed", end.failure
     assert end.failure
     assert f"Rank {victim} of 2" in end.failure.message
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def asleep_in_rank_1(job: Job, send: Send) -> None:
+    """Do a job as workers do, but that the second rank falls asleep as the measured steps begin."""
+
+    def sleepy(message: Message) -> None:
+        send(message)
+        if isinstance(message, PhaseStarted) and message.phase == "steady":
+            time.sleep(600)
+
+    do_job(job, sleepy if getattr(job, "rank", 0) == 1 else send)
+
+
+@pytest.mark.parametrize("how", ["stopped", "asleep"])
+def test_a_rank_that_hangs_is_named_and_none_is_left(tmp_path: Path, how: str) -> None:
+    """Frozen, or alive without taking part: the one that waits for it in a collective is not blamed."""
+    cell = tiny_cell(
+        {"kind": "lora"},
+        parallel={"strategy": "ddp", "gpus": 2},
+        window={"warmup_steps": 1, "measured_steps": 100_000},
+        limits={"heartbeat_timeout_s": 15},
+    )
+    running: RunningJob
+
+    def hear(message: Message) -> None:
+        steady = isinstance(message, PhaseStarted) and message.phase == "steady"
+        if how == "stopped" and steady and message.rank == 1:
+            os.kill(running.workers[1].pid, signal.SIGSTOP)
+
+    job = CellJob(cell_json=cell.model_dump_json(), rendezvous=str(tmp_path / "rendezvous"))
+    launcher = Launcher(work=asleep_in_rank_1) if how == "asleep" else Launcher()
+    running = RunningJob(job, launcher, cell.limits, ranks=2, hear=hear)
+    pids = [worker.pid for worker in running.workers]
+    end = running.to_end()
+    assert end.failure
+    assert ("timeout", "steady") == (end.outcome, end.failure.phase), end.failure
+    message = end.failure.message
+    assert message.startswith("Rank 1 of 2: ")
+    waited = "rank 0 waited for it in a collective for 15 s" in message
+    assert waited or (how == "stopped" and "gave no sign of life for 15 s" in message)
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 

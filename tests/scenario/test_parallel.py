@@ -39,6 +39,8 @@ def test_a_cell_of_one_gpu_is_stored_as_before() -> None:
     [
         ('strategy = "fsdp2"\ngpus = 2\nactivation_checkpointing = true', "is for strategy fsdp1"),
         ('strategy = "deepspeed"', "DeepSpeed are not predicted"),
+        ('strategy = "deepspeed"\ngpus = 2', "DeepSpeed are not predicted"),
+        ('strategy = ["ddp", "zero"]\ngpus = [2, 4]\nparam_dtype = "bf16"', "parallel.strategy"),
         ('strategy = "fsdp2"\ngpus = 2\ncpu_offload = true', "parallel.cpu_offload: is not predicted"),
         ('strategy = "fsdp1"\ngpus = 2\nreduce_dtype = "fp32"', "reduce_dtype: must be param_dtype's"),
         ("gpus = 2", "parallel.gpus: needs strategy ddp, fsdp1 or fsdp2, not none"),
@@ -49,9 +51,10 @@ def test_a_cell_of_one_gpu_is_stored_as_before() -> None:
     ],
 )
 def test_what_is_not_predicted_is_refused_by_name(parallel: str, said: str, tmp_path: Path) -> None:
-    """Each with the line and what to set instead."""
-    with pytest.raises(ScenarioError, match=said):
+    """Each with the line and what to set instead, and nothing of what rests on a refused strategy."""
+    with pytest.raises(ScenarioError, match=said) as refused:
         _load(tmp_path, parallel)
+    assert 1 == len(str(refused.value).splitlines())
 
 
 @pytest.mark.parametrize(
