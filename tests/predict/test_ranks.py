@@ -162,6 +162,8 @@ def test_a_card_holds_its_share(strategy: str) -> None:
     assert "one-of-several-gpus" in [caveat.code for caveat in found.caveats]
     assert found.reserved_peak_bytes is not None
     assert found.reserved_peak_bytes >= found.allocated_peak_bytes
+    assert found.reserved_high_bytes is not None
+    assert found.reserved_high_bytes > 1.12 * found.reserved_peak_bytes
 
 
 def test_a_published_row_of_several_gpus_is_predicted_as_its_cell_is() -> None:
