@@ -107,6 +107,8 @@ def _over_seeds(cells: Iterable[Measured]) -> list[Measured]:
 
 def _beside_fewer(cells: Sequence[Measured]) -> list[Measured]:
     """Give each cell over several GPUs the same one on the fewest that ended well, of its environment."""
+    if not any(one.cell.parallel.several for one in cells):
+        return [*cells]
     alike = grouped((one for one in cells if one.ok), lambda one: one.alike_but_for({"parallel"}))
 
     def fewest(one: Measured) -> Measured | None:
