@@ -40,7 +40,7 @@ package: $(VENV)/.installed
 	cp build/package/dependencies.pth build/package/venv/lib/python3*/site-packages/
 	build/package/venv/bin/python $(PIP_INSTALL) --no-deps build/package/*.whl
 	cd build/package && venv/bin/bench --version && venv/bin/bench cells ../../scenarios/smollm2_cpu.toml \
-	  && venv/bin/bench plan ../../scenarios/smollm2_cpu.toml --only '*/lora-r8/*' --no-advice
+	  && venv/bin/bench plan ../../scenarios/smollm2_cpu.toml --only '*/lora-r8/*' --no-advice --fresh
 	cd build/package && venv/bin/python -c 'import bench, sys; sys.exit(sys.prefix not in bench.__file__)'
 
 weights: $(VENV)/.installed

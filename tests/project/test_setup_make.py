@@ -107,3 +107,14 @@ def test_no_dependency_has_an_upper_bound(requirement: Requirement) -> None:
 def test_pins_are_plain_versions() -> None:
     """No local suffix, no address, no index: they resolve wherever the packages are."""
     assert [line for line in PINS if not re.fullmatch(r"[a-z0-9.-]+==[A-Za-z0-9.]+", line)] == []
+
+
+def test_a_wheel_holds_every_file_that_is_not_code() -> None:
+    """Build tools leave out what no pattern names; a clone would not notice."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    patterns = tools["setuptools"]["package-data"]["bench"]
+    files = subprocess.run(["git", "ls-files", "bench"], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S607 - git of the PATH
+    inside = [Path(one).relative_to("bench") for one in files.stdout.split() if not one.endswith(".py")]
+    left_out = [one for one in inside if not any(one.match(pattern) for pattern in patterns)]
+    assert inside
+    assert [] == left_out
