@@ -246,23 +246,24 @@ def test_without_the_libraries_one_sentence_says_what_to_install(monkeypatch: py
 
 @pytest.mark.alone
 def test_a_plan_of_2016_cells_is_rendered_in_seconds_without_torch(tmp_path: Path) -> None:
-    """Under ten seconds with all imports, on a machine that does nothing else; torch is not imported."""
+    """Within sixty times what json takes to read the plan, by the same clock; torch is not imported."""
     plan = json.loads(PLAN.read_text(encoding="utf-8"))
     text = json.dumps(plan["cells"][:72])
     copies = (text.replace('"id": "llama-2-7b/', f'"id": "llama-{number}/') for number in range(28))
     plan["cells"] = [cell for copy in copies for cell in json.loads(copy)]
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     code = (
-        "import sys, time; start = time.process_time(); from pathlib import Path;"
+        "import json, sys, time; from pathlib import Path; begun = time.process_time();"
+        "json.loads(Path(sys.argv[1]).read_text()); start = time.process_time();"
         "from bench.commands.material import read_material, write_material;"
         "write_material(read_material([Path(sys.argv[1])]), Path(sys.argv[2]), ());"
-        "print('torch' in sys.modules, time.process_time() - start)"
+        "print('torch' in sys.modules, (time.process_time() - start) / (start - begun))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "plan.json"), str(tmp_path / "plan.html")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    torch_imported, seconds = done.stdout.split()
+    torch_imported, times = done.stdout.split()
     assert torch_imported == "False"
-    assert float(seconds) < 10
+    assert float(times) < 60
     assert (tmp_path / "plan.html").read_text(encoding="utf-8").count("<tr id=") == 2016
 
 
