@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from statistics import geometric_mean
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -43,9 +42,9 @@ CURVE_OF_ALL: Final = "mul vector float32"
 
 
 class MachineCard(Stored):
-    """Times are without dispatch, which ``host`` is a factor on; ``steps`` tells what sums of them miss."""
+    """Times are without dispatch, which ``host`` is a factor on."""
 
-    machine_version: Literal[3] = 3
+    machine_version: Literal[2] = 2
     key: MachineKey
     products: dict[str, Annotated[tuple[TimedProduct, ...], Field(min_length=1)]] = Field(
         description="By dtype and layout, as float32 nt; of attention by heads, pairs, width."
@@ -54,21 +53,7 @@ class MachineCard(Stored):
     host: _Real
     spread: float = Field(ge=0, description="By how much the median of repeats is above the least.")
     peak_flops: _Real = Field(description="Of the fastest product.")
-    steps: dict[str, tuple[_Real, _Real]] = Field(
-        {}, description="Training steps of a model made for it: seconds by those times, and as they took."
-    )
     busy: str = Field("", exclude_if=lambda text: not text, description="Why it was not idle.")
-
-    @property
-    def step_factor(self) -> float:
-        """How much longer steps take than the sum of their operators; 1 where none was run."""
-        return geometric_mean([taken / summed for summed, taken in self.steps.values()] or [1.0])
-
-    @property
-    def step_spread(self) -> float:
-        """The largest factor by which a step differs from that, up or down."""
-        ratios = [taken / summed / self.step_factor for summed, taken in self.steps.values()]
-        return max([*ratios, *(1 / ratio for ratio in ratios)], default=1.0)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

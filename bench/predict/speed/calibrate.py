@@ -1,4 +1,4 @@
-"""Measures this machine's CPU: products, kernels that move bytes, attention, dispatch, a few whole steps."""
+"""Measures this machine's CPU by microbenchmarks: products, kernels that move bytes, attention, dispatch."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import cycle, product
+from itertools import cycle
 from math import prod
 from typing import Any
 
@@ -17,17 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.predict.speed.cpu import dtype_name, name_of, this_machine
 from bench.predict.speed.kernels import work_of
-from bench.predict.speed.predict import host_seconds, speed_here
-from bench.predict.trace.calls import Added, At, Call, Calls, Recorder
-from bench.predict.trace.trace import read_cpu_ledger
+from bench.predict.speed.predict import host_seconds
+from bench.predict.trace.calls import Added, At, Call, Recorder
 from bench.records.machine_card import MachineCard, TimedProduct
-from bench.records.messages import Message, ReadingMade
-from bench.records.records import StepSample
-from bench.scenario.cell import Cell
-from bench.scenario.platform import Platform
 from bench.training.jobs import quiet_libraries
-from bench.training.loading.models import configuration_of
-from bench.training.loops import run_cell
 
 Run = Callable[[], Any]
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -61,27 +54,6 @@ No width is a power of two: rows so far apart share few lines of a cache, which 
 """
 _ATTENDED = [(heads, length, 64) for heads in (8, 32) for length in (128, 256, 512)]
 """Heads of all sequences, tokens, width."""
-_STEPS: dict[str, Any] = {
-    "scenario": "calibration",
-    "model": {
-        "name": "model",
-        "random": "tiny-llama-test",
-        "overrides": {
-            "hidden_size": 768,
-            "intermediate_size": 2304,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 4,
-            "vocab_size": 20000,
-        },
-    },
-    "data": {"source": "synthetic"},
-    "window": {"warmup_steps": 1, "measured_steps": 4},
-    **{table: {} for table in ("loop", "parallel", "evaluation", "limits")},
-}
-"""Of widths that no product above has."""
-_DTYPES_OF_STEPS, _ROWS_OF_STEPS = ("fp32", "bf16"), (1, 4)
-_LONGEST_STEP_S = 1.5
 _LONGEST_S = 0.4
 """Of a product; larger ones are as fast as those of their shape."""
 
@@ -150,49 +122,9 @@ def _measured() -> MachineCard:
     host = _host(clock)
     spread = statistics.median(clock.spreads)
     peak = max(2 * m * n * k / seconds for several in products.values() for m, n, k, seconds in several)
-    card = MachineCard(
+    return MachineCard(
         key=this_machine(), products=products, curves=curves, host=host, spread=spread, peak_flops=peak
     )
-    return card.model_copy(update={"steps": dict(_steps(card))})
-
-
-def _steps(card: MachineCard) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Yield training steps by name, each in seconds as predicted by a card and as run; no long ones.
-
-    The model is one that nobody trains: how kernels meet data in a whole step shows in any.
-    """
-    methods: dict[str, dict[str, Any]] = {
-        "full": {"kind": "full"},
-        "lora": {"kind": "lora", "name": "lora", "rank": 8},
-        "qlora": {"kind": "qlora", "name": "qlora", "rank": 8, "quantisation": "nf4"},
-    }
-    for (name, method), dtype, rows in product(methods.items(), _DTYPES_OF_STEPS, _ROWS_OF_STEPS):
-        cell = Cell.model_validate(
-            _STEPS
-            | {
-                "id": f"{name} {dtype} b{rows}",
-                "method": method,
-                "training": {"sequence_length": 128, "micro_batch": rows, "dtype": dtype},
-            }
-        )
-        config, calls = configuration_of(cell.model), list[Calls]()
-        read_cpu_ledger(cell, Platform(device="cpu"), config, calls=calls)
-        predicted_s = speed_here(calls, (), cell, config, card).step_s
-        if predicted_s < _LONGEST_STEP_S:
-            yield cell.id, (predicted_s, _run(cell))
-
-
-def _run(cell: Cell) -> float:
-    """Return the median seconds of a cell's measured steps."""
-    taken = list[float]()
-
-    def note(message: Message) -> None:
-        step = message.reading if isinstance(message, ReadingMade) else None
-        if isinstance(step, StepSample) and step.stage == "measured":
-            taken.append(step.step_time_ns / 1e9)
-
-    run_cell(cell, note)
-    return statistics.median(taken)
 
 
 def _products(clock: _Clock, dtype: torch.dtype, layout: str) -> Iterator[TimedProduct]:

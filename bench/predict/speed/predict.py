@@ -63,12 +63,10 @@ def speed_here(
     for call, work in zip(step.calls, step.works, strict=True):
         time = cpu_time(call, work, machine)
         timed.append((*time, work.flops / machine.peak_flops if work.flops else time.seconds))
-    whole = machine.step_factor
-    factors = defaultdict(lambda: whole, host=machine.host * whole)
+    factors = defaultdict(lambda: 1.0, host=machine.host)
     sums = _Sums.of(step, np.array(timed), factors, serial=True)
     table = constants()["cpu"]
-    band = max(table["band"], machine.step_spread) * (1 + machine.spread)
-    band *= table["busy_band"] if machine.busy else 1
+    band = table["band"] * (1 + machine.spread) * (table["busy_band"] if machine.busy else 1)
     assumed = [_ASSUMED_HERE, *filter(None, [machine.busy[:1].lower() + machine.busy[1:].rstrip(".")])]
     return _told(sums, cell, THIS_CPU, peak_flops=machine.peak_flops, bands=(band, band), assumed=assumed)
 
@@ -277,9 +275,7 @@ def class_of(kind: KernelClass) -> str:
 
 _SLIGHT = 0.05
 _FP32_ATTENTION = "attention runs in fp32 in some cells, of which no training run was at hand"
-_ASSUMED_HERE = (
-    "other steps are assumed to differ from the sum of their kernels as those that were run here do"
-)
+_ASSUMED_HERE = "the width of the range is assumed, since kernels meet data in other caches than as measured"
 _UNCALIBRATED = "no training run on this card was at hand, so that the band is as wide as cards differ"
 
 
