@@ -35,7 +35,7 @@ class Job:
 
     def read(self) -> dict[str, Any]:
         """Return the plan's fields that follow; raise ``UsageError`` for options that exclude each other."""
-        from bench.scenario.prices import MOST_AN_HOUR, read_prices
+        from bench.scenario.load import MOST_AN_HOUR, read_prices
 
         for one, other in (("tokens", "epochs"), ("tokens", "examples"), ("price", "prices")):
             if None not in (getattr(self, one), getattr(self, other)):

@@ -15,8 +15,18 @@ from bench.errors import counted
 from bench.metrics import HEADLINES, INSTRUMENT_NAMES
 from bench.records.readings import Category
 from bench.report.predicted.fit import change, reason_in_words
-from bench.report.sentences import RowLink, Sentence, said
-from bench.report.text import MemoryUnit, grouped, operator, p_value, share, significant, words
+from bench.report.text import (
+    MemoryUnit,
+    RowLink,
+    Sentence,
+    grouped,
+    operator,
+    p_value,
+    said,
+    share,
+    significant,
+    words,
+)
 from bench.stats.paired import SIGNIFICANT_P
 
 _MOST_CELLS = 6  # of one sentence; more are read in the table

@@ -42,8 +42,7 @@ from bench.report.predicted.fit import (
 from bench.report.predicted.methods import method_rows, methods_grid
 from bench.report.predicted.plan import detail_tables, plan_grid
 from bench.report.predicted.speed import any_speed
-from bench.report.sentences import Sentence
-from bench.report.text import GIBIBYTES, Table, markdown, plain, visible
+from bench.report.text import GIBIBYTES, Sentence, Table, markdown, plain, visible
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6

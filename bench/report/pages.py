@@ -11,8 +11,7 @@ from bench.report.columns import narrow_table, page_table, terminal_table
 from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
 from bench.report.highlights import one_environment, opening, sentences, trained_with
-from bench.report.sentences import Sentence
-from bench.report.text import NOT_MEASURED, Table, grouped, plain, render_page
+from bench.report.text import NOT_MEASURED, Sentence, Table, grouped, plain, render_page
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.errors import ScenarioError, UsageError
 from bench.io import read_data
+from bench.scenario.catalogue import cards
 from bench.scenario.cell import Cell
 from bench.scenario.diagnostics import (
     Location,
@@ -30,6 +31,8 @@ from bench.scenario.shape import Shape
 MAX_BYTES = 1024**2
 MAX_CHAIN = 10
 """Files that may extend one another."""
+MOST_AN_HOUR = 1e6
+"""Of a price."""
 NEAR_IDS = 5
 """Cells named at most where a pattern matches none."""
 
@@ -90,6 +93,25 @@ def choose_cells(cells: Sequence[Cell], pattern: str | None) -> list[Cell]:
         near = near or difflib.get_close_matches(pattern, ids, n=NEAR_IDS, cutoff=0.3) or ids[:NEAR_IDS]
         raise UsageError(f"--only {pattern} matches no cell; perhaps you meant {' or '.join(near)}")
     return chosen
+
+
+def read_prices(path: FilePath) -> dict[str, float]:
+    """Return prices by the catalogue's name of a card, from a file of lines such as ``rtx4090 = 0.5``.
+
+    Raises ``ScenarioError`` with every mistake, and ``UsageError`` for a file without a price.
+    """
+    data, problems = read_document(path)
+    for name, price in data.items():
+        if name not in cards():
+            problems.add((name,), "is no card of the catalogue", name, tuple(cards()))
+        elif type(price) not in {int, float} or not 0 < price <= MOST_AN_HOUR:
+            wrong = f"must be a price an hour, above zero and up to {MOST_AN_HOUR:,.0f}, not {shown(price)}"
+            problems.add((name,), wrong)
+    if problems:
+        raise problems.error()
+    if not data:
+        raise UsageError(f"{path} holds no price; write lines such as rtx4090 = 0.5")
+    return {name: float(price) for name, price in data.items()}
 
 
 def read_document(path: FilePath, text: str | None = None) -> tuple[dict[str, Any], Problems]:

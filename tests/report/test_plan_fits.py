@@ -2,7 +2,7 @@
 
 from bench.records.predictions import Plan, PlannedCell, check_fit
 from bench.report.predicted.fit import fit_sentences
-from bench.report.sentences import RowLink
+from bench.report.text import RowLink
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform

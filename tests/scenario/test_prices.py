@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.scenario.prices import read_prices
+from bench.scenario.load import read_prices
 
 
 def test_prices_are_read_by_the_name_of_the_card(tmp_path: Path) -> None:

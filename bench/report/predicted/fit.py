@@ -12,12 +12,13 @@ from bench.records.readings import Category
 from bench.report.columns import terminal_table
 from bench.report.predicted.fit_gpus import called, gpu_sentences
 from bench.report.predicted.speed import settings_table
-from bench.report.sentences import RowLink, Sentence, said
 from bench.report.tables import Writer, described_table
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
     MemoryUnit,
+    RowLink,
+    Sentence,
     Table,
     bullets,
     grouped,
@@ -25,6 +26,7 @@ from bench.report.text import (
     markdown_table,
     notes,
     plain,
+    said,
     share,
     texts,
     words,
