@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 class Block:
     """One storage: its size, where it was allocated and, once freed, in which phase that was.
 
-    ``owner`` is the module whose weight it is, where that is not the one that allocated it.
+    ``owner`` is the module whose weight or gradient it is, where that is not the one that allocated it.
     """
 
     nbytes: int

@@ -112,6 +112,13 @@ class Ledger(TorchDispatchMode):
             for kept in ("state", "quant_state"):  # the latter where parameters have no more than data
                 self.register(quantisation_state(getattr(module, kept, None)), "quantisation_state", name)
 
+    def register_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Enter gradients as such, each under the module of its parameter."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                of = self._known(local_of(parameter))
+                self.register([parameter.grad], "gradients", "" if of is None else of.owner or of.module)
+
     def reading(self) -> LedgerReading:
         """Sum the closed books up."""
         modules = by_module((block, block.nbytes) for block in self._live_at(self._peak.entries))

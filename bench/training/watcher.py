@@ -271,8 +271,9 @@ class WatchedLoop(Listener, ABC):
 
     def _register_gradients(self, books: Ledger) -> None:
         """Enter the gradients of what is trained: of the model, and of what else the optimizers have."""
-        trained = chain(trainable_parameters(self.model), *map(parameters_of, self.optimizers))
-        books.register((one.grad for one in trained if one.grad is not None), "gradients")
+        books.register_gradients(
+            chain(trainable_parameters(self.model), *map(parameters_of, self.optimizers))
+        )
 
     def updated(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember the optimizer, since it may not be the only one."""

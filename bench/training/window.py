@@ -279,8 +279,7 @@ def read_ledger(
     def mark(phase: StepPhase) -> None:
         ledger.mark(phase)
         if phase == "optimizer_step":
-            gradients = (parameter.grad for parameter in trainer.parameters)
-            ledger.register((gradient for gradient in gradients if gradient is not None), "gradients")
+            ledger.register_gradients(trainer.parameters)
 
     with ledger:
         ledger.leave_out(waiting)

@@ -58,7 +58,7 @@ def _reading(model: nn.Module, rows: torch.Tensor, extra_bytes: int = 0) -> Ledg
     def mark(phase: StepPhase) -> None:
         ledger.mark(phase)
         if phase == "optimizer_step":
-            ledger.register((p.grad for p in model.parameters() if p.grad is not None), "gradients")
+            ledger.register_gradients(model.parameters())
 
     with ledger:
         ledger.register([rows], "inputs")
@@ -109,6 +109,7 @@ def test_the_peak_by_module_by_hand() -> None:
     assert isinstance(modules, dict)
     weight = HIDDEN * WIDE * FLOAT_BYTES
     assert (weight, weight) == (modules["up"]["weights"], modules["down"]["weights"])
+    assert {"down": weight} == {name: own["gradients"] for name, own in modules.items() if "gradients" in own}
     assert reading.categories_at_peak_bytes == summed(modules)
     assert reading.peak_bytes == sum(summed(modules).values())
 

@@ -138,11 +138,12 @@ class MetaLedger(Ledger):
         """Tell whether what is alive is what other books began with, and none of that has died since."""
         return self._live == others._live and self._began_with == len(others.entries)
 
-    def register_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Enter gradients as such, each under the layer of its parameter."""
+    def register_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Enter gradients as such, each under the module and the layer of its parameter."""
+        parameters = [*parameters]
+        super().register_gradients(parameters)
         for parameter in parameters:
             if parameter.grad is not None:
-                self.register([parameter.grad], "gradients")
                 layer = self._layer_of(parameter)
                 self._belongs(parameter.grad, NO_LAYER if layer is None else layer)
 
