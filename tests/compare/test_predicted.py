@@ -1,5 +1,10 @@
 """Predicted peaks beside read ones: each with its own instrument, refusals and other devices left out."""
 
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+
+from bench.compare.comparison import compare
 from bench.compare.readings import (
     Peak,
     PredictedSpeed,
@@ -10,6 +15,7 @@ from bench.compare.readings import (
 )
 from bench.metrics import Instrument
 from bench.records.predictions import Refusal, Speed
+from bench.records.store import gather
 from bench.scenario.platform import Platform
 from records_factory import MIB, make_measurement, make_phases, make_prediction, make_record
 
@@ -80,3 +86,25 @@ def test_speed_is_shown_beside_the_measured_one() -> None:
     assert above.roofline_share == 0.25
     assert predicted_speeds(runs[1], measured) == ()
     assert predicted_speeds(runs[0], None) == ()
+
+
+def test_the_page_says_how_far_off_the_speed_of_a_cpu_was() -> None:
+    """Its figures are those of the committed records: errors, ranges that hold, and the order of pairs."""
+    rows = compare(gather([Path("results/validation/speed_cpu")]).records).rows
+    shown = [one for row in rows for one in row.predicted_speeds]
+    errors = [abs(one.difference_share) for one in shown]
+    held = sum(one.told.low <= one.measured <= one.told.high for one in shown)
+    apart = [
+        (one, other)
+        for one, other in combinations(shown, 2)
+        if max(one.measured, other.measured) > 1.2 * min(one.measured, other.measured)
+    ]
+    right = sum(
+        (one.told.point < other.told.point) == (one.measured < other.measured) for one, other in apart
+    )
+    said = " ".join(Path("report/prediction.md").read_text().split())
+    assert f"over {len(shown)} cells the time of a step was {100 * median(errors):.1f} % off" in said
+    assert f"{100 * max(errors):.1f} % at most, {held} lay in their range" in said
+    assert f"of {len(apart)} pairs more than 20 % apart {right} came out in the right order" in said
+    assert median(errors) <= 0.15
+    assert right >= 0.9 * len(apart)

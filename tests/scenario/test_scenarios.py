@@ -42,6 +42,7 @@ COUNTS = {
     "claims_large": 12,
     "several_gpus": 9,
     "loops_cpu": 9,
+    "speed_cpu": 24,
     "loops_7b": 18,
     "qlora_from_scratch": 4,
     "gpu_truth": 18,
