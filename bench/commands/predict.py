@@ -218,8 +218,6 @@ def fit(
     from bench.runner.live import open_console, watch_predicting
 
     kept, counts = Kept(fresh=fresh), _counts(gpus) or (1,)
-    if aim == "speed" and counts != (1,):
-        raise UsageError("--for speed is not predicted over several GPUs; leave out one of it and --gpus")
     request = FitRequest(
         model=model,
         card=one_card(gpu, memory),

@@ -29,11 +29,11 @@ class Ranked:
 
 
 def rank_settings(settings: Sequence[Setting]) -> list[Ranked]:
-    """Return the fastest batch of each method and checkpointing at each length, the fastest first."""
+    """Return the fastest batch of each method, checkpointing and number of GPUs at each length, in order."""
     told = [one for one in settings if not one.speed.refused]
     found = []
     for at_length in grouped(told, lambda one: one.sequence_length).values():
-        kinds = grouped(at_length, lambda one: (one.method, one.gradient_checkpointing)).values()
+        kinds = grouped(at_length, lambda one: (one.method, one.gradient_checkpointing, one.gpus)).values()
         best = sorted(((max(kind, key=_point), kind) for kind in kinds), key=lambda one: -_point(one[0]))
         found += [
             Ranked(
@@ -100,5 +100,6 @@ def _choices(plan: Plan, row: PlanRow) -> Iterator[Choice]:
         if price and speed and row.tokens:
             rates = (speed.high, speed.point, speed.low)
             low, point, high = (row.tokens / rate / _SECONDS_AN_HOUR for rate in rates)
-            cost = low * price, point * price, high * price
+            paid = price * speed.gpus
+            cost = low * paid, point * paid, high * paid
             yield Choice(cell=row.cell, fit=fit, speed=speed, hours=(low, point, high), cost=cost)

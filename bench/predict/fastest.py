@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from bench.predict.fit import FitRequest, Line, find_bounds
 from bench.predict.named_models import named_model
+from bench.predict.plan import spread_over
 from bench.predict.pool import PRELOAD, PredictionRequest, Progress, platform_of, predict_cells
 from bench.records.predictions import Bound, Fit, Prediction, Setting
 from bench.workers.launch import Launcher
@@ -49,6 +50,7 @@ def find_fastest(request: FitRequest, progress: Progress, launcher: Launcher | N
             gradient_checkpointing=one.training.gradient_checkpointing,
             sequence_length=bound.sequence_length,
             micro_batch=batch,
+            gpus=bound.gpus,
             speed=prediction.speeds[0],
         )
         for (one, bound, batch), prediction in zip(tried, found, strict=True)
@@ -68,5 +70,5 @@ def _batches(bound: Bound) -> Iterator[int]:
 def _line(request: FitRequest, bound: Bound) -> Line:
     """Return the batches at a length, all rows as long as the longest: speed is told of the full length."""
     model, _ = named_model(request.model)
-    cell = request.cell(model, bound.method, bound.sequence_length, 1)
+    cell = spread_over(request.cell(model, bound.method, bound.sequence_length, 1), bound.gpus)
     return Line(cell=cell, axis="micro_batch", step=1, limit=bound.limit, rough=request.data == "padded")

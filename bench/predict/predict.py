@@ -12,7 +12,7 @@ from bench.predict.blame import library_at_fault
 from bench.predict.families import Family, families, streams
 from bench.predict.reach import beyond_training, refused_as_unreachable
 from bench.predict.speed.cpu import this_machine
-from bench.predict.speed.predict import ON_SEVERAL_GPUS, speed_here, speeds_of
+from bench.predict.speed.predict import speed_here, speeds_of
 from bench.predict.summary import predicted_for_cpu, summed_up
 from bench.predict.trace.calls import Calls
 from bench.predict.trace.depth import depth_of
@@ -69,7 +69,7 @@ def predict(
     if platform.device == "cpu":
         prediction = _predict_cpu(cell, platform, config)
     elif cell.parallel.several:
-        prediction = _predict_ranks(cell, Tracer(platform, config), settings, cards, steps)
+        prediction = _predict_ranks(cell, Tracer(platform, config, timed=bool(cards)), settings, cards, steps)
     else:
         (family,) = families([cell], config)
         tracer = Tracer(platform, config, timed=bool(cards))
@@ -270,6 +270,6 @@ def _predict_ranks(
             "reserved_low_bytes": max(worst.allocated_peak_bytes, round(low / _RESERVED_BY_RANKS)),
             "reserved_high_bytes": round(high * _RESERVED_BY_RANKS),
             "caveats": (*worst.caveats, Caveat(code="one-of-several-gpus", message=message)),
-            "speeds": tuple(Speed(card=card.name, refused=ON_SEVERAL_GPUS) for card in cards),
+            "speeds": speeds_of(first, cell, tracer.config, cards),
         }
     )

@@ -66,7 +66,7 @@ def _speeds(row: Row, cell: Cell) -> Iterator[Speed]:
     """Yield the speed predicted for each that was measured, at its length and counted as it was."""
     from bench.predict.families import families, streams
     from bench.predict.speed.kernels import constants
-    from bench.predict.speed.predict import ON_SEVERAL_GPUS, speeds_of
+    from bench.predict.speed.predict import speeds_of
     from bench.predict.trace.trace import Tracer, at_length, worst_batch
     from bench.training.loading.models import configuration_of
 
@@ -78,13 +78,14 @@ def _speeds(row: Row, cell: Cell) -> Iterator[Speed]:
         except UsageError as error:
             yield Speed(card=row.gpu, refused=str(error))
             continue
-        if cell.parallel.several:
-            yield Speed(card=named.name, refused=ON_SEVERAL_GPUS)
-            continue
         own = at_length(cell, measured.length or cell.training.sequence_length)
         config = configuration_of(own.model)
-        (family,) = families([own], config)
-        ((_, stream, _),) = streams(family, Tracer(row.platform, config, timed=True))
+        tracer = Tracer(row.platform, config, timed=True)
+        if own.parallel.several:
+            stream = tracer.trace_rank(own, 0)
+        else:
+            (family,) = families([own], config)
+            ((_, stream, _),) = streams(family, tracer)
         speed, without = (
             speeds_of(stream, own, config, (named,), without=source)[0] for source in ("", row.source)
         )

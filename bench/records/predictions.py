@@ -28,7 +28,7 @@ KERNELS_NOT_TRACED: Final = "kernels-not-traced"
 Answer = Literal["fits", "too close to call", "does not fit"]
 Method = Literal["full trace", "repeated layers"]
 RefusedBy = Literal["tracer", "library"]
-Limit = Literal["compute", "memory", "host"]
+Limit = Literal["compute", "memory", "host", "links"]
 KernelClass = Literal[
     "product",
     "fp32 product",
@@ -65,17 +65,20 @@ class Dear(Stored):
 class Speed(Stored):
     """How fast a cell trains on a card, padding included; or why that is not told, and nothing else.
 
-    ``low`` to ``high`` is the 90 % band; without it there is no figure.
+    ``low`` to ``high`` is the 90 % band; without it there is no figure. Over several GPUs it reaches from no
+    collective hidden behind the rest to all, and the point is the step between the two.
     """
 
     card: str
+    gpus: Positive = Field(1, exclude_if=lambda gpus: gpus == 1)
     refused: str = _some("")
-    low: float = Field(0, description="Tokens a second, as the point and the high end.")
+    low: float = Field(0, description="Tokens a second, as the point and the high end; of all GPUs.")
     point: float = 0
     high: float = 0
     mfu: float = Field(0, description="FLOPs of the model, none recomputed, over the card's peak in bf16.")
     bound_by: Limit = "compute"
     step_s: float = Field(0, description="Of one optimizer step.")
+    links_s: float = _some(0, "Of a step's collectives, if nothing else ran meanwhile.")
     roofline: float = _some(
         0, "Tokens a second if each kernel took no longer than the card's peak and bandwidth allow."
     )
@@ -339,7 +342,8 @@ class Setting(Stored):
     method: str
     gradient_checkpointing: Checkpointing
     sequence_length: Positive
-    micro_batch: Positive
+    micro_batch: Positive = Field(description="Of each GPU.")
+    gpus: Positive = Field(1, exclude_if=lambda gpus: gpus == 1, description="By fsdp2.")
     speed: Speed
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from itertools import combinations
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -119,6 +119,14 @@ class CardSpeed(Frozen):
     source: str
 
 
+class CardLink(Frozen):
+    """How several of a card in one machine reach each other."""
+
+    name: Literal["NVLink", "PCIe"]
+    gb_per_s: float = Field(gt=0, description="In each direction, as sold.")
+    source: str
+
+
 class Card(Frozen):
     """A GPU as torch sees it. What no reading was found of is estimated low, and ``assumptions`` says so."""
 
@@ -139,6 +147,7 @@ class Card(Frozen):
     )
     speed_source: str = ""
     speed: CardSpeed | None = Field(None, exclude_if=lambda speed: speed is None)
+    link: CardLink | None = Field(None, exclude_if=lambda link: link is None)
     power_w: float | None = Field(None, gt=0, exclude_if=lambda power: power is None)
     power_source: str = Field("", exclude_if=lambda source: not source)
     assumptions: tuple[str, ...] = ()

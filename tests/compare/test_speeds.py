@@ -74,4 +74,9 @@ def test_cards_are_ordered_by_what_the_job_costs_and_dominated_ones_left_out() -
         ("a100-40gb", 5.0, 6.0, "not distinguishable (ranges overlap)"),
         ("h100-80gb", 2.0, 24.0, "dearer"),
     ]
+    pairs = answer.model_copy(update={"speeds": tuple(one.model_copy(update={"gpus": 2}) for one in speeds)})
+    doubled = planned.model_copy(update={"verdicts": tuple(check_fit(pairs, one) for one in judged)})
+    of_two = priced.model_copy(update={"cells": (doubled,)})
+    dearer = card_choices(of_two, plan_rows(of_two))
+    assert [2 * one.cost[1] for one in found] == [one.cost[1] for one in dearer]
     assert card_choices(plan, plan_rows(plan)) == []

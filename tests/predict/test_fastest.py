@@ -63,6 +63,30 @@ def test_batches_up_to_the_largest_are_tried_with_and_without_checkpointing(
     assert [(bound.axis, bound.fits and bound.fits.value) for bound in made.bounds] == [("micro_batch", 21)]
 
 
+def test_settings_are_searched_on_each_number_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell is spread by fsdp2 for its bound and for its speed, and a setting says over how many."""
+    asked: list[PredictionRequest] = []
+
+    def predicted(requests: list[PredictionRequest], *_: object, **__: object) -> list[Prediction]:
+        asked.extend(requests)
+        found = []
+        for request in requests:
+            gpus, rows = request.cell.parallel.gpus, request.cell.training.micro_batch
+            speeds = (Speed(card="rtx4090", gpus=gpus, low=rows, point=rows * gpus, high=rows * gpus),)
+            prediction = make_prediction(int(rows * 8 * GIB / gpus))
+            found.append(prediction.model_copy(update={"speeds": speeds}))
+        return found
+
+    monkeypatch.setattr(fit, "predict_cells", predicted)
+    monkeypatch.setattr(fastest, "predict_cells", predicted)
+    made = find_fastest(fast_request(gpus=(1, 2)), lambda _done, _total: None)
+    largest = {one.gpus: one.micro_batch for one in made.settings}
+    assert {1: 2, 2: 5} == largest
+    assert {("none", 1), ("fsdp2", 2)} == {
+        (one.cell.parallel.strategy, one.cell.parallel.gpus) for one in asked
+    }
+
+
 def test_speed_is_that_of_a_plan() -> None:
     """Though rows are taken for equally long, the stream of the full length is the same."""
     asked = fast_request(model="tiny-llama-test", lengths=(64,))

@@ -16,14 +16,15 @@ import pytest
 from bench.errors import UsageError
 from bench.predict.plan import spread_over
 from bench.predict.predict import predict
-from bench.predict.speed.predict import ON_SEVERAL_GPUS
+from bench.predict.speed.kernels import work_of
+from bench.predict.speed.predict import speeds_of
 from bench.predict.trace.trace import Tracer, read_cpu_ledger
 from bench.predict.validate import predict_row
 from bench.records.published import Measured, MeasuredSpeed, Row
 from bench.records.published.score import score
 from bench.records.records import LedgerReading
 from bench.runner.schedule import require_one_gpu
-from bench.scenario.catalogue import card
+from bench.scenario.catalogue import CardLink, card
 from bench.scenario.cell import Cell
 from bench.scenario.parallel import ParallelSpec
 from bench.scenario.platform import Platform
@@ -149,7 +150,7 @@ def _as_predicted(cell: Cell, of_ranks: Sequence[LedgerReading], *, insist: bool
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_card_holds_its_share(strategy: str) -> None:
-    """The worst rank's weights are its share of all; speed is refused by name, and assumptions are told."""
+    """The worst rank's weights are its share of all; speed is a bound, and assumptions are told."""
     card_of = card("rtx4090")
     cell = _cell("full", strategy, 3, low=False, checkpointing="off").model_copy(update={"device": "cuda"})
     found = predict(cell, Platform(device="cuda"), cards=(card_of,))
@@ -158,7 +159,10 @@ def test_a_card_holds_its_share(strategy: str) -> None:
     weights = [one.categories_at_peak_bytes["weights"] for one in (found, alone)]
     assert abs(weights[0] * shares - weights[1]) < 0.1 * weights[1]
     assert found.categories_at_peak_bytes["collectives"] > 0
-    assert [speed.refused for speed in found.speeds] == [ON_SEVERAL_GPUS]
+    (speed,) = found.speeds
+    assert (3, "") == (speed.gpus, speed.refused)
+    assert 0 < speed.links_s < speed.step_s
+    assert "over several GPUs the range is a bound" in speed.assumed
     assert "one-of-several-gpus" in [caveat.code for caveat in found.caveats]
     assert found.reserved_peak_bytes is not None
     assert found.reserved_peak_bytes >= found.allocated_peak_bytes
@@ -166,8 +170,62 @@ def test_a_card_holds_its_share(strategy: str) -> None:
     assert found.reserved_high_bytes > 1.12 * found.reserved_peak_bytes
 
 
+_SENT = {"ddp": {2: 1}, "fsdp2": {1: 3}, "kept": {1: 2}}
+"""How often all weights go around, by rounds of a collective: FSDP gathers them once or twice, then sums."""
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_collectives_of_a_step_move_each_weight(strategy: str) -> None:
+    """DDP reduces gradients to all; FSDP gathers weights for each pass that has none, and scatters sums."""
+    cell = _cell("full", strategy, 2, low=False, checkpointing="off").model_copy(update={"device": "cuda"})
+    stream = Tracer(Platform(), configuration("llama"), timed=True).trace_rank(cell, 0)
+    sent: dict[int, float] = {}
+    for call in stream.calls[-1].distinct():
+        work = work_of(call)
+        if work.rounds and call.form.phase != "optimizer_step":
+            sent[work.rounds] = sent.get(work.rounds, 0) + work.gathered * call.times
+    whole = _whole(cell)
+    assert {rounds: round(nbytes / whole, 2) for rounds, nbytes in sent.items()} == _SENT[strategy]
+
+
+@pytest.mark.parametrize("gpus", [2, 8])
+def test_speed_reaches_from_no_collective_hidden_to_all(gpus: int) -> None:
+    """By hand: (n-1)/n of all that is gathered or reduced, over 69, 80 and 82 % of NVLink's 300 GB/s."""
+    cell = _cell("full", "fsdp2", gpus, low=False, checkpointing="off").model_copy(update={"device": "cuda"})
+    tracer = Tracer(Platform(capability=(8, 0)), configuration("llama"), timed=True)
+    stream = tracer.trace_rank(cell, 0)
+    slow = card("a100-80gb-sxm").model_copy(
+        update={"link": CardLink(name="NVLink", gb_per_s=1e-3, source="none")}
+    )
+    fast, bound = speeds_of(stream, cell, tracer.config, (card("a100-80gb-sxm"), slow))
+    tokens = gpus * cell.training.micro_batch * cell.training.sequence_length
+    works = [(work_of(call), call.times) for call in stream.calls[-1].distinct()]
+    nbytes = sum(work.gathered * work.rounds * times for work, times in works)
+    waiting = sum((8.4 + work.rounds * (gpus - 1) * 3.4) * times for work, times in works if work.rounds)
+    sent = nbytes * (gpus - 1) / gpus
+    usual = sent / 0.8e6 + waiting * 1e-6
+    assert bound.links_s == pytest.approx(usual)
+    assert bound.high == pytest.approx(tokens / (sent / 0.82e6 + waiting * 1e-6))
+    alone_s = bound.step_s - usual
+    assert 0 < 2 * alone_s < 0.1 * usual  # half of what runs beside collectives
+    assert bound.low < tokens / (usual / 0.69 * 0.8) < bound.point < bound.high
+    assert ("links", True) == (bound.bound_by, fast.high > 10 * bound.high)
+
+
+def test_more_gpus_than_a_machine_has_are_refused_and_unlinked_cards() -> None:
+    """Nothing is known of links between machines, nor of a card whose links no source was read of."""
+    cell = _cell("full", "fsdp2", 9, low=False, checkpointing="off").model_copy(update={"device": "cuda"})
+    tracer = Tracer(Platform(capability=(8, 9)), configuration("llama"), timed=True)
+    stream = tracer.trace_rank(cell, 0)
+    (refused,) = speeds_of(stream, cell, tracer.config, (card("rtx4090"),))
+    assert "at most 8 GPUs" in refused.refused
+    two = cell.model_copy(update={"parallel": cell.parallel.model_copy(update={"gpus": 2})})
+    (refused,) = speeds_of(stream, two, tracer.config, (card("rtx4090").model_copy(update={"link": None}),))
+    assert "how such cards are linked" in refused.refused
+
+
 def test_a_published_row_of_several_gpus_is_predicted_as_its_cell_is() -> None:
-    """Its name tells strategy and number; counters may be of later steps alone; speed is refused."""
+    """Its name tells strategy and number; counters may be of later steps alone; its speed is of one GPU."""
     cell = _cell("full", "fsdp2", 2, low=False, checkpointing="off").model_copy(update={"device": "cuda"})
     sizes = Measured(metric="allocated", size_bytes=1, low_bytes=1, high_bytes=1)
     speed = MeasuredSpeed(metric="tokens_per_second", value=9.0, low=9.0, high=9.0)
@@ -177,7 +235,10 @@ def test_a_published_row_of_several_gpus_is_predicted_as_its_cell_is() -> None:
     (scored, later) = score([row, row.model_copy(update={"name": "b", "steps": (2, 2)})], predict_row)
     assert "a (fsdp2 × 2)" == scored.run  # noqa: RUF001 - the sign
     assert whole.allocated_peak_bytes == scored.measurements[0].predicted_bytes
-    assert [ON_SEVERAL_GPUS] == [one.predicted.refused for one in scored.speeds if one.predicted]
+    (of_speed,) = scored.speeds
+    assert of_speed.told is not None
+    assert (18.0, 2) == (of_speed.measured_rate, of_speed.told.gpus)
+    assert of_speed.told.point == predict(cell, Platform(), cards=(card("rtx4090"),)).speeds[0].point
     assert later.measurements[0].predicted_bytes is not None
 
 

@@ -161,7 +161,7 @@ def told(one: Cell, *names: str) -> list[Speed]:
 
 def test_a_prediction_tells_speed_with_its_band() -> None:
     """Of each card asked for: a band around the point, shares that sum to one, five dear operators."""
-    known, other, without = told(cell(), "a100-80gb-sxm", "a100-40gb", "rtx3090")
+    known, other, without = told(cell(), "a100-80gb-sxm", "a100-40gb", "rtx3060-12gb")
 
     assert known.low < known.point < known.high
     assert sum(known.shares.values()) == pytest.approx(1)

@@ -238,7 +238,7 @@ def test_speeds_are_scored_by_the_time_of_a_step() -> None:
     ]
     assert [False, True, True] == [row.speeds[0].in_band for row in scored]
     everything, bound, *_ = summarise_speeds(scored)
-    assert ("all", 3, 2) == (everything.name, everything.count, everything.in_band)
+    assert ("all of one GPU", 3, 2) == (everything.name, everything.count, everything.in_band)
     assert 2 == bound.count
     assert (1, 2) == (everything.ordered, everything.pairs)
 

@@ -171,6 +171,14 @@ def test_tokens_and_a_price_become_hours_and_cost() -> None:
         shown(render_terminal(two)).split()
     )
     assert "Hours and cost on each card" not in shown(render_terminal(plan))
+    several = [
+        one.model_copy(update={"tokens_per_second": speed.model_copy(update={"gpus": 4, "links_s": 0.25})})
+        for one in verdicts
+    ]
+    spread = plan.model_copy(update={"cells": (cell.model_copy(update={"verdicts": tuple(several)}),)})
+    assert "| 1,000 to 2,000 | 250 to 500 |" in render_markdown(spread)
+    assert "| 1.00 to 2.00 | 6.00 to 12.0 | 3.60 |" in render_markdown(spread)  # four cards for as long
+    assert "on the cell's GPUs, padding counted, at 1.5 an hour of each," in one_line(spread)
     assert b'"tokens"' not in plan_json(plan.model_copy(update={"tokens": None})).encode()
 
 

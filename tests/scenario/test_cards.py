@@ -6,6 +6,8 @@ from bench.errors import UsageError
 from bench.scenario.catalogue import ASSUMED_CONTEXT_BYTES, Card, card, card_of_memory, cards
 
 GIB = 1 << 30
+_LINKS = {"PCIe": (31, 63), "NVLink": (150, 300, 450, 900)}
+"""In GB/s each way: of 16 lanes of the fourth and fifth generation, and of NVLink from the second on."""
 
 
 def test_the_catalogue_holds_the_cards_that_people_train_on() -> None:
@@ -27,6 +29,8 @@ def test_a_card_s_facts_are_plausible_and_sourced(entry: Card) -> None:
     assert (entry.peak_bf16_flops is None) is (entry.capability < (8, 0))
     assert bool(entry.power_source) is (entry.power_w is not None)
     assert entry.power_w is None or 60 < entry.power_w <= 1200
+    assert entry.link is None or entry.link.source
+    assert entry.link is None or entry.link.gb_per_s in _LINKS[entry.link.name]
     assert entry.bandwidth_bytes_per_s is not None
     assert 2e11 < entry.bandwidth_bytes_per_s < 1e13
 

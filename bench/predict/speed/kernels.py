@@ -37,6 +37,8 @@ class Work(NamedTuple):
     half: bool = True
     product: Product | None = None
     attention: tuple[str, bool, int] | None = None  # kernel, backward, keys
+    rounds: int = 0  # in which a collective sends what it gathers or reduces
+    gathered: float = 0  # bytes of that, whole
 
 
 @cache
@@ -86,7 +88,8 @@ def work_of(call: Call) -> Work:
         return _over_lists(known, inputs)
     if form.op.startswith("bitsandbytes"):
         return _bitsandbytes(form, bare, inputs, outputs)
-    return _moved(known, inputs, outputs)
+    between = form.op.startswith(_BETWEEN_GPUS)
+    return _collective(bare, inputs, outputs) if between else _moved(known, inputs, outputs)
 
 
 _PRODUCTS = {"mm": 0, "addmm": 1, "bmm": 0, "baddbmm": 1, "_grouped_mm": 0, "addmm_": 1}
@@ -106,6 +109,20 @@ def _product(bare: str, inputs: Shaped, outputs: Shaped) -> Work:
         half=half,
         product=size,
     )
+
+
+_BETWEEN_GPUS = ("c10d::", "_c10d_functional::", "fsdp::all_gather_copy_in")
+_ROUNDS = {"all_gather": 1, "allgather": 1, "reduce_scatter": 1, "all_reduce": 2, "allreduce": 2}
+"""Of collectives, by what is in their names; to reduce is to scatter sums and to gather them."""
+
+
+def _collective(bare: str, inputs: Shaped, outputs: Shaped) -> Work:
+    """Return what a collective sends, which computes nothing; or the copy of a shard to be sent."""
+    if bare == "all_gather_copy_in":
+        return Work("copy and cast", 2 * _bytes(*outputs[0]))
+    rounds = next((count for name, count in _ROUNDS.items() if name in bare), 0)
+    whole = max((_bytes(*each) for each in (*inputs, *outputs)), default=0)
+    return Work("none", launches=0, rounds=rounds, gathered=whole)
 
 
 def _attention(form: Form, bare: str, inputs: Shaped) -> Work:

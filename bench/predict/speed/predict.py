@@ -18,6 +18,7 @@ from bench.predict.speed.kernels import (
     time_of,
     work_of,
 )
+from bench.predict.speed.links import ALONE, LinkTimes, link_times, why_unlinked
 from bench.predict.trace.calls import Call, Calls, Ints
 from bench.predict.trace.stream import Stream
 from bench.records.machine_card import THIS_CPU, MachineCard
@@ -29,7 +30,6 @@ from bench.scenario.types import PeftMethod
 
 Floats = NDArray[np.float64]
 _DEAREST = 5
-ON_SEVERAL_GPUS = "speed on several GPUs is not predicted"
 _UNTIMED = ("_linalg_", "linalg_inv", "linalg_qr", "linalg_h", "linalg_l", "cholesky", "grouped_mm", "int8")
 """In names of operators whose kernels have no time here."""
 _UNTIMED_LAYERS = ("experts", "mamba", "ssm", "linear_conv")
@@ -56,6 +56,8 @@ def speed_here(
 ) -> Speed:
     """Return how fast the last step is on this machine's CPU, which dispatches and computes by turns."""
     why = f"steps of {cell.loop.driver} are not timed on a CPU"
+    if cell.parallel.several:
+        return Speed(card=THIS_CPU, refused="steps of several processes are not timed on a CPU")
     if why := _untold(steps[-1], caveats, cell, config) if steps else why:
         return Speed(card=THIS_CPU, refused=why)
     step = _Step.of(steps[-1])
@@ -80,7 +82,6 @@ def _untold(calls: Calls, caveats: Sequence[Caveat], cell: Cell, config: Any) ->
     ops = sorted({form.op for form in calls.of.forms})
     unknown = next((op for op in ops if any(name in op for name in _UNTIMED)), "")
     reasons = {
-        ON_SEVERAL_GPUS: cell.parallel.several,
         f"the kernels of {kernels} are not timed": kernels != "torch",
         "BOFT's products of block-diagonal matrices run in a kernel of its own, which is not timed": boft,
         "faster kernels than those traced may run": any(one.code == KERNELS_NOT_TRACED for one in caveats),
@@ -223,8 +224,9 @@ def _timer(cards: tuple[Card, ...]) -> Callable[[Work], Sequence[tuple[float, ..
 
 
 def _speed(step: _Step, timed: Floats, cell: Cell, card: Card, without: str) -> Speed:
-    if rates_of(card) is None:
-        return Speed(card=card.name, refused="no source of its multiprocessors, clock and cache was read")
+    gpus, why = cell.parallel.gpus, "no source of its multiprocessors, clock and cache was read"
+    if rates_of(card) is None or (why := why_unlinked(card, gpus)):
+        return Speed(card=card.name, refused=why)
     table = constants()["calibration"]
     factors = table["cards"].get(card.name, table["other"])
     factors = {"host": table["host"]} | factors | table["without"].get(without, {})
@@ -235,8 +237,9 @@ def _speed(step: _Step, timed: Floats, cell: Cell, card: Card, without: str) -> 
     if sums.fp32_attention > _SLIGHT * total:
         band = max(band, table["fp32_attention_band"])
         assumed.append(_FP32_ATTENTION)
-    bands = band, host_band
-    return _told(sums, cell, card.name, peak_flops=card.peak_bf16_flops or 1, bands=bands, assumed=assumed)
+    links = link_times(zip(step.works, step.times.tolist(), strict=True), card, gpus)
+    peak, bands = card.peak_bf16_flops or 1, (band, host_band)
+    return _told(sums, cell, card.name, peak_flops=peak, bands=bands, assumed=assumed, links=links)
 
 
 def _told(
@@ -247,24 +250,30 @@ def _told(
     peak_flops: float,
     bands: tuple[float, float],
     assumed: Sequence[str],
+    links: LinkTimes = ALONE,
 ) -> Speed:
-    training, total = cell.training, sum(sums.kinds.values())
-    tokens = training.micro_batch * training.gradient_accumulation * training.sequence_length
+    """Return what sums come to: collectives run beside the rest at the high end, and not at the low."""
+    training, total, gpus = cell.training, sum(sums.kinds.values()), cell.parallel.gpus
+    tokens = gpus * training.micro_batch * training.gradient_accumulation * training.sequence_length
     band, host_band = bands
+    alone_s = sums.step_s()
+    step_s = (max(alone_s, links.usual) + alone_s + links.usual) / 2
     kinds = sorted(sums.kinds.items(), key=lambda one: -one[1])
     dearest = sorted(sums.places.items(), key=lambda one: -one[1])[:_DEAREST]
     return Speed(
         card=name,
-        low=tokens / sums.step_s(band, host_band),
-        point=tokens / sums.step_s(),
-        high=tokens / sums.step_s(1 / band, 1 / host_band),
-        mfu=sums.flops / sums.step_s() / peak_flops,
-        bound_by=sums.bound_by,
-        step_s=sums.step_s(),
+        gpus=gpus,
+        low=tokens / (sums.step_s(band, host_band) + links.worst),
+        point=tokens / step_s,
+        high=tokens / max(sums.step_s(1 / band, 1 / host_band), links.best),
+        mfu=sums.flops / step_s / peak_flops,
+        bound_by="links" if links.usual > alone_s else sums.bound_by,
+        step_s=step_s,
+        links_s=links.usual,
         roofline=tokens / sums.least if sums.least else 0,
         shares={kind: taken / total for kind, taken in kinds if taken},
         dearest=tuple(Dear(op=op, module=module, share=taken / total) for (op, module), taken in dearest),
-        assumed="; ".join(assumed),
+        assumed="; ".join([*assumed, *links.told]),
     )
 
 

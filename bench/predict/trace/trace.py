@@ -141,6 +141,7 @@ class Tracer:
             with torch.device("meta"):
                 model = _ready(model, cell)
             books = MetaLedger(model, self.vocabulary_size, Kernels(self.platform))
+            books.timed = self.timed
             return _Adapted(model, books, {}, reached_in(model, cell))
         with ledger:
             load_weights(model, ledger, version_of(self.platform.transformers))

@@ -160,19 +160,26 @@ def _speeds(row: Row, outcome: Outcome) -> Iterator[ScoredSpeed]:
         yield ScoredSpeed(measured=measured, predicted=one)
 
 
+_ALL, SEVERAL = "all of one GPU", "several GPUs"
+
+
 def summarise_speeds(rows: Iterable[ScoredRow]) -> tuple[SpeedSummary, ...]:
-    """Sum up predicted speeds: all, those that the GPU bounds, then by source and card and by method."""
+    """Sum up predicted speeds: of one GPU, those that it bounds, of several; then by source and by method."""
     told = [(row, one) for row in rows for one in row.speeds if one.told]
     groups: dict[str, list[ScoredSpeed]] = {
-        "all": [],
+        _ALL: [],
         "bound by the GPU, warm": [],
         "without a part in the factors": [],
+        SEVERAL: [],
     }
     for row, one in told:
         if one.told is not None:
             part = ["bound by the GPU, warm"] if one.told.bound_by != "host" and not one.measured.cold else []
             part += [] if one.told.calibrated_on else ["without a part in the factors"]
-            for name in ("all", *part, f"{row.source}, {one.told.card}", f"method {row.method}"):
+            several = one.told.gpus > 1
+            overall = [SEVERAL] if several else [_ALL, *part]
+            method = f"method {row.method}{f', {SEVERAL}' * several}"
+            for name in (*overall, f"{row.source}, {one.told.card}", method):
                 groups.setdefault(name, []).append(one)
     return tuple(speed_summary(name, group) for name, group in groups.items() if group)
 

@@ -23,9 +23,11 @@ class ScoredSpeed(Stored):
 
     @property
     def measured_rate(self) -> float | None:
-        """Tokens a second as measured; None without a prediction, which knows the tokens of a step."""
-        if self.told is None or self.measured.metric == "tokens_per_second":
-            return self.measured.value if self.told else None
+        """Tokens a second as measured, of all GPUs; None where no speed was told."""
+        if self.told is None:
+            return None
+        if self.measured.metric == "tokens_per_second":
+            return self.measured.value * self.told.gpus
         return self.told.point * self.told.step_s / self.measured.value
 
     @property

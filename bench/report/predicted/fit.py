@@ -11,7 +11,7 @@ from bench.records.predictions import Answer, Bound, Fit, Plan, Tried
 from bench.records.readings import Category
 from bench.report.columns import terminal_table
 from bench.report.predicted.fit_gpus import called, gpu_sentences
-from bench.report.predicted.speed import settings_table
+from bench.report.predicted.speed import over_several, settings_table
 from bench.report.tables import Writer, described_table
 from bench.report.text import (
     GIBIBYTES,
@@ -250,6 +250,7 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow], template: str = "plan_notes.j2
         paged=any(forecast.paged_bytes for forecast in forecasts),
         cards=card_notes(plan),
         speeds=any(not speed.refused for speed in speeds),
+        several=over_several(rows),
         assumed=grouped((speed.assumed, speed.card) for speed in speeds if speed.assumed),
         refused=grouped((speed.refused, speed.card) for speed in speeds if speed.refused),
         caveats=[caveat.message for forecast in forecasts for caveat in forecast.caveats],

@@ -10,10 +10,11 @@ from bench.records.predictions import Fit, KernelClass, Plan, Speed
 from bench.records.published.score import ScoredRow, summarise_speeds
 from bench.records.published.speeds import SpeedSummary
 from bench.report.columns import Column
-from bench.report.tables import Line, described_table
+from bench.report.tables import Line, Writer, described_table
 from bench.report.text import NOT_APPLICABLE, NOT_MEASURED, Table, grouped, share, significant
 
 _SECONDS_AN_HOUR = 3600
+PER_GPU = "Tokens/s per GPU"
 
 
 def any_speed(rows: Sequence[PlanRow]) -> bool:
@@ -32,6 +33,7 @@ def speed_columns(plan: Plan, card: str, rows: Sequence[PlanRow]) -> list[Column
 
     return [
         Column(title="Tokens/s", text=lambda row: _rate(told(row)), value=lambda row: _high(told(row))),
+        *([Column(title=PER_GPU, text=lambda row: _rate_per_gpu(told(row)))] if over_several(rows) else []),
         Column(title="MFU", text=lambda row: share(one.mfu, 0) if (one := told(row)) else NOT_APPLICABLE),
         Column(title="Bound by", text=lambda row: one.bound_by if (one := told(row)) else NOT_APPLICABLE),
         *(
@@ -41,14 +43,25 @@ def speed_columns(plan: Plan, card: str, rows: Sequence[PlanRow]) -> list[Column
     ]
 
 
+def over_several(rows: Sequence[PlanRow]) -> bool:
+    """Return whether the speed of any cell is that of several GPUs."""
+    verdicts = (verdict.tokens_per_second for row in rows for verdict in row.verdicts)
+    return any(speed.gpus > 1 for speed in verdicts if speed and not speed.refused)
+
+
 def speed_tables(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[tuple[str, Table]]:
     """Yield how fast each cell trains on each card, what takes the time, and the dearest operators."""
     names = [card.name for card in plan.cards] or [THIS_CPU]
     found = [Line(row, speed) for row in rows for name in names if (speed := row.speed(name))]
     kinds = dict.fromkeys(kind for line in found for kind in line.one.shares)
-    spent = {
+    spent: dict[str, Callable[[Line], str]] = {
         title: partial(lambda show, line: show(*line), show) for title, show in _spent(plan, rows).items()
     }
+    several = {
+        PER_GPU: lambda line: _rate_per_gpu(line.one),
+        "Collectives / step": lambda line: share(line.one.links_s / line.one.step_s, 0),
+    }
+    spent = (several if over_several(rows) else {}) | spent
     yield (
         "Speed, and shares of the time on the GPU",
         described_table(
@@ -67,7 +80,9 @@ def speed_tables(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[tuple[str, Tab
 
 def settings_table(fit: Fit) -> Table:
     """Return the fastest settings that fit, by length; no lines where none were asked for, or told."""
-    return described_table("settings of a fit", rank_settings(fit.settings), {"rate": _rate})
+    writers: dict[str, Writer] = {"rate": _rate, "rate_per_gpu": _rate_per_gpu}
+    alone = () if fit.over_several else ("GPUs", PER_GPU)
+    return described_table("settings of a fit", rank_settings(fit.settings), writers, without=alone)
 
 
 def cards_table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
@@ -116,7 +131,7 @@ def _range(factor: float, row: PlanRow, speed: Speed | None) -> str:
 
 def _cost(plan: Plan, row: PlanRow, speed: Speed | None) -> str:
     price = plan.price_of(speed.card) if speed else None
-    return NOT_APPLICABLE if price is None else _range(price, row, speed)
+    return NOT_APPLICABLE if price is None or speed is None else _range(price * speed.gpus, row, speed)
 
 
 def _span(span: Span) -> str:
@@ -130,11 +145,18 @@ def _energy(power_w: Mapping[str, float], row: PlanRow, speed: Speed | None) -> 
         return NOT_APPLICABLE
     if speed.card not in power_w:
         return NOT_MEASURED
-    return significant(row.tokens / speed.low / _SECONDS_AN_HOUR * power_w[speed.card] / 1000)
+    power_kw = speed.gpus * power_w[speed.card] / 1000
+    return significant(row.tokens / speed.low / _SECONDS_AN_HOUR * power_kw)
 
 
 def _rate(speed: Speed | None) -> str:
     return NOT_APPLICABLE if speed is None else f"{speed.low:,.0f} to {speed.high:,.0f}"
+
+
+def _rate_per_gpu(speed: Speed | None) -> str:
+    if speed is None:
+        return NOT_APPLICABLE
+    return f"{speed.low / speed.gpus:,.0f} to {speed.high / speed.gpus:,.0f}"
 
 
 def _high(speed: Speed | None) -> float | None:
