@@ -117,10 +117,12 @@ def report(runs: Sequence[Run]) -> None:
 
 
 def traced() -> Iterator[Run]:
-    """Yield every run of which a speed is told."""
+    """Yield every run of one GPU of which a speed is told."""
     for row in (row for file in shipped_rows() for row in file.rows if row.cell is not None):
         for measured in row.speeds:
             assert row.cell is not None
+            if row.cell.parallel.several:
+                continue
             cell = at_length(row.cell, measured.length or row.cell.training.sequence_length)
             config = configuration_of(cell.model)
             stream = Tracer(row.platform, config, timed=True).trace(cell, depth_of(cell, config))
