@@ -188,7 +188,7 @@ def test_shipped_measurements_can_be_read_and_are_all_accounted_for() -> None:
     assert counts == {
         "fms-acceleration": (57, 13),
         "fms-acceleration-fsdp": (137, 20),
-        "fsdp_qlora": (13, 9),
+        "fsdp_qlora": (20, 16),
         "lightning-lora-insights": (6, 6),
         "litgpt-config_hub": (16, 15),
         "litgpt-resource-tables": (10, 4),
@@ -197,6 +197,7 @@ def test_shipped_measurements_can_be_read_and_are_all_accounted_for() -> None:
         "qwen-readme": (24, 0),
         "qwen-readme-speed": (12, 12),
         "rtx4080": (6, 6),
+        "torchtitan": (3, 2),
     }
 
 
