@@ -8,11 +8,11 @@ from bench.compare.comparison import Comparison
 from bench.errors import UsageError
 from bench.io import write_text
 from bench.records.predictions import Plan
-from bench.report.pages import render_markdown
+from bench.report.pages import render_latex, render_markdown
 from bench.report.predicted import plan as plan_pages
 from bench.scenario.catalogue import Card
 
-_PAGES = (".html", ".htm", ".md", ".markdown", ".txt")
+_PAGES = (".html", ".htm", ".md", ".markdown", ".txt", ".tex")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,12 @@ def render_material(material: Material) -> str:
 def write_material(material: Material, path: Path, cards: Sequence[Card]) -> None:
     """Write a page of the kind that its name ends in. Raises UsageError for another ending."""
     if path.suffix.lower() not in _PAGES:
-        raise UsageError(f"{path}: a report is written as .html or .md; give one of these endings")
+        raise UsageError(f"{path}: a report is written as .html, .md or .tex; give one of these endings")
+    if path.suffix.lower() == ".tex":
+        if material.comparison is None or material.plans:
+            raise UsageError(f"{path}: LaTeX tables are of records; write plans as .html or .md")
+        write_text(path, render_latex(material.comparison))
+        return
     if path.suffix.lower() in {".html", ".htm"}:
         from bench.report.html import render_html
 

@@ -32,9 +32,11 @@ _HELP = parse_json(own_text("bench.commands", "options.json"))
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a function a command for typer: arguments stand before its ``*``, options after it.
 
-    A parameter of a data class stands for the fields of that class. A sequence may be given several times.
+    A parameter of a data class stands for the fields of that class. A sequence may be given several times,
+    and where options.json says so with commas; it comes as a tuple.
     """
     groups: dict[str, Any] = {}
+    with_commas: set[str] = set()
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
         inside, kind, told = [parameter], parameter.annotation, [function.__name__, "shared"]
@@ -43,9 +45,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             inside = [*inspect.signature(groups[name]).parameters.values()]
             told.insert(1, groups[name].__name__)
         parameters += [_explained(told, one) for one in inside]
+        with_commas |= {one.name for one in inside if _settings(told, one.name).get("commas")}
 
     @wraps(function)
     def call(*arguments: Any, **values: Any) -> None:
+        for name, value in values.items():
+            if isinstance(value, list):
+                values[name] = split(value) if name in with_commas else tuple(value)
         for name, group in groups.items():
             own = values.keys() & inspect.signature(group).parameters
             values[name] = group(**{field: values.pop(field) for field in own})
@@ -56,10 +62,19 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def split(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the values of an option that is repeated, has commas, or both; each once."""
+    return tuple(dict.fromkeys(part.strip() for text in given for part in text.split(",")))
+
+
+def _settings(told: Sequence[str], name: str) -> dict[str, Any]:
+    return next(filter(None, (_HELP.get(where, {}).get(name) for where in told)), {})
+
+
 def _explained(told: Sequence[str], parameter: inspect.Parameter) -> inspect.Parameter:
     """Return a parameter as typer reads it. A flag that is off by itself has no opposite."""
     name, kind, default = parameter.name, parameter.annotation, parameter.default
-    settings = {**next(filter(None, (_HELP.get(where, {}).get(name) for where in told)), {})}
+    settings = {key: value for key, value in _settings(told, name).items() if key != "commas"}
     names = settings.pop("names", [f"--{name.replace('_', '-')}"] if default is False else [])
     if get_origin(kind) is Sequence:
         kind = GenericAlias(list, get_args(kind))

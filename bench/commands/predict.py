@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,7 @@ import typer
 
 from bench.commands.options import Form, command, require_ending, show_data
 from bench.errors import InfrastructureError, ScenarioError, UsageError, counted
-from bench.scenario.draft import Draft
+from bench.scenario.draft import Draft, numbers
 
 if TYPE_CHECKING:
     from bench.predict.kept import Kept
@@ -92,7 +92,7 @@ def plan(
     torch: str | None = None,
     details: bool = False,
     advice: bool | None = None,
-    gpus: str = "",
+    gpus: Sequence[str] = (),
     job: Job,
     fresh: bool = False,
     form: Form,
@@ -109,7 +109,7 @@ def plan(
         cards=chosen_cards(gpu if gpu or memory else tuple(work["prices_an_hour"]), memory),
         allocator=allocator,
         torch_version=torch,
-        gpus=_counts(gpus),
+        gpus=numbers("gpus", gpus),
         # Where nobody would see it, it would only take time.
         advice=advice if details or form.json or form.markdown or advice else False,
         epochs=job.passes,
@@ -130,8 +130,10 @@ def plan(
         raise InfrastructureError("no cell could be predicted; the reasons are given above")
 
 
-def drafted(text: str, draft: Draft) -> "Path | Scenario":
-    """Return the scenario file that is named, or a scenario of the model that is; a file says all itself."""
+def drafted(text: str, draft: Draft) -> "Scenario":
+    """Return the scenario of the file that is named, or of the model that is; a file says all itself."""
+    from bench.scenario.load import load_scenario
+
     file = Path(text)
     if file.suffix == ".toml" or file.is_file():
         if given := next(
@@ -140,33 +142,43 @@ def drafted(text: str, draft: Draft) -> "Path | Scenario":
             raise UsageError(
                 f"--{given} is for a model's name, and {text} is a scenario file; change it there"
             )
-        return file
+        return load_scenario(file)
     return load_draft(text, draft)[1]
 
 
 def load_draft(named: str, draft: Draft) -> "tuple[str, Scenario]":
     """Return the scenario of a model, and its text; raise ``UsageError`` with what is wrong with it."""
-    from bench.predict.named_models import named_model
+    from bench.predict.named_models import limits_of, named_model
     from bench.scenario.load import load_scenario
 
     model, assumed = named_model(named)
+    if draft.sequence == Draft().sequence:
+        draft = replace(
+            draft, sequence=(str(min(*numbers("sequence", draft.sequence), limits_of(model)[0])),)
+        )
     text = draft.scenario(model, assumed)
     try:
         return text, load_scenario(Path(f"{model.name}.toml"), text)
     except ScenarioError as error:
-        raise UsageError(re.sub(r"(?m)^\S+\.toml:\d+: ", "", str(error))) from None
+        told = re.sub(r"(?m)^\S+\.toml:\d+: ", "", str(error))
+        for key, option in _OPTIONS.items():
+            told = told.replace(f"{key}: ", f"{option}: ")
+        raise UsageError(told) from None
+
+
+_OPTIONS = {
+    "training.sequence_length": "--sequence",
+    "training.micro_batch": "--batch",
+    "training.seed": "--seed",
+    "loop.driver": "--driver",
+    "data.path": "--data",
+}
+"""What a draft's keys are called on the command line."""
 
 
 def _tell(kept: "Kept") -> None:
     if kept.told:
         typer.echo(kept.told, err=True)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    """Return numbers of GPUs, such as 1,2,4,8; raise ``UsageError`` where they are none."""
-    if not re.fullmatch(r"([1-9]\d{0,3}(,[1-9]\d{0,3})*)?", text):
-        raise UsageError(f"--gpus {text} is no list of numbers of GPUs; write one such as 8 or 1,2,4,8")
-    return tuple(dict.fromkeys(map(int, filter(None, text.split(",")))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,10 +211,10 @@ def fit(
     gpu: str | None = None,
     memory: str | None = None,
     method: Sequence[str] = (),
-    sequence: Sequence[int] = (512, 1024, 2048, 4096),
+    sequence: Sequence[str] = ("512", "1024", "2048", "4096"),
     batch: int = 1,
     rank: int = 16,
-    gpus: str = "",
+    gpus: Sequence[str] = (),
     aim: Literal["size", "speed"] = "size",
     training: FitTraining,
     allocator: str = "",
@@ -217,14 +229,14 @@ def fit(
     from bench.report.predicted.fit import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
 
-    kept, counts = Kept(fresh=fresh), _counts(gpus) or (1,)
+    kept, counts = Kept(fresh=fresh), numbers("gpus", gpus) or (1,)
     request = FitRequest(
         model=model,
         card=one_card(gpu, memory),
         methods=tuple(method) or ("full", "lora", "qlora"),
         rank=rank,
         micro_batch=batch,
-        lengths=tuple(sequence),
+        lengths=numbers("sequence", sequence, least=2),
         gpus=counts,
         training=training.spec(),
         data=training.data,

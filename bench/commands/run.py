@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from bench.commands.options import Form, command, show_data
-from bench.commands.predict import load_draft
+from bench.commands.options import Form, command, show_data, split
+from bench.commands.predict import drafted, load_draft
 from bench.errors import InfrastructureError, UsageError
 from bench.scenario.draft import Draft
 
@@ -23,8 +23,9 @@ Where = Literal["local", "ray", "slurm"]
 
 @command
 def run(
-    scenario: Path,
+    scenario: str,
     *,
+    draft: Draft,
     only: str | None = None,
     repeats: int = 1,
     retry: str = "",
@@ -38,11 +39,11 @@ def run(
     address: str | None = None,
     slurm: Sequence[str] = (),
 ) -> None:
-    """Predict and run the cells of a scenario that are not on disk yet, then compare them."""
+    """Predict and run the cells of a scenario, or of a model, that are not on disk yet; compare them."""
     from bench.runner.schedule import SweepOptions, parse_outcomes
-    from bench.scenario.load import choose_cells, load_scenario
+    from bench.scenario.load import choose_cells
 
-    loaded = load_scenario(scenario)
+    loaded = drafted(scenario, draft)
     show_data(choose_cells(loaded.cells, only), strict=True)
     options = SweepOptions(
         results=results or Path("results") / loaded.name,
@@ -281,12 +282,12 @@ def _asked(draft: Draft) -> tuple[str | None, Draft]:
     if not _somebody_is_there():
         return None, draft
     model = typer.prompt("Model (a catalogued name such as qwen3-8b, a hub's id, or a folder)")
-    method = typer.prompt("Methods, of full, lora, qlora, dora and qdora", default=draft.method)
+    method = typer.prompt("Methods, of full, lora, qlora, dora and qdora", default=",".join(draft.method))
     data = typer.prompt(
         "Rows to train on (a .jsonl file or a hub's data set; none: random)", default=draft.data
     )
-    sequence = typer.prompt("Tokens of a sequence, at most", default=draft.sequence)
-    return model, replace(draft, method=method, data=data, sequence=sequence)
+    sequence = typer.prompt("Tokens of a sequence, at most", default=",".join(draft.sequence))
+    return model, replace(draft, method=split([method]), data=data, sequence=split([sequence]))
 
 
 def schema() -> None:

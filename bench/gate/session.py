@@ -8,6 +8,7 @@ Everything is on disk as soon as it is there, so a session that broke off can go
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,6 +115,7 @@ def gate_references(
         try:
             loops = {_top_of(cell.loop.code) for cell in cells if cell.loop.code is not None}
             with prepared_sides(*references, here=here, code=sorted(loops)) as sides:
+                _require_scripts(cells, sides)
                 session = run_session(cells, sides, judge, options, tell)
         except KeyboardInterrupt:
             raise InterruptedByUserError("interrupted before anything was measured") from None
@@ -122,6 +124,17 @@ def gate_references(
         write_json(session.folder / CALIBRATION_FILE, calibration)
     write_json(session.folder / VERDICTS_FILE, verdicts)
     return session.folder, verdicts
+
+
+def _require_scripts(cells: Sequence[Cell], sides: Sequence[Side]) -> None:
+    """Raise ``UsageError`` for a script that a side lacks."""
+    scripts = [cell.loop.args["command"][0] for cell in cells if cell.loop.driver == "script"]
+    for side, script in product(sides, scripts):
+        if script != "-m" and not (Path(side.code) / script).is_file():
+            raise UsageError(
+                f"the {side.name} has no {script}, and each side runs its own; commit it there first, or "
+                "name another REF"
+            )
 
 
 def _require_alike(calibration: Calibration, gate: GateSpec) -> None:

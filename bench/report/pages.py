@@ -75,6 +75,46 @@ def _page(comparison: Comparison, *parts: str) -> str:
     )
 
 
+_TEX = str.maketrans(
+    {
+        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\N{MINUS SIGN}": "$-$",
+        "→": r"$\to$",
+        "±": r"$\pm$",
+        "\N{EN DASH}": "--",
+    }
+)
+
+
+def render_latex(comparison: Comparison) -> str:
+    """Return each group's table for booktabs, with what it compares as a comment; text is escaped.
+
+    Columns in which nothing was measured are left out.
+    """
+    unit, parts = memory_unit(comparison.rows), []
+    for one in comparison.groups:
+        table = page_table(comparison_columns(one.rows, unit), one.rows)
+        columns = [
+            each for each in zip(table.header, *table.rows, strict=True) if {*each[1:]} != {NOT_MEASURED}
+        ]
+        numbers = len(columns) - table.left
+        header, *rows = (
+            " & ".join(plain(text).translate(_TEX) for text in line) for line in zip(*columns, strict=True)
+        )
+        lines = [
+            f"% {plain(group_title(one.rows, comparison))}",
+            rf"\begin{{tabular}}{{{table.left * 'l'}{numbers * 'r'}}}",
+            *(r"\toprule", rf"{header} \\", r"\midrule"),
+            *(rf"{row} \\" for row in rows),
+            *(r"\bottomrule", r"\end{tabular}"),
+        ]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
 def render_terminal(comparison: Comparison) -> "Group":
     from rich.console import Group
     from rich.text import Text
@@ -84,11 +124,12 @@ def render_terminal(comparison: Comparison) -> "Group":
     for one in comparison.groups:
         content = narrow_table(comparison_columns(one.rows, unit), one.rows)
         parts.append(terminal_table(content, group_title(one.rows, comparison)))
-    lines = [
-        f"{run.cell.id}, run {run.run}, {run.outcome}: {failure.message}"
+    ended = grouped(
+        ((run.outcome, failure.message), f"{run.cell.id}, run {run.run}")
         for row in comparison.rows
         for run, failure in row.endings
-    ]
+    )
+    lines = [f"{outcome}: {message} ({_listed(runs)})" for (outcome, message), runs in ended.items()]
     lines += [f"- {message} ({cells})" for message, cells in _caveats(comparison.rows)]
     return Group(*parts, *(Text(plain(line)) for line in lines))
 
@@ -98,10 +139,12 @@ def _caveats(rows: Sequence[Measured]) -> Iterator[tuple[str, str]]:
     measured = [row.id for row in rows if row.outcome == "ok"]
     for caveat, cells in grouped((caveat, row.id) for row in rows for caveat in row.caveats).items():
         everywhere = len(measured) > 1 and cells == measured
-        listed = ", ".join(cells[:_MOST_NAMES])
-        if len(cells) > _MOST_NAMES:
-            listed += f" and {len(cells) - _MOST_NAMES} more"
-        yield caveat.message, "all measured cells" if everywhere else listed
+        yield caveat.message, "all measured cells" if everywhere else _listed(cells)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 # As many as a terminal of 80 columns holds; a file has all of them.

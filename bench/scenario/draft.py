@@ -1,6 +1,7 @@
 """A scenario from a few words: ``bench init MODEL`` writes it, and ``bench plan MODEL`` needs no file."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,13 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """What to train and how; each number may be a list, such as 8,16. Empty data is synthetic."""
+    """What to train and how; of several values every one is tried. Empty data is synthetic."""
 
-    method: str = "full,lora,qlora"
-    rank: str = "16"
-    sequence: str = "2048"
-    batch: str = "1"
-    seed: str = "0"
+    method: Sequence[str] = ("full", "lora", "qlora")
+    rank: Sequence[str] = ("16",)
+    sequence: Sequence[str] = ("2048",)
+    batch: Sequence[str] = ("1",)
+    seed: Sequence[str] = ("0",)
     data: str = ""
     driver: str = "window"
     device: str = "cuda"
@@ -37,20 +38,19 @@ class Draft:
         """Return the scenario as TOML with comments; raise ``UsageError`` for what is no method or number."""
         from bench.scenario.names import key_toml, toml
 
-        methods = list(dict.fromkeys(self.method.split(",")))
-        if wrong := [name for name in methods if name not in METHODS]:
+        if wrong := [name for name in self.method if name not in METHODS]:
             raise UsageError(f"--method {wrong[0][:40]} is not known; choose from {', '.join(METHODS)}")
-        rank = _numbers("rank", self.rank)
+        rank = _toml_of("rank", self.rank)
         lines = [
             "# Every key and what it means: docs/scenarios.md. Of a list every value is tried.",
             *([f"# {assumed}"] if assumed else []),
-            f"title = {toml(f'{model.name}: ' + ', '.join(methods))}",
+            f"title = {toml(f'{model.name}: ' + ', '.join(self.method))}",
             f'device = {toml(self.device)}  # "cpu" trains where there is no GPU',
             "",
             f"[models.{key_toml(model.name)}]",
             _source(model),
         ]
-        for name in methods:
+        for name in self.method:
             kind, more = METHODS[name]
             lines += ["", f"[methods.{name}]", *([f"kind = {toml(kind)}"] if kind != name else [])]
             lines += (
@@ -79,15 +79,15 @@ class Draft:
         from bench.scenario.names import toml
 
         checkpointing = '"non-reentrant"  # "off" is faster and takes more memory'
-        seed = _numbers("seed", self.seed)
+        seed = _toml_of("seed", self.seed)
         return [
             "",
             "[training]",
-            f"sequence_length = {_numbers('sequence', self.sequence)}  # tokens of a sequence, at most",
-            f"micro_batch = {_numbers('batch', self.batch)}  # sequences of a forward pass",
+            f"sequence_length = {_toml_of('sequence', self.sequence)}  # tokens of a sequence, at most",
+            f"micro_batch = {_toml_of('batch', self.batch)}  # sequences of a forward pass",
             *([f"gradient_checkpointing = {checkpointing}"] if self.device == "cuda" else []),
             "learning_rate = 1e-4  # a method may have its own: training.learning_rate in its table",
-            *([f"seed = {seed}"] if self.seed != "0" else []),
+            *([f"seed = {seed}"] if seed != "0" else []),
             *(["", "[loop]", f"driver = {toml(self.driver)}"] if self.driver != "window" else []),
             "",
             "[window]",
@@ -111,9 +111,16 @@ def _source(model: "ModelSpec") -> str:
     return f"{key} = {toml(getattr(model, key))}"
 
 
-def _numbers(name: str, text: str) -> str:
-    """Return a number, or numbers between commas, as TOML has them."""
-    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
-        raise UsageError(f"--{name} {text[:40]} is no list of numbers; write one such as 8 or 8,16,64")
-    numbers = [*dict.fromkeys(map(int, text.split(",")))]
-    return str(numbers if numbers[1:] else numbers[0])
+def numbers(name: str, given: Sequence[str], least: int = 1) -> tuple[int, ...]:
+    """Return the numbers that an option was given; raise ``UsageError`` where one is none, or too small."""
+    for text in given:
+        if not re.fullmatch(r"\d{1,9}", text) or int(text) < least:
+            raise UsageError(
+                f"--{name} {text[:40]} is no number from {least} on; write one such as 8, or several: 8,16,64"
+            )
+    return tuple(map(int, given))
+
+
+def _toml_of(name: str, given: Sequence[str]) -> str:
+    found = [*numbers(name, given, least=0)]
+    return str(found if found[1:] else found[0])

@@ -6,6 +6,7 @@ Another loop than the window is run once, unchanged, and watched.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -112,7 +113,30 @@ def drive(setting: Setting, data: PreparedData, hooks: Hooks) -> None:
         train = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"loop.driver {loop.driver} cannot be imported: {error}") from error
-    train(setting.cell, setting.model, setting.tokenizer, data, hooks, **loop.args)
+    given = {"cell": setting.cell, "model": setting.model, "tokenizer": setting.tokenizer, "data": data}
+    train(**_asked_for(train, loop.driver, given | {"hooks": hooks}, loop.args))
+
+
+def _asked_for(
+    train: Callable[..., object], name: str, given: Mapping[str, Any], args: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a function takes of what a loop is given, by name, and all of the scenario's arguments.
+
+    Raises ``UsageError`` where it takes something else, or not those arguments.
+    """
+    asked = signature(train).parameters.values()
+    anything = any(one.kind is one.VAR_KEYWORD for one in asked)
+    named = [one for one in asked if one.kind in {one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY}]
+    needed = [one.name for one in asked if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    if lacking := [one for one in needed if one not in {*given, *args}]:
+        raise UsageError(
+            f"loop.driver {name} takes {', '.join(lacking)}, which no loop is given; a loop takes what it "
+            f"likes of {', '.join(given)} by name, and loop.args of the scenario: write one that calls yours"
+        )
+    names = {one.name for one in named}
+    if unknown := [one for one in args if one not in names and not anything]:
+        raise UsageError(f"loop.driver {name} takes no {', '.join(unknown)}; remove it from loop.args")
+    return {one: value for one, value in given.items() if anything or one in names} | dict(args)
 
 
 OTHER_BATCHES = Caveat(

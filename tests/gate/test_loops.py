@@ -1,5 +1,6 @@
 """A loop of the user's in a gate: each side trains with its own, real processes and real training."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,49 +11,23 @@ from bench.records.sessions import load_sitting
 from bench.records.store import load_records
 from gate_projects import git
 
-SCENARIO = """
-title = "t"
-description = "d"
-[models.m]
-random = "tiny-llama-test"
-overrides = { vocab_size = 8000 }
-[methods.full]
-[data]
-source = "synthetic"
-[training]
-sequence_length = 16
-[loop]
-driver = "mine:train"
-[window]
-warmup_steps = 0
-measured_steps = 1
-flops = false
-"""
-LOOP = """
-import torch
-
-def train(cell, model, tokenizer, data, hooks):
-    optimizer = torch.optim.{optimizer}(model.parameters(), lr=1e-3)
-    for step in data.steps:
-        for batch in step:
-            model(**batch.inputs_on("cpu")).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-"""
+LIBRARY = Path(__file__).parents[2] / "examples" / "library"
 
 
 @pytest.mark.timeout(300)
 def test_each_side_of_a_gate_imports_its_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The revision trains with SGD and the folder with AdamW, whose state is found as more memory."""
+    """The example's library with SGD in the revision and AdamW in the folder: its state is more memory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
-    (tmp_path / "s.toml").write_text(SCENARIO)
-    (tmp_path / "mine.py").write_text(LOOP.format(optimizer="SGD"))
-    git(tmp_path, "add", "s.toml", "mine.py")
+    shutil.copytree(LIBRARY, tmp_path, dirs_exist_ok=True)
+    training = tmp_path / "mylibrary" / "training.py"
+    with_adamw = training.read_text(encoding="utf-8")
+    training.write_text(with_adamw.replace("torch.optim.AdamW", "torch.optim.SGD"), encoding="utf-8")
+    git(tmp_path, "add", "gate.toml", "gated.py", "mylibrary")
     git(tmp_path, "commit", "--quiet", "-m", "sgd")
-    (tmp_path / "mine.py").write_text(LOOP.format(optimizer="AdamW"))
-    command = "gate s.toml --base HEAD --candidate . --exact-only --allow-code mine:train --results out"
+    training.write_text(with_adamw, encoding="utf-8")
+    command = "gate gate.toml --base HEAD --candidate . --exact-only --allow-code gated:loop --results out"
     program = [sys.executable, "-m", "bench", *command.split()]
     result = subprocess.run(program, capture_output=True, text=True, check=False)
     assert (1, "") == (result.returncode, result.stderr.partition("Traceback")[1]), result.stderr

@@ -7,8 +7,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import pytest
 
@@ -22,6 +23,7 @@ from bench.records.records import Record
 from bench.records.sessions import SideName, Sitting, SittingRecords, SittingRun, load_sitting
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
+from bench.scenario.loop import LoopSpec
 from gate_projects import git, make_repository
 from records_factory import MIB, make_ledger, make_measurement, make_record
 from replay_worker import make_cell
@@ -161,6 +163,18 @@ def test_sides_run_in_turn_until_each_cell_is_decided_even_after_one_was_killed(
     assert {run.file for run in runs if (run.side, run.purpose) == ("base", "measured")} == on_disk
     with pytest.raises(UsageError, match="is complete; run without --resume"):
         sit(tmp_path, cells, judge, looks=looks, resume=True)
+
+
+def test_a_script_that_a_side_lacks_is_named(tmp_path: Path) -> None:
+    """Before anything runs: the base of a first pull request does not have it yet."""
+    loop = LoopSpec(driver="script", args={"command": ["train.py"]})
+    cell = make_cell("ok").model_copy(update={"loop": loop})
+    base, candidate = (replace(side_as_is(name), code=str(tmp_path / name)) for name in get_args(SideName))
+    (tmp_path / "candidate").mkdir()
+    (tmp_path / "candidate" / "train.py").touch()
+    session._require_scripts([cell], [candidate])
+    with pytest.raises(UsageError, match=r"the base has no train\.py, and each side runs its own; commit it"):
+        session._require_scripts([cell], [base, candidate])
 
 
 def test_there_has_to_be_something_to_resume(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every command in README.md and docs/ is one that bench takes; the README's are run."""
+"""Every command in README.md, docs/ and examples/ is one that bench takes; those of both READMEs are run."""
 
 import re
 import shlex
@@ -14,7 +14,8 @@ from bench.cli import app
 from command_lines import CommandLine, open_command_line
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUN = [ROOT / "README.md", ROOT / "examples" / "README.md"]
+PAGES = [*RUN, *sorted((ROOT / "docs").glob("*.md"))]
 TINY = """
 device = "cpu"
 models.tiny.random = "tiny-llama-test"
@@ -26,13 +27,22 @@ window = {warmup_steps = 1, measured_steps = 2}
 PLAN_MODEL = (
     "bench plan qwen3-8b --method qlora --sequence 4096 --gpu rtx4090 --examples 50000 --epochs 3 --price 0.5"
 )
-INIT = "bench init smollm2-135m --device cpu --method lora,dora --rank 8,64 --seed 0,1,2 --data rows.jsonl"
-# What narrows a command of the README so that it takes seconds; the scenario of `run` is a tiny one.
+PRICES = (
+    "bench plan qwen3-8b --method qlora --sequence 4096 --examples 50000 --epochs 3 "
+    "--prices examples/prices.toml"
+)
+SEEDS = (
+    "bench run smollm2-135m --device cpu --method lora,dora --rank 8,64 --seed 0,1,2 --sequence 512 "
+    "--data examples/rows.jsonl"
+)
+ON_SLURM = "--slurm slurm_partition=gpu --slurm gpus_per_node=1"
+# What narrows a command so that it takes seconds; the scenario of `run` is a tiny one, as is its model.
 # Commands that need no results of one another are apart.
 NARROWED: dict[str, dict[str, str]] = {
     "fit": {"bench fit llama-2-7b --gpu rtx4090": "--method full --sequence 512 --data full"},
     "plan": {
-        PLAN_MODEL: "--sequence 256",
+        PLAN_MODEL: "",
+        PRICES: "",
         "bench plan llama-3.1-8b --method full --gpus 8 --gpu h100-80gb": "--sequence 256",
         "bench plan scenarios/33b_24gb.toml --gpu rtx4090 --details": "--only '*/qlora*dq-r16/*' --no-advice",
     },
@@ -42,11 +52,10 @@ NARROWED: dict[str, dict[str, str]] = {
         "bench report results/watch-train": "",
     },
     "run": {
-        INIT: "",
+        SEEDS: "--only '*/lora-r8/*seed=[01]'",
+        "bench report results/smollm2-135m -o table.tex --figures figures": "",
         "bench run scenarios/smollm2_cpu.toml --repeats 3": "",
         "bench report results/smollm2_cpu -o smollm2.html": "",
-        "bench report results/smollm2_cpu --figures figures": "",
-        "bench table results/smollm2_cpu --group-by method_name --stat mean -o methods.tex": "",
         "bench gate results/mine --baseline nightly": "",
     },
 }
@@ -55,7 +64,8 @@ ONLY_PARSED = {
     'bench gate --command "python train.py" --base origin/main --candidate .',
     "bench gate mine.toml --base origin/main --candidate . --allow-code mypackage.train:loop",
     "bench run scenarios/7b_single_gpu.toml --executor ray --address 10.0.0.1:6379",
-    "bench run scenarios/7b_single_gpu.toml --executor slurm --slurm slurm_partition=gpu",
+    f"bench run scenarios/7b_single_gpu.toml --executor slurm {ON_SLURM}",
+    "bench gate gate.toml --base HEAD --candidate . --exact-only --allow-code gated:loop",
     "bench gate scenarios/gate_tiny.toml --base peft==0.20.0",
     "bench gate scenarios/gate_gpu_memory.toml --predict --base peft==0.20.0",
 }
@@ -80,7 +90,7 @@ def test_a_command_of_a_page_parses(command: str) -> None:
 
 def test_the_commands_of_the_readme_are_run_or_named() -> None:
     """None is added without a way to try it."""
-    assert {*chain(*NARROWED.values()), *ONLY_PARSED} == set(commands_of(ROOT / "README.md"))
+    assert {*chain(*NARROWED.values()), *ONLY_PARSED} == {*chain(*map(commands_of, RUN))}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +105,7 @@ def test_the_commands_of_the_readme_run(use: str, bench: CommandLine, tmp_path: 
     """One after the other, in a folder with the shipped scenarios, SmolLM2's being a tiny one."""
 
     def run(command: str) -> None:
-        done = bench(tmp_path, *shlex.split(command)[1:])
+        done = bench(tmp_path, *shlex.split(command.replace("smollm2-135m", "tiny-llama-test"))[1:])
         allowed = {0, 3} if command.startswith("bench gate") else {0}  # 3 where a gate cannot tell
         assert done.returncode in allowed, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
@@ -108,5 +118,10 @@ def test_the_commands_of_the_readme_run(use: str, bench: CommandLine, tmp_path: 
             shutil.copytree(tmp_path / "results" / "smollm2_cpu", tmp_path / "results" / "mine")
             run("bench baseline accept results/mine --name nightly --reason 'as released'")
         run(f"{command} {narrowing}")
-    for written in ("smollm2.html", "methods.tex", "figures", "smollm2-135m.toml"):
+    for written in ("smollm2.html", "table.tex", "figures"):
         assert (tmp_path / written).exists() is (use == "run")
+    if use == "run":
+        table = (tmp_path / "table.tex").read_text(encoding="utf-8")
+        assert "\\begin{tabular}{lrr" in table
+        assert r"& 2 (2 seeds) \\" in table
+        assert "n/a" not in table

@@ -16,7 +16,9 @@ MODEL = ModelSpec(name="qwen3-0.6b", random="qwen3-0.6b")
 
 def test_ranks_methods_and_seeds_multiply_into_cells_of_own_rows() -> None:
     """DoRA is LoRA with one flag of peft, and the rows are those named."""
-    draft = Draft(method="lora,dora", rank="8,64", seed="0,1,2", data="mine.jsonl", driver="trl-sft")
+    draft = Draft(
+        method=("lora", "dora"), rank=("8", "64"), seed=("0", "1", "2"), data="mine.jsonl", driver="trl-sft"
+    )
     scenario = load_scenario(Path("q.toml"), draft.scenario(MODEL))
     assert len(scenario.cells) == 2 * 2 * 3
     assert {JsonlData(source="jsonl", path="mine.jsonl")} == {cell.data for cell in scenario.cells}
@@ -32,7 +34,7 @@ def test_each_method_is_one_a_scenario_takes(method: str) -> None:
     """On CUDA and, but for 4 bits' own checks of the machine, on the CPU."""
     for device in ("cuda", "cpu"):
         (cell,) = load_scenario(
-            Path("m.toml"), Draft(method=method, device=device).scenario(MODEL, "assumed")
+            Path("m.toml"), Draft(method=(method,), device=device).scenario(MODEL, "assumed")
         ).cells
         assert (cell.method.name, cell.device) == (method, device)
 
@@ -59,6 +61,21 @@ def test_init_writes_what_cells_and_plan_take(tmp_path: Path, monkeypatch: pytes
     assert "is there already" in str(run(app, ["init", "qwen3-8b"]).exception)
 
 
+def test_several_values_have_commas_or_are_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both at once, too; and a length that nobody gave is one that the model has."""
+    monkeypatch.chdir(tmp_path)
+    line = ["init", "gpt2", "--method", "lora", "--method", "dora,lora", "--rank", "8,16", "--rank", "64"]
+    assert 0 == CliRunner().invoke(app, line).exit_code
+    cells = load_scenario(tmp_path / "gpt2.toml").cells
+    found = [(cell.method.name, cell.method.rank) for cell in cells if isinstance(cell.method, LoraMethod)]
+    assert [(name, rank) for name in ("lora", "dora") for rank in (8, 16, 64)] == found
+    assert {1024} == {cell.training.sequence_length for cell in cells}
+    fit = ["fit", "gpt2", "--gpu", "rtx4090", "--method", "lora,ia3", "--sequence", "512"]
+    assert 'unknown method "ia3"' in str(CliRunner().invoke(app, fit).exception)
+    wrong = CliRunner().invoke(app, [*fit, "--sequence", "1,2"])
+    assert "--sequence 1 is no number from 2 on" in str(wrong.exception)
+
+
 def test_init_asks_on_a_terminal_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere it names what is missing, so that no script hangs."""
     monkeypatch.chdir(tmp_path)
@@ -77,6 +94,6 @@ def test_a_model_or_a_file_not_both() -> None:
     """And what a file says is not said again by options."""
     run = CliRunner().invoke
     told = str(run(app, ["init", "gpt2", "--sequence", "4096"]).exception)
-    assert "training.sequence_length: 4096 is beyond the 1024 positions of gpt2; shorten it." == told
+    assert "--sequence: 4096 is beyond the 1024 positions of gpt2; shorten it." == told
     assert "not both" in str(run(app, ["init", "gpt2", "--from", "x.yml"]).exception)
     assert "change it in the scenario" in str(run(app, ["init", "--from", "x.yml", "--rank", "4"]).exception)

@@ -27,8 +27,11 @@ def train(cell, model, tokenizer, data, hooks, rate=1e-3):
         optimizer.step()
         optimizer.zero_grad()
 
-def stop(cell, model, tokenizer, data, hooks):
-    """Takes no step."""
+def stop():
+    """Takes no step, and nothing that it is given."""
+
+def elsewhere(model, loader, *, rows=1):
+    """Takes what no loop is given."""
 
 def two(cell, model, tokenizer, data, hooks):
     """Has an optimizer for each half of the parameters, and batches of its own."""
@@ -49,7 +52,7 @@ def another(cell, model, tokenizer, data, hooks):
         own(torch.ones(2, 4)).sum().backward()
         optimizer.step()
 
-def fail(cell, model, tokenizer, data, hooks):
+def fail(model, **others):
     raise ZeroDivisionError("in the user's loop")
 '''
 
@@ -173,6 +176,7 @@ def test_a_trainer_is_not_let_loose_on_several_gpus(monkeypatch: pytest.MonkeyPa
         ("my_loops:stop", UsageError, r"ended by itself after 0 of 7 optimizer steps"),
         ("my_loops:fail", ZeroDivisionError, r"in the user's loop"),
         ("my_loops:nothing", UsageError, r"cannot be imported"),
+        ("my_loops:elsewhere", UsageError, r"takes loader, which no loop is given; .*write one that calls"),
         ("no_such_module:train", UsageError, r"cannot be imported"),
     ],
 )
@@ -187,6 +191,13 @@ def test_arguments_that_a_trainer_does_not_know_are_refused() -> None:
     cell = tiny_cell(loop={"driver": "hf-trainer", "args": {"no_such_field": 1}})
     with pytest.raises(UsageError, match=r"TrainingArguments refuses them: .*no_such_field"):
         readings_of(cell)
+
+
+@pytest.mark.usefixtures("mine")
+def test_arguments_that_a_function_does_not_take_are_refused() -> None:
+    """They are named, and nothing is trained without them."""
+    with pytest.raises(UsageError, match=r"my_loops:stop takes no rate; remove it from loop\.args"):
+        readings_of(tiny_cell(loop={"driver": "my_loops:stop", "args": {"rate": 0.1}}))
 
 
 def test_nothing_of_the_watcher_is_left_behind() -> None:
