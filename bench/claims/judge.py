@@ -63,6 +63,7 @@ class Claim(_ModelSize):
     """
 
     id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    theme: str = "Other"
     statement: str
     source: str
     about: str

@@ -67,7 +67,8 @@ def render_block(verdicts: Sequence[ClaimVerdict]) -> str:
         "claims.md.j2",
         verdicts=verdicts,
         count=_count(verdicts),
-        summary=_summary(verdicts),
+        themes=grouped(verdicts, _theme),
+        summary=_summary,
         facts=_facts,
         by_setting=_by_setting,
         told=_told,
@@ -96,7 +97,9 @@ def render_terminal(verdicts: Sequence[ClaimVerdict], *, details: bool = False) 
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [terminal_table(_summary(verdicts), _TITLE), Text(_count(verdicts))]
+    themes = grouped(verdicts, _theme).items()
+    parts: list[RenderableType] = [terminal_table(_summary(those), theme) for theme, those in themes]
+    parts.append(Text(_count(verdicts)))
     for one in verdicts if details else ():
         parts.append(Text(plain(f"\n{one.claim.id}: {one.verdict}"), style="bold"))
         parts += [Text(plain(f"- {line}")) for line in _facts(one)]
@@ -135,15 +138,28 @@ def _summary(verdicts: Sequence[ClaimVerdict]) -> Table:
         verdicts,
         ("Claim", attrgetter("claim.id")),
         ("Statement", attrgetter("claim.statement")),
-        ("Verdict", attrgetter("verdict")),
-        ("Why", _why),
-        left=4,
+        ("Verdict", _in_a_line),
+        left=3,
     )
 
 
-def _why(one: ClaimVerdict) -> str:
-    said = [(finding.part, sentence(finding)) for finding in one.findings]
-    return " ".join(f"{_capital(part)}: {text}" if part else text for part, text in said)
+def _theme(one: ClaimVerdict) -> str:
+    return one.claim.theme
+
+
+def _in_a_line(one: ClaimVerdict) -> str:
+    """Say the verdict, how much of each part agrees, and when that has few words; the rest is evidence."""
+    told = (f"{f'{part}: ' if (part := finding.part) else ''}{_brief(finding)}" for finding in one.findings)
+    return f"{one.verdict}: {'; '.join(told)}"
+
+
+def _brief(finding: Finding) -> str:
+    if not finding.deciding:
+        return "not tested"
+    boundary = finding.boundary
+    if boundary and boundary.exact and len(boundary.alternatives) == 1:
+        return f"{_agreement(finding)}, when {_conjunction(boundary.alternatives[0])}"
+    return _agreement(finding)
 
 
 def _facts(one: ClaimVerdict) -> list[str]:

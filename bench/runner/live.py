@@ -124,12 +124,13 @@ class _Watcher:
         self._render_plan = render_plan
         self._current: CurrentRun | None = None
         self._runs_to_do = self._runs_on_disk = 0
+        self._expected_s: Sequence[float | None] = ()
         self._ended: list[Record] = []
 
     def __call__(self, event: Event) -> None:
         match event:
             case SweepStarted():
-                self._runs_to_do, self._runs_on_disk = event.runs_to_do, event.runs_on_disk
+                self._runs_to_do, self._runs_on_disk, self._expected_s = event
             case Plan() if self._render_plan is not None:
                 self._console.print(self._render_plan(event))
             case RunStarted():
@@ -141,6 +142,19 @@ class _Watcher:
                 self._ended.append(event.record)
                 self._current = None
         self.show(event)
+
+    def _left(self) -> str:
+        """Say how long the rest may take: each run as before, else as those of this sweep; or nothing."""
+        done = len(self._ended)
+        took_s = [record.total_ns / NS_PER_SECOND for record in self._ended if record.total_ns]
+        usual_s = statistics.fmean(took_s) if took_s else None
+        ahead = [*self._expected_s[done:], *[None] * self._runs_to_do][: self._runs_to_do - done]
+        each_s = [usual_s if before_s is None else before_s for before_s in ahead]
+        known_s = [one_s for one_s in each_s if one_s is not None]
+        if not known_s or len(known_s) < len(each_s):
+            return ""
+        running_s = time.monotonic() - self._current.started_s if self._current else 0.0
+        return f"about {_duration(max(0.0, sum(known_s) - running_s))} left"
 
     def show(self, event: Event) -> None:
         raise NotImplementedError
@@ -198,13 +212,7 @@ class LiveTable(_Watcher):
         parts = [f"{len(self._ended)} of {counted(self._runs_to_do, 'run')}"]
         if self._runs_on_disk:
             parts.append(f"{self._runs_on_disk} on disk before")
-        spent_s = [record.total_ns / NS_PER_SECOND for record in self._ended if record.total_ns]
-        left = self._runs_to_do - len(self._ended)
-        if spent_s and left:
-            running_s = time.monotonic() - self._current.started_s if self._current else 0.0
-            left_s = max(0.0, statistics.fmean(spent_s) * left - running_s)
-            parts.append(f"about {_duration(left_s)} left")
-        return ", ".join(parts)
+        return ", ".join(filter(None, [*parts, self._left()]))
 
 
 class PlainLines(_Watcher):
@@ -217,14 +225,16 @@ class PlainLines(_Watcher):
             case Preparing():
                 self._print(f"{event.what} …")
             case SweepStarted():
-                self._print(f"{counted(event.runs_to_do, 'run')} to do, {event.runs_on_disk} on disk already")
+                parts = [f"{counted(event.runs_to_do, 'run')} to do", f"{event.runs_on_disk} on disk already"]
+                self._print(", ".join(filter(None, [*parts, self._left()])))
             case PhaseStarted(phase=phase) if self._current is not None:
                 self._print(f"{self._current.cell.id} run {self._current.run}: {phase}")
             case RunEnded(record):
                 parts = [part for part in map(str, _record_row(record)[2:]) if part]
+                left = f", {self._left()}" if self._left() else ""
                 why = f": {record.failure.message}" if record.failure else ""
                 self._print(
-                    f"[{len(self._ended)}/{self._runs_to_do}] {record.cell.id} run {record.run}: "
+                    f"[{len(self._ended)}/{self._runs_to_do}{left}] {record.cell.id} run {record.run}: "
                     f"{', '.join(parts)}{why}"
                 )
 

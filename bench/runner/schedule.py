@@ -16,7 +16,14 @@ from bench.io import open_data
 from bench.records.environment import KEY_PACKAGES
 from bench.records.messages import Message
 from bench.records.predictions import Plan
-from bench.records.records import BEFORE_CODE, DeviceFacts, Environment, Outcome, Record
+from bench.records.records import (
+    BEFORE_CODE,
+    NS_PER_SECOND,
+    DeviceFacts,
+    Environment,
+    Outcome,
+    Record,
+)
 from bench.scenario.cell import Cell
 from bench.scenario.types import BitsandbytesOptimizer, JsonlData
 from bench.training.rows.examples import check_data
@@ -92,10 +99,14 @@ class Note(NamedTuple):
 
 
 class SweepStarted(NamedTuple):
-    """How much there is to do; runs on disk are not done again."""
+    """How much there is to do; runs on disk are not done again.
+
+    ``expected_s`` is how long each run to do took before, in order; None where the folder has no such run.
+    """
 
     runs_to_do: int
     runs_on_disk: int
+    expected_s: Sequence[float | None] = ()
 
 
 class RunStarted(NamedTuple):
@@ -222,6 +233,12 @@ def schedule_runs(
                 last_run[one.key] += 1
                 scheduled.append(replace(one, run=last_run[one.key]))
     return scheduled
+
+
+def expected_s(runs: Sequence[ScheduledRun], records: Sequence[Record]) -> list[float | None]:
+    """Return for each run how long the last good one of its cell took, by whatever versions; or None."""
+    took = {record.cell.id: record.total_ns / NS_PER_SECOND for record in records if record.outcome == "ok"}
+    return [took.get(run.cell.id) for run in runs]
 
 
 def inputs_digest(cell: Cell, code_folder: str = "") -> str | None:

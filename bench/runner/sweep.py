@@ -98,7 +98,8 @@ def _sweep(
         observe(plan)
     order = list(dict.fromkeys(one.key for one in machine.prepared))
     records = [record for record in loaded.records if record.key in order]
-    observe(schedule.SweepStarted(runs_to_do=len(planned), runs_on_disk=len(records)))
+    expected_s = schedule.expected_s(planned, loaded.records)
+    observe(schedule.SweepStarted(len(planned), len(records), expected_s))
     on_gpu = any(cell.device == "cuda" for cell in possible)
     made = []
     if planned:

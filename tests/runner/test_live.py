@@ -67,8 +67,8 @@ def test_a_log_gets_one_line_a_phase_and_one_a_run() -> None:
         "2 runs to do, 1 on disk already",
         f"{CELL.id} run 1: load",
         f"{CELL.id} run 1: steady",
-        f"[1/3] {CELL.id} run 1: contaminated, 1,000, 0.98 GiB process, 11.3 s: Spoilt.",
-        f"[2/3] {CELL.id} run 2: ok, 1,000, 0.98 GiB process, 11.3 s",
+        f"[1/3, about 22.6 s left] {CELL.id} run 1: contaminated, 1,000, 0.98 GiB process, 11.3 s: Spoilt.",
+        f"[2/3, about 11.3 s left] {CELL.id} run 2: ok, 1,000, 0.98 GiB process, 11.3 s",
         f"[3/3] {CELL.id} run 1: oom, 1,000, 0.98 GiB process, 11.3 s: Out of memory; less.",
         "note: something to know",
     ]
@@ -88,6 +88,19 @@ def test_a_terminal_shows_step_speed_peak_and_what_is_left() -> None:
         table(RunEnded(make_record(cell=CELL)))
         shown = output.getvalue().split("cell")[-1]
         assert all(text in shown for text in ("ok", "1 of 2 runs", "1 on disk before", "about 11.3 s left"))
+
+
+def test_what_is_left_is_told_from_runs_of_before() -> None:
+    """At once where each cell ran before; where one did not, once a run of this sweep has ended."""
+    for expected_s, told in (((60.0, 30.0), ", about 1 min 30 s left"), ((60.0, None), "")):
+        console, output = make_console(terminal=False)
+        lines = PlainLines(console)
+        lines(SweepStarted(2, 0, expected_s))
+        assert f"2 runs to do, 0 on disk already{told}\n" == output.getvalue()
+        lines(RunStarted(CELL, 1))
+        lines(RunEnded(make_record(cell=CELL)))
+        after = "30.0 s" if expected_s[1] else "11.3 s"
+        assert f"about {after} left" in output.getvalue().splitlines()[-1]
 
 
 def test_a_live_table_draws_seldom_however_much_is_said() -> None:

@@ -201,6 +201,29 @@ document.querySelectorAll(".flame > svg").forEach((flame) => flame.addEventListe
   }
 }));
 
+// Boxes whose name holds a word are marked, and the share of the peak that they hold together is told.
+document.querySelectorAll("form.finder").forEach((form) => {
+  const [field, told] = [form.querySelector("input"), form.querySelector("output")];
+  const flames = [...form.closest("section").querySelectorAll(".flame > svg")];
+  form.hidden = false;
+  form.addEventListener("submit", (event) => event.preventDefault());
+  field.addEventListener("input", () => {
+    const word = field.value.trim().toLowerCase();
+    const shares = flames.map((flame) => {
+      let [share, end] = [0, 0];
+      for (const box of flame.querySelectorAll("svg")) {
+        const found = word !== "" && box.querySelector("text").firstChild.textContent.toLowerCase().includes(word);
+        box.classList.toggle("found", found);
+        const [left, width] = [Number(box.dataset.left), Number(box.dataset.width)];
+        if (!found || left + width <= end) continue; // within one that was counted
+        [share, end] = [share + width, left + width];
+      }
+      return `${share.toFixed(1)} %`;
+    });
+    told.textContent = word === "" ? "" : `${shares.join("; ")} of the peak`;
+  });
+});
+
 addEventListener("beforeprint", () => {
   document.querySelectorAll("details").forEach((one) => { one.open = true; });
   grids.forEach((grid) => {
