@@ -63,7 +63,8 @@ def script_of(words: Sequence[str]) -> tuple[str, ...]:
     if not rest or not rest[0].endswith(".py"):
         given = rest[0] if rest else "nothing"
         raise UsageError(
-            f"what is run is a Python script, in one process, and {given} is none; write python train.py …"
+            f"what is run is a Python script, in one process, and {given} is none; write python "
+            "train.py …, and see bench plan MODEL --gpus for what each of several GPUs takes"
         )
     if not Path(rest[0]).is_file():
         raise UsageError(f"{rest[0]} does not exist; check the path")

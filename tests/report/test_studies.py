@@ -99,7 +99,8 @@ def test_a_difference_beyond_its_interval_is_a_sentence() -> None:
     assert expected in text
     assert "**tiny, b4-s256: accuracy on held-out**" in text
     line = next(line for line in text.splitlines() if line.startswith("| lora-r1 |"))
-    assert line.startswith("| lora-r1 | 3 | 25.0 % | 40.0 % | 40.0, 40.0, 40.0 | ± 11.2 (n = 20) | ")
+    assert line.startswith("| lora-r1 | 40.0 % | −45.0 points (−52.8 to −37.2, 3 seeds) | ")  # noqa: RUF001 - minus signs
+    assert " | 25.0 % | 3 | 40.0, 40.0, 40.0 | ± 11.2 (n = 20) | ± 10.9 (n = 20) | " in line
     assert "is assumed to vary alike in all methods" in text
     assert "| tokens/s |" in text
 
