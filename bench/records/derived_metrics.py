@@ -286,6 +286,8 @@ DERIVED: dict[str, Derivation] = {
     "saved_for_backward_bytes": _field("ledger", "saved_for_backward_bytes"),
     "parameters_trainable": _field("model", "parameters_trainable"),
     "adapter_file_bytes": _field("model", "adapter_file_bytes"),
+    "text_loss_before_nats": _field("text_loss", "before_nats"),
+    "text_loss_after_nats": _field("text_loss", "after_nats"),
     "accuracy_before": _evaluated("before"),
     "accuracy_after": _evaluated("after"),
 }

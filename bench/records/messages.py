@@ -29,6 +29,7 @@ from bench.records.records import (
     Phase,
     PhaseReading,
     StepSample,
+    TextLoss,
 )
 from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
@@ -78,6 +79,7 @@ Reading = (
     | FlopsReading
     | MergeCheck
     | EvaluationReading
+    | TextLoss
     | Caveat
 )
 

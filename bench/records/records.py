@@ -6,7 +6,7 @@ History of the format (``SCHEMA_VERSION``):
   are read as before, so the number stays.
 - 1 (2026-11-29): ``measurement.model.reach``, ``prediction.reach``, ``ledger.retained``, ``held`` of steps,
   ``heap_start_bytes`` of phases, ``sources`` of evaluations; ``doc_hash`` also of prompt, choices and target.
-- 1 (2026-11-30): ``ledger.modules_at_peak_bytes``, and the same of predictions.
+- 1 (2026-11-30): ``ledger.modules_at_peak_bytes``, and the same of predictions; ``text_loss``.
 """
 
 from abc import ABC
@@ -234,6 +234,19 @@ class EvaluationReading(Part, frozen=True):
             raise ValueError(f"sources of {len(self.sources)} items, not of {len(self.items)}")
 
 
+class TextLoss(Part, frozen=True):
+    """Mean loss on a text, in nats a token, before and after training; each window or row is read alone."""
+
+    text: str
+    tokens: Positive
+    before_nats: Number
+    after_nats: Number
+
+    def __post_init__(self) -> None:
+        """Read what JSON has no number for."""
+        number(self, "before_nats", "after_nats")
+
+
 class RankReading(Part, frozen=True):
     """Of one process of several: its highest peaks, and the median of its measured steps."""
 
@@ -262,6 +275,7 @@ class Measurement(Part, frozen=True, dict=True):
     evaluations: tuple[EvaluationReading, ...] = ()
     caveats: tuple[Caveat, ...] = ()
     ranks: tuple[RankReading, ...] | msgspec.UnsetType = msgspec.UNSET  # where there are several
+    text_loss: TextLoss | msgspec.UnsetType = msgspec.UNSET  # where a text was asked for
 
     @cached_property
     def measured_steps(self) -> tuple[StepSample, ...]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # The process with its start-up is below, among the details: it says more about Python than about a method.
 _COMPARED = tuple(name for name in INSTRUMENT_NAMES if name != "host")
 # Metrics shown beside those that have columns of their own, by name.
-COLUMNS_OF_METRICS: tuple[str, ...] = ()
+COLUMNS_OF_METRICS: tuple[str, ...] = ("text_loss_before_nats", "text_loss_after_nats")
 # Where a caveat belongs; what is not named here concerns the cell as a whole.
 _PLACES: Mapping[str, Place] = {
     "not-steady": "speed",

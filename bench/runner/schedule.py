@@ -179,6 +179,11 @@ def examine_data(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
             lines[check_data(data, pairs=pairs)] = True
         except UsageError as error:
             problems[str(error)] = True
+    for text in dict.fromkeys(cell.evaluation.text_file for cell in cells):
+        if text is not None and not Path(text).is_file():
+            problems[f"evaluation.text: {text} does not exist; name a .txt or .jsonl file, or mmlu-281"] = (
+                True
+            )
     return [line for line in lines if line], list(problems)
 
 
@@ -249,8 +254,9 @@ def inputs_digest(cell: Cell, code_folder: str = "") -> str | None:
     counts as such; the worker says what is wrong with it.
     """
     found = ""
-    if isinstance(cell.data, JsonlData) or cell.model.path is not None:
-        digest = _digest_of([Path(cell.data.path)] if isinstance(cell.data, JsonlData) else [])
+    files = [cell.data.path if isinstance(cell.data, JsonlData) else None, cell.evaluation.text_file]
+    if any(files) or cell.model.path is not None:
+        digest = _digest_of([Path(file) for file in files if file])
         if cell.model.path is not None:
             for file in sorted(Path(cell.model.path).glob("*.*")):
                 status = file.stat()
@@ -294,7 +300,11 @@ def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) ->
 def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iterator[str]:
     training, method = cell.training, cell.method
     if cell.parallel.several:
-        asked = {"evaluation.tasks": cell.evaluation.tasks, "window.merge_check": cell.window.merge_check}
+        asked = {
+            "evaluation.tasks": cell.evaluation.tasks,
+            "evaluation.text": cell.evaluation.text,
+            "window.merge_check": cell.window.merge_check,
+        }
         yield from (
             f"Over several GPUs there is no {name}; leave it out." for name, there in asked.items() if there
         )

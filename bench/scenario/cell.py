@@ -297,9 +297,12 @@ def _of_peft(cell: Cell, method: PeftMethod) -> Iterator[Problem]:
     if kind in _PROMPT_LEARNING and cell.training.batching == "pack":
         message = f"pack is not for {method.type}, which drops position_ids; set pad-to-longest"
         yield "training", "batching", message
-    if kind in _LENGTHENING and cell.evaluation.tasks:
-        message = f"would be judged at wrong positions: {method.type} returns logits of its own tokens too"
-        yield "evaluation", "tasks", f"{message}; remove them"
+    for field in ("tasks", "text") if kind in _LENGTHENING else ():
+        if getattr(cell.evaluation, field):
+            message = (
+                f"would be judged at wrong positions: {method.type} returns logits of its own tokens too"
+            )
+            yield "evaluation", field, f"{message}; leave it out"
     if kind == "ADALORA" and cell.training.loss != "full":
         yield "training", "loss", "must be full for adalora, which adds a term of its own to the model's loss"
 

@@ -326,8 +326,11 @@ class WindowSpec(Frozen):
     )
 
 
+GENERAL_TEXT = "mmlu-281"
+
+
 class EvaluationSpec(Frozen):
-    """lm-eval tasks run before and after training."""
+    """What is asked before and after training: lm-eval tasks, and the loss on a text."""
 
     tasks: tuple[str, ...] = Field(
         (), description="held-out (the built-in task's), mmlu-281 (offline), or any lm-eval task name."
@@ -335,6 +338,17 @@ class EvaluationSpec(Frozen):
     limit: int | None = Field(None, ge=1, description="Items per task, the first ones.")
     num_fewshot: int = Field(0, ge=0, le=64, description="Worked examples before each question.")
     batch_size: int = Field(16, ge=1, le=4096, description="Sequences per forward pass of the evaluation.")
+    text: str | None = Field(
+        None,
+        exclude_if=lambda text: text is None,
+        description="A text whose loss is read: of a general one it rises with what is forgotten, of rows "
+        "held out it falls with what is learnt. A .txt or .jsonl file, or mmlu-281, which lm-eval has.",
+    )
+
+    @property
+    def text_file(self) -> str | None:
+        """The file of the text, where it has one."""
+        return None if self.text == GENERAL_TEXT else self.text
 
 
 class LimitsSpec(Frozen):

@@ -11,7 +11,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import version
@@ -22,19 +22,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from msgspec import UNSET
+from torch.nn.functional import cross_entropy
 
 from bench.errors import UnavailableError, UsageError, first_line
 from bench.io import read_data
 from bench.records.readings import Caveat
 from bench.records.records import EvaluationItem, EvaluationReading
-from bench.scenario.types import DataSpec, EvaluationSpec
-from bench.training.rows.tasks import held_out_task, mmlu_task
+from bench.scenario.types import GENERAL_TEXT, DataSpec, EvaluationSpec, JsonlData
+from bench.training.rows.data import IGNORED_LABEL, tokenise
+from bench.training.rows.examples import load_examples
+from bench.training.rows.tasks import held_out_task, mmlu_questions, mmlu_task
 
 # Per-item metrics that are 0 or 1, the first that a task has is used.
 _METRICS = ("acc", "exact_match", "em", "pass@1", "prompt_level_strict_acc")
 _SOURCE_FIELDS = ("passage", "context", "article", "story", "paragraph", "support", "abstract")
 """What several questions may ask about, as tasks of lm-eval 0.4.13 call it (doc_to_text): boolq and drop,
 xquad and logiqa, race, coqa, multirc, sciq, qasper."""
+_TEXT_TOKENS = 16_384  # after which a text is long enough
+_TEXT_WINDOW = 512
 _FEWSHOT_SEED = 1234  # lm-eval's own default
 _DEFAULT_NEW_TOKENS = 256  # HFLM.max_gen_toks, which shortens the room for a prompt
 
@@ -75,6 +80,44 @@ def evaluate(  # noqa: PLR0917 - one call says all there is to say
         if reading.truncated_items
     ]
     return readings, caveats
+
+
+def read_text_loss(model: Any, tokenizer: Any, text: str, max_length: int) -> tuple[float, int]:
+    """Return the mean loss on the beginning of a text or of rows, in nats a token, and its number of tokens.
+
+    Of rows the answers count, as in training. Raises ``UsageError`` where nothing can be predicted.
+    """
+    total, tokens = 0.0, 0
+    with _undisturbed(model, tokenizer), torch.no_grad():
+        model.eval()
+        for ids, labels in _read_alone(text, tokenizer, min(max_length, _TEXT_WINDOW)):
+            rows, wanted = (torch.tensor([each], device=model.device) for each in (ids, labels))
+            logits = model(input_ids=rows).logits[0, :-1].float()
+            total += float(cross_entropy(logits, wanted[0, 1:], ignore_index=IGNORED_LABEL, reduction="sum"))
+            tokens += int((wanted[0, 1:] != IGNORED_LABEL).sum())
+            if tokens >= _TEXT_TOKENS:
+                break
+    if not tokens:
+        raise UsageError(f"evaluation.text: {text} has no token to predict; name a longer text.")
+    return total / tokens, tokens
+
+
+def _read_alone(text: str, tokenizer: Any, length: int) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """Yield ids and labels of each row, or of each window of one text."""
+    if Path(text).suffix in {".json", ".jsonl"}:
+        rows = load_examples(JsonlData(source="jsonl", path=text), tokenizer).examples
+        yield from ((piece.ids[:length], piece.labels[:length]) for piece in tokenise(rows, tokenizer))
+        return
+    if text == GENERAL_TEXT:
+        content = "\n\n".join(
+            "\n".join([one["question"], *one["choices"], one["choices"][one["answer"]]])
+            for one in mmlu_questions()
+        )
+    else:
+        content = read_data(Path(text)).decode(errors="replace")
+    ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
+    for start in range(0, len(ids), length):
+        yield ids[start : start + length], ids[start : start + length]
 
 
 def _evaluate_task(

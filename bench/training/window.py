@@ -7,7 +7,7 @@ everything read is sent at once.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
@@ -20,10 +20,18 @@ from bench.probes.machine import Allocator, ignore
 from bench.probes.phases import PhaseReader, mark_quiescent
 from bench.records.messages import Reading, ReadingMade, Send
 from bench.records.readings import Caveat
-from bench.records.records import FlopsReading, LedgerReading, ModelFacts, Phase, StepSample, TokenCounts
+from bench.records.records import (
+    FlopsReading,
+    LedgerReading,
+    ModelFacts,
+    Phase,
+    StepSample,
+    TextLoss,
+    TokenCounts,
+)
 from bench.scenario.cell import Cell
 from bench.scenario.types import WindowSpec
-from bench.training.evaluation import evaluate
+from bench.training.evaluation import evaluate, read_text_loss
 from bench.training.loading.models import device_of, stored_caveats
 from bench.training.loading.reach import require_reach
 from bench.training.loading.weights import Weights
@@ -70,6 +78,7 @@ class Setting:
     phases: PhaseReader
     after_warmup: Callable[[], None] = ignore
     rank: int = 0
+    text_losses: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def vocabulary_size(self) -> int:
@@ -97,15 +106,20 @@ class Setting:
         )
 
     def evaluate(self, when: Literal["before", "after"]) -> None:
-        if not self.cell.evaluation.tasks:
+        asked = self.cell.evaluation
+        if not asked.tasks and asked.text is None:
             return
         config = self.model.config.get_text_config()
         context = getattr(config, "max_position_embeddings", DEFAULT_CONTEXT)
         with self.phases.phase("evaluate_before" if when == "before" else "evaluate_after"):
-            readings, caveats = evaluate(
-                self.model, self.tokenizer, self.cell.evaluation, self.cell.data, when, context
-            )
-            self.phases.report(*readings, *caveats)
+            if asked.tasks:
+                readings, caveats = evaluate(self.model, self.tokenizer, asked, self.cell.data, when, context)
+                self.phases.report(*readings, *caveats)
+            if asked.text is not None:
+                self.text_losses.append(read_text_loss(self.model, self.tokenizer, asked.text, context))
+            if len(self.text_losses) > 1:
+                (before, tokens), (after, _) = self.text_losses
+                self.phases.report(TextLoss(str(asked.text), tokens, before, after))
 
     def save_adapter(self) -> int | None:
         if self.cell.method.kind == "full" or self.cell.parallel.several:  # of which each rank has a part

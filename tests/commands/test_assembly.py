@@ -81,7 +81,7 @@ def test_a_group_of_options_is_as_its_options_one_by_one() -> None:
         == 0
     )
     assert CliRunner().invoke(small, ["it"]).exit_code == 0
-    assert seen == [("it", _Group(much=[1, 2], loud=True), 3), ("it", _Group(much=[]), 1)]
+    assert seen == [("it", _Group(much=(1, 2), loud=True), 3), ("it", _Group(much=()), 1)]
 
 
 @pytest.mark.parametrize("command", [("report",), ("table",), ("claims",)])

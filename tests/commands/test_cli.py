@@ -187,7 +187,7 @@ def test_a_table_of_prices_tells_which_card_is_for_the_job(bench: CommandLine, t
         (("plan", "tiny.toml", "--rank", "4"), "--rank is for a model's name, and tiny.toml is a scenario"),
         (("plan", "qwen3-8", "--gpu", "h200"), 'unknown architecture "qwen3-8"'),
         (("plan", "gpt2", "--method", "ia3"), "--method ia3 is not known; choose from full, lora"),
-        (("plan", "gpt2", "--rank", "8;9"), "--rank 8;9 is no list of numbers"),
+        (("plan", "gpt2", "--rank", "8;9"), "--rank 8;9 is no number"),
         (("plan", "synthetic.toml", "--epochs", "2"), "has data.source = synthetic; give --tokens"),
         (("fit", "llama-2-7b", "--gpu", "rtx4090", "--json", "--markdown"), "--json and --markdown"),
         (("validate", "-o", "page.txt"), "page.txt"),

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.runner.schedule import inputs_digest
+from bench.errors import UsageError
+from bench.runner.schedule import inputs_digest, require_data
 from tiny_cells import tiny_cell
 
 
@@ -17,6 +18,20 @@ def test_a_changed_data_file_is_another_input(tmp_path: Path) -> None:
     one = inputs_digest(cell)
     data.write_text('{"text": "two"}\n')
     assert len({missing, one, inputs_digest(cell)}) == 3
+
+
+def test_a_text_that_is_evaluated_is_an_input(tmp_path: Path) -> None:
+    """Another content is another run; one that is not there is told before anything is loaded."""
+    text = tmp_path / "general.txt"
+    cell = tiny_cell(evaluation={"text": str(text)})
+    with pytest.raises(UsageError, match=r"evaluation\.text: .*general\.txt does not exist; name a \.txt"):
+        require_data([cell])
+    text.write_text("one")
+    one = inputs_digest(cell)
+    text.write_text("two")
+    assert one not in {None, inputs_digest(cell)}
+    assert require_data([cell]) == []
+    assert inputs_digest(tiny_cell(evaluation={"text": "mmlu-281"})) is None
 
 
 def test_changed_weights_are_another_input(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """lm-eval on a model in training: right per item, cheap, and without a trace on what follows."""
 
+import json
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes
@@ -14,12 +16,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bench.errors import UnavailableError
+from bench.errors import UnavailableError, UsageError
 from bench.records.readings import Caveat
 from bench.records.records import EvaluationReading
 from bench.scenario.types import DataSpec, EvaluationSpec, TaskData, TrainingSpec
 from bench.training import evaluation as evaluation_module
-from bench.training.evaluation import evaluate
+from bench.training.evaluation import evaluate, read_text_loss
 from bench.training.loading.models import keep_quantised_weights
 from bench.training.rows.data import prepare_batches
 from bench.training.rows.tasks import WORDS, mmlu_questions, task_items
@@ -103,6 +105,26 @@ def held_out(
         model, tokenizer, EvaluationSpec(tasks=("held-out",), **spec), data, "before", max_length
     )
     return reading, caveats
+
+
+def test_the_loss_on_a_text_is_the_models_own_window_by_window(tokenizer: Any, tmp_path: Path) -> None:
+    """The mean of what the model gives as the loss of each window, by tokens; rows count by their answers."""
+    model, words = tiny_model(), WORDS[:90]
+    (tmp_path / "general.txt").write_text(" ".join(words))
+    loss, tokens = read_text_loss(model, tokenizer, str(tmp_path / "general.txt"), 64)
+    expected = 0.0
+    for part in (words[:64], words[64:]):
+        ids = torch.tensor([tokenizer.convert_tokens_to_ids(list(part))])
+        expected += float(model.eval()(ids, labels=ids).loss.detach()) * (len(part) - 1)
+    assert tokens == 88
+    assert loss == pytest.approx(expected / 88, rel=1e-5)
+    rows = [{"prompt": f"{words[0]} {words[1]}", "completion": f" {words[2]}"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read_text_loss(model, tokenizer, str(tmp_path / "rows.jsonl"), 64)[1] == 2  # the word and the end
+    assert read_text_loss(model, tokenizer, "mmlu-281", 64)[1] >= 10_000
+    (tmp_path / "general.txt").write_text(words[0])
+    with pytest.raises(UsageError, match=r"general\.txt has no token to predict; name a longer text"):
+        read_text_loss(model, tokenizer, str(tmp_path / "general.txt"), 64)
 
 
 def test_items_are_judged_by_the_likeliest_choice(tokenizer: Any) -> None:

@@ -17,6 +17,7 @@ from bench.records.records import (
     ModelFacts,
     PhaseReading,
     StepSample,
+    TextLoss,
 )
 from bench.scenario.cell import Cell
 from tiny_cells import of_type, tiny_cell
@@ -106,6 +107,27 @@ def test_every_method_learns_a_repeated_batch(method: dict[str, Any]) -> None:
     )
     losses = _losses(readings_of(cell))
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_loss_on_a_text_falls_with_what_is_learnt_and_rises_with_what_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    """Of the text itself it falls in six steps, of other letters it rises; before, both are alike."""
+    half, other = ("abcdefgh " * 12, "ZYXWVUTS " * 12)
+    (tmp_path / "general.txt").write_text(half)
+    losses = {}
+    for name, trained in (("learnt", half), ("forgotten", other)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": trained}))
+        cell = tiny_cell(
+            data={"source": "jsonl", "path": str(tmp_path / f"{name}.jsonl")},
+            training={"learning_rate": 5e-2, "sequence_length": 128},
+            window={"measured_steps": 6, "ledger": False, "flops": False},
+            evaluation={"text": str(tmp_path / "general.txt")},
+        )
+        read = losses[name] = _one(readings_of(cell), TextLoss)
+        assert (read.text, read.tokens) == (str(tmp_path / "general.txt"), len(half) - 1)
+    assert losses["learnt"].after_nats < losses["learnt"].before_nats < losses["forgotten"].after_nats
+    assert losses["learnt"].before_nats == losses["forgotten"].before_nats
 
 
 def test_trainable_parameters_are_those_of_the_adapter() -> None:
