@@ -41,7 +41,7 @@ def test_each_side_of_a_gate_imports_its_own_loop(tmp_path: Path, monkeypatch: p
         names[side] = record.measurement.model.optimizer_class.rpartition(".")[2]
     assert names == {"base": "SGD", "candidate": "AdamW"}
     assert "ledger_peak_bytes" in result.stdout
-    assert "regression: of 8 gated metrics" in result.stdout
+    assert "regression: of 10 gated metrics" in result.stdout
 
 
 SCRIPT = """
