@@ -74,6 +74,22 @@ def test_repeated_layers_count_as_often_as_they_run(method: str, checkpointing: 
     assert bool(recomputed) == (checkpointing != "off")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_the_model_computes_is_the_same_with_checkpoints(method: str) -> None:
+    """MFU leaves recomputation out, also in functions that turn gradients off, as 4-bit products do.
+
+    With checkpoints the first layer's input has a gradient, a hundredth more.
+    """
+
+    def computed(checkpointing: str) -> float:
+        one = cell(method, gradient_checkpointing=checkpointing, optimizer="adamw-fused")
+        found = totals(Tracer(PLATFORM, configuration_of(one.model), timed=True).trace(one))
+        return sum(flops for (_, again, _), (_, flops, _) in found.items() if not again)
+
+    for checkpointing in ("reentrant", "non-reentrant"):
+        assert computed(checkpointing) == pytest.approx(computed("off"), rel=0.02)
+
+
 def test_a_library_loop_counts_likewise() -> None:
     """The counters of steps belong to the layers in a loop, too, whose optimizer is its own."""
     one = cell("lora", loop="hf-trainer", optimizer="adamw-foreach")

@@ -131,6 +131,8 @@ class At(NamedTuple):
     """For how many each tensor of a list stands."""
     block_of: Callable[[Tensor], Block | None]
     """The block of a tensor, sized with the layers added."""
+    within: bool = False
+    """Inside a module's own forward pass."""
 
     def shape_of(self, tensor: Tensor) -> Shape:
         """Return a tensor's shape: of a vector with a place for each parameter, with the layers added."""
@@ -183,7 +185,7 @@ class _Notes:
 
     def add(self, func: Any, args: Iterable[Any], result: Any, at: At) -> None:
         (op, view, listed), module = _named(func), _without_numbers(at.module)
-        recomputed = at.phase == "backward" and torch.is_grad_enabled()
+        recomputed = at.phase == "backward" and (at.within or torch.is_grad_enabled())
         updating = at.phase == "optimizer_step"
         listed = listed or (updating and op == _JOINED)
         self.places.append((at.part, -1 if listed else at.layer))

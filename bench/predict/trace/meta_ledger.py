@@ -214,11 +214,12 @@ class MetaLedger(Ledger):
 
     def _record(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
         """Note a call for those who time it."""
-        inside = self._phase == "forward" or len(self._module_stack) > 1
+        within = len(self._module_stack) > 1
+        inside = self._phase == "forward" or within
         module = self._module_stack[-1] if inside else self._module_of_backward
         module = "optimizer" if self._phase == "optimizer_step" else module
         place = self.step, len(self.marks), self._phase, module, self._layer
-        self.recorder.note(func, args, result, At(*place, self.times_of, self._known))
+        self.recorder.note(func, args, result, At(*place, self.times_of, self._known, within))
 
     def _times_at(self, layer: int) -> int:
         return 1 + self._periods_added * (self._period <= layer < 2 * self._period)
