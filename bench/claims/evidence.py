@@ -154,8 +154,8 @@ def quantity_of(name: str, cells: Sequence[Case]) -> tuple[Figure, list[Figure]]
 def quantities_of(name: str, cells: Sequence[Case]) -> Iterator[tuple[Figure, list[Figure], str]]:
     """Yield a quantity, what it was computed from, and a note; speed that was predicted for each card.
 
-    The interval of a predicted ratio is as wide as the ranges of both speeds allow, as if their errors had
-    nothing in common; that of a published one is the margin for repeats.
+    The interval of a predicted ratio is that of independent errors: the ranges of both speeds, combined in
+    quadrature; that of a published one is the margin for repeats.
     """
     if name != "speed" or cells[0].measured:
         if found := quantity_of(name, cells):
@@ -166,7 +166,12 @@ def quantities_of(name: str, cells: Sequence[Case]) -> Iterator[tuple[Figure, li
     kind = "ranges of both" if predicted else f"{PUBLISHED_MARGIN:.0%} either way".replace("%", " %")
     for card in filter(theirs.__contains__, ours):
         (low, point, high), (least, other, most) = ours[card], theirs[card]
-        ratio = Figure(name, "fold", point / other, low / most, high / least, kind)
+        below, above = (
+            float(np.linalg.norm(np.log(sides), 2 if predicted else 1))
+            for sides in ((point / low, most / other), (high / point, other / least))
+        )
+        middle = point / other
+        ratio = Figure(name, "fold", middle, middle * math.exp(-below), middle * math.exp(above), kind)
         yield ratio, both("speed", point, other, "tokens/s"), card if predicted else ""
 
 
