@@ -189,7 +189,7 @@ class FitTraining:
     checkpointing: str = "non-reentrant"
     optimizer: str = "adamw-fused"
     attention: str = "sdpa"
-    autocast: str = "off"
+    autocast: str = "bf16"
     loss: str = "full"
     kernels: str = "torch"
     data: str = "padded"

@@ -79,13 +79,14 @@ class Draft:
         from bench.scenario.names import toml
 
         checkpointing = '"non-reentrant"  # "off" is faster and takes more memory'
+        autocast = 'autocast = "bf16"  # as bf16 = true of transformers\' Trainer, or "off"'
         seed = _toml_of("seed", self.seed)
         return [
             "",
             "[training]",
             f"sequence_length = {_toml_of('sequence', self.sequence)}  # tokens of a sequence, at most",
             f"micro_batch = {_toml_of('batch', self.batch)}  # sequences of a forward pass",
-            *([f"gradient_checkpointing = {checkpointing}"] if self.device == "cuda" else []),
+            *([f"gradient_checkpointing = {checkpointing}", autocast] if self.device == "cuda" else []),
             "learning_rate = 1e-4  # a method may have its own: training.learning_rate in its table",
             *([f"seed = {seed}"] if seed != "0" else []),
             *(["", "[loop]", f"driver = {toml(self.driver)}"] if self.driver != "window" else []),

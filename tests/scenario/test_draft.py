@@ -57,7 +57,7 @@ def test_init_writes_what_cells_and_plan_take(tmp_path: Path, monkeypatch: pytes
     run = CliRunner().invoke
     assert 0 == run(app, ["init", "qwen3-8b", "--method", "lora", "--seed", "0,1"]).exit_code
     told = run(app, ["cells", "qwen3-8b.toml", "--only", "*seed1"]).stdout
-    assert "qwen3-8b/lora-r16/b1-s2048-ckpt-seed=1\n" == told
+    assert "qwen3-8b/lora-r16/b1-s2048-autocast-bf16-ckpt-seed=1\n" == told
     assert "is there already" in str(run(app, ["init", "qwen3-8b"]).exception)
 
 
