@@ -280,6 +280,8 @@ def test_a_plan_spreads_cells_over_numbers_of_gpus() -> None:
     assert spread_over(cell, 1) == cell
     spread = spread_over(cell, 8)
     assert (spread.id, spread.parallel) == (f"{cell.id}-fsdp2-x8", ParallelSpec(strategy="fsdp2", gpus=8))
+    mixed = spread_over(tiny_cell({"kind": "lora"}, training={"autocast": "bf16"}), 8)
+    assert (mixed.training.autocast, mixed.parallel.param_dtype) == ("off", "bf16")
     packed = spread_over(tiny_cell({"kind": "qlora"}), 8)
     assert getattr(packed.method, "quant_storage", "") == "bf16"
     with pytest.raises(UsageError, match="int8 cannot be sharded"):
