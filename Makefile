@@ -14,6 +14,9 @@ BIN := $(VENV)/bin
 # compiles what is imported, once.
 PIP_INSTALL := -m pip install -qq --no-compile --disable-pip-version-check --no-input
 
+# Python reads it: each of many processes would compile torch and its family anew, for ten seconds and more.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test lint package weights pages constraints clean
 .DEFAULT_GOAL := run
 

@@ -23,6 +23,10 @@ FROZEN = pytest.StashKey[int]()
 ROOT = Path(__file__).resolve().parents[1]
 # Processes that tests start run this checkout too, whichever one is installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+# Or every process compiles torch and its family anew, which takes longer than to run them. Python reads the
+# variable as it starts: this is for the processes of tests, and xdist's.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Models here are tiny: a second thread only waits, and two processes that wait for each other crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
