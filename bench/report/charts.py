@@ -32,9 +32,8 @@ _SERIES = alt.Color("series:N", sort=None, legend=_legend(columns=1, labelLimit=
 _TIP = alt.Description("tip:N")
 
 
-def specification(chart: Chart, width: int = WIDE) -> dict[str, Any]:
-    """Return the Vega-Lite specification, so many pixels wide, checked against its schema and styled."""
-    drawn = chart.to_dict()
+def specification(drawn: dict[str, Any], width: int = WIDE) -> dict[str, Any]:
+    """Return what altair checked against its schema as a specification so many pixels wide, and styled."""
     rows = (row for layer in drawn.get("layer", ()) for row in layer.get("data", {}).get("values", ()))
     labels = max((len(row.get("cell", "")) for row in rows), default=0)
     found: dict[str, Any] = _fitted(

@@ -63,17 +63,26 @@ class Figure:
     draw: Draw | None = None
     missing: str | None = None
 
-    @cached_property
+    @property
     def specification(self) -> dict[str, Any]:
         """Return the Vega-Lite specification. Raises UsageError where altair is not installed."""
         return self._specification()
 
     def _specification(self, **size: int) -> dict[str, Any]:
+        drawn = self._drawn
+        from bench.report import charts
+
+        return charts.specification(drawn, **size)
+
+    @cached_property
+    def _drawn(self) -> dict[str, Any]:
+        """What is the same at every width; checking it takes as long as drawing it."""
         require_libraries()
         from bench.report import charts
 
         assert self.draw is not None  # noqa: S101 - asked for only where something is drawn
-        return charts.specification(self.draw(charts), **size)
+        found: dict[str, Any] = self.draw(charts).to_dict()
+        return found
 
     def svg(self, **size: int) -> str:
         """Return the figure as SVG, of so many pixels' ``width`` where that is told."""

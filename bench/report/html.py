@@ -8,13 +8,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
@@ -23,7 +23,7 @@ from bench.errors import counted
 from bench.io import own_text
 from bench.metrics import INSTRUMENT_NAMES
 from bench.records.predictions import Plan
-from bench.report.columns import Grid, told_once
+from bench.report.columns import Column, Grid, told_once
 from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
 from bench.report.figures import Figure, comparison_figures, plan_figures, require_libraries
@@ -49,6 +49,11 @@ _MOST_GROUPS = 6
 _PEAKS = (f"Peak memory: {INSTRUMENT_NAMES['ledger']}", "Allocated")
 _LEADING = ("frontier", "memory")
 _LEAD_WIDTH = 440  # pixels of the figure beside the first table
+_LONG = 18  # letters of a cell that may be broken into lines
+_BAR = (
+    '<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" aria-hidden="true">'
+    '<rect width="{:.1f}" height="1"/></svg>'
+)
 _FEW_ROWS = 30  # for which no filters are spread out
 _MEMORY_ONLY = "Memory only: speed is not told here."
 _THEMED = {
@@ -246,7 +251,9 @@ def _environment() -> Environment:
         # Not of our own markup, which has a type of its own.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.filters.update(figure=_themed_svg, inline=_inline, plain=plain)
+    environment.filters.update(
+        figure=_themed_svg, grid_lines=_grid_lines, inline=_inline, lines=_lines, plain=plain
+    )
     return environment
 
 
@@ -263,6 +270,58 @@ def _inline(text: str) -> Markup:
     """Return a line of our own Markdown as HTML; tags in it are shown, not obeyed."""
     text = text.replace("\u2060", "")  # what keeps GitHub from reading a mention
     return Markup(MarkdownIt("js-default", {"html": False}).renderInline(text))  # noqa: S704 - it escapes
+
+
+@lru_cache(maxsize=10_000)  # the cells of large tables are seldom new
+def _shown(text: str) -> str:
+    return str(escape(plain(text)))
+
+
+def _lines(table: Table) -> Markup:
+    """Return the lines of a table; in a template the thousands of a large plan take five times as long."""
+    numbers = [index >= table.left for index in range(len(table.header))]
+    before = ['<th scope="row">', *('<td class="number">' if number else "<td>" for number in numbers[1:])]
+    after = ["</th>", *("</td>" for _ in numbers[1:])]
+    lines = (map("".join, zip(before, map(_shown, line), after, strict=True)) for line in table.rows)
+    return Markup("\n".join(f"<tr>{''.join(line)}</tr>" for line in lines))  # noqa: S704 - cells are escaped
+
+
+def _grid_lines(grid: Grid[Any], prefix: str) -> Markup:
+    """Return the lines of a table to sort and filter, likewise."""
+    tags = ['th scope="row"', *("td" for _ in grid.columns[1:])]
+    columns = [*zip(tags, grid.columns, strict=True)]
+    lines = (
+        f'<tr id="{anchor}">{"".join(_cell(grid, prefix, *each, row) for each in columns)}</tr>'
+        for anchor, row in grid.rows
+    )
+    return Markup("\n".join(lines))  # noqa: S704 - cells are escaped
+
+
+def _cell(grid: Grid[Any], prefix: str, tag: str, column: Column[Any], row: Any) -> str:
+    text, value, tone, link = column.text(row), column.key(row), column.tone(row), column.link(row)
+    kinds, long = column.tags(row), grid.bar(column, row)
+    known = "" if value is None else str(value)
+    classes = f"{'number' if column.numeric else ''}{'' if column.page else ' more'}"
+    classes += " long" if len(text) > _LONG else ""
+    shown = f'<span class="{tone}">{_shown(text)}</span>' if tone else _shown(text)
+    marks = (_mark(prefix, note, grid.notes[note - 1]) for note in grid.numbers(column, row))
+    return "".join(
+        (
+            f'<{tag} class="{classes}"',
+            "" if known == text else f' data-v="{_shown(known)}"',
+            f' data-tags="{escape(chr(10).join(kinds))}"' if kinds else "",
+            f'><a href="#{link}">{shown}</a>' if link else f">{shown}",
+            "<sup>, ".join(("", *marks)).replace("<sup>, ", "<sup>", 1),
+            "" if long is None else _BAR.format(long),
+            f"</{tag[:2]}>",
+        )
+    )
+
+
+def _mark(prefix: str, note: int, text: str) -> str:
+    """Return what follows ``<sup>`` at a number that a note is about."""
+    title = f'title="{_shown(text)}" aria-label="note {note}"'
+    return f'<a href="#{prefix}note-{note}" {title}>{note}</a></sup>'
 
 
 def _themed_svg(figure: Figure, prefix: str, width: int | None) -> Markup:

@@ -187,7 +187,7 @@ def plain(text: str) -> str:
 
 def visible(text: str) -> str:
     """Return text with a blank for each run of control characters and invisible ones."""
-    return _INVISIBLE.sub(" ", text)
+    return text if text.isprintable() else _INVISIBLE.sub(" ", text)  # most is, and it is asked in no time
 
 
 @lru_cache(maxsize=10_000)  # the cells of large tables are seldom new

@@ -24,13 +24,13 @@ class MethodRow:
 def method_rows(plan: Plan) -> list[MethodRow]:
     """Return the smallest card for each method and length, or the largest that was tried in vain."""
     rows = []
+    order = dict.fromkeys(one.cell.labels.method for one in plan.cells)
     for model in card_fits(plan):
         found: dict[str, dict[int, Need]] = {}
         for length in model.sequence_lengths:
             steps, nowhere = model.smallest_cards(length)
             for need in [*(need for _, needs in steps for need in needs), *nowhere]:
                 found.setdefault(need.method, {})[length] = need
-        order = dict.fromkeys(one.cell.labels.method for one in plan.cells)
         rows += [MethodRow(model=model.model, method=name, at=found[name]) for name in order if name in found]
     return rows
 
