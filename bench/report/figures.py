@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import Frontier
-from bench.compare.plans import plan_rows
+from bench.compare.plans import PlanRow, plan_rows
 from bench.compare.series import (
     AccuracyPoint,
     Breakdowns,
@@ -174,10 +174,11 @@ def _short_names(comparison: Comparison) -> tuple[Names, str]:
     return {row.key: name for row, name in zip(rows, names, strict=True)}, told
 
 
-def plan_figures(plan: Plan) -> tuple[Figure, ...]:
+def plan_figures(plan: Plan, rows: Sequence[PlanRow] = ()) -> tuple[Figure, ...]:
+    """Return the figures of a plan, whose ``rows`` need not be worked out again where they are at hand."""
     card = plan.cards[0] if len(plan.cards) == 1 else None
     limits = [(card.name, card.usable_bytes) for card in plan.cards]
-    rows = plan_rows(plan)
+    rows = rows or plan_rows(plan)
     stacks = planned_breakdowns(rows, card, plan.cells)
     return (
         *_cards(card_choices(plan, rows)),

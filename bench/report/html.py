@@ -39,7 +39,7 @@ from bench.report.predicted.fit import (
     plan_sentences,
     why_untried,
 )
-from bench.report.predicted.methods import method_rows, methods_grid
+from bench.report.predicted.methods import MethodRow, method_rows, methods_grid
 from bench.report.predicted.plan import detail_tables, plan_grid
 from bench.report.predicted.speed import any_speed
 from bench.report.text import GIBIBYTES, Sentence, Table, markdown, plain, visible
@@ -173,9 +173,11 @@ def _measured_flames(comparison: Comparison, anchors: Mapping[str, str]) -> Iter
     return islice(filter(None, flames), MOST_FLAMES)
 
 
-def _planned_flames(plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str]) -> Iterator[Flame]:
+def _planned_flames(
+    methods: Sequence[MethodRow], rows: Sequence[PlanRow], anchors: Mapping[str, str]
+) -> Iterator[Flame]:
     """Yield the flames of cells that a plan's first table names, at the longest sequences."""
-    named = [one.at[max(one.at)].cell for one in method_rows(plan)] or [row.cell for row in rows]
+    named = [one.at[max(one.at)].cell for one in methods] or [row.cell for row in rows]
     forecasts = {row.cell: row.forecast for row in rows if row.forecast}
     held = ((cell, forecasts[cell].modules_at_peak_bytes) for cell in named if cell in forecasts)
     flames = (flame_of(cell, flame_anchor(anchors[cell]), own, GIBIBYTES) for cell, own in held)
@@ -207,7 +209,8 @@ def _planned(plan: Plan, prefix: str) -> Section:
     rows = plan_rows(plan)
     anchors = {row.cell: f"{prefix}cell-{index}" for index, row in enumerate(rows, start=1)}
     told = fit_sentences(plan)
-    flames = tuple(_planned_flames(plan, rows, anchors))
+    methods = method_rows(plan)
+    flames = tuple(_planned_flames(methods, rows, anchors))
     loops = Answered(title="Loops", sentences=loop_sentences(plan, rows))
     fitting = Answered(title="What fits", sentences=told[:MOST_SENTENCES], folded=told[MOST_SENTENCES:])
     return Section(
@@ -221,10 +224,10 @@ def _planned(plan: Plan, prefix: str) -> Section:
         assumed=tuple(card_notes(plan)),
         anchors=anchors,
         grid=_linked(plan_grid(plan, rows, anchors), flames),
-        lead=methods_grid(plan, rows, anchors, prefix) if plan.cards and rows[1:] else None,
-        figures=plan_figures(plan),
+        lead=methods_grid(plan, rows, methods, anchors, prefix) if plan.cards and rows[1:] else None,
+        figures=plan_figures(plan, rows),
         flames=flames,
-        folded=tuple((title, told_once(table)) for title, table in detail_tables(plan) if table.rows),
+        folded=tuple((title, told_once(table)) for title, table in detail_tables(plan, rows) if table.rows),
         how_read=tuple(markdown(line) for line in (*notes_on(plan, rows), *why_untried(plan))),
     )
 

@@ -85,9 +85,13 @@ def methods_table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
 
 
 def methods_grid(
-    plan: Plan, rows: Sequence[PlanRow], anchors: Mapping[str, str], prefix: str
+    plan: Plan,
+    rows: Sequence[PlanRow],
+    methods: Sequence[MethodRow],
+    anchors: Mapping[str, str],
+    prefix: str,
 ) -> Grid[MethodRow]:
     """Return the grid for HTML, each cell of which leads to its row in the table of all cells."""
-    named = [(f"{prefix}method-{index}", row) for index, row in enumerate(method_rows(plan), start=1)]
+    named = [(f"{prefix}method-{index}", row) for index, row in enumerate(methods, start=1)]
     title = "Smallest card that fits" if plan.cards[1:] else "What fits"
     return grid("methods", title, _columns(plan, rows, anchors), named, lambda _row, _place: ())

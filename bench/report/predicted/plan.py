@@ -76,7 +76,7 @@ def _page(plan: Plan, *parts: str) -> str:
         few=_FEW_ROWS,
         rows=rows,
         notes=notes_on(plan, rows),
-        tables=lambda: detail_tables(plan),
+        tables=lambda: detail_tables(plan, rows),
         untried=why_untried(plan),
     )
 
@@ -87,7 +87,7 @@ def render_terminal(plan: Plan, *, details: bool = False) -> "Group":
 
     more = "--details explains every column, shows what sets each peak, and what would free memory."
     rows = plan_rows(plan)
-    shown = detail_tables(plan) if details else [(CARDS, cards_table(plan, rows))]
+    shown = detail_tables(plan, rows) if details else [(CARDS, cards_table(plan, rows))]
     tables = [(title, table) for title, table in shown if table.rows]
     notes = [
         f"- {note}" for note in notes_on(plan, rows, "plan_notes.j2" if details else "plan_notes_short.j2")
@@ -192,9 +192,8 @@ def _table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
     return page_table(columns, rows)
 
 
-def detail_tables(plan: Plan) -> Iterator[tuple[str, Table]]:
+def detail_tables(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[tuple[str, Table]]:
     """Yield what sets each peak, its phases and categories, and what changes would free, with titles."""
-    rows = plan_rows(plan)
     unit, forecasts = _unit(rows), _forecasts(rows)
     phases = [(cell, one.phase_peaks_bytes) for cell, one in forecasts]
     parts = [
