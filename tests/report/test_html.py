@@ -233,7 +233,7 @@ def test_the_ending_of_the_file_says_what_is_written(tmp_path: Path) -> None:
     assert ["# example: methods compared", "# 33B on 24 GB: predicted memory"] == re.findall(
         r"^# .*$", markdown, re.MULTILINE
     )
-    with pytest.raises(UsageError, match=r"page\.pdf: a report is written as \.html or \.md"):
+    with pytest.raises(UsageError, match=r"page\.pdf: a report is written as \.html, \.md or \.tex"):
         write_material(material, tmp_path / "page.pdf", ())
 
 
