@@ -60,6 +60,7 @@ class ParallelSpec(Frozen):
         return self.strategy in {"fsdp1", "fsdp2"}
 
 
+LOOPS_OVER_SEVERAL = ("hf-trainer", "trl-sft")
 _SHARDED_ALONE = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
 
 
@@ -99,9 +100,10 @@ def _not_predicted(
 ) -> Iterator[tuple[str, str, str]]:
     if method.kind == "peft" or getattr(method, "implementation", "bitsandbytes") == "reference":
         yield "parallel", "strategy", "is not predicted for this method; choose full, lora or qlora"
-    if driver != "window":
-        yield "parallel", "strategy", f"is not predicted in loop {driver}; leave the driver out"
     of_fsdp1, of_fsdp2 = (parallel.strategy == name for name in ("fsdp1", "fsdp2"))
+    if driver != "window":
+        yield from _of_trainer(parallel, driver)
+        of_fsdp2 = False  # whose dtypes accelerate takes from autocast
     only: dict[str, tuple[str, ...]] = {
         "loss": ("full",),
         "kernels": ("torch",),
@@ -114,6 +116,19 @@ def _not_predicted(
             advice = f"set {', '.join(allowed)}"
             advice += ", and param_dtype for lower precision" if of_fsdp2 and field == "autocast" else ""
             yield "training", field, f"is not predicted so under {parallel.strategy}; {advice}"
+
+
+def _of_trainer(parallel: ParallelSpec, driver: str) -> Iterator[tuple[str, str, str]]:
+    """Refuse loops that are not run over several GPUs, and what accelerate decides itself."""
+    if driver not in LOOPS_OVER_SEVERAL:
+        instead = f"choose {', '.join(LOOPS_OVER_SEVERAL)}, or leave the driver out"
+        yield "parallel", "strategy", f"is not predicted in loop {driver}; {instead}"
+    elif parallel.strategy == "fsdp1":
+        yield "parallel", "strategy", f"must be ddp or fsdp2 in loop {driver}; fsdp1 is for the window's own"
+    for field in ("param_dtype", "reduce_dtype"):
+        if getattr(parallel, field) != "as-trained":
+            advice = "leave it out, and set training.autocast to bf16"
+            yield "parallel", field, f"is accelerate's own in loop {driver}; {advice}"
 
 
 def _of_quantised(parallel: ParallelSpec, method: MethodSpec) -> Iterator[tuple[str, str, str]]:

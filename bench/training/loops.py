@@ -106,7 +106,11 @@ def drive(setting: Setting, data: PreparedData, hooks: Hooks) -> None:
     """Run the cell's loop. Code of the user's is imported here, and nowhere else."""
     loop = setting.cell.loop
     if not loop.is_function:
-        TRAINERS[loop.driver](setting.cell, setting.model, setting.tokenizer, data, hooks)
+        from bench.training.parallel import launched
+
+        on = setting.cell.device
+        with launched(setting.cell, on=on, device=on):
+            TRAINERS[loop.driver](setting.cell, setting.model, setting.tokenizer, data, hooks)
         return
     module, _, name = loop.driver.partition(":")
     try:

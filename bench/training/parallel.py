@@ -1,10 +1,12 @@
 """Several ranks: the group of processes that they are, and the model as each of them has it."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed
@@ -60,12 +62,39 @@ def process_group(cell: Cell, rank: int, rendezvous: str) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+@contextmanager
+def launched(cell: Cell, *, on: str, device: str) -> Iterator[None]:
+    """Have accelerate find this rank of the process group meanwhile, by the variables that torchrun sets.
+
+    A ``device`` that is no GPU stands for one ``on`` CUDA. Processes on the CPU are told so of FSDP as well,
+    which accelerate has on GPUs alone.
+    """
+    from accelerate.state import DistributedType, PartialState
+
+    if not cell.parallel.several:
+        yield
+        return
+    rank, ranks = torch.distributed.get_rank(), cell.parallel.gpus
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    told["OMP_NUM_THREADS"] = torch.get_num_threads()  # or accelerate sets it
+    with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ, {name: str(value) for name, value in told.items()}))
+        if device != "cuda":
+            one_of = DistributedType.MULTI_CPU
+            if on == "cuda" or cell.parallel.sharded:
+                one_of = DistributedType.MULTI_GPU
+            found = "nccl" if on == "cuda" else "gloo", one_of
+            os.environ["ACCELERATE_TORCH_DEVICE"] = device
+            stack.enter_context(patch.object(PartialState, "_prepare_backend", lambda *_: found))
+        yield
+
+
 def spread(model: Any, cell: Cell) -> Any:
     """Return an adapted model ready for a step on this rank of the process group, which has to be there.
 
     ``ddp`` leaves out the broadcast at the beginning: all ranks load the same weights and draw the same
     adapters. ``fsdp2`` shards each wrapped layer by itself, then what is left together, all with the same
-    settings, as accelerate does; ``fsdp1`` flattens them first, and what is trained of an adapter by itself.
+    settings; ``fsdp1`` flattens them first, and what is trained of an adapter by itself.
     Weights that lie on the host come to the device layer by layer.
     """
     if cell.parallel.strategy == "ddp":

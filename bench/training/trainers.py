@@ -17,6 +17,7 @@ import torch
 
 from bench.errors import UnavailableError, UsageError, not_installed, one_line
 from bench.scenario.cell import Cell
+from bench.scenario.parallel import ParallelSpec
 from bench.training.rows.data import IGNORED_LABEL, Batch, PreparedData
 from bench.training.step import optimizer_class
 
@@ -44,11 +45,12 @@ def hf_trainer(cell: Cell, model: Any, _tokenizer: Any, data: PreparedData, hook
     """Train with transformers' Trainer, on rows that are padded or packed already."""
     from transformers import Trainer, TrainingArguments, default_data_collator
 
+    rows = [row for step in data.steps for batch in step for row in rows_of(batch)]
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
             model=model,
             args=_arguments(TrainingArguments, cell, folder, hooks.steps),
-            train_dataset=[row for step in data.steps for batch in step for row in rows_of(batch)],
+            train_dataset=[rows[index] for index in _dealt(len(rows), cell)],
             data_collator=hooks.collate(default_data_collator),
             optimizer_cls_and_kwargs=optimizer_class(cell.training),
         ).train()
@@ -73,7 +75,7 @@ def trl_sft(cell: Cell, model: Any, tokenizer: Any, data: PreparedData, hooks: H
         trainer = trl.SFTTrainer(
             model=model,
             args=_arguments(trl.SFTConfig, cell, folder, hooks.steps, more),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list(rows).select(_dealt(len(rows), cell)),
             processing_class=tokenizer,
             optimizer_cls_and_kwargs=optimizer_class(cell.training),
         )
@@ -139,8 +141,8 @@ def _arguments(
     kind: Callable[..., Any], cell: Cell, folder: str, steps: int, more: dict[str, Any] | None = None
 ) -> Any:
     """Build the arguments of a trainer. Raises ``UsageError`` for some that it does not know or allow."""
-    training = cell.training
-    if cell.device == "cuda" and (count := torch.cuda.device_count()) > 1:
+    training, several = cell.training, cell.parallel.several
+    if cell.device == "cuda" and not several and (count := torch.cuda.device_count()) > 1:
         raise UnavailableError(
             f"Loop {cell.loop.driver} would train on all {count} GPUs that it sees, and one is measured; set "
             "CUDA_VISIBLE_DEVICES to one of them."
@@ -169,6 +171,7 @@ def _arguments(
         checkpointing: training.gradient_checkpointing != "off",
         f"{checkpointing}_kwargs": {"use_reentrant": training.gradient_checkpointing == "reentrant"},
         "torch_empty_cache_steps": training.empty_cache_steps or None,
+        **_sharding(cell.parallel),
         **(more or {}),
     }
     taken = sorted(own.keys() & cell.loop.args.keys())
@@ -179,6 +182,26 @@ def _arguments(
     except (TypeError, ValueError, ImportError) as error:
         name = getattr(kind, "__name__", "the trainer")
         raise UsageError(f"loop.args of {cell.id}: {name} refuses them: {one_line(error)}.") from error
+
+
+def _sharding(parallel: ParallelSpec) -> dict[str, Any]:
+    """Return what a trainer is told of FSDP2, which accelerate then does: its dtypes follow from ``bf16``."""
+    if not parallel.sharded:
+        return {}
+    config: dict[str, Any] = {"version": 2, "reshard_after_forward": parallel.reshard_after_forward}
+    if parallel.wrap:
+        config["transformer_layer_cls_to_wrap"] = list(parallel.wrap)
+    return {"fsdp": True, "fsdp_config": config}
+
+
+def _dealt(rows: int, cell: Cell) -> list[int]:
+    """Return the places of rows with each micro-batch once for every rank: its own rows are all it has.
+
+    accelerate's loader deals micro-batches out to the ranks in turn (BatchSamplerShard in data_loader.py).
+    """
+    places, size = range(rows), cell.training.micro_batch
+    batches = [places[begin : begin + size] for begin in range(0, rows, size)]
+    return [place for batch in batches for _ in range(cell.parallel.gpus) for place in batch]
 
 
 def rows_of(batch: Batch) -> Iterator[dict[str, Any]]:

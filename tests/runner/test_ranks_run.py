@@ -57,13 +57,16 @@ def sweep(folder: Path, text: str = SCENARIO) -> tuple[Record, ...]:
     return run_sweep(load_scenario(file).cells, options, lambda _event: None).records
 
 
-def test_two_processes_train_a_cell_and_each_holds_what_was_predicted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("driver", ["window", "trl-sft"])
+def test_two_processes_train_a_cell_and_each_holds_what_was_predicted(tmp_path: Path, driver: str) -> None:
     """The tokens are those of both, each rank is read, and live tensors are as predicted.
 
     But for what gloo's threads hold a little longer; tests/predict/test_ranks.py makes them let go.
     """
-    records = sweep(tmp_path)
-    assert ["ok", "ok"] == [record.outcome for record in records]
+    if driver != "window":
+        pytest.importorskip("trl")
+    records = sweep(tmp_path, f'{SCENARIO}[loop]\ndriver = "{driver}"\n')
+    assert ["ok", "ok"] == [record.outcome for record in records], [record.failure for record in records]
     for record in records:
         measured, prediction = record.measurement, record.prediction
         assert all(step.tokens.computed == 2 * 2 * 32 for step in measured.steps)

@@ -13,6 +13,25 @@ from tiny_cells import tiny_cell
 FSDP2: dict[str, Any] = {"strategy": "fsdp2", "gpus": 2}
 
 
+@pytest.mark.parametrize(
+    ("driver", "parallel", "said"),
+    [
+        ("trl-dpo", FSDP2, "is not predicted in loop trl-dpo; choose hf-trainer, trl-sft"),
+        ("mine:train", FSDP2, "is not predicted in loop mine:train"),
+        ("trl-sft", {"strategy": "fsdp1", "gpus": 2}, "must be ddp or fsdp2 in loop trl-sft"),
+        ("hf-trainer", FSDP2 | {"param_dtype": "bf16"}, "set training.autocast to bf16"),
+    ],
+)
+def test_loops_that_are_not_spread_are_refused_by_name(
+    driver: str, parallel: dict[str, Any], said: str
+) -> None:
+    """What accelerate decides cannot be set; autocast, which it goes by, can be under FSDP2 too."""
+    with pytest.raises(ValueError, match=said):
+        tiny_cell(parallel=parallel, loop={"driver": driver})
+    allowed = tiny_cell(parallel=FSDP2, loop={"driver": "trl-sft"}, training={"autocast": "bf16"})
+    assert allowed.parallel.sharded
+
+
 def _load(folder: Path, parallel: str) -> list[str]:
     path = folder / "s.toml"
     model = '[models.tiny]\nrandom = "tiny-llama-test"\n[methods.lora]\n[data]\nsource = "synthetic"\n'

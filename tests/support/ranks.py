@@ -57,6 +57,8 @@ def readings_of_ranks(cells: Sequence[Cell], family: str, folder: Path) -> list[
 
 def be_rank(family: str, rendezvous: str, world: int, rank: int) -> None:
     """Read the ledger of each cell on standard input as one of the ranks."""
+    from bench.predict.trace.loops import forget_state
+    from tiny_cells import of_type, readings_of
     from toy_families import configuration, true_reading
 
     torch.set_num_threads(1)
@@ -69,7 +71,12 @@ def be_rank(family: str, rendezvous: str, world: int, rank: int) -> None:
     ):
         distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world)
         for line in sys.stdin:
-            reading = true_reading(Cell.model_validate_json(line), configuration(family))
+            cell = Cell.model_validate_json(line)
+            if cell.loop.driver == "window":
+                reading = true_reading(cell, configuration(family))
+            else:  # as a worker trains it
+                (reading,) = of_type(readings_of(cell, rank), LedgerReading)
+                forget_state()
             sys.stdout.write(msgspec.json.encode(reading).decode() + "\n")
         distributed.destroy_process_group()
 

@@ -26,12 +26,12 @@ def tiny_cell(method: dict[str, Any] | None = None, **changes: Any) -> Cell:
     return Cell.model_validate(fields)
 
 
-def readings_of(cell: Cell) -> list[Any]:
-    """Run the window in this process and return everything it read."""
+def readings_of(cell: Cell, rank: int = 0) -> list[Any]:
+    """Run the cell's loop in this process, as one rank of a group that is there; return what it read."""
     from bench.training.loops import run_cell
 
     readings: list[Any] = []
-    run_cell(cell, _collector(readings))
+    run_cell(cell, _collector(readings), rank=rank)
     return readings
 
 

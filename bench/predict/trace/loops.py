@@ -22,6 +22,7 @@ from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
 from bench.training.loops import without_modes
 from bench.training.methods import trainable_parameters
+from bench.training.parallel import launched
 from bench.training.rows.data import Batch, PreparedData
 from bench.training.step import optimizer_state
 from bench.training.trainers import TRAINERS, Collate, Hooks
@@ -159,11 +160,31 @@ class MetaLoop(Listener):
         on_host = self._cell.model_copy(update={"device": "cpu"})  # a trainer would look for the card
         hooks = Hooks(steps=fed, collate=self._collate, beside=self.beside.append)
         try:
-            with _patched(self), Watcher(self, self._model).watching(), suppress(StopLoop):
+            with self._launched(), Watcher(self, self._model).watching(), suppress(StopLoop):
                 TRAINERS[on_host.loop.driver](on_host, self._model, _blank_tokenizer(), data, hooks)
                 raise UntraceableError(f"loop {on_host.loop.driver} ended early; measure it with bench run.")
         finally:
             script.close()
+
+    @contextmanager
+    def _launched(self) -> Iterator[None]:
+        """Be launched as the cell's rank; under FSDP weights come to the device in the trainer's set-up.
+
+        Before, on the host, accelerate casts what is trained, and lists all weights for a way of loading that
+        is not taken (fsdp2_prepare_model in its utils/fsdp_utils.py).
+        """
+        cell = self._cell
+        with ExitStack() as stack:
+            if cell.parallel.sharded:
+                self.books.mark("load")
+                stack.enter_context(patch.object(torch.nn.Module, "state_dict", lambda *_of: {}))
+                if cell.training.autocast != "off" and cell.method.kind != "qlora":
+                    with without_modes():
+                        for parameter in trainable_parameters(self._model):
+                            parameter.data = parameter.data.float()
+            stack.enter_context(_patched(self))
+            stack.enter_context(launched(cell, on="cpu" if self.on_cpu else "cuda", device="meta"))
+            yield
 
     def _collate(self, collate: Collate) -> Collate:
         """Return a collator whose batches have no data, as far as they are made on the loop's device.

@@ -89,6 +89,8 @@ class _SilentDdp(DistributedDataParallel):
     """
 
     def __init__(self, module: torch.nn.Module, **options: Any) -> None:
+        options.pop("device_ids", None)  # accelerate's, of a GPU
+        options.pop("output_device", None)
         super().__init__(module, **options)
         self.register_comm_hook(None, _reduced)
 
@@ -139,6 +141,8 @@ def one_of_several(cell: Cell, platform: Platform, rank: int) -> Iterator[Stream
             (torch.UntypedStorage, "data_ptr", lambda storage: storage._cdata if storage.nbytes() else 0),
             (torch.Tensor, "data_ptr", lambda tensor: tensor.untyped_storage().data_ptr()),
             (parallel, "DistributedDataParallel", _SilentDdp),
+            (torch.nn.parallel, "DistributedDataParallel", _SilentDdp),
+            (torch.nn.parallel.distributed, "_verify_param_shape_across_processes", lambda *_of: None),
         ):
             stack.enter_context(patch.object(owner, name, stand_in))
         stack.enter_context(patch.object(torch, "meta", handle, create=True))

@@ -91,7 +91,8 @@ class Tracer:
                 uneven = cell.parallel.strategy == "fsdp2" and any(
                     shape[0] % cell.parallel.gpus for shape in shapes if shape
                 )
-                return stream_of(ledger, reached=reached, uneven=uneven)
+                asked = ledger.asked if isinstance(ledger, LoopLedger) else ()
+                return stream_of(ledger, asked=asked, reached=reached, uneven=uneven)
 
     def trace_lengths(self, cell: Cell, lengths: Sequence[int], depth: Depth | None = None) -> Stream:
         """Trace as ``trace`` does, a step over each length; a library's loop takes the first for all."""
@@ -129,8 +130,8 @@ class Tracer:
         config = deepcopy(self.config) if depth is None else shallow(self.config, depth.traced)
         model = _built(cell, config, self.platform)
         ledger: MetaLedger | None = _of_adapters(cell, model, self.vocabulary_size, Kernels(self.platform))
+        of_loop = MetaLedger if cell.loop.driver == "window" else LoopLedger
         if ledger is None:
-            of_loop = MetaLedger if cell.loop.driver == "window" else LoopLedger
             added, period = (depth.periods_added, depth.period) if depth else (0, 1)
             kernels = Kernels(self.platform)
             ledger = of_loop(model, self.vocabulary_size, kernels, periods_added=added, period=period)
@@ -140,7 +141,7 @@ class Tracer:
                 quantise_empty(module)
             with torch.device("meta"):
                 model = _ready(model, cell)
-            books = MetaLedger(model, self.vocabulary_size, Kernels(self.platform))
+            books = of_loop(model, self.vocabulary_size, Kernels(self.platform))
             books.timed = self.timed
             return _Adapted(model, books, {}, reached_in(model, cell))
         with ledger:
