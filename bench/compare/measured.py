@@ -135,6 +135,7 @@ class Measured:
 
     # What the good runs give together, each None or empty where it was not measured.
     metrics = _over_good_runs(readings.metrics)
+    metric_spans = _over_good_runs(readings.metric_spans)
     peaks = _over_good_runs(readings.peaks)
     cause = _over_good_runs(readings.cause)
     throughput = _over_good_runs(readings.throughput)

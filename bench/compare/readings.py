@@ -314,9 +314,18 @@ def flops_per_token(runs: Sequence[Record]) -> float | None:
 
 
 def metrics(runs: Sequence[Record]) -> dict[str, float]:
+    return {name: statistics.median(found) for name, found in _values(runs).items()}
+
+
+def metric_spans(runs: Sequence[Record]) -> dict[str, tuple[float, float]]:
+    """Return the least and the most of each metric over runs."""
+    return {name: (min(found), max(found)) for name, found in _values(runs).items()}
+
+
+def _values(runs: Sequence[Record]) -> dict[str, list[float]]:
     read = [read_metrics(run) for run in runs]
-    values = {name: _known(each[name] for each in read) for name in METRICS}
-    return {name: statistics.median(found) for name, found in values.items() if found}
+    values = {name: [*_known(each[name] for each in read)] for name in METRICS}
+    return {name: found for name, found in values.items() if found}
 
 
 def times(runs: Sequence[Record]) -> TimeBreakdown | None:

@@ -308,13 +308,19 @@ def _last_columns(rows: Sequence[Measured], unit: MemoryUnit) -> Iterator[Column
 
 
 def metric_column(name: str) -> Column[Measured]:
-    """Return the column of a metric, by its entry in ``bench.metrics``: the median over runs."""
+    """Return the column of a metric, by its entry in ``bench.metrics``: the median over runs, and the range."""
     metric = METRICS[name]
+
+    def text(row: Measured) -> str:
+        told, span = (metric_value(metric, row.metrics.get(name)), row.metric_spans.get(name, ()))
+        least, most = (metric_value(metric, each) for each in span) if span else (told, told)
+        return told if least == most else f"{told} ({least} to {most})"
+
     title = words(name.removesuffix(f"_{metric.unit}"))
     title = title if metric.unit in NAMED_UNITS else f"{title}, {metric.unit}"
     return Column(
         title,
-        lambda row: metric_value(metric, row.metrics.get(name)),
+        text,
         lambda row: row.metrics.get(name),
         frame=name,
         narrow=title,

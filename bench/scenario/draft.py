@@ -31,6 +31,7 @@ class Draft:
     batch: Sequence[str] = ("1",)
     seed: Sequence[str] = ("0",)
     data: str = ""
+    text: str = ""
     driver: str = "window"
     device: str = "cuda"
 
@@ -90,6 +91,7 @@ class Draft:
             "learning_rate = 1e-4  # a method may have its own: training.learning_rate in its table",
             *([f"seed = {seed}"] if seed != "0" else []),
             *(["", "[loop]", f"driver = {toml(self.driver)}"] if self.driver != "window" else []),
+            *(["", "[evaluation]", f"text = {toml(self.text)}"] if self.text else []),
             "",
             "[window]",
             "warmup_steps = 2",
