@@ -308,7 +308,7 @@ def _last_columns(rows: Sequence[Measured], unit: MemoryUnit) -> Iterator[Column
 
 
 def metric_column(name: str) -> Column[Measured]:
-    """Return the column of a metric, by its entry in ``bench.metrics``: the median over runs, and the range."""
+    """Return the column of a metric, by its entry in ``bench.metrics``: median and range over runs."""
     metric = METRICS[name]
 
     def text(row: Measured) -> str:
