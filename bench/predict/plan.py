@@ -158,14 +158,14 @@ def spread_over(cell: Cell, gpus: int) -> Cell:
     """Return a cell of one GPU as one over so many, by fsdp2; raise ``UsageError`` where it cannot be.
 
     Packed 4-bit weights are then held in bf16, the only way in which fsdp2 shards them, and in the place of
-    autocast weights are gathered in its dtype, as accelerate has it.
+    autocast weights are gathered in its dtype, as accelerate has it; a library's loop does so by itself.
     """
     if cell.parallel.several:
         raise UsageError(f"{cell.id} says itself how many GPUs it is for; leave --gpus out")
     if gpus == 1:
         return cell
     parallel, training = {"strategy": "fsdp2", "gpus": gpus}, cell.training.model_dump()
-    if cell.training.autocast != "off":
+    if cell.training.autocast != "off" and cell.loop.driver == "window":
         parallel["param_dtype"], training["autocast"] = cell.training.autocast, "off"
     changed: dict[str, Any] = {
         "id": f"{cell.id}-fsdp2-x{gpus}",

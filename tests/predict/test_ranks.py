@@ -346,6 +346,8 @@ def test_a_plan_spreads_cells_over_numbers_of_gpus() -> None:
     assert (spread.id, spread.parallel) == (f"{cell.id}-fsdp2-x8", ParallelSpec(strategy="fsdp2", gpus=8))
     mixed = spread_over(tiny_cell({"kind": "lora"}, training={"autocast": "bf16"}), 8)
     assert (mixed.training.autocast, mixed.parallel.param_dtype) == ("off", "bf16")
+    trl = spread_over(tiny_cell(training={"autocast": "bf16"}, loop={"driver": "trl-sft"}), 8)
+    assert (trl.training.autocast, trl.parallel.param_dtype) == ("bf16", "as-trained")
     packed = spread_over(tiny_cell({"kind": "qlora"}), 8)
     assert getattr(packed.method, "quant_storage", "") == "bf16"
     with pytest.raises(UsageError, match="int8 cannot be sharded"):

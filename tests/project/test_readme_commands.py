@@ -44,7 +44,7 @@ NARROWED: dict[str, dict[str, str]] = {
     "plan": {
         PLAN_MODEL: "",
         PRICES: "",
-        "bench plan llama-3.1-8b --method full --gpus 8 --gpu h100-80gb": "--sequence 256",
+        "bench plan llama-3.1-8b --method full --driver trl-sft --gpus 8 --gpu h100-80gb": "--sequence 64",
         "bench plan scenarios/33b_24gb.toml --gpu rtx4090 --details": "--only '*/qlora*dq-r16/*' --no-advice",
     },
     "watch": {
@@ -107,7 +107,9 @@ def test_the_commands_of_the_readme_run(use: str, bench: CommandLine, tmp_path: 
     """One after the other, in a folder with the shipped scenarios, SmolLM2's being a tiny one."""
 
     def run(command: str) -> None:
-        done = bench(tmp_path, *shlex.split(command.replace("smollm2-135m", "tiny-llama-test"))[1:])
+        for model in ("smollm2-135m", "llama-3.1-8b"):
+            command = command.replace(model, "tiny-llama-test")
+        done = bench(tmp_path, *shlex.split(command)[1:])
         allowed = {0, 3} if command.startswith("bench gate") else {0}  # 3 where a gate cannot tell
         assert done.returncode in allowed, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
