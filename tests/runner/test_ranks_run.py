@@ -27,8 +27,10 @@ from bench.scenario.load import load_scenario
 from bench.workers.child import do_job
 from bench.workers.launch import Launcher
 from bench.workers.supervise import RunningJob
+from replay_bench import FULL
 from tiny_cells import tiny_cell
 
+LONG = pytest.mark.skipif(not FULL, reason="a variant of the one beside it; FAULTS=full")
 SCENARIO = """title = "t"
 device = "cpu"
 [models.tiny]
@@ -89,7 +91,7 @@ def test_what_is_not_done_over_several_processes_is_said_before(tmp_path: Path) 
     assert all(record.failure and "window.merge_check" in record.failure.message for record in records)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=LONG)])
 def test_a_rank_that_dies_is_named_and_none_is_left(tmp_path: Path, victim: int) -> None:
     """Kill -9 while they train: one end for all, which says whose it was; the others are gone."""
     cell = tiny_cell(
@@ -124,7 +126,7 @@ def asleep_in_rank_1(job: Job, send: Send) -> None:
     do_job(job, sleepy if getattr(job, "rank", 0) == 1 else send)
 
 
-@pytest.mark.parametrize("how", ["stopped", "asleep"])
+@pytest.mark.parametrize("how", [pytest.param("stopped", marks=LONG), "asleep"])
 def test_a_rank_that_hangs_is_named_and_none_is_left(tmp_path: Path, how: str) -> None:
     """Frozen, or alive without taking part: the one that waits for it in a collective is not blamed."""
     cell = tiny_cell(
