@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
+from msgspec import UNSET
 
 from bench.io import kernel_text, whole_file
 from bench.records.messages import ReadingMade, Send
@@ -34,7 +35,8 @@ _Value = TypeVar("_Value")
 def read_facts() -> DeviceFacts:
     """Return the device facts of this process. Touches CUDA, so never call it in a process that forks."""
     available = torch.cuda.is_available()
-    properties = torch.cuda.get_device_properties(0) if available else None
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    properties = found[torch.cuda.current_device()] if available else None  # a rank's own
     unavailable_reason = "torch has CUDA but finds no usable device; check the driver with nvidia-smi"
     if torch.version.cuda is None:
         unavailable_reason = f"torch {torch.__version__} is a build without CUDA"
@@ -50,6 +52,7 @@ def read_facts() -> DeviceFacts:
         bf16_on_cuda=torch.cuda.is_bf16_supported(including_emulation=False) if available else None,
         flash_attention_2=importlib.util.find_spec("flash_attn") is not None,
         host_peak_instrument="VmHWM" if can_reset_host_peak() else "unavailable",
+        cuda_uuids=tuple(name_uuid(one.name, one.uuid) for one in found) if len(found) > 1 else UNSET,
     )
 
 

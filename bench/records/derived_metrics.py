@@ -107,13 +107,16 @@ def _by_nvml(isolation: Isolation) -> PeakReader:
 
     def peak(record: Record) -> tuple[int, str] | None:
         gpu = record.measurement.gpu
-        if gpu is None or gpu.isolation != isolation:
-            return None
-        sampled = [phase for phase in gpu.phases if phase.name in _TRAINING and phase.samples]
-        found = [(size, phase.name) for phase in sampled if (size := _nvml_bytes(phase, gpu)) is not None]
-        return max(found, key=itemgetter(0)) if found and len(found) == len(sampled) else None
+        return nvml_peak(gpu) if gpu is not None and gpu.isolation == isolation else None
 
     return peak
+
+
+def nvml_peak(gpu: GpuReading) -> tuple[int, str] | None:
+    """Return the most bytes of training that NVML showed, and the phase; None if one of them has none."""
+    sampled = [phase for phase in gpu.phases if phase.name in _TRAINING and phase.samples]
+    found = [(size, phase.name) for phase in sampled if (size := _nvml_bytes(phase, gpu)) is not None]
+    return max(found, key=itemgetter(0)) if found and len(found) == len(sampled) else None
 
 
 def _nvml_bytes(phase: GpuPhase, gpu: GpuReading) -> int | None:

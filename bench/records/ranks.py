@@ -3,24 +3,36 @@
 import statistics
 from collections.abc import Iterable, Sequence
 
+from msgspec import UNSET
+
+from bench.records.derived_metrics import nvml_peak
 from bench.records.records import Measurement, PhaseReading, RankReading, StepSample, TokenCounts
 
 
 def of_ranks(measurements: Sequence[Measurement]) -> Measurement:
     """Return the cell's: tokens of all ranks, the slowest's times, the highest peaks; each rank's beside it.
 
-    The ledger is that of the rank with the highest peak. What only one has to tell is the first one's.
+    The ledger is that of the rank with the highest peak, and NVML's reading that of the GPU on which most was
+    held. What only one has to tell is the first one's.
     """
     if len(measurements) == 1:
         return measurements[0]
     first = measurements[0]
     ledgers = [one.ledger for one in measurements if one.ledger is not None]
+    watched = [one.gpu for one in measurements if one.gpu is not None]
+    caveats = {caveat.code: caveat for one in reversed(measurements) for caveat in one.caveats}
     return first.replace(
         steps=tuple(map(_step_of, zip(*(one.steps for one in measurements), strict=False))),
         phases=tuple(map(_phase_of, zip(*(one.phases for one in measurements), strict=False))),
         ledger=max(ledgers, key=lambda one: one.peak_bytes, default=None),
+        gpu=max(watched, key=lambda gpu: (nvml_peak(gpu) or (0, ""))[0], default=None),
+        caveats=(*first.caveats, *(caveats[code] for code in caveats if code not in _codes(first))),
         ranks=tuple(_read(rank, one) for rank, one in enumerate(measurements)),
     )
+
+
+def _codes(measurement: Measurement) -> set[str]:
+    return {caveat.code for caveat in measurement.caveats}
 
 
 def _step_of(samples: Sequence[StepSample]) -> StepSample:
@@ -44,11 +56,14 @@ def _phase_of(readings: Sequence[PhaseReading]) -> PhaseReading:
 
 def _read(rank: int, measurement: Measurement) -> RankReading:
     peaks = {name: _highest(getattr(one, name) for one in measurement.phases) for name in _PEAKS}
-    times = measurement.step_times_ns
+    times, gpu = measurement.step_times_ns, measurement.gpu
+    peak = nvml_peak(gpu) if gpu else None
     return RankReading(
         rank=rank,
         ledger_peak_bytes=measurement.ledger.peak_bytes if measurement.ledger else None,
         step_time_ns=round(statistics.median(times)) if times else None,
+        nvml_uuid=gpu.facts.uuid if gpu else UNSET,
+        nvml_peak_bytes=peak[0] if peak else UNSET,
         **peaks,
     )
 

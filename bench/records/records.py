@@ -6,7 +6,8 @@ History of the format (``SCHEMA_VERSION``):
   are read as before, so the number stays.
 - 1 (2026-11-29): ``measurement.model.reach``, ``prediction.reach``, ``ledger.retained``, ``held`` of steps,
   ``heap_start_bytes`` of phases, ``sources`` of evaluations; ``doc_hash`` also of prompt, choices and target.
-- 1 (2026-11-30): ``ledger.modules_at_peak_bytes``, and the same of predictions; ``text_loss``.
+- 1 (2026-11-30): ``ledger.modules_at_peak_bytes``, and the same of predictions; ``text_loss``;
+  ``cuda_uuids`` of the device, ``nvml_uuid`` and ``nvml_peak_bytes`` of ranks.
 """
 
 from abc import ABC
@@ -99,6 +100,7 @@ class DeviceFacts(Part, frozen=True):
     bf16_on_cuda: bool | None = None
     flash_attention_2: bool = False
     host_peak_instrument: Literal["VmHWM", "unavailable"] = "unavailable"
+    cuda_uuids: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET  # of all, where torch sees several
 
 
 class ModelFacts(Part, frozen=True, kw_only=True):
@@ -256,6 +258,8 @@ class RankReading(Part, frozen=True):
     cuda_allocated_peak_bytes: Count | None
     cuda_reserved_peak_bytes: Count | None
     step_time_ns: Positive | None
+    nvml_uuid: str | msgspec.UnsetType = msgspec.UNSET  # where its GPU was watched
+    nvml_peak_bytes: Count | msgspec.UnsetType = msgspec.UNSET
 
 
 class Measurement(Part, frozen=True, dict=True):

@@ -51,6 +51,14 @@ def rank_columns(rows: Sequence[Measured], unit: MemoryUnit) -> Iterator[Column[
         place="memory",
     )
     yield Column(
+        "NVML peak over ranks",
+        lambda row: unit.span(min(sizes), max(sizes)) if (sizes := _by_nvml(row)) else NOT_MEASURED,
+        lambda row: max(sizes) - min(sizes) if (sizes := _by_nvml(row)) else None,
+        page=False,
+        frame="nvml_peak_spread_over_ranks_bytes",
+        place="memory",
+    )
+    yield Column(
         "Step time over ranks",
         lambda row: small_share(_step_spread(row)),
         _step_spread,
@@ -72,6 +80,10 @@ def _of_each_rank(row: Measured) -> list[int]:
     """Return each rank's peak of live tensors, on a GPU of allocated bytes."""
     field = "cuda_allocated_peak_bytes" if row.device == "cuda" else "ledger_peak_bytes"
     return [size for rank in row.ranks if (size := getattr(rank, field)) is not None]
+
+
+def _by_nvml(row: Measured) -> list[int]:
+    return [rank.nvml_peak_bytes for rank in row.ranks if isinstance(rank.nvml_peak_bytes, int)]
 
 
 def _step_spread(row: Measured) -> float | None:

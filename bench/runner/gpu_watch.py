@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.errors import InfrastructureError, UnavailableError
 from bench.probes.nvml.device import MEMORY_VERSION, PROCESSES_VERSION, Gpu, GpuSample
@@ -47,30 +47,45 @@ _PATIENCE_S = 1.0
 
 @dataclass(kw_only=True)
 class SweepGpu:
-    """What NVML is asked of; where ``gpu`` is None and ``unwatched`` not, that is the sentence why."""
+    """What NVML is asked of; where ``gpu`` is None and ``unwatched`` not, that is the sentence why.
+
+    ``others`` are the GPUs of further ranks, in their order; it ends before one that NVML does not show.
+    """
 
     gpu: Gpu | None = None
     unwatched: str | None = None
+    others: tuple[Gpu, ...] = ()
+
+    def of_ranks(self, count: int) -> tuple[Gpu, ...]:
+        """Return the GPUs of so many ranks; none where NVML does not show them all."""
+        every = (self.gpu, *self.others) if self.gpu else ()
+        return every[:count] if len(every) >= count else ()
 
 
 @contextlib.contextmanager
-def sweep_gpu(facts: DeviceFacts) -> Iterator[SweepGpu]:
-    """Open NVML on torch's device 0 and hold that GPU meanwhile; without NVML, torch's own UUID is held.
+def sweep_gpu(facts: DeviceFacts, count: int = 1) -> Iterator[SweepGpu]:
+    """Open NVML on the first of torch's devices and hold these meanwhile; without NVML, by torch's UUIDs.
 
-    Raises ``InfrastructureError`` when another sweep holds it.
+    Raises ``InfrastructureError`` when another sweep holds one of them.
     """
     found = SweepGpu()
+    uuids = [facts.cuda_uuid, *(facts.cuda_uuids or ())[1:count]]
     with contextlib.ExitStack() as stack:
         try:
             nvml = stack.enter_context(open_nvml())
-            own, why = torchs_device(nvml.gpus(), facts.cuda_uuid)
-            found.gpu = nvml.gpu(own.uuid) if own else None
-            found.unwatched = None if own else why
+            for rank, uuid in enumerate(uuids):
+                own, why = torchs_device(nvml.gpus(), uuid)
+                if own is None:
+                    found.unwatched = found.unwatched if rank else why
+                    break
+                gpu = nvml.gpu(own.uuid)
+                found.gpu, found.others = found.gpu or gpu, (*found.others, gpu) if rank else ()
         except UnavailableError as error:
             found.unwatched = str(error)
-        uuid = found.gpu.facts.uuid if found.gpu else facts.cuda_uuid
-        if uuid is not None:
-            stack.enter_context(hold_gpu(uuid))
+        shown = [gpu.facts.uuid for gpu in (found.gpu, *found.others) if gpu]
+        for uuid in [*shown, *uuids[len(shown) :]]:
+            if uuid is not None:
+                stack.enter_context(hold_gpu(uuid))
         yield found
 
 
@@ -107,6 +122,25 @@ def _holder(name: str) -> str:
         if pid > 0:
             return f" (process {pid})"
     return ""
+
+
+@dataclass(frozen=True)
+class WatchOfRank:
+    """Has a GPU's watch hear its own rank alone; what it finds stands with that rank."""
+
+    watch: "GpuWatch"
+    rank: int
+
+    def begin(self, *worker_pids: int) -> None:
+        """Tell the watch of all ranks: what another of them takes on this GPU is the run's own."""
+        self.watch.begin(*worker_pids)
+
+    def message(self, message: Message) -> None:
+        if message.rank == self.rank:
+            self.watch.message(message)
+
+    def finish(self) -> Findings:
+        return replace(self.watch.finish(), rank=self.rank)
 
 
 class GpuWatch:

@@ -56,11 +56,15 @@ _FIELDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What was seen; ``contamination`` is the sentence why this run says nothing, None where it does."""
+    """What was seen; ``contamination`` is the sentence why this run says nothing, None where it does.
+
+    It is of the GPU of one ``rank``.
+    """
 
     gpu: GpuReading | None = None
     caveats: tuple[Caveat, ...] = ()
     contamination: str | None = None
+    rank: int = 0
 
 
 class Watch(Protocol):
@@ -333,9 +337,10 @@ def _without_home(text: str) -> str:
 
 def add_findings(end: JobEnd, found: Findings) -> JobEnd:
     """Return the end with what a watch saw; a run disturbed by others is *contaminated*."""
-    first, *others = end.measurements
-    first = first.replace(gpu=found.gpu or first.gpu, caveats=(*first.caveats, *found.caveats))
-    end = replace(end, measurements=(first, *others))
+    measurements = [*end.measurements]
+    its = measurements[found.rank]
+    measurements[found.rank] = its.replace(gpu=found.gpu or its.gpu, caveats=(*its.caveats, *found.caveats))
+    end = replace(end, measurements=tuple(measurements))
     if not found.contamination or end.outcome not in CONTAMINABLE:
         return end
     failure = Failure(message=found.contamination)

@@ -22,11 +22,18 @@ def test_a_uuid_is_written_as_nvml_writes_it(name: str, expected: str) -> None:
     assert expected == name_uuid(name, UUID)
 
 
-def test_the_facts_name_torchs_first_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The UUID is that of device 0, whatever CUDA_VISIBLE_DEVICES made of the order."""
-    properties = SimpleNamespace(name="Example", uuid=UUID, major=9, minor=0, total_memory=80)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_facts_name_torchs_current_device(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """The UUID is that of device 0, or of a rank's own, whatever CUDA_VISIBLE_DEVICES made of the order."""
+    devices = [
+        SimpleNamespace(name="Example", uuid=uuid, major=9, minor=0, total_memory=80)
+        for uuid in ([UUID, "other"] if rank == 0 else ["other", UUID])
+    ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", {0: properties}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", devices.__getitem__)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: rank)
     facts = read_facts()
+    assert tuple(f"GPU-{device.uuid}" for device in devices) == facts.cuda_uuids
     assert (f"GPU-{UUID}", "Example", (9, 0)) == (facts.cuda_uuid, facts.cuda_name, facts.cuda_capability)

@@ -91,9 +91,21 @@ def test_what_is_not_done_over_several_processes_is_said_before(tmp_path: Path) 
     assert all(record.failure and "window.merge_check" in record.failure.message for record in records)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=LONG)])
 def test_a_rank_that_dies_is_named_and_none_is_left(tmp_path: Path, victim: int) -> None:
-    """Kill -9 while they train: one end for all, which says whose it was; the others are gone."""
+    """Kill -9 while they train: one end for all, which says whose it was; the others are gone.
+
+    FAULTS=full kills ten times either, later and later after the steps began.
+    """
+    for attempt in range(10 if os.environ.get("FAULTS") == "full" else 1):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        kill_a_rank(folder, victim, after_s=0.3 * attempt)
+
+
+def kill_a_rank(tmp_path: Path, victim: int, *, after_s: float) -> None:
+    """Kill a rank so long after the other has begun its measured steps."""
     cell = tiny_cell(
         {"kind": "lora"},
         parallel={"strategy": "ddp", "gpus": 2},
@@ -103,6 +115,7 @@ def test_a_rank_that_dies_is_named_and_none_is_left(tmp_path: Path, victim: int)
 
     def hear(message: Message) -> None:
         if isinstance(message, PhaseStarted) and message.phase == "steady" and message.rank == 1 - victim:
+            time.sleep(after_s)
             os.kill(running.workers[victim].pid, signal.SIGKILL)
 
     job = CellJob(cell_json=cell.model_dump_json(), rendezvous=str(tmp_path / "rendezvous"))

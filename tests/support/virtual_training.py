@@ -244,7 +244,11 @@ class Actor(Allocator):
             try:
                 yield self
             finally:
-                idle(self._gpus, self._script)
+                self.leave()
+
+    def leave(self) -> None:
+        """Leave the card idle."""
+        idle(self._gpus, self._script)
 
     def listen_to(self, send: Send) -> Send:
         """Return a ``send`` that plays the script at each phase."""

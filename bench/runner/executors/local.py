@@ -17,7 +17,7 @@ from bench.records.store import snapshot_file_name
 from bench.runner import schedule
 from bench.runner.cpu_watch import CpuLoadWatch
 from bench.runner.executors import Ended, Machine
-from bench.runner.gpu_watch import GpuWatch, SweepGpu, sweep_gpu
+from bench.runner.gpu_watch import GpuWatch, SweepGpu, WatchOfRank, sweep_gpu
 from bench.runner.schedule import Observe, ScheduledRun, SweepOptions
 from bench.scenario.cell import Cell
 from bench.scenario.types import LimitsSpec, ModelSpec
@@ -90,12 +90,27 @@ class CellRunner:
         return self._job(job, cell.limits, CpuLoadWatch(cpu_quota=quota))
 
     def _by_ranks(self, job: CellJob, cell: Cell) -> JobEnd:
-        """Run a cell by as many workers as it has ranks, which meet in a file."""
+        """Run a cell by as many workers as it has ranks, which meet in a file, each GPU watched by itself."""
         with tempfile.TemporaryDirectory(prefix="bench-ranks-") as folder:
             job = job.model_copy(update={"rendezvous": f"{folder}/rendezvous"})
             ranks = cell.parallel.gpus
-            end = RunningJob(job, self.launcher, cell.limits, ranks=ranks, hear=self._hear_first).to_end()
+            watches = [GpuWatch(gpu) for gpu in self.gpu.of_ranks(ranks)] if cell.device == "cuda" else []
+            not_idle = next(filter(None, (watch.wait_until_idle() for watch in watches)), None)
+            if not_idle is not None:
+                for watch in watches:
+                    watch.finish()
+                return _not_run("contaminated", not_idle)
+            end = RunningJob(
+                job,
+                self.launcher,
+                cell.limits,
+                ranks=ranks,
+                hear=self._hear_first,
+                watches=[WatchOfRank(watch, rank) for rank, watch in enumerate(watches)],
+            ).to_end()
         end = replace(end, measurements=(of_ranks(end.measurements),))
+        if watches:
+            return end
         why = "Several processes were measured, without NVML and without looking who else uses the machine."
         return add_findings(end, Findings(caveats=(Caveat(code="ranks-unwatched", message=why),)))
 
@@ -154,7 +169,8 @@ class LocalExecutor:
     @contextlib.contextmanager
     def serving(self, machine: Machine, plan: Plan | None, *, on_gpu: bool) -> Iterator[None]:
         """Hold the GPU, where one is needed, for the runs that are started meanwhile."""
-        with sweep_gpu(machine.facts) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
+        ranks = max((run.cell.parallel.gpus for run in machine.prepared), default=1)
+        with sweep_gpu(machine.facts, ranks) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
             self._runner = CellRunner(
                 options=self.options,
                 launcher=self.launcher,
