@@ -231,11 +231,11 @@ class PlainLines(_Watcher):
                 self._print(f"{self._current.cell.id} run {self._current.run}: {phase}")
             case RunEnded(record):
                 parts = [part for part in map(str, _record_row(record)[2:]) if part]
-                left = f", {self._left()}" if self._left() else ""
+                left = f" ({self._left()})" if self._left() else ""
                 why = f": {record.failure.message}" if record.failure else ""
                 self._print(
-                    f"[{len(self._ended)}/{self._runs_to_do}{left}] {record.cell.id} run {record.run}: "
-                    f"{', '.join(parts)}{why}"
+                    f"[{len(self._ended)}/{self._runs_to_do}] {record.cell.id} run {record.run}: "
+                    f"{', '.join(parts)}{why}{left}"
                 )
 
     def _print(self, text: str) -> None:

@@ -67,8 +67,8 @@ def test_a_log_gets_one_line_a_phase_and_one_a_run() -> None:
         "2 runs to do, 1 on disk already",
         f"{CELL.id} run 1: load",
         f"{CELL.id} run 1: steady",
-        f"[1/3, about 22.6 s left] {CELL.id} run 1: contaminated, 1,000, 0.98 GiB process, 11.3 s: Spoilt.",
-        f"[2/3, about 11.3 s left] {CELL.id} run 2: ok, 1,000, 0.98 GiB process, 11.3 s",
+        f"[1/3] {CELL.id} run 1: contaminated, 1,000, 0.98 GiB process, 11.3 s: Spoilt. (about 22.6 s left)",
+        f"[2/3] {CELL.id} run 2: ok, 1,000, 0.98 GiB process, 11.3 s (about 11.3 s left)",
         f"[3/3] {CELL.id} run 1: oom, 1,000, 0.98 GiB process, 11.3 s: Out of memory; less.",
         "note: something to know",
     ]
