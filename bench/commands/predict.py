@@ -189,7 +189,7 @@ class FitTraining:
     checkpointing: str = "non-reentrant"
     optimizer: str = "adamw-fused"
     attention: str = "sdpa"
-    autocast: str = "bf16"
+    autocast: str | None = None
     loss: str = "full"
     kernels: str = "torch"
     data: str = "padded"
@@ -199,8 +199,9 @@ class FitTraining:
         """Return the training; raise ``UsageError`` naming the choices of a wrong value."""
         from bench.predict.fit import training_of
 
-        names = ("dtype", "optimizer", "attention", "autocast", "loss", "kernels")
+        names = ("dtype", "optimizer", "attention", "loss", "kernels")
         fields = {name: getattr(self, name) for name in names}
+        fields["autocast"] = self.autocast or ("bf16" if self.dtype == "bf16" else "off")
         return training_of(self.data, gradient_checkpointing=self.checkpointing, **fields)
 
 

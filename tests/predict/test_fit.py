@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from bench.commands.predict import FitTraining
 from bench.errors import UntraceableError, UsageError
 from bench.predict import fit
 from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
@@ -300,3 +301,17 @@ def test_what_cannot_be_spread_is_said_of_the_number_of_cards() -> None:
     """A paged optimizer on two; one card alone is as ever."""
     with pytest.raises(UsageError, match=r"--gpus 2: fit cannot be spread: .*optimizer"):
         find_bounds(request(training=training_of(optimizer="paged-adamw-8bit"), gpus=(1, 2)), lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("options", "autocast"),
+    [
+        ({}, "bf16"),
+        ({"dtype": "fp32"}, "off"),
+        ({"autocast": "off"}, "off"),
+        ({"dtype": "fp32", "autocast": "bf16"}, "bf16"),
+    ],
+)
+def test_bf16_weights_train_under_autocast_unless_told(options: dict[str, str], autocast: str) -> None:
+    """As the Trainer's bf16 = true; weights that are asked for in another dtype are left as they are."""
+    assert FitTraining(**options).spec().autocast == autocast  # type: ignore[arg-type]  # strings alone
