@@ -250,13 +250,10 @@ def against_sessions(baseline: Floats, candidate: Floats) -> Evidence:
     error is s * sqrt(1 + 1/k) over k sessions (Hahn and Meeker 1991, Statistical Intervals, section 4.7),
     with k - 1 degrees of freedom. Nothing is borrowed from other cells: a bad day slows them all.
     """
-    there = ~np.isnan(baseline)
-    count = there.sum(axis=-1).astype(np.float64)
-    mean = np.where(there, baseline, 0.0).sum(axis=-1) / np.maximum(count, 1)
-    squares = np.where(there, baseline - mean[..., np.newaxis], 0.0) ** 2
+    count, mean, squares = _moments(baseline, np.full(candidate.shape, baseline.shape[-1]))
     degrees = np.maximum(count - 1, 0.0)
     usable = (degrees > 0) & ~np.isnan(candidate)
-    variance = squares.sum(axis=-1) / np.maximum(degrees, 1) * (1 + 1 / np.maximum(count, 1))
+    variance = squares / np.maximum(degrees, 1) * (1 + 1 / np.maximum(count, 1))
     return Evidence(
         difference=np.where(usable, candidate - mean, 0.0),
         standard_error=np.where(usable, np.sqrt(variance), np.inf),

@@ -1,9 +1,8 @@
 """Sweeps of made-up runs, summarised and judged by the code that judges real ones, and their false alarms."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,18 +32,20 @@ TOLERANCE = 0.05
 CALIBRATION_RUNS = 10
 CHUNK_CELLS = 3000
 Decisions = npt.NDArray[np.int8]
-Summary = tuple[Floats, Floats, Floats | None]
-"""One number of each run: both arms, (..., cells, runs), and the differences of runs by steps in turn."""
 
 
-def summaries_of(baseline: Floats, candidate: Floats, *, by_steps: bool) -> tuple[Summary, Summary]:
-    """Return the totals and the medians of log steps."""
-    totals = [np.log(np.exp(arm).mean(axis=-1)) for arm in (baseline, candidate)]
-    if by_steps:  # the arms only tell how many repeats there are
+def summaries_of(baseline: Floats, candidate: Floats, *, by_steps: bool) -> Floats:
+    """Return total and median of the log steps of each run, (2, sides, ..., cells, runs).
+
+    Sides are both arms and, of runs by steps in turn, their differences; of such the arms only tell how many
+    repeats there are.
+    """
+    totals = np.log(np.exp(np.stack([baseline, candidate])).mean(axis=-1))
+    if by_steps:
         in_turn = settle(candidate - baseline).log_medians
-        return (totals[0], totals[1], totals[1] - totals[0]), (totals[0], totals[1], in_turn)
+        return np.stack([[*totals, totals[1] - totals[0]], [*totals, in_turn]])
     medians = np.split(settle(np.concatenate([baseline, candidate], axis=-2)).log_medians, 2, axis=-1)
-    return (totals[0], totals[1], None), (medians[0], medians[1], None)
+    return np.stack([totals, np.stack(medians)])
 
 
 def calibrated_variances(
@@ -54,25 +55,25 @@ def calibrated_variances(
     make = session_by_steps if by_steps else session
     same = summaries_of(*make(model, cells, CALIBRATION_RUNS // 2, rng), by_steps=by_steps)
     if by_steps:
-        return np.stack([np.var(one[2], axis=-1, ddof=1) / 2 for one in same if one[2] is not None])
-    return np.stack([np.concatenate(one[:2], axis=-1).var(axis=-1, ddof=1) for one in same])
+        return np.asarray(same[:, 2].var(axis=-1, ddof=1) / 2)
+    return np.asarray(np.concatenate([same[:, 0], same[:, 1]], axis=-1).var(axis=-1, ddof=1))
 
 
-def judged(summaries: Sequence[Summary], known: Floats, rule: Rule) -> Decisions:
+def judged(summaries: Floats, known: Floats, rule: Rule) -> Decisions:
     """Return the decisions on cells; a calibrated variance of 0 says that there is none."""
     total, median = (arms_of(summary, variance) for summary, variance in zip(summaries, known, strict=True))
     tolerance = np.full(known.shape[1:], math.log1p(TOLERANCE))
     return follow([Block(total=total, median=median, tolerance_log=tolerance)], rule).blocks[0].decisions
 
 
-def arms_of(summary: Summary, variance: Floats) -> Arms:
-    """Return what the gate judges, of one number of each run."""
-    baseline, candidate, differences = summary
-    degrees = CALIBRATION_RUNS - 1 if differences is None else CALIBRATION_RUNS // 2 - 1
+def arms_of(summary: Floats, variance: Floats) -> Arms:
+    """Return what the gate judges, of the sides of one summary."""
+    baseline, candidate, *in_turn = summary
+    degrees = (CALIBRATION_RUNS // 2 if in_turn else CALIBRATION_RUNS) - 1
     return Arms(
         baseline=baseline,
         candidate=candidate,
-        differences=differences,
+        differences=in_turn[0] if in_turn else None,
         calibration_variance=variance,
         calibration_degrees=np.where(variance > 0, float(degrees), 0.0),
     )
@@ -103,74 +104,54 @@ def no_change(
     most = max(rule.looks[-1] for rule in rules.values())
     make = session_by_steps if by_steps else session
     within = summaries_of(*make(within_runs(model), (_CALIBRATED,), 6, rng), by_steps=by_steps)
-    doubtful: dict[int, list[list[Summary]]] = {cells: [] for cells in CELLS}
+    doubtful: dict[int, list[Floats]] = {cells: [] for cells in CELLS}
     for count in chunks(replications, max(CHUNK_CELLS // CELLS[-1], 1)):
         summaries = _drawn(within, of_runs(model, (count, CELLS[-1]), most, rng, by_steps=by_steps), rng)
         for cells, rule in rules.items():
-            few = _picked(summaries, (slice(None), slice(cells)))
-            doubtful[cells].append(_picked(few, might_alarm(few, rule, cells)))
+            few = summaries[:, :, :, :cells]
+            doubtful[cells].append(few[:, :, might_alarm(few, rule, cells)])
     for name, (source, factor) in CALIBRATIONS.items():
         for cells, found in doubtful.items():
-            sweeps = [_joined(parts) for parts in zip(*found, strict=True)]
-            drawn = rng.integers(_CALIBRATED, size=sweeps[0][0].shape[:-1])
+            sweeps = np.concatenate(found, axis=2)
+            drawn = rng.integers(_CALIBRATED, size=sweeps.shape[2:-1])
             decisions = judged(sweeps, known[source][:, drawn] * factor**2, rules[cells])
             number = int((decisions == REGRESSION).any(axis=1).sum())
             yield name, cells, number
 
 
-def _joined(parts: Sequence[Summary]) -> Summary:
-    """Return the sweeps of all parts as one summary."""
-    baseline, candidate = (np.concatenate([part[side] for part in parts]) for side in (0, 1))
-    differences = [part[2] for part in parts if part[2] is not None]
-    return baseline, candidate, np.concatenate(differences) if differences else None
-
-
-def _drawn(within: Sequence[Summary], arms: tuple[Floats, Floats], rng: np.random.Generator) -> list[Summary]:
+def _drawn(within: Floats, arms: tuple[Floats, Floats], rng: np.random.Generator) -> Floats:
     """Return the summaries of runs that are off by ``arms``, their steps drawn from those of others."""
-    shape = arms[0].shape
-    places = [rng.integers(within[0][0].size, size=shape) for _ in arms]
-    found: list[Summary] = []
-    for *sides, differences in within:
-        first, second = (
-            side.ravel()[place] + arm for side, place, arm in zip(sides, places, arms, strict=True)
-        )
-        if differences is None:
-            found.append((first, second, None))
-        else:
-            found.append((first, second, differences.ravel()[places[0]] + arms[1] - arms[0]))
-    return found
+    places = [rng.integers(within[0, 0].size, size=arm.shape) for arm in arms]
+    first, second, *in_turn = within.reshape(*within.shape[:2], -1).swapaxes(0, 1)
+    sides = [first[:, places[0]] + arms[0], second[:, places[1]] + arms[1]]
+    sides += [differences[:, places[0]] + arms[1] - arms[0] for differences in in_turn]
+    return np.stack(sides, axis=1)
 
 
-def _picked(summaries: Sequence[Summary], place: Any) -> list[Summary]:
-    return [(one[0][place], one[1][place], None if one[2] is None else one[2][place]) for one in summaries]
-
-
-def might_alarm(summaries: Sequence[Summary], rule: Rule, cells: int) -> Bools:
+def might_alarm(summaries: Floats, rule: Rule, cells: int) -> Bools:
     """Tell which sweeps have a cell whose runs chance seldom orders so; no others can have a regression.
 
     It takes a p-value of at most alpha over all tests; that of the order alone is a bound of it from below,
     and above 1 % where the candidate's slower half does not lie beyond the baseline's faster one.
     """
-    found = np.zeros(summaries[0][0].shape[:-1], dtype=np.bool_)
-    for look in rule.usable(cells, pairs=summaries[0][2] is not None):
+    found = np.zeros(summaries.shape[2:-1], dtype=np.bool_)
+    for look in rule.usable(cells, pairs=summaries.shape[1] > 2):  # noqa: PLR2004 - beside both arms
         for summary in summaries:
             near = _near(summary, look)
-            (few,) = _picked([summary], near)
-            chance = arms_of(few, np.zeros(len(few[0]))).chance(np.full(len(few[0]), look))
+            few = summary[:, near]
+            chance = arms_of(few, np.zeros(few.shape[1])).chance(np.full(few.shape[1], look))
             found[near] |= chance * cells <= rule.alpha
     return np.asarray(found.any(axis=-1))
 
 
-def _near(summary: Summary, look: int) -> Bools:
+def _near(summary: Floats, look: int) -> Bools:
     """Tell which cells' order might be rarer than one in a hundred."""
-    baseline, candidate, differences = summary
+    baseline, candidate, *in_turn = summary[..., :look]
     half, places = look // 2, look - look // 2
-    if differences is not None:
-        above: Bools = (differences[..., :look] > 0).sum(axis=-1) >= places
+    if in_turn:
+        above: Bools = (in_turn[0] > 0).sum(axis=-1) >= places
         return above
-    fastest = np.sort(candidate[..., :look], axis=-1)[..., half - 1]
-    slowest = np.sort(baseline[..., :look], axis=-1)[..., places]
-    return fastest > slowest
+    return np.sort(candidate, axis=-1)[..., half - 1] > np.sort(baseline, axis=-1)[..., places]
 
 
 def chunks(trials: int, size: int) -> list[int]:
