@@ -5,6 +5,7 @@ interrupted; of ``bench gate`` and ``bench compare`` also 1 regression, 3 inconc
 A message is one or more full sentences and ends with what to do next.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 UNEXPECTED_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
@@ -57,6 +58,12 @@ class InterruptedByUserError(BenchError):
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun for a message: 1 run, 2 runs."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(texts: Sequence[str], most: int) -> str:
+    """Return the first texts as a list for a message, and how many more there are."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return f"{', '.join(texts[:most])}{more}"
 
 
 def not_installed(who: str, package: str, instead: str = "") -> str:

@@ -14,6 +14,7 @@ from bench.compare import grouped
 from bench.compare.accuracy import Accuracy
 from bench.compare.plausibility import Finding
 from bench.compare.readings import Merge, Throughput
+from bench.errors import listed
 from bench.metrics import METRICS, size_text
 from bench.records.derived_metrics import accuracy, evaluation
 from bench.records.readings import Caveat
@@ -152,8 +153,7 @@ def kept_memory(record: Record) -> Iterator[tuple[str, str]]:
 def _largest(sizes: Mapping[str, int]) -> str:
     """Return the largest with their names."""
     names = sorted(sizes, key=lambda name: -sizes[name])
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(f"{size_text(sizes[name])} {name}" for name in names[:_NAMED]) + more
+    return listed([f"{size_text(sizes[name])} {name}" for name in names], _NAMED)
 
 
 def _between_runs(ok: Sequence[Record], accuracies: Iterable[Accuracy]) -> Iterator[tuple[str, str]]:

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from bench.errors import listed
 from bench.metrics import MIB, size_text
 from bench.records.predictions import PlannedCell, Prediction
 from bench.records.readings import Caveat
 from bench.scenario.types import LoraMethod, QloraMethod
 
 _MOST_NAMED = 4
-_PREFIX = "model."
 
 
 def changed_bytes(before: float, after: float) -> str:
@@ -65,14 +65,8 @@ def _trained(before: Mapping[str, int], after: Mapping[str, int]) -> Iterator[st
         if names:
             change = sum(after.get(name, 0) - before.get(name, 0) for name in names)
             plural = "are" if len(names) > 1 or any("*" in name for name in names) else "is"
-            yield f"{_listed(names)} {plural} {are} ({change:+,} parameters)"
-
-
-def _listed(names: set[str]) -> str:
-    """Name modules as a model's own code does; of several experts or layers one name stands for all."""
-    shown = sorted(name.removeprefix(_PREFIX) for name in names)
-    more = f" and {len(shown) - _MOST_NAMED} more" if len(shown) > _MOST_NAMED else ""
-    return f"{', '.join(shown[:_MOST_NAMED])}{more}"
+            shown = sorted(name.removeprefix("model.") for name in names)  # as a model's own code has them
+            yield f"{listed(shown, _MOST_NAMED)} {plural} {are} ({change:+,} parameters)"
 
 
 def _grown(before: Prediction, after: Prediction) -> Iterator[str]:

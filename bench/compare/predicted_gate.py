@@ -6,7 +6,7 @@ allocate and free, so that it is judged only where the bands of the two sides do
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from bench.compare.caveats import changed, shared
@@ -85,7 +85,7 @@ def judge_plans(
     verdicts = [
         verdict
         for place in dict.fromkeys([*before, *after])
-        for verdict in _Pair(_name(place, several=several), before.get(place), after.get(place)).judged(rules)
+        for verdict in _judged(_name(place, several=several), before.get(place), after.get(place), rules)
     ]
     verdicts.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), bool(one.task), -one.size))
     known = _versions(baseline, sides[0]), _versions(candidate, sides[1])
@@ -146,66 +146,61 @@ def _versions(plan: Plan, side: SideFacts) -> dict[str, set[str]]:
     return beside | found
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """One cell of two plans, each predicted, refused or not there."""
+def _judged(
+    name: str, before: PlannedCell | None, after: PlannedCell | None, rules: Mapping[str, MetricPolicy]
+) -> Iterator[MetricVerdict]:
+    """Yield every verdict on one cell of two plans, each predicted, refused or not there."""
+    if before is None or after is None:
+        side = "candidate" if after is None else "base"
+        reason = f"the plan of the {side} has no such cell; predict it on both sides"
+        yield outcome_verdict(name, "not comparable", reason, gated=after is None)
+    elif before.cell.digest != after.cell.digest:
+        reason = "the two plans describe it otherwise; make both of one scenario"
+        yield outcome_verdict(name, "not comparable", reason)
+    elif isinstance(before.answer, Prediction) and isinstance(after.answer, Prediction):
+        yield from _compared(name, before.answer, after.answer, explained(before, after), rules)
+    else:
+        yield _refused(name, before.answer, after.answer)
 
-    name: str
-    before: PlannedCell | None
-    after: PlannedCell | None
 
-    def judged(self, rules: Mapping[str, MetricPolicy]) -> Iterator[MetricVerdict]:
-        """Yield every verdict on the cell."""
-        before, after = self.before, self.after
-        if before is None or after is None:
-            side = "candidate" if after is None else "base"
-            reason = f"the plan of the {side} has no such cell; predict it on both sides"
-            yield outcome_verdict(self.name, "not comparable", reason, gated=after is None)
-        elif before.cell.digest != after.cell.digest:
-            reason = "the two plans describe it otherwise; make both of one scenario"
-            yield outcome_verdict(self.name, "not comparable", reason)
-        elif isinstance(before.answer, Prediction) and isinstance(after.answer, Prediction):
-            yield from self._compared(before.answer, after.answer, explained(before, after), rules)
-        else:
-            yield self._refused(before.answer, after.answer)
+def _refused(name: str, before: Prediction | Refusal, after: Prediction | Refusal) -> MetricVerdict:
+    """Judge a refusal. What a library refuses by itself is its own; what we cannot trace says nothing."""
+    if isinstance(before, Refusal) and isinstance(after, Refusal):
+        reason = f"neither side can be predicted: {after.message}"
+        return outcome_verdict(name, "not comparable", reason, gated=False)
+    if isinstance(after, Refusal):
+        by_library = after.by == "library"
+        reason = f"predicted for the base, but not for the candidate: {after.message}"
+        return outcome_verdict(name, "regression" if by_library else "inconclusive", reason)
+    assert isinstance(before, Refusal)  # noqa: S101 - for the type checker; one of the two is
+    reason = f"predicted for the candidate, but not for the base: {before.message}"
+    by_library = before.by == "library"
+    return outcome_verdict(name, "pass", reason, gated=by_library, improved=by_library)
 
-    def _refused(self, before: Prediction | Refusal, after: Prediction | Refusal) -> MetricVerdict:
-        """Judge a refusal. What a library refuses by itself is its own; what we cannot trace says nothing."""
-        if isinstance(before, Refusal) and isinstance(after, Refusal):
-            reason = f"neither side can be predicted: {after.message}"
-            return outcome_verdict(self.name, "not comparable", reason, gated=False)
-        if isinstance(after, Refusal):
-            by_library = after.by == "library"
-            reason = f"predicted for the base, but not for the candidate: {after.message}"
-            return outcome_verdict(self.name, "regression" if by_library else "inconclusive", reason)
-        assert isinstance(before, Refusal)  # noqa: S101 - for the type checker; one of the two is
-        reason = f"predicted for the candidate, but not for the base: {before.message}"
-        by_library = before.by == "library"
-        return outcome_verdict(self.name, "pass", reason, gated=by_library, improved=by_library)
 
-    def _compared(
-        self, before: Prediction, after: Prediction, why: str, rules: Mapping[str, MetricPolicy]
-    ) -> Iterator[MetricVerdict]:
-        """Yield the verdicts on two predictions; ``why`` belongs to the first, the peak."""
-        values, others = _values(before), _values(after)
-        for metric, part in dict.fromkeys([*values, *others]):
-            sides = [[each[metric, part]] if (metric, part) in each else [] for each in (values, others)]
-            if part is not None and not all(sides):
-                continue  # nothing happens in that phase on one side, so that it has no peak of its own
-            verdict = judge_exact(self.name, rules[metric], *sides)
-            reason = verdict.reason
-            if all(sides) and rules[metric].metric.unit == "bytes":
-                reason = changed_bytes(sides[0][0], sides[1][0])
-            yield replace(
-                verdict,
-                task=part,
-                improved=verdict.improved and _matters(verdict, rules[metric]),
-                reason=f"{reason}; {why}" if why else reason,
-            )
-            why = ""
-        if after.reserved_peak_bytes is not None and before.reserved_peak_bytes is not None:
-            yield _reserved(self.name, rules[_RESERVED], before, after)
-            yield from _held(self.name, rules[_RESERVED], before, after)
+def _compared(
+    name: str, before: Prediction, after: Prediction, why: str, rules: Mapping[str, MetricPolicy]
+) -> Iterator[MetricVerdict]:
+    """Yield the verdicts on two predictions; ``why`` belongs to the first, the peak."""
+    values, others = _values(before), _values(after)
+    for metric, part in dict.fromkeys([*values, *others]):
+        sides = [[each[metric, part]] if (metric, part) in each else [] for each in (values, others)]
+        if part is not None and not all(sides):
+            continue  # nothing happens in that phase on one side, so that it has no peak of its own
+        verdict = judge_exact(name, rules[metric], *sides)
+        reason = verdict.reason
+        if all(sides) and rules[metric].metric.unit == "bytes":
+            reason = changed_bytes(sides[0][0], sides[1][0])
+        yield replace(
+            verdict,
+            task=part,
+            improved=verdict.improved and _matters(verdict, rules[metric]),
+            reason=f"{reason}; {why}" if why else reason,
+        )
+        why = ""
+    if after.reserved_peak_bytes is not None and before.reserved_peak_bytes is not None:
+        yield _reserved(name, rules[_RESERVED], before, after)
+        yield from _held(name, rules[_RESERVED], before, after)
 
 
 def _matters(verdict: MetricVerdict, policy: MetricPolicy) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 import altair as alt
 
 from bench.compare.highlights import Frontier
+from bench.compare.predictions import Choice
 from bench.compare.readings import Predicted, Throughput
 from bench.compare.series import AccuracyPoint, MemoryBreakdown, MemoryTimeline, ScalingPoint
-from bench.compare.speeds import Choice
 from bench.report.text import MemoryUnit, load_toml, plain, share, significant, words
 
 INK, FAINT, LIMIT, BLUE, RED = "#1a1c20", "#b9bdc6", "#dd3333", "#4477aa", "#ee6677"

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import Frontier
 from bench.compare.plans import PlanRow, plan_rows
+from bench.compare.predictions import Choice, card_choices
 from bench.compare.series import (
     AccuracyPoint,
     Breakdowns,
@@ -28,7 +29,6 @@ from bench.compare.series import (
     scaling,
     series_of_models,
 )
-from bench.compare.speeds import Choice, card_choices
 from bench.errors import InfrastructureError, UsageError
 from bench.io import make_folder, write_bytes, write_text
 from bench.metrics import INSTRUMENT_NAMES

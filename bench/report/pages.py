@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
+from bench.errors import listed
 from bench.metrics import METRICS
 from bench.report.columns import narrow_table, page_table, terminal_table
 from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
@@ -129,7 +130,9 @@ def render_terminal(comparison: Comparison) -> "Group":
         for row in comparison.rows
         for run, failure in row.endings
     )
-    lines = [f"{outcome}: {message} ({_listed(runs)})" for (outcome, message), runs in ended.items()]
+    lines = [
+        f"{outcome}: {message} ({listed(runs, _MOST_NAMES)})" for (outcome, message), runs in ended.items()
+    ]
     lines += [f"- {message} ({cells})" for message, cells in _caveats(comparison.rows)]
     return Group(*parts, *(Text(plain(line)) for line in lines))
 
@@ -139,12 +142,7 @@ def _caveats(rows: Sequence[Measured]) -> Iterator[tuple[str, str]]:
     measured = [row.id for row in rows if row.outcome == "ok"]
     for caveat, cells in grouped((caveat, row.id) for row in rows for caveat in row.caveats).items():
         everywhere = len(measured) > 1 and cells == measured
-        yield caveat.message, "all measured cells" if everywhere else _listed(cells)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+        yield caveat.message, "all measured cells" if everywhere else listed(cells, _MOST_NAMES)
 
 
 # As many as a terminal of 80 columns holds; a file has all of them.

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from bench.compare.predictions import loops_beside, summarise
 from bench.records.published import Source
-from bench.records.published.score import ScoredRow, Summary, Validation, loops_beside, summarise
+from bench.records.published.score import ScoredRow, Validation
 from bench.report.columns import terminal_table
 from bench.report.predicted.speed import validation_tables
 from bench.report.tables import Line, described_table
@@ -80,7 +80,7 @@ def _table(check: SelfCheck, *, every: bool = False) -> Table:
 def render_validation(validation: Validation) -> str:
     """Return the summary, then a section a source with every number and every refusal."""
 
-    def in_bands(one: Summary) -> str:
+    def in_bands(one: Any) -> str:
         return f"{one.in_band} of {one.with_band}" if one.with_band else NOT_APPLICABLE
 
     rows = [row for row in validation.rows if row.loop == "window"]  # of every measured run there is one
@@ -89,7 +89,7 @@ def render_validation(validation: Validation) -> str:
         "validation.md.j2",
         versions=", ".join(f"{name} {number}" for name, number in validation.versions.items()),
         summary=described_table("errors of memory", summarise(validation.rows), {"in_bands": in_bands}),
-        loops=_loops(validation),
+        loops=described_table("loops beside", loops_beside(validation.rows)),
         rows=rows,
         readings=sum(len(row.measurements) for row in rows),
         compared=sum(one.predicted_bytes is not None for row in rows for one in row.measurements),
@@ -100,16 +100,6 @@ def render_validation(validation: Validation) -> str:
         speed=validation_tables(validation.rows),
         sections=[_section(source, validation) for source in validation.sources],
     )
-
-
-def _loops(validation: Validation) -> Table:
-    """Return what the imitation and the real loop of each source are off, and how far they are apart."""
-
-    def sizes(errors: Sequence[float]) -> str:
-        spread = [abs(error) for error in errors]
-        return f"{share(median(spread), 3)}, {share(max(spread), 3)}"
-
-    return described_table("loops beside", loops_beside(validation.rows), {"sizes": sizes})
 
 
 def _unanswered(rows: Sequence[ScoredRow]) -> Counter[str]:

@@ -102,6 +102,7 @@ WRITERS: dict[str, Writer] = {
     "share": share,
     "significant": significant,
     "small_share": small_share,
+    "thousandths": lambda value: share(value, 3),
     "whole_share": lambda value: share(value, 0),
     "words": words,
     "yes": lambda value: "yes" if value else "no",

@@ -1,7 +1,7 @@
 """Predicted speeds set against each other: which setting is the fastest, and which cannot be told from it."""
 
 from bench.compare.plans import plan_rows
-from bench.compare.speeds import Ranked, card_choices, rank_settings
+from bench.compare.predictions import Ranked, card_choices, rank_settings
 from bench.records.predictions import Plan, PlannedCell, Setting, Speed, check_fit
 from bench.scenario.catalogue import card
 from records_factory import make_cell, make_prediction

@@ -3,20 +3,16 @@
 A validation is a JSON file: written once predicted, read to make a page.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from statistics import fmean, median
 
 from pydantic import Field
 
 from bench.io import read_json, write_json
 from bench.records.predictions import Prediction, Refusal, Speed
-from bench.records.published import Measured, Row, Source
-from bench.records.published.speeds import ScoredSpeed, SpeedSummary, speed_summary
+from bench.records.published import Measured, MeasuredSpeed, Row, Source
 from bench.records.readings import Caveat, Count, Stored
-from bench.scenario.parallel import ParallelSpec
 
 Outcome = Prediction | Refusal
 
@@ -43,6 +39,51 @@ class ScoredMeasurement(Stored):
             return None
         measured = self.measured
         return self.band_low_bytes <= measured.high_bytes and measured.low_bytes <= self.band_high_bytes
+
+
+class ScoredSpeed(Stored):
+    """One measured speed and what was predicted; None where the row is refused."""
+
+    measured: MeasuredSpeed
+    predicted: Speed | None = None
+
+    @property
+    def told(self) -> Speed | None:
+        """The prediction, if it holds a figure."""
+        return self.predicted if self.predicted and not self.predicted.refused else None
+
+    @property
+    def measured_rate(self) -> float | None:
+        """Tokens a second as measured, of all GPUs; None where no speed was told."""
+        if self.told is None:
+            return None
+        if self.measured.metric == "tokens_per_second":
+            return self.measured.value * self.told.gpus
+        return self.told.point * self.told.step_s / self.measured.value
+
+    @property
+    def error(self) -> float | None:
+        """Seconds of a step, predicted over measured, less one: positive where it was faster than said."""
+        return self.measured_rate / self.told.point - 1 if self.told and self.measured_rate else None
+
+    @property
+    def held_out_error(self) -> float | None:
+        """The same by factors in which its source had no part."""
+        if self.told is None or not self.told.held_out or not self.measured_rate:
+            return None
+        return self.measured_rate / self.told.held_out - 1
+
+    @property
+    def in_band(self) -> bool | None:
+        """Whether the measurement, rounding considered, lies within the band; None without a prediction."""
+        if self.told is None or self.measured_rate is None:
+            return None
+        ends = self.measured.low / self.measured.value, self.measured.high / self.measured.value
+        if self.measured.metric == "step_time_s":
+            ends = 1 / ends[1], 1 / ends[0]
+        return (
+            self.told.low <= self.measured_rate * ends[1] and self.measured_rate * ends[0] <= self.told.high
+        )
 
 
 class ScoredRow(Stored):
@@ -82,24 +123,6 @@ class Validation(Stored):
         return any(row.refused is None for row in self.rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Errors of one group of measurements, as shares of the measured value."""
-
-    source: str
-    loop: str
-    tier: int
-    metric: str
-    moment: str
-    count: int
-    median_error: float
-    mean_error: float
-    largest_error: float
-    signed_error: float
-    in_band: int
-    with_band: int
-
-
 def score(rows: Sequence[Row], predict: Callable[[Row], Outcome]) -> tuple[ScoredRow, ...]:
     """Hold each row against its prediction; ``predict`` is asked for expressible rows only."""
     return tuple(
@@ -108,30 +131,33 @@ def score(rows: Sequence[Row], predict: Callable[[Row], Outcome]) -> tuple[Score
 
 
 def _scored(row: Row, outcome: Outcome) -> ScoredRow:
-    refused, peak = None, ""
+    refused, peak, caveats = None, "", tuple[Caveat, ...]()
+    predicted: tuple[Speed, ...] = ()
     if isinstance(outcome, Refusal):
         refused = outcome.message
     else:
         place = outcome.peak_module or "outside any module"
         peak = f"{outcome.peak_phase.replace('_', ' ')}: {outcome.peak_op}, {place}"
+        caveats, predicted = outcome.caveats, outcome.speeds
+    cell = row.cell
+    spread = cell.parallel if cell and cell.parallel.several else None
     return ScoredRow(
         source=row.source,
         name=row.name,
         tier=row.tier,
-        method=row.cell.method.kind if row.cell else "",
-        loop=row.cell.loop.driver if row.cell else "window",
-        gpus=_spread(row.cell.parallel) if row.cell else "",
+        method=cell.method.kind if cell else "",
+        loop=cell.loop.driver if cell else "window",
+        gpus=f"{spread.strategy} × {spread.gpus}" if spread else "",  # noqa: RUF001 - the sign
         measurements=tuple(_held_against(one, outcome) for one in row.sizes),
-        speeds=tuple(_speeds(row, outcome)),
+        speeds=tuple(
+            ScoredSpeed(measured=measured, predicted=speed)
+            for measured, speed in zip_longest(row.speeds, predicted)
+        ),
         refused=refused,
         inexpressible=row.refused is not None,
         peak=peak,
-        caveats=() if isinstance(outcome, Refusal) else outcome.caveats,
+        caveats=caveats,
     )
-
-
-def _spread(parallel: ParallelSpec) -> str:
-    return f"{parallel.strategy} × {parallel.gpus}" if parallel.several else ""  # noqa: RUF001 - the sign
 
 
 def _held_against(measured: Measured, outcome: Outcome) -> ScoredMeasurement:
@@ -151,117 +177,6 @@ def _held_against(measured: Measured, outcome: Outcome) -> ScoredMeasurement:
     )
     figure = figures.get(measured.moment) if measured.metric == "allocated" else None
     return ScoredMeasurement(measured=measured, predicted_bytes=figure)
-
-
-def _speeds(row: Row, outcome: Outcome) -> Iterator[ScoredSpeed]:
-    """Yield measured speeds, each beside what was predicted for it, in the same order."""
-    predicted: Sequence[Speed | None] = () if isinstance(outcome, Refusal) else outcome.speeds
-    for measured, one in zip_longest(row.speeds, predicted):
-        yield ScoredSpeed(measured=measured, predicted=one)
-
-
-_ALL, SEVERAL = "all of one GPU", "several GPUs"
-
-
-def summarise_speeds(rows: Iterable[ScoredRow]) -> tuple[SpeedSummary, ...]:
-    """Sum up predicted speeds: of one GPU, those that it bounds, of several; then by source and by method."""
-    told = [(row, one) for row in rows for one in row.speeds if one.told]
-    groups: dict[str, list[ScoredSpeed]] = {
-        _ALL: [],
-        "bound by the GPU, warm": [],
-        "without a part in the factors": [],
-        SEVERAL: [],
-    }
-    for row, one in told:
-        if one.told is not None:
-            part = ["bound by the GPU, warm"] if one.told.bound_by != "host" and not one.measured.cold else []
-            part += [] if one.told.calibrated_on else ["without a part in the factors"]
-            several = one.told.gpus > 1
-            overall = [SEVERAL] if several else [_ALL, *part]
-            method = f"method {row.method}{f', {SEVERAL}' * several}"
-            for name in (*overall, f"{row.source}, {one.told.card}", method):
-                groups.setdefault(name, []).append(one)
-    return tuple(speed_summary(name, group) for name, group in groups.items() if group)
-
-
-def summarise(rows: Iterable[ScoredRow]) -> tuple[Summary, ...]:
-    """Sum up the predicted measurements by source, loop, tier, metric and moment, in order of appearance."""
-    groups: dict[tuple[str, str, int, str, str], list[tuple[float, bool | None]]] = {}
-    for row in rows:
-        for one in row.measurements:
-            if one.error is not None:
-                key = (row.source, row.loop, row.tier, one.measured.metric, one.measured.moment)
-                groups.setdefault(key, []).append((one.error, one.in_band))
-    found = []
-    for (source, loop, tier, metric, moment), group in groups.items():
-        errors, in_band = zip(*group, strict=True)
-        sizes = [abs(error) for error in errors]
-        summary = Summary(
-            source=source,
-            loop=loop,
-            tier=tier,
-            metric=metric,
-            moment=moment,
-            count=len(group),
-            median_error=median(sizes),
-            mean_error=fmean(sizes),
-            largest_error=max(sizes),
-            signed_error=fmean(errors),
-            in_band=in_band.count(True),
-            with_band=len(group) - in_band.count(None),
-        )
-        found.append(summary)
-    return tuple(found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopsBeside:
-    """What the window's imitation and a library's own loop make of the same measurements of a source."""
-
-    source: str
-    loop: str
-    metric: str
-    count: int
-    imitated_errors: tuple[float, ...]
-    real_errors: tuple[float, ...]
-    apart: tuple[float, ...]
-    """Real over imitated, less one."""
-
-    @property
-    def nearer(self) -> int:
-        """How many measurements the library's own loop comes nearer to, or as near."""
-        pairs = zip(self.real_errors, self.imitated_errors, strict=True)
-        return sum(abs(real) <= abs(imitated) for real, imitated in pairs)
-
-
-def loops_beside(rows: Iterable[ScoredRow]) -> tuple[LoopsBeside, ...]:
-    """Set the peaks that both loops predict beside each other, by source, loop and counter."""
-    imitated: dict[tuple[str, str], ScoredRow] = {}
-    groups: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
-    for row in rows:
-        if row.loop == "window":
-            imitated[row.source, row.name] = row
-            continue
-        for other, one in zip(imitated[row.source, row.name].measurements, row.measurements, strict=True):
-            if other.error is not None and one.error is not None:
-                ratio = (1 + one.error) / (1 + other.error)
-                key = (row.source, row.loop, one.measured.metric)
-                groups.setdefault(key, []).append((other.error, one.error, ratio - 1))
-    found = []
-    for (source, loop, metric), group in groups.items():
-        first, second, apart = zip(*group, strict=True)
-        found.append(
-            LoopsBeside(
-                source=source,
-                loop=loop,
-                metric=metric,
-                count=len(group),
-                imitated_errors=first,
-                real_errors=second,
-                apart=apart,
-            )
-        )
-    return tuple(found)
 
 
 def write_validation(validation: Validation, path: Path) -> None:

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from bench.compare.plans import PlanRow
-from bench.compare.speeds import Span, card_choices, rank_settings
+from bench.compare.predictions import Span, SpeedSummary, card_choices, rank_settings, summarise_speeds
 from bench.records.machine_card import THIS_CPU
 from bench.records.predictions import Fit, KernelClass, Plan, Speed
-from bench.records.published.score import ScoredRow, summarise_speeds
-from bench.records.published.speeds import SpeedSummary
+from bench.records.published.score import ScoredRow
 from bench.report.columns import Column
 from bench.report.tables import Line, Writer, described_table
 from bench.report.text import NOT_APPLICABLE, NOT_MEASURED, Table, grouped, share, significant
