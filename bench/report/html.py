@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from itertools import islice
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
@@ -42,7 +42,7 @@ from bench.report.predicted.fit import (
 from bench.report.predicted.methods import MethodRow, method_rows, methods_grid
 from bench.report.predicted.plan import detail_tables, plan_grid
 from bench.report.predicted.speed import any_speed
-from bench.report.text import GIBIBYTES, Sentence, Table, markdown, plain, visible
+from bench.report.text import GIBIBYTES, Sentence, Table, markdown, plain, templates, visible
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6
@@ -245,18 +245,19 @@ def render_template(name: str, **values: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("bench.report", "templates"),
+    environment = templates(visible).overlay(
         autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
         # Not of our own markup, which has a type of its own.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.filters.update(
-        figure=_themed_svg, grid_lines=_grid_lines, inline=_inline, lines=_lines, plain=plain
-    )
+    filters = {
+        "figure": _themed_svg,
+        "grid_lines": _grid_lines,
+        "inline": _inline,
+        "lines": _lines,
+        "plain": plain,
+    }
+    environment.filters = environment.filters | filters
     return environment
 
 

@@ -5,8 +5,7 @@ import io
 from rich.console import Console
 
 from bench.records.predictions import Bound, Change, Fit, Setting, Speed, Tried, check_fit
-from bench.report.predicted.fit import frontier, render_markdown, render_terminal
-from bench.report.predicted.fit_gpus import gpu_sentences
+from bench.report.predicted.fit import frontier, gpu_sentences, render_markdown, render_terminal
 from bench.scenario.catalogue import card_of_memory
 from records_factory import make_prediction
 

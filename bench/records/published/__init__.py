@@ -3,6 +3,7 @@
 ``data/README.md`` documents the format of rows (TOML), which any file may use.
 """
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -10,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from bench.errors import ScenarioError
-from bench.records.published.litgpt import TAKEN_FOR_LITGPT, run_by_litgpt
 from bench.records.readings import Count, Positive
 from bench.scenario.cell import Cell
 from bench.scenario.diagnostics import Path as KeyPath
@@ -156,6 +156,12 @@ class RowFile(Frozen):
 _ROW_KEYS = ("name", "tier", "reference", "date", "gpu", "software", "note", "measured", "allocator", "steps")
 _CELL_KEYS = ("model", "method", "data", "training", "parallel")
 _KEYS = (*_ROW_KEYS, *_CELL_KEYS, "loop", "platform", "refused")
+_LITGPT = re.compile(r"lit-?gpt|lightning", re.IGNORECASE)
+_DAY = re.compile(r"\d{4}(-\d{2}){0,2}")
+_TAKEN_FOR_LITGPT = (
+    'By its name and loss = "chunked" this is taken for litgpt, whose own models are predicted as of each '
+    "row's date (set platform.litgpt to say so)."
+)
 _IMITATES = ("upcast_outputs", "keep_outputs", "use_cache")
 """Settings of the window that say what another loop does, which that loop itself has no need of."""
 
@@ -181,7 +187,7 @@ def read_rows(path: Path) -> RowFile:
     if problems or source is None:
         raise problems.error()
     if any(row and row.platform.litgpt for row in rows) and "litgpt" not in defaults.get("platform", {}):
-        source = source.model_copy(update={"note": f"{source.note} {TAKEN_FOR_LITGPT}".strip()})
+        source = source.model_copy(update={"note": f"{source.note} {_TAKEN_FOR_LITGPT}".strip()})
     return RowFile(source=source, rows=tuple(row for row in rows if row is not None))
 
 
@@ -205,7 +211,7 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
     kind = method.get("kind") if isinstance(method, dict) else None
     usual = defaults.get("method", {})
     own = usual.get(kind, {}) if isinstance(usual, dict) and isinstance(kind, str) else {}
-    content = run_by_litgpt(merged(table, defaults | {"method": own}), source)
+    content = _run_by_litgpt(merged(table, defaults | {"method": own}), source)
     platform = _checked(Platform, content.get("platform", {}), (*at, "platform"), problems)
     if platform is None:
         return None
@@ -232,6 +238,24 @@ def _row(table: object, defaults: dict[str, Any], source: str, at: KeyPath, prob
     data = {key: value for key, value in part["data"].items() if key != "lengths"}  # which it cannot vary
     looped = _checked(Cell, part | {"data": data, "training": training, "loop": loop}, at, problems)
     return read.model_copy(update={"looped": looped})
+
+
+def _run_by_litgpt(content: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return a row's content with what follows from litgpt having run it, if its platform or source says so.
+
+    Its loss in chunks keeps the logits of all of them, and only such a loss has logits to copy or to keep.
+    """
+    training, platform = content.get("training", {}), content.get("platform", {})
+    if not (isinstance(training, dict) and isinstance(platform, dict)) or training.get("loss") != "chunked":
+        return content
+    keeps_logits = training.get("upcast_outputs") or training.get("keep_outputs")
+    date = str(content.get("date"))
+    named = _LITGPT.search(f"{source} {content.get('software')}") and _DAY.fullmatch(date)
+    if "litgpt" not in platform and keeps_logits and named:
+        platform = platform | {"litgpt": f"{date}-01-01"[: len("2024-01-01")]}
+    if "litgpt" in platform:
+        training = training | {"loss": "chunked-logits"}
+    return content | {"training": training, "platform": platform}
 
 
 def _data_of(content: dict[str, Any]) -> Any:

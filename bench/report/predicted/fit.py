@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.compare import Reason
 from bench.compare.plans import PlanRow, card_counts, card_fits, loop_changes
@@ -10,7 +10,6 @@ from bench.errors import counted
 from bench.records.predictions import Answer, Bound, Fit, Plan, Tried
 from bench.records.readings import Category
 from bench.report.columns import terminal_table
-from bench.report.predicted.fit_gpus import called, gpu_sentences
 from bench.report.predicted.speed import over_several, settings_table
 from bench.report.tables import Writer, described_table
 from bench.report.text import (
@@ -92,10 +91,10 @@ def _title(fit: Fit) -> str:
 def frontier(fit: Fit) -> str:
     """Return the largest batch at each length as bars, one line a method; a doubling is one step longer."""
     bounds = [bound for bound in fit.bounds if bound.axis == "micro_batch"]
-    width = max((len(called(fit, bound)) for bound in bounds), default=0)
+    width = max((len(_called(fit, bound)) for bound in bounds), default=0)
     groups: dict[int, list[str]] = {}
     for bound in bounds:
-        line = f"{bound.sequence_length:>7,}  {called(fit, bound):<{width}}  {_bar(bound)}"
+        line = f"{bound.sequence_length:>7,}  {_called(fit, bound):<{width}}  {_bar(bound)}"
         groups.setdefault(bound.sequence_length, []).append(line)
     return "\n\n".join("\n".join(lines) for lines in groups.values())
 
@@ -135,7 +134,7 @@ def _bounds(fit: Fit) -> Table:
         return GIBIBYTES.show(tried.verdict.needed_bytes) if tried else NOT_APPLICABLE
 
     writers: dict[str, Writer] = {
-        "method": lambda bound: called(fit, bound),
+        "method": lambda bound: _called(fit, bound),
         "axis": _AXES.__getitem__,
         "held": held,
         "value": value,
@@ -149,7 +148,7 @@ def _notes(fit: Fit) -> list[str]:
     return notes(
         "fit_notes.j2",
         fit=fit,
-        called=lambda bound: called(fit, bound),
+        called=lambda bound: _called(fit, bound),
         memory=_memory_of(fit.card),
         steps={_AXES[bound.axis]: bound.step for bound in fit.bounds if bound.step > 1},
         show=GIBIBYTES.show,
@@ -157,6 +156,69 @@ def _notes(fit: Fit) -> list[str]:
         assumed={one.speed.assumed for one in fit.settings if one.speed.assumed},
         refused=grouped((one.speed.refused, one.method) for one in fit.settings if one.speed.refused),
     )
+
+
+def _called(fit: Fit, bound: Bound) -> str:
+    """Name a method, with its number of GPUs where there are several numbers."""
+    return plain(bound.method) + (f" on {bound.gpus}" if fit.over_several else "")
+
+
+class _OverGpus(NamedTuple):
+    """A method at a length: its bounds on every number of GPUs where it fits, and where that is not known."""
+
+    method: str
+    length: int
+    asked: tuple[int, ...]
+    largest: tuple[Bound, ...]
+    borderline: tuple[int, ...]
+
+
+class _Beaten(NamedTuple):
+    """An adapter on one GPU that takes as many sequences as full fine-tuning over so many."""
+
+    length: int
+    adapter: Bound
+    full: Bound
+
+
+def gpu_sentences(fit: Fit) -> list[str]:
+    """Say how many GPUs each method needs, and where one card does as much; nothing of one number of them."""
+    if not fit.over_several:
+        return []
+    bounds = [bound for bound in fit.bounds if bound.axis == "micro_batch" and bound.refusal is None]
+    alike = grouped(((one.sequence_length, one.method), one) for one in bounds)
+    methods = [
+        _OverGpus(
+            method=method,
+            length=length,
+            asked=tuple(one.gpus for one in own),
+            largest=tuple(one for one in own if one.fits),
+            borderline=tuple(
+                one.gpus
+                for one in own
+                if one.next and not one.fits and one.next.verdict.answer == "too close to call"
+            ),
+        )
+        for (length, method), own in alike.items()
+    ]
+    return notes("fit_gpus.j2", methods=methods, beaten=[*_beaten(bounds)], counted=counted)
+
+
+def _beaten(bounds: Sequence[Bound]) -> Iterator[_Beaten]:
+    for adapter in bounds:
+        if adapter.gpus > 1 or adapter.method == "full" or not adapter.fits:
+            continue
+        least = adapter.fits.value
+        several = [
+            one
+            for one in bounds
+            if (one.method, one.sequence_length) == ("full", adapter.sequence_length)
+            if one.gpus > 1 and (one.fits is None or one.gpus * one.fits.value <= least)
+            if one.fits or one.next is None or one.next.verdict.answer != "too close to call"
+        ]
+        if several:
+            most = max(several, key=lambda one: one.gpus)
+            yield _Beaten(adapter.sequence_length, adapter, most)
 
 
 def _memory_of(card: Card) -> str:
