@@ -137,7 +137,7 @@ class Results:
         if name not in there:
             why = f" ({figures[name].missing})" if name in figures else ""
             raise UsageError(f"no figure {name!r}{why}; choose one of {', '.join(there)}")
-        return alt.Chart.from_dict(figures[name].specification)
+        return alt.Chart.from_dict(figures[name].specification())
 
     def _repr_html_(self) -> str:
         return self.compare().to_html(index=False, na_rep="n/a")

@@ -22,7 +22,7 @@ from bench.claims.judge import (
 )
 from bench.compare import grouped
 from bench.errors import UsageError
-from bench.report.columns import terminal_table
+from bench.report.columns import TerminalTable
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
@@ -98,17 +98,17 @@ def render_terminal(verdicts: Sequence[ClaimVerdict], *, details: bool = False) 
     from rich.text import Text
 
     themes = grouped(verdicts, _theme).items()
-    parts: list[RenderableType] = [terminal_table(_summary(those), theme) for theme, those in themes]
+    parts: list[RenderableType] = [TerminalTable(_summary(those), theme) for theme, those in themes]
     parts.append(Text(_count(verdicts)))
     for one in verdicts if details else ():
         parts.append(Text(plain(f"\n{one.claim.id}: {one.verdict}"), style="bold"))
         parts += [Text(plain(f"- {line}")) for line in _facts(one)]
         if one.by_setting:
-            parts.append(terminal_table(_by_setting(one), "By setting"))
+            parts.append(TerminalTable(_by_setting(one), "By setting"))
         for finding in one.findings:
             parts += [Text(plain(f"- {line}")) for line in _told(finding)]
             if finding.deciding:
-                parts.append(terminal_table(_evidence(finding.deciding), finding.part or "Evidence"))
+                parts.append(TerminalTable(_evidence(finding.deciding), finding.part or "Evidence"))
     if not details:
         parts.append(Text("--details shows every cell and figure behind each verdict."))
     return Group(*parts)

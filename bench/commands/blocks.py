@@ -105,7 +105,7 @@ class _PageFigure:
 
     def _mark(self, drawn: str) -> str:
         """Return what ends the file. The version of Vega-Lite's schema is not what a figure shows."""
-        shown = {key: value for key, value in self.figure.specification.items() if key != "$schema"}
+        shown = {key: value for key, value in self.figure.specification().items() if key != "$schema"}
         text = f"{json.dumps(shown, sort_keys=True, allow_nan=False)}\n{drawn}"
         return f"sha256 {hashlib.sha256(text.encode()).hexdigest()} -->\n"
 

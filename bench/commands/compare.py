@@ -100,11 +100,11 @@ def show_(name: str, *, baselines: Path = BASELINES) -> None:
     from rich.console import Console
 
     from bench.records.result_sets import BaselineFolder
-    from bench.report.columns import terminal_table
+    from bench.report.columns import TerminalTable
     from bench.report.gate import history_table
 
     baseline = BaselineFolder(root=baselines, name=name).read()
-    Console().print(terminal_table(history_table(baseline), f"Baseline {name}"))
+    Console().print(TerminalTable(history_table(baseline), f"Baseline {name}"))
 
 
 @baseline_app.command()
@@ -142,11 +142,11 @@ def history(name: str, *, baselines: Path = BASELINES) -> None:
 
     from bench.gate.stored import changes_in_history
     from bench.records.result_sets import BaselineFolder
-    from bench.report.columns import terminal_table
+    from bench.report.columns import TerminalTable
     from bench.report.gate import changes_table
 
     changes, sessions, series = changes_in_history(BaselineFolder(root=baselines, name=name))
     if not changes:
         typer.echo(f"no metric of {series} changed its level over {counted(sessions, 'sitting')}")
         return
-    Console().print(terminal_table(changes_table(changes), f"Where baseline {name} changed"))
+    Console().print(TerminalTable(changes_table(changes), f"Where baseline {name} changed"))

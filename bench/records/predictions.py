@@ -335,6 +335,11 @@ class Bound(Stored):
         None, description="Each makes the first value fit, where it does not; None where none was tried."
     )
 
+    @property
+    def borderline(self) -> bool:
+        """Whether the next larger value is too close to call."""
+        return self.next is not None and self.next.verdict.answer == "too close to call"
+
 
 class Setting(Stored):
     """How fast a setting trains that fits, or why that is not told; all else is as the fit's window says."""

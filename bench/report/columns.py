@@ -181,8 +181,12 @@ def told_once(table: Table) -> Table:
 
 
 @dataclass(frozen=True)
-class _OnTerminal:
-    """What ``terminal_table`` returns."""
+class TerminalTable:
+    """A table for a rich console, in parts below each other where that is narrow; one row as a list.
+
+    Each part begins with the columns that tell its rows apart. Of ids, what all have in common stands above.
+    Only words longer than a third of the width are broken, ids after a slash or a hyphen; nothing is cut off.
+    """
 
     table: Table
     title: str
@@ -322,12 +326,3 @@ def _parts(first: list[int], least: Sequence[int], width: int) -> Iterator[list[
             part = [*first]
         part.append(index)
     yield part
-
-
-def terminal_table(table: Table, title: str) -> _OnTerminal:
-    """Return a table for a rich console, in parts below each other where that is narrow; one row as a list.
-
-    Each part begins with the columns that tell its rows apart. Of ids, what all have in common stands above.
-    Only words longer than a third of the width are broken, ids after a slash or a hyphen; nothing is cut off.
-    """
-    return _OnTerminal(table, title)

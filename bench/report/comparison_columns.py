@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from bench.compare.accuracy import Accuracy, AccuracyDifference
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
+from bench.compare.readings import Throughput
 from bench.metrics import INSTRUMENT_NAMES, METRICS, Instrument
+from bench.records.predictions import Speed
 from bench.report.columns import Column, Grid, Place, frame, grid
 from bench.report.highlights import difference, interval
 from bench.report.rank_columns import rank_columns
@@ -163,14 +165,8 @@ def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> Iterator[Column[M
     )
 
 
-def _told(row: Measured) -> str:
-    """Write the range that was predicted before the run."""
-    said = (f"{significant(one.told.low)} to {significant(one.told.high)}" for one in row.predicted_speeds)
-    return next(said, NOT_APPLICABLE)
-
-
-def _told_point(row: Measured) -> float | None:
-    return next((one.told.point for one in row.predicted_speeds), None)
+def _predicted_speed(row: Measured) -> Speed | None:
+    return next((one.told for one in row.predicted_speeds), None)
 
 
 def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
@@ -181,8 +177,7 @@ def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
     def text(row: Measured) -> str:
         if (speed := row.throughput) is None:
             return NOT_MEASURED
-        spread = f"({significant(speed.low)} to {significant(speed.high)})"
-        return _marked(f"{significant(speed.tokens_per_second)} {spread}", row, "speed")
+        return _marked(f"{significant(speed.tokens_per_second)} ({_range(speed)})", row, "speed")
 
     def narrow(row: Measured) -> str:
         if row.throughput is None:
@@ -208,7 +203,13 @@ def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
     )
     if any(row.predicted_speeds for row in rows):
         name = "Predicted tokens/s"
-        yield Column(name, _told, _told_point, frame="predicted_tokens_per_second", narrow=name.lower())
+        yield Column(
+            name,
+            lambda row: NOT_APPLICABLE if (told := _predicted_speed(row)) is None else _range(told),
+            lambda row: None if (told := _predicted_speed(row)) is None else told.point,
+            frame="predicted_tokens_per_second",
+            narrow=name.lower(),
+        )
     if any(ratio(row) is not None for row in rows):
         yield Column(
             "Speed, full = 1",
@@ -216,6 +217,10 @@ def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
             lambda row: 1.0 if row.kind == "full" and row.throughput else ratio(row),
             frame="speed_against_full_ratio",
         )
+
+
+def _range(speed: Throughput | Speed) -> str:
+    return f"{significant(speed.low)} to {significant(speed.high)}"
 
 
 def _accuracy_columns(task: str) -> Iterator[Column[Measured]]:

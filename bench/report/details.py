@@ -1,6 +1,7 @@
 """What stands below a comparison: its tables in tables.toml, and how each number was measured."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import get_args
 
 from bench.compare.accuracy import Accuracy, AccuracyDifference
@@ -63,16 +64,15 @@ def _category_columns(rows: Sequence[Measured]) -> list[tuple[str, str]]:
 
 
 def _sizes(unit: MemoryUnit) -> dict[str, Callable[..., str]]:
+    def size_of(category: Category, sizes: Mapping[Category, int]) -> str:
+        return unit.show(sizes.get(category, 0))
+
     return {
-        **{name: _size_of(name, unit) for name in get_args(Category)},
+        **{name: partial(size_of, name) for name in get_args(Category)},
         "memory": unit.show,
         "predicted": lambda one: unit.span(one.low_bytes, one.high_bytes),
         "over_runs": lambda line: _over_runs(line, unit),
     }
-
-
-def _size_of(category: Category, unit: MemoryUnit) -> Callable[[Mapping[Category, int]], str]:
-    return lambda sizes: unit.show(sizes.get(category, 0))
 
 
 def _over_runs(line: Line, unit: MemoryUnit) -> str:

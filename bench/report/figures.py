@@ -63,12 +63,8 @@ class Figure:
     draw: Draw | None = None
     missing: str | None = None
 
-    @property
-    def specification(self) -> dict[str, Any]:
+    def specification(self, **size: int) -> dict[str, Any]:
         """Return the Vega-Lite specification. Raises UsageError where altair is not installed."""
-        return self._specification()
-
-    def _specification(self, **size: int) -> dict[str, Any]:
         drawn = self._drawn
         from bench.report import charts
 
@@ -88,13 +84,13 @@ class Figure:
         """Return the figure as SVG, of so many pixels' ``width`` where that is told."""
         import vl_convert
 
-        return vl_convert.vegalite_to_svg(self._specification(**size), allowed_base_urls=[])
+        return vl_convert.vegalite_to_svg(self.specification(**size), allowed_base_urls=[])
 
     def png(self) -> bytes:
         """Return the figure as PNG, at twice its size in points."""
         import vl_convert
 
-        return vl_convert.vegalite_to_png(self.specification, scale=2, allowed_base_urls=[])
+        return vl_convert.vegalite_to_png(self.specification(), scale=2, allowed_base_urls=[])
 
 
 def require_libraries() -> None:

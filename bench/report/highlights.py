@@ -9,7 +9,7 @@ from bench.compare.accuracy import AccuracyDifference
 from bench.compare.caveats import COMMIT
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import Highlights
-from bench.compare.measured import Contrast, Measured
+from bench.compare.measured import Measured
 from bench.compare.readings import ROUGH_DRIFT_SHARE
 from bench.errors import counted
 from bench.metrics import HEADLINES, INSTRUMENT_NAMES
@@ -70,8 +70,12 @@ def sentences(found: Highlights, unit: MemoryUnit) -> tuple[Sentence, ...]:
         significant_p=SIGNIFICANT_P,
         reservations=list(_reservations(found.ok)),
         no_reference=grouped((row.no_reference, row) for row in found.ok if row.no_reference),
-        compared_on=_compared_on,
-        loops=grouped((_drivers(one), one) for one in found.loops),
+        compared_on=lambda task, others: [
+            (each.measured, one) for each in others if (one := each.accuracy(task))
+        ],
+        loops=grouped(
+            ((one.measured.cell.loop.driver, one.base.cell.loop.driver), one) for one in found.loops
+        ),
         causes=grouped(((one.peak_phase, one.peak_op), (row, one)) for row, one in causes),
         remedies=grouped(
             ((one.largest_category, _remedy(one.largest_category, row)), (row, one.largest_share))
@@ -80,10 +84,6 @@ def sentences(found: Highlights, unit: MemoryUnit) -> tuple[Sentence, ...]:
         **_WRITERS,
     )
     return (*told, trained_with(found))
-
-
-def _compared_on(task: str, others: Sequence[Contrast]) -> list[tuple[Measured, AccuracyDifference]]:
-    return [(each.measured, one) for each in others if (one := each.accuracy(task))]
 
 
 def _span(shares: Collection[float], *, unit: bool = True) -> str:
@@ -116,10 +116,6 @@ def points(difference_share: float, *, sign: bool = False) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     return f"{share(low).removesuffix(' %')} to {share(high)}"
-
-
-def _drivers(found: Contrast) -> tuple[str, str]:
-    return found.measured.cell.loop.driver, found.base.cell.loop.driver
 
 
 def _remedy(part: Category, row: Measured) -> str:

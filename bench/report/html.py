@@ -6,7 +6,7 @@ Text comes from strangers: the template escapes all of it, and the page's own po
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import islice
@@ -18,11 +18,12 @@ from markupsafe import Markup, escape
 
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
-from bench.compare.plans import PlanRow, plan_rows
+from bench.compare.plans import plan_rows
 from bench.errors import counted
 from bench.io import own_text
 from bench.metrics import INSTRUMENT_NAMES
 from bench.records.predictions import Plan
+from bench.records.readings import ModuleBytes
 from bench.report.columns import Column, Grid, told_once
 from bench.report.comparison_columns import comparison_grid, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
@@ -39,10 +40,10 @@ from bench.report.predicted.fit import (
     plan_sentences,
     why_untried,
 )
-from bench.report.predicted.methods import MethodRow, method_rows, methods_grid
+from bench.report.predicted.methods import method_rows, methods_grid
 from bench.report.predicted.plan import detail_tables, plan_grid
 from bench.report.predicted.speed import any_speed
-from bench.report.text import GIBIBYTES, Sentence, Table, markdown, plain, templates, visible
+from bench.report.text import GIBIBYTES, MemoryUnit, Sentence, Table, markdown, plain, templates, visible
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6
@@ -132,7 +133,8 @@ def render_html(
 def _measured(comparison: Comparison, cards: Sequence[Card]) -> Section:
     anchors = {row.key: f"m-cell-{index}" for index, row in enumerate(comparison.rows, start=1)}
     unit, groups = memory_unit(comparison.rows), comparison.groups
-    flames = tuple(_measured_flames(comparison, anchors))
+    held = ((row, row.cause.modules_at_peak_bytes) for row in comparison.rows if row.cause)
+    flames = _flames(((row.id, row.key, modules or {}) for row, modules in held), anchors, unit)
     endings, alike = ending_table(comparison.rows), one_environment(comparison)
     return Section(
         prefix="m-",
@@ -166,22 +168,12 @@ def _linked(grid: Grid[Any], flames: Sequence[Flame]) -> Grid[Any]:
     return replace(grid, columns=tuple(columns))
 
 
-def _measured_flames(comparison: Comparison, anchors: Mapping[str, str]) -> Iterator[Flame]:
-    unit = memory_unit(comparison.rows)
-    held = ((row, row.cause.modules_at_peak_bytes or {}) for row in comparison.rows if row.cause)
-    flames = (flame_of(row.id, flame_anchor(anchors[row.key]), modules, unit) for row, modules in held)
-    return islice(filter(None, flames), MOST_FLAMES)
-
-
-def _planned_flames(
-    methods: Sequence[MethodRow], rows: Sequence[PlanRow], anchors: Mapping[str, str]
-) -> Iterator[Flame]:
-    """Yield the flames of cells that a plan's first table names, at the longest sequences."""
-    named = [one.at[max(one.at)].cell for one in methods] or [row.cell for row in rows]
-    forecasts = {row.cell: row.forecast for row in rows if row.forecast}
-    held = ((cell, forecasts[cell].modules_at_peak_bytes) for cell in named if cell in forecasts)
-    flames = (flame_of(cell, flame_anchor(anchors[cell]), own, GIBIBYTES) for cell, own in held)
-    return islice(filter(None, flames), MOST_FLAMES)
+def _flames(
+    held: Iterable[tuple[str, str, ModuleBytes]], anchors: Mapping[str, str], unit: MemoryUnit
+) -> tuple[Flame, ...]:
+    """Return the flames of cells, each with the key of its row and what its modules hold."""
+    flames = (flame_of(cell, flame_anchor(anchors[key]), modules, unit) for cell, key, modules in held)
+    return tuple(islice(filter(None, flames), MOST_FLAMES))
 
 
 def _opening(comparison: Comparison) -> Iterator[str]:
@@ -210,7 +202,11 @@ def _planned(plan: Plan, prefix: str) -> Section:
     anchors = {row.cell: f"{prefix}cell-{index}" for index, row in enumerate(rows, start=1)}
     told = fit_sentences(plan)
     methods = method_rows(plan)
-    flames = tuple(_planned_flames(methods, rows, anchors))
+    # Of the cells that the first table names, at the longest sequences.
+    named = [one.at[max(one.at)].cell for one in methods] or [row.cell for row in rows]
+    forecasts = {row.cell: row.forecast for row in rows if row.forecast}
+    held = ((cell, cell, forecasts[cell].modules_at_peak_bytes) for cell in named if cell in forecasts)
+    flames = _flames(held, anchors, GIBIBYTES)
     loops = Answered(title="Loops", sentences=loop_sentences(plan, rows))
     fitting = Answered(title="What fits", sentences=told[:MOST_SENTENCES], folded=told[MOST_SENTENCES:])
     return Section(

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.errors import listed
 from bench.metrics import METRICS
-from bench.report.columns import narrow_table, page_table, terminal_table
+from bench.report.columns import TerminalTable, narrow_table, page_table
 from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
 from bench.report.highlights import one_environment, opening, sentences, trained_with
@@ -41,25 +41,19 @@ def render_details(comparison: Comparison) -> str:
     return _page(comparison, "details")
 
 
-class _Group(NamedTuple):
-    title: str
-    sentences: Sequence[Sentence]
-    table: Table
-
-
 def _page(comparison: Comparison, *parts: str) -> str:
     def name(row: Measured) -> str:
         """Name a row by its method where that is enough, else by its cell; and by its environment."""
         text = row.method if len(comparison.groups) == 1 else row.id
         return text if len(comparison.environments) == 1 else f"{text} ({row.environment})"
 
-    def groups() -> Iterator[_Group]:
+    def groups() -> Iterator[tuple[str, Sequence[Sentence], Table]]:
         unit = memory_unit(comparison.rows)
         for one in comparison.groups:
             few = len(comparison.groups) <= _MOST_GROUPS
             told = sentences(one, unit) if few else (trained_with(one),)
             table = page_table(comparison_columns(one.rows, unit), one.rows)
-            yield _Group(group_title(one.rows, comparison), told, table)
+            yield group_title(one.rows, comparison), told, table
 
     return render_page(
         "comparison.md.j2",
@@ -124,7 +118,7 @@ def render_terminal(comparison: Comparison) -> "Group":
     parts: list[RenderableType] = []
     for one in comparison.groups:
         content = narrow_table(comparison_columns(one.rows, unit), one.rows)
-        parts.append(terminal_table(content, group_title(one.rows, comparison)))
+        parts.append(TerminalTable(content, group_title(one.rows, comparison)))
     ended = grouped(
         ((run.outcome, failure.message), f"{run.cell.id}, run {run.run}")
         for row in comparison.rows

@@ -1,6 +1,7 @@
 """Columns of cells over several GPUs, which stand beside those of every comparison."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from bench.compare.measured import Measured
 from bench.report.columns import Column
@@ -16,19 +17,22 @@ def rank_columns(rows: Sequence[Measured], unit: MemoryUnit) -> Iterator[Column[
             return f"{share(value, 0)} of {row.fewer.gpus}"
         return NOT_APPLICABLE if not row.cell.parallel.several else f"{NOT_MEASURED}: {_why_no_scaling(row)}"
 
-    def per_gpu(row: Measured) -> str:
-        speed = row.tokens_per_second_per_gpu
-        return NOT_MEASURED if speed is None else significant(speed)
-
-    def over_ranks(row: Measured) -> str:
-        sizes = _of_each_rank(row)
-        return unit.span(min(sizes), max(sizes)) if sizes else NOT_APPLICABLE
+    def over_ranks(
+        title: str, read: Callable[[Measured], list[int]], absent: str, **shown: Any
+    ) -> Column[Measured]:
+        return Column(
+            title,
+            lambda row: unit.span(min(sizes), max(sizes)) if (sizes := read(row)) else absent,
+            lambda row: max(sizes) - min(sizes) if (sizes := read(row)) else None,
+            place="memory",
+            **shown,
+        )
 
     name = f"tokens/s per {one}"
     yield Column(several, lambda row: f"{row.gpus:,}", lambda row: row.gpus, frame="gpus", narrow=several)
     yield Column(
         name,
-        per_gpu,
+        lambda row: significant(row.tokens_per_second_per_gpu),
         lambda row: row.tokens_per_second_per_gpu,
         frame="tokens_per_second_per_gpu",
         narrow=name,
@@ -42,22 +46,9 @@ def rank_columns(rows: Sequence[Measured], unit: MemoryUnit) -> Iterator[Column[
         narrow="scaling efficiency",
         place="speed",
     )
-    yield Column(
-        "Peak over ranks",
-        over_ranks,
-        lambda row: max(sizes) - min(sizes) if (sizes := _of_each_rank(row)) else None,
-        frame="peak_spread_over_ranks_bytes",
-        narrow="peak over ranks",
-        place="memory",
-    )
-    yield Column(
-        "NVML peak over ranks",
-        lambda row: unit.span(min(sizes), max(sizes)) if (sizes := _by_nvml(row)) else NOT_MEASURED,
-        lambda row: max(sizes) - min(sizes) if (sizes := _by_nvml(row)) else None,
-        page=False,
-        frame="nvml_peak_spread_over_ranks_bytes",
-        place="memory",
-    )
+    frame, narrow = "peak_spread_over_ranks_bytes", "peak over ranks"
+    yield over_ranks("Peak over ranks", _of_each_rank, NOT_APPLICABLE, frame=frame, narrow=narrow)
+    yield over_ranks("NVML peak over ranks", _by_nvml, NOT_MEASURED, frame=f"nvml_{frame}", page=False)
     yield Column(
         "Step time over ranks",
         lambda row: small_share(_step_spread(row)),

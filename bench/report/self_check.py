@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bench.compare.predictions import loops_beside, summarise
 from bench.records.published import Source
 from bench.records.published.score import ScoredRow, Validation
-from bench.report.columns import terminal_table
+from bench.report.columns import TerminalTable
 from bench.report.predicted.speed import validation_tables
 from bench.report.tables import Line, described_table
 from bench.report.text import (
@@ -36,7 +36,7 @@ def render_self_check(check: SelfCheck) -> str:
 
 def render_terminal(check: SelfCheck) -> "RenderableType":
     """Return the table for a terminal, every rate in a row of its own."""
-    return terminal_table(_table(check, every=True), "Error rates of the gates, simulated")
+    return TerminalTable(_table(check, every=True), "Error rates of the gates, simulated")
 
 
 def _sweeps(check: SelfCheck) -> Table:

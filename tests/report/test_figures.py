@@ -45,7 +45,7 @@ def sweep() -> dict[str, Figure]:
 
 def values_of(figure: Figure, layer: int) -> list[dict[str, Any]]:
     """Return the data of a layer; what all layers share stands at the top."""
-    drawn = figure.specification
+    drawn = figure.specification()
     found: list[dict[str, Any]] = (drawn["layer"][layer].get("data") or drawn["data"])["values"]
     return found
 
@@ -64,7 +64,7 @@ def test_a_sweep_has_every_figure_and_says_what_each_shows(sweep: dict[str, Figu
     }
     drawn = {name for name, figure in sweep.items() if not figure.missing}
     assert NAMES == drawn | set(missing)
-    assert drawn == {name for name in drawn if sweep[name].caption and sweep[name].specification}
+    assert drawn == {name for name in drawn if sweep[name].caption and sweep[name].specification()}
 
 
 def test_the_peak_is_labelled_with_its_operator_and_module(sweep: dict[str, Figure]) -> None:
@@ -155,7 +155,7 @@ def test_a_large_plan_shows_every_model_and_method() -> None:
     titles = [f"Scaling with sequence length: {model}" for model in ("llama-2-7b", "mistral-7b")]
     assert titles == [figure.title for figure in lengths]
     # Points are what torch reserves, so that a card's line has to leave out the CUDA context.
-    assert str(card("rtx4090").torch_bytes / 1024**3) in str(lengths[0].specification)
+    assert str(card("rtx4090").torch_bytes / 1024**3) in str(lengths[0].specification())
     assert "Lines are what a card has beside its CUDA context." in lengths[0].caption
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench.records.predictions import read_plan
 from bench.records.published.score import read_validation
-from bench.report.columns import terminal_table, told_once
+from bench.report.columns import TerminalTable, told_once
 from bench.report.predicted.plan import render_terminal as render_plan
 from bench.report.text import NOT_APPLICABLE, Table
 
@@ -21,7 +21,7 @@ def test_a_narrow_terminal_breaks_long_words_and_cuts_nothing_off() -> None:
     row = (cell, "19.69 GiB", "20.41 to 20.46 GiB")
     table = Table(header=("Cell", "Allocated", "Reserved"), rows=(row, row))
     text = StringIO()
-    Console(file=text, width=44).print(terminal_table(table, "Plan"))
+    Console(file=text, width=44).print(TerminalTable(table, "Plan"))
     shown = text.getvalue()
     assert "…" not in shown
     assert "Allocated" in shown
@@ -46,13 +46,13 @@ def test_columns_that_a_terminal_has_no_room_for_stand_below() -> None:
     )
     table = Table(header=titles, rows=2 * ((*row, "0.367 to 0.723", "0.403 to 0.795"),))
     text = StringIO()
-    Console(file=text, width=80).print(terminal_table(table, "Plan"))
+    Console(file=text, width=80).print(TerminalTable(table, "Plan"))
     words = text.getvalue().split()
     assert (words.count("Plan"), words.count("Cell"), words.count(row[0])) == (1, 2, 4)
     assert {word for part in (*titles, *row, "0.723", "0.795") for word in part.split()} <= {*words}
     assert max(map(len, text.getvalue().splitlines())) <= 80
     wide = StringIO()
-    Console(file=wide, width=160).print(terminal_table(table, "Plan"))
+    Console(file=wide, width=160).print(TerminalTable(table, "Plan"))
     assert wide.getvalue().split().count("Cell") == 1
 
 
@@ -62,7 +62,7 @@ def test_a_single_row_that_is_too_wide_is_a_list() -> None:
     titles = ("Cell", "Tensors", "Reserved", "Needed on the card", "rtx4090")
     row = (cell, "17.75 GiB", "23.90 to 24.01 GiB", "24.51 GiB", "too close to call")
     text = StringIO()
-    Console(file=text, width=80).print(terminal_table(Table(header=titles, rows=(row,)), "Plan"))
+    Console(file=text, width=80).print(TerminalTable(Table(header=titles, rows=(row,)), "Plan"))
     lines = [line.strip() for line in text.getvalue().splitlines()]
     assert [f"{title:21}{value}" for title, value in zip(titles, row, strict=True)] == lines[2:7]
 
@@ -83,7 +83,7 @@ def test_what_ids_have_in_common_is_said_once(
     assert all(fnmatch(one, pattern) for one in ids)
     text = StringIO()
     Console(file=text, width=80).print(
-        terminal_table(Table(header=("Cell", "Size"), rows=tuple((one, "1") for one in ids)), "Plan")
+        TerminalTable(Table(header=("Cell", "Size"), rows=tuple((one, "1") for one in ids)), "Plan")
     )
     lines = text.getvalue().splitlines()
     assert ["Plan", f"Cells: {pattern}"] == lines[:2]
@@ -119,7 +119,7 @@ def test_each_part_begins_with_what_tells_its_rows_apart() -> None:
         for length in ("512", "1,024")
     )
     text = StringIO()
-    Console(file=text, width=60).print(terminal_table(Table(header=titles, rows=rows), "Fastest"))
+    Console(file=text, width=60).print(TerminalTable(Table(header=titles, rows=rows), "Fastest"))
     words = text.getvalue().split()
     assert words.count("Method") == words.count("Length") > words.count("Batch") == 1
     assert words.count("1,024") == 2 * words.count("Length")

@@ -9,7 +9,7 @@ from bench.compare.plans import PlanRow, card_counts, card_fits, loop_changes
 from bench.errors import counted
 from bench.records.predictions import Answer, Bound, Fit, Plan, Tried
 from bench.records.readings import Category
-from bench.report.columns import terminal_table
+from bench.report.columns import TerminalTable
 from bench.report.predicted.speed import over_several, settings_table
 from bench.report.tables import Writer, described_table
 from bench.report.text import (
@@ -78,8 +78,8 @@ def render_terminal(fit: Fit) -> "Group":
     return Group(
         Text(f"{_title(fit)}\n\nlargest micro-batch at each sequence length:\n\n{frontier(fit)}\n"),
         *(Text(plain(f"- {sentence}")) for sentence in gpu_sentences(fit)),
-        terminal_table(_bounds(fit), "Every bound, predicted on both sides"),
-        *([terminal_table(table, "Fastest settings that fit")] if table.rows else []),
+        TerminalTable(_bounds(fit), "Every bound, predicted on both sides"),
+        *([TerminalTable(table, "Fastest settings that fit")] if table.rows else []),
         *(Text(plain(f"- {note}")) for note in _notes(fit)),
     )
 
@@ -103,8 +103,7 @@ def _bar(bound: Bound) -> str:
     if bound.refusal is not None:
         return "cannot be predicted"
     if bound.fits is None:
-        borderline = bound.next is not None and bound.next.verdict.answer == "too close to call"
-        return "1 is borderline" if borderline else "not even 1"
+        return "1 is borderline" if bound.borderline else "not even 1"
     size = bound.fits.value
     beyond = " or more" if bound.next is None else ""
     return f"{'█' * (1 + round(math.log2(size) * _STEPS_OF_DOUBLING))} {size:,}{beyond}"
@@ -125,7 +124,7 @@ def _bounds(fit: Fit) -> Table:
         if bound.next is None:
             return f"{bound.limit:,} is the limit"
         answer = bound.next.verdict.answer
-        return f"borderline ({answer})" if answer == "too close to call" else answer
+        return f"borderline ({answer})" if bound.borderline else answer
 
     def value(tried: Tried | None) -> str:
         return f"{tried.value:,}" if tried else NOT_APPLICABLE
@@ -173,14 +172,6 @@ class _OverGpus(NamedTuple):
     borderline: tuple[int, ...]
 
 
-class _Beaten(NamedTuple):
-    """An adapter on one GPU that takes as many sequences as full fine-tuning over so many."""
-
-    length: int
-    adapter: Bound
-    full: Bound
-
-
 def gpu_sentences(fit: Fit) -> list[str]:
     """Say how many GPUs each method needs, and where one card does as much; nothing of one number of them."""
     if not fit.over_several:
@@ -193,18 +184,15 @@ def gpu_sentences(fit: Fit) -> list[str]:
             length=length,
             asked=tuple(one.gpus for one in own),
             largest=tuple(one for one in own if one.fits),
-            borderline=tuple(
-                one.gpus
-                for one in own
-                if one.next and not one.fits and one.next.verdict.answer == "too close to call"
-            ),
+            borderline=tuple(one.gpus for one in own if one.borderline and not one.fits),
         )
         for (length, method), own in alike.items()
     ]
     return notes("fit_gpus.j2", methods=methods, beaten=[*_beaten(bounds)], counted=counted)
 
 
-def _beaten(bounds: Sequence[Bound]) -> Iterator[_Beaten]:
+def _beaten(bounds: Sequence[Bound]) -> Iterator[tuple[Bound, Bound]]:
+    """Yield each adapter that takes as many sequences on one GPU as full fine-tuning over several."""
     for adapter in bounds:
         if adapter.gpus > 1 or adapter.method == "full" or not adapter.fits:
             continue
@@ -214,11 +202,10 @@ def _beaten(bounds: Sequence[Bound]) -> Iterator[_Beaten]:
             for one in bounds
             if (one.method, one.sequence_length) == ("full", adapter.sequence_length)
             if one.gpus > 1 and (one.fits is None or one.gpus * one.fits.value <= least)
-            if one.fits or one.next is None or one.next.verdict.answer != "too close to call"
+            if one.fits or not one.borderline
         ]
         if several:
-            most = max(several, key=lambda one: one.gpus)
-            yield _Beaten(adapter.sequence_length, adapter, most)
+            yield adapter, max(several, key=lambda one: one.gpus)
 
 
 def _memory_of(card: Card) -> str:

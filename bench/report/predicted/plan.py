@@ -9,7 +9,7 @@ from bench.compare.plans import Forecast, PlanRow, plan_rows
 from bench.records.machine_card import THIS_CPU
 from bench.records.predictions import Change, Plan, PredictedPhase
 from bench.records.readings import Category
-from bench.report.columns import Column, Grid, Place, Tone, grid, page_table, terminal_table
+from bench.report.columns import Column, Grid, Place, TerminalTable, Tone, grid, page_table
 from bench.report.predicted.fit import (
     MOST_SENTENCES,
     card_size,
@@ -94,7 +94,7 @@ def render_terminal(plan: Plan, *, details: bool = False) -> "Group":
     ]
     return Group(
         render_short(plan),
-        *(terminal_table(table, title) for title, table in tables),
+        *(TerminalTable(table, title) for title, table in tables),
         *(Text(plain(line)) for line in [*notes, *(why_untried(plan) if details else [more])]),
     )
 
@@ -107,7 +107,7 @@ def render_short(plan: Plan) -> "Group":
     rows = plan_rows(plan)
     refusals = [f"{row.cell} cannot be predicted: {row.refusal}" for row in rows if row.refusal]
     return Group(
-        terminal_table(_table(plan, rows), f"{plan.title}: predicted memory"),
+        TerminalTable(_table(plan, rows), f"{plan.title}: predicted memory"),
         *(Text(plain(line)) for line in [*refusals, *plan_sentences(plan, rows)]),
     )
 

@@ -31,7 +31,7 @@ def speed_columns(plan: Plan, card: str, rows: Sequence[PlanRow]) -> list[Column
         return row.speed(card)
 
     return [
-        Column(title="Tokens/s", text=lambda row: _rate(told(row)), value=lambda row: _high(told(row))),
+        Column(title="Tokens/s", text=lambda row: _rate(told(row))),
         *([Column(title=PER_GPU, text=lambda row: _rate_per_gpu(told(row)))] if over_several(rows) else []),
         Column(title="MFU", text=lambda row: share(one.mfu, 0) if (one := told(row)) else NOT_APPLICABLE),
         Column(title="Bound by", text=lambda row: one.bound_by if (one := told(row)) else NOT_APPLICABLE),
@@ -156,10 +156,6 @@ def _rate_per_gpu(speed: Speed | None) -> str:
     if speed is None:
         return NOT_APPLICABLE
     return f"{speed.low / speed.gpus:,.0f} to {speed.high / speed.gpus:,.0f}"
-
-
-def _high(speed: Speed | None) -> float | None:
-    return None if speed is None else speed.high
 
 
 def _of_kind(kind: KernelClass, shares: Mapping[KernelClass, float]) -> str:
