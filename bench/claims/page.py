@@ -29,6 +29,7 @@ from bench.report.text import (
     NOT_APPLICABLE,
     Table,
     plain,
+    points,
     render_page,
     share,
     significant,
@@ -57,7 +58,7 @@ _SHOWN: Mapping[Unit, Callable[[float], str]] = {
     "count": lambda value: f"{round(value):,}",
     "tokens/s": lambda value: f"{significant(value)} tokens/s",
     "bits": lambda value: f"{significant(value)} bits",
-    "points": lambda value: f"{share(value).removesuffix(' %')} points",
+    "points": points,
     "times the tolerance": lambda value: f"{significant(value)} times the tolerance",
 }
 

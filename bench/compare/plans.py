@@ -5,7 +5,7 @@ Every number that a renderer shows is worked out here.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bench.compare import LOOP_ALONE, Reason, grouped, loop_pairs, reason_of
 from bench.records.predictions import Answer, CardFit, Change, Plan, PlannedCell, Prediction, Refusal, Speed
@@ -72,18 +72,16 @@ class PlanRow:
 
 def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:
     cells = grouped(plan.cells, lambda one: one.cell.id).values()
-    return tuple(replace(_row(own, plan.cards), tokens=_tokens_of(plan, own[0])) for own in cells)
+    return tuple(_row(plan, own) for own in cells)
 
 
-def _tokens_of(plan: Plan, planned: PlannedCell) -> int | None:
-    return plan.epochs * planned.epoch_tokens if plan.epochs and planned.epoch_tokens else plan.tokens
-
-
-def _row(planned: Sequence[PlannedCell], cards: Sequence[Card]) -> PlanRow:
+def _row(plan: Plan, planned: Sequence[PlannedCell]) -> PlanRow:
+    cell, each, cards = planned[0].cell.id, planned[0].epoch_tokens, plan.cards
+    tokens = plan.epochs * each if plan.epochs and each else plan.tokens
     predictions = [one.answer for one in planned if isinstance(one.answer, Prediction)]
     refusals = [one.answer.message for one in planned if isinstance(one.answer, Refusal)]
     if refusals:
-        return PlanRow(cell=planned[0].cell.id, refusal=refusals[0])
+        return PlanRow(cell=cell, refusal=refusals[0], tokens=tokens)
     verdicts = {verdict.card: verdict for one in planned for verdict in one.verdicts}
     only = verdicts.get(cards[0].name) if len(cards) == 1 else None
     most = max(predictions, key=lambda one: one.allocated_peak_bytes)
@@ -99,10 +97,11 @@ def _row(planned: Sequence[PlannedCell], cards: Sequence[Card]) -> PlanRow:
         "total_bytes": only.needed_bytes if only else None,
     }
     return PlanRow(
-        cell=planned[0].cell.id,
+        cell=cell,
         forecast=Forecast.model_construct(**dict(most) | spans),
         verdicts=tuple(verdicts[card.name] for card in cards if card.name in verdicts),
         changes=tuple(_changes(planned)),
+        tokens=tokens,
     )
 
 
@@ -138,18 +137,15 @@ def loop_changes(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[LoopChange]:
         forecasts, cells.__getitem__, lambda one: cells[one].comparison_key(LOOP_ALONE)
     ):
         mine, theirs = forecasts[here], forecasts[there]
+        reserved, other = mine.reserved_high_bytes, theirs.reserved_high_bytes
         yield LoopChange(
             cell=here,
             driver=cells[here].loop.driver,
             other=cells[there].loop.driver,
             tensors_share=mine.allocated_peak_bytes / theirs.allocated_peak_bytes - 1,
-            reserved_share=_share(mine.reserved_high_bytes, theirs.reserved_high_bytes),
+            reserved_share=reserved / other - 1 if reserved and other else None,
             reason=reason_of(mine.categories_at_peak_bytes, theirs.categories_at_peak_bytes),
         )
-
-
-def _share(here: int | None, there: int | None) -> float | None:
-    return here / there - 1 if here and there else None
 
 
 def card_counts(plan: Plan) -> tuple[tuple[Card, Counter[Answer]], ...]:

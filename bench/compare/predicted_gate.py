@@ -89,20 +89,19 @@ def judge_plans(
     ]
     verdicts.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), bool(one.task), -one.size))
     known = _versions(baseline, sides[0]), _versions(candidate, sides[1])
+    first, second = (
+        ComparedSide(
+            given=side.name, runs=len(cells), understood=side.understood, environment=shared(versions)
+        )
+        for side, cells, versions in zip(sides, (before, after), known, strict=True)
+    )
     return Verdicts(
         design="two plans",
         scenarios=tuple(dict.fromkeys([baseline.scenario, candidate.scenario])),
         verdict=overall(verdicts),
         alpha=0.0,
-        baseline=ComparedSide(
-            given=sides[0].name,
-            runs=len(before),
-            understood=sides[0].understood,
-            environment=shared(known[0]),
-        ),
-        candidate=ComparedSide(
-            given=sides[1].name, runs=len(after), understood=sides[1].understood, environment=shared(known[1])
-        ),
+        baseline=first,
+        candidate=second,
         differences=tuple(changed(*known)),
         judgements=tuple(verdicts),
         unseen=tuple(_unseen(rules, verdicts)),

@@ -40,26 +40,15 @@ def rank_settings(settings: Sequence[Setting]) -> list[Ranked]:
     found = []
     for at_length in grouped(told, lambda one: one.sequence_length).values():
         kinds = grouped(at_length, lambda one: (one.method, one.gradient_checkpointing, one.gpus)).values()
-        best = sorted(((max(kind, key=_point), kind) for kind in kinds), key=lambda one: -_point(one[0]))
-        found += [
-            Ranked(
-                setting=one,
-                standing=_standing(one.speed, best[0][0].speed),
-                from_batch=min(each.micro_batch for each in kind if _overlap(each.speed, one.speed)),
-            )
-            for one, kind in best
-        ]
+        best = [(max(kind, key=lambda one: one.speed.point), kind) for kind in kinds]
+        best.sort(key=lambda one: -one[0].speed.point)
+        fastest = best[0][0]
+        for one, kind in best:
+            slower: Standing = _ALIKE if _overlap(one.speed, fastest.speed) else "slower"
+            standing: Standing = "fastest" if one is fastest else slower
+            from_batch = min(each.micro_batch for each in kind if _overlap(each.speed, one.speed))
+            found.append(Ranked(setting=one, standing=standing, from_batch=from_batch))
     return found
-
-
-def _point(setting: Setting) -> float:
-    return setting.speed.point
-
-
-def _standing(one: Speed, fastest: Speed) -> Standing:
-    if one is fastest:
-        return "fastest"
-    return _ALIKE if _overlap(one, fastest) else "slower"
 
 
 def _overlap(one: Speed, other: Speed) -> bool:
@@ -90,14 +79,9 @@ def card_choices(plan: Plan, rows: Sequence[PlanRow]) -> list[Choice]:
             if one.speed.point <= fastest:
                 continue
             fastest, cheapest = one.speed.point, cheapest or one
-            found.append(replace(one, standing=_priced(one, cheapest)))
+            dearer: Price = _ALIKE if one.cost[0] <= cheapest.cost[2] else "dearer"
+            found.append(one if one is cheapest else replace(one, standing=dearer))
     return found
-
-
-def _priced(one: Choice, cheapest: Choice) -> Price:
-    if one is cheapest:
-        return "cheapest"
-    return _ALIKE if one.cost[0] <= cheapest.cost[2] else "dearer"
 
 
 def _choices(plan: Plan, row: PlanRow) -> Iterator[Choice]:

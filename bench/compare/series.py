@@ -155,8 +155,6 @@ def scaling(comparison: Comparison, lever: Lever, names: Names) -> tuple[Scaling
 
 
 def planned_scaling(planned: Sequence[PlannedCell], lever: Lever) -> tuple[ScalingPoint, ...]:
-    if len({_value(one.cell, lever) for one in planned}) < 2:  # noqa: PLR2004 - or nothing scales
-        return ()
     return _along(
         ScalingPoint(
             alike=(_alike(one.cell, lever), one.answer.platform),

@@ -21,18 +21,15 @@ def of_ranks(measurements: Sequence[Measurement]) -> Measurement:
     ledgers = [one.ledger for one in measurements if one.ledger is not None]
     watched = [one.gpu for one in measurements if one.gpu is not None]
     caveats = {caveat.code: caveat for one in reversed(measurements) for caveat in one.caveats}
+    own = {caveat.code for caveat in first.caveats}
     return first.replace(
         steps=tuple(map(_step_of, zip(*(one.steps for one in measurements), strict=False))),
         phases=tuple(map(_phase_of, zip(*(one.phases for one in measurements), strict=False))),
         ledger=max(ledgers, key=lambda one: one.peak_bytes, default=None),
         gpu=max(watched, key=lambda gpu: (nvml_peak(gpu) or (0, ""))[0], default=None),
-        caveats=(*first.caveats, *(caveats[code] for code in caveats if code not in _codes(first))),
+        caveats=(*first.caveats, *(caveats[code] for code in caveats if code not in own)),
         ranks=tuple(_read(rank, one) for rank, one in enumerate(measurements)),
     )
-
-
-def _codes(measurement: Measurement) -> set[str]:
-    return {caveat.code for caveat in measurement.caveats}
 
 
 def _step_of(samples: Sequence[StepSample]) -> StepSample:

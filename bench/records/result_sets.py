@@ -69,9 +69,11 @@ def load_result_set(given: str) -> ResultSet:
 
     Raises ``UsageError`` where there is no run.
     """
-    path, sitting = Path(given), None
+    path, sitting = Path(given), None  # the folder of the sitting that this is a side of, where it is one
     if path.exists():
-        sitting = _sitting_around(path)
+        side = path.resolve()
+        if side.name in SIDES and (side.parent / SITTING_FILE).is_file():
+            sitting = side.parent
         files = json_files(path) if sitting is None else _counted(path, sitting)
         contents = ((str(file), read_plain_file(file)) for file in files)
     elif ":" in given:
@@ -103,12 +105,6 @@ def _summaries(content: bytes) -> Sequence[RunSummary]:
         if runs := read_step_times(content):
             return runs
         raise
-
-
-def _sitting_around(folder: Path) -> Path | None:
-    """Return the folder of the sitting that this folder is a side of."""
-    side = folder.resolve()
-    return side.parent if side.name in SIDES and (side.parent / SITTING_FILE).is_file() else None
 
 
 def _counted(folder: Path, sitting: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from bench.records.derived_metrics import LEAST_ENERGY_TIME_NS
 from bench.records.readings import Category
 from bench.records.records import NS_PER_SECOND
 from bench.report.comparison_columns import after, memory_unit, saving
-from bench.report.highlights import interval, points
+from bench.report.highlights import interval
 from bench.report.predicted.fit import WHAT_SET_IT
 from bench.report.tables import Line, described, described_table, if_known
 from bench.report.text import (
@@ -23,6 +23,7 @@ from bench.report.text import (
     MemoryUnit,
     Table,
     p_value,
+    points,
     render_page,
     share,
     significant,

@@ -22,8 +22,8 @@ from bench.report.text import (
     markdown_table,
     metric_value,
     plain,
+    points,
     render_page,
-    share,
 )
 from bench.stats.trend import ChangePoint
 
@@ -131,19 +131,15 @@ def _value(judged: MetricVerdict, value: float | None) -> str:
 
 
 def _change(judged: MetricVerdict) -> str:
-    return _points(judged.difference) if judged.ratio is None else _ratio(judged.ratio)
+    return _ratio(judged.ratio) if judged.difference is None else points(judged.difference)
 
 
 def _interval(judged: MetricVerdict) -> str:
     if judged.ratio_low is not None and judged.ratio_high is not None:
         return f"{judged.ratio_low:.4g} to {judged.ratio_high:.4g}"
     if judged.difference_low is not None and judged.difference_high is not None:
-        return f"{_points(judged.difference_low)} to {_points(judged.difference_high)}"
+        return f"{points(judged.difference_low)} to {points(judged.difference_high)}"
     return NOT_APPLICABLE
-
-
-def _points(difference: float | None) -> str:
-    return NOT_APPLICABLE if difference is None else share(difference).replace(" %", " points")
 
 
 def render_markdown(verdicts: Verdicts, *, most_bytes: int, title: str) -> str:

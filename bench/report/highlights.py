@@ -22,6 +22,7 @@ from bench.report.text import (
     grouped,
     operator,
     p_value,
+    points,
     said,
     share,
     significant,
@@ -106,12 +107,6 @@ def difference(one: AccuracyDifference) -> str:
     """Write a difference of accuracies in points with its p-value."""
     p = p_value(one.p_value) if one.p_value is not None else "the same in all seeds"
     return f"{points(one.share)}, {p}"
-
-
-def points(difference_share: float, *, sign: bool = False) -> str:
-    """Write a difference of two shares in percentage points."""
-    plus = "+" if sign and difference_share > 0 else ""
-    return f"{plus}{share(difference_share).removesuffix(' %')} points"
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -10,7 +10,7 @@ from bench.metrics import CAPACITY, INSTRUMENT_NAMES, TENSORS, Instrument
 from bench.records.derived_metrics import BUSY_MACHINE, THROTTLED
 from bench.records.records import Record
 from bench.report.comparison_columns import memory_unit
-from bench.report.highlights import interval, points
+from bench.report.highlights import interval
 from bench.report.text import (
     GIBIBYTES,
     MEBIBYTES,
@@ -25,6 +25,7 @@ from bench.report.text import (
     notes,
     operations,
     p_value,
+    points,
     share,
     significant,
     table_of,

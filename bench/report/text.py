@@ -97,6 +97,12 @@ def share(value: float | None, digits: int = 1) -> str:
     return _minus(f"{value * 100:.{digits}f} %")
 
 
+def points(difference: float, *, sign: bool = False) -> str:
+    """Write a difference of two shares in percentage points."""
+    plus = "+" if sign and difference > 0 else ""
+    return f"{plus}{share(difference).removesuffix(' %')} points"
+
+
 def small_share(value: float | None) -> str:
     """Write a share that may be tiny with three significant digits."""
     if value is None:

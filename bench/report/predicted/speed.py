@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from bench.compare.plans import PlanRow
-from bench.compare.predictions import Span, SpeedSummary, card_choices, rank_settings, summarise_speeds
+from bench.compare.predictions import SpeedSummary, card_choices, rank_settings, summarise_speeds
 from bench.records.machine_card import THIS_CPU
 from bench.records.predictions import Fit, KernelClass, Plan, Speed
 from bench.records.published.score import ScoredRow
@@ -86,7 +86,11 @@ def settings_table(fit: Fit) -> Table:
 
 def cards_table(plan: Plan, rows: Sequence[PlanRow]) -> Table:
     """Return which card is for the job, by cell; no lines without a table of prices and tokens."""
-    return described_table("cards for a job", card_choices(plan, rows), {"rate": _rate, "span": _span})
+    return described_table(
+        "cards for a job",
+        card_choices(plan, rows),
+        {"rate": _rate, "span": lambda span: f"{significant(span[0])} to {significant(span[2])}"},
+    )
 
 
 def validation_tables(rows: Sequence[ScoredRow]) -> tuple[Table, Table, dict[str, list[str]]]:
@@ -131,11 +135,6 @@ def _range(factor: float, row: PlanRow, speed: Speed | None) -> str:
 def _cost(plan: Plan, row: PlanRow, speed: Speed | None) -> str:
     price = plan.price_of(speed.card) if speed else None
     return NOT_APPLICABLE if price is None or speed is None else _range(price * speed.gpus, row, speed)
-
-
-def _span(span: Span) -> str:
-    low, _, high = span
-    return f"{significant(low)} to {significant(high)}"
 
 
 def _energy(power_w: Mapping[str, float], row: PlanRow, speed: Speed | None) -> str:
