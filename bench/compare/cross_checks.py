@@ -38,21 +38,26 @@ def contradictions(loaded: SittingRecords) -> Contradicted:
     Where each side measured with a bench of its own, more memory in the process than its ledger tells of
     counts against it. Sides that take turns at steps have one time between them.
     """
-    runs = {(run.side, run.file): run for run in loaded.sitting.runs}
     found: Contradicted = {}
     for cell in loaded.sitting.cells:
-        seen = {
-            side: [
-                (runs[side, record_file_name(record)], record)
-                for record in loaded.records[side]
-                if record.cell.id == cell and record.outcome == "ok"
-            ]
-            for side in SIDES
-        }
+        seen = _good_runs(loaded, cell)
         if all(seen.values()):
             for doubted, why in _of_cell(seen, loaded.sitting):
                 found.setdefault((cell, doubted), why)
     return found
+
+
+def _good_runs(loaded: SittingRecords, cell: str) -> dict[SideName, list[Seen]]:
+    """Return what the gate saw of each good run of a cell, with its record, by side."""
+    runs = {(run.side, run.file): run for run in loaded.sitting.runs}
+    return {
+        side: [
+            (runs[side, record_file_name(record)], record)
+            for record in loaded.records[side]
+            if record.cell.id == cell and record.outcome == "ok"
+        ]
+        for side in SIDES
+    }
 
 
 def _of_cell(seen: Mapping[SideName, Sequence[Seen]], sitting: Sitting) -> Iterator[tuple[Kind, str]]:
@@ -128,17 +133,15 @@ def doubts_of(metric: Metric) -> tuple[Kind, ...]:
 
 def outside_the_window(loaded: SittingRecords) -> Iterator[Caveat]:
     """Yield cells whose candidate takes longer by the gate's clock, before or after the measured steps."""
-    runs = {(run.side, run.file): run for run in loaded.sitting.runs}
 
-    def outside_s(side: SideName, cell: str) -> Iterator[float]:
-        for record in loaded.records[side]:
-            seen_ns = runs[side, record_file_name(record)].seen_ns
-            if record.cell.id == cell and record.outcome == "ok" and seen_ns is not None:
+    def outside_s(seen: Sequence[Seen]) -> Iterator[float]:
+        for run, record in seen:
+            if run.seen_ns is not None:
                 steps_ns = sum(step.step_time_ns for step in record.measurement.measured_steps)
-                yield (seen_ns - steps_ns) / NS_PER_SECOND
+                yield (run.seen_ns - steps_ns) / NS_PER_SECOND
 
     for cell in loaded.sitting.cells:
-        base, candidate = [*outside_s("base", cell)], [*outside_s("candidate", cell)]
+        base, candidate = ([*outside_s(seen)] for seen in _good_runs(loaded, cell).values())
         if min(len(base), len(candidate)) < 2:  # noqa: PLR2004 - one run tells nothing of how they spread
             continue
         before_s, after_s = max(base), min(candidate)

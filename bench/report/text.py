@@ -228,14 +228,6 @@ def table_of(rows: Iterable[R], *columns: tuple[str, Callable[[R], str]], left: 
     return Table(header=tuple(title for title, _ in columns), rows=shown, left=left)
 
 
-def cell_table(
-    rows: Iterable[tuple[str, R]], *columns: tuple[str, Callable[[R], str]], left: int = 1
-) -> Table:
-    """Return a table of what cells have: each line begins with a cell's name."""
-    lines = tuple((name, *(show(row) for _, show in columns)) for name, row in rows)
-    return Table(header=("Cell", *(title for title, _ in columns)), rows=lines, left=left)
-
-
 def markdown_table(table: Table) -> str:
     """Return a GitHub-flavoured Markdown table, every cell escaped."""
     ruler = [":---" if index < table.left else "---:" for index in range(len(table.header))]

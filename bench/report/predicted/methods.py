@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from bench.compare.plans import Need, PlanRow, card_fits
 from bench.records.predictions import Plan
@@ -40,41 +39,30 @@ def _columns(
 ) -> list[Column[MethodRow]]:
     cells = {row.cell: row for row in rows}
 
-    def text(length: int, row: MethodRow) -> str:
-        if (need := row.at.get(length)) is None:
-            return NOT_APPLICABLE
-        speed = cells[need.cell].speed(need.card)
-        rate = f"{significant(speed.low)} to {significant(speed.high)} tokens/s" if speed else ""
-        place = need.card if need.answer == "fits" else f"{need.card} {need.answer}"
-        return ", ".join(filter(None, (place, GIBIBYTES.show(need.needed_bytes), rate, need.window)))
+    def at(length: int) -> Column[MethodRow]:
+        def text(row: MethodRow) -> str:
+            if (need := row.at.get(length)) is None:
+                return NOT_APPLICABLE
+            speed = cells[need.cell].speed(need.card)
+            rate = f"{significant(speed.low)} to {significant(speed.high)} tokens/s" if speed else ""
+            place = need.card if need.answer == "fits" else f"{need.card} {need.answer}"
+            return ", ".join(filter(None, (place, GIBIBYTES.show(need.needed_bytes), rate, need.window)))
 
-    def link(length: int, row: MethodRow) -> str | None:
-        need = row.at.get(length)
-        return anchors[need.cell] if anchors and need else None
+        return Column(
+            f"{length:,} tokens",
+            text,
+            lambda row: need.needed_bytes if (need := row.at.get(length)) else None,
+            words=True,
+            bar=True,
+            link=lambda row: anchors[need.cell] if anchors and (need := row.at.get(length)) else None,
+            tone=lambda row: _TONES[need.answer] if (need := row.at.get(length)) else "",
+        )
 
-    def needed(length: int, row: MethodRow) -> float | None:
-        return need.needed_bytes if (need := row.at.get(length)) else None
-
-    def tone(length: int, row: MethodRow) -> Tone:
-        return _TONES[need.answer] if (need := row.at.get(length)) else ""
-
-    lengths = sorted({one.cell.training.sequence_length for one in plan.cells})
     several = len({one.cell.labels.model for one in plan.cells}) > 1
     return [
         Column("Method", lambda row: row.method, choice="Method"),
         *([Column("Model", lambda row: row.model, choice="Model")] if several else []),
-        *(
-            Column(
-                f"{length:,} tokens",
-                partial(text, length),
-                partial(needed, length),
-                words=True,
-                bar=True,
-                link=partial(link, length),
-                tone=partial(tone, length),
-            )
-            for length in lengths
-        ),
+        *map(at, sorted({one.cell.training.sequence_length for one in plan.cells})),
     ]
 
 

@@ -27,11 +27,11 @@ from bench.report.text import (
     NOT_APPLICABLE,
     MemoryUnit,
     Table,
-    cell_table,
     operator,
     plain,
     render_page,
     share,
+    table_of,
     unit_for,
     words,
 )
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 N = TypeVar("N", bound=str)
+_Changed = tuple[str, Change, int]
 _NOWHERE = "none of them"
 CARDS = "Which card for the job, the cheapest first"
 _SMALLEST = "Smallest card that fits"
@@ -226,25 +227,27 @@ def _sizes_table(
 ) -> Table:
     """Return the sizes of each cell under their names; a name that no cell has is left out."""
 
-    def column(name: N) -> tuple[str, Callable[[Mapping[N, int]], str]]:
-        return words(name), lambda sizes: unit.figure(sizes[name]) if name in sizes else absent
+    def column(name: N) -> tuple[str, Callable[[tuple[str, Mapping[N, int]]], str]]:
+        return words(name), lambda row: unit.figure(row[1][name]) if name in row[1] else absent
 
-    return cell_table(rows, *(column(name) for name in names if any(name in sizes for _, sizes in rows)))
+    known = [name for name in names if any(name in sizes for _, sizes in rows)]
+    return table_of(rows, ("Cell", lambda row: row[0]), *map(column, known))
 
 
 def _change_table(plan: Plan, rows: Sequence[PlanRow], unit: MemoryUnit) -> Table:
-    def on_card(card: str) -> tuple[str, Callable[[tuple[Change, int]], str]]:
-        return card, lambda one: {fit.card: fit.answer for fit in one[0].verdicts}.get(card, NOT_APPLICABLE)
+    def on_card(card: str) -> tuple[str, Callable[[_Changed], str]]:
+        return card, lambda row: {fit.card: fit.answer for fit in row[1].verdicts}.get(card, NOT_APPLICABLE)
 
-    def smallest(one: tuple[Change, int]) -> str:
-        return next((fit.card for fit in one[0].verdicts if fit.answer == "fits"), _NOWHERE)
+    def smallest(row: _Changed) -> str:
+        return next((fit.card for fit in row[1].verdicts if fit.answer == "fits"), _NOWHERE)
 
-    return cell_table(
-        [(row.cell, change) for row in rows for change in row.changes],
-        ("Change", lambda one: one[0].what),
-        ("Allocated", lambda one: unit.figure(one[0].prediction.allocated_peak_bytes)),
-        ("Reserved" if plan.cards else "Needed", lambda one: unit.figure(one[0].prediction.needed_bytes)),
-        ("Freed", lambda one: unit.figure(one[1])),
+    return table_of(
+        [(row.cell, *change) for row in rows for change in row.changes],
+        ("Cell", lambda row: row[0]),
+        ("Change", lambda row: row[1].what),
+        ("Allocated", lambda row: unit.figure(row[1].prediction.allocated_peak_bytes)),
+        ("Reserved" if plan.cards else "Needed", lambda row: unit.figure(row[1].prediction.needed_bytes)),
+        ("Freed", lambda row: unit.figure(row[2])),
         *([(_SMALLEST, smallest)] if plan.ladder else [on_card(card.name) for card in plan.cards]),
         left=2,
     )

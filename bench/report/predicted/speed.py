@@ -147,14 +147,12 @@ def _energy(power_w: Mapping[str, float], row: PlanRow, speed: Speed | None) -> 
     return significant(row.tokens / speed.low / _SECONDS_AN_HOUR * power_kw)
 
 
-def _rate(speed: Speed | None) -> str:
-    return NOT_APPLICABLE if speed is None else f"{speed.low:,.0f} to {speed.high:,.0f}"
+def _rate(speed: Speed | None, gpus: int = 1) -> str:
+    return NOT_APPLICABLE if speed is None else f"{speed.low / gpus:,.0f} to {speed.high / gpus:,.0f}"
 
 
 def _rate_per_gpu(speed: Speed | None) -> str:
-    if speed is None:
-        return NOT_APPLICABLE
-    return f"{speed.low / speed.gpus:,.0f} to {speed.high / speed.gpus:,.0f}"
+    return _rate(speed, speed.gpus if speed else 1)
 
 
 def _of_kind(kind: KernelClass, shares: Mapping[KernelClass, float]) -> str:
