@@ -68,7 +68,7 @@ def render_block(verdicts: Sequence[ClaimVerdict]) -> str:
         "claims.md.j2",
         verdicts=verdicts,
         count=_count(verdicts),
-        themes=grouped(verdicts, _theme),
+        themes=grouped(verdicts, attrgetter("claim.theme")),
         summary=_summary,
         facts=_facts,
         by_setting=_by_setting,
@@ -98,7 +98,7 @@ def render_terminal(verdicts: Sequence[ClaimVerdict], *, details: bool = False) 
     from rich.console import Group
     from rich.text import Text
 
-    themes = grouped(verdicts, _theme).items()
+    themes = grouped(verdicts, attrgetter("claim.theme")).items()
     parts: list[RenderableType] = [TerminalTable(_summary(those), theme) for theme, those in themes]
     parts.append(Text(_count(verdicts)))
     for one in verdicts if details else ():
@@ -142,10 +142,6 @@ def _summary(verdicts: Sequence[ClaimVerdict]) -> Table:
         ("Verdict", _in_a_line),
         left=3,
     )
-
-
-def _theme(one: ClaimVerdict) -> str:
-    return one.claim.theme
 
 
 def _in_a_line(one: ClaimVerdict) -> str:

@@ -56,7 +56,7 @@ from bench.records.verdicts import (
 from bench.scenario.gate import GateSpec
 from bench.stats.chance import Rule, holm
 from bench.stats.power import repeats_asked
-from bench.stats.sequential import MetricPolicy, policies, rule_of
+from bench.stats.sequential import policies, rule_of
 from bench.stats.verdicts import AccuracyChange, accuracy_p_values, judge_accuracy, judge_outcomes
 
 _NAMED_CELLS = 5
@@ -111,6 +111,8 @@ class GateJudge:
         verdicts.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), -one.size))
         facts_before, facts_after = _environment_facts(baseline.runs), _environment_facts(candidate.runs)
         runs = len(baseline.runs) + len(candidate.runs)
+        measured = {one.metric for one in verdicts if one.baseline is not None and one.candidate is not None}
+        gated = [each for name, each in policies(self.gate).items() if each.gated and name in measured]
         return Verdicts(
             design=self.design,
             scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell)),
@@ -121,7 +123,7 @@ class GateJudge:
             differences=tuple(changed(facts_before, facts_after)),
             failed_cells=tuple(pair.cell_id for pair in pairs if pair.failed),
             judgements=tuple(verdicts),
-            unseen=unseen(self._gated_by(verdicts), varying, self._rule),
+            unseen=unseen(gated, varying, self._rule),
             caveats=(*caveats, *_caveats(runs, pairs, drifts), *self._of_speed(verdicts)),
             problems=(*baseline.problems, *candidate.problems),
         )
@@ -162,10 +164,6 @@ class GateJudge:
             for cell, share in samples.drifts.items() if samples.policy.gated else ():
                 drifts[cell] = max(drifts.get(cell, 0.0), share, key=abs)
         return verdicts, drifts, varying
-
-    def _gated_by(self, verdicts: Sequence[MetricVerdict]) -> list[MetricPolicy]:
-        measured = {one.metric for one in verdicts if one.baseline is not None and one.candidate is not None}
-        return [policy for name, policy in policies(self.gate).items() if policy.gated and name in measured]
 
     def _doubt(self, cell: str, metric: Metric) -> str | None:
         found = (self.contradicted.get((cell, kind)) for kind in doubts_of(metric))

@@ -275,10 +275,6 @@ class Plan(Stored):
         """Whether any cell could be predicted."""
         return any(isinstance(planned.answer, Prediction) for planned in self.cells)
 
-    def price_of(self, card: str) -> float | None:
-        """Return what an hour of a card costs, where that is known."""
-        return self.prices_an_hour.get(card, self.price_an_hour)
-
 
 def is_plan(path: Path) -> bool:
     """Tell whether the first bytes of a plain file are those of a plan; a record has no such member."""

@@ -21,7 +21,7 @@ from bench.report.text import (
     NOT_MEASURED,
     MemoryUnit,
     metric_value,
-    operator,
+    set_by,
     share,
     significant,
     small_share,
@@ -289,6 +289,11 @@ def _last_columns(rows: Sequence[Measured], unit: MemoryUnit) -> Iterator[Column
         span = unit.span(one.low_bytes, one.high_bytes)
         return f"{span} ({share(one.difference_share, 1)}, {INSTRUMENT_NAMES[one.instrument]})"
 
+    def cause(row: Measured) -> str:
+        if (found := row.cause) is None:
+            return NOT_MEASURED
+        return set_by(found, f"{words(found.largest_category)} {share(found.largest_share, 0)}")
+
     if any(row.predictions for row in rows):
         yield Column(
             "Predicted peak",
@@ -308,7 +313,7 @@ def _last_columns(rows: Sequence[Measured], unit: MemoryUnit) -> Iterator[Column
         if any(row.metrics.get(name) is not None for row in rows):
             yield metric_column(name)
     if any(row.cause for row in rows):
-        yield Column("Peak set by", _cause, page=False)
+        yield Column("Peak set by", cause, page=False)
     yield Column("Runs", _runs, lambda row: row.runs_ok, frame="runs_ok")
 
 
@@ -344,12 +349,3 @@ def _marked(text: str, row: Measured, kind: Literal["speed", "memory"]) -> str:
     if kind == "speed" and (speed := row.throughput):
         marks += ["not steady"] * (speed.trend.verdict == "not steady") + ["throttled"] * speed.throttled
     return ", ".join([text, *marks, *(["implausible"] if kind in row.doubts else [])])
-
-
-def _cause(row: Measured) -> str:
-    cause = row.cause
-    if cause is None:
-        return NOT_MEASURED
-    largest = f"{words(cause.largest_category)} {share(cause.largest_share, 0)}"
-    where = f"{words(cause.peak_phase)}: {operator(cause.peak_op)} in {cause.peak_module or 'no module'}"
-    return f"{where}; {largest}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.compare.predictions import loops_beside, summarise
 from bench.records.published import Source
-from bench.records.published.score import ScoredRow, Validation
+from bench.records.published.score import Validation
 from bench.report.columns import TerminalTable
 from bench.report.predicted.speed import validation_tables
 from bench.report.tables import Line, described_table
@@ -84,7 +84,12 @@ def render_validation(validation: Validation) -> str:
         return f"{one.in_band} of {one.with_band}" if one.with_band else NOT_APPLICABLE
 
     rows = [row for row in validation.rows if row.loop == "window"]  # of every measured run there is one
-    unanswered = _unanswered(rows)
+    unanswered = Counter(
+        f"{one.measured.metric} at {words(one.measured.moment)}"
+        for row in rows
+        for one in row.measurements
+        if row.refused is None and one.predicted_bytes is None
+    )
     return render_page(
         "validation.md.j2",
         versions=", ".join(f"{name} {number}" for name, number in validation.versions.items()),
@@ -99,16 +104,6 @@ def render_validation(validation: Validation) -> str:
         inexpressible=sum(row.inexpressible for row in rows),
         speed=validation_tables(validation.rows),
         sections=[_section(source, validation) for source in validation.sources],
-    )
-
-
-def _unanswered(rows: Sequence[ScoredRow]) -> Counter[str]:
-    """Count the readings of predicted rows that no figure of a prediction answers, by counter and moment."""
-    return Counter(
-        f"{one.measured.metric} at {words(one.measured.moment)}"
-        for row in rows
-        for one in row.measurements
-        if row.refused is None and one.predicted_bytes is None
     )
 
 

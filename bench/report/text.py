@@ -285,6 +285,12 @@ def operator(name: str) -> str:
     return f"{told} ({name})" if told else name
 
 
+def set_by(one: Any, largest: str) -> str:
+    """Say what ran as a peak was reached, and the ``largest`` part of it, if that is known."""
+    where = f"{words(one.peak_phase)}: {operator(one.peak_op)} in {one.peak_module or 'no module'}"
+    return f"{where}; {largest}" if largest else where
+
+
 @dataclass(frozen=True)
 class RowLink:
     """The name of a cell, which leads to its row."""

@@ -56,18 +56,13 @@ def render_markdown(fit: Fit) -> str:
     listed_notes = bullets(markdown(note) for note in _notes(fit))
     over = bullets(markdown(sentence) for sentence in gpu_sentences(fit))
     over = f"How many GPUs:\n\n{over}\n\n" if over else ""
+    table = settings_table(fit)
+    fastest = f"Fastest settings that fit:\n\n{markdown_table(table)}\n\n" if table.rows else ""
     return (
         f"# {markdown(_title(fit))}\n\nLargest micro-batch at each sequence length:\n\n"
-        f"```\n{frontier(fit)}\n```\n\n{over}{markdown_table(_bounds(fit))}\n\n{_fastest(fit)}"
+        f"```\n{frontier(fit)}\n```\n\n{over}{markdown_table(_bounds(fit))}\n\n{fastest}"
         f"How to read it:\n\n{listed_notes}\n"
     )
-
-
-def _fastest(fit: Fit) -> str:
-    """Return the fastest settings in Markdown; nothing where they were not asked for."""
-    if not (table := settings_table(fit)).rows:
-        return ""
-    return f"Fastest settings that fit:\n\n{markdown_table(table)}\n\n"
 
 
 def render_terminal(fit: Fit) -> "Group":

@@ -21,15 +21,15 @@ from bench.report.predicted.fit import (
 )
 from bench.report.predicted.methods import methods_table
 from bench.report.predicted.speed import cards_table, speed_columns, speed_tables
-from bench.report.tables import Line, described_table
+from bench.report.tables import Line, Writer, described_table
 from bench.report.text import (
     GIBIBYTES,
     NOT_APPLICABLE,
     MemoryUnit,
     Table,
-    operator,
     plain,
     render_page,
+    set_by,
     share,
     table_of,
     unit_for,
@@ -212,14 +212,11 @@ def detail_tables(plan: Plan, rows: Sequence[PlanRow]) -> Iterator[tuple[str, Ta
         f"Live at the peak by category, {unit.name}",
         _sizes_table(parts, get_args(Category), unit.figure(0), unit),
     )
-    yield "What the method does to the weights", _weights_table(forecasts)
+    reached = [Line(cell, kind) for cell, one in forecasts if one.reach for kind in one.reach.kinds]
+    writers: dict[str, Writer] = {"gibibytes_alone": GIBIBYTES.figure}
+    yield "What the method does to the weights", described_table("weights of a plan", reached, writers)
     yield from speed_tables(plan, rows)
     yield f"What a change would do, {unit.name}", _change_table(plan, rows, unit)
-
-
-def _weights_table(forecasts: Sequence[tuple[str, Forecast]]) -> Table:
-    reached = [Line(cell, one) for cell, each in forecasts if each.reach for one in each.reach.kinds]
-    return described_table("weights of a plan", reached, {"gibibytes_alone": GIBIBYTES.figure})
 
 
 def _sizes_table(
@@ -276,10 +273,6 @@ def plan_columns(plan: Plan, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
     def count(title: str, read: Callable[[Cell], int]) -> Column[PlanRow]:
         return replace(label(title, lambda cell: f"{read(cell):,}"), value=lambda row: read(cells[row.cell]))
 
-    def cause(one: Forecast) -> str:
-        text = f"{words(one.peak_phase)}: {operator(one.peak_op)} in {one.peak_module or 'no module'}"
-        return "; ".join(filter(None, (text, _largest(one, " ", ""))))
-
     return [
         label("Method", lambda cell: cell.labels.method, place="cell"),
         *([label("Loop", lambda cell: cell.loop.driver)] if any_loop else []),
@@ -292,7 +285,7 @@ def plan_columns(plan: Plan, rows: Sequence[PlanRow]) -> list[Column[PlanRow]]:
         *([_reserved(GIBIBYTES)] if plan.cards else []),
         *_paged(rows, GIBIBYTES),
         *_quantised(rows),
-        replace(_column("Peak set by", cause), page=False),
+        replace(_column("Peak set by", lambda one: set_by(one, _largest(one, " ", ""))), page=False),
     ]
 
 

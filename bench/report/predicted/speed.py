@@ -133,7 +133,7 @@ def _range(factor: float, row: PlanRow, speed: Speed | None) -> str:
 
 
 def _cost(plan: Plan, row: PlanRow, speed: Speed | None) -> str:
-    price = plan.price_of(speed.card) if speed else None
+    price = plan.prices_an_hour.get(speed.card, plan.price_an_hour) if speed else None
     return NOT_APPLICABLE if price is None or speed is None else _range(price * speed.gpus, row, speed)
 
 
