@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from bench.compare import Reason
 from bench.compare.plans import PlanRow, card_counts, card_fits, loop_changes
@@ -157,33 +157,13 @@ def _called(fit: Fit, bound: Bound) -> str:
     return plain(bound.method) + (f" on {bound.gpus}" if fit.over_several else "")
 
 
-class _OverGpus(NamedTuple):
-    """A method at a length: its bounds on every number of GPUs where it fits, and where that is not known."""
-
-    method: str
-    length: int
-    asked: tuple[int, ...]
-    largest: tuple[Bound, ...]
-    borderline: tuple[int, ...]
-
-
 def gpu_sentences(fit: Fit) -> list[str]:
     """Say how many GPUs each method needs, and where one card does as much; nothing of one number of them."""
     if not fit.over_several:
         return []
     bounds = [bound for bound in fit.bounds if bound.axis == "micro_batch" and bound.refusal is None]
     alike = grouped(((one.sequence_length, one.method), one) for one in bounds)
-    methods = [
-        _OverGpus(
-            method=method,
-            length=length,
-            asked=tuple(one.gpus for one in own),
-            largest=tuple(one for one in own if one.fits),
-            borderline=tuple(one.gpus for one in own if one.borderline and not one.fits),
-        )
-        for (length, method), own in alike.items()
-    ]
-    return notes("fit_gpus.j2", methods=methods, beaten=[*_beaten(bounds)], counted=counted)
+    return notes("fit_gpus.j2", methods=alike, beaten=[*_beaten(bounds)], counted=counted)
 
 
 def _beaten(bounds: Sequence[Bound]) -> Iterator[tuple[Bound, Bound]]:
