@@ -27,19 +27,18 @@ def speed_columns(plan: Plan, card: str, rows: Sequence[PlanRow]) -> list[Column
     if not any(row.speed(card) for row in rows):
         return []
 
-    def told(row: PlanRow) -> Speed | None:
-        return row.speed(card)
+    columns: dict[str, _Spent] = {
+        "Tokens/s": lambda _, speed: _rate(speed),
+        **({PER_GPU: lambda _, speed: _rate_per_gpu(speed)} if over_several(rows) else {}),
+        "MFU": lambda _, speed: share(speed.mfu, 0) if speed else NOT_APPLICABLE,
+        "Bound by": lambda _, speed: speed.bound_by if speed else NOT_APPLICABLE,
+        **_spent(plan, rows),
+    }
 
-    return [
-        Column(title="Tokens/s", text=lambda row: _rate(told(row))),
-        *([Column(title=PER_GPU, text=lambda row: _rate_per_gpu(told(row)))] if over_several(rows) else []),
-        Column(title="MFU", text=lambda row: share(one.mfu, 0) if (one := told(row)) else NOT_APPLICABLE),
-        Column(title="Bound by", text=lambda row: one.bound_by if (one := told(row)) else NOT_APPLICABLE),
-        *(
-            Column(title, partial(lambda show, row: show(row, told(row)), show))
-            for title, show in _spent(plan, rows).items()
-        ),
-    ]
+    def shown(write: _Spent, row: PlanRow) -> str:
+        return write(row, row.speed(card))
+
+    return [Column(title, partial(shown, write)) for title, write in columns.items()]
 
 
 def over_several(rows: Sequence[PlanRow]) -> bool:
