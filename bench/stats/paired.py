@@ -73,7 +73,7 @@ def pair_items(
     ``sources`` number what the questions of the first ask about; none where each is its own. Raises
     UsageError unless both hold the same questions: on fewer, a side may leave out what it got wrong.
     """
-    before, after = ({item.doc_id: item for item in side} for side in (first, second))
+    before, after = _by_id(first), _by_id(second)
     common = sorted(before.keys() & after.keys())
     unlike = {
         "missing": len(before) - len(common),
@@ -173,6 +173,15 @@ def decide_drop(
     _, upper = drop_bounds(lost, gained, items, alpha, squares, source_items)
     worse = (family_p_values <= alpha) & (lost - gained >= minimum_drop * items)
     return np.select([worse, upper < tolerance], [REGRESSION, PASS], UNDECIDED)
+
+
+def _by_id(items: Sequence[EvaluationItem]) -> dict[int, EvaluationItem]:
+    found = {item.doc_id: item for item in items}
+    if len(found) != len(items):
+        raise UsageError(
+            "an evaluation holds the same question twice; its record is damaged, run the cell again"
+        )
+    return found
 
 
 _NODES = 64
