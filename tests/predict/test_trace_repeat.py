@@ -12,18 +12,19 @@ from bench.predict.trace.depth import Depth, depth_of, depth_traced, shallow
 from bench.predict.trace.repeat import LayersDifferError, deepen
 from bench.predict.trace.trace import Tracer
 from bench.records.predictions import Prediction
+from bench.scenario.catalogue import card
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 from bench.training.loading.models import configuration_of
 from tiny_cells import tiny_cell
 
 PLATFORM = Platform()
+SEVEN_LAYERS = {"name": "deep", "random": "tiny-llama-test", "overrides": {"num_hidden_layers": 7}}
 
 
 def lora(**method: object) -> Cell:
     """Return a LoRA cell on seven toy layers."""
-    model = {"name": "deep", "random": "tiny-llama-test", "overrides": {"num_hidden_layers": 7}}
-    return tiny_cell({"kind": "lora", **method}, device="cuda", model=model)
+    return tiny_cell({"kind": "lora", **method}, device="cuda", model=SEVEN_LAYERS)
 
 
 def test_a_layer_that_behaves_otherwise_is_noticed() -> None:
@@ -72,15 +73,27 @@ def test_methods_that_tell_layers_apart_are_traced_whole(method: dict[str, objec
 
 
 @pytest.mark.parametrize(
-    "method", [{"peft": {"use_dora": True}}, {"peft": {"modules_to_save": ["norm"]}}, {"base": "int8"}]
+    ("method", "training"),
+    [
+        ({"peft": {"use_dora": True}}, {}),
+        ({"peft": {"modules_to_save": ["norm"]}}, {}),
+        ({"base": "int8"}, {}),
+        ({}, {"autocast": "bf16", "gradient_checkpointing": "non-reentrant"}),
+        ({}, {"autocast": "fp16", "gradient_accumulation": 2}),
+        ({"kind": "qlora"}, {"autocast": "bf16"}),
+        ({"kind": "full"}, {"autocast": "fp16"}),
+    ],
 )
-def test_what_names_no_layer_leaves_the_short_cut(method: dict[str, object]) -> None:
-    """A switch of peft's, modules without a number, int8 products that free inputs at the end: as whole."""
-    cell = lora(**method)
+def test_what_names_no_layer_leaves_the_short_cut(
+    method: dict[str, object], training: dict[str, object]
+) -> None:
+    """Switches of peft's, int8's late frees, autocast's casts, a scaler's lists: as a whole trace tells them."""
+    cell = tiny_cell({"kind": "lora", **method}, device="cuda", model=SEVEN_LAYERS, training=training)
     config = configuration_of(cell.model)
-    found = predict(cell, PLATFORM)
+    cards = (card("rtx4090"),)
+    found = predict(cell, PLATFORM, cards=cards)
     depth.trace_whole(config)
-    whole = predict(cell, PLATFORM)
+    whole = predict(cell, PLATFORM, cards=cards)
     depth._found.clear()
     assert ("repeated layers", "full trace") == (found.method, whole.method)
     assert found.model_copy(update={"method": "full trace"}) == whole

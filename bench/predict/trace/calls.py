@@ -149,7 +149,7 @@ class Added(NamedTuple):
     period: int
 
 
-_LISTS = ("aten::_foreach_", "aten::_fused_")
+_LISTS = ("aten::_foreach_", "aten::_fused_", "aten::_amp_foreach_")
 """Operators on lists of parameters, or of what belongs to them."""
 _JOINED = "aten::stack"
 """Another such in the optimizer's step: clipping puts the norms of all gradients into one vector."""

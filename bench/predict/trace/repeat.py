@@ -139,15 +139,14 @@ class _Births:
 
 
 def _freed_late(stream: Stream, sweeps: Sequence[Sweep], births: _Births) -> Iterator[Sweep]:
-    """Find where, in a backward pass, what the middle periods made is freed all at once, in their order.
+    """Find where, in a pass, what the middle periods made is freed all at once, in their order.
 
-    In a forward pass such a list, as a cache's, was made by operators beside the layers, whose number is not
-    seen to repeat.
+    So end the casts that autocast keeps through a forward pass, and the inputs that int8 products keep.
     """
     parts = spans(stream.marks, len(stream.events))
     passed = {index for sweep in sweeps for index in (*sweep.second, *sweep.third)}
-    backward = [index for mark, part in parts if mark.phase == "backward" for index in part]
-    freed = {i: births.place_of.get(int(stream.events[i])) for i in backward if i not in passed}
+    within = [index for mark, part in parts if mark.phase in {"forward", "backward"} for index in part]
+    freed = {i: births.place_of.get(int(stream.events[i])) for i in within if i not in passed}
     both = Counter(born[0] for born in freed.values() if born)  # places whose two blocks are
     periods = {index: born[1] for index, born in freed.items() if born and both[born[0]] > 1}
     for start in [index for index in periods if index - 1 not in periods]:
