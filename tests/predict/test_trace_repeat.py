@@ -87,7 +87,7 @@ def test_methods_that_tell_layers_apart_are_traced_whole(method: dict[str, objec
 def test_what_names_no_layer_leaves_the_short_cut(
     method: dict[str, object], training: dict[str, object]
 ) -> None:
-    """Switches of peft's, int8's late frees, autocast's casts, a scaler's lists: as a whole trace tells them."""
+    """Switches of peft's, int8's late frees, autocast's casts, a scaler's lists: as a whole trace tells."""
     cell = tiny_cell({"kind": "lora", **method}, device="cuda", model=SEVEN_LAYERS, training=training)
     config = configuration_of(cell.model)
     cards = (card("rtx4090"),)
