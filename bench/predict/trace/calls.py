@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.predict.trace.meta_kernels import Remembered
 from bench.probes.blocks import Block
 
 Ints = NDArray[np.int64]
@@ -168,9 +169,14 @@ class Recorder:
         """What was noted, by step."""
         return [notes.calls(self.added) for _, notes in sorted(self._steps.items())]
 
-    def note(self, func: Any, args: Iterable[Any], result: Any, at: At) -> None:
-        """Note a call."""
-        self._steps.setdefault(at.step, _Notes()).add(func, args, result, at)
+    def note(
+        self, func: Any, args: Iterable[Any], result: Any, at: At, remembered: Remembered | None = None
+    ) -> None:
+        """Note a call; what follows from its arguments' layouts is kept in ``remembered``."""
+        notes = self._steps.get(at.step)
+        if notes is None:
+            notes = self._steps[at.step] = _Notes()
+        notes.add(func, args, result, at, remembered)
 
 
 @dataclass
@@ -183,21 +189,20 @@ class _Notes:
         forms = Forms(tuple(self.forms), self._times(added))
         return Calls(forms, np.array(self.numbers, dtype=np.int64))
 
-    def add(self, func: Any, args: Iterable[Any], result: Any, at: At) -> None:
-        (op, view, listed), module = _named(func), _without_numbers(at.module)
+    def add(self, func: Any, args: Iterable[Any], result: Any, at: At, remembered: Remembered | None) -> None:
         recomputed = at.phase == "backward" and (at.within or torch.is_grad_enabled())
-        updating = at.phase == "optimizer_step"
-        listed = listed or (updating and op == _JOINED)
-        self.places.append((at.part, -1 if listed else at.layer))
-        if view:
-            self.forms.append(Form(at.phase, recomputed, op, module, view=True))
-            return
-        weights = [at.times_of(one) for one in next(iter(args))] if listed else None
-        shape_of = at.shape_of if updating else _as_it_is
-        inputs, outputs = (self._parts(values, weights, shape_of) for values in (args, (result,)))
-        flags = tuple([value for value in args if value is True or value is False])
-        form = Form(at.phase, recomputed, op, module, False, inputs, outputs, flags, listed)  # noqa: FBT003 - a record
+        where = at.phase, recomputed, _without_numbers(at.module)
+        if at.phase == "optimizer_step":  # whose sizes are of all layers
+            remembered = None
+        described = remembered.get(where) if remembered is not None else None
+        if described is None:
+            described = _described(func, args, result, at, where)
+            if remembered is not None:
+                remembered[where] = described
+        form, numbers = described
+        self.places.append((at.part, -1 if form.listed else at.layer))
         self.forms.append(form)
+        self.numbers += numbers
 
     def _times(self, added: Added) -> list[int]:
         """Return for how many each call stands: in a pass, from where the second layer begins to the next.
@@ -221,23 +226,45 @@ class _Notes:
                 times[index] = 1 + added.periods
         return times
 
-    def _parts(
-        self, values: Iterable[Any], weights: Sequence[int] | None, shape_of: Callable[[Tensor], Shape]
-    ) -> tuple[Part, ...]:
-        found: list[Part] = []
-        for value in values:
-            if isinstance(value, Tensor):
-                self.numbers += shape_of(value)
-                found.append(_part(value))
-            elif isinstance(value, list | tuple) and any(isinstance(one, Tensor) for one in value):
-                if weights is None or len(value) != len(weights):
-                    found += self._parts(value, None, shape_of)
-                    continue
-                part = _part(value[0])._replace(spread=(False, False), dense=True)
-                elements = sum(one.numel() * times for one, times in zip(value, weights, strict=True))
-                self.numbers += (0, 0) if part.on_host else (sum(weights), elements)
-                found.append(part)
-        return tuple(found)
+
+def _described(
+    func: Any, args: Iterable[Any], result: Any, at: At, where: tuple[str, bool, str]
+) -> tuple[Form, list[int]]:
+    """Return a call's form and the sizes of its tensors."""
+    op, view, listed = _named(func)
+    if view:
+        return Form(*where[:2], op, where[2], view=True), []
+    updating = at.phase == "optimizer_step"
+    listed = listed or (updating and op == _JOINED)
+    weights = [at.times_of(one) for one in next(iter(args))] if listed else None
+    shape_of = at.shape_of if updating else _as_it_is
+    numbers: list[int] = []
+    inputs, outputs = (_parts(values, weights, shape_of, numbers) for values in (args, (result,)))
+    flags = tuple([value for value in args if value is True or value is False])
+    return Form(*where[:2], op, where[2], False, inputs, outputs, flags, listed), numbers  # noqa: FBT003 - a record
+
+
+def _parts(
+    values: Iterable[Any],
+    weights: Sequence[int] | None,
+    shape_of: Callable[[Tensor], Shape],
+    numbers: list[int],
+) -> tuple[Part, ...]:
+    """Return the parts that tensors and lists of them are; their sizes go to ``numbers``."""
+    found: list[Part] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            numbers += shape_of(value)
+            found.append(_part(value))
+        elif isinstance(value, list | tuple) and any(isinstance(one, Tensor) for one in value):
+            if weights is None or len(value) != len(weights):
+                found += _parts(value, None, shape_of, numbers)
+                continue
+            part = _part(value[0])._replace(spread=(False, False), dense=True)
+            elements = sum(one.numel() * times for one, times in zip(value, weights, strict=True))
+            numbers += (0, 0) if part.on_host else (sum(weights), elements)
+            found.append(part)
+    return tuple(found)
 
 
 @cache

@@ -205,12 +205,19 @@ def ordinary_state(*shape: int, dtype: torch.dtype = torch.float32, **_: object)
     return torch.zeros(shape, dtype=dtype, device="meta")
 
 
+Remembered = dict[object, Any]
+"""What else follows from an operator and its arguments' layouts, for those who work that out to keep."""
+
+
+_Run = tuple[Any, int, Remembered | None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Operator:
     """How an operator's results can be made again, and these and its FLOPs by its arguments' layouts."""
 
     kind: str
-    known: dict[object, tuple[tuple[_Layout, ...], int]] = field(default_factory=dict)
+    known: dict[object, tuple[tuple[_Layout, ...], int, Remembered]] = field(default_factory=dict)
 
 
 class ShapeMemory:
@@ -224,7 +231,7 @@ class ShapeMemory:
     def __init__(self) -> None:
         self._operators: dict[Any, _Operator] = {}
 
-    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Run:
         """Return what ``func`` would, run only if it has not met these layouts before, and its FLOPs."""
         operator = self._operators.get(func)
         if operator is None:
@@ -242,37 +249,37 @@ class ShapeMemory:
             return _run(func, args, kwargs)
         if known is None:
             return self._learn(func, args, kwargs, key, operator)
-        layouts, flops = known
+        layouts, flops, remembered = known
         if kind == "in place":
-            return args[0], flops
+            return args[0], flops, remembered
         if kind == "one":
             ((size, stride, dtype),) = layouts
-            return torch.empty_strided(size, stride, dtype=dtype, device=_META), flops
+            return torch.empty_strided(size, stride, dtype=dtype, device=_META), flops, remembered
         made = [
             torch.empty_strided(size, stride, dtype=dtype, device=_META) for size, stride, dtype in layouts
         ]
-        return tuple(made), flops
+        return tuple(made), flops, remembered
 
-    def _learn(self, func: Any, args: Any, kwargs: Any, key: object, operator: _Operator) -> tuple[Any, int]:
-        result, flops = _run(func, args, kwargs)
+    def _learn(self, func: Any, args: Any, kwargs: Any, key: object, operator: _Operator) -> _Run:
+        result, flops, _ = _run(func, args, kwargs)
         results = result if isinstance(result, tuple) else (result,)
         known = operator.known
         if len(known) > _FORGETTABLE:
             known.clear()
         if operator.kind == "in place":
             if result is args[0]:
-                known[key] = (), flops
+                known[key] = (), flops, {}
         elif all(isinstance(each, torch.Tensor) and _is_plain(each) for each in results) and not (
             _storages(results)
             & _storages(tree_leaves((args, kwargs)))  # as _unsafe_view's, which does not say so
         ):
-            known[key] = tuple((each.size(), each.stride(), each.dtype) for each in results), flops
-        return result, flops
+            known[key] = tuple((each.size(), each.stride(), each.dtype) for each in results), flops, {}
+        return result, flops, known[key][2] if key in known else None
 
 
-def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+def _run(func: Any, args: Any, kwargs: Any) -> _Run:
     result = func(*args, **kwargs)
-    return result, flops_of(func, args, kwargs, result)
+    return result, flops_of(func, args, kwargs, result), None
 
 
 def _kind(func: Any) -> str:

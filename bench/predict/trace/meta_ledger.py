@@ -16,7 +16,7 @@ from torch import nn
 from bench.errors import UntraceableError
 from bench.predict.trace.calls import TIMED, Added, At, Recorder
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
-from bench.predict.trace.meta_kernels import ShapeMemory
+from bench.predict.trace.meta_kernels import Remembered, ShapeMemory
 from bench.predict.trace.values import resolve_item
 from bench.probes.blocks import Block
 from bench.probes.ledger import Ledger, StepPhase, name_of
@@ -93,6 +93,7 @@ class MetaLedger(Ledger):
         self._began_with = 0  # entries of the books that these were copied from
         self.computed = Computed(0, 0)
         self._flops = 0  # of the operator at hand
+        self._remembered: Remembered | None = None  # with it and its arguments' layouts
         self.computed_before: list[Computed] = []  # each entry
         self.mark(phase)
 
@@ -219,7 +220,8 @@ class MetaLedger(Ledger):
         module = self._module_stack[-1] if inside else self._module_of_backward
         module = "optimizer" if self._phase == "optimizer_step" else module
         place = self.step, len(self.marks), self._phase, module, self._layer
-        self.recorder.note(func, args, result, At(*place, self.times_of, self._known, within))
+        at = At(*place, self.times_of, self._known, within)
+        self.recorder.note(func, args, result, at, self._remembered)
 
     def _times_at(self, layer: int) -> int:
         return 1 + self._periods_added * (self._period <= layer < 2 * self._period)
@@ -252,11 +254,12 @@ class MetaLedger(Ledger):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is _COPY and args[0].is_cpu and args[1].is_meta:  # DDP brings lists of its back to the host
+            self._remembered = None
             return args[0]
         if is_collective(func):  # whose result may be more than its shape
-            self._flops = 0
+            self._flops, self._remembered = 0, None
             return collected(func, args, kwargs)
-        result, self._flops = self._shapes.run(func, args, kwargs)
+        result, self._flops, self._remembered = self._shapes.run(func, args, kwargs)
         return result
 
     def _untraceable(self, func: Any, args: tuple[Any, ...]) -> UntraceableError:
