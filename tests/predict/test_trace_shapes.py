@@ -16,10 +16,12 @@ def test_a_remembered_result_has_the_layout_of_a_computed_one() -> None:
     """Size, stride and dtype of a transposed product are those that the kernel gave the first time."""
     memory = ShapeMemory()
     args = (meta(3, 5).t(), meta(3, 7))
-    first, flops = memory.run(ATEN.mm.default, args, {})
-    again, remembered = memory.run(ATEN.mm.default, args, {})
+    first, flops, kept = memory.run(ATEN.mm.default, args, {})
+    again, flops_again, kept_again = memory.run(ATEN.mm.default, args, {})
     assert (first.size(), first.stride(), first.dtype) == (again.size(), again.stride(), again.dtype)
-    assert flops == remembered == 2 * 5 * 3 * 7
+    assert flops == flops_again == 2 * 5 * 3 * 7
+    assert kept is not None
+    assert kept is kept_again
     assert first.untyped_storage()._cdata != again.untyped_storage()._cdata
 
 
@@ -28,7 +30,8 @@ def test_a_view_that_does_not_say_so_stays_a_view() -> None:
     memory = ShapeMemory()
     source = meta(4, 6)
     for _ in range(2):
-        view, _ = memory.run(ATEN._unsafe_view.default, (source, [24]), {})
+        view, _, kept = memory.run(ATEN._unsafe_view.default, (source, [24]), {})
+        assert kept is None
         assert source.untyped_storage()._cdata == view.untyped_storage()._cdata
 
 
@@ -44,5 +47,5 @@ def test_an_operator_in_place_returns_its_argument() -> None:
     memory = ShapeMemory()
     target = meta(2, 2)
     for _ in range(2):
-        result, _ = memory.run(ATEN.add_.Tensor, (target, meta(2, 2)), {})
+        result, _, _ = memory.run(ATEN.add_.Tensor, (target, meta(2, 2)), {})
         assert result is target
