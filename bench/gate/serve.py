@@ -4,7 +4,6 @@ Started by ``process.py`` with the side's interpreter and path. Jobs come on sta
 pipe of their own; what is printed is quoted only when this process ends before it is told to.
 """
 
-import contextlib
 import os
 import platform
 import sys
@@ -40,8 +39,8 @@ from bench.records.messages import Message, ProjectLoaded, ScriptPlanJob
 from bench.records.predictions import Plan
 from bench.records.records import SCHEMA_VERSION, Environment
 from bench.runner import schedule, scripts
-from bench.runner.executors.local import CellRunner
-from bench.runner.gpu_watch import SweepGpu, sweep_gpu
+from bench.runner.executors import Machine
+from bench.runner.executors.local import LocalExecutor
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 from bench.workers import interrupts
@@ -124,19 +123,14 @@ def _ready(
             installed=everything,
         )
     )
-    usual = launcher.start_method
-    runner = CellRunner(
-        options=schedule.SweepOptions(
-            results=Path(),
-            trust_remote_code=opening.trust_remote_code,
-            allow_code=opening.allow_code,
-            code_folder=opening.code_folder,
-        ),
-        launcher=launcher,
-        observe=observe,
-        environment=environment,
-        facts=facts,
+    usual, machine = launcher.start_method, Machine(environment, facts, ())
+    options = schedule.SweepOptions(
+        results=Path(),
+        trust_remote_code=opening.trust_remote_code,
+        allow_code=opening.allow_code,
+        code_folder=opening.code_folder,
     )
+    runner = LocalExecutor(options=options, observe=observe, launcher=launcher)
 
     def run(assignment: Assignment) -> Made:
         told.clear()
@@ -148,7 +142,7 @@ def _ready(
         launcher.start_method = usual if assignment.turns is None else "spawn"
         on_gpu = cell.device == "cuda" and facts.cuda_available
         # Held for this run only: the other side's run is next.
-        with sweep_gpu(facts) if on_gpu else contextlib.nullcontext(SweepGpu()) as runner.gpu:
+        with runner.serving(machine, None, on_gpu=on_gpu):
             record = runner.run(planned, assignment.turns)
         if not told:  # a worker that was killed has told nothing
             return Made(record=record)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -134,11 +135,11 @@ def test_a_node_needs_the_folder_and_takes_the_drivers_threads(
     site = Site.of(SweepOptions(results=tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MKL_NUM_THREADS", "1")
-    Node(site.model_dump_json())
+    Node(site)
     assert (None, "3") == (os.environ.get("OMP_NUM_THREADS"), os.environ["MKL_NUM_THREADS"])
-    gone = site.model_copy(update={"folder": str(tmp_path / "gone")})
+    gone = replace(site, folder=str(tmp_path / "gone"))
     with pytest.raises(UsageError, match="not on every machine"):
-        Node(gone.model_dump_json())
+        Node(gone)
     with pytest.raises(UsageError, match="--snapshot"):
         Site.of(SweepOptions(results=tmp_path, snapshot=True))
 

@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from bench.predict.plan import why_unfit, with_prediction
@@ -12,7 +12,7 @@ from bench.records.messages import CellJob, FetchJob, Job, Message, StepTurns
 from bench.records.predictions import Plan
 from bench.records.ranks import of_ranks
 from bench.records.readings import Caveat
-from bench.records.records import DeviceFacts, Environment, Failure, Measurement, Outcome, Record
+from bench.records.records import Failure, Measurement, Outcome, Record
 from bench.records.store import snapshot_file_name
 from bench.runner import schedule
 from bench.runner.cpu_watch import CpuLoadWatch
@@ -26,20 +26,38 @@ from bench.workers.supervise import NO_LIMITS, Findings, JobEnd, RunningJob, Wat
 
 
 @dataclass(kw_only=True)
-class CellRunner:
-    """Turns a scheduled run into a record; remembers which weights were fetched."""
+class LocalExecutor:
+    """Runs cells in workers of this process; remembers which weights were fetched."""
 
     options: SweepOptions
-    launcher: Launcher
     observe: Observe
-    environment: Environment
-    facts: DeviceFacts
-    gpu: SweepGpu = field(default_factory=SweepGpu)
-    plan: Plan | None = None
+    launcher: Launcher
+    slots: int = 1
 
     def __post_init__(self) -> None:
         self._fetched: dict[str, JobEnd] = {}
-        self._expected = {one.cell.id: one for one in self.plan.cells} if self.plan else {}
+
+    def machine(self, cells: Sequence[Cell]) -> Machine:
+        """Return what this machine is, and each cell's first run on it."""
+        environment = read_environment()
+        facts = probe(self.launcher, lambda text: self.observe(schedule.Note(text)))
+        runs = [schedule.prepare(cell, environment, facts, self.options.code_folder) for cell in cells]
+        return Machine(environment, facts, runs)
+
+    @contextlib.contextmanager
+    def serving(self, machine: Machine, plan: Plan | None, *, on_gpu: bool) -> Iterator[None]:
+        """Hold the GPU, where one is needed, for the runs that are started meanwhile."""
+        self._machine, self._plan = machine, plan
+        self._expected = {one.cell.id: one for one in plan.cells} if plan else {}
+        ranks = max((run.cell.parallel.gpus for run in machine.prepared), default=1)
+        with sweep_gpu(machine.facts, ranks) if on_gpu else contextlib.nullcontext(SweepGpu()) as self._gpu:
+            yield
+
+    def start(self, run: ScheduledRun) -> None:
+        self._started = run
+
+    def next_end(self) -> Ended:
+        return Ended(self._started, self.run(self._started))
 
     def run(self, planned: ScheduledRun, turns: StepTurns | None = None) -> Record:
         """Run a cell, alone or step by step in turn with another run, or say why not; return its record."""
@@ -50,9 +68,9 @@ class CellRunner:
             end = replace(end, failure=with_prediction(end.failure, expected))
         return planned.ended(
             end,
-            self.facts,
+            self._machine.facts,
             started_at=started_at,
-            environment=self.environment,
+            environment=self._machine.environment,
             prediction=expected.kept_answer if expected else None,
         )
 
@@ -60,8 +78,8 @@ class CellRunner:
         cell, expected = planned.cell, self._expected.get(planned.cell.id)
         if planned.reason is not None:
             return _not_run("unavailable", planned.reason)
-        if expected is not None and self.plan is not None and self.plan.cards and self.options.skip_unfit:
-            unfit = why_unfit(expected, self.plan.cards[0])
+        if expected is not None and self._plan is not None and self._plan.cards and self.options.skip_unfit:
+            unfit = why_unfit(expected, self._plan.cards[0])
             if unfit is not None:
                 return _not_run("skipped", unfit)
         if cell.model.path is None and cell.loop.driver != "script":  # which fetches its own
@@ -86,7 +104,7 @@ class CellRunner:
         return self._on_gpu(job, cell) if cell.device == "cuda" else self._on_cpu(job, cell)
 
     def _on_cpu(self, job: CellJob, cell: Cell) -> JobEnd:
-        quota = self.environment.threads.get("cpu_quota_percent") is not None
+        quota = self._machine.environment.threads.get("cpu_quota_percent") is not None
         return self._job(job, cell.limits, CpuLoadWatch(cpu_quota=quota))
 
     def _by_ranks(self, job: CellJob, cell: Cell) -> JobEnd:
@@ -94,7 +112,7 @@ class CellRunner:
         with tempfile.TemporaryDirectory(prefix="bench-ranks-") as folder:
             job = job.model_copy(update={"rendezvous": f"{folder}/rendezvous"})
             ranks = cell.parallel.gpus
-            watches = [GpuWatch(gpu) for gpu in self.gpu.of_ranks(ranks)] if cell.device == "cuda" else []
+            watches = [GpuWatch(gpu) for gpu in self._gpu.of_ranks(ranks)] if cell.device == "cuda" else []
             not_idle = next(filter(None, (watch.wait_until_idle() for watch in watches)), None)
             if not_idle is not None:
                 for watch in watches:
@@ -124,18 +142,18 @@ class CellRunner:
 
     def _on_gpu(self, job: CellJob, cell: Cell) -> JobEnd:
         """Run a cell watched through NVML, once the GPU is idle; or unwatched, and say so in the record."""
-        if self.gpu.gpu is None:
-            why = f"No peak by NVML: {(self.gpu.unwatched or '').rstrip('.')}."
+        if self._gpu.gpu is None:
+            why = f"No peak by NVML: {(self._gpu.unwatched or '').rstrip('.')}."
             found = Findings(caveats=(Caveat(code="nvml-unavailable", message=why),))
             return add_findings(self._job(job, cell.limits), found)
-        watch = GpuWatch(self.gpu.gpu, pages_state=cell.training.optimizer.startswith("paged"))
+        watch = GpuWatch(self._gpu.gpu, pages_state=cell.training.optimizer.startswith("paged"))
         not_idle = watch.wait_until_idle()
         if not_idle is not None:
             return _not_run("contaminated", not_idle)
         end = self._job(job, cell.limits, watch)
         if watch.silent:
             why = "NVML stopped answering in an earlier run; check dmesg and nvidia-smi"
-            self.gpu.gpu, self.gpu.unwatched = None, why
+            self._gpu.gpu, self._gpu.unwatched = None, why
         return end
 
     def _fetch(self, model: ModelSpec) -> JobEnd:
@@ -149,41 +167,3 @@ class CellRunner:
 
 def _not_run(outcome: Outcome, reason: str) -> JobEnd:
     return JobEnd(outcome=outcome, failure=Failure(message=reason), measurements=(Measurement(),), total_ns=0)
-
-
-@dataclass(kw_only=True)
-class LocalExecutor:
-    """Runs cells in workers of this process."""
-
-    options: SweepOptions
-    observe: Observe
-    launcher: Launcher
-    slots: int = 1
-
-    def machine(self, cells: Sequence[Cell]) -> Machine:
-        """Return what this machine is, and each cell's first run on it."""
-        environment = read_environment()
-        facts = probe(self.launcher, lambda text: self.observe(schedule.Note(text)))
-        return Machine(environment, facts, [schedule.prepare(cell, environment, facts) for cell in cells])
-
-    @contextlib.contextmanager
-    def serving(self, machine: Machine, plan: Plan | None, *, on_gpu: bool) -> Iterator[None]:
-        """Hold the GPU, where one is needed, for the runs that are started meanwhile."""
-        ranks = max((run.cell.parallel.gpus for run in machine.prepared), default=1)
-        with sweep_gpu(machine.facts, ranks) if on_gpu else contextlib.nullcontext(SweepGpu()) as gpu:
-            self._runner = CellRunner(
-                options=self.options,
-                launcher=self.launcher,
-                observe=self.observe,
-                environment=machine.environment,
-                facts=machine.facts,
-                gpu=gpu,
-                plan=plan,
-            )
-            yield
-
-    def start(self, run: ScheduledRun) -> None:
-        self._started = run
-
-    def next_end(self) -> Ended:
-        return Ended(self._started, self._runner.run(self._started))

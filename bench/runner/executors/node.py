@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from bench.errors import UsageError
-from bench.records.environment import ALLOCATOR_VARIABLES, THREAD_VARIABLES, read_environment
+from bench.records.environment import ALLOCATOR_VARIABLES, THREAD_VARIABLES
 from bench.records.predictions import Plan
-from bench.records.readings import Part, Stored
+from bench.records.readings import Part
 from bench.records.records import (
     DeviceFacts,
     Environment,
@@ -18,38 +17,27 @@ from bench.records.records import (
     decode_record,
     encode_record,
 )
-from bench.runner import schedule
 from bench.runner.executors.local import LocalExecutor
 from bench.runner.schedule import KEY_MACHINE, ScheduledRun, SweepOptions
 from bench.scenario.cell import Cell
 from bench.workers.launch import Launcher
-from bench.workers.supervise import probe
 
 
-class Site(Stored):
-    """Where and how a driver's runs are executed: its working folder, settings, and what it allows."""
+@dataclass(frozen=True)
+class Site:
+    """Where and how a driver's runs are executed: its working folder, settings of threads, and options."""
 
     folder: str
     settings: dict[str, str | None]
-    trust_remote_code: bool
-    allow_code: tuple[str, ...]
-    code_folder: str
-    skip_unfit: bool
+    options: SweepOptions
 
     @classmethod
     def of(cls, options: SweepOptions) -> "Site":
         """Return this process's. Raises ``UsageError`` for what only the driver's own machine can do."""
         if options.snapshot:
             raise UsageError("--snapshot writes on the machine that runs a cell; leave out --executor")
-        names = (*THREAD_VARIABLES, *ALLOCATOR_VARIABLES)
-        return cls(
-            folder=os.getcwd(),  # noqa: PTH109 - a string is what travels
-            settings={name: os.environ.get(name) for name in names},
-            trust_remote_code=options.trust_remote_code,
-            allow_code=tuple(options.allow_code),
-            code_folder=options.code_folder,
-            skip_unfit=options.skip_unfit,
-        )
+        settings = {name: os.environ.get(name) for name in (*THREAD_VARIABLES, *ALLOCATOR_VARIABLES)}
+        return cls(os.getcwd(), settings, options)  # noqa: PTH109 - a string is what travels
 
 
 class Prepared(Part, frozen=True):
@@ -101,54 +89,37 @@ class Look(Part, frozen=True):
 class Node:
     """This process, as another machine's driver has it work."""
 
-    def __init__(self, site_json: str) -> None:
+    def __init__(self, site: Site) -> None:
         """Go where the driver is. Raises ``UsageError`` where that folder is not on this machine."""
-        self._site = Site.model_validate_json(site_json)
         try:
-            os.chdir(self._site.folder)
+            os.chdir(site.folder)
         except OSError as error:
             raise UsageError(
-                f"{self._site.folder} is not on every machine ({error.strerror}); begin the sweep in one "
-                "that all share"
+                f"{site.folder} is not on every machine ({error.strerror}); begin the sweep in one that all "
+                "share"
             ) from None
-        for (
-            name,
-            value,
-        ) in self._site.settings.items():  # a cluster sets threads of its own
+        for name, value in site.settings.items():  # a cluster sets threads of its own
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        self._launcher = Launcher()
+        self._here = LocalExecutor(options=site.options, observe=lambda _event: None, launcher=Launcher())
 
     def look(self, cells_json: Sequence[str]) -> bytes:
         """Return a ``Look`` as JSON."""
         import msgspec
 
-        environment, facts = read_environment(), probe(self._launcher)
-        cells = map(Cell.model_validate_json, cells_json)
-        runs = [schedule.prepare(cell, environment, facts, self._site.code_folder) for cell in cells]
-        prepared = tuple(Prepared(run.key, run.reason, run.inputs_digest) for run in runs)
-        return msgspec.json.encode(Look(environment, facts, prepared))
+        machine = self._here.machine([Cell.model_validate_json(text) for text in cells_json])
+        prepared = tuple(Prepared(run.key, run.reason, run.inputs_digest) for run in machine.prepared)
+        return msgspec.json.encode(Look(machine.environment, machine.facts, prepared))
 
     def run(self, cell_json: str, run: int, plan_json: str | None) -> bytes:
         """Run a cell, as the number given, and return its record as JSON, under this machine's own key."""
         plan = Plan.model_validate_json(plan_json) if plan_json else None
         cell = Cell.model_validate_json(cell_json)
-        options = SweepOptions(
-            results=Path(),
-            trust_remote_code=self._site.trust_remote_code,
-            allow_code=self._site.allow_code,
-            code_folder=self._site.code_folder,
-            skip_unfit=self._site.skip_unfit,
-        )
-        here = LocalExecutor(options=options, observe=lambda _event: None, launcher=self._launcher)
-        machine = here.machine([cell])
+        machine = self._here.machine([cell])
         (planned,) = machine.prepared
-        with here.serving(machine, plan, on_gpu=cell.device == "cuda" and planned.reason is None):
-            here.start(replace(planned, run=run))
-            record = here.next_end().record
-        assert record is not None  # noqa: S101 - of this process
-        return encode_record(record)
+        with self._here.serving(machine, plan, on_gpu=cell.device == "cuda" and planned.reason is None):
+            return encode_record(self._here.run(replace(planned, run=run)))
 
 
 def received(run: ScheduledRun, content: bytes) -> Record:

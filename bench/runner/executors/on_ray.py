@@ -177,7 +177,7 @@ class RayExecutor:
         """Return an actor for each GPU or node, with the node's address; Ray shows each its own GPU only."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        site, kind, found = Site.of(self.options).model_dump_json(), self._ray.remote(Node), []
+        site, kind, found = Site.of(self.options), self._ray.remote(Node), []
         for node in self._ray.nodes():
             count = int(node["Resources"].get("GPU", 0)) if on_gpu else 1
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)

@@ -41,7 +41,7 @@ class SlurmExecutor:
         import msgspec
 
         self._executor = self._connected()
-        self._site = Site.of(self.options).model_dump_json()
+        self._site = Site.of(self.options)
         self.observe(schedule.Preparing("waiting for a first job, which looks at its node"))
         job = self._executor.submit(look_there, self._site, [cell.model_dump_json() for cell in cells])
         try:
@@ -115,12 +115,12 @@ class SlurmExecutor:
         return executor
 
 
-def look_there(site: str, cells_json: Sequence[str]) -> bytes:
+def look_there(site: Site, cells_json: Sequence[str]) -> bytes:
     """Have this job's machine look at itself."""
     return Node(site).look(cells_json)
 
 
-def run_there(site: str, cell_json: str, run: int, plan_json: str | None) -> bytes:
+def run_there(site: Site, cell_json: str, run: int, plan_json: str | None) -> bytes:
     """Have this job's machine run a cell."""
     return Node(site).run(cell_json, run, plan_json)
 
