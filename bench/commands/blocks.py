@@ -17,13 +17,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bench.claims.page import render_committed
-from bench.commands.keys import render_keys
 from bench.commands.material import read_material
 from bench.compare.comparison import compare
 from bench.compare.gate_report import judge_folder
@@ -40,6 +40,7 @@ from bench.report.predicted import plan
 from bench.report.self_check import render_self_check, render_validation
 from bench.report.studies import render_levers, render_study
 from bench.report.text import markdown
+from bench.scenario.layout import json_schema
 from bench.scenario.names import render_names
 from bench.stats.simulation import read_self_check
 
@@ -227,3 +228,42 @@ def _page_figure(name: str, source: Path, root: Path) -> _PageFigure:
     if name not in found:
         raise UsageError(f"unknown figure {name}; choose one of {', '.join(found)}")
     return _PageFigure(found[name], root / _FIGURES / f"{source.stem}-{name}.svg")
+
+
+_MOST_NAMES = 12
+_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+_KINDS_OF_VALUES = {"array": "list", "object": "table", None: "any"}
+
+
+def render_keys() -> str:
+    """Return a table of the keys at the top of a file, then one of the keys of each of its tables."""
+    schema = json_schema()
+    parts = {"At the top": schema["properties"]}
+    parts |= {f"`[{name}]`": one["properties"] for name, one in schema["$defs"].items()}
+    return "\n\n".join("\n".join(_lines_of_keys(title, keys)) for title, keys in parts.items())
+
+
+def _lines_of_keys(title: str, keys: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## {title}\n\n| Key | Value | Default | What it says |\n| :--- | :--- | :--- | :--- |"
+    for name, key in keys.items():
+        default = f"`{json.dumps(key['default'])}`" if "default" in key else ""
+        cells = (f"`{name}`", _values(key), default, key.get("description", ""))
+        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+
+def _values(key: Mapping[str, Any]) -> str:
+    """Say what may stand there, without the list of it that nearly every key takes."""
+    kinds = key.get("anyOf", [key])
+    single = [one for one in kinds if one.get("type") != "array"] or kinds
+    return " or ".join(dict.fromkeys(map(_kind, single)))
+
+
+def _kind(one: Mapping[str, Any]) -> str:
+    if "enum" in one:
+        names = [f"`{json.dumps(name)}`" for name in one["enum"][:_MOST_NAMES]]
+        more = len(one["enum"]) - len(names)
+        return ", ".join(names) + (f" and {more} more" if more else "")
+    if "$ref" in one:
+        return f"a table of the keys of `[{one['$ref'].rpartition('/')[2]}]`"
+    told = ", ".join(f"{sign} {one[name]:,}" for name, sign in _LIMITS.items() if name in one)
+    return f"{_KINDS_OF_VALUES.get(one.get('type'), one.get('type'))} {told}".strip()

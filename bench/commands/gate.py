@@ -191,8 +191,7 @@ def _run_script(words: str, base: str, session: SessionOptions, rules: Rules) ->
 def _predicted(
     asked: Mapping[str, Any], base: str, session: SessionOptions, spec: "GateSpec", name: str
 ) -> "Verdicts":
-    from bench.gate.bisect import bisect_predictions
-    from bench.gate.predicted import gate_predictions
+    from bench.gate.predicted import bisect_predictions, gate_predictions
     from bench.gate.protocol import PlanAssignment
     from bench.gate.session import SessionOptions
     from bench.predict.allocator.settings import AllocatorSettings

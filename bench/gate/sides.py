@@ -13,14 +13,15 @@ from pathlib import Path
 from bench.errors import UsageError
 from bench.gate import SOURCES_VARIABLE
 from bench.gate.judge import PACKAGE, holds_bench, only_bench
-from bench.gate.overlay import overlay, told_of
 from bench.gate.references import (
     Reference,
     commit_of,
     is_dirty,
     is_shallow,
+    overlay,
     parse_ref,
     repository_around,
+    told_of,
     worktree,
 )
 from bench.records.readings import Caveat

@@ -17,8 +17,7 @@ from packaging.requirements import Requirement
 from bench.errors import UnavailableError, counted
 from bench.io import cache_folder, own_toml
 from bench.metrics import GIB
-from bench.probes.nvml.device import MEMORY_VERSION, PROCESSES_VERSION, GpuSample
-from bench.probes.nvml.library import Nvml, open_nvml, torchs_device
+from bench.probes.nvml import MEMORY_VERSION, PROCESSES_VERSION, GpuSample, Nvml, open_nvml, torchs_device
 from bench.records.environment import read_environment
 from bench.records.readings import INVALIDATING, GpuFacts, name_events
 from bench.records.records import DeviceFacts

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bench.probes.nvml.device import GpuSample
+from bench.probes.nvml import GpuSample
 from bench.records.readings import GpuPhase, checked
 
 MOST_WAITING = 256  # samples kept, however long a run is

@@ -12,7 +12,7 @@ from functools import partial
 
 from bench.errors import counted
 from bench.metrics import GIB, MIB
-from bench.probes.nvml.device import Gpu, GpuSample
+from bench.probes.nvml import Gpu, GpuSample
 from bench.records.derived_metrics import THROTTLED
 from bench.records.readings import INVALIDATING, NOTED, Caveat, GpuFacts, Isolation, name_events
 from bench.runner.gpu_samples import Timeline

@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from bench.errors import InfrastructureError, UnavailableError
-from bench.probes.nvml.device import MEMORY_VERSION, PROCESSES_VERSION, Gpu, GpuSample
-from bench.probes.nvml.library import open_nvml, torchs_device
+from bench.probes.nvml import MEMORY_VERSION, PROCESSES_VERSION, Gpu, GpuSample, open_nvml, torchs_device
 from bench.records.messages import Failed, Finished, Mark, Message, PhaseStarted, ReadingMade
 from bench.records.readings import GpuReading
 from bench.records.records import DeviceFacts, PhaseReading

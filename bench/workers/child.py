@@ -42,7 +42,7 @@ ENTRY_POINTS: dict[type[Stored], str] = {
     messages.ScriptJob: "bench.training.scripts.watch:watch_script",
     messages.ScriptPlanJob: "bench.predict.jobs:run_script_plan",
     messages.PlanJob: "bench.predict.jobs:run_plan",
-    messages.EpochJob: "bench.training.epochs:count_epochs",
+    messages.EpochJob: "bench.training.jobs:count_epochs",
 }
 """What does a job of each kind, as module:function. A message can choose among these and name no other."""
 

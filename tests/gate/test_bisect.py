@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InfrastructureError, UsageError
-from bench.gate import bisect
-from bench.gate.bisect import FirstChange, State, bisect_predictions, first_changes
-from bench.gate.overlay import released
+from bench.gate.predicted import FirstChange, State, bisect_predictions, first_changes
 from bench.gate.protocol import PlanAssignment
+from bench.gate.references import released
 from bench.gate.session import SessionOptions
 from bench.io import write_text
 from bench.records.predictions import Plan, PlannedCell, plan_json
@@ -106,7 +105,7 @@ def test_a_release_is_predicted_once_and_the_change_is_told(
 ) -> None:
     """A release that pip cannot have is left out; the next time nothing is predicted at all."""
     monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(bisect, "released", lambda _package: tuple(RELEASES))
+    monkeypatch.setattr("bench.gate.predicted.released", lambda _package: tuple(RELEASES))
     predicted: list[str] = []
 
     def gate(_asked: object, references: tuple[str, str], *_: object) -> tuple[Path, Verdicts | None]:
@@ -120,7 +119,7 @@ def test_a_release_is_predicted_once_and_the_change_is_told(
             write_text(folder / PLAN_FILES[side], _plan(100 if minor < 5 else 164))  # type: ignore[index]  # a side
         return folder, None
 
-    monkeypatch.setattr(bisect, "gate_predictions", gate)
+    monkeypatch.setattr("bench.gate.predicted.gate_predictions", gate)
     cell = make_cell("ok", device="cuda", model=_RANDOM)
     asked = PlanAssignment(scenario="s", title="t", cells_json=(cell.model_dump_json(),))
     options = SessionOptions(folder=tmp_path / "results")

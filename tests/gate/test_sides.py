@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InfrastructureError
-from bench.gate.overlay import overlay, told_of, unmet_by
+from bench.gate.references import overlay, told_of, unmet_by
 from bench.records.requirements import installed
 from gate_projects import make_wheel
 

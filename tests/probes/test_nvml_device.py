@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.probes.nvml.device import Gpu, GpuSample, code_of
-from bench.probes.nvml.library import open_nvml
+from bench.probes.nvml import Gpu, GpuSample, code_of, open_nvml
 from virtual_gpu import GIB, MIB, Box, VirtualCard, VirtualGpus, VirtualSlice
 
 CARD = VirtualCard()

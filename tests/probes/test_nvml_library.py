@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench.errors import UnavailableError
-from bench.probes.nvml.library import open_nvml
+from bench.probes.nvml import open_nvml
 from bench.records.readings import GpuFacts
 from virtual_gpu import GIB, Box, VirtualCard, VirtualGpus, VirtualSlice
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.probes.nvml.library import torchs_device
+from bench.probes.nvml import torchs_device
 from bench.records.readings import GpuFacts
 
 FIRST = GpuFacts(uuid="GPU-11111111-aaaa-4000-8000-000000000001", index=0)

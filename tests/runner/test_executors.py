@@ -20,7 +20,7 @@ from bench.records.environment import read_environment
 from bench.records.records import DeviceFacts, Record
 from bench.records.store import load_records
 from bench.runner.executors import Ended, Machine, on_ray
-from bench.runner.executors.node import Look, Node, Prepared, Site, received
+from bench.runner.executors.node import Node, Site, received
 from bench.runner.executors.on_ray import RayExecutor
 from bench.runner.executors.on_slurm import SlurmExecutor
 from bench.runner.schedule import ScheduledRun, SweepOptions
@@ -104,25 +104,24 @@ def test_runs_are_taken_several_at_a_time_and_a_lost_one_once_more() -> None:
 def test_a_node_that_is_not_like_the_first_is_named_by_what_differs() -> None:
     """Another processor, another version, or other data: in words; a node alike has none."""
     environment = read_environment()
-    first = Look(environment, FACTS, (Prepared("k", None, None),))
+    cell = make_cell("ok")
+    first = Machine(environment, FACTS, [ScheduledRun(cell=cell, key="k")])
     other = environment.replace(machine=environment.machine | {"cpu_model": "another"})
     newer = environment.replace(versions=environment.versions | {"torch": "9.9"})
     assert first.unlike(first) == ""
-    assert "cpu_model is another there" in first.unlike(Look(other, FACTS, first.prepared))
-    assert "torch is 9.9 there" in first.unlike(Look(newer, FACTS, first.prepared))
-    assert "1 cells" in first.unlike(Look(environment, FACTS, (Prepared("l", None, None),)))
+    assert "cpu_model is another there" in first.unlike(Machine(other, FACTS, first.prepared))
+    assert "torch is 9.9 there" in first.unlike(Machine(newer, FACTS, first.prepared))
+    assert "1 cells" in first.unlike(Machine(environment, FACTS, [ScheduledRun(cell=cell, key="l")]))
 
 
 def test_a_record_of_another_machine_is_no_measurement_of_this_sweep() -> None:
     """It is kept as not to be had there, under the key that was asked for, without its figures."""
-    from bench.records.records import encode_record
-
     record = make_record(key="b" * 64)
     run = ScheduledRun(cell=record.cell, key="a" * 64)
-    taken = received(run, encode_record(record))
+    taken = received(run, record)
     assert (taken.key, taken.outcome) == (run.key, "unavailable")
     assert not taken.measurement.steps
-    assert received(ScheduledRun(cell=record.cell, key=record.key), encode_record(record)) == record
+    assert received(ScheduledRun(cell=record.cell, key=record.key), record) == record
 
 
 def test_a_node_needs_the_folder_and_takes_the_drivers_threads(

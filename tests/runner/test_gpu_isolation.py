@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bench.probes.nvml.device import GpuSample
+from bench.probes.nvml import GpuSample
 from bench.runner.gpu_verdict import Owners, judge_isolation
 from gpu_factory import make_sample
 from records_factory import MIB

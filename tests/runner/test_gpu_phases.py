@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.probes.nvml.device import GpuSample
+from bench.probes.nvml import GpuSample
 from bench.runner.gpu_samples import MOST_WAITING, Timeline
 from gpu_factory import make_sample
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from bench.probes.nvml.device import Gpu
+from bench.probes.nvml import Gpu
 from bench.records.messages import CellJob, Job, ProbeJob, ReadingMade, Send
 from bench.records.records import Record
 from bench.scenario.cell import Cell

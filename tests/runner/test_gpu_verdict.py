@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench.probes.nvml.device import GpuSample
+from bench.probes.nvml import GpuSample
 from bench.runner import gpu_verdict
 from bench.runner.gpu_samples import Timeline
 from bench.runner.gpu_verdict import Owners, Seen

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.probes.nvml.device import GpuSample
+from bench.probes.nvml import GpuSample
 from bench.records.messages import Mark, PhaseStarted, ReadingMade
 from bench.records.records import PhaseReading
 from bench.runner import gpu_watch

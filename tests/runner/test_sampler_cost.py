@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.probes.nvml.device import Gpu, GpuSample
+from bench.probes.nvml import Gpu, GpuSample
 from virtual_gpu import Box, VirtualCard, VirtualGpus
 
 FULL = os.environ.get("SAMPLER_COST") == "full"
@@ -67,7 +67,7 @@ class Watched:
 
 def watch(seconds: float, *, more_s: float = 0.0, ready: Path | None = None) -> Watched:
     """Sample the virtual card as a sweep's parent does; call it in a box."""
-    from bench.probes.nvml.library import open_nvml
+    from bench.probes.nvml import open_nvml
     from bench.records.messages import PhaseStarted
     from bench.runner.gpu_watch import INTERVAL_NS, GpuWatch
 

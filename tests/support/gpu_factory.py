@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench.probes.nvml.device import GpuSample
+from bench.probes.nvml import GpuSample
 from bench.records.readings import GpuFacts, GpuReading, checked, plain
 from bench.records.records import DeviceFacts, Record
 from records_factory import MIB, SECOND_NS, make_cell, make_measurement, make_phases, make_record

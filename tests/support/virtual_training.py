@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import pytest
 
 from bench.probes.machine import Allocator, AllocatorPeaks, AllocatorUse
-from bench.probes.nvml.device import Gpu, GpuSample
+from bench.probes.nvml import Gpu, GpuSample
 from bench.records.messages import (
     CellJob,
     FetchJob,

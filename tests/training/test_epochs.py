@@ -9,7 +9,7 @@ import pytest
 from bench.errors import UsageError
 from bench.records.messages import EpochCounted, EpochJob, Message
 from bench.scenario.types import JsonlData, ModelSpec, TrainingSpec
-from bench.training.epochs import count_epochs, epoch_tokens
+from bench.training.jobs import count_epochs, epoch_tokens
 from bench.training.loading.weights import byte_tokenizer
 from bench.training.rows.data import Piece, prepare_batches, tokenise
 from bench.training.rows.examples import load_examples

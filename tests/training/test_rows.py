@@ -9,7 +9,6 @@ import pytest
 
 from bench.errors import UsageError
 from bench.scenario.types import JsonlData, TrainingSpec
-from bench.training.rows import json_rows
 from bench.training.rows.data import IGNORED_LABEL, PreparedData, prepare_batches
 from bench.training.rows.examples import check_data
 from bench.training.rows.row_layouts import Answer, Chat, Instruction, Preference, Text
@@ -47,7 +46,7 @@ def test_every_way_to_write_rows_reads_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretty: int | None, piece: int
 ) -> None:
     """A list and lines, pretty or not, with a mark before and either line end, in pieces of any size."""
-    monkeypatch.setattr(json_rows, "_PIECE", piece)
+    monkeypatch.setattr("bench.training.rows.rows._PIECE", piece)
     rows = [{**GOOD, "input": "ü\n[1]"}, {**GOOD, "input": None}, GOOD]
     expected = [Instruction("Add.", text, "3") for text in ("ü\n[1]", "", "1 2")]
     listed = json.dumps(rows, indent=pretty)
@@ -59,7 +58,7 @@ def test_every_way_to_write_rows_reads_the_same(
 @pytest.mark.parametrize("piece", [5, 1024])
 def test_rows_are_known_by_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
     """A row of a pretty list by the line on which it begins."""
-    monkeypatch.setattr(json_rows, "_PIECE", piece)
+    monkeypatch.setattr("bench.training.rows.rows._PIECE", piece)
     listed = json.dumps([GOOD, {**GOOD, "output": 5}], indent=1)
     with pytest.raises(UsageError, match=r"rows\.json, line 7: output is a number, not text; correct"):
         read(tmp_path, listed)
@@ -222,8 +221,8 @@ def test_only_plain_files_are_opened(tmp_path: Path) -> None:
 
 def test_a_row_without_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quotes that are never closed do not fill the memory."""
-    monkeypatch.setattr(json_rows, "_PIECE", 8)
-    monkeypatch.setattr(json_rows, "LONGEST_ROW", 64)
+    monkeypatch.setattr("bench.training.rows.rows._PIECE", 8)
+    monkeypatch.setattr("bench.training.rows.rows.LONGEST_ROW", 64)
     with pytest.raises(UsageError, match="line 1: a row of more than 64 characters; shorten it"):
         read(tmp_path, '{"text": "' + "a" * 500 + '"}')
 

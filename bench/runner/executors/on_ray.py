@@ -13,7 +13,7 @@ from bench.errors import BenchError, InfrastructureError, UsageError, first_line
 from bench.records.predictions import Plan
 from bench.runner import schedule
 from bench.runner.executors import Ended, Machine
-from bench.runner.executors.node import Look, Node, Site, received
+from bench.runner.executors.node import Node, Site, of_cell, received
 from bench.runner.schedule import Observe, ScheduledRun, SweepOptions
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
@@ -69,9 +69,8 @@ class RayExecutor:
         self._ray = _connected(self.address)
         self.observe(schedule.Preparing("looking at the nodes of the cluster"))
         actors = self._actors(on_gpu=any(cell.device == "cuda" for cell in cells))
-        asked = [cell.model_dump_json() for cell in cells]
         until_s = time.monotonic() + _LOOK_S
-        answers = [slot.actor.look.remote(asked) for _, slot in actors]
+        answers = [slot.actor.look.remote(cells) for _, slot in actors]
         looks = [self._look(name, one, until_s) for (name, _), one in zip(actors, answers, strict=True)]
         first = next((look for look in looks if look), None)
         if first is None:
@@ -87,7 +86,7 @@ class RayExecutor:
                 self.observe(
                     schedule.Note(f"Node {name} is left out: {why}; give such nodes a sweep of their own.")
                 )
-        return Machine(first.environment, first.facts, first.runs(cells))
+        return first
 
     @contextlib.contextmanager
     def serving(self, machine: Machine, plan: Plan | None, *, on_gpu: bool) -> Iterator[None]:
@@ -104,8 +103,7 @@ class RayExecutor:
     def start(self, run: ScheduledRun) -> None:
         slot = self._free.pop(0)
         self.observe(schedule.RunStarted(run.cell, run.run))
-        cell = run.cell.model_dump_json()
-        reference = slot.actor.run.remote(cell, run.run, of_cell(self._plan, run.cell))
+        reference = slot.actor.run.remote(run.cell, run.run, of_cell(self._plan, run.cell))
         self._running[reference] = _Begun(run, slot, time.monotonic())
 
     def next_end(self) -> Ended:
@@ -136,14 +134,14 @@ class RayExecutor:
         run, slot, _ = self._running[reference]
         errors = self._ray.exceptions
         try:
-            content = self._ray.get(reference, timeout=_FETCH_S)
+            record = self._ray.get(reference, timeout=_FETCH_S)
         except errors.RayTaskError as error:
             raise _its_own(error) from None
         except errors.RayError as error:  # the actor, its node, or the record with it
             return self._lost(reference, first_line(error))
         del self._running[reference]
         self._free.append(slot)
-        return Ended(run, received(run, content))
+        return Ended(run, received(run, record))
 
     def _look_for_nodes(self, now_s: float) -> None:
         """Note which nodes are gone, and since when; none of their actors is given a run."""
@@ -190,14 +188,12 @@ class RayExecutor:
             )
         return found
 
-    def _look(self, name: str, asked: Any, until_s: float) -> Look | None:
+    def _look(self, name: str, asked: Any, until_s: float) -> Machine | None:
         """Return what a node says of itself; None, and a note, where it does not in time or cannot."""
-        import msgspec
-
         try:
             with interrupts.waiting():
-                left_s = max(0.0, until_s - time.monotonic())
-                return msgspec.json.decode(self._ray.get(asked, timeout=left_s), type=Look)
+                found: Machine = self._ray.get(asked, timeout=max(0.0, until_s - time.monotonic()))
+                return found
         except self._ray.exceptions.RayTaskError as error:
             why = first_line(_its_own(error))
         except self._ray.exceptions.GetTimeoutError:
@@ -206,14 +202,6 @@ class RayExecutor:
             why = first_line(error)
         self.observe(schedule.Note(f"Node {name} is left out: {why.rstrip('.')}."))
         return None
-
-
-def of_cell(plan: Plan | None, cell: Cell) -> str | None:
-    """Return the part of a plan that is about a cell, as JSON."""
-    if plan is None:
-        return None
-    cells = tuple(one for one in plan.cells if one.cell.id == cell.id)
-    return plan.model_copy(update={"cells": cells}).model_dump_json()
 
 
 def _its_own(error: Any) -> Exception:

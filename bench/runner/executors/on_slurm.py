@@ -10,10 +10,10 @@ from typing import Any
 from bench.errors import InfrastructureError, UsageError, first_line, not_installed
 from bench.io import cache_folder, make_folder
 from bench.records.predictions import Plan
+from bench.records.records import Record
 from bench.runner import schedule
 from bench.runner.executors import Ended, Machine
-from bench.runner.executors.node import Look, Node, Site, received
-from bench.runner.executors.on_ray import of_cell
+from bench.runner.executors.node import Node, Site, of_cell, received
 from bench.runner.schedule import Observe, ScheduledRun, SweepOptions
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
@@ -38,23 +38,20 @@ class SlurmExecutor:
 
     def machine(self, cells: Sequence[Cell]) -> Machine:
         """Look at one node by a job. Raises ``UsageError`` for parameters that submitit does not know."""
-        import msgspec
-
         self._executor = self._connected()
         self._site = Site.of(self.options)
         self.observe(schedule.Preparing("waiting for a first job, which looks at its node"))
-        job = self._executor.submit(look_there, self._site, [cell.model_dump_json() for cell in cells])
+        job = self._executor.submit(look_there, self._site, cells)
         try:
             self._wait([job])
-            look = msgspec.json.decode(job.result(), type=Look)
+            found: Machine = job.result()
         except self._submitit.core.utils.FailedJobError as error:
             raise InfrastructureError(
                 f"the first job failed: {_said(error)}; its log is {job.paths.stderr}"
             ) from None
         finally:
             job.cancel()
-        self._first = look
-        return Machine(look.environment, look.facts, look.runs(cells))
+        return found
 
     @contextlib.contextmanager
     def serving(self, machine: Machine, plan: Plan | None, *, on_gpu: bool) -> Iterator[None]:
@@ -68,8 +65,8 @@ class SlurmExecutor:
                 job.cancel()
 
     def start(self, run: ScheduledRun) -> None:
-        cell = run.cell.model_dump_json()
-        job = self._executor.submit(run_there, self._site, cell, run.run, of_cell(self._plan, run.cell))
+        plan = of_cell(self._plan, run.cell)
+        job = self._executor.submit(run_there, self._site, run.cell, run.run, plan)
         self.observe(schedule.RunStarted(run.cell, run.run))
         self._running[job.job_id] = run, job
 
@@ -115,14 +112,14 @@ class SlurmExecutor:
         return executor
 
 
-def look_there(site: Site, cells_json: Sequence[str]) -> bytes:
+def look_there(site: Site, cells: Sequence[Cell]) -> Machine:
     """Have this job's machine look at itself."""
-    return Node(site).look(cells_json)
+    return Node(site).look(cells)
 
 
-def run_there(site: Site, cell_json: str, run: int, plan_json: str | None) -> bytes:
+def run_there(site: Site, cell: Cell, run: int, plan: Plan | None) -> Record:
     """Have this job's machine run a cell."""
-    return Node(site).run(cell_json, run, plan_json)
+    return Node(site).run(cell, run, plan)
 
 
 def _said(error: Exception) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 from bench.io import parse_json
 from bench.scenario.types import RowFormat
-from bench.training.rows.json_rows import kind_of
 
 _DEEPEST = 64
 _ROLES = {role: role for role in ("system", "developer", "user", "assistant", "tool")}
@@ -74,6 +73,12 @@ class Preference:
 
 
 Row = Instruction | Chat | Text | Answer | Preference
+
+
+def kind_of(value: object) -> str:
+    """Return what a value is, in JSON's words."""
+    names = {bool: "true or false", str: "text", list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def _text(row: dict[str, Any], key: str, *, optional: bool = False) -> str:

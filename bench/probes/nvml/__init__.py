@@ -1,1 +1,0 @@
-"""The driver's view of a GPU, through NVML."""
