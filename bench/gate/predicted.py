@@ -44,12 +44,7 @@ LONGEST_PLAN_S = 24 * 3600.0
 
 
 def gate_predictions(
-    asked: PlanAssignment,
-    references: tuple[str, str | None],
-    options: SessionOptions,
-    tell: Tell = ignore,
-    *,
-    here: Path | None = None,
+    asked: PlanAssignment, references: tuple[str, str | None], options: SessionOptions, tell: Tell = ignore
 ) -> tuple[Path, Verdicts]:
     """Predict cells or a script on both sides and judge them; return the session's folder and the verdicts.
 
@@ -63,7 +58,7 @@ def gate_predictions(
     folder = folder_of_new(options.folder)
     with interrupts.caught():
         try:
-            with _sides(references, asked, here, stored=stored is not None) as sides:
+            with _sides(references, asked, stored=stored is not None) as sides:
                 exact = replace(options, exact_only=True)
                 _predict(asked, sides, stored=stored, folder=folder, options=exact, tell=tell)
         except KeyboardInterrupt:
@@ -90,7 +85,7 @@ def _like(plan: Plan, asked: PlanAssignment) -> PlanAssignment:
 
 @contextmanager
 def _sides(
-    references: tuple[str, str | None], asked: PlanAssignment, here: Path | None, *, stored: bool
+    references: tuple[str, str | None], asked: PlanAssignment, *, stored: bool
 ) -> Iterator[tuple[Side, ...]]:
     """Make ready the sides that are to be predicted: both, or the candidate of a stored plan."""
     base, candidate = references
@@ -98,7 +93,7 @@ def _sides(
     if stored and candidate is None:
         yield (side_as_is("candidate"),)
         return
-    with prepared_sides(str(candidate) if stored else base, candidate, here=here, code=code) as sides:
+    with prepared_sides(str(candidate) if stored else base, candidate, code=code) as sides:
         yield sides[1:] if stored else sides
 
 

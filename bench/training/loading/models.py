@@ -134,7 +134,7 @@ def keep_quantised_weights(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def configuration_of(model: ModelSpec, *, trust_remote_code: bool = False) -> Any:
+def configuration_of(model: ModelSpec) -> Any:
     """Return the model's transformers configuration: the catalogue's, a local folder's or the hub's.
 
     A derivative of a catalogued model that is not in the hub's local cache gets that one's: see
@@ -152,7 +152,7 @@ def configuration_of(model: ModelSpec, *, trust_remote_code: bool = False) -> An
         )
     try:
         where = {"revision": model.revision, "local_files_only": relative is not None} if model.hub else {}
-        return _read_configuration(place, trust_remote_code=trust_remote_code, **where)
+        return _read_configuration(place, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         if relative is not None:
             return AutoConfig.for_model(**relative.config)

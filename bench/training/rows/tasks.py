@@ -65,7 +65,6 @@ class Task:
     ``lettered`` tasks are answered with the letter of an option, the others with the option itself.
     """
 
-    description: str
     draw: Callable[[Random, Difficulty], Sequence[str]]
     ask: Callable[[Sequence[str]], str]
     lettered: bool
@@ -158,19 +157,16 @@ _BRANCHING_LETTERS = [start for start, branches in _BRANCHES.items() if start an
 
 TASKS: dict[str, Task] = {
     "longest-word": Task(
-        description="Which of four words has the most letters.",
         draw=_draw_longest_word,
         ask=lambda options: f"Words: {', '.join(options)}\nLongest:",
         lettered=False,
     ),
     "largest-number": Task(
-        description="Which of four numbers is the largest.",
         draw=_draw_largest_number,
         ask=lambda options: " ".join(map("{}) {}".format, LETTERS, options)) + "\nLargest number:",
         lettered=True,
     ),
     "first-in-alphabet": Task(
-        description="Which of four words comes first in the alphabet.",
         draw=_draw_first_in_alphabet,
         ask=lambda options: f"Words: {', '.join(options)}\nFirst in the alphabet:",
         lettered=False,
