@@ -46,19 +46,17 @@ _PATIENCE_S = 1.0
 
 @dataclass(kw_only=True)
 class SweepGpu:
-    """What NVML is asked of; where ``gpu`` is None and ``unwatched`` not, that is the sentence why.
+    """What NVML is asked of: the GPU of each rank, up to one that NVML does not show.
 
-    ``others`` are the GPUs of further ranks, in their order; it ends before one that NVML does not show.
+    Where there is none, ``unwatched`` is the sentence why; None where none is needed.
     """
 
-    gpu: Gpu | None = None
+    gpus: tuple[Gpu, ...] = ()
     unwatched: str | None = None
-    others: tuple[Gpu, ...] = ()
 
     def of_ranks(self, count: int) -> tuple[Gpu, ...]:
         """Return the GPUs of so many ranks; none where NVML does not show them all."""
-        every = (self.gpu, *self.others) if self.gpu else ()
-        return every[:count] if len(every) >= count else ()
+        return self.gpus[:count] if len(self.gpus) >= count else ()
 
 
 @contextlib.contextmanager
@@ -72,16 +70,15 @@ def sweep_gpu(facts: DeviceFacts, count: int = 1) -> Iterator[SweepGpu]:
     with contextlib.ExitStack() as stack:
         try:
             nvml = stack.enter_context(open_nvml())
-            for rank, uuid in enumerate(uuids):
+            for uuid in uuids:
                 own, why = torchs_device(nvml.gpus(), uuid)
                 if own is None:
-                    found.unwatched = found.unwatched if rank else why
+                    found.unwatched = None if found.gpus else why
                     break
-                gpu = nvml.gpu(own.uuid)
-                found.gpu, found.others = found.gpu or gpu, (*found.others, gpu) if rank else ()
+                found.gpus += (nvml.gpu(own.uuid),)
         except UnavailableError as error:
             found.unwatched = str(error)
-        shown = [gpu.facts.uuid for gpu in (found.gpu, *found.others) if gpu]
+        shown = [gpu.facts.uuid for gpu in found.gpus]
         for uuid in [*shown, *uuids[len(shown) :]]:
             if uuid is not None:
                 stack.enter_context(hold_gpu(uuid))

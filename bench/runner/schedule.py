@@ -24,7 +24,7 @@ from bench.records.records import (
     Outcome,
     Record,
 )
-from bench.scenario.cell import Cell
+from bench.scenario.cell import Cell, quantises
 from bench.scenario.types import BitsandbytesOptimizer, JsonlData
 from bench.training.rows.examples import check_data
 from bench.workers.supervise import JobEnd
@@ -308,8 +308,7 @@ def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iter
         yield from (
             f"Over several GPUs there is no {name}; leave it out." for name, there in asked.items() if there
         )
-    quantised = method.kind == "qlora" or (method.kind == "lora" and method.base == "int8")
-    packed = quantised and getattr(method, "implementation", "") == "bitsandbytes"
+    packed = quantises(method) and getattr(method, "implementation", "") == "bitsandbytes"
     own = packed or training.optimizer in get_args(BitsandbytesOptimizer)
     if own and "bitsandbytes" not in environment.versions:
         yield not_installed("This cell", "bitsandbytes")

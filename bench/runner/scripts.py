@@ -255,12 +255,12 @@ def _watches(facts: DeviceFacts, environment: Environment, observe: Observe) -> 
         yield [CpuLoadWatch(cpu_quota=quota)]
         return
     with sweep_gpu(facts) as gpu:
-        if gpu.gpu is None:
+        if not gpu.gpus:
             observe(schedule.Note(f"no peak by NVML: {gpu.unwatched}"))
             yield []
             return
         # What optimizer it takes is not known: one that keeps its state in managed memory has to be allowed.
-        watch = GpuWatch(gpu.gpu, pages_state=True)
+        watch = GpuWatch(gpu.gpus[0], pages_state=True)
         if (not_idle := watch.wait_until_idle()) is not None:
             raise InfrastructureError(not_idle)
         yield [watch]

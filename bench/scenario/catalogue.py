@@ -352,8 +352,5 @@ def _of_overrides(model: ModelSpec) -> Iterator[Problem]:
         if any(type(known.config.get(name)) is int for known in architectures().values()):
             largest = MOST_LAYERS if COUNTS_PARTS.search(name) else LARGEST_SIZE
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-                yield (
-                    "model",
-                    f"overrides.{name}",
-                    f"must be a whole number from 1 to {largest:,}; correct it",
-                )
+                message = f"must be a whole number from 1 to {largest:,}; correct it"
+                yield "model", f"overrides.{name}", message

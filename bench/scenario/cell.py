@@ -161,6 +161,11 @@ def peft_type(name: str) -> str:
     return name.upper().replace("-", "_")
 
 
+def quantises(method: MethodSpec) -> bool:
+    """Tell whether a method packs the base it loads into 4 or 8 bits."""
+    return method.kind == "qlora" or (method.kind == "lora" and method.base == "int8")
+
+
 def virtual_tokens(method: MethodSpec) -> int:
     """Return how many tokens of its own a method puts before those of the data."""
     if method.kind != "peft" or peft_type(method.type) not in _LENGTHENING:

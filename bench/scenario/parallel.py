@@ -76,11 +76,8 @@ def contradictions_of_ranks(
     for field in without_meaning:
         if getattr(parallel, field) != ParallelSpec.model_fields[field].default:
             right = "ddp, fsdp1 or fsdp2" if field == "gpus" else "fsdp1 or fsdp2"
-            yield (
-                "parallel",
-                field,
-                f"needs strategy {right}, not {parallel.strategy}; set that, or leave it out",
-            )
+            message = f"needs strategy {right}, not {parallel.strategy}; set that, or leave it out"
+            yield "parallel", field, message
     if parallel.activation_checkpointing and parallel.strategy != "fsdp1":
         advice = "set gradient_checkpointing alone"
         yield "parallel", "activation_checkpointing", f"is for strategy fsdp1; leave it out, {advice}"
@@ -134,11 +131,8 @@ def _of_trainer(parallel: ParallelSpec, driver: str) -> Iterator[tuple[str, str,
 def _of_quantised(parallel: ParallelSpec, method: MethodSpec) -> Iterator[tuple[str, str, str]]:
     """Refuse packed weights that FSDP cannot shard, or would cast as if they were numbers."""
     if method.kind == "lora" and method.base == "int8":
-        yield (
-            "method",
-            "base",
-            f"int8 cannot be sharded by {parallel.strategy}; set strategy to ddp, or choose qlora",
-        )
+        message = f"int8 cannot be sharded by {parallel.strategy}; set strategy to ddp, or choose qlora"
+        yield "method", "base", message
     if method.kind != "qlora":
         return
     if method.quant_storage == "uint8":

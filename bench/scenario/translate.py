@@ -174,10 +174,9 @@ def _axolotl_data(found: Translation, setting: Setting) -> None:
         found.put("data.template", "alpaca", setting)
     elif kind in ("completion", "pretrain"):
         found.put("data.format", "text", setting)
-    if isinstance(first.get("name"), str) and found.value("data.source") == "hub":
-        found.put("data.config", first["name"], setting)
-    if isinstance(first.get("split"), str) and found.value("data.source") == "hub":
-        found.put("data.split", first["split"], setting)
+    for key, path in {"name": "data.config", "split": "data.split"}.items():
+        if isinstance(first.get(key), str) and found.value("data.source") == "hub":
+            found.put(path, first[key], setting)
     known = ("path", "data_files", "type", "ds_type", "name", "split")
     more = {key: value for key, value in first.items() if key not in known}
     if kind and not kind.startswith(("alpaca", "chat_template", "sharegpt", "completion", "pretrain")):

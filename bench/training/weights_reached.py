@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.metrics import size_text
 from bench.records.readings import Caveat, WeightKind, WeightsOfKind, WeightsReached
-from bench.scenario.cell import Cell
+from bench.scenario.cell import Cell, quantises
 from bench.scenario.types import LoraMethod, QloraMethod
 from bench.training.loading.wrappers import beside_text, is_beside, wrapper_caveats
 from bench.training.reference import LoraLinear, QuantisedLinear
@@ -129,9 +129,8 @@ def _kind(module: nn.Module, parameter: nn.Parameter) -> WeightKind:
 
 def _left_unquantised(cell: Cell, reach: WeightsReached) -> Iterator[Caveat]:
     method = cell.method
-    quantises = isinstance(method, QloraMethod) or (isinstance(method, LoraMethod) and method.base == "int8")
     left = reach.parameters - reach.quantised
-    if not (quantises or reach.quantised) or left <= _MOST_LEFT * reach.parameters:
+    if not (quantises(method) or reach.quantised) or left <= _MOST_LEFT * reach.parameters:
         return
     kinds = sorted((kind for kind in reach.kinds if kind.left_bytes), key=lambda one: -one.left_bytes)
     total = sum(one.left_bytes for one in kinds)

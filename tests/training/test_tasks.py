@@ -116,7 +116,7 @@ def test_asking_for_more_items_than_there_are_is_refused(monkeypatch: pytest.Mon
     def draw(random: Random, _difficulty: Difficulty) -> Sequence[str]:
         return [str(number) for number in random.sample(range(5), 4)]
 
-    tiny = Task(description="", draw=draw, ask=",".join, lettered=True)
+    tiny = Task(draw=draw, ask=",".join, lettered=True)
     monkeypatch.setitem(tasks.TASKS, "tiny", tiny)
 
     with pytest.raises(UsageError, match=r"Task tiny \(easy\) has \d train items, not 6; lower"):

@@ -142,18 +142,18 @@ class LocalExecutor:
 
     def _on_gpu(self, job: CellJob, cell: Cell) -> JobEnd:
         """Run a cell watched through NVML, once the GPU is idle; or unwatched, and say so in the record."""
-        if self._gpu.gpu is None:
+        if not self._gpu.gpus:
             why = f"No peak by NVML: {(self._gpu.unwatched or '').rstrip('.')}."
             found = Findings(caveats=(Caveat(code="nvml-unavailable", message=why),))
             return add_findings(self._job(job, cell.limits), found)
-        watch = GpuWatch(self._gpu.gpu, pages_state=cell.training.optimizer.startswith("paged"))
+        watch = GpuWatch(self._gpu.gpus[0], pages_state=cell.training.optimizer.startswith("paged"))
         not_idle = watch.wait_until_idle()
         if not_idle is not None:
             return _not_run("contaminated", not_idle)
         end = self._job(job, cell.limits, watch)
         if watch.silent:
             why = "NVML stopped answering in an earlier run; check dmesg and nvidia-smi"
-            self._gpu.gpu, self._gpu.unwatched = None, why
+            self._gpu = SweepGpu(unwatched=why)
         return end
 
     def _fetch(self, model: ModelSpec) -> JobEnd:

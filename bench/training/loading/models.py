@@ -14,7 +14,7 @@ from torch import nn
 from bench.errors import UnavailableError, UntraceableError, one_line
 from bench.records.readings import Caveat
 from bench.scenario.catalogue import COUNTS_PARTS, MOST_LAYERS, architecture_of, architecture_within
-from bench.scenario.cell import Cell
+from bench.scenario.cell import Cell, quantises
 from bench.scenario.types import Dtype, FullMethod, LoraMethod, ModelSpec, QloraMethod
 from bench.training.loading.weights import Weights
 from bench.training.loading.wrappers import class_of
@@ -312,7 +312,7 @@ def stored_quantisation(cell: Cell, config: Any) -> Any:
             f"{stored}, and such weights cannot be trained in full; choose lora, or give its 16-bit "
             "checkpoint."
         )
-    if _quantises(cell):
+    if quantises(method):
         raise UnavailableError(
             f"{stored} and are not quantised again by {method.name}; choose lora with base as-trained, or "
             "give its 16-bit checkpoint."
@@ -328,7 +328,7 @@ def stored_quantisation(cell: Cell, config: Any) -> Any:
 def stored_caveats(cell: Cell, config: Any) -> list[Caveat]:
     """Say that a checkpoint's weights come quantised: a method over them is another than its name says."""
     kind = stored_as(config)
-    if kind not in _TRAINED or _quantises(cell):
+    if kind not in _TRAINED or quantises(cell.method):
         return []
     alike = "as QLoRA has" if kind == "bitsandbytes_4bit" else "as over an int8 base"
     message = (
@@ -336,8 +336,3 @@ def stored_caveats(cell: Cell, config: Any) -> list[Caveat]:
         f"{alike}, not over 16-bit ones."
     )
     return [Caveat(code="stored-quantised", message=message)]
-
-
-def _quantises(cell: Cell) -> bool:
-    method = cell.method
-    return isinstance(method, QloraMethod) or (isinstance(method, LoraMethod) and method.base == "int8")
