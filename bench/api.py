@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -41,12 +41,6 @@ class Results:
     records: tuple[Record, ...]
     problems: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
-
-    @classmethod
-    def load(cls, *paths: Path) -> Self:
-        """Read folders and files. Raises UsageError where there is no record."""
-        loaded = gather(paths)
-        return cls(loaded.records, loaded.problems, paths)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -200,7 +194,9 @@ def load(*paths: str | Path) -> Results:
 
     Raises ``bench.errors.UsageError`` where a path holds no record.
     """
-    return Results.load(*map(Path, paths))
+    places = tuple(map(Path, paths))
+    loaded = gather(places)
+    return Results(loaded.records, loaded.problems, places)
 
 
 def run(scenario: str | Path, *, only: str | None = None, repeats: int = 1) -> Results:

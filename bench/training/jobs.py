@@ -172,9 +172,9 @@ class Turns:
 
 
 def count_epochs(job: EpochJob, send: Send) -> None:
-    """Send what a pass over the data of each cell computes; cells that share data read it once.
+    """Send how many tokens a pass over each cell's own data computes; cells that share data read it once.
 
-    Raises ``UsageError`` for data that is wrong, and where a tokenizer is not at hand.
+    Nothing is downloaded. Raises ``UsageError`` for data that is wrong, and where a tokenizer is not at hand.
     """
     quiet_libraries()
     read: dict[str, list[Piece]] = {}
