@@ -187,11 +187,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole. Raises ``InfrastructureError`` where it cannot be written."""
-    try:
-        with whole_file(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise cannot_write(str(path), error, "choose another place") from error
+    with writing(str(path)), whole_file(path) as file:
+        file.write(content)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -205,14 +202,18 @@ def append_text(path: Path, text: str) -> None:
         os.close(descriptor)
 
 
-def cannot_write(what: str, error: OSError, elsewhere: str) -> InfrastructureError:
-    """Return the error that says why ``what`` cannot be written, and what to do."""
-    advice = elsewhere
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        advice = "free some space"
-    elif error.errno == errno.EFBIG:
-        advice = "raise the limit on the size of files (ulimit -f)"
-    return InfrastructureError(f"cannot write {what} ({error.strerror}); {advice}")
+@contextlib.contextmanager
+def writing(what: str, elsewhere: str = "choose another place") -> Iterator[None]:
+    """Raise ``InfrastructureError`` for an ``OSError``: why ``what`` cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = elsewhere
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            advice = "free some space"
+        elif error.errno == errno.EFBIG:
+            advice = "raise the limit on the size of files (ulimit -f)"
+        raise InfrastructureError(f"cannot write {what} ({error.strerror}); {advice}") from error
 
 
 def open_data(path: Path, most_bytes: int = MOST_DATA_BYTES, *, follow: bool = True) -> BufferedReader:
@@ -332,10 +333,8 @@ def too_large(most_bytes: int) -> str:
 
 def write_json(path: Path, content: "BaseModel", *, exclude_defaults: bool = False) -> None:
     """Write a document as JSON, folders included. Raises ``InfrastructureError`` if it cannot."""
-    try:
+    with writing(str(path)):
         make_folder(path.parent)
-    except OSError as error:
-        raise cannot_write(str(path), error, "choose another place") from error
     write_text(path, content.model_dump_json(indent=1, exclude_defaults=exclude_defaults) + "\n")
 
 

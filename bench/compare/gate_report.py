@@ -111,6 +111,12 @@ class GateJudge:
         verdicts.sort(key=lambda one: (not one.gated, WORST_FIRST.index(one.verdict), -one.size))
         facts_before, facts_after = _environment_facts(baseline.runs), _environment_facts(candidate.runs)
         runs = len(baseline.runs) + len(candidate.runs)
+        before, after = (
+            ComparedSide(
+                given=side.given, runs=len(side.runs), sittings=len(side.sessions), environment=shared(known)
+            )
+            for side, known in ((baseline, facts_before), (candidate, facts_after))
+        )
         measured = {one.metric for one in verdicts if one.baseline is not None and one.candidate is not None}
         gated = [each for name, each in policies(self.gate).items() if each.gated and name in measured]
         return Verdicts(
@@ -118,8 +124,8 @@ class GateJudge:
             scenarios=tuple(dict.fromkeys(run.cell.scenario for run in candidate.runs if run.cell)),
             verdict=overall(verdicts),
             alpha=self.gate.alpha,
-            baseline=_described(baseline, facts_before),
-            candidate=_described(candidate, facts_after),
+            baseline=before,
+            candidate=after,
             differences=tuple(changed(facts_before, facts_after)),
             failed_cells=tuple(pair.cell_id for pair in pairs if pair.failed),
             judgements=tuple(verdicts),
@@ -240,12 +246,6 @@ def _environment_facts(runs: Sequence[RunSummary]) -> dict[str, set[str]]:
         if name in CARD_CONDITIONS and value is not None
     ]
     return {name: {value for _, value in own} for name, own in grouped(known, itemgetter(0)).items()}
-
-
-def _described(side: ResultSet, known: Mapping[str, set[str]]) -> ComparedSide:
-    """Return what a side is made of, with the facts that all its runs share."""
-    runs, sessions = len(side.runs), len(side.sessions)
-    return ComparedSide(given=side.given, runs=runs, sittings=sessions, environment=shared(known))
 
 
 def _caveats(runs: int, pairs: Sequence[Pair], drifts: Mapping[str, float]) -> Iterator[Caveat]:

@@ -20,7 +20,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 from bench.errors import UsageError
 from bench.io import (
     MAX_BYTES,
-    cannot_write,
     locked,
     make_folder,
     read_json,
@@ -29,6 +28,7 @@ from bench.io import (
     whole_folder,
     write_bytes,
     write_json,
+    writing,
 )
 from bench.records.git import committed_files, said
 from bench.records.readings import Positive, Stored
@@ -229,12 +229,8 @@ class BaselineFolder:
         with contextlib.suppress(OSError):  # of what has a history, say
             self.path.rmdir()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise cannot_write(str(self.path), error, "choose another place with --baselines") from None
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(str(self.path), "choose another place with --baselines")
 
     def accept(self, files: Sequence[Path], *, reason: str, new_level: bool) -> Accepted:
         """Add a sitting's records to the baseline, which is made if need be; return the new entry.

@@ -17,13 +17,13 @@ from typing import TypeVar
 
 from bench.errors import InfrastructureError, UsageError
 from bench.io import (
-    cannot_write,
     locked,
     make_folder,
     parse_json,
     read_plain_file,
     remove_left_overs,
     whole_file,
+    writing,
 )
 from bench.records.predictions import Plan, is_plan, read_plan
 from bench.records.records import SCHEMA_VERSION, Record, decode_record, encode_record
@@ -130,13 +130,8 @@ def clear_left_overs(folder: Path, under: Path) -> None:
             remove_left_overs(folder)
 
 
-@contextlib.contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = f"to the results folder {folder}"
-        raise cannot_write(what, error, "choose a folder you may write to with --results") from error
+def _writing_to(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return writing(f"to the results folder {folder}", "choose a folder you may write to with --results")
 
 
 def write_record(folder: Path, record: Record, under: Path = Path()) -> Path:

@@ -101,11 +101,6 @@ class Section:
         found = [figure for figure in self.figures if not figure.missing]
         return sorted(found, key=lambda figure: [*_LEADING, figure.name].index(figure.name))
 
-    @property
-    def missing(self) -> list[Figure]:
-        """Return what could not be drawn."""
-        return [figure for figure in self.figures if figure.missing]
-
 
 def render_html(
     comparison: Comparison | None, plans: Sequence[Plan], cards: Sequence[Card] = (), *, home: str = ""

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.errors import InfrastructureError, InterruptedByUserError, UntraceableError, UsageError
-from bench.io import cannot_write, make_folder, write_text
+from bench.io import make_folder, write_text, writing
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.pool import LONGEST_PLAN, PRELOAD, Hear, platform_of
 from bench.records.environment import KEY_PACKAGES, read_environment
@@ -153,10 +153,8 @@ def plan_script(request: ScriptPlanJob, cards: Sequence[Card], results: Path, ob
     """
     plan = planned_script(request, cards, Launcher(preload=PRELOAD), observe)
     file = _plan_file(results, plan.cells[0].cell, read_environment())
-    try:
+    with writing(str(file.parent), "choose another with --results"):
         make_folder(file.parent)
-    except OSError as error:
-        raise cannot_write(str(file.parent), error, "choose another with --results") from error
     write_text(file, plan_json(plan))
     return plan
 
