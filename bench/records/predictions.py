@@ -20,8 +20,6 @@ from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 from bench.scenario.types import Checkpointing
 
-PLAN_VERSION: Final = 1
-
 KERNELS_NOT_TRACED: Final = "kernels-not-traced"
 """Code of the caveat that a card may run kernels that need less: no such cell is said not to fit."""
 
@@ -257,7 +255,7 @@ class PlannedCell(Stored):
 class Plan(Stored):
     """All that one ``bench plan`` found. On a ``ladder`` the smallest card that fits is of interest."""
 
-    plan_version: Literal[1] = PLAN_VERSION
+    plan_version: Literal[1] = 1
     scenario: str
     title: str
     allocator: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF as replayed.")

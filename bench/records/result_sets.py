@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -38,7 +38,6 @@ from bench.records.sessions import SIDES, SITTING_FILE, FileName, Sitting, count
 from bench.records.store import collect, json_files
 from bench.scenario.types import Name
 
-BASELINE_VERSION: Final = 1
 BASELINE_FILE = "baseline.json"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -132,7 +131,7 @@ class Accepted(Stored):
 class Baseline(Stored):
     """The history of one baseline, oldest first."""
 
-    baseline_version: Literal[1] = BASELINE_VERSION
+    baseline_version: Literal[1] = 1
     name: Name
     accepted: tuple[Accepted, ...] = ()
 

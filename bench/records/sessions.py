@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,10 +25,8 @@ from bench.scenario.gate import GateSpec
 JUDGED_BY_ITSELF = "judged-by-itself"
 """Code of the caveat that both sides are a bench and measured themselves."""
 
-SITTING_VERSION: Final = 1
 SITTING_FILE = "sitting.json"
 WARM_UP_FOLDER = "warm-up"
-CALIBRATION_VERSION: Final = 1
 CALIBRATION_FILE = "calibration.json"
 
 SideName = Literal["base", "candidate"]
@@ -81,7 +79,7 @@ class SittingRun(Stored):
 class Sitting(Stored):
     """Who was compared and how the sitting went; ``runs`` are in the order in which they were made."""
 
-    sitting_version: Literal[1] = SITTING_VERSION
+    sitting_version: Literal[1] = 1
     scenario: str
     judge: str | None = Field(None, description="The bench that measured and judged, by version and digest.")
     cells: tuple[str, ...] = Field(description="Ids, in the order of the scenario.")
@@ -171,7 +169,7 @@ class CalibratedCell(Stored):
 class Calibration(Stored):
     """What one machine's runs of one scenario spread, its environment against itself."""
 
-    calibration_version: Literal[1] = CALIBRATION_VERSION
+    calibration_version: Literal[1] = 1
     scenario: str
     made_at: str = Field(description="UTC, ISO 8601.")
     environment: Environment

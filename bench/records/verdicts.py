@@ -3,7 +3,7 @@
 Everything that is shown of a gate is made from this document alone. It holds results of statistics, so it is
 never judged again: the records are.
 
-History of the format (``VERDICTS_VERSION``):
+History of the format (``verdicts_version``):
 - 1 (2026-11-22): first.
 """
 
@@ -15,8 +15,6 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import ConfigDict, Field
 
 from bench.records.readings import Caveat, Count, Stored
-
-VERDICTS_VERSION: Final = 1
 
 VerdictName = Literal["pass", "regression", "inconclusive", "not comparable"]
 Kind = Literal["outcome", "deterministic", "bounded", "statistical", "paired"]
@@ -136,7 +134,7 @@ class ComparedSide(Stored):
 class Verdicts(Stored):
     """Everything a comparison came to. ``judgements`` stand worst first, gated before not gated."""
 
-    verdicts_version: Literal[1] = VERDICTS_VERSION
+    verdicts_version: Literal[1] = 1
     design: Design
     scenarios: tuple[str, ...]
     verdict: VerdictName
