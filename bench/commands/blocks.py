@@ -27,7 +27,7 @@ from bench.claims.page import render_committed
 from bench.commands.material import read_material
 from bench.compare.comparison import compare
 from bench.compare.gate_report import judge_folder
-from bench.errors import InfrastructureError, UsageError
+from bench.errors import InfrastructureError, UsageError, listed
 from bench.io import make_folder, read_data, write_text
 from bench.records.predictions import read_plan
 from bench.records.published.score import read_validation
@@ -260,9 +260,7 @@ def _values(key: Mapping[str, Any]) -> str:
 
 def _kind(one: Mapping[str, Any]) -> str:
     if "enum" in one:
-        names = [f"`{json.dumps(name)}`" for name in one["enum"][:_MOST_NAMES]]
-        more = len(one["enum"]) - len(names)
-        return ", ".join(names) + (f" and {more} more" if more else "")
+        return listed([f"`{json.dumps(name)}`" for name in one["enum"]], _MOST_NAMES)
     if "$ref" in one:
         return f"a table of the keys of `[{one['$ref'].rpartition('/')[2]}]`"
     told = ", ".join(f"{sign} {one[name]:,}" for name, sign in _LIMITS.items() if name in one)

@@ -283,10 +283,8 @@ def told_of(overlaid: Path, pins: Mapping[str, str]) -> Iterator[Caveat]:
         yield Caveat("companions", message)
     sentences = unmet_by(over, beneath)
     more = len(sentences) - MOST_UNMET
-    for sentence in (
-        *sentences[:MOST_UNMET],
-        *([f"{more} more requirements are unmet."] if more > 0 else []),
-    ):
+    rest = [f"{more} more requirements are unmet."] if more > 0 else []
+    for sentence in (*sentences[:MOST_UNMET], *rest):
         yield Caveat("unmet-requirement", sentence)
 
 

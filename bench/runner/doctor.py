@@ -9,12 +9,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from bench.errors import UnavailableError, counted
+from bench.errors import UnavailableError, counted, listed
 from bench.io import cache_folder, own_toml
 from bench.metrics import GIB
 from bench.probes.nvml import MEMORY_VERSION, PROCESSES_VERSION, GpuSample, Nvml, open_nvml, torchs_device
@@ -149,8 +148,8 @@ def find_gpus(
             samples = {gpu.uuid: nvml.gpu(gpu.uuid).sample() for gpu in nvml.gpus()}
             yield from _cards(nvml, samples, root)
             yield from _torchs_gpu(nvml, facts)
-            listed = [pid for sample in samples.values() for pid in sample.processes or ()]
-            yield _isolation(listed, environment, root)
+            pids = [pid for sample in samples.values() for pid in sample.processes or ()]
+            yield _isolation(pids, environment, root)
     except UnavailableError as error:
         yield _find("no NVML", good=False, error=error)
 
@@ -179,17 +178,16 @@ def _describe(gpu: GpuFacts, cut: str | None = None) -> str:
 
 
 def _use(name: str, sample: GpuSample, root: Path) -> Finding:
-    used_bytes, listed = sample.device_used_bytes, sample.processes
+    used_bytes, processes = sample.device_used_bytes, sample.processes
     used = "memory use unknown" if used_bytes is None else f"{_size(used_bytes)} used"
-    if listed is None:
+    if processes is None:
         return _find("unknown use", good=False, name=name, used=used)
     named = []
-    for pid, share_bytes in islice(listed.items(), _MOST_NAMED):
+    for pid, share_bytes in processes.items():
         share = "share unknown" if share_bytes is None else _size(share_bytes)
         here = "" if _is_here(pid, root) else ", not visible from here"
         named.append(f"process {pid} ({share}{here})")
-    more = f" and {len(listed) - len(named)} more" if len(listed) > len(named) else ""
-    return _find("use", not listed, name=name, used=used, processes=", ".join(named) + more)
+    return _find("use", not named, name=name, used=used, processes=listed(named, _MOST_NAMED))
 
 
 def _is_here(pid: int, root: Path) -> bool:
@@ -214,9 +212,9 @@ def _torchs_gpu(nvml: Nvml, facts: DeviceFacts) -> Iterator[Finding]:
     yield from (Finding("GPU instruments", problem, good=False) for problem in gpu.problems)
 
 
-def _isolation(listed: list[int], environment: Mapping[str, str], root: Path) -> Finding:
+def _isolation(pids: list[int], environment: Mapping[str, str], root: Path) -> Finding:
     """Tell by what numbers NVML can know our processes; a run tests what its readings are worth."""
-    strange = next((pid for pid in listed if not _is_here(pid, root)), None)
+    strange = next((pid for pid in pids if not _is_here(pid, root)), None)
     own_numbers = False
     with contextlib.suppress(OSError):
         own_numbers = str((root / "proc/self/ns/pid").readlink()) != _FIRST_NAMESPACE
