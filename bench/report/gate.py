@@ -210,7 +210,6 @@ def _page(verdicts: Verdicts, title: str, table: str = "", hidden: str = "") -> 
         opening=opening(verdicts),
         headline=headline(verdicts),
         verdicts=verdicts,
-        counted=counted,
         design=_DESIGNS[verdicts.design],
         noun=_noun(verdicts),
         calls=round(1 / verdicts.alpha) if verdicts.alpha else None,

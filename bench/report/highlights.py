@@ -20,13 +20,10 @@ from bench.report.text import (
     RowLink,
     Sentence,
     grouped,
-    operator,
     p_value,
     points,
     said,
     share,
-    significant,
-    words,
 )
 from bench.stats.paired import SIGNIFICANT_P
 
@@ -82,7 +79,11 @@ def sentences(found: Highlights, unit: MemoryUnit) -> tuple[Sentence, ...]:
             ((one.largest_category, _remedy(one.largest_category, row)), (row, one.largest_share))
             for row, one in causes
         ),
-        **_WRITERS,
+        change=change,
+        difference=difference,
+        interval=interval,
+        reason_in_words=reason_in_words,
+        span=_span,
     )
     return (*told, trained_with(found))
 
@@ -144,18 +145,3 @@ def trained_with(found: Highlights) -> Sentence:
             differing.append(f"{name} {', '.join(by_value)}")
     differs = f" Differs: {'; '.join(differing)}." if differing else ""
     return Sentence("Trained with", (f"{'; '.join(shared)}.{differs}",))
-
-
-_WRITERS = {
-    "change": change,
-    "difference": difference,
-    "interval": interval,
-    "operator": operator,
-    "p_value": p_value,
-    "points": points,
-    "reason_in_words": reason_in_words,
-    "share": share,
-    "significant": significant,
-    "span": _span,
-    "words": words,
-}

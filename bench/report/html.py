@@ -226,7 +226,7 @@ def _planned(plan: Plan, prefix: str) -> Section:
 def render_template(name: str, **values: Any) -> str:
     """Return a page with our style and script inside and a policy that allows nothing else."""
     template = _environment().get_template(name)
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = (own_text("bench.report", "templates", f"page.{kind}") for kind in ("css", "js"))
     policy = (
         f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -250,11 +250,6 @@ def _environment() -> Environment:
     }
     environment.filters = environment.filters | filters
     return environment
-
-
-@cache
-def _asset(name: str) -> str:
-    return own_text("bench.report", "templates", name)
 
 
 def _digest(text: str) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from bench.compare.accuracy import Accuracy, AccuracyDifference, SeedMean
 from bench.compare.comparison import IDLE_SHARE, Levers, Study, changes, compare, levers, studies
 from bench.compare.measured import Contrast, Measured
-from bench.errors import counted
 from bench.metrics import CAPACITY, INSTRUMENT_NAMES, TENSORS, Instrument
 from bench.records.derived_metrics import BUSY_MACHINE, THROTTLED
 from bench.records.records import Record
@@ -57,9 +56,7 @@ def _block(title: str, sentences: Iterable[str], table: Table) -> str:
 
 
 def _told(**values: object) -> list[str]:
-    return notes(
-        "study.j2", counted=counted, digits=_digits, interval=_interval, mean=_mean, points=points, **values
-    )
+    return notes("study.j2", digits=_digits, interval=_interval, mean=_mean, **values)
 
 
 def _table(study: Study) -> Table:
@@ -160,7 +157,6 @@ def _levers_told(**values: object) -> list[str]:
         change=_change,
         digits=_digits,
         names=INSTRUMENT_NAMES,
-        share=share,
         idle=IDLE_SHARE,
         **values,
     )

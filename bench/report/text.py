@@ -11,6 +11,7 @@ from functools import cache, lru_cache
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bench.errors import counted
 from bench.io import own_toml
 from bench.metrics import GIB, MIB, Metric
 
@@ -259,6 +260,8 @@ def templates(escape: Callable[[str], str]) -> "Environment":
         finalize=lambda value: value if isinstance(value, Written) else escape(str(value)),
     )
     environment.filters.update(written=Written, table=lambda table: Written(markdown_table(table)))
+    known = (counted, operator, p_value, points, share, significant, words)
+    environment.globals.update({write.__name__: write for write in known})
     return environment
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from bench.compare import Reason
 from bench.compare.plans import PlanRow, card_counts, card_fits, loop_changes
-from bench.errors import counted
 from bench.records.predictions import Answer, Bound, Fit, Plan, Tried
 from bench.records.readings import Category
 from bench.report.columns import TerminalTable
@@ -163,7 +162,7 @@ def gpu_sentences(fit: Fit) -> list[str]:
         return []
     bounds = [bound for bound in fit.bounds if bound.axis == "micro_batch" and bound.refusal is None]
     alike = grouped(((one.sequence_length, one.method), one) for one in bounds)
-    return notes("fit_gpus.j2", methods=alike, beaten=[*_beaten(bounds)], counted=counted)
+    return notes("fit_gpus.j2", methods=alike, beaten=[*_beaten(bounds)])
 
 
 def _beaten(bounds: Sequence[Bound]) -> Iterator[tuple[Bound, Bound]]:
@@ -250,7 +249,6 @@ def plan_sentences(plan: Plan, rows: Sequence[PlanRow]) -> list[str]:
         nowhere=sum(row.forecast is not None and bool(row.verdicts) and not row.fitting for row in rows),
         card_counts=() if plan.ladder or refused == len(rows) else card_counts(plan),
         answers=_ANSWERS,
-        counted=counted,
     )
 
 
@@ -265,7 +263,6 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow], template: str = "plan_notes.j2
     return notes(
         template,
         plan=plan,
-        counted=counted,
         worked=any(row.tokens for row in rows),
         scripts=any(planned.cell.loop.driver == "script" for planned in plan.cells),
         targets=_targets(platforms),
