@@ -33,6 +33,16 @@ INSTRUMENT_NAMES: dict[Instrument, str] = {
     "nvml_process": "GPU, process by NVML",
     "nvml_device_delta": "GPU, device by NVML less idle",
 }
+PEAK_TITLES: dict[Instrument, str] = {
+    "ledger": "Peak: tensors",
+    "host_net": "Peak: process",
+    "host": "Peak: process, start-up included",
+    "cuda_allocated": "Peak: allocated",
+    "cuda_reserved": "Peak: reserved",
+    "nvml_process": "Peak: NVML, process",
+    "nvml_device_delta": "Peak: NVML, device",
+}
+"""Of columns, in which a long name would stand in five lines; the methodology says what each is."""
 CAPACITY: dict[str, Instrument] = {"cpu": "host_net", "cuda": "cuda_reserved"}
 """By device, the instrument of what has to fit."""
 TENSORS: dict[str, Instrument] = {"cpu": "ledger", "cuda": "cuda_allocated"}

@@ -1,6 +1,7 @@
 """What has to be known beside the numbers: where they were measured, and what they themselves warn of."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from bench.compare.plausibility import Finding
 from bench.compare.readings import Merge, Throughput
 from bench.errors import listed
 from bench.metrics import METRICS, size_text
-from bench.records.derived_metrics import accuracy, evaluation
+from bench.records.derived_metrics import BUSY_MACHINE, accuracy, evaluation
 from bench.records.readings import Caveat
 from bench.records.records import Environment, Record, StepSample
 from bench.stats.trend import FEWEST_VALUES
@@ -25,6 +26,7 @@ from bench.stats.trend import FEWEST_VALUES
 _NOT_THE_MACHINE = "git"
 COMMIT = "git.commit"
 _NAMED = 3
+_BUSY = re.compile(r"(Other processes used) (\d+) %( .* measured steps)(: .*)")
 _COMMIT_DIGITS = 12  # enough to find it; the whole hash is among the facts of each place
 
 
@@ -85,6 +87,26 @@ def facts(environment: Environment) -> dict[str, str]:
         for name, value in sorted(values.items())
         if value is not None
     }
+
+
+def told_together(runs: Iterable[Record]) -> dict[Caveat, str]:
+    """Return what is told in the place of caveats that differ in how busy others kept the CPUs alone."""
+    caveats = (caveat for record in runs for caveat in record.measurement.caveats)
+    found = [
+        (one, match)
+        for one in caveats
+        if one.code == BUSY_MACHINE and (match := _BUSY.fullmatch(one.message))
+    ]
+    told: dict[Caveat, str] = {}
+    for same in grouped(found, lambda one: one[1].group(1, 3, 4)).values():
+        shares = sorted({int(match[2]) for _, match in same})
+        if shares[1:]:
+            begins, where, ends = same[0][1].group(1, 3, 4)
+            span = f"{shares[0]} to {shares[-1]} %"
+            told |= dict.fromkeys(
+                (one for one, _ in same), f"{begins} {span}{where} of {len(same)} runs{ends}"
+            )
+    return told
 
 
 def caveats_of_runs(

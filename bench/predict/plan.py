@@ -232,7 +232,7 @@ def plan_before_sweep(cells: Sequence[Cell], facts: DeviceFacts, launcher: Launc
     limits = LimitsSpec(timeout_s=limit_s, heartbeat_timeout_s=limit_s, host_memory_gib=None)
     try:
         AllocatorSettings.parse(allocator)
-        predict = partial(predict_cells, launcher=launcher, allocator=allocator, limits=limits)
+        predict = partial(Kept().predict, launcher=launcher, allocator=allocator, limits=limits)
         planned = _planned(asked, predict)
     except BenchError as error:
         planned = [PlannedCell(cell=cell, answer=Refusal(message=str(error))) for cell in cells]

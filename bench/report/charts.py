@@ -19,7 +19,7 @@ INK, FAINT, LIMIT, BLUE, RED = "#1a1c20", "#b9bdc6", "#dd3333", "#4477aa", "#ee6
 _LOOK = load_toml("charts.toml")
 WIDE, NARROW = 664, 350  # pixels: half of a wide page, and a telephone
 _HEIGHT, _BAR = 300, 26
-_BESIDE = 84  # what the axis beside one of several charts takes
+_BESIDE, _SWATCH = 84, 40  # what the axis beside one of several charts takes, and a legend's symbol
 _LETTER, _LINE = 6.8, 15  # a label's letters and lines, at most
 _PLACES = ((0, -14), (1, 4), (-1, 4), (0, 24), (1, -14), (-1, -14), (1, 22), (-1, 22), (0, -30), (0, 40))
 _WIDE_RANGE = 0.1  # of accuracies, as shares
@@ -56,7 +56,8 @@ def _fitted(part: Any, width: int, columns: int) -> Any:
         return [_fitted(one, width, columns) for one in part]
     if not isinstance(part, dict) or "values" in part:
         return part
-    most = {"labelLimit": int(width * 0.5), "columns": columns}
+    alone = part.get("columns") == 1  # a legend of one column may be as wide as the figure
+    most = {"labelLimit": width - _SWATCH if alone else width // 2, "columns": columns}
     return {
         name: min(one, most[name]) if name in most else _fitted(one, width, columns)
         for name, one in part.items()

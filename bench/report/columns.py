@@ -75,7 +75,9 @@ class Column(Generic[R]):
 
 
 def page_table(columns: Sequence[Column[R]], rows: Sequence[R]) -> Table:
-    return table_of(rows, *((column.title, column.text) for column in columns if column.page))
+    shown = [column for column in columns if column.page]
+    left = sum(1 for _ in takewhile(lambda column: column.choice, shown)) or 1
+    return table_of(rows, *((column.title, column.text) for column in shown), left=left)
 
 
 def narrow_table(columns: Sequence[Column[R]], rows: Sequence[R]) -> Table:

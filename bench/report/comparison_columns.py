@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from bench.compare.accuracy import Accuracy, AccuracyDifference
+from bench.compare.caveats import told_together
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.compare.readings import Throughput
-from bench.metrics import INSTRUMENT_NAMES, METRICS, Instrument
+from bench.metrics import INSTRUMENT_NAMES, METRICS, PEAK_TITLES, Instrument
 from bench.records.predictions import Speed
 from bench.report.columns import Column, Grid, Place, frame, grid
 from bench.report.highlights import difference, interval
@@ -76,14 +77,18 @@ def comparison_grid(comparison: Comparison, anchors: Mapping[str, str]) -> Grid[
     columns = comparison_columns(comparison.rows, whole=True)
     if len(comparison.environments) == 1:
         columns = [column for column in columns if column.title != "Environment"]
-    return grid("cells", "All cells", columns, rows, _notes)
+    told = told_together(record for row in comparison.rows for record in row.ok)
 
+    def notes(row: Measured, place: Place) -> list[str]:
+        here = (one for one in row.caveats if _PLACES.get(one.code, "cell") == place)
+        found = [*dict.fromkeys(told.get(one, one.message) for one in here)]
+        if place == "cell":
+            found += [
+                f"Run {run.run} ended as {run.outcome}: {failure.message}" for run, failure in row.endings
+            ]
+        return found
 
-def _notes(row: Measured, place: Place) -> list[str]:
-    found = [one.message for one in row.caveats if _PLACES.get(one.code, "cell") == place]
-    if place == "cell":
-        found += [f"Run {run.run} ended as {run.outcome}: {failure.message}" for run, failure in row.endings]
-    return found
+    return grid("cells", "All cells", columns, rows, notes)
 
 
 def comparison_columns(
@@ -143,13 +148,13 @@ def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> Iterator[Column[M
         saved = saving_share(row, instrument)
         return text(row, "" if saved is None else f" ({share(saved, 0)})")
 
-    name = INSTRUMENT_NAMES[instrument]
+    title = PEAK_TITLES[instrument]
     yield Column(
-        f"Peak memory: {name}",
+        title,
         text,
         lambda row: peak.peak_bytes if (peak := row.peak(instrument)) else None,
         frame=f"peak_{instrument}_bytes",
-        narrow=f"peak: {name} (saving)",
+        narrow=f"{title[0].lower()}{title[1:]} (saving)",
         narrow_text=with_saving,
         at_most=unit.name,
         scale=unit.size_bytes,

@@ -21,7 +21,7 @@ from bench.compare.measured import Measured
 from bench.compare.plans import plan_rows
 from bench.errors import counted
 from bench.io import own_text
-from bench.metrics import INSTRUMENT_NAMES
+from bench.metrics import PEAK_TITLES
 from bench.records.predictions import Plan
 from bench.records.readings import ModuleBytes
 from bench.report.columns import Column, Grid, told_once
@@ -47,7 +47,7 @@ from bench.report.text import GIBIBYTES, MemoryUnit, Sentence, Table, markdown, 
 from bench.scenario.catalogue import Card
 
 _MOST_GROUPS = 6
-_PEAKS = (f"Peak memory: {INSTRUMENT_NAMES['ledger']}", "Allocated")
+_PEAKS = (PEAK_TITLES["ledger"], "Allocated")
 _LEADING = ("frontier", "memory")
 _LEAD_WIDTH = 440  # pixels of the figure beside the first table
 _LONG = 18  # letters of a cell that may be broken into lines

@@ -1,18 +1,21 @@
 """A comparison as a Markdown page, as a block of one, and as a table in the terminal; no arithmetic."""
 
-from collections.abc import Iterator, Sequence
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from bench.compare.caveats import told_together
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.errors import listed
 from bench.metrics import METRICS
-from bench.report.columns import TerminalTable, narrow_table, page_table
+from bench.report.columns import TerminalTable, narrow_table, page_table, told_once
 from bench.report.comparison_columns import comparison_columns, group_title, memory_unit
 from bench.report.details import ending_table, how_read, section_tables
 from bench.report.highlights import one_environment, opening, sentences, trained_with
-from bench.report.text import NOT_MEASURED, Sentence, Table, grouped, plain, render_page
+from bench.report.text import NOT_APPLICABLE, NOT_MEASURED, Sentence, Table, grouped, plain, render_page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +78,7 @@ _TEX = str.maketrans(
         **{letter: f"\\{letter}" for letter in "&%$#_{}"},
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
+        "\N{NO-BREAK SPACE}": "~",
         "^": r"\textasciicircum{}",
         "\N{MINUS SIGN}": "$-$",
         "→": r"$\to$",
@@ -85,29 +89,72 @@ _TEX = str.maketrans(
 
 
 def render_latex(comparison: Comparison) -> str:
-    """Return each group's table for booktabs, with what it compares as a comment; text is escaped.
+    """Return each group's table for booktabs; what it compares, and what its rows share, is a comment.
 
-    Columns in which nothing was measured are left out.
+    Titles stand in lines, with what the cells below end with, such as a unit. Text is escaped. Columns in
+    which nothing was measured are left out, and savings stand in brackets.
     """
     unit, parts = memory_unit(comparison.rows), []
     for one in comparison.groups:
-        table = page_table(comparison_columns(one.rows, unit), one.rows)
-        columns = [
-            each for each in zip(table.header, *table.rows, strict=True) if {*each[1:]} != {NOT_MEASURED}
-        ]
-        numbers = len(columns) - table.left
-        header, *rows = (
-            " & ".join(plain(text).translate(_TEX) for text in line) for line in zip(*columns, strict=True)
-        )
+        table = told_once(page_table(comparison_columns(one.rows, unit), one.rows))
+        columns = _united(zip(table.header, *table.rows, strict=True))
+        _, *rows = zip(*columns, strict=True)
+        places = "l" * table.left + "r" * (len(columns) - table.left)
+        shared = (f"{title}: {value}" for title, value in table.constants if value not in _ABSENT)
         lines = [
-            f"% {plain(group_title(one.rows, comparison))}",
-            rf"\begin{{tabular}}{{{table.left * 'l'}{numbers * 'r'}}}",
-            *(r"\toprule", rf"{header} \\", r"\midrule"),
-            *(rf"{row} \\" for row in rows),
-            *(r"\bottomrule", r"\end{tabular}"),
+            *(f"% {plain(text)}" for text in (group_title(one.rows, comparison), *shared)),
+            r"{\small\setlength{\tabcolsep}{4pt}%",
+            rf"\begin{{tabular}}{{@{{}}{places}@{{}}}}",
+            r"\toprule",
+            _tex_line(map(_stacked, columns, places)),
+            r"\midrule",
+            *(_tex_line(map(_tex, row)) for row in rows),
+            *(r"\bottomrule", r"\end{tabular}}"),
         ]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+_ABSENT = {NOT_MEASURED, NOT_APPLICABLE}
+_END = re.compile(r" (%|[KMG]iB|\(n = [\d,]+\)|over \d+ seeds[^()]*\))$")
+_TITLE_LETTERS = 12  # of a line of a LaTeX table's title, at least
+
+
+def _united(columns: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Return columns whose titles have what all cells end with, and savings behind what they are of."""
+    found: list[list[str]] = []
+    for title, *cells in columns:
+        ends = {ending[1] if (ending := _END.search(text)) else "" for text in cells if text not in _ABSENT}
+        if title == "Saving" and ends:
+            pairs = zip(found[-1][1:], cells, strict=True)
+            joined = (size if saved in _ABSENT else f"{size} ({saved})" for size, saved in pairs)
+            found[-1] = [f"{found[-1][0]} (saving)", *joined]
+        elif len(ends) == 1 and (end := ends.pop()):
+            unit = f" {end}" if end.startswith("(") else f", {end.removesuffix(')')}"
+            bracket = ")" if end.startswith("over") else ""  # of an interval, which stays
+            short = (text if text in _ABSENT else text.removesuffix(f" {end}") + bracket for text in cells)
+            found.append([title + unit, *short])
+        elif {*cells} - _ABSENT:
+            found.append([title, *cells])
+    return found
+
+
+def _tex(text: str) -> str:
+    return plain(text).translate(_TEX)
+
+
+def _stacked(column: Sequence[str], place: str) -> str:
+    """Return a title in lines no longer than what is below; an equation is not broken."""
+    title, width = column[0], max(_TITLE_LETTERS, *map(len, column[1:]))
+    whole = title.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+    if not lines[1:]:
+        return _tex(title)
+    return rf"\begin{{tabular}}[b]{{@{{}}{place}@{{}}}}" + r" \\ ".join(map(_tex, lines)) + r"\end{tabular}"
+
+
+def _tex_line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
 
 
 def render_terminal(comparison: Comparison) -> "Group":
@@ -134,9 +181,11 @@ def render_terminal(comparison: Comparison) -> "Group":
 def _caveats(rows: Sequence[Measured]) -> Iterator[tuple[str, str]]:
     """Yield each caveat's message once, with the cells it holds for."""
     measured = [row.id for row in rows if row.outcome == "ok"]
-    for caveat, cells in grouped((caveat, row.id) for row in rows for caveat in row.caveats).items():
+    told = told_together(record for row in rows for record in row.ok)
+    found = {(told.get(one, one.message), row.id): None for row in rows for one in row.caveats}
+    for message, cells in grouped(found).items():
         everywhere = len(measured) > 1 and cells == measured
-        yield caveat.message, "all measured cells" if everywhere else listed(cells, _MOST_NAMES)
+        yield message, "all measured cells" if everywhere else listed(cells, _MOST_NAMES)
 
 
 # As many as a terminal of 80 columns holds; a file has all of them.

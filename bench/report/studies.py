@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from bench.compare.accuracy import Accuracy, AccuracyDifference, SeedMean
 from bench.compare.comparison import IDLE_SHARE, Levers, Study, changes, compare, levers, studies
 from bench.compare.measured import Contrast, Measured
-from bench.metrics import CAPACITY, INSTRUMENT_NAMES, TENSORS, Instrument
+from bench.metrics import CAPACITY, INSTRUMENT_NAMES, PEAK_TITLES, TENSORS, Instrument
 from bench.records.derived_metrics import BUSY_MACHINE, THROTTLED
 from bench.records.records import Record
 from bench.report.comparison_columns import memory_unit
@@ -84,7 +84,7 @@ def _table(study: Study) -> Table:
         ("Error over items", of_accuracy(lambda found: _error(found.after_error, found.items))),
         ("Of the difference", against(lambda one: _error(one.items_error, one.items))),
         ("Trainable", lambda level: NOT_MEASURED if (n := level.parameters_trainable) is None else f"{n:,}"),
-        (f"Peak memory: {INSTRUMENT_NAMES[capacity]}", lambda level: _range(level, capacity)),
+        (PEAK_TITLES[capacity], lambda level: _range(level, capacity)),
         *speed,
     )
 
@@ -182,7 +182,7 @@ def _levers_table(one: Levers, unit: MemoryUnit) -> Table:
             found = row.measured.peak(instrument)
             return unit.show(found.peak_bytes if found else None) if row.measured.ok else row.measured.outcome
 
-        return f"Peak: {INSTRUMENT_NAMES[instrument]}", text
+        return PEAK_TITLES[instrument], text
 
     def speed(row: Contrast) -> str:
         found = row.measured.throughput

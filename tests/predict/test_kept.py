@@ -12,12 +12,12 @@ from bench.gate.protocol import PlanAssignment
 from bench.gate.serve import planned_for
 from bench.predict import kept
 from bench.predict.kept import Kept
-from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
+from bench.predict.plan import PlanRequest, chosen_cards, plan_before_sweep, plan_scenario
 from bench.predict.pool import PredictionRequest
 from bench.records.messages import Job, Send
 from bench.records.predictions import Prediction, Refusal, plan_json
 from bench.scenario.platform import Platform
-from replay_worker import PLANNED, Counted, make_cell, replay
+from replay_worker import PLANNED, Counted, make_cell, make_facts, replay
 
 AMPERE = Platform(capability=(8, 0))
 
@@ -76,6 +76,15 @@ def test_a_second_plan_starts_no_worker_and_is_the_first(tmp_path: Path) -> None
     )
     third, answers, launches = plan(fresh=True)
     assert (third, answers.told, launches > 1) == (first, "", True)
+
+
+def test_a_sweep_that_resumes_reads_back_what_it_predicted_before() -> None:
+    """No worker predicts a cell again, and the plan before the runs is the same."""
+    cells = [request(batch).cell for batch in (1, 2)]
+    first, second = Counted(), Counted()
+    plan = plan_before_sweep(cells, make_facts(), first)
+    assert plan_before_sweep(cells, make_facts(), second) == plan
+    assert (first.cells, second.cells) == (2, 0)
 
 
 def test_a_plan_that_shares_cells_with_another_predicts_the_others() -> None:

@@ -126,6 +126,6 @@ def test_the_commands_of_the_readme_run(use: str, bench: CommandLine, tmp_path: 
         assert (tmp_path / written).exists() is (use == "run")
     if use == "run":
         table = (tmp_path / "table.tex").read_text(encoding="utf-8")
-        assert "\\begin{tabular}{lrr" in table
-        assert r"& 2 (2 seeds) \\" in table
+        assert "\\begin{tabular}{@{}lrr" in table
+        assert "% Runs: 2 (2 seeds)\n" in table
         assert "n/a" not in table

@@ -2,6 +2,7 @@
 
 import cProfile
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bench.compare.comparison import Comparison, compare
 from bench.errors import InfrastructureError
 from bench.records.readings import Caveat
 from bench.records.records import Failure, Measurement, MergeCheck, ModelFacts, Record
+from bench.report.comparison_columns import comparison_grid
 from bench.report.pages import render_markdown, render_summary, render_terminal
 from bench.scenario.platform import Platform
 from many_cells import make_records
@@ -247,6 +249,24 @@ def test_a_speed_that_others_disturbed_is_set_against_none() -> None:
     page = render_markdown(compare([slowed, lora]))
     assert "tokens/s" in page
     assert "Speed, full = 1" not in page
+
+
+def test_a_busy_machine_is_told_once_with_its_range_and_its_runs() -> None:
+    """Not once for each percentage: in Markdown, on the terminal, and in the notes of an HTML page."""
+    said = "Other processes used {} of this machine's 2 CPUs during the measured steps{}: too slow."
+    full, lora = _records()[:2]
+    busy = [
+        one.replace(run=run, measurement=one.measurement.replace(caveats=(Caveat("busy-machine", text),)))
+        for one in (full, lora)
+        for run, share in ((1, 84), (2, 39), (3, 84))
+        if (text := said.format(f"{share} %", ""))
+    ]
+    comparison, out = compare(busy), io.StringIO()
+    Console(file=out, width=400).print(render_terminal(comparison))
+    grid = comparison_grid(comparison, {row.key: row.id for row in comparison.rows})
+    for page in (render_markdown(comparison), out.getvalue(), "\n".join(grid.notes)):
+        told = re.findall(r"Other processes used .*?slow\.", page)
+        assert [said.format("39 to 84 %", " of 6 runs")] == told
 
 
 def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def test_three_labelled_numbers_and_where_each_comes_from() -> None:
     page = render_markdown(compare([make_gpu_record(make_gpu(2048 * MIB))]))
     header = next(line for line in page.splitlines() if line.startswith("| Method"))
     names = ("GPU, allocated", "GPU, reserved", "GPU, process by NVML")
-    assert [True] * 3 == [f"Peak memory: {name}" in header for name in names]
+    assert [True] * 3 == [f"Peak: {name}" in header for name in ("allocated", "reserved", "NVML, process")]
     assert "2.00 GiB" in next(line for line in page.splitlines() if line.startswith("| lora"))
     assert "| lora | of the process | It was process. | 50 ms | 70 ms |" in page
     assert "| lora | 0.49 GiB | 5.00 mJ | 200 W | 1,500 to 1,800 MHz | 70 °C | – |" in page  # noqa: RUF001 - as shown

@@ -202,7 +202,7 @@ def test_on_a_gpu_what_has_to_fit_is_what_torch_reserved() -> None:
     lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
     header, row = ([cell.strip() for cell in lines[index]] for index in (0, 2))
     shown = dict(zip(header, row, strict=False))
-    assert ("0.78 GiB", "0.98 GiB") == (shown["Peak: GPU, allocated"], shown["Peak: GPU, reserved"])
+    assert ("0.78 GiB", "0.98 GiB") == (shown["Peak: allocated"], shown["Peak: reserved"])
 
 
 def test_a_lever_that_did_not_end_well_says_how() -> None:

@@ -32,6 +32,12 @@ CARD = make_facts(
 H200 = CARD.replace(cuda_name="NVIDIA H200", cuda_total_bytes=143156 * MIB, cuda_capability=(9, 0))
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep no answer longer than a test."""
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
+
+
 class Watcher:
     """Keeps the plan it is shown."""
 

@@ -228,7 +228,7 @@ def test_the_command_shows_and_keeps_a_record(
     Path("train.py").write_text(MODEL + "train(int(sys.argv[1]))")
     watch([sys.executable, "train.py", "20"], steps=1, warmup=0)
     printed = capsys.readouterr().out
-    assert "peak: live tensors" in printed
+    assert "peak: tensors" in printed
     assert "b3-s16-train" in printed
     with pytest.raises(InfrastructureError, match="after 1 of 8"):
         watch([sys.executable, "train.py", "1"], steps=1, warmup=3)

@@ -39,6 +39,9 @@ class ReplayBench(subprocess.Popen[str]):
         environment = os.environ | {
             name: value,
             "PYTHONUNBUFFERED": "1",
+            "FINETUNE_BENCH_CACHE": str(
+                folder.with_suffix(".cache")
+            ),  # no answer of an earlier test is read back
             "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[2]))),
         }
         code = f"{prelude}\nfrom replay_bench import main\nmain()"

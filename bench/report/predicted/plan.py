@@ -320,7 +320,7 @@ def _card_columns(plan: Plan) -> list[Column[PlanRow]]:
             tone=tone,
         ),
         Column(
-            title="Needed, context included",
+            title="Needed with context",
             value=needed,
             text=lambda row: NOT_APPLICABLE if (size := needed(row)) is None else GIBIBYTES.show(size),
             at_most=GIBIBYTES.name,
