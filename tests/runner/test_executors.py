@@ -1,6 +1,7 @@
 """Sweeps over several machines: runs at the same time, lost with a machine, on Ray, as SLURM's jobs."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -374,11 +375,12 @@ def wait_until_gone() -> None:
 
 def test_no_cluster_and_no_pair_are_mistakes_told_in_a_sentence(scenario: Path, tmp_path: Path) -> None:
     """Nobody answers: exit 4. Options of another executor, and a parameter without a value: exit 2."""
+    no_srun = "" if shutil.which("srun") else "srun is not found here; start this where"
     for more, code, said in (
         (("--executor", "ray", "--address", "127.0.0.1:1"), 4, "no Ray cluster answers at 127.0.0.1:1"),
         (("--address", "127.0.0.1:1"), 2, "--address is for --executor ray"),
         (("--executor", "slurm", "--slurm", "timeout_min"), 2, "KEY=VALUE"),
-        (("--executor", "slurm", "--slurm", "a_word=5"), 2, "--executor slurm"),
+        (("--executor", "slurm", "--slurm", "a_word=5"), 2, f"--executor slurm: {no_srun}"),
     ):
         done = bench_run(scenario, tmp_path / "results", *more)
         assert (code, True) == (done.returncode, said in done.stderr), done.stderr

@@ -107,7 +107,12 @@ class SlurmExecutor:
         try:
             executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
             executor.update_parameters(name="bench", **given)
-        except (RuntimeError, NameError, ValueError, TypeError) as error:
+        except RuntimeError as error:
+            why = (
+                "srun is not found here; start this where SLURM's jobs are submitted, or leave --executor out"
+            )
+            raise UsageError(f"--executor slurm: {why}") from error
+        except (NameError, ValueError, TypeError) as error:
             raise UsageError(f"--executor slurm: {first_line(error)}") from error
         return executor
 
