@@ -78,7 +78,6 @@ _TEX = str.maketrans(
         **{letter: f"\\{letter}" for letter in "&%$#_{}"},
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
-        "\N{NO-BREAK SPACE}": "~",
         "^": r"\textasciicircum{}",
         "\N{MINUS SIGN}": "$-$",
         "→": r"$\to$",
@@ -144,9 +143,9 @@ def _tex(text: str) -> str:
 
 
 def _stacked(column: Sequence[str], place: str) -> str:
-    """Return a title in lines no longer than what is below; an equation is not broken."""
+    """Return a title in lines no longer than what is below; what = or → joins stays together."""
     title, width = column[0], max(_TITLE_LETTERS, *map(len, column[1:]))
-    whole = title.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    whole = re.sub(" ([=→]) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", title)
     lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
     if not lines[1:]:
         return _tex(title)
