@@ -246,7 +246,7 @@ def test_without_the_libraries_one_sentence_says_what_to_install(monkeypatch: py
 
 @pytest.mark.alone
 def test_a_plan_of_2016_cells_is_rendered_in_seconds_without_torch(tmp_path: Path) -> None:
-    """Within 45 times what json takes to read the plan, by the same clock; torch is not imported."""
+    """Within 38 times what json takes to read the plan, by the same clock; torch is not imported."""
     plan = json.loads(PLAN.read_text(encoding="utf-8"))
     text = json.dumps(plan["cells"][:72])
     copies = (text.replace('"id": "llama-2-7b/', f'"id": "llama-{number}/') for number in range(28))
@@ -263,7 +263,7 @@ def test_a_plan_of_2016_cells_is_rendered_in_seconds_without_torch(tmp_path: Pat
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     torch_imported, times = done.stdout.split()[-2:]
     assert torch_imported == "False"
-    assert float(times) < 45
+    assert float(times) < 38
     assert (tmp_path / "plan.html").read_text(encoding="utf-8").count('<tr id="p1-cell-') == 2016
 
 
