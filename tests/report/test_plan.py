@@ -112,6 +112,17 @@ def test_a_plan_that_quantises_has_a_column_for_how_much() -> None:
     assert ["3 %" in line for line in lines[5:7]] == [True, False]
 
 
+def test_cells_that_cannot_be_predicted_for_one_reason_are_told_once() -> None:
+    """With the first two of them and how many more there are; another reason has a line of its own."""
+    whys = ("It took too long.",) * 4 + ("It is refused.",)
+    cells = [
+        PlannedCell(cell=make_cell(id=f"a/{at}/c"), answer=Refusal(message=why))
+        for at, why in enumerate(whys)
+    ]
+    page = " ".join(shown(render_short(Plan(scenario="x", title="x", cards=(), cells=tuple(cells)))).split())
+    assert "a/0/c, a/1/c and 2 more cannot be predicted: It took too long. a/4/c cannot be" in page
+
+
 def test_details_say_what_a_method_does_to_each_kind_of_weights() -> None:
     """Parameters, the shares in 4 or 8 bits and with adapters, and the bytes of the rest."""
     kinds = (

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from bench.compare.plans import Forecast, PlanRow, plan_rows
+from bench.errors import listed
 from bench.records.machine_card import THIS_CPU
 from bench.records.predictions import Change, Plan, PredictedPhase
 from bench.records.readings import Category
@@ -27,6 +28,7 @@ from bench.report.text import (
     NOT_APPLICABLE,
     MemoryUnit,
     Table,
+    grouped,
     plain,
     render_page,
     set_by,
@@ -106,7 +108,8 @@ def render_short(plan: Plan) -> "Group":
     from rich.text import Text
 
     rows = plan_rows(plan)
-    refusals = [f"{row.cell} cannot be predicted: {row.refusal}" for row in rows if row.refusal]
+    alike = grouped((row.refusal, row.cell) for row in rows if row.refusal)
+    refusals = [f"{listed(cells, 2)} cannot be predicted: {why}" for why, cells in alike.items()]
     return Group(
         TerminalTable(_table(plan, rows), f"{plan.title}: predicted memory"),
         *(Text(plain(line)) for line in [*refusals, *plan_sentences(plan, rows)]),
