@@ -11,4 +11,5 @@ from bench.workers.orphan import release
 
 gc.collect()
 gc.freeze()
+gc.enable()
 release()

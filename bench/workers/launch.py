@@ -33,6 +33,7 @@ _HEAVY = (
     "peft",
     "transformers.models.llama.modeling_llama",  # the family most scenarios load
     "bench.training.jobs",
+    "bench.training.preload",
     "bench.training.window",
 )
 PRELOAD = (*_HEAVY, "bench.workers.child")

