@@ -31,6 +31,7 @@ _IN_C = (
     types.ClassMethodDescriptorType,
 )
 _imported: dict[str, Parts] = {}  # by module, as it was
+_names_in: dict[str, frozenset[str]] = {}  # by module; read as it is imported, not by each worker
 _traced: set[str] = set()
 
 
@@ -44,6 +45,11 @@ class _Loader(SourceFileLoader):
     def exec_module(self, module: types.ModuleType) -> None:
         super().exec_module(module)
         _imported[module.__name__] = dict(_parts(module))
+
+    def get_code(self, fullname: str) -> types.CodeType | None:
+        code = super().get_code(fullname)
+        _names_in[fullname] = frozenset() if code is None else _names(code)
+        return code
 
 
 class _Finder:
@@ -151,8 +157,10 @@ def _called(name: str, module: types.ModuleType) -> Iterator[tuple[Any, frozense
     ]
     holders = [(given, each) for given, each in held if judges or each.__name__ in _MACHINE]
     loader = module.__spec__ and module.__spec__.loader
-    code = loader.get_code(name) if holders and isinstance(loader, SourceFileLoader) else None
-    names = frozenset() if code is None else _names(code)
+    if holders and name not in _names_in and isinstance(loader, SourceFileLoader):
+        code = loader.get_code(name)
+        _names_in[name] = frozenset() if code is None else _names(code)
+    names = _names_in.get(name, frozenset())
     yield from ((each, names) for given, each in holders if given in names and _library(each) != "bench")
 
 
