@@ -4,7 +4,6 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,9 @@ import pytest
 import bench
 import records_factory
 from bench.io import cache_folder
-from bench.predict import pool
 from bench.records.records import Record
 from bench.scenario.catalogue import wheel
-from bench.workers import launch
+from command_lines import CommandLine, one_server, open_command_line
 from virtual_gpu import Box, VirtualGpus
 
 FROZEN = pytest.StashKey[int]()
@@ -93,16 +91,17 @@ def _wheel_folder() -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_server() -> Iterator[None]:
-    """Have the server that workers are forked from import everything, whichever test starts it.
-
-    A process has one, with the modules that its first launcher names. Were that a test of stand-ins, each
-    later worker that trains would have to import torch and its family itself.
-    """
-    everything = ["bench.workers.orphan", *launch.PRELOAD, *pool.PRELOAD, "bench.workers.freeze"]
-    preload = forkserver.set_forkserver_preload
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forkserver, "set_forkserver_preload", lambda _: preload(everything))
+    """Have the server that workers are forked from import everything, whichever test starts it."""
+    with one_server():
         yield
+
+
+@pytest.fixture(scope="session", name="bench")
+def _bench(tiny_weights: Path) -> Iterator[CommandLine]:
+    """Return a process that runs one command after another; what they import is imported once for all."""
+    assert tiny_weights.is_dir()  # its cache is the one that the process is to use
+    with open_command_line() as line:
+        yield line
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from bench.io import make_folder
 from bench.records.records import EvaluationItem, Record
 from bench.records.store import open_folder, write_record
-from command_lines import CommandLine, open_command_line
+from command_lines import CommandLine
 from sittings_factory import make_runs, write_sitting
 
 Items = Sequence[EvaluationItem]
@@ -27,13 +27,6 @@ path = "rows.jsonl"
 [training]
 sequence_length = 16
 """
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[CommandLine]:
-    """Return a process that runs one command after another."""
-    with open_command_line() as line:
-        yield line
 
 
 def answering(keep: Callable[[Items], Items]) -> list[Record]:

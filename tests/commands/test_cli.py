@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from bench.cli import main
 from bench.compare.plans import plan_rows
 from bench.records.predictions import Plan, Prediction, read_plan
 from bench.records.store import load_records
-from command_lines import CommandLine, open_command_line
+from command_lines import CommandLine
 
 SCENARIO = """
 device = "cpu"
@@ -61,14 +60,6 @@ software = "torch 2.6"
 refused = "A base of another kind."
 measured = [{ metric = "allocated", size_bytes = 1000 }]
 """
-
-
-@pytest.fixture(scope="module")
-def bench(tiny_weights: Path) -> Iterator[CommandLine]:
-    """Return a process that runs commands; the libraries are imported once for all of them."""
-    assert tiny_weights.is_dir()  # its cache is the one that the process is to use
-    with open_command_line() as bench:
-        yield bench
 
 
 def test_a_scenario_runs_compares_and_resumes(bench: CommandLine, tmp_path: Path) -> None:

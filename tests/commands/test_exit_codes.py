@@ -4,7 +4,7 @@ import inspect
 import itertools
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from bench.cli import app
 from bench.commands.compare import baseline_app
 from bench.records.store import write_record
-from command_lines import Answer, CommandLine, open_command_line
+from command_lines import Answer, CommandLine
 from nasty_files import CONTENTS, KINDS, plant
 from replay_bench import FULL
 from sittings_factory import make_runs, write_sitting
@@ -98,13 +98,6 @@ NAMES = {"origin": ("--from",)}
 EVERY = [(name, line) for name in (*CONTENTS, *KINDS) for line in LINES]
 CHOSEN = EVERY if FULL else random.Random(15).sample(EVERY, 120)
 SLOW = list(itertools.product((*CONTENTS, *KINDS), SLOW_LINES)) if FULL else [("folder", SLOW_LINES[0])]
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[CommandLine]:
-    """Return a process that runs one command after another."""
-    with open_command_line() as line:
-        yield line
 
 
 @pytest.fixture

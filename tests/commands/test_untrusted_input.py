@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -13,6 +11,7 @@ from pydantic import ValidationError
 
 from bench.compare.comparison import compare
 from bench.records.records import decode_record, encode_record
+from command_lines import CommandLine
 from records_factory import make_cell, make_record
 from tiny_cells import tiny_cell
 
@@ -130,17 +129,15 @@ REFUSED = "is code from outside bench; read it, and give --allow-code trap:train
     ],
 )
 def test_code_that_a_scenario_names_is_not_imported_unasked(
-    command: str, message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, message: str | None, bench: CommandLine, tmp_path: Path
 ) -> None:
     """No command imports what a scenario or a record names, unless told exactly that name."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "s.toml").write_text(FUNCTION)
     (tmp_path / "trap.py").write_text("open('sprung', 'w').close()\ndef train(*_): pass\n")
     own = make_cell(id="m/full-trap_train/b1", method={"kind": "full"}, loop={"driver": "trap:train"})
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "r.json").write_bytes(encode_record(make_record(cell=own)))
-    program = [sys.executable, "-m", "bench", *command.split()]
-    result = subprocess.run(program, capture_output=True, text=True, check=False)
+    result = bench(tmp_path, *command.split())
     assert not (tmp_path / "sprung").exists()
     assert "Traceback" not in result.stderr
     assert message is None or message in " ".join((result.stdout + result.stderr).split())

@@ -15,6 +15,7 @@ from bench.gate.protocol import Ready
 from bench.gate.sides import prepared_sides
 from bench.gate.touched import imports
 from bench.records.sessions import load_sitting
+from command_lines import CommandLine
 from gate_projects import git, write_project
 from records_factory import make_record
 
@@ -221,12 +222,8 @@ ledger.Ledger.reading = reading
 
 
 @pytest.mark.timeout(300)
-def test_a_candidate_that_judges_itself_has_measured_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_candidate_that_judges_itself_has_measured_nothing(tmp_path: Path, bench: CommandLine) -> None:
     """A library that replaces the ledger's reading as it is imported: exit 4, named, and no pass."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path.with_suffix(".cache")))
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
     (tmp_path / "train.py").write_text(SCRIPT)
     (tmp_path / "mine.py").write_text("")
@@ -234,17 +231,7 @@ def test_a_candidate_that_judges_itself_has_measured_nothing(
     git(tmp_path, "commit", "--quiet", "-m", "honest")
     (tmp_path / "mine.py").write_text(LYING)
     options = ["gate", "--base", "HEAD", "--candidate", ".", "--exact-only", "--results", "out"]
-    program = [
-        sys.executable,
-        "-m",
-        "bench",
-        *options,
-        "-o",
-        "v.json",
-        "--command",
-        f"{sys.executable} train.py",
-    ]
-    result = subprocess.run(program, capture_output=True, text=True, check=False)
+    result = bench(tmp_path, *options, "-o", "v.json", "--command", f"{sys.executable} train.py")
     shown = " ".join(result.stdout.split())
     assert result.returncode == 4, result.stderr
     assert "What the candidate reports is no measurement" in shown

@@ -1,7 +1,6 @@
 """A loop of the user's in a gate: each side trains with its own, real processes and real training."""
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,16 +8,15 @@ import pytest
 
 from bench.records.sessions import load_sitting
 from bench.records.store import load_records
+from command_lines import CommandLine
 from gate_projects import git
 
 LIBRARY = Path(__file__).parents[2] / "examples" / "library"
 
 
 @pytest.mark.timeout(300)
-def test_each_side_of_a_gate_imports_its_own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_side_of_a_gate_imports_its_own_loop(tmp_path: Path, bench: CommandLine) -> None:
     """The example's library with SGD in the revision and AdamW in the folder: its state is more memory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
     shutil.copytree(LIBRARY, tmp_path, dirs_exist_ok=True)
     training = tmp_path / "mylibrary" / "training.py"
@@ -28,8 +26,7 @@ def test_each_side_of_a_gate_imports_its_own_loop(tmp_path: Path, monkeypatch: p
     git(tmp_path, "commit", "--quiet", "-m", "sgd")
     training.write_text(with_adamw, encoding="utf-8")
     command = "gate gate.toml --base HEAD --candidate . --exact-only --allow-code gated:loop --results out"
-    program = [sys.executable, "-m", "bench", *command.split()]
-    result = subprocess.run(program, capture_output=True, text=True, check=False)
+    result = bench(tmp_path, *command.split())
     assert (1, "") == (result.returncode, result.stderr.partition("Traceback")[1]), result.stderr
     (folder,) = {path.parent for path in (tmp_path / "out").rglob("sitting.json")}
     assert "the loop imported from its sources" in load_sitting(folder).sitting.base.understood
@@ -59,18 +56,15 @@ for _ in range(20):
 
 
 @pytest.mark.timeout(300)
-def test_a_script_is_gated_each_side_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_is_gated_each_side_its_own(tmp_path: Path, bench: CommandLine) -> None:
     """The same command in a revision and in the working folder, whose script takes larger batches."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
     (tmp_path / "train.py").write_text(SCRIPT.format(rows=4))
     git(tmp_path, "add", "train.py")
     git(tmp_path, "commit", "--quiet", "-m", "small batch")
     (tmp_path / "train.py").write_text(SCRIPT.format(rows=8))
     options = ["gate", "--base", "HEAD", "--exact-only", "--results", "out", "--command"]
-    program = [sys.executable, "-m", "bench", *options, f"{sys.executable} train.py"]
-    result = subprocess.run(program, capture_output=True, text=True, check=False)
+    result = bench(tmp_path, *options, f"{sys.executable} train.py")
     assert (1, "") == (result.returncode, result.stderr.partition("Traceback")[1]), result.stderr
     assert "peak" in result.stdout
     (folder,) = {path.parent for path in (tmp_path / "out").rglob("sitting.json")}
@@ -92,11 +86,9 @@ def test_a_script_is_gated_each_side_its_own(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_a_change_that_no_worker_loads_is_not_passed(
-    changed: str, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changed: str, code: int, said: str, tmp_path: Path, bench: CommandLine
 ) -> None:
     """A file that the script opens is tested; a module of its library that it never imports is not."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path.with_suffix(".cache")))
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
     script = "from pathlib import Path\nimport lib.used\nPath('lib/rows.txt').read_text()\n"
     (tmp_path / "lib").mkdir()
@@ -107,7 +99,6 @@ def test_a_change_that_no_worker_loads_is_not_passed(
     git(tmp_path, "commit", "--quiet", "-m", "one")
     (tmp_path / changed).write_text("# changed\n")
     options = ["gate", "--base", "HEAD", "--candidate", ".", "--exact-only", "--results", "out", "--command"]
-    program = [sys.executable, "-m", "bench", *options, f"{sys.executable} train.py"]
-    result = subprocess.run(program, capture_output=True, text=True, check=False)
+    result = bench(tmp_path, *options, f"{sys.executable} train.py")
     assert result.returncode == code, result.stderr
     assert said in " ".join((result.stdout + result.stderr).split())

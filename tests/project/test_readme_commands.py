@@ -3,7 +3,6 @@
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from typer.main import get_command
 
 from bench.cli import app
-from command_lines import CommandLine, open_command_line
+from command_lines import CommandLine
 
 ROOT = Path(__file__).parents[2]
 RUN = [ROOT / "README.md", ROOT / "examples" / "README.md"]
@@ -93,13 +92,6 @@ def test_a_command_of_a_page_parses(command: str) -> None:
 def test_the_commands_of_the_readme_are_run_or_named() -> None:
     """None is added without a way to try it."""
     assert {*chain(*NARROWED.values()), *ONLY_PARSED} == {*chain(*map(commands_of, RUN))}
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[CommandLine]:
-    """Return one process for all commands, so that what workers import is imported once."""
-    with open_command_line() as command_line:
-        yield command_line
 
 
 @pytest.mark.parametrize("use", NARROWED)

@@ -11,7 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
+
+from bench.predict import pool
+from bench.workers import launch
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,24 @@ def open_command_line() -> Iterator[CommandLine]:
         yield CommandLine(it)
 
 
+@contextlib.contextmanager
+def one_server() -> Iterator[None]:
+    """Have the server that this process forks workers from import everything, whichever launcher starts it.
+
+    A process has one, with the modules that its first launcher names. Were that one of stand-ins, each later
+    worker that trains would have to import torch and its family itself.
+    """
+    everything = ["bench.workers.orphan", *launch.PRELOAD, *pool.PRELOAD, "bench.workers.freeze"]
+    preload = forkserver.set_forkserver_preload
+    with patch.object(forkserver, "set_forkserver_preload", lambda _: preload(everything)):
+        yield
+
+
 def _run(folder: str, arguments: list[str]) -> tuple[int, str, str]:
     from bench.cli import main
 
     os.chdir(folder)
+    sys.path[0] = folder  # as by python -m bench
     sys.argv = ["bench", *arguments]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -65,6 +84,7 @@ def _run(folder: str, arguments: list[str]) -> tuple[int, str, str]:
 
 
 if __name__ == "__main__":
-    for line in sys.stdin:
-        sys.stdout.write(json.dumps(_run(*json.loads(line))) + "\n")
-        sys.stdout.flush()
+    with one_server():
+        for line in sys.stdin:
+            sys.stdout.write(json.dumps(_run(*json.loads(line))) + "\n")
+            sys.stdout.flush()
