@@ -36,7 +36,7 @@ from bench.scenario.catalogue import Card
 from bench.scenario.cell import Cell
 from bench.scenario.types import LimitsSpec, WindowSpec
 from bench.workers import interrupts
-from bench.workers.launch import Launcher
+from bench.workers.launch import FOR_ONE, Launcher
 from bench.workers.supervise import JobEnd, RunningJob, Watch, probe
 
 _PYTHON = re.compile(r"python[0-9.]*$")
@@ -127,7 +127,7 @@ def look_at(job: ScriptJob, observe: Observe) -> Cell:
             seen.append(Cell.model_validate_json(message.cell_json))
 
     short = job.model_copy(update={"warmup_steps": 0, "steps": 1, "ledger": False, "flops": False})
-    end = RunningJob(short, Launcher(), _limits(job), hear=hear).to_end()
+    end = RunningJob(short, Launcher(preload=FOR_ONE), _limits(job), hear=hear).to_end()
     if end.outcome != "ok":
         raise InfrastructureError(_why(end))
     window = WindowSpec(

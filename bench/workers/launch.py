@@ -37,6 +37,8 @@ _HEAVY = (
     "bench.training.window",
 )
 PRELOAD = (*_HEAVY, "bench.workers.child")
+FOR_ONE = ("bench.workers.child",)
+"""For a launcher of one worker, which best imports itself what it needs and no more."""
 CHECK_INSTALLATION = f"check the installation with: python -c 'import {', '.join(_HEAVY)}'"
 READ_BYTES = 65536
 TAIL_BYTES = 65536

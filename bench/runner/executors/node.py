@@ -35,7 +35,7 @@ class Site:
 class Node:
     """This process, as another machine's driver has it work."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, launcher: Launcher | None = None) -> None:
         """Go where the driver is. Raises ``UsageError`` where that folder is not on this machine."""
         try:
             os.chdir(site.folder)
@@ -48,7 +48,9 @@ class Node:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        self._here = LocalExecutor(options=site.options, observe=lambda _event: None, launcher=Launcher())
+        self._here = LocalExecutor(
+            options=site.options, observe=lambda _event: None, launcher=launcher or Launcher()
+        )
 
     def look(self, cells: Sequence[Cell]) -> Machine:
         """Return what this machine is."""

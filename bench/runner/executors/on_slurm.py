@@ -17,6 +17,7 @@ from bench.runner.executors.node import Node, Site, of_cell, received
 from bench.runner.schedule import Observe, ScheduledRun, SweepOptions
 from bench.scenario.cell import Cell
 from bench.workers import interrupts
+from bench.workers.launch import FOR_ONE, Launcher
 
 _POLL_S = 2.0
 _AT_ONCE = 1000
@@ -119,7 +120,7 @@ class SlurmExecutor:
 
 def look_there(site: Site, cells: Sequence[Cell]) -> Machine:
     """Have this job's machine look at itself."""
-    return Node(site).look(cells)
+    return Node(site, Launcher(preload=FOR_ONE)).look(cells)
 
 
 def run_there(site: Site, cell: Cell, run: int, plan: Plan | None) -> Record:
