@@ -38,8 +38,12 @@ class CommandLine:
         """Run ``bench`` with these arguments as if it were typed in the folder."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps([str(folder), arguments]), file=self.process.stdin, flush=True)
-        return Answer(*json.loads(self.process.stdout.readline()))
+        try:
+            print(json.dumps([str(folder), arguments]), file=self.process.stdin, flush=True)
+            return Answer(*json.loads(self.process.stdout.readline()))
+        except BaseException:  # a test's time is up: the answer would be taken for the next command's
+            self.process.kill()
+            raise
 
 
 @contextlib.contextmanager
