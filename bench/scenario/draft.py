@@ -32,6 +32,7 @@ class Draft:
     seed: Sequence[str] = ("0",)
     data: str = ""
     text: str = ""
+    steps: int = 8
     driver: str = "window"
     device: str = "cuda"
 
@@ -95,7 +96,7 @@ class Draft:
             "",
             "[window]",
             "warmup_steps = 2",
-            "measured_steps = 8  # optimizer steps that are timed",
+            f"measured_steps = {self.steps}  # optimizer steps that are timed",
         ]
 
 

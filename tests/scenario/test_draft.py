@@ -16,15 +16,14 @@ MODEL = ModelSpec(name="qwen3-0.6b", random="qwen3-0.6b")
 
 def test_ranks_methods_and_seeds_multiply_into_cells_of_own_rows() -> None:
     """DoRA is LoRA with one flag of peft, and the rows are those named."""
-    draft = Draft(
-        method=("lora", "dora"), rank=("8", "64"), seed=("0", "1", "2"), data="mine.jsonl", driver="trl-sft"
-    )
+    seeds, data = ("0", "1", "2"), "mine.jsonl"
+    draft = Draft(method=("lora", "dora"), rank=("8", "64"), seed=seeds, data=data, steps=3, driver="trl-sft")
     scenario = load_scenario(Path("q.toml"), draft.scenario(MODEL))
     assert len(scenario.cells) == 2 * 2 * 3
     assert {JsonlData(source="jsonl", path="mine.jsonl")} == {cell.data for cell in scenario.cells}
     dora = [cell.method for cell in scenario.cells if cell.method.name == "dora"]
     assert [{"use_dora": True}] * 6 == [one.peft for one in dora if isinstance(one, LoraMethod)]
-    assert {"trl-sft"} == {cell.loop.driver for cell in scenario.cells}
+    assert {("trl-sft", 3)} == {(cell.loop.driver, cell.window.measured_steps) for cell in scenario.cells}
     assert 4 == len(choose_cells(scenario.cells, "*seed1"))
     assert choose_cells(scenario.cells, "*seed=1") == choose_cells(scenario.cells, "*seed1")
 
