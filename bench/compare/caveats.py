@@ -89,7 +89,7 @@ def facts(environment: Environment) -> dict[str, str]:
     }
 
 
-def told_together(runs: Iterable[Record]) -> dict[Caveat, str]:
+def told_together(runs: Sequence[Record]) -> dict[Caveat, str]:
     """Return what is told in the place of caveats that differ in how busy others kept the CPUs alone."""
     caveats = (caveat for record in runs for caveat in record.measurement.caveats)
     found = [

@@ -14,11 +14,12 @@ from typing import NamedTuple
 from bench.compare import grouped
 from bench.compare.accuracy import AccuracyDifference
 from bench.compare.accuracy import differences as accuracy_differences
-from bench.compare.caveats import EnvironmentGroup, differences, environments_of
+from bench.compare.caveats import EnvironmentGroup, differences, environments_of, told_together
 from bench.compare.highlights import Frontier, Highlights, frontiers, groups
 from bench.compare.measured import Contrast, Measured
 from bench.errors import UsageError
 from bench.metrics import TENSORS
+from bench.records.readings import Caveat
 from bench.records.records import Outcome, Record
 from bench.scenario.parallel import ParallelSpec
 
@@ -44,6 +45,11 @@ class Comparison:
     def groups(self) -> tuple[Highlights, ...]:
         """The rows that may be set side by side, with their highlights, in the order of the rows."""
         return tuple(Highlights(tuple(rows)) for rows in groups(self.rows))
+
+    @cached_property
+    def caveats_told(self) -> Mapping[Caveat, str]:
+        """What is told in the place of caveats that differ in how busy others kept the CPUs alone."""
+        return told_together([record for row in self.rows for record in row.ok])
 
     @cached_property
     def frontiers(self) -> tuple[Frontier, ...]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from bench.compare.accuracy import Accuracy, AccuracyDifference
-from bench.compare.caveats import told_together
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.compare.readings import Throughput
@@ -77,7 +76,7 @@ def comparison_grid(comparison: Comparison, anchors: Mapping[str, str]) -> Grid[
     columns = comparison_columns(comparison.rows, whole=True)
     if len(comparison.environments) == 1:
         columns = [column for column in columns if column.title != "Environment"]
-    told = told_together(record for row in comparison.rows for record in row.ok)
+    told = comparison.caveats_told
 
     def notes(row: Measured, place: Place) -> list[str]:
         here = (one for one in row.caveats if _PLACES.get(one.code, "cell") == place)

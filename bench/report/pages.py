@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from bench.compare.caveats import told_together
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.errors import listed
@@ -66,7 +65,7 @@ def _page(comparison: Comparison, *parts: str) -> str:
         most_groups=_MOST_GROUPS,
         groups=groups,
         endings=ending_table(comparison.rows),
-        caveats=list(_caveats(comparison.rows)),
+        caveats=list(_caveats(comparison)),
         sections=lambda: section_tables(comparison, name),
         alike=one_environment(comparison),
         how_read=lambda: how_read(comparison.rows),
@@ -173,14 +172,14 @@ def render_terminal(comparison: Comparison) -> "Group":
     lines = [
         f"{outcome}: {message} ({listed(runs, _MOST_NAMES)})" for (outcome, message), runs in ended.items()
     ]
-    lines += [f"- {message} ({cells})" for message, cells in _caveats(comparison.rows)]
+    lines += [f"- {message} ({cells})" for message, cells in _caveats(comparison)]
     return Group(*parts, *(Text(plain(line)) for line in lines))
 
 
-def _caveats(rows: Sequence[Measured]) -> Iterator[tuple[str, str]]:
+def _caveats(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """Yield each caveat's message once, with the cells it holds for."""
+    rows, told = comparison.rows, comparison.caveats_told
     measured = [row.id for row in rows if row.outcome == "ok"]
-    told = told_together(record for row in rows for record in row.ok)
     found = {(told.get(one, one.message), row.id): None for row in rows for one in row.caveats}
     for message, cells in grouped(found).items():
         everywhere = len(measured) > 1 and cells == measured

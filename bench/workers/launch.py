@@ -193,8 +193,9 @@ class Launcher:
 
     @property
     def name(self) -> str:
-        """Name what its workers do."""
-        return f"{self._work.__module__}:{self._work.__qualname__}"
+        """Name what its workers do; what has no name of its own is told apart from all else."""
+        name = getattr(self._work, "__qualname__", "")
+        return f"{self._work.__module__}:{name}" if name else repr(self._work)
 
     def start(self, job: Job, *, ranks: int = 1, host_memory_gib: float | None = None) -> Sequence[Worker]:
         """Start a worker for each rank, in order of rank; ``host_memory_gib`` limits each of them.
