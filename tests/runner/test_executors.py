@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -20,16 +19,16 @@ from bench.errors import InfrastructureError, UsageError
 from bench.records.environment import read_environment
 from bench.records.records import DeviceFacts, Record
 from bench.records.store import load_records
-from bench.runner.executors import Ended, Machine, on_ray
+from bench.runner.executors import Machine, on_ray
 from bench.runner.executors.node import Node, Site, received
 from bench.runner.executors.on_ray import RayExecutor
 from bench.runner.executors.on_slurm import SlurmExecutor
 from bench.runner.schedule import ScheduledRun, SweepOptions
 from bench.runner.sweep import _run_all, run_sweep
-from bench.scenario.cell import Cell
 from bench.scenario.load import load_scenario
 from records_factory import make_record
 from replay_worker import make_cell
+from several_runs import Several
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 1800  # machines that test are busy
@@ -52,33 +51,6 @@ sequence_length = 16
 warmup_steps = 1
 measured_steps = 2
 """
-
-
-class Several:
-    """Executes three runs at a time, the last begun first; loses those it is told to, as often as told."""
-
-    slots = 3
-
-    def __init__(self, losses: dict[tuple[str, int], int]) -> None:
-        self.losses, self.running, self.most = losses, list[ScheduledRun](), 0
-
-    def machine(self, cells: Sequence[Cell]) -> Machine:
-        raise NotImplementedError
-
-    def serving(self, machine: Machine, plan: Any, *, on_gpu: bool) -> Any:
-        del machine, plan, on_gpu
-        return nullcontext()
-
-    def start(self, run: ScheduledRun) -> None:
-        self.running.append(run)
-        self.most = max(self.most, len(self.running))
-
-    def next_end(self) -> Ended:
-        run = self.running.pop()
-        which = run.key[0], run.run
-        self.losses[which] = self.losses.get(which, 0) - 1
-        lost = self.losses[which] >= 0
-        return Ended(run, None if lost else make_record(cell=run.cell, key=run.key, run=run.run))
 
 
 def test_runs_are_taken_several_at_a_time_and_a_lost_one_once_more() -> None:
