@@ -99,12 +99,15 @@ def plan(
 ) -> None:
     """Predict memory, speed and cost of a scenario's cells or of a model, without a GPU; nothing is run."""
     from bench.predict.kept import Kept
+
+    kept, work, source = Kept(fresh=fresh), job.read(), drafted(scenario, draft)
+    launcher = kept.launcher()
+
     from bench.predict.plan import PlanRequest, chosen_cards, plan_scenario
     from bench.records.predictions import plan_json
     from bench.report.predicted.plan import render_markdown, render_terminal
     from bench.runner.live import open_console, watch_predicting
 
-    kept, work, source = Kept(fresh=fresh), job.read(), drafted(scenario, draft)
     request = PlanRequest(
         cards=chosen_cards(gpu if gpu or memory else tuple(work["prices_an_hour"]), memory),
         allocator=allocator,
@@ -117,7 +120,7 @@ def plan(
         kept=kept,
     )
     with watch_predicting(open_console(stderr=True)) as progress:
-        found = plan_scenario(source, only, request, progress).model_copy(update=work)
+        found = plan_scenario(source, only, request, progress, launcher).model_copy(update=work)
     _tell(kept)
     show_data([planned.cell for planned in found.cells], strict=False)
     form.show(
@@ -227,8 +230,6 @@ def fit(
     from bench.predict.fastest import find_fastest
     from bench.predict.fit import FitRequest, find_bounds, one_card
     from bench.predict.kept import Kept
-    from bench.report.predicted.fit import render_markdown, render_terminal
-    from bench.runner.live import open_console, watch_predicting
 
     kept, counts = Kept(fresh=fresh), numbers("gpus", gpus) or (1,)
     request = FitRequest(
@@ -246,8 +247,13 @@ def fit(
         torch_version=torch,
         kept=kept,
     )
+    launcher = kept.launcher()
+
+    from bench.report.predicted.fit import render_markdown, render_terminal
+    from bench.runner.live import open_console, watch_predicting
+
     with watch_predicting(open_console(stderr=True)) as progress:
-        found = (find_fastest if aim == "speed" else find_bounds)(request, progress)
+        found = (find_fastest if aim == "speed" else find_bounds)(request, progress, launcher)
     _tell(kept)
     form.show(
         lambda: f"{found.model_dump_json(indent=1)}\n",

@@ -15,6 +15,8 @@ from unittest.mock import patch
 import torch
 import transformers.utils
 
+import bench.training.preload  # noqa: F401 - before the rest of transformers
+
 with patch.object(transformers.utils, "is_scipy_available", return_value=False):
     # scipy is for losses over boxes in images alone.
     import transformers.loss.loss_utils

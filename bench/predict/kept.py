@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from bench.errors import UsageError
 from bench.io import cache_folder, kernel_text, make_folder, read_json, whole_file
 from bench.predict.pool import (
+    PRELOAD,
     RANGES_REPLAYED,
     PredictionRequest,
     Progress,
@@ -83,6 +84,14 @@ class Kept:
         """How many answers are from earlier, in a line; empty if none is."""
         what = f"answers kept from earlier: {self.found:,} of {self.asked:,}; --fresh predicts anew"
         return what if self.found else ""
+
+    def launcher(self) -> Launcher:
+        """Return what starts predicting workers; their server starts at once where no answer is kept."""
+        launcher = Launcher(preload=PRELOAD)
+        if self._around and (self.fresh or not _folder().is_dir()):
+            with suppress(OSError):  # told when a worker is to start
+                launcher.prepare()
+        return launcher
 
     def predict(
         self,
@@ -229,16 +238,16 @@ def _files(folder: str, endings: tuple[str, ...] = ("",)) -> Iterator[_File | No
         elif entry.is_dir():
             yield None
         elif entry.name.endswith(endings):
-            yield _file(Path(entry.path))
+            yield _file(entry)
 
 
-def _file(path: Path) -> _File:
+def _file(path: "Path | os.DirEntry[str]") -> _File:
     """Return what changes where a file is written: cheaper than what it holds, of thousands."""
     try:
         facts = path.stat()
     except OSError:
-        return str(path), -1, -1, -1
-    return str(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+        return os.fspath(path), -1, -1, -1
+    return os.fspath(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def _digest(parts: object) -> str:

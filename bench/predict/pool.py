@@ -27,7 +27,7 @@ from bench.scenario.types import SHARED_BY_ADAPTERS, FullMethod, LimitsSpec, Lor
 from bench.workers.launch import Launcher, wait_for_any
 from bench.workers.supervise import MAX_SLEEP_S, JobEnd, RunningJob
 
-PRELOAD = ("bench.predict.jobs", "bench.workers.child")
+PRELOAD = ("bench.predict.preload", "bench.workers.child")
 """For a ``Launcher`` whose workers predict and do nothing else."""
 LONGEST_PLAN = LimitsSpec(timeout_s=24 * 3600, heartbeat_timeout_s=300, host_memory_gib=None)
 Hear = Callable[[Message], None]

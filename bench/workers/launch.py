@@ -27,13 +27,13 @@ from bench.workers import PARENT_VARIABLE, child, interrupts
 
 # Imported once by the server that workers are forked from, so that these start at once.
 _HEAVY = (
+    "bench.training.preload",
     "bitsandbytes",
     "lm_eval.evaluator",
     "lm_eval.models.huggingface",
     "peft",
     "transformers.models.llama.modeling_llama",  # the family most scenarios load
     "bench.training.jobs",
-    "bench.training.preload",
     "bench.training.window",
 )
 PRELOAD = (*_HEAVY, "bench.workers.child")
@@ -231,7 +231,7 @@ class Launcher:
         main_module, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
         try:
             if self.start_method == "forkserver":
-                self._ensure_server()
+                self.prepare()
             process.start()
         except (OSError, EOFError) as error:
             said = printed_last(self._server_log)
@@ -243,8 +243,11 @@ class Launcher:
             end.close()
         return Worker(process, messages, output, lifeline)
 
-    def _ensure_server(self) -> None:
-        """Start the server unless it runs, with what its imports print kept from the terminal."""
+    def prepare(self) -> None:
+        """Start the server unless it runs, with what its imports print kept from the terminal.
+
+        Does not wait for these. Raises ``OSError`` where it cannot be started.
+        """
         with contextlib.ExitStack() as stack:
             for descriptor in (1, 2):
                 copy = os.dup(descriptor)

@@ -18,17 +18,18 @@ from bench.workers import PARENT_VARIABLE
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def _ask_for(number: int) -> None:
+def ask_for(number: int) -> None:
+    """Be sent a signal when the thread that started this process ends; 0 for none."""
     with contextlib.suppress(AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def release() -> None:
     """Outlive the thread that started this process."""
-    _ask_for(0)
+    ask_for(0)
 
 
 gc.disable()
-_ask_for(signal.SIGKILL)
+ask_for(signal.SIGKILL)
 if os.environ.get(PARENT_VARIABLE, str(os.getppid())) != str(os.getppid()):
     os._exit(1)  # it was killed before the signal was asked for

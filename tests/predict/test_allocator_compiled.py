@@ -11,7 +11,9 @@ def test_machine_code_is_kept_in_the_cache_folder(tmp_path: Path, monkeypatch: p
     """A compiled entry leaves an index there, in a folder named after the sources."""
     monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(compiled, "_folder", compiled._folder.__wrapped__)
+    assert not compiled.is_kept()
     assert 3 == compiled.compiled_entry(_sum)(1, 2)
+    assert compiled.is_kept()
     (folder,) = (tmp_path / "compiled").iterdir()
     assert [True] == [path.is_file() for path in folder.rglob("*_sum*.nbi")]
 

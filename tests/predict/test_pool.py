@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -172,8 +173,46 @@ def test_a_prediction_imports_nothing_that_only_other_work_needs() -> None:
         "from bench.predict.trace.patches import patched\n"
         "from bench.scenario.platform import Platform\n"
         "with patched(Platform()): pass\n"
-        "unneeded = {'datasets', 'pandas', 'pyarrow', 'scipy.optimize', 'transformers.trainer', 'trl'}\n"
-        "print(sorted(unneeded & sys.modules.keys()))"
+        "unneeded = 'datasets pandas pyarrow scipy.linalg scipy.optimize transformers.trainer trl'.split()\n"
+        "print(sorted(sys.modules.keys() & unneeded))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert done.stdout == "[]\n"
+    assert _printed(code) == "[]\n"
+
+
+def test_the_models_of_transformers_are_read_once() -> None:
+    """It has a list of 128 folders that it read, and reads all of its five hundred again."""
+    code = (
+        "import sys, bench.training\n"
+        "read = []\n"
+        "def hear(event, told):\n"
+        "    if event == 'open' and '/transformers/models/' in str(told[0]) and str(told[0])[-3:] == '.py':\n"
+        "        read.append(told[0])\n"
+        "sys.addaudithook(hear)\n"
+        "import bench.training.preload, transformers\n"
+        "structure = transformers.models._import_structure\n"
+        "print(len(read) > 1000, len(read) == len(set(read)), 'LlamaModel' in str(structure.values()))"
+    )
+    assert _printed(code) == "True True True\n"
+
+
+def _printed(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_replay_is_compiled_beside_the_imports(*, kept: bool, tmp_path: Path) -> None:
+    """Another process compiles what no process did before; the server reads it, so that no worker has to."""
+    code = (
+        "import os, sys, types\n"
+        "from pathlib import Path\n"
+        "from bench.predict.allocator import compiled, replay\n"
+        "sys.modules['bench.predict.jobs'] = types.ModuleType('bench.predict.jobs')\n"
+        "def replayed(*_):\n"
+        f"    Path({str(tmp_path)!r}, str(os.getpid())).touch()\n"
+        f"compiled.is_kept, replay.replay = lambda: {kept}, replayed\n"
+        "import bench.predict.preload\n"
+        "print(os.getpid())"
+    )
+    server = _printed(code).strip()
+    processes = {file.name for file in tmp_path.iterdir()}
+    assert (server in processes, len(processes)) == (True, 1 if kept else 2)

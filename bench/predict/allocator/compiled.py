@@ -11,6 +11,11 @@ from typing import ParamSpec, TypeVar, cast
 from unittest.mock import patch
 
 import numba
+import numba.np.linalg
+
+with patch.object(numba.np.linalg, "ensure_blas", side_effect=ImportError):
+    # Nothing compiled here is linear algebra, for which scipy would be imported.
+    import numba.np.arraymath
 
 from bench.io import cache_folder, read_data
 
@@ -31,6 +36,12 @@ def compiled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _R
     """Return a function for entries to call; that Python cannot call it saves a third of the compiling."""
     part = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # type: ignore[call-overload]  # not in its stub
     return cast("Callable[_Arguments, _Result]", part(function))
+
+
+def is_kept() -> bool:
+    """Tell whether there is machine code of these sources, or none is made."""
+    nothing_is_made: bool = numba.config.DISABLE_JIT  # type: ignore[attr-defined]  # not in its stub
+    return nothing_is_made or any(Path(_folder()).rglob("*.nbi"))
 
 
 @cache
