@@ -63,7 +63,7 @@ def test_the_smallest_adapter_of_a_7b_model_is_far_from_a_few_thousand(
 ) -> None:
     """Rank 1 on one projection of 32 layers is 32 x (4,096 + 4,096) parameters."""
     judged = committed["lora-params-thousands"]
-    cell = "llama-2-7b/lora-smallest-r1-on-q_proj/b1-s512-pack"
+    cell = "llama-2-7b/lora-smallest-r1-on-q_proj/b1-s512-autocast-bf16-pack"
     ends = planned("claims_7b", cell)["phase_ends_bytes"]
     assert "contradicted" == judged.verdict
     assert {262_144} == figures(judged, cell) == {(ends["adapt"] - ends["load"]) / 4}
@@ -72,7 +72,7 @@ def test_the_smallest_adapter_of_a_7b_model_is_far_from_a_few_thousand(
 
 def test_double_quantisation_saves_what_the_paper_says(committed: dict[str, ClaimVerdict]) -> None:
     """32/64 bits of scales become 8/64 + 32/(64 x 256): 0.373 less for each of 6,476,005,376 parameters."""
-    cells = [f"llama-2-7b/qlora-nf4{double}-r16/b1-s512-ckpt-pack" for double in ("-dq", "")]
+    cells = [f"llama-2-7b/qlora-nf4{double}-r16/b1-s512-autocast-bf16-ckpt-pack" for double in ("-dq", "")]
     states = [
         planned("7b_single_gpu", cell)["categories_at_peak_bytes"]["quantisation_state"] for cell in cells
     ]
@@ -84,16 +84,16 @@ def test_double_quantisation_saves_what_the_paper_says(committed: dict[str, Clai
 
 
 def test_96_per_cent_is_reached_by_65b_against_mixed_precision(committed: dict[str, ClaimVerdict]) -> None:
-    """QLoRA of 65B peaks at 37.3 GiB, full fine-tuning with fp32 weights at 972.9 GiB."""
-    window = "llama-65b/{}/b1-s512-{}ckpt-pack"
+    """QLoRA of 65B peaks at 37.7 GiB, full fine-tuning with fp32 weights at 972.9 GiB."""
+    window = "llama-65b/{}/b1-s512-{}autocast-bf16-ckpt-pack"
     ours, theirs = (
         planned("claims_large", window.format(*parts))["allocated_peak_bytes"]
-        for parts in (("qlora-nf4-dq-r16", ""), ("full-mixed", "fp32-autocast-bf16-"))
+        for parts in (("qlora-nf4-dq-r16", ""), ("full-mixed", "fp32-"))
     )
     judged = committed["qlora-mem-96pct"]
     assert "holds conditionally" == judged.verdict
     assert 1 - ours / theirs in figures(judged, window.format("qlora-nf4-dq-r16", ""))
-    assert pytest.approx(0.9616, abs=1e-4) == 1 - ours / theirs
+    assert pytest.approx(0.9613, abs=1e-4) == 1 - ours / theirs
 
 
 def test_the_contradicting_pair_has_contradicting_verdicts_in_each_setting(

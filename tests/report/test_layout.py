@@ -17,7 +17,7 @@ from bench.report.text import NOT_APPLICABLE, Table
 
 def test_a_narrow_terminal_breaks_long_words_and_cuts_nothing_off() -> None:
     """Headers stay whole, numbers keep their unit, and a long id is broken after a slash or a hyphen only."""
-    cell = "llama-33b/qlora-nf4-dq-r16/b1-s512-ckpt-paged32bit-pack"
+    cell = "llama-33b/qlora-nf4-dq-r16/b1-s512-autocast-bf16-ckpt-paged32bit-pack"
     row = (cell, "19.69 GiB", "20.41 to 20.46 GiB")
     table = Table(header=("Cell", "Allocated", "Reserved"), rows=(row, row))
     text = StringIO()

@@ -77,13 +77,13 @@ def test_shipped_scenario_expands(name: str) -> None:
     [
         ("smollm2_cpu", "smollm2-135m/lora-r8/b4-s128-pack"),
         ("smollm2_cpu", "smollm2-135m/qlora-nf4-dq-r8/b4-s128-pack"),
-        ("7b_single_gpu", "llama-2-7b/lora-r256/b1-s2048-pack"),
-        ("7b_single_gpu", "mistral-7b/qlora-fp4-r16/b4-s512-ckpt-pack"),
-        ("13b_single_gpu", "llama-2-13b/full/b1-s512-ckpt-adamw8bit-pack"),
-        ("65b_48gb", "llama-65b/qlora-nf4-dq-r16/b1-s512-ckpt-paged32bit-pack"),
+        ("7b_single_gpu", "llama-2-7b/lora-r256/b1-s2048-autocast-bf16-pack"),
+        ("7b_single_gpu", "mistral-7b/qlora-fp4-r16/b4-s512-autocast-bf16-ckpt-pack"),
+        ("13b_single_gpu", "llama-2-13b/full/b1-s512-autocast-bf16-ckpt-adamw8bit-pack"),
+        ("65b_48gb", "llama-65b/qlora-nf4-dq-r16/b1-s512-autocast-bf16-ckpt-paged32bit-pack"),
         ("batch_sweep", "smollm2-135m/full/b2-s128-ga4"),
         ("quantisation_tradeoff", "smollm2-135m/lora-int8-r16/b4-s128-pack"),
-        ("usecase_chatbot", "mistral-7b-instruct/qlora-nf4-dq-r64/b2-s2048-ga8-ckpt-pack"),
+        ("usecase_chatbot", "mistral-7b-instruct/qlora-nf4-dq-r64/b2-s2048-ga8-autocast-bf16-ckpt-pack"),
     ],
 )
 def test_shipped_scenario_has_this_cell(name: str, expected: str) -> None:
