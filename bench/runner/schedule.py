@@ -299,15 +299,10 @@ def why_unavailable(cell: Cell, facts: DeviceFacts, environment: Environment) ->
 
 def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iterator[str]:
     training, method = cell.training, cell.method
-    if cell.parallel.several:
-        asked = {
-            "evaluation.tasks": cell.evaluation.tasks,
-            "evaluation.text": cell.evaluation.text,
-            "window.merge_check": cell.window.merge_check,
-        }
-        yield from (
-            f"Over several GPUs there is no {name}; leave it out." for name, there in asked.items() if there
-        )
+    if cell.parallel.several and cell.window.merge_check:
+        yield "Over several GPUs there is no window.merge_check; leave it out."
+    if cell.parallel.strategy == "fsdp1" and (cell.evaluation.tasks or cell.evaluation.text):
+        yield "Under fsdp1 there is no evaluation; leave it out, or set parallel.strategy to fsdp2."
     packed = quantises(method) and getattr(method, "implementation", "") == "bitsandbytes"
     own = packed or training.optimizer in get_args(BitsandbytesOptimizer)
     if own and "bitsandbytes" not in environment.versions:

@@ -1,5 +1,7 @@
 """lm-eval before and after training, on the very model that trains, item by item.
 
+Of several ranks each answers all questions, in step with the others, whose shards it needs.
+
 Evaluation leaves no trace: training flags, configuration, tokenizer and random states are put back. A task's
 name is never taken as a path, since a YAML file can name code to run.
 """
@@ -22,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from msgspec import UNSET
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import cross_entropy
 
 from bench.errors import UnavailableError, UsageError, first_line
@@ -233,6 +236,7 @@ def _is_truncated(language_model: Any, sample: dict[str, Any]) -> bool:
 def _undisturbed(model: Any, tokenizer: Any) -> Iterator[None]:
     """Put back what evaluating changes, so that training goes on as if it had not been.
 
+    A model that is sharded holds some weights whole after a forward pass, until a backward pass.
     lm-eval's progress bars and log lines, which go to stderr, are kept out of the worker's output.
     """
     config = model.config.get_text_config()
@@ -253,6 +257,9 @@ def _undisturbed(model: Any, tokenizer: Any) -> Iterator[None]:
         # HFLM ties weights anew, which would undo an adapter's own copy of the output layer.
         model.tie_weights = lambda: None
         stack.callback(delattr, model, "tie_weights")
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                stack.callback(module.reshard)
         yield
 
 

@@ -19,6 +19,7 @@ from bench.records.records import (
     PhaseReading,
     Record,
     StepSample,
+    TextLoss,
     TokenCounts,
 )
 from bench.runner.schedule import SweepOptions
@@ -51,6 +52,13 @@ gpus = 2
 """
 
 
+EVALUATION = """[evaluation]
+tasks = ["mmlu-281"]
+text = "mmlu-281"
+limit = 4
+"""
+
+
 def sweep(folder: Path, text: str = SCENARIO) -> tuple[Record, ...]:
     """Run a scenario with its predictions; return the records."""
     file = folder / "s.toml"
@@ -63,11 +71,12 @@ def sweep(folder: Path, text: str = SCENARIO) -> tuple[Record, ...]:
 def test_two_processes_train_a_cell_and_each_holds_what_was_predicted(tmp_path: Path, driver: str) -> None:
     """The tokens are those of both, each rank is read, and live tensors are as predicted.
 
-    But for what gloo's threads hold a little longer; tests/predict/test_ranks.py makes them let go.
+    But for what gloo's threads hold a little longer; tests/predict/test_ranks.py makes them let go. That
+    questions are answered before leaves no trace in it.
     """
     if driver != "window":
         pytest.importorskip("trl")
-    records = sweep(tmp_path, f'{SCENARIO}[loop]\ndriver = "{driver}"\n')
+    records = sweep(tmp_path, f'{SCENARIO}[loop]\ndriver = "{driver}"\n{EVALUATION}')
     assert ["ok", "ok"] == [record.outcome for record in records], [record.failure for record in records]
     for record in records:
         measured, prediction = record.measurement, record.prediction
@@ -78,6 +87,12 @@ def test_two_processes_train_a_cell_and_each_holds_what_was_predicted(tmp_path: 
         assert measured.ledger.peak_bytes == max(rank.ledger_peak_bytes or 0 for rank in measured.ranks)
         assert isinstance(prediction, Prediction)
         assert measured.ledger.peak_bytes == pytest.approx(prediction.allocated_peak_bytes, rel=0.02)
+        assert [("before", 4), ("after", 4)] == [(one.when, len(one.items)) for one in measured.evaluations]
+    first, second = (record.measurement.text_loss for record in records)
+    assert isinstance(first, TextLoss)
+    assert isinstance(second, TextLoss)
+    assert first.before_nats == second.before_nats != first.after_nats
+    assert first.after_nats == pytest.approx(second.after_nats, rel=1e-5)
     ddp, fsdp2 = (record.measurement.ledger for record in records)
     assert ddp
     assert fsdp2
