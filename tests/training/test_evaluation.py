@@ -13,7 +13,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import nn
+from torch import distributed, nn
+from torch.distributed import FileStore
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench.errors import UnavailableError, UsageError
@@ -209,6 +213,21 @@ def test_nothing_of_the_model_or_tokenizer_is_changed(tokenizer: Any) -> None:
         identity, content = parameters[name]
         assert (identity, True) == (id(value), torch.equal(content, value))
     assert "tie_weights" not in vars(model)
+
+
+def test_a_sharded_model_holds_no_weight_whole_afterwards(tokenizer: Any, tmp_path: Path) -> None:
+    """The root's stay gathered from a forward pass to a backward pass, which no evaluation has."""
+    text = tmp_path / "text.txt"
+    text.write_text("Words Longest " * 20)
+    model = tiny_model()
+    before = read_text_loss(model, tokenizer, str(text), 8)
+    distributed.init_process_group("gloo", store=FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        assert before == read_text_loss(model, tokenizer, str(text), 8)
+        assert {DTensor} == {type(parameter.data) for parameter in model.parameters()}
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_four_bit_weights_are_not_repacked(tokenizer: Any) -> None:
