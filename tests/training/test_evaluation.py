@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import distributed, nn
-from torch.distributed import FileStore
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented, not exported
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
