@@ -198,12 +198,12 @@ def require_allowed_code(cells: Sequence[Cell], allowed: Sequence[str]) -> None:
 
 
 def require_one_gpu(cells: Sequence[Cell]) -> None:
-    """Raise ``UsageError`` for a cell over several GPUs, which no gate measures."""
+    """Raise ``UsageError`` for a cell over several GPUs, which gates predict and none measures."""
     for cell in cells:
         if cell.parallel.several:
             raise UsageError(
-                f"{cell.id} is for {cell.parallel.strategy}, which bench run measures and no gate; leave "
-                "such cells out, or set parallel.strategy to none"
+                f"{cell.id} is for {cell.parallel.strategy}, which bench run measures and no gate; gate it "
+                "with --predict, leave such cells out, or set parallel.strategy to none"
             )
 
 

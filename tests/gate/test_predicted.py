@@ -89,8 +89,11 @@ def patched_transformers(folder: Path, lines: str) -> None:
 
 
 def test_a_stored_plan_is_a_base(tmp_path: Path) -> None:
-    """The environment as it is against its own plan: nothing differs; it can be judged again."""
-    (tmp_path / "s.toml").write_text(SCENARIO)
+    """The environment as it is against its own plan: nothing differs; it can be judged again.
+
+    Cells over several GPUs are gated so; a gate that would run them says it.
+    """
+    (tmp_path / "s.toml").write_text(f'{SCENARIO}[parallel]\nstrategy = "fsdp2"\ngpus = 2\n')
     made = bench(tmp_path, "plan", "s.toml", "--gpu", "rtx4090", "--no-advice", "--json")
     (tmp_path / "before.json").write_text(made.stdout)
     gate = ("gate", "s.toml", "--predict", "--base", "before.json", "--results", "out", "-o", "v.json")
@@ -108,6 +111,8 @@ def test_a_stored_plan_is_a_base(tmp_path: Path) -> None:
     assert 2 == other.returncode
     assert "the stored plan is for other cards (rtx4090)" in other.stderr
     assert 2 == bench(tmp_path, *gate, "--repeats", "3").returncode
+    measured = bench(tmp_path, "gate", "s.toml", "--base", "peft==0.21.2")
+    assert (2, True) == (measured.returncode, "gate it with --predict" in measured.stderr)
 
 
 def test_a_mebibyte_that_a_script_keeps_is_found(tmp_path: Path) -> None:
