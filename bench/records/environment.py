@@ -57,11 +57,26 @@ def read_environment() -> Environment:
 
 def cpu_model() -> str | None:
     """Return the processor's name, or on machines that give none its implementer and part number."""
-    lines = [line.partition(":") for line in (kernel_text(Path("/proc/cpuinfo")) or "").splitlines()]
-    fields = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # those of the first core
+    fields = _cpu_fields()
     if "model name" not in fields and "CPU part" in fields:
         return f"implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
     return fields.get("model name")
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Return whether oneDNN has bf16 products for this processor; without, torch's are many times slower.
+
+    ``mkldnn_bf16_device_check`` of aten/src/ATen/native/mkldnn/Utils.h asks for AVX-512's BW, VL and DQ, or
+    Arm's bf16. A processor that tells nothing of itself is believed to have them.
+    """
+    fields = _cpu_fields()
+    flags = set(fields.get("flags", fields.get("Features", "bf16")).split())
+    return "bf16" in flags or {"avx512bw", "avx512vl", "avx512dq"} <= flags
+
+
+def _cpu_fields() -> dict[str, str]:
+    lines = [line.partition(":") for line in (kernel_text(Path("/proc/cpuinfo")) or "").splitlines()]
+    return {key.strip(): value.strip() for key, _, value in reversed(lines)}  # those of the first core
 
 
 def _memory_limit_bytes() -> int | None:

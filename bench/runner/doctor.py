@@ -17,7 +17,7 @@ from bench.errors import UnavailableError, counted, listed
 from bench.io import cache_folder, own_toml
 from bench.metrics import GIB
 from bench.probes.nvml import MEMORY_VERSION, PROCESSES_VERSION, GpuSample, Nvml, open_nvml, torchs_device
-from bench.records.environment import read_environment
+from bench.records.environment import cpu_multiplies_bf16, read_environment
 from bench.records.readings import INVALIDATING, GpuFacts, name_events
 from bench.records.records import DeviceFacts
 from bench.runner.schedule import FLASH_ATTENTION_CAPABILITY, INT8_CAPABILITY, NF4_CAPABILITY
@@ -94,6 +94,7 @@ def examine(note: Callable[[str], None] | None = None, launcher: Launcher | None
         _find("host peak memory", facts.host_peak_instrument == "VmHWM"),
         _find("out-of-memory kills", count_oom_kills() is not None),
         _find("weights in the cache", names, folder=folder, names=", ".join(names)),
+        _find("bf16 on CPU", cpu_multiplies_bf16()),
         _find("bitsandbytes on CPU", good=True, version=versions.get("bitsandbytes")),
         *_cuda(facts),
         *find_gpus(facts),

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from bench.errors import UsageError, not_installed
+from bench.errors import UsageError, counted, not_installed
 from bench.io import open_data
-from bench.records.environment import KEY_PACKAGES
+from bench.records.environment import KEY_PACKAGES, cpu_multiplies_bf16
 from bench.records.messages import Message
 from bench.records.predictions import Plan
 from bench.records.records import (
@@ -322,6 +322,23 @@ def _obstacles(cell: Cell, facts: DeviceFacts, environment: Environment) -> Iter
         )
 
 
+def slow_on_cpu(cells: Sequence[Cell]) -> str | None:
+    """Return what to say before cells that multiply in bf16 on a CPU that has no products for it."""
+    slow = sum(cell.device == "cpu" and _multiplies_bf16(cell) for cell in cells)
+    if not slow or cpu_multiplies_bf16():
+        return None
+    return (
+        f"bf16 is slow on this processor, which has no AVX-512 ({counted(slow, 'cell')}); "
+        'with training.dtype = "fp32" (QLoRA: compute_dtype too) steps can be twenty times faster.'
+    )
+
+
+def _multiplies_bf16(cell: Cell) -> bool:
+    training, method = cell.training, cell.method
+    compute_dtype = method.compute_dtype if method.kind == "qlora" else None
+    return "bf16" in {training.dtype, training.autocast, compute_dtype}
+
+
 def _cuda_obstacles(cell: Cell, facts: DeviceFacts) -> Iterator[str]:
     if not facts.cuda_available:
         reason = (facts.cuda_unavailable_reason or "torch finds none").strip().rstrip(".")
@@ -332,8 +349,7 @@ def _cuda_obstacles(cell: Cell, facts: DeviceFacts) -> Iterator[str]:
         return
     training, method = cell.training, cell.method
     name = facts.cuda_name or "this card"
-    compute_dtype = method.compute_dtype if method.kind == "qlora" else None
-    if facts.bf16_on_cuda is False and "bf16" in {training.dtype, training.autocast, compute_dtype}:
+    if facts.bf16_on_cuda is False and _multiplies_bf16(cell):
         yield f"{name} has no bf16; set training.dtype, autocast and compute_dtype to fp16 or fp32."
     flash = training.attention == "flash_attention_2"
     if flash and not facts.flash_attention_2:

@@ -44,7 +44,7 @@ class Draft:
             raise UsageError(f"--method {wrong[0][:40]} is not known; choose from {', '.join(METHODS)}")
         rank = _toml_of("rank", self.rank)
         lines = [
-            "# Every key and what it means: docs/scenarios.md. Of a list every value is tried.",
+            "# Every key: docs/keys.md. Of a list every value is tried; [[exclude]] takes combinations out.",
             *([f"# {assumed}"] if assumed else []),
             f"title = {toml(f'{model.name}: ' + ', '.join(self.method))}",
             f'device = {toml(self.device)}  # "cpu" trains where there is no GPU',
@@ -60,6 +60,7 @@ class Draft:
                 if kind == "full"
                 else [f"rank = {rank}", "# alpha = 16  # the update is scaled by alpha / rank"]
             )
+            lines += ['compute_dtype = "fp32"'] if kind == "qlora" and self.device == "cpu" else []
             lines += [f"{key} = {toml(value)}" for key, value in more.items()]
         return "\n".join([*lines, *self._data(), *self._training()]) + "\n"
 
@@ -81,6 +82,7 @@ class Draft:
         from bench.scenario.names import toml
 
         checkpointing = '"non-reentrant"  # "off" is faster and takes more memory'
+        dtype = 'dtype = "fp32"  # many processors have no fast bf16: bench doctor'
         autocast = 'autocast = "bf16"  # as bf16 = true of transformers\' Trainer, or "off"'
         seed = _toml_of("seed", self.seed)
         return [
@@ -88,11 +90,14 @@ class Draft:
             "[training]",
             f"sequence_length = {_toml_of('sequence', self.sequence)}  # tokens of a sequence, at most",
             f"micro_batch = {_toml_of('batch', self.batch)}  # sequences of a forward pass",
-            *([f"gradient_checkpointing = {checkpointing}", autocast] if self.device == "cuda" else []),
+            *([f"gradient_checkpointing = {checkpointing}", autocast] if self.device == "cuda" else [dtype]),
             "learning_rate = 1e-4  # a method may have its own: training.learning_rate in its table",
             *([f"seed = {seed}"] if seed != "0" else []),
             *(["", "[loop]", f"driver = {toml(self.driver)}"] if self.driver != "window" else []),
-            *(["", "[evaluation]", f"text = {toml(self.text)}"] if self.text else []),
+            "",
+            "[evaluation]",
+            '# tasks = ["mmlu-281"]  # questions of lm-eval, answered before and after',
+            *([f"text = {toml(self.text)}"] if self.text else []),
             "",
             "[window]",
             "warmup_steps = 2",

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.records.environment import control_group_files, read_environment
+from bench.records.environment import control_group_files, cpu_multiplies_bf16, read_environment
 from bench.records.git import source_state
 
 
@@ -33,6 +33,24 @@ def test_no_secret_and_no_name_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert f'"{platform.node()}"' not in text
     assert f'"{getpass.getuser()}"' not in text
     assert str(Path.home()) + "/" not in text
+
+
+@pytest.mark.parametrize(
+    ("told", "has"),
+    [
+        ("flags : fpu avx2\n", False),
+        ("flags : avx2 avx512bw avx512dq avx512vl\n", True),
+        ("Features : fp asimd bf16\n", True),
+        ("Features : fp asimd\n", False),
+        ("", True),
+    ],
+)
+def test_what_multiplies_bf16_is_told_by_its_flags(
+    monkeypatch: pytest.MonkeyPatch, told: str, *, has: bool
+) -> None:
+    """x86 needs AVX-512, Arm bf16; a processor that tells nothing is not warned about."""
+    monkeypatch.setattr("bench.records.environment.kernel_text", {Path("/proc/cpuinfo"): told}.get)
+    assert cpu_multiplies_bf16() is has
 
 
 def test_it_is_read_without_torch() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from bench.records.readings import checked, plain
 from bench.records.records import DeviceFacts
-from bench.runner.schedule import why_unavailable
+from bench.runner.schedule import slow_on_cpu, why_unavailable
 from records_factory import make_cell, make_environment
 from replay_worker import make_facts
 
@@ -98,3 +98,25 @@ def test_an_unknown_capability_is_given_the_chance_to_fail() -> None:
     """A card that does not say what it is, is not refused."""
     facts = checked(DeviceFacts, plain(plain(make_facts(**AMPERE)) | {"cuda_capability": None}))
     assert why_unavailable(make_cell(device="cuda", training=FLASH), facts, ENVIRONMENT) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "slow"),
+    [
+        ({"training": {"dtype": "bf16"}}, True),
+        ({"training": {"dtype": "fp32", "autocast": "bf16"}}, True),
+        ({"training": {"dtype": "fp32"}, "method": {"kind": "qlora"}}, True),
+        ({"training": {"dtype": "fp32"}}, False),
+        ({"device": "cuda", "training": {"dtype": "bf16"}}, False),
+    ],
+)
+def test_bf16_on_a_processor_without_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], *, slow: bool
+) -> None:
+    """With what to write instead, and how many cells it is about; on a GPU and elsewhere nothing is said."""
+    monkeypatch.setattr("bench.runner.schedule.cpu_multiplies_bf16", lambda: False)
+    told = slow_on_cpu([make_cell(**changes)] * 2)
+    assert (told is not None) is slow
+    assert told is None or ("2 cells" in told and 'training.dtype = "fp32"' in told)
+    monkeypatch.setattr("bench.runner.schedule.cpu_multiplies_bf16", lambda: True)
+    assert slow_on_cpu([make_cell(**changes)]) is None

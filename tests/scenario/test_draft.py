@@ -30,12 +30,14 @@ def test_ranks_methods_and_seeds_multiply_into_cells_of_own_rows() -> None:
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora", "dora", "qdora"])
 def test_each_method_is_one_a_scenario_takes(method: str) -> None:
-    """On CUDA and, but for 4 bits' own checks of the machine, on the CPU."""
+    """On CUDA in bf16 and, but for 4 bits' own checks of the machine, on the CPU in fp32."""
     for device in ("cuda", "cpu"):
         (cell,) = load_scenario(
             Path("m.toml"), Draft(method=(method,), device=device).scenario(MODEL, "assumed")
         ).cells
         assert (cell.method.name, cell.device) == (method, device)
+        dtypes = {cell.training.dtype, getattr(cell.method, "compute_dtype", cell.training.dtype)}
+        assert {"bf16" if device == "cuda" else "fp32"} == dtypes
 
 
 def test_weights_are_real_ones_where_the_catalogue_knows_some() -> None:

@@ -41,6 +41,8 @@ class LocalExecutor:
         """Return what this machine is, and each cell's first run on it."""
         environment = read_environment()
         facts = probe(self.launcher, lambda text: self.observe(schedule.Note(text)))
+        if slow := schedule.slow_on_cpu(cells):
+            self.observe(schedule.Note(slow))
         runs = [schedule.prepare(cell, environment, facts, self.options.code_folder) for cell in cells]
         return Machine(environment, facts, runs)
 
