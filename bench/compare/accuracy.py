@@ -288,3 +288,34 @@ def error_over_items(answers: Floats) -> float | None:
     """Return the standard error of the mean over questions (columns), each averaged over seeds (rows)."""
     values = answers.mean(axis=0)
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+
+
+def text_losses(runs: Sequence[Record]) -> dict[int, float]:
+    """Return the loss on ``evaluation.text`` after training of the first run of each seed, in their order."""
+    found: dict[int, float] = {}
+    for run in runs:
+        if run.measurement.text_loss:
+            found.setdefault(run.cell.training.seed, run.measurement.text_loss.after_nats)
+    return dict(sorted(found.items()))
+
+
+def losses_above(losses: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, SeedMean]:
+    """Return how far every other's loss lies above the reference's, over the seeds that all of them have.
+
+    Intervals and p-values hold for all at once (Dunnett's); with one seed in common there are none.
+    """
+    shared = sorted(set.intersection(*map(set, losses.values())))
+    if not shared[1:] or not losses.keys() - {reference}:
+        return {}
+    values = {name: np.array([own[seed] for seed in shared]) for name, own in losses.items()}
+    design = block_design(np.array([*values.values()]))
+    width = design.half_width(CONFIDENCE) if design else 0.0
+    found = {}
+    for name in values.keys() - {reference}:
+        above = values[name] - values[reference]
+        mean = float(above.mean())
+        p_value = design.p_value(mean) if design else None
+        found[name] = SeedMean(
+            values=tuple(map(float, above)), mean=mean, low=mean - width, high=mean + width, p_value=p_value
+        )
+    return found

@@ -10,17 +10,29 @@ from functools import cached_property
 from operator import ge, itemgetter
 
 from bench.compare import LOOP_ALONE, grouped, loop_pairs
+from bench.compare.accuracy import SeedMean, losses_above
 from bench.compare.measured import Contrast, Measured
 from bench.metrics import HEADLINES, Instrument
 from bench.records.records import Record
 from bench.scenario.cell import EXTRA_READINGS, HOW_IT_LEARNS
 from bench.scenario.types import SHARED_BY_ADAPTERS, DataSpec, LoraMethod, QloraMethod
+from bench.stats.paired import SIGNIFICANT_P
 
 _IN_WORDS = 2  # of the headline instruments that have a reading
 HOW_BASE_IS_STORED = frozenset(
     f"method.{name}" for name in {*LoraMethod.model_fields, *QloraMethod.model_fields} - SHARED_BY_ADAPTERS
 )
 """For ``Cell.comparison_key``: what may differ between adapters that are alike but for their frozen base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowestLoss:
+    """The cell with the least loss on a text, and how far above it others lie, over seeds in common."""
+
+    row: Measured
+    higher: Sequence[tuple[Measured, SeedMean]]
+    level: Sequence[tuple[Measured, SeedMean]]
+    untested: Sequence[Measured]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +86,24 @@ class Highlights:
                 _, best = max(after, key=itemgetter(0))
                 found[task] = best, [Contrast(row, best) for _, row in after if row is not best]
         return found
+
+    @cached_property
+    def lowest_loss(self) -> "LowestLoss | None":
+        """The cell with the least loss on a text after training, where all of them read the same one."""
+        losses = {row.key: row.text_losses for row in self.ok if row.text_losses}
+        if not losses or len(losses) < len(self.ok) or len({row.cell.evaluation.text for row in self.ok}) > 1:
+            return None
+        _, best = min(((row.text_loss.mean, row) for row in self.ok if row.text_loss), key=itemgetter(0))
+        above = losses_above(losses, best.key)
+        others = [row for row in self.ok if row is not best]
+        tested = [(row, above[row.key]) for row in others if row.key in above]
+        clearly = [pair for pair in tested if pair[1].p_value is not None and pair[1].p_value < SIGNIFICANT_P]
+        return LowestLoss(
+            row=best,
+            higher=clearly,
+            level=[pair for pair in tested if pair not in clearly],
+            untested=[row for row in others if row.key not in above],
+        )
 
     @cached_property
     def qlora_vs_lora(self) -> tuple[Contrast, ...]:

@@ -18,8 +18,10 @@ from bench.compare.accuracy import (
     AccuracyDifference,
     Readings,
     accuracies_of,
+    mean_over_seeds,
     pair,
     readings_by_seed,
+    text_losses,
 )
 from bench.compare.caveats import EnvironmentGroup, caveats_of_runs
 from bench.compare.plausibility import Doubted, Finding, lint
@@ -141,6 +143,8 @@ class Measured:
     throughput = _over_good_runs(readings.throughput)
     flops_per_token = _over_good_runs(readings.flops_per_token)
     accuracies = _over_good_runs(accuracies_of)
+    text_losses = _over_good_runs(text_losses)
+    text_loss = _view(lambda one: mean_over_seeds([*one.text_losses.values()]) if one.text_losses else None)
     losses = _over_good_runs(readings.losses)
     merge = _over_good_runs(readings.merge)
     gpu = _over_good_runs(readings.gpu_seen)

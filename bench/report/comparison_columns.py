@@ -4,6 +4,7 @@ A metric named in ``COLUMNS_OF_METRICS`` is in Markdown, HTML, the terminal and 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from bench.compare.accuracy import Accuracy, AccuracyDifference
@@ -13,7 +14,7 @@ from bench.compare.readings import Throughput
 from bench.metrics import INSTRUMENT_NAMES, METRICS, PEAK_TITLES, Instrument
 from bench.records.predictions import Speed
 from bench.report.columns import Column, Grid, Place, frame, grid
-from bench.report.highlights import difference, interval
+from bench.report.highlights import difference, interval, over_seeds
 from bench.report.rank_columns import rank_columns
 from bench.report.text import (
     NAMED_UNITS,
@@ -315,7 +316,7 @@ def _last_columns(rows: Sequence[Measured], unit: MemoryUnit) -> Iterator[Column
     )
     for name in COLUMNS_OF_METRICS:
         if any(row.metrics.get(name) is not None for row in rows):
-            yield metric_column(name)
+            yield _loss_column() if name == "text_loss_after_nats" else metric_column(name)
     if any(row.cause for row in rows):
         yield Column("Peak set by", cause, page=False)
     yield Column("Runs", _runs, lambda row: row.runs_ok, frame="runs_ok")
@@ -340,6 +341,23 @@ def metric_column(name: str) -> Column[Measured]:
         narrow=title,
         place="cell",
     )
+
+
+def _loss_column() -> Column[Measured]:
+    """Return the column of the loss after training: over seeds their mean, with Student's interval."""
+    column = metric_column("text_loss_after_nats")
+
+    def text(row: Measured) -> str:
+        loss, several = row.text_loss, len(row.text_losses or ()) > 1
+        return f"{significant(loss.mean)} ({over_seeds(loss)})" if loss and several else column.text(row)
+
+    def value(row: Measured) -> float | None:
+        return row.text_loss.mean if row.text_loss else None
+
+    def narrow(row: Measured) -> str:
+        return significant(row.text_loss.mean) if row.text_loss else NOT_MEASURED
+
+    return replace(column, text=text, value=value, narrow_text=narrow)
 
 
 def _runs(row: Measured) -> str:

@@ -5,7 +5,7 @@ Every number is in a table too.
 
 from collections.abc import Collection, Iterator, Sequence
 
-from bench.compare.accuracy import AccuracyDifference
+from bench.compare.accuracy import AccuracyDifference, SeedMean
 from bench.compare.caveats import COMMIT
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import Highlights
@@ -24,6 +24,7 @@ from bench.report.text import (
     points,
     said,
     share,
+    significant,
 )
 from bench.stats.paired import SIGNIFICANT_P
 
@@ -82,6 +83,7 @@ def sentences(found: Highlights, unit: MemoryUnit) -> tuple[Sentence, ...]:
         change=change,
         difference=difference,
         interval=interval,
+        over_seeds=over_seeds,
         reason_in_words=reason_in_words,
         span=_span,
     )
@@ -112,6 +114,14 @@ def difference(one: AccuracyDifference) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     return f"{share(low).removesuffix(' %')} to {share(high)}"
+
+
+def over_seeds(loss: SeedMean) -> str:
+    """Write the interval of a loss over seeds, which is not below zero, and how many these are."""
+    several = f"{len(loss.values)} seeds"
+    if loss.p_value is None or loss.low is None or loss.high is None:
+        return several
+    return f"{significant(max(0.0, loss.low))} to {significant(loss.high)} over {several}"
 
 
 def _remedy(part: Category, row: Measured) -> str:

@@ -114,7 +114,7 @@ def render_latex(comparison: Comparison) -> str:
 
 
 _ABSENT = {NOT_MEASURED, NOT_APPLICABLE}
-_END = re.compile(r" (%|[KMG]iB|\(n = [\d,]+\)|over \d+ seeds[^()]*\))$")
+_END = re.compile(r" (%|[KMG]iB|\((?:\d+ seeds, )?n = [\d,]+\)|over \d+ seeds[^()]*\))$")
 _TITLE_LETTERS = 12  # of a line of a LaTeX table's title, at least
 
 

@@ -4,9 +4,17 @@ import pytest
 
 from bench.compare.accuracy import mean_over_seeds, pair
 from bench.compare.comparison import compare, measure
+from bench.records.records import Record, TextLoss
 from bench.report.pages import render_markdown
 from bench.scenario.types import FullMethod
-from records_factory import make_environment, make_evaluation, make_steps
+from records_factory import (
+    make_cell,
+    make_environment,
+    make_evaluation,
+    make_measurement,
+    make_record,
+    make_steps,
+)
 from seeds_factory import make_run, one_measured, right
 
 T_OF_TWO = 4.302653  # 97.5 % point of Student's t with two degrees of freedom, from a table
@@ -96,7 +104,7 @@ def test_the_loss_of_several_seeds_is_their_mean() -> None:
     assert together is not None
     assert pytest.approx((alone.first + 1, alone.last + 1)) == (together.first, together.last)
     page = render_markdown(compare(runs))
-    assert "Its loss is their mean" in page
+    assert "Its training loss is their mean" in page
     assert " over 3 seeds, ± 7.4 over items) |" in page
 
 
@@ -141,3 +149,35 @@ def test_a_refusal_can_be_kept_as_a_sentence() -> None:
     paired, reason = pair({0: second}, {0: first}, "held-out")
     assert (None, True) == (paired, str(reason).startswith("not the same questions: 1 changed of 1"))
     assert (None, None) == pair({0: second}, {}, "held-out")
+
+
+def make_losses(method: str, after: tuple[float, ...]) -> list[Record]:
+    """Return a run for each seed that ends with this loss on a text."""
+    return [
+        make_record(
+            cell=make_cell(
+                id=f"tiny/{method}-r8/b4-s256-seed={seed}",
+                method={"kind": "lora", "name": method, "rank": 8},
+                training={"sequence_length": 256, "micro_batch": 4, "seed": seed},
+                evaluation={"text": "rows.jsonl"},
+            ),
+            measurement=make_measurement(evaluations=(), text_loss=TextLoss("rows.jsonl", 90, 2.5, loss)),
+        )
+        for seed, loss in enumerate(after)
+    ]
+
+
+def test_losses_on_a_text_are_means_and_compared_by_seed() -> None:
+    """0.1, 0.1 and 0.09 higher: t = 29 with two degrees of freedom, so p = 1 - 29 / √843; no medians."""
+    best, worse = make_losses("dora", (0.1, 0.2, 0.31)), make_losses("lora", (0.2, 0.3, 0.4))
+    text = render_markdown(compare([*best, *worse]))
+    assert (
+        "Lowest loss on rows.jsonl: dora-r8 has 0.203 nats a token after training (0 to 0.464 over 3 seeds)"
+        in text
+    )
+    assert "Significantly higher: lora-r8 (+0.0967, p = 0.001)" in text
+    assert "| 0.300 (0.0516 to 0.548 over 3 seeds) |" in text
+    level = render_markdown(compare([*best, *make_losses("lora", (0.5, 0.2, 0.3))]))
+    assert "No significant difference: lora-r8 (+0.130, p = 0.437)" in level
+    alone = render_markdown(compare([best[0], worse[0]]))
+    assert "One training run each does not tell how the others differ: lora-r8." in alone
