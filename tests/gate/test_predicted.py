@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import transformers.models.llama.modeling_llama as llama
 
+from bench.io import cache_folder
 from bench.records.predictions import Prediction, read_plan
 from bench.records.verdicts import Verdicts
 
@@ -55,7 +56,11 @@ FREES = """        one, two = hidden_states * 2, torch.cat([hidden_states, hidde
 
 @pytest.fixture(autouse=True)
 def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep everything in the test's folder."""
+    """Keep everything in the test's folder, but for machine code, which takes ten seconds to make."""
+    compiled = cache_folder() / "compiled"
+    compiled.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "compiled").symlink_to(compiled)
     monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
 
 
