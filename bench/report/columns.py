@@ -273,14 +273,8 @@ def _said_once(column: Sequence[str]) -> tuple[str, list[str]]:
     if len(set(column[1:])) < _FEWEST or any(len(each) != _ID_PARTS for each in parts):
         return "", [*column]
     *names, windows = zip(*parts, strict=True)
-    tokens = [window.split("-") for window in windows]
-    begin, end = _alike(tokens), _alike([each[::-1] for each in tokens])
-    end = min(end, min(map(len, tokens)) - begin)
-    differing = ["-".join(each[begin : len(each) - end]) for each in tokens]
-    ends = ["-".join(tokens[0][:begin]), "-".join(tokens[0][len(tokens[0]) - end :])]
-    between = ("-*" if ends[0] else "*") if all(differing) else "*" if any(differing) else ""
-    pattern = [texts[0] if len(set(texts)) == 1 else "*" for texts in names]
-    pattern.append(between.join(ends) if not ends[1] else f"{ends[0]}{between}-{ends[1]}".lstrip("-"))
+    window_pattern, differing = _in_common([window.split("-") for window in windows])
+    pattern = [*(texts[0] if len(set(texts)) == 1 else "*" for texts in names), window_pattern]
     if pattern == ["*"] * _ID_PARTS:
         return "", [*column]
     shown = [
@@ -294,9 +288,30 @@ def _said_once(column: Sequence[str]) -> tuple[str, list[str]]:
     return "/".join(pattern), [column[0], *(text or NOT_APPLICABLE for text in shown)]
 
 
-def _alike(lists: Sequence[Sequence[str]]) -> int:
-    """Return how many items all begin with."""
-    return sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, zip(*lists, strict=False)))
+def _in_common(windows: Sequence[Sequence[str]]) -> tuple[str, list[str]]:
+    """Return what windows have in common, as a pattern that matches each, and what is left of each."""
+    common = [token for token in windows[0] if all(each.count(token) == 1 for each in windows)]
+    if any([token for token in each if token in common] != common for each in windows):
+        common = []  # in another order
+    pattern = ""
+    for index, groups in enumerate(zip(*(_around(each, common) for each in windows), strict=True)):
+        if any(groups):
+            pattern += "-*" if pattern and all(groups) else "*"
+        if index < len(common):
+            pattern += "-" if pattern and (index or all(groups)) else ""
+            pattern += common[index]
+    return pattern, ["-".join(token for token in each if token not in common) for each in windows]
+
+
+def _around(tokens: Sequence[str], common: Sequence[str]) -> list[list[str]]:
+    """Return what stands before each of the common tokens, and after the last."""
+    groups: list[list[str]] = [[]]
+    for token in tokens:
+        if token in common:
+            groups.append([])
+        else:
+            groups[-1].append(token)
+    return groups
 
 
 _FEWEST = 2  # rows of which something is said once

@@ -74,6 +74,9 @@ def test_a_single_row_that_is_too_wide_is_a_list() -> None:
         (("m/full/b1-s8", "m/full/b1-s8-fsdp2-x2"), "m/full/b1-s8*", (NOT_APPLICABLE, "fsdp2-x2")),
         (("m/full/b1-s8-ckpt", "n/full/b1-s16-ckpt"), "*/full/b1-*-ckpt", ("m s8", "n s16")),
         (("m/a/b1-s8", "m/b/b2-s4-ckpt"), "m/*/*", ("a b1-s8", "b b2-s4-ckpt")),
+        (("m/a/b1-s8-x-pack", "m/a/b2-s8-x-ckpt-pack"), "m/a/*-s8-x*-pack", ("b1", "b2-ckpt")),
+        (("m/a/b1-ga4-s8", "m/a/s8-ga4"), "m/a/*", ("b1-ga4-s8", "s8-ga4")),
+        (("m/a/s8", "m/a/b1-s8"), "m/a/*s8", (NOT_APPLICABLE, "b1")),
     ],
 )
 def test_what_ids_have_in_common_is_said_once(
