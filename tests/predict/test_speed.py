@@ -65,6 +65,24 @@ def test_causal_flash_attention_computes_a_half() -> None:
     assert time_of(work_of(call), rates()).seconds == pytest.approx(flops / (share * 312e12) + 3e-6)
 
 
+def test_flash_attention_is_as_fast_on_an_h100_as_was_published() -> None:
+    """Without Hopper's own instructions: 335 TFLOP/s both ways (FlashAttention-2, section 4.1), of 989."""
+    shape, op = (1, 16, 16384, 128), "aten::_scaled_dot_product_flash_attention"
+    works = work_of(called(op, *[shape] * 4)), work_of(called(f"{op}_backward", *[shape] * 6))
+    h100 = rates_of(card("h100-80gb"))
+    assert h100 is not None
+    seconds = sum(time_of(work, h100).seconds for work in works)
+    assert sum(work.flops for work in works) / seconds == pytest.approx(335e12, rel=0.05)
+
+
+def test_a_linear_layer_is_as_fast_on_an_rtx_4090_as_was_published() -> None:
+    """Two times 4096 tokens by 4096 by 4096 in fp16: 167 TFLOP/s by torch (aredden/torch-cublas-hgemm)."""
+    work = work_of(called("aten::mm", (8192, 4096), (4096, 4096), (8192, 4096), dtype=torch.float16))
+    rtx4090 = rates_of(card("rtx4090"))
+    assert rtx4090 is not None
+    assert work.flops / time_of(work, rtx4090).seconds == pytest.approx(167e12, rel=0.1)
+
+
 def test_attention_in_fp32_takes_three_products_in_tf32() -> None:
     """On tensor cores, at half of bf16's peak each: six times as long, not the sixteen of CUDA cores."""
     shape = (4, 32, 4096, 128)
@@ -236,7 +254,7 @@ def test_attention_in_fp32_widens_the_band_and_says_so() -> None:
     cells = (cell(training=size | {"dtype": dtype}) for dtype in ("fp32", "bf16"))
     fp32, half = (told(one, "a100-80gb-sxm")[0] for one in cells)
     assert fp32.high / fp32.low > 1.9
-    assert half.high / half.low < 1.3
+    assert half.high / half.low < 1.8
     assert "attention runs in fp32" in fp32.assumed
     assert "" == half.assumed
 

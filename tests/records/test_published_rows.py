@@ -186,6 +186,7 @@ def test_shipped_measurements_can_be_read_and_are_all_accounted_for() -> None:
         for found in shipped_rows()
     }
     assert counts == {
+        "cudnn-frontend": (6, 6),
         "fms-acceleration": (57, 13),
         "fms-acceleration-fsdp": (137, 20),
         "fsdp_qlora": (20, 16),
@@ -193,6 +194,7 @@ def test_shipped_measurements_can_be_read_and_are_all_accounted_for() -> None:
         "litgpt-config_hub": (16, 15),
         "litgpt-resource-tables": (10, 4),
         "ms-swift": (39, 10),
+        "optimum-benchmark": (33, 33),
         "peft-metamathqa": (32, 30),
         "qwen-readme": (24, 0),
         "qwen-readme-speed": (12, 12),

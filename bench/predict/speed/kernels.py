@@ -194,6 +194,10 @@ def _bytes(part: Part, shape: Shape) -> int:
     )
 
 
+_HOPPER = 9
+"""Its full peak takes instructions of its own, which the kernels of attention do not use."""
+
+
 class Rates(NamedTuple):
     """What a card does in a second; ``cycles`` are those of all multiprocessors."""
 
@@ -211,6 +215,7 @@ def rates_of(card: Card) -> Rates | None:
     known, peak = card.speed, card.peak_bf16_flops
     if known is None or peak is None or card.bandwidth_bytes_per_s is None:
         return None
+    reached = constants()["attention"]["hopper"] if card.capability[0] == _HOPPER else 1
     return Rates(
         half_flops=known.product_share * peak,
         fp32_flops=constants()["product"]["fp32_share"] * known.fp32_tflops * 1e12,
@@ -218,7 +223,7 @@ def rates_of(card: Card) -> Rates | None:
         cycles=known.multiprocessors * known.clock_mhz * 1e6,
         multiprocessors=known.multiprocessors,
         cache_bytes=known.l2_mib * MIB,
-        attention_flops=peak,
+        attention_flops=reached * peak,
     )
 
 
