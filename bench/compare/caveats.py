@@ -26,7 +26,11 @@ from bench.stats.trend import FEWEST_VALUES
 _NOT_THE_MACHINE = "git"
 COMMIT = "git.commit"
 _NAMED = 3
-_BUSY = re.compile(r"(Other processes used) (\d+) %( .* measured steps)(: .*)")
+_NUMBERS = {
+    BUSY_MACHINE: re.compile(r"(Other processes used )(\d+)( % .* measured steps)(: .*)"),
+    "longest-example-not-seen": re.compile(r"(The longest example .* of this window )(\d+)()(: .*)"),
+}
+"""By code, caveats whose number differs from run to run."""
 _COMMIT_DIGITS = 12  # enough to find it; the whole hash is among the facts of each place
 
 
@@ -90,22 +94,21 @@ def facts(environment: Environment) -> dict[str, str]:
 
 
 def told_together(runs: Sequence[Record]) -> dict[Caveat, str]:
-    """Return what is told in the place of caveats that differ in how busy others kept the CPUs alone."""
+    """Return what is told in the place of caveats that differ in a run's number alone."""
     caveats = (caveat for record in runs for caveat in record.measurement.caveats)
     found = [
         (one, match)
         for one in caveats
-        if one.code == BUSY_MACHINE and (match := _BUSY.fullmatch(one.message))
+        if one.code in _NUMBERS and (match := _NUMBERS[one.code].fullmatch(one.message))
     ]
     told: dict[Caveat, str] = {}
     for same in grouped(found, lambda one: one[1].group(1, 3, 4)).values():
-        shares = sorted({int(match[2]) for _, match in same})
-        if shares[1:]:
+        numbers = sorted({int(match[2]) for _, match in same})
+        if numbers[1:]:
             begins, where, ends = same[0][1].group(1, 3, 4)
-            span = f"{shares[0]} to {shares[-1]} %"
-            told |= dict.fromkeys(
-                (one for one, _ in same), f"{begins} {span}{where} of {len(same)} runs{ends}"
-            )
+            of_runs = f" of {len(same)} runs" if where else ""
+            text = f"{begins}{numbers[0]} to {numbers[-1]}{where}{of_runs}{ends}"
+            told |= dict.fromkeys((one for one, _ in same), text)
     return told
 
 

@@ -48,7 +48,7 @@ class Comparison:
 
     @cached_property
     def caveats_told(self) -> Mapping[Caveat, str]:
-        """What is told in the place of caveats that differ in how busy others kept the CPUs alone."""
+        """What is told in the place of caveats that differ in a run's number alone."""
         return told_together([record for row in self.rows for record in row.ok])
 
     @cached_property

@@ -102,7 +102,7 @@ def comparison_columns(
     columns = [*_naming_columns(rows, whole=whole)]
     for instrument in _COMPARED:
         if any(row.peak(instrument) for row in rows):
-            columns += _peak_columns(instrument, unit)
+            columns += _peak_columns(rows, instrument, unit)
     if any(row.paged_bytes for row in rows):
         title, name = "Paged optimizer state", "paged_bytes"
         columns.append(
@@ -139,7 +139,11 @@ def _naming_columns(rows: Sequence[Measured], *, whole: bool) -> Iterator[Column
         )
 
 
-def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> Iterator[Column[Measured]]:
+def _peak_columns(
+    rows: Sequence[Measured], instrument: Instrument, unit: MemoryUnit
+) -> Iterator[Column[Measured]]:
+    saves = any(saving_share(row, instrument) is not None for row in rows)
+
     def text(row: Measured, against: str = "") -> str:
         peak = row.peak(instrument)
         return _marked(unit.show(peak.peak_bytes) + against, row, "memory") if peak else NOT_MEASURED
@@ -154,7 +158,7 @@ def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> Iterator[Column[M
         text,
         lambda row: peak.peak_bytes if (peak := row.peak(instrument)) else None,
         frame=f"peak_{instrument}_bytes",
-        narrow=f"{title[0].lower()}{title[1:]} (saving)",
+        narrow=f"{title[0].lower()}{title[1:]}{' (saving)' if saves else ''}",
         narrow_text=with_saving,
         at_most=unit.name,
         scale=unit.size_bytes,
@@ -162,12 +166,13 @@ def _peak_columns(instrument: Instrument, unit: MemoryUnit) -> Iterator[Column[M
         bar=True,
         tone=lambda row: "bad" if "memory" in row.doubts and row.peak(instrument) else "",
     )
-    yield Column(
-        "Saving",
-        lambda row: saving(row, instrument),
-        lambda row: 0.0 if row.kind == "full" and row.peak(instrument) else saving_share(row, instrument),
-        frame=f"saving_{instrument}_share",
-    )
+    if saves:
+        yield Column(
+            "Saving",
+            lambda row: saving(row, instrument),
+            lambda row: 0.0 if row.kind == "full" and row.peak(instrument) else saving_share(row, instrument),
+            frame=f"saving_{instrument}_share",
+        )
 
 
 def _predicted_speed(row: Measured) -> Speed | None:
@@ -195,12 +200,13 @@ def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
             return "1"
         return NOT_MEASURED if (value := ratio(row)) is None else f"{value:.2f}"
 
+    related = any(ratio(row) is not None for row in rows)
     yield Column(
         "tokens/s",
         text,
         lambda row: row.throughput.tokens_per_second if row.throughput else None,
         frame="tokens_per_second",
-        narrow="tokens/s (full = 1)",
+        narrow="tokens/s (full = 1)" if related else "tokens/s",
         narrow_text=narrow,
         place="speed",
         bar=True,
@@ -215,7 +221,7 @@ def _speed_columns(rows: Sequence[Measured]) -> Iterator[Column[Measured]]:
             frame="predicted_tokens_per_second",
             narrow=name.lower(),
         )
-    if any(ratio(row) is not None for row in rows):
+    if related:
         yield Column(
             "Speed, full = 1",
             ratio_text,

@@ -102,6 +102,8 @@ def _reservations(rows: Sequence[Measured]) -> Iterator[str]:
         yield "Throughput is approximate: too few steps were measured to see whether it drifted"
     elif any(speed.rough for speed in speeds):
         yield f"Throughput is approximate: some runs drifted by more than {share(ROUGH_DRIFT_SHARE, 0)}"
+    if rows[1:] and any(row.disturbed_runs for row in rows):
+        yield "Speeds that other processes disturbed are not compared"
     if speeds and rows[0].device == "cpu":
         yield "Measured on a CPU; do not extrapolate to GPUs"
 

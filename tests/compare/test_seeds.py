@@ -181,3 +181,11 @@ def test_losses_on_a_text_are_means_and_compared_by_seed() -> None:
     assert "No significant difference: lora-r8 (+0.130, p = 0.437)" in level
     alone = render_markdown(compare([best[0], worse[0]]))
     assert "One training run each does not tell how the others differ: lora-r8." in alone
+
+
+def test_nobody_is_most_accurate_where_all_are_alike() -> None:
+    """Two methods with the same answers in every seed; one question more makes one of them the best."""
+    runs = [make_run(seed, right(15), method=name) for seed in range(2) for name in ("lora", "dora")]
+    assert "- Accuracy on held-out: " in render_markdown(compare(runs))
+    ahead = [*runs[:3], make_run(1, right(16), method="dora")]
+    assert "- Most accurate on held-out: dora-r8" in render_markdown(compare(ahead))

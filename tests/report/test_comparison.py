@@ -184,13 +184,13 @@ def test_gpus_are_shown_in_gib() -> None:
     record = make_record(
         cell=make_cell(device="cuda"), measurement=make_measurement(phases=phases, ledger=None)
     )
-    assert "| lora-r8 | 1.50 GiB | n/a | 1.50 GiB | n/a |" in render_summary(compare([record]))
+    assert "| lora-r8 | 1.50 GiB | 1.50 GiB |" in render_summary(compare([record]))
 
 
 def test_toys_are_shown_with_decimals() -> None:
     """A peak of 2 MiB is not rounded to a whole number."""
     record = make_record(measurement=make_measurement(ledger=make_ledger(2 * MIB + MIB // 4)))
-    assert "| lora-r8 | 2.25 MiB | n/a |" in render_summary(compare([record]))
+    assert "| lora-r8 | 2.25 MiB |" in render_summary(compare([record]))
 
 
 def test_several_environments_are_named() -> None:
@@ -249,6 +249,17 @@ def test_a_speed_that_others_disturbed_is_set_against_none() -> None:
     page = render_markdown(compare([slowed, lora]))
     assert "tokens/s" in page
     assert "Speed, full = 1" not in page
+    assert "Speeds that other processes disturbed are not compared" in page
+
+
+def test_without_full_fine_tuning_there_are_no_columns_of_savings() -> None:
+    """Neither on a page nor in the terminal, whose titles then promise none."""
+    lora, out = _records()[1], io.StringIO()
+    Console(file=out, width=400).print(render_terminal(compare([lora])))
+    for page in (render_markdown(compare([lora])).split("## What was trained")[0], out.getvalue()):
+        assert "eak: tensors" in page
+        assert "aving" not in page.replace("Saving**", "")
+        assert "full = 1" not in page
 
 
 def test_a_busy_machine_is_told_once_with_its_range_and_its_runs() -> None:
@@ -267,6 +278,24 @@ def test_a_busy_machine_is_told_once_with_its_range_and_its_runs() -> None:
     for page in (render_markdown(comparison), out.getvalue(), "\n".join(grid.notes)):
         told = re.findall(r"Other processes used .*?slow\.", page)
         assert [said.format("39 to 84 %", " of 6 runs")] == told
+
+
+def test_examples_that_seeds_did_not_see_are_told_once() -> None:
+    """The longest that each seed's window saw differs; it is one caveat, with the range."""
+    said = "The longest example of the data has 53 tokens, the longest of this window {}: peak memory."
+    (full,) = _records()[:1]
+    runs = [
+        full.replace(
+            run=run,
+            measurement=full.measurement.replace(
+                caveats=(Caveat("longest-example-not-seen", said.format(seen)),)
+            ),
+        )
+        for run, seen in ((1, 50), (2, 49))
+    ]
+    page = render_markdown(compare(runs))
+    assert said.format("49 to 50") in page
+    assert page.count("The longest example of the data") == 1
 
 
 def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
