@@ -167,6 +167,7 @@ def test_tokens_and_a_price_become_hours_and_cost() -> None:
     assert "Hours and cost: of 7,200,000 tokens on one card, padding counted, at 1.5 an hour" in one_line(
         plan
     )
+    assert "counted, at 3 an hour" in one_line(plan.model_copy(update={"price_an_hour": 3.0}))
     unknown = plan.model_copy(update={"cards": (one.model_copy(update={"power_w": None}),)})
     assert "| 1.00 to 2.00 | 1.50 to 3.00 | n/a |" in render_markdown(unknown)
     thrice = cell.model_copy(update={"epoch_tokens": 2_400_000})
@@ -210,6 +211,20 @@ def test_a_ladder_names_the_smallest_card_that_fits() -> None:
     assert "none of them" in rows["huge"]
     assert "1 cell of 3 fits on no card tried, not even one A100 80 GB." in text
     assert "Name yours with --gpu or --memory." in " ".join(text.split())
+
+
+def test_a_terminal_says_first_what_most_readers_need() -> None:
+    """Two caveats, of which what a loop asked for is the last, and how many more there are."""
+    codes = ("values-assumed", "one", "two")
+    caveats = tuple(Caveat(code=code, message=f"This is {code}.") for code in codes)
+    answer = make_prediction(platform=Platform(device="cpu")).model_copy(update={"caveats": caveats})
+    plan = Plan(scenario="x", title="x", cards=(), cells=(PlannedCell(cell=make_cell(), answer=answer),))
+    text = shown(render_terminal(plan))
+    assert "This is one." in text
+    assert "This is two." in text
+    assert "This is values-assumed." not in text
+    assert "1 more caveat with --details." in text
+    assert "This is values-assumed." in shown(render_terminal(plan, details=True))
 
 
 def test_the_cpu_shows_live_tensors_only() -> None:

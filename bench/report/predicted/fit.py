@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bench.compare import Reason
 from bench.compare.plans import PlanRow, card_counts, card_fits, loop_changes
 from bench.records.predictions import Answer, Bound, Fit, Plan, Tried
-from bench.records.readings import Category
+from bench.records.readings import Category, Caveat
 from bench.report.columns import TerminalTable
 from bench.report.predicted.speed import over_several, settings_table
 from bench.report.tables import Writer, described_table
@@ -274,8 +274,13 @@ def notes_on(plan: Plan, rows: Sequence[PlanRow], template: str = "plan_notes.j2
         several=over_several(rows),
         assumed=grouped((speed.assumed, speed.card) for speed in speeds if speed.assumed),
         refused=grouped((speed.refused, speed.card) for speed in speeds if speed.refused),
-        caveats=[caveat.message for forecast in forecasts for caveat in forecast.caveats],
+        caveats=[caveat.message for forecast in forecasts for caveat in sorted(forecast.caveats, key=_aside)],
     )
+
+
+def _aside(caveat: Caveat) -> bool:
+    """Tell what concerns few readers, and stands last: a terminal without --details shows the first two."""
+    return caveat.code == "values-assumed"
 
 
 def card_notes(plan: Plan) -> Iterator[str]:
