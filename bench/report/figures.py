@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import Frontier
+from bench.compare.measured import Measured
 from bench.compare.plans import PlanRow, plan_rows
 from bench.compare.predictions import Choice, card_choices
 from bench.compare.series import (
@@ -267,8 +268,12 @@ def _speeds(comparison: Comparison, names: Names) -> Figure:
         read,
         lambda charts: charts.speeds(read[:MOST_ROWS]),
         spreads=" or ".join(dict.fromkeys(speed.spread for _, speed in read)),
-        more=_more(len(read[MOST_ROWS:])),
+        more=_disturbed(comparison.rows) + _more(len(read[MOST_ROWS:])),
     )
+
+
+def _disturbed(rows: Sequence[Measured]) -> str:
+    return " Other processes disturbed some of the speeds." if any(row.disturbed_runs for row in rows) else ""
 
 
 def _frontiers(comparison: Comparison, unit: MemoryUnit) -> Iterator[Figure]:
@@ -294,7 +299,8 @@ def _frontier(one: Frontier, unit: MemoryUnit, **values: str) -> Figure:
         accuracy=", accuracy" if one.task else "",
         colour="accuracy is the colour" if one.task else "no task was evaluated in all cells",
         device=one.rows[0].device_name,
-        left_out=f" Without memory or speed, and not drawn: {one.left_out}." if one.left_out else "",
+        left_out=_disturbed(one.rows)
+        + (f" Without memory or speed, and not drawn: {one.left_out}." if one.left_out else ""),
         **values,
     )
 

@@ -126,6 +126,8 @@ class _Watcher:
         self._runs_to_do = self._runs_on_disk = 0
         self._expected_s: Sequence[float | None] = ()
         self._ended: list[Record] = []
+        self._began_s: float | None = None
+        self._running = self._at_once = 0  # runs now, and at most: several on a cluster
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -134,18 +136,28 @@ class _Watcher:
             case Plan() if self._render_plan is not None:
                 self._console.print(self._render_plan(event))
             case RunStarted():
+                self._began_s = self._began_s or time.monotonic()
+                self._running += 1
+                self._at_once = max(self._at_once, self._running)
                 self._current = CurrentRun(event.cell, event.run)
             case Said() if self._current is not None:
                 self._current.take(event)
             case RunEnded():
                 self._runs_to_do += event.again
                 self._ended.append(event.record)
+                self._running -= 1
                 self._current = None
         self.show(event)
 
     def _left(self) -> str:
-        """Say how long the rest may take: each run as before, else as those of this sweep; or nothing."""
+        """Say how long the rest may take: each run as before, else as those of this sweep; or nothing.
+
+        Where several run at once, the rest goes on at the pace of those that ended.
+        """
         done = len(self._ended)
+        if self._at_once > 1 and done and self._began_s is not None:
+            left_s = (time.monotonic() - self._began_s) / done * (self._runs_to_do - done)
+            return f"about {_duration(left_s)} left" if left_s else ""
         took_s = [record.total_ns / NS_PER_SECOND for record in self._ended if record.total_ns]
         usual_s = statistics.fmean(took_s) if took_s else None
         ahead = [*self._expected_s[done:], *[None] * self._runs_to_do][: self._runs_to_do - done]

@@ -14,6 +14,7 @@ from bench.errors import InfrastructureError
 from bench.records.readings import Caveat
 from bench.records.records import Failure, Measurement, MergeCheck, ModelFacts, Record
 from bench.report.comparison_columns import comparison_grid
+from bench.report.figures import comparison_figures
 from bench.report.pages import render_markdown, render_summary, render_terminal
 from bench.scenario.platform import Platform
 from many_cells import make_records
@@ -250,6 +251,9 @@ def test_a_speed_that_others_disturbed_is_set_against_none() -> None:
     assert "tokens/s" in page
     assert "Speed, full = 1" not in page
     assert "Speeds that other processes disturbed are not compared" in page
+    drawn = {one.name: one.caption for one in comparison_figures(compare([slowed, lora]))}
+    for name in ("speed", "frontier"):
+        assert "Other processes disturbed some of the speeds." in drawn[name]
 
 
 def test_without_full_fine_tuning_there_are_no_columns_of_savings() -> None:

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 from rich.live import Live
 
@@ -101,6 +102,21 @@ def test_what_is_left_is_told_from_runs_of_before() -> None:
         lines(RunEnded(make_record(cell=CELL)))
         after = "30.0 s" if expected_s[1] else "11.3 s"
         assert f"about {after} left" in output.getvalue().splitlines()[-1]
+
+
+def test_runs_beside_each_other_are_left_at_their_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes that took 10 s for two runs take 20 s for four more, not four times what a run takes."""
+    now_s = [100.0]
+    monkeypatch.setattr("bench.runner.live.time.monotonic", lambda: now_s[0])
+    console, output = make_console(terminal=False)
+    lines = PlainLines(console)
+    lines(SweepStarted(6, 0))
+    for run in (1, 2):
+        lines(RunStarted(CELL, run))
+    now_s[0] += 10
+    for run in (1, 2):
+        lines(RunEnded(make_record(cell=CELL, run=run)))
+    assert output.getvalue().splitlines()[-1].endswith("(about 20.0 s left)")
 
 
 def test_a_live_table_draws_seldom_however_much_is_said() -> None:
