@@ -328,7 +328,7 @@ def slow_on_cpu(cells: Sequence[Cell]) -> str | None:
     if not slow or cpu_multiplies_bf16():
         return None
     return (
-        f"bf16 is slow on this processor, which has no AVX-512 ({counted(slow, 'cell')}); "
+        f"bf16 is slow on this processor, which has no products for it ({counted(slow, 'cell')}); "
         'with training.dtype = "fp32" (QLoRA: compute_dtype too) steps can be twenty times faster.'
     )
 
