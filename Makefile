@@ -7,7 +7,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-SCENARIO ?= scenarios/smollm2_cpu.toml
+# In fp32 where the processor has no products in bf16, by the flags that Linux tells.
+SCENARIO ?= scenarios/smollm2_cpu$(shell grep -qsE 'avx512bw|bf16' $(CPUINFO) || echo _fp32).toml
+CPUINFO ?= /proc/cpuinfo
 WORKERS ?= auto
 BIN := $(VENV)/bin
 # -qq: pip says nothing but errors. Without compiling every file it installs in half the time; Python

@@ -29,13 +29,19 @@ def _dry_run(target: str, *variables: str) -> str:
     ).stdout
 
 
-def test_make_run_sets_up_and_runs_the_default_scenario() -> None:
-    """A virtual environment, the pinned packages, then the scenario of the README."""
-    steps = _dry_run("run")
+@pytest.mark.parametrize(
+    ("flags", "kind"), [("sse4_2 avx512bw", ""), ("sse4_2 avx2", "_fp32"), (None, "_fp32")]
+)
+def test_make_run_sets_up_and_runs_the_default_scenario(flags: str | None, kind: str, tmp_path: Path) -> None:
+    """A virtual environment, the pinned packages, then the scenario of the README, as this processor can."""
+    told = tmp_path / "cpuinfo"
+    if flags is not None:
+        told.write_text(f"flags\t\t: {flags}\n")
+    steps = _dry_run("run", f"CPUINFO={told}")
     order = [
         "-m venv .venv",
         "-c constraints.txt -e '.[test]'",
-        ".venv/bin/bench run scenarios/smollm2_cpu.toml",
+        f".venv/bin/bench run scenarios/smollm2_cpu{kind}.toml",
     ]
     places = [steps.index(step) for step in order]
     assert sorted(places) == places

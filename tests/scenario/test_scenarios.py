@@ -14,6 +14,7 @@ from bench.scenario.types import LoraMethod, QloraMethod, TaskData
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 COUNTS = {
     "smollm2_cpu": 4,
+    "smollm2_cpu_fp32": 4,
     "smollm2_learns": 3,
     "gate_speed": 1,
     "gate_speed_by_runs": 1,
