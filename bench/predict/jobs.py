@@ -30,9 +30,12 @@ import transformers.models.llama.modeling_llama
 
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.predict import predict_all
+from bench.predict.trace.trace import at_length
 from bench.records.messages import CellSeen, PlanJob, PredictionMade, ScriptPlanJob, Send
+from bench.records.predictions import Prediction, Refusal
+from bench.records.readings import Caveat
 from bench.scenario.cell import Cell
-from bench.training.jobs import quiet_libraries
+from bench.training.jobs import longest_row, quiet_libraries
 
 
 def run_plan(job: PlanJob, send: Send) -> None:
@@ -42,9 +45,27 @@ def run_plan(job: PlanJob, send: Send) -> None:
         torch.set_num_threads(1)  # there is no data to share among more
     cells = [Cell.model_validate_json(text) for text in job.cells_json]
     settings = AllocatorSettings.parse(job.allocator)
+    rows = {cell.id: row for cell in cells if (row := longest_row(cell)) is not None}
+    cells = [_no_longer(cell, rows.get(cell.id)) for cell in cells]
     predicted = predict_all(cells, job.platform, settings, reuse_ranges=job.reuse_ranges, cards=job.cards)
     for cell, answer in predicted:
-        send(PredictionMade(cell_id=cell.id, answer=answer))
+        told = _as_long_as(answer, rows[cell.id]) if cell.id in rows else answer
+        send(PredictionMade(cell_id=cell.id, answer=told))
+
+
+def _no_longer(cell: Cell, row: int | None) -> Cell:
+    """Return a cell whose sequences are as long as the longest row, where that is shorter."""
+    return cell if row is None or not 1 < row < cell.training.sequence_length else at_length(cell, row)
+
+
+def _as_long_as(answer: Prediction | Refusal, row: int) -> Prediction | Refusal:
+    """Say of which length a prediction is, in the place of the full one."""
+    if isinstance(answer, Refusal):
+        return answer
+    message = f"Predicted for batches as long as the longest row of the data, {row:,} tokens or cut to fit."
+    told = Caveat(code="longest-row", message=message)
+    caveats = (told if caveat.code == "full-length-batch" else caveat for caveat in answer.caveats)
+    return answer.model_copy(update={"caveats": tuple(caveats)})
 
 
 def run_script_plan(job: ScriptPlanJob, send: Send) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench.errors import UsageError
+from bench.errors import BenchError, UsageError
 from bench.io import cache_folder
 from bench.probes.machine import SnapshotRecorder, ignore, noted_out_of_memory, read_facts
 from bench.records.messages import (
@@ -105,16 +105,50 @@ def count_epochs(job: EpochJob, send: Send) -> None:
     Nothing is downloaded. Raises ``UsageError`` for data that is wrong, and where a tokenizer is not at hand.
     """
     quiet_libraries()
-    read: dict[str, list[Piece]] = {}
     for text in job.cells_json:
         cell = Cell.model_validate_json(text)
         if not isinstance(cell.data, TaskData | JsonlData):
             raise UsageError(f"{cell.id} has no data at hand; give --tokens")
-        key = cell.model.model_dump_json() + cell.data.model_dump_json()
-        if key not in read:
-            tokenizer = _tokenizer(cell.model)
-            read[key] = tokenise(load_examples(cell.data, tokenizer).examples, tokenizer)
-        send(EpochCounted(cell_id=cell.id, tokens=epoch_tokens(read[key], cell.training)))
+        pieces = _pieces(cell.model, cell.data)
+        send(EpochCounted(cell_id=cell.id, tokens=epoch_tokens(pieces, cell.training)))
+
+
+def longest_row(cell: Cell) -> int | None:
+    """Return how many tokens the longest row has that a batch is padded to.
+
+    None where it is not known without a download or without reading more than ``MOST_READ_BYTES``, or where
+    batches are not padded to their longest row.
+    """
+    data = cell.data
+    if cell.training.batching != "pad-to-longest" or cell.loop.takes_pairs:
+        return None
+    if isinstance(data, JsonlData):
+        with suppress(OSError):
+            if Path(data.path).stat().st_size > MOST_READ_BYTES:
+                return None
+    elif not isinstance(data, TaskData):
+        return None
+    try:
+        pieces = _pieces(cell.model, data)
+    except BenchError:  # said where the cell is run
+        return None
+    return max((len(piece.ids) for piece in pieces if piece.loss_bearing), default=None)
+
+
+MOST_READ_BYTES = 8 * 1024**2
+"""Of rows, before a prediction: some seconds of tokenising."""
+
+
+_read: dict[str, list[Piece]] = {}
+
+
+def _pieces(model: ModelSpec, data: TaskData | JsonlData) -> list[Piece]:
+    """Return the tokens of data, read once by a worker."""
+    key = model.model_dump_json() + data.model_dump_json()
+    if key not in _read:
+        tokenizer = _tokenizer(model)
+        _read[key] = tokenise(load_examples(data, tokenizer).examples, tokenizer)
+    return _read[key]
 
 
 def epoch_tokens(pieces: list[Piece], training: TrainingSpec) -> int:

@@ -1,21 +1,25 @@
 """The reserved band where batches differ in length: traced once for each length, replayed in any order."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.errors import ScenarioError
-from bench.predict import varying
+from bench.predict import jobs, varying
 from bench.predict.allocator.replay import DEFAULT_SETTINGS, replay
 from bench.predict.predict import predict, predict_all
 from bench.predict.trace.trace import Tracer
 from bench.predict.validate import predict_row
+from bench.records.messages import Message, PlanJob, PredictionMade
 from bench.records.predictions import Prediction, Refusal, check_fit
 from bench.records.published import read_rows
 from bench.scenario.catalogue import card_of_memory
 from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
+from bench.training import jobs as of_training
 from bench.training.loading.models import configuration_of
 from tiny_cells import tiny_cell
 
@@ -195,3 +199,67 @@ def test_real_data_under_another_loop_says_that_its_band_is_of_equal_batches() -
         loop={"driver": "hf-trainer"},
     )
     assert "lengths-not-replayed" in {caveat.code for caveat in predict(cell, A100).caveats}
+
+
+@pytest.fixture
+def as_a_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Prediction]:
+    """Return what a worker says of a cell whose data is a file of two rows, of which one is longer."""
+    rows = (
+        ("Two and two?", "Four."),
+        ("What is the capital of the country that Lyon and Nice lie in?", "Paris."),
+    )
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": asked, "completion": told}) + "\n" for asked, told in rows)
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gc.disable", lambda: None)
+    monkeypatch.setattr(jobs, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(of_training, "_read", {})
+
+    def predicted(data: dict[str, str], **training: Any) -> Prediction:
+        cell = tiny_cell({"kind": "lora"}, training=training).model_dump() | {"device": "cuda", "data": data}
+        heard: list[Message] = []
+        job = PlanJob(cells_json=(Cell.model_validate(cell).model_dump_json(),), platform=A100)
+        jobs.run_plan(job, heard.append)
+        (said,) = heard
+        assert isinstance(said, PredictionMade)
+        assert isinstance(said.answer, Prediction)
+        return said.answer
+
+    return predicted
+
+
+OWN_ROWS = {"source": "jsonl", "path": "rows.jsonl"}
+
+
+def told_of_length(prediction: Prediction) -> list[str]:
+    """Return what a prediction says of the length that it is for."""
+    codes = {"longest-row", "full-length-batch"}
+    return [caveat.message for caveat in prediction.caveats if caveat.code in codes]
+
+
+def test_rows_at_hand_decide_how_long_a_batch_is(as_a_worker: Callable[..., Prediction]) -> None:
+    """The longest of them, where batches are padded to it; it is said, and a length below it cuts it."""
+    long, longer = (as_a_worker(OWN_ROWS, sequence_length=length) for length in (128, 512))
+    assert long == longer
+    (said,) = told_of_length(long)
+    length = int(said.split()[-6])
+    alike = as_a_worker(OWN_ROWS, sequence_length=length, batching="pad-to-length")
+    assert long.allocated_peak_bytes == alike.allocated_peak_bytes
+    shorter = as_a_worker(OWN_ROWS, sequence_length=32)
+    assert shorter.allocated_peak_bytes < long.allocated_peak_bytes
+    padded = as_a_worker(OWN_ROWS, sequence_length=512, batching="pad-to-length")
+    assert padded.allocated_peak_bytes > long.allocated_peak_bytes
+
+
+@pytest.mark.parametrize("why", ["missing", "large"])
+def test_rows_that_are_not_read_are_taken_for_full(
+    why: str, as_a_worker: Callable[..., Prediction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is not there, and one that would take long."""
+    if why == "missing":
+        Path("rows.jsonl").unlink()
+    else:
+        monkeypatch.setattr(of_training, "MOST_READ_BYTES", 10)
+    found = as_a_worker(OWN_ROWS, sequence_length=512)
+    assert told_of_length(found) == ["Predicted for sequences of the full length. Shorter ones need less."]
