@@ -62,7 +62,7 @@ def _as_long_as(answer: Prediction | Refusal, row: int) -> Prediction | Refusal:
     """Say of which length a prediction is, in the place of the full one."""
     if isinstance(answer, Refusal):
         return answer
-    message = f"Predicted for batches as long as the longest row of the data, {row:,} tokens or cut to fit."
+    message = f"Predicted for batches as long as the longest row of the data, {row:,} tokens."
     told = Caveat(code="longest-row", message=message)
     caveats = (told if caveat.code == "full-length-batch" else caveat for caveat in answer.caveats)
     return answer.model_copy(update={"caveats": tuple(caveats)})

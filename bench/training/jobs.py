@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -132,7 +133,7 @@ def longest_row(cell: Cell) -> int | None:
         pieces = _pieces(cell.model, data)
     except BenchError:  # said where the cell is run
         return None
-    return max((len(piece.ids) for piece in pieces if piece.loss_bearing), default=None)
+    return max(_sizes(pieces, cell.training.sequence_length), default=None)
 
 
 MOST_READ_BYTES = 8 * 1024**2
@@ -157,9 +158,7 @@ def epoch_tokens(pieces: list[Piece], training: TrainingSpec) -> int:
     Examples are drawn and grouped as in the first pass of a run; those without a token to learn are left out.
     """
     length, packed = training.sequence_length, training.batching == "pack"
-    end = None if packed else length
-    cut = (replace(piece, ids=piece.ids[:end], labels=piece.labels[:end]) for piece in pieces)
-    sizes = [len(piece.ids) for piece in cut if piece.loss_bearing]
+    sizes = _sizes(pieces, None if packed else length)
     if packed:
         return sum(sizes)
     if training.batching == "pad-to-length":
@@ -167,6 +166,12 @@ def epoch_tokens(pieces: list[Piece], training: TrainingSpec) -> int:
     drawn = [*islice(shuffled_forever(sizes, training.seed, []), len(sizes))] if sizes else []
     groups = (drawn[at : at + training.micro_batch] for at in range(0, len(drawn), training.micro_batch))
     return sum(max(rows) * len(rows) for rows in groups)
+
+
+def _sizes(pieces: Iterable[Piece], end: int | None) -> list[int]:
+    """Return how many tokens are left of each example, cut at a length, that has one to learn then."""
+    cut = (replace(piece, ids=piece.ids[:end], labels=piece.labels[:end]) for piece in pieces)
+    return [len(piece.ids) for piece in cut if piece.loss_bearing]
 
 
 def _tokenizer(model: ModelSpec) -> Any:

@@ -243,11 +243,12 @@ def test_rows_at_hand_decide_how_long_a_batch_is(as_a_worker: Callable[..., Pred
     long, longer = (as_a_worker(OWN_ROWS, sequence_length=length) for length in (128, 512))
     assert long == longer
     (said,) = told_of_length(long)
-    length = int(said.split()[-6])
+    length = int(said.split()[-2])
     alike = as_a_worker(OWN_ROWS, sequence_length=length, batching="pad-to-length")
     assert long.allocated_peak_bytes == alike.allocated_peak_bytes
     shorter = as_a_worker(OWN_ROWS, sequence_length=32)
     assert shorter.allocated_peak_bytes < long.allocated_peak_bytes
+    assert told_of_length(shorter) != [said]  # of the longer row nothing to learn is left
     padded = as_a_worker(OWN_ROWS, sequence_length=512, batching="pad-to-length")
     assert padded.allocated_peak_bytes > long.allocated_peak_bytes
 
