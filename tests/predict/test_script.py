@@ -1,5 +1,6 @@
 """An unchanged script predicted for the CPU, without weights, against its real run: equal to the byte."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ pytestmark = [
 ]
 CPU = Platform(device="cpu")
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "sentences")
+
+
+@pytest.fixture(autouse=True)
+def _precision() -> Iterator[None]:
+    """Take back what a script asks of fp32 products, which holds for the process."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.fixture(scope="module")
