@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from bench.probes.ledger import Ledger
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
+from bench.training.loading.weights import fetch_weights
 
 LIMIT_S = 900
 
@@ -31,6 +32,9 @@ def readings_of_ranks(cells: Sequence[Cell], family: str, folder: Path) -> list[
     All cells are of one number of ranks.
     """
     world = cells[0].parallel.gpus
+    for cell in cells:
+        if cell.loop.driver != "window" and cell.model.random:
+            fetch_weights(cell.model)  # as a sweep does: of ranks only the first would save any
     asked = folder / "cells.jsonl"
     asked.write_text("".join(f"{cell.model_dump_json()}\n" for cell in cells))
     told = [folder / f"rank{rank}.jsonl" for rank in range(world)]  # pipes that nobody reads would fill up
