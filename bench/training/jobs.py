@@ -117,8 +117,8 @@ def count_epochs(job: EpochJob, send: Send) -> None:
 def longest_row(cell: Cell) -> int | None:
     """Return how many tokens the longest row has that a batch is padded to.
 
-    None where it is not known without a download or without reading more than ``MOST_READ_BYTES``, or where
-    batches are not padded to their longest row.
+    None where it is not known without a download or without reading more than ``MOST_READ_BYTES`` or
+    ``MOST_READ_ITEMS``, or where batches are not padded to their longest row.
     """
     data = cell.data
     if cell.training.batching != "pad-to-longest" or cell.loop.takes_pairs:
@@ -127,7 +127,7 @@ def longest_row(cell: Cell) -> int | None:
         with suppress(OSError):
             if Path(data.path).stat().st_size > MOST_READ_BYTES:
                 return None
-    elif not isinstance(data, TaskData):
+    elif not isinstance(data, TaskData) or data.train_items > MOST_READ_ITEMS:
         return None
     try:
         pieces = _pieces(cell.model, data)
@@ -136,7 +136,7 @@ def longest_row(cell: Cell) -> int | None:
     return max(_sizes(pieces, cell.training.sequence_length), default=None)
 
 
-MOST_READ_BYTES = 8 * 1024**2
+MOST_READ_BYTES, MOST_READ_ITEMS = 8 * 1024**2, 100_000
 """Of rows, before a prediction: some seconds of tokenising."""
 
 

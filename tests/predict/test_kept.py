@@ -4,7 +4,6 @@ import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from huggingface_hub import constants
@@ -18,7 +17,6 @@ from bench.predict.pool import PredictionRequest
 from bench.records.messages import Job, Send
 from bench.records.predictions import Prediction, Refusal, plan_json
 from bench.scenario.platform import Platform
-from bench.workers.launch import Launcher
 from replay_worker import PLANNED, Counted, make_cell, make_facts, replay
 
 AMPERE = Platform(capability=(8, 0))
@@ -56,21 +54,6 @@ def predicted(*requests: PredictionRequest, fresh: bool = False, allocator: str 
     assert len(answers) == len(requests)
     assert (again.asked, again.found) == (len(requests), len(requests) - launcher.cells)
     return launcher.cells
-
-
-def test_the_server_starts_at_once_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its imports take seconds; once there are answers it waits until one is missing."""
-    prepare = Mock()
-    monkeypatch.setattr(Launcher, "prepare", prepare)
-    Kept().launcher()
-    assert prepare.call_count == 1
-    predicted(request())
-    Kept.at_first = ""
-    before = prepare.call_count
-    Kept().launcher()
-    assert prepare.call_count == before
-    Kept(fresh=True).launcher()
-    assert prepare.call_count == before + 1
 
 
 def test_a_second_plan_starts_no_worker_and_is_the_first(tmp_path: Path) -> None:

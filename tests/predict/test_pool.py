@@ -5,12 +5,14 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from bench.errors import InfrastructureError, UsageError
 from bench.metrics import GIB, MIB
 from bench.predict import pool
+from bench.predict.kept import Kept
 from bench.predict.pool import PredictionRequest, card_of_device, platform_of, predict_cells
 from bench.records.predictions import Prediction, Refusal
 from bench.scenario.catalogue import card
@@ -216,3 +218,38 @@ def test_the_replay_is_compiled_beside_the_imports(*, kept: bool, tmp_path: Path
     server = _printed(code).strip()
     processes = {file.name for file in tmp_path.iterdir()}
     assert (server in processes, len(processes)) == (True, 1 if kept else 2)
+
+
+def test_the_server_starts_at_once_where_no_answer_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its imports take seconds; once there are answers it waits until one is missing."""
+    prepare = Mock()
+    monkeypatch.setattr(Launcher, "prepare", prepare)
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path))
+    Kept().launcher()
+    (tmp_path / "predictions").mkdir()
+    Kept().launcher()
+    assert prepare.call_count == 1
+    Kept(fresh=True).launcher()
+    assert prepare.call_count == 2
+
+
+def test_a_compiler_that_fails_is_no_second_server(tmp_path: Path) -> None:
+    """It ends, and what it met is left to a worker to say; the server goes on."""
+    code = (
+        "import os, sys, types\n"
+        "from pathlib import Path\n"
+        "from bench.predict.allocator import compiled, replay\n"
+        "sys.modules['bench.predict.jobs'] = types.ModuleType('bench.predict.jobs')\n"
+        "def failing(*_):\n"
+        "    raise ImportError('no room')\n"
+        "compiled.is_kept, replay.replay = lambda: False, failing\n"
+        "try:\n"
+        "    import bench.predict.preload\n"
+        "except ImportError:\n"
+        "    pass\n"  # as multiprocessing's server goes on
+        f"Path({str(tmp_path)!r}, str(os.getpid())).touch()\n"
+    )
+    _printed(code)
+    assert len([*tmp_path.iterdir()]) == 1
