@@ -119,7 +119,7 @@ path = "{path}"
         (None, "Cannot read the data file"),
         ("", "holds no rows"),
         ("not json", "line 1: not JSON"),
-        (json.dumps({"prompt": "Q", "answer": "A"}), "are of no layout known here; rename them"),
+        (json.dumps({"asked": "Q", "told": "A"}), "are of no layout known here; rename them"),
         (json.dumps({"instruction": "Q", "output": "A"}), None),
     ],
 )

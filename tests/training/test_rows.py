@@ -143,6 +143,40 @@ def test_preferences_are_read_as_trl_and_llama_factory_write_them(
     assert [(1, Preference(chosen, rejected))] == rows.rows
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected", "told"),
+    [
+        ({"question": "2 + 2?", "answer": "4"}, Answer("2 + 2?\n", "4"), "(question and answer)"),
+        ({"problem": "2 + 2?", "solution": "4", "level": 1}, Answer("2 + 2?\n", "4"),
+         '(problem and solution; not read: "level")'),
+        ({"query": "Q: ", "response": "4"}, Answer("Q: ", "4"), "(query and response)"),
+        ({"input": "2 + 2", "output": " = 4"}, Answer("2 + 2", " = 4"), "(input and output)"),
+        ({"input": "2 + 2?", "target": "4"}, Answer("2 + 2?\n", "4"), "(input and target)"),
+        ({"question": TURNS[:1], "answer": TURNS[1:]}, Chat(TURNS, first=1), "(question and answer)"),
+        ({"system_prompt": "S", "question": "hi", "response": "yo"}, Answer("hi\n", "yo"),
+         '(question and response; not read: "system_prompt")'),
+    ],
+)  # fmt: skip
+def test_questions_and_answers_of_other_names_are_completions(
+    tmp_path: Path, fields: dict[str, Any], expected: Any, told: str
+) -> None:
+    """The answer begins a line, and one line says which fields were taken and which were not."""
+    found, named = read(tmp_path, [fields]), read(tmp_path, [fields], format="completion")
+
+    assert [(1, expected)] == found.rows == named.rows
+    assert f"{tmp_path}/rows.json: read as completion {told}: 1 row" == found.summary() == named.summary()
+
+
+def test_a_question_without_its_answer_is_named(tmp_path: Path) -> None:
+    """By the name that the other rows have for it, as is an answer that is a number."""
+    good = {"question": "2 + 2?", "answer": "4"}
+
+    with pytest.raises(UsageError, match=r"line 2: answer is missing; correct the row"):
+        read(tmp_path, [good, {"question": "3 + 3?"}])
+    with pytest.raises(UsageError, match=r"line 2: answer is a number, not text"):
+        read(tmp_path, [good, {"question": "3 + 3?", "answer": 6}])
+
+
 def test_rows_that_cannot_be_trained_on_are_left_out_and_counted(tmp_path: Path) -> None:
     """Why, and on which lines; where nothing is left, that is a mistake."""
     image = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, TURNS[1]]}

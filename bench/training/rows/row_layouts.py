@@ -20,6 +20,19 @@ _ROLES |= dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "function_ca
 _ROLES |= dict.fromkeys(("function", "observation", "function_response", "ipython"), "tool")
 """Who speaks, as data sets call them, and as chat templates do."""
 _KEPT = ("tool_calls", "name", "tool_call_id", "reasoning_content", "thinking")
+REQUESTS_AND_ANSWERS = (
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("problem", "solution"),
+    ("query", "response"),
+    ("question", "response"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("input", "output"),
+    ("input", "target"),
+    ("source", "target"),
+)
+"""What data sets call a request and its answer, the names of layout completion first."""
 _NOT_TEXT = {"image": "an image", "video": "a video", "audio": "sound"}
 
 
@@ -227,10 +240,20 @@ def shared_beginning(one: str, other: str) -> str:
     )
 
 
+def request_and_answer(row: dict[str, Any]) -> tuple[str, str]:
+    """Return the names of a row's request and answer: the first pair of which it has most."""
+    return max(REQUESTS_AND_ANSWERS, key=lambda pair: len(row.keys() & {*pair}))
+
+
 def _completion(row: dict[str, Any]) -> Answer | Chat:
-    if not isinstance(row.get("completion"), list):
-        return Answer(_text(row, "prompt"), _text(row, "completion"))
-    return _following(row, "completion", _turns(row, "prompt"))
+    request, answer = request_and_answer(row)
+    if isinstance(row.get(answer), list):
+        return _following(row, answer, _turns(row, request))
+    prompt, completion = _text(row, request), _text(row, answer)
+    # A prompt is written to be completed; a question is not, and its answer begins a line.
+    own = (request, answer) == REQUESTS_AND_ANSWERS[0]
+    joined = own or prompt[-1:].isspace() or completion[:1].isspace()
+    return Answer(prompt if joined else f"{prompt}\n", completion)
 
 
 def _following(row: dict[str, Any], key: str, prompt: list[dict[str, Any]]) -> Chat:

@@ -21,7 +21,15 @@ from typing import Any, TextIO
 from bench.errors import UnavailableError, UsageError, counted, first_line
 from bench.io import open_data, single_names
 from bench.scenario.types import DataFormat, HubData, JsonlData, RowFormat
-from bench.training.rows.row_layouts import ROW_OF, LeftOutError, Row, WrongRowError, kind_of
+from bench.training.rows.row_layouts import (
+    REQUESTS_AND_ANSWERS,
+    ROW_OF,
+    LeftOutError,
+    Row,
+    WrongRowError,
+    kind_of,
+    request_and_answer,
+)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _LINES_NAMED = 3
@@ -40,10 +48,14 @@ _KEYS: dict[RowFormat, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of data with their lines, and the lines of those that were left out, by why."""
+    """The rows of data with their lines, and the lines of those that were left out, by why.
+
+    ``names`` says what a layout's fields are called where these are not its own names, and what is not read.
+    """
 
     name: str
     format: RowFormat
+    names: str = ""
     rows: list[tuple[int, Row]]
     left_out: dict[str, list[int]] = field(default_factory=dict)
     whole: bool = True
@@ -51,9 +63,8 @@ class Rows:
     def summary(self) -> str:
         """Return in one line what the data was read as."""
         read = len(self.rows) + sum(map(len, self.left_out.values()))
-        text = (
-            f"{self.name}: read as {self.format}: {'' if self.whole else 'the first '}{counted(read, 'row')}"
-        )
+        first = "" if self.whole else "the first "
+        text = f"{self.name}: read as {self.format}{self.names}: {first}{counted(read, 'row')}"
         return f"{text}, {told(self.left_out)}" if self.left_out else text
 
 
@@ -78,9 +89,12 @@ def read_rows(data: JsonlData | HubData, *, pairs: bool = False, most: int | Non
     rows: list[tuple[int, Row]] = []
     left_out: dict[str, list[int]] = {}
     chosen: RowFormat | None = None
+    names = ""
     for line, fields in islice(numbered, limit):
         where = f"{name}, {place} {line}: "
-        chosen = chosen or _format_of(data.format, fields, pairs, where)
+        if chosen is None:
+            chosen = _format_of(data.format, fields, pairs, where)
+            names = _names(fields) if chosen == "completion" else ""
         try:
             rows.append((line, ROW_OF[chosen](fields)))
         except WrongRowError as error:
@@ -95,7 +109,7 @@ def read_rows(data: JsonlData | HubData, *, pairs: bool = False, most: int | Non
     if not rows:
         raise UsageError(f"{name}: no row can be trained on here: {told(left_out)}.")
     partial = limit is not None and len(rows) + sum(map(len, left_out.values())) == limit
-    return Rows(name=name, format=chosen, rows=rows, left_out=left_out, whole=not partial)
+    return Rows(name=name, format=chosen, names=names, rows=rows, left_out=left_out, whole=not partial)
 
 
 def require_hub_id(name: str) -> None:
@@ -132,6 +146,8 @@ def _format_of(named: DataFormat, fields: dict[str, Any], pairs: bool, where: st
     if named != "auto":
         return named
     fitting: list[RowFormat] = [name for name, keys in _KEYS.items() if fields.keys() >= set(keys)]
+    if not fitting and any(fields.keys() >= {*pair} for pair in REQUESTS_AND_ANSWERS):
+        fitting = ["completion"]
     if pairs and "preference" not in fitting:
         raise UsageError(f"{where}loop.driver trl-dpo needs rows with prompt, chosen and rejected.")
     if fitting == ["preference"] and not pairs:
@@ -146,6 +162,15 @@ def _format_of(named: DataFormat, fields: dict[str, Any], pairs: bool, where: st
             f"{where}the row's keys ({keys}) are of no layout known here; rename them ({known})."
         )
     return fitting[0] if pairs or fitting[0] != "preference" else fitting[1]
+
+
+def _names(fields: dict[str, Any]) -> str:
+    """Say which fields are prompt and completion, unless they are called so, and which are not read."""
+    own = request_and_answer(fields)
+    if own == _KEYS["completion"]:
+        return ""
+    rest = ", ".join(json.dumps(name)[:40] for name in islice(fields, 8) if name not in {*own, "tools"})
+    return f" ({' and '.join(own)}{rest and f'; not read: {rest}'})"
 
 
 LONGEST_ROW = 64 * 1024**2
