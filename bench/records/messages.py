@@ -51,6 +51,15 @@ class PhaseStarted(Said):
     at_ns: Count | None = Field(None, description="time.monotonic_ns, which all processes share.")
 
 
+class EvaluationProgress(Said):
+    """How many of a task's requests lm-eval has done, of how many; now and then, for a progress bar."""
+
+    type: Literal["evaluation_progress"] = "evaluation_progress"
+    task: str
+    done: Count
+    total: Count
+
+
 class Mark(Said):
     """An instant of a worker on a GPU that stands still, so that an outside instrument can be held to it.
 
@@ -148,6 +157,7 @@ class Failed(Said):
 
 Message = Annotated[
     PhaseStarted
+    | EvaluationProgress
     | Mark
     | ReadingMade
     | PredictionMade

@@ -19,7 +19,7 @@ from rich.text import Text
 from bench.errors import counted
 from bench.metrics import GIB
 from bench.records.derived_metrics import TRAINING_PHASES, read_metrics
-from bench.records.messages import PhaseStarted, ReadingMade, Said
+from bench.records.messages import EvaluationProgress, PhaseStarted, ReadingMade, Said
 from bench.records.predictions import Plan
 from bench.records.records import NS_PER_SECOND, PhaseReading, Record, StepSample
 from bench.runner.doctor import Finding
@@ -88,6 +88,8 @@ class CurrentRun:
     phase: str = "start"
     total_steps: int | None = None
     steps_in_phase: int = 0
+    evaluated: str = ""
+    told_s: float = field(default_factory=time.monotonic)  # when a log last had a line of it
     tokens_per_second: float | None = None
     host_peak_bytes: int | None = None
     cuda_peak_bytes: int | None = None
@@ -97,6 +99,9 @@ class CurrentRun:
         reading = message.reading if isinstance(message, ReadingMade) else None
         if isinstance(message, PhaseStarted):
             self.phase, self.total_steps, self.steps_in_phase = message.phase, message.total_steps, 0
+            self.evaluated, self.told_s = "", time.monotonic()
+        elif isinstance(message, EvaluationProgress):
+            self.evaluated = f" {message.task} {message.done:,}/{message.total:,} requests"
         elif isinstance(reading, StepSample) and reading.step_time_ns:
             self.steps_in_phase += 1
             self.tokens_per_second = reading.tokens.non_padding * NS_PER_SECOND / reading.step_time_ns
@@ -106,13 +111,18 @@ class CurrentRun:
             self.cuda_peak_bytes = max(self.cuda_peak_bytes or 0, cuda or 0) or None
 
     @property
-    def line(self) -> str:
-        """The phase with the step where steps are counted, the last step's speed, the peak, and the time."""
+    def doing(self) -> str:
+        """The phase, with the step where steps are counted, or the requests of an evaluation."""
         step = f" {self.steps_in_phase}/{self.total_steps}" if self.total_steps else ""
+        return f"{self.phase}{step}{self.evaluated}"
+
+    @property
+    def line(self) -> str:
+        """What it is doing, the last step's speed, the peak, and the time."""
         speed = "" if self.tokens_per_second is None else f"{self.tokens_per_second:,.0f} tokens/s"
         peak = _peak(self.cuda_peak_bytes, self.host_peak_bytes)
         elapsed = _duration(time.monotonic() - self.started_s)
-        parts = [part for part in (f"{self.phase}{step}", speed, peak, elapsed) if part]
+        parts = [part for part in (self.doing, speed, peak, elapsed) if part]
         return f"{self.cell.id} run {self.run}: {', '.join(parts)}"
 
 
@@ -228,7 +238,10 @@ class LiveTable(_Watcher):
 
 
 class PlainLines(_Watcher):
-    """One line as a phase begins and one as a run ends, for a console that is not a terminal."""
+    """One line as a phase begins and one as a run ends, for a console that is not a terminal.
+
+    An evaluation of minutes has others in between.
+    """
 
     def show(self, event: Event) -> None:
         match event:
@@ -241,6 +254,11 @@ class PlainLines(_Watcher):
                 self._print(", ".join(filter(None, [*parts, self._left()])))
             case PhaseStarted(phase=phase) if self._current is not None:
                 self._print(f"{self._current.cell.id} run {self._current.run}: {phase}")
+            case EvaluationProgress() if self._current is not None:
+                now_s = time.monotonic()
+                if now_s - self._current.told_s >= LOGGED_PROGRESS_INTERVAL_S:
+                    self._current.told_s = now_s
+                    self._print(f"{self._current.cell.id} run {self._current.run}: {self._current.doing}")
             case RunEnded(record):
                 parts = [part for part in map(str, _record_row(record)[2:]) if part]
                 left = f" ({self._left()})" if self._left() else ""

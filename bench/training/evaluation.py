@@ -13,9 +13,9 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -44,6 +44,7 @@ xquad and logiqa, race, coqa, multirc, sciq, qasper."""
 _TEXT_TOKENS = 16_384  # after which a text is long enough
 _TEXT_WINDOW = 512
 _FEWSHOT_SEED = 1234  # lm-eval's own default
+_TOLD_EACH_S = 0.5
 _DEFAULT_NEW_TOKENS = 256  # HFLM.max_gen_toks, which shortens the room for a prompt
 
 
@@ -54,17 +55,19 @@ def evaluate(  # noqa: PLR0917 - one call says all there is to say
     data: DataSpec,
     when: Literal["before", "after"],
     max_length: int,
+    tell: Callable[[str, int, int], None] = lambda _task, _done, _total: None,
 ) -> tuple[list[EvaluationReading], list[Caveat]]:
     """Return a reading for each task (each subtask of a group), and what a reader must know.
 
-    ``max_length`` is the model's context in tokens; lm-eval cuts longer prompts from the left.
+    ``max_length`` is the model's context in tokens; lm-eval cuts longer prompts from the left. ``tell`` hears
+    now and then of which task how many requests are done, of how many.
     Raises ``UsageError`` for an unknown task, ``UnavailableError`` for one whose data cannot be had.
     """
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
 
     readings = []
     with _undisturbed(model, tokenizer):
-        language_model = HFLM(
+        language_model = huggingface.HFLM(
             pretrained=model,
             tokenizer=tokenizer,
             backend="causal",
@@ -72,7 +75,8 @@ def evaluate(  # noqa: PLR0917 - one call says all there is to say
             max_length=max_length,
         )
         for name in evaluation.tasks:
-            readings += _evaluate_task(language_model, name, evaluation, data, when)
+            with _telling(partial(tell, name)):
+                readings += _evaluate_task(language_model, name, evaluation, data, when)
     caveats = [
         Caveat(
             code="evaluation-truncated",
@@ -230,6 +234,26 @@ def _is_truncated(language_model: Any, sample: dict[str, Any]) -> bool:
         if sum(map(len, encoded)) > room:
             return True
     return False
+
+
+@contextlib.contextmanager
+def _telling(tell: Callable[[int, int], None]) -> Iterator[None]:
+    """Have lm-eval's progress bar say how far it is where it would draw itself, at most twice a second."""
+    from lm_eval.models import huggingface
+
+    drawn = huggingface.tqdm
+
+    def telling(*rest: Any, **named: Any) -> Any:
+        bar = drawn(*rest, mininterval=_TOLD_EACH_S, **named)
+        bar.display = lambda **_shown: tell(bar.n, bar.total)
+        bar.refresh()
+        return bar
+
+    huggingface.tqdm = telling
+    try:
+        yield
+    finally:
+        huggingface.tqdm = drawn
 
 
 @contextlib.contextmanager

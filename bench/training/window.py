@@ -18,7 +18,7 @@ from bench.probes.heap import held_now
 from bench.probes.ledger import Ledger, StepPhase
 from bench.probes.machine import Allocator, ignore
 from bench.probes.phases import PhaseReader, mark_quiescent
-from bench.records.messages import Reading, ReadingMade, Send
+from bench.records.messages import EvaluationProgress, Reading, ReadingMade, Send
 from bench.records.readings import Caveat
 from bench.records.records import (
     FlopsReading,
@@ -113,13 +113,18 @@ class Setting:
         context = getattr(config, "max_position_embeddings", DEFAULT_CONTEXT)
         with self.phases.phase("evaluate_before" if when == "before" else "evaluate_after"):
             if asked.tasks:
-                readings, caveats = evaluate(self.model, self.tokenizer, asked, self.cell.data, when, context)
+                readings, caveats = evaluate(
+                    self.model, self.tokenizer, asked, self.cell.data, when, context, self._tell_requests
+                )
                 self.phases.report(*readings, *caveats)
             if asked.text is not None:
                 self.text_losses.append(read_text_loss(self.model, self.tokenizer, asked.text, context))
             if len(self.text_losses) > 1:
                 (before, tokens), (after, _) = self.text_losses
                 self.phases.report(TextLoss(str(asked.text), tokens, before, after))
+
+    def _tell_requests(self, task: str, done: int, total: int) -> None:
+        self.phases.send(EvaluationProgress(task=task, done=done, total=total))
 
     def save_adapter(self) -> int | None:
         if self.cell.method.kind == "full" or self.cell.parallel.several:  # of which each rank has a part

@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from bench.records.messages import Heartbeat, Message, PhaseStarted, ReadingMade
+from bench.records.messages import EvaluationProgress, Heartbeat, Message, PhaseStarted, ReadingMade
 from bench.runner.doctor import Finding
 from bench.runner.live import (
+    CurrentRun,
     LiveTable,
     PlainLines,
     finding_lines,
@@ -89,6 +90,29 @@ def test_a_terminal_shows_step_speed_peak_and_what_is_left() -> None:
         table(RunEnded(make_record(cell=CELL)))
         shown = output.getvalue().split("cell")[-1]
         assert all(text in shown for text in ("ok", "1 of 2 runs", "1 on disk before", "about 11.3 s left"))
+
+
+def test_an_evaluation_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal at each redraw; in a log every ten seconds of a phase, and no more once it is over."""
+    now_s = [100.0]
+    monkeypatch.setattr("bench.runner.live.time.monotonic", lambda: now_s[0])
+    console, output = make_console(terminal=False)
+    lines = PlainLines(console)
+    said: list[Message] = [PhaseStarted(phase="evaluate_before")]
+    said += [EvaluationProgress(task="held-out", done=done, total=1600) for done in range(0, 1600, 100)]
+    lines(RunStarted(CELL, 1))
+    for message in said:
+        lines(message)
+        now_s[0] += 1
+
+    told = f"{CELL.id} run 1: evaluate_before"
+    assert [told, f"{told} held-out 900/1,600 requests"] == output.getvalue().splitlines()
+
+    run = CurrentRun(CELL, 1)
+    run.take(EvaluationProgress(task="held-out", done=1500, total=1600))
+    assert "held-out 1,500/1,600 requests" in run.line
+    run.take(PhaseStarted(phase="ledger"))
+    assert "requests" not in run.line
 
 
 def test_what_is_left_is_told_from_runs_of_before() -> None:

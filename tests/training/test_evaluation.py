@@ -11,6 +11,7 @@ import bitsandbytes
 import numpy as np
 import pytest
 import torch
+from lm_eval.models import huggingface
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import distributed, nn
@@ -343,6 +344,22 @@ def test_nothing_is_printed(tokenizer: Any, capfd: pytest.CaptureFixture[str]) -
     held_out(tiny_model(), tokenizer)
 
     assert ("", "") == capfd.readouterr()
+
+
+def test_how_far_an_evaluation_is_is_told_meanwhile(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each task the requests done, from none to all; then lm-eval has its own progress bar again."""
+    monkeypatch.setattr(evaluation_module, "_TOLD_EACH_S", 0)
+    bar, told = huggingface.tqdm, list[tuple[str, int, int]]()
+    spec = EvaluationSpec(tasks=("held-out", "mmlu-281"), limit=5, batch_size=1)
+
+    evaluate(tiny_model(), tokenizer, spec, TASK, "before", 64, lambda *one: told.append(one))
+
+    for name, choices in (("held-out", 4), ("mmlu-281", 4)):
+        said = [one[1:] for one in told if one[0] == name]
+        assert sorted(said) == said
+        assert ((0, 5 * choices), (5 * choices, 5 * choices)) == (said[0], said[-1])
+        assert len(set(said)) >= 5
+    assert huggingface.tqdm is bar
 
 
 def test_a_task_without_right_and_wrong_is_refused(
