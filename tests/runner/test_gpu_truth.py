@@ -10,11 +10,11 @@ from virtual_gpu import VirtualGpus
 from virtual_training import PEAKS_BYTES, sweep_on_virtual_gpu
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "gpu_truth.toml"
-TRIED = ("full", "qlora", "int8", "qlora-checkpointing-paged")
+TRIED = ("full", "qlora", "int8", "qlora-checkpointing-paged", "full-out-of-memory")
 
 
 def test_the_page_sets_predictions_against_the_card(tmp_path: Path, tiny_weights: Path) -> None:
-    """Toy cells in 16, 8 and 4 bits and with pages: what each allocates and reserves, predicted and read."""
+    """Toy cells in 16, 8 and 4 bits, with pages, and out of memory: what each takes, predicted and read."""
     del tiny_weights  # only its variable is needed
     cells = [
         cell.model_copy(
@@ -34,10 +34,14 @@ def test_the_page_sets_predictions_against_the_card(tmp_path: Path, tiny_weights
             sweep_on_virtual_gpu, gpus, tmp_path / "results", "process", cells=cells, predict=True
         )
         records = run.result(timeout=300)
-    ends = [(record.cell.method.name, record.outcome, record.failure) for record in records]
-    assert ends == [(one, "ok", None) for one in TRIED]
+    ends = [(record.cell.method.name, record.outcome) for record in records]
+    assert ends == [(one, "oom" if one.endswith("memory") else "ok") for one in TRIED]
     assert len(list((tmp_path / "results").glob("*.json"))) == len(TRIED)
-    for record in records:
+    *done, out = records
+    assert out.failure is not None
+    assert (out.failure.phase, out.failure.requested_bytes) == ("first_forward", 501 * 1024**3)
+    assert "lower micro_batch" in out.failure.message
+    for record in done:
         assert isinstance(record.prediction, Prediction)
         assert {"load", "forward", "backward"} <= record.prediction.first_peaks_bytes.keys()
         gpu = record.measurement.gpu
@@ -47,5 +51,6 @@ def test_the_page_sets_predictions_against_the_card(tmp_path: Path, tiny_weights
     for title in (
         "Peak memory, predicted and read",
         "Tensors in each phase of the first step, predicted and read",
+        "lower micro_batch",
     ):
         assert title in page

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytest
+import torch
 
 from bench.probes.machine import Allocator, AllocatorPeaks, AllocatorUse
 from bench.probes.nvml import Gpu, GpuSample
@@ -66,6 +67,7 @@ class Script:
     foreign_in_run: int | None = None
     lost_after: str | None = None
     on_slice: bool = False
+    out_of_memory_in: str | None = None
 
 
 SCRIPTS = {
@@ -74,6 +76,7 @@ SCRIPTS = {
     "foreign": Script(foreign_in_run=1),
     "lost": Script(lost_after="first_optimizer_step"),
     "slice": Script(shows="other number", on_slice=True),
+    "full-out-of-memory": Script(out_of_memory_in="first_forward"),
 }
 CARD = VirtualCard()
 SLICED_CARD = VirtualCard(mig_mode=True, slices=(VirtualSlice(),))
@@ -273,6 +276,11 @@ class Actor(Allocator):
         stage.foreign = {FOREIGN_PID: 2048 * MIB} if steady and self._run == script.foreign_in_run else {}
         self._write()
         self._wait(complete=steady)
+        if phase == script.out_of_memory_in:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 501.00 GiB. GPU 0 has a total capacity of 79.10 GiB "
+                "of which 74.22 GiB is free."
+            )
         if steady and not script.on_slice:
             stage.card["energy_mj"] = (CARD.energy_mj or 0) + STEADY_ENERGY_MJ
             self._write()
