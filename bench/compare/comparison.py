@@ -52,6 +52,22 @@ class Comparison:
         return told_together([record for row in self.rows for record in row.ok])
 
     @cached_property
+    def caveats(self) -> Mapping[str, Mapping[str, Measured]]:
+        """Each caveat, as it is told, with the cells that it holds for, by key."""
+        told, found = self.caveats_told, dict[str, dict[str, Measured]]()
+        for row in self.rows:
+            for one in row.caveats:
+                found.setdefault(told.get(one, one.message), {})[row.key] = row
+        return found
+
+    @cached_property
+    def caveats_of_all(self) -> frozenset[str]:
+        """The caveats that hold for all of several measured cells, so that no cell needs a mark."""
+        measured = [row.key for row in self.rows if row.outcome == "ok"]
+        several = len(measured) > 1
+        return frozenset(told for told, rows in self.caveats.items() if several and [*rows] == measured)
+
+    @cached_property
     def frontiers(self) -> tuple[Frontier, ...]:
         return frontiers(self.rows)
 

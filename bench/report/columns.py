@@ -98,7 +98,8 @@ def frame(columns: Sequence[Column[R]], rows: Sequence[R]) -> "pd.DataFrame":
 class Grid(Generic[R]):
     """A table to sort and filter. Links find a row by its anchor; the notes are numbered from 1.
 
-    ``constants`` are title and value of the columns in which all rows are alike: told once, not shown.
+    ``constants`` are title and value of the columns in which all rows are alike, ``of_all`` notes on all of
+    them: told once, not shown.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Grid(Generic[R]):
     notes: tuple[str, ...]
     notes_of: NotesOf[R]
     constants: tuple[tuple[str, str], ...]
+    of_all: tuple[str, ...] = ()
 
     def bar(self, column: Column[R], row: R) -> float | None:
         """Return how long the bar of a value is, in percent of the largest; None where there is none."""
@@ -130,8 +132,13 @@ class Grid(Generic[R]):
         )
 
 
-def grid(
-    name: str, title: str, columns: Sequence[Column[R]], rows: Sequence[tuple[str, R]], notes_of: NotesOf[R]
+def grid(  # noqa: PLR0917 - a table has as many parts
+    name: str,
+    title: str,
+    columns: Sequence[Column[R]],
+    rows: Sequence[tuple[str, R]],
+    notes_of: NotesOf[R],
+    of_all: Sequence[str] = (),
 ) -> Grid[R]:
     """Return the HTML table of rows with their anchors; the first column names them and is always shown."""
 
@@ -153,6 +160,7 @@ def grid(
         notes=tuple(told),
         notes_of=notes_of,
         constants=tuple((columns[i].title, cells[0][0]) for i, cells in enumerate(alike) if i not in shown),
+        of_all=tuple(of_all),
     )
 
 

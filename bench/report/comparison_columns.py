@@ -77,18 +77,22 @@ def comparison_grid(comparison: Comparison, anchors: Mapping[str, str]) -> Grid[
     columns = comparison_columns(comparison.rows, whole=True)
     if len(comparison.environments) == 1:
         columns = [column for column in columns if column.title != "Environment"]
-    told = comparison.caveats_told
+    told, of_all = comparison.caveats_told, comparison.caveats_of_all
 
     def notes(row: Measured, place: Place) -> list[str]:
         here = (one for one in row.caveats if _PLACES.get(one.code, "cell") == place)
-        found = [*dict.fromkeys(told.get(one, one.message) for one in here)]
+        found = [
+            text for text in dict.fromkeys(told.get(one, one.message) for one in here) if text not in of_all
+        ]
         if place == "cell":
             found += [
                 f"Run {run.run} ended as {run.outcome}: {failure.message}" for run, failure in row.endings
             ]
         return found
 
-    return grid("cells", "All cells", columns, rows, notes)
+    return grid(
+        "cells", "All cells", columns, rows, notes, of_all=[*filter(of_all.__contains__, comparison.caveats)]
+    )
 
 
 def comparison_columns(

@@ -177,8 +177,6 @@ def _opening(comparison: Comparison) -> Iterator[str]:
         f"Measured: {comparison.records} runs of {len(comparison.rows)} cells ({endings}), the first begun "
         f"at {comparison.first_started_at}. Only cells of one model, window and machine are compared."
     )
-    if notes := dict.fromkeys(row.weights_note for row in comparison.rows if row.weights_note):
-        yield f"Weights: {'; '.join(notes)}."
 
 
 def folded_tables(comparison: Comparison) -> Iterator[tuple[str, Table]]:

@@ -87,7 +87,7 @@ _TEX = str.maketrans(
 
 
 def render_latex(comparison: Comparison) -> str:
-    """Return each group's table for booktabs; what it compares, and what its rows share, is a comment.
+    """Return each group's table for booktabs; what it compares, what its rows share and caveats are comments.
 
     Titles stand in lines, with what the cells below end with, such as a unit. Text is escaped. Columns in
     which nothing was measured are left out, and savings stand in brackets.
@@ -110,7 +110,8 @@ def render_latex(comparison: Comparison) -> str:
             *(r"\bottomrule", r"\end{tabular}}"),
         ]
         parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+    caveats = [f"% Caveat: {plain(message)} ({cells})\n" for message, cells in _caveats(comparison)]
+    return "".join(caveats) + "\n".join(parts)
 
 
 _ABSENT = {NOT_MEASURED, NOT_APPLICABLE}
@@ -177,12 +178,10 @@ def render_terminal(comparison: Comparison) -> "Group":
 
 
 def _caveats(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    """Yield each caveat's message once, with the cells it holds for."""
-    rows, told = comparison.rows, comparison.caveats_told
-    measured = [row.id for row in rows if row.outcome == "ok"]
-    found = {(told.get(one, one.message), row.id): None for row in rows for one in row.caveats}
-    for message, cells in grouped(found).items():
-        everywhere = len(measured) > 1 and cells == measured
+    """Yield each caveat once, with the cells it holds for."""
+    for message, rows in comparison.caveats.items():
+        everywhere = message in comparison.caveats_of_all
+        cells = [*dict.fromkeys(row.id for row in rows.values())]
         yield message, "all measured cells" if everywhere else listed(cells, _MOST_NAMES)
 
 

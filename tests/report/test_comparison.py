@@ -15,7 +15,7 @@ from bench.records.readings import Caveat
 from bench.records.records import Failure, Measurement, MergeCheck, ModelFacts, Record
 from bench.report.comparison_columns import comparison_grid
 from bench.report.figures import comparison_figures
-from bench.report.pages import render_markdown, render_summary, render_terminal
+from bench.report.pages import render_latex, render_markdown, render_summary, render_terminal
 from bench.scenario.platform import Platform
 from many_cells import make_records
 from records_factory import (
@@ -267,7 +267,7 @@ def test_without_full_fine_tuning_there_are_no_columns_of_savings() -> None:
 
 
 def test_a_busy_machine_is_told_once_with_its_range_and_its_runs() -> None:
-    """Not once for each percentage: in Markdown, on the terminal, and in the notes of an HTML page."""
+    """Not once for each percentage: in Markdown, on the terminal, and below the table of an HTML page."""
     said = "Other processes used {} of this machine's 2 CPUs during the measured steps{}: too slow."
     full, lora = _records()[:2]
     busy = [
@@ -279,9 +279,30 @@ def test_a_busy_machine_is_told_once_with_its_range_and_its_runs() -> None:
     comparison, out = compare(busy), io.StringIO()
     Console(file=out, width=400).print(render_terminal(comparison))
     grid = comparison_grid(comparison, {row.key: row.id for row in comparison.rows})
-    for page in (render_markdown(comparison), out.getvalue(), "\n".join(grid.notes)):
+    for page in (render_markdown(comparison), out.getvalue(), "\n".join((*grid.notes, *grid.of_all))):
         told = re.findall(r"Other processes used .*?slow\.", page)
         assert [said.format("39 to 84 %", " of 6 runs")] == told
+
+
+def test_what_holds_for_all_cells_is_told_once_and_marks_no_number() -> None:
+    """On a page, in the terminal, in LaTeX and below an HTML table, whose marks are where cells differ."""
+    records = [
+        one.replace(measurement=one.measurement.replace(caveats=tuple(Caveat(text, text) for text in texts)))
+        for one, texts in zip(
+            _records()[:2], (("One for all.",), ("One for all.", "For this alone.")), strict=True
+        )
+    ]
+    comparison, out = compare(records), io.StringIO()
+    grid = comparison_grid(comparison, {row.key: row.id for row in comparison.rows})
+    Console(file=out, width=400).print(render_terminal(comparison))
+
+    marked = [grid.notes[number - 1] for _, row in grid.rows for number in grid.numbers(grid.columns[0], row)]
+    assert 1 == marked.count("For this alone.")
+    assert "One for all." not in marked
+    assert "One for all." in grid.of_all
+    for page in (render_markdown(comparison), out.getvalue(), render_latex(comparison)):
+        assert 1 == page.count("One for all. (all measured cells)")
+        assert 1 == page.count(f"For this alone. ({comparison.rows[1].id})")
 
 
 def test_examples_that_seeds_did_not_see_are_told_once() -> None:
