@@ -7,7 +7,7 @@ Shares (0 to 1) throughout.
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -302,20 +302,41 @@ def text_losses(runs: Sequence[Record]) -> dict[int, float]:
 def losses_above(losses: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, SeedMean]:
     """Return how far every other's loss lies above the reference's, over the seeds that all of them have.
 
-    Intervals and p-values hold for all at once (Dunnett's); with one seed in common there are none.
+    The reference may be the one that came out lowest: p-values hold for any pair (Tukey's). With one seed in
+    common there are none.
     """
     shared = sorted(set.intersection(*map(set, losses.values())))
     if not shared[1:] or not losses.keys() - {reference}:
         return {}
     values = {name: np.array([own[seed] for seed in shared]) for name, own in losses.items()}
     design = block_design(np.array([*values.values()]))
-    width = design.half_width(CONFIDENCE) if design else 0.0
     found = {}
     for name in values.keys() - {reference}:
         above = values[name] - values[reference]
         mean = float(above.mean())
-        p_value = design.p_value(mean) if design else None
-        found[name] = SeedMean(
-            values=tuple(map(float, above)), mean=mean, low=mean - width, high=mean + width, p_value=p_value
-        )
+        p_value = design.p_value_of_any_pair(mean) if design else None
+        found[name] = SeedMean(values=tuple(map(float, above)), mean=mean, p_value=p_value)
     return found
+
+
+def from_best(answers: Mapping[str, Readings], best: str, task: str) -> dict[str, AccuracyDifference]:
+    """Return the difference of each that answered the same questions from the one that came out best.
+
+    p-values hold for any pair, since the best is picked by its answers: Tukey's over the seeds that all have,
+    else McNemar's or Student's of each pair times the number of pairs (Bonferroni).
+    """
+    paired = {name: pair(own, answers[best], task)[0] for name, own in answers.items() if name != best}
+    found = {name: one for name, one in paired.items() if one}
+    shared = sorted(set(answers[best]).intersection(*(answers[name] for name in found)))
+    if shared[1:]:
+        alike = {name: {seed: answers[name][seed] for seed in shared} for name in (best, *found)}
+        design = block_design(np.array([[accuracy(own[seed]) for seed in shared] for own in alike.values()]))
+        return {
+            name: replace(one, p_value=design.p_value_of_any_pair(one.share) if design else None)
+            for name, one in differences(alike, best, task, task).items()
+        }
+    pairs = len(found) * (len(found) + 1) // 2
+    return {
+        name: replace(one, p_value=None if one.p_value is None else min(1.0, one.p_value * pairs))
+        for name, one in found.items()
+    }

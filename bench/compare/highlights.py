@@ -4,19 +4,19 @@ Numbers and structure only; ``bench.report.highlights`` makes sentences of them.
 window, environment and device are set against each other.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import ge, itemgetter
+from typing import Generic, TypeVar
 
 from bench.compare import LOOP_ALONE, grouped, loop_pairs
-from bench.compare.accuracy import SeedMean, losses_above
+from bench.compare.accuracy import CONFIDENCE, AccuracyDifference, SeedMean, from_best, losses_above
 from bench.compare.measured import Contrast, Measured
 from bench.metrics import HEADLINES, Instrument
 from bench.records.records import Record
 from bench.scenario.cell import EXTRA_READINGS, HOW_IT_LEARNS
 from bench.scenario.types import SHARED_BY_ADAPTERS, DataSpec, LoraMethod, QloraMethod
-from bench.stats.paired import SIGNIFICANT_P
 
 _IN_WORDS = 2  # of the headline instruments that have a reading
 HOW_BASE_IS_STORED = frozenset(
@@ -25,14 +25,37 @@ HOW_BASE_IS_STORED = frozenset(
 """For ``Cell.comparison_key``: what may differ between adapters that are alike but for their frozen base."""
 
 
+Apart = TypeVar("Apart", AccuracyDifference, SeedMean)
+
+
 @dataclass(frozen=True, kw_only=True)
-class LowestLoss:
-    """The cell with the least loss on a text, and how far above it others lie, over seeds in common."""
+class Best(Generic[Apart]):
+    """The cell that came out best, and how far others lie from it, with p-values that hold for any pair.
+
+    ``level`` are those whose distance chance may have made; ``untested`` ones cannot be compared.
+    """
 
     row: Measured
-    higher: Sequence[tuple[Measured, SeedMean]]
-    level: Sequence[tuple[Measured, SeedMean]]
+    apart: Sequence[tuple[Measured, Apart]]
+    level: Sequence[tuple[Measured, Apart]]
     untested: Sequence[Measured]
+
+    @property
+    def compared(self) -> int:
+        """How many cells were compared with each other, the best among them."""
+        return 1 + len(self.apart) + len(self.level)
+
+
+def _best(row: Measured, rows: Iterable[Measured], distances: Mapping[str, Apart]) -> Best[Apart]:
+    others = [one for one in rows if one is not row]
+    tested = [(one, distances[one.key]) for one in others if one.key in distances]
+    apart = [pair for pair in tested if pair[1].p_value is not None and pair[1].p_value < 1 - CONFIDENCE]
+    return Best(
+        row=row,
+        apart=apart,
+        level=[pair for pair in tested if pair not in apart],
+        untested=[one for one in others if one.key not in distances],
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,33 +100,26 @@ class Highlights:
         return tuple(one for one in own if one.speed_ratio is not None)
 
     @cached_property
-    def most_accurate(self) -> dict[str, tuple[Measured, list[Contrast]]]:
+    def most_accurate(self) -> dict[str, Best[AccuracyDifference]]:
         found = {}
         for task in dict.fromkeys(one.task for row in self.ok for one in row.accuracies):
             evaluated = ((one.after, row) for row in self.ok if (one := row.accuracy(task)))
             after = [(share, row) for share, row in evaluated if share is not None]
             if after:
                 _, best = max(after, key=itemgetter(0))
-                found[task] = best, [Contrast(row, best) for _, row in after if row is not best]
+                answers = {row.key: row.answers(task) for _, row in after}
+                apart = from_best(answers, best.key, task)
+                found[task] = _best(best, (row for _, row in after), apart)
         return found
 
     @cached_property
-    def lowest_loss(self) -> "LowestLoss | None":
+    def lowest_loss(self) -> Best[SeedMean] | None:
         """The cell with the least loss on a text after training, where all of them read the same one."""
         losses = {row.key: row.text_losses for row in self.ok if row.text_losses}
         if not losses or len(losses) < len(self.ok) or len({row.cell.evaluation.text for row in self.ok}) > 1:
             return None
         _, best = min(((row.text_loss.mean, row) for row in self.ok if row.text_loss), key=itemgetter(0))
-        above = losses_above(losses, best.key)
-        others = [row for row in self.ok if row is not best]
-        tested = [(row, above[row.key]) for row in others if row.key in above]
-        clearly = [pair for pair in tested if pair[1].p_value is not None and pair[1].p_value < SIGNIFICANT_P]
-        return LowestLoss(
-            row=best,
-            higher=clearly,
-            level=[pair for pair in tested if pair not in clearly],
-            untested=[row for row in others if row.key not in above],
-        )
+        return _best(best, self.ok, losses_above(losses, best.key))
 
     @cached_property
     def qlora_vs_lora(self) -> tuple[Contrast, ...]:

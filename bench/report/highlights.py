@@ -5,7 +5,7 @@ Every number is in a table too.
 
 from collections.abc import Collection, Iterator, Sequence
 
-from bench.compare.accuracy import AccuracyDifference, SeedMean
+from bench.compare.accuracy import CONFIDENCE, AccuracyDifference, SeedMean
 from bench.compare.caveats import COMMIT
 from bench.compare.comparison import Comparison
 from bench.compare.highlights import Highlights
@@ -26,7 +26,6 @@ from bench.report.text import (
     share,
     significant,
 )
-from bench.stats.paired import SIGNIFICANT_P
 
 _MOST_CELLS = 6  # of one sentence; more are read in the table
 _SMALLER = "a smaller batch or shorter sequences"
@@ -66,12 +65,8 @@ def sentences(found: Highlights, unit: MemoryUnit) -> tuple[Sentence, ...]:
         most=_MOST_CELLS,
         headlines=HEADLINES,
         names=INSTRUMENT_NAMES,
-        significant_p=SIGNIFICANT_P,
         reservations=list(_reservations(found.ok)),
         no_reference=grouped((row.no_reference, row) for row in found.ok if row.no_reference),
-        compared_on=lambda task, others: [
-            (each.measured, one) for each in others if (one := each.accuracy(task))
-        ],
         loops=grouped(
             ((one.measured.cell.loop.driver, one.base.cell.loop.driver), one) for one in found.loops
         ),
@@ -82,6 +77,8 @@ def sentences(found: Highlights, unit: MemoryUnit) -> tuple[Sentence, ...]:
         ),
         change=change,
         difference=difference,
+        alpha=f"{1 - CONFIDENCE:g}",
+        loss_difference=loss_difference,
         interval=interval,
         over_seeds=over_seeds,
         reason_in_words=reason_in_words,
@@ -112,6 +109,12 @@ def difference(one: AccuracyDifference) -> str:
     """Write a difference of accuracies in points with its p-value."""
     p = p_value(one.p_value) if one.p_value is not None else "the same in all seeds"
     return f"{points(one.share)}, {p}"
+
+
+def loss_difference(one: SeedMean) -> str:
+    """Write how far a loss lies above another with its p-value."""
+    p = p_value(one.p_value) if one.p_value is not None else "the same in all seeds"
+    return f"+{significant(one.mean)}, {p}"
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -33,7 +33,7 @@ _MARKED = re.compile(r"[\\`*\[\]|~$<&>@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|://|
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@\u2060", "://": ":\\//", "www.": "www\\."}
 
 
-_LEVEL = 0.01  # SIGNIFICANT_P of bench.stats.paired, which loads scipy
+_LEVELS = (0.01, 0.05)  # of significance, the first alone and the second of several comparisons together
 _TEN_MILLISECONDS_NS = 1e7
 _SHORT_UNITS = (("ms", 1e6), ("µs", 1e3))
 
@@ -150,11 +150,11 @@ def significant(value: float | None) -> str:
 
 
 def p_value(value: float) -> str:
-    """Write a p-value, the very small ones as a bound; one below the level of 0.01 never looks like it."""
+    """Write a p-value, the very small ones as a bound; one below 0.01 or 0.05 never looks like it."""
     if value < 0.001:  # noqa: PLR2004 - the usual bound
         return "p < 0.001"
-    just_below = value < _LEVEL <= round(value, 3)
-    return f"p = {min(value, _LEVEL - 1e-4):.4f}" if just_below else f"p = {value:.3f}"
+    level = next((level for level in _LEVELS if value < level <= round(value, 3)), None)
+    return f"p = {value:.3f}" if level is None else f"p = {min(value, level - 1e-4):.4f}"
 
 
 NAMED_UNITS: Mapping[str, Callable[[float], str]] = {

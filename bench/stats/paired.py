@@ -215,6 +215,17 @@ class Blocks:
         t = abs(difference) / self.error
         return max(0.0, 1.0 - _within(t, self.methods - 1, self.degrees_of_freedom))
 
+    def p_value_of_any_pair(self, difference: float) -> float:
+        """Return Tukey's p-value, adjusted for all pairs: it holds where a pair is picked by its values.
+
+        As ``scipy.stats.tukey_hsd``, whose groups are independent, by the same studentised range; here the
+        variance is of seeds as blocks. Of two methods it is Student's.
+        """
+        from scipy.stats import studentized_range
+
+        ranges = abs(difference) / self.error * math.sqrt(2)
+        return float(studentized_range.sf(ranges, self.methods, self.degrees_of_freedom))
+
 
 def block_design(values: Floats) -> Blocks | None:
     """Return the design of values in a row for each method and a column for each seed, none missing.

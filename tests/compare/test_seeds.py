@@ -1,5 +1,8 @@
 """Accuracy over seeds: groups, t-intervals worked out by hand."""
 
+import re
+
+import numpy as np
 import pytest
 
 from bench.compare.accuracy import mean_over_seeds, pair
@@ -7,6 +10,7 @@ from bench.compare.comparison import compare, measure
 from bench.records.records import Record, TextLoss
 from bench.report.pages import render_markdown
 from bench.scenario.types import FullMethod
+from bench.stats.paired import block_design
 from records_factory import (
     make_cell,
     make_environment,
@@ -189,3 +193,46 @@ def test_nobody_is_most_accurate_where_all_are_alike() -> None:
     assert "- Accuracy on held-out: " in render_markdown(compare(runs))
     ahead = [*runs[:3], make_run(1, right(16), method="dora")]
     assert "- Most accurate on held-out: dora-r8" in render_markdown(compare(ahead))
+
+
+def test_who_is_picked_as_the_best_is_compared_as_any_pair_is() -> None:
+    """Losses by Tukey's test of three methods; answers of one run each by McNemar's p times the pairs."""
+    losses = {"dora": (0.1, 0.2, 0.31), "lora": (0.2, 0.3, 0.4), "rslora": (0.5, 0.61, 0.7)}
+    found = compare([run for name, after in losses.items() for run in make_losses(name, after)])
+    lowest = found.groups[0].lowest_loss
+    assert lowest is not None
+    p_values = [one.p_value for _, one in lowest.apart]
+    design = block_design(np.array([*losses.values()]))
+    assert design is not None
+    assert pytest.approx([design.p_value_of_any_pair(by) for by in (0.29 / 3, 0.4)]) == p_values
+    assert "adjusted for all pairs of these 3 (Tukey)" in render_markdown(found)
+
+    counts = {"lora": 20, "dora": 14, "rslora": 17}
+    runs = [make_run(0, right(count), method=name) for name, count in counts.items()]
+    told = render_markdown(compare(runs))
+    assert "Significantly less accurate" not in told  # of 6 lost and none gained p = 2^-5, times three pairs
+    assert "30.0 points, p = 0.094), rslora-r8 (" in told
+    assert "15.0 points, p = 0.750)" in told
+    assert "adjusted for all pairs of these 3 (Bonferroni)" in told
+    two = re.search("Significantly less accurate: dora-r8 (.*)", render_markdown(compare(runs[:2])))
+    assert two is not None
+    assert "30.0 points, p = 0.031)" in two[1]
+    assert "adjusted" not in two[1]
+
+
+def test_who_is_picked_as_the_most_accurate_is_compared_over_seeds() -> None:
+    """By Tukey's test over the seeds that all have, here two of three; where none has two, by questions."""
+    counts = {"lora": (20, 19, 20), "dora": (14, 15, 14), "rslora": (17, 19)}
+    runs = [
+        make_run(seed, right(count), method=name)
+        for name, after in counts.items()
+        for seed, count in enumerate(after)
+    ]
+    best = compare(runs).groups[0].most_accurate["held-out"]
+    others = [*best.apart, *best.level]
+    design = block_design(np.array([[count / 20 for count in after[:2]] for after in counts.values()]))
+    assert design is not None
+    assert ("lora-r8", 3, {(0, 1)}) == (best.row.method, best.compared, {one.seeds for _, one in others})
+    assert pytest.approx(
+        {"dora-r8": design.p_value_of_any_pair(0.25), "rslora-r8": design.p_value_of_any_pair(0.075)}
+    ) == {row.method: one.p_value for row, one in others}

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 from scipy.special import stdtrit
 from scipy.stats import binomtest
 
 from bench.errors import UsageError
 from bench.records.records import EvaluationItem
 from bench.stats.paired import (
+    Blocks,
     Paired,
     block_design,
     decide_drop,
@@ -209,6 +211,30 @@ def test_of_two_methods_it_is_the_paired_t_interval() -> None:
     found = block_design(np.array([[1.0, 3.0, 8.0], [0.0, 1.0, 2.0]]))
     assert found is not None
     assert pytest.approx(4.302653 * (7 / 3) ** 0.5, rel=1e-6) == found.half_width(0.95)
+
+
+@pytest.mark.parametrize(("methods", "seeds", "expected"), [(3, 6, 3.877), (4, 3, 4.896), (6, 3, 4.912)])
+def test_any_pair_is_tested_by_the_studentised_range(methods: int, seeds: int, expected: float) -> None:
+    """Its upper 5 % points as in Tukey's table; of two methods the p-value is Student's, as Dunnett's is."""
+    design = Blocks(methods=methods, seeds=seeds, error=2**0.5)
+    assert pytest.approx(0.05, abs=1e-4) == design.p_value_of_any_pair(-expected)
+    two = Blocks(methods=2, seeds=seeds, error=1.0)
+    assert pytest.approx(two.p_value(2.5), abs=1e-6) == two.p_value_of_any_pair(2.5)
+
+
+def test_a_best_that_is_picked_is_seldom_better_by_chance_alone() -> None:
+    """Of six methods that are alike, one in 20 studies shows one worse than the best; Dunnett's test more."""
+    values = simulate(0.0)
+    means = values.mean(axis=-1)
+    farthest = (means.max(axis=-1) - means.min(axis=-1)) / difference_errors(values)
+    design = Blocks(methods=6, seeds=3, error=1.0)
+    found = [
+        brentq(lambda t, test=test: test(t) - 0.05, 1, 20)
+        for test in (design.p_value_of_any_pair, design.p_value)
+    ]
+    tukey, dunnett = (float((farthest > critical).mean()) for critical in found)
+    assert 0.03 < tukey < 0.06
+    assert dunnett > 0.08
 
 
 def test_without_a_residual_there_is_no_design() -> None:
