@@ -6,6 +6,7 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -92,6 +93,8 @@ class Outside:
         """Return bytes by what holds them, named as in ``module.NAME``; all but the largest without name."""
         sizes: Counter[str] = Counter()
         largest_first = sorted(self._held.values(), key=lambda held: -held[0])
+        if largest_first and largest_first[0][0] >= _LEAST_NAMED:
+            _unfreeze()  # whoever holds it may be frozen
         for place, (nbytes, reference) in enumerate(largest_first):
             tensor = reference() if place < _MOST_NAMED and nbytes >= _LEAST_NAMED else None
             sizes[SOMEWHERE if tensor is None else _holder_of(tensor)] += nbytes
@@ -109,14 +112,30 @@ class Outside:
 
 
 def _alive() -> Iterator[torch.Tensor]:
-    if multiprocessing.parent_process() is not None:
-        gc.unfreeze()  # what a worker's server imported is hidden from it (bench.workers.freeze)
-    for thing in gc.get_objects():
+    frozen = [*_frozen()]
+    for thing in chain(frozen, gc.get_objects()):
         # By type: asking an object for its class runs the code of those that stand for others.
         if issubclass(type(thing), torch.Tensor):
             yield thing
             if thing.is_leaf and thing.grad is not None:
                 yield thing.grad
+
+
+def _frozen() -> Iterator[torch.Tensor]:
+    """Yield the tensors that a worker's server hides from garbage collections (``bench.workers.freeze``).
+
+    Looking through all that it imported would copy its memory. What was frozen since is shown again.
+    """
+    server = sys.modules.get("bench.workers.freeze")
+    if server is None or gc.get_freeze_count() > server.OBJECTS:
+        _unfreeze()
+    else:
+        yield from (tensor for each in server.TENSORS if (tensor := each()) is not None)
+
+
+def _unfreeze() -> None:
+    if multiprocessing.parent_process() is not None:
+        gc.unfreeze()
 
 
 def _holder_of(tensor: torch.Tensor) -> str:

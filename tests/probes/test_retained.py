@@ -3,8 +3,11 @@
 import ctypes
 import functools
 import gc
+import multiprocessing
+import sys
 import threading
 import types
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,13 +27,27 @@ from bench.records.readings import Retained
 KEPT: list[torch.Tensor] = []
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _all_else_frozen() -> None:
+    """Leave what other tests keep out of what each ledger here looks through, as a server's imports are."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_kept() -> Iterator[None]:
-    """Let go of what a test has kept; this module's variables were frozen, as a server's imports are."""
-    gc.unfreeze()
+    """Let go of what a test has kept."""
     yield
     KEPT.clear()
-    gc.freeze()
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Return a variable of a module that is not frozen: of those its name is known."""
+    module = types.ModuleType("fresh")
+    monkeypatch.setitem(sys.modules, "fresh", module)
+    module.__dict__["KEPT"] = kept = list[torch.Tensor]()
+    return kept
 
 
 def _retained(step: Callable[[int], object] = lambda _: None, model: nn.Module | None = None) -> Retained:
@@ -47,13 +64,16 @@ def _retained(step: Callable[[int], object] = lambda _: None, model: nn.Module |
     return retained
 
 
-class Holder:
-    """Keeps a tensor as its class does, or as one of its objects."""
+def _class_of_holders() -> Any:
+    class Holder:
+        """Keeps a tensor as its class does, or as one of its objects."""
 
-    shared: Any = None
+        shared: Any = None
 
-    def __init__(self, tensor: torch.Tensor | None = None) -> None:
-        self.own = tensor
+        def __init__(self, own: object) -> None:
+            self.own = own
+
+    return Holder
 
 
 def _in_a_closure(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -66,22 +86,22 @@ def _larger_than_all() -> int:
     return MIB + max((tensor.nbytes for tensor in alive if tensor.device.type == "cpu"), default=0)
 
 
-def test_each_holder_is_named_with_its_bytes() -> None:
+def test_each_holder_is_named_with_its_bytes(kept: list[torch.Tensor]) -> None:
     """A variable of a module, a class, an object and a closure; the model's own are not among them."""
     before = _retained()
     size = _larger_than_all()
-    KEPT.append(torch.ones(size, dtype=torch.uint8))
-    Holder.shared = torch.ones(2 * size, dtype=torch.uint8)
-    kept = Holder({"deep": [torch.ones(3 * size, dtype=torch.uint8)]})  # type: ignore[arg-type] # within others
+    kept.append(torch.ones(size, dtype=torch.uint8))
+    holders = _class_of_holders()
+    holders.shared = torch.ones(2 * size, dtype=torch.uint8)
+    holder = holders({"deep": [torch.ones(3 * size, dtype=torch.uint8)]})  # within others
     function = _in_a_closure(torch.ones(4 * size, dtype=torch.uint8))
     model = nn.Linear(1024, 1024)
     found = _retained(model=model).by_holder_bytes
-    del kept, function
-    Holder.shared = None
-    own = {name: size for name, size in found.items() if name.startswith(__name__)}
+    del holders, holder, function
+    own = {name: size for name, size in found.items() if name.startswith((__name__, "fresh"))}
     assert own == {
-        f"{__name__}.KEPT": size,
-        f"{__name__}.Holder": 5 * size,
+        "fresh.KEPT": size,
+        f"{__name__}._class_of_holders.<locals>.Holder": 5 * size,
         f"{__name__}._in_a_closure.<locals>.<lambda>": 4 * size,
     }
     assert 10 * size == sum(found.values()) - before.total_bytes
@@ -116,15 +136,37 @@ def test_batches_that_wait_are_left_out() -> None:
     assert before == retained.total_bytes
 
 
-def test_more_than_the_largest_are_counted_without_a_name() -> None:
+def test_more_than_the_largest_are_counted_without_a_name(kept: list[torch.Tensor]) -> None:
     """Naming looks through the whole process."""
     before = _retained().total_bytes
     size = _larger_than_all()
-    KEPT.extend(torch.ones(size, dtype=torch.uint8) for _ in range(20))
+    kept.extend(torch.ones(size, dtype=torch.uint8) for _ in range(20))
     found = _retained()
     assert 20 * size == found.total_bytes - before
     assert found.by_holder_bytes[SOMEWHERE] >= 12 * size
-    assert found.by_holder_bytes[f"{__name__}.KEPT"] == 8 * size
+    assert found.by_holder_bytes["fresh.KEPT"] == 8 * size
+
+
+def test_what_lies_frozen_in_a_worker_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its server froze, from the server's list, and what a worker has frozen itself."""
+    gc.unfreeze()
+    size = _larger_than_all()
+    gc.freeze()
+    before = _retained().total_bytes
+    KEPT.append(torch.ones(size, dtype=torch.uint8))
+    gc.freeze()
+    server = types.ModuleType("bench.workers.freeze")
+    server.__dict__.update(TENSORS=[weakref.ref(KEPT[0])], OBJECTS=gc.get_freeze_count())
+    assert before == _retained().total_bytes
+    monkeypatch.setitem(sys.modules, "bench.workers.freeze", server)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: server)
+    found = _retained()
+    assert (size, size) == (found.total_bytes - before, found.by_holder_bytes[f"{__name__}.KEPT"])
+    KEPT.append(torch.ones(size, dtype=torch.uint8))
+    gc.freeze()
+    assert 2 * size == _retained().by_holder_bytes[f"{__name__}.KEPT"]
+    KEPT.clear()
+    gc.freeze()
 
 
 def test_what_every_step_leaves_behind_is_its_leak() -> None:
