@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 from bench.errors import UnavailableError, UntraceableError, UsageError, first_line
+from bench.metrics import GIB
 from bench.predict.allocator.replay import DEFAULT_SETTINGS
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.blame import library_at_fault
@@ -267,6 +268,12 @@ def _predict_ranks(
     )
     if getattr(cell.method, "quant_storage", "") == "bf16":
         message += " Packed 4-bit weights are held in bf16 (quant_storage), as FSDP shards them."
+    if cell.parallel.cpu_offload:
+        host = max(stream.host_bytes for stream in streams) / GIB
+        message += (
+            f" Its process holds {host:.2f} GiB in pinned memory of the host at its peak (cpu_offload); "
+            "no such prediction was compared with a card yet."
+        )
     low, high = worst.reserved_low_bytes or 0, worst.reserved_high_bytes or worst.allocated_peak_bytes
     return worst.model_copy(
         update={

@@ -57,6 +57,7 @@ _LEVERS: dict[Path, str | dict[object, str]] = {
     ("parallel", "strategy"): "{}",
     ("parallel", "gpus"): "x{}",
     ("parallel", "reshard_after_forward"): {False: "unresharded"},
+    ("parallel", "cpu_offload"): {True: "offloaded"},
     ("parallel", "param_dtype"): "params-{}",
     ("parallel", "reduce_dtype"): "reduce-{}",
     ("parallel", "wrap"): "wrap-{}",

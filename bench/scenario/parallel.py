@@ -47,7 +47,11 @@ class ParallelSpec(Frozen):
         description="fsdp1: checkpoint inside its layers, as accelerate's fsdp_activation_checkpointing "
         "does, and not as the model does by itself, which before transformers 4.52 was around them.",
     )
-    cpu_offload: bool = Field(default=False, description="Not predicted yet: refused.")
+    cpu_offload: bool = Field(
+        default=False,
+        description="fsdp2: weights, gradients and optimizer state lie on the host; weights come to the GPU "
+        "layer by layer, and the optimizer runs on the CPU (CPUOffloadPolicy).",
+    )
 
     @property
     def several(self) -> bool:
@@ -68,8 +72,9 @@ def contradictions_of_ranks(
     parallel: ParallelSpec, training: TrainingSpec, method: MethodSpec, driver: str
 ) -> Iterator[tuple[str, str, str]]:
     """Yield part, field and what is wrong: what cannot be, and what is not predicted over several GPUs."""
-    if parallel.cpu_offload:
-        yield "parallel", "cpu_offload", "is not predicted; leave it out"
+    if parallel.cpu_offload and (parallel.strategy != "fsdp2" or driver != "window"):
+        message = "is for strategy fsdp2 in the window's own loop; leave it out"
+        yield "parallel", "cpu_offload", message
     without_meaning = (
         () if parallel.sharded else _SHARDED_ALONE if parallel.several else ("gpus", *_SHARDED_ALONE)
     )

@@ -13,9 +13,11 @@ import torch.distributed
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]  # of its C++ part
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
     FullyShardedDataParallel,
     MixedPrecision,
     MixedPrecisionPolicy,
+    OffloadPolicy,
     ShardingStrategy,
     fully_shard,
 )
@@ -50,8 +52,9 @@ def process_group(cell: Cell, rank: int, rendezvous: str) -> Iterator[None]:
     store = FileStore(rendezvous, gpus)
     store.set(f"rank{rank}", "here")
     store.wait([f"rank{each}" for each in range(gpus)], timedelta(seconds=cell.limits.timeout_s))
+    nccl = "cpu:gloo,cuda:nccl" if cell.parallel.cpu_offload else "nccl"  # gradients on the host have a norm
     torch.distributed.init_process_group(
-        "nccl" if cell.device == "cuda" else "gloo",
+        nccl if cell.device == "cuda" else "gloo",
         store=PrefixStore("group", store),
         rank=rank,
         world_size=gpus,
@@ -106,8 +109,15 @@ def spread(model: Any, cell: Cell) -> Any:
     policy = MixedPrecisionPolicy(
         param_dtype=_dtype(parallel.param_dtype), reduce_dtype=_dtype(parallel.reduce_dtype)
     )
+    offload = CPUOffloadPolicy(pin_memory=cell.device == "cuda") if parallel.cpu_offload else OffloadPolicy()
     for module in (*wrapped_layers(model, cell), model):
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=parallel.reshard_after_forward)
+        fully_shard(
+            module,
+            mesh=mesh,
+            mp_policy=policy,
+            offload_policy=offload,
+            reshard_after_forward=parallel.reshard_after_forward,
+        )
     return model
 
 

@@ -2,7 +2,7 @@
 
 Left out of the comparison: what gloo itself allocates inside a collective (see ``ranks.py`` in support), and
 of DDP the name of the module at the peak, since autograd's hooks run its buckets beside any module.
-RANKS=full tries all 72 cells, not a handful.
+RANKS=full tries all 96 cells, not a handful.
 """
 
 import os
@@ -43,12 +43,14 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp"},
     "fsdp2": {"strategy": "fsdp2"},
     "kept": {"strategy": "fsdp2", "reshard_after_forward": False},
+    "offloaded": {"strategy": "fsdp2", "cpu_offload": True},
 }
 LOW: dict[str, Any] = {"param_dtype": "bf16", "reduce_dtype": "fp32"}
 HANDFUL = {
     ("full", "ddp", True, "off"),
     ("full", "fsdp2", True, "off"),
     ("lora", "fsdp2", False, "non-reentrant"),
+    ("full", "offloaded", True, "non-reentrant"),
     ("lora", "ddp", False, "non-reentrant"),
     ("qlora", "kept", True, "non-reentrant"),
     ("qlora", "ddp", True, "off"),
@@ -254,7 +256,7 @@ def test_a_card_holds_its_share(strategy: str) -> None:
     assert found.reserved_high_bytes > 1.12 * found.reserved_peak_bytes
 
 
-_SENT = {"ddp": {2: 1}, "fsdp2": {1: 3}, "kept": {1: 2}}
+_SENT = {"ddp": {2: 1}, "fsdp2": {1: 3}, "kept": {1: 2}, "offloaded": {1: 3}}
 """How often all weights go around, by rounds of a collective: FSDP gathers them once or twice, then sums."""
 
 
@@ -388,3 +390,44 @@ def _whole(cell: Cell) -> int:
     alone = cell.model_copy(update={"parallel": type(cell.parallel)()})
     reading = read_cpu_ledger(alone, Platform(device="cpu"), configuration("llama"))
     return reading.categories_at_peak_bytes["weights"]
+
+
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_what_is_offloaded_takes_no_memory_of_the_card(method: str) -> None:
+    """Shards, gradients and optimizer state are the host's, by their sizes; steps compute as before."""
+    config = configuration("llama")
+    tracer = Tracer(Platform(device="cuda"), config)
+    kept, offloaded = (
+        tracer.trace_rank(_on_card(METHODS[method], STRATEGIES[strategy]), 0)
+        for strategy in ("fsdp2", "offloaded")
+    )
+    held, left = (int(stream.live_bytes()[_begin(stream, 1) - 1]) for stream in (kept, offloaded))
+    assert kept.host_bytes == 0
+    assert held - left <= offloaded.host_bytes
+    if method == "full":  # weights, gradients, two moments, and what foreach holds of all gradients
+        share = _whole(_on_card(METHODS[method], STRATEGIES["offloaded"])) / 2
+        assert held - left == pytest.approx(3 * share, rel=0.02)
+        assert offloaded.host_bytes == pytest.approx(5 * share, rel=0.02)
+
+
+def test_speed_is_not_told_where_the_optimizer_runs_on_the_host() -> None:
+    """Of an offloaded cell the memory is predicted, with what the host holds, and no tokens per second."""
+    cell = _on_card(METHODS["full"], STRATEGIES["offloaded"])
+    prediction = predict(cell, Platform(device="cuda"), cards=[card("a100-80gb-sxm")])
+    assert "GiB in pinned memory of the host" in prediction.caveats[-1].message
+    assert [speed.refused for speed in prediction.speeds or ()] == [
+        "the optimizer runs on the host's CPU, whose time is not known"
+    ]
+
+
+def _on_card(method: dict[str, Any], strategy: dict[str, Any]) -> Cell:
+    return tiny_cell(
+        method,
+        training={
+            "dtype": "fp32" if method["kind"] == "full" else "bf16",
+            "sequence_length": 16,
+            "optimizer": "adamw-foreach",
+        },
+        parallel=strategy | {"gpus": 2},
+        device="cuda",
+    )

@@ -60,7 +60,7 @@ def test_a_cell_of_one_gpu_is_stored_as_before() -> None:
         ('strategy = "deepspeed"', "DeepSpeed are not predicted"),
         ('strategy = "deepspeed"\ngpus = 2', "DeepSpeed are not predicted"),
         ('strategy = ["ddp", "zero"]\ngpus = [2, 4]\nparam_dtype = "bf16"', "parallel.strategy"),
-        ('strategy = "fsdp2"\ngpus = 2\ncpu_offload = true', "parallel.cpu_offload: is not predicted"),
+        ('strategy = "fsdp1"\ngpus = 2\ncpu_offload = true', "parallel.cpu_offload: is for strategy fsdp2"),
         ('strategy = "fsdp1"\ngpus = 2\nreduce_dtype = "fp32"', "reduce_dtype: must be param_dtype's"),
         ("gpus = 2", "parallel.gpus: needs strategy ddp, fsdp1 or fsdp2, not none"),
         (

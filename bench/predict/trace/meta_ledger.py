@@ -4,6 +4,7 @@ It adds to the dispatcher's view what a device allocates without telling it, ans
 code asks of data, and notes at which layer of the model each entry was made.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from bench.predict.trace.values import resolve_item
 from bench.probes.blocks import Block
 from bench.probes.ledger import Ledger, StepPhase, name_of
 from bench.probes.sharded import collected, desugars, is_collective
-from bench.probes.tensors import quantisation_state
+from bench.probes.tensors import address_of, quantisation_state, tensors_among
 from bench.training.loading.wrappers import beside_text, is_beside
 
 _COPY = torch.ops.aten.copy_.default
+_TO_COPY = torch.ops.aten._to_copy.default
+_HOST = torch.device("cpu")
 _ITEM = torch.ops.aten._local_scalar_dense.default
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default}
 _SPECIAL = {_ITEM, *INDEXING}
@@ -89,6 +92,9 @@ class MetaLedger(Ledger):
         self._beside = dict.fromkeys(beside_text(model))  # whose layers are not the language model's
         self._layer = NO_LAYER
         self._layers_on_host: dict[int, int] = {}  # of optimizer state, by storage
+        self._on_host: dict[int, weakref.ref[torch.UntypedStorage]] = {}  # offloaded, by storage
+        self._works_on_host = False  # the operator at hand
+        self.host_bytes = self.most_host_bytes = 0  # of what is offloaded
         self._layers_of_results: list[int] = []
         self._began_with = 0  # entries of the books that these were copied from
         self.computed = Computed(0, 0)
@@ -112,6 +118,26 @@ class MetaLedger(Ledger):
         for tensor in tensors:
             self.register([tensor], "weights")
             self.register(quantisation_state(tensor), "quantisation_state")
+
+    def to_host(self, tensor: torch.Tensor) -> None:
+        """Take a tensor out of the device's books; what is computed of it alone is on the host as well."""
+        storage = tensor.untyped_storage()
+        if (number := self._live.get(address_of(storage))) is not None:
+            self._free(address_of(storage), number)
+        self._hosted(storage)
+
+    def _hosted(self, storage: torch.UntypedStorage) -> None:
+        address, nbytes = address_of(storage), storage.nbytes()
+        if address in self._on_host or not nbytes:
+            return
+
+        def leave(_storage: object) -> None:
+            del self._on_host[address]
+            self.host_bytes -= nbytes
+
+        self._on_host[address] = weakref.ref(storage, leave)
+        self.host_bytes += nbytes
+        self.most_host_bytes = max(self.most_host_bytes, self.host_bytes)
 
     def learn(self, *models: nn.Module) -> None:
         """Learn the names of models' modules, and whose the blocks of their parameters are."""
@@ -188,9 +214,10 @@ class MetaLedger(Ledger):
         """Run the operator and add what its kernel would take besides its result."""
         if types and desugars(types):
             return NotImplemented
-        special = self._special.get(func)
-        if special is None:
-            special = self._special[func] = func in _SPECIAL or self._kernels.takes_more(func)
+        self._works_on_host = bool(self._on_host) and self._is_on_host(args)
+        if self._works_on_host:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        special = self._is_special(func)
         if special:
             if func is _ITEM and args[0].device.type == "meta":
                 self._op_count += 1
@@ -249,6 +276,26 @@ class MetaLedger(Ledger):
             for number in held:
                 self.release(number)
 
+    def _is_special(self, func: Any) -> bool:
+        special = self._special.get(func)
+        if special is None:
+            special = self._special[func] = func in _SPECIAL or self._kernels.takes_more(func)
+        return special
+
+    def _is_on_host(self, args: tuple[Any, ...]) -> bool:
+        """Tell whether all tensors are offloaded that an operator works on, or the optimizer makes one."""
+        addresses = [address_of(tensor.untyped_storage()) for tensor in tensors_among(args)]
+        made = not addresses and self._phase == "optimizer_step"
+        return made or (bool(addresses) and all(address in self._on_host for address in addresses))
+
+    def _enter_storage(self, storage: torch.UntypedStorage, op: str, module: str) -> Block | None:
+        """Enter a storage of the device's; what is on the host, or computed there, is none."""
+        if self._works_on_host:
+            self._hosted(storage)
+        if address_of(storage) in self._on_host:
+            return None
+        return super()._enter_storage(storage, op, module)
+
     def _settle(self) -> None:
         """Leave garbage alone: none of it is in this ledger, and there is much of it between traces."""
 
@@ -256,6 +303,10 @@ class MetaLedger(Ledger):
         if func is _COPY and args[0].is_cpu and args[1].is_meta:  # DDP brings lists of its back to the host
             self._remembered = None
             return args[0]
+        if func is _TO_COPY and self._on_host and kwargs.get("device") == _HOST:
+            self._remembered, offloaded = None, torch.empty_like(args[0])
+            self._hosted(offloaded.untyped_storage())
+            return offloaded
         if is_collective(func):  # whose result may be more than its shape
             self._flops, self._remembered = 0, None
             return collected(func, args, kwargs)

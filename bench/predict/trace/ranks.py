@@ -57,6 +57,8 @@ class Streams:
         self.current = MAIN_STREAM
         self.receive: Callable[[Iterable[torch.Tensor]], object] = list
         """Told of the tensors of each layer that comes to the device to be sharded."""
+        self.offload: Callable[[torch.Tensor], object] = id
+        """Told of each shard that goes back to the host."""
         self._made = MAIN_STREAM
 
     def now(self) -> int:
@@ -149,4 +151,50 @@ def one_of_several(cell: Cell, platform: Platform, rank: int) -> Iterator[Stream
         # Of placements that FSDP alone does not make; for a list of parameters it looks at each for each.
         strided = patch.object(_sharding_prop, "_propagate_use_strided_shard_flag", create=True)
         stack.enter_context(strided)
+        if cell.parallel.cpu_offload:
+            stack.enter_context(_offloaded(streams) if platform.device == "cuda" else _left_on_host())
         yield streams
+
+
+@contextmanager
+def _offloaded(streams: Streams) -> Iterator[None]:
+    """Have FSDP2 take shards to the host, and copies of them back to the device to be gathered."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+
+    kind: Any = _fsdp_param.FSDPParam
+    shard, inputs = kind._init_sharded_param, kind.all_gather_inputs.fget
+
+    def shard_to_host(param: Any, *args: Any) -> None:
+        shard(param, *args)
+        streams.offload(param._sharded_param_data)
+
+    def brought_inputs(param: Any) -> Any:
+        if param.sharded_state != _fsdp_param.ShardedState.SHARDED:
+            return inputs(param)
+        brought = torch.empty(param._sharded_param_data.shape, dtype=param.orig_dtype, device="meta")
+        return [brought if param.param_dtype is None else brought.to(param.param_dtype)]
+
+    with (
+        patch.object(kind, "_init_sharded_param", shard_to_host),
+        patch.object(kind, "all_gather_inputs", property(brought_inputs)),
+        patch.object(FSDPParamGroup, "_validate_cpu_offload_params", lambda _group: None),
+    ):
+        yield
+
+
+@contextmanager
+def _left_on_host() -> Iterator[None]:
+    """On a CPU leave to the host what is there already, as torch does of tensors that are not meta."""
+    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+
+    move, host = torch.Tensor.to, torch.device("cpu")
+
+    def moved(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        return tensor if tensor.is_meta and args[:1] == (host,) else move(tensor, *args, **options)
+
+    with (
+        patch.object(torch.Tensor, "to", moved),
+        patch.object(FSDPParamGroup, "_validate_cpu_offload_params", lambda _group: None),
+    ):
+        yield

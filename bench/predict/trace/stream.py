@@ -49,6 +49,7 @@ class Stream:
     calls: Sequence[Calls] = ()  # of operators, in each step; none where their sizes are not known
     streams: Ints | None = None  # on which each block is made, where there are several of CUDA's
     uneven: bool = False  # whether other ranks hold shards of other sizes
+    host_bytes: int = 0  # the most that is offloaded at a time
     reset_at: int = 0  # the event after which the peak counters begin anew
 
     def during(self, first: int, last: int) -> "Stream":
@@ -174,6 +175,7 @@ def stream_of(
         calls=ledger.recorder.calls,
         streams=streams if streams.any() else None,
         uneven=uneven,
+        host_bytes=ledger.most_host_bytes,
     )
 
 

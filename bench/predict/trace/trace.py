@@ -85,6 +85,7 @@ class Tracer:
             batch = worst_batch(cell, self.vocabulary_size)
             with made.books.copied(**_hidden(batch)) as ledger:
                 ledger.current_stream, streams.receive = streams.now, ledger.receive
+                streams.offload = ledger.to_host
                 optimizer = _run_steps(cell, made.model, TRACED_STEPS * [batch], ledger)
                 ledger.register(optimizer_state(optimizer), "optimizer_state", "optimizer")
                 reached = made.reached.saying(implementations_of())
