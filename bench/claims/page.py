@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +70,8 @@ def render_block(verdicts: Sequence[ClaimVerdict]) -> str:
         verdicts=verdicts,
         count=_count(verdicts),
         themes=grouped(verdicts, attrgetter("claim.theme")),
-        summary=_summary,
+        summary=_in_short,
+        titled=_titled,
         facts=_facts,
         by_setting=_by_setting,
         told=_told,
@@ -142,6 +144,30 @@ def _summary(verdicts: Sequence[ClaimVerdict]) -> Table:
         ("Verdict", _in_a_line),
         left=3,
     )
+
+
+def _in_short(verdicts: Sequence[ClaimVerdict]) -> Table:
+    """Return statements with their verdicts in few words: a telephone shows each in three lines."""
+    return table_of(verdicts, ("Claim", attrgetter("claim.statement")), ("Verdict", _few_words), left=2)
+
+
+def _few_words(one: ClaimVerdict) -> str:
+    """Return the verdict, of how many cells, and when a claim holds where one setting tells."""
+    boundary, told = one.findings[0].boundary, str(one.verdict)
+    if not one.findings[1:] and boundary and boundary.exact and [*map(len, boundary.alternatives)] == [1]:
+        told = f"holds when {_conjunction(boundary.alternatives[0])}"
+    return f"{told}: {' and '.join(map(_agreeing, one.findings))}"
+
+
+def _agreeing(finding: Finding) -> str:
+    answers = [row.agrees for row in finding.deciding]
+    unknown = f" ({answers.count(None)} inconclusive)" if None in answers else ""
+    return f"{_share(answers)}{unknown}" if answers else "not tested"
+
+
+def _titled(one: ClaimVerdict) -> str:
+    """Return the statement as what a fold is called, in HTML."""
+    return escape(plain(one.claim.statement), quote=False)
 
 
 def _in_a_line(one: ClaimVerdict) -> str:

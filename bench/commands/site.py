@@ -30,6 +30,7 @@ from bench.report.html import render_html, render_template
 _START, _SEARCH = "index.html", "search.html"
 _GROUPS = {"Documentation": Path("docs"), "Results": Path("report")}
 _MOST_FOUND = 4000  # letters of a section that can be found
+_LONG = 30  # letters of a cell that has some width on a telephone
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 _FOLD = re.compile(r"<details><summary>([^<>&]*)</summary>|</details>")
 _PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -129,7 +130,9 @@ class _Site:
             name = f"{title}: {heading.content}" if heading and heading.content != title else title
             href = self._target(page).as_posix() + (f"#{slug(heading.content)}" if heading else "")
             self._found.append(Found(title=name, href=href, text=text[:_MOST_FOUND]))
-        body = Markup(markdown.renderer.render(tokens, markdown.options, {}))  # noqa: S704 - raw HTML is off
+        shown = markdown.renderer.render(tokens, markdown.options, {})
+        # Code that is wider than a telephone is scrolled by keys too.
+        body = Markup(shown.replace("<pre>", '<pre tabindex="0">'))  # noqa: S704 - raw HTML is off
         return self._rendered(title, page.parent.relative_to(self._root), page=page, body=body)
 
     def _rendered(self, title: str, here: Path, *, page: Path | None = None, **content: Any) -> str:
@@ -208,6 +211,8 @@ def _sections(tokens: list[Token]) -> Iterator[tuple[Token | None, str]]:
             token.attrSet("tabindex", "0")  # that keys scroll it
         if str(token.attrs.pop("style", "")).endswith("right"):
             token.attrSet("class", "number")
+        if before.type == "td_open" and len(token.content) > _LONG:
+            before.attrSet("class", "long")
     yield heading, " ".join(text)
 
 
