@@ -289,6 +289,8 @@ def _changes(cell: Cell) -> Iterator[tuple[str, dict[str, Any]]]:
     for what, changes in savings.items():
         yield what, {"training": changes}
     yield from _other_methods(cell)
+    if cell.parallel.strategy == "fsdp2":
+        yield "weights and optimizer on the host", {"parallel": {"cpu_offload": True}}
     if training.sequence_length > 2:  # noqa: PLR2004 - the shortest there is
         yield "half the sequence length", {"training": {"sequence_length": training.sequence_length // 2}}
     if training.micro_batch > 1:
@@ -304,14 +306,15 @@ def _changes(cell: Cell) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _other_methods(cell: Cell) -> Iterator[tuple[str, dict[str, Any]]]:
     method = cell.method
+    stored: dict[str, Any] = {"quant_storage": "bf16"} if cell.parallel.sharded else {}
     if isinstance(method, FullMethod):
         yield f"LoRA of rank {_RANK}", {"method": LoraMethod(rank=_RANK)}
-        yield f"QLoRA of rank {_RANK}", {"method": QloraMethod(rank=_RANK)}
+        yield f"QLoRA of rank {_RANK}", {"method": QloraMethod(rank=_RANK, **stored)}
     elif isinstance(method, LoraMethod):
         shared = {
             name: getattr(method, name) for name in QloraMethod.model_fields if name in SHARED_BY_ADAPTERS
         }
-        yield "QLoRA (NF4, double quantisation)", {"method": QloraMethod(**shared)}
+        yield "QLoRA (NF4, double quantisation)", {"method": QloraMethod(**shared, **stored)}
 
 
 def _with(cell: Cell, changes: dict[str, Any]) -> Cell | None:

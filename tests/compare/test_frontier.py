@@ -2,7 +2,7 @@
 
 import hashlib
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.compare.comparison import compare
@@ -84,6 +84,7 @@ def test_a_cell_without_a_reading_is_left_out_and_counted() -> None:
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 
 
+@settings(deadline=None)
 @given(st.lists(SIZES, min_size=2, max_size=7))
 def test_the_frontier_is_what_its_definition_says(points: list[tuple[int, int, int]]) -> None:
     """Against all pairs: dominated if and only if some cell is as good in all three and not the same."""

@@ -52,3 +52,14 @@ def test_lora_keeps_its_rank_and_targets_over_a_4_bit_base() -> None:
     method = {"kind": "lora", "rank": 32, "target_modules": ["q_proj"]}
     changed = changes(method, {})["QLoRA (NF4, double quantisation)"].method
     assert (changed.kind, changed.rank, changed.target_modules) == ("qlora", 32, ("q_proj",))
+
+
+def test_shards_may_go_to_the_host() -> None:
+    """Under FSDP2 what is sharded can be offloaded, once; a 4-bit base is stored as FSDP gathers it."""
+    sharded = {"strategy": "fsdp2", "gpus": 2}
+    method, training = {"kind": "lora", "rank": 8}, {"gradient_checkpointing": "non-reentrant"}
+    found = dict(variants(make_cell(method=method, training=training, parallel=sharded)))
+    offloaded = found["weights and optimizer on the host"]
+    assert offloaded.parallel.cpu_offload
+    assert found["QLoRA (NF4, double quantisation)"].method.quant_storage == "bf16"
+    assert "weights and optimizer on the host" not in dict(variants(offloaded))

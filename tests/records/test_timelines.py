@@ -1,7 +1,7 @@
 """Timelines: bounded, and no peak is lost."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.records.readings import MOST_POINTS, PhaseStart, Timeline, checked, decimated
@@ -19,6 +19,7 @@ def test_no_point_at_all() -> None:
     assert Timeline(entries=(), live_bytes=(), phases=(), last_entry=0) == decimated([], ())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=3 * MOST_POINTS + 7))
 def test_points_are_bounded_real_and_hold_the_peak(live_bytes: list[int]) -> None:
     """At most 512 points, in order, each of them a reading, the first highest one among them."""

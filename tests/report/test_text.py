@@ -1,7 +1,7 @@
 """How numbers and strangers' text are written."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.compare.accuracy import CONFIDENCE
@@ -116,6 +116,7 @@ def test_text_of_a_stranger_stays_text(hostile: str, expected: str) -> None:
     assert expected.strip() == markdown(hostile)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_escaped_text_never_breaks_a_table_row(text: str) -> None:
     """Whatever the text, it is one line without a bare bar or an angle bracket."""
@@ -128,6 +129,7 @@ def test_escaped_text_never_breaks_a_table_row(text: str) -> None:
         assert backslashes % 2 == 1
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_plain_text_has_no_control_characters(text: str) -> None:
     """A terminal sees no escape sequence."""

@@ -1,6 +1,6 @@
 """Samples put to phases by their time, whenever the marks arrive."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.probes.nvml import GpuSample
@@ -36,6 +36,7 @@ def played(events: list[Taken | tuple[str, int, int | None]]) -> Timeline:
     return timeline
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 100), unique=True, max_size=40), st.data())
 def test_a_sample_belongs_to_the_phase_of_its_time_however_late_the_mark(
     times: list[int], data: st.DataObject

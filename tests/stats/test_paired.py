@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.special import stdtrit
@@ -106,6 +106,7 @@ def test_answers_that_swing_back_within_a_passage_are_no_drop() -> None:
     assert paired.worse_p_value() == 0.5
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_sources_of_one_question_each_change_nothing(answers: list[tuple[bool, bool]]) -> None:
     """The test by signs is then McNemar's, and the interval the same."""
@@ -133,6 +134,7 @@ def test_false_alarms_on_passages_stay_rare() -> None:
     assert np.mean(alone) > 0.1
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_swapping_the_two_mirrors_the_result(answers: list[tuple[bool, bool]]) -> None:
     """Gained and lost change places, and the two-sided p-value stays."""

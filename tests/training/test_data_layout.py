@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -77,6 +77,7 @@ def test_flattened_packing_is_the_same_tokens_in_one_row() -> None:
     assert flat.counts == square.counts
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8),
     length=st.integers(1, 7),

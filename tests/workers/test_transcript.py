@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.records.messages import Failed, Finished, Heartbeat, Message, PhaseStarted, ReadingMade
@@ -34,6 +34,7 @@ def as_lines(messages: list[Message]) -> bytes:
     return b"".join(message.model_dump_json().encode() + b"\n" for message in messages)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_cut_of_the_stream_gives_the_same_measurement(data: st.DataObject) -> None:
     """What is read does not depend on where the pipe's reads end."""
