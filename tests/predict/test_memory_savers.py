@@ -61,5 +61,5 @@ def test_shards_may_go_to_the_host() -> None:
     found = dict(variants(make_cell(method=method, training=training, parallel=sharded)))
     offloaded = found["weights and optimizer on the host"]
     assert offloaded.parallel.cpu_offload
-    assert found["QLoRA (NF4, double quantisation)"].method.quant_storage == "bf16"
+    assert found["QLoRA (NF4, double quantisation)"].method.model_dump()["quant_storage"] == "bf16"
     assert "weights and optimizer on the host" not in dict(variants(offloaded))
