@@ -6,6 +6,7 @@ Every number that a renderer shows is worked out here.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from bench.compare import LOOP_ALONE, Reason, grouped, loop_pairs, reason_of
 from bench.records.predictions import Answer, CardFit, Change, Plan, PlannedCell, Prediction, Refusal, Speed
@@ -68,6 +69,27 @@ class PlanRow:
     def fitting(self) -> tuple[CardFit, ...]:
         """The verdicts of the cards that it fits on, the smallest first."""
         return tuple(verdict for verdict in self.verdicts if verdict.answer == "fits")
+
+
+def remedies(plan: Plan, rows: Sequence[PlanRow]) -> list[tuple[str, tuple[str, ...], list[str]]]:
+    """Return with which changes cells would fit a named card that they do not fit: card, changes, cells.
+
+    Those that change least stand first; combined ones only where none fits alone.
+    """
+    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for card, row in product(() if plan.ladder else plan.cards, rows):
+        verdict = row.verdict(card.name)
+        if verdict is None or verdict.answer == "fits":
+            continue
+        fit = [change.what for change, _ in reversed(row.changes) if _fits(change, card.name)]
+        alone = tuple(what for what in fit if " and " not in what)
+        if fit:
+            found.setdefault((card.title, alone or tuple(fit)), []).append(row.cell)
+    return [(*key, cells) for key, cells in found.items()]
+
+
+def _fits(change: Change, card: str) -> bool:
+    return any(verdict.card == card and verdict.answer == "fits" for verdict in change.verdicts)
 
 
 def plan_rows(plan: Plan) -> tuple[PlanRow, ...]:

@@ -290,7 +290,7 @@ def _changes(cell: Cell) -> Iterator[tuple[str, dict[str, Any]]]:
         yield what, {"training": changes}
     yield from _other_methods(cell)
     if cell.parallel.strategy == "fsdp2":
-        yield "weights and optimizer on the host", {"parallel": {"cpu_offload": True}}
+        yield "offloading to the host", {"parallel": {"cpu_offload": True}}
     if training.sequence_length > 2:  # noqa: PLR2004 - the shortest there is
         yield "half the sequence length", {"training": {"sequence_length": training.sequence_length // 2}}
     if training.micro_batch > 1:

@@ -59,7 +59,7 @@ def test_shards_may_go_to_the_host() -> None:
     sharded = {"strategy": "fsdp2", "gpus": 2}
     method, training = {"kind": "lora", "rank": 8}, {"gradient_checkpointing": "non-reentrant"}
     found = dict(variants(make_cell(method=method, training=training, parallel=sharded)))
-    offloaded = found["weights and optimizer on the host"]
+    offloaded = found["offloading to the host"]
     assert offloaded.parallel.cpu_offload
     assert found["QLoRA (NF4, double quantisation)"].method.model_dump()["quant_storage"] == "bf16"
-    assert "weights and optimizer on the host" not in dict(variants(offloaded))
+    assert "offloading to the host" not in dict(variants(offloaded))

@@ -155,6 +155,27 @@ def one_line(plan: Plan) -> str:
     return " ".join(render_markdown(plan).split())
 
 
+def test_what_would_make_a_cell_fit_is_said_with_the_verdicts() -> None:
+    """Changes that fit by themselves, the slightest first; combined ones only where none does alone."""
+    small = card("rtx3090")
+
+    def sentence(*sizes: tuple[str, int]) -> str:
+        (cell,) = planned("a/b/c", 30, {AMPERE: small})
+        changes = []
+        for what, size in sizes:
+            after = make_prediction(size * GIB, platform=AMPERE)
+            changes.append(Change(what=what, prediction=after, verdicts=(check_fit(after, small),)))
+        cell = cell.model_copy(update={"changes": tuple(changes)})
+        return one_line(Plan(scenario="x", title="x", cards=(small,), cells=(cell,)))
+
+    would = "a/b/c would fit one GeForce RTX 3090 with"
+    assert f"{would} half the length or LoRA (predicted)." in sentence(
+        ("a and b", 5), ("LoRA", 9), ("half the length", 14), ("less", 29)
+    )
+    assert f"{would} a and b (predicted)." in sentence(("a and b", 5), ("less", 29))
+    assert "would fit" not in sentence(("less", 29))
+
+
 def test_tokens_and_a_price_become_hours_and_cost() -> None:
     """From the ends of the speed's band: 7.2 million tokens at 1,000 to 2,000 a second, at 1.50 an hour."""
     one = card_of_memory("24GiB").model_copy(update={"power_w": 450.0})

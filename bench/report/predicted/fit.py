@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from bench.compare import Reason
-from bench.compare.plans import PlanRow, card_counts, card_fits, loop_changes
+from bench.compare.plans import PlanRow, card_counts, card_fits, loop_changes, remedies
 from bench.records.predictions import Answer, Bound, Fit, Plan, Tried
 from bench.records.readings import Category, Caveat
 from bench.report.columns import TerminalTable
@@ -249,6 +249,8 @@ def plan_sentences(plan: Plan, rows: Sequence[PlanRow]) -> list[str]:
         nowhere=sum(row.forecast is not None and bool(row.verdicts) and not row.fitting for row in rows),
         card_counts=() if plan.ladder or refused == len(rows) else card_counts(plan),
         answers=_ANSWERS,
+        remedies=remedies(plan, rows),
+        either=lambda changes: " or ".join(filter(None, (", ".join(changes[:-1]), changes[-1]))),
     )
 
 
