@@ -40,9 +40,9 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def model(name: str) -> ModelSpec:
+def model(name: str, **overrides: Any) -> ModelSpec:
     """Return a catalogued architecture at toy width, deep enough to leave layers out."""
-    return ModelSpec(name="m", random=name, overrides=TINY[name])
+    return ModelSpec(name="m", random=name, overrides=TINY[name] | overrides)
 
 
 def random_structure(choose: random.Random) -> Cell:
@@ -212,7 +212,8 @@ def test_an_adapted_model_is_traced_again_as_if_it_were_new(
 ) -> None:
     """What a trace leaves behind is seen in no later one, whatever the first one's batch."""
     training = {"optimizer": optimizer, "gradient_checkpointing": "non-reentrant"}
-    cell = tiny_cell(device="cuda", model=model("llama-2-7b"), method=method.model_dump(), training=training)
+    small = model("llama-2-7b", num_hidden_layers=2)
+    cell = tiny_cell(device="cuda", model=small, method=method.model_dump(), training=training)
     config = configuration_of(cell.model)
     tracer = Tracer(PLATFORM, config)
     tracer.trace(at(cell, 3, 256, 8))
@@ -243,7 +244,7 @@ def test_what_a_relative_lends_is_checked_at_both_ends() -> None:
     """A loss in chunks of 512 tokens is as large as the batch below that: no line through the small ones."""
     training = {"loss": "chunked", "loss_chunk_tokens": 512, "dtype": "bf16"}
     chunked = tiny_cell({"kind": "lora"}, device="cuda", training=training).model_copy(
-        update={"model": model("llama-2-7b")}
+        update={"model": model("llama-2-7b", num_hidden_layers=5)}
     )
     lengths = {2: (128, 256, 512), 4: (128, 256, 512), 1: (128, 1024, 2048)}
     cells = [at(chunked, rows, length, 8) for rows, own in lengths.items() for length in own]

@@ -124,7 +124,7 @@ def kill_a_rank(tmp_path: Path, victim: int, *, after_s: float) -> None:
     cell = tiny_cell(
         {"kind": "lora"},
         parallel={"strategy": "ddp", "gpus": 2},
-        window={"warmup_steps": 1, "measured_steps": 100_000},
+        window={"warmup_steps": 1, "measured_steps": 2_000},
     )
     running: RunningJob
 
@@ -160,7 +160,7 @@ def test_a_rank_that_hangs_is_named_and_none_is_left(tmp_path: Path, how: str) -
     cell = tiny_cell(
         {"kind": "lora"},
         parallel={"strategy": "ddp", "gpus": 2},
-        window={"warmup_steps": 1, "measured_steps": 100_000},
+        window={"warmup_steps": 1, "measured_steps": 2_000},
         limits={"heartbeat_timeout_s": 15},
     )
     running: RunningJob

@@ -3,6 +3,7 @@
 Run as a program it is one rank: it reads cells from standard input, one a line.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -66,6 +67,8 @@ def be_rank(family: str, rendezvous: str, world: int, rank: int) -> None:
     from toy_families import configuration, true_reading
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # each ledger looks through all objects, and imports have made half a million
     with (
         patch.object(distributed_c10d, "ProcessGroupGloo", _OfOneThread),
         patch.object(distributed, "reduce_scatter_single", _settled(distributed.reduce_scatter_single)),

@@ -24,7 +24,13 @@ _Result = TypeVar("_Result")
 
 
 def compiled_entry(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Return a function that is compiled at its first call, or read where that has been done before."""
+    """Return a function that is compiled at its first call, or read where that has been done before.
+
+    numba goes by where its file lies. Sides of a gate have bench by a link (``bench.gate.judge``), and would
+    compile it once more.
+    """
+    code = function.__code__
+    function.__code__ = code.replace(co_filename=str(Path(code.co_filename).resolve()))
     with patch.object(numba.config, "CACHE_DIR", _folder()):
         try:
             return cast("Callable[_Arguments, _Result]", numba.njit(cache=True)(function))
