@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from bench.errors import InfrastructureError, UsageError
 from bench.metrics import GIB, MIB
@@ -18,6 +19,7 @@ from bench.records.predictions import Prediction, Refusal
 from bench.scenario.catalogue import card
 from bench.scenario.platform import Platform
 from bench.scenario.types import LimitsSpec
+from bench.training.preload import when_called
 from bench.workers.launch import Launcher, Worker
 from replay_worker import make_cell, make_facts, replay
 
@@ -176,9 +178,26 @@ def test_a_prediction_imports_nothing_that_only_other_work_needs() -> None:
         "from bench.scenario.platform import Platform\n"
         "with patched(Platform()): pass\n"
         "unneeded = 'datasets pandas pyarrow scipy.linalg scipy.optimize transformers.trainer trl'.split()\n"
-        "print(sorted(sys.modules.keys() & unneeded))"
+        "unneeded += 'networkx torch._inductor.codecache'.split()\n"
+        "print(sorted(sys.modules.keys() & unneeded), 'bitsandbytes' in sys.modules)"
     )
-    assert _printed(code) == "[]\n"
+    assert _printed(code) == "[] True\n"
+
+
+def test_what_bitsandbytes_marks_to_be_compiled_is_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and with the options that it named; others compile as ever."""
+    assert torch.compile.__module__ == "torch"
+    compiled: list[dict[str, bool]] = []
+
+    def compile_noted(function: Callable[[int], int], **options: bool) -> Callable[[int], int]:
+        compiled.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_noted)
+    twice = when_called(dynamic=False)(lambda one: 2 * one)
+    assert [] == compiled
+    assert (2, 4) == (twice(1), twice(2))
+    assert [{"dynamic": False}] == compiled
 
 
 def test_the_models_of_transformers_are_read_once() -> None:

@@ -24,11 +24,11 @@ from bench.training.loading.models import configuration_of
 from tiny_cells import tiny_cell
 
 A100 = Platform(capability=(8, 0))
-QWEN = {"name": "qwen", "random": "qwen2.5-0.5b"}
+QWEN = {"name": "qwen", "random": "qwen2.5-0.5b", "overrides": {"num_hidden_layers": 8}}
 
 
 def varied_cell(*, lengths: str = "vary", **training: Any) -> Cell:
-    """Return LoRA of a small real architecture, whose loop keeps outputs from one step to the next."""
+    """Return LoRA of eight layers of a real architecture, whose loop keeps outputs to the next step."""
     return tiny_cell(
         {"kind": "lora"},
         device="cuda",
@@ -126,7 +126,7 @@ reference = "page 1"
 date = "2026"
 gpu = "any"
 software = "any"
-model.random = "qwen2.5-0.5b"
+model = {{ random = "qwen2.5-0.5b", overrides = {{ num_hidden_layers = 8 }} }}
 method = {{ kind = "lora" }}
 data = {{ {data} }}
 training = {{ sequence_length = 256, micro_batch = 2, {training} }}
