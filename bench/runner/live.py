@@ -256,7 +256,7 @@ class PlainLines(_Watcher):
                 self._print(f"{self._current.cell.id} run {self._current.run}: {phase}")
             case EvaluationProgress() if self._current is not None:
                 now_s = time.monotonic()
-                if now_s - self._current.told_s >= LOGGED_PROGRESS_INTERVAL_S:
+                if not event.done or now_s - self._current.told_s >= LOGGED_PROGRESS_INTERVAL_S:
                     self._current.told_s = now_s
                     self._print(f"{self._current.cell.id} run {self._current.run}: {self._current.doing}")
             case RunEnded(record):

@@ -44,7 +44,6 @@ xquad and logiqa, race, coqa, multirc, sciq, qasper."""
 _TEXT_TOKENS = 16_384  # after which a text is long enough
 _TEXT_WINDOW = 512
 _FEWSHOT_SEED = 1234  # lm-eval's own default
-_TOLD_EACH_S = 0.5
 _DEFAULT_NEW_TOKENS = 256  # HFLM.max_gen_toks, which shortens the room for a prompt
 
 
@@ -75,7 +74,7 @@ def evaluate(  # noqa: PLR0917 - one call says all there is to say
             max_length=max_length,
         )
         for name in evaluation.tasks:
-            with _telling(partial(tell, name)):
+            with _telling(partial(tell, name), evaluation.batch_size):
                 readings += _evaluate_task(language_model, name, evaluation, data, when)
     caveats = [
         Caveat(
@@ -237,14 +236,14 @@ def _is_truncated(language_model: Any, sample: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _telling(tell: Callable[[int, int], None]) -> Iterator[None]:
-    """Have lm-eval's progress bar say how far it is where it would draw itself, at most twice a second."""
+def _telling(tell: Callable[[int, int], None], batch: int) -> Iterator[None]:
+    """Have lm-eval's progress bar say how far it is where it would draw itself, once for each batch."""
     from lm_eval.models import huggingface
 
     drawn = huggingface.tqdm
 
     def telling(*rest: Any, **named: Any) -> Any:
-        bar = drawn(*rest, mininterval=_TOLD_EACH_S, **named)
+        bar = drawn(*rest, mininterval=0, miniters=batch, **named)
         bar.display = lambda **_shown: tell(bar.n, bar.total)
         bar.refresh()
         return bar

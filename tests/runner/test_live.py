@@ -93,7 +93,7 @@ def test_a_terminal_shows_step_speed_peak_and_what_is_left() -> None:
 
 
 def test_an_evaluation_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal at each redraw; in a log every ten seconds of a phase, and no more once it is over."""
+    """On a terminal at each redraw; in a log at once and every ten seconds, and no more once it is over."""
     now_s = [100.0]
     monkeypatch.setattr("bench.runner.live.time.monotonic", lambda: now_s[0])
     console, output = make_console(terminal=False)
@@ -106,7 +106,8 @@ def test_an_evaluation_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> N
         now_s[0] += 1
 
     told = f"{CELL.id} run 1: evaluate_before"
-    assert [told, f"{told} held-out 900/1,600 requests"] == output.getvalue().splitlines()
+    counts = [f"{told} held-out {done}/1,600 requests" for done in ("0", "1,000")]
+    assert [told, *counts] == output.getvalue().splitlines()
 
     run = CurrentRun(CELL, 1)
     run.take(EvaluationProgress(task="held-out", done=1500, total=1600))

@@ -346,9 +346,8 @@ def test_nothing_is_printed(tokenizer: Any, capfd: pytest.CaptureFixture[str]) -
     assert ("", "") == capfd.readouterr()
 
 
-def test_how_far_an_evaluation_is_is_told_meanwhile(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_far_an_evaluation_is_is_told_meanwhile(tokenizer: Any) -> None:
     """Of each task the requests done, from none to all; then lm-eval has its own progress bar again."""
-    monkeypatch.setattr(evaluation_module, "_TOLD_EACH_S", 0)
     bar, told = huggingface.tqdm, list[tuple[str, int, int]]()
     spec = EvaluationSpec(tasks=("held-out", "mmlu-281"), limit=5, batch_size=1)
 
