@@ -107,7 +107,8 @@ from pathlib import Path
 from bench.gate import integrity
 sys.addaudithook(lambda event, _: integrity.note(event))
 integrity.watch()
-import bench.training.jobs, bench.training.window, bench.training.evaluation, bench.workers.classify
+import bench.training.preload, bench.training.jobs, bench.training.window, bench.training.evaluation
+import bench.workers.classify
 for code in json.load(sys.stdin):
     if os.fork() == 0:
         exec(code, {{"__name__": "candidate"}})

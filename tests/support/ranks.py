@@ -62,6 +62,7 @@ def readings_of_ranks(cells: Sequence[Cell], family: str, folder: Path) -> list[
 
 def be_rank(family: str, rendezvous: str, world: int, rank: int) -> None:
     """Read the ledger of each cell on standard input as one of the ranks."""
+    import bench.training.preload  # noqa: F401 - without torch's compiler
     from bench.predict.trace.loops import forget_state
     from tiny_cells import of_type, readings_of
     from toy_families import configuration, true_reading
