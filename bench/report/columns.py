@@ -211,7 +211,7 @@ class TerminalTable:
         if len(table.rows) == 1 and _taken(max(map(cell_len, column)) for column in texts) > width:
             yield self._listed([column[0] for column in texts], [column[1] for column in texts])
             return
-        pattern, texts[0] = _said_once(texts[0])
+        pattern, texts[0] = said_once(texts[0])
         most = [max(map(cell_len, column)) for column in texts]
         longest = [max(map(cell_len, _WORDS.findall(" ".join(column))), default=1) for column in texts]
         least = [min(size, width // 3) for size in longest]
@@ -275,7 +275,7 @@ _WORDS = re.compile(r"\S+(?: (?:%|GiB|MiB)(?!\S))?")
 """What is not broken: words, and numbers with their unit."""
 
 
-def _said_once(column: Sequence[str]) -> tuple[str, list[str]]:
+def said_once(column: Sequence[str]) -> tuple[str, list[str]]:
     """Return what ids have in common as a pattern, and the column with what differs; nothing of others."""
     parts = [text.split("/") for text in column[1:]]
     if len(set(column[1:])) < _FEWEST or any(len(each) != _ID_PARTS for each in parts):

@@ -34,6 +34,7 @@ from bench.errors import InfrastructureError, UsageError
 from bench.io import make_folder, write_bytes, write_text
 from bench.metrics import INSTRUMENT_NAMES
 from bench.records.predictions import Plan
+from bench.report.columns import said_once
 from bench.report.comparison_columns import memory_unit
 from bench.report.text import GIBIBYTES, MemoryUnit, texts
 from bench.scenario.catalogue import Card
@@ -176,10 +177,13 @@ def plan_figures(plan: Plan, rows: Sequence[PlanRow] = ()) -> tuple[Figure, ...]
     card = plan.cards[0] if len(plan.cards) == 1 else None
     limits = [(card.name, card.usable_bytes) for card in plan.cards]
     rows = rows or plan_rows(plan)
-    stacks = planned_breakdowns(rows, card, plan.cells)
+    stacks, left_out = planned_breakdowns(rows, card, plan.cells)
+    pattern, (_, *names) = said_once(["", *(stack.cell for stack in stacks)])
+    named = [replace(stack, cell=name) for stack, name in zip(stacks, names, strict=True)]
+    memory = _memory((named, left_out), limits, GIBIBYTES, predicted=True, whole=card is not None)
     return (
         *_cards(card_choices(plan, rows)),
-        _memory(stacks, limits, GIBIBYTES, predicted=True, whole=card is not None),
+        replace(memory, caption=f"{memory.caption} Cells: {pattern}.") if pattern else memory,
         *(figure for lever in _LEVERS for figure in _planned_scaling(plan, lever)),
     )
 

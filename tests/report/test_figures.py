@@ -1,5 +1,7 @@
 """Figures: drawn from rows where there is data, left out with a reason where there is none."""
 
+import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,17 @@ def test_a_plan_for_one_card_adds_up_to_what_has_to_fit() -> None:
     totals = values_of(memory, 1)
     needed = [one.verdicts[0].needed_bytes / 1024**3 for one in cells]
     assert pytest.approx(needed) == [total["size"] for total in totals]
+
+
+def test_bars_of_a_plan_are_named_by_what_differs() -> None:
+    """What all ids have in common is said once, so that none is cut off; no two names are alike."""
+    plan = read_plan(ROOT / "results" / "predicted" / "33b_24gb.json")
+    memory = next(one for one in plan_figures(plan) if one.name == "memory")
+    drawn = json.dumps(memory.specification())
+    assert memory.caption.endswith(" Cells: llama-33b/*/b1-s512-autocast-bf16-ckpt*-pack.")
+    names = {name for name in re.findall(r'"cell": "([^"]*)"', drawn) if name}
+    assert {"lora-r16", "lora-r16 paged32bit"} < names
+    assert len({one.cell.id for one in plan.cells}) == len(names)
 
 
 def test_a_large_plan_shows_every_model_and_method() -> None:
