@@ -231,7 +231,7 @@ def _counted(hidden: Sequence[MetricVerdict]) -> str:
 
 
 def render_terminal(verdicts: Verdicts, title: str) -> "Group":
-    """Return the verdicts cell by cell; what passes, or is undecided and not gated, by its name alone."""
+    """Return the verdicts cell by cell: what passes by its name alone, what is not gated without a reason."""
     from rich.console import Group
     from rich.text import Text
 
@@ -253,9 +253,13 @@ def render_terminal(verdicts: Verdicts, title: str) -> "Group":
 
 def _told(judged: MetricVerdict) -> str:
     """Return what a verdict is on, its values and its reason."""
+    return f"{_valued(judged)}: {judged.reason}"
+
+
+def _valued(judged: MetricVerdict) -> str:
     change = ", ".join(text for text in (_change(judged), _interval(judged)) if text != NOT_APPLICABLE)
     values = f" {_value(judged, judged.baseline)} → {_value(judged, judged.candidate)} ({change})"
-    return f"{subject(judged)}{values if change else ''}: {judged.reason}"
+    return f"{subject(judged)}{values if change else ''}"
 
 
 def _cell_lines(judgements: Sequence[MetricVerdict]) -> "RichTable":
@@ -266,7 +270,8 @@ def _cell_lines(judgements: Sequence[MetricVerdict]) -> "RichTable":
     named: dict[str, list[str]] = {}
     for one in judgements:
         if (one.verdict == "pass" and not one.improved) or (not one.gated and one.verdict != "regression"):
-            named.setdefault(verdict_text(one), []).append(subject(one))
+            name = subject(one) if one.verdict == "pass" else _valued(one)
+            named.setdefault(verdict_text(one), []).append(name)
             continue
         told.append((verdict_text(one), _told(one)))
     lines = RichTable.grid(padding=(0, 2))

@@ -177,6 +177,17 @@ def test_a_terminal_of_80_columns_tells_what_is_wrong_and_names_what_passes() ->
     assert "1,048,576 bytes, tolerance 1,048,576" in " ".join(text.split())
 
 
+def test_what_is_not_gated_has_its_values_where_it_is_undecided() -> None:
+    """Two files of another tool's times hold nothing that is gated: the numbers are what was asked for."""
+    times = {"metric": "step_time_ns", "unit": "ns", "gated": False, "reason": "0 sessions"}
+    undecided = make_judged("inconclusive", **times, baseline=220.0, candidate=330.0, ratio=1.5)
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(render_terminal(make_verdicts(undecided), "x"))
+    text = " ".join(console.export_text().split())
+    assert "inconclusive (not gated) step_time_ns 220 ns → 330 ns (× 1.500)" in text
+    assert "0 sessions" not in text
+
+
 def test_facts_longer_than_the_limit_leave_the_verdict() -> None:
     """A stranger's thousand caveats do not push it out."""
     caveats = tuple(Caveat(code="x", message=f"{number} " * 50) for number in range(2000))
