@@ -9,7 +9,15 @@ import pytest
 from bench.compare.comparison import compare
 from bench.compare.plausibility import lint, with_findings
 from bench.records.readings import GpuReading, checked
-from bench.records.records import DeviceFacts, FlopsReading, Measurement, ModelFacts, Record, TokenCounts
+from bench.records.records import (
+    DeviceFacts,
+    FlopsReading,
+    Measurement,
+    ModelFacts,
+    RankReading,
+    Record,
+    TokenCounts,
+)
 from bench.records.store import load_records
 from bench.records.table import tidy
 from bench.report.pages import render_markdown
@@ -204,7 +212,7 @@ def test_steps_that_are_not_the_windows() -> None:
 
 
 def test_parts_longer_than_the_whole() -> None:
-    """Steps beyond their phase, phases beyond the run."""
+    """Steps beyond their phase, phases beyond the run; of two ranks each step has the slower one's time."""
     slow = make_measurement(steps=make_steps([300.0] * 8))
     assert sentence(make_record(measurement=slow), "parts-longer-than-the-whole") == (
         "The steps of phase steady add up to 2.667 s, and the phase took 2.000 s."
@@ -212,6 +220,18 @@ def test_parts_longer_than_the_whole() -> None:
     assert sentence(make_record(total_ns=10_000_000_000), "parts-longer-than-the-whole") == (
         "The phases add up to 10.500 s, and the whole run took 10.000 s."
     )
+    ranks = tuple(
+        RankReading(
+            rank=rank,
+            ledger_peak_bytes=None,
+            host_peak_bytes=None,
+            cuda_allocated_peak_bytes=None,
+            cuda_reserved_peak_bytes=None,
+            step_time_ns=None,
+        )
+        for rank in range(2)
+    )
+    assert codes(make_record(measurement=slow.replace(ranks=ranks))) == []
 
 
 def flops_of(per_second: float) -> FlopsReading:
