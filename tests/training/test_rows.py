@@ -167,6 +167,19 @@ def test_questions_and_answers_of_other_names_are_completions(
     assert f"{tmp_path}/rows.json: read as completion {told}: 1 row" == found.summary() == named.summary()
 
 
+def test_two_answers_to_a_question_have_it_for_their_prompt(tmp_path: Path) -> None:
+    """As text, whose answers begin a line, or as turns; one line says what was taken."""
+    of_text = {"system": "S", "question": "2 + 2?", "chosen": "4", "rejected": "5"}
+    found = read_rows(data_of(tmp_path, [of_text]), pairs=True)
+    assert found.rows == [(1, Preference(Answer("2 + 2?\n", "4"), Answer("2 + 2?\n", "5")))]
+    assert '(question, chosen and rejected; not read: "system")' in found.summary()
+
+    no = {"role": "assistant", "content": "no"}
+    of_turns = {"question": TURNS[0]["content"], "chosen": TURNS[1:], "rejected": [no]}
+    found = read_rows(data_of(tmp_path, [of_turns]), pairs=True)
+    assert found.rows == [(1, Preference(Chat(TURNS, first=1), Chat([TURNS[0], no], first=1)))]
+
+
 def test_a_question_without_its_answer_is_named(tmp_path: Path) -> None:
     """By the name that the other rows have for it, as is an answer that is a number."""
     good = {"question": "2 + 2?", "answer": "4"}

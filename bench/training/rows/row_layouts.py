@@ -250,10 +250,18 @@ def _completion(row: dict[str, Any]) -> Answer | Chat:
     if isinstance(row.get(answer), list):
         return _following(row, answer, _turns(row, request))
     prompt, completion = _text(row, request), _text(row, answer)
-    # A prompt is written to be completed; a question is not, and its answer begins a line.
     own = (request, answer) == REQUESTS_AND_ANSWERS[0]
-    joined = own or prompt[-1:].isspace() or completion[:1].isspace()
-    return Answer(prompt if joined else f"{prompt}\n", completion)
+    return Answer(prompt if own else _asked(prompt, completion), completion)
+
+
+def _asked(question: str, answer: str) -> str:
+    """Return a question as a prompt: it was not written to be completed, so that answers begin a line."""
+    return question if question[-1:].isspace() or answer[:1].isspace() else f"{question}\n"
+
+
+def question_of(row: dict[str, Any]) -> str | None:
+    """Return the name of what two answers are to, unless it is prompt; None without such a field."""
+    return None if "prompt" in row else next((one for one, _ in REQUESTS_AND_ANSWERS if one in row), None)
 
 
 def _following(row: dict[str, Any], key: str, prompt: list[dict[str, Any]]) -> Chat:
@@ -264,6 +272,9 @@ def _following(row: dict[str, Any], key: str, prompt: list[dict[str, Any]]) -> C
 def _preference(row: dict[str, Any]) -> Preference:
     """Read two answers; where no prompt stands beside them it is what both begin with, as trl takes it."""
     keys = ("chosen", "rejected")
+    if isinstance(row.get(question := question_of(row) or ""), str):
+        first = row["chosen"] if isinstance(row["chosen"], str) else "\n"  # a turn begins by itself
+        row = {**row, "prompt": _asked(_text(row, question), first)}
     if all(isinstance(row.get(key), dict) for key in keys):  # LLaMA-Factory's: one turn each, after others
         row = {**row, **{key: [row[key]] for key in keys}, "prompt": row.get("conversations")}
     if not isinstance(row.get("chosen"), list):

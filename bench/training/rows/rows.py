@@ -28,6 +28,7 @@ from bench.training.rows.row_layouts import (
     Row,
     WrongRowError,
     kind_of,
+    question_of,
     request_and_answer,
 )
 
@@ -94,7 +95,7 @@ def read_rows(data: JsonlData | HubData, *, pairs: bool = False, most: int | Non
         where = f"{name}, {place} {line}: "
         if chosen is None:
             chosen = _format_of(data.format, fields, pairs, where)
-            names = _names(fields) if chosen == "completion" else ""
+            names = _names(fields, chosen)
         try:
             rows.append((line, ROW_OF[chosen](fields)))
         except WrongRowError as error:
@@ -164,13 +165,15 @@ def _format_of(named: DataFormat, fields: dict[str, Any], pairs: bool, where: st
     return fitting[0] if pairs or fitting[0] != "preference" else fitting[1]
 
 
-def _names(fields: dict[str, Any]) -> str:
-    """Say which fields are prompt and completion, unless they are called so, and which are not read."""
-    own = request_and_answer(fields)
+def _names(fields: dict[str, Any], chosen: RowFormat) -> str:
+    """Say which fields are read, unless they have the layout's own names, and which are not."""
+    own = request_and_answer(fields) if chosen == "completion" else _KEYS["completion"]
+    if chosen == "preference" and (question := question_of(fields)):
+        own = (question, *_KEYS["preference"])
     if own == _KEYS["completion"]:
         return ""
     rest = ", ".join(json.dumps(name)[:40] for name in islice(fields, 8) if name not in {*own, "tools"})
-    return f" ({' and '.join(own)}{rest and f'; not read: {rest}'})"
+    return f" ({', '.join(own[:-1])} and {own[-1]}{rest and f'; not read: {rest}'})"
 
 
 LONGEST_ROW = 64 * 1024**2
