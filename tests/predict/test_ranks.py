@@ -53,7 +53,7 @@ HANDFUL = {
     ("full", "offloaded", True, "non-reentrant"),
     ("lora", "ddp", False, "non-reentrant"),
     ("qlora", "kept", True, "non-reentrant"),
-    ("qlora", "ddp", True, "off"),
+    ("qlora", "ddp", True, "non-reentrant"),
 }
 FLAT: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "full": ({"kind": "full"}, {"dtype": "fp32"}, {}),

@@ -366,10 +366,16 @@ class MetaLedger(Ledger):
         return self._layers_on_host.get(address) if number is None else self.layer_of_block[number]
 
     def _module_of(self, args: tuple[Any, ...]) -> str:
+        if self._phase == "backward" and args and self._is_bucket(args[0]):
+            args = args[1:]  # without a hook DDP fills buckets as what a product is written to, no argument
         module = super()._module_of(args)
         if self._phase in {"forward", "backward"}:
             self._layer = self._layer_named(module)
         return module
+
+    def _is_bucket(self, tensor: object) -> bool:
+        block = self._known(tensor) if isinstance(tensor, torch.Tensor) else None
+        return block is not None and block.module == "DistributedDataParallel"
 
     def _layer_named(self, module: str) -> int:
         """Return the layer that a module's name tells: its first number, as in model.layers.3.mlp."""
