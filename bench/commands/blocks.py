@@ -240,6 +240,8 @@ def render_keys() -> str:
     schema = json_schema()
     parts = {"At the top": schema["properties"]}
     parts |= {f"`[{name}]`": one["properties"] for name, one in schema["$defs"].items()}
+    parts["`[gate]`"] = gate = schema["properties"]["gate"]["properties"]
+    parts["`[gate.metrics.NAME]`"] = gate["metrics"]["additionalProperties"]["properties"]
     return "\n\n".join("\n".join(_lines_of_keys(title, keys)) for title, keys in parts.items())
 
 

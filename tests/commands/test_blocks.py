@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.commands.blocks import check, fill, require_in_step, update
+from bench.commands.blocks import check, fill, render_keys, require_in_step, update
 from bench.errors import UsageError
 from bench.records.records import encode_record
 from bench.report.figures import Figure
@@ -176,3 +176,11 @@ def test_an_empty_folder_is_an_error(repository: Path) -> None:
 def test_the_pages_of_this_repository_are_in_step() -> None:
     """README.md and report/*.md show what the committed records say."""
     assert check(ROOT) == []
+
+
+def test_keys_of_a_gate_and_of_its_metrics_stand_in_the_reference() -> None:
+    """The page says "every key": tables within a table have their own, with units and defaults."""
+    page = render_keys()
+    assert "## `[gate]`" in page
+    assert "| `alpha` | number > 0, ≤ 0.2 | `0.01` |" in page
+    assert "| `relative_tolerance` |" in page.partition("## `[gate.metrics.NAME]`")[2]
