@@ -127,7 +127,7 @@ def _frozen() -> Iterator[torch.Tensor]:
     Looking through all that it imported would copy its memory. What was frozen since is shown again.
     """
     server = sys.modules.get("bench.workers.freeze")
-    if server is None or gc.get_freeze_count() > server.OBJECTS:
+    if server is None or server.TENSORS is None or gc.get_freeze_count() > server.OBJECTS:
         _unfreeze()
     else:
         yield from (tensor for each in server.TENSORS if (tensor := each()) is not None)

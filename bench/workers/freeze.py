@@ -14,8 +14,13 @@ from typing import Any
 from bench.workers.orphan import release
 
 _torch: Any = sys.modules.get("torch")
-TENSORS = [weakref.ref(each) for each in gc.get_objects() if _torch and issubclass(type(each), _torch.Tensor)]
-"""Those that imports have left, for ledgers to find them though they are frozen."""
+_measures = _torch and "bench.predict.preload" not in sys.modules  # looking takes a third of a second
+TENSORS = (
+    [weakref.ref(each) for each in gc.get_objects() if issubclass(type(each), _torch.Tensor)]
+    if _measures
+    else None
+)
+"""Those that imports have left, for ledgers to find them though they are frozen; None if nobody looked."""
 gc.freeze()
 OBJECTS = gc.get_freeze_count()
 gc.enable()
