@@ -315,7 +315,7 @@ _SCALES: dict[str, tuple[str, float]] = {
 def _card(name: str, **facts: Any) -> Card:
     """Convert the units of the catalogue, and say what is assumed."""
     fields = {_SCALES[key][0]: facts.pop(key) * _SCALES[key][1] for key in _SCALES if key in facts}
-    assumptions = []
+    assumptions = [*facts.pop("assumptions", ())]
     if "read_usable_bytes" not in fields:
         assumptions.append("its usable memory is estimated from the memory as sold")
     if "read_context_bytes" not in fields:

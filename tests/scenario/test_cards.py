@@ -115,3 +115,10 @@ def test_what_is_no_amount_of_memory_is_refused(size: str) -> None:
     """A number and a unit are needed, and nothing else is read."""
     with pytest.raises(UsageError, match="not an amount of memory"):
         card_of_memory(size)
+
+
+def test_a_card_says_what_of_it_is_not_in_its_speed() -> None:
+    """A capped power is told wherever the card is named, beside what the catalogue assumes of any."""
+    told = card("a100-80gb-station").assumptions
+    assert [one for one in told if "275 of 400 W" in one]
+    assert set(card("a100-80gb-sxm").assumptions) <= set(told)

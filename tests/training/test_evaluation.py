@@ -29,7 +29,7 @@ from bench.training import evaluation as evaluation_module
 from bench.training.evaluation import evaluate, read_text_loss
 from bench.training.loading.models import keep_quantised_weights
 from bench.training.rows.data import prepare_batches
-from bench.training.rows.tasks import WORDS, mmlu_questions, task_items
+from bench.training.rows.tasks import WORDS, task_items
 
 # peft 0.21 asks transformers 5.23 for what it is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -370,20 +370,6 @@ def test_a_task_without_right_and_wrong_is_refused(
 
     with pytest.raises(UnavailableError, match=r"held-out has no right-or-wrong per item \(it has acc\)"):
         held_out(tiny_model(), tokenizer, limit=1)
-
-
-def test_mmlu_questions_are_281_real_ones() -> None:
-    """Count, subjects, a known question and its answer."""
-    questions = mmlu_questions()
-    ring = next(row for row in questions if row["question"].endswith("the characteristic of the ring 2Z."))
-
-    assert (281, 57) == (len(questions), len({row["subject"] for row in questions}))
-    assert (["0", "3", "12", "30"], 0) == (ring["choices"], ring["answer"])
-    assert {0, 1, 2, 3} == {row["answer"] for row in questions}
-    assert all("\nA:" not in choice for row in questions for choice in row["choices"])
-    assert ring["introduction"] == (
-        "The following are multiple choice questions (with answers) about abstract algebra."
-    )
 
 
 @pytest.mark.parametrize(

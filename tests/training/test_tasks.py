@@ -17,6 +17,7 @@ from bench.training.rows.tasks import (
     Task,
     TaskItem,
     belongs_to,
+    mmlu_questions,
     task_items,
 )
 
@@ -132,3 +133,17 @@ def test_words_are_distinct_and_plain() -> None:
     """A word that stood twice could make two options the same."""
     assert len(WORDS) == len(set(WORDS))
     assert all(word.isascii() and word.islower() and word.isalpha() for word in WORDS)
+
+
+def test_mmlu_questions_are_281_real_ones() -> None:
+    """Count, subjects, a known question and its answer."""
+    questions = mmlu_questions()
+    ring = next(row for row in questions if row["question"].endswith("the characteristic of the ring 2Z."))
+
+    assert (281, 57) == (len(questions), len({row["subject"] for row in questions}))
+    assert (["0", "3", "12", "30"], 0) == (ring["choices"], ring["answer"])
+    assert {0, 1, 2, 3} == {row["answer"] for row in questions}
+    assert all("\nA:" not in choice for row in questions for choice in row["choices"])
+    assert ring["introduction"] == (
+        "The following are multiple choice questions (with answers) about abstract algebra."
+    )

@@ -226,8 +226,8 @@ def _timer(cards: tuple[Card, ...]) -> Callable[[Work], Sequence[tuple[float, ..
 def _speed(step: _Step, timed: Floats, cell: Cell, card: Card, without: str) -> Speed:
     gpus, why = cell.parallel.gpus, "no source of its multiprocessors, clock and cache was read"
     if cell.parallel.cpu_offload:
-        why = "the optimizer runs on the host's CPU, whose time is not known"
-    if cell.parallel.cpu_offload or rates_of(card) is None or (why := why_unlinked(card, gpus)):
+        return Speed(card=card.name, refused="the optimizer runs on the host's CPU, whose time is not known")
+    if rates_of(card) is None or (why := why_unlinked(card, gpus)):
         return Speed(card=card.name, refused=why)
     table = constants()["calibration"]
     factors = table["cards"].get(card.name, table["other"])
