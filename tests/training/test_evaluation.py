@@ -370,32 +370,3 @@ def test_a_task_without_right_and_wrong_is_refused(
 
     with pytest.raises(UnavailableError, match=r"held-out has no right-or-wrong per item \(it has acc\)"):
         held_out(tiny_model(), tokenizer, limit=1)
-
-
-@pytest.mark.parametrize(
-    ("changed", "same"),
-    [
-        ({}, True),
-        ({"metrics": ["acc", "f1"]}, True),
-        ({"doc_hash": "1"}, False),
-        ({"target": 1}, False),
-        ({"arguments": [("Q: 1 + 1 =", " 2"), ("Q: 1 + 1 =", " 4")]}, False),
-        ({"arguments": [("1 + 1 =", " 2"), ("1 + 1 =", " 3")]}, False),
-        ({"arguments": [("Q: 1 + 1 =", " 2")]}, False),
-        ({"arguments": [("Q: 1 + 1 =", {"max_gen_toks": 1})]}, False),
-    ],
-)
-def test_a_question_put_otherwise_is_another(changed: dict[str, Any], same: bool) -> None:  # noqa: FBT001 - a case
-    """Another prompt, choice or answer that counts, with the same data."""
-    asked = {
-        "doc_id": 0,
-        "filter": "none",
-        "doc_hash": "0",
-        "doc": {},
-        "target": 0,
-        "arguments": [("Q: 1 + 1 =", " 2"), ("Q: 1 + 1 =", " 3")],
-        "metrics": ["acc"],
-        "acc": 1.0,
-    }
-    first, second = (evaluation_module._asked(each) for each in (asked, asked | changed))
-    assert same == (first == second)

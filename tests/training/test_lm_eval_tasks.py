@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import datasets
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from bench.errors import InfrastructureError, UnavailableError, UsageError
 from bench.scenario.types import SyntheticData, TaskData
 from bench.training import evaluation
+from bench.training import evaluation as evaluation_module
 from bench.training.evaluation import find_task_file, load_tasks
 from bench.training.rows import tasks
 
@@ -102,3 +104,32 @@ def test_another_number_of_mmlu_questions_is_said(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tasks, "_MMLU_FILE", "nowhere.json")
     with pytest.raises(InfrastructureError, match=r"does not carry nowhere\.json; install lm-eval"):
         load_tasks("mmlu-281", SyntheticData())
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ({}, True),
+        ({"metrics": ["acc", "f1"]}, True),
+        ({"doc_hash": "1"}, False),
+        ({"target": 1}, False),
+        ({"arguments": [("Q: 1 + 1 =", " 2"), ("Q: 1 + 1 =", " 4")]}, False),
+        ({"arguments": [("1 + 1 =", " 2"), ("1 + 1 =", " 3")]}, False),
+        ({"arguments": [("Q: 1 + 1 =", " 2")]}, False),
+        ({"arguments": [("Q: 1 + 1 =", {"max_gen_toks": 1})]}, False),
+    ],
+)
+def test_a_question_put_otherwise_is_another(changed: dict[str, Any], same: bool) -> None:  # noqa: FBT001 - a case
+    """Another prompt, choice or answer that counts, with the same data."""
+    asked = {
+        "doc_id": 0,
+        "filter": "none",
+        "doc_hash": "0",
+        "doc": {},
+        "target": 0,
+        "arguments": [("Q: 1 + 1 =", " 2"), ("Q: 1 + 1 =", " 3")],
+        "metrics": ["acc"],
+        "acc": 1.0,
+    }
+    first, second = (evaluation_module._asked(each) for each in (asked, asked | changed))
+    assert same == (first == second)
