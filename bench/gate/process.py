@@ -315,6 +315,8 @@ def open_sides(
             own: dict[str, Any] = {"located": ("bench", *located), "code_folder": side.code}
             if side.judge == PACKAGE.parent:
                 own |= {"judge": bench.__version__, "installed": environments}
+            else:
+                own |= {"evaluates": False}
             if side.label:
                 own |= {"stamped": side.under_test, "label": side.label}
             process.send(allowed.model_copy(update=own))

@@ -27,7 +27,8 @@ class Opening(Stored):
     ``stamped`` are packages that this side imports from sources, whose version is then ``VERSION+label``;
     ``located`` are those of either side, whose place is wanted. ``allow_code`` are functions that a loop may
     be, imported from ``code_folder``. ``judge`` is the version of this bench where the side is lent it, and
-    ``installed`` asks for all of its environment. What is empty is not told: an older side does not know it.
+    ``installed`` asks for all of its environment; ``evaluates`` says that accuracy is asked for.
+    What is empty is not told: an older side does not know it.
     """
 
     trust_remote_code: bool = False
@@ -39,6 +40,7 @@ class Opening(Stored):
     predicts: bool = Field(default=False, exclude_if=operator.not_, description="Nothing is to be run.")
     judge: str = Field("", exclude_if=operator.not_)
     installed: bool = Field(default=False, exclude_if=operator.not_)
+    evaluates: bool = Field(default=False, exclude_if=operator.not_)
 
 
 class Assignment(Stored):

@@ -45,7 +45,7 @@ from bench.scenario.cell import Cell
 from bench.scenario.platform import Platform
 from bench.workers import interrupts
 from bench.workers.child import die_with_parent
-from bench.workers.launch import PRELOAD, Launcher
+from bench.workers.launch import EVALUATES, PRELOAD, Launcher
 from bench.workers.supervise import probe
 
 LIBRARIES = ("transformers", "peft", "bitsandbytes")
@@ -71,7 +71,8 @@ def serve(answers: int, lifeline: int, launcher: Launcher | None = None) -> None
     with interrupts.caught():
         try:
             opening = Opening.model_validate_json(jobs.readline())
-            preload = ("bench.gate", *(pool.PRELOAD if opening.predicts else PRELOAD))
+            training = (*PRELOAD, *EVALUATES) if opening.evaluates else PRELOAD
+            preload = ("bench.gate", *(pool.PRELOAD if opening.predicts else training))
             launcher = launcher or Launcher(work=run_from_own_sources, preload=preload)
             if opening.predicts:
                 predict = ready_to_predict(stamped(read_environment(), opening), opening, tell, launcher)

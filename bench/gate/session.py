@@ -245,7 +245,11 @@ def run_session(
     folder = folder_of_new(options.folder)
     if options.resume:
         folder, session = resumed(options.folder, session, cells)
-    allowed = Opening(trust_remote_code=options.trust_remote_code, allow_code=options.allow_code)
+    allowed = Opening(
+        trust_remote_code=options.trust_remote_code,
+        allow_code=options.allow_code,
+        evaluates=any(cell.evaluation.tasks for cell in cells),
+    )
     with interrupts.caught():
         try:
             with begun(folder, session, sides, tell, opening=allowed, command=options.command) as log:

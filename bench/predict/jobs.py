@@ -13,20 +13,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import transformers.utils
-
-import bench.training.preload  # noqa: F401 - before the rest of transformers
-
-with patch.object(transformers.utils, "is_scipy_available", return_value=False):
-    # scipy is for losses over boxes in images alone.
-    import transformers.loss.loss_utils
-
-with patch.object(torch, "compile", lambda function=None, **_options: function or (lambda given: given)):
-    # What bitsandbytes wraps for the compiler runs in no prediction, and the compiler takes long to import.
-    import bitsandbytes  # noqa: F401 - imported for its cost
-
-import peft  # noqa: F401 - the same
-import transformers.models.llama.modeling_llama
 
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.predict import predict_all

@@ -7,10 +7,13 @@ libraries are imported, which takes half as long.
 import contextlib
 import os
 import signal
+from importlib import import_module
 
 from bench.predict.allocator import compiled
 from bench.predict.allocator.replay import replay
 from bench.workers.orphan import ask_for
+
+_FAMILY = "transformers.models.llama.modeling_llama"  # that most scenarios load
 
 
 def _compiling() -> int:
@@ -26,8 +29,8 @@ def _compiling() -> int:
 
 _process = None if compiled.is_kept() else _compiling()
 
-import bench.predict.jobs  # noqa: E402, F401 - imported for its cost, while the other process compiles
-
+for _name in ("bench.training.preload", "peft", _FAMILY, "bench.predict.jobs"):  # while the other compiles
+    import_module(_name)
 if _process is not None:
     os.waitpid(_process, 0)
 with contextlib.suppress(Exception):  # a worker meets it again, and says so of its cell

@@ -17,7 +17,7 @@ from bench.runner.schedule import Observe, ScheduledRun, SweepOptions
 from bench.scenario.cell import Cell
 from bench.scenario.load import choose_cells
 from bench.workers import interrupts
-from bench.workers.launch import Launcher
+from bench.workers.launch import EVALUATES, PRELOAD, Launcher
 from bench.workers.supervise import JobEnd
 
 MOST_RERUNS = 2  # of a contaminated run; what is contaminated even then is left to the next sweep
@@ -64,7 +64,8 @@ def run_sweep(
     """
     chosen = choose_cells(cells, options.only)
     schedule.require_allowed_code(chosen, options.allow_code)
-    launcher = launcher or Launcher()
+    evaluates = any(cell.evaluation.tasks for cell in chosen)
+    launcher = launcher or Launcher(preload=(*PRELOAD, *EVALUATES) if evaluates else PRELOAD)
     executor = executor or LocalExecutor(options=options, observe=observe, launcher=launcher)
     with open_folder(options.results) as folder, interrupts.caught():
         try:

@@ -5,10 +5,12 @@ And it reads every file of its models for the names in them, twice: first as it 
 ``transformers.models``, for it remembers 128 folders and has four times as many.
 
 bitsandbytes marks what stands for its own kernels on other devices to be compiled, for which torch imports
-its whole compiler, a fifth of all imports; here it does so should one be called.
+its whole compiler, a fifth of all imports; here it does so should one be called. Likewise, losses of
+transformers over boxes in images import all of scipy's linear algebra for one function.
 """
 
 import contextlib
+import sys
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from pathlib import Path
@@ -17,6 +19,7 @@ from unittest.mock import patch
 
 import torch
 import transformers
+import transformers.utils
 from transformers.utils import import_utils
 
 _MODELS = Path(transformers.__file__).parent / "models"
@@ -59,3 +62,19 @@ def when_called(function: Callable[..., Any] | None = None, **options: Any) -> C
 
 with contextlib.suppress(ImportError), patch.object(torch, "compile", when_called):
     import bitsandbytes  # noqa: F401 - imported for its cost; whoever needs it says that it is missing
+
+
+def linear_sum_assignment(*args: Any, **named: Any) -> Any:
+    """Call scipy's function of this name, which is imported by then and no sooner."""
+    from scipy import optimize
+
+    return optimize.linear_sum_assignment(*args, **named)
+
+
+with contextlib.suppress(ImportError), patch.object(transformers.utils, "is_scipy_available", lambda: False):
+    import transformers.loss.loss_utils
+for _name in ("loss_for_object_detection", "loss_deformable_detr", "loss_grounding_dino"):
+    if (_loss := sys.modules.get(f"transformers.loss.{_name}")) is not None:
+        vars(_loss).update(
+            linear_sum_assignment=linear_sum_assignment, is_scipy_available=import_utils.is_scipy_available
+        )

@@ -29,14 +29,14 @@ from bench.workers import PARENT_VARIABLE, child, interrupts
 _HEAVY = (
     "bench.training.preload",
     "bitsandbytes",
-    "lm_eval.evaluator",
-    "lm_eval.models.huggingface",
     "peft",
     "transformers.models.llama.modeling_llama",  # the family most scenarios load
     "bench.training.jobs",
     "bench.training.window",
 )
 PRELOAD = (*_HEAVY, "bench.workers.child")
+EVALUATES = ("lm_eval.evaluator", "lm_eval.models.huggingface")
+"""Beside them, where accuracy is asked for: a second, and 100 MiB in each worker."""
 FOR_ONE = ("bench.workers.child",)
 """For a launcher of one worker, which best imports itself what it needs and no more."""
 CHECK_INSTALLATION = f"check the installation with: python -c 'import {', '.join(_HEAVY)}'"

@@ -173,7 +173,7 @@ def test_a_prediction_imports_nothing_that_only_other_work_needs() -> None:
     """Data sets, tables and the trainer take longer to import than a cell to predict."""
     code = (
         "import sys\n"
-        "import bench.predict.jobs\n"
+        "import bench.predict.preload\n"
         "from bench.predict.trace.patches import patched\n"
         "from bench.scenario.platform import Platform\n"
         "with patched(Platform()): pass\n"

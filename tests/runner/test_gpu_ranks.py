@@ -92,7 +92,7 @@ def sweep_over_ranks(gpus: VirtualGpus, folder: Path) -> tuple[Record, ...]:
     from bench.runner.gpu_watch import GpuWatch
     from bench.runner.schedule import SweepOptions
     from bench.runner.sweep import run_sweep
-    from bench.workers.launch import PRELOAD, Launcher
+    from bench.workers.launch import Launcher
 
     (folder / "card1").write_bytes(pickle.dumps(idle_card(1)))
     show_cards(gpus, folder, 0, idle_card(0))
@@ -105,8 +105,7 @@ def sweep_over_ranks(gpus: VirtualGpus, folder: Path) -> tuple[Record, ...]:
     cell = Cell.model_validate(cell.model_dump() | {"parallel": {"strategy": "ddp", "gpus": 2}})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "GpuWatch", watch)
-        needed = [name for name in PRELOAD if not name.startswith("lm_eval")]
-        launcher = Launcher(work=functools.partial(train_as_rank, gpus, folder), preload=needed)
+        launcher = Launcher(work=functools.partial(train_as_rank, gpus, folder))
         options = SweepOptions(results=folder / "results", predict=False)
         return run_sweep([cell], options, lambda _: None, launcher).records
 

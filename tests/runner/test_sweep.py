@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+import bench.runner.sweep
 from bench.errors import InfrastructureError, InterruptedByUserError
 from bench.records.records import Record
 from bench.records.store import load_records
@@ -51,6 +53,24 @@ def sweep(
     launcher = Launcher(work=replay, preload=["bench.workers.child"])
     chosen = SweepOptions(results=folder, **options)  # type: ignore[arg-type] # a test names them right
     return run_sweep(cells, chosen, observer or Notes(), launcher)
+
+
+@pytest.mark.parametrize("asked", [("mine",), ()])
+def test_the_server_of_workers_imports_lm_eval_only_where_accuracy_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...]
+) -> None:
+    """It takes a second, and 100 MiB in each worker."""
+    told: list[str] = []
+
+    def launcher(preload: Sequence[str]) -> Launcher:
+        told.extend(preload)
+        return Launcher(work=replay, preload=["bench.workers.child"])
+
+    monkeypatch.setattr(bench.runner.sweep, "Launcher", launcher)
+    cell = make_cell("ok")
+    cell = cell.model_copy(update={"evaluation": cell.evaluation.model_copy(update={"tasks": asked})})
+    run_sweep([cell], SweepOptions(results=tmp_path), Notes())
+    assert ("lm_eval.evaluator" in told) is bool(asked)
 
 
 def outcomes(records: tuple[Record, ...]) -> list[tuple[str, int, str]]:

@@ -65,7 +65,8 @@ def one_server() -> Iterator[None]:
     A process has one, with the modules that its first launcher names. Were that one of stand-ins, each later
     worker that trains would have to import torch and its family itself.
     """
-    everything = ["bench.workers.orphan", *launch.PRELOAD, *pool.PRELOAD, "bench.workers.freeze"]
+    heavy = [*launch.PRELOAD, *launch.EVALUATES, *pool.PRELOAD]
+    everything = ["bench.workers.orphan", *heavy, "bench.workers.freeze"]
     preload = forkserver.set_forkserver_preload
     with patch.object(forkserver, "set_forkserver_preload", lambda _: preload(everything)):
         yield

@@ -90,7 +90,7 @@ def sweep_on_virtual_gpu(
     from bench.runner.gpu_watch import GpuWatch
     from bench.runner.schedule import SweepOptions
     from bench.runner.sweep import run_sweep
-    from bench.workers.launch import PRELOAD, Launcher
+    from bench.workers.launch import Launcher
 
     uuid = (SLICED_CARD.slices[0] if SCRIPTS[names[0]].on_slice else CARD).uuid
     cells = cells or [make_cell(name) for name in names]
@@ -105,8 +105,7 @@ def sweep_on_virtual_gpu(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "GpuWatch", watch)
         idle(gpus, SCRIPTS[names[0]])
-        needed = [name for name in PRELOAD if not name.startswith("lm_eval")]  # nothing is evaluated
-        launcher = Launcher(work=work, preload=needed)
+        launcher = Launcher(work=work)
         return run_sweep(
             cells, SweepOptions(results=folder, predict=predict), lambda _: None, launcher
         ).records
