@@ -68,6 +68,7 @@ class Metric:
     gated: bool = False
     tolerance: float = 0.0
     relative_tolerance: float = 0.0
+    most_tolerated_share: float | None = None
     since: str | None = None
 
     @property

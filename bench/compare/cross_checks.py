@@ -166,10 +166,9 @@ def unseen(policies: Iterable[MetricPolicy], varying: Sequence[MetricSamples], r
             name = samples.policy.metric.name
             lines.append(f"{name}: any change" if math.isinf(share) else f"{name}: less than {share:.1%}")
     lines += [
-        f"{policy.metric.name}: less than {policy.tolerance:,.0f} {policy.metric.unit}"
-        + f", or {policy.relative_tolerance:.0%} where that is more" * bool(policy.relative_tolerance)
+        f"{policy.metric.name}: less than {policy.tolerated_text}"
         for policy in policies
-        if policy.metric.exact and policy.tolerance
+        if policy.metric.exact and policy.tolerated_text
     ]
     return tuple(lines)
 

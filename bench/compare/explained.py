@@ -1,15 +1,20 @@
 """Why a cell takes otherwise in one plan than in another, and what two plans cannot tell."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+from msgspec import UnsetType
 
 from bench.errors import listed
 from bench.metrics import MIB, size_text
 from bench.records.predictions import PlannedCell, Prediction
 from bench.records.readings import Caveat
+from bench.records.records import LedgerReading
 from bench.scenario.types import LoraMethod, QloraMethod
 
 _MOST_NAMED = 4
+Traced = Prediction | LedgerReading
 
 
 def changed_bytes(before: float, after: float) -> str:
@@ -48,8 +53,8 @@ def explained(before: PlannedCell, after: PlannedCell) -> str:
         return ""
     first, second = before.answer, after.answer
     clauses = [*_trained(first.trainable_parameters, second.trainable_parameters)]
-    clauses += [*_grown(first, second), *_moved(first, second)]
-    if phases := changes_told(first.phase_requested_bytes, second.phase_requested_bytes):
+    clauses += peak_explained(first, second, MIB)
+    if phases := phases_told(first.phase_requested_bytes, second.phase_requested_bytes, MIB):
         clauses.append(f"by phase {phases}")
     clauses += _fitting(before, after)
     return "; ".join(clauses)
@@ -69,27 +74,45 @@ def _trained(before: Mapping[str, int], after: Mapping[str, int]) -> Iterator[st
             yield f"{listed(shown, _MOST_NAMED)} {plural} {are} ({change:+,} parameters)"
 
 
-def _grown(before: Prediction, after: Prediction) -> Iterator[str]:
-    """Yield which categories hold more or less at the peak, largest change first."""
-    first, second = before.categories_at_peak_bytes, after.categories_at_peak_bytes
-    largest = sorted(
-        dict.fromkeys([*first, *second]), key=lambda name: -abs(second.get(name, 0) - first.get(name, 0))
-    )
-    both = ({name: held.get(name, 0) for name in largest[:_MOST_NAMED]} for held in (first, second))
-    if told := changes_told(*both):
-        yield f"at the peak {told}"
+def peak_explained(before: Traced, after: Traced, least: int) -> Iterator[str]:
+    """Yield which categories and modules hold more or less at the peak, and where that was and is.
+
+    Of changes by the ``least`` on, largest first.
+    """
+    held = [(_spelled(one.categories_at_peak_bytes), _by_module(one)) for one in (before, after)]
+    for where, first, second in zip(("at the peak", "in"), *held, strict=True):
+        change = {name: abs(second[name] - first[name]) for name in first | second}
+        largest = sorted(change, key=lambda name: -change[name])[:_MOST_NAMED]
+        named = [{name: own[name] for name in largest} for own in (first, second)]
+        if told := changes_told(named[0], named[1], least):
+            yield f"{where} {told}"
+    yield from _moved(before, after)
 
 
-def changes_told(before: Mapping[Any, int], after: Mapping[Any, int], *, least: int = MIB) -> str:
+def _by_module(one: Traced) -> Counter[str]:
+    modules = {} if isinstance(one.modules_at_peak_bytes, UnsetType) else one.modules_at_peak_bytes
+    return Counter({name: sum(own.values()) for name, own in modules.items()})
+
+
+def _spelled(sizes: Mapping[Any, int]) -> Counter[str]:
+    return Counter({name.replace("_", " "): nbytes for name, nbytes in sizes.items()})
+
+
+def changes_told(before: Mapping[str, int], after: Mapping[str, int], least: int) -> str:
     """Write how sizes that both sides have changed, each by its name, from the ``least`` change on."""
     return ", ".join(
-        f"{name.replace('_', ' ')} {changed_bytes(before[name], after[name])}"
+        f"{name} {changed_bytes(before[name], after[name])}"
         for name in before
         if name in after and abs(after[name] - before[name]) >= least
     )
 
 
-def _moved(before: Prediction, after: Prediction) -> Iterator[str]:
+def phases_told(before: Mapping[Any, int], after: Mapping[Any, int], least: int) -> str:
+    """Write how sizes by phase changed, likewise."""
+    return changes_told(_spelled(before), _spelled(after), least)
+
+
+def _moved(before: Traced, after: Traced) -> Iterator[str]:
     """Yield where the peak was and is: told, never judged."""
     first, second = ((one.peak_op, one.peak_module, one.peak_phase) for one in (before, after))
     if first != second:

@@ -13,6 +13,7 @@ from pathlib import Path
 from bench.compare import grouped
 from bench.compare.caveats import changed, facts, kept_memory, shared
 from bench.compare.cross_checks import Kind, contradictions, doubts_of, outside_the_window, unseen
+from bench.compare.explained import peak_explained
 from bench.compare.metrics_compared import (
     MetricSamples,
     has_metric,
@@ -26,7 +27,7 @@ from bench.compare.metrics_compared import (
 from bench.compare.predicted_gate import judge_predictions
 from bench.compare.run_pairs import Pair, accuracy_changes, pair_up
 from bench.errors import counted, listed
-from bench.metrics import Metric
+from bench.metrics import MIB, Metric
 from bench.records.readings import Caveat
 from bench.records.records import Record
 from bench.records.result_sets import ResultSet
@@ -60,6 +61,8 @@ from bench.stats.sequential import policies, rule_of
 from bench.stats.verdicts import AccuracyChange, accuracy_p_values, judge_accuracy, judge_outcomes
 
 _NAMED_CELLS = 5
+_TOLD_SHARE = 0.1
+"""Of a peak's change: what holds so much more or less at it is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +104,14 @@ class GateJudge:
             device = made.measurement.device
             require_this_machine(self.calibration, made.environment, device.cuda_name if device else None)
         verdicts = self.compare(base, replace(candidate, problems=problems), caveats)
-        held = tuple(_kept_by(verdicts, records["candidate"]))
-        return verdicts.model_copy(update={"caveats": (*verdicts.caveats, *held)})
+        last = [
+            {record.cell.id: record for record in records[side] if record.outcome == "ok"} for side in SIDES
+        ]
+        judged = tuple(
+            _with_cause(one, *(side.get(one.cell) for side in last)) for one in verdicts.judgements
+        )
+        held = tuple(_kept_by(verdicts, last[1]))
+        return verdicts.model_copy(update={"judgements": judged, "caveats": (*verdicts.caveats, *held)})
 
     def compare(self, baseline: ResultSet, candidate: ResultSet, caveats: Sequence[Caveat] = ()) -> Verdicts:
         """Return every verdict on the candidate against the baseline."""
@@ -224,10 +233,20 @@ class GateJudge:
         return replace(rule, looks=self.looks or rule.looks) if self._one_session else rule
 
 
-def _kept_by(verdicts: Verdicts, candidate: Sequence[Record]) -> Iterator[Caveat]:
+def _with_cause(judged: MetricVerdict, base: Record | None, candidate: Record | None) -> MetricVerdict:
+    """Say beside the change of an exact peak what holds more or less at it now."""
+    before, after = (record.measurement.ledger if record else None for record in (base, candidate))
+    change = abs((judged.candidate or 0) - (judged.baseline or 0))
+    told = judged.verdict == "regression" or judged.improved
+    if judged.metric != "ledger_peak_bytes" or not told or before is None or after is None:
+        return judged
+    clauses = peak_explained(before, after, int(min(change * _TOLD_SHARE, MIB)))
+    return replace(judged, reason="; ".join([judged.reason, *clauses]))
+
+
+def _kept_by(verdicts: Verdicts, last: Mapping[str, Record]) -> Iterator[Caveat]:
     """Yield what holds or makes the tensors of cells that retain or leak more."""
     names = {"retained_bytes": "retained", "leaked_bytes_per_step": "leak"}
-    last = {record.cell.id: record for record in candidate if record.outcome == "ok"}
     for one in verdicts.gated:
         if one.verdict == "regression" and one.metric in names and one.cell in last:
             for code, told in kept_memory(last[one.cell]):

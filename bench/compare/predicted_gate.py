@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.compare.caveats import changed, shared
-from bench.compare.explained import blind_spots, changed_bytes, changes_told, explained
+from bench.compare.explained import blind_spots, changed_bytes, explained, phases_told
 from bench.errors import UsageError
 from bench.io import read_json
 from bench.metrics import MIB, size_text
@@ -112,9 +112,8 @@ def judge_plans(
 def _unseen(rules: Mapping[str, MetricPolicy], verdicts: Iterable[MetricVerdict]) -> Iterator[str]:
     """Yield for each exact metric that was gated what a change for the worse must come to."""
     for name in dict.fromkeys(one.metric for one in verdicts if one.gated and one.kind == "deterministic"):
-        if least := rules[name].tolerance:
-            unit = rules[name].metric.unit
-            yield f"{name}: less than {size_text(least) if unit == 'bytes' else f'{least:,.0f} {unit}'}"
+        if least := rules[name].tolerated_text:
+            yield f"{name}: less than {least}"
 
 
 def _placed(plan: Plan) -> dict[_Place, PlannedCell]:
@@ -205,7 +204,7 @@ def _compared(
 def _matters(verdict: MetricVerdict, policy: MetricPolicy) -> bool:
     """Tell whether a change is as large as one for the worse would have to be."""
     before, after = verdict.baseline or 0.0, verdict.candidate or 0.0
-    return abs(after - before) >= max(policy.tolerance, policy.relative_tolerance * before)
+    return abs(after - before) >= policy.tolerated(before)
 
 
 def _values(prediction: Prediction) -> dict[tuple[str, str | None], float]:
@@ -262,7 +261,7 @@ def _held(cell: str, policy: MetricPolicy, before: Prediction, after: Prediction
     verdict = replace(policy, gated=False).verdict(
         cell,
         "pass",
-        f"reserved as phases of the first step end: {changes_told(ends, others, least=1)}",
+        f"reserved as phases of the first step end: {phases_told(ends, others, 1)}",
         baseline=ends[most],
         candidate=others[most],
         ratio=others[most] / ends[most] if ends[most] else None,

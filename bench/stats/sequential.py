@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bench.metrics import METRICS, Metric
+from bench.metrics import METRICS, Metric, size_text
 from bench.records.verdicts import MetricVerdict, VerdictName
 from bench.scenario.gate import GateSpec, MetricGate
 from bench.stats.chance import Rule, chance_of_order, chance_of_signs, holm, looks
@@ -277,7 +277,24 @@ class MetricPolicy:
     direction: Direction
     tolerance: float
     relative_tolerance: float
+    most_tolerated_share: float | None
     gated: bool
+
+    def tolerated(self, baseline: float) -> float:
+        """Return the smallest change for the worse of such a value of an exact metric that matters."""
+        most = (self.most_tolerated_share or 0.0) * abs(baseline)
+        return max(min(self.tolerance, most or math.inf), self.relative_tolerance * abs(baseline))
+
+    @property
+    def tolerated_text(self) -> str:
+        """The same for a sentence; empty where any change matters."""
+        if not self.tolerance:
+            return ""
+        unit = self.metric.unit
+        text = size_text(self.tolerance) if unit == "bytes" else f"{self.tolerance:,.0f} {unit}"
+        if self.most_tolerated_share:
+            return f"{text}, or {self.most_tolerated_share:.0%} where that is less"
+        return text + f", or {self.relative_tolerance:.0%} where that is more" * bool(self.relative_tolerance)
 
     @property
     def worse_sign(self) -> int:
@@ -345,5 +362,6 @@ def _policy(metric: Metric, own: MetricGate) -> MetricPolicy:
         relative_tolerance=metric.relative_tolerance
         if own.relative_tolerance is None
         else own.relative_tolerance,
+        most_tolerated_share=metric.most_tolerated_share if own.tolerance is None else None,
         gated=metric.gated if own.gated is None else own.gated,
     )

@@ -79,7 +79,7 @@ def judge_exact(
     after = [value for value in candidate if value is not None]
     if not before or not after:
         return _not_measured(policy, cell, baseline=bool(before), candidate=bool(after))
-    tolerance = max(policy.tolerance, policy.relative_tolerance * min(map(abs, before)))
+    tolerance = policy.tolerated(min(map(abs, before)))
     least, most = _change_for_the_worse(policy, before, after)
     verdict: VerdictName = "inconclusive"
     spread = max(max(side) - min(side) for side in (before, after))

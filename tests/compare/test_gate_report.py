@@ -98,6 +98,27 @@ def test_a_baseline_from_before_a_metric_is_held_against_nobody() -> None:
     assert {("not comparable", True)} == {(one.verdict, one.gated) for one in lost}
 
 
+def test_a_peak_that_grew_or_shrank_says_what_holds_it() -> None:
+    """By category, by module, and where the peak was and is, from a tenth of the change on."""
+    held: dict[str, Any] = {"model.layers.*.mlp": {"activations": 300_000}, "lm_head": {"logits": 2_000_000}}
+    more = held | {"model.layers.*.mlp": {"activations": 1_100_000}, "model.norm": {"activations": 40_000}}
+    moved = {"peak_op": "aten::gelu", "peak_module": "model.layers.0.mlp"}
+    ledgers = (
+        make_ledger(2_300_000, modules_at_peak_bytes=held),
+        make_ledger(3_140_000, modules_at_peak_bytes=more, **moved),
+    )
+    sides = [
+        [run.replace(measurement=run.measurement.replace(ledger=ledger)) for run in make_runs()]
+        for ledger in ledgers
+    ]
+    judge = GateJudge(gate=GateSpec(), design="one sitting", looks=(5,))
+    for (before, after), sign in ((sides, "+"), (sides[::-1], "-")):
+        told = _one(judge.judge({"base": before, "candidate": after}), "ledger_peak_bytes")
+        assert told.verdict == ("regression" if sign == "+" else "pass")
+        assert f"in model.layers.*.mlp {sign}0.76 MiB; the peak moved from " in told.reason
+        assert "aten::gelu in model.layers.0.mlp (" in told.reason
+
+
 def test_what_holds_retained_tensors_and_leaks_them_is_told() -> None:
     """By name, where they made a regression; the columns' caveats say the same of the cell alone."""
     retained = Retained({"library.KEPT": 128 * MIB, "torch.X": 64}, 65_536, {"aten::ones in lm_head": 65_536})

@@ -8,7 +8,7 @@ import pytest
 
 from bench.metrics import MIB
 from bench.records.verdicts import MetricVerdict, VerdictName, overall
-from bench.scenario.gate import GateSpec
+from bench.scenario.gate import GateSpec, MetricGate
 from bench.stats.chance import Rule
 from bench.stats.noise import centre, pad
 from bench.stats.paired import Paired
@@ -22,6 +22,9 @@ from bench.stats.verdicts import (
 )
 
 PEAK = policies(GateSpec())["ledger_peak_bytes"]
+OWN_PEAK = policies(GateSpec(metrics={"ledger_peak_bytes": MetricGate(tolerance=2.0 * MIB)}))[
+    "ledger_peak_bytes"
+]
 COUNT = policies(GateSpec())["parameters_trainable"]
 HEAP = policies(GateSpec())["heap_kept_bytes"]
 PROCESS = policies(GateSpec())["host_peak_bytes"]
@@ -35,6 +38,10 @@ GIB = 1024 * MIB
         (PEAK, GIB, GIB + MIB - 1, "pass", False),
         (PEAK, GIB, GIB + MIB, "regression", False),
         (PEAK, GIB, GIB - 1, "pass", True),
+        (PEAK, 2 * MIB, 2 * MIB + MIB // 10, "pass", False),
+        (PEAK, 2 * MIB, 2 * MIB + MIB // 9, "regression", False),  # a toy takes no more than a twentieth
+        (OWN_PEAK, 2 * MIB, 3 * MIB, "pass", False),
+        (PEAK, 0, 1000, "pass", False),
         (replace(PEAK, tolerance=0.0), GIB, GIB + 1, "regression", False),
         (replace(PEAK, relative_tolerance=0.01), GIB, GIB + 10 * MIB, "pass", False),
         (replace(PEAK, relative_tolerance=0.01), GIB, GIB + 11 * MIB, "regression", False),
