@@ -126,7 +126,8 @@ class SessionLog:
         for place in (self.folder / side / inside for side in SIDES for inside in ("", WARM_UP_FOLDER)):
             clear_left_overs(place, self.folder.parent)
         changes: dict[str, object] = {}
-        self.touched.opened(opened, earlier_runs=bool(self.session.runs))
+        ignore = self.session.gate.ignore if self.session.gate else ()
+        self.touched.opened(opened, earlier_runs=bool(self.session.runs), ignore=ignore)
         caveats = list(self.session.caveats)
         for process, ready in opened:
             side = process.side

@@ -8,6 +8,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bench.errors import InfrastructureError, counted
@@ -28,24 +29,34 @@ class Touched:
     """Is told of the sides as they open, and of each run.
 
     ``changed`` are files of packages under test, and names of installed packages, that are not alike on both
-    sides; ``loaded`` those of any kind that workers loaded, None where a worker did not tell.
+    sides, less the ``ignored``; ``loaded`` those of any kind that workers loaded, None where one
+    did not tell.
     """
 
     def __init__(self) -> None:
         """Know of nothing yet."""
         self.changed: frozenset[str] = frozenset()
+        self.ignored: frozenset[str] = frozenset()
         self._opened = Opened({})
         self.loaded: frozenset[str] | None = frozenset()
         self._altered: dict[SideName, set[str]] = {}
 
-    def opened(self, sides: Sequence[tuple[SideProcess, Ready]], *, earlier_runs: bool) -> None:
-        """Compare the sides; what workers loaded before a session was resumed is not known any more."""
+    def opened(
+        self, sides: Sequence[tuple[SideProcess, Ready]], *, earlier_runs: bool, ignore: Sequence[str] = ()
+    ) -> None:
+        """Compare the sides, but for what fits a pattern to ``ignore``.
+
+        What workers loaded before a session was resumed is not known any more.
+        """
         if len(sides) < len(SIDES):
             return  # the other is a stored plan
         base, candidate = (_contents(process.side, ready, sides) for process, ready in sides)
         names = base.keys() | candidate.keys()
         differing = {name for name in names if base.get(name, _NONE)[0] != candidate.get(name, _NONE)[0]}
-        self.changed = frozenset(differing)
+        self.ignored = frozenset(
+            name for name in differing if any(fnmatchcase(name, pattern) for pattern in ignore)
+        )
+        self.changed = frozenset(differing) - self.ignored
         places = [(side[name][1], name) for side in (base, candidate) for name in differing & side.keys()]
         self._opened.close()
         self._opened = Opened({path: name for path, name in places if path is not None})
@@ -76,12 +87,18 @@ class Touched:
             )
         opened = self._opened.names()
         self._opened.close()
+        if self.ignored and not self.changed:
+            yield Caveat(
+                code="nothing-else-changed",
+                message=f"Base and candidate differ in nothing but {_listed(sorted(self.ignored))}, which "
+                "gate.ignore has left out of the question whether anything was tested.",
+            )
         if self.changed and self.loaded is not None and not self.changed & (self.loaded | opened):
             yield Caveat(
                 code="nothing-tested",
                 message=f"Nothing was tested: base and candidate differ in {_listed(sorted(self.changed))}, "
                 "which no worker loaded; gate a scenario whose loop uses what was changed, or your own "
-                "script with --command.",
+                "script with --command. Where that is as it should be, name those files in gate.ignore.",
             )
 
 

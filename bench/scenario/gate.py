@@ -3,6 +3,7 @@
 It says nothing of what a cell is, so it changes no id or digest.
 """
 
+import operator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -57,6 +58,13 @@ class GateSpec(Frozen):
         description="What base and candidate take turns at: whole runs, or single steps of two runs on the "
         "same cores, which tells speeds apart on a machine that others slow down for seconds at a time. Both "
         "models are then in memory at once, so not on a GPU.",
+    )
+    ignore: tuple[str, ...] = Field(
+        (),
+        exclude_if=operator.not_,
+        description="Files that may change though no worker loads them, as tests/*: where nothing else did, "
+        "the gate says so and ends with its verdict, in the place of exit code 4. By the names that it gives "
+        "then: from the package's name on, or within the loop's folder.",
     )
     metrics: dict[str, MetricGate] = Field(
         default_factory=dict, description="Tolerance, direction and gating of single metrics."

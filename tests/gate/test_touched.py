@@ -42,7 +42,7 @@ def codes(touched: Touched) -> list[str]:
     return [caveat.code for caveat in touched.caveats()]
 
 
-def two_projects(tmp_path: Path, changed: str, content: bytes) -> Touched:
+def two_projects(tmp_path: Path, changed: str, content: bytes, ignore: tuple[str, ...] = ()) -> Touched:
     """Return what is known of two projects that are alike but for one file."""
     for name in ("base", "candidate"):
         write_project(tmp_path / name, "1.0")
@@ -53,7 +53,7 @@ def two_projects(tmp_path: Path, changed: str, content: bytes) -> Touched:
     touched = Touched()
     with prepared_sides("./base", "./candidate", here=tmp_path) as sides:
         found = [opened(side, {}, {name: place_of(side, name) for name in side.under_test}) for side in sides]
-        touched.opened(found, earlier_runs=False)
+        touched.opened(found, earlier_runs=False, ignore=ignore)
     return touched
 
 
@@ -81,6 +81,21 @@ def test_a_change_that_nothing_loads_is_nothing_tested(changed: str, named: str,
     (caveat,) = touched.caveats()
     assert caveat.code == "nothing-tested"
     assert named in caveat.message
+
+
+def test_what_a_gate_ignores_need_not_be_loaded_and_all_else_still_does(tmp_path: Path) -> None:
+    """A change of tests alone ends with the verdict of the runs, said to be one; a second change does not."""
+    codes_found, messages = [], []
+    for ignore in (("gated_package/tests/*",), ("gated_package/tests/*.txt",)):
+        folder = tmp_path / str(len(messages))
+        folder.mkdir()
+        touched = two_projects(folder, "gated_package/tests/test_it.py", b"", ignore=ignore)
+        touched.ran("candidate", ("gated_package/used.py",))
+        (caveat,) = touched.caveats()
+        codes_found.append(caveat.code)
+        messages.append(caveat.message)
+    assert codes_found == ["nothing-else-changed", "nothing-tested"]
+    assert "in nothing but gated_package/tests/test_it.py, which gate.ignore has left out" in messages[0]
 
 
 def test_a_change_that_a_worker_told_of_was_tested(tmp_path: Path) -> None:
