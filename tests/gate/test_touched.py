@@ -85,7 +85,8 @@ def test_a_change_that_nothing_loads_is_nothing_tested(changed: str, named: str,
 
 def test_what_a_gate_ignores_need_not_be_loaded_and_all_else_still_does(tmp_path: Path) -> None:
     """A change of tests alone ends with the verdict of the runs, said to be one; a second change does not."""
-    codes_found, messages = [], []
+    codes_found: list[str] = []
+    messages: list[str] = []
     for ignore in (("gated_package/tests/*",), ("gated_package/tests/*.txt",)):
         folder = tmp_path / str(len(messages))
         folder.mkdir()
