@@ -270,7 +270,10 @@ def init(
     write_text(target, text)
     for remark in remarks:
         typer.echo(remark)
-    typer.echo(f"Scenario: {target}; bench cells, plan and run take it")
+    takers = "bench cells, plan and run take it"
+    if origin is None and ":" in draft.driver:
+        takers = f"bench cells takes it, bench run and bench gate with --allow-code {draft.driver}"
+    typer.echo(f"Scenario: {target}; {takers}")
 
 
 def _somebody_is_there() -> bool:

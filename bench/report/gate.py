@@ -99,7 +99,9 @@ def subject(judged: MetricVerdict) -> str:
 def verdict_text(judged: MetricVerdict) -> str:
     """Return the verdict as a table shows it."""
     text = _SHOWN.get(judged.verdict, "better" if judged.improved else "pass")
-    return text if judged.gated else f"{text} (not gated)"
+    if not judged.gated:
+        return f"{'worse' if judged.verdict == 'regression' else text} (not gated)"
+    return text
 
 
 def message(judged: MetricVerdict) -> str:

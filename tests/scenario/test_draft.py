@@ -60,6 +60,8 @@ def test_init_writes_what_cells_and_plan_take(tmp_path: Path, monkeypatch: pytes
     told = run(app, ["cells", "qwen3-8b.toml", "--only", "*seed1"]).stdout
     assert "qwen3-8b/lora-r16/b1-s2048-autocast-bf16-ckpt-seed=1\n" == told
     assert "is there already" in str(run(app, ["init", "qwen3-8b"]).exception)
+    own = run(app, ["init", "gpt2", "--driver", "mine:train"]).stdout
+    assert "bench cells takes it, bench run and bench gate with --allow-code mine:train" in own
 
 
 def test_several_values_have_commas_or_are_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
