@@ -174,7 +174,11 @@ def require_data(cells: Sequence[Cell]) -> list[str]:
 def examine_data(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     """Return in a line each what the cells' data is read as, and what is wrong with it."""
     lines, problems = {}, {}
-    for data, pairs in dict.fromkeys((cell.data, cell.loop.takes_pairs) for cell in cells):
+    asked = [(cell.data, cell.loop.takes_pairs) for cell in cells]
+    asked += [
+        (rows, False) for data, _ in asked if isinstance(data, JsonlData) and (rows := data.held_out_rows)
+    ]
+    for data, pairs in dict.fromkeys(asked):
         try:
             lines[check_data(data, pairs=pairs)] = True
         except UsageError as error:
@@ -254,7 +258,8 @@ def inputs_digest(cell: Cell, code_folder: str = "") -> str | None:
     counts as such; the worker says what is wrong with it.
     """
     found = ""
-    files = [cell.data.path if isinstance(cell.data, JsonlData) else None, cell.evaluation.text_file]
+    data = cell.data if isinstance(cell.data, JsonlData) else None
+    files = [data and data.path, data and data.held_out, cell.evaluation.text_file]
     if any(files) or cell.model.path is not None:
         digest = _digest_of([Path(file) for file in files if file])
         if cell.model.path is not None:

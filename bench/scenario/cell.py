@@ -267,9 +267,16 @@ def _of_data(cell: Cell) -> Iterator[Problem]:
     data = cell.data
     if data.source == "task" or data.source == "script":  # noqa: PLR1714 - mypy narrows by these alone
         return
-    if "held-out" in cell.evaluation.tasks:
-        message = "held-out needs data.source task; remove it or choose a built-in task"
+    rows = data.held_out if data.source == "jsonl" else None
+    asked = "held-out" in cell.evaluation.tasks
+    if asked and rows is None:
+        message = "held-out needs data.source task, or a file of rows in data.held_out; set one, or remove it"
         yield "evaluation", "tasks", message
+    elif rows is not None and not asked:
+        yield "data", "held_out", 'is asked about by evaluation.tasks = ["held-out"]; add that, or remove it'
+    elif rows is not None and (cell.evaluation.num_fewshot or cell.loop.takes_pairs):
+        what = "pairs of answers" if cell.loop.takes_pairs else "worked examples before (num_fewshot)"
+        yield "data", "held_out", f"has one answer to each row, and no {what}; leave either out"
     if data.source in ("jsonl", "hub") and data.format == "preference" and not cell.loop.takes_pairs:
         yield "data", "format", "preference is for loop.driver trl-dpo; choose it, or another format"
     if data.source == "synthetic" or data.format == "auto" or data.template == "auto":

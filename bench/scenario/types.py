@@ -212,6 +212,20 @@ class JsonlData(RowsData):
 
     source: Literal["jsonl"]
     path: str = Field(description="The file, relative to where bench is run: JSON lines, or a JSON array.")
+    held_out: str | None = Field(
+        None,
+        exclude_if=lambda path: path is None,
+        description="A second file, of rows that are not trained on: the evaluation task held-out asks for "
+        "their answers, the likeliest of up to 20 different ones, else short ones in the same words.",
+    )
+
+    @property
+    def held_out_rows(self) -> "JsonlData | None":
+        """The rows that are asked about, as data of their own: the last answer of each."""
+        if self.held_out is None:
+            return None
+        own = {"path": self.held_out, "held_out": None, "train_on": "completion", "turns": "last"}
+        return self.model_copy(update=own | {"max_items": None})
 
 
 class HubData(RowsData):
@@ -333,7 +347,9 @@ class EvaluationSpec(Frozen):
     """What is asked before and after training: lm-eval tasks, and the loss on a text."""
 
     tasks: tuple[str, ...] = Field(
-        (), description="held-out (the built-in task's), mmlu-281 (offline), or any lm-eval task name."
+        (),
+        description="held-out (items of the built-in task, or rows of data.held_out), mmlu-281 (offline), or "
+        "any lm-eval task name.",
     )
     limit: int | None = Field(None, ge=1, description="Items per task, the first ones.")
     num_fewshot: int = Field(0, ge=0, le=64, description="Worked examples before each question.")

@@ -34,6 +34,7 @@ from bench.records.records import EvaluationItem, EvaluationReading
 from bench.scenario.types import GENERAL_TEXT, DataSpec, EvaluationSpec, JsonlData
 from bench.training.rows.data import IGNORED_LABEL, tokenise
 from bench.training.rows.examples import load_examples
+from bench.training.rows.own_rows import task_of_rows, trained_too
 from bench.training.rows.tasks import held_out_task, mmlu_questions, mmlu_task
 
 # Per-item metrics that are 0 or 1, the first that a task has is used.
@@ -85,6 +86,10 @@ def evaluate(  # noqa: PLR0917 - one call says all there is to say
         for reading in readings
         if reading.truncated_items
     ]
+    if isinstance(data, JsonlData) and when == "before":
+        repeated, rows = trained_too(data, tokenizer)
+        message = f"{repeated} of {rows} held-out rows are also trained on: of new rows they say nothing."
+        caveats += [Caveat(code="held-out-trained", message=message)] if repeated else []
     return readings, caveats
 
 
@@ -141,7 +146,7 @@ def _evaluate_task(
     import lm_eval
 
     started = time.perf_counter_ns()
-    loaded = load_tasks(name, data)
+    loaded = load_tasks(name, data, language_model.tokenizer)
     for task in loaded["tasks"].values():
         task.set_config(key="num_fewshot", value=evaluation.num_fewshot)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
@@ -286,7 +291,7 @@ def _undisturbed(model: Any, tokenizer: Any) -> Iterator[None]:
         yield
 
 
-def load_tasks(name: str, data: DataSpec) -> Any:
+def load_tasks(name: str, data: DataSpec, tokenizer: Any = None) -> Any:
     """Return what lm-eval's ``TaskManager.load`` does for one task, group or tag.
 
     Raises ``UsageError`` for a name it does not know, ``UnavailableError`` if the task's data or a
@@ -294,7 +299,12 @@ def load_tasks(name: str, data: DataSpec) -> Any:
     """
     from lm_eval.tasks import TaskManager
 
-    own = {"held-out": lambda: held_out_task(data), "mmlu-281": mmlu_task}
+    own = {
+        "held-out": lambda: (
+            task_of_rows(data, tokenizer) if isinstance(data, JsonlData) else held_out_task(data)
+        ),
+        "mmlu-281": mmlu_task,
+    }
     if name in own:
         return TaskManager(include_defaults=False).load([own[name]()])
     path = find_task_file(name)

@@ -34,6 +34,25 @@ def test_a_text_that_is_evaluated_is_an_input(tmp_path: Path) -> None:
     assert inputs_digest(tiny_cell(evaluation={"text": "mmlu-281"})) is None
 
 
+def test_rows_that_are_asked_about_are_an_input(tmp_path: Path) -> None:
+    """They are read as those that are trained on, before anything is loaded."""
+    for name in ("rows", "others"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "1 + 1 =", "completion": " 2"}\n')
+    data = {
+        "source": "jsonl",
+        "path": str(tmp_path / "rows.jsonl"),
+        "held_out": str(tmp_path / "others.jsonl"),
+    }
+    cell = tiny_cell(data=data, evaluation={"tasks": ["held-out"]})
+    before = inputs_digest(cell)
+    assert any("others.jsonl" in line for line in require_data([cell]))
+    (tmp_path / "others.jsonl").write_text('{"prompt": "1 + 1 =", "completion": " 3"}\n')
+    assert before not in {None, inputs_digest(cell)}
+    (tmp_path / "others.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"Cannot read the data file .*others\.jsonl .*; name another file"):
+        require_data([cell])
+
+
 def test_changed_weights_are_another_input(tmp_path: Path) -> None:
     """A file of another size in the model's folder changes the digest."""
     cell = tiny_cell(model={"random": None, "path": str(tmp_path)})

@@ -11,6 +11,7 @@ JSONL = {"source": "jsonl", "path": "rows.jsonl"}
 PROMPT: dict[str, Any] = {"kind": "peft", "type": "prompt-tuning", "config": {"num_virtual_tokens": 4}}
 PREFIX: dict[str, Any] = {**PROMPT, "type": "PREFIX_TUNING"}
 TASK: dict[str, Any] = {"data": {"source": "task", "task": "largest-number"}}
+ROWS = {"source": "jsonl", "path": "rows.jsonl", "held_out": "others.jsonl"}
 HELD_OUT: dict[str, Any] = {**TASK, "evaluation": {"tasks": ["held-out"]}}
 KEPT: dict[str, Any] = {"loss": "chunked-logits", "upcast_outputs": True, "keep_outputs": True}
 LIGER: dict[str, Any] = {"loss": "liger"}
@@ -99,6 +100,16 @@ PATCHED: dict[str, Any] = {"kernels": "liger"}
             {"kind": "peft", "type": "ia3"},
             {"loop": {"driver": "trl-dpo"}},
             "method.kind peft is not for trl-dpo here",
+        ),
+        (
+            {"kind": "full"},
+            {"data": ROWS},
+            'data.held_out is asked about by evaluation.tasks = ["held-out"]; add that, or remove it',
+        ),
+        (
+            {"kind": "full"},
+            {"data": ROWS, "evaluation": {"tasks": ["held-out"], "num_fewshot": 2}},
+            "data.held_out has one answer to each row, and no worked examples before",
         ),
         (
             {"kind": "full"},

@@ -149,7 +149,10 @@ tasks = ["held-out"]
             "s.toml:15: methods.lora.training.sequence_length: 16384 is beyond the 8192 "
             "positions of smollm2-135m; shorten it."
         ),
-        "s.toml:17: evaluation.tasks: held-out needs data.source task; remove it or choose a built-in task.",
+        (
+            "s.toml:17: evaluation.tasks: held-out needs data.source task, or a file of rows in "
+            "data.held_out; set one, or remove it."
+        ),
     ]
 
 

@@ -13,13 +13,12 @@ import pytest
 import torch
 from lm_eval.models import huggingface
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import distributed, nn
 from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented, not exported
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from bench.errors import UnavailableError, UsageError
 from bench.records.readings import Caveat
@@ -30,37 +29,17 @@ from bench.training.evaluation import evaluate, read_text_loss
 from bench.training.loading.models import keep_quantised_weights
 from bench.training.rows.data import prepare_batches
 from bench.training.rows.tasks import WORDS, task_items
+from word_model import SYMBOLS, tiny_model, word_tokenizer
 
 # peft 0.21 asks transformers 5.23 for what it is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 TASK = TaskData(task="longest-word", held_out_items=40)
-SYMBOLS = ["<pad>", "<unk>", "</s>", "Words", "Longest", ":", ",", *WORDS]
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    """Return a tokenizer for which each word of the tasks is one token."""
-    words = Tokenizer(models.WordLevel({symbol: n for n, symbol in enumerate(SYMBOLS)}, unk_token=SYMBOLS[1]))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"pad_token": SYMBOLS[0], "unk_token": SYMBOLS[1], "eos_token": SYMBOLS[2]}
-    return PreTrainedTokenizerFast(tokenizer_object=words, **special)
-
-
-def tiny_model() -> Any:
-    """Build a two-layer Llama in fp32 with tied embeddings, in training mode."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(SYMBOLS),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).train()
+@pytest.fixture(scope="module", name="tokenizer")
+def _tokenizer() -> Any:
+    return word_tokenizer()
 
 
 def lora(model: Any, **settings: Any) -> Any:

@@ -287,7 +287,9 @@ def class_of(kind: KernelClass) -> str:
 _SLIGHT = 0.05
 _FP32_ATTENTION = "attention runs in fp32 in some cells, of which no training run was at hand"
 _ASSUMED_HERE = "the width of the range is assumed, since kernels meet data in other caches than as measured"
-_UNCALIBRATED = "no training run on this card had a part in its factors, so that the band is as wide as cards differ"
+_UNCALIBRATED = (
+    "no training run on this card had a part in its factors, so that the band is as wide as cards differ"
+)
 
 
 def host_seconds(call: Call) -> float:

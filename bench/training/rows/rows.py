@@ -206,7 +206,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield from _JsonReader(path, text).read()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise UsageError(f"Cannot read the data file {path} ({reason}); correct data.path.") from error
+        raise UsageError(f"Cannot read the data file {path} ({reason}); name another file.") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"The data file {path} is not UTF-8 text; convert it.") from error
 

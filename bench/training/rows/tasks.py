@@ -182,7 +182,7 @@ def held_out_task(data: DataSpec) -> dict[str, Any]:
         "test": task_items(data.task, data.difficulty, "held-out", data.held_out_items),
         "train": task_items(data.task, data.difficulty, "train", _FEWSHOT_ITEMS),
     }
-    return _multiple_choice(
+    return task_of(
         "held-out",
         {name: [asdict(item) for item in items] for name, items in parts.items()},
         fewshot_split="train",
@@ -196,7 +196,7 @@ def mmlu_task() -> dict[str, Any]:
 
     They are the development questions of its 57 subjects, which models may have seen as few-shot examples.
     """
-    return _multiple_choice(
+    return task_of(
         "mmlu-281",
         {"test": mmlu_questions()},
         doc_to_text="{{introduction}}\n\n{{question}}\nA. {{choices[0]}}\nB. {{choices[1]}}\n"
@@ -205,10 +205,8 @@ def mmlu_task() -> dict[str, Any]:
     )
 
 
-def _multiple_choice(
-    name: str, splits: Mapping[str, list[dict[str, Any]]], **fields: object
-) -> dict[str, Any]:
-    """Return lm-eval's configuration of a task whose documents are given."""
+def task_of(name: str, splits: Mapping[str, list[dict[str, Any]]], **fields: object) -> dict[str, Any]:
+    """Return lm-eval's configuration of a task whose documents are given; by default they have choices."""
 
     def dataset(**_: object) -> dict[str, Any]:
         import datasets
