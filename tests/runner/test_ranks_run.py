@@ -54,7 +54,7 @@ gpus = 2
 
 EVALUATION = """[evaluation]
 tasks = ["mmlu-281"]
-text = "mmlu-281"
+text = "{text}"
 limit = 4
 """
 
@@ -76,7 +76,10 @@ def test_two_processes_train_a_cell_and_each_holds_what_was_predicted(tmp_path: 
     """
     if driver != "window":
         pytest.importorskip("trl")
-    records = sweep(tmp_path, f'{SCENARIO}[loop]\ndriver = "{driver}"\n{EVALUATION}')
+    text = tmp_path / "text.txt"
+    text.write_text("Each rank reads the same of a text, in step with the other. " * 20)
+    evaluation = EVALUATION.format(text=text)
+    records = sweep(tmp_path, f'{SCENARIO}[loop]\ndriver = "{driver}"\n{evaluation}')
     assert ["ok", "ok"] == [record.outcome for record in records], [record.failure for record in records]
     for record in records:
         measured, prediction = record.measurement, record.prediction

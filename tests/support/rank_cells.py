@@ -1,5 +1,6 @@
 """Toy cells over several ranks, by method and strategy, and where a step of theirs begins."""
 
+from functools import cache
 from typing import Any
 
 from bench.predict.trace.stream import Stream
@@ -39,6 +40,12 @@ def begin_of(stream: Stream, step: int) -> int:
 
 def weights_bytes(cell: Cell) -> int:
     """Return the bytes of the cell's weights on one GPU."""
-    alone = cell.model_copy(update={"parallel": type(cell.parallel)()})
-    reading = read_cpu_ledger(alone, Platform(device="cpu"), configuration("llama"))
+    plain = cell.training.model_copy(update={"gradient_checkpointing": "off", "autocast": "off"})
+    alone = cell.model_copy(update={"training": plain, "parallel": type(cell.parallel)()})
+    return _weights_bytes(alone.model_dump_json())
+
+
+@cache
+def _weights_bytes(cell_json: str) -> int:
+    reading = read_cpu_ledger(Cell.model_validate_json(cell_json), Platform(device="cpu"), configuration("llama"))
     return reading.categories_at_peak_bytes["weights"]

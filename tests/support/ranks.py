@@ -1,14 +1,7 @@
-"""Real ranks of toy cells: gloo processes on the CPU, each of which prints the ledger that it reads.
+"""Real ranks of toy cells: gloo processes on the CPU, each of which writes down the ledgers that it reads."""
 
-Run as a program it is one rank: it reads cells from standard input, one a line.
-"""
-
-import gc
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
@@ -19,10 +12,17 @@ from torch import distributed
 from torch.distributed import _functional_collectives, distributed_c10d
 from torch.utils._python_dispatch import _disable_current_modes
 
+from bench.predict.trace.loops import forget_state
 from bench.probes.ledger import Ledger
+from bench.records.messages import CellJob, Job, Send
 from bench.records.records import LedgerReading
 from bench.scenario.cell import Cell
+from bench.scenario.types import LimitsSpec
 from bench.training.loading.weights import fetch_weights
+from bench.workers.launch import Launcher
+from bench.workers.supervise import RunningJob
+from tiny_cells import of_type, readings_of
+from toy_families import configuration, true_reading
 
 LIMIT_S = 900
 
@@ -30,62 +30,48 @@ LIMIT_S = 900
 def readings_of_ranks(cells: Sequence[Cell], family: str, folder: Path) -> list[list[LedgerReading]]:
     """Train each cell under the ledger on as many processes as it asks for; return its readings by rank.
 
-    All cells are of one number of ranks.
+    All cells are of one number of ranks. Their processes are forked from the server of workers.
     """
     world = cells[0].parallel.gpus
     for cell in cells:
         if cell.loop.driver != "window" and cell.model.random:
             fetch_weights(cell.model)  # as a sweep does: of ranks only the first would save any
-    asked = folder / "cells.jsonl"
-    asked.write_text("".join(f"{cell.model_dump_json()}\n" for cell in cells))
-    told = [folder / f"rank{rank}.jsonl" for rank in range(world)]  # pipes that nobody reads would fill up
-    command = [sys.executable, __file__, family, str(folder / "rendezvous"), str(world)]
-    processes: list[subprocess.Popen[bytes]] = []
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    with ExitStack() as stack:
-        for rank in range(world):
-            files = [stack.enter_context(path.open(mode)) for path, mode in ((asked, "r"), (told[rank], "w"))]
-            process = subprocess.Popen(
-                [*command, str(rank)], stdin=files[0], stdout=files[1], env=environment
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            processes.append(process)
-        codes = [process.wait(timeout=LIMIT_S) for process in processes]
-    assert codes == [0] * world
+    job = CellJob(cell_json=cells[0].model_dump_json(), rendezvous=str(folder / "rendezvous"))
+    launcher = Launcher(work=partial(be_rank, family, cells, folder))
+    end = RunningJob(job, launcher, LimitsSpec(timeout_s=LIMIT_S), ranks=world).to_end()
+    assert end.outcome == "ok", end.failure
     read = [
-        [msgspec.json.decode(line, type=LedgerReading) for line in path.read_text().splitlines()]
-        for path in told
+        [msgspec.json.decode(line, type=LedgerReading) for line in told.read_text().splitlines()]
+        for told in (_told_by(rank, folder) for rank in range(world))
     ]
     return [list(of_cell) for of_cell in zip(*read, strict=True)]
 
 
-def be_rank(family: str, rendezvous: str, world: int, rank: int) -> None:
-    """Read the ledger of each cell on standard input as one of the ranks."""
-    import bench.training.preload  # noqa: F401 - without torch's compiler
-    from bench.predict.trace.loops import forget_state
-    from tiny_cells import of_type, readings_of
-    from toy_families import configuration, true_reading
+def _told_by(rank: int, folder: Path) -> Path:
+    return folder / f"rank{rank}.jsonl"
 
+
+def be_rank(family: str, cells: Sequence[Cell], folder: Path, job: Job, _send: Send) -> None:
+    """Read the ledger of each cell as one of the ranks."""
+    assert isinstance(job, CellJob)
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # each ledger looks through all objects, and imports have made half a million
     with (
+        _told_by(job.rank, folder).open("w") as told,
         patch.object(distributed_c10d, "ProcessGroupGloo", _OfOneThread),
         patch.object(distributed, "reduce_scatter_single", _settled(distributed.reduce_scatter_single)),
         patch.object(distributed, "all_gather_single", _settled(distributed.all_gather_single)),
         patch.object(_functional_collectives, "wait_tensor", _settled(_functional_collectives.wait_tensor)),
         patch.object(Ledger, "mark", _settled(Ledger.mark, before=True)),
     ):
-        distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world)
-        for line in sys.stdin:
-            cell = Cell.model_validate_json(line)
+        rendezvous, world = f"file://{job.rendezvous}", cells[0].parallel.gpus
+        distributed.init_process_group("gloo", rendezvous, rank=job.rank, world_size=world)
+        for cell in cells:
             if cell.loop.driver == "window":
                 reading = true_reading(cell, configuration(family))
             else:  # as a worker trains it
-                (reading,) = of_type(readings_of(cell, rank), LedgerReading)
+                (reading,) = of_type(readings_of(cell, job.rank), LedgerReading)
                 forget_state()
-            sys.stdout.write(msgspec.json.encode(reading).decode() + "\n")
+            told.write(msgspec.json.encode(reading).decode() + "\n")
         distributed.destroy_process_group()
 
 
@@ -120,7 +106,3 @@ def _settled(function: Callable[..., Any], *, before: bool = False) -> Callable[
         return result
 
     return settled
-
-
-if __name__ == "__main__":
-    be_rank(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
