@@ -22,7 +22,10 @@ from bench.metrics import MIB
 from bench.probes.heap import heap_bytes
 from bench.probes.ledger import Ledger
 from bench.probes.tensors import SOMEWHERE
+from bench.records.messages import Job, ProbeJob, Send
 from bench.records.readings import Retained
+from bench.workers.launch import Launcher
+from bench.workers.supervise import RunningJob
 
 KEPT: list[torch.Tensor] = []
 
@@ -167,6 +170,16 @@ def test_what_lies_frozen_in_a_worker_is_found_and_named(monkeypatch: pytest.Mon
     assert 2 * size == _retained().by_holder_bytes[f"{__name__}.KEPT"]
     KEPT.clear()
     gc.freeze()
+
+
+def _look(_: Job, _send: Send) -> None:
+    assert sys.modules["bench.workers.freeze"].TENSORS
+
+
+def test_a_ledger_in_a_worker_of_tests_need_not_thaw_what_its_server_froze() -> None:
+    """The one server of a test session has looked for tensors though it predicts too."""
+    end = RunningJob(ProbeJob(), Launcher(work=_look)).to_end()
+    assert "ok" == end.outcome, end.failure
 
 
 def test_what_every_step_leaves_behind_is_its_leak() -> None:

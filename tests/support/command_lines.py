@@ -66,7 +66,7 @@ def one_server() -> Iterator[None]:
     worker that trains would have to import torch and its family itself.
     """
     heavy = [*launch.PRELOAD, *launch.EVALUATES, *pool.PRELOAD]
-    everything = ["bench.workers.orphan", *heavy, "bench.workers.freeze"]
+    everything = ["bench.workers.orphan", *heavy, "tests.support.freeze_both"]
     preload = forkserver.set_forkserver_preload
     with patch.object(forkserver, "set_forkserver_preload", lambda _: preload(everything)):
         yield
