@@ -1,8 +1,9 @@
-# make run      compare full fine-tuning, LoRA and QLoRA on a real model, on this machine's CPU
-# make test     lint, types, import directions, tests (WORKERS=3: that many at once, not one for each core)
-# make package  build the wheel, check it, and try it in an environment of its own
-# make weights  fetch the real weights and nothing else
-# make pages    fill the generated blocks of README.md and report/*.md from results/reference
+# make run          compare full fine-tuning, LoRA and QLoRA on a real model, on this machine's CPU
+# make test         lint, types, import directions, tests (WORKERS=3: that many at once, not one for each core)
+# make test-slow    variants that repeat, end to end, what make test covers once
+# make package      build the wheel, check it, and try it in an environment of its own
+# make weights      fetch the real weights and nothing else
+# make pages        fill the generated blocks of README.md and report/*.md from results/reference
 # make constraints  write constraints.txt anew from the newest versions that fit
 
 PYTHON ?= python3
@@ -12,6 +13,7 @@ SCENARIO ?= scenarios/smollm2_cpu$(shell grep -qsE 'avx512bw|bf16' $(CPUINFO) ||
 CPUINFO ?= /proc/cpuinfo
 WORKERS ?= auto
 BIN := $(VENV)/bin
+SEVERAL = $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -p no:benchmark
 # -qq: pip says nothing but errors. Without compiling every file it installs in half the time; Python
 # compiles what is imported, once.
 PIP_INSTALL := -m pip install -qq --no-compile --disable-pip-version-check --no-input
@@ -19,15 +21,18 @@ PIP_INSTALL := -m pip install -qq --no-compile --disable-pip-version-check --no-
 # Python reads it: each of many processes would compile torch and its family anew, for ten seconds and more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint package weights pages constraints clean
+.PHONY: run test test-slow lint package weights pages constraints clean
 .DEFAULT_GOAL := run
 
 run: $(VENV)/.installed
 	$(BIN)/bench run $(SCENARIO)
 
 test: lint weights
-	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -p no:benchmark -m "not alone"
+	$(SEVERAL) -m "not alone and not slow"
 	$(BIN)/pytest -m alone $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
+
+test-slow: weights
+	$(SEVERAL) -m slow $$(grep -rl --include='test_*.py' 'mark\.slow' tests)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check

@@ -74,6 +74,7 @@ def assert_whole(session: Path | None, before: dict[Path, bytes]) -> dict[Path, 
     return there
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_a_gate_killed_at_random_instants_loses_nothing_and_leaves_nobody(
     tmp_path: Path, start: Start

@@ -74,7 +74,7 @@ def test_repeated_layers_count_as_often_as_they_run(method: str, checkpointing: 
     assert bool(recomputed) == (checkpointing != "off")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["full", "lora", pytest.param("qlora", marks=pytest.mark.slow)])
 def test_what_the_model_computes_is_the_same_with_checkpoints(method: str) -> None:
     """MFU leaves recomputation out, also in functions that turn gradients off, as 4-bit products do.
 
@@ -112,7 +112,7 @@ def test_many_cells_are_as_fast_as_each_alone() -> None:
     cells = [one.model_copy(update={"id": str(index)}) for index, one in enumerate(cells)]
     together = {one.id: answer for one, answer in predict_all(cells, PLATFORM, cards=[a100])}
     assert len(together) == len(cells)
-    for one in cells[::4]:
+    for one in cells[::7]:
         many = together[one.id]
         assert isinstance(many, Prediction)
         assert many.speeds[0].point > 0, many.speeds[0].refused

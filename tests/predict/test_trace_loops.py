@@ -114,7 +114,10 @@ def test_all_loops_are_predicted_to_the_byte(driver: str, method: dict[str, Any]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["kind"])
-@pytest.mark.parametrize(("rows", "length", "mask"), [(2, 32, "none"), (8, 128, "none"), (4, 64, "ones")])
+@pytest.mark.parametrize(
+    ("rows", "length", "mask"),
+    [(2, 32, "none"), pytest.param(8, 128, "none", marks=pytest.mark.slow), (4, 64, "ones")],
+)
 def test_the_trainer_takes_what_the_window_takes_and_on_the_host_a_batch_ahead(
     method: dict[str, Any], rows: int, length: int, mask: str
 ) -> None:

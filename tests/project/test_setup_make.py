@@ -91,10 +91,14 @@ def test_a_clone_is_small() -> None:
 
 
 def test_ci_runs_make_test() -> None:
-    """CI has no steps of its own."""
+    """CI has no steps of its own, and leaves out no test."""
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert "\nmake test\n" in script.read_text(encoding="utf-8")
+    assert "\nmake test\nmake test-slow\n" in script.read_text(encoding="utf-8")
+    quick, slow = _dry_run("test"), _dry_run("test-slow")
+    assert '-m "not alone and not slow"' in quick
+    assert "-m alone" in quick
+    assert "-m slow" in slow
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)

@@ -4,10 +4,11 @@ import csv
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -358,17 +359,31 @@ def test_a_box_that_is_pressed_shows_what_it_holds(browser: Browser, tmp_path: P
         assert told == page.locator(".finder output").inner_text()
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the web site, its reports empty."""
+    folder = tmp_path_factory.mktemp("site")
+    with patch("bench.commands.site.render_html", lambda *_, **__: "<p>A report.</p>"):
+        list(write_site(ROOT, folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        ("index", "search", "report/claims"),
+        pytest.param(("docs/gate", "docs/keys", "report/predicted_33b_24gb"), marks=pytest.mark.slow),
+    ],
+    ids=lambda pages: pages[0],
+)
 def test_pages_of_the_site_are_clean_at_both_widths_and_in_both_themes(
-    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, site: Path, pages: Sequence[str]
 ) -> None:
-    """Nothing on the console or for axe, no sideways scrolling, titles are short, search finds a section."""
-    monkeypatch.setattr("bench.commands.site.render_html", lambda *_, **__: "<p>A report.</p>")
-    list(write_site(ROOT, tmp_path / "site"))
+    """Nothing on the console or for axe, and no sideways scrolling."""
     found = []
-    pages = ("index", "search", "docs/gate", "docs/keys", "report/claims", "report/predicted_33b_24gb")
     for name in pages:
         for scheme, width in zip(SCHEMES, (1400, 390), strict=True):
-            opened = open_page(browser, tmp_path / "site" / f"{name}.html", scheme, width)
+            opened = open_page(browser, site / f"{name}.html", scheme, width)
             found += [(name, one) for one in opened.said]
             if width != opened.page.evaluate("document.documentElement.scrollWidth"):
                 found.append((name, f"wider than {width}"))
@@ -376,11 +391,15 @@ def test_pages_of_the_site_are_clean_at_both_widths_and_in_both_themes(
             found += [(name, one["id"]) for one in violations]
             opened.page.close()
     assert [] == found
-    claims = open_page(browser, tmp_path / "site" / "report" / "claims.html", width=390).page
+
+
+def test_titles_of_the_site_are_short_and_its_search_finds_a_section(browser: Browser, site: Path) -> None:
+    """Three lines on a telephone; what holds other words is hidden."""
+    claims = open_page(browser, site / "report" / "claims.html", width=390).page
     lines = """all => all.map(one => { const range = document.createRange(); range.selectNodeContents(one);
         return new Set([...range.getClientRects()].map(each => Math.round(each.bottom))).size })"""
     titles = claims.locator("h2, summary, .prose > table td:first-child")
     assert 3 >= max(titles.evaluate_all(lines))
-    page = open_page(browser, tmp_path / "site" / "search.html").page
+    page = open_page(browser, site / "search.html").page
     page.get_by_role("searchbox").fill("sequences per forward pass")
     assert 0 < page.locator("#found > li:visible").count() < page.locator("#found > li").count() / 4

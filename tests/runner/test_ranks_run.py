@@ -67,7 +67,7 @@ def sweep(folder: Path, text: str = SCENARIO) -> tuple[Record, ...]:
     return run_sweep(load_scenario(file).cells, options, lambda _event: None).records
 
 
-@pytest.mark.parametrize("driver", ["window", "trl-sft"])
+@pytest.mark.parametrize("driver", ["window", pytest.param("trl-sft", marks=pytest.mark.slow)])
 def test_two_processes_train_a_cell_and_each_holds_what_was_predicted(tmp_path: Path, driver: str) -> None:
     """The tokens are those of both, each rank is read, and live tensors are as predicted.
 

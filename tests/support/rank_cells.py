@@ -47,5 +47,7 @@ def weights_bytes(cell: Cell) -> int:
 
 @cache
 def _weights_bytes(cell_json: str) -> int:
-    reading = read_cpu_ledger(Cell.model_validate_json(cell_json), Platform(device="cpu"), configuration("llama"))
+    reading = read_cpu_ledger(
+        Cell.model_validate_json(cell_json), Platform(device="cpu"), configuration("llama")
+    )
     return reading.categories_at_peak_bytes["weights"]

@@ -87,7 +87,7 @@ def _cell(folder: Path, method: dict[str, Any], **changes: Any) -> Cell:
 
 
 @pytest.mark.parametrize("sort", SORTS)
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_a_wrapper_runs_on_text_and_is_predicted_to_the_byte(tmp_path: Path, sort: str, kind: str) -> None:
     """The named class is built and loaded, its other parts are never trained, and the record says so."""
     method = {"kind": kind} | ({} if kind == "full" else {"target_modules": ["q_proj", "o_proj"]})
@@ -107,7 +107,9 @@ def test_a_wrapper_runs_on_text_and_is_predicted_to_the_byte(tmp_path: Path, sor
     assert ("adapters-beside-text" in said) == (beside.adapted > 0)
 
 
-@pytest.mark.parametrize("sort", ["mistral3", "qwen2_5_vl", "llava"])
+@pytest.mark.parametrize(
+    "sort", ["llava", *(pytest.param(sort, marks=pytest.mark.slow) for sort in ("mistral3", "qwen2_5_vl"))]
+)
 def test_a_wrapper_s_layers_are_repeated_though_its_tower_has_layers_too(tmp_path: Path, sort: str) -> None:
     """The cut model's stream, deepened, is the whole one's: the tower is in it once, and whole."""
     for method in ({"kind": "qlora"}, {"kind": "full"}):
