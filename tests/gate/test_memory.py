@@ -1,6 +1,6 @@
 """One MiB more is found in every run, and none where nothing changed: real processes, real training.
 
-With GATE_MEMORY=full a hundred runs of each side, several times; three of each side otherwise.
+With GATE_MEMORY=full a hundred runs of each side, several times; two of each side otherwise.
 """
 
 import os
@@ -23,10 +23,10 @@ from gate_candidates import make_candidate
 from tiny_cells import tiny_cell
 
 FULL = os.environ.get("GATE_MEMORY") == "full"
-REPEATS = 100 if FULL else 3
+REPEATS = 100 if FULL else 2
 MIB = 1024**2
 RunsOfSides = dict[SideName, list[Record]]
-STEPS = {"memory": 1, "leak": 8, "retained": 4, "subtracts": 4}
+STEPS = {"memory": 1, "leak": 8, "retained": 4, "subtracts": 4, "at_import": 1}
 """The changes, each of which the candidate makes in a cell with so many measured steps."""
 
 
@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunsOfSides]:
         for seed, (name, steps) in enumerate(STEPS.items())
     }
     copy = make_candidate("memory", folder, revision=None, by_seed=tuple(STEPS))
-    return sit(cells, copy, folder, **dict.fromkeys(STEPS, REPEATS) | {"subtracts": 5})
+    return sit(cells, copy, folder, **dict.fromkeys(STEPS, REPEATS) | {"subtracts": 5, "at_import": 1})
 
 
 def alarms(base: Record, candidate: Record) -> list[MetricVerdict]:
@@ -113,14 +113,9 @@ def test_one_mib_retained_anywhere_is_found_in_every_run(runs: dict[str, RunsOfS
 
 
 @pytest.mark.timeout(600)
-def test_what_a_module_keeps_since_its_import_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_module_keeps_since_its_import_is_found(runs: dict[str, RunsOfSides]) -> None:
     """It was there before the worker, in the server that workers are forked from, and is named."""
-    monkeypatch.setenv("RETAIN_AT_IMPORT", "1")
-    cell = tiny_cell(window={"warmup_steps": 0, "measured_steps": 1})
-    runs = sit({"kept": cell}, make_candidate("retained", tmp_path, revision=None), tmp_path, kept=1)["kept"]
-    ((base,), (retaining,)) = runs["base"], runs["candidate"]
+    (base,), (retaining,) = (runs["at_import"][side] for side in ("base", "candidate"))
     assert [("retained_bytes", "regression")] == [
         (one.metric, one.verdict) for one in alarms(base, retaining)
     ]
