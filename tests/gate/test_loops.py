@@ -82,7 +82,7 @@ def test_a_script_is_gated_each_side_its_own(tmp_path: Path, bench: CommandLine)
     ("changed", "code", "said"),
     [
         ("lib/unused.py", 4, "base and candidate differ in lib/unused.py, which no worker loaded"),
-        ("lib/rows.txt", 0, "no regression found in what was gated"),
+        pytest.param("lib/rows.txt", 0, "no regression found in what was gated", marks=pytest.mark.slow),
     ],
 )
 def test_a_change_that_no_worker_loads_is_not_passed(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.io import cache_folder
 from bench.records.messages import Job, ReadingMade, Send
 from bench.runner.doctor import Finding, examine
 from bench.workers.launch import Launcher
@@ -30,7 +31,8 @@ def probe_of_a_card(_: Job, send: Send) -> None:
 
 @pytest.fixture(autouse=True)
 def _one_cached_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every test a cache with one complete model and one broken off."""
+    """Give every test a cache with one complete model and one broken off; machine code is shared."""
+    (tmp_path / "compiled").symlink_to(cache_folder() / "compiled")
     monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path))
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "complete.json").write_text("{}")
