@@ -11,6 +11,7 @@ import transformers.models.llama.modeling_llama as llama
 from bench.io import cache_folder
 from bench.records.predictions import Prediction, read_plan
 from bench.records.verdicts import Verdicts
+from command_lines import CommandLine
 
 SCENARIO = """
 title = "t"
@@ -71,9 +72,9 @@ def without_network() -> list[str]:
     return isolated if allowed else []
 
 
-def bench(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command from its beginning, without a network where this machine can take it away."""
-    command = [*without_network(), sys.executable, "-m", "bench", *arguments]
+def gate_of(here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a gate from its beginning, without a network where this machine can take it away."""
+    command = [*without_network(), sys.executable, "-m", "bench", "gate", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=here, timeout=600)
 
 
@@ -93,7 +94,7 @@ def patched_transformers(folder: Path, lines: str) -> None:
     (folder / "pyproject.toml").write_text('[project]\nname = "transformers"\n')
 
 
-def test_a_stored_plan_is_a_base(tmp_path: Path) -> None:
+def test_a_stored_plan_is_a_base(tmp_path: Path, bench: CommandLine) -> None:
     """The environment as it is against its own plan: nothing differs; it can be judged again.
 
     Cells over several GPUs are gated so; a gate that would run them says it.
@@ -101,8 +102,8 @@ def test_a_stored_plan_is_a_base(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(f'{SCENARIO}[parallel]\nstrategy = "fsdp2"\ngpus = 2\n')
     made = bench(tmp_path, "plan", "s.toml", "--gpu", "rtx4090", "--no-advice", "--json")
     (tmp_path / "before.json").write_text(made.stdout)
-    gate = ("gate", "s.toml", "--predict", "--base", "before.json", "--results", "out", "-o", "v.json")
-    done = bench(tmp_path, *gate)
+    gate = ("s.toml", "--predict", "--base", "before.json", "--results", "out", "-o", "v.json")
+    done = gate_of(tmp_path, *gate)
     assert 0 == done.returncode, done.stderr
     verdicts = Verdicts.model_validate_json((tmp_path / "v.json").read_bytes())
     assert ("two plans", "pass") == (verdicts.design, verdicts.verdict)
@@ -112,10 +113,10 @@ def test_a_stored_plan_is_a_base(tmp_path: Path) -> None:
     assert isinstance(before, Prediction)
     assert before.model_copy(update={"speeds": ()}) == now  # of which a gate asks nothing
     assert 0 == bench(tmp_path, "gate", str(folder)).returncode
-    other = bench(tmp_path, *gate, "--gpu", "a100-80gb")
+    other = bench(tmp_path, "gate", *gate, "--gpu", "a100-80gb")
     assert 2 == other.returncode
     assert "the stored plan is for other cards (rtx4090)" in other.stderr
-    assert 2 == bench(tmp_path, *gate, "--repeats", "3").returncode
+    assert 2 == bench(tmp_path, "gate", *gate, "--repeats", "3").returncode
     measured = bench(tmp_path, "gate", "s.toml", "--base", "peft==0.21.2")
     assert (2, True) == (measured.returncode, "gate it with --predict" in measured.stderr)
 
@@ -126,9 +127,9 @@ def test_a_mebibyte_that_a_script_keeps_is_found(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "train.py").write_text(SCRIPT.format(kept=kept))
-    done = bench(
+    done = gate_of(
         tmp_path / "one",
-        *("gate", "--command", f"{sys.executable} train.py", "--predict", "--gpu", "rtx4090"),
+        *("--command", f"{sys.executable} train.py", "--predict", "--gpu", "rtx4090"),
         *("--base", ".", "--candidate", "../two", "--results", str(tmp_path / "out"), "-o", "v.json"),
     )
     assert 1 == done.returncode, done.stderr
@@ -151,9 +152,9 @@ def test_a_kept_mebibyte_is_found_where_it_is_and_another_order_of_frees_is_not(
         patched_transformers(tmp_path / name, lines)
     found, worse, base = {}, {}, "./base"
     for name in ("reordered", "kept"):
-        done = bench(
+        done = gate_of(
             tmp_path,
-            *("gate", "s.toml", "--predict", "--gpu", "rtx4090", "--base", base, "--candidate", f"./{name}"),
+            *("s.toml", "--predict", "--gpu", "rtx4090", "--base", base, "--candidate", f"./{name}"),
             *("--results", f"{name}_out", "-o", f"{name}.json"),
         )
         assert done.returncode in {0, 1}, done.stderr

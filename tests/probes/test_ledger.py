@@ -1,9 +1,6 @@
 """The ledger, against arithmetic by hand, against torch's profiler, and against itself."""
 
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,8 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from bench.metrics import MIB
 from bench.probes.blocks import Block, by_module
 from bench.probes.ledger import OUTSIDE, Ledger, StepPhase
+from bench.records.messages import CellJob
 from bench.records.readings import summed
 from bench.records.records import LedgerReading
+from bench.scenario.cell import Cell
+from bench.workers.launch import Launcher
+from bench.workers.supervise import RunningJob
 from tiny_cells import of_type, readings_of, tiny_cell
 
 HIDDEN, WIDE, ROWS = 64, 256, 48
@@ -197,11 +198,10 @@ def test_a_recomputation_broken_off_leaves_no_module_open() -> None:
     assert ledger._module_stack == ["outside the model"]
 
 
-def _ledgers_of_a_process(cells: list[str]) -> list[str]:
-    script = Path(__file__).parents[1] / "support" / "print_ledgers.py"
-    command = [sys.executable, str(script)]
-    result = subprocess.run(command, input="\n".join(cells), capture_output=True, text=True, check=True)
-    return result.stdout.splitlines()
+def _ledger_of_a_process(cell: Cell) -> LedgerReading:
+    end = RunningJob(CellJob(cell_json=cell.model_dump_json()), Launcher()).to_end()
+    assert end.measurement.ledger, end.failure
+    return end.measurement.ledger
 
 
 @pytest.mark.usefixtures("tiny_weights")
@@ -213,9 +213,7 @@ def test_two_processes_agree_to_the_byte() -> None:
     cells = [tiny_cell({"kind": kind}) for kind in ("full", "lora", "qlora")]
     here = [reading for cell in cells for reading in of_type(readings_of(cell), LedgerReading)]
     assert len({reading.peak_bytes for reading in here}) == 3
-    there = _ledgers_of_a_process([cell.model_dump_json() for cell in cells])
+    there = [_ledger_of_a_process(cell) for cell in cells]
     outside = {"retained": msgspec.UNSET}
-    alike = [
-        msgspec.structs.replace(msgspec.json.decode(one, type=LedgerReading), **outside) for one in there
-    ]
-    assert [msgspec.structs.replace(reading, **outside) for reading in here] == alike
+    mine, its = ([msgspec.structs.replace(one, **outside) for one in each] for each in (here, there))
+    assert mine == its

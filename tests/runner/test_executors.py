@@ -26,6 +26,7 @@ from bench.runner.executors.on_slurm import SlurmExecutor
 from bench.runner.schedule import ScheduledRun, SweepOptions
 from bench.runner.sweep import _run_all, run_sweep
 from bench.scenario.load import load_scenario
+from command_lines import CommandLine
 from records_factory import make_record
 from replay_worker import make_cell
 from several_runs import Several
@@ -261,7 +262,7 @@ def cluster() -> Iterator[RayCluster]:
 @pytest.mark.alone
 @pytest.mark.timeout(3 * PATIENCE_S)
 def test_two_nodes_of_ray_make_the_records_that_one_machine_makes(
-    scenario: Path, tmp_path: Path, cluster: RayCluster
+    scenario: Path, tmp_path: Path, cluster: RayCluster, bench: CommandLine
 ) -> None:
     """Same keys, ledgers and FLOPs; the same command again does nothing; a killed node loses none."""
     if FULL:
@@ -270,7 +271,7 @@ def test_two_nodes_of_ray_make_the_records_that_one_machine_makes(
     by_ray = ("--executor", "ray", "--address", cluster.address)
     first = bench_run(scenario, there, *by_ray)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert bench_run(scenario, here).returncode == 0
+    assert bench(ROOT, "run", str(scenario), "--results", str(here)).returncode == 0
     local, remote = load_records(here), load_records(there)
     assert local.records
     assert facts_of(local.records) == facts_of(remote.records)
