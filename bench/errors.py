@@ -5,8 +5,11 @@ interrupted; of ``bench gate`` and ``bench compare`` also 1 regression, 3 inconc
 A message is one or more full sentences and ends with what to do next.
 """
 
+import sys
 from collections.abc import Sequence
-from typing import ClassVar
+from pathlib import PurePath
+from traceback import walk_tb
+from typing import ClassVar, NamedTuple
 
 UNEXPECTED_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 
@@ -81,3 +84,27 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """Return a library's whole message as one line, to be quoted inside a sentence."""
     return " ".join(str(error).split()).rstrip(".")
+
+
+_OURS = "bench"
+_CARRIES = frozenset({*sys.stdlib_module_names, "torch"})
+"""Packages that run others' code: what fails in them is told of whoever called them."""
+
+
+class Fault(NamedTuple):
+    """The library whose code failed, and its line."""
+
+    library: str
+    place: str
+
+
+def library_at_fault(error: Exception) -> Fault | None:
+    """Return who failed, wherever it was imported from; None where that is this package, or a script."""
+    lines = [
+        (str(frame.f_globals.get("__name__")).partition(".")[0], frame.f_code.co_filename, line)
+        for frame, line in walk_tb(error.__traceback__)
+    ]
+    name, file, line = next((one for one in reversed(lines) if one[0] not in _CARRIES), (_OURS, "", 0))
+    if name in {_OURS, "__main__"}:
+        return None
+    return Fault(name, f"{'/'.join(PurePath(file).parts[-2:])}, line {line}")

@@ -151,8 +151,7 @@ def drafted(text: str, draft: Draft) -> "Scenario":
 
 def load_draft(named: str, draft: Draft) -> "tuple[str, Scenario]":
     """Return the scenario of a model, and its text; raise ``UsageError`` with what is wrong with it."""
-    from bench.predict.named_models import limits_of, named_model
-    from bench.scenario.load import load_scenario
+    from bench.scenario.load import limits_of, load_scenario, named_model
 
     model, assumed = named_model(named)
     if draft.sequence == Draft().sequence:

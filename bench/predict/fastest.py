@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bench.predict.fit import FitRequest, Line, find_bounds
-from bench.predict.named_models import named_model
 from bench.predict.plan import spread_over
 from bench.predict.pool import PRELOAD, PredictionRequest, Progress, platform_of, predict_cells
 from bench.records.predictions import Bound, Fit, Prediction, Setting
+from bench.scenario.load import named_model
 from bench.workers.launch import Launcher
 
 

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from bench.errors import UsageError
 from bench.predict.allocator.settings import AllocatorSettings
 from bench.predict.kept import Kept
-from bench.predict.named_models import MOST_RANK, limits_of, named_model
 from bench.predict.plan import spread_over
 from bench.predict.pool import (
     PRELOAD,
@@ -27,6 +26,7 @@ from bench.predict.pool import (
 from bench.records.predictions import Axis, Bound, Fit, Prediction, Refusal, Tried, check_fit
 from bench.scenario.catalogue import Card, card, card_of_memory
 from bench.scenario.cell import Cell
+from bench.scenario.load import MOST_RANK, limits_of, named_model
 from bench.scenario.platform import Platform
 from bench.scenario.types import FullMethod, ModelSpec, SyntheticData, TrainingSpec
 from bench.workers.launch import Launcher

@@ -5,11 +5,10 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from bench.errors import UnavailableError, UntraceableError, UsageError, first_line
+from bench.errors import UnavailableError, UntraceableError, UsageError, first_line, library_at_fault
 from bench.metrics import GIB
 from bench.predict.allocator.replay import DEFAULT_SETTINGS
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.blame import library_at_fault
 from bench.predict.families import Family, families, streams
 from bench.predict.reach import beyond_training, refused_as_unreachable
 from bench.predict.speed.cpu import this_machine

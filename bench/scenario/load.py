@@ -6,13 +6,21 @@ import fnmatch
 import re
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 from bench.errors import ScenarioError, UsageError
-from bench.io import read_data
-from bench.scenario.catalogue import cards
+from bench.io import parse_json, read_data
+from bench.scenario.catalogue import (
+    architecture,
+    architecture_of,
+    architecture_spelt,
+    architecture_within,
+    architectures,
+    cards,
+)
 from bench.scenario.cell import Cell
 from bench.scenario.diagnostics import (
     Location,
@@ -27,6 +35,7 @@ from bench.scenario.gate import GateSpec
 from bench.scenario.layout import NAME
 from bench.scenario.matrix import expand, merged
 from bench.scenario.shape import Shape
+from bench.scenario.types import ModelSpec
 
 MAX_BYTES = 1024**2
 MAX_CHAIN = 10
@@ -204,3 +213,63 @@ def _extended(path: FilePath, name: object, asked_from: str, chain: list[FilePat
             [f"{asked_from}{shown(name)} cannot be followed ({error}); check the path."]
         ) from None
     return target
+
+
+MOST_TOKENS = 131_072
+MOST_RANK = 1024
+
+
+def named_model(text: str) -> tuple[ModelSpec, str | None]:
+    """Return the model that a user names, and what is assumed of it.
+
+    It is a catalogued one, a folder with a config.json, a hub's, whose configuration is looked for as for a
+    plan, or one whose name says which catalogued one it derives from.
+    """
+    known = architectures().get(text) or (None if "/" in text else architecture_spelt(text))
+    if known is not None:
+        return ModelSpec(name=known.name, random=known.name), None
+    folder = FilePath(text)
+    if (folder / "config.json").is_file():
+        return ModelSpec(name=_safe_name(folder.resolve().name), path=text), None
+    if folder.is_dir():
+        raise UsageError(f"folder {text} has no config.json; give the folder of a transformers model")
+    if text.startswith((".", "~")) or ("/" in text and not re.fullmatch(r"[^/]+/[^/]+", text)):
+        raise UsageError(f"there is no folder {text}; check the path, or name a catalogued model or a hub's")
+    name = _safe_name(text.rpartition("/")[2])
+    if "/" in text:
+        return ModelSpec(name=name, hub=text), None
+    known = architecture_within(text) or architecture(text)  # which raises, naming the nearest
+    return ModelSpec(name=name, random=known.name), known.assumed_for(text)
+
+
+def _safe_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80] or "model"
+
+
+def limits_of(model: ModelSpec) -> tuple[int, int]:
+    """Return the positions and the hidden size of a model, where they are known without a network."""
+    known, file = architecture_of(model), None
+    if model.path is not None:
+        file = FilePath(model.path) / "config.json"
+    elif model.hub is not None and known is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        with suppress(ValueError):  # no name that the hub could have
+            cached = try_to_load_from_cache(model.hub, "config.json")
+            file = FilePath(cached) if isinstance(cached, str) else None
+        known = architecture_within(model.hub) if file is None else None
+    if known is not None:
+        return min(known.max_positions, MOST_TOKENS), known.hidden_size
+    config: dict[str, object] = {}
+    if file is not None:
+        try:
+            read = parse_json(read_data(file))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file} cannot be read as JSON ({error})") from None
+        config = read if isinstance(read, dict) else {}
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    hidden = config.get("hidden_size") or config.get("n_embd")
+    return (
+        min(positions, MOST_TOKENS) if isinstance(positions, int) else MOST_TOKENS,
+        hidden if isinstance(hidden, int) else MOST_RANK,
+    )

@@ -4,7 +4,7 @@ import numpy as np
 
 from bench.predict.allocator.replay import EMPTY_CACHE, replay
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.allocator.streams import replay_streams
+from bench.predict.summary import replay_streams
 
 MIB = 1 << 20
 SETTINGS = AllocatorSettings()

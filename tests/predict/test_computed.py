@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.predict.blame import library_at_fault
+from bench.errors import library_at_fault
 from bench.predict.predict import predict, predict_all
 from bench.predict.trace import depth, repeat
 from bench.predict.trace.trace import Tracer

@@ -10,10 +10,10 @@ from bench.cli import app
 from bench.predict import fastest, fit
 from bench.predict.fastest import find_fastest
 from bench.predict.fit import FitRequest, one_card, training_of
-from bench.predict.named_models import named_model
 from bench.predict.pool import PredictionRequest, platform_of
 from bench.predict.predict import predict
 from bench.records.predictions import Fit, Prediction, Speed
+from bench.scenario.load import named_model
 from records_factory import make_prediction
 
 GIB = 1024**3

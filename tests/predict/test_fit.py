@@ -12,12 +12,11 @@ from bench.commands.predict import FitTraining
 from bench.errors import UntraceableError, UsageError
 from bench.predict import fit
 from bench.predict.fit import FitRequest, find_bounds, one_card, training_of
-from bench.predict.named_models import limits_of, named_model
 from bench.predict.pool import PredictionRequest, platform_of
 from bench.predict.predict import predict
 from bench.records.predictions import Bound, Prediction, Refusal
 from bench.scenario.cell import Cell
-from bench.scenario.load import load_scenario
+from bench.scenario.load import limits_of, load_scenario, named_model
 from bench.scenario.types import ModelSpec
 from bench.training.loading.models import empty_causal_model
 from bench.workers.launch import Launcher

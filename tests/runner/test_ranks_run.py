@@ -11,7 +11,6 @@ import pytest
 
 from bench.records.messages import CellJob, Job, Message, PhaseStarted, Send
 from bench.records.predictions import Prediction
-from bench.records.ranks import of_ranks
 from bench.records.readings import Part
 from bench.records.records import (
     LedgerReading,
@@ -22,6 +21,7 @@ from bench.records.records import (
     TextLoss,
     TokenCounts,
 )
+from bench.runner.executors.local import of_ranks
 from bench.runner.schedule import SweepOptions
 from bench.runner.sweep import run_sweep
 from bench.scenario.load import load_scenario

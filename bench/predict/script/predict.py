@@ -14,10 +14,9 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from bench.errors import UnavailableError, first_line
+from bench.errors import UnavailableError, first_line, library_at_fault
 from bench.predict.allocator.replay import DEFAULT_SETTINGS
 from bench.predict.allocator.settings import AllocatorSettings
-from bench.predict.blame import library_at_fault
 from bench.predict.script.card import pretended
 from bench.predict.script.ledger import ScriptLedger, ScriptState
 from bench.predict.script.loading import MOST_ROWS, STEPS, LongestBatch, without_weights

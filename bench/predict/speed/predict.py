@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from bench.predict.speed.kernels import (
     time_of,
     work_of,
 )
-from bench.predict.speed.links import ALONE, LinkTimes, link_times, why_unlinked
 from bench.predict.trace.calls import Call, Calls, Ints
 from bench.predict.trace.stream import Stream
 from bench.records.machine_card import THIS_CPU, MachineCard
@@ -34,6 +33,54 @@ _UNTIMED = ("_linalg_", "linalg_inv", "linalg_qr", "linalg_h", "linalg_l", "chol
 """In names of operators whose kernels have no time here."""
 _UNTIMED_LAYERS = ("experts", "mamba", "ssm", "linear_conv")
 """In names of a configuration's numbers: layers of which the same holds."""
+
+MOST_ON_A_MACHINE = 8
+
+
+class LinkTimes(NamedTuple):
+    """Seconds that all collectives of a step take, one after the other, at three rates; and what to say."""
+
+    best: float = 0.0
+    usual: float = 0.0
+    worst: float = 0.0
+    told: tuple[str, ...] = ()
+
+
+ALONE = LinkTimes()
+
+
+def why_unlinked(card: Card, gpus: int) -> str:
+    """Return why nothing is told of so many GPUs; empty where it is."""
+    if gpus > MOST_ON_A_MACHINE:
+        return f"how machines are linked is not known, so speed is told of at most {MOST_ON_A_MACHINE} GPUs"
+    return "" if gpus == 1 or card.link else "no source of how such cards are linked was read"
+
+
+def link_times(works: Iterable[tuple[Work, float]], card: Card, gpus: int) -> LinkTimes:
+    """Return what collectives take between the GPUs of a machine; each stands with how often it comes.
+
+    They go by NCCL's rings: in one of n GPUs each sends (n-1)/n of what is gathered, or reduced, in n-1
+    steps.
+    """
+    link = card.link
+    if gpus == 1 or link is None:
+        return ALONE
+    count = rounds = nbytes = 0.0
+    for work, times in works:
+        count += times * bool(work.rounds)
+        rounds += times * work.rounds
+        nbytes += times * work.rounds * work.gathered
+    table = constants()["links"]
+    own = table[link.name.lower()]
+    waiting = (count * table["base_us"] + rounds * (gpus - 1) * own["step_us"]) * 1e-6
+    sent = nbytes * (gpus - 1) / gpus / (link.gb_per_s * 1e9)
+    worst, usual, best = own["shares"]
+    told = (
+        "over several GPUs the range is a bound: at the high end all collectives run beside the rest and "
+        f"{link.name} carries {best * 100:.0f} % of {link.gb_per_s:g} GB/s, at the low end none does and it "
+        f"carries {worst * 100:.0f} %"
+    )
+    return LinkTimes(waiting + sent / best, waiting + sent / usual, waiting + sent / worst, (told,))
 
 
 def speeds_of(
