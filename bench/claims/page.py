@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from bench.claims.cases import Scalar
 from bench.claims.evidence import Evidence, Figure, Outcome, Unit
@@ -37,9 +39,6 @@ from bench.report.text import (
     small_share,
     table_of,
 )
-
-if TYPE_CHECKING:
-    from rich.console import Group, RenderableType
 
 MOST_SHOWN = 8
 _TITLE = "Common claims about LoRA and QLoRA, tested"
@@ -96,10 +95,7 @@ def render_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
     return f"# {_TITLE}\n\n{render_block(verdicts)}\n"
 
 
-def render_terminal(verdicts: Sequence[ClaimVerdict], *, details: bool = False) -> "Group":
-    from rich.console import Group
-    from rich.text import Text
-
+def render_terminal(verdicts: Sequence[ClaimVerdict], *, details: bool = False) -> Group:
     themes = grouped(verdicts, attrgetter("claim.theme")).items()
     parts: list[RenderableType] = [TerminalTable(_summary(those), theme) for theme, those in themes]
     parts.append(Text(_count(verdicts)))

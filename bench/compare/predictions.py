@@ -193,7 +193,6 @@ _APART = 1.1
 
 
 def _speed_summary(name: str, group: Sequence[ScoredSpeed]) -> SpeedSummary:
-    """Sum up the speeds of a group."""
     errors = [one.error for one in group if one.error is not None]
     sizes = sorted(map(abs, errors))
     held_out = [abs(one.held_out_error) for one in group if one.held_out_error is not None]

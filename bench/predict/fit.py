@@ -238,11 +238,8 @@ def _search(line: Line, judged_for: Card) -> Search:
     tried: dict[int, Tried] = {}
     predictions: dict[int, Prediction] = {}
     refusal = None
-    low, high, position = (
-        0,
-        line.top + 1,
-        line.start,
-    )  # what fits, trivially; what does not, or is beyond the limit
+    # What fits, trivially; what does not, or is beyond the limit.
+    low, high, position = 0, line.top + 1, line.start
     while high - low > 1 and refusal is None:
         answer = yield position * line.step
         if not isinstance(answer, Prediction):

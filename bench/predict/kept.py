@@ -270,7 +270,6 @@ def _write(name: str | None, **what: Any) -> None:
 
 
 def _drop_oldest(folder: Path) -> None:
-    """Keep within the bounds what is kept."""
     with suppress(OSError):
         files = sorted(filter(None, _files(str(folder))), key=lambda file: file[2])
         count, size = len(files), sum(file[1] for file in files)

@@ -64,7 +64,6 @@ class FlopCounter:
         self._foreign.__exit__(*error)  # type: ignore[no-untyped-call]  # the same
 
     def counted(self) -> CountedFlops:
-        """Return what was counted."""
         known = _WITHOUT_PRODUCTS | set(_FORMULAS)
         names = (name for name in self._foreign.names if name.split("::")[0] not in COLLECTIVES)
         uncounted = sorted(name for name in names if name not in known)

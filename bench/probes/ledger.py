@@ -86,7 +86,6 @@ class Ledger(TorchDispatchMode):
         self._note_phase_peak()
 
     def end_step(self) -> None:
-        """Say that a step is over."""
         self._ends.append((len(self.blocks), self._live_bytes + self._outside.nbytes))
 
     def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:

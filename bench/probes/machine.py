@@ -185,7 +185,6 @@ class CudaAllocator(Allocator):
         self._device = device
 
     def start_peak(self) -> None:
-        """Reset torch's peak counters."""
         self.synchronise()
         torch.cuda.reset_peak_memory_stats(self._device)
 
@@ -206,7 +205,6 @@ class CudaAllocator(Allocator):
         torch.cuda.synchronize(self._device)
 
     def empty_cache(self) -> None:
-        """Release torch's unused cached blocks."""
         torch.cuda.empty_cache()
 
     def use(self) -> AllocatorUse:
@@ -219,7 +217,6 @@ class CudaAllocator(Allocator):
 
 
 def allocator_of(device: torch.device) -> Allocator:
-    """Return the allocator of a device."""
     return CudaAllocator(device) if device.type == "cuda" else Allocator()
 
 

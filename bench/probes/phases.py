@@ -31,7 +31,6 @@ class PhaseReader:
         self.allocator = allocator
 
     def report(self, *readings: Reading) -> None:
-        """Send readings, in order."""
         for reading in readings:
             self.send(ReadingMade(reading=reading))
 

@@ -61,5 +61,4 @@ class Resizes:
         self._patch.start()
 
     def remove(self) -> None:
-        """Listen no more."""
         self._patch.stop()

@@ -61,7 +61,6 @@ class Outside:
     """
 
     def __init__(self) -> None:
-        """Hold none."""
         self._held: dict[int, tuple[int, weakref.ref[torch.Tensor]]] = {}  # by address of the storage
         self._guards: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self.looked = False
@@ -69,7 +68,6 @@ class Outside:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes they have."""
         return sum(nbytes for nbytes, _ in self._held.values())
 
     def look(self, devices: Collection[str], known: Collection[int]) -> None:

@@ -270,7 +270,6 @@ class Plan(Stored):
 
     @property
     def any_predicted(self) -> bool:
-        """Whether any cell could be predicted."""
         return any(isinstance(planned.answer, Prediction) for planned in self.cells)
 
 

@@ -58,7 +58,6 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the parts of a record: immutable, and checked when decoded."""
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with other values of some fields."""
         return msgspec.structs.replace(self, **changes)
 
     @classmethod
@@ -144,7 +143,6 @@ class WeightsOfKind(Part, frozen=True):
 
     @property
     def adapted_share(self) -> float:
-        """How much of them has an adapter."""
         return self.adapted / max(1, self.parameters)
 
 
@@ -155,7 +153,6 @@ class WeightsReached(Part, frozen=True):
 
     @property
     def parameters(self) -> int:
-        """How many there are."""
         return sum(one.parameters for one in self.kinds)
 
     @property
@@ -197,7 +194,6 @@ class Timeline(Part, frozen=True):
 
 
 def summed(modules: ModuleBytes) -> dict[Category, int]:
-    """Return the bytes of all modules by category."""
     found: dict[Category, int] = {}
     for category, nbytes in (each for own in modules.values() for each in own.items()):
         found[category] = found.get(category, 0) + nbytes
@@ -297,7 +293,6 @@ class GpuReading(Part, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()  # what NVML could not be asked for, once each
 
     def phase(self, name: str) -> GpuPhase | None:
-        """Return what was seen in one phase, if it was reached."""
         return next((phase for phase in self.phases if phase.name == name), None)
 
 

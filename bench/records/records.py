@@ -178,12 +178,10 @@ class LedgerReading(Part, frozen=True):
 
     @property
     def largest_category(self) -> Category:
-        """The category with most bytes at the peak."""
         return max(self.categories_at_peak_bytes, key=self.categories_at_peak_bytes.__getitem__)
 
     @property
     def largest_share(self) -> float:
-        """Its share of the peak."""
         return self.categories_at_peak_bytes[self.largest_category] / max(self.peak_bytes, 1)
 
 
@@ -201,7 +199,6 @@ class MergeCheck(Part, frozen=True):
     reference_max_abs: Number
 
     def __post_init__(self) -> None:
-        """Read what JSON has no number for."""
         number(self, "max_abs_difference", "reference_max_abs")
 
 
@@ -245,7 +242,6 @@ class TextLoss(Part, frozen=True):
     after_nats: Number
 
     def __post_init__(self) -> None:
-        """Read what JSON has no number for."""
         number(self, "before_nats", "after_nats")
 
 
@@ -288,7 +284,6 @@ class Measurement(Part, frozen=True, dict=True):
 
     @cached_property
     def step_times_ns(self) -> tuple[int, ...]:
-        """The time of each measured step, in order."""
         return tuple([step.step_time_ns for step in self.measured_steps])
 
     @cached_property

@@ -59,7 +59,6 @@ class ResultSet:
 
     @cached_property
     def runs(self) -> tuple[RunSummary, ...]:
-        """All its runs."""
         return tuple(run for session in self.sessions for run in session)
 
 
@@ -124,7 +123,6 @@ class Accepted(Stored):
 
     @property
     def folder(self) -> str:
-        """The name of its folder of records."""
         return f"{self.number:04d}"
 
 
@@ -137,7 +135,6 @@ class Baseline(Stored):
 
     @property
     def level(self) -> int:
-        """The latest level."""
         return self.accepted[-1].level if self.accepted else 1
 
     @property
@@ -147,7 +144,6 @@ class Baseline(Stored):
 
 
 def names_of_baselines(root: Path) -> tuple[str, ...]:
-    """Return the names of all baselines, sorted."""
     return tuple(sorted(file.parent.name for file in root.glob(f"*/{BASELINE_FILE}")))
 
 

@@ -50,13 +50,11 @@ class Answers(Struct, frozen=True):
 
     @property
     def items(self) -> list[EvaluationItem]:
-        """The questions with their answers."""
         answered = zip(self.questions, self.correct, strict=True)
         return [EvaluationItem(*question, bool(right)) for question, right in answered]
 
     @property
     def accuracy(self) -> float | None:
-        """The share of questions answered correctly."""
         return sum(self.correct) / len(self.correct) if self.correct else None
 
 

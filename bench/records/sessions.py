@@ -107,7 +107,6 @@ class Sitting(Stored):
         return any(caveat.code == JUDGED_BY_ITSELF for caveat in self.caveats)
 
     def facts(self, side: SideName) -> SideFacts:
-        """Return what a side is."""
         return self.base if side == "base" else self.candidate
 
 

@@ -95,7 +95,6 @@ class MetricVerdict:
 def outcome_verdict(
     cell: str, verdict: VerdictName, reason: str, *, gated: bool = True, improved: bool = False
 ) -> MetricVerdict:
-    """Return a verdict on how a cell's runs ended."""
     return MetricVerdict(
         cell=cell,
         metric=OUTCOME,

@@ -10,13 +10,16 @@ from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, JustifyMethod
+from rich.table import Table as RichTable
+from rich.text import Text
+
 from bench.report.text import NOT_APPLICABLE, Table, plain, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console, ConsoleOptions, JustifyMethod
-    from rich.table import Table as RichTable
-    from rich.text import Text
 
 R = TypeVar("R")
 Tone = Literal["", "good", "close", "bad"]
@@ -126,7 +129,6 @@ class Grid(Generic[R]):
         return found
 
     def numbers(self, column: Column[R], row: R) -> list[int]:
-        """Return the notes that a number bears."""
         return (
             [self.notes.index(text) + 1 for text in self.notes_of(row, column.place)] if column.place else []
         )
@@ -201,11 +203,8 @@ class TerminalTable:
     table: Table
     title: str
 
-    def __rich_console__(self, _: "Console", options: "ConsoleOptions") -> Iterator["RichTable | Text"]:
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[RichTable | Text]:
         """Yield the parts; room that is left goes to words that are broken, then to the narrowest columns."""
-        from rich.cells import cell_len
-        from rich.text import Text
-
         width, table = options.max_width, self.table
         texts = [[plain(text) for text in column] for column in zip(table.header, *table.rows, strict=True)]
         if len(table.rows) == 1 and _taken(max(map(cell_len, column)) for column in texts) > width:
@@ -240,9 +239,7 @@ class TerminalTable:
         fitting = [end for end in range(1, enough + 1) if _taken(least[:end]) <= width * 2 // 3]
         return [*range(max(fitting, default=1))]
 
-    def _part(self, texts: Sequence[Sequence[str]], widths: Mapping[int, int], title: str) -> "RichTable":
-        from rich.text import Text
-
+    def _part(self, texts: Sequence[Sequence[str]], widths: Mapping[int, int], title: str) -> RichTable:
         shown = self._empty(title)
         for index, width in widths.items():
             justify: JustifyMethod = "left" if index < self.table.left else "right"
@@ -251,10 +248,8 @@ class TerminalTable:
             shown.add_row(*(Text(_broken(texts[index][line], widths[index])) for index in widths))
         return shown
 
-    def _listed(self, titles: Sequence[str], values: Sequence[str]) -> "RichTable":
+    def _listed(self, titles: Sequence[str], values: Sequence[str]) -> RichTable:
         """Return the only row as a list of what it holds."""
-        from rich.text import Text
-
         shown = self._empty(self.title)
         shown.show_header = False
         shown.add_column(no_wrap=True)
@@ -263,11 +258,7 @@ class TerminalTable:
             shown.add_row(Text(title), Text(value))
         return shown
 
-    def _empty(self, title: str) -> "RichTable":
-        from rich import box
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
+    def _empty(self, title: str) -> RichTable:
         return RichTable(title=Text(plain(title)) if title else None, title_justify="left", box=box.SIMPLE)
 
 

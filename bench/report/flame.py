@@ -33,7 +33,6 @@ class Flame:
 
     @property
     def depth(self) -> int:
-        """How many rows of boxes there are."""
         return 1 + max(box.depth for box in self.boxes)
 
 

@@ -6,6 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
 from bench.compare.comparison import Comparison
 from bench.compare.measured import Measured
 from bench.errors import listed
@@ -18,7 +23,6 @@ from bench.report.text import NOT_APPLICABLE, NOT_MEASURED, Sentence, Table, gro
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Group, RenderableType
 
 _MOST_NAMES = 8
 _MOST_GROUPS = 4  # with their highlights; of more the tables alone are shown
@@ -156,10 +160,7 @@ def _tex_line(cells: Iterable[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def render_terminal(comparison: Comparison) -> "Group":
-    from rich.console import Group
-    from rich.text import Text
-
+def render_terminal(comparison: Comparison) -> Group:
     unit = memory_unit(comparison.rows)
     parts: list[RenderableType] = []
     for one in comparison.groups:
@@ -189,17 +190,12 @@ def _caveats(comparison: Comparison) -> Iterator[tuple[str, str]]:
 _HEADLINES = ("ledger_peak_bytes", "cuda_allocated_peak_bytes", "tokens_per_second", "accuracy_after")
 
 
-def render_frame(frame: "pd.DataFrame") -> "Group":
+def render_frame(frame: "pd.DataFrame") -> Group:
     """Return one line per run or group; below it, how many columns a file would hold besides."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
     metrics = [name for name in _HEADLINES if name in frame and frame[name].notna().any()]
     names = ["cell", "run", "outcome"] if "cell" in frame else [one for one in frame if one not in METRICS]
     shown = [*names, *metrics]
-    table = Table(box=box.SIMPLE)
+    table = RichTable(box=box.SIMPLE)
     for name in shown:
         number = name in METRICS or name in {"run", "runs_ok"}
         table.add_column(name, justify="right" if number else "left", overflow="fold")

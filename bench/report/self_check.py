@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import RenderableType
 
 from bench.compare.predictions import loops_beside, summarise
 from bench.records.published import Source
@@ -23,9 +25,6 @@ from bench.report.text import (
 )
 from bench.stats.simulation import CheckRow, SelfCheck
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 _WORDS = {"undecided": "inconclusive", "any regression": "regression of any cell"}
 
 
@@ -34,7 +33,7 @@ def render_self_check(check: SelfCheck) -> str:
     return "\n\n".join(markdown_table(table) for table in (_sweeps(check), _table(check)) if table.rows)
 
 
-def render_terminal(check: SelfCheck) -> "RenderableType":
+def render_terminal(check: SelfCheck) -> RenderableType:
     """Return the table for a terminal, every rate in a row of its own."""
     return TerminalTable(_table(check, every=True), "Error rates of the gates, simulated")
 

@@ -183,7 +183,6 @@ def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
 
 
 def words(name: str) -> str:
-    """Write a phase or a category as words."""
     return name.replace("_", " ")
 
 

@@ -143,7 +143,6 @@ class SelfCheck(Stored):
 
     @property
     def holds(self) -> bool:
-        """Whether every promise is kept."""
         return all(row.holds for row in self.rows)
 
 

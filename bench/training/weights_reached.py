@@ -34,7 +34,6 @@ class Reached(NamedTuple):
     caveats: tuple[Caveat, ...]
 
     def saying(self, more: Iterable[Caveat]) -> Self:
-        """Return the same with more to be said."""
         return self._replace(caveats=(*self.caveats, *more))
 
 

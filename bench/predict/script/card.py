@@ -128,11 +128,8 @@ def _moved(
         on_host = state.on_cpu or not args[0].is_meta or args[0] in state.hosts
         args = (CPU if on_host else CUDA, args[0].dtype, *args[1:])
     parsed: Any = torch._C._nn._parse_to(*args, **kwargs)
-    target, dtype, more = (
-        parsed[0],
-        parsed[1] or tensor.dtype,
-        {"memory_format": parsed[3]} if parsed[3] else {},
-    )
+    target, dtype = parsed[0], parsed[1] or tensor.dtype
+    more = {"memory_format": parsed[3]} if parsed[3] else {}
 
     def to_meta(*, always: bool = False) -> Tensor:
         return to(tensor, META, dtype, copy=copy or always, **more)

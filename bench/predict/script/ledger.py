@@ -45,7 +45,6 @@ class Storages:
         self._guards: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def add(self, tensor: Tensor) -> Tensor:
-        """Enter a tensor's storage; return the tensor."""
         storage = tensor.untyped_storage()
         address = storage._cdata
         self._guards[address] = weakref.ref(storage, lambda _: self._guards.pop(address, None))

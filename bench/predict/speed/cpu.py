@@ -61,7 +61,6 @@ def layout_of(call: Call) -> str:
 
 
 def name_of(call: Call, work: Work, dtype: str) -> str:
-    """Return how a curve is called."""
     return f"{call.form.op.split('::')[-1]} {work.way} {dtype}"
 
 

@@ -43,7 +43,6 @@ class Work(NamedTuple):
 
 @cache
 def constants() -> dict[str, Any]:
-    """Return the table of constants."""
     return own_toml("bench.predict.speed", "constants.toml")
 
 
@@ -60,7 +59,6 @@ class Traffic(NamedTuple):
 
 @cache
 def _traffic() -> dict[str, Traffic]:
-    """Return the traffic of operators that the table names."""
     return {
         op: Traffic(**{key: value for key, value in entry.items() if key not in {"operators", "source"}})
         for entry in constants()["traffic"]
@@ -73,7 +71,6 @@ _WIDE_ROW_BYTES = 16384
 
 
 def work_of(call: Call) -> Work:
-    """Return what an operator's kernels do."""
     form = call.form
     bare = form.op.split("::")[-1]
     inputs, outputs = call.shapes[: len(form.inputs)], call.shapes[len(form.inputs) :]
@@ -235,7 +232,6 @@ class Time(NamedTuple):
 
 
 def time_of(work: Work, rates: Rates) -> Time:
-    """Return how long an operator's kernels take on a card."""
     if not work.launches:
         return Time(0.0, computing=False)
     table = constants()

@@ -250,7 +250,6 @@ class _Sums:
 
     @property
     def bound_by(self) -> Limit:
-        """What sets the time."""
         hosted = sum(self.host) > sum(self.gpu)
         return "host" if hosted else max(self.limits, key=lambda one: self.limits[one])
 

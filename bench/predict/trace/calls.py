@@ -84,7 +84,6 @@ class Calls:
     numbers: Ints
 
     def resized(self, numbers: Ints) -> "Calls":
-        """Return the calls with other sizes."""
         return Calls(self.of, numbers)
 
     def distinct(self) -> Iterator[Call]:
@@ -230,7 +229,6 @@ class _Notes:
 def _described(
     func: Any, args: Iterable[Any], result: Any, at: At, where: tuple[str, bool, str]
 ) -> tuple[Form, list[int]]:
-    """Return a call's form and the sizes of its tensors."""
     op, view, listed = _named(func)
     if view:
         return Form(*where[:2], op, where[2], view=True), []
@@ -297,7 +295,6 @@ def _part(tensor: Tensor) -> Part:
 
 
 def _by_part(places: Sequence[tuple[int, int]]) -> Iterable[list[int]]:
-    """Return the indices of each part's calls."""
     found: dict[int, list[int]] = {}
     for index, (part, _) in enumerate(places):
         found.setdefault(part, []).append(index)

@@ -244,7 +244,6 @@ class ScratchCall:
 
 
 def described(func: Any, args: tuple[Any, ...], first: int, count: int) -> ScratchCall:
-    """Take a call apart."""
     numbers: list[int] = []
     form = _form(args, numbers)
     return ScratchCall(func, first, count, form, np.array(numbers, dtype=np.int64))

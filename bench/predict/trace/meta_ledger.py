@@ -190,12 +190,10 @@ class MetaLedger(Ledger):
         return self._times_at(self._layer_named(name))
 
     def times_of(self, parameter: torch.Tensor) -> int:
-        """Return for how many parameters this one stands."""
         layer = self._layer_of(parameter)
         return 1 if layer is None else self._times_at(layer)
 
     def empty_cache(self) -> None:
-        """Note that the allocator's cache was emptied here."""
         self.cache_emptied_at.append(len(self.entries))
 
     def hold(self, nbytes: int, op: str) -> int:
@@ -241,7 +239,6 @@ class MetaLedger(Ledger):
         return result
 
     def _record(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
-        """Note a call for those who time it."""
         within = len(self._module_stack) > 1
         inside = self._phase == "forward" or within
         module = self._module_stack[-1] if inside else self._module_of_backward

@@ -62,7 +62,6 @@ class Streams:
         self._made = MAIN_STREAM
 
     def now(self) -> int:
-        """Return the number of the current stream."""
         return self.current
 
     def Stream(self, **_options: object) -> _Stream:  # noqa: N802 - torch's name

@@ -169,8 +169,6 @@ def _repeated(stream: Stream, sweep: Sweep, births: _Births) -> Ints:
 
 
 def _with_periods(stream: Stream, sweeps: Sequence[Sweep], births: _Births, added: int) -> Ints:
-    """Return the events with the periods put in."""
-
     def number(places: Ints, periods: int) -> Ints:
         """Return the blocks at these places of a period, counted in the deep model."""
         if periods == SECOND:

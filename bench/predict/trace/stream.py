@@ -122,7 +122,6 @@ class Stream:
         return max((int(of_blocks[self.live_at(start)].sum()) for start in starts), default=0)
 
     def modules(self, blocks: Ints) -> ModuleBytes:
-        """Return the bytes of the given blocks by module and category."""
         kinds, which = np.unique(self.kinds[blocks], return_inverse=True)
         bytes_by_kind = np.zeros(len(kinds), dtype=np.int64)
         np.add.at(bytes_by_kind, which, self.sizes[blocks])

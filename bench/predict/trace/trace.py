@@ -250,7 +250,6 @@ def _of_adapters(cell: Cell, model: Any, vocabulary_size: int, kernels: Kernels)
 
 
 def at_length(cell: Cell, length: int) -> Cell:
-    """Return a cell like another but for the length of its sequences."""
     return cell.model_copy(update={"training": cell.training.model_copy(update={"sequence_length": length})})
 
 

@@ -129,12 +129,10 @@ class Row(Frozen):
 
     @property
     def sizes(self) -> tuple[Measured, ...]:
-        """The measurements of memory."""
         return tuple(one for one in self.measured if isinstance(one, Measured))
 
     @property
     def speeds(self) -> tuple[MeasuredSpeed, ...]:
-        """The measurements of speed."""
         return tuple(one for one in self.measured if isinstance(one, MeasuredSpeed))
 
     @property

@@ -119,7 +119,6 @@ class Validation(Stored):
 
     @property
     def any_predicted(self) -> bool:
-        """Whether any row could be predicted."""
         return any(row.refused is None for row in self.rows)
 
 

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.text import Text
 
 from bench.compare import Reason
 from bench.compare.plans import PlanRow, card_counts, card_fits, loop_changes, remedies
-from bench.records.predictions import Answer, Bound, Fit, Plan, Tried
+from bench.records.predictions import Answer, Bound, Fit, Plan
 from bench.records.readings import Category, Caveat
 from bench.report.columns import TerminalTable
 from bench.report.predicted.speed import over_several, settings_table
@@ -31,9 +33,6 @@ from bench.report.text import (
 )
 from bench.scenario.catalogue import Card
 from bench.scenario.platform import Platform
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 _SAID = texts("predictions")
 WHAT_SET_IT, PREDICTED = _SAID["set_peak"], _SAID["predicted"]
@@ -64,10 +63,7 @@ def render_markdown(fit: Fit) -> str:
     )
 
 
-def render_terminal(fit: Fit) -> "Group":
-    from rich.console import Group
-    from rich.text import Text
-
+def render_terminal(fit: Fit) -> Group:
     table = settings_table(fit)
     return Group(
         Text(f"{_title(fit)}\n\nlargest micro-batch at each sequence length:\n\n{frontier(fit)}\n"),
@@ -120,18 +116,12 @@ def _bounds(fit: Fit) -> Table:
         answer = bound.next.verdict.answer
         return f"borderline ({answer})" if bound.borderline else answer
 
-    def value(tried: Tried | None) -> str:
-        return f"{tried.value:,}" if tried else NOT_APPLICABLE
-
-    def needed(tried: Tried | None) -> str:
-        return GIBIBYTES.show(tried.verdict.needed_bytes) if tried else NOT_APPLICABLE
-
     writers: dict[str, Writer] = {
         "method": lambda bound: _called(fit, bound),
         "axis": _AXES.__getitem__,
         "held": held,
-        "value": value,
-        "needed": needed,
+        "value": lambda tried: f"{tried.value:,}" if tried else NOT_APPLICABLE,
+        "needed": lambda tried: GIBIBYTES.show(tried.verdict.needed_bytes) if tried else NOT_APPLICABLE,
         "verdict": verdict,
     }
     return described_table("bounds", fit.bounds, writers)

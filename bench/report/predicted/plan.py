@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TypeVar, get_args
+
+from rich.console import Group
+from rich.text import Text
 
 from bench.compare.plans import Forecast, PlanRow, plan_rows
 from bench.errors import listed
@@ -39,9 +42,6 @@ from bench.report.text import (
 )
 from bench.scenario.cell import Cell
 from bench.scenario.loop import LoopSpec
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 N = TypeVar("N", bound=str)
 _Changed = tuple[str, Change, int]
@@ -84,10 +84,7 @@ def _page(plan: Plan, *parts: str) -> str:
     )
 
 
-def render_terminal(plan: Plan, *, details: bool = False) -> "Group":
-    from rich.console import Group
-    from rich.text import Text
-
+def render_terminal(plan: Plan, *, details: bool = False) -> Group:
     more = "--details explains every column, shows what sets each peak, and what would free memory."
     rows = plan_rows(plan)
     shown = detail_tables(plan, rows) if details else [(CARDS, cards_table(plan, rows))]
@@ -102,11 +99,8 @@ def render_terminal(plan: Plan, *, details: bool = False) -> "Group":
     )
 
 
-def render_short(plan: Plan) -> "Group":
+def render_short(plan: Plan) -> Group:
     """Return the table, what was refused and the sum, as ``bench run`` shows it first."""
-    from rich.console import Group
-    from rich.text import Text
-
     rows = plan_rows(plan)
     alike = grouped((row.refusal, row.cell) for row in rows if row.refusal)
     refusals = [f"{listed(cells, 2)} cannot be predicted: {why}" for why, cells in alike.items()]

@@ -53,7 +53,6 @@ class Node:
         )
 
     def look(self, cells: Sequence[Cell]) -> Machine:
-        """Return what this machine is."""
         return self._here.machine(cells)
 
     def run(self, cell: Cell, run: int, plan: Plan | None) -> Record:

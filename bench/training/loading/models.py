@@ -27,7 +27,6 @@ OWN_GPU = ContextVar("own_gpu", default=0)
 
 
 def device_of(cell: Cell) -> torch.device:
-    """Return where a cell runs in this process."""
     return torch.device("cuda", OWN_GPU.get()) if cell.device == "cuda" else torch.device(cell.device)
 
 

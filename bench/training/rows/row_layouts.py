@@ -234,7 +234,6 @@ def _said(turn: dict[str, Any], key: str, where: str) -> str:
 
 
 def shared_beginning(one: str, other: str) -> str:
-    """Return what two texts begin with alike."""
     return "".join(
         left for left, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
     )

@@ -188,7 +188,6 @@ class ScriptRun(WatchedLoop):
             self._tokens.append(TokensGiven(inputs))
 
     def counts(self) -> TokenCounts:
-        """Return the tokens of the step that was just made."""
         given, self._tokens = self._tokens, []
         self.seen.micro_batches = max(self.seen.micro_batches, len(given))
         non_padding = sum(one.non_padding() for one in given)

@@ -161,6 +161,5 @@ def build(cell: Cell, config: Any, day: str) -> "GPT":
 
 
 def adapt(model: GPT, cell: Cell) -> GPT:
-    """Return the model with the adapters of a cell's method, ready to train."""
     model.adapt(adapted_parts(getattr(cell.method, "target_modules", ())))
     return model.train()

@@ -114,7 +114,6 @@ class FusedQkv(Adapted):
         self.sizes: list[int] = []
 
     def adapt_parts(self, parts: Collection[str]) -> None:
-        """Add adapters for some of queries, keys and values."""
         shape = self.shape
         heads = dict.fromkeys(QKV, shape.groups) | {"query": shape.heads}
         self.sizes = [heads[part] * shape.head_width for part in QKV if part in parts]
