@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from bench.metrics import GIB, MIB
 from bench.records.derived_metrics import TRAINING_PHASES, PeakField
 from bench.records.records import NS_PER_SECOND, Phase, Record, StepSample
-from bench.scenario.devices import cards_named
+from bench.scenario.platform import cards_named
 
 if TYPE_CHECKING:
     import pandas as pd

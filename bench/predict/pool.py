@@ -21,8 +21,7 @@ from bench.records.predictions import Change, Prediction, Refusal, check_fit
 from bench.records.records import DeviceFacts
 from bench.scenario.catalogue import Card, absurdities
 from bench.scenario.cell import Cell
-from bench.scenario.devices import card_exactly
-from bench.scenario.platform import KNOWN_SINCE, Platform
+from bench.scenario.platform import KNOWN_SINCE, Platform, card_exactly
 from bench.scenario.types import SHARED_BY_ADAPTERS, FullMethod, LimitsSpec, LoraMethod, QloraMethod
 from bench.workers.launch import Launcher, wait_for_any
 from bench.workers.supervise import MAX_SLEEP_S, JobEnd, RunningJob

@@ -21,9 +21,17 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import UnavailableError, first_line
-from bench.probes.blocks import Block, Entry, Peak, by_module
 from bench.probes.sharded import Resizes, desugars, is_collective, local_of
-from bench.probes.tensors import Outside, address_of, quantisation_state, tensors_among
+from bench.probes.tensors import (
+    Block,
+    Entry,
+    Outside,
+    Peak,
+    address_of,
+    by_module,
+    quantisation_state,
+    tensors_among,
+)
 from bench.records.readings import (
     Category,
     PhaseStart,

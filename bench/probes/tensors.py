@@ -1,15 +1,22 @@
-"""Finds tensors: among values, beside quantised weights, and wherever else a process keeps them."""
+"""Finds tensors: among values, beside quantised weights, and wherever else a process keeps them.
+
+And what a ledger writes down of them: storages, when they were allocated and freed, the moment of most.
+"""
 
 import gc
 import multiprocessing
+import re
 import sys
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from bench.records.readings import Category, ModuleBytes, TracedPhase
 
 SOMEWHERE = "many, small, or held by nothing with a name"
 _MOST_NAMED = 8  # of the largest: for each, all objects of the process are looked through a few times
@@ -169,3 +176,58 @@ def _name_of(holder: Any, held: object) -> str | None:
     if kind.__module__ != "builtins" and not issubclass(kind, torch.Tensor):
         return f"{kind.__module__}.{kind.__qualname__}"
     return None
+
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+@dataclass(slots=True)
+class Block:
+    """One storage: its size, where it was allocated and, once freed, in which phase that was.
+
+    ``owner`` is the module whose weight or gradient it is, where that is not the one that allocated it.
+    """
+
+    nbytes: int
+    born_phase: TracedPhase
+    op: str
+    module: str
+    recomputed: bool = False
+    category: Category | None = None
+    died_phase: TracedPhase | None = None
+    owner: str = ""
+
+
+class Entry(NamedTuple):
+    """One line of the ledger: a block was allocated (born) or freed."""
+
+    block: int
+    born: bool
+
+
+@dataclass(slots=True)
+class Peak:
+    """The moment of most live bytes: how many, and after how many entries."""
+
+    live_bytes: int = 0
+    entries: int = 0
+
+
+def by_module(sizes: Iterable[tuple[Block, int]]) -> ModuleBytes:
+    """Return the bytes of blocks by module and category; * stands for any number, so that layers are one."""
+    found: ModuleBytes = {}
+    for block, nbytes in sizes:
+        name = _NUMBER.sub("*", (block.owner or block.module).partition(" (")[0])
+        own, category = found.setdefault(name, {}), category_of(block)
+        own[category] = own.get(category, 0) + nbytes
+    return {name: dict(sorted(found[name].items())) for name in sorted(found)}
+
+
+def category_of(block: Block) -> Category:
+    """Sort what was not entered by name: alive from forward into backward means saved for it."""
+    if block.category is not None:
+        return block.category
+    if block.born_phase == "inputs":
+        return "inputs"
+    saved = block.born_phase == "forward" and block.died_phase != "forward"
+    return "activations" if saved or block.recomputed else "temporary"

@@ -16,24 +16,30 @@ import numpy as np
 from bench.io import read_json
 from bench.records.readings import Positive, Stored
 from bench.stats.chance import Rule, chance_of_order, holm
-from bench.stats.machines import MACHINES, SIMULATED, NoiseModel, Shape, session, session_by_steps, slowed
-from bench.stats.noise import FEWEST_RUNS, FEWEST_SESSIONS, against_sessions
-from bench.stats.paired import decide_drop, drop_p_value
-from bench.stats.sequential import REGRESSION, decided_stored
-from bench.stats.sweeps import (
+from bench.stats.machines import (
     ALPHA,
     CHUNK_CELLS,
     FIXED,
+    MACHINES,
     NO_CHANGE,
     SEQUENTIAL,
+    SIMULATED,
     TOLERANCE,
     Decisions,
+    NoiseModel,
+    Shape,
     calibrated_variances,
     chunks,
     judged,
     no_change,
+    session,
+    session_by_steps,
+    slowed,
     summaries_of,
 )
+from bench.stats.noise import FEWEST_RUNS, FEWEST_SESSIONS, against_sessions
+from bench.stats.paired import decide_drop, drop_p_value
+from bench.stats.sequential import REGRESSION, decided_stored
 
 DAY_NOISE = 0.008
 BAD_DAY_LOG = math.log(1.2)

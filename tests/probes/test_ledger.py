@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from bench.metrics import MIB
-from bench.probes.blocks import Block, by_module
 from bench.probes.ledger import OUTSIDE, Ledger, StepPhase
+from bench.probes.tensors import Block, by_module
 from bench.records.messages import CellJob
 from bench.records.readings import summed
 from bench.records.records import LedgerReading

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.metrics import GIB, MIB
-from bench.scenario.devices import card_exactly, cards_named
+from bench.scenario.platform import card_exactly, cards_named
 
 
 @pytest.mark.parametrize(

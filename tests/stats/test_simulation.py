@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.stats import sweeps
+from bench.stats import machines
 from bench.stats.chance import Rule
-from bench.stats.machines import MACHINES, NoiseModel, Shape, session, session_by_steps, slowed
+from bench.stats.machines import MACHINES, NoiseModel, Shape, no_change, session, session_by_steps, slowed
 from bench.stats.simulation import CASES, CheckRow, self_check, simulate, simulate_stored, wilson
-from bench.stats.sweeps import no_change
 from bench.stats.trend import settle
 
 REPLICATIONS = int(os.environ.get("BENCH_SELF_CHECK_REPLICATIONS", "60"))
@@ -62,9 +61,9 @@ def test_the_simulation_can_fail_the_gate(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_is_not_judged_could_not_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same alarms come of judging every sweep, at an error rate that gives some."""
-    monkeypatch.setattr(sweeps, "SEQUENTIAL", replace(sweeps.SEQUENTIAL, alpha=0.05))
+    monkeypatch.setattr(machines, "SEQUENTIAL", replace(machines.SEQUENTIAL, alpha=0.05))
     found = [_unknown(no_change("two speeds by run", 100, 0, by_steps=False))]
-    monkeypatch.setattr(sweeps, "might_alarm", lambda runs, *_: np.ones(len(runs[0][0]), dtype=np.bool_))
+    monkeypatch.setattr(machines, "might_alarm", lambda runs, *_: np.ones(len(runs[0][0]), dtype=np.bool_))
     found.append(_unknown(no_change("two speeds by run", 100, 0, by_steps=False)))
     assert found[0] == found[1]
     assert any(found[0])

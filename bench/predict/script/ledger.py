@@ -23,9 +23,8 @@ from bench.errors import UntraceableError, first_line
 from bench.predict.trace.loops import LoopLedger
 from bench.predict.trace.meta_ledger import INDEXING
 from bench.predict.trace.values import KnownValues, is_mask, resolve_item, written_by
-from bench.probes.blocks import Block
 from bench.probes.ledger import name_of
-from bench.probes.tensors import tensors_among
+from bench.probes.tensors import Block, tensors_among
 
 MOST_ANSWERS = 2_000
 """So often may one line ask for a value that a prediction does not have; then it is waiting for it."""

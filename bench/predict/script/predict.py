@@ -24,8 +24,7 @@ from bench.predict.summary import predicted_for_cpu, summed_up
 from bench.predict.trace.kernels import Kernels
 from bench.predict.trace.loops import forget_state, trl_on_cuda
 from bench.predict.trace.meta_kernels import is_paged
-from bench.predict.trace.optional_kernels import implementations_of
-from bench.predict.trace.patches import patched
+from bench.predict.trace.patches import implementations_of, patched
 from bench.predict.trace.stream import stream_of
 from bench.predict.trace.trace import paged_bytes
 from bench.probes.machine import Allocator

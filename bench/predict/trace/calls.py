@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.predict.trace.meta_kernels import Remembered
-from bench.probes.blocks import Block
+from bench.probes.tensors import Block
 
 Ints = NDArray[np.int64]
 Shape = tuple[int, ...]

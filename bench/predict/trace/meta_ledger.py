@@ -19,10 +19,9 @@ from bench.predict.trace.calls import TIMED, Added, At, Recorder
 from bench.predict.trace.kernels import Kernels, ScratchCall, described
 from bench.predict.trace.meta_kernels import Remembered, ShapeMemory
 from bench.predict.trace.values import resolve_item
-from bench.probes.blocks import Block
 from bench.probes.ledger import Ledger, StepPhase, name_of
 from bench.probes.sharded import collected, desugars, is_collective
-from bench.probes.tensors import address_of, quantisation_state, tensors_among
+from bench.probes.tensors import Block, address_of, quantisation_state, tensors_among
 from bench.training.loading.wrappers import beside_text, is_beside
 
 _COPY = torch.ops.aten.copy_.default

@@ -12,8 +12,8 @@ from bench.predict.allocator.replay import ReplayVariability
 from bench.predict.trace.calls import Calls
 from bench.predict.trace.kernels import ScratchCall
 from bench.predict.trace.meta_ledger import NO_LAYER, Mark, MetaLedger
-from bench.probes.blocks import Block, by_module
 from bench.probes.ledger import BEFORE
+from bench.probes.tensors import Block, by_module
 from bench.records.readings import ModuleBytes
 from bench.training.weights_reached import Reached
 

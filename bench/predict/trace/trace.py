@@ -17,8 +17,7 @@ from bench.predict.trace.loading import load_weights
 from bench.predict.trace.loops import LoopLedger, MetaLoop, read_loop_ledger
 from bench.predict.trace.meta_kernels import is_paged
 from bench.predict.trace.meta_ledger import MetaLedger
-from bench.predict.trace.optional_kernels import implementations_of
-from bench.predict.trace.patches import patched
+from bench.predict.trace.patches import implementations_of, patched
 from bench.predict.trace.ranks import one_of_several
 from bench.predict.trace.stream import Stream, stream_of
 from bench.predict.trace.values import KnownValues
