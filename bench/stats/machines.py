@@ -1,6 +1,7 @@
 """Made-up machines: the log step times of unchanged code, run in turn by runs or by steps, and slowdowns.
 
-Sweeps of their runs are summarised and judged by the code that judges real ones. Everything is a sum of parts on natural logarithms; shares are of the step time.
+Sweeps of their runs are summarised and judged by the code that judges real ones. Everything is a sum of parts
+on natural logarithms; shares are of the step time.
 """
 
 import math

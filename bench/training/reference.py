@@ -124,12 +124,14 @@ class FourBit:
     def packed(
         cls, weight: Tensor, code: Tensor, pairs: Tensor, scales: Tensor | None
     ) -> tuple[Tensor, "FourBit"]:
+        """Quantise a weight."""
         rows, absmax = in_blocks(weight, BLOCK)
         count = weight.numel() + weight.numel() % 2  # the last byte may be half filled, with a zero
         high, low = nearest(rows.flatten()[:count], code).view(-1, 2).unbind(1)
         return (high << 4) | low, cls(weight.shape, pairs, Scales.of(absmax, scales))
 
     def restored(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
+        """De-quantise a weight."""
         values = functional.embedding(packed.int(), self.code).flatten()[: self.shape.numel()]
         rows = in_rows(values, BLOCK).mul_(self.state2.restored()[:, None])
         return rows.flatten()[: len(values)].view(self.shape).to(dtype)
@@ -150,6 +152,7 @@ class EightBit:
         return torch.round(half * (127.0 / absmax)[:, None]).to(torch.int8), cls(weight.shape, absmax)
 
     def restored(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
+        """De-quantise a weight."""
         return packed.to(dtype).mul_(self.SCB[:, None] * (1 / 127))
 
 
@@ -162,11 +165,13 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: "QuantisedLinear") -> Tensor:
+        """Return the layer's output."""
         ctx.layer = layer
         return functional.linear(inputs, layer.restored(inputs.dtype), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of the input."""
         return gradients[0] @ ctx.layer.restored(gradients[0].dtype), None
 
 
@@ -186,6 +191,7 @@ class QuantisedLinear(nn.Module):
         self.bias = layer.bias
 
     def restored(self, dtype: torch.dtype) -> Tensor:
+        """De-quantise the weight."""
         weight: Tensor = self.weight.quant_state.restored(self.weight, dtype)
         return weight
 

@@ -229,7 +229,7 @@ class _Listening:
 
 
 def heard_implementations(platform: Platform) -> Iterator[Any]:
-    """Yield what hears, for a card, which of several implementations transformers runs; on a CPU there is one.
+    """Yield what hears which of several implementations transformers runs for a card; a CPU has one of each.
 
     The library says so itself: hub_kernels.use_kernel_func_from_hub_with_fallback warns of each function that
     ran as its reference in torch, and moe.ExpertsInterface is asked for the products of experts.
