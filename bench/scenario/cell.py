@@ -7,10 +7,12 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache, partial
 from typing import Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from bench.io import own_toml
 from bench.scenario.loop import LoopSpec
 from bench.scenario.names import lever_of
 from bench.scenario.parallel import ParallelSpec, contradictions_of_ranks
@@ -145,15 +147,51 @@ class Cell(Frozen):
 
 def contradictions(cell: Cell) -> list[Problem]:
     of_method = _of_peft(cell, cell.method) if cell.method.kind == "peft" else _of_adapter(cell.method)
+    ranks = contradictions_of_ranks(cell.parallel, cell.training, cell.method, cell.loop.driver)
+    return [*_by_rules(cell), *_of_training(cell), *_of_data(cell), *of_method, *_of_loop(cell), *ranks]
+
+
+_Conditions = dict[str, list[Any]]
+"""By a field's path the values that are meant."""
+
+
+@cache
+def _rules() -> list[tuple[_Conditions, _Conditions, _Conditions, str, str]]:
+    """Return of each rule ``when``, ``unless``, ``only``, ``at`` and ``says``."""
     return [
-        *_of_training(cell),
-        *_of_data(cell),
-        *of_method,
-        *_of_reference(cell),
-        *_of_loop(cell),
-        *_of_script(cell),
-        *contradictions_of_ranks(cell.parallel, cell.training, cell.method, cell.loop.driver),
+        (
+            *(
+                {
+                    path: each if isinstance(each, list) else [each]
+                    for path, each in rule.get(name, {}).items()
+                }
+                for name in ("when", "unless", "only")
+            ),
+            rule.get("at", ""),
+            rule["says"],
+        )
+        for rule in own_toml("bench.scenario", "contradictions.toml")["rule"]
     ]
+
+
+def _by_rules(cell: Cell) -> Iterator[Problem]:
+    """Find what contradictions.toml rules out; its head says how it is read."""
+    read = cache(partial(_value, cell))
+    for when, unless, only, at, says in _rules():
+        if all(read(path) in values for path, values in when.items()) and not any(
+            read(path) in values for path, values in unless.items()
+        ):
+            wrong = (path for path, values in only.items() if read(path) not in (None, *values))
+            for path in [at] if at else wrong:
+                part, _, field = path.partition(".")
+                yield part, field, says.format(cell=cell)
+
+
+def _value(cell: Cell, path: str) -> Any:
+    """Return a part or a field of one as TOML would have it; None where there is none."""
+    part, _, field = path.partition(".")
+    value = getattr(getattr(cell, part), field, None) if field else getattr(cell, part)
+    return [*value] if isinstance(value, tuple) else value
 
 
 def peft_type(name: str) -> str:
@@ -174,93 +212,24 @@ def virtual_tokens(method: MethodSpec) -> int:
     return given if isinstance(given, int) else 0
 
 
-_ON_CUDA_ONLY = {
-    "attention": ("flash_attention_2", "sdpa"),
-    "loss": ("liger", "chunked"),
-    "kernels": ("liger", "torch"),
-}
-
-
 def _of_training(cell: Cell) -> Iterator[Problem]:
     training, method = cell.training, cell.method
     trains_fp16 = training.dtype == "fp16" and (method.kind == "full" or method.adapter_dtype == "weights")
     if training.autocast == "fp16" and trains_fp16:
         message = "fp16 cannot unscale fp16 gradients; keep what is trained in fp32 (dtype, or adapter_dtype)"
         yield "training", "autocast", message
-    flash = training.attention == "flash_attention_2"
-    if flash and training.dtype == "fp32" and training.autocast == "off":
-        yield "training", "attention", "flash_attention_2 needs 16-bit activations; set dtype or autocast"
-    for field, (value, other) in _ON_CUDA_ONLY.items() if cell.device == "cpu" else ():
-        if getattr(training, field) == value:
-            yield "training", field, f"{value} runs on CUDA only; set device to cuda, or {field} to {other}"
-    of_logits = {"liger": "turn one of them off", "chunked": "turn it off, or set loss to chunked-logits"}
-    if training.kernels == "liger" and training.loss != "full":
-        yield "training", "loss", "is Liger's own with kernels liger; leave it out, or set kernels to torch"
-    for field in ("upcast_outputs", "keep_outputs"):
-        if training.loss in of_logits and getattr(training, field):
-            advice = of_logits[training.loss]
-            yield "training", field, f"is about logits, and loss {training.loss} makes none; {advice}"
-    if training.loss != "full" and training.use_cache:
-        yield "training", "use_cache", f"is not for loss {training.loss}, which takes no outputs; turn it off"
 
 
 def _of_loop(cell: Cell) -> Iterator[Problem]:
-    loop, training = cell.loop, cell.training
-    if loop.driver == "window":
-        if loop.args:
-            yield "loop", "args", "has no meaning for the window's own loop; remove it, or choose a driver"
-        return
-    if cell.window.merge_check:
-        yield "window", "merge_check", "is for the window's own loop; set it to false"
-    if loop.is_function or loop.driver == "script":
+    loop = cell.loop
+    if not loop.is_library:
         return
     yield from _reaching_out("loop", "args", loop.args)
     for name in filter(lever_of, sorted(loop.args)):
         yield "loop", "args", f"may not hold {name}; set {lever_of(name)}, as for every loop"
-    own = {"loss": "full", "upcast_outputs": False, "keep_outputs": False, "use_cache": False}
-    for field in (name for name, value in own.items() if getattr(training, name) != value):
-        yield "training", field, f"is for the window's own loop, and {loop.driver} decides it; leave it out"
-    if cell.device == "cpu" and training.autocast == "fp16":
-        yield "training", "autocast", f"fp16 is for CUDA in {loop.driver}: accelerate refuses it on a CPU"
-    yield from _of_synthetic(cell)
-    if loop.takes_pairs:
-        yield from _of_pairs(cell)
-
-
-def _of_synthetic(cell: Cell) -> Iterator[Problem]:
-    if cell.data.source != "synthetic":
-        return
-    if cell.data.attention_mask == "padded" and cell.loop.driver.startswith("trl-"):
-        message = (
-            f"padded is not for {cell.loop.driver}, whose collator pads by itself; use real data or none"
-        )
-        yield "data", "attention_mask", message
-    if cell.data.lengths == "vary":
-        yield "data", "lengths", "vary is for the window's own loop; leave it out, or use real data"
-
-
-def _of_pairs(cell: Cell) -> Iterator[Problem]:
-    data = cell.data
-    if data.source in ("jsonl", "hub") and data.format not in ("auto", "preference"):
-        yield "data", "format", "must be preference for trl-dpo: rows with prompt, chosen and rejected"
-    if data.source in ("task", "jsonl", "hub") and data.train_on == "all":
-        yield "data", "train_on", "must be completion for trl-dpo, whose loss compares answers"
-    if cell.training.batching == "pack":
-        yield "training", "batching", "pack is not for trl-dpo, which pads answers; set pad-to-longest"
-    if cell.method.kind == "peft":
-        yield "method", "kind", "peft is not for trl-dpo here; choose full, lora or qlora"
-    for name in sorted({"precompute_ref_log_probs", "sync_ref_model"} & cell.loop.args.keys()):
+    of_pairs = {"precompute_ref_log_probs", "sync_ref_model"} if loop.takes_pairs else set()
+    for name in sorted(of_pairs & loop.args.keys()):
         yield "loop", "args", f"may not hold {name}: the reference model is run in every step, as it was"
-
-
-def _of_script(cell: Cell) -> Iterator[Problem]:
-    """Refuse what only a watched script can be, in cells that come from a scenario: those have other data."""
-    if cell.data.source == "script":
-        return
-    if cell.loop.driver == "script":
-        yield "loop", "driver", "script stands in what bench watch records; choose another, or run that"
-    if cell.training.optimizer == "unlisted":
-        yield "training", "optimizer", "unlisted stands in what bench watch records; name an optimizer"
 
 
 def _of_data(cell: Cell) -> Iterator[Problem]:
@@ -277,8 +246,6 @@ def _of_data(cell: Cell) -> Iterator[Problem]:
     elif rows is not None and (cell.evaluation.num_fewshot or cell.loop.takes_pairs):
         what = "pairs of answers" if cell.loop.takes_pairs else "worked examples before (num_fewshot)"
         yield "data", "held_out", f"has one answer to each row, and no {what}; leave either out"
-    if data.source in ("jsonl", "hub") and data.format == "preference" and not cell.loop.takes_pairs:
-        yield "data", "format", "preference is for loop.driver trl-dpo; choose it, or another format"
     if data.source == "synthetic" or data.format == "auto" or data.template == "auto":
         return
     if data.template not in TEMPLATES_OF_FORMAT[data.format]:
@@ -334,16 +301,3 @@ def _of_adapter(method: FullMethod | LoraMethod | QloraMethod) -> Iterator[Probl
         # peft leaves them as for plain LoRA until initialize_lora_eva_weights is called with data.
         message = "may not ask for eva, whose weights need a pass over data first; set pissa or olora"
         yield "method", "peft", message
-
-
-def _of_reference(cell: Cell) -> Iterator[Problem]:
-    method = cell.method
-    if isinstance(method, FullMethod | PeftMethod) or method.implementation == "bitsandbytes":
-        return
-    if isinstance(method, LoraMethod) and method.base != "int8":
-        yield "method", "implementation", "reference is of quantised bases; set base to int8, or leave it out"
-    plain = {"bias": "none", "peft": {}, "quantise_lm_head": False, "recast_embeddings": False}
-    for field in (name for name, value in plain.items() if getattr(method, name, value) != value):
-        yield "method", field, "is not for the reference implementation; leave one of them out"
-    if cell.loop.driver != "window":
-        yield "method", "implementation", "reference is for the window's own loop; leave one of them out"

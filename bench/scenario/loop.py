@@ -33,6 +33,10 @@ class LoopSpec(Frozen):
         return ":" in self.driver
 
     @property
+    def is_library(self) -> bool:
+        return self.driver in LIBRARY_LOOPS
+
+    @property
     def code(self) -> str | None:
         """What has code of the user's: a module, or a script's path without its ending; None if nothing."""
         if self.is_function:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from bench.scenario.types import Dtype, Frozen, MethodSpec, QloraMethod, TrainingSpec
+from bench.scenario.types import Dtype, Frozen, MethodSpec, TrainingSpec
 
 _REFUSED = {
     "deepspeed": "must be fsdp2, which shards as stage 3 of ZeRO does (steps of DeepSpeed are not predicted)",
@@ -65,7 +65,6 @@ class ParallelSpec(Frozen):
 
 
 LOOPS_OVER_SEVERAL = ("hf-trainer", "trl-sft")
-_SHARDED_ALONE = ("reshard_after_forward", "param_dtype", "reduce_dtype", "wrap")
 
 
 def contradictions_of_ranks(
@@ -75,26 +74,11 @@ def contradictions_of_ranks(
     if parallel.cpu_offload and (parallel.strategy != "fsdp2" or driver != "window"):
         message = "is for strategy fsdp2 in the window's own loop; leave it out"
         yield "parallel", "cpu_offload", message
-    without_meaning = (
-        () if parallel.sharded else _SHARDED_ALONE if parallel.several else ("gpus", *_SHARDED_ALONE)
-    )
-    for field in without_meaning:
-        if getattr(parallel, field) != ParallelSpec.model_fields[field].default:
-            right = "ddp, fsdp1 or fsdp2" if field == "gpus" else "fsdp1 or fsdp2"
-            message = f"needs strategy {right}, not {parallel.strategy}; set that, or leave it out"
-            yield "parallel", field, message
-    if parallel.activation_checkpointing and parallel.strategy != "fsdp1":
-        advice = "set gradient_checkpointing alone"
-        yield "parallel", "activation_checkpointing", f"is for strategy fsdp1; leave it out, {advice}"
     if parallel.strategy == "fsdp1" and parallel.reduce_dtype not in {"as-trained", parallel.param_dtype}:
         message = "must be param_dtype's under fsdp1 (another is not predicted to the byte yet)"
         yield "parallel", "reduce_dtype", f"{message}; leave it out, which means the same"
     if parallel.several:
         yield from _not_predicted(parallel, training, method, driver)
-    if parallel.sharded:
-        yield from _of_quantised(parallel, method)
-    if parallel.strategy == "fsdp1" and method.kind == "qlora":
-        yield from _of_one_dtype(training, method)
 
 
 def _not_predicted(
@@ -121,38 +105,9 @@ def _not_predicted(
 
 
 def _of_trainer(parallel: ParallelSpec, driver: str) -> Iterator[tuple[str, str, str]]:
-    """Refuse loops that are not run over several GPUs, and what accelerate decides itself."""
+    """Refuse loops that are not run over several GPUs."""
     if driver not in LOOPS_OVER_SEVERAL:
         instead = f"choose {', '.join(LOOPS_OVER_SEVERAL)}, or leave the driver out"
         yield "parallel", "strategy", f"is not predicted in loop {driver}; {instead}"
     elif parallel.strategy == "fsdp1":
         yield "parallel", "strategy", f"must be ddp or fsdp2 in loop {driver}; fsdp1 is for the window's own"
-    for field in ("param_dtype", "reduce_dtype"):
-        if getattr(parallel, field) != "as-trained":
-            advice = "leave it out, and set training.autocast to bf16"
-            yield "parallel", field, f"is accelerate's own in loop {driver}; {advice}"
-
-
-def _of_quantised(parallel: ParallelSpec, method: MethodSpec) -> Iterator[tuple[str, str, str]]:
-    """Refuse packed weights that FSDP cannot shard, or would cast as if they were numbers."""
-    if method.kind == "lora" and method.base == "int8":
-        message = f"int8 cannot be sharded by {parallel.strategy}; set strategy to ddp, or choose qlora"
-        yield "method", "base", message
-    if method.kind != "qlora":
-        return
-    if method.quant_storage == "uint8":
-        name = parallel.strategy
-        message = f"must be bf16 under {name}, which gathers packed weights with the others; set it to bf16"
-        yield "method", "quant_storage", message
-    if parallel.param_dtype not in {"as-trained", "bf16"}:
-        message = "would cast packed 4-bit weights as if they were numbers; leave it out, or set it to bf16"
-        yield "parallel", "param_dtype", message
-
-
-def _of_one_dtype(training: TrainingSpec, method: QloraMethod) -> Iterator[tuple[str, str, str]]:
-    """Refuse weights of two dtypes in one layer, of which FSDP1 makes one flat parameter."""
-    if training.dtype != "bf16":
-        yield "training", "dtype", "must be bf16 under fsdp1, like the packed weights of the same layer"
-    if method.kbit_preparation:
-        message = "makes fp32 norms beside packed bf16 weights, and fsdp1 flattens a layer in one dtype"
-        yield "method", "kbit_preparation", f"{message}; set it to false, as trl does of sharded weights"

@@ -1,10 +1,11 @@
 """Fields of a cell that exclude each other are told by the field, with what to do."""
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from pydantic import ValidationError
 
+from bench.scenario.cell import Cell, _rules
 from tiny_cells import tiny_cell
 
 JSONL = {"source": "jsonl", "path": "rows.jsonl"}
@@ -166,3 +167,16 @@ def test_the_window_s_own_loop_is_what_a_cell_without_a_loop_has() -> None:
     others = {tiny_cell(loop={"driver": name}).digest for name in ("hf-trainer", "trl-sft", "mine:train")}
     assert len(others | {own.digest}) == 4
     assert own.comparison_key() != tiny_cell(loop={"driver": "hf-trainer"}).comparison_key()
+
+
+def test_rules_are_about_fields_that_there_are() -> None:
+    """Every path of contradictions.toml is a part of a cell, or a field or property of one of its kinds."""
+    hints = get_type_hints(Cell)
+    named = {path for when, unless, only, at, _ in _rules() for path in (*when, *unless, *only, at) if path}
+
+    def kinds(hint: Any) -> list[Any]:
+        return [kind for one in get_args(hint) for kind in kinds(one)] or [hint]
+
+    for part, _, field in (path.partition(".") for path in sorted(named)):
+        known = {name for kind in kinds(hints[part]) if field for name in (*dir(kind), *kind.model_fields)}
+        assert field in known or not field, f"{part}.{field}"
