@@ -15,7 +15,7 @@ from bench.compare.readings import Predicted, Throughput
 from bench.compare.series import AccuracyPoint, MemoryBreakdown, MemoryTimeline, ScalingPoint
 from bench.report.text import MemoryUnit, load_toml, plain, share, significant, words
 
-INK, FAINT, LIMIT, BLUE, RED = "#1a1c20", "#b9bdc6", "#dd3333", "#4477aa", "#ee6677"
+INK, PAPER, FAINT, LIMIT, BLUE, RED = "#1a1c20", "#fdfdfd", "#b9bdc6", "#dd3333", "#4477aa", "#ee6677"
 _LOOK = load_toml("charts.toml")
 WIDE, NARROW = 664, 350  # pixels: half of a wide page, and a telephone
 _HEIGHT, _BAR = 300, 26
@@ -121,8 +121,7 @@ def stacked_memory(stacks: Sequence[MemoryBreakdown], limits: Limits, unit: Memo
         color=alt.Color("part:N", scale=_scale(colours), legend=_legend(columns=5, orient="bottom")),
         order="order:Q",
     )
-    numbers = totals.mark_text(align="left", dx=4, color=INK, aria=False)
-    layers = [bars, numbers.encode(y=alt.Y("cell:N", sort=None), x="size:Q", text="text:N")]
+    layers = [bars]
     if limits:
         lines = _limits(limits, unit).encode(x="size:Q")
         top = {"expr": f"{-_LINE} * datum.row - {_LINE}"}
@@ -130,7 +129,17 @@ def stacked_memory(stacks: Sequence[MemoryBreakdown], limits: Limits, unit: Memo
         label = lines.mark_text(color=LIMIT, align=side, dx={"expr": "datum.row ? 4 : 0"}, y=top, aria=False)
         rule = lines.mark_rule(color=LIMIT, strokeDash=[5, 3], strokeWidth=1.5, y=top, y2={"expr": "height"})
         layers += [rule, label.encode(text="text:N")]
+    numbers = totals.encode(y=alt.Y("cell:N", sort=None), x="size:Q", text="text:N")
+    layers += _over_lines(numbers, align="left", dx=4, color=INK)
     return _layered(layers, _BAR * len(stacks))
+
+
+def _over_lines(named: Chart, **mark: Any) -> list[Chart]:
+    """Write each text over a rim of the paper's colour, where lines would cross it."""
+    return [
+        named.mark_text(**mark, aria=False, **rim)
+        for rim in ({"stroke": PAPER, "strokeWidth": 4, "strokeJoin": "round"}, {})
+    ]
 
 
 def _scale(colours: Mapping[str, str]) -> alt.Scale:
@@ -337,10 +346,9 @@ def scaling(points: Sequence[ScalingPoint], lever: str, unit: MemoryUnit, limits
     layers = _lines(base, y)
     if limits:
         lines = _limits(limits, unit).encode(y="size:Q")
-        name = lines.mark_text(
-            color=LIMIT, align="left", dx=4, dy=-7, x={"expr": "datum.row % 3 * width / 3"}, aria=False
-        )
-        layers += [lines.mark_rule(color=LIMIT, strokeDash=[5, 3]), name.encode(text="text:N")]
+        layers.append(lines.mark_rule(color=LIMIT, strokeDash=[5, 3]))
+        place = {"expr": "datum.row % 3 * width / 3"}
+        layers += _over_lines(lines.encode(text="text:N"), color=LIMIT, align="left", dx=4, dy=-7, x=place)
     if not measured:
         return _layered(layers, _HEIGHT)
     right = _lines(

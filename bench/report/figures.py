@@ -329,13 +329,17 @@ def _accuracy(lever: str, axis: str, points: Sequence[AccuracyPoint]) -> Figure:
 
 
 def _scaling(lever: Lever, points: Sequence[ScalingPoint], unit: MemoryUnit, limits: Limits) -> Figure:
-    shown, more = _first_series(points)
-    near = _near(limits, [point.memory_bytes for point in shown])
+    first, more = _first_series(points)
+    near = _near(limits, [point.memory_bytes for point in first])
+    names = [*dict.fromkeys(point.series for point in first)]
+    pattern, (_, *short) = said_once(["", *names])
+    called = dict(zip(names, short, strict=True))
+    shown = [replace(point, series=called[point.series]) for point in first]
     instruments = dict.fromkeys(
         "predicted, reserved" if point.instrument == "predicted" else INSTRUMENT_NAMES[point.instrument]
         for point in shown
     )
-    return _figure(
+    figure = _figure(
         "scaling",
         points,
         lambda charts: charts.scaling(shown, _LEVERS[lever], unit, near),
@@ -344,6 +348,7 @@ def _scaling(lever: Lever, points: Sequence[ScalingPoint], unit: MemoryUnit, lim
         instruments=" and ".join(instruments),
         more=more,
     )
+    return replace(figure, caption=f"{figure.caption} Cells: {pattern}.") if pattern else figure
 
 
 def _first_series(points: Sequence[P]) -> tuple[list[P], str]:

@@ -60,6 +60,7 @@ _MEMORY_ONLY = "Memory only: speed is not told here."
 _THEMED = {
     "#1a1c20": "currentColor",
     "#fefefe": "transparent",
+    "#fdfdfd": "var(--paper)",
     "#b9bdc6": "var(--faint)",
     "#dd3333": "var(--limit)",
 }

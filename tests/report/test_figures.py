@@ -95,7 +95,7 @@ def test_cards_that_are_named_are_lines_in_the_figure() -> None:
     """The line is at what the card has to give, and its name stands at it."""
     records = (make_record(),)
     (memory, *_) = comparison_figures(compare(records), [card("rtx4090")])
-    lines = values_of(memory, 2)
+    lines = values_of(memory, 1)
     assert [(card("rtx4090").usable_bytes / 1024**2, "GeForce RTX 4090")] == [
         (line["size"], line["text"]) for line in lines
     ]
@@ -132,7 +132,7 @@ def test_more_cells_than_can_be_seen_are_not_drawn_and_counted() -> None:
     """Forty bars, and a caption that says how many more there are."""
     memory = figures_of(*make_records(45))["memory"]
     assert "Not drawn: 5 more cells, which are in the table." in memory.caption
-    assert 40 == len(values_of(memory, 1))
+    assert 40 == len(values_of(memory, -1))
 
 
 def test_a_plan_for_one_card_adds_up_to_what_has_to_fit() -> None:
@@ -142,7 +142,7 @@ def test_a_plan_for_one_card_adds_up_to_what_has_to_fit() -> None:
     cells = tuple(one for one in plan.cells if any(verdict.card == only.name for verdict in one.verdicts))
     plan = plan.model_copy(update={"cells": cells, "cards": (only,)})
     (memory, *_) = plan_figures(plan)
-    totals = values_of(memory, 1)
+    totals = values_of(memory, -1)
     needed = [one.verdicts[0].needed_bytes / 1024**3 for one in cells]
     assert pytest.approx(needed) == [total["size"] for total in totals]
 
@@ -164,15 +164,21 @@ def test_a_large_plan_shows_every_model_and_method() -> None:
     pairs = {tuple(one.cell.id.split("/")[:2]) for one in plan.cells}
     figures = {figure.name: figure for figure in plan_figures(plan)}
     memory = figures["memory"]
-    drawn = [bar["cell"] for bar in values_of(memory, 1)]
+    drawn = [bar["cell"] for bar in values_of(memory, -1)]
     assert pairs == {tuple(cell.split("/")[:2]) for cell in drawn}
     assert len(pairs) == len(drawn)
     assert "llama-2-7b/qlora-nf4-dq-r16" in drawn
     assert "Of each model and method the cell at the longest sequence that needs least." in memory.caption
     lengths = [figures["scaling-sequence-length"], figures["scaling-sequence-length-2"]]
-    series = {point["series"] for figure in lengths for point in values_of(figure, 0)}
-    assert pairs == {tuple(name.split("/")[:2]) for name in series}
-    titles = [f"Scaling with sequence length: {model}" for model in ("llama-2-7b", "mistral-7b")]
+    models = ("llama-2-7b", "mistral-7b")
+    series = {
+        (model, point["series"])
+        for model, figure in zip(models, lengths, strict=True)
+        for point in values_of(figure, 0)
+    }
+    assert pairs == series  # what all have in common is said once
+    assert "Cells: llama-2-7b/*/b1-autocast-bf16-ckpt-pack." in lengths[0].caption
+    titles = [f"Scaling with sequence length: {model}" for model in models]
     assert titles == [figure.title for figure in lengths]
     # Points are what torch reserves, so that a card's line has to leave out the CUDA context.
     assert str(card("rtx4090").torch_bytes / 1024**3) in str(lengths[0].specification())
