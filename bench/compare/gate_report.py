@@ -278,10 +278,14 @@ def _caveats(runs: int, pairs: Sequence[Pair], drifts: Mapping[str, float]) -> I
         yield Caveat("not-steady", message)
 
 
+def _undecided(one: MetricVerdict) -> bool:
+    return one.gated and (one.kind, one.verdict) == ("statistical", "inconclusive")
+
+
 def open_cells(verdicts: Verdicts) -> frozenset[str]:
     """Return the cells with a gated metric that varies and is undecided, and none that regressed."""
     gated = verdicts.gated
-    undecided = {one.cell for one in gated if (one.kind, one.verdict) == ("statistical", "inconclusive")}
+    undecided = {one.cell for one in gated if _undecided(one)}
     return frozenset(undecided - {one.cell for one in gated if one.verdict == "regression"})
 
 
@@ -320,7 +324,9 @@ def judge_records(loaded: SittingRecords, calibration: Calibration | None = None
     judged = {one.cell for one in verdicts.judgements}
     why = "the session ended before its turn; give it a larger --budget"
     never_begun = [outcome_verdict(cell, "inconclusive", why) for cell in session.cells if cell not in judged]
-    judgements = (*never_begun, *verdicts.judgements)
+    cut = f"the budget of {session.budget_s:g} s ended it first; " if session.stopped == "budget" else ""
+    told = [replace(one, reason=cut + one.reason) if _undecided(one) else one for one in verdicts.judgements]
+    judgements = (*never_begun, *told)
     there = {side: {record_file_name(record) for record in loaded.records[side]} for side in SIDES}
     missing = [run.cell for run in counted_runs(session.runs) if run.file not in there[run.side]]
     failed = tuple(dict.fromkeys((*verdicts.failed_cells, *missing)))

@@ -191,6 +191,11 @@ def test_a_cell_whose_turn_never_came_has_not_passed(tmp_path: Path) -> None:
     assert ("inconclusive", 3) == (verdicts.verdict, verdicts.exit_code())
     assert "ended before its turn" in the(verdicts, "outcome", "tiny/b").reason
     assert "The budget of 60 s ended the session." in [caveat.message for caveat in verdicts.caveats]
+    noisy = make_runs(speeds=LOUD)
+    (tmp_path / "cut").mkdir()
+    write_sitting(tmp_path / "cut", noisy, noisy, stopped="budget", budget_s=60.0)
+    speed = the(judge_folder(tmp_path / "cut"), "tokens_per_second")
+    assert speed.reason.startswith("the budget of 60 s ended it first; ")
 
 
 @pytest.mark.parametrize("candidate", ["crashed", "gone"])
