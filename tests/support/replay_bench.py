@@ -3,7 +3,6 @@
 ``python replay_bench.py run FILE …`` is ``bench run FILE …``, but cells do what their method is named after.
 """
 
-import functools
 import os
 import subprocess
 import sys
@@ -108,6 +107,6 @@ def main() -> None:
     from replay_worker import replay
 
     preload = ["bench.workers.child", *filter(None, [os.environ.get("REPLAY_PRELOAD")])]
-    replaying = functools.partial(Launcher, work=replay, preload=preload)
-    sweep.__dict__["Launcher"] = replaying  # the one way in: the command makes its own
+    # The one way in: the command makes its own, which would import torch.
+    sweep.__dict__["Launcher"] = lambda **_: Launcher(work=replay, preload=preload)
     cli.main()
