@@ -172,7 +172,8 @@ def kept_memory(record: Record) -> Iterator[tuple[str, str]]:
         yield "retained", f"{told}, beside the peak: {_largest(kept.by_holder_bytes)}."
     if kept.leaked_bytes_per_step >= METRICS["leaked_bytes_per_step"].tolerance:
         told = f"Each step leaves {kept.leaked_bytes_per_step:,} bytes of tensors behind"
-        yield "leak", f"{told}: {_largest(kept.leaked_by_op_bytes)}."
+        held = f"; held by {kept.leaked_holder}" if kept.leaked_holder else ""
+        yield "leak", f"{told}: {_largest(kept.leaked_by_op_bytes)}{held}."
 
 
 def _largest(sizes: Mapping[str, int]) -> str:

@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import UnavailableError, first_line
+from bench.metrics import METRICS
 from bench.probes.sharded import Resizes, desugars, is_collective, local_of
 from bench.probes.tensors import (
     Block,
@@ -29,6 +30,7 @@ from bench.probes.tensors import (
     Peak,
     address_of,
     by_module,
+    holder_of_storages,
     quantisation_state,
     tensors_among,
 )
@@ -45,6 +47,7 @@ from bench.records.records import LedgerReading
 
 OUTSIDE = "outside the model"
 BEFORE = "before the ledger"
+_LEAST_LEAK = METRICS["leaked_bytes_per_step"].tolerance
 StepPhase = TracedPhase
 
 
@@ -148,23 +151,25 @@ class Ledger(TorchDispatchMode):
 
     def _retained(self) -> Retained:
         leaked: Counter[str] = Counter()
-        for block in self._leaked():
+        found = self._leaked()
+        for block in found.values():
             leaked[f"{block.op} in {block.module}"] += block.nbytes
         grown = self._ends[-1][1] - self._ends[0][1] if self._ends else 0
         per_step = max(0, min(grown, leaked.total())) // max(1, len(self._ends) - 1)
-        return Retained(self._outside.by_holder(), per_step, dict(leaked))
+        holder = holder_of_storages(found.keys()) if per_step >= _LEAST_LEAK else ""
+        return Retained(self._outside.by_holder(), per_step, dict(leaked), holder or UNSET)
 
-    def _leaked(self) -> list[Block]:
-        """Return what all steps but the last have left behind: what lived on through another whole step.
+    def _leaked(self) -> dict[int, Block]:
+        """Return what all steps but the last left behind, by address: what lived on through a whole step.
 
         A value that each step replaces is not among it. Where old ones die for new ones, as in a queue of a
         fixed length, nothing grows, however long these live.
         """
         if len(self._ends) < 2:  # noqa: PLR2004 - the first, and one that it could have lived through
-            return []
+            return {}
         numbers = range(self._blocks_before, self._ends[-2][0])
-        alive = [self.blocks[number] for number in self._live.values() if number in numbers]
-        return [block for block in alive if block.category != "inputs"]
+        alive = {at: self.blocks[number] for at, number in self._live.items() if number in numbers}
+        return {at: block for at, block in alive.items() if block.category != "inputs"}
 
     def __enter__(self) -> Self:
         self._settle()

@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from bench.records.readings import Category, ModuleBytes, TracedPhase
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 SOMEWHERE = "many, small, or held by nothing with a name"
 _MOST_NAMED = 8  # of the largest: for each, all objects of the process are looked through a few times
@@ -150,12 +153,48 @@ def _holder_of(tensor: torch.Tensor) -> str:
         ours = {id(level), *map(id, level)}
         referrers = [one for one in gc.get_referrers(*level) if id(one) not in ours]
         names = (name for one in referrers for held in level if (name := _name_of(one, held)))
-        if name := next(names, None):
+        if name := next(names, None) or _local_of(level):
             return name
         level = [one for one in referrers if type(one).__module__ == "builtins" and not _is_frame(one)]
         if not level:
             break
     return SOMEWHERE
+
+
+def _local_of(held: Collection[object]) -> str | None:
+    """Name the variable of a running function, outside this package, that is one of some objects.
+
+    Asking a frame for its variables has it keep them until it ends, so only where nothing else has a name.
+    """
+    ours = set(map(id, held))
+    for stack in sys._current_frames().values():  # noqa: SLF001 - documented, for debuggers
+        frame: FrameType | None = stack
+        while frame is not None:
+            module = str(frame.f_globals.get("__name__"))
+            if module.partition(".")[0] not in {"bench", "torch"}:
+                for name, value in frame.f_locals.items():
+                    if id(value) in ours:
+                        return f"{module}.{frame.f_code.co_qualname}.<locals>.{name}"
+            frame = frame.f_back
+    return None
+
+
+def holder_of_storages(addresses: Collection[int]) -> str:
+    """Return what holds the tensors with these storages, most of those with a name; empty if none has one."""
+    found = [weakref.ref(tensor) for tensor in _alive() if _address(tensor) in addresses]
+    names: Counter[str] = Counter()
+    for each in found[:_MOST_NAMED]:
+        if (tensor := each()) is not None:
+            names[_holder_of(tensor)] += 1
+    del names[SOMEWHERE]
+    return next((name for name, _ in names.most_common(1)), "")
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    try:
+        return address_of(tensor.untyped_storage())
+    except (NotImplementedError, RuntimeError):  # sparse ones, and those under torch.func's transforms
+        return None
 
 
 def _is_frame(thing: object) -> bool:

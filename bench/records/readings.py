@@ -225,12 +225,14 @@ class Retained(Part, frozen=True):
     """Tensors beside a step's own: neither model, gradients, optimizer state nor batches.
 
     ``by_holder_bytes`` are of those from before, by what holds them. ``leaked_bytes_per_step`` is what a step
-    leaves behind for good; ``leaked_by_op_bytes`` says where what lived through another step was made.
+    leaves behind for good; ``leaked_by_op_bytes`` says where what lived through another step was made, and
+    ``leaked_holder`` what of Python holds it, where that has a name.
     """
 
     by_holder_bytes: dict[str, Count]
     leaked_bytes_per_step: Count
     leaked_by_op_bytes: dict[str, Count]
+    leaked_holder: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def total_bytes(self) -> int:

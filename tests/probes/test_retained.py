@@ -189,12 +189,22 @@ def test_what_every_step_leaves_behind_is_its_leak() -> None:
     assert {"aten::ones in outside the model": 2 * 65_536} == found.leaked_by_op_bytes
 
 
+def test_what_holds_leaked_tensors_is_named(kept: list[torch.Tensor]) -> None:
+    """A module's variable by its module; nothing where no step left anything."""
+    found = _retained(lambda _: kept.append(torch.ones(65_536, dtype=torch.uint8)))
+    assert "fresh.KEPT" == found.leaked_holder
+    assert msgspec.UNSET is _retained().leaked_holder
+
+
 def test_a_graph_that_is_kept_leaks_what_only_it_holds() -> None:
     """A sum of losses that were not detached: the classic."""
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
     rows = torch.ones(256, 64)
-    found = _retained(lambda _: KEPT.append(model(rows).sum()), model=model)
+    losses = list[torch.Tensor]()
+    found = _retained(lambda _: losses.append(model(rows).sum()), model=model)
     assert 256 * 64 * 4 + 4 == found.leaked_bytes_per_step
+    here = f"{__name__}.test_a_graph_that_is_kept_leaks_what_only_it_holds"
+    assert f"{here}.<locals>.losses" == found.leaked_holder
 
 
 def _replaced(number: int) -> None:
