@@ -174,6 +174,7 @@ _OPTIONS = {
     "training.seed": "--seed",
     "loop.driver": "--driver",
     "data.path": "--data",
+    "data.held_out": "--held-out",
 }
 """What a draft's keys are called on the command line."""
 

@@ -31,6 +31,7 @@ class Draft:
     batch: Sequence[str] = ("1",)
     seed: Sequence[str] = ("0",)
     data: str = ""
+    held_out: str = ""
     text: str = ""
     steps: int = 8
     driver: str = "window"
@@ -65,6 +66,9 @@ class Draft:
         return "\n".join([*lines, *self._data(), *self._training()]) + "\n"
 
     def _data(self) -> list[str]:
+        local = Path(self.data).suffix in {".json", ".jsonl"} or Path(self.data).is_file()
+        if self.held_out and not local:
+            raise UsageError("--held-out has rows like those of a file; name that by --data")
         if not self.data:
             return [
                 "",
@@ -73,10 +77,10 @@ class Draft:
             ]
         from bench.scenario.names import toml
 
-        local = Path(self.data).suffix in {".json", ".jsonl"} or Path(self.data).is_file()
         key, source = ("path", "jsonl") if local else ("dataset", "hub")
         told = "# alpaca, chat, prompt and completion, or text: told from the first row"
-        return ["", "[data]", f'source = "{source}"', f"{key} = {toml(self.data)}  {told}"]
+        held_out = [f"held_out = {toml(self.held_out)}"] if self.held_out else []
+        return ["", "[data]", f'source = "{source}"', f"{key} = {toml(self.data)}  {told}", *held_out]
 
     def _training(self) -> list[str]:
         from bench.scenario.names import toml
@@ -96,7 +100,8 @@ class Draft:
             *(["", "[loop]", f"driver = {toml(self.driver)}"] if self.driver != "window" else []),
             "",
             "[evaluation]",
-            '# tasks = ["mmlu-281"]  # questions of lm-eval, answered before and after',
+            'tasks = ["held-out"]' * bool(self.held_out)
+            or '# tasks = ["mmlu-281"]  # questions of lm-eval, answered before and after',
             *([f"text = {toml(self.text)}"] if self.text else []),
             "",
             "[window]",

@@ -28,6 +28,17 @@ def test_ranks_methods_and_seeds_multiply_into_cells_of_own_rows() -> None:
     assert choose_cells(scenario.cells, "*seed=1") == choose_cells(scenario.cells, "*seed1")
 
 
+def test_rows_that_are_held_out_are_asked_about() -> None:
+    """They stand beside rows in a file, and nowhere else."""
+    draft = Draft(method=("lora",), data="mine.jsonl", held_out="others.jsonl")
+    (cell,) = load_scenario(Path("q.toml"), draft.scenario(MODEL)).cells
+    assert cell.data == JsonlData(source="jsonl", path="mine.jsonl", held_out="others.jsonl")
+    assert cell.evaluation.tasks == ("held-out",)
+    for data in ("", "tatsu-lab/alpaca"):
+        with pytest.raises(UsageError, match="--held-out has rows like those of a file; name that by --data"):
+            Draft(data=data, held_out="others.jsonl").scenario(MODEL)
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "qlora", "dora", "qdora"])
 def test_each_method_is_one_a_scenario_takes(method: str) -> None:
     """On CUDA in bf16 and, but for 4 bits' own checks of the machine, on the CPU in fp32."""
