@@ -89,7 +89,7 @@ def test_measuring_finds_what_torch_takes(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("mul vector float32", "silu vector float32", "_log_softmax vector bfloat16"):
         (_, fast), (_, slow) = made.curves[name]
         assert fast < slow, name
-    assert 0.05 < made.host < 20
+    assert 0.05 < made.host < 500  # many times a usual host's where others take the processor
     assert made.key == this_machine()
 
 
