@@ -245,6 +245,7 @@ def test_the_server_starts_at_once_where_no_answer_is_kept(
     """Its imports take seconds; once there are answers it waits until one is missing."""
     prepare = Mock()
     monkeypatch.setattr(Launcher, "prepare", prepare)
+    monkeypatch.setattr(Kept, "at_first", "")  # whatever other tests have changed since
     monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path))
     Kept().launcher()
     (tmp_path / "predictions").mkdir()

@@ -15,7 +15,7 @@ from typing import IO
 from bench.records.messages import CellJob, Job, Message, ReadingMade, Send
 from bench.records.readings import Caveat
 from bench.records.records import StepSample
-from bench.training.jobs import Turns
+from bench.training.turns import Turns
 from replay_worker import replay
 
 

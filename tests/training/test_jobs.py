@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.records.messages import ALONE, Message, ReadingMade, StepTurns
-from bench.training.jobs import Turns
+from bench.training.turns import Turns
 from records_factory import make_steps
 
 MEASURED = 8
