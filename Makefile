@@ -1,5 +1,5 @@
 # make run          compare full fine-tuning, LoRA and QLoRA on a real model, on this machine's CPU
-# make test         lint, types, import directions, tests (WORKERS=3: that many at once, not one for each core)
+# make test         lint, types, import directions, tests (WORKERS=8: that many at once, not one more than cores)
 # make test-slow    variants that repeat, end to end, what make test covers once
 # make package      build the wheel, check it, and try it in an environment of its own
 # make weights      fetch the real weights and nothing else
@@ -11,7 +11,8 @@ VENV ?= .venv
 # In fp32 where the processor has no products in bf16, by the flags that Linux tells.
 SCENARIO ?= scenarios/smollm2_cpu$(shell grep -qsE 'avx512bw|bf16' $(CPUINFO) || echo _fp32).toml
 CPUINFO ?= /proc/cpuinfo
-WORKERS ?= auto
+# One more than cores, since some tests wait for processes that end by themselves.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 BIN := $(VENV)/bin
 SEVERAL = $(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal -p no:benchmark
 # -qq: pip says nothing but errors. Without compiling every file it installs in half the time; Python

@@ -121,6 +121,7 @@ def test_a_stored_plan_is_a_base(tmp_path: Path, bench: CommandLine) -> None:
     assert (2, True) == (measured.returncode, "gate it with --predict" in measured.stderr)
 
 
+@pytest.mark.slow
 def test_a_mebibyte_that_a_script_keeps_is_found(tmp_path: Path) -> None:
     """Each side predicts the script of its own folder, without a GPU; the candidate's keeps 1 MiB more."""
     for name, kept in (("one", 1), ("two", 262_145)):

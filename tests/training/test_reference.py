@@ -117,7 +117,7 @@ def test_blocks_that_are_not_full_are_packed_alike() -> None:
             {"kind": "qlora", "quantisation": "fp4", "double_quantisation": False, "compute_dtype": "fp32"},
             marks=pytest.mark.slow,
         ),
-        {"kind": "lora", "base": "int8"},
+        pytest.param({"kind": "lora", "base": "int8"}, marks=pytest.mark.slow),
     ],
     ids=["nf4", "fp4", "int8"],
 )
