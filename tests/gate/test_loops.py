@@ -14,6 +14,7 @@ from gate_projects import git
 LIBRARY = Path(__file__).parents[2] / "examples" / "library"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_each_side_of_a_gate_imports_its_own_loop(tmp_path: Path, bench: CommandLine) -> None:
     """The example's library with SGD in the revision and AdamW in the folder: its state is more memory."""

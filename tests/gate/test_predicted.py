@@ -94,6 +94,7 @@ def patched_transformers(folder: Path, lines: str) -> None:
     (folder / "pyproject.toml").write_text('[project]\nname = "transformers"\n')
 
 
+@pytest.mark.slow
 def test_a_stored_plan_is_a_base(tmp_path: Path, bench: CommandLine) -> None:
     """The environment as it is against its own plan: nothing differs; it can be judged again.
 

@@ -99,6 +99,7 @@ def test_speed_is_that_of_a_plan() -> None:
     assert speeds[0] == speeds[1] > 0
 
 
+@pytest.mark.slow
 def test_command_shows_the_fastest_setting_beside_the_largest() -> None:
     """A tiny model fits in thousands of rows, of which the fastest is told with a range."""
     line = "fit tiny-llama-test --gpu rtx4090 --method lora --sequence 64 --for speed --data full"

@@ -204,6 +204,7 @@ def _ledger_of_a_process(cell: Cell) -> LedgerReading:
     return end.measurement.ledger
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_weights")
 def test_two_processes_agree_to_the_byte() -> None:
     """The whole reading of each method, not only the peak, is identical here and in a process of its own.

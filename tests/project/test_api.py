@@ -84,6 +84,7 @@ def test_a_plan_has_a_row_per_cell_and_card() -> None:
     assert (plan.cells["needed_bytes"] < plan.cells["usable_bytes"]).all()
 
 
+@pytest.mark.slow
 def test_bounds_hold_the_largest_batch_that_fits() -> None:
     """One method at one length: a batch, and a longest sequence and rank."""
     bounds = bench.fit("tiny-llama-test", memory="1GiB", methods=["lora"], lengths=[64]).bounds

@@ -157,7 +157,9 @@ def asleep_in_rank_1(job: Job, send: Send) -> None:
     do_job(job, sleepy if getattr(job, "rank", 0) == 1 else send)
 
 
-@pytest.mark.parametrize("how", [pytest.param("stopped", marks=LONG), "asleep"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("stopped", marks=LONG), pytest.param("asleep", marks=pytest.mark.slow)]
+)
 def test_a_rank_that_hangs_is_named_and_none_is_left(tmp_path: Path, how: str) -> None:
     """Frozen, or alive without taking part: the one that waits for it in a collective is not blamed."""
     cell = tiny_cell(

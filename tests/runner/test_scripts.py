@@ -133,7 +133,7 @@ def test_training_in_a_thread_is_measured(watched: Watched) -> None:
         ("train(3)", "ended by itself after 3 of 7 optimizer steps; let it train for longer"),
         ("train(4); sys.exit('no disk')", "exited with 'no disk' after 4 of 7 optimizer steps"),
         ("train(4); raise KeyError('loss')", "KeyError"),
-        ("train(4); threading.Event().wait()", "took longer than 12 s"),
+        pytest.param("train(4); threading.Event().wait()", "took longer than 12 s", marks=pytest.mark.slow),
         ("train(4); os._exit(3)", "exit"),
     ],
 )
