@@ -61,6 +61,7 @@ from bench.stats.sequential import policies, rule_of
 from bench.stats.verdicts import AccuracyChange, accuracy_p_values, judge_accuracy, judge_outcomes
 
 _NAMED_CELLS = 5
+_LEAST_TOLD = 65_536  # bytes: parts of less would be written as 0.00 MiB
 _TOLD_SHARE = 0.1
 """Of a peak's change: what holds so much more or less at it is named."""
 
@@ -237,7 +238,7 @@ def _with_cause(judged: MetricVerdict, base: Record | None, candidate: Record | 
     """Say beside the change of an exact peak what holds more or less at it now."""
     before, after = (record.measurement.ledger if record else None for record in (base, candidate))
     change = abs((judged.candidate or 0) - (judged.baseline or 0))
-    told = judged.verdict == "regression" or judged.improved
+    told = change >= _LEAST_TOLD and (judged.verdict == "regression" or judged.improved)
     if judged.metric != "ledger_peak_bytes" or not told or before is None or after is None:
         return judged
     clauses = peak_explained(before, after, int(min(change * _TOLD_SHARE, MIB)))

@@ -119,6 +119,17 @@ def test_a_peak_that_grew_or_shrank_says_what_holds_it() -> None:
         assert "aten::gelu in model.layers.0.mlp (" in told.reason
 
 
+def test_a_peak_that_shrank_by_bytes_says_no_more() -> None:
+    """Its parts would all be written as nothing."""
+    sides = [
+        [run.replace(measurement=run.measurement.replace(ledger=make_ledger(size))) for run in make_runs()]
+        for size in (600 * MIB, 600 * MIB - 8)
+    ]
+    judge = GateJudge(gate=GateSpec(), design="one sitting", looks=(5,))
+    verdicts = judge.judge({"base": sides[0], "candidate": sides[1]})
+    assert _one(verdicts, "ledger_peak_bytes").reason == "-8 bytes, tolerance 1,048,576"
+
+
 def test_what_holds_retained_tensors_and_leaks_them_is_told() -> None:
     """By name, where they made a regression; the columns' caveats say the same of the cell alone."""
     retained = Retained({"library.KEPT": 128 * MIB, "torch.X": 64}, 65_536, {"aten::ones in lm_head": 65_536})

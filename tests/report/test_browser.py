@@ -349,11 +349,8 @@ def test_a_box_that_is_pressed_shows_what_it_holds(browser: Browser, tmp_path: P
     assert ["100%", "0%", "0%", "0%", "100%", "100%"] == box.evaluate_all(widths)
     box.filter(has_text="peak").click()
     assert ["100%", "66.667%", "50%", "16.667%", "33.333%", "33.333%"] == box.evaluate_all(widths)
-    for word, found, told in (
-        ("layers", 1, "66.7 % of the peak"),
-        ("L", 3, "100.0 % of the peak"),
-        ("", 0, ""),
-    ):
+    words = ("layers", 1, "66.7 % of the peak"), ("L", 3, "100.0 % of the peak"), ("", 0, "")
+    for word, found, told in words:
         page.get_by_label("Find modules").fill(word)
         assert found == page.locator(".found").count()
         assert told == page.locator(".finder output").inner_text()
@@ -368,14 +365,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "pages",
-    [
-        ("index", "search", "report/claims"),
-        pytest.param(("docs/gate", "docs/keys", "report/predicted_33b_24gb"), marks=pytest.mark.slow),
-    ],
-    ids=lambda pages: pages[0],
-)
+OTHERS = pytest.param(("docs/gate", "docs/keys", "report/predicted_33b_24gb"), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("pages", [("index", "search", "report/claims"), OTHERS], ids=lambda pages: pages[0])
 def test_pages_of_the_site_are_clean_at_both_widths_and_in_both_themes(
     browser: Browser, site: Path, pages: Sequence[str]
 ) -> None:
