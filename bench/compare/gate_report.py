@@ -64,6 +64,7 @@ _NAMED_CELLS = 5
 _LEAST_TOLD = 65_536  # bytes: parts of less would be written as 0.00 MiB
 _TOLD_SHARE = 0.1
 """Of a peak's change: what holds so much more or less at it is named."""
+_BROUGHT = "; where this change brings the gate, there is no base yet: merge its scenario and loop first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +205,17 @@ class GateJudge:
     def _outcome(self, pair: Pair) -> MetricVerdict:
         """Judge how a cell's runs ended; what the baseline lacks or neither side ever ran is only listed."""
         before, after = ([run.outcome for run in runs] for runs in (pair.baseline, pair.candidate))
-        verdict, reason = judge_outcomes(pair.cell_id, before, after), None
+        verdict = judge_outcomes(pair.cell_id, before, after)
         if not before and not self._one_session:
             reason = "new: the baseline has no run of it, so it is not judged"
-        elif before and after and pair.never_ran:
+            return replace(verdict, gated=False, reason=reason)
+        if before and after and pair.never_ran:
             reason = f"neither side ran it ({' and '.join(sorted(pair.outcomes))})"
-        return replace(verdict, gated=False, reason=reason) if reason else verdict
+            return replace(verdict, gated=False, reason=reason)
+        if verdict.verdict == "not comparable" and pair.failures:
+            brought = _BROUGHT if set(after) == {"ok"} and self._one_session else ""
+            return replace(verdict, reason=f"{verdict.reason}: {pair.failures[0].rstrip('.')}{brought}")
+        return verdict
 
     def _of_speed(self, verdicts: Sequence[MetricVerdict]) -> Iterator[Caveat]:
         """Yield where total and median disagree, and what these repeats could not have come to."""

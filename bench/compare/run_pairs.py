@@ -50,6 +50,13 @@ class Pair:
     outcomes = _view(lambda pair: {run.outcome for run in (*pair.baseline, *pair.candidate)})
     never_ran = _view(lambda pair: pair.outcomes <= {"unavailable", "skipped"})
     failed = _view(lambda pair: not pair.outcomes <= {"ok", "oom"} and not pair.never_ran)
+    failures = _view(
+        lambda pair: [
+            run.failure
+            for run in (*pair.baseline, *pair.candidate)
+            if run.failure and run.outcome not in {"ok", "oom"}
+        ]
+    )
 
     def obstacle(self, metric: Metric) -> str | None:
         """Return in one sentence why a metric of cells with runs on both sides cannot be compared, if so."""

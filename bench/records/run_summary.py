@@ -72,6 +72,7 @@ class RunSummary(Struct, frozen=True, kw_only=True):
     key: str
     run: int
     outcome: Outcome
+    failure: str | None = None
     started_at: str
     environment: Environment
     conditions: Facts
@@ -91,6 +92,7 @@ def summarise_run(record: Record) -> RunSummary:
     return RunSummary(
         cell_id=record.cell.id,
         cell=record.cell,
+        failure=record.failure.message if record.failure else None,
         data_digest=record.data_digest,
         key=record.key,
         run=record.run,

@@ -49,7 +49,7 @@ def judge_outcomes(cell: str, baseline: Sequence[Outcome], candidate: Sequence[O
         others = sorted(found - {"ok", "oom"})
         if not found or others:
             why = (
-                f"a run of the {side} ended as {' and '.join(others)}; its record says why"
+                f"a run of the {side} ended as {' and '.join(others)}"
                 if found
                 else f"the {side} has no run of this cell; run it"
             )

@@ -9,7 +9,7 @@ import pytest
 from bench.compare.gate_report import GateJudge, judge_folder, open_cells
 from bench.errors import UsageError
 from bench.io import write_json
-from bench.records.records import Record
+from bench.records.records import Failure, Record
 from bench.records.verdicts import MetricVerdict, Verdicts
 from bench.scenario.gate import GateSpec, MetricGate
 from calibrations_factory import make_calibration
@@ -40,6 +40,23 @@ def bad(verdicts: Verdicts) -> dict[str, str]:
 def the(verdicts: Verdicts, metric: str, cell: str = "tiny/a") -> MetricVerdict:
     """Return one judgement."""
     return next(one for one in verdicts.judgements if (one.metric, one.cell) == (metric, cell))
+
+
+@pytest.mark.parametrize("alone", ["base", "candidate"])
+def test_a_side_that_failed_says_why(alone: "SideName") -> None:
+    """Where the base alone failed, the change may be what brings the gate."""
+    why = "loop.driver mine:loop cannot be imported: No module named 'mine'"
+    failed = [
+        record.replace(failure=Failure(message=f"{why}."))
+        for record in make_runs(speeds=(1.0,), outcome="failed")
+    ]
+    sides = {"base": make_runs(speeds=(1.0,)), "candidate": make_runs(speeds=(1.0,)), alone: failed}
+    reason = the(judged(sides["base"], sides["candidate"]), "outcome").reason
+    name, hint = {"base": ("baseline", True), "candidate": ("candidate", False)}[alone]
+    assert reason.startswith(f"a run of the {name} ended as failed: {why}")
+    assert hint == reason.endswith(
+        "; where this change brings the gate, there is no base yet: merge its scenario and loop first"
+    )
 
 
 def test_no_change_passes_on_every_kind_of_metric() -> None:
