@@ -55,6 +55,7 @@ from bench.records.verdicts import (
     overall,
 )
 from bench.scenario.gate import GateSpec
+from bench.scenario.loop import NO_LOOP
 from bench.stats.chance import Rule, holm
 from bench.stats.power import repeats_asked
 from bench.stats.sequential import policies, rule_of
@@ -213,8 +214,9 @@ class GateJudge:
             reason = f"neither side ran it ({' and '.join(sorted(pair.outcomes))})"
             return replace(verdict, gated=False, reason=reason)
         if verdict.verdict == "not comparable" and pair.failures:
-            brought = _BROUGHT if set(after) == {"ok"} and self._one_session else ""
-            return replace(verdict, reason=f"{verdict.reason}: {pair.failures[0].rstrip('.')}{brought}")
+            why = pair.failures[0].rstrip(".")
+            brought = self._one_session and set(after) == {"ok"} and NO_LOOP in why
+            return replace(verdict, reason=f"{verdict.reason}: {why}{_BROUGHT if brought else ''}")
         return verdict
 
     def _of_speed(self, verdicts: Sequence[MetricVerdict]) -> Iterator[Caveat]:

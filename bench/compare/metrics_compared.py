@@ -158,10 +158,12 @@ def judge_exactly(policy: MetricPolicy, pairs: Sequence[Pair]) -> Iterator[Metri
             for runs in (pair.baseline_ok, pair.candidate_ok)
         )
         measured = [any(value is not None for value in side) for side in (before, after)]
+        if not (before and after):
+            continue  # said of the outcome
         if policy.metric.since and measured == [False, True]:
             reason = "new: the baseline's finetune-bench did not measure it, so it is not judged"
             yield replace(not_comparable(policy, pair, reason), gated=False)
-        elif any(measured) and before and after:
+        elif any(measured):
             yield judge_exact(pair.cell_id, policy, before, after)
 
 

@@ -27,6 +27,7 @@ from bench.records.records import (
 from bench.scenario.cell import Cell, quantises
 from bench.scenario.types import BitsandbytesOptimizer, JsonlData
 from bench.training.rows.examples import check_data
+from bench.training.rows.own_rows import check_held_out
 from bench.workers.supervise import JobEnd
 
 KEY_MACHINE = ("architecture", "cpu_model", "cpu_cores")
@@ -174,13 +175,12 @@ def require_data(cells: Sequence[Cell]) -> list[str]:
 def examine_data(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     """Return in a line each what the cells' data is read as, and what is wrong with it."""
     lines, problems = {}, {}
-    asked = [(cell.data, cell.loop.takes_pairs) for cell in cells]
-    asked += [
-        (rows, False) for data, _ in asked if isinstance(data, JsonlData) and (rows := data.held_out_rows)
-    ]
-    for data, pairs in dict.fromkeys(asked):
+    for data, pairs in dict.fromkeys((cell.data, cell.loop.takes_pairs) for cell in cells):
         try:
             lines[check_data(data, pairs=pairs)] = True
+            if isinstance(data, JsonlData) and (rows := data.held_out_rows):
+                lines[check_data(rows)] = True
+                check_held_out(rows)
         except UsageError as error:
             problems[str(error)] = True
     for text in dict.fromkeys(cell.evaluation.text_file for cell in cells):

@@ -8,6 +8,8 @@ from bench.scenario.types import Frozen
 
 LIBRARY_LOOPS = ("hf-trainer", "trl-sft", "trl-dpo")
 _FUNCTION = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+NO_LOOP = "cannot be imported"
+"""Said of a function that is not there."""
 _DRIVERS = "|".join(("window", *LIBRARY_LOOPS, _FUNCTION))
 
 

@@ -23,6 +23,7 @@ from bench.records.messages import Send
 from bench.records.readings import Caveat
 from bench.records.records import TokenCounts
 from bench.scenario.cell import Cell
+from bench.scenario.loop import NO_LOOP
 from bench.training.loading.models import device_of, load_model
 from bench.training.loading.reach import require_reach
 from bench.training.loading.weights import fetch_weights
@@ -116,7 +117,7 @@ def drive(setting: Setting, data: PreparedData, hooks: Hooks) -> None:
     try:
         train = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"loop.driver {loop.driver} cannot be imported: {error}") from error
+        raise UsageError(f"loop.driver {loop.driver} {NO_LOOP}: {error}") from error
     given = {"cell": setting.cell, "model": setting.model, "tokenizer": setting.tokenizer, "data": data}
     train(**_asked_for(train, loop.driver, given | {"hooks": hooks}, loop.args))
 

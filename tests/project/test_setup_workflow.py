@@ -37,6 +37,19 @@ def test_workflows_and_the_action_are_sound() -> None:
         assert {"contents": "read"} == yaml.safe_load(workflow.read_text())["permissions"]
 
 
+def test_the_step_to_copy_is_one_the_action_takes() -> None:
+    """Its inputs are the action's, none that is required is missing, and all is pinned as in the workflow."""
+    page = (HERE / "docs" / "gate.md").read_text()
+    block = re.search(r"\n\n((?:    .*\n)*    - uses: OWNER/finetune-bench.*\n(?:    .*\n)+)", page)
+    assert block
+    *others, ours = yaml.safe_load(block[1])
+    inputs = yaml.safe_load(ACTION.read_text())["inputs"]
+    assert ours["with"].keys() <= inputs.keys()
+    assert {name for name, one in inputs.items() if one.get("required")} <= ours["with"].keys()
+    pinned = {step["uses"] for step in _steps(TO_COPY) if "uses" in step}
+    assert {step["uses"] for step in others if "uses" in step} <= pinned
+
+
 def test_the_action_calls_the_gate_with_what_was_put_in(tmp_path: Path) -> None:
     """Its script, with a bench that prints its arguments: names with blanks stay whole, options exist."""
     step = yaml.safe_load(ACTION.read_text())["runs"]["steps"][-1]

@@ -1,5 +1,6 @@
 """Local files that change under the same name."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,21 @@ def test_the_source_of_a_user_s_loop_is_an_input(tmp_path: Path, monkeypatch: py
     before = inputs_digest(inside)
     (tmp_path / "mine" / "helpers.py").write_text("raise SystemExit(1)")
     assert before not in {None, inputs_digest(inside)}
+
+
+def test_held_out_prose_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    """And so is a row without a question."""
+    prose = json.dumps({"prompt": "Why?", "completion": "so it goes " * 9})
+    (tmp_path / "rows.jsonl").write_text(prose)
+    for text, said in (
+        (prose, "have 27 words or more"),
+        ('{"text": "x"}', "line 1: data.held_out asks"),
+    ):
+        (tmp_path / "held_out.jsonl").write_text(text)
+        data = {
+            "source": "jsonl",
+            "path": str(tmp_path / "rows.jsonl"),
+            "held_out": str(tmp_path / "held_out.jsonl"),
+        }
+        with pytest.raises(UsageError, match=said):
+            require_data([tiny_cell(data=data, evaluation={"tasks": ["held-out"]})])

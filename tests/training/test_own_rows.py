@@ -71,5 +71,5 @@ def test_prose_and_rows_without_a_question_are_refused(tmp_path: Path) -> None:
         right(tiny_model(), data(tmp_path, prose, prose))
     rows = data(tmp_path, prose, prose)
     (tmp_path / "held_out.jsonl").write_text('{"text": "no question"}')
-    with pytest.raises(UsageError, match=r"data\.held_out: a row has no question with an answer"):
+    with pytest.raises(UsageError, match=r"held_out\.jsonl, line 1: .* has no question with an answer"):
         right(tiny_model(), rows)

@@ -5,13 +5,15 @@ be short: they are written by the model, greedily, and right where they are the 
 nothing, and it is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 from typing import Any
 
 from bench.errors import UsageError
 from bench.scenario.types import JsonlData
 from bench.training.rows.examples import Example, load_examples
+from bench.training.rows.row_layouts import Answer, Chat, Instruction, Row
+from bench.training.rows.rows import read_rows
 from bench.training.rows.tasks import task_of
 
 MOST_CHOICES = 20
@@ -29,9 +31,10 @@ def task_of_rows(data: JsonlData, tokenizer: Any) -> dict[str, Any]:
         raise UsageError(
             "Evaluation task held-out needs data.held_out, a file of rows that are not trained on."
         )
+    check_held_out(rows)
     asked = [_question(example, tokenizer) for example in load_examples(rows, tokenizer).examples]
     choices = sorted({completion for _, completion, _ in asked})
-    if 1 < len(choices) <= min(MOST_CHOICES, len(asked) // 2):
+    if _chosen(choices, len(asked)):
         documents = [
             {"prompt": prompt, "answer": choices.index(completion)} for prompt, completion, _ in asked
         ]
@@ -43,11 +46,6 @@ def task_of_rows(data: JsonlData, tokenizer: Any) -> dict[str, Any]:
             target_delimiter="",
         )
     answers = [answer for _, _, answer in asked]
-    if (words := median(len(answer.split()) for answer in answers)) > MOST_WORDS:
-        raise UsageError(
-            f"data.held_out: half the answers of {rows.path} have {words:.0f} words or more, which no model "
-            "writes alike; name the file in evaluation.text, for its loss, and remove held-out."
-        )
     return task_of(
         "held-out",
         {"test": [{"prompt": prompt, "answer": answer} for prompt, _, answer in asked]},
@@ -61,6 +59,42 @@ def task_of_rows(data: JsonlData, tokenizer: Any) -> dict[str, Any]:
         process_results=_same,
         metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     )
+
+
+def check_held_out(rows: JsonlData) -> None:
+    """Raise ``UsageError`` for rows that cannot be asked about, before anything is loaded."""
+    answers = []
+    for line, row in read_rows(rows).rows:
+        answer = _answer(row)
+        if not answer.strip():
+            raise UsageError(
+                f"{rows.path}, line {line}: data.held_out asks, and this row has no question with an answer; "
+                "give rows of both."
+            )
+        answers.append(answer)
+    words = median(len(answer.split()) for answer in answers)
+    if words > MOST_WORDS and not _chosen(set(answers), len(answers)):
+        raise UsageError(
+            f"data.held_out: half the answers of {rows.path} have {words:.0f} words or more, which no model "
+            "writes alike; name the file in evaluation.text, for its loss, and remove held-out."
+        )
+
+
+def _chosen(answers: Collection[str], rows: int) -> bool:
+    """Whether answers are so few that the likeliest of them is asked for."""
+    return 1 < len(answers) <= min(MOST_CHOICES, rows // 2)
+
+
+def _answer(row: Row) -> str:
+    match row:
+        case Instruction():
+            return row.response
+        case Answer():
+            return row.completion if row.prompt else ""
+        case Chat():
+            return str(row.messages[-1].get("content") or "")
+        case _:
+            return ""
 
 
 def trained_too(data: JsonlData, tokenizer: Any) -> tuple[int, int]:
@@ -80,8 +114,6 @@ def _question(example: Example, tokenizer: Any) -> tuple[str, str, str]:
     answer = completion = example.segments[last].text
     for token in tokenizer.all_special_tokens:
         answer = answer.replace(token, "")
-    if not prompt or not answer.strip():
-        raise UsageError("data.held_out: a row has no question with an answer; give rows of both.")
     return prompt, completion + (tokenizer.eos_token or "") * example.append_end, answer.strip()
 
 
