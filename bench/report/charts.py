@@ -19,8 +19,10 @@ INK, PAPER, FAINT, LIMIT, BLUE, RED = "#1a1c20", "#fdfdfd", "#b9bdc6", "#dd3333"
 _LOOK = load_toml("charts.toml")
 WIDE, NARROW = 664, 350  # pixels: half of a wide page, and a telephone
 _HEIGHT, _BAR = 300, 26
-_BESIDE, _SWATCH = 84, 40  # what the axis beside one of several charts takes, and a legend's symbol
+_BESIDE, _SWATCH = 84, 30  # what the axis beside one of several charts takes, and a legend's symbol
+_PART = 145  # a legend's symbol with the name of what memory is for
 _LETTER, _LINE = 6.8, 15  # a label's letters and lines, at most
+_USUAL_LETTER = 6  # of a legend's
 _PLACES = ((0, -14), (1, 4), (-1, 4), (0, 24), (1, -14), (-1, -14), (1, 22), (-1, 22), (0, -30), (0, 40))
 _WIDE_RANGE = 0.1  # of accuracies, as shares
 Limits = Sequence[tuple[str, int]]
@@ -28,17 +30,13 @@ Chart = Any  # altair builds its types at run time
 _axis = partial(alt.Axis, format=",~f", tickCount=5)
 _legend = partial(alt.Legend, title=None, orient="top")
 _CELLS = alt.Y("cell:N", sort=None, axis=alt.Axis(title=None, labelLimit=340))
-_SERIES = alt.Color("series:N", sort=None, legend=_legend(columns=1, labelLimit=540))
+_SERIES = alt.Color("series:N", sort=None, legend=_legend(columns=4, labelLimit=540))
 _TIP = alt.Description("tip:N")
 
 
 def specification(drawn: dict[str, Any], width: int = WIDE) -> dict[str, Any]:
     """Return what altair checked against its schema as a specification so many pixels wide, and styled."""
-    rows = (row for layer in drawn.get("layer", ()) for row in layer.get("data", {}).get("values", ()))
-    labels = max((len(row.get("cell", "")) for row in rows), default=0)
-    found: dict[str, Any] = _fitted(
-        drawn, width, max(1, int(width - min(labels * _LETTER, width / 2)) // 145)
-    )
+    found: dict[str, Any] = _fitted(drawn, width, _columns(drawn, width))
     parts = found.pop("hconcat", ()) or found.get("vconcat", ())
     if "vconcat" in found or (parts and width < WIDE):
         found["vconcat"] = [{**part, "width": width - _BESIDE} for part in parts]
@@ -50,14 +48,31 @@ def specification(drawn: dict[str, Any], width: int = WIDE) -> dict[str, Any]:
     return {**found, "config": {**style, "view": {"stroke": None}}}
 
 
+def _columns(drawn: dict[str, Any], width: int) -> int:
+    """Return in how many columns a legend goes: by the longest series, else by the bars' labels."""
+    rows = list(_rows(drawn))
+    cell, series = (max((len(row.get(name, "")) for row in rows), default=0) for name in ("cell", "series"))
+    if series:
+        return max(1, width // (series * _USUAL_LETTER + _SWATCH))
+    return max(1, int(width - min(cell * _LETTER, width / 2)) // _PART)
+
+
+def _rows(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict):
+        yield from part.get("data", {}).get("values", ())
+        part = [one for name, one in part.items() if name != "data"]
+    for one in part if isinstance(part, list | tuple) else ():
+        yield from _rows(one)
+
+
 def _fitted(part: Any, width: int, columns: int) -> Any:
     """Return a part of a specification whose labels and legends leave room for the marks."""
     if isinstance(part, list | tuple):
         return [_fitted(one, width, columns) for one in part]
     if not isinstance(part, dict) or "values" in part:
         return part
-    alone = part.get("columns") == 1  # a legend of one column may be as wide as the figure
-    most = {"labelLimit": width - _SWATCH if alone else width // 2, "columns": columns}
+    limit = width // columns - _SWATCH if "columns" in part else width // 2
+    most = {"labelLimit": limit, "columns": columns}
     return {
         name: min(one, most[name]) if name in most else _fitted(one, width, columns)
         for name, one in part.items()
