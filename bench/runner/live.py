@@ -58,15 +58,14 @@ def watch_predicting(console: Console) -> Iterator[Callable[[int, int], None]]:
 
     A log has one as predicting begins, now and then, and one as it ends.
     """
-    logged_s = float("-inf")
+    logged_s, logged = float("-inf"), -1
 
     def log(done: int, total: int) -> None:
-        nonlocal logged_s
-        begun = logged_s != float("-inf")
-        if (begun and done == total) or (
+        nonlocal logged_s, logged
+        if (done == total and logged not in {-1, total}) or (
             done < total and time.monotonic() - logged_s >= LOGGED_PROGRESS_INTERVAL_S
         ):
-            logged_s = time.monotonic()
+            logged_s, logged = time.monotonic(), done
             console.print(f"predicting: {done} of {total} cells", highlight=False)
 
     if not console.is_terminal:  # where even a disabled bar of rich 13.9 prints an empty line

@@ -199,12 +199,12 @@ def test_control_characters_are_taken_out() -> None:
 
 
 def test_a_log_says_at_once_that_predicting_began_and_that_it_ended() -> None:
-    """What was kept from earlier is no prediction, and says nothing."""
+    """What was kept from earlier is no prediction, and says nothing; an end is said once."""
     text = io.StringIO()
     with watch_predicting(Console(file=text, width=80)) as progress:
         progress(3, 3)
     assert not text.getvalue()
     with watch_predicting(Console(file=text, width=80)) as progress:
-        for done in (0, 1, 2, 3):
+        for done in (0, 1, 2, 3, 3):
             progress(done, 3)
     assert ["predicting: 0 of 3 cells", "predicting: 3 of 3 cells"] == text.getvalue().splitlines()
