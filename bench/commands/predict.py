@@ -273,10 +273,13 @@ def validate(files: Sequence[Path] = (), *, output: Path | None = None, json: bo
     from bench.records.published import read_rows, shipped_rows
     from bench.records.published.score import write_validation
     from bench.report.self_check import render_validation
+    from bench.runner.live import open_console, watch_predicting
 
     if output is not None:
         require_ending(output)
-    done = validate.validate([read_rows(path) for path in files] or shipped_rows())
+    rows = [read_rows(path) for path in files] or shipped_rows()
+    with watch_predicting(open_console(stderr=True)) as progress:
+        done = validate.validate(rows, progress)
     if output is not None and output.suffix == ".json":
         write_validation(done, output)
     elif output is not None:

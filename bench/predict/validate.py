@@ -1,15 +1,19 @@
 """Predictions of rows, each in a worker process: whoever asks for them never imports torch."""
 
-import os
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from fnmatch import fnmatch
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
+from queue import SimpleQueue
+from typing import Any
 
 from bench.errors import BenchError, UsageError
 from bench.metrics import GIB
+from bench.predict.pool import Progress, cores, ignored
 from bench.records.predictions import Prediction, Refusal, Speed
 from bench.records.published import Row, RowFile
 from bench.records.published.score import Outcome, Validation, score
@@ -19,18 +23,49 @@ from bench.scenario.cell import Cell
 TRACED_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-def validate(files: Sequence[RowFile]) -> Validation:
+def validate(files: Sequence[RowFile], progress: Progress = ignored) -> Validation:
     """Predict every row that can be expressed, in each loop it has, and hold it against what was measured."""
     rows = [one for file in files for row in file.rows for one in row.each_loop]
     expressible = [row for row in rows if row.refused is None]
-    cores = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(max_workers=cores, mp_context=get_context("spawn")) as pool:
-        outcomes = dict(zip(map(_key, expressible), pool.map(predict_row, expressible), strict=True))
+    outcomes = dict(zip(map(_key, expressible), each_apart(predict_row, expressible, progress), strict=True))
     return Validation(
         versions={name: version(name) for name in TRACED_LIBRARIES},
         sources=tuple(file.source for file in files),
         rows=score(rows, lambda row: outcomes[_key(row)]),
     )
+
+
+def each_apart(
+    predict: Callable[[Any], Outcome], rows: Sequence[Any], progress: Progress = ignored
+) -> list[Outcome]:
+    """Return what is predicted for each row, in as many processes as there are cores.
+
+    A process that is ended, as one that runs out of memory is, costs the row that it was at.
+    """
+    new = partial(ProcessPoolExecutor, 1, get_context("spawn"))
+    idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+    for _ in range(cores()):
+        idle.put(new())
+
+    def one(row: Any) -> Outcome:
+        process = idle.get()
+        try:
+            return process.submit(predict, row).result()
+        except BrokenProcessPool:
+            process = new()
+            return Refusal(message=_ENDED)
+        finally:
+            idle.put(process)
+
+    progress(0, len(rows))
+    made: list[Outcome] = []
+    with ThreadPoolExecutor(cores()) as threads:
+        for outcome in threads.map(one, rows):
+            made.append(outcome)
+            progress(len(made), len(rows))
+    while not idle.empty():
+        idle.get().shutdown()
+    return made
 
 
 def predict_row(row: Row) -> Outcome:
@@ -97,6 +132,7 @@ def _speeds(row: Row, cell: Cell) -> Iterator[Speed]:
         yield speed.model_copy(update={**rates, "calibrated_on": had and not speed.refused, "dearest": ()})
 
 
+_ENDED = "The process that predicted it was ended, as the system does where memory runs out."
 _NEVER_EMPTIED = (
     "its loop never empties the allocator's cache, so what is reserved after thousands of steps depends on "
     "their order."
