@@ -230,17 +230,18 @@ def architecture_spelt(text: str) -> Architecture | None:
     return _spellings().get(_squashed(text))
 
 
-def architecture_within(text: str) -> Architecture | None:
+def architecture_within(text: str, *, published: bool = True) -> Architecture | None:
     """Return the architecture whose name stands whole in a model's name or hub id, as in Llama-2-7b-chat.
 
-    None where there is none, where two stand there, or where another size is named besides.
+    None where there is none, where two stand there, or where another size is named besides. ``published``
+    ones alone are those of a repository whole.
     """
     words = [word for word in re.split(r"[\s_-]+", text.rpartition("/")[2].lower()) if word]
     found = set()
     for start, end in combinations(range(len(words) + 1), 2):
         known = architecture_spelt("".join(words[start:end]))
         rest = words[:start] + words[end:]
-        if known is not None and known.hub and not any(map(_OTHER_SHAPE.fullmatch, rest)):
+        if known is not None and (known.hub or not published) and not any(map(_OTHER_SHAPE.fullmatch, rest)):
             found.add(known.name)
     return architectures()[found.pop()] if len(found) == 1 else None
 

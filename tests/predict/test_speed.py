@@ -179,14 +179,15 @@ def told(one: Cell, *names: str) -> list[Speed]:
 
 def test_a_prediction_tells_speed_with_its_band() -> None:
     """Of each card asked for: a band around the point, shares that sum to one, five dear operators."""
-    known, other, without = told(cell(), "a100-80gb-sxm", "a100-40gb", "rtx3060-12gb")
+    known, other, sibling, without = told(cell(), "a100-80gb-sxm", "a100-40gb", "a100-80gb", "rtx3060-12gb")
 
     assert known.low < known.point < known.high
     assert sum(known.shares.values()) == pytest.approx(1)
     assert len(known.dearest) == 5
     assert known.bound_by == "host"  # so small a model
     assert other.high / other.low >= known.high / known.low
-    assert other.assumed
+    assert other.assumed.endswith("as wide as cards differ")
+    assert sibling.assumed.endswith("as wide as cards differ; a100-80gb-sxm has its own")
     assert not known.assumed
     assert without.refused
     assert (without.low, without.high) == (0, 0)

@@ -181,3 +181,10 @@ def test_a_derivative_leads_to_the_architecture_in_its_name(text: str, within: s
     assert (found and found.name) == within
     if found is not None:
         assert f"{text} is assumed to have the architecture of {within}" in found.assumed_for(text)
+
+
+def test_a_part_of_a_repository_is_found_where_that_is_asked_for() -> None:
+    """As what to name instead where the repository's own configuration cannot be read."""
+    found = architecture_within("google/gemma-3-4b-it", published=False)
+    assert found is not None
+    assert "gemma-3-4b" == found.name

@@ -280,7 +280,8 @@ def _speed(step: _Step, timed: Floats, cell: Cell, card: Card, without: str) -> 
     factors = {"host": table["host"]} | factors | table["without"].get(without, {})
     sums = _Sums.of(step, timed, factors)
     total = sum(sums.kinds.values())
-    assumed = [] if card.name in table["cards"] else [_UNCALIBRATED]
+    near = next((f"; {name} has its own" for name in table["cards"] if name.startswith(f"{card.name}-")), "")
+    assumed = [] if card.name in table["cards"] else [_UNCALIBRATED + near]
     band, host_band = factors["band"], table["host_band"]
     if sums.fp32_attention > _SLIGHT * total:
         band = max(band, table["fp32_attention_band"])

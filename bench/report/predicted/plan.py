@@ -85,6 +85,9 @@ def _page(plan: Plan, *parts: str) -> str:
 
 
 def render_terminal(plan: Plan, *, details: bool = False) -> Group:
+    """Return the table, what it comes to, and notes; without a prediction only why there is none."""
+    if not plan.any_predicted:
+        return render_short(plan)
     more = "--details explains every column, shows what sets each peak, and what would free memory."
     rows = plan_rows(plan)
     shown = detail_tables(plan, rows) if details else [(CARDS, cards_table(plan, rows))]
@@ -104,6 +107,8 @@ def render_short(plan: Plan) -> Group:
     rows = plan_rows(plan)
     alike = grouped((row.refusal, row.cell) for row in rows if row.refusal)
     refusals = [f"{listed(cells, 2)} cannot be predicted: {why}" for why, cells in alike.items()]
+    if not plan.any_predicted:
+        return Group(*(Text(plain(line)) for line in refusals))
     return Group(
         TerminalTable(_table(plan, rows), f"{plan.title}: predicted memory"),
         *(Text(plain(line)) for line in [*refusals, *plan_sentences(plan, rows)]),

@@ -156,9 +156,11 @@ def configuration_of(model: ModelSpec) -> Any:
         if relative is not None:
             return AutoConfig.for_model(**relative.config)
         reason = one_line(error).partition(". ")[0][:200].rstrip(".")
+        near = architecture_within(model.hub or "", published=False)
+        such = f", such as {near.name}" if near else ""
         raise UnavailableError(
-            f"the configuration of {place} cannot be read ({reason}); name a catalogued architecture, or "
-            "give a local folder with its config.json"
+            f"the configuration of {place} cannot be read ({reason}); name a catalogued architecture{such}, "
+            "or give a local folder with its config.json"
         ) from error
 
 
