@@ -165,10 +165,12 @@ def spread_over(cell: Cell, gpus: int) -> Cell:
     if gpus == 1:
         return cell
     parallel, training = {"strategy": "fsdp2", "gpus": gpus}, cell.training.model_dump()
-    if cell.training.autocast != "off" and cell.loop.driver == "window":
-        parallel["param_dtype"], training["autocast"] = cell.training.autocast, "off"
+    named, dtype = f"{cell.id}-fsdp2-x{gpus}", cell.training.autocast
+    if dtype != "off" and cell.loop.driver == "window":
+        parallel["param_dtype"], training["autocast"] = dtype, "off"
+        named = f"{named.replace(f'-autocast-{dtype}', '')}-params-{dtype}"
     changed: dict[str, Any] = {
-        "id": f"{cell.id}-fsdp2-x{gpus}",
+        "id": named,
         "parallel": parallel,
         "training": training,
     }

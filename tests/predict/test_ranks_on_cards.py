@@ -191,7 +191,9 @@ def test_a_plan_spreads_cells_over_numbers_of_gpus() -> None:
     spread = spread_over(cell, 8)
     assert spread_over(tiny_cell(loop={"driver": "trl-sft"}), 8).parallel == spread.parallel
     assert (spread.id, spread.parallel) == (f"{cell.id}-fsdp2-x8", ParallelSpec(strategy="fsdp2", gpus=8))
-    mixed = spread_over(tiny_cell({"kind": "lora"}, training={"autocast": "bf16"}), 8)
+    cell = tiny_cell({"kind": "lora"}, training={"autocast": "bf16"}, id="m/lora/b1-s8-autocast-bf16-ckpt")
+    mixed = spread_over(cell, 8)
+    assert "m/lora/b1-s8-ckpt-fsdp2-x8-params-bf16" == mixed.id
     assert (mixed.training.autocast, mixed.parallel.param_dtype) == ("off", "bf16")
     trl = spread_over(tiny_cell(training={"autocast": "bf16"}, loop={"driver": "trl-sft"}), 8)
     assert (trl.training.autocast, trl.parallel.param_dtype) == ("bf16", "as-trained")
