@@ -123,11 +123,13 @@ def _tokens(record: Record) -> Iterator[str]:
     training = record.cell.training
     batch = training.micro_batch * training.sequence_length * training.gradient_accumulation
     batch *= record.cell.parallel.gpus
+    own_labels = record.cell.loop.driver == "script"  # which may lie on padding
     full = record.cell.data.source == "synthetic" or training.batching != "pad-to-longest"
     for step in record.measurement.steps:
         tokens = step.tokens
         wrong = tokens.computed != batch if full else tokens.computed > batch
-        if wrong or not tokens.loss_bearing <= tokens.non_padding <= tokens.computed:
+        wrong |= tokens.loss_bearing > tokens.non_padding and not own_labels
+        if wrong or tokens.non_padding > tokens.computed:
             counted = f"{tokens.computed:,} tokens computed, {tokens.non_padding:,} without padding"
             where = f"{tokens.loss_bearing:,} in the loss, where the batch has {batch:,}"
             yield f"Step {step.index} counts {counted} and {where}."

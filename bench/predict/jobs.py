@@ -23,6 +23,8 @@ from bench.records.readings import Caveat
 from bench.scenario.cell import Cell
 from bench.training.jobs import longest_row, quiet_libraries
 
+_connect = socket.socket.connect
+
 
 def run_plan(job: PlanJob, send: Send) -> None:
     quiet_libraries()
@@ -63,7 +65,7 @@ def run_script_plan(job: ScriptPlanJob, send: Send) -> None:
     if job.code_folder:
         os.chdir(job.code_folder)
     if not job.online:
-        patch.object(socket.socket, "connect", _refused).start()  # a worker ends with its job
+        patch.object(socket.socket, "connect", _without_network).start()  # a worker ends with its job
     with tempfile.TemporaryDirectory(prefix="bench-predicted-") as folder, working_in_links(Path(folder)):
         cell, answer = predict_script(
             job.command, job.platform, job.card, steps=job.steps, through=job.through, settings=settings
@@ -73,6 +75,7 @@ def run_script_plan(job: ScriptPlanJob, send: Send) -> None:
     send(PredictionMade(cell_id="" if cell is None else cell.id, answer=answer))
 
 
-def _refused(connecting: socket.socket, address: Any) -> None:
-    if connecting.family != socket.AF_UNIX:
+def _without_network(connecting: socket.socket, address: Any) -> None:
+    if connecting.family != socket.AF_UNIX:  # by which a loader's workers hand over their batches
         raise OSError(f"a predicted script has no network, and asked for {address}; allow it with --online")
+    _connect(connecting, address)

@@ -9,6 +9,7 @@ import gc
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from itertools import accumulate
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,7 @@ import torch
 import torch._dynamo  # else imported at the first dispatch, and frames of that import keep tensors alive
 from msgspec import UNSET
 from torch import nn
+from torch._C import DispatchKey, _dispatch_has_kernel_for_dispatch_key
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -48,6 +50,7 @@ from bench.records.records import LedgerReading
 OUTSIDE = "outside the model"
 BEFORE = "before the ledger"
 _LEAST_LEAK = METRICS["leaked_bytes_per_step"].tolerance
+_COMPOSITE = DispatchKey.CompositeImplicitAutograd
 StepPhase = TracedPhase
 
 
@@ -205,6 +208,8 @@ class Ledger(TorchDispatchMode):
         """Run the operator and enter the storages it returns."""
         if types and desugars(types):
             return NotImplemented
+        if is_composite(func):
+            return self.composed(func, args, kwargs or {})
         self._op_count += 1
         module = self._module_of(args)
         result = self._run(func, args, kwargs or {})
@@ -218,6 +223,14 @@ class Ledger(TorchDispatchMode):
         if is_collective(func):
             self.register(tensors_among((*args, *(kwargs or {}).values(), result)), "collectives", module)
         return result
+
+    def composed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator as those that it is made of, each of which is shown to this ledger."""
+        super().__enter__()  # type: ignore[no-untyped-call]  # the same
+        try:
+            return func._op_dk(_COMPOSITE, *args, **kwargs)  # noqa: SLF001 - torch's way to reach one kernel
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]  # the same
 
     def _settle(self) -> None:
         """Free what is garbage but not yet collected, or that would happen in the middle of a step."""
@@ -355,3 +368,13 @@ class Ledger(TorchDispatchMode):
 def name_of(operator: Any) -> str:
     """Return an operator's full name without its overload, such as aten::mm."""
     return str(operator._schema.name)  # noqa: SLF001 - it has no other
+
+
+def is_composite(operator: Any) -> bool:
+    """Tell whether an operator is shown whole that is made of others: in inference mode all are."""
+    return torch.is_inference_mode_enabled() and _has_composite(operator)
+
+
+@cache
+def _has_composite(operator: Any) -> bool:
+    return _dispatch_has_kernel_for_dispatch_key(operator.name(), _COMPOSITE)

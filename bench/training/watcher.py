@@ -33,6 +33,8 @@ from bench.training.window import LEDGER_STEPS
 Script = Generator[None, None, None]
 """What happens around a loop's steps; it lets the loop take one at each ``yield``."""
 
+_MOST_OF_OTHERS = 20
+
 
 class StopLoop(BaseException):
     """Ends a loop from inside its last step."""
@@ -69,7 +71,9 @@ class Watcher:
     def __init__(self, listener: Listener, model: nn.Module | None = None) -> None:
         """Tell ``listener`` of ``model``; without one, of the first that runs with gradients to compute."""
         self._listener, self._model = listener, model
-        self._in_forward = self._in_backward = self._has_gradients = False
+        self._was_named = model is not None
+        self._in_forward = self._in_backward = self._has_gradients = self._has_run = False
+        self._others_steps = 0  # in a row, over gradients of other models
         self._unscaled: torch.Tensor | None = None
         self._hooks: list[Any] = []
 
@@ -126,7 +130,7 @@ class Watcher:
         if not torch.is_grad_enabled():
             self._listener.set_aside()
         else:
-            self._in_forward = True
+            self._in_forward = self._has_run = True
             self._listener.given({**{str(place): value for place, value in enumerate(args)}, **kwargs})
             self._listener.began("forward")
 
@@ -158,9 +162,20 @@ class Watcher:
                 "let it step after loss.backward()"
             )
         self._listener.updated(optimizer)
-        if self._has_gradients:  # else another optimizer's step over the same gradients
-            self._has_gradients = False
+        if not self._has_gradients:  # another optimizer's step over the same gradients
+            return
+        self._has_gradients = False
+        if self._has_run or self._was_named:
+            self._has_run, self._others_steps = False, 0
             self._listener.stepped(optimizer)
+            return
+        self._others_steps += 1  # as a critic's steps, which are part of the next step
+        if self._others_steps == _MOST_OF_OTHERS:
+            raise UsageError(
+                f"the model that was watched ({type(self._model).__name__}) has not run for "
+                f"{_MOST_OF_OTHERS} optimizer steps: the script went on to another, merged or made anew, and "
+                "a record is of one; give fewer --steps and --warmup, which end before that"
+            )
 
 
 class WatchedLoop(Listener, ABC):
@@ -288,9 +303,13 @@ class WatchedLoop(Listener, ABC):
 
 
 def token_ids(inputs: Mapping[str, Any]) -> torch.Tensor | None:
-    """Return the ids a model was given, [rows, positions]; None where it was given none."""
-    ids = inputs.get("input_ids", inputs.get("0"))
-    return ids if isinstance(ids, torch.Tensor) else None
+    """Return the ids a model was given, [rows, positions], else its first tensor; None without one."""
+    named = inputs.get("input_ids")
+    for value in (named, *inputs.values()):
+        found = token_ids(value) if isinstance(value, Mapping) else value
+        if isinstance(found, torch.Tensor):
+            return found
+    return None
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:

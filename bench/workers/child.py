@@ -74,6 +74,7 @@ def main(pipes: Pipes, work: Work, job: Job, rank: int, host_memory_gib: float |
     """Do one job, report how it went, and leave at once, whatever still runs in this process."""
     os.setsid()
     multiprocessing.current_process().daemon = False  # a daemon may not start processes, and libraries do
+    multiprocessing.set_start_method(None, force=True)  # theirs start as anywhere, not from our server
     die_with_parent(pipes.lifeline.fileno())
     # Whatever anything in this process prints, native code included, goes to the supervisor.
     _flush()

@@ -50,6 +50,8 @@ def test_an_example_script_takes_what_is_predicted(
     assert isinstance(answer, Prediction), answer
     assert cell is not None
     assert cell.training.micro_batch >= 4
+    accumulated = 2 if name in {"accelerate_loop", "lora_trainer", "qlora_trainer"} else 1
+    assert cell.training.gradient_accumulation == accumulated
     assert answer.allocated_peak_bytes == real.peak_bytes
     assert answer.phase_peaks_bytes == real.phase_peaks_bytes
     assert answer.categories_at_peak_bytes == real.categories_at_peak_bytes

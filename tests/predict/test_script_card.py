@@ -1,11 +1,14 @@
 """An unchanged script predicted for a card: like the window, out of memory, and refused by its line."""
 
+import json
+import shutil
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from bench.errors import UnavailableError
@@ -204,6 +207,47 @@ def test_offloading_is_refused(tmp_path: Path, folder: str) -> None:
     assert "spreads the model over" in answer.message
 
 
+def test_the_card_is_torchs_accelerator_too(tmp_path: Path, folder: str) -> None:
+    """As in torch's own tutorials; one that trains on the CPU all the same is refused."""
+    text = LOOP.replace('"cuda"', "device") + "    assert torch.accelerator.max_memory_allocated() >= 0\n"
+    found = "    device = torch.accelerator.is_available() and torch.accelerator.current_accelerator()\n"
+    steps = "    for _ in range(3): step()\n"
+    on_card = predicted(tmp_path, folder, "\n    import torch\n" + found + text + steps)
+    assert isinstance(on_card, Prediction), on_card
+    assert on_card.allocated_peak_bytes > 0
+    on_cpu = predicted(tmp_path, folder, "\n    device = 'cpu'\n" + text + steps)
+    assert isinstance(on_cpu, Refusal)
+    assert "trains a model on the CPU; move it to the card" in on_cpu.message
+
+
+def test_a_dtype_that_is_not_configured_is_the_weights(tmp_path: Path, folder: str) -> None:
+    """Configurations of older models name none; without weights it is fp32, which the answer says."""
+    bare = tmp_path / "older"
+    shutil.copytree(folder, bare)
+    config = json.loads((bare / "config.json").read_text("utf-8"))
+    (bare / "config.json").write_text(json.dumps({**config, "dtype": None}), "utf-8")
+    text = LOOP + "    step(); step()\n"
+    assumed = predicted(tmp_path, str(bare), text)
+    assert isinstance(assumed, Prediction), assumed
+    assert "none is configured, so fp32 is taken" in str(assumed.caveats)
+    save_file({"weight": torch.zeros(1, dtype=torch.bfloat16)}, bare / "model.safetensors")
+    read = predicted(tmp_path, str(bare), text)
+    assert isinstance(read, Prediction), read
+    assert "none is configured" not in str(read.caveats)
+    of_weights = [one.categories_at_peak_bytes["weights"] for one in (assumed, read)]
+    assert of_weights[0] > 1.9 * of_weights[1]
+
+
+def test_a_model_beside_the_trained_one_is_among_the_weights(tmp_path: Path, folder: str) -> None:
+    """An average of weights is a copy on the card, and as large."""
+    alone = predicted(tmp_path, folder, LOOP + "    step(); step()\n")
+    both = predicted(tmp_path, folder, LOOP + "    import copy; ema = copy.deepcopy(model); step(); step()\n")
+    assert isinstance(alone, Prediction)
+    assert isinstance(both, Prediction), both
+    weights = [one.categories_at_peak_bytes["weights"] for one in (alone, both)]
+    assert weights[1] == 2 * weights[0]
+
+
 def test_a_private_name_that_is_gone_is_named(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another version of a library is refused at the start, in one sentence."""
     monkeypatch.delattr(PreTrainedModel, "_load_pretrained_model")
@@ -224,14 +268,17 @@ def test_the_card_is_gone_afterwards() -> None:
 LOADED = """
     rows = [torch.arange(5, 5 + (200 if at == 37 else 16)) % 30 for at in range(40)]
     pad = lambda batch: torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=1)
-    for ids in torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=pad):
+    for ids in torch.utils.data.DataLoader(rows, 4, num_workers=2, persistent_workers=True, collate_fn=pad):
         ids = ids.to("cuda")
         model(input_ids=ids, labels=ids).loss.backward(); optimizer.step(); optimizer.zero_grad()
 """
 
 
 def test_the_longest_batch_of_the_data_is_stepped_through(tmp_path: Path, folder: str) -> None:
-    """It stands at the end of the data and decides what is needed; data of one length takes no more steps."""
+    """It stands at the end of the data and decides what is needed; data of one length takes no more steps.
+
+    What a loader's workers would fetch is fetched here.
+    """
     long = predicted(tmp_path, folder, LOOP + LOADED)
     short = predicted(tmp_path, folder, LOOP + LOADED.replace("200", "16"))
     assert isinstance(long, Prediction)

@@ -81,6 +81,58 @@ teacher = nn.Linear(64, 512, bias=False).requires_grad_(False)"""
     assert answer.categories_at_peak_bytes == real.categories_at_peak_bytes
 
 
+def test_an_evaluation_in_inference_mode_takes_what_one_without_gradients_does(script: Path) -> None:
+    """There operators come whole that are made of others, and what these take on the way counts as well."""
+    step = """functional.mse_loss(model(torch.randn(2, 64)), torch.ones(2, 64)).backward(); optimizer.step()
+    optimizer.zero_grad()
+    with torch.{mode}():
+        loss = functional.cross_entropy(model(torch.randn(512, 64)), torch.ones(512).long())
+        assert loss or True"""
+    peaks = []
+    for mode in ("no_grad", "inference_mode"):
+        text = LOOP.format(model="model = nn.Linear(64, 64)", step=step.format(mode=mode))
+        script.write_text(text, "utf-8")
+        real = real_ledger([str(script)])
+        _, answer = predict_script([str(script)], CPU, None, steps=2)
+        assert isinstance(answer, Prediction), answer
+        assert answer.phase_peaks_bytes == real.phase_peaks_bytes
+        peaks.append(real.peak_bytes)
+    assert peaks[0] == peaks[1] > 2 * 512 * 64 * 4  # logits and their logarithms
+
+
+def test_a_loss_that_is_summed_up_without_being_read_counts_as_in_the_run(script: Path) -> None:
+    """It lies in a tensor with data, made before the steps; and computed losses are taken to be finite."""
+    step = """loss = model(torch.randn(2, 8)).pow(2).mean()
+    if torch.isnan(loss) or not torch.isfinite(loss): continue
+    loss.backward(); optimizer.step(); total += loss.detach()"""
+    script.write_text(
+        LOOP.format(model="model, total = nn.Linear(8, 8), torch.zeros(())", step=step), "utf-8"
+    )
+    real = real_ledger([str(script)])
+    _, answer = predict_script([str(script)], CPU, None, steps=2)
+    assert isinstance(answer, Prediction), answer
+    assert answer.phase_peaks_bytes == real.phase_peaks_bytes
+    assert "values-assumed" not in {caveat.code for caveat in answer.caveats}
+
+
+def test_steps_of_another_model_are_part_of_the_watched_ones(script: Path) -> None:
+    """A critic's are; a script that leaves its model for another ends in a sentence."""
+    model = "model, other = nn.Linear(8, 8), nn.Linear(8, 8)\nsecond = torch.optim.Adam(other.parameters())"
+    step = "model(torch.randn(2, 8)).sum().backward(); optimizer.step()\n    optimizer.zero_grad()"
+    another = "other(torch.randn(2, 8)).sum().backward(); second.step(); second.zero_grad()"
+    script.write_text(LOOP.format(model=model, step=f"{step}; {another}"), "utf-8")
+    real = real_ledger([str(script)])
+    cell, answer = predict_script([str(script)], CPU, None, steps=2)
+    assert isinstance(answer, Prediction), answer
+    assert answer.phase_peaks_bytes == real.phase_peaks_bytes
+    assert cell is not None
+    assert cell.training.gradient_accumulation == 1
+    left = LOOP.format(model=model, step=step).replace("range(8)", "range(2)")
+    script.write_text(f"{left}\nfor _ in range(50):\n    {another}\n", "utf-8")
+    with pytest.raises(BenchError, match="has not run for 20 optimizer steps"):
+        real_ledger([str(script)])
+
+
 @pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
 def test_recurrent_layers_are_refused(script: Path, layer: str) -> None:
     """Their kernels keep more than torch's stand-in for them does."""

@@ -18,9 +18,10 @@ model = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_h
 model.to("cuda" if torch.cuda.is_available() else "cpu")
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
 os.makedirs("out", exist_ok=True); open("out/log", "w").write(open("notes.txt").read())
-for _ in range(20):
-    ids = torch.randint(0, 128, (3, 16)).to(model.device)
-    model(input_ids=ids, labels=ids).loss.backward(); optimizer.step(); optimizer.zero_grad()
+for at, ids in enumerate(torch.utils.data.DataLoader(torch.ones(120, 16).long(), 3, num_workers=1)):
+    ids = ids.to(model.device)
+    model(input_ids=ids, labels=ids).loss.backward()
+    if at % 2: optimizer.step(); optimizer.zero_grad()
 """
 
 
@@ -37,7 +38,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_prediction_and_measurement_meet_in_one_record(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the CPU they are equal to the byte, and the prediction leaves nothing in the user's folder."""
+    """On the CPU they are equal to the byte, and the prediction leaves nothing in the user's folder.
+
+    A worker process hands the batches over, and a step takes two.
+    """
     words = [sys.executable, "train.py"]
     watch(words, predict=True, json=True)
     plan = json.loads(capsys.readouterr().out)
@@ -45,6 +49,7 @@ def test_prediction_and_measurement_meet_in_one_record(
     watch(words, steps=1, warmup=0)
     assert (folder / "out" / "log").read_text() == "read me"
     (record,) = load_records(folder / "results" / "watch-train").records
+    assert record.cell.training.gradient_accumulation == 2
     assert record.prediction is not None
     assert record.measurement.ledger is not None
     predicted = plan["cells"][0]["answer"]["allocated_peak_bytes"]

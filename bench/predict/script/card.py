@@ -39,6 +39,10 @@ _METHODS = "new_empty new_zeros new_ones new_full new_tensor new_empty_strided"
 _DO_NOTHING = """init set_device synchronize ipc_collect manual_seed manual_seed_all seed seed_all
     set_rng_state set_rng_state_all set_per_process_memory_fraction _lazy_init"""
 
+_OF_ANY = """is_available device_count synchronize current_stream empty_cache memory_stats memory_allocated
+    memory_reserved max_memory_allocated max_memory_reserved reset_peak_memory_stats"""
+"""What torch.accelerator tells of the card under the same name as torch.cuda."""
+
 
 class Patches:
     """Replaces names until a stack is closed, and says which are missing in the installed libraries."""
@@ -72,6 +76,10 @@ def pretended(state: ScriptState, card: Card | None) -> Iterator[None]:
                 for inner in (torch.cuda.memory, torch.cuda.random):
                     if hasattr(inner, name) and not isinstance(answer, type):
                         patches.put(inner, name, answer)
+                if name in _OF_ANY.split():
+                    patches.put(torch.accelerator, name, answer)
+            for name, told in (("current_accelerator", torch.device("cuda")), ("current_device_index", 0)):
+                patches.put(torch.accelerator, name, lambda *_, _told=told, **__: _told)
             patches.put(torch, "Generator", _Generator)
             for owner in (torch.cuda.amp, torch.cuda.amp.autocast_mode):
                 patches.put(owner, "autocast", _old_autocast)
@@ -244,6 +252,10 @@ class _Idle:
 
     def __exit__(self, *_error: object) -> None:
         pass
+
+    def is_capturing(self) -> bool:
+        """Say that no graph is recorded."""
+        return False
 
     def __getattr__(self, name: str) -> Callable[..., float]:
         if name.startswith("__"):

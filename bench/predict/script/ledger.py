@@ -23,7 +23,7 @@ from bench.errors import UntraceableError, first_line
 from bench.predict.trace.loops import LoopLedger
 from bench.predict.trace.meta_ledger import INDEXING
 from bench.predict.trace.values import KnownValues, is_mask, resolve_item, written_by
-from bench.probes.ledger import name_of
+from bench.probes.ledger import is_composite, name_of
 from bench.probes.tensors import Block, tensors_among
 
 MOST_ANSWERS = 2_000
@@ -131,6 +131,8 @@ class ScriptLedger(LoopLedger):
         kwargs, state = kwargs or {}, self._state
         if state.paused:
             return func(*args, **kwargs)
+        if is_composite(func):
+            return self.composed(func, args, kwargs)
         tensors = [*tensors_among(args), *(tensors_among(kwargs.values()) if kwargs else ())]
         blank = [tensor for tensor in tensors if tensor.is_meta]
         if not blank:
@@ -148,7 +150,7 @@ class ScriptLedger(LoopLedger):
         state = self._state
         written = [tensor for tensor in written_by(func, args, kwargs) if not tensor.is_meta]
         for tensor in written:
-            state.unknown.add(tensor)
+            self._enter(state.unknown.add(tensor), name_of(func), self._module_of(args))
         if written:
             self.known.follow(func, args, kwargs, None)
             return args[0] if func._schema.returns else None

@@ -6,6 +6,8 @@ for is its longest batch, which the first steps seldom have.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ def without_weights(state: ScriptState) -> Iterator[None]:
     from transformers.generation.stopping_criteria import EosTokenCriteria
     from transformers.modeling_utils import PreTrainedModel
 
-    load = PreTrainedModel.from_pretrained.__func__
+    load, read_state = PreTrainedModel.from_pretrained.__func__, modeling_utils.load_state_dict
 
     def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
         with state.truthful():
@@ -52,6 +54,19 @@ def without_weights(state: ScriptState) -> Iterator[None]:
         keys: dict[str, Any] = {f"{kind}_keys": set() for kind in _KEYS}
         return modeling_utils.LoadStateDictInfo(error_msgs=[], conversion_errors={}, **keys), None
 
+    def files(**given: Any) -> tuple[list[str], None]:
+        """Name the weights' file where there is one: its head tells a dtype that a configuration does not."""
+        folder = Path(
+            str(given["pretrained_model_name_or_path"]), given["download_kwargs"].get("subfolder", "")
+        )
+        return [str(next(iter(sorted(folder.glob("*.safetensors"))), "none.safetensors"))], None
+
+    def stored(file: str, **how: Any) -> Any:
+        if Path(file).exists():
+            return read_state(file, **how)
+        state.notes[f"the dtype of the weights at {place()}: none is configured, so fp32 is taken"] = None
+        return {"": torch.empty(0, dtype=torch.float32)}
+
     def save(*_args: Any, **_kwargs: Any) -> None:
         state.notes[f"nothing is saved at {place()}"] = None
 
@@ -61,9 +76,8 @@ def without_weights(state: ScriptState) -> Iterator[None]:
     with ExitStack() as stack:
         patches = Patches(stack)
         patches.put(EosTokenCriteria, "__call__", no_end)
-        patches.put(
-            modeling_utils, "_get_resolved_checkpoint_files", lambda **_: (["none.safetensors"], None)
-        )
+        patches.put(modeling_utils, "_get_resolved_checkpoint_files", files)
+        patches.put(modeling_utils, "load_state_dict", stored)
         patches.put(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
         patches.put(PreTrainedModel, "_load_pretrained_model", staticmethod(loaded))
         patches.put(PreTrainedModel, "_finalize_model_loading", staticmethod(lambda _m, _c, info: info))
@@ -90,17 +104,20 @@ def _enter(state: ScriptState, model: Any, *, on_card: bool) -> None:
 
 
 MOST_ROWS = 20_000  # that are looked at
+_OF_WORKERS = "num_workers", "prefetch_factor", "persistent_workers", "timeout", "multiprocessing_context"
 STEPS = 2  # since a loader fetches a batch ahead
 
 
 class LongestBatch:
     """Watches which rows a data loader fetches; once ``wanted`` it is given the longest instead.
 
-    Loaders over data sets without positions, and those that fetch in other processes, go on as they are.
+    All fetch in this process, whatever they were asked. Loaders over data sets without positions go on as
+    they are.
     """
 
     def __init__(self, state: ScriptState, stack: ExitStack) -> None:
         """Watch until ``stack`` is closed."""
+        from torch.utils.data import DataLoader
         from torch.utils.data._utils.fetch import _MapDatasetFetcher
 
         self._state = state
@@ -117,7 +134,18 @@ class LongestBatch:
                 rows.update(index)
             return fetch(fetcher, index)
 
-        Patches(stack).put(_MapDatasetFetcher, "fetch", fetched)
+        make: Any = DataLoader.__init__
+        takes = signature(make)
+
+        def alone(*args: Any, **kwargs: Any) -> None:
+            given = takes.bind(*args, **kwargs)
+            for name in _OF_WORKERS:
+                given.arguments.pop(name, None)
+            make(*given.args, **given.kwargs)
+
+        patches = Patches(stack)
+        patches.put(_MapDatasetFetcher, "fetch", fetched)
+        patches.put(DataLoader, "__init__", alone)
 
     def is_to_come(self) -> bool:
         """Tell whether some data has longer rows than were fetched, and from now on give those."""

@@ -104,6 +104,7 @@ class _PredictedLoop(WatchedLoop):
         self.given_once = False
         self._stack = ExitStack()
         self._alive = ModulesAlive()
+        self._passes = 0  # of the step at hand
         state.ledger = ScriptLedger(state, nn.Module(), -1, kernels, phase="adapt")
 
     def steps(self) -> Script:
@@ -130,6 +131,8 @@ class _PredictedLoop(WatchedLoop):
                         books.mark("inputs")
                     if books.step == last and not self._through:
                         if self._longest.wanted or not self._longest.is_to_come():
+                            for model in self._alive.beside(self.model):
+                                books.register_model(model)
                             return
                         last += STEPS
                     yield
@@ -140,6 +143,8 @@ class _PredictedLoop(WatchedLoop):
         self.model = model
         self.seen.found(model)
         if not self.state.on_cpu:
+            if self.seen.device == "cpu":
+                raise self.state.refuse("trains a model on the CPU; move it to the card, as by .to('cuda').")
             if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()):
                 self.state.notes["the workspace that cuDNN takes for convolutions"] = None
             self.state.ledger.meet(model, vocabulary_size_of(model))
@@ -152,10 +157,12 @@ class _PredictedLoop(WatchedLoop):
             self._widest = tuple(ids.shape)
         self.seen.given(inputs)
         self.given_once = True
+        self._passes += 1
         super().given(inputs)
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
         self.seen.stepped(optimizer)
+        self.seen.micro_batches, self._passes = max(self.seen.micro_batches, self._passes), 0
         super().stepped(optimizer)
 
     def counts(self) -> TokenCounts:

@@ -54,6 +54,7 @@ class _State:
     def __init__(self, device: str, stack: ExitStack) -> None:
         """Undo on ``stack`` what the first region sets up."""
         self._device, self._stack, self._ready = device, stack, False
+        self.casts_on = {"meta", "cpu"} & {"meta", device}
         self.enabled = False
         self.dtype = torch.bfloat16
         self.caches = True
@@ -179,16 +180,16 @@ def _kernel(name: str, cast: Cast, state: _State) -> Callable[..., Any]:
 
 def _lowered(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], state: _State) -> Any:
     """Cast to the region's dtype; casts of trained fp32 leaves are made once a region."""
-    return operator, *_cast(args, kwargs, lambda tensor: _cached_cast(tensor, state))
+    return operator, *_cast(args, kwargs, lambda tensor: _cached_cast(tensor, state), state)
 
 
-def _to_fp32(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _state: _State) -> Any:
-    return operator, *_cast(args, kwargs, lambda tensor: tensor.to(torch.float32))
+def _to_fp32(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], state: _State) -> Any:
+    return operator, *_cast(args, kwargs, lambda tensor: tensor.to(torch.float32), state)
 
 
-def _with_dtype(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _state: _State) -> Any:
+def _with_dtype(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], state: _State) -> Any:
     """Ask for a result in fp32 unless the caller asks for another dtype."""
-    if not _eligible(args[0]):
+    if not _eligible(args[0], state):
         return operator, args, kwargs
     name = name_of(operator).removeprefix("aten::")
     longer = _DTYPE_GIVEN_BY.get(f"{name}.{operator._overloadname}")
@@ -201,7 +202,7 @@ def _with_dtype(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _s
     return operator, args[:place], {**kwargs, "dtype": torch.float32}
 
 
-def _promoted(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _state: _State) -> Any:
+def _promoted(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], state: _State) -> Any:
     """Cast all to fp32 if one is."""
     dtypes: set[torch.dtype] = set()
 
@@ -209,10 +210,10 @@ def _promoted(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _sta
         dtypes.add(tensor.dtype)
         return tensor
 
-    _cast(args, kwargs, note)
+    _cast(args, kwargs, note, state)
     if torch.float32 not in dtypes:
         return operator, args, kwargs
-    return _to_fp32(operator, args, kwargs, _state)
+    return _to_fp32(operator, args, kwargs, state)
 
 
 def _cached_cast(tensor: Tensor, state: _State) -> Tensor:
@@ -228,22 +229,22 @@ def _cached_cast(tensor: Tensor, state: _State) -> Tensor:
 
 
 def _cast(
-    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor], state: _State
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def changed(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [changed(item) for item in value]
-        return change(value) if _eligible(value) else value
+        return change(value) if _eligible(value, state) else value
 
     # The last argument first, as the compiler of torch's wheels evaluates them.
     named = {name: changed(kwargs[name]) for name in reversed(kwargs)}
     return tuple(reversed([changed(value) for value in reversed(args)])), named
 
 
-def _eligible(value: object) -> bool:
+def _eligible(value: object, state: _State) -> bool:
     return (
         isinstance(value, Tensor)
-        and value.device.type == "meta"
+        and value.device.type in state.casts_on
         and value.is_floating_point()
         and value.dtype != torch.float64
     )

@@ -5,6 +5,7 @@ values alone is known too, so that a loop that asks gets the truth, and what a m
 values it is who asks that tells what a dense, padded or packed batch would answer.
 """
 
+import math
 import sys
 import weakref
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ import torch
 from bench.errors import UntraceableError
 
 _SKIPPED = ("aten::empty", "aten::detach")
+_aten = torch.ops.aten
+_IF_FINITE = {
+    **dict.fromkeys((_aten.eq.Tensor, _aten.ne.Scalar), True),
+    **dict.fromkeys((_aten.ne.Tensor, _aten.eq.Scalar, _aten.isnan.default, _aten.isinf.default), False),
+}
 _MASKS = {torch.bool, torch.uint8}
 
 
@@ -59,6 +65,9 @@ class KnownValues:
                     self._forget(tensor.untyped_storage()._cdata)
             return
         if not isinstance(result, torch.Tensor) or not result.is_meta or result.numel() > self._most(result):
+            return
+        if (answer := _if_finite(func, args)) is not None:
+            self.know(result, torch.full(result.shape, answer, device="cpu"))
             return
         random = torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None
         if random or func._schema.name.startswith(_SKIPPED) or self.value_of(result) is not None:
@@ -113,6 +122,15 @@ def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
 def is_mask(index: object) -> bool:
     """Tell whether an index selects by truth values."""
     return isinstance(index, torch.Tensor) and index.dtype in _MASKS
+
+
+def _if_finite(func: Any, args: Any) -> bool | None:
+    """Answer what isfinite, isnan and isinf are made of: all computed numbers are taken to be finite."""
+    if func not in _IF_FINITE:
+        return None
+    other = args[1] if len(args) > 1 else math.inf
+    infinite = isinstance(other, float) and math.isinf(other)
+    return _IF_FINITE[func] if infinite or other is args[0] else None
 
 
 def _ran(func: Any, operands: Any) -> Any:

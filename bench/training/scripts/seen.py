@@ -52,7 +52,8 @@ class SeenCell:
     def given(self, inputs: Mapping[str, Any]) -> None:
         ids = token_ids(inputs)
         if ids is not None and ids.numel() >= self._rows * self._positions:
-            self._rows, self._positions = len(ids), ids.shape[1] if ids.dim() > 1 else 1
+            self._rows = ids.shape[:1].numel()
+            self._positions = ids.shape[1] if ids.dim() in {2, 3} else 1  # those of an image are none
         kind = self._model.device.type if hasattr(self._model, "device") else self.device
         on = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if on else None

@@ -256,7 +256,7 @@ class TokensGiven:
         ids, mask, labels = token_ids(inputs), inputs.get("attention_mask"), inputs.get("labels")
         self.computed = 1
         if ids is not None:
-            self.computed = len(ids) if ids.is_floating_point() else ids.numel()
+            self.computed = ids.shape[:1].numel() if ids.is_floating_point() else ids.numel()
         self._mask = self._labels = None
         if isinstance(mask, torch.Tensor) and mask.shape == getattr(ids, "shape", None):
             self._mask = mask.sum()
