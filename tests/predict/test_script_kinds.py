@@ -52,6 +52,19 @@ def test_a_reduced_loss_keeps_the_memory_that_it_keeps_with_data(script: Path, l
     assert answer.categories_at_peak_bytes == real.categories_at_peak_bytes
 
 
+def test_autocast_casts_a_batch_of_numbers_too(script: Path) -> None:
+    """Images come with data, weights without, and on the CPU both are cast."""
+    step = "with torch.autocast('cpu', torch.bfloat16): loss = model(torch.randn(2, 4, 64)).float().sum()"
+    text = LOOP.format(
+        model="model = nn.Conv1d(4, 4, 3)", step=f"{step}\n    loss.backward(); {ENDS_IN_STEP}"
+    )
+    script.write_text(text, "utf-8")
+    real = real_ledger([str(script)])
+    _, answer = predict_script([str(script)], CPU, None, steps=2)
+    assert isinstance(answer, Prediction), answer
+    assert answer.phase_peaks_bytes == real.phase_peaks_bytes
+
+
 def test_what_several_optimizers_train_is_in_the_ledger(script: Path) -> None:
     """Weights that another module than the watched one has, their gradients, and each optimizer's state."""
     model = """model = nn.Linear(64, 32, bias=False)
