@@ -13,7 +13,7 @@ import records_factory
 from bench.io import cache_folder
 from bench.records.records import Record
 from bench.scenario.catalogue import wheel
-from command_lines import CommandLine, one_server, open_command_line
+from command_lines import CommandLine, one_server, run_command_line
 from virtual_gpu import Box, VirtualGpus
 
 FROZEN = pytest.StashKey[int]()
@@ -27,6 +27,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 # Models here are tiny: a second thread only waits, and two processes that wait for each other crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# For commands that call python: as in an environment that is activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -96,12 +98,10 @@ def _one_server() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", name="bench")
-def _bench(tiny_weights: Path) -> Iterator[CommandLine]:
-    """Return a process that runs one command after another; what they import is imported once for all."""
-    assert tiny_weights.is_dir()  # its cache is the one that the process is to use
-    with open_command_line() as line:
-        yield line
+@pytest.fixture(name="bench")
+def _bench() -> CommandLine:
+    """Return the function that runs a command line in a folder."""
+    return run_command_line
 
 
 @pytest.fixture

@@ -1,15 +1,11 @@
-"""Runs one command line after another in one process, so that what they import is imported once.
-
-A line of JSON with a folder and the arguments comes in, one with exit code, stdout and stderr goes out.
-"""
+"""Runs command lines in the test's own process, so that its imports and its server serve all of them."""
 
 import contextlib
 import io
-import json
 import os
-import subprocess
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -28,34 +24,38 @@ class Answer:
     stderr: str
 
 
-@dataclass(frozen=True)
-class CommandLine:
-    """A process that is waiting for commands."""
+CommandLine = Callable[..., Answer]
+"""Runs ``bench`` in a folder, the first argument, with the others as its own."""
 
-    process: subprocess.Popen[str]
 
-    def __call__(self, folder: Path, *arguments: str) -> Answer:
-        """Run ``bench`` with these arguments as if it were typed in the folder."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
+def run_command_line(folder: Path, *arguments: str) -> Answer:
+    """Run ``bench`` with these arguments as if it were typed in the folder."""
+    from bench.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with _as_at_start(folder, arguments), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            print(json.dumps([str(folder), arguments]), file=self.process.stdin, flush=True)
-            return Answer(*json.loads(self.process.stdout.readline()))
-        except BaseException:  # a test's time is up: the answer would be taken for the next command's
-            self.process.kill()
-            raise
+            main()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    return Answer(code, out.getvalue(), err.getvalue())
 
 
 @contextlib.contextmanager
-def open_command_line() -> Iterator[CommandLine]:
-    """Start the process, and end it."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # python is this one
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PATH": path}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, __file__], stdin=pipe, stdout=pipe, env=environment, text=True
-    ) as it:
-        yield CommandLine(it)
+def _as_at_start(folder: Path, arguments: tuple[str, ...]) -> Iterator[None]:
+    """Make the process what a command finds, and afterwards what it was: a command changes some of it."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with (
+        contextlib.chdir(folder),
+        patch.dict(os.environ, {"COLUMNS": "200"}),
+        patch.object(sys, "argv", ["bench", *arguments]),
+        patch.object(sys, "path", [str(folder), *sys.path]),  # as by python -m bench
+    ):
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
@@ -70,26 +70,3 @@ def one_server() -> Iterator[None]:
     preload = forkserver.set_forkserver_preload
     with patch.object(forkserver, "set_forkserver_preload", lambda _: preload(everything)):
         yield
-
-
-def _run(folder: str, arguments: list[str]) -> tuple[int, str, str]:
-    from bench.cli import main
-
-    os.chdir(folder)
-    sys.path[0] = folder  # as by python -m bench
-    sys.argv = ["bench", *arguments]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    return code, out.getvalue(), err.getvalue()
-
-
-if __name__ == "__main__":
-    with one_server():
-        for line in sys.stdin:
-            sys.stdout.write(json.dumps(_run(*json.loads(line))) + "\n")
-            sys.stdout.flush()
