@@ -210,6 +210,10 @@ def test_offloading_is_refused(tmp_path: Path, folder: str) -> None:
 def test_the_card_is_torchs_accelerator_too(tmp_path: Path, folder: str) -> None:
     """As in torch's own tutorials; one that trains on the CPU all the same is refused."""
     text = LOOP.replace('"cuda"', "device") + "    assert torch.accelerator.max_memory_allocated() >= 0\n"
+    text += (
+        "    torch.cuda.memory._record_memory_history()\n    torch.cuda.memory_stats()['num_alloc_retries']\n"
+    )
+    text += "    model = torch.nn.DataParallel(model)\n"
     found = "    device = torch.accelerator.is_available() and torch.accelerator.current_accelerator()\n"
     steps = "    for _ in range(3): step()\n"
     on_card = predicted(tmp_path, folder, "\n    import torch\n" + found + text + steps)

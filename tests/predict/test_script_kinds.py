@@ -6,9 +6,12 @@ import pytest
 
 from bench.errors import BenchError
 from bench.predict.script.predict import predict_script
+from bench.records.messages import ScriptJob
 from bench.records.predictions import Prediction, Refusal
 from bench.scenario.catalogue import card
 from bench.scenario.platform import Platform
+from bench.scenario.types import PeftMethod
+from bench.training.scripts.seen import SeenCell
 from script_models import real_ledger
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the scripts' and their libraries', whatever they are
@@ -63,6 +66,31 @@ def test_autocast_casts_a_batch_of_numbers_too(script: Path) -> None:
     _, answer = predict_script([str(script)], CPU, None, steps=2)
     assert isinstance(answer, Prediction), answer
     assert answer.phase_peaks_bytes == real.phase_peaks_bytes
+
+
+def test_labels_that_are_expanded_are_known(script: Path) -> None:
+    """As for the best five of each row: an expanded tensor says one value at many places."""
+    step = """out = model(torch.randn(2, 8)); out.sum().backward(); optimizer.step()
+    hits = out.topk(5)[1].eq(torch.ones(2, 1).long().expand(2, 5)).float().sum()"""
+    script.write_text(LOOP.format(model="model = nn.Linear(8, 8)", step=step), "utf-8")
+    _, answer = predict_script([str(script)], CPU, None, steps=1)
+    assert isinstance(answer, Prediction), answer
+
+
+def test_a_method_of_peft_is_described_with_its_numbers() -> None:
+    """Prompt tuning is no method without the number of its tokens."""
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
+    )
+    prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=7)
+    seen = SeenCell(ScriptJob(command=("train.py",)))
+    seen.found(get_peft_model(LlamaForCausalLM(config), prompts))
+    method = seen.cell().method
+    assert isinstance(method, PeftMethod)
+    assert (method.type, method.config["num_virtual_tokens"]) == ("prompt_tuning", 7)
 
 
 def test_what_several_optimizers_train_is_in_the_ledger(script: Path) -> None:

@@ -5,6 +5,7 @@ everybody but torch's innermost files and ours that they are on ``cuda:0``, or f
 ``cpu``; what is asked for on the card is made on the meta device.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -80,6 +81,11 @@ def pretended(state: ScriptState, card: Card | None) -> Iterator[None]:
                     patches.put(torch.accelerator, name, answer)
             for name, told in (("current_accelerator", torch.device("cuda")), ("current_device_index", 0)):
                 patches.put(torch.accelerator, name, lambda *_, _told=told, **__: _told)
+            for name in ("_record_memory_history", "_dump_snapshot"):
+                patches.put(torch.cuda.memory, name, lambda *_, **__: None)
+            patches.put(
+                torch.nn.DataParallel, "scatter", lambda _, args, kwargs, _cards: ((args,), (kwargs,))
+            )
             patches.put(torch, "Generator", _Generator)
             for owner in (torch.cuda.amp, torch.cuda.amp.autocast_mode):
                 patches.put(owner, "autocast", _old_autocast)
@@ -309,7 +315,8 @@ def _use_of(state: ScriptState, card: Card) -> dict[str, Any]:
 
     def statistics(*_: Any, **__: Any) -> dict[str, int]:
         now = {"current": live(), "peak": peak()}
-        return {f"{kind}_bytes.all.{when}": now[when] for kind in ("allocated", "reserved") for when in now}
+        told = {f"{kind}_bytes.all.{when}": now[when] for kind in ("allocated", "reserved") for when in now}
+        return Counter(told)  # of all else there was none
 
     return {
         **dict.fromkeys(("memory_allocated", "memory_reserved"), live),

@@ -43,7 +43,8 @@ class KnownValues:
             return
         address = storage._cdata
         flat = torch.zeros(count, dtype=tensor.dtype, device="cpu")
-        flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).copy_(value)
+        once = tuple(slice(None if stride else 1) for stride in tensor.stride())  # where it is expanded
+        flat.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())[once].copy_(value[once])
         self._values[address] = flat
         self._guards[address] = weakref.ref(storage, lambda _: self._forget(address))
 

@@ -153,7 +153,9 @@ def _method_of(model: Any) -> dict[str, Any]:
     trained_dtype = next(parameter.dtype for parameter in trainable_parameters(model))
     adapter_dtype = "fp32" if trained_dtype == torch.float32 else "weights"
     if kind != "LORA":
-        return {"kind": "peft", "name": kind.lower(), "type": kind.lower(), "adapter_dtype": adapter_dtype}
+        numbers = {name: value for name, value in config.to_dict().items() if type(value) in {int, float}}
+        named = {"name": kind.lower(), "type": kind.lower(), "config": numbers}
+        return {"kind": "peft", **named, "adapter_dtype": adapter_dtype}
     targets = config.target_modules
     layers = {type(module).__name__ for module in model.modules()}
     shared = {
