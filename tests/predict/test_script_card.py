@@ -219,7 +219,7 @@ def test_the_card_is_torchs_accelerator_too(tmp_path: Path, folder: str) -> None
     on_card = predicted(tmp_path, folder, "\n    import torch\n" + found + text + steps)
     assert isinstance(on_card, Prediction), on_card
     assert on_card.allocated_peak_bytes > 0
-    on_cpu = predicted(tmp_path, folder, "\n    device = 'cpu'\n" + text + steps)
+    on_cpu = predicted(tmp_path, folder, LOOP.replace('"cuda"', "'cpu'") + steps)
     assert isinstance(on_cpu, Refusal)
     assert "trains a model on the CPU; move it to the card" in on_cpu.message
 
