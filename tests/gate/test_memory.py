@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunsOfSides]:
         for seed, (name, steps) in enumerate(STEPS.items())
     }
     copy = make_candidate("memory", folder, revision=None, by_seed=tuple(STEPS))
-    return sit(cells, copy, folder, **dict.fromkeys(STEPS, REPEATS) | {"subtracts": 5, "at_import": 1})
+    return sit(cells, copy, folder, **dict.fromkeys(STEPS, REPEATS) | {"subtracts": 2, "at_import": 1})
 
 
 def alarms(base: Record, candidate: Record) -> list[MetricVerdict]:
@@ -128,7 +128,7 @@ def test_what_a_module_keeps_since_its_import_is_found(runs: dict[str, RunsOfSid
 @pytest.mark.timeout(600)
 def test_the_processs_peak_sees_what_a_ledger_is_kept_from(runs: dict[str, RunsOfSides]) -> None:
     """A candidate that takes 256 MiB and leaves them out of its own ledger does not pass."""
-    judge = GateJudge(gate=GateSpec(repeats=5), design="one sitting", looks=(5,))
+    judge = GateJudge(gate=GateSpec(repeats=2), design="one sitting", looks=(2,))
     verdicts = judge.judge(runs["subtracts"])
     found = {one.metric: one for one in verdicts.gated if one.verdict == "regression"}
     assert "ledger_peak_bytes" not in found
