@@ -95,7 +95,7 @@ def _loaded(job: "Job") -> tuple[str, ...]:
     # What native code has read stays mapped: shared libraries, and weights in safetensors.
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     mapped = {line.split(maxsplit=5)[5] for line in maps if line.count("/")}
-    places = {_place(file) for file in {*modules, *_opened, *mapped} if file}
+    places = {_place(file) for file in {*modules, *mapped} if file} | _opened
     return tuple(
         sorted(
             str(Path(name) / Path(place).relative_to(folder)) if place != str(folder) else name
@@ -106,13 +106,23 @@ def _loaded(job: "Job") -> tuple[str, ...]:
     )
 
 
-_real_folder = cache(os.path.realpath)
+@cache
+def _real_folder(folder: str) -> str:
+    """Return where a folder really lies: the one that it is in is looked up once for all."""
+    parent, name = os.path.split(folder)
+    return os.path.realpath(folder) if name in {"", ".", ".."} else _followed(_real_folder(parent), name)
 
 
 def _place(file: str) -> str:
     """Return where a file really lies: of thousands in some hundred folders, each followed once."""
     folder, name = os.path.split(file)
-    place = os.path.join(_real_folder(folder), name)  # noqa: PTH118 - Path takes five times as long
+    if not folder.startswith(os.sep):  # where it begins changes
+        return os.path.realpath(file)
+    return _followed(_real_folder(folder), name)
+
+
+def _followed(folder: str, name: str) -> str:
+    place = os.path.join(folder, name)  # noqa: PTH118 - Path takes five times as long
     return os.path.realpath(place) if os.path.islink(place) else place  # noqa: PTH114 - the same
 
 
@@ -120,7 +130,8 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
     integrity.note(event)
     if event == "open" and isinstance(arguments[0], str) and not arguments[0].startswith(("/proc", "/dev")):
         # A link may be gone when it is asked; within an audit hook nothing is to be opened.
-        _opened.add(os.path.realpath(arguments[0]))
+        follow = _place if arguments[0].endswith(".pyc") else os.path.realpath  # of thousands of modules
+        _opened.add(follow(arguments[0]))
 
 
 if Path(bench.__file__ or "").resolve().parent != Path(__file__).resolve().parents[1]:

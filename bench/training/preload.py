@@ -22,6 +22,9 @@ import transformers
 import transformers.utils
 from transformers.utils import import_utils
 
+from bench.scenario.catalogue import architectures
+
+architectures()  # each worker would parse them anew
 _MODELS = Path(transformers.__file__).parent / "models"
 
 

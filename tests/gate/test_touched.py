@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from bench.gate import PROJECT_VARIABLE, run_from_own_sources
+from bench.gate import PROJECT_VARIABLE, _place, run_from_own_sources
 from bench.gate.installed import installed
 from bench.gate.protocol import Ready
 from bench.gate.sides import Side, prepared_sides
@@ -187,3 +187,17 @@ def test_a_worker_tells_of_modules_namespace_packages_and_files(
     for name in ("single", "spaced.part", "spaced", "whole"):
         sys.modules.pop(name, None)
     assert [ProjectLoaded(files=("single.py", "spaced/part.py", "whole/__init__.py"))] == said
+
+
+def test_a_place_is_where_the_links_on_its_way_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a folder is one, the file itself, or the way to where a relative name begins."""
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "real" / "inner" / "file.py").touch()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real" / "again").symlink_to(tmp_path / "link" / "inner")
+    (tmp_path / "real" / "other.py").symlink_to("again/file.py")
+    monkeypatch.chdir(tmp_path / "link")
+    here = str(tmp_path / "link")
+    ways = ("inner/file.py", "again/file.py", "other.py", "again/../other.py", "./other.py", "gone/file.py")
+    for way in (*(f"{here}/{each}" for each in ways), *ways, "/", str(tmp_path)):
+        assert os.path.realpath(way) == _place(way)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytest
-import torch
 
 from bench.probes.machine import Allocator, AllocatorPeaks, AllocatorUse
 from bench.probes.nvml import Gpu, GpuSample
@@ -276,6 +275,8 @@ class Actor(Allocator):
         self._write()
         self._wait(complete=steady)
         if phase == script.out_of_memory_in:
+            import torch  # of the worker: what watches it needs none
+
             raise torch.OutOfMemoryError(
                 "CUDA out of memory. Tried to allocate 501.00 GiB. GPU 0 has a total capacity of 79.10 GiB "
                 "of which 74.22 GiB is free."
