@@ -154,7 +154,8 @@ def test_what_is_invented_is_told_by_its_line(tmp_path: Path, folder: str) -> No
         ("torch.distributed.init_process_group('gloo')", "train.py:13 joins a group of processes"),
         ("model(torch.ones(1, 8).long())", "train.py:13 ends it with RuntimeError: Expected all tensors"),
         ("undefined", "train.py:13 ends it with NameError"),
-        ("sys.exit(3)", "exited with 3 after 0 optimizer steps, and 1 are needed"),
+        ("sys.exit(3)", "exited with 3 after 0 optimizer steps, and 1 are needed; does it run"),
+        ("raise OSError('hub') from ConnectionError()", "OSError: hub; it has no network; download first"),
         ("torch.unique(step()[1])", "calls aten::_unique2"),
     ],
 )

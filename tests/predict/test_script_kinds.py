@@ -68,6 +68,14 @@ def test_autocast_casts_a_batch_of_numbers_too(script: Path) -> None:
     assert answer.phase_peaks_bytes == real.phase_peaks_bytes
 
 
+def test_a_script_for_a_card_is_told_to_name_one(script: Path) -> None:
+    """Predicted for the CPU it ends as on a machine without one."""
+    script.write_text("raise AssertionError('Torch not compiled with CUDA enabled')", "utf-8")
+    _, answer = predict_script([str(script)], CPU, None, steps=1)
+    assert isinstance(answer, Refusal)
+    assert answer.message.endswith("it was predicted for the CPU; name a card, as by --gpu rtx4090.")
+
+
 def test_labels_that_are_expanded_are_known(script: Path) -> None:
     """As for the best five of each row: an expanded tensor says one value at many places."""
     step = """out = model(torch.randn(2, 8)); out.sum().backward(); optimizer.step()

@@ -42,6 +42,8 @@ from bench.training.step import optimizer_state
 from bench.training.watcher import Script, WatchedLoop, Watcher, token_ids
 from bench.training.window import LEDGER_STEPS
 
+_WITHOUT_NETWORK = {"ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
+
 
 def predict_script(
     command: Sequence[str],
@@ -201,12 +203,12 @@ class _PredictedLoop(WatchedLoop):
             line = f"{self._script_name}:{frames[-1].lineno}" if frames else self._script_name
             error = f"{type(failure).__name__}: {first_line(failure)}"
             by: RefusedBy = "library" if not self.state.asked and library_at_fault(failure) else "tracer"
-            return Refusal(message=f"{refused}{line} ends it with {error}; {self._doubt()}", by=by)
+            return Refusal(message=f"{refused}{line} ends it with {error}; {self._doubt(failure)}", by=by)
         if self._made is None:
             needed = self._steps + LEDGER_STEPS if self.steps_taken else 1
             return Refusal(
                 message=f"{refused}{self._script_name} {how} after {self.steps_taken} optimizer steps, and "
-                f"{needed} are needed; {self._doubt('let it train for longer, or give fewer --steps.')}"
+                f"{needed} are needed; {self._doubt()}"
             )
         for block in lost[:-1] if out_of_memory else lost:
             block.nbytes = 0  # there was no room for it, and the script went on without
@@ -218,12 +220,22 @@ class _PredictedLoop(WatchedLoop):
         )
         return prediction.model_copy(update={"caveats": caveats})
 
-    def _doubt(self, else_ask: str = "does it run as it is?") -> str:
+    def _doubt(self, failure: BaseException | None = None) -> str:
         """Say what may be to blame for an early end: a value that was invented, if one was asked for."""
-        if not self.state.asked:
-            return else_ask
-        *_, last = self.state.asked
-        return f"it was told values that no prediction has, lastly at {last}; measure it with bench watch."
+        if self.state.asked:
+            *_, last = self.state.asked
+            return (
+                f"it was told values that no prediction has, lastly at {last}; measure it with bench watch."
+            )
+        if failure is None and self.steps_taken:
+            return "let it train for longer, or give fewer --steps."
+        if self.state.on_cpu and "CUDA" in str(failure):
+            return "it was predicted for the CPU; name a card, as by --gpu rtx4090."
+        while failure is not None:
+            if type(failure).__name__ in _WITHOUT_NETWORK:
+                return "it has no network; download first what it asks for, or allow it with --online."
+            failure = failure.__cause__ or failure.__context__
+        return "does it run as it is, with these arguments?"
 
     def _caveats(self, how: str, *, out_of_memory: bool) -> Iterator[Caveat]:
         state, where = self.state, f"optimizer step {self.steps_taken}"
