@@ -68,6 +68,19 @@ def test_autocast_casts_a_batch_of_numbers_too(script: Path) -> None:
     assert answer.phase_peaks_bytes == real.phase_peaks_bytes
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_rows_in_an_order_of_their_own_are_caveated(script: Path, own: bool) -> None:  # noqa: FBT001 - a parameter
+    """Unless the shuffle has a generator of its own, weights have drawn numbers before it in a real run."""
+    generator = "torch.Generator()" if own else "None"
+    model = f"""model = nn.Linear(8, 8)
+rows = torch.utils.data.DataLoader(torch.ones(40, 8), 4, shuffle=True, generator={generator})"""
+    text = LOOP.format(model=model, step=f"model(rows).sum().backward(); {ENDS_IN_STEP}")
+    script.write_text(text.replace("for _ in range(8)", "for rows in rows"), "utf-8")
+    _, answer = predict_script([str(script)], CPU, None, steps=1)
+    assert isinstance(answer, Prediction), answer
+    assert own == ("script-shuffled" not in {caveat.code for caveat in answer.caveats})
+
+
 def test_a_script_for_a_card_is_told_to_name_one(script: Path) -> None:
     """Predicted for the CPU it ends as on a machine without one."""
     script.write_text("raise AssertionError('Torch not compiled with CUDA enabled')", "utf-8")

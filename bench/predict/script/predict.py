@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch.utils.data import RandomSampler
 
 from bench.errors import UnavailableError, first_line, library_at_fault
 from bench.predict.allocator.replay import DEFAULT_SETTINGS
@@ -107,6 +108,7 @@ class _PredictedLoop(WatchedLoop):
         self._stack = ExitStack()
         self._alive = ModulesAlive()
         self._passes = 0  # of the step at hand
+        self._shuffles = False
         state.ledger = ScriptLedger(state, nn.Module(), -1, kernels, phase="adapt")
 
     def steps(self) -> Script:
@@ -114,6 +116,7 @@ class _PredictedLoop(WatchedLoop):
         state = self.state
         with self._stack:
             if state.on_cpu:
+                self._stack.enter_context(patch.object(RandomSampler, "__iter__", self._shuffled()))
                 with state.ledger:
                     for _ in range(self._steps):
                         yield
@@ -138,6 +141,16 @@ class _PredictedLoop(WatchedLoop):
                             return
                         last += STEPS
                     yield
+
+    def _shuffled(self) -> Callable[[RandomSampler], Iterator[int]]:
+        """Note a shuffle by torch's own random numbers, of which a real run has drawn some for weights."""
+        shuffle = RandomSampler.__iter__
+
+        def shuffled(sampler: RandomSampler) -> Iterator[int]:
+            self._shuffles |= sampler.generator is None
+            return shuffle(sampler)
+
+        return shuffled
 
     def found(self, model: nn.Module) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -255,6 +268,12 @@ class _PredictedLoop(WatchedLoop):
                 f"{MOST_ROWS:,} rows were looked at."
             )
             yield Caveat(code="script-longest-batch", message=message)
+        if self._shuffles:
+            message = (
+                "Rows are shuffled by random numbers of which a real run has drawn others before, for "
+                "weights, so that it may step through other rows."
+            )
+            yield Caveat(code="script-shuffled", message=message)
         widest = " by ".join(map(str, self._widest)) or "of unknown size"
         yield Caveat(
             code="script-stopped",
