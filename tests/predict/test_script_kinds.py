@@ -89,6 +89,14 @@ def test_a_script_for_a_card_is_told_to_name_one(script: Path) -> None:
     assert answer.message.endswith("it was predicted for the CPU; name a card, as by --gpu rtx4090.")
 
 
+def test_a_product_of_two_dtypes_is_no_prediction(script: Path) -> None:
+    """With data it ends the script, though torch's stand-in lets it pass."""
+    command = write(script, "model = nn.Linear(8, 8).bfloat16()", "model(torch.randn(2, 8)).sum()")
+    _, answer = predict_script(command, CPU, None, steps=1)
+    assert isinstance(answer, Refusal)
+    assert "train.py:8 ends it with RuntimeError: expected m1 and m2 to have the same dtype" in answer.message
+
+
 def test_labels_that_are_expanded_are_known(script: Path) -> None:
     """As for the best five of each row: an expanded tensor says one value at many places."""
     step = """out = model(torch.randn(2, 8)); out.sum().backward(); optimizer.step()

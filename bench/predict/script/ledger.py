@@ -29,6 +29,7 @@ from bench.probes.tensors import Block, tensors_among
 MOST_ANSWERS = 2_000
 """So often may one line ask for a value that a prediction does not have; then it is waiting for it."""
 _aten = torch.ops.aten
+_PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
 _ITEM = _aten._local_scalar_dense.default
 _COPIES = {_aten.copy_.default, _aten._to_copy.default, *INDEXING}
 _UNKNOWN_SIZE = (
@@ -148,6 +149,10 @@ class ScriptLedger(LoopLedger):
     def _for_device(self, func: Any, types: Any, args: Any, kwargs: Any, *, mixed: bool) -> Any:
         """Run an operator without data and count what it makes."""
         state = self._state
+        if func in _PRODUCTS and len({one.dtype for one in args if isinstance(one, Tensor)}) > 1:
+            raise RuntimeError(
+                f"expected m1 and m2 to have the same dtype ({name_of(func)})"
+            )  # as torch does
         written = [tensor for tensor in written_by(func, args, kwargs) if not tensor.is_meta]
         for tensor in written:
             self._enter(state.unknown.add(tensor), name_of(func), self._module_of(args))
