@@ -21,6 +21,7 @@ from virtual_training import (
     CONTEXT_BYTES,
     INTERVAL_NS,
     MIB,
+    OWN,
     PATIENCE_S,
     PEAKS_BYTES,
     Actor,
@@ -30,7 +31,7 @@ from virtual_training import (
     make_facts,
 )
 
-UUIDS = tuple(f"GPU-00000000-0000-4000-8000-00000000000{rank}" for rank in range(2))
+UUIDS = tuple(f"GPU-00000000-0000-4000-800{rank}-{OWN:012}" for rank in range(2))
 MORE_BYTES = 100 * MIB  # that the second rank's context takes
 
 

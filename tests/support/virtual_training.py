@@ -77,8 +77,11 @@ SCRIPTS = {
     "slice": Script(shows="other number", on_slice=True),
     "full-out-of-memory": Script(out_of_memory_in="first_forward"),
 }
-CARD = VirtualCard()
-SLICED_CARD = VirtualCard(mig_mode=True, slices=(VirtualSlice(),))
+OWN = sum(os.environ.get("PYTEST_XDIST_WORKER", "").encode())
+"""Tells apart the cards of pytest's processes, since only one sweep of a machine at a time may use a card."""
+CARD = VirtualCard(uuid=f"GPU-00000000-0000-4000-8000-{OWN:012}")
+_SLICE = VirtualSlice(uuid=f"MIG-00000000-0000-4000-8000-{OWN:012}")
+SLICED_CARD = VirtualCard(uuid=CARD.uuid, mig_mode=True, slices=(_SLICE,))
 
 
 def sweep_on_virtual_gpu(
