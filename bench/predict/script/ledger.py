@@ -222,6 +222,8 @@ class ScriptLedger(LoopLedger):
         """Answer what is known, or what was thought about; else by dtype."""
         value = self._value(tensor)
         if value is not None:
+            if (aside := self.known.aside(tensor)) is not None:
+                self._state.asked[place() + aside] += 1
             return value.item()
         try:
             answer = resolve_item(padded=True, packed=True)

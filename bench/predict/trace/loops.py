@@ -90,6 +90,8 @@ class LoopLedger(MetaLedger):
         """Answer what is known; else no for a truth value, and one for a number."""
         value = self.known.value_of(tensor)
         if value is not None:
+            if (aside := self.known.aside(tensor)) is not None:
+                self.asked.add(asking_line() + aside)
             return value.item()
         try:
             return super().resolve(tensor)

@@ -34,6 +34,18 @@ class KnownValues:
         self._most_integers, self._most_floats = most_integers, most_floats
         self._values: dict[int, torch.Tensor] = {}
         self._guards: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._assumed: set[int] = set()
+
+    def is_assumed(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a value follows from computed numbers being taken to be finite."""
+        return tensor.device.type == "meta" and tensor.untyped_storage()._cdata in self._assumed
+
+    def aside(self, tensor: torch.Tensor) -> str | None:
+        """Return what is to be said of a known tensor's answer; None if it follows from no assumption."""
+        if not self.is_assumed(tensor):
+            return None
+        value = self.value_of(tensor)
+        return " (yes: numbers are finite)" if value is not None and value.all() else ""
 
     def know(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
         """Keep the values of a meta tensor, unless they are too many or those of a model's outputs."""
@@ -61,21 +73,29 @@ class KnownValues:
         """Learn what an operator that ran on meta tensors would have returned, or written, with data."""
         if written := [tensor for tensor in written_by(func, args, kwargs) if tensor.is_meta]:
             known = self.with_values((args, kwargs))
+            addresses = {tensor.untyped_storage()._cdata for tensor in written}
             if known is None or _ran(func, known) is None:
-                for tensor in written:
-                    self._forget(tensor.untyped_storage()._cdata)
+                for address in addresses:
+                    self._forget(address)
+            elif any(map(self.is_assumed, _tensors(args))):
+                self._assumed |= addresses
             return
         if not isinstance(result, torch.Tensor) or not result.is_meta or result.numel() > self._most(result):
-            return
-        if (answer := _if_finite(func, args)) is not None:
-            self.know(result, torch.full(result.shape, answer, device="cpu"))
             return
         random = torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None
         if random or func._schema.name.startswith(_SKIPPED) or self.value_of(result) is not None:
             return
         known = self.with_values((args, kwargs))
-        if known is not None and (made := _ran(func, known)) is not None:
+        made, assumed = (
+            None if known is None else _ran(func, known),
+            any(map(self.is_assumed, _tensors(args))),
+        )
+        if known is None and (answer := _if_finite(func, args)) is not None:
+            made, assumed = torch.full(result.shape, answer, device="cpu"), True
+        if made is not None:
             self.know(result, made)
+            if assumed:
+                self._assumed.add(result.untyped_storage()._cdata)
 
     def with_values(self, values: Any) -> Any:
         """Return operands with their values in the place of meta tensors; None if one is not known."""
@@ -105,6 +125,7 @@ class KnownValues:
 
     def _forget(self, address: int) -> None:
         self._values.pop(address, None)
+        self._assumed.discard(address)
         self._guards.pop(address, None)
 
 
@@ -118,6 +139,10 @@ def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
             for tensor in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(tensor, torch.Tensor):
                     yield tensor
+
+
+def _tensors(args: Any) -> list[torch.Tensor]:
+    return [each for each in args if isinstance(each, torch.Tensor)]
 
 
 def is_mask(index: object) -> bool:
