@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import PurePath
 from traceback import walk_tb
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 UNEXPECTED_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 
@@ -61,6 +61,11 @@ class InterruptedByUserError(BenchError):
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun for a message: 1 run, 2 runs."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def percent(share: float, digits: int = 1, sign: Literal["", "+"] = "") -> str:
+    """Return a share for a message: 5.0 %, with ``sign`` + that of a change."""
+    return f"{share * 100:{sign}.{digits}f} %"
 
 
 def listed(texts: Sequence[str], most: int) -> str:

@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 
 from bench.claims.cases import DTYPE_BYTES, PUBLISHED_MARGIN, Case, Instrument, Scalar
 from bench.compare.accuracy import CONFIDENCE
+from bench.errors import percent
 
 Unit = Literal["share", "fold", "bytes", "count", "tokens/s", "bits", "points", "times the tolerance"]
 _METHODS: Final = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "peft": "another method"}
@@ -163,7 +164,7 @@ def quantities_of(name: str, cells: Sequence[Case]) -> Iterator[tuple[Figure, li
         return
     ours, theirs = (case.told_speeds for case in cells)
     predicted = cells[0].instrument == "predicted"
-    kind = "ranges of both" if predicted else f"{PUBLISHED_MARGIN:.0%} either way".replace("%", " %")
+    kind = "ranges of both" if predicted else f"{percent(PUBLISHED_MARGIN, 0)} either way"
     for card in filter(theirs.__contains__, ours):
         (low, point, high), (least, other, most) = ours[card], theirs[card]
         below, above = (

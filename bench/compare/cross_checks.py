@@ -10,6 +10,7 @@ from typing import Literal
 
 from bench.compare.metrics_compared import MetricSamples
 from bench.compare.plausibility import Doubted, lint
+from bench.errors import percent
 from bench.metrics import GIB, MIB, Metric
 from bench.records.readings import Caveat
 from bench.records.records import NS_PER_SECOND, Record
@@ -164,7 +165,9 @@ def unseen(policies: Iterable[MetricPolicy], varying: Sequence[MetricSamples], r
         if samples.policy.gated and samples.pairs:
             share = max(_detectable(samples, cell, rule, tests) for cell in range(len(samples.pairs)))
             name = samples.policy.metric.name
-            lines.append(f"{name}: any change" if math.isinf(share) else f"{name}: less than {share:.1%}")
+            lines.append(
+                f"{name}: any change" if math.isinf(share) else f"{name}: less than {percent(share)}"
+            )
     lines += [
         f"{policy.metric.name}: less than {policy.tolerated_text}"
         for policy in policies

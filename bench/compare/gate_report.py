@@ -26,7 +26,7 @@ from bench.compare.metrics_compared import (
 )
 from bench.compare.predicted_gate import judge_predictions
 from bench.compare.run_pairs import Pair, accuracy_changes, pair_up
-from bench.errors import counted, listed
+from bench.errors import counted, listed, percent
 from bench.metrics import MIB, Metric
 from bench.records.readings import Caveat
 from bench.records.records import Record
@@ -281,7 +281,7 @@ def _caveats(runs: int, pairs: Sequence[Pair], drifts: Mapping[str, float]) -> I
     if left := runs - sum(len(pair.baseline) + len(pair.candidate) for pair in pairs):
         why = "with other versions or machines than the latest, or spoilt"
         yield Caveat("left-out", f"Left out: {counted(left, 'run')}, {why}.")
-    if named := [f"{cell} ({share:+.1%})" for cell, share in drifts.items()]:
+    if named := [f"{cell} ({percent(share, sign='+')})" for cell, share in drifts.items()]:
         cells = listed(named, _NAMED_CELLS)
         message = f"Speed still drifted over the last half of the steps: {cells}; raise window.warmup_steps."
         yield Caveat("not-steady", message)

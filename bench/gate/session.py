@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import InfrastructureError, InterruptedByUserError, UsageError
+from bench.errors import InfrastructureError, InterruptedByUserError, UsageError, percent
 from bench.gate.judge import judge_name
 from bench.gate.process import SERVE
 from bench.gate.protocol import Opening
@@ -215,14 +215,14 @@ def noise_lines(rows: "Iterable[NoiseRow]") -> Iterator[str]:
     """Yield a line for each row: the spread, and what is found after how many repeats."""
     for row in rows:
         found = ", ".join(
-            f"{share:.1%} with {look} repeats"
+            f"{percent(share)} with {look} repeats"
             for look, share in zip(row.looks, row.detectable_shares, strict=True)
         )
         needed = "more than a hundred" if row.repeats_needed is None else row.repeats_needed
         yield (
-            f"{row.cell} {row.metric}: spread {row.spread_share:.1%} from run to run "
+            f"{row.cell} {row.metric}: spread {percent(row.spread_share)} from run to run "
             f"({row.degrees_of_freedom} degrees of freedom); finds a change of {found}; "
-            f"{row.tolerance_share:.1%} takes {needed} repeats"
+            f"{percent(row.tolerance_share)} takes {needed} repeats"
         )
 
 

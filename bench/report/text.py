@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bench.errors import counted
+from bench.errors import counted, percent
 from bench.io import own_toml
 from bench.metrics import GIB, MIB, Metric
 
@@ -95,7 +95,7 @@ def share(value: float | None, digits: int = 1) -> str:
     """Write a share as a percentage with a true minus sign."""
     if value is None:
         return NOT_MEASURED
-    return _minus(f"{value * 100:.{digits}f} %")
+    return _minus(percent(value, digits))
 
 
 def points(difference: float, *, sign: bool = False) -> str:

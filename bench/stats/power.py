@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import bdtrik, betainc, gammaln, stdtrit, xlogy
 
-from bench.errors import counted
+from bench.errors import counted, percent
 from bench.records.sessions import Calibration
 from bench.scenario.cell import Cell
 from bench.scenario.gate import GateSpec
@@ -96,7 +96,7 @@ def power_of(paired: Paired, gate: GateSpec, tests: int) -> str:
     churn = math.ceil(2 * min(paired.lost, paired.gained) / paired.source_items)
     least = smallest_drop_found(independent, churn, gate.alpha / tests, gate.minimum_drop)
     asked = "they" if paired.swings is None else f"their {counted(independent, 'source')}"
-    return f"{asked} find {'no drop' if least is None else f'a drop of {least:.1%}'} with 95 %"
+    return f"{asked} find {'no drop' if least is None else f'a drop of {percent(least)}'} with 95 %"
 
 
 @dataclass(frozen=True, kw_only=True)

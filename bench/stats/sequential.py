@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from bench.errors import percent
 from bench.metrics import METRICS, Metric, size_text
 from bench.records.verdicts import MetricVerdict, VerdictName
 from bench.scenario.gate import GateSpec, MetricGate
@@ -293,8 +294,10 @@ class MetricPolicy:
         unit = self.metric.unit
         text = size_text(self.tolerance) if unit == "bytes" else f"{self.tolerance:,.0f} {unit}"
         if self.most_tolerated_share:
-            return f"{text}, or {self.most_tolerated_share:.0%} where that is less"
-        return text + f", or {self.relative_tolerance:.0%} where that is more" * bool(self.relative_tolerance)
+            return f"{text}, or {percent(self.most_tolerated_share, 0)} where that is less"
+        return text + f", or {percent(self.relative_tolerance, 0)} where that is more" * bool(
+            self.relative_tolerance
+        )
 
     @property
     def worse_sign(self) -> int:

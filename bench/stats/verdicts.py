@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.errors import counted
+from bench.errors import counted, percent
 from bench.records.records import Outcome
 from bench.records.verdicts import (
     EVERY_RUN_FINISHED,
@@ -256,18 +256,17 @@ def _advice(row: _Row, policy: MetricPolicy, rule: Rule, decided: Decided) -> st
     )
     tests = len(decided.repeats)
     needed = repeats_needed(noise, math.expm1(policy.tolerance_log), rule, tests=tests)
+    tolerated = percent(policy.tolerance)
     if needed is None:
-        return (
-            f"more than {MOST_REPEATS} would be needed to find {policy.tolerance:.1%}: reduce background load"
-        )
+        return f"more than {MOST_REPEATS} would be needed to find {tolerated}: reduce background load"
     if needed > row.repeats:
-        return f"about {needed} find a change of {policy.tolerance:.1%} reliably"
-    return f"the change lies near the tolerance of {policy.tolerance:.1%}; more repeats would decide"
+        return f"about {needed} find a change of {tolerated} reliably"
+    return f"the change lies near the tolerance of {tolerated}; more repeats would decide"
 
 
 def _change(log: float, policy: MetricPolicy) -> str:
     """Return a change of the metric's value in words; ``log`` is positive where it is for the worse."""
-    return f"{abs(math.expm1(policy.worse_sign * log)):.1%} {'worse' if log >= 0 else 'better'}"
+    return f"{percent(abs(math.expm1(policy.worse_sign * log)))} {'worse' if log >= 0 else 'better'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,7 +351,7 @@ def _accuracy(
     verdict = DECISIONS[decision]
     reason = f"{worse} of {paired.items} questions lost, {better} gained; {power_of(paired, gate, tests)}"
     if verdict == "inconclusive":
-        reason += f"; too few to rule out a drop of {policy.tolerance:.1%}, evaluate more questions"
+        reason += f"; too few to rule out a drop of {percent(policy.tolerance)}, evaluate more questions"
     interval = (low, high) if policy.direction == "lower" else (-high, -low)
     return policy.verdict(
         one.cell,

@@ -117,7 +117,7 @@ def test_the_first_line_says_what_was_compared_by_whom_and_what_was_not_to_be_se
     assert line.startswith("Compared: the environment as it is (5 runs) against the environment as it is")
     assert "measured by finetune-bench 1 (abc), on " in line
     assert "Would not have been seen (with 95 %): tokens_per_second: less than" in line
-    assert "ledger_peak_bytes: less than 1.00 MiB, or 5% where that is less" in line
-    assert "host_peak_bytes: less than 16.00 MiB, or 5% where that is more" in line
+    assert "ledger_peak_bytes: less than 1.00 MiB, or 5 % where that is less" in line
+    assert "host_peak_bytes: less than 16.00 MiB, or 5 % where that is more" in line
     itself = session(tmp_path / "b", make_runs(), by_itself=True)
     assert "; bench judged by itself, on " in opening(judge_records(itself))

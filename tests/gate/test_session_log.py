@@ -169,7 +169,7 @@ def test_a_calibration_says_what_is_found_with_how_many_repeats() -> None:
     )
     (line,) = noise_lines([row])
     assert line == (
-        "c tokens_per_second: spread 1.2% from run to run (10 degrees of freedom); finds a change of 6.1% "
+        "c tokens_per_second: spread 1.2 % from run to run (10 degrees of freedom); finds a change of 6.1 % "
         "with "
-        "3 repeats, 3.1% with 8 repeats; 5.0% takes 4 repeats"
+        "3 repeats, 3.1 % with 8 repeats; 5.0 % takes 4 repeats"
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bench.errors import percent
 from bench.scenario.gate import GateSpec
 from bench.stats.chance import Rule
 from bench.stats.machines import NoiseModel
@@ -111,8 +112,8 @@ def test_what_few_questions_find_is_said() -> None:
     assert least[0] is not None
     assert least[1] is not None
     assert least[0] < least[1] / 5
-    assert texts[0] == f"they find a drop of {least[0]:.1%} with 95 %"
-    assert texts[1] == f"their 40 sources find a drop of {least[1]:.1%} with 95 %"
+    assert texts[0] == f"they find a drop of {percent(least[0])} with 95 %"
+    assert texts[1] == f"their 40 sources find a drop of {percent(least[1])} with 95 %"
 
 
 def test_a_gate_says_before_it_starts_how_many_repeats_a_verdict_takes() -> None:

@@ -182,7 +182,7 @@ def test_a_slowdown_is_a_regression_in_the_metric_s_own_direction(
     assert judgement.ratio_low is not None
     assert judgement.ratio_high is not None
     assert judgement.ratio_low < factor < judgement.ratio_high
-    assert judgement.reason.startswith("10.0% worse, at least ")
+    assert judgement.reason.startswith("10.0 % worse, at least ")
 
 
 def test_faster_passes_as_improved() -> None:
@@ -198,7 +198,7 @@ def test_noise_is_inconclusive_and_the_sentence_says_how_many_repeats_would_do()
     judgement = _judge(SPEED, _runs(1000, 0.02), _runs(990, 0.02))
     assert "inconclusive" == judgement.verdict
     assert "too noisy: anything from" in judgement.reason
-    assert "about 20 find a change of 5.0% reliably" in judgement.reason
+    assert "about 20 find a change of 5.0 % reliably" in judgement.reason
     hopeless = _judge(SPEED, _runs(1000, 0.2), _runs(990, 0.2))
     assert "reduce background load" in hopeless.reason
 
