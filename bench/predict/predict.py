@@ -262,8 +262,8 @@ def _predict_ranks(
     message = (
         f"Predicted for GPU {rank * last} of {last + 1}, counted from 0: no other needs more. "
         f"{_LOADED[cell.parallel.strategy]} What NCCL allocates for itself is outside torch's counters and "
-        f"not counted. {_COMPARED[cell.parallel.strategy]} When memory that another stream uses is given "
-        f"back is not replayed: the range of what is reserved is {_RESERVED_BY_RANKS:g}-fold wider."
+        f"not counted. {_COMPARED[cell.parallel.strategy]} When memory that another stream used is free "
+        f"again is not replayed, so the range of what is reserved is {_RESERVED_BY_RANKS:g} times as wide."
     )
     if getattr(cell.method, "quant_storage", "") == "bf16":
         message += " Packed 4-bit weights are held in bf16 (quant_storage), as FSDP shards them."

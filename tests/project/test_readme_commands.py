@@ -34,7 +34,7 @@ SEEDS = (
     "bench run smollm2-135m --device cpu --method lora,dora --rank 8,64 --seed 0,1,2 "
     "--data examples/rows.jsonl"
 )
-HELD_OUT = f"{SEEDS} --text examples/held_out.jsonl"
+HELD_OUT = f"{SEEDS} --held-out examples/held_out.jsonl"
 ON_SLURM = "--slurm slurm_partition=gpu --slurm gpus_per_node=1"
 # What narrows a command so that it takes seconds; the scenario of `run` is a tiny one, as is its model.
 # Commands that need no results of one another are apart.
